@@ -1,0 +1,1 @@
+"""One training run on one rank: assembly, the loop, one step, checkpoints, evaluation. The room of DeepSpeed."""

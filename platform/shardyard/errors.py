@@ -1,0 +1,99 @@
+"""Everything that Shardyard raises for a person to read.
+
+    ShardyardError              exit code 1
+    ├── UsageError              exit code 2: a command line that cannot be carried out
+    │   ├── RecipeError         an invalid recipe; carries every problem found
+    │   └── RunFolderError      a run that is not there, or is not whole
+    ├── DataError               a source that cannot be read, or yields nothing
+    ├── ModelError              an architecture or weights that cannot be built
+    ├── HardwareError           a device, precision or library that this machine lacks
+    ├── CheckpointError         a checkpoint that cannot be written, or does not verify
+    ├── TrainingError           the run failed; carries the cause of each rank
+    └── Interrupted             exit code 130 or 143: stopped on request, after a checkpoint
+
+Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are
+`assert`s, never these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_TIMEOUT = 124
+EXIT_INTERRUPTED = 130
+EXIT_PREEMPTED = 143
+
+
+class ShardyardError(Exception):
+    """Base of all errors that are shown to a person as a paragraph, not a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(ShardyardError):
+    """The command line asks for something that does not exist or cannot be done."""
+
+    exit_code = EXIT_USAGE
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a recipe.
+
+    `where` is ``file:line`` (or ``-s`` for an override), `path` the dotted field, `message` what is wrong with
+    the value and what would be right.
+    """
+
+    where: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.path, self.message) if part)
+
+
+class RecipeError(UsageError):
+    """A recipe that cannot be used, with all its problems at once."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        title = f"{source}: {count} problem{'s' if count != 1 else ''}"
+        super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))
+
+
+class RunFolderError(UsageError):
+    """A run folder that is missing, ambiguous, or not what it should be."""
+
+
+class DataError(ShardyardError):
+    """A data source that cannot be read, or that holds nothing to train on."""
+
+
+class ModelError(ShardyardError):
+    """An architecture that `transformers` cannot build, or weights that do not fit it."""
+
+
+class HardwareError(ShardyardError):
+    """The machine lacks a device, a precision or a library that the recipe needs."""
+
+
+class CheckpointError(ShardyardError):
+    """A checkpoint that could not be written or does not match its manifest."""
+
+
+class TrainingError(ShardyardError):
+    """The training run failed on one or more ranks."""
+
+
+class Interrupted(ShardyardError):
+    """Training stopped on request after it wrote a checkpoint; `exit_code` says what asked for it."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_INTERRUPTED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,1 @@
+"""Model families on top of transformers: building, initialising, counting, exporting."""

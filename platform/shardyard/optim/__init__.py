@@ -1,0 +1,1 @@
+"""Parameter groups, optimizers, and schedules as pure functions of the step."""

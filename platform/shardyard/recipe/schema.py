@@ -1,0 +1,239 @@
+"""The recipe: every field with its meaning, unit, default and allowed range.
+
+Pure data. A recipe says *what* to train; what follows from it (accumulation, number of steps, memory, the
+DeepSpeed configuration) is computed in `plan.py`. Fields use the standard terms of the field and are strict: an
+unknown key, a string where a number belongs or a value out of range is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys fail, types are not coerced, values never change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+def _described(default: Any, description: str, unit: str = "", **constraints: Any) -> Any:
+    extra = {"unit": unit} if unit else None
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+REQUIRED: Any = ...
+Positive = Annotated[int, Field(ge=1)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
+
+Precision = Literal["fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion", "muon"]
+ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "step", "exponential", "wsd"]
+
+
+class Model(Section):
+    family: str = _described(
+        REQUIRED, "Model type of transformers that has the head which the objective needs, such as gpt2, llama or qwen2."
+    )
+    config: dict[str, Any] = _described(
+        {}, "Fields of the family's transformers configuration; whatever is not named keeps its default there."
+    )
+    pretrained: str | None = _described(
+        None, "Hub id or folder with weights to start from; its configuration is used, `config` overrides it."
+    )
+    dropout: float | None = _described(
+        None, "Probability of every dropout in the model; by default what the configuration says.", ge=0.0, lt=1.0
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = _described(
+        "sdpa", "Attention implementation of transformers."
+    )
+    activation_checkpointing: bool = _described(
+        False, "Recompute activations in the backward pass: less memory, about a third more compute."
+    )
+    compile: bool = _described(False, "Compile the model with torch.compile; needs a C++ compiler.")
+
+
+class Source(Section):
+    """One source of documents: an embedded corpus (`source`) or anything that `load_dataset` streams (`path`)."""
+
+    source: str | None = _described(
+        None, "Embedded corpus that needs no download: python-docs, python-docstrings or python-code."
+    )
+    path: str | None = _described(
+        None, "Hub id, folder, or file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed)."
+    )
+    config: str | None = _described(None, "Configuration (subset) of a hub dataset.")
+    revision: str | None = _described(None, "Git revision of a hub dataset: pin it to repeat a run exactly.")
+    split: str | None = _described(
+        None, "Split to read; by default `train` under data.train and `validation` under data.validation."
+    )
+    text_column: str = _described("text", "Column that holds the text of a document.")
+    weight: float = _described(1.0, "Share of this source in the rows of training, relative to the others.", gt=0.0)
+    holdout: float = _described(
+        0.0,
+        "Fraction of the documents, chosen by the hash of their text, that is kept for validation: a source under "
+        "data.train leaves them out, the same source under data.validation reads only them.",
+        ge=0.0,
+        le=0.5,
+    )
+
+
+class Data(Section):
+    sequence_length: int = _described(REQUIRED, "Length of a row.", "tokens", ge=2)
+    train: list[Source] = _described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
+    validation: list[Source] = _described(
+        [], "Sources of held-out documents; by default what the training sources hold out."
+    )
+    isolate_documents: bool = _described(
+        True, "Documents that share a row do not attend to each other and each starts at position 0."
+    )
+    shuffle_window: int = _described(
+        256, "Documents that a lane reads and permutes together; 1 keeps the order of the source.", "documents", ge=1
+    )
+    lanes: int | None = _described(
+        None,
+        "Independent streams that the data is cut into; row j of the global batch comes from lane j modulo lanes, so "
+        "the world size must divide it. Default: the largest divisor of the global batch up to 64.",
+        ge=1,
+    )
+    prefetch: int = _described(4, "Global batches that are made ready in the background.", "batches", ge=1, le=1024)
+
+
+class Train(Section):
+    global_batch: int = _described(REQUIRED, "Rows in one optimizer step, over all ranks.", "sequences", ge=1)
+    steps: int | None = _described(None, "Optimizer steps; give this or `tokens`.", "steps", ge=1)
+    tokens: int | None = _described(None, "Training tokens, rounded up to whole steps; give this or `steps`.", "tokens", ge=1)
+    micro_batch: int | None = _described(
+        None,
+        "Rows that one rank puts through the model at once. Default: the largest that divides a rank's share of the "
+        "global batch, holds at most 8192 tokens and fits the memory.",
+        "sequences",
+        ge=1,
+    )
+    seed: int = _described(1234, "Seed of initial weights, data order and dropout.", ge=0, lt=2**32)
+    precision: Precision = _described("bf16", "Number format of the forward and backward pass; master weights are fp32.")
+    gradient_clipping: float = _described(1.0, "Largest norm of the gradient; 0 turns clipping off.", ge=0.0)
+    initial_loss_scale: int = _described(
+        16, "First loss scale of fp16 as a power of two; it then adapts.", "log2", ge=0, le=32
+    )
+    threads: int | None = _described(
+        None, "CPU threads a rank computes with. Default: cluster.cpus_per_worker.", "threads", ge=1
+    )
+
+
+class Optimizer(Section):
+    name: OptimizerName = _described("adamw", "Optimizer.")
+    lr: float = _described(REQUIRED, "Peak learning rate, which the schedule scales.", gt=0.0)
+    weight_decay: float = _described(0.0, "Weight decay on all weights but norms and biases; decoupled, L2 for adam, sgd, adagrad and rmsprop.", ge=0.0)
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = _described(
+        [0.9, 0.95], "Decay rates of the running averages (adam, adamw, lion, muon's AdamW part)."
+    )
+    eps: float = _described(1e-8, "Term in the denominator for numerical stability.", gt=0.0)
+    momentum: float = _described(0.9, "Momentum of sgd, rmsprop and muon.", ge=0.0, lt=1.0)
+    nesterov: bool = _described(False, "Nesterov momentum (sgd).")
+    alpha: float = _described(0.99, "Smoothing constant of rmsprop.", ge=0.0, lt=1.0)
+    aux_lr: float | None = _described(
+        None, "Learning rate of the AdamW that muon uses for embeddings, norms and biases. Default: lr.", gt=0.0
+    )
+
+
+class Schedule(Section):
+    name: ScheduleName = _described("cosine", "Shape of the learning rate after the warm-up.")
+    warmup: int = _described(0, "Steps over which the learning rate rises linearly to its peak.", "steps", ge=0)
+    min_ratio: float = _described(
+        0.1, "Learning rate at the end as a share of the peak (linear, cosine, wsd) or its floor (step, exponential).", ge=0.0, le=1.0
+    )
+    decay_fraction: float = _described(0.2, "Share of the steps that wsd spends on its final decay.", gt=0.0, le=1.0)
+    step_size: int | None = _described(None, "Steps between two drops of the step schedule.", "steps", ge=1)
+    gamma: float = _described(0.5, "Factor of each drop (step), or of the decay over the whole run (exponential).", gt=0.0, le=1.0)
+
+
+class Zero(Section):
+    stage: Literal[0, 1, 2, 3] = _described(
+        1, "ZeRO stage: 1 shards optimizer states over the ranks, 2 also gradients, 3 also parameters."
+    )
+    offload_optimizer: bool = _described(False, "Keep optimizer states in CPU memory (stages 1 to 3).")
+    offload_parameters: bool = _described(False, "Keep parameters in CPU memory (stage 3).")
+    bucket_bytes: int = _described(
+        100_000_000, "Size of a bucket in which gradients are reduced and parameters gathered.", "bytes", ge=1_000_000
+    )
+
+
+class Checkpoint(Section):
+    every: int | None = _described(
+        None, "Steps between two checkpoints. Default: a tenth of the run; one is always written at the end.", "steps", ge=1
+    )
+    keep: int = _described(3, "Newest checkpoints to keep; older ones are removed once a newer one is whole.", "checkpoints", ge=1)
+
+
+class EarlyStopping(Section):
+    metric: str = _described("eval/validation/loss", "Metric to watch, as the run records it; smaller is better.")
+    patience: int = _described(REQUIRED, "Evaluations without improvement after which training ends.", "evaluations", ge=1)
+    min_delta: float = _described(0.0, "Least change that counts as an improvement.", ge=0.0)
+
+
+class Evaluate(Section):
+    every: int | None = _described(
+        None, "Steps between two evaluations. Default: a tenth of the run; one is always done at the end.", "steps", ge=1
+    )
+    rows: int = _described(64, "Held-out rows in one evaluation, the same ones each time.", "sequences", ge=1)
+    early_stopping: EarlyStopping | None = _described(None, "End when a validation metric no longer improves.")
+
+
+class Sample(Section):
+    prompts: list[str] = _described([], "Prompts that are continued after each evaluation, greedily, into samples.jsonl.")
+    max_new_tokens: int = _described(64, "Length of each continuation.", "tokens", ge=1)
+
+
+class Wandb(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = _described(
+        "auto", "auto is online where a key is found and offline otherwise; WANDB_MODE wins over this."
+    )
+    project: str = _described("shardyard", "W&B project.", min_length=1)
+    entity: str | None = _described(None, "W&B entity (team or user).")
+    group: str | None = _described(None, "W&B group.")
+
+
+class Tracking(Section):
+    every: int = _described(1, "Steps between two records in metrics.jsonl.", "steps", ge=1)
+    tags: list[str] = _described([], "Free labels of the run.")
+    wandb: Wandb = _described(Wandb(), "Weights & Biases, which mirrors the run folder.")
+
+
+class Cluster(Section):
+    workers: int = _described(1, "Ray workers; one rank each (the world size).", "ranks", ge=1)
+    gpus_per_worker: Literal[0, 1] | None = _described(
+        None, "GPUs of each worker. Default: 1 where the machine or cluster has GPUs, else 0.", "GPUs"
+    )
+    cpus_per_worker: int = _described(1, "CPU cores that Ray reserves for each worker.", "cores", ge=1)
+    memory_per_worker: str | None = _described(
+        None, "Memory of a worker's device, such as 80GiB, that the plan must fit. Default: that of the GPU found here.",
+        "bytes", pattern=r"^\d+(\.\d+)? ?([KMGT]i?)?B$",
+    )
+    address: str | None = _described(None, "Ray cluster to use (RAY_ADDRESS wins); by default a local one is started.")
+    max_failures: int = _described(3, "Restarts after failures, each from the newest whole checkpoint.", "restarts", ge=0)
+
+
+class Recipe(Section):
+    """One training run from end to end."""
+
+    name: str = _described(REQUIRED, "Name of the run; its folder is called after it.", pattern=NAME_PATTERN)
+    description: str = _described("", "What this recipe is for, in a sentence or two.")
+    paper: str | None = _described(None, "Where the architecture and its settings come from.")
+    expected: str | None = _described(None, "What a run of this recipe gives, and on what hardware.")
+    model: Model = _described(REQUIRED, "The architecture.")
+    objective: Literal["causal_lm"] = _described("causal_lm", "What the model learns to do.")
+    tokenizer: str = _described(
+        "bytes", "Spec in tokenizers/ by name, or a path or hub id that AutoTokenizer loads."
+    )
+    data: Data = _described(REQUIRED, "Where documents come from and how they become rows.")
+    train: Train = _described(REQUIRED, "Length, batch size and number format of training.")
+    optimizer: Optimizer = _described(REQUIRED, "How gradients become updates.")
+    schedule: Schedule = _described(Schedule(), "Learning rate over the steps.")
+    zero: Zero = _described(Zero(), "How DeepSpeed ZeRO shards the model states.")
+    checkpoint: Checkpoint = _described(Checkpoint(), "When the state is saved.")
+    evaluate: Evaluate = _described(Evaluate(), "When held-out data is measured.")
+    sample: Sample = _described(Sample(), "Continuations to watch during training.")
+    tracking: Tracking = _described(Tracking(), "What is recorded and where.")
+    cluster: Cluster = _described(Cluster(), "Where it runs.")

@@ -1,0 +1,1 @@
+"""Step records, the run folder, Weights & Biases, meters of throughput and memory."""
