@@ -1,0 +1,21 @@
+"""Arithmetic of batches that both the checks of a recipe and its plan need."""
+
+from __future__ import annotations
+
+import math
+
+from shardyard.recipe.schema import Recipe
+
+MAX_DEFAULT_LANES = 64
+
+
+def default_lanes(global_batch: int) -> int:
+    """Number of lanes of a recipe that names none: the largest divisor of `global_batch` (sequences) up to 64."""
+    return next(n for n in range(min(global_batch, MAX_DEFAULT_LANES), 0, -1) if global_batch % n == 0)
+
+
+def training_steps(recipe: Recipe) -> int | None:
+    """Optimizer steps of the run; `train.tokens` is rounded up to whole steps. None where neither is given."""
+    if recipe.train.steps is not None or recipe.train.tokens is None:
+        return recipe.train.steps
+    return math.ceil(recipe.train.tokens / (recipe.train.global_batch * recipe.data.sequence_length))
