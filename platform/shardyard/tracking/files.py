@@ -1,0 +1,192 @@
+"""Files that stay whole: atomic replacement, and JSON lines that are appended and tailed while they grow.
+
+JSON has no NaN or Infinity, yet a diverging loss is exactly what people look for: they are written as the strings
+`"NaN"`, `"Infinity"` and `"-Infinity"` and read back as numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode(value: Any) -> str:
+    """One line of JSON that every parser accepts; numbers of numpy and torch become plain ones, the unknown text."""
+    try:
+        return json.dumps(value, allow_nan=False, default=_plain, ensure_ascii=False)
+    except ValueError:
+        return json.dumps(_spell_out(value), allow_nan=False, ensure_ascii=False)
+
+
+def decode(line: str | bytes) -> Any:
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError: the line is not JSON, for instance because its writer was cut off.
+    """
+    return _read_back(json.loads(line))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file at once: a reader, or a crash at any moment, sees the old text or the new one.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the old file is then untouched.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+class JsonlWriter:
+    """Appends objects to a file, each as one line in one write, so that processes can share the file.
+
+    A line that cannot be written (full disk, vanished folder) is counted in `lost` and logged once: a run never
+    fails for what it says about itself. `problem` says what happened first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lost = 0
+        self.problem: str | None = None
+        self._descriptor: int | None = None
+        self._torn = False
+
+    def append(self, record: dict[str, Any]) -> bool:
+        """Write one line; False when it is lost. Never raises."""
+        try:
+            line = encode(record).encode("utf-8", errors="replace") + b"\n"
+            if self._descriptor is None:
+                self._open()
+            assert self._descriptor is not None
+            # A line that was cut off would swallow this one; an empty line between them keeps both apart.
+            data = b"\n" + line if self._torn else line
+            written = os.write(self._descriptor, data)
+            self._torn = written < len(data)
+        except (OSError, TypeError, ValueError, RecursionError) as error:
+            self._count_loss(str(error))
+            return False
+        if self._torn:
+            self._count_loss("the disk took only a part of a line")
+        return not self._torn
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._torn = _ends_torn(self.path)
+
+    def _count_loss(self, reason: str) -> None:
+        self.lost += 1
+        if self.problem is None:
+            self.problem = f"{self.path} cannot be written ({reason}); the run goes on, these lines are lost"
+            logger.warning("%s", self.problem)
+
+
+class JsonlTail:
+    """Reads what was added to a file since the last look; only whole lines, so it can follow a file that grows.
+
+    Lines that are not JSON objects (a writer that was killed, then restarted) are skipped and counted in `torn`.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, numbers: bool = True) -> None:
+        self.path = path
+        self.offset = offset
+        self.torn = 0
+        self._parse = decode if numbers else json.loads
+
+    def new(self) -> list[dict[str, Any]]:
+        """The objects of the lines that are complete by now and were not returned before; [] without a file.
+
+        Raises:
+            OSError: the file is there but cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self.offset:  # replaced by a shorter copy: read it afresh
+                    self.offset = 0
+                file.seek(self.offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data.rfind(b"\n") + 1
+        self.offset += complete
+        lines = data[:complete].split(b"\n")
+        return [record for line in lines if (record := self._object(line)) is not None]
+
+    def _object(self, line: bytes) -> dict[str, Any] | None:
+        if not line.strip():
+            return None
+        try:
+            record = self._parse(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            self.torn += 1
+            return None
+        return record
+
+
+def read_jsonl(path: Path, numbers: bool = True) -> list[dict[str, Any]]:
+    """All complete lines of a file, in their order; a torn last line is left out.
+
+    `numbers=False` leaves texts such as "NaN" as they are, which samples need.
+    """
+    return JsonlTail(path, numbers=numbers).new()
+
+
+def _ends_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """What json cannot write: numbers of numpy and torch have `item()`, everything else is shown as text."""
+    try:
+        return value.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return str(value)
+
+
+def _spell_out(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {str(key): _spell_out(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spell_out(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return _spell_out(_plain(value))
+
+
+def _read_back(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _read_back(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read_back(item) for item in value]
+    return value

@@ -1,0 +1,55 @@
+"""What one step tells the world, and the names it uses. The names are the contract of every reader of a run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TRAIN_LOSS = "train/loss"
+"""Mean loss per target token of the global batch."""
+TRAIN_GRAD_NORM = "train/grad_norm"
+"""Norm of the gradient before clipping."""
+TRAIN_LR = "train/lr"
+"""Learning rate of this step."""
+TRAIN_TOKENS = "train/tokens"
+"""Training tokens since the first step of the run."""
+TOKENS_PER_SECOND = "perf/tokens_per_second"
+"""Tokens of all ranks per second of training, without evaluation and checkpoints."""
+STEP_SECONDS = "perf/step_seconds"
+"""Wall time of the step, waiting for data included."""
+DATA_WAIT_SECONDS = "perf/data_wait_seconds"
+"""Time the step waited for its batch."""
+MFU = "perf/mfu"
+"""Model FLOPs utilisation, 0 to 1; there only when the peak of the hardware is known."""
+RSS_BYTES = "memory/rss_bytes"
+"""Resident memory of rank 0's process."""
+PEAK_ALLOCATED_BYTES = "memory/peak_allocated_bytes"
+"""Largest GPU memory allocated by PyTorch on rank 0."""
+
+
+def eval_loss(dataset: str = "validation") -> str:
+    """Name of the loss on a held-out set: `eval/validation/loss`."""
+    return f"eval/{dataset}/loss"
+
+
+def newest_eval_loss(metrics: Mapping[str, Any]) -> float | None:
+    """The loss on a held-out set in a record: that of `validation` if there, else the first one by name."""
+    names = sorted(name for name in metrics if name.startswith("eval/") and name.endswith("/loss"))
+    chosen = eval_loss() if eval_loss() in names else names[0] if names else None
+    value = metrics[chosen] if chosen is not None else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The metrics of one optimizer step. `time` is in Unix seconds; a later record of the same step wins."""
+
+    step: int
+    metrics: Mapping[str, float]
+    time: float = field(default_factory=time.time)
+
+    def as_line(self) -> dict[str, Any]:
+        """The object that metrics.jsonl holds."""
+        return {"step": self.step, "time": self.time, **self.metrics}
