@@ -26,7 +26,7 @@ from shardyard.tracking.provenance import is_secret_name, scrub
 logger = logging.getLogger(__name__)
 
 QUEUE_RECORDS = 10_000
-INIT_TIMEOUT_SECONDS = 30.0
+INIT_TIMEOUT_SECONDS = 15.0
 FINISH_TIMEOUT_SECONDS = 30.0
 _DEFAULT_SERVER = "https://api.wandb.ai"
 
@@ -177,8 +177,10 @@ class WandbMirror:
         return Status(mode, self._run.url if mode == "online" else str(Path(self._run.dir).parent))
 
     def _init(self, mode: str) -> Any:
-        # Even its silent mode prints where the key came from, unless the variable says so too.
+        # Even its silent mode prints where the key came from, unless the variable says so too; and its own telemetry
+        # holds up the end of the process for 20 s when the server accepts connections but does not answer.
         os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         settings = wandb.Settings(
