@@ -1,0 +1,223 @@
+"""Sources of documents: embedded corpora, local or remote files, and data sets of the hub, all read as streams."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from shardyard.data import corpus
+from shardyard.data.retry import TRANSIENT
+from shardyard.errors import DataError
+from shardyard.recipe.schema import Source
+
+HUB_TIMEOUT_SECONDS = 20.0
+_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+_TEXT_TYPES = ("string", "large_string", "string_view")
+# A text file is one document; its lines alone would have no context.
+_BUILDER_OPTIONS: dict[str, dict[str, Any]] = {"text": {"sample_by": "document"}}
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source that is there and has the text column.
+
+    `dataset` is a streaming `IterableDataset`; `fingerprint` is JSON-able and says which data was read.
+    """
+
+    name: str
+    dataset: Any
+    text_column: str
+    fingerprint: dict[str, Any]
+    holdout: float
+    training: bool
+
+    def keeps(self, text: str) -> bool:
+        """Whether the document is on this side of the hold-out, by the hash of its text alone."""
+        if self.holdout == 0.0:
+            return True
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        return (number >= self.holdout * 2.0**64) is self.training
+
+
+def source_name(source: Source) -> str:
+    """The source as messages and statistics call it: `python-docs`, `data/*.jsonl`, `org/set:config`."""
+    name = source.source or source.path or ""
+    return f"{name}:{source.config}" if source.config else name
+
+
+def open_source(source: Source, *, training: bool) -> OpenSource:
+    """Open a source as a stream and check that it holds text.
+
+    `training` chooses the default split and the side of `holdout`: training leaves held-out documents out, validation
+    reads only them.
+
+    Raises:
+        DataError: no such file, split or column, no text in the column, nothing in the source, or no way to the hub.
+    """
+    be_quiet()
+    # What is held out by hash lies in the training split.
+    split = source.split or ("train" if training or (source.holdout and source.source is None) else "validation")
+    name = source_name(source)
+    if source.source is not None:
+        dataset, fingerprint = _open_corpus(source.source, split)
+    elif source.path is None:
+        raise DataError("a source needs `source` (an embedded corpus) or `path` (files or a hub id).")
+    else:
+        dataset, fingerprint = _open_path(source, split)
+    _check_text(dataset, name, source.text_column)
+    holdout = 0.0 if source.source is not None and split == "validation" else source.holdout
+    fingerprint = {"source": name, "split": split, **fingerprint}
+    return OpenSource(name, dataset, source.text_column, fingerprint, holdout, training)
+
+
+def be_quiet() -> None:
+    """Keep `datasets` and the hub from writing to the terminal, and leave retries to `retry.Retry`."""
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    for interval in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
+        setattr(datasets.config, f"STREAMING_{interval}_INTERVAL", 0)
+
+
+def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, Any]]:
+    files = corpus.corpus_files(name)
+    if split not in files:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(files)}.")
+    dataset = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
+    return dataset, asdict(corpus.fingerprint(name))
+
+
+def _open_path(source: Source, split: str) -> tuple[Any, dict[str, Any]]:
+    path = str(source.path)
+    if _kind(path) is not None or "://" in path:
+        return _open_files(path, source.split)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return _open_folder(folder, split)
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or "*" in path:
+        raise DataError(f"{path}: there is no such file or folder; relative paths start at the current folder.")
+    return _open_hub(source, split)
+
+
+def _kind(path: str) -> str | None:
+    """The builder of `datasets` for a file by its suffix, or None."""
+    return _KINDS.get(Path(path.split("?")[0].removesuffix(".gz")).suffix.lower())
+
+
+def _open_files(path: str, split: str | None) -> tuple[Any, dict[str, Any]]:
+    kind = _kind(path)
+    if kind is None:
+        raise DataError(f"{path}: files end in {', '.join(_KINDS)}, each with .gz after it or not.")
+    if split not in (None, "train"):
+        raise DataError(f"{path} has no split {split!r}: files have no splits; leave `split` out.")
+    if "://" in path:
+        files, fingerprint = [path], {"url": path}
+    else:
+        files = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
+        if not files:
+            raise DataError(f"{path}: there is no such file; relative paths start at the current folder.")
+        fingerprint = _fingerprint_files(files)
+    return _load(path, kind, data_files=files, split="train", **_BUILDER_OPTIONS.get(kind, {})), fingerprint
+
+
+def _open_folder(folder: Path, split: str) -> tuple[Any, dict[str, Any]]:
+    """A folder as `datasets` reads one: splits by the names of files and subfolders."""
+    files = sorted(str(path) for path in folder.rglob("*") if path.is_file() and _kind(path.name))
+    kinds = {_kind(file) for file in files}
+    if not files:
+        raise DataError(f"{folder} holds no files that end in {', '.join(_KINDS)}.")
+    if len(kinds) > 1:
+        mixed = ", ".join(sorted(map(str, kinds)))
+        raise DataError(f"{folder} mixes files of several kinds ({mixed}); name one kind, as in {folder}/*.jsonl.")
+    options = _BUILDER_OPTIONS.get(str(kinds.pop()), {})
+    return _load(str(folder), str(folder), split=split, **options), _fingerprint_files(files)
+
+
+def _fingerprint_files(files: list[str]) -> dict[str, Any]:
+    """Names and sizes: hashing the content would read every byte once before training."""
+    sizes = [(Path(file).name, Path(file).stat().st_size) for file in files]
+    digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
+    return {"num_files": len(files), "num_bytes": sum(size for _, size in sizes), "names_and_sizes_sha256": digest}
+
+
+def _open_hub(source: Source, split: str) -> tuple[Any, dict[str, Any]]:
+    """A data set of the hub at the commit that `revision` (or the default branch) is at now."""
+    path = str(source.path)
+    try:
+        commit = HfApi().dataset_info(path, revision=source.revision, timeout=HUB_TIMEOUT_SECONDS).sha
+    except GatedRepoError as error:
+        raise DataError(f"{path} is gated: accept its terms on the hub and set HF_TOKEN.") from error
+    except RevisionNotFoundError as error:
+        raise DataError(f"{path} has no revision {source.revision!r} on the hub.") from error
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{path} is neither a local file or folder nor a data set that the hub shows you; check the name, or set "
+            "HF_TOKEN if it is private."
+        ) from error
+    except TRANSIENT as error:
+        raise DataError(_unreachable(path)) from error
+    except ValueError as error:
+        raise DataError(f"{path} is neither a local file or folder nor a hub id (owner/name).") from error
+    dataset = _load(path, path, name=source.config, revision=commit, split=split)
+    return dataset, {"hub": path, "config": source.config, "revision": commit}
+
+
+def _unreachable(path: str) -> str:
+    return (
+        f"{path}: the hub cannot be reached (and there is no local file or folder of this name). Check the network, "
+        "HF_ENDPOINT and HF_HUB_OFFLINE, or use local data: the path of files, or an embedded corpus such as "
+        "`source: python-docs`."
+    )
+
+
+def _load(label: str, builder: str, /, **options: Any) -> Any:
+    """`load_dataset` as a stream, with its errors in words."""
+    return _in_words(label, lambda: datasets.load_dataset(builder, streaming=True, **options))
+
+
+def _in_words(name: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (FileNotFoundError, DatasetsError) as error:
+        raise DataError(f"{name} cannot be read as a data set: {_first_line(error)}") from error
+    except TRANSIENT as error:
+        if "://" in name or not Path(name).exists():
+            raise DataError(_unreachable(name)) from error
+        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
+    except (ValueError, KeyError, UnicodeError) as error:
+        # An unknown split or configuration: the message of `datasets` lists the ones that are there.
+        hint = "; set `split`, or under data.validation `holdout`, to one that is" if "split" in str(error) else ""
+        raise DataError(f"{name}: {_first_line(error)}{hint}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_text(dataset: Any, name: str, column: str) -> None:
+    features = dataset.features or _in_words(name, lambda: _features_of_first(dataset, name))
+    if column not in features:
+        raise DataError(f"{name} has no column {column!r}; it has {', '.join(features)}. Set text_column to one.")
+    types = {key: getattr(value, "dtype", "nested values") for key, value in features.items()}
+    if types[column] not in _TEXT_TYPES:
+        texts = ", ".join(key for key, type_ in types.items() if type_ in _TEXT_TYPES)
+        raise DataError(
+            f"{name}: column {column!r} holds {types[column]}, not text; columns of text: {texts or 'none'}."
+        )
+
+
+def _features_of_first(dataset: Any, name: str) -> Any:
+    for table in dataset.with_format("arrow").iter(batch_size=1):
+        return datasets.Features.from_arrow_schema(table.schema)
+    raise DataError(f"{name} is empty: it holds no documents.")
