@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from shardyard.recipe.schema import Recipe
 
 MAX_DEFAULT_LANES = 64
@@ -18,4 +16,4 @@ def training_steps(recipe: Recipe) -> int | None:
     """Optimizer steps of the run; `train.tokens` is rounded up to whole steps. None where neither is given."""
     if recipe.train.steps is not None or recipe.train.tokens is None:
         return recipe.train.steps
-    return math.ceil(recipe.train.tokens / (recipe.train.global_batch * recipe.data.sequence_length))
+    return -(-recipe.train.tokens // (recipe.train.global_batch * recipe.data.sequence_length))

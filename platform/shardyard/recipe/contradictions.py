@@ -1,0 +1,180 @@
+"""What the schema cannot see: fields that are each valid and yet do not go together.
+
+Each rule yields a path and a message that says what to do. `check` runs them all, so that a person sees everything at
+once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+
+from shardyard.recipe import hardware
+from shardyard.recipe.batching import default_lanes, training_steps
+from shardyard.recipe.contradictions_data import data_rules
+from shardyard.recipe.contradictions_model import model_rules
+from shardyard.recipe.fields import Path
+from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
+
+Finding = tuple[Path, str]
+
+_CPU_OPTIMIZERS = ("adamw", "adam", "adagrad", "lion")
+# Which optimizers and schedules a setting belongs to; elsewhere it would change nothing.
+_OPTIMIZER_FIELDS = {
+    "betas": ("adamw", "adam", "lion", "muon"),
+    "eps": ("adamw", "adam", "adagrad", "rmsprop", "muon"),
+    "momentum": ("sgd", "rmsprop", "muon"),
+    "nesterov": ("sgd",),
+    "alpha": ("rmsprop",),
+    "aux_lr": ("muon",),
+}
+_SCHEDULE_FIELDS = {
+    "min_ratio": ("linear", "cosine", "wsd", "step", "exponential"),
+    "decay_fraction": ("wsd",),
+    "step_size": ("step",),
+    "gamma": ("step", "exponential"),
+}
+# data.validation is one set, called validation.
+_METRIC = re.compile(r"eval/validation/(loss|perplexity)")
+
+
+def check(recipe: Recipe) -> list[Finding]:
+    """All contradictions of a recipe whose fields are each valid, as (path, message)."""
+    return [finding for rule in _RULES for finding in rule(recipe)]
+
+
+def _changed(section: Section, name: str) -> bool:
+    """Whether a field differs from its default; a default spelt out, as in resolved.yaml, changes nothing."""
+    return bool(getattr(section, name) != type(section).model_fields[name].default)
+
+
+def _length(recipe: Recipe) -> Iterator[Finding]:
+    train = recipe.train
+    if train.steps is None and train.tokens is None:
+        yield ("train",), "has no length; give train.steps or train.tokens"
+    if train.steps is not None and train.tokens is not None:
+        yield ("train", "tokens"), "steps and tokens both say how long to train; keep one of them"
+
+
+def _sharing(recipe: Recipe) -> Iterator[Finding]:
+    """How a global batch falls on workers, micro-batches and lanes."""
+    batch, workers = recipe.train.global_batch, recipe.cluster.workers
+    rows, rest = divmod(batch, workers)
+    if rest:
+        better = workers * max(1, round(batch / workers))
+        yield ("train", "global_batch"), (
+            f"{batch} rows cannot be shared by {workers} workers; set a multiple of {workers} such as {better}"
+        )
+    elif recipe.train.micro_batch is not None and rows % recipe.train.micro_batch:
+        fitting = next(n for n in range(min(rows, recipe.train.micro_batch), 0, -1) if rows % n == 0)
+        yield ("train", "micro_batch"), (
+            f"{recipe.train.micro_batch} does not divide the {rows} rows of each worker "
+            f"({batch} / {workers}); {fitting} does"
+        )
+    if rest:
+        return
+    lanes = recipe.data.lanes or default_lanes(batch)
+    if lanes % workers:
+        given = "" if recipe.data.lanes else " by default"
+        yield ("data", "lanes"), (
+            f"is {lanes}{given}, which {workers} workers cannot share; set data.lanes to {_lanes_for(lanes, workers)}"
+        )
+
+
+def _lanes_for(lanes: int, workers: int) -> int:
+    return workers * math.ceil(lanes / workers)
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Finding]:
+    optimizer: Optimizer = recipe.optimizer
+    for name, owners in _OPTIMIZER_FIELDS.items():
+        if optimizer.name not in owners and _changed(optimizer, name):
+            yield ("optimizer", name), (
+                f"does nothing for {optimizer.name}, only for {', '.join(owners)}; take it out"
+            )
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        yield ("optimizer", "nesterov"), "needs momentum above 0; set optimizer.momentum, 0.9 for example"
+    if any(not 0 <= beta < 1 for beta in optimizer.betas):
+        yield ("optimizer", "betas"), f"must be at least 0 and less than 1 each, got {optimizer.betas}"
+
+
+def _schedule(recipe: Recipe) -> Iterator[Finding]:
+    schedule: Schedule = recipe.schedule
+    steps = training_steps(recipe)
+    if steps is not None and schedule.warmup >= steps:
+        yield ("schedule", "warmup"), (
+            f"{schedule.warmup} steps of warm-up leave nothing of the {steps} steps of training; set fewer"
+        )
+    if schedule.name == "step" and schedule.step_size is None:
+        yield ("schedule", "name"), "the step schedule needs schedule.step_size, the steps between two drops"
+    for name, owners in _SCHEDULE_FIELDS.items():
+        if schedule.name not in owners and _changed(schedule, name):
+            yield ("schedule", name), f"does nothing for {schedule.name}, only for {', '.join(owners)}; take it out"
+
+
+def _zero(recipe: Recipe) -> Iterator[Finding]:
+    zero, name = recipe.zero, recipe.optimizer.name
+    if zero.offload_optimizer and zero.stage < 1:
+        yield ("zero", "offload_optimizer"), "needs ZeRO stage 1, 2 or 3; set zero.stage"
+    if zero.offload_parameters and zero.stage != 3:
+        yield ("zero", "offload_parameters"), f"needs ZeRO stage 3, not {zero.stage}; set zero.stage to 3"
+    if zero.offload_optimizer and name not in _CPU_OPTIMIZERS:
+        yield ("zero", "offload_optimizer"), (
+            f"DeepSpeed has no CPU kernel for {name}; use one of {', '.join(_CPU_OPTIMIZERS)}, or set it to false"
+        )
+
+
+def _intervals(recipe: Recipe) -> Iterator[Finding]:
+    steps = training_steps(recipe)
+    if steps is None:
+        return
+    for section, every in (("checkpoint", recipe.checkpoint.every), ("evaluate", recipe.evaluate.every)):
+        if every is not None and every > steps:
+            yield (section, "every"), f"every {every} steps never comes in a run of {steps}; set at most {steps}"
+    if recipe.schedule.step_size is not None and recipe.schedule.name == "step" and recipe.schedule.step_size >= steps:
+        yield ("schedule", "step_size"), (
+            f"{recipe.schedule.step_size} steps between drops never pass in a run of {steps}; set fewer"
+        )
+
+
+def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
+    stopping = recipe.evaluate.early_stopping
+    if stopping is not None and _METRIC.fullmatch(stopping.metric) is None:
+        yield ("evaluate", "early_stopping", "metric"), (
+            f"{stopping.metric!r} is not a metric of an evaluation; write eval/validation/loss or "
+            "eval/validation/perplexity"
+        )
+
+
+def _precision(recipe: Recipe) -> Iterator[Finding]:
+    gpus = recipe.cluster.gpus_per_worker
+    # Workers of another cluster are not this machine, so only a local run is judged by what is found here.
+    local = recipe.cluster.address is None
+    on_cpu = gpus == 0 or (gpus is None and local and not hardware.has_gpu())
+    fp16 = recipe.train.precision == "fp16"
+    if fp16 and on_cpu and local and hardware.computes_fp16(hardware.read_cpuinfo()) is False:
+        yield ("train", "precision"), (
+            "fp16 would run on the CPU here, which has no fp16 arithmetic; use bf16 or fp32, or a GPU"
+        )
+    if recipe.model.attention == "flash_attention_2":
+        if on_cpu:
+            yield ("model", "attention"), "flash_attention_2 needs a GPU; use sdpa on the CPU"
+        if recipe.train.precision == "fp32":
+            yield ("model", "attention"), "flash_attention_2 wants bf16 or fp16; change train.precision or use sdpa"
+    if recipe.train.precision != "fp16" and _changed(recipe.train, "initial_loss_scale"):
+        yield ("train", "initial_loss_scale"), f"only fp16 has a loss scale, not {recipe.train.precision}; take it out"
+
+
+_RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
+    _length,
+    _sharing,
+    _optimizer,
+    _schedule,
+    _zero,
+    _intervals,
+    _early_stopping,
+    _precision,
+    model_rules,
+    data_rules,
+)

@@ -1,0 +1,251 @@
+"""What `transformers` knows of its model types, read from its sources without importing it.
+
+Importing transformers brings torch along and takes a second; its sources parse in milliseconds. Only literals are
+read: a default that is computed is unknown here, and then nothing is checked against it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Handled by the base class for every family, beside its declared fields.
+_COMMON = frozenset(
+    {
+        "rope_parameters",
+        "rope_theta",
+        "rope_scaling",
+        "partial_rotary_factor",
+        "num_labels",
+        "torch_dtype",
+        "output_attentions",
+        "attn_implementation",
+        "experts_implementation",
+        "name_or_path",
+        "per_layer_config",
+        "tie_last_hidden_states",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "use_cache",
+        "vocab_size",
+        "initializer_range",
+    }
+)
+_KINDS = frozenset({"int", "float", "str", "bool", "list", "dict", "tuple", "None"})
+
+
+@dataclass(frozen=True)
+class ConfigFields:
+    """The configuration class of one family.
+
+    names: accepted keys, standard names included. defaults: of fields whose default is a literal. attribute_map:
+    standard name → the family's own. kinds: of fields annotated with plain types, their names (`int`, `None`, …).
+    """
+
+    names: frozenset[str]
+    defaults: Mapping[str, Any]
+    attribute_map: Mapping[str, str]
+    kinds: Mapping[str, frozenset[str]]
+
+    def own_name(self, standard_name: str) -> str:
+        """`max_position_embeddings` → what the family calls it (`n_positions`)."""
+        return self.attribute_map.get(standard_name, standard_name)
+
+
+@dataclass
+class _Class:
+    defaults: dict[str, Any] = field(default_factory=dict)
+    attribute_map: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, frozenset[str]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+
+def causal_lm_families() -> frozenset[str]:
+    """Model types with a head for causal language modelling."""
+    names = _literal(_models() / "auto" / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    return frozenset(names or {})
+
+
+def activation_names() -> frozenset[str]:
+    """Names that hidden_act and activation_function may have."""
+    for node in _parse(_models().parent / "activations.py").body:
+        if isinstance(node, ast.Assign) and _target(node) == "ACT2CLS" and isinstance(node.value, ast.Dict):
+            return frozenset(str(_evaluate(key)) for key in node.value.keys if key is not None)
+    return frozenset()
+
+
+@cache
+def config_fields(family: str) -> ConfigFields | None:
+    """The fields of a family's configuration; None where its sources are not laid out as usual."""
+    class_name = _config_classes().get(family)
+    path = _config_file(family)
+    if class_name is None or path is None:
+        return None
+    found = _collect(path, class_name, frozenset())
+    if found is None:
+        return None
+    names = found.names | found.attribute_map.keys() | _COMMON
+    return ConfigFields(frozenset(names), found.defaults, found.attribute_map, found.kinds)
+
+
+def config_value(family: str, config: Mapping[str, Any], standard_name: str) -> Any | None:
+    """What a configuration has under a standard name: as given in `config`, else the family's default, else None.
+
+    `config_value("gpt2", {}, "max_position_embeddings")` is 1024, which GPT-2 calls `n_positions`.
+    """
+    fields = config_fields(family)
+    own = fields.own_name(standard_name) if fields is not None else standard_name
+    for name in (own, standard_name):
+        if name in config:
+            return config[name]
+    return fields.defaults.get(own) if fields is not None else None
+
+
+def _models() -> Path:
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None, "transformers is a dependency"
+    assert spec.origin is not None, "transformers is a package with files"
+    return Path(spec.origin).parent / "models"
+
+
+@cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _target(node: ast.stmt) -> str | None:
+    if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return node.target.id
+    return None
+
+
+@cache
+def _literal(path: Path, name: str) -> dict[str, str]:
+    """`NAME = OrderedDict([(key, value), …])` or a dictionary, and what later `NAME.update({…})` add."""
+    found: dict[str, str] = {}
+    for node in _parse(path).body if path.is_file() else []:
+        value = getattr(node, "value", None)
+        if _target(node) == name and isinstance(value, ast.Call) and value.args:
+            found |= dict(_evaluate(value.args[0]) or [])
+        elif isinstance(value, ast.Call) and ast.unparse(value.func) == f"{name}.update" and value.args:
+            found |= dict(_evaluate(value.args[0]) or {})
+    return found
+
+
+def _evaluate(node: ast.expr) -> Any | None:
+    """A literal or a product or power of two, such as `4096 * 32`; None for what would have to be run."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Pow):
+        left, right = _evaluate(node.left), _evaluate(node.right)
+        if isinstance(left, int | float) and isinstance(right, int | float) and abs(right) < 10**6:
+            return left * right if isinstance(node.op, ast.Mult) else left ** min(right, 64)
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _config_classes() -> dict[str, str]:
+    auto = _models() / "auto"
+    known = _literal(auto / "auto_mappings.py", "CONFIG_MAPPING_NAMES")
+    return {"gpt-sw3": "GPT2Config"} | known | _literal(auto / "configuration_auto.py", "CONFIG_MAPPING_NAMES")
+
+
+def _config_file(family: str) -> Path | None:
+    auto, name = _models() / "auto", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"
+    special = _literal(auto / "auto_mappings.py", name) | _literal(auto / "configuration_auto.py", name)
+    module = "gpt2" if family == "gpt-sw3" else special.get(family, family).replace("-", "_")
+    path = _models() / module / f"configuration_{module}.py"
+    return path if path.is_file() else next(_models().glob(f"*/configuration_{module}.py"), None)
+
+
+@cache
+def _class_nodes(path: Path) -> Mapping[str, ast.ClassDef]:
+    return {node.name: node for node in _parse(path).body if isinstance(node, ast.ClassDef)}
+
+
+def _collect(path: Path, class_name: str, seen: frozenset[str]) -> _Class | None:
+    """The fields of a class and of its bases within transformers, the nearest definition winning."""
+    node = _class_nodes(path).get(class_name)
+    if node is None or class_name in seen:
+        return None
+    found = _Class()
+    for base in reversed(node.bases):
+        name = ast.unparse(base)
+        below = _collect(_file_of(path, name), name, seen | {class_name})
+        if below is not None:
+            found.defaults |= below.defaults
+            found.kinds |= below.kinds
+            found.names |= below.names
+            found.attribute_map = below.attribute_map or found.attribute_map
+    for statement in node.body:
+        _read_statement(statement, found)
+    return found
+
+
+def _file_of(path: Path, class_name: str) -> Path:
+    """The file that a class comes from: that of a relative import, else this one."""
+    for node in _parse(path).body:
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        if node.level and any(alias.name == class_name for alias in node.names):
+            imported = path.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
+            return imported if imported.is_file() else path
+    return path
+
+
+def _read_statement(node: ast.stmt, found: _Class) -> None:
+    name = _target(node)
+    if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__"):
+        found.names.update(_popped(node))
+        if node.name == "__init__":
+            found.names.update(arg.arg for arg in [*node.args.args[1:], *node.args.kwonlyargs])
+    elif name == "attribute_map" and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+        found.attribute_map = _evaluate(node.value) or {}
+    elif isinstance(node, ast.AnnAssign) and name is not None and "ClassVar" not in ast.unparse(node.annotation):
+        _read_field(name, node, found)
+
+
+def _read_field(name: str, node: ast.AnnAssign, found: _Class) -> None:
+    found.names.add(name)
+    found.defaults.pop(name, None)
+    default = _default(node.value)
+    if default is not None:
+        found.defaults[name] = default
+    kinds = frozenset(_kinds(node.annotation))
+    found.kinds[name] = kinds if kinds <= _KINDS else frozenset()
+
+
+def _default(node: ast.expr | None) -> Any | None:
+    """A literal, or the `default=` of a field function such as `interval(min=0)(default=0.02)`."""
+    if isinstance(node, ast.Call):
+        node = next((keyword.value for keyword in node.keywords if keyword.arg == "default"), None)
+    return _evaluate(node) if node is not None else None
+
+
+def _kinds(annotation: ast.expr) -> Iterator[str]:
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        yield from _kinds(annotation.left)
+        yield from _kinds(annotation.right)
+    elif isinstance(annotation, ast.Subscript):
+        yield ast.unparse(annotation.value)
+    else:
+        yield ast.unparse(annotation)
+
+
+def _popped(function: ast.FunctionDef) -> Iterator[str]:
+    """Keys that a constructor takes out of its keyword arguments: older names that are still understood."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("kwargs.pop", "kwargs.get") and node.args:
+            key = _evaluate(node.args[0])
+            if isinstance(key, str):
+                yield key

@@ -1,0 +1,121 @@
+"""Walking the schema by dotted path: which fields there are, which may be null, what lies below them."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from shardyard.recipe.nearest import nearest
+from shardyard.recipe.schema import Recipe, Section
+
+Path = tuple[str | int, ...]
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """("data", "train", 0) → `data.train.0`."""
+    return ".".join(str(part) for part in path)
+
+
+def without_none(annotation: Any) -> Any:
+    """`X | None` → `X`; anything else as it is."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if len(members) == 1:
+            return members[0]
+    return annotation
+
+
+def allows_none(annotation: Any) -> bool:
+    """Whether null is a value of the field."""
+    return annotation is Any or type(None) in typing.get_args(annotation)
+
+
+def section_type(annotation: Any) -> type[Section] | None:
+    """The section that the annotation stands for, or None for plain values."""
+    bare = without_none(annotation)
+    return bare if isinstance(bare, type) and issubclass(bare, Section) else None
+
+
+def item_type(annotation: Any) -> Any:
+    """The type of a list's items; None for what is not a list."""
+    bare = without_none(annotation)
+    if typing.get_origin(bare) is typing.Annotated:
+        bare = typing.get_args(bare)[0]
+    return typing.get_args(bare)[0] if typing.get_origin(bare) is list else None
+
+
+def is_free_form(annotation: Any) -> bool:
+    """Whether any keys may lie below, as in model.config."""
+    return typing.get_origin(without_none(annotation)) is dict
+
+
+def literal_values(annotation: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`, or ()."""
+    bare = without_none(annotation)
+    return typing.get_args(bare) if typing.get_origin(bare) is Literal else ()
+
+
+class UnknownFieldError(LookupError):
+    """No field lies at a path: `parent` exists, `name` does not, `candidates` are valid there."""
+
+    def __init__(self, parent: Path, name: str, candidates: Sequence[str]) -> None:
+        super().__init__(dotted((*parent, name)))
+        self.parent, self.name, self.candidates = parent, name, tuple(candidates)
+
+    @property
+    def message(self) -> str:
+        """What is wrong, with the nearest valid name here, else anywhere in a recipe."""
+        match = nearest(self.name, self.candidates)
+        if match is None:
+            leaves = {path.rpartition(".")[2]: path for path in all_paths()}
+            leaf = nearest(self.name, leaves)
+            match = leaves[leaf] if leaf else None
+        valid = ", ".join(self.candidates) or "nothing, this field holds a value"
+        hint = f"did you mean {match!r}?" if match else f"valid: {valid}"
+        return f"unknown key {self.name!r}; {hint}"
+
+
+@dataclass(frozen=True)
+class FieldAt:
+    """What lies at a path: its annotation, and the field where it is one and not the item of a list."""
+
+    annotation: Any
+    info: FieldInfo | None
+
+
+def field_at(path: Sequence[str]) -> FieldAt:
+    """Walk from the recipe down; an index of a list may be given or left out (`data.train.weight`).
+
+    Raises:
+        UnknownFieldError: a part of the path names no field.
+    """
+    annotation: Any = Recipe
+    info: FieldInfo | None = None
+    for depth, name in enumerate(path):
+        if is_free_form(annotation):
+            return FieldAt(Any, None)
+        item = item_type(annotation)
+        if item is not None:
+            annotation, info = item, None
+            if name.isdecimal():
+                continue
+        section = section_type(annotation)
+        if section is None or name not in section.model_fields:
+            raise UnknownFieldError(tuple(path[:depth]), name, list(section.model_fields) if section else [])
+        info = section.model_fields[name]
+        annotation = info.annotation
+    return FieldAt(annotation, info)
+
+
+def all_paths(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all fields, in the order of the schema; indices of lists are left out."""
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        below = section_type(item_type(info.annotation) or info.annotation)
+        if below is not None:
+            yield from all_paths(below, f"{prefix}{name}.")

@@ -1,0 +1,166 @@
+"""From a file and overrides to a checked `Recipe`, or to all of its problems at once."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from shardyard.errors import Problem, RecipeError
+from shardyard.recipe import contradictions
+from shardyard.recipe.catalog import find_recipe
+from shardyard.recipe.extends import read_with_bases
+from shardyard.recipe.fields import Path as FieldPath
+from shardyard.recipe.fields import allows_none, dotted, item_type, section_type
+from shardyard.recipe.overrides import apply_overrides
+from shardyard.recipe.problems import mistyped_literals, problems_of, where
+from shardyard.recipe.schema import Recipe
+from shardyard.recipe.yaml_source import Document
+
+# Required values that no other section depends on: without them the rest can still be checked.
+_PLACEHOLDERS: tuple[tuple[str, str, object], ...] = (("", "name", "unnamed"), ("optimizer", "lr", 1.0))
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe and where it came from.
+
+    text: the file as given; overrides: as on the command line; sources: the file, then the bases that it extends.
+    """
+
+    recipe: Recipe
+    path: Path
+    text: str
+    overrides: tuple[str, ...]
+    sources: tuple[Path, ...]
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read, merge, override and check a recipe.
+
+    Args:
+        name_or_path: a file, or the name of a shipped recipe such as `gpt/quickstart`.
+        overrides: `path.to.key=value`, applied in order.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    path = find_recipe(name_or_path)
+    shown = _shown(path)
+    document, sources = read_with_bases(path, shown)
+    apply_overrides(document, overrides)
+    recipe = _checked(document, shown)
+    return LoadedRecipe(recipe, path, document.text, tuple(overrides), tuple(sources))
+
+
+def parse_recipe(mapping: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """A recipe from plain data, such as a run's resolved.yaml; the schema alone is checked.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    try:
+        return Recipe.model_validate(dict(mapping))
+    except ValidationError as error:
+        raise RecipeError(source, problems_of(error, {}, source)) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML text with every field, defaults included; `load_recipe` reads it back to the same recipe."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.width = 120
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = io.StringIO()
+    writer.dump(recipe.model_dump(mode="python"), stream)
+    return stream.getvalue()
+
+
+def _shown(path: Path) -> str:
+    """Paths below the current folder are short in messages; others stay as they are."""
+    text = str(path)
+    try:
+        relative = os.path.relpath(text)
+    except ValueError:
+        return text
+    return relative if path.is_absolute() and not relative.startswith("..") else text
+
+
+def _checked(document: Document, shown: str) -> Recipe:
+    data = without_resets(document.data, Recipe)
+    problems = [*document.problems, *mistyped_literals(data, document.places, shown)]
+    recipe: Recipe | None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += problems_of(error, document.places, shown)
+        recipe = _salvage(data, error)
+    if recipe is not None:
+        problems += _contradictions(recipe, document, shown, {problem.path.partition(".")[0] for problem in problems})
+    if problems:
+        raise RecipeError(shown, sorted(problems, key=_order))
+    assert recipe is not None, "invalid data leaves a problem"
+    return recipe
+
+
+def _order(problem: Problem) -> tuple[str, int]:
+    file, _, line = problem.where.rpartition(":")
+    return (file, int(line)) if line.isdecimal() else (problem.where, 0)
+
+
+def _contradictions(recipe: Recipe, document: Document, shown: str, broken: set[str]) -> list[Problem]:
+    """Sections with problems of their own are left out: what they contradict may only be the mistake."""
+    return [
+        Problem(where(path, document.places, shown), dotted(path), message)
+        for path, message in contradictions.check(recipe)
+        if path[0] not in broken
+    ]
+
+
+def _salvage(data: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe without its invalid values, so that contradictions among the valid ones are reported as well."""
+    trimmed = copy.deepcopy(data)
+    for item in sorted(error.errors(), key=lambda item: len(item["loc"]), reverse=True):
+        _remove(trimmed, item["loc"])
+    for section, key, value in _PLACEHOLDERS:
+        target = trimmed.get(section) if section else trimmed
+        if isinstance(target, dict):
+            target.setdefault(key, value)
+    try:
+        return Recipe.model_validate(trimmed)
+    except ValidationError:
+        return None
+
+
+def _remove(data: Any, path: FieldPath) -> None:
+    *above, last = path
+    for step in above:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return
+    if isinstance(data, dict):
+        data.pop(last, None)
+
+
+def without_resets(data: Any, annotation: Any) -> Any:
+    """Null on a field that is never null means its default, so such keys are taken out; required ones stay."""
+    section, item = section_type(annotation), item_type(annotation)
+    if section is not None and isinstance(data, dict):
+        kept = {}
+        for key, value in data.items():
+            info = section.model_fields.get(key)
+            if value is None and info is not None and not info.is_required() and not allows_none(info.annotation):
+                continue
+            kept[key] = without_resets(value, info.annotation) if info is not None else value
+        return kept
+    if item is not None and isinstance(data, list):
+        return [without_resets(value, item) for value in data]
+    return data

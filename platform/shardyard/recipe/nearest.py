@@ -1,0 +1,23 @@
+"""The valid name that a mistyped one most likely stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `name`, or None where none is close. Letter case does not count."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
+
+
+def suggestion(name: str, candidates: Iterable[str], *, shown: int = 12) -> str:
+    """The end of a message about an unknown name: the nearest one, else the valid ones (at most `shown`)."""
+    known = sorted(candidates)
+    match = nearest(name, known)
+    if match is not None:
+        return f"did you mean {match!r}?"
+    listed = ", ".join(known[:shown]) + (", …" if len(known) > shown else "")
+    return f"valid: {listed}" if known else "nothing is valid here"

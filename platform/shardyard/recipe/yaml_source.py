@@ -1,0 +1,238 @@
+"""YAML 1.2 text to plain values that remember their lines.
+
+The node graph is read rather than a constructor's result: it knows the line of every key, shows both lines of a
+duplicate, and lets aliases be counted before they multiply.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, ScalarEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+from shardyard.errors import Problem, RecipeError
+from shardyard.recipe.fields import Path as FieldPath
+from shardyard.recipe.fields import dotted
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 10_000
+MAX_DEPTH = 40
+MAX_ALIASES = 100
+_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass
+class Document:
+    """Plain data of one file. `places` says of each path where its key stands (`file:line`)."""
+
+    data: dict[str, Any]
+    places: dict[FieldPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    text: str = ""
+
+
+def read_document(path: Path, shown: str) -> Document:
+    """Read a recipe file, called `shown` in messages.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML text, or holds something else than a mapping.
+    """
+    text = _read_text(path, shown)
+    node = _compose(text, shown)
+    if node is None:
+        raise _refuse(shown, "is empty; a recipe needs at least name, model, data, train and optimizer")
+    if not isinstance(node, MappingNode):
+        kind = "a list" if isinstance(node, SequenceNode) else "a single value"
+        raise _refuse(f"{shown}:{node.start_mark.line + 1}", f"holds {kind} where a recipe is a mapping of keys")
+    document = Document({}, text=text)
+    _Builder(shown, document).fill(node)
+    return document
+
+
+def parse_value(text: str) -> Any:
+    """One value as in a recipe: `1e-3` → 0.001, `[1, 2]` → a list, nothing → None.
+
+    Raises:
+        ValueError: the text is not a YAML value.
+    """
+    try:
+        node = _compose(text, "value")
+        if node is None:
+            return None
+        document = Document({})
+        value = _Builder("value", document).build(node, ())
+    except RecipeError as error:
+        raise ValueError(error.problems[0].message) from error
+    if document.problems:
+        raise ValueError(document.problems[0].message)
+    return value
+
+
+def _refuse(where: str, message: str) -> RecipeError:
+    return RecipeError(where.rpartition(":")[0] or where, [Problem(where, "", message)])
+
+
+def _read_text(path: Path, shown: str) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _refuse(shown, f"cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise _refuse(shown, "is larger than 1 MiB; a recipe is a few KiB of YAML, so this is another file")
+    if b"\0" in data:
+        raise _refuse(shown, f"is a binary file (a zero byte at offset {data.index(0)}); a recipe is YAML text")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}); save it as UTF-8"
+        raise _refuse(f"{shown}:{line}", message) from error
+
+
+def _compose(text: str, shown: str) -> Node | None:
+    try:
+        _limit(text, shown)
+        node: Node | None = YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{shown}:{mark.line + 1}" if mark is not None else shown
+        raise _refuse(where, _syntax_message(error, text)) from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _refuse(f"{shown}:{line}", f"holds the control character {error.character!r}; remove it") from error
+    except (YAMLError, ValueError, IndexError, AttributeError, AssertionError) as error:
+        # ruamel.yaml reports most malformed text as YAMLError; a few escapes end in these.
+        raise _refuse(shown, f"is not valid YAML: {' '.join(str(error).split())}") from error
+    return node
+
+
+def _syntax_message(error: MarkedYAMLError, text: str) -> str:
+    mark = error.problem_mark
+    line = text.split("\n")[mark.line] if mark is not None and mark.line < text.count("\n") + 1 else ""
+    if "\\t" in str(error.problem) or "\t" in line[: len(line) - len(line.lstrip())]:
+        return "has a tab where YAML wants spaces; indent with spaces"
+    said = " ".join(part for part in (error.context, error.problem) if part)
+    return f"is not valid YAML: {' '.join(said.split())}"
+
+
+def _limit(text: str, shown: str) -> None:
+    """Stop at the first sign of junk or of a bomb, before any of it is composed."""
+    nodes = depth = aliases = documents = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        here = f"{shown}:{event.start_mark.line + 1}"
+        if isinstance(event, DocumentStartEvent):
+            documents += 1
+            if event.version or event.tags:
+                raise _refuse(here, "has a % directive; recipes are plain YAML 1.2, so remove it")
+            if documents > 1:
+                raise _refuse(here, "starts a second document (---); one file holds one recipe")
+        elif isinstance(event, AliasEvent):
+            aliases += 1
+        elif isinstance(event, CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+        nodes += isinstance(event, ScalarEvent | CollectionStartEvent)
+        if aliases > MAX_ALIASES or nodes > MAX_NODES or depth > MAX_DEPTH:
+            limit = f"{MAX_NODES} values, {MAX_DEPTH} levels or {MAX_ALIASES} aliases"
+            raise _refuse(here, f"is more than {limit}; no recipe needs that")
+
+
+class _Builder:
+    """Turns nodes into plain values, noting places and every problem on the way."""
+
+    def __init__(self, shown: str, document: Document) -> None:
+        self.shown = shown
+        self.document = document
+        self.values = 0
+        self.open: set[int] = set()
+        self.constructor = YAML(typ="safe", pure=True).constructor
+
+    def fill(self, node: MappingNode) -> None:
+        self.document.data = self.mapping(node, ())
+
+    def complain(self, node: Node, path: FieldPath, message: str) -> None:
+        self.document.problems.append(Problem(self.where(node), dotted(path), message))
+
+    def where(self, node: Node) -> str:
+        return f"{self.shown}:{node.start_mark.line + 1}"
+
+    def build(self, node: Node, path: FieldPath) -> Any:
+        self.values += 1
+        if self.values > MAX_NODES:
+            raise _refuse(self.where(node), f"expands through aliases to more than {MAX_NODES} values")
+        if isinstance(node, ScalarNode):
+            return self.scalar(node, path)
+        if id(node) in self.open:
+            raise _refuse(self.where(node), "contains itself through an alias")
+        if str(node.tag) not in (f"{_TAG}map", f"{_TAG}seq"):
+            self.complain(node, path, f"the tag {node.tag} is not supported; write a plain value")
+        self.open.add(id(node))
+        try:
+            if isinstance(node, MappingNode):
+                return self.mapping(node, path)
+            return self.sequence(node, path)
+        finally:
+            self.open.discard(id(node))
+
+    def sequence(self, node: Node, path: FieldPath) -> list[Any]:
+        values = []
+        for index, item in enumerate(node.value):
+            self.document.places[(*path, index)] = self.where(item)
+            values.append(self.build(item, (*path, index)))
+        return values
+
+    def mapping(self, node: MappingNode, path: FieldPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key = self.key(key_node, path)
+            if key is None:
+                continue
+            line = key_node.start_mark.line + 1
+            if key in lines:
+                message = f"the key is given twice, on lines {lines[key]} and {line}; keep one"
+                self.complain(key_node, (*path, key), message)
+                continue
+            lines[key] = line
+            self.document.places[(*path, key)] = self.where(key_node)
+            values[key] = self.build(value_node, (*path, key))
+        return values
+
+    def key(self, node: Node, path: FieldPath) -> str | None:
+        if isinstance(node, ScalarNode) and str(node.tag) == f"{_TAG}str":
+            return str(node.value)
+        if str(node.tag) == f"{_TAG}merge":
+            self.complain(node, path, "merge keys (<<) are not part of YAML 1.2; use `extends` or repeat the keys")
+        else:
+            shown = f" {node.value}" if isinstance(node, ScalarNode) else ""
+            self.complain(node, path, f"the key{shown} is not text; put it in quotes")
+        return None
+
+    def scalar(self, node: ScalarNode, path: FieldPath) -> Any:
+        kind = str(node.tag).removeprefix(_TAG)
+        if kind in ("str", "timestamp"):
+            return str(node.value)
+        if kind == "null":
+            return None
+        if kind not in ("int", "float", "bool"):
+            self.complain(node, path, f"the tag {node.tag} is not supported; write a plain value")
+            return str(node.value)
+        try:
+            value = self.constructor.construct_object(node)
+        except (YAMLError, ValueError, KeyError, IndexError, OverflowError):
+            self.complain(node, path, f"{str(node.value)[:40]!r} is not a number; put text in quotes")
+            return str(node.value)
+        if isinstance(value, float) and not math.isfinite(value):
+            self.complain(node, path, f"{node.value} is not a finite number")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            self.complain(node, path, f"{str(node.value)[:24]}… is too large; whole numbers have at most 63 bits")
+        return value
