@@ -130,7 +130,8 @@ class RunFolder:
     def update(self, **fields: Any) -> dict[str, Any]:
         """Change fields of run.json and return all of them; updates of several processes do not undo one another.
 
-        A change of `state` also sets `started` (first `running`) or `ended` (a state that ends the run).
+        A change of `state` also sets `started` (first `running`) or `ended` (a state that ends the run). Whoever sets
+        `running` counts as the driver: when that process is gone, the run is shown as lost.
 
         Raises:
             RunFolderError: run.json cannot be read or written.
@@ -267,7 +268,7 @@ def _times(before: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     if state is None or state == "pending":
         return {}
     if state == "running":
-        return {"started": before.get("started") or now_text(), "ended": None}
+        return {"started": before.get("started") or now_text(), "ended": None, **owner()}
     return {"ended": now_text()}
 
 
