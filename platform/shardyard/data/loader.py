@@ -5,6 +5,7 @@ Legend: R = rows of this rank in one global batch, T = sequence length in tokens
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import weakref
@@ -129,6 +130,9 @@ class _Feed:
     def close(self) -> None:
         self.closed.set()
         self.retry.stop.set()
+        with contextlib.suppress(queue.Empty):  # Room for a thread that waits to put its batch.
+            while True:
+                self.ready.get_nowait()
         if self.thread is not None and self.thread is not threading.current_thread():
             # Long enough for a batch under way; a thread that hangs in the network ends with the process.
             self.thread.join(timeout=5.0)
@@ -228,8 +232,8 @@ class TrainLoader:
     def stats(self) -> dict[str, Any]:
         """Counts up to the newest batch handed out, since this loader began and for this rank's lanes.
 
-        `retries`, and per source `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or non-text; counted
-        when read, so up to a window early) and `epochs` (finished passes of the furthest lane).
+        `retries`, and per source `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or non-text;
+        counted when read, so up to a window early) and `epochs` (finished passes of the furthest lane).
         """
         counted = zip(self._sources, self._stats["sources"], strict=True)
         named = [{"name": source.name, **counts} for source, counts in counted]

@@ -42,7 +42,7 @@ class DocumentEncoder:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if bos is None and eos is None:
             raise DataError(
-                "the tokenizer has neither a bos nor an eos token, so documents cannot be told apart; choose one that has."
+                "the tokenizer has neither a bos nor an eos token, so documents cannot be told apart; choose another."
             )
         self.two_separators = bos is not None and eos is not None and bos != eos
         self.separator: int = bos if self.two_separators or eos is None else eos

@@ -83,7 +83,7 @@ def open_source(source: Source, *, training: bool) -> OpenSource:
 def be_quiet() -> None:
     """Keep `datasets` and the hub from writing to the terminal, and leave retries to `retry.Retry`."""
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # It logs as an error what it also raises.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     for interval in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
@@ -189,6 +189,9 @@ def _load(label: str, builder: str, /, **options: Any) -> Any:
 def _in_words(name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except StopIteration as error:
+        # How `datasets` finds that the first file, from which it takes the columns, holds nothing.
+        raise DataError(f"{name}: its first file is empty; remove it, or check how it was written.") from error
     except (FileNotFoundError, DatasetsError) as error:
         raise DataError(f"{name} cannot be read as a data set: {_first_line(error)}") from error
     except TRANSIENT as error:
