@@ -1,0 +1,240 @@
+"""`shardyard launch` and `shardyard resume`: train, show it live, and end as the person asks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shardyard.cli import output
+from shardyard.cli.plan import as_dict, plan_of, rows
+from shardyard.cli.recipes import Overrides, Quiet
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
+from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
+from shardyard.recipe.plan import RunPlan
+
+if TYPE_CHECKING:
+    from shardyard.engine.run import Job
+    from shardyard.tracking.runfolder import RunFolder
+
+RunsDir = Annotated[Path | None, typer.Option("--runs-dir", help="Where run folders go; SHARDYARD_RUNS or ./runs.")]
+Local = Annotated[bool, typer.Option("--local", help="One rank in this process, without Ray: for debugging.")]
+Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
+
+_EXIT_CODES = {"finished": 0, "paused": 0, "interrupted": EXIT_INTERRUPTED, "preempted": EXIT_PREEMPTED}
+
+
+def launch(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Path or name of a shipped recipe.")],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = None,
+    local: Local = False,
+    until: Until = None,
+    quiet: Quiet = False,
+) -> int:
+    """Train a recipe."""
+    loaded = load_recipe(name, overrides or [])
+    made = plan_of(loaded, local=local)
+    _refuse_what_does_not_fit(made)
+    folder = _new_folder(loaded, made, runs_dir)
+    return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+
+
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, unique beginning, path, or `latest`.")],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = None,
+    local: Local = False,
+    until: Until = None,
+    quiet: Quiet = False,
+) -> int:
+    """Go on with a run from its newest whole checkpoint."""
+    from shardyard.tracking.files import write_atomically
+    from shardyard.tracking.runfolder import RunFolder, runs_folder
+
+    folder = RunFolder.open(runs_folder(runs_dir), run)
+    _refuse_running(folder)
+    loaded = load_recipe(str(folder.resolved), overrides or [])
+    was_local = folder.info().get("local", False)
+    made = plan_of(loaded, local=local or was_local)
+    if overrides:
+        write_atomically(folder.resolved, _resolved(loaded, made))
+    return _carry_out(loaded, made, folder, local=local or was_local, until=until, quiet=quiet)
+
+
+def _refuse_what_does_not_fit(made: RunPlan) -> None:
+    if made.fits is False:
+        verdict = list(rows(made))[-1]
+        raise UsageError(f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan` shows what takes it.")
+
+
+def _refuse_running(folder: RunFolder) -> None:
+    """Two drivers of one run would overwrite each other's checkpoints."""
+    info = folder.info()
+    driver = info.get("driver") or {}
+    here = driver.get("host") == os.uname().nodename
+    if info.get("state") == "running" and (not here or _alive(driver.get("pid"))):
+        raise UsageError(
+            f"{folder.id} is being trained by process {driver.get('pid')} on {driver.get('host')}; stop that one first."
+            + ("" if here else " If that host is gone, set state to failed in its run.json.")
+        )
+
+
+def _alive(pid: object) -> bool:
+    return isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()
+
+
+def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None) -> RunFolder:
+    from shardyard.tracking.provenance import collect
+    from shardyard.tracking.runfolder import RunFolder, runs_folder
+
+    return RunFolder.create(
+        runs_folder(runs_dir),
+        loaded.recipe.name,
+        loaded.text,
+        _resolved(loaded, made),
+        total_steps=made.steps,
+        world_size=made.world.size,
+        plan={key: value for key, value in as_dict(made).items() if key not in ("reasons", "deepspeed")},
+        provenance=collect(),
+    )
+
+
+def _resolved(loaded: LoadedRecipe, made: RunPlan) -> str:
+    """The recipe with every default, and below it, as comments, what follows from it."""
+    derived = "\n".join(f"# {what}: {value}{f'  ({why})' if why else ''}" for what, value, why in rows(made))
+    return f"{dump_recipe(loaded.recipe)}\n# Derived:\n{derived}\n"
+
+
+def _carry_out(
+    loaded: LoadedRecipe, made: RunPlan, folder: RunFolder, *, local: bool, until: int | None, quiet: bool
+) -> int:
+    from shardyard.launch.output import Terminal
+
+    folder.update(local=local, total_steps=made.steps, world_size=made.world.size)
+    terminal = Terminal(folder.path / "logs" / "driver.log")
+    try:
+        # After the redirection, because importing DeepSpeed talks.
+        from shardyard.engine.run import Job
+
+        with _showing(folder, made, terminal.stream, quiet=quiet) as say, _signals(folder, say):
+            outcome = _drive(Job(loaded.recipe, made, folder, until), local=local)
+    finally:
+        terminal.restore()
+    _farewell(folder, outcome, quiet=quiet)
+    return _EXIT_CODES[outcome]
+
+
+def _drive(job: Job, *, local: bool) -> str:
+    """Run to the end. Ray Train would take over Ctrl-C on the main thread, so it gets another one."""
+    from shardyard.launch.driver import drive
+
+    if local:
+        return drive(job, local=True)
+    results: list[str] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(drive(job, local=False))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="shardyard-driver", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        # Waiting in pieces lets Python run the signal handlers.
+        thread.join(timeout=0.2)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+@contextmanager
+def _showing(folder: RunFolder, made: RunPlan, stream: Any, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """The live view, fed from the run folder on a thread of its own."""
+    from shardyard.cli.live import LiveView, watch
+
+    if quiet:
+        yield lambda text: None
+        return
+    stop = threading.Event()
+    with LiveView(stream, folder.id, made.steps) as view:
+        new_run = not folder.metrics.exists()
+        thread = threading.Thread(
+            target=watch, args=(folder, view, stop), kwargs={"from_start": new_run}, name="shardyard-view", daemon=True
+        )
+        thread.start()
+        try:
+            yield view.message
+        finally:
+            stop.set()
+            thread.join(timeout=5)
+
+
+@contextmanager
+def _signals(folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a checkpoint and an end; the second Ctrl-C ends at once."""
+    asked = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            _end_at_once(folder)
+        asked.set()
+        folder.request_stop("interrupt" if number == signal.SIGINT else "preempt")
+        say("Stopping after this step, with a checkpoint. Ctrl-C again ends at once, without one.")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(folder: RunFolder) -> None:
+    """Leave without waiting for anything; the children of this process group go too."""
+    from shardyard.launch.stop import end_children
+
+    folder.update(state="interrupted")
+    end_children()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _farewell(folder: RunFolder, outcome: str, *, quiet: bool) -> None:
+    """Where everything is, and what to do next."""
+    if quiet:
+        output.line(folder.id)
+        return
+    if outcome == "finished":
+        for sample in _last_samples(folder):
+            output.line(f"sample       {sample}")
+        output.line(f"run folder   {folder.path}")
+        output.line(f"model        {folder.path / 'final'}")
+        output.line(f"try          shardyard sample {folder.id} \"your prompt\"")
+    else:
+        output.line(f"run folder   {folder.path}")
+    output.line(f"resume       shardyard resume {folder.id}")
+    for line in _wandb_lines(folder):
+        output.line(line)
+
+
+def _last_samples(folder: RunFolder) -> list[str]:
+    from shardyard.tracking.files import read_jsonl
+
+    samples = read_jsonl(folder.samples) if folder.samples.exists() else []
+    last = [sample for sample in samples if sample["step"] == samples[-1]["step"]] if samples else []
+    return [" ".join(f"{sample['prompt']}{sample['text']}".split())[:160] for sample in last]
+
+
+def _wandb_lines(folder: RunFolder) -> list[str]:
+    offline = sorted((folder.path / "wandb").glob("**/offline-run-*"))
+    return [f"W&B          wandb sync {offline[-1].parent}/offline-run-*"] if offline else []
+
+

@@ -1,0 +1,105 @@
+"""One run on one rank, from its recipe. The only place that reads the whole recipe and hands out its sections."""
+
+from __future__ import annotations
+
+from shardyard.data.held_out import held_out_rows
+from shardyard.data.loader import TrainLoader
+from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.engine.checkpoint import Checkpointer
+from shardyard.engine.deepspeed_engine import LearningRate, start_engine
+from shardyard.engine.hooks import EarlyStoppingHook, EvaluateHook, Every, Notes, SampleHook, Silence
+from shardyard.engine.session import Session
+from shardyard.engine.world import Rank
+from shardyard.models.build import architecture_config, special_token_ids
+from shardyard.optim.schedules import learning_rate_factor
+from shardyard.recipe.load import dump_recipe
+from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.meters import Throughput, device_name, peak_flops
+from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.tracker import Tracker
+from shardyard.tracking.wandb_mirror import WandbMirror
+
+
+def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Session:
+    """Everything that the loop needs.
+
+    Raises:
+        DataError, ModelError: a part of the recipe cannot be built here.
+    """
+    tracker = _tracker(recipe, folder) if rank.is_first else None
+    notes: Notes = tracker or Silence()
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    config = architecture_config(
+        recipe.model, vocabulary=vocabulary_size(tokenizer), special_tokens=special_token_ids(tokenizer)
+    )
+    engine = start_engine(recipe, plan, config, rank)
+    loader = TrainLoader(
+        recipe.data,
+        global_batch=recipe.train.global_batch,
+        lanes=plan.lanes,
+        seed=recipe.train.seed,
+        tokenizer=tokenizer,
+        rank=rank.rank,
+        world_size=rank.world_size,
+    )
+    facts = {"zero_stage": recipe.zero.stage, "precision": recipe.train.precision}
+    session = Session(
+        recipe=recipe,
+        plan=plan,
+        rank=rank,
+        folder=folder,
+        tokenizer=tokenizer,
+        config=config,
+        engine=engine,
+        loader=loader,
+        factor=learning_rate_factor(recipe.schedule, plan.steps),
+        learning_rate=LearningRate(engine),
+        checkpointer=Checkpointer(engine, folder.checkpoints, rank, keep=recipe.checkpoint.keep, facts=facts),
+        notes=notes,
+        tracker=tracker,
+        meter=_meter(recipe, plan),
+        early_stopping=_early_stopping(recipe, notes),
+    )
+    _add_hooks(session)
+    return session
+
+
+def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:
+    settings = recipe.tracking.wandb
+    mirror = WandbMirror(
+        settings,
+        run_id=folder.id,
+        name=folder.id,
+        tags=recipe.tracking.tags,
+        config=recipe.model_dump(),
+        folder=folder.path / "wandb",
+    )
+    return Tracker(folder, mirror)
+
+
+def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:
+    peak = peak_flops(device_name(), recipe.train.precision)
+    return Throughput(
+        flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.world.size
+    )
+
+
+def _early_stopping(recipe: Recipe, notes: Notes) -> EarlyStoppingHook | None:
+    settings = recipe.evaluate.early_stopping
+    return EarlyStoppingHook(settings, notes) if settings is not None else None
+
+
+def _add_hooks(session: Session) -> None:
+    """In the order in which they run after a step: what is measured first is saved last."""
+    recipe, plan = session.recipe, session.plan
+    at_evaluation = Every(plan.evaluate_every, plan.steps)
+    held_out = held_out_rows(recipe.data, session.tokenizer, recipe.evaluate.rows, recipe.train.seed)
+    evaluate = EvaluateHook(session.engine, held_out, session.rank, plan.micro_batch, session.notes)
+    session.hooks.append((at_evaluation, evaluate))
+    if session.early_stopping is not None:
+        session.hooks.append((at_evaluation, session.early_stopping))
+    if recipe.sample.prompts:
+        sample = SampleHook(session.engine, session.tokenizer, recipe.sample, session.rank, session.notes)
+        session.hooks.append((at_evaluation, sample))
+    session.hooks.append((Every(plan.checkpoint_every, plan.steps), session.checkpoint))

@@ -1,0 +1,191 @@
+"""Checkpoints as files: written aside, hashed while they are written, synced, renamed; verified before they are read.
+
+    checkpoints/step-00000200/
+      manifest.json          format, step, world, and size and SHA-256 of every other file
+      engine/                what DeepSpeed writes: model and optimizer shards
+      trainer.json           step, seen tokens, state of early stopping
+      data.json              state of every data lane
+      rank-00000.json        random states of each rank
+
+A folder of this name is whole, because only a whole one is renamed to it; what was cut short is left under a name that
+starts with a dot and is removed by the next run. Knows nothing of DeepSpeed or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_WHOLE = re.compile(r"^step-(\d{8,})$")
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and SHA-256 of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class HashingFile:
+    """A binary file that hashes what passes through it, so that nothing has to be read back."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._size_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        """Append; raises OSError when the disk is full."""
+        self._hash.update(data)
+        self._size_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand buffered bytes to the operating system."""
+        self._file.flush()
+
+    def finish(self) -> FileEntry:
+        """Sync to the disk and close."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return FileEntry(self._size_bytes, self._hash.hexdigest())
+
+    def discard(self) -> None:
+        """Close without caring for the contents, after an error."""
+        try:
+            self._file.close()
+        except OSError:
+            return
+
+
+def write_json(path: Path, value: Any) -> FileEntry:
+    """Write a JSON file, synced."""
+    file = HashingFile(path)
+    try:
+        file.write(json.dumps(value, indent=1, sort_keys=True).encode())
+        return file.finish()
+    except BaseException:
+        file.discard()
+        raise
+
+
+def partial_folder(checkpoints: Path, step: int) -> Path:
+    """Where a checkpoint is written until it is whole."""
+    return checkpoints / f".step-{step:08d}.partial"
+
+
+def whole_folder(checkpoints: Path, step: int) -> Path:
+    """The name of a whole checkpoint."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def remove_partial(checkpoints: Path) -> None:
+    """Remove what interrupted writers left behind."""
+    for left in checkpoints.glob(".step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **facts: Any) -> Path:
+    """Write the manifest and give the folder its name; from here on the checkpoint exists.
+
+    Raises:
+        OSError: the disk is full or the folder went away; the checkpoint then does not exist.
+    """
+    partial = partial_folder(checkpoints, step)
+    body = {"format": FORMAT, "step": step, **facts, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
+    write_json(partial / MANIFEST, {**body, "sha256": _digest(body)})
+    for folder in sorted({(partial / name).parent for name in files} | {partial}):
+        _sync_folder(folder)
+    whole = whole_folder(checkpoints, step)
+    # A checkpoint of this step from before a restart holds the same state; the new one takes its place.
+    if whole.exists():
+        shutil.rmtree(whole)
+    partial.rename(whole)
+    _sync_folder(checkpoints)
+    return whole
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def whole_checkpoints(checkpoints: Path) -> list[Path]:
+    """Folders with the name of a whole checkpoint, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if _WHOLE.match(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of one checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, garbled, changed, or of a format that this version does not know.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        intact = manifest["sha256"] == _digest(body)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    if not intact:
+        raise CheckpointError(f"{folder / MANIFEST} does not match its own SHA-256")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has format {manifest['format']}; this version reads {FORMAT}")
+    return manifest
+
+
+def damaged_files(folder: Path, manifest: Mapping[str, Any], *, part: int = 0, parts: int = 1) -> list[str]:
+    """Files of a checkpoint that are missing or differ from its manifest; of `parts` shares, only share `part`.
+
+    Ranks share the reading: rank r checks every file i with i mod parts = r.
+    """
+    entries = sorted(manifest["files"].items())[part::parts]
+    return [name for name, entry in entries if not _matches(folder / name, FileEntry(**entry))]
+
+
+def _matches(path: Path, entry: FileEntry) -> bool:
+    try:
+        if path.stat().st_size != entry.size_bytes:
+            return False
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError:
+        return False
+    return digest.hexdigest() == entry.sha256
+
+
+def rotate(checkpoints: Path, keep: int) -> list[Path]:
+    """Remove all but the `keep` newest whole checkpoints; returns what was removed."""
+    old = whole_checkpoints(checkpoints)[:-keep]
+    for folder in old:
+        # Renamed first, so that one cut short in the middle of its removal no longer looks whole.
+        doomed = folder.with_name(f".{folder.name}.partial")
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return old

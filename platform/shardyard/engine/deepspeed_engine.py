@@ -1,0 +1,96 @@
+"""From a model to a DeepSpeed engine that shards it. The one place that knows how DeepSpeed wants to be started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import deepspeed
+import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from shardyard.engine.world import Rank
+from shardyard.models.build import construct
+from shardyard.models.initialise import initialise
+from shardyard.optim.groups import parameter_groups
+from shardyard.optim.elementwise import client_optimizer
+from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+
+
+def start_engine(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: Rank) -> deepspeed.DeepSpeedEngine:
+    """Build, initialise and shard the model.
+
+    Raises:
+        ModelError: the model cannot be built.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed would compile a shared-memory all-reduce that only its inference uses: half a minute, and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # torch.distributed is up already; this only tells DeepSpeed to use it.
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+    model = _build(recipe, plan, config)
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, recipe.optimizer.weight_decay),
+        optimizer=None if "optimizer" in plan.deepspeed else client_optimizer(recipe.optimizer),
+        config=plan.deepspeed,
+        dist_init_required=False,
+    )
+    _undo_trial_step(engine)
+    if recipe.model.compile:
+        engine.compile()
+    # Ranks draw their own dropout masks; the weights above came from generators of their own.
+    torch.manual_seed(recipe.train.seed + rank.rank)
+    return engine
+
+
+def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig) -> PreTrainedModel:
+    if recipe.model.pretrained is not None:
+        return construct(recipe.model, config)
+    # Whatever a family's own rule leaves to the constructor is the same on every rank.
+    torch.manual_seed(recipe.train.seed)
+    if recipe.zero.stage < 3:
+        model = construct(recipe.model, config)
+        initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
+        return model
+    with deepspeed.zero.Init(config_dict_or_path=plan.deepspeed), no_init_weights():
+        model = construct(recipe.model, config)
+    # Skipping the constructor's initialisation skips its tying too.
+    model.tie_weights()
+    initialise(model, seed=recipe.train.seed, gathered=_gathered)
+    return model
+
+
+def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[object]:
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)  # type: ignore[no-any-return]
+
+
+def _undo_trial_step(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Start half-precision training without ZeRO from step 0.
+
+    Without ZeRO, DeepSpeed allocates the optimizer's state by a trial step with zero gradients, which decays the master
+    weights once and leaves Adam's step count at one: its bias correction is then wrong for the whole warm-up.
+    """
+    optimizer = engine.optimizer
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        for master, low in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            for wide, narrow in zip(master, low, strict=True):
+                wide.data.copy_(narrow.data)
+        optimizer.optimizer.state.clear()
+
+
+class LearningRate:
+    """Sets the learning rate of every group from a factor of its own peak."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        self._engine = engine
+        self._peaks = [group["lr"] for group in engine.optimizer.param_groups]
+
+    def set(self, factor: float) -> float:
+        """Scale all groups; returns the learning rate of the first."""
+        for group, peak in zip(self._engine.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        return self._peaks[0] * factor

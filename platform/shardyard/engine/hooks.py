@@ -1,0 +1,185 @@
+"""Periodic work of the loop. A hook runs on every rank at the same steps, so it may use collectives."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import deepspeed
+import torch
+
+from shardyard.data.held_out import HeldOut
+from shardyard.engine.checkpoint import Checkpointer, TrainerState
+from shardyard.engine.evaluate import evaluate
+from shardyard.engine.world import Rank
+from shardyard.errors import CheckpointError
+from shardyard.recipe.schema import EarlyStopping, Sample
+from shardyard.tracking.record import eval_loss
+
+
+class Notes(Protocol):
+    """Where a hook tells what happened; only rank 0's reaches the run folder."""
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+    def sample(self, step: int, prompt: str, text: str) -> None: ...
+
+
+class Silence:
+    """What every rank but the first tells."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Drop it."""
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Drop it."""
+
+
+@dataclass
+class Every:
+    """True at each multiple of `steps` and at the last step."""
+
+    steps: int
+    last: int
+
+    def __call__(self, step: int) -> bool:
+        return step % self.steps == 0 or step == self.last
+
+
+class EvaluateHook:
+    """Measures the held-out rows; may ask to stop when the loss no longer improves."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, held_out: HeldOut, rank: Rank, micro_batch: int, notes: Notes):
+        self._engine, self._held_out, self._rank = engine, held_out, rank
+        self._micro_batch, self._notes = micro_batch, notes
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the evaluation's metrics to those of the step."""
+        started = time.monotonic()
+        result = evaluate(self._engine, self._held_out, self._rank, micro_batch=self._micro_batch)
+        metrics[eval_loss()] = result.loss
+        metrics["eval/validation/perplexity"] = result.perplexity
+        self._notes.event(
+            "evaluation",
+            step=step,
+            loss=result.loss,
+            perplexity=result.perplexity,
+            rows=result.rows,
+            seconds=time.monotonic() - started,
+        )
+
+
+class EarlyStoppingHook:
+    """Watches a metric; `stop` becomes true after `patience` evaluations without improvement."""
+
+    def __init__(self, settings: EarlyStopping, notes: Notes) -> None:
+        self._settings, self._notes = settings, notes
+        self._best = math.inf
+        self._best_step = 0
+        self._without = 0
+
+    @property
+    def stop(self) -> bool:
+        """Whether patience has run out."""
+        return self._without >= self._settings.patience
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Compare this evaluation with the best so far."""
+        value = metrics[self._settings.metric]
+        if value < self._best - self._settings.min_delta:
+            self._best, self._best_step, self._without = value, step, 0
+            return
+        self._without += 1
+        if self.stop:
+            self._notes.event(
+                "early_stop", step=step, metric=self._settings.metric, best=self._best, best_step=self._best_step
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps; infinity is not JSON, so no best yet is None."""
+        best = None if math.isinf(self._best) else self._best
+        return {"best": best, "best_step": self._best_step, "without": self._without}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._best = math.inf if state["best"] is None else state["best"]
+        self._best_step, self._without = state["best_step"], state["without"]
+
+
+class SampleHook:
+    """Continues the recipe's prompts greedily. All ranks generate alike, since under ZeRO-3 each pass is a collective."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, tokenizer: Any, settings: Sample, rank: Rank, notes: Notes):
+        self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
+        self._rank, self._notes = rank, notes
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a continuation of each prompt to samples.jsonl."""
+        self._engine.eval()
+        try:
+            for prompt in self._settings.prompts:
+                text = generate(
+                    self._engine.module, self._tokenizer, prompt, self._settings.max_new_tokens, self._rank.device
+                )
+                self._notes.sample(step, prompt, text)
+        finally:
+            self._engine.train()
+
+
+def generate(
+    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, device: torch.device, **sampling: Any
+) -> str:
+    """The continuation of a prompt, without the prompt. Greedy unless `sampling` says otherwise.
+
+    A document begins with the tokenizer's first token, so a prompt does too; what would not fit the model's positions
+    is cut from the front of the prompt.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = ([start] if start is not None else []) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        max_new_tokens = min(max_new_tokens, positions - 1)
+        ids = ids[-(positions - max_new_tokens) :]
+    inputs = torch.tensor([ids], device=device)
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_new_tokens,
+            use_cache=True,
+            pad_token_id=tokenizer.eos_token_id,
+            **{"do_sample": False, **sampling},
+        )
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+class CheckpointHook:
+    """Saves; a checkpoint that cannot be written is told and training goes on, for the next one may succeed."""
+
+    def __init__(self, checkpointer: Checkpointer, state: Callable[[int], tuple[TrainerState, dict[str, Any]]], notes: Notes):
+        self._checkpointer, self._state, self._notes = checkpointer, state, notes
+        self.saved_step: int | None = None
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Save, and tell either way."""
+        try:
+            self.save(step)
+        except CheckpointError as error:
+            self._notes.event("checkpoint_failed", step=step, error=str(error))
+
+    def save(self, step: int) -> None:
+        """Save unless this step is saved already.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self.saved_step == step:
+            return
+        state, lanes = self._state(step)
+        saved = self._checkpointer.save(state, lanes)
+        self.saved_step = step
+        self._notes.event(
+            "checkpoint", step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes
+        )

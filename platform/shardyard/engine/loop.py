@@ -1,0 +1,85 @@
+"""The training loop: read it from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal
+
+from shardyard.engine.session import Session
+from shardyard.engine.step import StepResult, train_step
+from shardyard.errors import TrainingError
+from shardyard.tracking import record as names
+from shardyard.tracking.meters import memory_metrics
+from shardyard.tracking.record import StepRecord
+
+Outcome = Literal["finished", "interrupted", "preempted", "paused"]
+# What rank 0 adds to the sum over ranks when someone asked the run to stop.
+_ASKS: dict[str, tuple[float, Outcome]] = {"interrupt": (1.0, "interrupted"), "preempt": (2.0, "preempted")}
+
+
+def train(session: Session, *, until: int | None = None) -> Outcome:
+    """Train from the newest whole checkpoint, or from the start, to the end.
+
+    Args:
+        until: pause after this step, with a checkpoint.
+
+    Returns:
+        `finished` when all steps are done or early stopping ended them; otherwise why the run stopped, with a checkpoint.
+
+    Raises:
+        TrainingError: the loss is not a number.
+        DataError: a source failed.
+        CheckpointError: the last checkpoint could not be written.
+    """
+    for step in range(session.restore() + 1, session.plan.steps + 1):
+        metrics, asked = _one_step(session, step)
+        for due, hook in session.hooks:
+            if due(step):
+                hook(step, metrics)
+        session.tell(StepRecord(step, metrics))
+        if session.early_stopping is not None and session.early_stopping.stop:
+            break
+        outcome: Outcome | None = asked or ("paused" if step == until and step < session.plan.steps else None)
+        if outcome is not None:
+            session.checkpoint.save(step)
+            return outcome
+    session.finish()
+    return "finished"
+
+
+def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | None]:
+    """Train on one global batch; returns its metrics, and how the run is to end if someone asked for that."""
+    started = time.monotonic()
+    learning_rate = session.learning_rate.set(session.factor(step - 1))
+    batch = session.next_batch()
+    waited = time.monotonic() - started
+    result = train_step(
+        session.engine, batch, session.rank, micro_batch=session.plan.micro_batch, flag=_flag(session)
+    )
+    _check(result, step)
+    metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
+    if result.grad_norm is not None:
+        metrics[names.TRAIN_GRAD_NORM] = result.grad_norm
+    if not result.applied:
+        metrics["train/skipped"] = 1.0
+    if session.recipe.train.precision == "fp16":
+        metrics["train/loss_scale"] = float(session.engine.optimizer.cur_scale)
+    metrics[names.TRAIN_TOKENS] = step * session.plan.tokens_per_step
+    metrics |= session.meter.update(session.plan.tokens_per_step, time.monotonic() - started, waited)
+    metrics |= memory_metrics()
+    return metrics, next((outcome for ask, outcome in _ASKS.values() if ask == result.asked), None)
+
+
+def _flag(session: Session) -> float:
+    reason = session.stop_requested()
+    return _ASKS[reason][0] if reason is not None else 0.0
+
+
+def _check(result: StepResult, step: int) -> None:
+    """A loss that is not a number stays so: going on would only cost time."""
+    if result.applied and not math.isfinite(result.loss):
+        raise TrainingError(
+            f"the loss is {result.loss} at step {step}. Lower optimizer.lr, lengthen schedule.warmup or clip gradients "
+            "more, then resume from the last checkpoint."
+        )

@@ -1,0 +1,87 @@
+"""A whole run on one rank: assemble, train, export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from shardyard.engine.assemble import assemble
+from shardyard.engine.loop import Outcome, train
+from shardyard.engine.session import Session
+from shardyard.engine.weights import whole_weights
+from shardyard.engine.world import Rank, from_first
+from shardyard.errors import HardwareError, ShardyardError
+from shardyard.models.card import model_card
+from shardyard.models.export import export_model
+from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.record import newest_eval_loss
+from shardyard.tracking.runfolder import RunFolder, read_metrics
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank is told to do; plain data, so that it travels to workers."""
+
+    recipe: Recipe
+    plan: RunPlan
+    folder: RunFolder
+    until: int | None = None
+
+
+def run_rank(job: Job, rank: Rank) -> Outcome:
+    """Carry out a job as one rank; `torch.distributed` is initialised.
+
+    Raises:
+        ShardyardError: what failed, on the rank where it failed.
+    """
+    check_precision(job.recipe.train.precision, rank.device)
+    torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker)
+    session = assemble(job.recipe, job.plan, job.folder, rank)
+    try:
+        outcome = train(session, until=job.until)
+        if outcome == "finished":
+            _export(session)
+        # No rank leaves while another still talks to it.
+        distributed.barrier()
+        return outcome
+    finally:
+        session.close()
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device cannot compute with, before DeepSpeed stumbles over it.
+
+    Raises:
+        HardwareError: it cannot.
+    """
+    if device.type == "cuda":
+        if precision == "bf16" and torch.cuda.get_device_capability(device)[0] < 8:
+            raise HardwareError(f"{torch.cuda.get_device_name(device)} has no bf16; use train.precision fp16 or fp32")
+    elif precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise HardwareError("this CPU cannot compute in fp16; use train.precision bf16 or fp32")
+
+
+def _export(session: Session) -> None:
+    """Write final/. An error on rank 0 reaches all ranks, so that none waits for it."""
+    weights = whole_weights(session.engine)
+    problem = None
+    if weights is not None:
+        loss = next((v for m in reversed(read_metrics(session.folder.metrics)) if (v := newest_eval_loss(m)) is not None), None)
+        card = model_card(session.recipe, session.plan, session.folder.info(), loss)
+        try:
+            path = export_model(
+                session.folder.path / "final",
+                config=session.config,
+                weights=weights,
+                tokenizer=session.tokenizer,
+                card=card,
+            )
+            session.notes.event("finished", step=session.engine.global_steps, path=path.name)
+        except (OSError, ShardyardError) as error:
+            problem = f"the trained model could not be written to {session.folder.path / 'final'}: {error}"
+    problem = from_first(problem, session.rank)
+    if problem is not None:
+        raise ShardyardError(f"{problem}. The last checkpoint is whole: free the cause and run `shardyard export`.")

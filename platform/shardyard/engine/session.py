@@ -1,0 +1,97 @@
+"""What the loop works with: the parts of one run on one rank, assembled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import deepspeed
+from transformers import PreTrainedConfig
+
+from shardyard.data.loader import Batch, TrainLoader
+from shardyard.engine.checkpoint import Checkpointer, TrainerState
+from shardyard.engine.deepspeed_engine import LearningRate
+from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Notes
+from shardyard.engine.world import Rank
+from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.meters import Throughput
+from shardyard.tracking.record import StepRecord
+from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.tracker import Tracker
+
+Hook = Callable[[int, dict[str, float]], None]
+
+
+@dataclass
+class Session:
+    """One run on one rank. Built by `assemble`, driven by `train`."""
+
+    recipe: Recipe
+    plan: RunPlan
+    rank: Rank
+    folder: RunFolder
+    tokenizer: Any
+    config: PreTrainedConfig
+    engine: deepspeed.DeepSpeedEngine
+    loader: TrainLoader
+    factor: Callable[[int], float]
+    learning_rate: LearningRate
+    checkpointer: Checkpointer
+    notes: Notes
+    tracker: Tracker | None
+    meter: Throughput
+    early_stopping: EarlyStoppingHook | None = None
+    hooks: list[tuple[Callable[[int], bool], Hook]] = field(default_factory=list)
+    lanes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.checkpoint = CheckpointHook(self.checkpointer, self._state, self.notes)
+
+    def restore(self) -> int:
+        """Load the newest whole checkpoint if there is one; returns the number of steps that are done."""
+        found = self.checkpointer.restore(lambda text: self.notes.event("notice", text=text))
+        done = 0
+        if found is not None:
+            state, lanes = found
+            self.loader.load_state(lanes)
+            self.checkpoint.saved_step = done = state.step
+            if self.early_stopping is not None and "early_stopping" in state.hooks:
+                self.early_stopping.load(state.hooks["early_stopping"])
+        self.notes.event("attempt", world_size=self.rank.world_size, resumed_step=done or None)
+        return done
+
+    def next_batch(self) -> Batch:
+        """This rank's rows of the next global batch; their lanes' state is what a checkpoint saves."""
+        batch = next(self.loader)
+        self.lanes = batch.state
+        return batch
+
+    def stop_requested(self) -> str | None:
+        """Why the run should stop, as rank 0 sees it; the others hear of it through the step's sum."""
+        return self.folder.stop_requested() if self.rank.is_first else None
+
+    def tell(self, record: StepRecord) -> None:
+        """Record a step if it is due; what an evaluation measured is always recorded."""
+        due = record.step % self.recipe.tracking.every == 0 or record.step == self.plan.steps
+        if self.tracker is not None and (due or any(name.startswith("eval/") for name in record.metrics)):
+            self.tracker.record(record)
+
+    def finish(self) -> None:
+        """Save the last checkpoint.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self.checkpoint.save(self.engine.global_steps)
+
+    def close(self) -> None:
+        """Stop reading ahead and let tracking finish."""
+        self.loader.close()
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _state(self, step: int) -> tuple[TrainerState, dict[str, Any]]:
+        hooks = {"early_stopping": self.early_stopping.state()} if self.early_stopping is not None else {}
+        return TrainerState(step=step, tokens=step * self.plan.tokens_per_step, hooks=hooks), self.lanes

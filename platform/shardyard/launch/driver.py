@@ -1,0 +1,85 @@
+"""Driving a job to its end: attempts, decisions after failures, and what the run folder says of it."""
+
+from __future__ import annotations
+
+import time
+
+from shardyard.engine.loop import Outcome
+from shardyard.engine.run import Job
+from shardyard.errors import ShardyardError, TrainingError
+from shardyard.launch.cluster import ray_cluster
+from shardyard.launch.local import run_local
+from shardyard.launch.recovery import Failure, GiveUp, announce, decide
+from shardyard.launch.trainer import attempt
+from shardyard.tracking.files import JsonlWriter
+from shardyard.tracking.runfolder import owner
+
+STATES: dict[Outcome, str] = {
+    "finished": "finished",
+    "interrupted": "interrupted",
+    "preempted": "preempted",
+    "paused": "interrupted",
+}
+
+
+def drive(job: Job, *, local: bool) -> Outcome:
+    """Carry out a job and keep its run.json true; returns how it ended.
+
+    Raises:
+        ShardyardError: it failed; run.json says `failed`.
+    """
+    job.folder.clear_stop()
+    job.folder.update(state="running", outcome=None, **owner())
+    try:
+        outcome = run_local(job) if local else _on_ray(job)
+    except BaseException:
+        job.folder.update(state="failed")
+        raise
+    job.folder.update(state=STATES[outcome])
+    return outcome
+
+
+def _on_ray(job: Job) -> Outcome:
+    failures = 0
+    with ray_cluster(job.recipe.cluster, gpu=job.plan.world.gpu):
+        while True:
+            job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + 1, outcome=None)
+            failure = attempt(job)
+            if failure is None:
+                return _outcome(job)
+            failures += 1
+            _recover(job, failure, failures)
+
+
+def _outcome(job: Job) -> Outcome:
+    outcome = job.folder.info().get("outcome")
+    if outcome not in STATES:
+        raise ShardyardError(f"all ranks ended, but none said how; see {job.folder.path / 'logs'}")
+    return outcome  # type: ignore[no-any-return]
+
+
+def _recover(job: Job, failure: Failure, failures: int) -> None:
+    """Wait for the next attempt.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    decision = decide(failure, failures=failures, max_failures=job.recipe.cluster.max_failures)
+    if job.folder.stop_requested() is not None:
+        decision = GiveUp("it was asked to stop")
+    if isinstance(decision, GiveUp):
+        _event(job, failure, failure.describe())
+        raise TrainingError(
+            f"training failed, and {decision.reason}:\n{failure.describe()}\n"
+            f"Logs of all ranks are in {job.folder.path / 'logs'}; `shardyard resume {job.folder.id}` goes on from the "
+            "newest checkpoint."
+        )
+    _event(job, failure, announce(failure, decision))
+    time.sleep(decision.wait_seconds)
+
+
+def _event(job: Job, failure: Failure, message: str) -> None:
+    ranks = sorted(rank for group in failure.causes.values() for rank in group)
+    writer = JsonlWriter(job.folder.events)
+    writer.append({"kind": "failure", "time": time.time(), "message": message, "ranks": ranks})
+    writer.close()

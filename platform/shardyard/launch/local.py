@@ -1,0 +1,30 @@
+"""Training in this very process, without Ray: for debugging and for profiling."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from shardyard.engine.loop import Outcome
+from shardyard.engine.run import Job, run_rank
+from shardyard.engine.world import Rank
+from shardyard.launch.hosts import loopback_interface
+
+
+def run_local(job: Job) -> Outcome:
+    """Carry out a job as the only rank. Errors come as they are, with their tracebacks."""
+    device = torch.device("cuda", 0) if job.plan.world.gpu else torch.device("cpu")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+    # DeepSpeed reads the rank from the environment even when torch.distributed is up.
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    with tempfile.TemporaryDirectory(prefix="shardyard-") as folder:
+        store = distributed.FileStore(str(Path(folder) / "rendezvous"), 1)
+        distributed.init_process_group("nccl" if job.plan.world.gpu else "gloo", store=store, rank=0, world_size=1)
+        try:
+            return run_rank(job, Rank(rank=0, world_size=1, local_rank=0, device=device))
+        finally:
+            distributed.destroy_process_group()

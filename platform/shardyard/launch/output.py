@@ -1,0 +1,42 @@
+"""Where the output of a process goes: logs for what libraries say, the terminal for what people read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+
+def redirect_output(log: Path) -> None:
+    """Send everything that this process and its children write to a file, file descriptors included."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+    # Ray replaces these by objects of its own; writing straight to the descriptors keeps the order of lines.
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+class Terminal:
+    """The terminal as it was before output went to a log; restores it at the end."""
+
+    def __init__(self, log: Path) -> None:
+        self._saved = os.dup(1), os.dup(2)
+        self._streams = sys.stdout, sys.stderr
+        self.stream: TextIO = os.fdopen(os.dup(self._saved[0]), "w", buffering=1, encoding="utf-8", errors="replace")
+        redirect_output(log)
+
+    def restore(self) -> None:
+        """Put the descriptors back."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = self._streams
+        for descriptor, saved in zip((1, 2), self._saved, strict=True):
+            os.dup2(saved, descriptor)
+            os.close(saved)
+        self.stream.flush()

@@ -1,0 +1,20 @@
+"""From a recipe to its plan: the tokenizer's vocabulary and the model's sizes are what the pure plan cannot know."""
+
+from __future__ import annotations
+
+from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.models.measure import measure
+from shardyard.recipe.plan import RunPlan, World, make_plan
+from shardyard.recipe.schema import Recipe
+
+
+def prepare(recipe: Recipe, world: World) -> RunPlan:
+    """The plan of `recipe` in `world`.
+
+    Raises:
+        DataError: the tokenizer cannot be loaded.
+        ModelError: the model cannot be built.
+        RecipeError: the world does not suit the recipe.
+    """
+    vocabulary = vocabulary_size(load_tokenizer(recipe.tokenizer))
+    return make_plan(recipe, measure(recipe.model, vocabulary=vocabulary), world)

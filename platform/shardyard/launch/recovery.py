@@ -1,0 +1,68 @@
+"""What to do after a failure: a pure decision, apart from how it is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shardyard.units import format_seconds
+
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended.
+
+    causes: message → ranks that failed with it; empty when the workers never ran.
+    permanent: the same attempt would fail again, as a wrong path or a loss that is not a number does.
+    """
+
+    causes: Mapping[str, tuple[int, ...]]
+    permanent: bool
+
+    def describe(self) -> str:
+        """One line a cause, naming the ranks."""
+        lines = []
+        for message, ranks in self.causes.items():
+            named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}: " if ranks else ""
+            lines.append(f"{named}{message}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Start again after `wait_seconds`, from the newest whole checkpoint."""
+
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """End the run, because of `reason`."""
+
+    reason: str
+
+
+def decide(failure: Failure, *, failures: int, max_failures: int) -> Retry | GiveUp:
+    """Decide after the `failures`-th failure of a run (1 is the first). Waits double, up to a minute."""
+    if failure.permanent:
+        return GiveUp("it would fail again")
+    if failures > max_failures:
+        allowed = f"cluster.max_failures is {max_failures}"
+        return GiveUp(allowed if max_failures == 0 else f"it failed {failures} times and {allowed}")
+    return Retry(min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (failures - 1)))
+
+
+def group_causes(messages: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """Message of each rank → ranks of each message, the message of the lowest rank first."""
+    grouped: dict[str, list[int]] = {}
+    for rank in sorted(messages):
+        grouped.setdefault(messages[rank], []).append(rank)
+    return {message: tuple(ranks) for message, ranks in grouped.items()}
+
+
+def announce(failure: Failure, decision: Retry) -> str:
+    """What a person reads when a run starts again."""
+    return f"{failure.describe()}\nstarting again in {format_seconds(decision.wait_seconds)} from the newest checkpoint"

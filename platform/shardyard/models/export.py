@@ -1,0 +1,71 @@
+"""A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from shardyard.errors import ModelError
+from shardyard.models.build import auto_class
+
+
+def export_model(
+    destination: Path, *, config: PreTrainedConfig, weights: Mapping[str, Tensor], tokenizer: Any, card: str
+) -> Path:
+    """Write weights (safetensors), configuration, tokenizer and model card; whole or not at all.
+
+    Args:
+        destination: replaced if it exists.
+        config: of the model that was trained.
+        weights: every parameter by name, whole, in the precision to export.
+        tokenizer: saved beside the model.
+        card: text of README.md.
+
+    Raises:
+        ModelError: the weights do not fit the configuration.
+        OSError: the folder cannot be written; nothing is left behind then, and an older export stays.
+    """
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _model(config, weights).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card)
+        _replace(partial, destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return destination
+
+
+def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> Any:
+    """A model that holds the given tensors themselves: built on the meta device, so nothing is allocated twice."""
+    dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    with torch.device("meta"):
+        model = auto_class().from_config(config, dtype=dtype)
+    # Buffers that are not saved, such as rotary frequencies, have no weights here and are computed again on loading.
+    problems = model.load_state_dict(dict(weights), strict=False, assign=True)
+    model.tie_weights()
+    untouched = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if untouched or problems.unexpected_keys:
+        raise ModelError(
+            f"the weights do not fit the configuration: missing {untouched[:3]}, unexpected {problems.unexpected_keys[:3]}"
+        )
+    # Generation is what an exported model is for, and it wants the cache that training turns off.
+    model.config.use_cache = True
+    return model
+
+
+def _replace(partial: Path, destination: Path) -> None:
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        destination.rename(old)
+    partial.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)

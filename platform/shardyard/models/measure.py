@@ -1,0 +1,69 @@
+"""Sizes of a model, counted on the meta device: exact for every family, and no weight is ever allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from shardyard.models.build import auto_class, architecture_config
+from shardyard.recipe.architecture import Architecture
+from shardyard.recipe.schema import Model
+
+
+def measure(model: Model, *, vocabulary: int) -> Architecture:
+    """Count the weights of the model that a recipe describes.
+
+    Raises:
+        ModelError: `transformers` does not know the family or refuses the configuration.
+    """
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = architecture_config(model, vocabulary=vocabulary, special_tokens=no_ids)
+    with torch.device("meta"):
+        skeleton = auto_class().from_config(config)
+    return _sizes(skeleton, config.get_text_config(), model.family)
+
+
+def _sizes(skeleton: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
+    parameters = sum(p.numel() for p in skeleton.parameters())
+    head = config.vocab_size * config.hidden_size
+    looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(skeleton)}.values())
+    untied_head = skeleton.get_output_embeddings().weight is not skeleton.get_input_embeddings().weight  # type: ignore[operator]
+    matmul = parameters - looked_up + (0 if untied_head else head)
+    return Architecture(
+        family=family,
+        parameters=parameters,
+        matmul_parameters=matmul - _idle_expert_parameters(skeleton, config),
+        largest_block_parameters=max((sum(p.numel() for p in block.parameters()) for block in _blocks(skeleton)), default=0),
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        heads=config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        positions=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def _embedding_tables(skeleton: nn.Module) -> Iterator[nn.Parameter]:
+    for module in skeleton.modules():
+        if isinstance(module, nn.Embedding):
+            yield module.weight
+
+
+def _blocks(skeleton: nn.Module) -> Iterator[nn.Module]:
+    for module in skeleton.modules():
+        if isinstance(module, nn.ModuleList):
+            yield from module
+
+
+def _idle_expert_parameters(skeleton: nn.Module, config: PreTrainedConfig) -> int:
+    """Weights of the experts that a token is not routed to (0 for dense models)."""
+    experts = next((n for k in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(config, k, None))), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not experts or not chosen:
+        return 0
+    routed = sum(
+        p.numel() for name, p in skeleton.named_parameters() if ".experts." in name and p.shape and "shared" not in name
+    )
+    return round(routed * (1 - chosen / experts))

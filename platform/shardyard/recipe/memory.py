@@ -1,0 +1,101 @@
+"""Memory of one rank, estimated before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardyard.recipe.architecture import Architecture
+from shardyard.recipe.schema import Optimizer, Recipe
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank needs, by what they hold; `device` is the accelerator (or, without one, the same RAM)."""
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    buffers_bytes: int
+    offloaded_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        """What must fit the device at the peak of a step."""
+        return (
+            self.parameters_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.logits_bytes
+            + self.buffers_bytes
+        )
+
+
+def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: int, micro_batch: int) -> Memory:
+    """Model states after Rajbhandari et al. 2020 (ZeRO), section 3, in the layout that DeepSpeed allocates.
+
+    Sharded parts are divided by the world size; what is offloaded counts for the host and not for the device.
+    """
+    count, stage = architecture.parameters, recipe.zero.stage
+    width = _parameter_bytes(recipe)
+    parameters = width * count
+    gradients = (4 if stage else width) * count
+    # ZeRO keeps an fp32 master copy of its partition even when the parameters are fp32 themselves.
+    master = 4 * count if stage or width == 2 else 0
+    optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
+    if stage >= 1:
+        optimizer //= world_size
+    if stage >= 2:
+        gradients //= world_size
+    gathered = 0
+    if stage == 3:
+        parameters //= world_size
+        gathered = 2 * width * architecture.largest_block_parameters
+    offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (parameters if recipe.zero.offload_parameters else 0)
+    return Memory(
+        parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
+        gradients_bytes=gradients,
+        optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
+        activations_bytes=_activations(recipe, architecture, micro_batch),
+        logits_bytes=_logits(recipe, architecture, micro_batch),
+        buffers_bytes=2 * min(recipe.zero.bucket_bytes, 4 * count) if stage else 0,
+        offloaded_bytes=offloaded,
+    )
+
+
+def _parameter_bytes(recipe: Recipe) -> int:
+    return 4 if recipe.train.precision == "fp32" else 2
+
+
+def _states_per_parameter(optimizer: Optimizer) -> int:
+    """fp32 numbers that the optimizer keeps for each weight."""
+    if optimizer.name in ("adam", "adamw"):
+        return 2
+    if optimizer.name == "rmsprop":
+        return 2 if optimizer.momentum else 1
+    if optimizer.name == "sgd":
+        return 1 if optimizer.momentum else 0
+    return 1
+
+
+def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
+    """Korthikanti et al. 2022, section 4: 34·T·B·d bytes a block in 16 bits, attention matrices not stored.
+
+    With activation checkpointing only each block's input stays, beside one block that is being recomputed.
+    """
+    tokens = micro_batch * recipe.data.sequence_length
+    scale = _parameter_bytes(recipe) / 2
+    block = 34 * tokens * architecture.hidden_size * scale
+    if recipe.model.attention == "eager":
+        block += 5 * architecture.heads * tokens * recipe.data.sequence_length * scale
+    if recipe.model.activation_checkpointing:
+        return round(2 * tokens * architecture.hidden_size * scale * architecture.layers + block)
+    return round(block * architecture.layers)
+
+
+def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
+    """Logits as the model gives them, in fp32 for the loss, and the gradient of both."""
+    tokens = micro_batch * recipe.data.sequence_length
+    return 2 * tokens * architecture.vocabulary * (_parameter_bytes(recipe) + 4)

@@ -1,0 +1,168 @@
+"""The plan: everything that follows from a recipe and a world, computed before anything starts.
+
+Pure arithmetic. `RunPlan` is what workers receive; `RunPlan.reasons` says of each derived value why it is what it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.errors import Problem, RecipeError
+from shardyard.recipe.architecture import Architecture, flops_per_token
+from shardyard.recipe.batching import default_lanes
+from shardyard.recipe.deepspeed_config import deepspeed_config
+from shardyard.recipe.memory import Memory, estimate_memory
+from shardyard.recipe.schema import Recipe
+from shardyard.units import format_bytes, format_count
+
+MAX_MICRO_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a run takes place: `size` ranks, each on a GPU or not, with `device_bytes` of memory if that is known."""
+
+    size: int
+    gpu: bool
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Derived values of one run. Rows are sequences of `sequence_length` tokens."""
+
+    world: World
+    rows_per_rank: int
+    micro_batch: int
+    accumulation: int
+    steps: int
+    tokens_per_step: int
+    lanes: int
+    warmup: int
+    evaluate_every: int
+    checkpoint_every: int
+    architecture: Architecture
+    flops_per_token: float
+    memory: Memory
+    deepspeed: dict[str, Any]
+    reasons: dict[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole run."""
+        return self.flops_per_token * self.tokens
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the estimate fits the device; None where its memory is not known."""
+        if self.world.device_bytes is None:
+            return None
+        return self.memory.device_bytes <= self.world.device_bytes
+
+
+def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPlan:
+    """Derive everything.
+
+    Raises:
+        RecipeError: the world does not divide the batch or the lanes (a recipe's own `cluster.workers` is checked
+            before; this guards other worlds).
+    """
+    reasons: dict[str, str] = {}
+    rows_per_rank = _rows_per_rank(recipe, world)
+    micro_batch = _micro_batch(recipe, architecture, world, rows_per_rank, reasons)
+    accumulation = rows_per_rank // micro_batch
+    reasons["accumulation"] = f"{rows_per_rank} rows a rank / micro-batch of {micro_batch}"
+    tokens_per_step = recipe.train.global_batch * recipe.data.sequence_length
+    reasons["tokens_per_step"] = f"{recipe.train.global_batch} rows × {recipe.data.sequence_length} tokens"
+    steps = _steps(recipe, tokens_per_step, reasons)
+    return RunPlan(
+        world=world,
+        rows_per_rank=rows_per_rank,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        steps=steps,
+        tokens_per_step=tokens_per_step,
+        lanes=_lanes(recipe, world, reasons),
+        warmup=recipe.schedule.warmup,
+        evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
+        checkpoint_every=_every(recipe.checkpoint.every, steps, "checkpoint_every", reasons),
+        architecture=architecture,
+        flops_per_token=_flops(recipe, architecture, reasons),
+        memory=estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch),
+        deepspeed=deepspeed_config(recipe, micro_batch=micro_batch, accumulation=accumulation, gpu=world.gpu),
+        reasons=reasons,
+    )
+
+
+def _refuse(path: str, message: str) -> RecipeError:
+    return RecipeError("plan", [Problem("", path, message)])
+
+
+def _rows_per_rank(recipe: Recipe, world: World) -> int:
+    rows, rest = divmod(recipe.train.global_batch, world.size)
+    if rest:
+        raise _refuse("train.global_batch", f"{recipe.train.global_batch} rows cannot be shared by {world.size} ranks")
+    return rows
+
+
+def _micro_batch(
+    recipe: Recipe, architecture: Architecture, world: World, rows: int, reasons: dict[str, str]
+) -> int:
+    pinned = recipe.train.micro_batch
+    if pinned is not None:
+        if rows % pinned:
+            raise _refuse("train.micro_batch", f"{pinned} does not divide the {rows} rows of each rank")
+        reasons["micro_batch"] = "pinned by train.micro_batch"
+        return pinned
+    limit = max(1, MAX_MICRO_BATCH_TOKENS // recipe.data.sequence_length)
+    candidates = [m for m in range(min(rows, limit), 0, -1) if rows % m == 0]
+    chosen = next((m for m in candidates if _holds(recipe, architecture, world, m)), 1)
+    reasons["micro_batch"] = (
+        f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
+        + (f" that fits {format_bytes(world.device_bytes)}" if world.device_bytes is not None else "")
+    )
+    return chosen
+
+
+def _holds(recipe: Recipe, architecture: Architecture, world: World, micro_batch: int) -> bool:
+    if world.device_bytes is None:
+        return True
+    estimate = estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch)
+    return estimate.device_bytes <= world.device_bytes
+
+
+def _steps(recipe: Recipe, tokens_per_step: int, reasons: dict[str, str]) -> int:
+    if recipe.train.steps is not None:
+        reasons["steps"] = "given by train.steps"
+        return recipe.train.steps
+    assert recipe.train.tokens is not None, "checked with the recipe"
+    reasons["steps"] = f"{format_count(recipe.train.tokens)} tokens / {tokens_per_step} a step, rounded up"
+    return math.ceil(recipe.train.tokens / tokens_per_step)
+
+
+def _lanes(recipe: Recipe, world: World, reasons: dict[str, str]) -> int:
+    lanes = recipe.data.lanes or default_lanes(recipe.train.global_batch)
+    if lanes % world.size:
+        raise _refuse("data.lanes", f"{lanes} lanes cannot be shared by {world.size} ranks; set a multiple of it")
+    reasons["lanes"] = "given by data.lanes" if recipe.data.lanes else "largest divisor of the global batch up to 64"
+    return lanes
+
+
+def _every(given: int | None, steps: int, name: str, reasons: dict[str, str]) -> int:
+    reasons[name] = "given by the recipe" if given is not None else "a tenth of the steps"
+    return given if given is not None else max(1, steps // 10)
+
+
+def _flops(recipe: Recipe, architecture: Architecture, reasons: dict[str, str]) -> float:
+    reasons["flops_per_token"] = (
+        f"6 × {format_count(architecture.matmul_parameters)} weights + 12 × {architecture.layers} layers × "
+        f"{architecture.hidden_size} × {recipe.data.sequence_length} (PaLM, appendix B)"
+    )
+    return flops_per_token(architecture, recipe.data.sequence_length)
