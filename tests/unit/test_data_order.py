@@ -55,7 +55,7 @@ def test_more_lanes_than_rows_in_a_batch(tmp_path: Path) -> None:
     assert [rows(batch) for batch in batches(recipe, 6, state, **options)] == one[3:]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     step=st.integers(1, 25),
     length=st.integers(2, 70),

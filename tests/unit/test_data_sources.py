@@ -6,9 +6,11 @@ import csv
 import gzip
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -168,6 +170,15 @@ def test_an_unreachable_hub_points_to_local_data(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
     with pytest.raises(DataError, match=r"some/set: the hub cannot be reached.*HF_HUB_OFFLINE.*source: python-docs"):
         open_source(Source(path="some/set"), training=True)
+
+
+def test_local_data_asks_nothing_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **_: asked.append(given) or [])
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    pattern = write_jsonl(tmp_path, [documents(3)])
+    assert read(Source(path=pattern)) == read(Source(path=str(tmp_path))) == documents(3)
+    assert asked == []
 
 
 def test_names() -> None:

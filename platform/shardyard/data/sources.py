@@ -85,6 +85,8 @@ def be_quiet() -> None:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # It logs as an error what it also raises.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # It would report every opening of a local file to the hub, and wait seconds for a name server where there is none.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     for interval in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
         setattr(datasets.config, f"STREAMING_{interval}_INTERVAL", 0)
