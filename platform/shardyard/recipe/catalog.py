@@ -47,7 +47,7 @@ def shipped_file(name: str) -> Path | None:
     if _NAME.fullmatch(name) is None:
         return None
     path = share_folder("recipes") / (name if name.endswith(".yaml") else f"{name}.yaml")
-    return path if path.is_file() else None
+    return path if is_file(path) else None
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -57,7 +57,7 @@ def find_recipe(name_or_path: str) -> Path:
         RecipeError: (a UsageError) there is neither; names the nearest.
     """
     path = Path(os.path.expanduser(name_or_path))
-    if _exists(path) and not path.is_dir():
+    if is_file(path):
         return path
     shipped = shipped_file(name_or_path)
     if shipped is not None:
@@ -70,12 +70,17 @@ def find_tokenizer_spec(name: str) -> Path | None:
     if _NAME.fullmatch(name) is None:
         return None
     path = share_folder("tokenizers") / f"{name}.yaml"
-    return path if path.is_file() else None
+    return path if is_file(path) else None
 
 
 def tokenizer_specs() -> list[str]:
     """Names of the shipped tokenizer specs."""
     return sorted(path.stem for path in share_folder("tokenizers").glob("*.yaml"))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file (or pipe); a name that no file can have is just not there."""
+    return _exists(path) and not path.is_dir()
 
 
 def _exists(path: Path) -> bool:
@@ -86,7 +91,7 @@ def _exists(path: Path) -> bool:
 
 
 def _missing_message(name: str, path: Path) -> str:
-    if _exists(path):
+    if name and _exists(path):
         return "is a directory; name a recipe file in it"
     names = [recipe.name for recipe in shipped_recipes()]
     stem = name.removesuffix(".yaml")

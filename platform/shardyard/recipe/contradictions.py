@@ -63,22 +63,27 @@ def _sharing(recipe: Recipe) -> Iterator[Finding]:
     rows, rest = divmod(batch, workers)
     if rest:
         better = workers * max(1, round(batch / workers))
-        yield ("train", "global_batch"), (
-            f"{batch} rows cannot be shared by {workers} workers; set a multiple of {workers} such as {better}"
+        yield (
+            ("train", "global_batch"),
+            (f"{batch} rows cannot be shared by {workers} workers; set a multiple of {workers} such as {better}"),
         )
     elif recipe.train.micro_batch is not None and rows % recipe.train.micro_batch:
         fitting = next(n for n in range(min(rows, recipe.train.micro_batch), 0, -1) if rows % n == 0)
-        yield ("train", "micro_batch"), (
-            f"{recipe.train.micro_batch} does not divide the {rows} rows of each worker "
-            f"({batch} / {workers}); {fitting} does"
+        yield (
+            ("train", "micro_batch"),
+            (
+                f"{recipe.train.micro_batch} does not divide the {rows} rows of each worker "
+                f"({batch} / {workers}); {fitting} does"
+            ),
         )
     if rest:
         return
     lanes = recipe.data.lanes or default_lanes(batch)
     if lanes % workers:
         given = "" if recipe.data.lanes else " by default"
-        yield ("data", "lanes"), (
-            f"is {lanes}{given}, which {workers} workers cannot share; set data.lanes to {_lanes_for(lanes, workers)}"
+        yield (
+            ("data", "lanes"),
+            f"is {lanes}{given}, which {workers} workers cannot share; set data.lanes to {_lanes_for(lanes, workers)}",
         )
 
 
@@ -90,9 +95,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Finding]:
     optimizer: Optimizer = recipe.optimizer
     for name, owners in _OPTIMIZER_FIELDS.items():
         if optimizer.name not in owners and _changed(optimizer, name):
-            yield ("optimizer", name), (
-                f"does nothing for {optimizer.name}, only for {', '.join(owners)}; take it out"
-            )
+            yield ("optimizer", name), (f"does nothing for {optimizer.name}, only for {', '.join(owners)}; take it out")
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield ("optimizer", "nesterov"), "needs momentum above 0; set optimizer.momentum, 0.9 for example"
     if any(not 0 <= beta < 1 for beta in optimizer.betas):
@@ -103,8 +106,9 @@ def _schedule(recipe: Recipe) -> Iterator[Finding]:
     schedule: Schedule = recipe.schedule
     steps = training_steps(recipe)
     if steps is not None and schedule.warmup >= steps:
-        yield ("schedule", "warmup"), (
-            f"{schedule.warmup} steps of warm-up leave nothing of the {steps} steps of training; set fewer"
+        yield (
+            ("schedule", "warmup"),
+            (f"{schedule.warmup} steps of warm-up leave nothing of the {steps} steps of training; set fewer"),
         )
     if schedule.name == "step" and schedule.step_size is None:
         yield ("schedule", "name"), "the step schedule needs schedule.step_size, the steps between two drops"
@@ -120,8 +124,9 @@ def _zero(recipe: Recipe) -> Iterator[Finding]:
     if zero.offload_parameters and zero.stage != 3:
         yield ("zero", "offload_parameters"), f"needs ZeRO stage 3, not {zero.stage}; set zero.stage to 3"
     if zero.offload_optimizer and name not in _CPU_OPTIMIZERS:
-        yield ("zero", "offload_optimizer"), (
-            f"DeepSpeed has no CPU kernel for {name}; use one of {', '.join(_CPU_OPTIMIZERS)}, or set it to false"
+        yield (
+            ("zero", "offload_optimizer"),
+            (f"DeepSpeed has no CPU kernel for {name}; use one of {', '.join(_CPU_OPTIMIZERS)}, or set it to false"),
         )
 
 
@@ -133,17 +138,21 @@ def _intervals(recipe: Recipe) -> Iterator[Finding]:
         if every is not None and every > steps:
             yield (section, "every"), f"every {every} steps never comes in a run of {steps}; set at most {steps}"
     if recipe.schedule.step_size is not None and recipe.schedule.name == "step" and recipe.schedule.step_size >= steps:
-        yield ("schedule", "step_size"), (
-            f"{recipe.schedule.step_size} steps between drops never pass in a run of {steps}; set fewer"
+        yield (
+            ("schedule", "step_size"),
+            (f"{recipe.schedule.step_size} steps between drops never pass in a run of {steps}; set fewer"),
         )
 
 
 def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
     stopping = recipe.evaluate.early_stopping
     if stopping is not None and _METRIC.fullmatch(stopping.metric) is None:
-        yield ("evaluate", "early_stopping", "metric"), (
-            f"{stopping.metric!r} is not a metric of an evaluation; write eval/validation/loss or "
-            "eval/validation/perplexity"
+        yield (
+            ("evaluate", "early_stopping", "metric"),
+            (
+                f"{stopping.metric!r} is not a metric of an evaluation; write eval/validation/loss or "
+                "eval/validation/perplexity"
+            ),
         )
 
 
@@ -154,8 +163,9 @@ def _precision(recipe: Recipe) -> Iterator[Finding]:
     on_cpu = gpus == 0 or (gpus is None and local and not hardware.has_gpu())
     fp16 = recipe.train.precision == "fp16"
     if fp16 and on_cpu and local and hardware.computes_fp16(hardware.read_cpuinfo()) is False:
-        yield ("train", "precision"), (
-            "fp16 would run on the CPU here, which has no fp16 arithmetic; use bf16 or fp32, or a GPU"
+        yield (
+            ("train", "precision"),
+            ("fp16 would run on the CPU here, which has no fp16 arithmetic; use bf16 or fp32, or a GPU"),
         )
     if recipe.model.attention == "flash_attention_2":
         if on_cpu:

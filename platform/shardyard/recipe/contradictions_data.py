@@ -70,8 +70,9 @@ def _local(path: str) -> Iterator[tuple[str, str]]:
 def _held_out(data: Data) -> Iterator[Finding]:
     embedded = any(source.source is not None for source in data.train)
     if not data.validation and not embedded and not any(source.holdout for source in data.train):
-        yield ("data", "validation"), (
-            "nothing is held out; add data.validation, or set `holdout: 0.01` on a source of data.train"
+        yield (
+            ("data", "validation"),
+            ("nothing is held out; add data.validation, or set `holdout: 0.01` on a source of data.train"),
         )
 
 
@@ -88,8 +89,9 @@ def _leaks(data: Data) -> Iterator[Finding]:
         elif twin.holdout == 0 or source.holdout == 0:
             yield path, "is the very data that data.train reads; set the same `holdout` above 0 on both, or a split"
         elif twin.holdout != source.holdout:
-            yield (*path, "holdout"), (
-                f"is {source.holdout}, but {twin.holdout} on the same source of data.train; they must be equal"
+            yield (
+                (*path, "holdout"),
+                (f"is {source.holdout}, but {twin.holdout} on the same source of data.train; they must be equal"),
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
@@ -13,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from shardyard.recipe import families
-from shardyard.recipe.catalog import find_tokenizer_spec, tokenizer_specs
+from shardyard.recipe.catalog import find_tokenizer_spec, is_file, tokenizer_specs
 from shardyard.recipe.fields import Path
 from shardyard.recipe.nearest import suggestion
 from shardyard.recipe.problems import show
@@ -27,10 +26,17 @@ _OLD_HUB_IDS = re.compile(
     r"(gpt2|distilgpt2|openai-gpt|bert|distilbert|roberta|distilroberta|xlm|xlnet|albert|camembert|t5|ctrl|transfo-xl)"
     r"(-[a-z0-9]+)*(-v\d)?"
 )
+_EXPERT_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"})
 _PYTHON = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": list}
 _WORDS = {
-    "int": "a whole number", "float": "a number with a point", "str": "text", "bool": "true or false",
-    "list": "a list", "dict": "a section of keys", "tuple": "a list", "None": "null",
+    "int": "a whole number",
+    "float": "a number with a point",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "a section of keys",
+    "tuple": "a list",
+    "None": "null",
 }
 
 
@@ -41,13 +47,17 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
     yield from _settings(recipe)
     known = families.causal_lm_families()
     if recipe.model.family not in known:
-        yield ("model", "family"), (
-            f"transformers has no causal language model of type {recipe.model.family!r}; "
-            f"{suggestion(recipe.model.family, known)}"
+        yield (
+            ("model", "family"),
+            (
+                f"transformers has no causal language model of type {recipe.model.family!r}; "
+                f"{suggestion(recipe.model.family, known)}"
+            ),
         )
         return
     yield from _config(recipe)
     yield from _shape(recipe)
+    yield from _muon(recipe)
 
 
 def _config(recipe: Recipe) -> Iterator[Finding]:
@@ -87,7 +97,7 @@ def _effective(recipe: Recipe) -> Mapping[str, Any] | None:
     try:
         text = (FilePath(recipe.model.pretrained).expanduser() / "config.json").read_text(encoding="utf-8")
         stored = json.loads(text)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return None
     return {**stored, **recipe.model.config} if isinstance(stored, dict) else None
 
@@ -100,19 +110,26 @@ def _shape(recipe: Recipe) -> Iterator[Finding]:
     positions, length = sizes["max_position_embeddings"], recipe.data.sequence_length
     if positions and length > positions:
         name = sizes.name("max_position_embeddings")
-        yield ("data", "sequence_length"), (
-            f"{length} tokens are more than the {positions} positions of the model; set model.config.{name} to "
-            f"{length}, or shorten the rows"
+        yield (
+            ("data", "sequence_length"),
+            (
+                f"{length} tokens are more than the {positions} positions of the model; set model.config.{name} to "
+                f"{length}, or shorten the rows"
+            ),
         )
     hidden, heads, groups = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_key_value_heads"]
     if hidden and heads and hidden % heads and not sizes["head_dim"]:
-        yield _config_path(recipe, sizes.name("hidden_size")), (
-            f"{sizes.name('hidden_size')} {hidden} is not divisible by {sizes.name('num_attention_heads')} {heads}"
-            f"; {heads * max(1, round(hidden / heads))} is"
+        yield (
+            _config_path(recipe, sizes.name("hidden_size")),
+            (
+                f"{sizes.name('hidden_size')} {hidden} is not divisible by {sizes.name('num_attention_heads')} {heads}"
+                f"; {heads * max(1, round(hidden / heads))} is"
+            ),
         )
     if heads and groups and heads % groups:
-        yield _config_path(recipe, sizes.name("num_key_value_heads")), (
-            f"num_attention_heads {heads} is not divisible by num_key_value_heads {groups}; set a divisor of {heads}"
+        yield (
+            _config_path(recipe, sizes.name("num_key_value_heads")),
+            (f"num_attention_heads {heads} is not divisible by num_key_value_heads {groups}; set a divisor of {heads}"),
         )
 
 
@@ -136,23 +153,45 @@ def _config_path(recipe: Recipe, name: str) -> Path:
     return ("model", "config", name) if name in recipe.model.config else ("model", "config")
 
 
+def _muon(recipe: Recipe) -> Iterator[Finding]:
+    """DeepSpeed's BF16 optimizer, which stage 1 uses in bf16, refuses muon on the stacked weights of experts."""
+    fields = families.config_fields(recipe.model.family)
+    experts = fields is not None and bool(fields.names & _EXPERT_COUNTS)
+    stage_1_bf16 = recipe.zero.stage == 1 and recipe.train.precision == "bf16"
+    if recipe.optimizer.name == "muon" and stage_1_bf16 and experts:
+        yield (
+            ("optimizer", "name"),
+            f"DeepSpeed's muon takes only matrices at stage 1 in bf16, and {recipe.model.family} has experts; "
+            "set zero.stage to 2, or use adamw",
+        )
+
+
 def _settings(recipe: Recipe) -> Iterator[Finding]:
     """Switches of the platform against the same switches in the configuration."""
     model = recipe.model
     if model.activation_checkpointing and model.config.get("use_cache") is True:
-        yield ("model", "config", "use_cache"), (
-            "keeps what activation_checkpointing drops; take it out, or turn model.activation_checkpointing off"
+        yield (
+            ("model", "config", "use_cache"),
+            ("keeps what activation_checkpointing drops; take it out, or turn model.activation_checkpointing off"),
         )
     if model.dropout is not None:
         for key, value in model.config.items():
             if ("dropout" in key or "pdrop" in key) and _is_number(value) and value != model.dropout:
-                yield ("model", "config", key), (
-                    f"is {value}, but model.dropout sets every dropout to {model.dropout}; keep one of them"
+                yield (
+                    ("model", "config", key),
+                    (f"is {value}, but model.dropout sets every dropout to {model.dropout}; keep one of them"),
                 )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return FilePath(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # names that no file can have, users that there are not
+        return False
 
 
 def _looks_local(text: str) -> bool:
@@ -163,7 +202,7 @@ def _pretrained(recipe: Recipe) -> Iterator[Finding]:
     name = recipe.model.pretrained
     if name is None:
         return
-    exists = os.path.isdir(os.path.expanduser(name))
+    exists = _exists(name) and not is_file(FilePath(name).expanduser())
     if _looks_local(name) and not exists:
         yield ("model", "pretrained"), f"no folder {name!r}; relative paths start at the current folder"
     elif not exists and not (_HUB_ID.fullmatch(name) or _OLD_HUB_IDS.fullmatch(name)):
@@ -172,19 +211,25 @@ def _pretrained(recipe: Recipe) -> Iterator[Finding]:
 
 def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
     name = recipe.tokenizer
-    if find_tokenizer_spec(name) is None and not os.path.exists(os.path.expanduser(name)):
+    if find_tokenizer_spec(name) is None and not _exists(name):
         if _looks_local(name) or name.endswith((".json", ".yaml")):
             yield ("tokenizer",), f"no file or folder {name!r}; relative paths start at the current folder"
         elif not (_HUB_ID.fullmatch(name) or _OLD_HUB_IDS.fullmatch(name)):
-            yield ("tokenizer",), (
-                f"{name!r} is neither a spec in tokenizers/, a path nor a hub id (org/name); "
-                f"{suggestion(name, tokenizer_specs())}"
+            yield (
+                ("tokenizer",),
+                (
+                    f"{name!r} is neither a spec in tokenizers/, a path nor a hub id (org/name); "
+                    f"{suggestion(name, tokenizer_specs())}"
+                ),
             )
     size, vocabulary = recipe.model.config.get("vocab_size"), _vocabulary(name)
     if type(size) is int and vocabulary is not None and size < vocabulary:
-        yield ("model", "config", "vocab_size"), (
-            f"{size} is less than the {vocabulary} entries of the tokenizer {name}; set at least {vocabulary}, "
-            "or leave it out"
+        yield (
+            ("model", "config", "vocab_size"),
+            (
+                f"{size} is less than the {vocabulary} entries of the tokenizer {name}; set at least {vocabulary}, "
+                "or leave it out"
+            ),
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.errors import Problem, RecipeError
-from shardyard.recipe.catalog import shipped_file, shipped_recipes
+from shardyard.recipe.catalog import is_file, shipped_file, shipped_recipes
 from shardyard.recipe.fields import Path as FieldPath
 from shardyard.recipe.nearest import nearest
 from shardyard.recipe.overrides import forget_below
@@ -68,11 +68,7 @@ def _names(document: Document, place: str, shown: str) -> list[str]:
 def _find(name: str, path: Path, shown: str, place: str) -> tuple[Path, str]:
     """The base's file and how it is called: relative to the recipe that names it, else a shipped name."""
     base = path.parent / os.path.expanduser(name)
-    try:
-        is_file = base.is_file()
-    except (OSError, ValueError):
-        is_file = False
-    if is_file:
+    if is_file(base):
         return base, os.path.normpath(Path(shown).parent / os.path.expanduser(name))
     shipped = shipped_file(name)
     if shipped is not None:

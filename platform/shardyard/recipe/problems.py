@@ -63,9 +63,12 @@ def problems_of(error: ValidationError, places: Places, source: str) -> list[Pro
 def mistyped_literals(data: Any, places: Places, source: str) -> list[Problem]:
     """Choices that only look right: `stage: true` equals 1 in Python, but is not one of 0, 1, 2, 3."""
     found: list[Problem] = []
-    _walk_literals(data, Recipe, (), lambda path, message: found.append(
-        Problem(where(path, places, source), dotted(path), message)
-    ))
+    _walk_literals(
+        data,
+        Recipe,
+        (),
+        lambda path, message: found.append(Problem(where(path, places, source), dotted(path), message)),
+    )
     return found
 
 

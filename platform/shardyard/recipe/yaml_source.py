@@ -146,6 +146,10 @@ def _limit(text: str, shown: str) -> None:
             raise _refuse(here, f"is more than {limit}; no recipe needs that")
 
 
+def _tag_message(node: Node) -> str:
+    return f"the tag {str(node.tag).replace(_TAG, '!!')} is not supported; write a plain value"
+
+
 class _Builder:
     """Turns nodes into plain values, noting places and every problem on the way."""
 
@@ -174,7 +178,7 @@ class _Builder:
         if id(node) in self.open:
             raise _refuse(self.where(node), "contains itself through an alias")
         if str(node.tag) not in (f"{_TAG}map", f"{_TAG}seq"):
-            self.complain(node, path, f"the tag {node.tag} is not supported; write a plain value")
+            self.complain(node, path, _tag_message(node))
         self.open.add(id(node))
         try:
             if isinstance(node, MappingNode):
@@ -224,7 +228,7 @@ class _Builder:
         if kind == "null":
             return None
         if kind not in ("int", "float", "bool"):
-            self.complain(node, path, f"the tag {node.tag} is not supported; write a plain value")
+            self.complain(node, path, _tag_message(node))
             return str(node.value)
         try:
             value = self.constructor.construct_object(node)

@@ -1,0 +1,166 @@
+"""The command `shardyard`: a table of commands, each loaded when it is called.
+
+`--help` and `validate` stay fast because nothing here imports torch, Ray or DeepSpeed, and because a command's module
+is imported only once the command is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from shardyard import __version__
+from shardyard.cli import output
+from shardyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ShardyardError
+
+# name, module, function (or typer app) in it, and what `shardyard --help` says.
+COMMANDS: tuple[tuple[str, str, str, str], ...] = (
+    ("recipes", "shardyard.cli.recipes", "recipes", "List, show and copy the recipes that come with Shardyard."),
+    (
+        "validate",
+        "shardyard.cli.recipes",
+        "validate",
+        "Check recipes and report every problem; starts nothing.",
+    ),
+    (
+        "explain",
+        "shardyard.cli.recipes",
+        "explain",
+        "Say what a field means, or where a recipe's values come from.",
+    ),
+    ("plan", "shardyard.cli.plan", "plan", "Show what a recipe would do: steps, batches, memory, FLOPs."),
+    ("launch", "shardyard.cli.launch", "launch", "Train a recipe."),
+    ("resume", "shardyard.cli.launch", "resume", "Go on with a run from its newest whole checkpoint."),
+    ("runs", "shardyard.cli.runs", "runs", "List runs and look into one."),
+    ("sample", "shardyard.cli.after", "sample", "Continue a prompt with a trained model."),
+    ("eval", "shardyard.cli.after", "eval", "Measure a trained model on held-out data."),
+    ("export", "shardyard.cli.after", "export", "Write a checkpoint as a folder that from_pretrained loads."),
+    ("doctor", "shardyard.cli.doctor", "doctor", "Say what this machine can do and what it lacks."),
+)
+
+
+class LazyCommand(TyperCommand):
+    """A line of the table; becomes the real command when it is called or asked for help."""
+
+    def __init__(self, name: str, module: str, attribute: str, summary: str) -> None:
+        super().__init__(name=name, help=summary, short_help=summary, rich_markup_mode=None)
+        self.module, self.attribute = module, attribute
+
+    def load(self) -> Any:
+        """The real command, from a typer app or a plain function."""
+        target = getattr(importlib.import_module(self.module), self.attribute)
+        if not isinstance(target, typer.Typer):
+            app = typer.Typer(add_completion=False, rich_markup_mode=None)
+            app.command(self.name)(target)
+            target = app
+        return typer.main.get_command(target)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Hand the arguments to the real command, whose context this is from then on."""
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+
+class LazyGroup(TyperGroup):
+    """The commands of the table, in its order."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name, *_ in COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return next((LazyCommand(*row) for row in COMMANDS if row[0] == cmd_name), None)
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.line(f"shardyard {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def shardyard(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere in the line.")] = False,
+) -> None:
+    """Train large language models on many machines from one YAML recipe."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line and return its exit code; errors become one paragraph on stderr.
+
+    A command ends with 0, with the whole number that it returns, or with the exit code of the error that it raises.
+    """
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="shardyard", standalone_mode=False)
+        sys.stdout.flush()
+    except ShardyardError as error:
+        _report(error, str(error), debug)
+        return error.exit_code
+    except typer.TyperException as error:
+        return _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        output.note("Interrupted.")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_FAILED
+    except OSError as error:
+        _report(error, f"{error.filename or 'input or output'}: {error.strerror or error}.", debug)
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001  the last resort: a person gets a paragraph, --debug the traceback
+        name = type(error).__name__
+        _report(error, f"{name}: {error}. This is a bug in Shardyard; --debug shows the traceback.", debug)
+        return EXIT_FAILED
+    if code == EXIT_INTERRUPTED:  # typer makes this of Ctrl-C, without a word
+        output.note("Interrupted.")
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: BaseException, message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    output.print_error(message)
+
+
+def _usage(error: Any) -> int:
+    """What typer says of a command line: its message, and where help is. Asking for nothing shows the help."""
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        output.line(message)
+        return EXIT_USAGE
+    path = context.command_path if context is not None else "shardyard"
+    output.print_error(f"{message.rstrip('.')}; `{path} --help` shows what can be given.")
+    return EXIT_USAGE
+
+
+def _forget_stdout() -> None:
+    """The reader of the pipe is gone; point stdout at nothing, or Python complains when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    """Entry point of the `shardyard` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets an escape, not a crash.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

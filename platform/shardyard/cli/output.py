@@ -1,0 +1,73 @@
+"""How commands speak: rich in a terminal, plain lines in a pipe, JSON on request. Colour obeys NO_COLOR.
+
+Results go to stdout, everything said about them to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def is_terminal() -> bool:
+    """Whether stdout is watched by a person."""
+    return sys.stdout.isatty()
+
+
+def line(text: str = "") -> None:
+    """One plain line of result."""
+    sys.stdout.write(f"{text}\n")
+
+
+def note(text: str) -> None:
+    """One plain line beside the results, on stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    line(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """A rich table in a terminal; in a pipe one line a row, its cells separated by tabs and without a head."""
+    if not is_terminal():
+        for row in rows:
+            line("\t".join(_one_line(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title or None, header_style="bold", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def print_yaml(text: str) -> None:
+    """YAML with colours in a terminal, as it is in a pipe."""
+    if not is_terminal():
+        sys.stdout.write(text)
+        return
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    Console().print(Syntax(text, "yaml", background_color="default"))
+
+
+def print_error(message: str) -> None:
+    """The paragraph that a failed command ends with, on stderr; `Error:` is red where colour is welcome."""
+    if not sys.stderr.isatty():
+        note(f"Error: {message}")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("Error:", "bold red"), f" {message}"))
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split())

@@ -1,0 +1,152 @@
+"""`shardyard recipes`, `validate` and `explain`: everything about recipes that starts nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shardyard.cli import output
+from shardyard.errors import RecipeError, UsageError
+from shardyard.recipe.catalog import find_recipe, shipped_recipes
+from shardyard.recipe.explain import FieldExplanation, explain_field, is_field
+from shardyard.recipe.load import load_recipe
+from shardyard.recipe.nearest import nearest
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a field, e.g. train.steps=100.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")]
+
+recipes = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="List, show and copy the recipes that come with Shardyard.",
+)
+
+
+@recipes.command("list")
+def list_recipes(as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the shipped recipes."""
+    rows = [_row(recipe.name, recipe.path) for recipe in shipped_recipes()]
+    if as_json:
+        output.print_json(rows)
+    elif quiet:
+        for row in rows:
+            output.line(row["name"])
+    else:
+        output.print_table(("recipe", "what it is for"), [(row["name"], row["description"]) for row in rows])
+
+
+def _row(name: str, path: Path) -> dict[str, str]:
+    """A recipe that is broken stays in the list and says so: a person edits checkouts."""
+    try:
+        description = load_recipe(str(path)).recipe.description
+    except RecipeError as error:
+        description = f"broken, {len(error.problems)} problems; see `shardyard validate {name}`"
+    return {"name": name, "path": str(path), "description": description}
+
+
+@recipes.command("show")
+def show_recipe(name: Annotated[str, typer.Argument(help="Name or path of a recipe.")]) -> None:
+    """Print a recipe's YAML, as it was written."""
+    output.print_yaml(find_recipe(name).read_text(encoding="utf-8", errors="replace"))
+
+
+@recipes.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    destination: Annotated[Path | None, typer.Argument(help="File or folder; by default the current folder.")] = None,
+) -> None:
+    """Copy a recipe to edit it; never overwrites."""
+    source = find_recipe(name)
+    target = destination or Path()
+    if target.is_dir():
+        target /= source.name
+    if target.exists():
+        raise UsageError(f"{target} is there already; name another file: `shardyard recipes copy {name} FILE`.")
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}; make it first, or name another file.")
+    shutil.copyfile(source, target)
+    output.line(str(target))
+
+
+def validate(
+    names: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Paths or names of shipped recipes.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check recipes and report every problem, without starting anything."""
+    outcomes = [_outcome(name, overrides or []) for name in names]
+    if as_json:
+        output.print_json([_json_outcome(name, outcome) for name, outcome in zip(names, outcomes, strict=True)])
+    else:
+        for outcome in outcomes:
+            if isinstance(outcome, str):
+                output.line(outcome)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, RecipeError)]
+    if errors:
+        raise UsageError("\n".join(str(error) for error in errors))
+
+
+def _outcome(name: str, overrides: list[str]) -> str | RecipeError:
+    try:
+        loaded = load_recipe(name, overrides)
+    except RecipeError as error:
+        return error
+    return f"ok: {loaded.recipe.name} ({loaded.path})"
+
+
+def _json_outcome(name: str, outcome: str | RecipeError) -> dict[str, Any]:
+    problems = outcome.problems if isinstance(outcome, RecipeError) else ()
+    listed = [{"where": p.where, "path": p.path, "message": p.message} for p in problems]
+    return {"recipe": name, "ok": not problems, "problems": listed}
+
+
+def explain(
+    subject: Annotated[str, typer.Argument(metavar="FIELD|RECIPE", help="Such as train.global_batch, or a recipe.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a field means, or why a recipe's derived values are what they are."""
+    if is_field(subject):
+        _print_explanation(explain_field(subject), as_json)
+        return
+    try:
+        loaded = load_recipe(subject, overrides or [])
+    except RecipeError as error:
+        if _is_recipe(subject) or nearest(subject, [recipe.name for recipe in shipped_recipes()]):
+            raise error
+        explanation = explain_field(subject)
+        _print_explanation(explanation, as_json)
+        return
+    from shardyard.cli.plan import explain_recipe
+
+    explain_recipe(loaded)
+
+
+def _is_recipe(subject: str) -> bool:
+    try:
+        find_recipe(subject)
+    except RecipeError:
+        return "/" in subject or subject.endswith((".yaml", ".yml"))
+    return True
+
+
+def _print_explanation(explanation: FieldExplanation, as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "path": explanation.path,
+                "meaning": explanation.meaning,
+                "type": explanation.type,
+                **{label: text for label, text in explanation.details() if text},
+                "fields": dict(explanation.fields),
+            }
+        )
+    else:
+        output.line(str(explanation))

@@ -1,0 +1,68 @@
+"""`explain_field` says meaning, unit, type, range and default of every field there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardyard.errors import UsageError
+from shardyard.recipe.explain import explain_field, is_field
+from shardyard.recipe.fields import all_paths
+
+
+def test_a_number_with_unit_and_range() -> None:
+    explained = explain_field("train.global_batch")
+    assert explained.meaning == "Rows in one optimizer step, over all ranks."
+    assert (explained.unit, explained.type, explained.range) == ("sequences", "whole number", "at least 1")
+    assert explained.default == "none, must be given"
+    assert "  unit: sequences\n" in str(explained)
+
+
+def test_ranges_choices_and_defaults() -> None:
+    assert explain_field("train.seed").range == "at least 0, less than 4294967296"
+    assert explain_field("train.precision").type == "one of fp32, bf16, fp16"
+    assert explain_field("train.precision").default == "bf16"
+    assert explain_field("model.dropout").type == "number or null"
+    assert explain_field("model.dropout").default == "null"
+    assert explain_field("optimizer.betas").default == "[0.9, 0.95]"
+    assert explain_field("data.isolate_documents").default == "true"
+    assert explain_field("model.config").type == "section with free keys"
+
+
+@pytest.mark.parametrize("path", ["data.train.weight", "data.train.0.weight"])
+def test_the_items_of_a_list_with_and_without_index(path: str) -> None:
+    assert explain_field(path).meaning.startswith("Share of this source")
+
+
+def test_a_section_lists_its_fields() -> None:
+    explained = explain_field("zero")
+    assert dict(explained.fields)["offload_parameters"] == "Keep parameters in CPU memory (stage 3)."
+    assert "    stage  " in str(explained)
+    assert [name for name, _ in explain_field("data.train").fields][:2] == ["source", "path"]
+
+
+def test_every_field_can_be_explained() -> None:
+    paths = list(all_paths())
+    assert len(paths) > 90
+    assert len(set(paths)) == len(paths)
+    for path in paths:
+        explained = explain_field(path)
+        assert explained.meaning.endswith("."), path
+        assert explained.type != "any value", path
+        assert explained.default, path
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("train.gloal_batch", "did you mean 'global_batch'?"),
+        ("trian.steps", "did you mean 'train'?"),
+        ("warmup", "did you mean 'schedule.warmup'?"),
+        ("train.steps.x", "nothing, this field holds a value"),
+        ("", "valid: name"),
+    ],
+)
+def test_an_unknown_field_names_the_nearest(path: str, hint: str) -> None:
+    assert not is_field(path)
+    with pytest.raises(UsageError) as caught:
+        explain_field(path)
+    assert hint in str(caught.value)
