@@ -143,6 +143,7 @@ FILES = [
         "name: !!python/name:os.system x",
     ),
     Broken("number-key", ":15: the key 3 is not text; put it in quotes", new="3: x\n"),
+    Broken("half-pair", ":1: name: holds half of a surrogate pair", "name: broken", 'name: "\\ud800"'),
     Broken("merge-key", "merge keys (<<) are not part of YAML 1.2", new="<<: {a: 1}\n"),
     Broken("yaml-1.1", "has a % directive", whole=b"%YAML 1.1\n---\n" + GOOD.encode()),
 ]
@@ -299,7 +300,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "muon-experts",
-        "optimizer.name: DeepSpeed's muon takes only matrices at stage 1 in bf16, and mixtral has experts",
+        "optimizer.name: DeepSpeed's muon takes only matrices in bf16 at stage 1; mixtral has experts: use stage 2",
         whole=GOOD.replace("gpt2", "mixtral")
         .replace("{n_layer: 2, n_head: 2, n_embd: 64, n_positions: 128}", "{hidden_size: 64}")
         .replace("adamw", "muon")

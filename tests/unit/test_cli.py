@@ -16,7 +16,7 @@ import pytest
 from shardyard import __version__
 from shardyard.cli import main as cli
 from shardyard.cli import output
-from shardyard.errors import Interrupted, TrainingError
+from shardyard.errors import HardwareError, TrainingError
 
 SHARDYARD = [sys.executable, "-m", "shardyard.cli.main"]
 
@@ -89,7 +89,7 @@ def failing(error: BaseException) -> object:
     ("error", "code", "message"),
     [
         (TrainingError("rank 1 is gone."), 1, "Error: rank 1 is gone.\n"),
-        (Interrupted("Stopped.", exit_code=143), 143, "Error: Stopped.\n"),
+        (HardwareError("no bf16 here."), 1, "Error: no bf16 here.\n"),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
         (PermissionError(13, "Permission denied", "runs"), 1, "Error: runs: Permission denied.\n"),
         (ZeroDivisionError("x / 0"), 1, "Error: ZeroDivisionError: x / 0. This is a bug in Shardyard; --debug"),

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shardyard.errors import RecipeError
@@ -210,6 +210,8 @@ def test_dumping_and_parsing_give_the_same_recipe(base: Path, tmp_path: Path) ->
 
 
 @FUZZ
+@example(text="\x85", number=1e-4)
+@example(text=" \u2028 'x': \n\n\t#\ufeff", number=1e22)
 @given(text=st.text(max_size=60), number=st.floats(min_value=1e-30, max_value=1e30))
 def test_any_text_and_number_survive_a_dump(text: str, number: float, tmp_path: Path) -> None:
     recipe = load_recipe("gpt/quickstart").recipe

@@ -77,6 +77,14 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return next((LazyCommand(*row) for row in COMMANDS if row[0] == cmd_name), None)
 
+    def invoke(self, ctx: Any) -> Any:
+        """As typer does, but Ctrl-C says a word before it becomes exit code 130."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            output.note("Interrupted.")
+            raise
+
 
 app = typer.Typer(cls=LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -113,7 +121,6 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        output.note("Interrupted.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _forget_stdout()
@@ -125,8 +132,6 @@ def run(arguments: Sequence[str]) -> int:
         name = type(error).__name__
         _report(error, f"{name}: {error}. This is a bug in Shardyard; --debug shows the traceback.", debug)
         return EXIT_FAILED
-    if code == EXIT_INTERRUPTED:  # typer makes this of Ctrl-C, without a word
-        output.note("Interrupted.")
     return code if isinstance(code, int) else 0
 
 

@@ -161,8 +161,7 @@ def _muon(recipe: Recipe) -> Iterator[Finding]:
     if recipe.optimizer.name == "muon" and stage_1_bf16 and experts:
         yield (
             ("optimizer", "name"),
-            f"DeepSpeed's muon takes only matrices at stage 1 in bf16, and {recipe.model.family} has experts; "
-            "set zero.stage to 2, or use adamw",
+            f"DeepSpeed's muon takes only matrices in bf16 at stage 1; {recipe.model.family} has experts: use stage 2",
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import SafeRepresenter
 
 from shardyard.errors import Problem, RecipeError
 from shardyard.recipe import contradictions
@@ -75,12 +76,23 @@ def parse_recipe(mapping: Mapping[str, Any], source: str = "recipe") -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """YAML text with every field, defaults included; `load_recipe` reads it back to the same recipe."""
     writer = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
     writer.default_flow_style = False
     writer.width = 120
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     writer.dump(recipe.model_dump(mode="python"), stream)
     return stream.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Writes text so that it reads back the same: line breaks that readers fold, such as U+0085, become escapes."""
+
+    def text(self, text: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Representer.add_representer(str, _Representer.text)
 
 
 def _shown(path: Path) -> str:

@@ -213,7 +213,7 @@ class _Builder:
 
     def key(self, node: Node, path: FieldPath) -> str | None:
         if isinstance(node, ScalarNode) and str(node.tag) == f"{_TAG}str":
-            return str(node.value)
+            return self.text(node, path)
         if str(node.tag) == f"{_TAG}merge":
             self.complain(node, path, "merge keys (<<) are not part of YAML 1.2; use `extends` or repeat the keys")
         else:
@@ -221,10 +221,18 @@ class _Builder:
             self.complain(node, path, f"the key{shown} is not text; put it in quotes")
         return None
 
+    def text(self, node: ScalarNode, path: FieldPath) -> str:
+        """Text that can be written again: an escape such as \\ud800 alone stands for no character."""
+        text = str(node.value)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            self.complain(node, path, "holds half of a surrogate pair, which is no character; write \\U and 8 digits")
+            return text.encode("utf-8", "replace").decode()
+        return text
+
     def scalar(self, node: ScalarNode, path: FieldPath) -> Any:
         kind = str(node.tag).removeprefix(_TAG)
         if kind in ("str", "timestamp"):
-            return str(node.value)
+            return self.text(node, path)
         if kind == "null":
             return None
         if kind not in ("int", "float", "bool"):
