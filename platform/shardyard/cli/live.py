@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from shardyard.cli.progress import Progress, describe, number
+from shardyard.cli.progress import Progress, describe, number, whole_seconds
 from shardyard.tracking import record
 from shardyard.tracking.files import JsonlTail
 from shardyard.tracking.runfolder import RunFolder
@@ -126,7 +126,8 @@ class _PlainView:
     def metrics(self, line: dict[str, Any]) -> None:
         if self._held is not None and self._held["step"] != line.get("step"):
             self._flush()
-        self._held = {**(self._held or {"notes": []}), **line}
+        # How long it takes is known now; when the line is printed, it may already be about the next step.
+        self._held = {**(self._held or {"notes": []}), **line, "left": self._progress.seconds_left()}
         if (loss := record.newest_eval_loss(line)) is not None:
             self._held["eval"] = loss
 
@@ -141,6 +142,8 @@ class _PlainView:
         if text := describe(event):
             self._flush()
             self._print(f"* {text}")
+            if event.get("kind") == "attempt":
+                self._last_block = -1  # the first step after a restart shows where it goes on
 
     def message(self, text: str) -> None:
         self._flush()
@@ -158,7 +161,7 @@ class _PlainView:
         if not self._columns:
             self._columns = self._choose_columns(line)
             self._print("  ".join(title.rjust(width) for title, width in self._columns))
-        cells = _cells(line, self._progress)
+        cells = _cells(line, self._progress.total_steps)
         row = "  ".join(cells[title].rjust(width) for title, width in self._columns)
         self._print("  ".join([row, *line["notes"]]).rstrip())
 
@@ -233,10 +236,10 @@ class _PanelView:
         items = [
             ("train loss", number(metrics.get(record.TRAIN_LOSS))),
             ("tokens/s", _count(metrics.get(record.TOKENS_PER_SECOND))),
-            ("time left", _whole_seconds(progress.seconds_left())),
+            ("time left", whole_seconds(progress.seconds_left())),
             ("eval loss", number(progress.eval_loss)),
             ("step time", _seconds(metrics.get(record.STEP_SECONDS))),
-            ("elapsed", _whole_seconds(time.monotonic() - self._started)),
+            ("elapsed", whole_seconds(time.monotonic() - self._started)),
             ("grad norm", number(metrics.get(record.TRAIN_GRAD_NORM), ".3g")),
             ("data wait", _seconds(metrics.get(record.DATA_WAIT_SECONDS))),
             ("ranks", ranks),
@@ -245,12 +248,13 @@ class _PanelView:
             ("attempt", str(progress.attempt)),
         ]
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for _ in range(3):
+        columns = 3 if self._console.width >= 76 else 2
+        for _ in range(columns):
             grid.add_column(style="dim", no_wrap=True)
             grid.add_column(ratio=1, no_wrap=True)
         cells = [cell for name, value in items for cell in (name, Text(value or "-", style="bold" if value else "dim"))]
-        for begin in range(0, len(cells), 6):
-            grid.add_row(*cells[begin : begin + 6])
+        for begin in range(0, len(cells), 2 * columns):
+            grid.add_row(*cells[begin : begin + 2 * columns])
         return grid
 
     def _curve(self) -> RenderableType | None:
@@ -274,10 +278,10 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(_BARS[int((mean - low) / span * 7)] if abs(mean) < float("inf") else " " for mean in means)
 
 
-def _cells(line: dict[str, Any], progress: Progress) -> dict[str, str]:
+def _cells(line: dict[str, Any], total_steps: int) -> dict[str, str]:
     mfu = line.get(record.MFU)
     return {
-        "step": f"{line['step']}/{progress.total_steps}",
+        "step": f"{line['step']}/{total_steps}",
         "loss": number(line.get(record.TRAIN_LOSS)),
         "eval": number(line.get("eval")),
         "lr": number(line.get(record.TRAIN_LR), ".1e"),
@@ -286,7 +290,7 @@ def _cells(line: dict[str, Any], progress: Progress) -> dict[str, str]:
         "MFU": "" if mfu is None else f"{100 * mfu:.1f}%",
         "time": _seconds(line.get(record.STEP_SECONDS)),
         "wait": _seconds(line.get(record.DATA_WAIT_SECONDS)),
-        "left": _whole_seconds(progress.seconds_left()),
+        "left": whole_seconds(line["left"]),
     }
 
 
@@ -296,7 +300,3 @@ def _count(value: float | None) -> str:
 
 def _seconds(value: float | None) -> str:
     return "" if value is None else format_seconds(value)
-
-
-def _whole_seconds(value: float | None) -> str:
-    return "" if value is None else f"{round(value)} s" if value < 59.5 else format_seconds(value)

@@ -99,6 +99,11 @@ def number(value: object, style: str = ".4f") -> str:
     return format(value, style) if isinstance(value, int | float) else "" if value is None else str(value)
 
 
+def whole_seconds(value: float | None) -> str:
+    """A time that nobody reads to the millisecond: `12 s`, `3m05s`; "" for one that is not known."""
+    return "" if value is None else f"{round(value)} s" if value < 59.5 else format_seconds(value)
+
+
 def _attempt(event: dict[str, Any]) -> str:
     ranks, attempt, resumed = event.get("world_size") or 1, event.get("number", 1), event.get("resumed_step")
     size = f"on {ranks} rank{'s' if ranks != 1 else ''}"

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from shardyard.cli import output
-from shardyard.cli.progress import number
+from shardyard.cli.progress import number, whole_seconds
 from shardyard.tracking.files import encode
 from shardyard.tracking.runfolder import RunFolder, list_runs, runs_folder
 from shardyard.tracking.summary import Summary, summarize
-from shardyard.units import format_seconds
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
 
@@ -43,9 +42,8 @@ def runs(
 
 
 def _row(summary: Summary) -> tuple[str, ...]:
-    age = "-" if summary.age_seconds is None else format_seconds(max(1.0, summary.age_seconds))
     losses = (number(summary.loss) or "-", number(summary.eval_loss) or "-")
-    return (summary.id, summary.state, _steps(summary), *losses, age)
+    return (summary.id, summary.state, _steps(summary), *losses, whole_seconds(summary.age_seconds) or "-")
 
 
 def _show(run: RunFolder, as_json: bool) -> None:

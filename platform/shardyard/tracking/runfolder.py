@@ -37,8 +37,8 @@ def runs_folder(option: str | os.PathLike[str] | None = None) -> Path:
 
 
 def now_text() -> str:
-    """The time as run.json holds it: ISO 8601 in UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """The time as run.json holds it: ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 class RunFolder:
