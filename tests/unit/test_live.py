@@ -22,16 +22,16 @@ GOLDEN = """\
 run-1: 40 steps
 * training on 2 ranks
 * W&B offline: runs/run-1/wandb
- step     loss     eval       lr    grad  tokens/s    time    wait    left
- 1/40   3.0000           1.0e-03     1.5      8.2K  500 ms    2 ms
- 2/40   2.9500           1.0e-03     1.5      8.2K  500 ms    2 ms    19 s
+ step     loss     eval       lr    grad   tok/s    time    wait    left
+ 1/40   3.0000           1.0e-03     1.5    8.2K  500 ms    2 ms
+ 2/40   2.9500           1.0e-03     1.5    8.2K  500 ms    2 ms    19 s
 * failed on rank 1: killed
 * restart: attempt 2 on 2 ranks from step 1
- 2/40   2.9500           1.0e-03     1.5      8.2K  500 ms    2 ms
- 4/40   2.8500   3.0000  1.0e-03     1.5      8.2K  500 ms    2 ms    18 s  saved
- 5/40   2.8000           1.0e-03     1.5      8.2K  500 ms    2 ms    18 s  saved
+ 2/40   2.9500           1.0e-03     1.5    8.2K  500 ms    2 ms
+ 4/40   2.8500   3.0000  1.0e-03     1.5    8.2K  500 ms    2 ms    18 s saved
+ 5/40   2.8000           1.0e-03     1.5    8.2K  500 ms    2 ms    18 s saved
 * checkpoint at step 3 failed: disk full
-40/40      nan           1.0e-03     1.5      8.2K  500 ms    2 ms     0 s
+40/40      nan           1.0e-03     1.5    8.2K  500 ms    2 ms     0 s
 * finished at step 40
 """
 

@@ -163,11 +163,11 @@ class _PlainView:
             self._print("  ".join(title.rjust(width) for title, width in self._columns))
         cells = _cells(line, self._progress.total_steps)
         row = "  ".join(cells[title].rjust(width) for title, width in self._columns)
-        self._print("  ".join([row, *line["notes"]]).rstrip())
+        self._print(" ".join([row, *line["notes"]]).rstrip())
 
     def _choose_columns(self, line: dict[str, Any]) -> list[tuple[str, int]]:
         widths = {"step": 2 * len(str(self._progress.total_steps)) + 1, "loss": 7, "eval": 7, "lr": 7, "grad": 6}
-        widths |= {"tokens/s": 8} | ({"MFU": 5} if record.MFU in line else {}) | {"time": 6, "wait": 6, "left": 6}
+        widths |= {"tok/s": 6} | ({"MFU": 5} if record.MFU in line else {}) | {"time": 6, "wait": 6, "left": 6}
         return list(widths.items())
 
     def _print(self, text: str) -> None:
@@ -286,7 +286,7 @@ def _cells(line: dict[str, Any], total_steps: int) -> dict[str, str]:
         "eval": number(line.get("eval")),
         "lr": number(line.get(record.TRAIN_LR), ".1e"),
         "grad": number(line.get(record.TRAIN_GRAD_NORM), ".3g"),
-        "tokens/s": _count(line.get(record.TOKENS_PER_SECOND)),
+        "tok/s": _count(line.get(record.TOKENS_PER_SECOND)),
         "MFU": "" if mfu is None else f"{100 * mfu:.1f}%",
         "time": _seconds(line.get(record.STEP_SECONDS)),
         "wait": _seconds(line.get(record.DATA_WAIT_SECONDS)),
