@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardyard.data import reader
 from shardyard.data.lanes import Mixture
 from shardyard.data.shuffle import keyed_permutation
 from shardyard.errors import DataError
@@ -93,6 +94,23 @@ def test_resume_within_a_large_table_and_from_row_groups(tmp_path: Path) -> None
         for step in (5, 19, 31):
             resumed = batches(recipe, 5, merged_state(recipe, step, 2))
             assert [rows(batch) for batch in resumed] == undisturbed[step : step + 5]
+
+
+@pytest.mark.parametrize("table_rows", [3, 17])
+def test_lanes_that_share_a_shard_take_every_kth_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_rows: int
+) -> None:
+    """A table holds nothing for some of the five lanes, or several documents for each: resuming must not slip."""
+    monkeypatch.setattr(reader, "TABLE_ROWS", table_rows)
+    texts = documents(53)
+    recipe = data([Source(path=write_jsonl(tmp_path, [texts]))], shuffle_window=1)
+    undisturbed = [rows(batch) for batch in batches(recipe, 30, lanes=5, global_batch=5)]
+    for lane in range(5):
+        stream = split_documents(lane_stream(recipe, lane, 30, 5))
+        assert stream[: len(texts[lane::5])] == texts[lane::5]
+    for step in range(1, 25, 2):
+        state = merged_state(recipe, step, 1, lanes=5, global_batch=5)
+        assert rows(batches(recipe, 1, state, lanes=5, global_batch=5)[0]) == undisturbed[step]
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
