@@ -8,8 +8,7 @@
     ├── ModelError              an architecture or weights that cannot be built
     ├── HardwareError           a device, precision or library that this machine lacks
     ├── CheckpointError         a checkpoint that cannot be written, or does not verify
-    ├── TrainingError           the run failed; carries the cause of each rank
-    └── Interrupted             exit code 130 or 143: stopped on request, after a checkpoint
+    └── TrainingError           the run failed; names the cause of each rank
 
 Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are
 `assert`s, never these.
@@ -89,11 +88,3 @@ class CheckpointError(ShardyardError):
 
 class TrainingError(ShardyardError):
     """The training run failed on one or more ranks."""
-
-
-class Interrupted(ShardyardError):
-    """Training stopped on request after it wrote a checkpoint; `exit_code` says what asked for it."""
-
-    def __init__(self, message: str, exit_code: int = EXIT_INTERRUPTED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code

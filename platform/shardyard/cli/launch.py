@@ -143,7 +143,7 @@ def _drive(job: Job, *, local: bool) -> str:
     def work() -> None:
         try:
             results.append(drive(job, local=False))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised again on the main thread
             errors.append(error)
 
     thread = threading.Thread(target=work, name="shardyard-driver", daemon=True)
@@ -217,7 +217,7 @@ def _farewell(folder: RunFolder, outcome: str, *, quiet: bool) -> None:
             output.line(f"sample       {sample}")
         output.line(f"run folder   {folder.path}")
         output.line(f"model        {folder.path / 'final'}")
-        output.line(f"try          shardyard sample {folder.id} \"your prompt\"")
+        output.line(f'try          shardyard sample {folder.id} "your prompt"')
     else:
         output.line(f"run folder   {folder.path}")
     output.line(f"resume       shardyard resume {folder.id}")
@@ -234,7 +234,5 @@ def _last_samples(folder: RunFolder) -> list[str]:
 
 
 def _wandb_lines(folder: RunFolder) -> list[str]:
-    offline = sorted((folder.path / "wandb").glob("**/offline-run-*"))
-    return [f"W&B          wandb sync {offline[-1].parent}/offline-run-*"] if offline else []
-
-
+    offline = sorted(folder.wandb.glob("offline-run-*"))
+    return [f"W&B          wandb sync {folder.wandb}/offline-run-*"] if offline else []

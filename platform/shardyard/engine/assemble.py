@@ -12,7 +12,6 @@ from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.optim.schedules import learning_rate_factor
-from shardyard.recipe.load import dump_recipe
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.meters import Throughput, device_name, peak_flops
@@ -73,16 +72,14 @@ def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:
         name=folder.id,
         tags=recipe.tracking.tags,
         config=recipe.model_dump(),
-        folder=folder.path / "wandb",
+        folder=folder.path,
     )
     return Tracker(folder, mirror)
 
 
 def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:
     peak = peak_flops(device_name(), recipe.train.precision)
-    return Throughput(
-        flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.world.size
-    )
+    return Throughput(flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.world.size)
 
 
 def _early_stopping(recipe: Recipe, notes: Notes) -> EarlyStoppingHook | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import deepspeed
 import numpy
@@ -61,7 +61,7 @@ class WholeCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     def _write(self, state_dict: Any, path: Path) -> None:
         file = files.HashingFile(path)
         try:
-            torch.save(state_dict, file)
+            torch.save(state_dict, cast("IO[bytes]", file))
             self.written[path] = file.finish()
         except BaseException:
             file.discard()
@@ -97,7 +97,9 @@ class Saved:
 class Checkpointer:
     """Writes and reads the checkpoints of one run."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, folder: Path, rank: Rank, *, keep: int, facts: dict[str, Any]):
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, folder: Path, rank: Rank, *, keep: int, facts: dict[str, Any]
+    ):
         self._engine = engine
         self._files = WholeCheckpointEngine()
         engine.checkpoint_engine = self._files
@@ -176,7 +178,9 @@ class Checkpointer:
                 continue
             return self._load(folder)
         if candidates:
-            raise CheckpointError(f"no checkpoint in {self.folder} is whole; restore one from a backup or start a new run")
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole; restore one from a backup or start a new run"
+            )
         return None
 
     def _damage(self, folder: Path) -> str:
@@ -207,7 +211,7 @@ class Checkpointer:
 def _random_states() -> dict[str, Any]:
     """State of every generator that dropout or user code draws from, as JSON."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))
     states = {
         "python": [version, list(internal), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],

@@ -106,7 +106,12 @@ def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **facts
         OSError: the disk is full or the folder went away; the checkpoint then does not exist.
     """
     partial = partial_folder(checkpoints, step)
-    body = {"format": FORMAT, "step": step, **facts, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
+    body = {
+        "format": FORMAT,
+        "step": step,
+        **facts,
+        "files": {name: asdict(entry) for name, entry in sorted(files.items())},
+    }
     write_json(partial / MANIFEST, {**body, "sha256": _digest(body)})
     for folder in sorted({(partial / name).parent for name in files} | {partial}):
         _sync_folder(folder)

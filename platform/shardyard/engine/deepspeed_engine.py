@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+
 import deepspeed
 import torch
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
@@ -14,8 +15,8 @@ from transformers.initialization import no_init_weights
 from shardyard.engine.world import Rank
 from shardyard.models.build import construct
 from shardyard.models.initialise import initialise
-from shardyard.optim.groups import parameter_groups
 from shardyard.optim.elementwise import client_optimizer
+from shardyard.optim.groups import parameter_groups
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 
@@ -87,7 +88,7 @@ class LearningRate:
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         self._engine = engine
-        self._peaks = [group["lr"] for group in engine.optimizer.param_groups]
+        self._peaks: list[float] = [group["lr"] for group in engine.optimizer.param_groups]
 
     def set(self, factor: float) -> float:
         """Scale all groups; returns the learning rate of the first."""

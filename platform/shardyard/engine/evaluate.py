@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, held_out: HeldOut, rank: Rank, *, micro_batch: in
 def evaluate_alone(model: nn.Module, held_out: HeldOut, *, micro_batch: int, device: torch.device) -> Evaluation:
     """The same measurement in one process, for a model that was exported."""
     total, count = 0.0, 0
-    for rows in torch.arange(held_out.num_rows).split(micro_batch):
+    for rows in torch.split(torch.arange(held_out.num_rows), micro_batch):
         loss, targets = _one_pass(model, held_out, rows, device)
         total, count = total + loss, count + targets
     return Evaluation(loss=total / max(1, count), rows=held_out.num_rows, targets=count)
@@ -63,7 +63,10 @@ def _one_pass(model: nn.Module, held_out: HeldOut, rows: Tensor, device: torch.d
     try:
         with torch.no_grad():
             loss = causal_lm_loss(
-                model, held_out.input_ids[picked].to(device), labels.to(device), held_out.position_ids[picked].to(device)
+                model,
+                held_out.input_ids[picked].to(device),
+                labels.to(device),
+                held_out.position_ids[picked].to(device),
             )
     finally:
         model.train(training)

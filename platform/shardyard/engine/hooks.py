@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import deepspeed
-import torch
 
 from shardyard.data.held_out import HeldOut
 from shardyard.engine.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.evaluate import evaluate
+from shardyard.engine.generate import generate
 from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError
 from shardyard.recipe.schema import EarlyStopping, Sample
@@ -51,7 +51,9 @@ class Every:
 class EvaluateHook:
     """Measures the held-out rows; may ask to stop when the loss no longer improves."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, held_out: HeldOut, rank: Rank, micro_batch: int, notes: Notes):
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, held_out: HeldOut, rank: Rank, micro_batch: int, notes: Notes
+    ):
         self._engine, self._held_out, self._rank = engine, held_out, rank
         self._micro_batch, self._notes = micro_batch, notes
 
@@ -109,9 +111,11 @@ class EarlyStoppingHook:
 
 
 class SampleHook:
-    """Continues the recipe's prompts greedily. All ranks generate alike, since under ZeRO-3 each pass is a collective."""
+    """Continues the recipe's prompts greedily, on all ranks alike: under ZeRO-3 each pass is a collective."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, tokenizer: Any, settings: Sample, rank: Rank, notes: Notes):
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, tokenizer: Any, settings: Sample, rank: Rank, notes: Notes
+    ) -> None:
         self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
         self._rank, self._notes = rank, notes
 
@@ -128,37 +132,12 @@ class SampleHook:
             self._engine.train()
 
 
-def generate(
-    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, device: torch.device, **sampling: Any
-) -> str:
-    """The continuation of a prompt, without the prompt. Greedy unless `sampling` says otherwise.
-
-    A document begins with the tokenizer's first token, so a prompt does too; what would not fit the model's positions
-    is cut from the front of the prompt.
-    """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = ([start] if start is not None else []) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None:
-        max_new_tokens = min(max_new_tokens, positions - 1)
-        ids = ids[-(positions - max_new_tokens) :]
-    inputs = torch.tensor([ids], device=device)
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=max_new_tokens,
-            use_cache=True,
-            pad_token_id=tokenizer.eos_token_id,
-            **{"do_sample": False, **sampling},
-        )
-    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
-
-
 class CheckpointHook:
     """Saves; a checkpoint that cannot be written is told and training goes on, for the next one may succeed."""
 
-    def __init__(self, checkpointer: Checkpointer, state: Callable[[int], tuple[TrainerState, dict[str, Any]]], notes: Notes):
+    def __init__(
+        self, checkpointer: Checkpointer, state: Callable[[int], tuple[TrainerState, dict[str, Any]]], notes: Notes
+    ):
         self._checkpointer, self._state, self._notes = checkpointer, state, notes
         self.saved_step: int | None = None
 
@@ -180,6 +159,4 @@ class CheckpointHook:
         state, lanes = self._state(step)
         saved = self._checkpointer.save(state, lanes)
         self.saved_step = step
-        self._notes.event(
-            "checkpoint", step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes
-        )
+        self._notes.event("checkpoint", step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes)

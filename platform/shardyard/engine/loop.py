@@ -25,7 +25,8 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
         until: pause after this step, with a checkpoint.
 
     Returns:
-        `finished` when all steps are done or early stopping ended them; otherwise why the run stopped, with a checkpoint.
+        `finished` when all steps are done or early stopping ended them; otherwise why the run stopped, after a
+        checkpoint.
 
     Raises:
         TrainingError: the loss is not a number.
@@ -54,9 +55,7 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
     learning_rate = session.learning_rate.set(session.factor(step - 1))
     batch = session.next_batch()
     waited = time.monotonic() - started
-    result = train_step(
-        session.engine, batch, session.rank, micro_batch=session.plan.micro_batch, flag=_flag(session)
-    )
+    result = train_step(session.engine, batch, session.rank, micro_batch=session.plan.micro_batch, flag=_flag(session))
     _check(result, step)
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
     if result.grad_norm is not None:

@@ -69,8 +69,10 @@ def _export(session: Session) -> None:
     weights = whole_weights(session.engine)
     problem = None
     if weights is not None:
-        loss = next((v for m in reversed(read_metrics(session.folder.metrics)) if (v := newest_eval_loss(m)) is not None), None)
-        card = model_card(session.recipe, session.plan, session.folder.info(), loss)
+        losses = [newest_eval_loss(line) for line in read_metrics(session.folder.metrics)]
+        loss = next((loss for loss in reversed(losses) if loss is not None), None)
+        info = {**session.folder.info(), "step": session.engine.global_steps}
+        card = model_card(session.recipe, session.plan, info, loss)
         try:
             path = export_model(
                 session.folder.path / "final",

@@ -22,7 +22,7 @@ def run_local(job: Job) -> Outcome:
     # DeepSpeed reads the rank from the environment even when torch.distributed is up.
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     with tempfile.TemporaryDirectory(prefix="shardyard-") as folder:
-        store = distributed.FileStore(str(Path(folder) / "rendezvous"), 1)
+        store = distributed.FileStore(str(Path(folder) / "rendezvous"), 1)  # type: ignore[attr-defined]
         distributed.init_process_group("nccl" if job.plan.world.gpu else "gloo", store=store, rank=0, world_size=1)
         try:
             return run_rank(job, Rank(rank=0, world_size=1, local_rank=0, device=device))

@@ -17,8 +17,8 @@ from shardyard.launch.worker import RankError, train_worker
 def attempt(job: Job) -> Failure | None:
     """Run all ranks of a job once; returns why it failed, or None.
 
-    Ray's own restarts are off: what to do after a failure is decided by `recovery.decide`, which can tell a loss that is
-    not a number from a node that went away.
+    Ray's own restarts are off: what to do after a failure is decided by `recovery.decide`, which can tell a loss that
+    is not a number from a node that went away.
     """
     trainer = TorchTrainer(
         train_worker,

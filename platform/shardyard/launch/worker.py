@@ -47,7 +47,7 @@ def train_worker(config: dict[str, Any]) -> None:
     os.environ.update(RANK=str(rank.rank), LOCAL_RANK=str(rank.device.index or 0), WORLD_SIZE=str(rank.world_size))
     try:
         outcome = run_rank(job, rank)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a rank reports whatever ended it
         traceback.print_exc()
         # Memory that ran out, lost peers and broken networks may pass; what the platform itself explains does not.
         raise RankError(_one_line(error), permanent=isinstance(error, ShardyardError)) from None

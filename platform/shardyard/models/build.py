@@ -74,7 +74,7 @@ def construct(model: Model, config: PreTrainedConfig) -> PreTrainedModel:
     if model.activation_checkpointing:
         # The non-reentrant form keeps the random state of dropout and works with torch.compile and ZeRO-3.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return built  # type: ignore[no-any-return]
+    return built
 
 
 def special_token_ids(tokenizer: Any) -> dict[str, int | None]:

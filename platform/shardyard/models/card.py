@@ -20,7 +20,12 @@ def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], loss: flo
     """
     provenance = info.get("provenance") or {}
     sources = "\n".join(f"- {_source(source)}" for source in recipe.data.train)
-    measured = f"{loss:.4f} nats a token on {recipe.evaluate.rows} held-out rows" if loss is not None else "not measured"
+    rows = recipe.evaluate.rows
+    measured = f"{loss:.4f} nats a token on {rows} held-out rows" if loss is not None else "not measured"
+    size = format_count(plan.architecture.parameters)
+    length = f"{info.get('step', plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens"
+    how = f"{recipe.train.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
+    rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -33,11 +38,11 @@ tags: [shardyard, {recipe.model.family}]
 
 | | |
 |---|---|
-| architecture | {recipe.model.family}, {format_count(plan.architecture.parameters)} parameters |
+| architecture | {recipe.model.family}, {size} parameters |
 | paper | {recipe.paper or "none given"} |
 | tokenizer | {recipe.tokenizer}, {plan.architecture.vocabulary} entries |
-| training | {info.get("step", plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens, {recipe.train.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks |
-| optimizer | {recipe.optimizer.name}, peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule |
+| training | {length}, {how} |
+| optimizer | {recipe.optimizer.name}, {rate} |
 | held-out loss | {measured} |
 | run | {info.get("id", "unknown")} |
 

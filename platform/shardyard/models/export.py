@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
 from shardyard.models.build import auto_class
@@ -46,6 +47,7 @@ def export_model(
 
 def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> Any:
     """A model that holds the given tensors themselves: built on the meta device, so nothing is allocated twice."""
+    transformers_logging.disable_progress_bar()
     dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
     with torch.device("meta"):
         model = auto_class().from_config(config, dtype=dtype)
@@ -54,8 +56,9 @@ def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> Any:
     model.tie_weights()
     untouched = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if untouched or problems.unexpected_keys:
+        unexpected = problems.unexpected_keys
         raise ModelError(
-            f"the weights do not fit the configuration: missing {untouched[:3]}, unexpected {problems.unexpected_keys[:3]}"
+            f"the weights do not fit the configuration: missing {untouched[:3]}, unexpected {unexpected[:3]}"
         )
     # Generation is what an exported model is for, and it wants the cache that training turns off.
     model.config.use_cache = True

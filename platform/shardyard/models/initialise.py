@@ -2,8 +2,9 @@
 
 The constructor's own initialisation consumes one stream of random numbers in the order in which modules are built, and
 under `deepspeed.zero.Init` it sees parameters that are already partitioned and leaves them as they were allocated. Here
-each module is initialised by its family's own rule (`_init_weights` of transformers) while its parameters are whole, from a
-generator keyed by seed and name: the same weights at every ZeRO stage and world size, with one block in memory at a time.
+each module is initialised by its family's own rule (`_init_weights` of transformers) while its parameters are whole,
+from a generator keyed by seed and name: the same weights at every ZeRO stage and world size, with one block in memory
+at a time.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardyard.models.build import auto_class, architecture_config
+from shardyard.models.build import architecture_config, auto_class
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.schema import Model
 
@@ -27,7 +27,7 @@ def measure(model: Model, *, vocabulary: int) -> Architecture:
 
 
 def _sizes(skeleton: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
-    parameters = sum(p.numel() for p in skeleton.parameters())
+    parameters = _count(skeleton)
     head = config.vocab_size * config.hidden_size
     looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(skeleton)}.values())
     untied_head = skeleton.get_output_embeddings().weight is not skeleton.get_input_embeddings().weight  # type: ignore[operator]
@@ -36,7 +36,9 @@ def _sizes(skeleton: nn.Module, config: PreTrainedConfig, family: str) -> Archit
         family=family,
         parameters=parameters,
         matmul_parameters=matmul - _idle_expert_parameters(skeleton, config),
-        largest_block_parameters=max((sum(p.numel() for p in block.parameters()) for block in _blocks(skeleton)), default=0),
+        largest_block_parameters=max(
+            (sum(p.numel() for p in block.parameters()) for block in _blocks(skeleton)), default=0
+        ),
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         heads=config.num_attention_heads,
@@ -45,7 +47,11 @@ def _sizes(skeleton: nn.Module, config: PreTrainedConfig, family: str) -> Archit
     )
 
 
-def _embedding_tables(skeleton: nn.Module) -> Iterator[nn.Parameter]:
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _embedding_tables(skeleton: nn.Module) -> Iterator[Tensor]:
     for module in skeleton.modules():
         if isinstance(module, nn.Embedding):
             yield module.weight
@@ -59,11 +65,12 @@ def _blocks(skeleton: nn.Module) -> Iterator[nn.Module]:
 
 def _idle_expert_parameters(skeleton: nn.Module, config: PreTrainedConfig) -> int:
     """Weights of the experts that a token is not routed to (0 for dense models)."""
-    experts = next((n for k in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(config, k, None))), None)
-    chosen = getattr(config, "num_experts_per_tok", None)
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((count for name in names if (count := getattr(config, name, None))), None)
+    chosen: int | None = getattr(config, "num_experts_per_tok", None)
     if not experts or not chosen:
         return 0
     routed = sum(
         p.numel() for name, p in skeleton.named_parameters() if ".experts." in name and p.shape and "shared" not in name
     )
-    return round(routed * (1 - chosen / experts))
+    return int(routed * (1 - chosen / experts))

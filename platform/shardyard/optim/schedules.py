@@ -1,8 +1,8 @@
 """Learning-rate schedules as pure functions of the step: nothing to save, nothing to restore.
 
 `t` is the number of optimizer steps done before this one (0 for the first), `S` the steps of the run, `W` the warm-up
-steps, `p = (t - W) / (S - W)` the progress after the warm-up, `m` the minimum ratio. Each returns the factor by which the
-peak learning rate is multiplied.
+steps, `p = (t - W) / (S - W)` the progress after the warm-up, `m` the minimum ratio. Each returns the factor by which
+the peak learning rate is multiplied.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ https://www.deepspeed.ai/docs/config-json/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
@@ -110,7 +111,7 @@ def _adam(o: Optimizer) -> tuple[str, dict[str, Any]]:
     return "AdamW" if o.name == "adamw" else "Adam", {"betas": list(o.betas), "eps": o.eps}
 
 
-_OPTIMIZERS = {
+_OPTIMIZERS: dict[str, Callable[[Optimizer], tuple[str, dict[str, Any]]]] = {
     "adamw": _adam,
     "adam": _adam,
     "sgd": lambda o: ("SGD", {"momentum": o.momentum, "nesterov": o.nesterov}),

@@ -53,7 +53,9 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: i
     if stage == 3:
         parameters //= world_size
         gathered = 2 * width * architecture.largest_block_parameters
-    offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (parameters if recipe.zero.offload_parameters else 0)
+    offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
+        parameters if recipe.zero.offload_parameters else 0
+    )
     return Memory(
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,

@@ -112,9 +112,7 @@ def _rows_per_rank(recipe: Recipe, world: World) -> int:
     return rows
 
 
-def _micro_batch(
-    recipe: Recipe, architecture: Architecture, world: World, rows: int, reasons: dict[str, str]
-) -> int:
+def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows: int, reasons: dict[str, str]) -> int:
     pinned = recipe.train.micro_batch
     if pinned is not None:
         if rows % pinned:
@@ -124,9 +122,8 @@ def _micro_batch(
     limit = max(1, MAX_MICRO_BATCH_TOKENS // recipe.data.sequence_length)
     candidates = [m for m in range(min(rows, limit), 0, -1) if rows % m == 0]
     chosen = next((m for m in candidates if _holds(recipe, architecture, world, m)), 1)
-    reasons["micro_batch"] = (
-        f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
-        + (f" that fits {format_bytes(world.device_bytes)}" if world.device_bytes is not None else "")
+    reasons["micro_batch"] = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens" + (
+        f" that fits {format_bytes(world.device_bytes)}" if world.device_bytes is not None else ""
     )
     return chosen
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Section(BaseModel):
@@ -19,7 +19,7 @@ class Section(BaseModel):
 
 
 def _described(default: Any, description: str, unit: str = "", **constraints: Any) -> Any:
-    extra = {"unit": unit} if unit else None
+    extra: dict[str, JsonValue] | None = {"unit": unit} if unit else None
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
@@ -34,7 +34,8 @@ ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "step", "
 
 class Model(Section):
     family: str = _described(
-        REQUIRED, "Model type of transformers that has the head which the objective needs, such as gpt2, llama or qwen2."
+        REQUIRED,
+        "Model type of transformers that has the head which the objective needs, such as gpt2, llama or qwen2.",
     )
     config: dict[str, Any] = _described(
         {}, "Fields of the family's transformers configuration; whatever is not named keeps its default there."
@@ -103,7 +104,9 @@ class Data(Section):
 class Train(Section):
     global_batch: int = _described(REQUIRED, "Rows in one optimizer step, over all ranks.", "sequences", ge=1)
     steps: int | None = _described(None, "Optimizer steps; give this or `tokens`.", "steps", ge=1)
-    tokens: int | None = _described(None, "Training tokens, rounded up to whole steps; give this or `steps`.", "tokens", ge=1)
+    tokens: int | None = _described(
+        None, "Training tokens, rounded up to whole steps; give this or `steps`.", "tokens", ge=1
+    )
     micro_batch: int | None = _described(
         None,
         "Rows that one rank puts through the model at once. Default: the largest that divides a rank's share of the "
@@ -112,7 +115,9 @@ class Train(Section):
         ge=1,
     )
     seed: int = _described(1234, "Seed of initial weights, data order and dropout.", ge=0, lt=2**32)
-    precision: Precision = _described("bf16", "Number format of the forward and backward pass; master weights are fp32.")
+    precision: Precision = _described(
+        "bf16", "Number format of the forward and backward pass; master weights are fp32."
+    )
     gradient_clipping: float = _described(1.0, "Largest norm of the gradient; 0 turns clipping off.", ge=0.0)
     initial_loss_scale: int = _described(
         16, "First loss scale of fp16 as a power of two; it then adapts.", "log2", ge=0, le=32
@@ -125,7 +130,11 @@ class Train(Section):
 class Optimizer(Section):
     name: OptimizerName = _described("adamw", "Optimizer.")
     lr: float = _described(REQUIRED, "Peak learning rate, which the schedule scales.", gt=0.0)
-    weight_decay: float = _described(0.0, "Weight decay on all weights but norms and biases; decoupled, L2 for adam, sgd, adagrad and rmsprop.", ge=0.0)
+    weight_decay: float = _described(
+        0.0,
+        "Weight decay on all weights but norms and biases; decoupled, L2 for adam, sgd, adagrad and rmsprop.",
+        ge=0.0,
+    )
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = _described(
         [0.9, 0.95], "Decay rates of the running averages (adam, adamw, lion, muon's AdamW part)."
     )
@@ -142,11 +151,16 @@ class Schedule(Section):
     name: ScheduleName = _described("cosine", "Shape of the learning rate after the warm-up.")
     warmup: int = _described(0, "Steps over which the learning rate rises linearly to its peak.", "steps", ge=0)
     min_ratio: float = _described(
-        0.1, "Learning rate at the end as a share of the peak (linear, cosine, wsd) or its floor (step, exponential).", ge=0.0, le=1.0
+        0.1,
+        "Learning rate at the end as a share of the peak (linear, cosine, wsd) or its floor (step, exponential).",
+        ge=0.0,
+        le=1.0,
     )
     decay_fraction: float = _described(0.2, "Share of the steps that wsd spends on its final decay.", gt=0.0, le=1.0)
     step_size: int | None = _described(None, "Steps between two drops of the step schedule.", "steps", ge=1)
-    gamma: float = _described(0.5, "Factor of each drop (step), or of the decay over the whole run (exponential).", gt=0.0, le=1.0)
+    gamma: float = _described(
+        0.5, "Factor of each drop (step), or of the decay over the whole run (exponential).", gt=0.0, le=1.0
+    )
 
 
 class Zero(Section):
@@ -162,27 +176,39 @@ class Zero(Section):
 
 class Checkpoint(Section):
     every: int | None = _described(
-        None, "Steps between two checkpoints. Default: a tenth of the run; one is always written at the end.", "steps", ge=1
+        None,
+        "Steps between two checkpoints. Default: a tenth of the run; one is always written at the end.",
+        "steps",
+        ge=1,
     )
-    keep: int = _described(3, "Newest checkpoints to keep; older ones are removed once a newer one is whole.", "checkpoints", ge=1)
+    keep: int = _described(
+        3, "Newest checkpoints to keep; older ones are removed once a newer one is whole.", "checkpoints", ge=1
+    )
 
 
 class EarlyStopping(Section):
     metric: str = _described("eval/validation/loss", "Metric to watch, as the run records it; smaller is better.")
-    patience: int = _described(REQUIRED, "Evaluations without improvement after which training ends.", "evaluations", ge=1)
+    patience: int = _described(
+        REQUIRED, "Evaluations without improvement after which training ends.", "evaluations", ge=1
+    )
     min_delta: float = _described(0.0, "Least change that counts as an improvement.", ge=0.0)
 
 
 class Evaluate(Section):
     every: int | None = _described(
-        None, "Steps between two evaluations. Default: a tenth of the run; one is always done at the end.", "steps", ge=1
+        None,
+        "Steps between two evaluations. Default: a tenth of the run; one is always done at the end.",
+        "steps",
+        ge=1,
     )
     rows: int = _described(64, "Held-out rows in one evaluation, the same ones each time.", "sequences", ge=1)
     early_stopping: EarlyStopping | None = _described(None, "End when a validation metric no longer improves.")
 
 
 class Sample(Section):
-    prompts: list[str] = _described([], "Prompts that are continued after each evaluation, greedily, into samples.jsonl.")
+    prompts: list[str] = _described(
+        [], "Prompts that are continued after each evaluation, greedily, into samples.jsonl."
+    )
     max_new_tokens: int = _described(64, "Length of each continuation.", "tokens", ge=1)
 
 
@@ -208,11 +234,15 @@ class Cluster(Section):
     )
     cpus_per_worker: int = _described(1, "CPU cores that Ray reserves for each worker.", "cores", ge=1)
     memory_per_worker: str | None = _described(
-        None, "Memory of a worker's device, such as 80GiB, that the plan must fit. Default: that of the GPU found here.",
-        "bytes", pattern=r"^\d+(\.\d+)? ?([KMGT]i?)?B$",
+        None,
+        "Memory of a worker's device, such as 80GiB, that the plan must fit. Default: that of the GPU found here.",
+        "bytes",
+        pattern=r"^\d+(\.\d+)? ?([KMGT]i?)?B$",
     )
     address: str | None = _described(None, "Ray cluster to use (RAY_ADDRESS wins); by default a local one is started.")
-    max_failures: int = _described(3, "Restarts after failures, each from the newest whole checkpoint.", "restarts", ge=0)
+    max_failures: int = _described(
+        3, "Restarts after failures, each from the newest whole checkpoint.", "restarts", ge=0
+    )
 
 
 class Recipe(Section):
@@ -224,9 +254,7 @@ class Recipe(Section):
     expected: str | None = _described(None, "What a run of this recipe gives, and on what hardware.")
     model: Model = _described(REQUIRED, "The architecture.")
     objective: Literal["causal_lm"] = _described("causal_lm", "What the model learns to do.")
-    tokenizer: str = _described(
-        "bytes", "Spec in tokenizers/ by name, or a path or hub id that AutoTokenizer loads."
-    )
+    tokenizer: str = _described("bytes", "Spec in tokenizers/ by name, or a path or hub id that AutoTokenizer loads.")
     data: Data = _described(REQUIRED, "Where documents come from and how they become rows.")
     train: Train = _described(REQUIRED, "Length, batch size and number format of training.")
     optimizer: Optimizer = _described(REQUIRED, "How gradients become updates.")

@@ -1,0 +1,87 @@
+"""`shardyard sample`, `eval` and `export`: what a trained model is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shardyard.cli import output
+from shardyard.cli.launch import RunsDir
+from shardyard.cli.recipes import AsJson
+from shardyard.errors import UsageError
+
+if TYPE_CHECKING:
+    from shardyard.tracking.runfolder import RunFolder
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id, unique beginning, path, or `latest`.")]
+Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
+
+
+def sample(
+    run: RunName,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Text to continue.")],
+    step: Step = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of a continuation.")] = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random choice.")] = 0,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Continue a prompt with a trained model."""
+    from shardyard.engine.trained import load_trained
+
+    trained = load_trained(_open(run, runs_dir), step)
+    texts = trained.sample(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    for prompt, text in zip(prompts, texts, strict=True):
+        if as_json:
+            output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+        else:
+            output.line(f"{prompt}{text}")
+
+
+def eval(
+    run: RunName,
+    step: Step = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Held-out rows; by default the recipe's.")] = None,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Measure a trained model on the run's held-out data."""
+    from shardyard.engine.trained import load_trained
+
+    result: dict[str, Any] = load_trained(_open(run, runs_dir), step).evaluate(rows)
+    if as_json:
+        output.print_json(result)
+    else:
+        output.print_table(("what", "value"), [(name, _number(value)) for name, value in result.items()])
+
+
+def export(
+    run: RunName,
+    destination: Annotated[Path | None, typer.Argument(help="Folder to write; by default RUN/final.")] = None,
+    step: Step = None,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Write a checkpoint as a folder that from_pretrained loads: safetensors, tokenizer and a model card."""
+    from shardyard.engine.trained import export_checkpoint
+
+    folder = _open(run, runs_dir)
+    target = destination or folder.path / "final"
+    if destination is not None and destination.exists():
+        raise UsageError(f"{destination} is there already; name another folder.")
+    output.line(str(export_checkpoint(folder, step, target)))
+
+
+def _open(run: str, runs_dir: Path | None) -> RunFolder:
+    from shardyard.tracking.runfolder import RunFolder, runs_folder
+
+    return RunFolder.open(runs_folder(runs_dir), run)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,121 @@
+"""A trained model, from a run's final/ or one of its checkpoints, in one process and without DeepSpeed's engine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from shardyard.data.held_out import held_out_rows
+from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.engine.checkpoint_files import read_manifest, whole_checkpoints
+from shardyard.engine.evaluate import evaluate_alone
+from shardyard.engine.generate import generate
+from shardyard.engine.weights import weights_of_checkpoint
+from shardyard.errors import RunFolderError
+from shardyard.models.build import architecture_config, auto_class, special_token_ids
+from shardyard.models.card import model_card
+from shardyard.models.export import export_model
+from shardyard.models.measure import measure
+from shardyard.recipe.load import load_recipe
+from shardyard.recipe.plan import World, make_plan
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.record import newest_eval_loss
+from shardyard.tracking.runfolder import RunFolder, read_metrics
+
+DEFAULT_MICRO_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model ready to use, with the recipe that made it."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    device: torch.device
+
+    def sample(self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int) -> list[str]:
+        """The continuation of each prompt; greedy at temperature 0."""
+        torch.manual_seed(seed)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+        return [
+            generate(self.model, self.tokenizer, prompt, max_new_tokens, self.device, **sampling) for prompt in prompts
+        ]
+
+    def evaluate(self, rows: int | None = None) -> dict[str, Any]:
+        """Loss (nats a token) and perplexity on the run's held-out rows."""
+        held_out = held_out_rows(
+            self.recipe.data, self.tokenizer, rows or self.recipe.evaluate.rows, self.recipe.train.seed
+        )
+        micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
+        result = evaluate_alone(self.model, held_out, micro_batch=micro_batch, device=self.device)
+        return {"loss": result.loss, "perplexity": result.perplexity, "rows": result.rows, "targets": result.targets}
+
+
+def load_trained(folder: RunFolder, step: int | None = None) -> Trained:
+    """The final model of a run; with `step`, or while there is none, that of a checkpoint.
+
+    Raises:
+        RunFolderError: the run has neither.
+        CheckpointError: the checkpoint is damaged.
+    """
+    final = folder.path / "final"
+    if step is None and final.is_dir():
+        return _from_folder(folder, final)
+    with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
+        return _from_folder(folder, export_checkpoint(folder, step, Path(scratch) / "model"))
+
+
+def _from_folder(folder: RunFolder, path: Path) -> Trained:
+    transformers_logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = load_recipe(str(folder.resolved)).recipe
+    # The precision that was saved is the one it was trained in; another would measure another model.
+    model = auto_class().from_pretrained(path, dtype="auto", attn_implementation=recipe.model.attention)
+    return Trained(recipe, model.to(device).eval(), load_tokenizer(str(path)), device)
+
+
+def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) -> Path:
+    """Write a checkpoint (the newest, or that of `step`) as a model folder.
+
+    Raises:
+        RunFolderError: there is no such checkpoint.
+        CheckpointError: it is damaged.
+    """
+    checkpoint = _pick(folder, step)
+    recipe = load_recipe(str(folder.resolved)).recipe
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    vocabulary = vocabulary_size(tokenizer)
+    config = architecture_config(recipe.model, vocabulary=vocabulary, special_tokens=special_token_ids(tokenizer))
+    world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
+    plan = make_plan(recipe, measure(recipe.model, vocabulary=vocabulary), world)
+    done = read_manifest(checkpoint)["step"]
+    card = model_card(recipe, plan, {**folder.info(), "step": done}, _loss_at(folder, done))
+    weights = weights_of_checkpoint(checkpoint, precision=recipe.train.precision)
+    return export_model(destination, config=config, weights=weights, tokenizer=tokenizer, card=card)
+
+
+def _pick(folder: RunFolder, step: int | None) -> Path:
+    found = {int(path.name.removeprefix("step-")): path for path in whole_checkpoints(folder.checkpoints)}
+    if not found:
+        raise RunFolderError(
+            f"{folder.path} has no final model and no checkpoint yet; `shardyard resume` goes on with it."
+        )
+    if step is None:
+        return found[max(found)]
+    if step not in found:
+        raise RunFolderError(
+            f"{folder.path} has no checkpoint of step {step}, but of {', '.join(map(str, sorted(found)))}."
+        )
+    return found[step]
+
+
+def _loss_at(folder: RunFolder, step: int) -> float | None:
+    lines = [line for line in read_metrics(folder.metrics) if line["step"] <= step]
+    return next((loss for line in reversed(lines) if (loss := newest_eval_loss(line)) is not None), None)

@@ -1,0 +1,1 @@
+"""What several tests share: tiny recipes and corpora, and processes that act as ranks."""

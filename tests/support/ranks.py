@@ -1,0 +1,67 @@
+"""Real gloo ranks in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, multiprocessing
+
+from shardyard.engine.world import Rank
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`function(rank, *arguments)` on each of `world_size` fresh processes; their results in rank order.
+
+    The function must be importable by name. An exception of any rank fails the test with that rank's traceback.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        context = multiprocessing.get_context("spawn")
+        processes = [
+            context.Process(target=_rank, args=(rank, world_size, scratch, function, arguments))
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        results = [_result(Path(scratch), rank) for rank in range(world_size)]
+    failures = [f"rank {rank}:\n{text}" for rank, (good, text) in enumerate(results) if not good]
+    assert not failures, "\n".join(failures)
+    return [value for _, value in results]
+
+
+def _result(scratch: Path, rank: int) -> tuple[bool, Any]:
+    path = scratch / f"result-{rank}"
+    if not path.exists():
+        return False, "the process ended without a result"
+    value: tuple[bool, Any] = pickle.loads(path.read_bytes())
+    return value
+
+
+def _rank(
+    rank: int, world_size: int, scratch: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+    )
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    store = distributed.FileStore(f"{scratch}/store", world_size)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    try:
+        here = Rank(rank=rank, world_size=world_size, local_rank=rank, device=torch.device("cpu"))
+        result: tuple[bool, Any] = (True, function(here, *arguments))
+    except BaseException:
+        result = (False, traceback.format_exc())
+    temporary = Path(scratch) / f".result-{rank}"
+    temporary.write_bytes(pickle.dumps(result))
+    temporary.rename(Path(scratch) / f"result-{rank}")
+    # A rank that failed must not wait for the others in the destructor of its group.
+    os._exit(0 if result[0] else 1)
