@@ -1,0 +1,64 @@
+# Every target sets up what it needs, so any of them is the only command that a fresh clone needs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PYTHON ?= $(shell for name in python3.11 python3; do command -v $$name && break; done)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.shardyard-setup
+TORCH = $(shell sed -n 's/^  "\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
+# Quiet enough that notices and warnings of the index stay away; errors are shown.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.PHONY: help setup demo test-fast test bench check schema clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv with everything in it
+	@echo "Ready. \`source $(BIN)/activate\` puts the command shardyard on your path."
+
+demo: $(STAMP) ## train recipes/gpt/quickstart.yaml on two Ray workers and sample from it
+	@echo "Training recipes/gpt/quickstart.yaml on two Ray workers; a few minutes on two CPU cores."
+	@$(BIN)/shardyard launch recipes/gpt/quickstart.yaml
+	@echo "The trained model continues \"The function \":"
+	@$(BIN)/shardyard sample latest "The function "
+
+test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test: $(STAMP) ## run all tests
+	@$(BIN)/python -m pytest
+
+bench: $(STAMP) ## measure the step time against a bare DeepSpeed loop
+	@$(BIN)/python tests/benchmarks/step_time.py
+
+check: $(STAMP) ## check format, lint, types and layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_house.py
+
+schema: $(STAMP) ## rewrite recipes/schema.json and docs/fields.md from the code
+	@$(BIN)/python -m shardyard.recipe.json_schema
+	@$(BIN)/python docs/write_fields.py
+
+clean: ## remove .venv and caches; runs/ stays
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@find platform tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and by its exact version: pip then keeps a CPU build where the index has one.
+$(STAMP): pyproject.toml
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo "Shardyard needs Python 3.11 or newer; found $$($(PYTHON) -V 2>&1 || echo none)." \
+			"Install python3.11, or name one: make setup PYTHON=/path/to/python3" >&2; exit 1; fi
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) lacks the module venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) -V); a minute or two."
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install "$(TORCH)"
+	@$(PIP) install -e ".[test,check,ops]"
+	@touch $@
