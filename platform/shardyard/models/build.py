@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from shardyard.errors import ModelError
 from shardyard.recipe.schema import Model
+
+# What transformers raises for values that it cannot build a model from, depending on where it trips over them.
+_REFUSALS = (
+    OSError,
+    ImportError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    StrictDataclassError,
+)
 
 
 def auto_class() -> Any:
@@ -30,16 +46,15 @@ def architecture_config(
         ModelError: the family is unknown, a value is refused, or the vocabulary does not hold the tokenizer.
     """
     fields = {**(special_tokens or {}), **model.config}
-    try:
+    with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
             config = AutoConfig.from_pretrained(model.pretrained, **fields)
         else:
             config = AutoConfig.for_model(model.family, **{"vocab_size": vocabulary, **fields})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"model: transformers refuses this configuration of {model.family!r}: {error}") from error
-    if config.get_text_config().vocab_size < vocabulary:
+    embeddings = config.get_text_config().vocab_size
+    if embeddings < vocabulary:
         raise ModelError(
-            f"model.config.vocab_size is {config.vocab_size}, but the tokenizer has {vocabulary} entries; "
+            f"model.config.vocab_size is {embeddings}, but the tokenizer has {vocabulary} entries; "
             "leave it out, or give at least that many."
         )
     config.use_cache = False
@@ -62,19 +77,41 @@ def construct(model: Model, config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         ModelError: the attention implementation or the pretrained weights are not available.
     """
-    try:
+    with _refusing(f"model: cannot build {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
             built = auto_class().from_pretrained(
                 model.pretrained, config=config, dtype=torch.float32, attn_implementation=model.attention
             )
         else:
             built = auto_class().from_config(config, dtype=torch.float32, attn_implementation=model.attention)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"model: cannot build {model.family!r}: {error}") from error
     if model.activation_checkpointing:
         # The non-reentrant form keeps the random state of dropout and works with torch.compile and ZeRO-3.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
+
+
+def skeleton(model: Model, config: PreTrainedConfig) -> PreTrainedModel:
+    """The module on the meta device: shapes and names without any memory.
+
+    Raises:
+        ModelError: the configuration describes no model.
+    """
+    # Nothing is allocated here, so a RuntimeError is about a shape and not about memory.
+    refusals = (*_REFUSALS, RuntimeError)
+    what = f"model: transformers refuses this configuration of {model.family!r}"
+    with _refusing(what, *refusals), torch.device("meta"):
+        return auto_class().from_config(config)
+
+
+@contextmanager
+def _refusing(what: str, *refusals: type[Exception]) -> Iterator[None]:
+    """Turn what transformers raises into a ModelError of one short paragraph."""
+    try:
+        yield
+    except refusals as error:
+        # The text of a KeyError is the key alone.
+        text = f"it does not know {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ModelError(f"{what}: {textwrap.shorten(text, 400, placeholder=' …')}") from error
 
 
 def special_token_ids(tokenizer: Any) -> dict[str, int | None]:

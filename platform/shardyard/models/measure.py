@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardyard.models.build import architecture_config, auto_class
+from shardyard.models.build import architecture_config, skeleton
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.schema import Model
 
@@ -21,23 +20,21 @@ def measure(model: Model, *, vocabulary: int) -> Architecture:
     """
     no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = architecture_config(model, vocabulary=vocabulary, special_tokens=no_ids)
-    with torch.device("meta"):
-        skeleton = auto_class().from_config(config)
-    return _sizes(skeleton, config.get_text_config(), model.family)
+    return _sizes(skeleton(model, config), config.get_text_config(), model.family)
 
 
-def _sizes(skeleton: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
-    parameters = _count(skeleton)
+def _sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
+    parameters = _count(module)
     head = config.vocab_size * config.hidden_size
-    looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(skeleton)}.values())
-    untied_head = skeleton.get_output_embeddings().weight is not skeleton.get_input_embeddings().weight  # type: ignore[operator]
+    looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(module)}.values())
+    untied_head = module.get_output_embeddings().weight is not module.get_input_embeddings().weight  # type: ignore[operator]
     matmul = parameters - looked_up + (0 if untied_head else head)
     return Architecture(
         family=family,
         parameters=parameters,
-        matmul_parameters=matmul - _idle_expert_parameters(skeleton, config),
+        matmul_parameters=matmul - _idle_expert_parameters(module, config),
         largest_block_parameters=max(
-            (sum(p.numel() for p in block.parameters()) for block in _blocks(skeleton)), default=0
+            (sum(p.numel() for p in block.parameters()) for block in _blocks(module)), default=0
         ),
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -51,19 +48,19 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _embedding_tables(skeleton: nn.Module) -> Iterator[Tensor]:
-    for module in skeleton.modules():
-        if isinstance(module, nn.Embedding):
-            yield module.weight
+def _embedding_tables(module: nn.Module) -> Iterator[Tensor]:
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            yield part.weight
 
 
-def _blocks(skeleton: nn.Module) -> Iterator[nn.Module]:
-    for module in skeleton.modules():
-        if isinstance(module, nn.ModuleList):
-            yield from module
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.modules():
+        if isinstance(part, nn.ModuleList):
+            yield from part
 
 
-def _idle_expert_parameters(skeleton: nn.Module, config: PreTrainedConfig) -> int:
+def _idle_expert_parameters(module: nn.Module, config: PreTrainedConfig) -> int:
     """Weights of the experts that a token is not routed to (0 for dense models)."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((count for name in names if (count := getattr(config, name, None))), None)
@@ -71,6 +68,6 @@ def _idle_expert_parameters(skeleton: nn.Module, config: PreTrainedConfig) -> in
     if not experts or not chosen:
         return 0
     routed = sum(
-        p.numel() for name, p in skeleton.named_parameters() if ".experts." in name and p.shape and "shared" not in name
+        p.numel() for name, p in module.named_parameters() if ".experts." in name and p.shape and "shared" not in name
     )
     return int(routed * (1 - chosen / experts))
