@@ -76,6 +76,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
     """
     reasons: dict[str, str] = {}
     rows_per_rank = _rows_per_rank(recipe, world)
+    reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {world.size} ranks"
     micro_batch = _micro_batch(recipe, architecture, world, rows_per_rank, reasons)
     accumulation = rows_per_rank // micro_batch
     reasons["accumulation"] = f"{rows_per_rank} rows a rank / micro-batch of {micro_batch}"
@@ -121,11 +122,17 @@ def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows:
         return pinned
     limit = max(1, MAX_MICRO_BATCH_TOKENS // recipe.data.sequence_length)
     candidates = [m for m in range(min(rows, limit), 0, -1) if rows % m == 0]
-    chosen = next((m for m in candidates if _holds(recipe, architecture, world, m)), 1)
-    reasons["micro_batch"] = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens" + (
-        f" that fits {format_bytes(world.device_bytes)}" if world.device_bytes is not None else ""
-    )
-    return chosen
+    fitting = next((m for m in candidates if _holds(recipe, architecture, world, m)), None)
+    why = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
+    if world.device_bytes is not None:
+        device = format_bytes(world.device_bytes)
+        why = (
+            f"{why} that fits {device}"
+            if fitting is not None
+            else f"the least there is; not even one row fits {device}"
+        )
+    reasons["micro_batch"] = why
+    return fitting or 1
 
 
 def _holds(recipe: Recipe, architecture: Architecture, world: World, micro_batch: int) -> bool:
