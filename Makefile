@@ -24,8 +24,9 @@ setup: $(STAMP) ## build .venv with everything in it
 demo: $(STAMP) ## train recipes/gpt/quickstart.yaml on two Ray workers and sample from it
 	@echo "Training recipes/gpt/quickstart.yaml on two Ray workers; a few minutes on two CPU cores."
 	@$(BIN)/shardyard launch recipes/gpt/quickstart.yaml
-	@echo "The trained model continues \"The function \":"
-	@$(BIN)/shardyard sample latest "The function "
+	@echo "The trained model, sampled at temperature 0.7:"
+	@$(BIN)/shardyard sample latest "The function " --temperature 0.7
+	@echo "\`source $(BIN)/activate\` puts the command shardyard on your path."
 
 test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow"
