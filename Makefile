@@ -54,7 +54,7 @@ clean: ## remove .venv and caches; runs/ stays
 # torch comes first and by its exact version: pip then keeps a CPU build where the index has one.
 $(STAMP): pyproject.toml
 	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-		echo "Shardyard needs Python 3.11 or newer; found $$($(PYTHON) -V 2>&1 || echo none)." \
+		echo "Shardyard needs Python 3.11 or newer; found $$($(or $(PYTHON),false) -V 2>/dev/null || echo none)." \
 			"Install python3.11, or name one: make setup PYTHON=/path/to/python3" >&2; exit 1; fi
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) lacks the module venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
