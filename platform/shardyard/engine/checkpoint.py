@@ -171,12 +171,18 @@ class Checkpointer:
             CheckpointError: a checkpoint is there, but of another world, stage or precision; or all are damaged.
         """
         candidates = from_first(files.whole_checkpoints(self.folder), self._rank)
+        damaged: list[Path] = []
         for folder in reversed(candidates):
             damage = self._damage(folder)
             if damage:
                 warn(f"checkpoint {folder.name} is passed over: {damage}")
+                damaged.append(folder)
                 continue
-            return self._load(folder)
+            loaded = self._load(folder)
+            if self._rank.is_first:
+                for bad in damaged:
+                    files.set_aside(bad)
+            return loaded
         if candidates:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} is whole; restore one from a backup or start a new run"

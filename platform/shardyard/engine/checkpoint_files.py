@@ -13,6 +13,7 @@ starts with a dot and is removed by the next run. Knows nothing of DeepSpeed or 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,7 +97,7 @@ def whole_folder(checkpoints: Path, step: int) -> Path:
 def remove_partial(checkpoints: Path) -> None:
     """Remove what interrupted writers left behind."""
     for left in checkpoints.glob(".step-*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+        _remove(left)
 
 
 def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **facts: Any) -> Path:
@@ -116,12 +117,40 @@ def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **facts
     for folder in sorted({(partial / name).parent for name in files} | {partial}):
         _sync_folder(folder)
     whole = whole_folder(checkpoints, step)
-    # A checkpoint of this step from before a restart holds the same state; the new one takes its place.
-    if whole.exists():
-        shutil.rmtree(whole)
+    # A checkpoint of this step from before a restart holds the same state; the new one takes its place. The old one
+    # leaves by a rename, because one that is cut short in the middle of its removal would still look whole.
+    replaced = checkpoints / f".{whole.name}.replaced.partial"
+    _remove(replaced)
+    if whole.exists() or whole.is_symlink():
+        whole.rename(replaced)
     partial.rename(whole)
     _sync_folder(checkpoints)
+    _remove(replaced)
     return whole
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Take the name of a whole checkpoint from a damaged one, and keep its files for whoever wants to look.
+
+    Nothing else may count it among the newest: neither rotation nor export. Returns its new name; None where it could
+    not be renamed.
+    """
+    aside = folder.with_name(f"damaged-{folder.name}")
+    try:
+        if aside.exists():
+            _remove(aside)
+        return folder.rename(aside)
+    except OSError:
+        return None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or the link to one; what cannot be removed now is tried again by the next run."""
+    if folder.is_symlink():
+        with contextlib.suppress(OSError):
+            folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -164,12 +193,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged_files(folder: Path, manifest: Mapping[str, Any], *, part: int = 0, parts: int = 1) -> list[str]:
-    """Files of a checkpoint that are missing or differ from its manifest; of `parts` shares, only share `part`.
+    """Files of a checkpoint that are missing, differ from its manifest, or are not in it; of `parts` shares, only one.
 
-    Ranks share the reading: rank r checks every file i with i mod parts = r.
+    Ranks share the reading: rank r checks every file i with i mod parts = r. A file too many counts as damage because
+    DeepSpeed finds shards by pattern, and would unpickle one that nobody verified; hidden files match no pattern.
     """
     entries = sorted(manifest["files"].items())[part::parts]
-    return [name for name, entry in entries if not _matches(folder / name, FileEntry(**entry))]
+    bad = [name for name, entry in entries if not _matches(folder / name, FileEntry(**entry))]
+    return bad + (_unlisted(folder, manifest) if part == 0 else [])
+
+
+def _unlisted(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    found = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
+    present = {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
+    return sorted(present - set(manifest["files"]) - {MANIFEST})
 
 
 def _matches(path: Path, entry: FileEntry) -> bool:
@@ -187,10 +224,15 @@ def _matches(path: Path, entry: FileEntry) -> bool:
 
 def rotate(checkpoints: Path, keep: int) -> list[Path]:
     """Remove all but the `keep` newest whole checkpoints; returns what was removed."""
-    old = whole_checkpoints(checkpoints)[:-keep]
-    for folder in old:
+    assert keep >= 1, "checked with the recipe"
+    removed = []
+    for folder in whole_checkpoints(checkpoints)[:-keep]:
         # Renamed first, so that one cut short in the middle of its removal no longer looks whole.
-        doomed = folder.with_name(f".{folder.name}.partial")
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return old
+        doomed = folder.with_name(f".{folder.name}.old.partial")
+        _remove(doomed)
+        # One that cannot be removed must not fail the new checkpoint, which is whole; the next rotation tries again.
+        with contextlib.suppress(OSError):
+            folder.rename(doomed)
+            removed.append(folder)
+        _remove(doomed)
+    return removed
