@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -36,9 +37,9 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _model(config, weights).save_pretrained(partial)
+        _save(_model(config, weights), partial)
         tokenizer.save_pretrained(partial)
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         _replace(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -48,11 +49,14 @@ def export_model(
 def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> Any:
     """A model that holds the given tensors themselves: built on the meta device, so nothing is allocated twice."""
     transformers_logging.disable_progress_bar()
-    dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    dtype = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), torch.float32)
     with torch.device("meta"):
         model = auto_class().from_config(config, dtype=dtype)
     # Buffers that are not saved, such as rotary frequencies, have no weights here and are computed again on loading.
-    problems = model.load_state_dict(dict(weights), strict=False, assign=True)
+    try:
+        problems = model.load_state_dict(dict(weights), strict=False, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"the weights do not fit the configuration: {' '.join(str(error).split())}") from error
     model.tie_weights()
     untouched = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if untouched or problems.unexpected_keys:
@@ -65,10 +69,23 @@ def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> Any:
     return model
 
 
+def _save(model: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        # A full disk reaches safetensors as its own kind of error.
+        raise OSError(str(error)) from error
+
+
 def _replace(partial: Path, destination: Path) -> None:
     old = destination.with_name(f".{destination.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if destination.exists():
         destination.rename(old)
-    partial.rename(destination)
+    try:
+        partial.rename(destination)
+    except OSError:
+        if old.exists():
+            old.rename(destination)
+        raise
     shutil.rmtree(old, ignore_errors=True)
