@@ -9,6 +9,8 @@ from shardyard.units import format_seconds
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
+# More would give the longest wait anyway, and after a thousand failures a number that is no float.
+LONGEST_WAIT_DOUBLINGS = 10
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def decide(failure: Failure, *, failures: int, max_failures: int) -> Retry | Giv
     if failures > max_failures:
         allowed = f"cluster.max_failures is {max_failures}"
         return GiveUp(allowed if max_failures == 0 else f"it failed {failures} times and {allowed}")
-    return Retry(min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (failures - 1)))
+    doublings = min(failures - 1, LONGEST_WAIT_DOUBLINGS)
+    return Retry(min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**doublings))
 
 
 def group_causes(messages: Mapping[int, str]) -> dict[str, tuple[int, ...]]:

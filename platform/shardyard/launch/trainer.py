@@ -68,11 +68,14 @@ def _from_workers(error: train.WorkerGroupError) -> Failure:
 
 def _cause(error: BaseException) -> BaseException:
     """The exception that the worker raised, inside the layers that Ray wraps around it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RankError):
-            return seen
-        seen = getattr(seen, "cause", None) or getattr(seen, "_base_exc", None) or seen.__cause__
+    layer: BaseException | None = error
+    seen: set[int] = set()
+    # Exceptions that cause each other come round to one that was seen.
+    while layer is not None and id(layer) not in seen:
+        if isinstance(layer, RankError):
+            return layer
+        seen.add(id(layer))
+        layer = getattr(layer, "cause", None) or getattr(layer, "_base_exc", None) or layer.__cause__
     return error
 
 

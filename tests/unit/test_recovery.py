@@ -1,0 +1,139 @@
+"""What is decided after a failure, and what is understood of Ray's errors. No cluster is started."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train import WorkerGroupError
+
+from shardyard.launch.recovery import Failure, GiveUp, Retry, announce, decide, group_causes
+from shardyard.launch.trainer import _from_workers
+from shardyard.launch.worker import RankError
+
+PASSING = Failure({"a node went away": (1,)}, permanent=False)
+LASTING = Failure({"the loss is nan": (0, 1)}, permanent=True)
+
+
+@pytest.mark.parametrize(
+    ("failures", "max_failures", "decision"),
+    [
+        (1, 3, Retry(1.0)),
+        (2, 3, Retry(2.0)),
+        (3, 3, Retry(4.0)),
+        (4, 3, GiveUp("it failed 4 times and cluster.max_failures is 3")),
+        (1, 1, Retry(1.0)),
+        (2, 1, GiveUp("it failed 2 times and cluster.max_failures is 1")),
+        (1, 0, GiveUp("cluster.max_failures is 0")),
+        (6, 100, Retry(32.0)),
+        (7, 100, Retry(60.0)),
+        (100, 100, Retry(60.0)),
+        # Two to the power of thousands is no float.
+        (5000, 5000, Retry(60.0)),
+    ],
+)
+def test_passing_failures_are_retried_so_many_times(failures: int, max_failures: int, decision: Any) -> None:
+    assert decide(PASSING, failures=failures, max_failures=max_failures) == decision
+
+
+@pytest.mark.parametrize("max_failures", [0, 1, 100])
+def test_a_failure_that_would_come_again_is_not_retried(max_failures: int) -> None:
+    assert decide(LASTING, failures=1, max_failures=max_failures) == GiveUp("it would fail again")
+
+
+def test_ranks_are_grouped_by_what_they_say_the_lowest_first() -> None:
+    grouped = group_causes({3: "b", 0: "a", 2: "b", 1: "a"})
+    assert list(grouped.items()) == [("a", (0, 1)), ("b", (2, 3))]
+    assert group_causes({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("causes", "text"),
+    [
+        ({"lost": (1,)}, "rank 1: lost"),
+        ({"lost": (0, 2), "late": (1,)}, "ranks 0, 2: lost\nrank 1: late"),
+        ({"no workers": ()}, "no workers"),
+        ({}, ""),
+    ],
+)
+def test_a_failure_is_described_a_line_a_cause(causes: dict[str, tuple[int, ...]], text: str) -> None:
+    assert Failure(causes, permanent=False).describe() == text
+
+
+def test_a_restart_is_announced_with_its_wait() -> None:
+    text = announce(PASSING, Retry(2.0))
+    assert text == "rank 1: a node went away\nstarting again in 2.0 s from the newest checkpoint"
+
+
+def worker_group_error(failures: dict[int, Exception]) -> WorkerGroupError:
+    return WorkerGroupError("Training failed due to worker errors:\n...", failures)
+
+
+def test_a_rank_error_is_read_as_it_was_raised() -> None:
+    found = _from_workers(
+        worker_group_error({1: RankError("lost its peer", False), 0: RankError("lost its peer", False)})
+    )
+    assert found == Failure({"lost its peer": (0, 1)}, permanent=False)
+
+
+def test_one_permanent_cause_makes_the_failure_permanent() -> None:
+    """The others only lost their peer, which alone would be worth another try."""
+    found = _from_workers(
+        worker_group_error({0: RankError("lost its peer", False), 1: RankError("the source is empty", True)})
+    )
+    assert found == Failure({"lost its peer": (0,), "the source is empty": (1,)}, permanent=True)
+
+
+def as_a_task_raises(cause: Exception) -> Exception:
+    """How Ray hands over what a remote function raised: an exception of both types, with the traceback as its text."""
+    return RayTaskError(
+        "train_fn", "Traceback (most recent call last):\n  ...\nRankError: text", cause
+    ).as_instanceof_cause()
+
+
+def chained(cause: Exception) -> Exception:
+    error = RuntimeError("outer")
+    error.__cause__ = as_a_task_raises(cause)
+    return error
+
+
+class LikeRaysOwnError(Exception):
+    """Shaped as Ray Train's own, which keeps the worker's exception under `_base_exc`."""
+
+    def __init__(self, inner: Exception) -> None:
+        super().__init__("Traceback ...")
+        self._base_exc = inner
+
+
+@pytest.mark.parametrize("wrap", [as_a_task_raises, chained, LikeRaysOwnError])
+def test_a_rank_error_is_found_inside_what_ray_wraps_around_it(wrap: Any) -> None:
+    found = _from_workers(worker_group_error({0: wrap(RankError("the loss is nan", True))}))
+    assert found == Failure({"the loss is nan": (0,)}, permanent=True)
+
+
+def test_rays_own_wrapper_is_understood() -> None:
+    from ray.train.v2._internal.util import UserExceptionWithTraceback as RaysOwn
+
+    wrapped = RaysOwn(RankError("the loss is nan", True), "Traceback ...")
+    found = _from_workers(worker_group_error({0: wrapped}))
+    assert found == Failure({"the loss is nan": (0,)}, permanent=True)
+
+
+def test_a_worker_that_died_says_its_last_line_and_may_be_retried() -> None:
+    found = _from_workers(worker_group_error({1: RayActorError(error_msg="The actor died.\n\n  exit code 137  \n")}))
+    assert found == Failure({"exit code 137": (1,)}, permanent=False)
+    found = _from_workers(worker_group_error({1: RuntimeError("")}))
+    assert found == Failure({"the worker ended without a message": (1,)}, permanent=False)
+
+
+def test_exceptions_that_cause_each_other_end() -> None:
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert _from_workers(worker_group_error({0: first})).causes == {"first": (0,)}
+
+
+def test_a_rank_error_travels_through_pickle() -> None:
+    copy = pickle.loads(pickle.dumps(RankError("text with\nlines", True)))
+    assert (copy.message, copy.permanent) == ("text with\nlines", True)
