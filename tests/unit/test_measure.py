@@ -150,7 +150,7 @@ def test_missing_pretrained_weights_are_an_error_of_the_model(tmp_path: Any) -> 
 
 def test_an_attention_that_is_not_installed_is_an_error_of_the_model() -> None:
     model = Model(family="gpt2", config=CONFIGS["gpt2"], attention="flash_attention_2")
-    with pytest.raises(ModelError, match="cannot build 'gpt2'.*[Ff]lash"):
+    with pytest.raises(ModelError, match=r"cannot build 'gpt2'.*[Ff]lash"):
         construct(model, architecture_config(model, vocabulary=257))
 
 

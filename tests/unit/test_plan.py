@@ -155,12 +155,12 @@ def test_deepspeeds_own_parser_accepts_every_golden_dictionary() -> None:
     )
     assert done.returncode == 0, done.stderr
     parsed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
-    assert [name for name, *_ in parsed] == sorted(COMPILED)
+    assert {name for name, *_ in parsed} == set(COMPILED)
     for name, (global_batch, micro_batch, accumulation), stage, optimizer in parsed:
         assert global_batch == 64 == micro_batch * accumulation * 2, name
         assert name.startswith(f"zero{stage}-")
         if optimizer is not None:
-            assert optimizer in name
+            assert optimizer.lower() in name
 
 
 @given(
@@ -259,7 +259,7 @@ def test_evaluations_and_checkpoints_come_ten_times_by_default(steps: int, every
 
 
 def test_flops_of_gpt2_by_hand() -> None:
-    """PaLM, appendix B: 6·N + 12·L·H·Q·T with H·Q = 768; N is all weights that multiply, 85 M in blocks and the head."""
+    """PaLM, appendix B: 6·N + 12·L·H·Q·T with H·Q = 768; N is 85 M in blocks, and the head."""
     blocks = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
     head = 50257 * 768
     assert GPT2.matmul_parameters == blocks + head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_wsd_warms_up_stays_and_decays_at_the_end_only() -> None:
     found = factors(name="wsd", warmup=10, min_ratio=0.0, decay_fraction=0.2)
     assert found[10:81] == [1.0] * 71
     tail = found[80:]
-    assert [a - b for a, b in zip(tail, tail[1:], strict=False)] == pytest.approx([1 / 20] * 19)
+    assert [a - b for a, b in pairwise(tail)] == pytest.approx([1 / 20] * 19)
     assert tail[-1] == pytest.approx(1 / 20)
 
 

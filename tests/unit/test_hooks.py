@@ -1,0 +1,219 @@
+"""Periodic work of the loop: when it is due, when it ends a run early, and prompts that are too long."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from shardyard.data.tokenizer import load_tokenizer
+from shardyard.engine.evaluate import Evaluation
+from shardyard.engine.generate import generate
+from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Every, Silence
+from shardyard.errors import CheckpointError
+from shardyard.models.build import architecture_config, construct, special_token_ids
+from shardyard.recipe.schema import EarlyStopping, Model
+from support.tiny import CONFIGS
+
+METRIC = "eval/validation/loss"
+CPU = torch.device("cpu")
+
+
+class Notebook:
+    """Keeps what a hook tells."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.events.append({"kind": kind, **fields})
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        self.event("sample", step=step, prompt=prompt, text=text)
+
+
+def test_every_is_due_at_multiples_and_at_the_last_step() -> None:
+    due = Every(4, last=10)
+    assert [step for step in range(1, 11) if due(step)] == [4, 8, 10]
+    assert [step for step in range(1, 4) if Every(100, last=3)(step)] == [3]
+
+
+def watched(losses: list[float], *, patience: int = 2, min_delta: float = 0.0) -> tuple[list[bool], Notebook]:
+    notes = Notebook()
+    hook = EarlyStoppingHook(EarlyStopping(patience=patience, min_delta=min_delta), notes)
+    stops = []
+    for number, loss in enumerate(losses, start=1):
+        hook(10 * number, {METRIC: loss, "train/loss": 0.0})
+        stops.append(hook.stop)
+    return stops, notes
+
+
+def test_patience_runs_out_after_evaluations_without_improvement() -> None:
+    stops, notes = watched([3.0, 2.0, 2.5, 2.0])
+    assert stops == [False, False, False, True]
+    assert notes.events == [{"kind": "early_stop", "step": 40, "metric": METRIC, "best": 2.0, "best_step": 20}]
+
+
+def test_an_improvement_restores_patience() -> None:
+    stops, notes = watched([3.0, 3.1, 2.9, 3.0, 2.8, 2.9, 2.85])
+    assert stops == [False] * 6 + [True]
+    assert notes.events[0]["best_step"] == 50
+
+
+def test_an_improvement_is_more_than_the_least_change() -> None:
+    assert watched([3.0, 2.95, 2.9], min_delta=0.1)[0] == [False, False, True]
+    assert watched([3.0, 2.95, 2.89], min_delta=0.1)[0] == [False, False, False]
+    # Measured against the best and not against the last one, or slow progress would never count.
+    assert watched([3.0, 2.94, 2.88, 2.82], min_delta=0.1)[0] == [False, False, False, False]
+
+
+def test_a_loss_that_is_no_number_is_no_improvement() -> None:
+    stops, notes = watched([math.nan, math.inf])
+    assert stops == [False, True]
+    assert math.isinf(notes.events[0]["best"])
+
+
+def test_the_state_survives_a_checkpoint() -> None:
+    settings = EarlyStopping(patience=3)
+    losses = [3.0, 2.0, 2.5, 2.4, 2.3]
+    straight = EarlyStoppingHook(settings, Silence())
+    for number, loss in enumerate(losses):
+        straight(number, {METRIC: loss})
+        resumed = EarlyStoppingHook(settings, Silence())
+        resumed.load(json.loads(json.dumps(straight.state(), allow_nan=False)))
+        assert resumed.state() == straight.state()
+        assert resumed.stop == straight.stop
+        later = [straight.state(), resumed.state()]
+        assert later[0] == later[1]
+    assert straight.stop
+
+
+def test_a_state_without_a_best_is_json_and_is_read_back() -> None:
+    settings = EarlyStopping(patience=1)
+    state = json.loads(json.dumps(EarlyStoppingHook(settings, Silence()).state(), allow_nan=False))
+    assert state == {"best": None, "best_step": 0, "without": 0}
+    hook = EarlyStoppingHook(settings, Silence())
+    hook.load(state)
+    hook(1, {METRIC: 1e9})
+    assert not hook.stop
+    assert hook.state()["best"] == 1e9
+
+
+class Failing:
+    """A checkpointer whose disk is full until it is not."""
+
+    def __init__(self) -> None:
+        self.full, self.saves = True, 0
+
+    def save(self, state: Any, lanes: Any) -> Any:
+        self.saves += 1
+        if self.full:
+            raise CheckpointError("No space left on device")
+        from pathlib import Path
+
+        from shardyard.engine.checkpoint import Saved
+
+        return Saved(Path("checkpoints/step-00000020"), 20, 7, 0.5)
+
+
+def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
+    notes, checkpointer = Notebook(), Failing()
+    hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes)  # type: ignore[arg-type,return-value]
+    hook(10, {})
+    assert notes.events == [{"kind": "checkpoint_failed", "step": 10, "error": "No space left on device"}]
+    assert hook.saved_step is None
+    # At the end of a run there is no next one: the error is the run's.
+    with pytest.raises(CheckpointError):
+        hook.save(10)
+    checkpointer.full = False
+    hook(20, {})
+    assert notes.events[1:] == [{"kind": "checkpoint", "step": 20, "path": "step-00000020", "seconds": 0.5, "bytes": 7}]
+    hook.save(20)
+    assert checkpointer.saves == 3
+
+
+def test_perplexity_is_e_to_the_loss_and_infinite_where_that_overflows() -> None:
+    assert Evaluation(2.0, 1, 1).perplexity == pytest.approx(math.e**2)
+    assert Evaluation(1e4, 1, 1).perplexity == math.inf
+    assert Evaluation(math.inf, 1, 1).perplexity == math.inf
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer("bytes")
+
+
+def model_of(family: str, tokenizer: Any, **config: Any) -> Any:
+    torch.manual_seed(2)
+    model = Model(family=family, config=CONFIGS[family] | config)
+    ids = special_token_ids(tokenizer)
+    return construct(model, architecture_config(model, vocabulary=257, special_tokens=ids)).eval()
+
+
+class Watched:
+    """A model that notes what it is asked to continue, and answers with the letter x."""
+
+    def __init__(self, model: Any) -> None:
+        self.config = model.config
+
+    def generate(self, *, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> torch.Tensor:
+        self.prompt, self.new = input_ids[0].tolist(), max_new_tokens
+        return torch.cat([input_ids, torch.full((1, max_new_tokens), ord("x"))], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "kept", "made"),
+    [
+        ("ab", 5, [256, 97, 98], 5),
+        ("", 5, [256], 5),
+        # 64 positions: 5 are for what comes, so of 256 + 100 letters the last 59 are kept.
+        ("a" * 99 + "b", 5, [97] * 58 + [98], 5),
+        ("a" * 58, 5, [256] + [97] * 58, 5),
+        ("ab", 64, [98], 63),
+        ("ab", 1000, [98], 63),
+        ("ab", 62, [97, 98], 62),
+    ],
+)
+def test_a_prompt_is_cut_from_the_front_to_fit_the_positions(
+    tokenizer: Any, prompt: str, new: int, kept: list[int], made: int
+) -> None:
+    model = Watched(model_of("gpt2", tokenizer))
+    text = generate(model, tokenizer, prompt, new, CPU)
+    assert model.prompt == kept
+    assert (model.new, text) == (made, "x" * made)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_real_model_continues_up_to_its_last_position(tokenizer: Any, family: str) -> None:
+    model = model_of(family, tokenizer)
+    for prompt in ("", "the ", "the " * 50):
+        for new in (1, 63, 200):
+            text = generate(model, tokenizer, prompt, new, CPU)
+            assert isinstance(text, str)
+    assert generate(model, tokenizer, "the ", 8, CPU) == generate(model, tokenizer, "the ", 8, CPU)
+
+
+def test_a_greedy_continuation_is_the_most_likely_token_each_time(tokenizer: Any) -> None:
+    model = model_of("gpt2", tokenizer)
+    ids = [256, *b"abc"]
+    expected = []
+    for _ in range(6):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
+        expected.append(token)
+    assert generate(model, tokenizer, "abc", 6, CPU) == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_sampling_follows_its_seed(tokenizer: Any) -> None:
+    model = model_of("gpt2", tokenizer)
+
+    def sampled(seed: int) -> str:
+        torch.manual_seed(seed)
+        return generate(model, tokenizer, "abc", 20, CPU, do_sample=True, temperature=1.0)
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
