@@ -1,15 +1,14 @@
-"""The same training whatever the ZeRO stage, the number of ranks and the accumulation; and the same as plain PyTorch."""
+"""The same training whatever the ZeRO stage, ranks and accumulation; and the same as plain PyTorch."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.ranks import run_ranks
-from support.tiny import tiny_job, tiny_recipe, write_corpus
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +17,8 @@ from shardyard.engine.step import train_step
 from shardyard.engine.weights import whole_weights
 from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Recipe
+from support.ranks import run_ranks
+from support.tiny import tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +110,7 @@ def with_batches(rank: Rank, recipe: Recipe, runs: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_plain_pytorch_agrees(corpus: Path, tmp_path: Path, family: str) -> None:
-    """A loop with transformers and torch alone: each document by itself, AdamW, clipping and the schedule by formula."""
+    """A loop with transformers and torch alone: each document by itself, AdamW, clipping, the schedule by formula."""
     recipe = tiny_recipe(corpus, family=family, zero={"stage": 2}, cluster={"workers": 1})
     run = run_ranks(1, with_batches, recipe, tmp_path)[0]
     model = AutoModelForCausalLM.from_config(run["config"])
@@ -142,7 +143,7 @@ def _mean_over_documents(
     total, count = torch.zeros(()), 0
     for row, targets, positions in zip(input_ids, labels, position_ids, strict=True):
         starts = [*torch.nonzero(positions == 0).flatten().tolist(), len(row)]
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in pairwise(starts):
             logits = model(input_ids=row[None, first:last]).logits[0]
             total = total + functional.cross_entropy(logits, targets[first:last], reduction="sum")
             count += int((targets[first:last] != -100).sum())

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.ranks import run_ranks
-from support.tiny import tiny_job, tiny_recipe, write_corpus
 
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
 from shardyard.tracking.runfolder import RunFolder, read_metrics
+from support.ranks import run_ranks
+from support.tiny import tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
 

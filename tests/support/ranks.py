@@ -45,9 +45,7 @@ def _result(scratch: Path, rank: int) -> tuple[bool, Any]:
     return value
 
 
-def _rank(
-    rank: int, world_size: int, scratch: str, function: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
+def _rank(rank: int, world_size: int, scratch: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
     )
@@ -58,7 +56,7 @@ def _rank(
     try:
         here = Rank(rank=rank, world_size=world_size, local_rank=rank, device=torch.device("cpu"))
         result: tuple[bool, Any] = (True, function(here, *arguments))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  whatever it is, the test shows it
         result = (False, traceback.format_exc())
     temporary = Path(scratch) / f".result-{rank}"
     temporary.write_bytes(pickle.dumps(result))

@@ -14,7 +14,11 @@ from shardyard.recipe.plan import World
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.runfolder import RunFolder
 
-WORDS = "the a model batch token rank shard loss step data row lane seed stage weight".split()
+# The golden losses depend on these words and their order.
+WORDS = (
+    *("the", "a", "model", "batch", "token", "rank", "shard", "loss"),
+    *("step", "data", "row", "lane", "seed", "stage", "weight"),
+)
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64},

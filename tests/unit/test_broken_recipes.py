@@ -299,6 +299,12 @@ CONTRADICTIONS = [
         "name: muon, lr: 1e-3}\nzero: {stage: 1, offload_optimizer: true",
     ),
     Broken(
+        "muon-clipped",
+        "train.gradient_clipping: is 1, but with muon DeepSpeed would clip its orthogonalised updates",
+        "name: adamw, lr: 1e-3",
+        "name: muon, lr: 1e-3",
+    ),
+    Broken(
         "muon-experts",
         "optimizer.name: DeepSpeed's muon takes only matrices in bf16 at stage 1; mixtral has experts: use stage 2",
         whole=GOOD.replace("gpt2", "mixtral")

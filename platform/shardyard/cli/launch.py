@@ -219,6 +219,8 @@ def _farewell(folder: RunFolder, outcome: str, *, quiet: bool) -> None:
         output.line(f"model        {folder.path / 'final'}")
         output.line(f'try          shardyard sample {folder.id} "your prompt"')
     else:
+        info = folder.info()
+        output.line(f"{outcome} at step {info['step']} of {info['total_steps']}, with a checkpoint")
         output.line(f"run folder   {folder.path}")
     output.line(f"resume       shardyard resume {folder.id}")
     for line in _wandb_lines(folder):

@@ -88,6 +88,10 @@ def describe(event: dict[str, Any]) -> str:
             ranks = event.get("ranks")
             where = f" on rank {', '.join(map(str, ranks))}" if isinstance(ranks, list) and ranks else ""
             return f"failed{where}: {event.get('message')}"
+        case "wandb":
+            # The folder of an offline run is told at the end, with the command that uploads it.
+            text = str(event.get("text"))
+            return "W&B offline" if text.startswith("W&B offline") else text
         case "finished":
             return f"finished at step {step}"
         case kind:

@@ -56,7 +56,7 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
     batch = session.next_batch()
     waited = time.monotonic() - started
     result = train_step(session.engine, batch, session.rank, micro_batch=session.plan.micro_batch, flag=_flag(session))
-    _check(result, step)
+    _check(session, result, step)
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
     if result.grad_norm is not None:
         metrics[names.TRAIN_GRAD_NORM] = result.grad_norm
@@ -75,10 +75,16 @@ def _flag(session: Session) -> float:
     return _ASKS[reason][0] if reason is not None else 0.0
 
 
-def _check(result: StepResult, step: int) -> None:
-    """A loss that is not a number stays so: going on would only cost time."""
-    if result.applied and not math.isfinite(result.loss):
-        raise TrainingError(
-            f"the loss is {result.loss} at step {step}. Lower optimizer.lr, lengthen schedule.warmup or clip gradients "
-            "more, then resume from the last checkpoint."
-        )
+def _check(session: Session, result: StepResult, step: int) -> None:
+    """A loss that is not a number stays so: going on would only cost time.
+
+    In fp16 it may only mean that the loss scale is too large, which DeepSpeed then lowers and skips the step.
+    """
+    if math.isfinite(result.loss):
+        return
+    if session.recipe.train.precision == "fp16" and not result.applied and session.engine.optimizer.cur_scale > 1:
+        return
+    raise TrainingError(
+        f"the loss is {result.loss} at step {step}. Lower optimizer.lr, lengthen schedule.warmup or clip gradients "
+        "more, then resume from the last checkpoint."
+    )

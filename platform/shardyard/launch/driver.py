@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from shardyard.engine.loop import Outcome
 from shardyard.engine.run import Job
@@ -29,9 +30,9 @@ def drive(job: Job, *, local: bool) -> Outcome:
         ShardyardError: it failed; run.json says `failed`.
     """
     job.folder.clear_stop()
-    job.folder.update(state="running", outcome=None, **owner())
+    job.folder.update(state="running", **owner())
     try:
-        outcome = run_local(job) if local else _on_ray(job)
+        outcome = _locally(job) if local else _on_ray(job)
     except BaseException:
         job.folder.update(state="failed")
         raise
@@ -39,16 +40,26 @@ def drive(job: Job, *, local: bool) -> Outcome:
     return outcome
 
 
+def _locally(job: Job) -> Outcome:
+    _count_attempt(job)
+    return run_local(job)
+
+
 def _on_ray(job: Job) -> Outcome:
     failures = 0
+    _tell(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
     with ray_cluster(job.recipe.cluster, gpu=job.plan.world.gpu):
         while True:
-            job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + 1, outcome=None)
+            _count_attempt(job)
             failure = attempt(job)
             if failure is None:
                 return _outcome(job)
             failures += 1
             _recover(job, failure, failures)
+
+
+def _count_attempt(job: Job) -> None:
+    job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + 1, outcome=None)
 
 
 def _outcome(job: Job) -> Outcome:
@@ -68,18 +79,22 @@ def _recover(job: Job, failure: Failure, failures: int) -> None:
     if job.folder.stop_requested() is not None:
         decision = GiveUp("it was asked to stop")
     if isinstance(decision, GiveUp):
-        _event(job, failure, failure.describe())
+        _tell_failure(job, failure, failure.describe())
         raise TrainingError(
             f"training failed, and {decision.reason}:\n{failure.describe()}\n"
             f"Logs of all ranks are in {job.folder.path / 'logs'}; `shardyard resume {job.folder.id}` goes on from the "
             "newest checkpoint."
         )
-    _event(job, failure, announce(failure, decision))
+    _tell_failure(job, failure, announce(failure, decision))
     time.sleep(decision.wait_seconds)
 
 
-def _event(job: Job, failure: Failure, message: str) -> None:
+def _tell_failure(job: Job, failure: Failure, message: str) -> None:
     ranks = sorted(rank for group in failure.causes.values() for rank in group)
+    _tell(job, kind="failure", message=message, ranks=ranks)
+
+
+def _tell(job: Job, **event: Any) -> None:
     writer = JsonlWriter(job.folder.events)
-    writer.append({"kind": "failure", "time": time.time(), "message": message, "ranks": ranks})
+    writer.append({"time": time.time(), **event})
     writer.close()

@@ -16,5 +16,10 @@ def prepare(recipe: Recipe, world: World) -> RunPlan:
         ModelError: the model cannot be built.
         RecipeError: the world does not suit the recipe.
     """
-    vocabulary = vocabulary_size(load_tokenizer(recipe.tokenizer))
-    return make_plan(recipe, measure(recipe.model, vocabulary=vocabulary), world)
+    return make_plan(recipe, measure(recipe.model, vocabulary=_vocabulary(recipe)), world)
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    """A recipe that gives the model's vocabulary can be planned without its tokenizer, which may lie on a hub."""
+    given = recipe.model.config.get("vocab_size")
+    return int(given) if given is not None else vocabulary_size(load_tokenizer(recipe.tokenizer))

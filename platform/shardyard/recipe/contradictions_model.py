@@ -154,7 +154,17 @@ def _config_path(recipe: Recipe, name: str) -> Path:
 
 
 def _muon(recipe: Recipe) -> Iterator[Finding]:
-    """DeepSpeed's BF16 optimizer, which stage 1 uses in bf16, refuses muon on the stacked weights of experts."""
+    """DeepSpeed's BF16 optimizer, which stage 1 uses in bf16, refuses muon on the stacked weights of experts.
+
+    From stage 1 on DeepSpeed clips after orthogonalising, where the norm is that of the update (about the root of the
+    number of rows, summed over matrices) and not of the gradient: every update would shrink to a fraction.
+    """
+    if recipe.optimizer.name == "muon" and recipe.zero.stage > 0 and recipe.train.gradient_clipping > 0:
+        yield (
+            ("train", "gradient_clipping"),
+            f"is {recipe.train.gradient_clipping:g}, but with muon DeepSpeed would clip its orthogonalised updates, whose "
+            "norm is fixed and large; set it to 0, or zero.stage to 0",
+        )
     fields = families.config_fields(recipe.model.family)
     experts = fields is not None and bool(fields.names & _EXPERT_COUNTS)
     stage_1_bf16 = recipe.zero.stage == 1 and recipe.train.precision == "bf16"

@@ -1,0 +1,241 @@
+"""Launching, watching, stopping and resuming through the command line, on real Ray workers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.cli import Command, write_recipe
+from support.tiny import write_corpus
+
+pytestmark = pytest.mark.slow
+
+NOISE = re.compile(r"error|traceback|warn|deprecat|raylet|INFO", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Command, str]:
+    """A finished run of two Ray workers with W&B offline, and what it printed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = write_recipe(folder, corpus, tracking={"wandb": {"mode": "offline"}})
+    with Command("launch", recipe, runs=folder / "runs") as command:
+        code, output = command.finish()
+    assert code == 0, output
+    return command, output
+
+
+def weights(command: Command) -> dict[str, torch.Tensor]:
+    return load_file(command.folder / "final" / "model.safetensors")
+
+
+def assert_same_weights(ours: Command, theirs: Command) -> None:
+    expected = weights(theirs)
+    for name, tensor in weights(ours).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_run_tells_what_matters_and_nothing_else(undisturbed: tuple[Command, str]) -> None:
+    command, output = undisturbed
+    assert not NOISE.search(output), output
+    assert len(output.splitlines()) < 50
+    for word in ("step", "loss", "run folder", "shardyard resume", "sample", "wandb sync"):
+        assert word in output, output
+    assert command.info()["state"] == "finished"
+
+
+def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
+    folder = undisturbed[0].folder
+    for name in ("recipe.yaml", "resolved.yaml", "run.json", "metrics.jsonl", "events.jsonl", "samples.jsonl"):
+        assert (folder / name).stat().st_size > 0, name
+    assert [path.name for path in sorted((folder / "logs").glob("*.log"))] == ["driver.log", "rank-0.log", "rank-1.log"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step-00000010",
+        "step-00000020",
+        "step-00000030",
+    ]
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    steps = [line["step"] for line in undisturbed[0].metrics()]
+    assert steps == list(range(1, 31))
+
+
+def test_plain_transformers_load_the_result(undisturbed: tuple[Command, str]) -> None:
+    """With transformers alone: the test process has Shardyard on its path, this one does not."""
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
+        "path = sys.argv[1]; model = M.from_pretrained(path); tokenizer = T.from_pretrained(path)\n"
+        "ids = tokenizer('the model', return_tensors='pt')['input_ids']\n"
+        "print(tokenizer.decode(model.generate(ids, max_new_tokens=4)[0]))\n"
+        "assert not any(name.startswith('shardyard') for name in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, str(undisturbed[0].folder / "final")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("the model")
+
+
+def test_sample_eval_and_export(undisturbed: tuple[Command, str], tmp_path: Path) -> None:
+    done, _ = undisturbed
+    with Command("sample", "latest", "the model ", "--max-new-tokens", 8, runs=done.runs) as command:
+        assert command.finish()[1].startswith("the model ")
+    with Command("eval", "latest", "--json", runs=done.runs) as command:
+        code, output = command.finish()
+    assert code == 0
+    assert f'"loss": {done.metrics()[-1]["eval/validation/loss"]:.6f}'[:14] in output
+    with Command("export", "latest", tmp_path / "out", "--step", 20, runs=done.runs) as command:
+        code, output = command.finish()
+    assert code == 0, output
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_interrupted_run_resumes(corpus: Path, undisturbed: tuple[Command, str], tmp_path: Path) -> None:
+    """Ctrl-C ends with 130, a checkpoint and the command that resumes; the end is the undisturbed one, bit for bit."""
+    recipe = write_recipe(tmp_path, corpus)
+    with Command("launch", recipe, runs=tmp_path / "runs") as command:
+        command.wait_for_step(3)
+        command.interrupt()
+        code, output = command.finish()
+    assert code == 130, output
+    assert "Ctrl-C again" in output
+    assert f"shardyard resume {command.folder.name}" in output
+    assert not NOISE.search(output), output
+    assert command.info()["state"] == "interrupted"
+    stopped = command.metrics()[-1]["step"]
+    assert stopped < 30
+    assert (command.folder / "checkpoints" / f"step-{stopped:08d}" / "manifest.json").exists()
+    with Command("resume", "latest", runs=tmp_path / "runs") as resumed:
+        code, output = resumed.finish()
+    assert code == 0, output
+    assert resumed.events("attempt")[-1]["resumed_step"] == stopped
+    assert_same_weights(resumed, undisturbed[0])
+
+
+def test_sigterm_preempts(corpus: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, corpus, cluster={"workers": 1}, train={"steps": 20000})
+    with Command("launch", recipe, "--local", runs=tmp_path / "runs") as command:
+        command.wait_for_step(3)
+        command.process.send_signal(signal.SIGTERM)
+        code, output = command.finish()
+    assert code == 143, output
+    assert command.info()["state"] == "preempted"
+    assert list((command.folder / "checkpoints").glob("step-*"))
+
+
+def test_a_second_interrupt_ends_at_once(corpus: Path, tmp_path: Path) -> None:
+    """A step that takes minutes: the first Ctrl-C waits for it, the second does not."""
+    recipe = write_recipe(tmp_path, corpus, train={"steps": 20000})
+    with Command("launch", recipe, runs=tmp_path / "runs") as command:
+        command.wait_for_step(2)
+        started = [*command.descendants()]
+        for process in started:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.suspend()
+        command.interrupt()
+        time.sleep(1)
+        assert command.process.poll() is None
+        command.interrupt()
+        before = time.monotonic()
+        code, output = command.finish(timeout_seconds=20)
+        assert time.monotonic() - before < 5
+    assert code == 130, output
+    time.sleep(0.5)
+    left = [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, left
+
+
+def test_a_killed_worker_is_replaced(corpus: Path, undisturbed: tuple[Command, str], tmp_path: Path) -> None:
+    """`kill -9` of one rank: the run goes on from the newest checkpoint and ends in the same weights."""
+    recipe = write_recipe(tmp_path, corpus)
+    with Command("launch", recipe, runs=tmp_path / "runs") as command:
+        command.wait_for(lambda: list((tmp_path / "runs").glob("*/checkpoints/step-00000010")))
+        workers = [process for process in command.descendants() if "RayTrainWorker" in " ".join(process.cmdline())]
+        assert len(workers) == 2
+        os.kill(workers[1].pid, signal.SIGKILL)
+        code, output = command.finish()
+    assert code == 0, output
+    assert "starting again" in output
+    assert len(command.events("failure")) == 1
+    assert [event["resumed_step"] for event in command.events("attempt")] == [None, 10]
+    assert command.info()["attempts"] == 2
+    assert_same_weights(command, undisturbed[0])
+
+
+def test_a_killed_driver_takes_its_ranks_along_and_resumes(
+    corpus: Path, undisturbed: tuple[Command, str], tmp_path: Path
+) -> None:
+    """Ray's own monitoring agents end by themselves some time later; what computes or writes must be gone at once."""
+    recipe = write_recipe(tmp_path, corpus)
+    with Command("launch", recipe, runs=tmp_path / "runs") as command:
+        command.wait_for(lambda: list((tmp_path / "runs").glob("*/checkpoints/step-00000010")))
+        started = [process for process in command.descendants() if not process.name().endswith("Agent")]
+        command.process.kill()
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    with Command("resume", "latest", runs=tmp_path / "runs") as resumed:
+        code, output = resumed.finish()
+    assert code == 0, output
+    assert_same_weights(resumed, undisturbed[0])
+
+
+def test_a_loss_that_is_not_a_number_is_not_retried(corpus: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        corpus,
+        train={"precision": "fp32", "gradient_clipping": 0.0},
+        optimizer={"name": "sgd", "lr": 1e30, "momentum": 0.0, "weight_decay": 0.0, "betas": [0.9, 0.95]},
+        schedule={"name": "constant", "warmup": 0},
+        zero={"stage": 1},
+    )
+    with Command("launch", recipe, runs=tmp_path / "runs") as command:
+        code, output = command.finish()
+    assert code == 1
+    assert "the loss is" in output
+    assert "Lower optimizer.lr" in output
+    assert "Traceback" not in output
+    assert command.info()["state"] == "failed"
+    assert command.info()["attempts"] == 1
+
+
+def test_without_network_account_and_wandb_folder(corpus: Path, tmp_path: Path) -> None:
+    """Closed network, no account, an unwritable W&B folder: it trains, and says once what it could not do."""
+    recipe = write_recipe(tmp_path, corpus, tracking={"wandb": {"mode": "auto"}}, train={"steps": 10})
+    closed = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be")
+    home = str(tmp_path / "home")
+    with Command(
+        "launch", recipe, runs=tmp_path / "runs", prefix=closed, WANDB_DIR=str(blocked), WANDB_API_KEY="", HOME=home
+    ) as command:
+        code, output = command.finish()
+    assert code == 0, output
+    assert output.count("cannot be written") == 1, output
+    assert command.info()["state"] == "finished"
+
+
+def test_an_unreachable_wandb_server_costs_nothing_but_a_line(corpus: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, corpus, tracking={"wandb": {"mode": "online"}}, train={"steps": 10})
+    key = "0123456789abcdef0123456789abcdef01234567"
+    with Command(
+        "launch", recipe, runs=tmp_path / "runs", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=key
+    ) as command:
+        code, output = command.finish()
+    assert code == 0, output
+    assert output.count("no connection") == 1, output
+    assert list((command.folder / "wandb").glob("offline-run-*"))
+    for path in command.folder.rglob("*"):
+        if path.is_file():
+            assert key.encode() not in path.read_bytes(), f"the key stands in {path}"
