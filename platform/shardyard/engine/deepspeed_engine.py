@@ -33,7 +33,6 @@ def start_engine(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: 
     # torch.distributed is up already; this only tells DeepSpeed to use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     model = _build(recipe, plan, config)
-    exact = _computed_buffers(model)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, recipe.optimizer.weight_decay),
@@ -42,7 +41,6 @@ def start_engine(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: 
         dist_init_required=False,
     )
     _undo_trial_step(engine)
-    _restore_buffers(model, exact)
     if recipe.model.compile:
         engine.compile()
     # Ranks draw their own dropout masks; the weights above came from generators of their own.
@@ -63,38 +61,17 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig) -> PreTraine
         model = construct(recipe.model, config)
     # Skipping the constructor's initialisation skips its tying too.
     model.tie_weights()
+    # zero.Init rounds every tensor of a constructor. Rotary frequencies of 8 bits put late positions off by whole turns
+    # and are not those of the exported model; the initialisation computes them anew, into buffers that can hold them.
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
     initialise(model, seed=recipe.train.seed, gathered=_gathered)
     return model
 
 
 def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[object]:
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)  # type: ignore[no-any-return]
-
-
-def _computed_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the buffers that are no weights but follow from the configuration, such as rotary frequencies."""
-    computed = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    }
-    return {
-        name: buffer.detach().clone()
-        for name, buffer in model.named_buffers()
-        if name in computed and buffer.is_floating_point()
-    }
-
-
-def _restore_buffers(model: nn.Module, exact: dict[str, torch.Tensor]) -> None:
-    """Undo what DeepSpeed does to buffers: it rounds all of them to the precision of the parameters.
-
-    Rotary frequencies of 8 bits put late positions off by whole turns, and `from_pretrained` computes them in fp32: the
-    exported model would not be the one that was trained.
-    """
-    for name, value in exact.items():
-        prefix, _, last = name.rpartition(".")
-        module = model.get_submodule(prefix)
-        setattr(module, last, value.to(module.get_buffer(last).device))
 
 
 def _undo_trial_step(engine: deepspeed.DeepSpeedEngine) -> None:
