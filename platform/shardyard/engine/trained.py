@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from transformers.utils import logging as transformers_logging
 
 from shardyard.data.held_out import held_out_rows
@@ -22,7 +24,7 @@ from shardyard.models.build import architecture_config, auto_class, special_toke
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
 from shardyard.models.measure import measure
-from shardyard.recipe.load import load_recipe
+from shardyard.recipe.load import parse_recipe
 from shardyard.recipe.plan import World, make_plan
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.record import newest_eval_loss
@@ -75,10 +77,19 @@ def load_trained(folder: RunFolder, step: int | None = None) -> Trained:
 def _from_folder(folder: RunFolder, path: Path) -> Trained:
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = load_recipe(str(folder.resolved)).recipe
+    recipe = _recipe(folder)
     # The precision that was saved is the one it was trained in; another would measure another model.
     model = auto_class().from_pretrained(path, dtype="auto", attn_implementation=recipe.model.attention)
     return Trained(recipe, model.to(device).eval(), load_tokenizer(str(path)), device)
+
+
+def _recipe(folder: RunFolder) -> Recipe:
+    """The recipe that a run resolved to. Its contradictions were checked then; here its data need not even exist."""
+    try:
+        fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise RunFolderError(f"{folder.resolved} cannot be read: {str(error).splitlines()[0]}") from error
+    return parse_recipe(fields if isinstance(fields, dict) else {}, str(folder.resolved))
 
 
 def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) -> Path:
@@ -89,7 +100,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
         CheckpointError: it is damaged.
     """
     checkpoint = _pick(folder, step)
-    recipe = load_recipe(str(folder.resolved)).recipe
+    recipe = _recipe(folder)
     tokenizer = load_tokenizer(recipe.tokenizer)
     vocabulary = vocabulary_size(tokenizer)
     config = architecture_config(recipe.model, vocabulary=vocabulary, special_tokens=special_token_ids(tokenizer))
