@@ -1,0 +1,285 @@
+"""Checkpoints of two ranks: full disks, damage, and runs of another shape. Nothing may hang and nothing may be lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shardyard.engine import checkpoint_files as files
+from shardyard.engine.hooks import CheckpointHook
+from shardyard.engine.run import Job, run_rank
+from shardyard.engine.weights import weights_of_checkpoint
+from shardyard.engine.world import Rank, gather
+from shardyard.errors import CheckpointError, ShardyardError
+from shardyard.launch.prepare import prepare
+from shardyard.recipe.plan import World
+from shardyard.tracking.runfolder import RunFolder, read_metrics
+from support.ranks import run_ranks
+from support.tiny import tiny_job, tiny_recipe, write_corpus
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def good(checkpoints: Path) -> list[str]:
+    """Names of all checkpoints that look whole; they must be."""
+    found = files.whole_checkpoints(checkpoints)
+    for folder in found:
+        assert files.damaged_files(folder, files.read_manifest(folder)) == []
+    return [folder.name for folder in found]
+
+
+# Full disks
+
+DISK_BYTES = 2 << 20
+# Free bytes at the checkpoint of each step: the disk fills up in a folder, in a small file, in a rank's large file, ….
+FREE_BYTES = [0, 4096, 3 << 14, 1 << 16, 1 << 17, 300_000, DISK_BYTES, 400_000, 500_000]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of two megabytes; mounting one takes root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def leave_free(disk: Path, free_bytes: int) -> None:
+    """Fill a disk up to so many bytes."""
+    filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    left = os.statvfs(disk)
+    room = left.f_bavail * left.f_frsize - free_bytes
+    if room > 0:
+        filler.write_bytes(bytes(room))
+
+
+def on_a_full_disk(rank: Rank, jobs: list[Job], disk: Path) -> list[tuple[str, list[tuple[int, str]]]]:
+    """Outcome of each job and the errors of its checkpoints, by step."""
+    save = CheckpointHook.save
+    errors: list[tuple[int, str]] = []
+
+    def watched(hook: CheckpointHook, step: int) -> None:
+        if rank.is_first:
+            leave_free(disk, FREE_BYTES[step - 1] if step <= len(FREE_BYTES) else DISK_BYTES)
+        gather(None, rank)
+        try:
+            save(hook, step)
+        except CheckpointError as error:
+            errors.append((step, str(error)))
+            raise
+
+    CheckpointHook.save = watched  # type: ignore[method-assign]
+    results = []
+    for job in jobs:
+        outcome = run_rank(job, rank)
+        results.append((outcome, list(errors)))
+        errors.clear()
+        if rank.is_first:
+            (disk / "filler").unlink(missing_ok=True)
+            shutil.rmtree(disk / job.folder.id)
+        gather(None, rank)
+    return results
+
+
+def test_full_disks_cost_checkpoints_and_not_the_run(corpus: Path, tmp_path: Path, disk: Path) -> None:
+    jobs = []
+    for stage in (0, 2, 3):
+        recipe = tiny_recipe(
+            corpus,
+            train={"steps": 12},
+            zero={"stage": stage},
+            checkpoint={"every": 1, "keep": 1},
+            cluster={"workers": 2},
+        )
+        job = tiny_job(recipe, tmp_path, world_size=2)
+        (disk / job.folder.id).mkdir()
+        job.folder.checkpoints.symlink_to(disk / job.folder.id)
+        jobs.append(job)
+    first, second = run_ranks(2, on_a_full_disk, jobs, disk)
+    for job, (outcome, errors), (other_outcome, other_errors) in zip(jobs, first, second, strict=True):
+        assert outcome == other_outcome == "finished"
+        # Every rank hears the same of the same steps.
+        assert errors == other_errors
+        failed = [step for step, _ in errors]
+        assert {1, 2, 3, 4} <= set(failed)
+        assert 7 not in failed
+        assert not {10, 11, 12} & set(failed), "with room again, the next checkpoint is written"
+        for step, text in errors:
+            assert text.startswith(f"the checkpoint of step {step} could not be written: rank ")
+            assert "No space left" in text
+        assert [event["step"] for event in events(job.folder, "checkpoint_failed")] == failed
+        saved = [event["step"] for event in events(job.folder, "checkpoint")]
+        assert sorted(saved + failed) == list(range(1, 13))
+        assert [line["step"] for line in read_metrics(job.folder.metrics)] == list(range(1, 13))
+
+
+def never_any_room(rank: Rank, job: Job, disk: Path) -> tuple[str, list[str]]:
+    if rank.is_first:
+        leave_free(disk, 0)
+    gather(None, rank)
+    try:
+        return run_rank(job, rank), []
+    except CheckpointError as error:
+        return str(error), sorted(os.listdir(disk))
+
+
+def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(corpus: Path, tmp_path: Path, disk: Path) -> None:
+    recipe = tiny_recipe(corpus, train={"steps": 2}, checkpoint={"every": 1}, cluster={"workers": 2})
+    job = tiny_job(recipe, tmp_path, world_size=2)
+    job.folder.checkpoints.symlink_to(disk)
+    (first, left), (second, _) = run_ranks(2, never_any_room, job, disk)
+    assert first == second
+    assert "the checkpoint of step 2 could not be written" in first
+    assert left == ["filler"]
+    assert not (job.folder.path / "final").exists()
+
+
+# Damage, and runs of another shape
+
+STEPS = 12
+
+
+def in_order(rank: Rank, jobs: list[Job]) -> list[str]:
+    """The outcome of each job, or the text of its error."""
+    return [_outcome(rank, job) for job in jobs]
+
+
+def _outcome(rank: Rank, job: Job) -> str:
+    try:
+        return run_rank(job, rank)
+    except ShardyardError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def damage(folder: Path, suffix: str) -> str:
+    """Flip one bit in the middle of the one file that ends so; returns its name in the checkpoint."""
+    (path,) = [path for path in folder.rglob("*") if path.name.endswith(suffix)]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path.relative_to(folder).as_posix()
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Job, str]]:
+    """Name of a case → its job and what became of it: stopped after 8 of 12 steps, meddled with, and resumed."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = tiny_recipe(
+        corpus,
+        model={"dropout": 0.1},
+        train={"steps": STEPS},
+        zero={"stage": 2},
+        checkpoint={"every": 4},
+        cluster={"workers": 2},
+    )
+
+    def changed(job: Job, **sections: dict[str, Any]) -> Job:
+        other = tiny_recipe(corpus, **{"model": {"dropout": 0.1}, "train": {"steps": STEPS}, **sections})
+        return replace(job, recipe=other, plan=prepare(other, job.plan.world), until=None)
+
+    straight = tiny_job(recipe, folder, world_size=2)
+    names = ("shard", "rank 1's share", "manifest", "a file too many", "all", "export", "shape")
+    jobs = {name: tiny_job(recipe, folder, world_size=2, until=8) for name in names}
+    assert run_ranks(2, in_order, [straight, *jobs.values()])[1] == ["finished"] + ["paused"] * len(jobs)
+
+    newest = {name: files.whole_checkpoints(job.folder.checkpoints)[-1] for name, job in jobs.items()}
+    damage(newest["shard"], "rank_1_mp_rank_00_optim_states.pt")
+    damage(newest["rank 1's share"], "rank-00000.json")
+    damage(newest["manifest"], "manifest.json")
+    (newest["a file too many"] / "engine" / "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt").write_bytes(b"\x80")
+    for checkpoint in files.whole_checkpoints(jobs["all"].folder.checkpoints):
+        damage(checkpoint, "trainer.json")
+
+    # Where the exported model is put together there is a file that no folder can replace.
+    (jobs["export"].folder.path / ".final.partial").write_text("in the way")
+
+    again = {name: replace(job, until=None) for name, job in jobs.items()}
+    shape = again.pop("shape")
+    again["stage"] = changed(shape, zero={"stage": 1})
+    again["precision"] = changed(shape, zero={"stage": 2}, train={"steps": STEPS, "precision": "bf16"})
+    outcomes = run_ranks(2, in_order, list(again.values()))
+    assert outcomes[0] == outcomes[1]
+    found = {name: (job, text) for (name, job), text in zip(again.items(), outcomes[0], strict=True)}
+    alone = replace(shape, plan=prepare(recipe, World(size=1, gpu=False)), until=None)
+    found["world size"] = (alone, run_ranks(1, in_order, [alone])[0][0])
+    return found | {"straight": (straight, "finished")}
+
+
+@pytest.mark.parametrize("case", ["shard", "rank 1's share", "manifest", "a file too many"])
+def test_a_damaged_checkpoint_costs_one_interval_and_no_bit(runs: dict[str, tuple[Job, str]], case: str) -> None:
+    job, outcome = runs[case]
+    assert outcome == "finished"
+    (notice,) = events(job.folder, "notice")
+    assert notice["text"].startswith("checkpoint step-00000008 is passed over: ")
+    assert [event["resumed_step"] for event in events(job.folder, "attempt")] == [None, 4]
+    # The damaged one is kept for whoever wants to look, under a name that nothing takes for a checkpoint.
+    assert (job.folder.checkpoints / "damaged-step-00000008").is_dir()
+    assert good(job.folder.checkpoints) == ["step-00000004", "step-00000008", "step-00000012"]
+    ours, theirs = (load_file(j.folder.path / "final" / "model.safetensors") for j in (job, runs["straight"][0]))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_the_notice_names_the_file(runs: dict[str, tuple[Job, str]]) -> None:
+    texts = {case: events(runs[case][0].folder, "notice")[0]["text"] for case in ("shard", "manifest")}
+    assert "engine/" in texts["shard"]
+    assert "rank_1_mp_rank_00_optim_states.pt differs from the manifest" in texts["shard"]
+    assert "manifest.json" in texts["manifest"]
+
+
+def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job, str]]) -> None:
+    job, outcome = runs["all"]
+    assert outcome.startswith(f"CheckpointError: no checkpoint in {job.folder.checkpoints} is whole")
+    assert len(events(job.folder, "notice")) == 2
+    # Nothing is renamed: a run that starts anew by accident would be worse than one that does not start.
+    names = [folder.name for folder in files.whole_checkpoints(job.folder.checkpoints)]
+    assert names == ["step-00000004", "step-00000008"]
+    with pytest.raises(CheckpointError, match=r"step-00000008 is damaged: trainer\.json; use an older checkpoint"):
+        weights_of_checkpoint(job.folder.checkpoints / "step-00000008", precision="fp32")
+
+
+def test_a_model_that_cannot_be_exported_fails_on_every_rank(runs: dict[str, tuple[Job, str]]) -> None:
+    job, outcome = runs["export"]
+    assert outcome.startswith(f"ShardyardError: the trained model could not be written to {job.folder.path / 'final'}")
+    assert "free the cause and run `shardyard export`" in outcome
+    assert good(job.folder.checkpoints)[-1] == f"step-{STEPS:08d}"
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ("stage", "was written with zero_stage 2, this run has 1; resume with the same zero_stage"),
+        ("precision", "was written with precision fp32, this run has bf16; resume with the same precision"),
+        ("world size", "was written with world_size 2, this run has 1; resume with the same world_size"),
+    ],
+)
+def test_a_run_of_another_shape_is_refused_and_names_both(
+    runs: dict[str, tuple[Job, str]], case: str, text: str
+) -> None:
+    job, outcome = runs[case]
+    assert outcome.startswith("CheckpointError: ")
+    assert text in outcome
+    assert good(job.folder.checkpoints) == ["step-00000004", "step-00000008"]
