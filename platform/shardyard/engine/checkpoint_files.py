@@ -29,6 +29,7 @@ from shardyard.errors import CheckpointError
 FORMAT = 1
 MANIFEST = "manifest.json"
 _WHOLE = re.compile(r"^step-(\d{8,})$")
+_REPLACED = ".replaced.partial"
 _CHUNK_BYTES = 1 << 22
 
 
@@ -95,7 +96,12 @@ def whole_folder(checkpoints: Path, step: int) -> Path:
 
 
 def remove_partial(checkpoints: Path) -> None:
-    """Remove what interrupted writers left behind."""
+    """Remove what interrupted writers left behind; a replacement that was cut short is undone first."""
+    for replaced in checkpoints.glob(f".step-*{_REPLACED}"):
+        whole = checkpoints / replaced.name.removeprefix(".").removesuffix(_REPLACED)
+        if not whole.exists():
+            with contextlib.suppress(OSError):
+                replaced.rename(whole)
     for left in checkpoints.glob(".step-*.partial"):
         _remove(left)
 
@@ -119,7 +125,7 @@ def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **facts
     whole = whole_folder(checkpoints, step)
     # A checkpoint of this step from before a restart holds the same state; the new one takes its place. The old one
     # leaves by a rename, because one that is cut short in the middle of its removal would still look whole.
-    replaced = checkpoints / f".{whole.name}.replaced.partial"
+    replaced = checkpoints / f".{whole.name}{_REPLACED}"
     _remove(replaced)
     if whole.exists() or whole.is_symlink():
         whole.rename(replaced)
