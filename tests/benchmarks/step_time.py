@@ -98,7 +98,12 @@ def _batches(recipe: Recipe, lanes: int, steps: int, tokenizer: Any, rank: Rank)
 
 def _recipe(steps: int, workers: int) -> Recipe:
     quiet = [f"train.steps={steps}", f"evaluate.every={steps}", f"checkpoint.every={steps}", "sample.prompts=[]"]
-    constant = ["schedule.name=constant", "schedule.warmup=0", "tracking.wandb.mode=offline"]
+    constant = [
+        "schedule.name=constant",
+        "schedule.warmup=0",
+        "schedule.decay_fraction=",
+        "tracking.wandb.mode=offline",
+    ]
     return load_recipe("gpt/quickstart", [*quiet, *constant, f"cluster.workers={workers}"]).recipe
 
 

@@ -181,7 +181,7 @@ def test_a_prompt_is_cut_from_the_front_to_fit_the_positions(
     tokenizer: Any, prompt: str, new: int, kept: list[int], made: int
 ) -> None:
     model = Watched(model_of("gpt2", tokenizer))
-    text = generate(model, tokenizer, prompt, new, CPU)
+    text = generate(model, tokenizer, prompt, max_new_tokens=new, device=CPU)
     assert model.prompt == kept
     assert (model.new, text) == (made, "x" * made)
 
@@ -191,9 +191,10 @@ def test_a_real_model_continues_up_to_its_last_position(tokenizer: Any, family: 
     model = model_of(family, tokenizer)
     for prompt in ("", "the ", "the " * 50):
         for new in (1, 63, 200):
-            text = generate(model, tokenizer, prompt, new, CPU)
+            text = generate(model, tokenizer, prompt, max_new_tokens=new, device=CPU)
             assert isinstance(text, str)
-    assert generate(model, tokenizer, "the ", 8, CPU) == generate(model, tokenizer, "the ", 8, CPU)
+    first, second = (generate(model, tokenizer, "the ", max_new_tokens=8, device=CPU) for _ in range(2))
+    assert first == second
 
 
 def test_a_greedy_continuation_is_the_most_likely_token_each_time(tokenizer: Any) -> None:
@@ -205,15 +206,17 @@ def test_a_greedy_continuation_is_the_most_likely_token_each_time(tokenizer: Any
             token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
         ids.append(token)
         expected.append(token)
-    assert generate(model, tokenizer, "abc", 6, CPU) == tokenizer.decode(expected, skip_special_tokens=True)
+    text = generate(model, tokenizer, "abc", max_new_tokens=6, device=CPU)
+    assert text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_sampling_follows_its_seed(tokenizer: Any) -> None:
+def test_sampling_follows_its_seed_and_leaves_dropout_alone(tokenizer: Any) -> None:
     model = model_of("gpt2", tokenizer)
 
     def sampled(seed: int) -> str:
-        torch.manual_seed(seed)
-        return generate(model, tokenizer, "abc", 20, CPU, do_sample=True, temperature=1.0)
+        return generate(model, tokenizer, "abc", max_new_tokens=20, device=CPU, temperature=1.0, seed=seed)
 
+    before = torch.get_rng_state()
     assert sampled(1) == sampled(1)
     assert sampled(1) != sampled(2)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -40,7 +40,7 @@ def launch(
 ) -> int:
     """Train a recipe."""
     loaded = load_recipe(name, overrides or [])
-    made = plan_of(loaded, local=local)
+    made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
     _refuse_what_does_not_fit(made)
     folder = _new_folder(loaded, made, runs_dir)
     return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
@@ -61,11 +61,22 @@ def resume(
     folder = RunFolder.open(runs_folder(runs_dir), run)
     _refuse_running(folder)
     loaded = load_recipe(str(folder.resolved), overrides or [])
-    was_local = folder.info().get("local", False)
-    made = plan_of(loaded, local=local or was_local)
+    local = local or folder.info().get("local", False)
+    made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
     if overrides:
         write_atomically(folder.resolved, _resolved(loaded, made))
-    return _carry_out(loaded, made, folder, local=local or was_local, until=until, quiet=quiet)
+    return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+
+
+def _cluster_gpus(loaded: LoadedRecipe, *, local: bool) -> int | None:
+    """GPUs of the cluster that is named; None where Ray is started here, or is not used."""
+    from shardyard.launch.hardware import cluster_address
+
+    if local or cluster_address(loaded.recipe.cluster) is None:
+        return None
+    from shardyard.launch.cluster import cluster_gpus
+
+    return cluster_gpus(loaded.recipe.cluster)
 
 
 def _refuse_what_does_not_fit(made: RunPlan) -> None:

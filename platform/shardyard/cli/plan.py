@@ -43,12 +43,12 @@ def explain_recipe(loaded: LoadedRecipe) -> None:
     output.print_table(("derived value", "", "why"), table, title=loaded.recipe.name)
 
 
-def plan_of(loaded: LoadedRecipe, *, local: bool = False) -> RunPlan:
-    """The plan of a recipe on this machine, with the model's sizes counted."""
-    from shardyard.launch.hardware import local_world
+def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = None) -> RunPlan:
+    """The plan of a recipe, with the model's sizes counted; `gpus` are those of the cluster, if it was asked."""
+    from shardyard.launch.hardware import world_of
     from shardyard.launch.prepare import prepare
 
-    return prepare(loaded.recipe, local_world(loaded.recipe.cluster, local=local))
+    return prepare(loaded.recipe, world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus))
 
 
 def as_dict(plan: RunPlan) -> dict[str, Any]:

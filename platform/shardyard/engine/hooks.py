@@ -111,7 +111,7 @@ class EarlyStoppingHook:
 
 
 class SampleHook:
-    """Continues the recipe's prompts greedily, on all ranks alike: under ZeRO-3 each pass is a collective."""
+    """Continues the recipe's prompts, on all ranks alike: under ZeRO-3 each pass is a collective."""
 
     def __init__(
         self, engine: deepspeed.DeepSpeedEngine, tokenizer: Any, settings: Sample, rank: Rank, notes: Notes
@@ -125,7 +125,13 @@ class SampleHook:
         try:
             for prompt in self._settings.prompts:
                 text = generate(
-                    self._engine.module, self._tokenizer, prompt, self._settings.max_new_tokens, self._rank.device
+                    self._engine.module,
+                    self._tokenizer,
+                    prompt,
+                    max_new_tokens=self._settings.max_new_tokens,
+                    device=self._rank.device,
+                    temperature=self._settings.temperature,
+                    seed=step,
                 )
                 self._notes.sample(step, prompt, text)
         finally:

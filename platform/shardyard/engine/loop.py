@@ -34,15 +34,15 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
         CheckpointError: the last checkpoint could not be written.
     """
     for step in range(session.restore() + 1, session.plan.steps + 1):
+        if session.stopped_early:
+            break
         metrics, asked = _one_step(session, step)
         for due, hook in session.hooks:
             if due(step):
                 hook(step, metrics)
         session.tell(StepRecord(step, metrics))
-        if session.early_stopping is not None and session.early_stopping.stop:
-            break
-        outcome: Outcome | None = asked or ("paused" if step == until and step < session.plan.steps else None)
-        if outcome is not None:
+        outcome: Outcome | None = asked or ("paused" if step == until else None)
+        if outcome is not None and step < session.plan.steps:
             session.checkpoint.save(step)
             return outcome
     session.finish()

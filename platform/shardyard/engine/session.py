@@ -49,6 +49,11 @@ class Session:
     def __post_init__(self) -> None:
         self.checkpoint = CheckpointHook(self.checkpointer, self._state, self.notes)
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether a validation metric has ended the run, in this process or before it was resumed."""
+        return self.early_stopping is not None and self.early_stopping.stop
+
     def restore(self) -> int:
         """Load the newest whole checkpoint if there is one; returns the number of steps that are done."""
         found = self.checkpointer.restore(lambda text: self.notes.event("notice", text=text))

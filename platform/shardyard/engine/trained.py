@@ -44,10 +44,17 @@ class Trained:
 
     def sample(self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int) -> list[str]:
         """The continuation of each prompt; greedy at temperature 0."""
-        torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
         return [
-            generate(self.model, self.tokenizer, prompt, max_new_tokens, self.device, **sampling) for prompt in prompts
+            generate(
+                self.model,
+                self.tokenizer,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                device=self.device,
+                temperature=temperature,
+                seed=seed,
+            )
+            for prompt in prompts
         ]
 
     def evaluate(self, rows: int | None = None) -> dict[str, Any]:

@@ -160,10 +160,10 @@ def _muon(recipe: Recipe) -> Iterator[Finding]:
     number of rows, summed over matrices) and not of the gradient: every update would shrink to a fraction.
     """
     if recipe.optimizer.name == "muon" and recipe.zero.stage > 0 and recipe.train.gradient_clipping > 0:
+        clipped = "but with muon DeepSpeed would clip its orthogonalised updates, whose norm is fixed and large"
         yield (
             ("train", "gradient_clipping"),
-            f"is {recipe.train.gradient_clipping:g}, but with muon DeepSpeed would clip its orthogonalised updates, whose "
-            "norm is fixed and large; set it to 0, or zero.stage to 0",
+            f"is {recipe.train.gradient_clipping:g}, {clipped}; set it to 0, or zero.stage to 0",
         )
     fields = families.config_fields(recipe.model.family)
     experts = fields is not None and bool(fields.names & _EXPERT_COUNTS)

@@ -206,8 +206,11 @@ class Evaluate(Section):
 
 
 class Sample(Section):
-    prompts: list[str] = _described(
-        [], "Prompts that are continued after each evaluation, greedily, into samples.jsonl."
+    prompts: list[str] = _described([], "Prompts that are continued after each evaluation, into samples.jsonl.")
+    temperature: float = _described(
+        0.0,
+        "Randomness of the continuation: 0 takes the likeliest token, 1 draws from the model's probabilities.",
+        ge=0.0,
     )
     max_new_tokens: int = _described(64, "Length of each continuation.", "tokens", ge=1)
 
