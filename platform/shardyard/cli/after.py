@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli import output
-from shardyard.cli.launch import RunsDir
-from shardyard.cli.recipes import AsJson
+from shardyard.cli.options import AsJson, RunName, RunsDir
 from shardyard.errors import UsageError
 
 if TYPE_CHECKING:
     from shardyard.tracking.runfolder import RunFolder
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id, unique beginning, path, or `latest`.")]
 Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli import output
+from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir
 from shardyard.cli.plan import as_dict, plan_of, rows
-from shardyard.cli.recipes import Overrides, Quiet
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
 from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.plan import RunPlan
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from shardyard.engine.run import Job
     from shardyard.tracking.runfolder import RunFolder
 
-RunsDir = Annotated[Path | None, typer.Option("--runs-dir", help="Where run folders go; SHARDYARD_RUNS or ./runs.")]
 Local = Annotated[bool, typer.Option("--local", help="One rank in this process, without Ray: for debugging.")]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
 
@@ -31,7 +30,7 @@ _EXIT_CODES = {"finished": 0, "paused": 0, "interrupted": EXIT_INTERRUPTED, "pre
 
 
 def launch(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Path or name of a shipped recipe.")],
+    name: RecipeName,
     overrides: Overrides = None,
     runs_dir: RunsDir = None,
     local: Local = False,
@@ -47,7 +46,7 @@ def launch(
 
 
 def resume(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, unique beginning, path, or `latest`.")],
+    run: RunName,
     overrides: Overrides = None,
     runs_dir: RunsDir = None,
     local: Local = False,

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from shardyard.cli import output
-from shardyard.cli.recipes import AsJson, Overrides
+from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.plan import RunPlan
 from shardyard.units import format_bytes, format_count, parse_bytes
 
 
 def plan(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Path or name of a shipped recipe.")],
+    name: RecipeName,
     overrides: Overrides = None,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="Memory of a device to fit, e.g. 80GiB.")

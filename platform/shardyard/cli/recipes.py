@@ -9,17 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from shardyard.cli import output
+from shardyard.cli.options import AsJson, Overrides, Quiet
 from shardyard.errors import RecipeError, UsageError
 from shardyard.recipe.catalog import find_recipe, shipped_recipes
 from shardyard.recipe.explain import FieldExplanation, explain_field, is_field
 from shardyard.recipe.load import load_recipe
 from shardyard.recipe.nearest import nearest
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a field, e.g. train.steps=100.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")]
 
 recipes = typer.Typer(
     add_completion=False,

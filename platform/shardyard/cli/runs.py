@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from shardyard.cli import output
+from shardyard.cli.options import AsJson, Quiet, RunsDir
 from shardyard.cli.progress import number, whole_seconds
 from shardyard.tracking.files import encode
 from shardyard.tracking.runfolder import RunFolder, list_runs, runs_folder
@@ -19,11 +20,9 @@ _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
 
 def runs(
     run: Annotated[str | None, typer.Argument(help="Id, beginning of an id, path, or `latest`: show this run.")] = None,
-    runs_dir: Annotated[
-        str | None, typer.Option("--runs-dir", help="Where run folders are (or SHARDYARD_RUNS).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
+    runs_dir: RunsDir = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """List runs, the newest first, or show one."""
     folder = runs_folder(runs_dir)
