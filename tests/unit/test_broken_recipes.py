@@ -418,16 +418,6 @@ CONTRADICTIONS = [
         "- {source: python-docs}\n  validation:\n    - {source: python-docs, split: train}",
     ),
     Broken(
-        "checkpoint-every",
-        ":15: checkpoint.every: every 500 steps never comes in a run of 100",
-        new="checkpoint: {every: 500}\n",
-    ),
-    Broken(
-        "evaluate-every",
-        ":15: evaluate.every: every 500 steps never comes in a run of 100",
-        new="evaluate: {every: 500}\n",
-    ),
-    Broken(
         "metric",
         "evaluate.early_stopping.metric: 'loss' is not a metric of an evaluation",
         new="evaluate: {early_stopping: {patience: 2, metric: loss}}\n",

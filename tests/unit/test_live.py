@@ -21,7 +21,7 @@ from shardyard.tracking.tracker import Tracker
 GOLDEN = """\
 run-1: 40 steps
 * training on 2 ranks
-* W&B offline: runs/run-1/wandb
+* W&B offline
  step     loss     eval       lr    grad   tok/s    time    wait    left
  1/40   3.0000           1.0e-03     1.5    8.2K  500 ms    2 ms
  2/40   2.9500           1.0e-03     1.5    8.2K  500 ms    2 ms    19 s

@@ -119,7 +119,7 @@ def test_later_bases_win_and_paths_are_relative_to_the_file(base: Path, tmp_path
 def test_a_shipped_recipe_can_be_extended_from_anywhere(tmp_path: Path) -> None:
     path = child(tmp_path, "extends: gpt/quickstart\nname: mine\ntrain: {steps: 60}\n")
     recipe = load_recipe(path).recipe
-    assert (recipe.name, recipe.train.steps, recipe.train.global_batch) == ("mine", 60, 32)
+    assert (recipe.name, recipe.train.steps, recipe.train.global_batch) == ("mine", 60, 16)
 
 
 def test_null_goes_back_to_the_default(base: Path, tmp_path: Path) -> None:

@@ -130,19 +130,6 @@ def _zero(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def _intervals(recipe: Recipe) -> Iterator[Finding]:
-    steps = training_steps(recipe)
-    if steps is None:
-        return
-    for section, every in (("checkpoint", recipe.checkpoint.every), ("evaluate", recipe.evaluate.every)):
-        if every is not None and every > steps:
-            yield (section, "every"), f"every {every} steps never comes in a run of {steps}; set at most {steps}"
-    if recipe.schedule.step_size is not None and recipe.schedule.name == "step" and recipe.schedule.step_size >= steps:
-        yield (
-            ("schedule", "step_size"),
-            (f"{recipe.schedule.step_size} steps between drops never pass in a run of {steps}; set fewer"),
-        )
-
 
 def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
     stopping = recipe.evaluate.early_stopping
