@@ -169,7 +169,6 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _optimizer,
     _schedule,
     _zero,
-    _intervals,
     _early_stopping,
     _precision,
     model_rules,
