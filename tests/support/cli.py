@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
+from shardyard.tracking.runfolder import read_metrics
+
 COMMAND = [sys.executable, "-m", "shardyard.cli.main"]
 STEP_TIMEOUT_SECONDS = 150
 
@@ -109,9 +111,9 @@ class Command:
         return folder
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl so far."""
+        """Metrics of each step so far."""
         files = list(self.runs.glob("*/metrics.jsonl"))
-        return list(_lines(files[0])) if files else []
+        return read_metrics(files[0]) if files else []
 
     def info(self) -> dict[str, Any]:
         """run.json."""

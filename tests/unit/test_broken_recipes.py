@@ -321,12 +321,6 @@ CONTRADICTIONS = [
     Broken("warmup-tokens", "leave nothing of the 10 steps", "steps: 100", "tokens: 10240"),
     Broken("step-size", ":12: schedule.name: the step schedule needs schedule.step_size", "name: cosine", "name: step"),
     Broken(
-        "step-size-long",
-        ":12: schedule.step_size: 200 steps between drops never pass",
-        "name: cosine",
-        "name: step, step_size: 200",
-    ),
-    Broken(
         "step-size-cosine",
         ":12: schedule.step_size: does nothing for cosine, only for step",
         "warmup: 10",

@@ -58,7 +58,7 @@ class EvaluateHook:
         self._micro_batch, self._notes = micro_batch, notes
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        """Add the evaluation's metrics to those of the step."""
+        """Add the evaluation's metrics to what was measured at this step."""
         started = time.monotonic()
         result = evaluate(self._engine, self._held_out, self._rank, micro_batch=self._micro_batch)
         metrics[eval_loss()] = result.loss

@@ -37,10 +37,13 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
         if session.stopped_early:
             break
         metrics, asked = _one_step(session, step)
+        session.tell(StepRecord(step, metrics))
+        measured: dict[str, float] = {}
         for due, hook in session.hooks:
             if due(step):
-                hook(step, metrics)
-        session.tell(StepRecord(step, metrics))
+                hook(step, measured)
+        if measured:
+            session.tell(StepRecord(step, measured))
         outcome: Outcome | None = asked or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
             session.checkpoint.save(step)

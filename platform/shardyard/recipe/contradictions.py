@@ -130,7 +130,6 @@ def _zero(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-
 def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
     stopping = recipe.evaluate.early_stopping
     if stopping is not None and _METRIC.fullmatch(stopping.metric) is None:
