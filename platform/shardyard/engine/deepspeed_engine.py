@@ -88,6 +88,22 @@ def _undo_trial_step(engine: deepspeed.DeepSpeedEngine) -> None:
         optimizer.optimizer.state.clear()
 
 
+def backward(engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor) -> None:
+    """Accumulate the gradient of a scalar loss, without dividing it by the number of micro-batches.
+
+    DeepSpeed scales the loss for its ZeRO optimizers only; without ZeRO in fp16 it would divide gradients by a loss
+    scale that they were never multiplied with, until nothing but Adam's epsilon is left of them.
+    """
+    if isinstance(engine.optimizer, FP16_UnfusedOptimizer):
+        loss = loss * engine.optimizer.loss_scale
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+def gradient_norm_unit(engine: deepspeed.DeepSpeedEngine) -> float:
+    """What the gradient norm of the coming step is to be divided by: without ZeRO it includes the loss scale."""
+    return float(engine.optimizer.loss_scale) if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0
+
+
 class LearningRate:
     """Sets the learning rate of every group from a factor of its own peak."""
 

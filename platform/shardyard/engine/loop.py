@@ -66,7 +66,7 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
     if not result.applied:
         metrics["train/skipped"] = 1.0
     if session.recipe.train.precision == "fp16":
-        metrics["train/loss_scale"] = float(session.engine.optimizer.cur_scale)
+        metrics["train/loss_scale"] = float(session.engine.optimizer.loss_scale)
     metrics[names.TRAIN_TOKENS] = step * session.plan.tokens_per_step
     metrics |= session.meter.update(session.plan.tokens_per_step, time.monotonic() - started, waited)
     metrics |= memory_metrics()
@@ -85,7 +85,7 @@ def _check(session: Session, result: StepResult, step: int) -> None:
     """
     if math.isfinite(result.loss):
         return
-    if session.recipe.train.precision == "fp16" and not result.applied and session.engine.optimizer.cur_scale > 1:
+    if session.recipe.train.precision == "fp16" and not result.applied and session.engine.optimizer.loss_scale > 1:
         return
     raise TrainingError(
         f"the loss is {result.loss} at step {step}. Lower optimizer.lr, lengthen schedule.warmup or clip gradients "

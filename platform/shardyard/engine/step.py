@@ -9,6 +9,7 @@ import deepspeed
 import torch
 
 from shardyard.data.loader import Batch
+from shardyard.engine.deepspeed_engine import backward, gradient_norm_unit
 from shardyard.engine.world import PendingSum, Rank, sum_over_ranks
 from shardyard.objectives.causal import causal_lm_loss, count_targets
 
@@ -46,13 +47,14 @@ def train_step(
         flag: a number that is summed over ranks along with the loss, so that ranks agree without a message of its own.
     """
     targets = PendingSum([count_targets(batch.labels)], rank.device)
+    norm_unit = gradient_norm_unit(engine)
     total = 0.0
     scale = 0.0
     for input_ids, labels, position_ids in micro_batches(batch, micro_batch, rank.device):
         loss = causal_lm_loss(engine, input_ids, labels, position_ids)
         if not scale:
             scale = rank.world_size / max(1.0, targets.wait()[0])
-        engine.backward(loss * scale, scale_wrt_gas=False)
+        backward(engine, loss * scale)
         engine.step()
         total += float(loss.detach())
     (count,) = targets.wait()
@@ -61,7 +63,7 @@ def train_step(
     return StepResult(
         loss=loss_sum / max(1.0, count),
         targets=round(count),
-        grad_norm=None if norm is None else float(norm),
+        grad_norm=None if norm is None else float(norm) / norm_unit,
         applied=bool(engine.was_step_applied()),
         asked=asked,
     )
