@@ -69,6 +69,12 @@ def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
         "step-00000030",
     ]
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    # What was read, and that nothing was left out.
+    assert undisturbed[0].info()["data"]["lanes"] == 4
+    (counts,) = undisturbed[0].events("data")
+    assert len(counts["ranks"]) == 2
+    assert counts["skipped"] == 0
+    assert counts["ranks"][0]["sources"][0]["documents"] > 0
     steps = [line["step"] for line in undisturbed[0].metrics()]
     assert steps == list(range(1, 31))
 

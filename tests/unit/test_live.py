@@ -242,3 +242,8 @@ def test_runs_shows_one_run(tmp_path: Path, two_runs: list[RunFolder], capsys: p
 def test_no_runs_is_said_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shardyard(["runs", "--runs-dir", str(tmp_path / "none")]) == 0
     assert "There are no runs in" in capsys.readouterr().err
+
+
+def test_what_reading_left_out_is_told_and_nothing_else() -> None:
+    assert describe({"kind": "data", "skipped": 0, "retries": 0}) == ""
+    assert describe({"kind": "data", "skipped": 3, "retries": 1}) == "data: 3 documents skipped, 1 retries"

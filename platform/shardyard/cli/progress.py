@@ -88,6 +88,10 @@ def describe(event: dict[str, Any]) -> str:
             ranks = event.get("ranks")
             where = f" on rank {', '.join(map(str, ranks))}" if isinstance(ranks, list) and ranks else ""
             return f"failed{where}: {event.get('message')}"
+        case "data":
+            words = {"skipped": "documents skipped", "retries": "retries"}
+            told = [f"{event[name]} {word}" for name, word in words.items() if event.get(name)]
+            return f"data: {', '.join(told)}" if told else ""
         case "wandb":
             # The folder of an offline run is told at the end, with the command that uploads it.
             text = str(event.get("text"))

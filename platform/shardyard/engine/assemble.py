@@ -61,6 +61,8 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
         early_stopping=_early_stopping(recipe, notes),
     )
     _add_hooks(session)
+    if rank.is_first:
+        folder.update(data=loader.fingerprint())
     return session
 
 

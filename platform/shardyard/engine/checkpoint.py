@@ -24,7 +24,6 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from shardyard.engine import checkpoint_files as files
 from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import CheckpointError, ShardyardError
-from shardyard.units import format_bytes
 
 ENGINE_TAG = "engine"
 
@@ -244,8 +243,3 @@ def _pack(tensor: torch.Tensor) -> str:
 
 def _unpack(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-
-def describe(saved: Saved) -> str:
-    """One line for people."""
-    return f"{saved.path.name}, {format_bytes(saved.size_bytes)} in {saved.seconds:.1f} s"

@@ -11,7 +11,7 @@ from shardyard.engine.assemble import assemble
 from shardyard.engine.loop import Outcome, train
 from shardyard.engine.session import Session
 from shardyard.engine.weights import whole_weights
-from shardyard.engine.world import Rank, from_first
+from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import HardwareError, ShardyardError
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
@@ -42,6 +42,7 @@ def run_rank(job: Job, rank: Rank) -> Outcome:
     session = assemble(job.recipe, job.plan, job.folder, rank)
     try:
         outcome = train(session, until=job.until)
+        _tell_counts(session)
         if outcome == "finished":
             _export(session)
         # No rank leaves while another still talks to it.
@@ -49,6 +50,13 @@ def run_rank(job: Job, rank: Rank) -> Outcome:
         return outcome
     finally:
         session.close()
+
+
+def _tell_counts(session: Session) -> None:
+    """What reading cost and left out, over all ranks, so that nothing is dropped in silence."""
+    stats = gather(session.loader.stats(), session.rank)
+    skipped = sum(source["skipped"] for one in stats for source in one["sources"])
+    session.notes.event("data", skipped=skipped, retries=sum(one["retries"] for one in stats), ranks=stats)
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -13,8 +13,6 @@ from shardyard.engine.world import Rank
 from shardyard.errors import ShardyardError
 from shardyard.launch.output import redirect_output
 
-OUTCOME_FILE = "outcome.json"
-
 
 class RankError(Exception):
     """A failure as it travels from a worker: text only, so that any process can read it.

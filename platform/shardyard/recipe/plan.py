@@ -40,7 +40,6 @@ class RunPlan:
     steps: int
     tokens_per_step: int
     lanes: int
-    warmup: int
     evaluate_every: int
     checkpoint_every: int
     architecture: Architecture
@@ -91,7 +90,6 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
         steps=steps,
         tokens_per_step=tokens_per_step,
         lanes=_lanes(recipe, world, reasons),
-        warmup=recipe.schedule.warmup,
         evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
         checkpoint_every=_every(recipe.checkpoint.every, steps, "checkpoint_every", reasons),
         architecture=architecture,

@@ -24,7 +24,6 @@ def _described(default: Any, description: str, unit: str = "", **constraints: An
 
 
 REQUIRED: Any = ...
-Positive = Annotated[int, Field(ge=1)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 
 Precision = Literal["fp32", "bf16", "fp16"]
