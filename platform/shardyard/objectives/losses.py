@@ -1,0 +1,233 @@
+"""Losses as functions of tensors, with no model and no state.
+
+Each returns a scalar, the **sum** over its targets: the engine divides by the number of targets of the whole global
+batch, so that each target weighs alike however the batch is cut into micro-batches and ranks. A sum over the rows of a
+batch is the sum over its parts; only `info_nce` compares rows with each other, and takes the keys of the whole batch.
+
+Arithmetic is in fp32 at least: fp16 and bf16 are widened first, fp64 stays fp64. Labels of -100 are not targets. Shapes
+that do not fit each other are errors of the caller and `assert`ed, because broadcasting would hide them.
+
+    B: rows, C: classes, D: size of an embedding, G: rows of the global batch, T: tokens in a row, V: vocabulary,
+    …: any axes, also none
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORED = -100
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Negative log-probability of the labelled classes, in nats; the target is one label.
+
+    With p = softmax(logits), label y and smoothing ε:  (1 - ε)·(-log p_y) + ε·mean_c(-log p_c).
+    Label smoothing: Szegedy et al. 2016 (Rethinking the Inception Architecture), section 7.
+
+    Args:
+        logits: […, C].
+        labels: […], classes; -100 is not a target.
+        label_smoothing: ε, the share of the target that is spread over all classes, the labelled one included.
+    """
+    flat, targets = _flat(logits, labels)
+    return functional.cross_entropy(
+        flat, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+    )
+
+
+def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: Tensor | None = None) -> Tensor:
+    """Cross-entropy that gives less weight to what is already classified well; the target is one label.
+
+    With p the softmax probability of label y:  -α_y·(1 - p)^γ·log p.  γ = 0 is cross-entropy.
+    Lin et al. 2017 (Focal Loss for Dense Object Detection), equation 5, with a softmax in place of the sigmoid.
+
+    Args:
+        logits: […, C].
+        labels: […], classes; -100 is not a target.
+        gamma: γ ≥ 0, how fast the weight falls; the paper takes 2.
+        alpha: [C], a weight for each class; None weighs all by 1.
+    """
+    flat, targets = _flat(logits, labels)
+    kept = targets != IGNORED
+    targets = targets[kept]
+    log_p = flat[kept].log_softmax(-1).gather(-1, targets[:, None])[:, 0]  # [targets]
+    # 1 - p without cancellation. The floor keeps the derivative of the power finite at p = 1 where γ < 1.
+    missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+    losses = -(missing**gamma) * log_p
+    if alpha is not None:
+        losses = losses * alpha.to(losses)[targets]
+    return losses.sum()
+
+
+def dice(logits: Tensor, labels: Tensor, *, smoothing: float = 1.0) -> Tensor:
+    """Overlap of predicted and labelled regions; the target is one row, whatever the number of its pixels.
+
+    With p = softmax(logits), g the one-hot labels, sums over a row's pixels, and smoothing s:
+    1 - mean_c((2·Σ p_c·g_c + s) / (Σ p_c² + Σ g_c² + s)).
+    Milletari et al. 2016 (V-Net), section 3, whose form for two regions is averaged over all classes here. s keeps the
+    fraction of a class that is neither predicted nor labelled at 1, where the paper has 0/0.
+
+    Args:
+        logits: [B, …, C].
+        labels: [B, …], classes; -100 is left out of all sums. A row without any other label adds zero and is no target.
+        smoothing: s > 0, in pixels.
+    """
+    assert labels.shape == logits.shape[:-1], (labels.shape, logits.shape)
+    assert smoothing > 0, smoothing
+    rows, classes = logits.shape[0], logits.shape[-1]
+    kept = (labels != IGNORED).reshape(rows, -1, 1)  # [B, pixels, 1]
+    p = _wide(logits).softmax(-1).reshape(rows, -1, classes)
+    p = torch.where(kept, p, 0)
+    g = functional.one_hot(labels.clamp(min=0), classes).reshape(rows, -1, classes) * kept
+    overlap = 2 * (p * g).sum(1) + smoothing  # [B, C]
+    extent = (p * p).sum(1) + g.sum(1) + smoothing  # g² = g
+    return (1 - (overlap / extent).mean(-1)).sum()
+
+
+def mse(predictions: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Squared error, (prediction - target)²; the target is one number.
+
+    Args:
+        predictions, targets: […].
+        mask: bool, one value for each number or broadcast to them; False is not a target, and may be any number or NaN.
+    """
+    return _errors(predictions, targets, mask).square().sum()
+
+
+def mae(predictions: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Absolute error, |prediction - target|; its derivative at zero is zero. Arguments as those of `mse`."""
+    return _errors(predictions, targets, mask).abs().sum()
+
+
+def huber(predictions: Tensor, targets: Tensor, *, delta: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    """Squared error near the target, absolute error far from it; the target is one number.
+
+    With e the error:  e²/2 where |e| ≤ δ, and δ·(|e| - δ/2) elsewhere.
+    Huber 1964 (Robust Estimation of a Location Parameter). Arguments as those of `mse`; delta > 0.
+    """
+    errors = _errors(predictions, targets, mask)
+    return functional.huber_loss(errors, torch.zeros_like(errors), reduction="sum", delta=delta)
+
+
+def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, *, margin: float) -> Tensor:
+    """The anchor shall be nearer to the positive than to the negative, by a margin; the target is one row.
+
+    max(0, ‖a - p‖ - ‖a - n‖ + margin).  Schroff et al. 2015 (FaceNet), section 3.1, with euclidean distances in place
+    of their squares; torch adds 1e-6 to each difference, so that equal vectors have a gradient.
+
+    Args:
+        anchor, positive, negative: [B, D].
+        margin: in units of the distance.
+    """
+    assert anchor.shape == positive.shape == negative.shape, (anchor.shape, positive.shape, negative.shape)
+    return functional.triplet_margin_loss(
+        _wide(anchor), _wide(positive), _wide(negative), margin=margin, reduction="sum"
+    )
+
+
+def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, first_target: int = 0) -> Tensor:
+    """Cross-entropy of finding each query's own key among the keys of the global batch; the target is one query.
+
+    Query b belongs to key first_target + b:  -log softmax_g(scale·q_b·k_g) at g = first_target + b.
+    van den Oord et al. 2018 (Contrastive Predictive Coding), equation 4. Radford et al. 2021 (CLIP) average it over
+    both directions: images as queries, and texts as queries.
+
+    The sum over parts of the queries is the whole sum, provided that each part is compared with all keys.
+
+    Args:
+        queries: [B, D], of this rank; of length 1 where the product shall be the cosine.
+        keys: [G, D], of all ranks.
+        scale: a number or scalar tensor, the inverse of the temperature.
+        first_target: the key of the first query.
+    """
+    rows = queries.shape[0]
+    assert 0 <= first_target <= keys.shape[0] - rows, (first_target, rows, keys.shape[0])
+    logits = scale * (_wide(queries) @ _wide(keys).T)  # [B, G]
+    return cross_entropy(logits, first_target + torch.arange(rows, device=queries.device))
+
+
+def distillation(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """Divergence of the student's softened distribution from the teacher's, in nats; the target is one distribution.
+
+    With p the teacher's and q the student's softmax(logits / τ):  τ²·Σ_c p_c·(log p_c - log q_c).
+    Hinton et al. 2015 (Distilling the Knowledge in a Neural Network), section 2; τ² keeps the size of the gradient at
+    all temperatures. No gradient reaches the teacher.
+
+    Args:
+        student_logits, teacher_logits: […, C].
+        temperature: τ > 0.
+        mask: […], bool, such as `labels != -100`; False is not a target.
+    """
+    assert student_logits.shape == teacher_logits.shape, (student_logits.shape, teacher_logits.shape)
+    log_q = (_wide(student_logits) / temperature).log_softmax(-1)
+    log_p = (_wide(teacher_logits.detach()) / temperature).log_softmax(-1)
+    p = log_p.exp()
+    # A class that the teacher rules out adds 0·log 0 = 0, also where its logit is minus infinity.
+    divergence = torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)  # […]
+    if mask is not None:
+        assert mask.shape == divergence.shape, (mask.shape, divergence.shape)
+        divergence = divergence[mask]
+    return temperature**2 * divergence.sum()
+
+
+def dpo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Direct preference optimisation; the target is one pair of answers.
+
+    With z = β·((policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)), all of them
+    log-probabilities of whole answers, and smoothing ε:  -(1 - ε)·log σ(z) - ε·log σ(-z).
+    Rafailov et al. 2023 (Direct Preference Optimization), equation 7; ε is the share of preferences that are taken to
+    be the wrong way round (Mitchell 2023, A note on DPO with noisy preferences).
+
+    Args:
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: [B], of `sequence_log_probability`.
+        beta: β > 0, how dearly the policy pays for leaving the reference.
+        label_smoothing: ε, below 0.5.
+    """
+    shapes = {policy_chosen.shape, policy_rejected.shape, reference_chosen.shape, reference_rejected.shape}
+    assert len(shapes) == 1, shapes
+    gain = _wide(policy_chosen) - _wide(policy_rejected)
+    z = beta * (gain - (_wide(reference_chosen) - _wide(reference_rejected)))  # [B]
+    kept, flipped = functional.logsigmoid(z), functional.logsigmoid(-z)
+    return -((1 - label_smoothing) * kept + label_smoothing * flipped).sum()
+
+
+def sequence_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each row's targets together, Σ_t log p(labels[t]), in nats: [B].
+
+    Args:
+        logits: [B, T, V].
+        labels: [B, T], already shifted; -100 is not a target. A row without targets has 0.
+    """
+    flat, targets = _flat(logits, labels)
+    losses = functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
+    return -losses.view(labels.shape).sum(-1)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In fp32, or in fp64 where it is already."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Widened logits [N, C] and labels [N] of […, C] and […]."""
+    assert labels.shape == logits.shape[:-1], (labels.shape, logits.shape)
+    return _wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
+
+
+def _errors(predictions: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    """Prediction minus target, zero where masked."""
+    assert predictions.shape == targets.shape, (predictions.shape, targets.shape)
+    errors = _wide(predictions) - _wide(targets)
+    return errors if mask is None else torch.where(mask, errors, 0)
