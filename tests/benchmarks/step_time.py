@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from shardyard.data.formats import Context
 from shardyard.data.loader import TrainLoader
 from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.engine.deepspeed_engine import start_engine
@@ -83,17 +84,16 @@ def bare_arm(rank: Rank, job: Job) -> dict[str, list[float]]:
 
 def _batches(recipe: Recipe, lanes: int, steps: int, tokenizer: Any, rank: Rank) -> list[tuple[torch.Tensor, ...]]:
     loader = TrainLoader(
-        recipe.data,
+        Context(recipe.data, tokenizer),
         global_batch=recipe.train.global_batch,
         lanes=lanes,
         seed=recipe.train.seed,
-        tokenizer=tokenizer,
         rank=rank.rank,
         world_size=rank.world_size,
     )
     read = [next(loader) for _ in range(steps)]
     loader.close()
-    return [tuple(t.to(rank.device) for t in (b.input_ids, b.labels, b.position_ids)) for b in read]
+    return [tuple(t.to(rank.device) for t in (b["input_ids"], b["labels"], b["position_ids"])) for b in read]
 
 
 def _recipe(steps: int, workers: int) -> Recipe:

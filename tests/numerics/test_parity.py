@@ -38,7 +38,7 @@ def _curve(rank: Rank, recipe: Recipe, runs: Path) -> list[float]:
     losses = []
     for step in range(STEPS):
         session.learning_rate.set(session.factor(step))
-        result = train_step(session.engine, session.next_batch(), rank, micro_batch=job.plan.micro_batch)
+        result = train_step(session.engine, session.objective, session.next_batch(), rank)
         losses.append(result.loss)
     session.close()
     return losses
@@ -102,8 +102,8 @@ def with_batches(rank: Rank, recipe: Recipe, runs: Path) -> dict[str, Any]:
     for step in range(STEPS):
         session.learning_rate.set(session.factor(step))
         batch = session.next_batch()
-        batches.append((batch.input_ids, batch.labels, batch.position_ids))
-        losses.append(train_step(session.engine, batch, rank, micro_batch=job.plan.micro_batch).loss)
+        batches.append((batch["input_ids"], batch["labels"], batch["position_ids"]))
+        losses.append(train_step(session.engine, session.objective, batch, rank).loss)
     session.close()
     return {"losses": losses, "batches": batches, "weights": weights, "config": session.config}
 

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from shardyard.data.formats import Context
 from shardyard.data.loader import Batch, TrainLoader
 from shardyard.data.tokenizer import load_tokenizer
 from shardyard.recipe.schema import Data, Source
@@ -51,8 +52,9 @@ def data(train: Sequence[Source], **options: Any) -> Data:
 
 @contextmanager
 def loader(recipe: Data, **options: Any) -> Iterator[TrainLoader]:
-    settings = {"global_batch": 4, "lanes": 4, "seed": 7, "tokenizer": bytes_tokenizer(), "rank": 0, "world_size": 1}
-    opened = TrainLoader(recipe, **{**settings, **options})
+    context = Context(recipe, options.pop("tokenizer", bytes_tokenizer()))
+    settings = {"global_batch": 4, "lanes": 4, "seed": 7, "rank": 0, "world_size": 1}
+    opened = TrainLoader(context, **{**settings, **options})
     try:
         yield opened
     finally:
@@ -71,7 +73,7 @@ Row = tuple[list[int], list[int], list[int], int]
 
 
 def rows(batch: Batch) -> list[Row]:
-    columns = (batch.input_ids.tolist(), batch.labels.tolist(), batch.position_ids.tolist(), batch.row_sources)
+    columns = (batch["input_ids"].tolist(), batch["labels"].tolist(), batch["position_ids"].tolist(), batch.row_sources)
     return list(zip(*columns, strict=True))
 
 
@@ -92,7 +94,7 @@ def merged_state(recipe: Data, steps: int, world_size: int, **options: Any) -> d
 def lane_stream(recipe: Data, lane: int, num_rows: int, lanes: int) -> list[int]:
     """The inputs of the first rows of one lane, joined."""
     made = batches(recipe, num_rows, lanes=lanes, global_batch=lanes)
-    return [token for batch in made for token in batch.input_ids[lane].tolist()]
+    return [token for batch in made for token in batch["input_ids"][lane].tolist()]
 
 
 def split_documents(tokens: Sequence[int]) -> list[str]:

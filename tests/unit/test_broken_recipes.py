@@ -214,7 +214,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "family",
-        ":3: model.family: transformers has no causal language model of type 'gtp2'; did you mean 'gpt2'?",
+        ":3: model.family: transformers has no model of type 'gtp2' for the objective causal_lm; did you mean 'gpt2'?",
         "gpt2",
         "gtp2",
     ),
@@ -361,7 +361,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "corpus",
-        ":9: data.train.0.source: no embedded corpus 'python-dosc'; did you mean 'python-docs'?",
+        ":9: data.train.0.source: no embedded corpus or prepared set 'python-dosc'; did you mean 'python-docs'?",
         "python-docs",
         "python-dosc",
     ),
@@ -413,7 +413,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "metric",
-        "evaluate.early_stopping.metric: 'loss' is not a metric of an evaluation",
+        "evaluate.early_stopping.metric: 'loss' is not a metric of causal_lm",
         new="evaluate: {early_stopping: {patience: 2, metric: loss}}\n",
     ),
     Broken("fp16-cpu", ":10: train.precision: fp16 would run on the CPU here", "bf16", "fp16"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from shardyard.data import lanes, reader
+from shardyard.data.formats import Context
 from shardyard.data.loader import Batch, TrainLoader
 from shardyard.data.retry import Retry, Stopped
 from shardyard.errors import DataError
@@ -76,7 +77,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, which: set[in
 def test_shapes_and_types(recipe: Data) -> None:
     with loader(recipe, global_batch=8, lanes=4, rank=1, world_size=2) as opened:
         batch = next(opened)
-    for tensor in (batch.input_ids, batch.labels, batch.position_ids):
+    for tensor in (batch["input_ids"], batch["labels"], batch["position_ids"]):
         assert tensor.shape == (4, 16)
         assert tensor.dtype is torch.int64
     assert batch.row_sources == (0, 0, 0, 0)
@@ -105,8 +106,8 @@ def test_stats_count_tokens_documents_skips_and_epochs(tmp_path: Path) -> None:
     texts = [*documents(20), "", None]
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]), weight=1.0)], sequence_length=50)
     with loader(recipe, lanes=1, global_batch=1) as opened:
-        assert opened.stats() == {"retries": 0, "sources": [{"name": recipe.train[0].path, "rows": 0, "tokens": 0,
-            "documents": 0, "skipped": 0, "epochs": 0}]}  # fmt: skip
+        nothing = {"rows": 0, "tokens": 0, "documents": 0, "skipped": 0, "epochs": 0}
+        assert opened.stats() == {"retries": 0, "cut": 0, "sources": [{"name": recipe.train[0].path, **nothing}]}
         tokens = sum(len(text.encode()) + 1 for text in documents(20))
         for _ in range(2 * tokens // 50 + 1):
             next(opened)
@@ -213,7 +214,7 @@ def test_close_ends_a_thread_that_waits_for_another_try(recipe: Data, monkeypatc
 
 
 def test_a_forgotten_loader_ends_its_thread(recipe: Data) -> None:
-    opened = TrainLoader(recipe, global_batch=4, lanes=4, seed=7, tokenizer=bytes_tokenizer(), rank=0, world_size=1)
+    opened = TrainLoader(Context(recipe, bytes_tokenizer()), global_batch=4, lanes=4, seed=7, rank=0, world_size=1)
     next(opened)
     thread = opened._feed.thread
     assert thread is not None

@@ -133,8 +133,8 @@ def test_every_token_is_a_target_exactly_once(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, [documents(50)])
     recipe = data([Source(path=path)], sequence_length=11)
     made = batches(recipe, 60, lanes=1, global_batch=1)
-    inputs = [token for batch in made for token in batch.input_ids[0].tolist()]
-    labels = [token for batch in made for token in batch.labels[0].tolist()]
+    inputs = [token for batch in made for token in batch["input_ids"][0].tolist()]
+    labels = [token for batch in made for token in batch["labels"][0].tolist()]
     assert labels[:-1] == inputs[1:]
     assert inputs[0] == SEPARATOR
 

@@ -18,7 +18,7 @@ BOS, EOS = 256, 257
 
 def test_positions_restart_with_each_document_and_each_row(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [["abc", "de", "f" * 20]]))], sequence_length=8, shuffle_window=1)
-    first, second, *_ = (batch.position_ids[0].tolist() for batch in batches(recipe, 4, lanes=1, global_batch=1))
+    first, second, *_ = (batch["position_ids"][0].tolist() for batch in batches(recipe, 4, lanes=1, global_batch=1))
     assert first == [0, 1, 2, 3, 0, 1, 2, 0]  # |abc |de |
     assert second == [0, 1, 2, 3, 4, 5, 6, 7]  # the long document goes on at 0
 
@@ -26,8 +26,8 @@ def test_positions_restart_with_each_document_and_each_row(tmp_path: Path) -> No
 def test_transformers_sees_the_documents_in_the_positions(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [documents(40)]))], sequence_length=64)
     for batch in batches(recipe, 5, lanes=1, global_batch=1):
-        segments = find_packed_sequence_indices(batch.position_ids)
-        expected = (batch.input_ids == SEPARATOR).cumsum(-1)
+        segments = find_packed_sequence_indices(batch["position_ids"])
+        expected = (batch["input_ids"] == SEPARATOR).cumsum(-1)
         assert segments is not None
         assert torch.equal(segments - segments[:, :1], expected - expected[:, :1])
         assert expected.max() > 1
@@ -36,12 +36,12 @@ def test_transformers_sees_the_documents_in_the_positions(tmp_path: Path) -> Non
 def test_without_isolation_positions_run_through(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [documents(40)]))], isolate_documents=False)
     for batch in batches(recipe, 3):
-        assert torch.equal(batch.position_ids, torch.arange(16).expand(4, 16))
+        assert torch.equal(batch["position_ids"], torch.arange(16).expand(4, 16))
 
 
 def test_one_separator_loses_no_target(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [documents(40)]))])
-    assert all(int((batch.labels == IGNORED).sum()) == 0 for batch in batches(recipe, 10))
+    assert all(int((batch["labels"] == IGNORED).sum()) == 0 for batch in batches(recipe, 10))
 
 
 @pytest.mark.parametrize("length", [7, 16, 61])
@@ -49,13 +49,13 @@ def test_two_separators_ignore_the_target_at_the_end_of_a_document(tmp_path: Pat
     texts = documents(40)
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]))], sequence_length=length, shuffle_window=1)
     made = batches(recipe, 30, lanes=1, global_batch=1, tokenizer=two_separators())
-    inputs = [token for batch in made for token in batch.input_ids[0].tolist()]
-    labels = [token for batch in made for token in batch.labels[0].tolist()]
+    inputs = [token for batch in made for token in batch["input_ids"][0].tolist()]
+    labels = [token for batch in made for token in batch["labels"][0].tolist()]
     expected = [token for text in texts for token in (BOS, *text.encode(), EOS)]
     assert (expected * 3)[: len(inputs)] == inputs
     for (token, following), label in zip(pairwise(inputs), labels, strict=False):
         assert label == (IGNORED if token == EOS else following)
-    positions = [position for batch in made for position in batch.position_ids[0].tolist()]
+    positions = [position for batch in made for position in batch["position_ids"][0].tolist()]
     assert all(position == 0 for position, token in zip(positions, inputs, strict=True) if token == BOS)
 
 

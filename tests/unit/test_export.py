@@ -163,7 +163,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
 def test_nothing_is_allocated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exported module holds the given tensors themselves."""
     model, config = trained("llama")
-    held = export._model(config, model.state_dict())
+    held = export._model(config, model.state_dict(), "causal_lm")
     assert {parameter.data_ptr() for parameter in held.parameters()} == {p.data_ptr() for p in model.parameters()}
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from shardyard.recipe import families, hardware
+from shardyard.recipe.objectives import OBJECTIVES
 
 
 def test_the_causal_families_are_those_of_transformers() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    assert families.causal_lm_families() == frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert families.families_with(OBJECTIVES["causal_lm"]) == frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def test_the_activations_are_those_of_transformers() -> None:
@@ -59,8 +60,10 @@ def test_names_and_defaults_agree_with_the_configuration_class(family: str) -> N
 
 
 def test_nearly_every_family_is_understood() -> None:
-    understood = [name for name in families.causal_lm_families() if families.config_fields(name) is not None]
-    assert len(understood) >= 0.95 * len(families.causal_lm_families())
+    understood = [
+        name for name in families.families_with(OBJECTIVES["causal_lm"]) if families.config_fields(name) is not None
+    ]
+    assert len(understood) >= 0.95 * len(families.families_with(OBJECTIVES["causal_lm"]))
 
 
 def test_inherited_fields_come_from_the_base_class() -> None:
@@ -74,8 +77,10 @@ def test_inherited_fields_come_from_the_base_class() -> None:
 
 def test_reading_is_fast_and_imports_nothing() -> None:
     script = (
-        "import sys, time\nfrom shardyard.recipe import families\nstart = time.process_time()\n"
-        "families.causal_lm_families(), families.config_fields('llama'), families.activation_names()\n"
+        "import sys, time\nfrom shardyard.recipe import families\n"
+        "from shardyard.recipe.objectives import OBJECTIVES\nstart = time.process_time()\n"
+        "families.families_with(OBJECTIVES['causal_lm'])\n"
+        "families.config_fields('llama'), families.activation_names()\n"
         "print(time.process_time() - start, [m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)

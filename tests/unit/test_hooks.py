@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from shardyard.data.tokenizer import load_tokenizer
-from shardyard.engine.evaluate import Evaluation
 from shardyard.engine.generate import generate
 from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Every, Silence
 from shardyard.errors import CheckpointError
 from shardyard.models.build import architecture_config, construct, special_token_ids
+from shardyard.objectives.causal import perplexity
 from shardyard.recipe.schema import EarlyStopping, Model
 from support.tiny import CONFIGS
 
@@ -136,9 +136,9 @@ def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
 
 
 def test_perplexity_is_e_to_the_loss_and_infinite_where_that_overflows() -> None:
-    assert Evaluation(2.0, 1, 1).perplexity == pytest.approx(math.e**2)
-    assert Evaluation(1e4, 1, 1).perplexity == math.inf
-    assert Evaluation(math.inf, 1, 1).perplexity == math.inf
+    assert perplexity(2.0) == pytest.approx(math.e**2)
+    assert perplexity(1e4) == math.inf
+    assert perplexity(math.inf) == math.inf
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shardyard.models.build import architecture_config, construct
-from shardyard.objectives.causal import IGNORED, causal_lm_loss, count_targets
+from shardyard.objectives.base import IGNORED, count_targets
+from shardyard.objectives.causal import causal_lm_loss
 from shardyard.recipe.schema import Model
 from support.tiny import CONFIGS
 

@@ -1,6 +1,6 @@
-"""The held-out rows of an evaluation: the same ones each time, each document once.
+"""The held-out rows of an evaluation: the same ones each time, each example once.
 
-Legend: E = rows that there are, T = sequence length in tokens.
+Legend: E = rows that there are.
 """
 
 from __future__ import annotations
@@ -10,39 +10,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
+from shardyard.data.formats import Context, make_rows
 from shardyard.data.lanes import Lane, LaneSettings
-from shardyard.data.packing import IGNORED, DocumentEncoder
 from shardyard.data.retry import Retry
+from shardyard.data.rows import Row, Rows, Tensors
 from shardyard.data.sources import open_source, source_name
 from shardyard.errors import DataError
 from shardyard.recipe import schema
+from shardyard.recipe.objectives import OBJECTIVES
 
 SET_NAME = "validation"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows of held-out documents: int64 tensors [E, T] as in `Batch`, E ≤ `num_requested`.
+    """Rows of held-out examples, E ≤ `num_requested`.
 
-    `row_sources` holds for each row the index in `sources`, the names of what was read [E]. `num_targets` counts the
-    labels that are not -100.
+    `row_sources` holds for each row the index in `sources`, the names of what was read [E].
     """
 
     name: str
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    position_ids: torch.Tensor
+    rows: tuple[Row, ...]
+    format: Rows
     row_sources: tuple[int, ...]
     sources: tuple[str, ...]
     fingerprints: tuple[dict[str, Any], ...]
     num_requested: int
-    num_targets: int
 
     @property
     def num_rows(self) -> int:
-        return len(self.row_sources)
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One of the model's inputs for all rows, [E, …]."""
+        return self.pick(range(self.num_rows))[name]
+
+    def pick(self, rows: Sequence[int]) -> Tensors:
+        """The model's inputs of some rows, by name."""
+        return self.format.collate([self.rows[row] for row in rows])
 
     def describe(self) -> str:
         """`64 rows of python-docs`, and if so that the data ended earlier."""
@@ -53,7 +59,7 @@ class HeldOut:
 def validation_sources(data: schema.Data) -> list[schema.Source]:
     """The sources of evaluation: data.validation, or else what the training sources hold out (possibly nothing).
 
-    An embedded corpus holds out its split `validation`, another source what `holdout` keeps back.
+    An embedded corpus or prepared set holds out its split `validation`, another source what `holdout` keeps back.
     """
     if data.validation:
         return list(data.validation)
@@ -62,47 +68,42 @@ def validation_sources(data: schema.Data) -> list[schema.Source]:
     return embedded + [source for source in data.train if source.source is None and source.holdout > 0.0]
 
 
-def held_out_rows(data: schema.Data, tokenizer: PreTrainedTokenizerFast, rows: int, seed: int) -> HeldOut:
+def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "causal_lm") -> HeldOut:
     """The first `rows` rows of the validation sources, mixed by their weights, in an order that `seed` decides.
 
-    No document comes twice: where the data ends there are fewer rows, and the last of a source may hold padding without
+    No example comes twice: where the data ends there are fewer rows, and the last of a source may hold padding without
     targets.
 
     Raises:
         DataError: nothing is held out, or a source cannot be read.
     """
+    data, facts = context.data, OBJECTIVES[objective]
     chosen = validation_sources(data)
     if not chosen:
         names = ", ".join(source_name(source) for source in data.train)
         raise DataError(f"nothing is held out: give data.validation, or a `holdout` such as 0.01 to {names}.")
-    sources = [open_source(source, training=False) for source in chosen]
-    settings = LaneSettings(data.sequence_length, data.shuffle_window, data.isolate_documents, 1, seed, repeat=False)
-    lane = Lane(0, sources, [source.weight for source in chosen], DocumentEncoder(tokenizer), settings, Retry())
+    roles = {"roles": facts.columns, "optional": facts.optional_columns}
+    sources = [open_source(source, training=False, **roles) for source in chosen]
+    format_ = make_rows(objective, context)
+    settings = LaneSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False)
+    lane = Lane(0, sources, [source.weight for source in chosen], settings, Retry())
     try:
-        tensors, row_sources = _read(lane, rows, data.sequence_length)
+        made = _read(lane, rows)
     finally:
         lane.close()
     return HeldOut(
         name=SET_NAME,
-        input_ids=tensors[0],
-        labels=tensors[1],
-        position_ids=tensors[2],
-        row_sources=tuple(row_sources),
+        rows=tuple(row for row, _ in made),
+        format=format_,
+        row_sources=tuple(source for _, source in made),
         sources=tuple(source.name for source in sources),
         fingerprints=tuple(source.fingerprint for source in sources),
         num_requested=rows,
-        num_targets=int((tensors[1] != IGNORED).sum()),
     )
 
 
-def _read(lane: Lane, rows: int, length: int) -> tuple[torch.Tensor, Sequence[int]]:
-    """Tensors [3, E, T] and the source of each row [E]."""
-    tensors = torch.empty((3, rows, length), dtype=torch.int64)
-    arrays = tensors.numpy()
-    sources: list[int] = []
-    while len(sources) < rows:
-        source = lane.fill(*arrays[:, len(sources)])
-        if source is None:
-            break
-        sources.append(source)
-    return tensors[:, : len(sources)].clone(), sources
+def _read(lane: Lane, rows: int) -> list[tuple[Row, int]]:
+    made: list[tuple[Row, int]] = []
+    while len(made) < rows and (row := lane.next_row()) is not None:
+        made.append(row)
+    return made

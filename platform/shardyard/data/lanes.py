@@ -3,21 +3,21 @@
 Row g of a run comes from lane g mod L. Each lane owns its share of each source, its own mixture draws, windows and
 packing carry, so what it yields is a function of recipe, tokenizer and seed alone, whichever rank reads it.
 
-Legend: T = sequence length in tokens, L = lanes.
+Legend: L = lanes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shardyard.data.packing import DocumentEncoder, Ints, Position, TokenStream
 from shardyard.data.reader import ShareReader, share_of
 from shardyard.data.retry import Retry
+from shardyard.data.rows import Position, Row, RowStream
 from shardyard.data.shuffle import MIXTURE_STREAM, Windows, keyed_words
 from shardyard.data.sources import OpenSource
 from shardyard.errors import DataError
@@ -55,11 +55,10 @@ class Mixture:
 
 @dataclass(frozen=True)
 class LaneSettings:
-    """What all lanes of a stream have in common; `sequence_length` T in tokens, `shuffle_window` in documents."""
+    """What all lanes of a stream have in common; `shuffle_window` in examples, `rows` makes rows of windows."""
 
-    sequence_length: int
+    rows: Callable[[Windows], RowStream]
     shuffle_window: int
-    isolate_documents: bool
     lanes: int
     seed: int
     repeat: bool = True
@@ -73,7 +72,6 @@ class Lane:
         index: int,
         sources: Sequence[OpenSource],
         weights: Sequence[float],
-        encoder: DocumentEncoder,
         settings: LaneSettings,
         retry: Retry,
     ) -> None:
@@ -82,26 +80,25 @@ class Lane:
         self._live = set(range(len(sources)))
         self._mixture = Mixture(weights, settings.seed, index)
         self.streams = [
-            TokenStream(
+            settings.rows(
                 Windows(
                     ShareReader(share_of(source, index, settings.lanes), retry),
                     (settings.seed, index, number),
                     settings.shuffle_window,
                     repeat=settings.repeat,
-                ),
-                encoder,
-                isolate=settings.isolate_documents,
+                )
             )
             for number, source in enumerate(sources)
         ]
 
-    def fill(self, inputs: Ints, labels: Ints, positions: Ints) -> int | None:
-        """Write the next row into three arrays [T]; the index of its source, or None when all sources have ended."""
+    def next_row(self) -> tuple[Row, int] | None:
+        """The next row and the index of its source; None when all sources have ended."""
         while self._live:
             source = self._mixture.draw(self.num_rows)
-            if self.streams[source].fill(inputs, labels, positions):
+            row = self.streams[source].next_row()
+            if row is not None:
                 self.num_rows += 1
-                return source
+                return row, source
             self._live.discard(source)
             self._mixture.drop(source)
         return None

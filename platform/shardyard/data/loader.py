@@ -1,6 +1,6 @@
 """The training loader: this rank's rows of every global batch, made ready by one background thread.
 
-Legend: R = rows of this rank in one global batch, T = sequence length in tokens, L = lanes, N = ranks.
+Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = lanes, N = ranks.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from shardyard.data import tokenizer as tokenizers
+from shardyard.data.formats import Context, make_rows
 from shardyard.data.held_out import HeldOut, held_out_rows, validation_sources
 from shardyard.data.lanes import Lane, LaneSettings
-from shardyard.data.packing import DocumentEncoder
 from shardyard.data.reader import with_shards
 from shardyard.data.retry import Retry, Stopped
-from shardyard.data.sources import OpenSource, open_source
+from shardyard.data.rows import Rows, Tensors
+from shardyard.data.sources import open_source
 from shardyard.errors import DataError
-from shardyard.recipe import schema
+from shardyard.recipe.objectives import OBJECTIVES
 
 __all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
 
@@ -35,20 +35,21 @@ POLL_SECONDS = 0.1
 class Batch:
     """This rank's rows of one global batch.
 
-    `input_ids`, `labels` and `position_ids` are int64 tensors [R, T]. Labels are shifted already: labels[:, i] is the
-    target of input_ids[:, i], -100 where there is none. `row_sources` holds the index in data.train of each row's
-    source [R]. `state` is JSON-able: lane → state of this rank's lanes after this batch.
+    `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` is all of them, [R, …], where their
+    lengths agree. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able: lane →
+    state of this rank's lanes after this batch.
     """
 
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    position_ids: torch.Tensor
+    micro_batches: tuple[Tensors, ...]
     row_sources: tuple[int, ...]
     state: dict[str, Any]
 
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.cat([tensors[name] for tensors in self.micro_batches])
+
 
 @dataclass
-class _Rows:
+class _OwnRows:
     """The rows g ≡ rank (mod N) in their order, made on demand."""
 
     lanes: dict[int, Lane]
@@ -56,22 +57,23 @@ class _Rows:
     rank: int
     world_size: int
     rows_per_batch: int
-    sequence_length: int
+    micro_batch: int
+    format: Rows
 
     def next_batch(self) -> Batch:
-        shape = (3, self.rows_per_batch, self.sequence_length)
-        tensors = torch.empty(shape, dtype=torch.int64)
-        arrays = tensors.numpy()
-        sources = [self._fill(*arrays[:, row]) for row in range(self.rows_per_batch)]
+        made = [self._next_row() for _ in range(self.rows_per_batch)]
+        rows = [row for row, _ in made]
+        cuts = range(0, self.rows_per_batch, self.micro_batch)
+        micro_batches = tuple(self.format.collate(rows[cut : cut + self.micro_batch]) for cut in cuts)
         state = {str(index): lane.state() for index, lane in self.lanes.items()}
-        return Batch(tensors[0], tensors[1], tensors[2], tuple(sources), state)
+        return Batch(micro_batches, tuple(source for _, source in made), state)
 
-    def _fill(self, *row: Any) -> int:
+    def _next_row(self) -> Any:
         done = sum(lane.num_rows for lane in self.lanes.values())
         lane = self.lanes[(self.rank + done * self.world_size) % self.num_lanes]
-        source = lane.fill(*row)
-        assert source is not None, "a training lane never ends"
-        return source
+        made = lane.next_row()
+        assert made is not None, "a training lane never ends"
+        return made
 
     def check_aligned(self) -> None:
         """Raise DataError unless all lanes stand at the same global row."""
@@ -87,7 +89,7 @@ class _Rows:
         return [
             {
                 "rows": sum(stream.num_rows for stream in streams),
-                "tokens": sum(stream.num_rows for stream in streams) * self.sequence_length,
+                "tokens": sum(stream.num_tokens for stream in streams),
                 "documents": sum(stream.num_documents for stream in streams),
                 "skipped": sum(stream.windows.reader.num_skipped for stream in streams),
                 "epochs": max(stream.position.epoch for stream in streams),
@@ -100,7 +102,7 @@ class _Rows:
 class _Feed:
     """What the thread and the loader share: without a reference to the loader, which can thus be collected."""
 
-    rows: _Rows
+    rows: _OwnRows
     retry: Retry
     ready: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException]
     thread: threading.Thread | None = None
@@ -110,7 +112,8 @@ class _Feed:
         try:
             while not self.closed.is_set():
                 batch = self.rows.next_batch()
-                self._put((batch, {"retries": self.retry.count, "sources": self.rows.counts()}))
+                counts = {"retries": self.retry.count, "cut": self.rows.format.num_cut, "sources": self.rows.counts()}
+                self._put((batch, counts))
         except Stopped:
             return
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
@@ -150,33 +153,40 @@ class TrainLoader:
 
     def __init__(
         self,
-        data: schema.Data,
+        context: Context,
         *,
+        objective: str = "causal_lm",
         global_batch: int,
+        micro_batch: int | None = None,
         lanes: int,
         seed: int,
-        tokenizer: PreTrainedTokenizerFast,
         rank: int,
         world_size: int,
     ) -> None:
         assert lanes % world_size == 0, "the world size must divide the lanes"
         assert global_batch % world_size == 0, "the world size must divide the global batch"
-        self._sources = [with_shards(open_source(source, training=True), lanes) for source in data.train]
-        retry = Retry()
-        rows = _Rows(
-            lanes=_own_lanes(self._sources, data, lanes, seed, tokenizer, retry, range(rank, lanes, world_size)),
+        data, facts = context.data, OBJECTIVES[objective]
+        roles = {"roles": facts.columns, "optional": facts.optional_columns}
+        self._sources = [with_shards(open_source(source, training=True, **roles), lanes) for source in data.train]
+        retry, rows_per_batch, format_ = Retry(), global_batch // world_size, make_rows(objective, context)
+        settings = LaneSettings(format_.stream, data.shuffle_window, lanes, seed)
+        weights = [source.weight for source in data.train]
+        own = range(rank, lanes, world_size)
+        rows = _OwnRows(
+            lanes={index: Lane(index, self._sources, weights, settings, retry) for index in own},
             num_lanes=lanes,
             rank=rank,
             world_size=world_size,
-            rows_per_batch=global_batch // world_size,
-            sequence_length=data.sequence_length,
+            rows_per_batch=rows_per_batch,
+            micro_batch=micro_batch or rows_per_batch,
+            format=format_,
         )
         self._feed = _Feed(rows, retry, queue.Queue(maxsize=data.prefetch))
         self._finalizer = weakref.finalize(self, self._feed.close)
-        self._stats: dict[str, Any] = {"retries": 0, "sources": rows.counts()}
+        self._stats: dict[str, Any] = {"retries": 0, "cut": 0, "sources": rows.counts()}
         self._failure: BaseException | None = None
         self._provenance = {
-            "tokenizer": tokenizers.fingerprint(tokenizer),
+            "tokenizer": tokenizers.fingerprint(context.tokenizer) if context.tokenizer is not None else None,
             "lanes": lanes,
             "seed": seed,
             "sources": [source.fingerprint for source in self._sources],
@@ -232,36 +242,16 @@ class TrainLoader:
     def stats(self) -> dict[str, Any]:
         """Counts up to the newest batch handed out, since this loader began and for this rank's lanes.
 
-        `retries`, and per source `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or non-text;
-        counted when read, so up to a window early) and `epochs` (finished passes of the furthest lane).
+        `retries`, `cut` (tokens that did not fit a row), and per source `name`, `rows`, `tokens`, `documents`
+        (finished), `skipped` (empty or incomplete; counted when read, so up to a window early) and `epochs` (finished
+        passes of the furthest lane).
         """
         counted = zip(self._sources, self._stats["sources"], strict=True)
         named = [{"name": source.name, **counts} for source, counts in counted]
-        return {"retries": self._stats["retries"], "sources": named}
+        return {"retries": self._stats["retries"], "cut": self._stats["cut"], "sources": named}
 
     def _start(self) -> None:
         if self._feed.thread is None:
             # A daemon, so that an exit without `close` is not held up; the finalizer joins it.
             self._feed.thread = threading.Thread(target=self._feed.run, name="shardyard-data", daemon=True)
             self._feed.thread.start()
-
-
-def _own_lanes(
-    sources: list[OpenSource],
-    data: schema.Data,
-    lanes: int,
-    seed: int,
-    tokenizer: PreTrainedTokenizerFast,
-    retry: Retry,
-    own: range,
-) -> dict[int, Lane]:
-    encoder = DocumentEncoder(tokenizer)
-    weights = [source.weight for source in data.train]
-    settings = LaneSettings(
-        sequence_length=data.sequence_length,
-        shuffle_window=data.shuffle_window,
-        isolate_documents=data.isolate_documents,
-        lanes=lanes,
-        seed=seed,
-    )
-    return {index: Lane(index, sources, weights, encoder, settings, retry) for index in own}

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from shardyard.data.reader import START, Cursor
+from shardyard.data.rows import Position, Row
 from shardyard.data.shuffle import Window, Windows
 from shardyard.data.tokenizer import plain_backend
 from shardyard.errors import DataError
@@ -59,36 +59,23 @@ class DocumentEncoder:
 
 
 @dataclass(frozen=True)
-class Position:
-    """A token of the stream: window `window` of `epoch`, which was read from `cursor`; `document` counts within the
-    permuted window, `offset` in tokens from the document's start."""
-
-    epoch: int = 0
-    window: int = 0
-    cursor: Cursor = START
-    document: int = 0
-    offset: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Position:
-        return cls(**{**value, "cursor": Cursor(**value["cursor"])})
-
-
-@dataclass(frozen=True)
 class _Document:
     start: Position
     tokens: Tokens
 
 
 class TokenStream:
-    """Rows of one (lane, source). `position` is the first token of the next row and restores the stream exactly."""
+    """Rows of one (lane, source). `position` is the first token of the next row and restores the stream exactly.
 
-    def __init__(self, windows: Windows, encoder: DocumentEncoder, *, isolate: bool) -> None:
+    A row has `input_ids`, `labels` (labels[i] is the target of input_ids[i], or -100) and `position_ids`, int64 [T]
+    each.
+    """
+
+    def __init__(self, windows: Windows, encoder: DocumentEncoder, *, length: int, isolate: bool) -> None:
         self.num_rows = 0
         self.num_documents = 0
+        self.num_tokens = 0
+        self._length = length
         self._windows = windows
         self._encoder = encoder
         self._isolate = isolate
@@ -117,17 +104,17 @@ class TokenStream:
     def close(self) -> None:
         self._windows.reader.close()
 
-    def fill(self, inputs: Ints, labels: Ints, positions: Ints) -> bool:
-        """Write the next row into three arrays [T]; False if the stream has ended.
+    def next_row(self) -> Row | None:
+        """The next row; None if the stream has ended.
 
-        labels[i] is the target of inputs[i], or `IGNORED`. Where a single pass ends within the row, the rest holds
-        separators without targets.
+        Where a single pass ends within the row, the rest holds separators without targets.
         """
-        length = len(inputs)
+        length = self._length
         tokens, starts = self._gather(length + 1)
         filled = len(tokens) - 1
         if filled < 1:
-            return False
+            return None
+        inputs, labels, positions = np.empty((3, length), dtype=np.int64)
         inputs[:filled], inputs[filled:] = tokens[:-1], self._encoder.separator
         labels[:filled], labels[filled:] = tokens[1:], IGNORED
         positions[:] = np.arange(length)
@@ -139,7 +126,8 @@ class TokenStream:
                 positions[start:end] = np.arange(end - start)
         self._consume(filled)
         self.num_rows += 1
-        return True
+        self.num_tokens += length
+        return {"input_ids": inputs, "labels": labels, "position_ids": positions}
 
     def _gather(self, count: int) -> tuple[Ints, list[int]]:
         """The next `count` tokens (fewer at the end of a single pass) and the indices at which documents begin."""
@@ -173,8 +161,9 @@ class TokenStream:
 
     def _documents(self, skip: int = 0) -> Iterator[_Document]:
         while (window := self._windows.next()) is not None:
-            for first, last in _batches(window.texts, skip):
-                encoded = self._encoder.encode(window.texts[first:last])
+            texts = cast(list[str], window.examples)
+            for first, last in _batches(texts, skip):
+                encoded = self._encoder.encode(texts[first:last])
                 for index, tokens in enumerate(encoded, start=first):
                     yield _Document(_start(window, index), tokens)
             skip = 0

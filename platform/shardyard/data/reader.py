@@ -9,7 +9,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from shardyard.data.retry import TRANSIENT, Retry, Stopped
-from shardyard.data.sources import OpenSource
+from shardyard.data.sources import Example, OpenSource
 from shardyard.errors import DataError, ShardyardError
 
 # Examples fetched at once. It changes speed and memory, never the order.
@@ -66,9 +66,9 @@ def share_of(source: OpenSource, lane: int, lanes: int) -> Share:
 
 
 class ShareReader:
-    """Reads the texts of a share once from start to end; `seek` begins a new pass.
+    """Reads the examples of a share once from start to end; `seek` begins a new pass.
 
-    Empty and non-text documents are skipped and counted. Transient failures are retried from where they happened.
+    Empty and incomplete examples are skipped and counted. Transient failures are retried from where they happened.
     """
 
     def __init__(self, share: Share, retry: Retry) -> None:
@@ -78,7 +78,7 @@ class ShareReader:
         self._tables: Iterator[pa.Table] | None = None
         self._dataset: Any = None
         self._cursor = START
-        self._rows: list[tuple[int, str | None]] = []
+        self._rows: list[tuple[int, Any]] = []
         self._next = 0
         self._length = 0
         self._exhausted = False
@@ -101,24 +101,24 @@ class ShareReader:
         row = self._rows[self._next][0] if self._next < len(self._rows) else self._length
         return Cursor(self._cursor.state, self._cursor.example, row)
 
-    def read(self, count: int) -> list[str]:
-        """The next `count` documents, fewer only at the end of the share.
+    def read(self, count: int) -> list[Example]:
+        """The next `count` examples, fewer only at the end of the share.
 
         Raises:
             DataError: the source cannot be read on.
         """
-        texts: list[str] = []
-        while len(texts) < count:
+        source, examples = self.share.source, list[Example]()
+        while len(examples) < count:
             if self._next >= len(self._rows) and not self._fetch():
                 break
-            while self._next < len(self._rows) and len(texts) < count:
-                text = self._rows[self._next][1]
+            while self._next < len(self._rows) and len(examples) < count:
+                example = self._rows[self._next][1]
                 self._next += 1
-                if not isinstance(text, str) or not text:
+                if not source.is_usable(example):
                     self.num_skipped += 1
-                elif self.share.source.keeps(text):
-                    texts.append(text)
-        return texts
+                elif source.keeps(example):
+                    examples.append(example)
+        return examples
 
     def close(self) -> None:
         """Let go of open files; reading on needs `seek`."""
@@ -145,8 +145,15 @@ class ShareReader:
         self._length = 0 if table is None else table.num_rows
         rows = range((phase - first) % step, self._length, step)
         if table is not None and rows:
-            texts = table.column(self.share.source.text_column)
-            self._rows = list(zip(rows, (texts.take(list(rows)) if step > 1 else texts).to_pylist(), strict=True))
+            table = table.select(list(self.share.source.columns.values()))
+            self._rows = list(zip(rows, self._examples(table.take(list(rows)) if step > 1 else table), strict=True))
+
+    def _examples(self, table: pa.Table) -> list[Any]:
+        source = self.share.source
+        if source.is_text:
+            return cast(list[Any], table.column(source.columns["text"]).to_pylist())
+        columns = {role: table.column(column).to_pylist() for role, column in source.columns.items()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _pull(self) -> pa.Table | None:
         """The next table; a failure leaves the cursor where it was, so that pulling again repeats nothing."""

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shardyard.data.reader import START, Cursor, ShareReader
+from shardyard.data.sources import Example
 from shardyard.errors import DataError
 
 # First word of every key, so that draws for one purpose never repeat those for another.
-PERMUTATION_STREAM, MIXTURE_STREAM = 1, 2
+PERMUTATION_STREAM, MIXTURE_STREAM, EXAMPLE_STREAM = 1, 2, 3
 
 
 def keyed_words(count: int, *key: int) -> npt.NDArray[np.uint64]:
@@ -33,12 +34,13 @@ def keyed_permutation(count: int, *key: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Window:
-    """Documents in the order of training, and where their share was read for them."""
+    """Examples in the order of training, and where their share was read for them. `key` is that of its permutation."""
 
     epoch: int
     index: int
     cursor: Cursor
-    texts: list[str]
+    examples: list[Example]
+    key: tuple[int, ...]
 
 
 class Windows:
@@ -74,16 +76,17 @@ class Windows:
         if not self._positioned:
             self.seek(0, 0, START)
         cursor = self._reader.cursor()
-        texts = self._reader.read(self._size)
-        if not texts:
+        examples = self._reader.read(self._size)
+        if not examples:
             if self._index == 0:
                 raise DataError(self._explain_empty())
             if not self._repeat:
                 return None
             self.seek(self._epoch + 1, 0, START)
             return self.next()
-        order = keyed_permutation(len(texts), *self._key, self._epoch, self._index)
-        window = Window(self._epoch, self._index, cursor, [texts[i] for i in order])
+        key = (*self._key, self._epoch, self._index)
+        order = keyed_permutation(len(examples), *key)
+        window = Window(self._epoch, self._index, cursor, [examples[i] for i in order], key)
         self._index += 1
         return window
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shardyard.data import corpus
+from shardyard.data.prepared import prepared_files, prepared_fingerprint
 from shardyard.data.retry import TRANSIENT
 from shardyard.errors import DataError
+from shardyard.recipe.objectives import Kind
+from shardyard.recipe.prepared_sets import PREPARED_SETS
 from shardyard.recipe.schema import Source
 
 HUB_TIMEOUT_SECONDS = 20.0
@@ -27,26 +30,59 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 _BUILDER_OPTIONS: dict[str, dict[str, Any]] = {"text": {"sample_by": "document"}}
 
 
+# A document is its text; other examples are dictionaries: role → value.
+Example = str | dict[str, Any]
+TEXT_ONLY: Mapping[str, Kind] = {"text": "text"}
+
+
 @dataclass(frozen=True)
 class OpenSource:
-    """A source that is there and has the text column.
+    """A source that is there and has the columns that the objective needs.
 
-    `dataset` is a streaming `IterableDataset`; `fingerprint` is JSON-able and says which data was read.
+    `dataset` is a streaming `IterableDataset`; `columns` maps role → column and `kinds` role → kind of its values;
+    `fingerprint` is JSON-able and says which data was read.
     """
 
     name: str
     dataset: Any
-    text_column: str
+    columns: Mapping[str, str]
+    kinds: Mapping[str, Kind]
     fingerprint: dict[str, Any]
     holdout: float
     training: bool
 
-    def keeps(self, text: str) -> bool:
-        """Whether the document is on this side of the hold-out, by the hash of its text alone."""
+    @property
+    def is_text(self) -> bool:
+        """Whether an example is a text and nothing else."""
+        return self.columns.keys() == {"text"}
+
+    def keeps(self, example: Example) -> bool:
+        """Whether the example is on this side of the hold-out, by the hash of its text or first column alone."""
         if self.holdout == 0.0:
             return True
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        number = int.from_bytes(hashlib.sha256(_identity(example)).digest()[:8], "big")
         return (number >= self.holdout * 2.0**64) is self.training
+
+    def is_usable(self, example: Any) -> bool:
+        """Whether nothing that is needed is missing or empty."""
+        if self.is_text:
+            return isinstance(example, str) and bool(example)
+        return all(_is_there(example[role], kind) for role, kind in self.kinds.items())
+
+
+def _is_there(value: Any, kind: Kind) -> bool:
+    if kind == "label":
+        return value is not None
+    return bool(value) and (kind != "text" or isinstance(value, str))
+
+
+def _identity(example: Example) -> bytes:
+    if isinstance(example, str):
+        return example.encode()
+    value = next(iter(example.values()))
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        value = value["bytes"]
+    return value if isinstance(value, bytes) else repr(value).encode() if not isinstance(value, str) else value.encode()
 
 
 def source_name(source: Source) -> str:
@@ -55,14 +91,21 @@ def source_name(source: Source) -> str:
     return f"{name}:{source.config}" if source.config else name
 
 
-def open_source(source: Source, *, training: bool) -> OpenSource:
-    """Open a source as a stream and check that it holds text.
+def open_source(
+    source: Source,
+    *,
+    training: bool,
+    roles: Mapping[str, Kind] = TEXT_ONLY,
+    optional: Mapping[str, Kind] | None = None,
+) -> OpenSource:
+    """Open a source as a stream and check that it holds what the objective reads.
 
-    `training` chooses the default split and the side of `holdout`: training leaves held-out documents out, validation
-    reads only them.
+    `training` chooses the default split and the side of `holdout`: training leaves held-out examples out, validation
+    reads only them. `roles` maps what the objective needs to the kind of its values, `optional` what it takes where
+    it is there.
 
     Raises:
-        DataError: no such file, split or column, no text in the column, nothing in the source, or no way to the hub.
+        DataError: no such file, split or column, a column of another kind, nothing in the source, or no way to the hub.
     """
     be_quiet()
     # What is held out by hash lies in the training split.
@@ -74,10 +117,10 @@ def open_source(source: Source, *, training: bool) -> OpenSource:
         raise DataError("a source needs `source` (an embedded corpus) or `path` (files or a hub id).")
     else:
         dataset, fingerprint = _open_path(source, split)
-    _check_text(dataset, name, source.text_column)
+    columns, kinds = _columns(dataset, name, source, roles, optional or {})
     holdout = 0.0 if source.source is not None and split == "validation" else source.holdout
     fingerprint = {"source": name, "split": split, **fingerprint}
-    return OpenSource(name, dataset, source.text_column, fingerprint, holdout, training)
+    return OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training)
 
 
 def be_quiet() -> None:
@@ -93,6 +136,10 @@ def be_quiet() -> None:
 
 
 def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, Any]]:
+    if name in PREPARED_SETS:
+        shards = [str(path) for path in prepared_files(name, split)]
+        dataset = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
+        return dataset, prepared_fingerprint(name)
     files = corpus.corpus_files(name)
     if split not in files:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(files)}.")
@@ -210,16 +257,54 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _check_text(dataset: Any, name: str, column: str) -> None:
+def _columns(
+    dataset: Any, name: str, source: Source, roles: Mapping[str, Kind], optional: Mapping[str, Kind]
+) -> tuple[dict[str, str], dict[str, Kind]]:
+    """Role → column and role → kind, checked against what the source holds."""
     features = dataset.features or _in_words(name, lambda: _features_of_first(dataset, name))
+    named = {"text": source.text_column, **source.columns}
+    wanted = dict(roles)
+    wanted |= {role: kind for role, kind in optional.items() if named.get(role, role) in features}
+    unknown = sorted(source.columns.keys() - roles.keys() - optional.keys())
+    if unknown:
+        raise DataError(f"{name}: columns names {unknown[0]!r}, which the objective does not read: {', '.join(roles)}.")
+    columns = {role: named.get(role, role) for role in wanted}
+    for role, kind in wanted.items():
+        _check_column(features, name, role, columns[role], kind)
+    return columns, wanted
+
+
+def _check_column(features: Any, name: str, role: str, column: str, kind: Kind) -> None:
+    setting = "text_column" if role == "text" else f"columns.{role}"
     if column not in features:
-        raise DataError(f"{name} has no column {column!r}; it has {', '.join(features)}. Set text_column to one.")
-    types = {key: getattr(value, "dtype", "nested values") for key, value in features.items()}
-    if types[column] not in _TEXT_TYPES:
-        texts = ", ".join(key for key, type_ in types.items() if type_ in _TEXT_TYPES)
+        raise DataError(f"{name} has no column {column!r}; it has {', '.join(features)}. Set {setting} to one.")
+    if not _is_kind(features[column], kind):
+        fitting = ", ".join(key for key, feature in features.items() if _is_kind(feature, kind))
+        what = {"label": "whole numbers"}.get(kind, kind)
         raise DataError(
-            f"{name}: column {column!r} holds {types[column]}, not text; columns of text: {texts or 'none'}."
+            f"{name}: column {column!r} holds {_type_of(features[column])}, not {what}; columns of {what}: "
+            f"{fitting or 'none'}."
         )
+
+
+def _type_of(feature: Any) -> str:
+    return str(getattr(feature, "dtype", None) or "nested values")
+
+
+def _is_kind(feature: Any, kind: Kind) -> bool:
+    """Pictures and sound are the features of `datasets`, a struct with `bytes`, or plain bytes."""
+    if kind == "text":
+        return _type_of(feature) in _TEXT_TYPES
+    if kind == "label":
+        return "int" in _type_of(feature)
+    if kind == "messages":
+        return isinstance(feature, list | datasets.List | datasets.LargeList)
+    media = datasets.Image if kind == "image" else datasets.Audio
+    return isinstance(feature, media) or _type_of(feature) == "binary" or _has_bytes(feature)
+
+
+def _has_bytes(feature: Any) -> bool:
+    return isinstance(feature, dict) and "bytes" in feature
 
 
 def _features_of_first(dataset: Any, name: str) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from shardyard.data.held_out import held_out_rows
 from shardyard.data.loader import TrainLoader
-from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.engine.checkpoint import Checkpointer
 from shardyard.engine.deepspeed_engine import LearningRate, start_engine
 from shardyard.engine.hooks import EarlyStoppingHook, EvaluateHook, Every, Notes, SampleHook, Silence
+from shardyard.engine.kit import Kit, held_out, make_kit
 from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
-from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.optim.schedules import learning_rate_factor
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.meters import Throughput, device_name, peak_flops
@@ -28,17 +27,15 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
     """
     tracker = _tracker(recipe, folder) if rank.is_first else None
     notes: Notes = tracker or Silence()
-    tokenizer = load_tokenizer(recipe.tokenizer)
-    config = architecture_config(
-        recipe.model, vocabulary=vocabulary_size(tokenizer), special_tokens=special_token_ids(tokenizer)
-    )
-    engine = start_engine(recipe, plan, config, rank)
+    kit = make_kit(recipe)
+    engine = start_engine(recipe, plan, kit.config, rank)
     loader = TrainLoader(
-        recipe.data,
+        kit.context,
+        objective=recipe.objective,
         global_batch=recipe.train.global_batch,
+        micro_batch=plan.micro_batch,
         lanes=plan.lanes,
         seed=recipe.train.seed,
-        tokenizer=tokenizer,
         rank=rank.rank,
         world_size=rank.world_size,
     )
@@ -48,9 +45,10 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
         plan=plan,
         rank=rank,
         folder=folder,
-        tokenizer=tokenizer,
-        config=config,
+        tokenizer=kit.tokenizer,
+        config=kit.config,
         engine=engine,
+        objective=kit.objective,
         loader=loader,
         factor=learning_rate_factor(recipe.schedule, plan.steps),
         learning_rate=LearningRate(engine),
@@ -60,7 +58,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
         meter=_meter(recipe, plan),
         early_stopping=_early_stopping(recipe, notes),
     )
-    _add_hooks(session)
+    _add_hooks(session, kit)
     if rank.is_first:
         folder.update(data=loader.fingerprint())
     return session
@@ -86,15 +84,25 @@ def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:
 
 def _early_stopping(recipe: Recipe, notes: Notes) -> EarlyStoppingHook | None:
     settings = recipe.evaluate.early_stopping
-    return EarlyStoppingHook(settings, notes) if settings is not None else None
+    if settings is None:
+        return None
+    metric = settings.metric.rpartition("/")[2]
+    larger_is_better = OBJECTIVES[recipe.objective].metrics.get(metric, False)
+    return EarlyStoppingHook(settings, notes, larger_is_better=larger_is_better)
 
 
-def _add_hooks(session: Session) -> None:
+def _add_hooks(session: Session, kit: Kit) -> None:
     """In the order in which they run after a step: what is measured first is saved last."""
     recipe, plan = session.recipe, session.plan
     at_evaluation = Every(plan.evaluate_every, plan.steps)
-    held_out = held_out_rows(recipe.data, session.tokenizer, recipe.evaluate.rows, recipe.train.seed)
-    evaluate = EvaluateHook(session.engine, held_out, session.rank, plan.micro_batch, session.notes)
+    evaluate = EvaluateHook(
+        session.engine,
+        kit.objective,
+        held_out(recipe, kit),
+        session.rank,
+        micro_batch=plan.micro_batch,
+        notes=session.notes,
+    )
     session.hooks.append((at_evaluation, evaluate))
     if session.early_stopping is not None:
         session.hooks.append((at_evaluation, session.early_stopping))

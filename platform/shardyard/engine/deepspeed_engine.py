@@ -50,15 +50,16 @@ def start_engine(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: 
 
 def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig) -> PreTrainedModel:
     if recipe.model.pretrained is not None:
-        return construct(recipe.model, config)
+        torch.manual_seed(recipe.train.seed)  # for a head that the pretrained weights lack
+        return construct(recipe.model, config, recipe.objective)
     # Whatever a family's own rule leaves to the constructor is the same on every rank.
     torch.manual_seed(recipe.train.seed)
     if recipe.zero.stage < 3:
-        model = construct(recipe.model, config)
+        model = construct(recipe.model, config, recipe.objective)
         initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
         return model
     with deepspeed.zero.Init(config_dict_or_path=plan.deepspeed), no_init_weights():
-        model = construct(recipe.model, config)
+        model = construct(recipe.model, config, recipe.objective)
     # Skipping the constructor's initialisation skips its tying too.
     model.tie_weights()
     # zero.Init rounds every tensor of a constructor. Rotary frequencies of 8 bits put late positions off by whole turns

@@ -16,6 +16,7 @@ from shardyard.engine.evaluate import evaluate
 from shardyard.engine.generate import generate
 from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError
+from shardyard.objectives.base import Objective
 from shardyard.recipe.schema import EarlyStopping, Sample
 from shardyard.tracking.record import eval_loss
 
@@ -49,25 +50,39 @@ class Every:
 
 
 class EvaluateHook:
-    """Measures the held-out rows; may ask to stop when the loss no longer improves."""
+    """Measures the held-out rows."""
 
     def __init__(
-        self, engine: deepspeed.DeepSpeedEngine, held_out: HeldOut, rank: Rank, micro_batch: int, notes: Notes
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        objective: Objective,
+        held_out: HeldOut,
+        rank: Rank,
+        *,
+        micro_batch: int,
+        notes: Notes,
     ):
-        self._engine, self._held_out, self._rank = engine, held_out, rank
+        self._engine, self._objective, self._held_out, self._rank = engine, objective, held_out, rank
         self._micro_batch, self._notes = micro_batch, notes
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Add the evaluation's metrics to what was measured at this step."""
         started = time.monotonic()
-        result = evaluate(self._engine, self._held_out, self._rank, micro_batch=self._micro_batch)
+        result = evaluate(
+            self._engine,
+            self._objective,
+            self._held_out,
+            self._rank,
+            micro_batch=self._micro_batch,
+            synchronised=self._engine.zero_optimization_stage() == 3 and self._rank.world_size > 1,
+        )
         metrics[eval_loss()] = result.loss
-        metrics["eval/validation/perplexity"] = result.perplexity
+        metrics |= {f"eval/validation/{name}": value for name, value in result.metrics.items()}
         self._notes.event(
             "evaluation",
             step=step,
             loss=result.loss,
-            perplexity=result.perplexity,
+            **result.metrics,
             rows=result.rows,
             seconds=time.monotonic() - started,
         )
@@ -76,8 +91,9 @@ class EvaluateHook:
 class EarlyStoppingHook:
     """Watches a metric; `stop` becomes true after `patience` evaluations without improvement."""
 
-    def __init__(self, settings: EarlyStopping, notes: Notes) -> None:
+    def __init__(self, settings: EarlyStopping, notes: Notes, *, larger_is_better: bool = False) -> None:
         self._settings, self._notes = settings, notes
+        self._sign = -1.0 if larger_is_better else 1.0
         self._best = math.inf
         self._best_step = 0
         self._without = 0
@@ -89,14 +105,18 @@ class EarlyStoppingHook:
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Compare this evaluation with the best so far."""
-        value = metrics[self._settings.metric]
+        value = self._sign * metrics[self._settings.metric]
         if value < self._best - self._settings.min_delta:
             self._best, self._best_step, self._without = value, step, 0
             return
         self._without += 1
         if self.stop:
             self._notes.event(
-                "early_stop", step=step, metric=self._settings.metric, best=self._best, best_step=self._best_step
+                "early_stop",
+                step=step,
+                metric=self._settings.metric,
+                best=self._sign * self._best,
+                best_step=self._best_step,
             )
 
     def state(self) -> dict[str, Any]:

@@ -58,9 +58,10 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
     learning_rate = session.learning_rate.set(session.factor(step - 1))
     batch = session.next_batch()
     waited = time.monotonic() - started
-    result = train_step(session.engine, batch, session.rank, micro_batch=session.plan.micro_batch, flag=_flag(session))
+    result = train_step(session.engine, session.objective, batch, session.rank, flag=_flag(session))
     _check(session, result, step)
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
+    metrics |= session.objective.train_metrics(result.totals)
     if result.grad_norm is not None:
         metrics[names.TRAIN_GRAD_NORM] = result.grad_norm
     if not result.applied:

@@ -56,7 +56,8 @@ def _tell_counts(session: Session) -> None:
     """What reading cost and left out, over all ranks, so that nothing is dropped in silence."""
     stats = gather(session.loader.stats(), session.rank)
     skipped = sum(source["skipped"] for one in stats for source in one["sources"])
-    session.notes.event("data", skipped=skipped, retries=sum(one["retries"] for one in stats), ranks=stats)
+    retries, cut = (sum(one[name] for one in stats) for name in ("retries", "cut"))
+    session.notes.event("data", skipped=skipped, retries=retries, cut=cut, ranks=stats)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -88,6 +89,7 @@ def _export(session: Session) -> None:
                 weights=weights,
                 tokenizer=session.tokenizer,
                 card=card,
+                objective=session.recipe.objective,
             )
             session.notes.event("finished", step=session.engine.global_steps, path=path.name)
         except (OSError, ShardyardError) as error:

@@ -14,6 +14,7 @@ from shardyard.engine.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.deepspeed_engine import LearningRate
 from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Notes
 from shardyard.engine.world import Rank
+from shardyard.objectives.base import Objective
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.meters import Throughput
@@ -35,6 +36,7 @@ class Session:
     tokenizer: Any
     config: PreTrainedConfig
     engine: deepspeed.DeepSpeedEngine
+    objective: Objective
     loader: TrainLoader
     factor: Callable[[int], float]
     learning_rate: LearningRate

@@ -13,18 +13,19 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from transformers.utils import logging as transformers_logging
 
-from shardyard.data.held_out import held_out_rows
-from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.data.tokenizer import load_tokenizer
 from shardyard.engine.checkpoint_files import read_manifest, whole_checkpoints
 from shardyard.engine.evaluate import evaluate_alone
 from shardyard.engine.generate import generate
+from shardyard.engine.kit import held_out, make_kit
 from shardyard.engine.weights import weights_of_checkpoint
-from shardyard.errors import RunFolderError
-from shardyard.models.build import architecture_config, auto_class, special_token_ids
+from shardyard.errors import RunFolderError, UsageError
+from shardyard.models.build import auto_class
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
-from shardyard.models.measure import measure
+from shardyard.models.measure import measure_recipe
 from shardyard.recipe.load import parse_recipe
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import World, make_plan
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.record import newest_eval_loss
@@ -43,7 +44,15 @@ class Trained:
     device: torch.device
 
     def sample(self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int) -> list[str]:
-        """The continuation of each prompt; greedy at temperature 0."""
+        """The continuation of each prompt; greedy at temperature 0.
+
+        Raises:
+            UsageError: the objective gives no model that continues text.
+        """
+        if not OBJECTIVES[self.recipe.objective].generates:
+            raise UsageError(
+                f"a model trained for {self.recipe.objective} does not continue a prompt; `shardyard eval` measures it."
+            )
         return [
             generate(
                 self.model,
@@ -58,13 +67,17 @@ class Trained:
         ]
 
     def evaluate(self, rows: int | None = None) -> dict[str, Any]:
-        """Loss (nats a token) and perplexity on the run's held-out rows."""
-        held_out = held_out_rows(
-            self.recipe.data, self.tokenizer, rows or self.recipe.evaluate.rows, self.recipe.train.seed
-        )
+        """Loss and the objective's metrics on the run's held-out rows."""
+        kit = make_kit(self.recipe, tokenizer=self.tokenizer)
         micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
-        result = evaluate_alone(self.model, held_out, micro_batch=micro_batch, device=self.device)
-        return {"loss": result.loss, "perplexity": result.perplexity, "rows": result.rows, "targets": result.targets}
+        result = evaluate_alone(
+            self.model,
+            kit.objective,
+            held_out(self.recipe, kit, rows),
+            micro_batch=micro_batch,
+            device=self.device,
+        )
+        return {"loss": result.loss, **result.metrics, "rows": result.rows, "targets": result.targets}
 
 
 def load_trained(folder: RunFolder, step: int | None = None) -> Trained:
@@ -86,8 +99,9 @@ def _from_folder(folder: RunFolder, path: Path) -> Trained:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = _recipe(folder)
     # The precision that was saved is the one it was trained in; another would measure another model.
-    model = auto_class().from_pretrained(path, dtype="auto", attn_implementation=recipe.model.attention)
-    return Trained(recipe, model.to(device).eval(), load_tokenizer(str(path)), device)
+    model = auto_class(recipe.objective).from_pretrained(path, dtype="auto", attn_implementation=recipe.model.attention)
+    tokenizer = load_tokenizer(str(path)) if OBJECTIVES[recipe.objective].text else None
+    return Trained(recipe, model.to(device).eval(), tokenizer, device)
 
 
 def _recipe(folder: RunFolder) -> Recipe:
@@ -108,15 +122,20 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
     """
     checkpoint = _pick(folder, step)
     recipe = _recipe(folder)
-    tokenizer = load_tokenizer(recipe.tokenizer)
-    vocabulary = vocabulary_size(tokenizer)
-    config = architecture_config(recipe.model, vocabulary=vocabulary, special_tokens=special_token_ids(tokenizer))
+    kit = make_kit(recipe)
     world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
-    plan = make_plan(recipe, measure(recipe.model, vocabulary=vocabulary), world)
+    plan = make_plan(recipe, measure_recipe(recipe, kit.config), world)
     done = read_manifest(checkpoint)["step"]
     card = model_card(recipe, plan, {**folder.info(), "step": done}, _loss_at(folder, done))
     weights = weights_of_checkpoint(checkpoint, precision=recipe.train.precision)
-    return export_model(destination, config=config, weights=weights, tokenizer=tokenizer, card=card)
+    return export_model(
+        destination,
+        config=kit.config,
+        weights=weights,
+        tokenizer=kit.tokenizer,
+        card=card,
+        objective=recipe.objective,
+    )
 
 
 def _pick(folder: RunFolder, step: int | None) -> Path:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
-from shardyard.models.measure import measure
+from shardyard.models.build import architecture_config
+from shardyard.models.measure import measure_recipe
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan, World, make_plan
 from shardyard.recipe.schema import Recipe
 
@@ -16,10 +20,16 @@ def prepare(recipe: Recipe, world: World) -> RunPlan:
         ModelError: the model cannot be built.
         RecipeError: the world does not suit the recipe.
     """
-    return make_plan(recipe, measure(recipe.model, vocabulary=_vocabulary(recipe)), world)
+    # Ids of special tokens change nothing that is counted.
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = architecture_config(recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids)
+    return make_plan(recipe, measure_recipe(recipe, config), world)
 
 
-def _vocabulary(recipe: Recipe) -> int:
+def _vocabulary(recipe: Recipe) -> int | None:
     """A recipe that gives the model's vocabulary can be planned without its tokenizer, which may lie on a hub."""
-    given = recipe.model.config.get("vocab_size")
+    if not OBJECTIVES[recipe.objective].text:
+        return None
+    text: dict[str, Any] = recipe.model.config.get("text_config", recipe.model.config)
+    given = text.get("vocab_size")
     return int(given) if given is not None else vocabulary_size(load_tokenizer(recipe.tokenizer))

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from shardyard.errors import ModelError
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Model
 
 # What transformers raises for values that it cannot build a model from, depending on where it trips over them.
@@ -27,51 +29,74 @@ _REFUSALS = (
 )
 
 
-def auto_class() -> Any:
+def auto_class(objective: str = "causal_lm") -> Any:
     """The `Auto…` class with the head that the objective needs."""
-    return AutoModelForCausalLM
+    return getattr(transformers, OBJECTIVES[objective].auto_class)
 
 
 def architecture_config(
-    model: Model, *, vocabulary: int, special_tokens: dict[str, int | None] | None = None
+    model: Model, *, vocabulary: int | None, special_tokens: dict[str, int | None] | None = None
 ) -> PreTrainedConfig:
     """The transformers configuration of a recipe's model.
 
     Args:
         model: the recipe's section.
-        vocabulary: length of the tokenizer; a larger `vocab_size` in the recipe is kept.
+        vocabulary: length of the tokenizer, None for an objective without text; a larger `vocab_size` in the recipe is
+            kept.
         special_tokens: `bos_token_id`, `eos_token_id`, `pad_token_id` of the tokenizer.
 
     Raises:
         ModelError: the family is unknown, a value is refused, or the vocabulary does not hold the tokenizer.
     """
-    fields = {**(special_tokens or {}), **model.config}
     with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
-            config = AutoConfig.from_pretrained(model.pretrained, **fields)
+            config = AutoConfig.from_pretrained(model.pretrained, **{**(special_tokens or {}), **model.config})
+        elif vocabulary is None:
+            config = AutoConfig.for_model(model.family, **model.config)
         else:
-            config = AutoConfig.for_model(model.family, **{"vocab_size": vocabulary, **fields})
-    embeddings = config.get_text_config().vocab_size
-    if embeddings < vocabulary:
+            config = AutoConfig.for_model(
+                model.family, **_with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})})
+            )
+    _check_vocabulary(config, vocabulary)
+    config.use_cache = False
+    _set_dropout(config, model.dropout)
+    return config
+
+
+def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's fields over those of the tokenizer, which belong to the part of the model that reads text."""
+    if "text_config" in model.config:
+        return {**model.config, "text_config": {**text, **model.config["text_config"]}}
+    return {**_decoder_start(model, text), **text, **model.config}
+
+
+def _decoder_start(model: Model, text: dict[str, Any]) -> dict[str, Any]:
+    """An encoder–decoder starts to write after a token of its own, by default the first token of a text."""
+    start = next((text[name] for name in ("bos_token_id", "pad_token_id") if text.get(name) is not None), None)
+    encoder_decoder = AutoConfig.for_model(model.family).is_encoder_decoder
+    return {"decoder_start_token_id": start} if encoder_decoder and start is not None else {}
+
+
+def _check_vocabulary(config: PreTrainedConfig, vocabulary: int | None) -> None:
+    embeddings = getattr(config.get_text_config(), "vocab_size", None)
+    if vocabulary is not None and embeddings is not None and embeddings < vocabulary:
         raise ModelError(
             f"model.config.vocab_size is {embeddings}, but the tokenizer has {vocabulary} entries; "
             "leave it out, or give at least that many."
         )
-    config.use_cache = False
-    _set_dropout(config, model.dropout)
-    return config
 
 
 def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
     """Every family has names of its own (resid_pdrop, attention_dropout, …); all of them hold a probability."""
     if probability is None:
         return
-    for key, value in config.to_dict().items():
-        if ("dropout" in key or "pdrop" in key) and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, key, probability)
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for key, value in part.to_dict().items() if part is not None else ():
+            if ("dropout" in key or "pdrop" in key) and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(part, key, probability)
 
 
-def construct(model: Model, config: PreTrainedConfig) -> PreTrainedModel:
+def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> PreTrainedModel:
     """The module in fp32, with whatever weights its constructor or its checkpoint gives.
 
     Raises:
@@ -79,18 +104,18 @@ def construct(model: Model, config: PreTrainedConfig) -> PreTrainedModel:
     """
     with _refusing(f"model: cannot build {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
-            built = auto_class().from_pretrained(
+            built = auto_class(objective).from_pretrained(
                 model.pretrained, config=config, dtype=torch.float32, attn_implementation=model.attention
             )
         else:
-            built = auto_class().from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+            built = auto_class(objective).from_config(config, dtype=torch.float32, attn_implementation=model.attention)
     if model.activation_checkpointing:
         # The non-reentrant form keeps the random state of dropout and works with torch.compile and ZeRO-3.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return built
 
 
-def skeleton(model: Model, config: PreTrainedConfig) -> PreTrainedModel:
+def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> PreTrainedModel:
     """The module on the meta device: shapes and names without any memory.
 
     Raises:
@@ -100,7 +125,7 @@ def skeleton(model: Model, config: PreTrainedConfig) -> PreTrainedModel:
     refusals = (*_REFUSALS, RuntimeError)
     what = f"model: transformers refuses this configuration of {model.family!r}"
     with _refusing(what, *refusals), torch.device("meta"):
-        return auto_class().from_config(config)
+        return auto_class(objective).from_config(config)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
+"""A folder that `from_pretrained` of the objective's `Auto…` class and of `AutoTokenizer` load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from shardyard.models.build import auto_class
 
 
 def export_model(
-    destination: Path, *, config: PreTrainedConfig, weights: Mapping[str, Tensor], tokenizer: Any, card: str
+    destination: Path,
+    *,
+    config: PreTrainedConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: Any,
+    card: str,
+    objective: str = "causal_lm",
 ) -> Path:
     """Write weights (safetensors), configuration, tokenizer and model card; whole or not at all.
 
@@ -26,7 +32,7 @@ def export_model(
         destination: replaced if it exists.
         config: of the model that was trained.
         weights: every parameter by name, whole, in the precision to export.
-        tokenizer: saved beside the model.
+        tokenizer: saved beside the model; None for an objective without text.
         card: text of README.md.
 
     Raises:
@@ -37,8 +43,9 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _save(_model(config, weights), partial)
-        tokenizer.save_pretrained(partial)
+        _save(_model(config, weights, objective), partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _replace(partial, destination)
     finally:
@@ -46,12 +53,12 @@ def export_model(
     return destination
 
 
-def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> Any:
+def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor], objective: str) -> Any:
     """A model that holds the given tensors themselves: built on the meta device, so nothing is allocated twice."""
     transformers_logging.disable_progress_bar()
     dtype = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), torch.float32)
     with torch.device("meta"):
-        model = auto_class().from_config(config, dtype=dtype)
+        model = auto_class(objective).from_config(config, dtype=dtype)
     # Buffers that are not saved, such as rotary frequencies, have no weights here and are computed again on loading.
     try:
         problems = model.load_state_dict(dict(weights), strict=False, assign=True)

@@ -3,45 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from shardyard.models.build import architecture_config, skeleton
+from shardyard.models.row_cost import row_cost
 from shardyard.recipe.architecture import Architecture
-from shardyard.recipe.schema import Model
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Model, Recipe
 
 
 def measure(model: Model, *, vocabulary: int) -> Architecture:
-    """Count the weights of the model that a recipe describes.
+    """Count the weights of the causal language model that a `model` section describes.
 
     Raises:
         ModelError: `transformers` does not know the family or refuses the configuration.
     """
     no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = architecture_config(model, vocabulary=vocabulary, special_tokens=no_ids)
-    return _sizes(skeleton(model, config), config.get_text_config(), model.family)
+    return sizes(skeleton(model, config), config, model.family)
 
 
-def _sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
+def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
+    """Count the weights of a recipe's model; for other models than decoders also what a row costs.
+
+    Raises:
+        ModelError: the configuration describes no model.
+    """
+    module = skeleton(recipe.model, config, recipe.objective)
+    found = sizes(module, config, recipe.model.family)
+    if OBJECTIVES[recipe.objective].auto_class == "AutoModelForCausalLM":
+        return found
+    cost = row_cost(module, config, recipe.objective, recipe.data)
+    return replace(
+        found,
+        tokens_per_row=cost.tokens,
+        flops_per_row=cost.flops,
+        activation_bytes_per_row=cost.activation_bytes,
+    )
+
+
+def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
+    """The weights of a module on the meta device. Of several stacks (encoder and decoder) all blocks are counted."""
+    text = config.get_text_config()
     parameters = _count(module)
-    head = config.vocab_size * config.hidden_size
+    hidden = int(getattr(text, "hidden_size", None) or max(getattr(text, "hidden_sizes", None) or [0]))
+    vocabulary = int(getattr(text, "vocab_size", 0) or 0)
     looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(module)}.values())
-    untied_head = module.get_output_embeddings().weight is not module.get_input_embeddings().weight  # type: ignore[operator]
-    matmul = parameters - looked_up + (0 if untied_head else head)
+    matmul = parameters - looked_up + (vocabulary * hidden if _has_tied_head(module) else 0)
+    idle = _idle_expert_parameters(module, text)
     return Architecture(
         family=family,
         parameters=parameters,
-        matmul_parameters=matmul - _idle_expert_parameters(module, config),
+        matmul_parameters=matmul - idle,
         largest_block_parameters=max(
             (sum(p.numel() for p in block.parameters()) for block in _blocks(module)), default=0
         ),
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        heads=config.num_attention_heads,
-        vocabulary=config.vocab_size,
-        positions=getattr(config, "max_position_embeddings", None),
+        layers=int(getattr(text, "num_hidden_layers", None) or sum(getattr(text, "depths", [0]))),
+        hidden_size=hidden,
+        heads=_heads(text),
+        vocabulary=vocabulary,
+        positions=getattr(text, "max_position_embeddings", None),
+        active_parameters=parameters - idle,
     )
+
+
+def _heads(config: PreTrainedConfig) -> int:
+    heads: Any = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 0)
+    return heads if isinstance(heads, int) else int(max(heads))
+
+
+def _has_tied_head(module: Any) -> bool:
+    """Whether the logits are products with the table of embeddings, which is then also multiplied with."""
+    try:
+        head, table = module.get_output_embeddings(), module.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # a model of pictures has neither
+        return False
+    return head is not None and getattr(head, "weight", None) is getattr(table, "weight", 0)
 
 
 def _count(module: nn.Module) -> int:

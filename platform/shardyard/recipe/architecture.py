@@ -13,6 +13,10 @@ class Architecture:
     matmul_parameters: weights that every token is multiplied with: all but embeddings and position tables, plus the
         output head (V·d), tied or not. Of a mixture of experts only those that a token is routed to.
     largest_block_parameters: weights of the largest repeated block, which ZeRO-3 gathers at a time.
+    active_parameters: weights that take part in one token: all but those of experts that it is not routed to.
+    tokens_per_row: positions that a row puts through the model, where that is not `data.sequence_length`: patches of a
+        picture, frames of sound, source and target.
+    flops_per_row, activation_bytes_per_row: counted on a pass of one row (fp32), where no formula for decoders holds.
     """
 
     family: str
@@ -24,6 +28,10 @@ class Architecture:
     heads: int
     vocabulary: int
     positions: int | None
+    active_parameters: int = 0
+    tokens_per_row: int | None = None
+    flops_per_row: float | None = None
+    activation_bytes_per_row: int | None = None
 
 
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
@@ -31,7 +39,9 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
 
     Chowdhery et al. 2022 (PaLM), appendix B: a multiply and an add for each weight in the forward pass, twice that in
     the backward pass, and the attention's products with keys and values, causal masks not discounted. Recomputation
-    is not counted, as is usual for model FLOPs utilisation.
+    is not counted, as is usual for model FLOPs utilisation. What is no decoder was counted on a pass instead.
     """
+    if architecture.flops_per_row is not None:
+        return architecture.flops_per_row / (architecture.tokens_per_row or sequence_length)
     attention = 12 * architecture.layers * architecture.hidden_size * sequence_length
     return float(6 * architecture.matmul_parameters + attention)

@@ -14,6 +14,6 @@ def default_lanes(global_batch: int) -> int:
 
 def training_steps(recipe: Recipe) -> int | None:
     """Optimizer steps of the run; `train.tokens` is rounded up to whole steps. None where neither is given."""
-    if recipe.train.steps is not None or recipe.train.tokens is None:
+    if recipe.train.steps is not None or recipe.train.tokens is None or recipe.data.sequence_length is None:
         return recipe.train.steps
     return -(-recipe.train.tokens // (recipe.train.global_batch * recipe.data.sequence_length))

@@ -7,7 +7,6 @@ once.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 
 from shardyard.recipe import hardware
@@ -15,6 +14,7 @@ from shardyard.recipe.batching import default_lanes, training_steps
 from shardyard.recipe.contradictions_data import data_rules
 from shardyard.recipe.contradictions_model import model_rules
 from shardyard.recipe.fields import Path
+from shardyard.recipe.objectives import OBJECTIVES, OPTIONAL_SECTIONS
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
 
 Finding = tuple[Path, str]
@@ -36,7 +36,7 @@ _SCHEDULE_FIELDS = {
     "gamma": ("step", "exponential"),
 }
 # data.validation is one set, called validation.
-_METRIC = re.compile(r"eval/validation/(loss|perplexity)")
+_METRIC = "eval/validation/"
 
 
 def check(recipe: Recipe) -> list[Finding]:
@@ -132,14 +132,44 @@ def _zero(recipe: Recipe) -> Iterator[Finding]:
 
 def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
     stopping = recipe.evaluate.early_stopping
-    if stopping is not None and _METRIC.fullmatch(stopping.metric) is None:
+    names = [_METRIC + name for name in ("loss", *OBJECTIVES[recipe.objective].metrics)]
+    if stopping is not None and stopping.metric not in names:
         yield (
             ("evaluate", "early_stopping", "metric"),
+            f"{stopping.metric!r} is not a metric of {recipe.objective}; write one of {', '.join(names)}",
+        )
+
+
+def _objective(recipe: Recipe) -> Iterator[Finding]:
+    """Sections and lengths against what the objective reads."""
+    facts = OBJECTIVES[recipe.objective]
+    for name in OPTIONAL_SECTIONS:
+        if name not in facts.sections and getattr(recipe, name) != type(getattr(recipe, name))():
+            owners = ", ".join(other for other, known in OBJECTIVES.items() if name in known.sections)
+            yield (name,), f"does nothing for the objective {recipe.objective}, only for {owners}; take it out"
+    if facts.text and recipe.data.sequence_length is None:
+        yield ("data",), f"lacks sequence_length, the tokens of a row, which {recipe.objective} needs"
+    if not facts.text and recipe.train.tokens is not None:
+        yield ("train", "tokens"), f"{recipe.objective} has no tokens to count; give train.steps"
+    if recipe.data.source_length is not None and recipe.objective != "seq2seq":
+        yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for seq2seq; take it out"
+    if recipe.evaluate.generate_rows and recipe.objective not in ("seq2seq", "speech_to_text"):
+        yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
+    if recipe.sample.prompts and not facts.generates:
+        yield ("sample", "prompts"), f"a model trained for {recipe.objective} continues no prompts; take them out"
+    rows = recipe.train.global_batch // recipe.cluster.workers
+    if facts.whole_batch and recipe.train.micro_batch not in (None, rows):
+        yield (
+            ("train", "micro_batch"),
             (
-                f"{stopping.metric!r} is not a metric of an evaluation; write eval/validation/loss or "
-                "eval/validation/perplexity"
+                f"{recipe.objective} compares all rows with each other, so a worker's {rows} rows go through the model "
+                "at once; take it out"
             ),
         )
+    if recipe.loss.name == "focal" and recipe.loss.label_smoothing:
+        yield ("loss", "label_smoothing"), "focal loss has none; take it out, or use cross_entropy"
+    if recipe.objective == "distillation" and recipe.distillation.teacher is None:
+        yield ("distillation",), "lacks teacher, the model to learn from"
 
 
 def _precision(recipe: Recipe) -> Iterator[Finding]:
@@ -169,6 +199,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _schedule,
     _zero,
     _early_stopping,
+    _objective,
     _precision,
     model_rules,
     data_rules,

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from shardyard.recipe.catalog import EMBEDDED_SOURCES
 from shardyard.recipe.fields import Path
 from shardyard.recipe.nearest import suggestion
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.prepared_sets import PREPARED_SETS
 from shardyard.recipe.schema import Data, Recipe, Source
 
 Finding = tuple[Path, str]
@@ -22,37 +24,64 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
     for name in ("train", "validation"):
         for index, source in enumerate(getattr(recipe.data, name)):
             path = ("data", name, index)
-            for key, message in _source(source):
+            for key, message in _source(source, recipe.objective):
                 yield (*path, *((key,) if key else ())), message
     yield from _held_out(recipe.data)
     yield from _leaks(recipe.data)
 
 
-def _source(source: Source) -> Iterator[tuple[str, str]]:
+def _source(source: Source, objective: str) -> Iterator[tuple[str, str]]:
     """Findings about one source as (key, message); an empty key is the source itself."""
     if source.source is None and source.path is None:
         yield "", "names nothing to read; give `source` (an embedded corpus) or `path` (hub id, folder, file or URL)"
     elif source.source is not None and source.path is not None:
         yield "path", "a source has either `source` or `path`; keep one, and list the other as a source of its own"
     elif source.source is not None:
-        yield from _embedded(source, source.source)
+        yield from _embedded(source, source.source, objective)
     elif source.path is not None:
         yield from _local(source.path)
+    yield from _columns(source, objective)
 
 
-def _embedded(source: Source, name: str) -> Iterator[tuple[str, str]]:
-    if name not in EMBEDDED_SOURCES:
-        yield "source", f"no embedded corpus {name!r}; {suggestion(name, EMBEDDED_SOURCES)} Hub data goes under `path`"
+def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, str]]:
+    prepared = PREPARED_SETS.get(name)
+    known = [*EMBEDDED_SOURCES, *(other for other, found in PREPARED_SETS.items() if found.kind == "rows")]
+    if name not in known:
+        yield (
+            "source",
+            f"no embedded corpus or prepared set {name!r}; {suggestion(name, known)} Hub data goes under `path`",
+        )
         return
-    if source.split is not None and source.split not in _EMBEDDED_SPLITS:
-        yield "split", f"an embedded corpus has the splits train and validation, not {source.split!r}"
+    splits = tuple(prepared.num_rows) if prepared is not None else _EMBEDDED_SPLITS
+    if source.split is not None and source.split not in splits:
+        yield "split", f"{name} has the splits {' and '.join(splits)}, not {source.split!r}"
     if source.holdout:
         yield "holdout", f"{name} has a validation split of its own; take holdout out"
     for key in ("config", "revision"):
         if getattr(source, key) is not None:
-            yield key, f"belongs to hub datasets (`path`), not to the embedded {name}; take it out"
-    if source.text_column != Source.model_fields["text_column"].default:
+            yield key, f"belongs to hub datasets (`path`), not to {name}; take it out"
+    columns: dict[str, str] = dict(prepared.columns) if prepared is not None else {"text": "text"}
+    if prepared is None and source.text_column != Source.model_fields["text_column"].default:
         yield "text_column", f"the embedded {name} has no columns; take it out"
+        return
+    named = {"text": source.text_column, **source.columns}
+    for role, kind in OBJECTIVES[objective].columns.items():
+        column = named.get(role, role)
+        if columns.get(column) != kind:
+            fitting = ", ".join(other for other, found in columns.items() if found == kind) or "none"
+            yield (
+                "columns",
+                f"{objective} reads {role} ({kind}), and {name} has no such column {column!r}; of this kind: {fitting}",
+            )
+
+
+def _columns(source: Source, objective: str) -> Iterator[tuple[str, str]]:
+    roles = {**OBJECTIVES[objective].columns, **OBJECTIVES[objective].optional_columns}
+    for role in source.columns:
+        if role not in roles:
+            yield "columns", f"{objective} reads no {role!r}; {suggestion(role, roles)}"
+    if source.text_column != Source.model_fields["text_column"].default and "text" not in roles:
+        yield "text_column", f"{objective} reads {', '.join(roles)}; name their columns under `columns`"
 
 
 def _local(path: str) -> Iterator[tuple[str, str]]:

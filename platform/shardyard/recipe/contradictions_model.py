@@ -15,6 +15,7 @@ from shardyard.recipe import families
 from shardyard.recipe.catalog import find_tokenizer_spec, is_file, tokenizer_specs
 from shardyard.recipe.fields import Path
 from shardyard.recipe.nearest import suggestion
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.problems import show
 from shardyard.recipe.schema import Recipe
 
@@ -45,12 +46,12 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
     yield from _tokenizer(recipe)
     yield from _pretrained(recipe)
     yield from _settings(recipe)
-    known = families.causal_lm_families()
+    known = families.families_with(OBJECTIVES[recipe.objective])
     if recipe.model.family not in known:
         yield (
             ("model", "family"),
             (
-                f"transformers has no causal language model of type {recipe.model.family!r}; "
+                f"transformers has no model of type {recipe.model.family!r} for the objective {recipe.objective}; "
                 f"{suggestion(recipe.model.family, known)}"
             ),
         )
@@ -108,7 +109,7 @@ def _shape(recipe: Recipe) -> Iterator[Finding]:
         return
     sizes = _Sizes(recipe.model.family, config)
     positions, length = sizes["max_position_embeddings"], recipe.data.sequence_length
-    if positions and length > positions:
+    if positions and length and length > positions:
         name = sizes.name("max_position_embeddings")
         yield (
             ("data", "sequence_length"),
@@ -220,6 +221,8 @@ def _pretrained(recipe: Recipe) -> Iterator[Finding]:
 
 def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
     name = recipe.tokenizer
+    if not OBJECTIVES[recipe.objective].text:
+        return
     if find_tokenizer_spec(name) is None and not _exists(name):
         if _looks_local(name) or name.endswith((".json", ".yaml")):
             yield ("tokenizer",), f"no file or folder {name!r}; relative paths start at the current folder"
@@ -243,12 +246,19 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _vocabulary(name: str) -> int | None:
-    """Entries of a shipped tokenizer of bytes: the 256 bytes and its special tokens. None for other kinds."""
+    """Entries of a shipped tokenizer: the 256 bytes and its special tokens, or what the report of its training says.
+
+    None for one that is not shipped, or not trained yet.
+    """
     spec = find_tokenizer_spec(name)
     if spec is None:
         return None
     try:
         data = YAML(typ="safe", pure=True).load(spec)
-        return 256 + len(set(data["special_tokens"].values())) if data["kind"] == "bytes" else None
-    except (OSError, YAMLError, KeyError, TypeError, AttributeError):
+        if data["kind"] == "bytes":
+            return 256 + len(set(data["special_tokens"].values()))
+        report = json.loads((spec.with_suffix("") / "report.json").read_text(encoding="utf-8"))
+        size = report["vocabulary"]["size"]
+        return size if type(size) is int else None
+    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
         return None  # opening the tokenizer says what is wrong with its spec

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from shardyard.recipe.objectives import ObjectiveFacts
+
 # Handled by the base class for every family, beside its declared fields.
 _COMMON = frozenset(
     {
@@ -67,10 +69,10 @@ class _Class:
     names: set[str] = field(default_factory=set)
 
 
-def causal_lm_families() -> frozenset[str]:
-    """Model types with a head for causal language modelling."""
-    names = _literal(_models() / "auto" / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-    return frozenset(names or {})
+def families_with(objective: ObjectiveFacts) -> frozenset[str]:
+    """Model types with the head that an objective needs."""
+    names = frozenset(_literal(_models() / "auto" / "modeling_auto.py", objective.heads) or {})
+    return names if objective.families is None else names & objective.families
 
 
 def activation_names() -> frozenset[str]:

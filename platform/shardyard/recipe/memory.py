@@ -83,15 +83,19 @@ def _states_per_parameter(optimizer: Optimizer) -> int:
 
 
 def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
-    """Korthikanti et al. 2022, section 4: 34·T·B·d bytes a block in 16 bits, attention matrices not stored.
+    """Korthikanti et al. 2022, section 4: 34·T·B·d bytes a block in 16 bits, attention matrices not stored;
+    models that are no decoders were counted on a pass.
 
     With activation checkpointing only each block's input stays, beside one block that is being recomputed.
     """
-    tokens = micro_batch * recipe.data.sequence_length
+    if architecture.activation_bytes_per_row is not None:
+        return round(micro_batch * architecture.activation_bytes_per_row * _parameter_bytes(recipe) / 4)
+    length = recipe.data.sequence_length or 0
+    tokens = micro_batch * length
     scale = _parameter_bytes(recipe) / 2
     block = 34 * tokens * architecture.hidden_size * scale
     if recipe.model.attention == "eager":
-        block += 5 * architecture.heads * tokens * recipe.data.sequence_length * scale
+        block += 5 * architecture.heads * tokens * length * scale
     if recipe.model.activation_checkpointing:
         return round(2 * tokens * architecture.hidden_size * scale * architecture.layers + block)
     return round(block * architecture.layers)
@@ -99,5 +103,7 @@ def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -
 
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
     """Logits as the model gives them, in fp32 for the loss, and the gradient of both."""
-    tokens = micro_batch * recipe.data.sequence_length
+    if architecture.activation_bytes_per_row is not None:
+        return 0  # counted with the activations
+    tokens = micro_batch * (recipe.data.sequence_length or 0)
     return 2 * tokens * architecture.vocabulary * (_parameter_bytes(recipe) + 4)

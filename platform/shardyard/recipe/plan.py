@@ -14,6 +14,7 @@ from shardyard.recipe.architecture import Architecture, flops_per_token
 from shardyard.recipe.batching import default_lanes
 from shardyard.recipe.deepspeed_config import deepspeed_config
 from shardyard.recipe.memory import Memory, estimate_memory
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, format_count
 
@@ -31,13 +32,14 @@ class World:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Derived values of one run. Rows are sequences of `sequence_length` tokens."""
+    """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for pictures, patches."""
 
     world: World
     rows_per_rank: int
     micro_batch: int
     accumulation: int
     steps: int
+    tokens_per_row: int
     tokens_per_step: int
     lanes: int
     evaluate_every: int
@@ -79,8 +81,10 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
     micro_batch = _micro_batch(recipe, architecture, world, rows_per_rank, reasons)
     accumulation = rows_per_rank // micro_batch
     reasons["accumulation"] = f"{rows_per_rank} rows a rank / micro-batch of {micro_batch}"
-    tokens_per_step = recipe.train.global_batch * recipe.data.sequence_length
-    reasons["tokens_per_step"] = f"{recipe.train.global_batch} rows × {recipe.data.sequence_length} tokens"
+    tokens_per_row = row_tokens(recipe, architecture)
+    reasons["tokens_per_row"] = "positions that a row puts through the model: data.sequence_length of a decoder"
+    tokens_per_step = recipe.train.global_batch * tokens_per_row
+    reasons["tokens_per_step"] = f"{recipe.train.global_batch} rows × {tokens_per_row} tokens"
     steps = _steps(recipe, tokens_per_step, reasons)
     return RunPlan(
         world=world,
@@ -88,6 +92,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
         micro_batch=micro_batch,
         accumulation=accumulation,
         steps=steps,
+        tokens_per_row=tokens_per_row,
         tokens_per_step=tokens_per_step,
         lanes=_lanes(recipe, world, reasons),
         evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
@@ -98,6 +103,13 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
         deepspeed=deepspeed_config(recipe, micro_batch=micro_batch, accumulation=accumulation, gpu=world.gpu),
         reasons=reasons,
     )
+
+
+def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
+    """Positions that a row puts through the model."""
+    length = architecture.tokens_per_row or recipe.data.sequence_length
+    assert length is not None, "checked with the recipe"
+    return length
 
 
 def _refuse(path: str, message: str) -> RecipeError:
@@ -118,7 +130,10 @@ def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows:
             raise _refuse("train.micro_batch", f"{pinned} does not divide the {rows} rows of each rank")
         reasons["micro_batch"] = "pinned by train.micro_batch"
         return pinned
-    limit = max(1, MAX_MICRO_BATCH_TOKENS // recipe.data.sequence_length)
+    if OBJECTIVES[recipe.objective].whole_batch:
+        reasons["micro_batch"] = f"all rows of a rank: {recipe.objective} compares every row with every other"
+        return rows
+    limit = max(1, MAX_MICRO_BATCH_TOKENS // row_tokens(recipe, architecture))
     candidates = [m for m in range(min(rows, limit), 0, -1) if rows % m == 0]
     fitting = next((m for m in candidates if _holds(recipe, architecture, world, m)), None)
     why = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
@@ -159,8 +174,12 @@ def _every(given: int | None, steps: int, name: str, reasons: dict[str, str]) ->
 
 
 def _flops(recipe: Recipe, architecture: Architecture, reasons: dict[str, str]) -> float:
+    length = row_tokens(recipe, architecture)
+    if architecture.flops_per_row is not None:
+        reasons["flops_per_token"] = f"3 × the products of a forward pass, counted on one row of {length} tokens"
+        return flops_per_token(architecture, length)
     reasons["flops_per_token"] = (
         f"6 × {format_count(architecture.matmul_parameters)} weights + 12 × {architecture.layers} layers × "
-        f"{architecture.hidden_size} × {recipe.data.sequence_length} (PaLM, appendix B)"
+        f"{architecture.hidden_size} × {length} (PaLM, appendix B)"
     )
-    return flops_per_token(architecture, recipe.data.sequence_length)
+    return flops_per_token(architecture, length)

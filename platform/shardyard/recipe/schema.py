@@ -26,9 +26,52 @@ def _described(default: Any, description: str, unit: str = "", **constraints: An
 REQUIRED: Any = ...
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 
+ObjectiveName = Literal[
+    "causal_lm",
+    "masked_lm",
+    "bert_pretraining",
+    "seq2seq",
+    "image_classification",
+    "masked_image",
+    "contrastive",
+    "vision_language",
+    "speech_to_text",
+    "text_classification",
+    "instruction",
+    "preference",
+    "distillation",
+]
 Precision = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion", "muon"]
 ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "step", "exponential", "wsd"]
+
+
+class Adapter(Section):
+    """LoRA (Hu et al. 2021), through peft; merged into the weights on export."""
+
+    rank: int = _described(8, "Rank of the update of each matrix.", ge=1)
+    alpha: float = _described(16.0, "Scale of the update: alpha / rank.", gt=0.0)
+    dropout: float = _described(0.0, "Probability of dropout before the adapter.", ge=0.0, lt=1.0)
+    targets: list[str] = _described(
+        [], "Names of the linear layers, such as q_proj; by default every linear layer but the head."
+    )
+    quantize: Literal["nf4"] | None = _described(
+        None, "Hold the frozen weights in 4 bits (NF4, as QLoRA does); adapters keep the precision of training."
+    )
+
+
+class Experts(Section):
+    """Settings of a mixture of experts that transformers' configuration does not have."""
+
+    parallel: int = _described(
+        1,
+        "Ranks over which the experts of each layer are spread (DeepSpeed AutoEP); 1 keeps all on each.",
+        "ranks",
+        ge=1,
+    )
+    balance: float = _described(
+        0.0, "Weight of the load-balancing loss (Fedus et al. 2021), added to the loss of the targets.", ge=0.0
+    )
 
 
 class Model(Section):
@@ -40,7 +83,9 @@ class Model(Section):
         {}, "Fields of the family's transformers configuration; whatever is not named keeps its default there."
     )
     pretrained: str | None = _described(
-        None, "Hub id or folder with weights to start from; its configuration is used, `config` overrides it."
+        None,
+        "Hub id, folder, prepared model or run:NAME (its newest finished run) with weights to start from; its "
+        "configuration is used, `config` overrides it.",
     )
     dropout: float | None = _described(
         None, "Probability of every dropout in the model; by default what the configuration says.", ge=0.0, lt=1.0
@@ -52,13 +97,22 @@ class Model(Section):
         False, "Recompute activations in the backward pass: less memory, about a third more compute."
     )
     compile: bool = _described(False, "Compile the model with torch.compile; needs a C++ compiler.")
+    freeze: list[str] = _described(
+        [], "Names of parts that are not trained, such as model.vision_tower.*; * stands for anything."
+    )
+    adapter: Adapter | None = _described(
+        None, "Train low-rank adapters on the linear layers instead of the weights themselves (LoRA)."
+    )
+    experts: Experts = _described(Experts(), "Mixtures of experts: balance and where experts live.")
 
 
 class Source(Section):
     """One source of documents: an embedded corpus (`source`) or anything that `load_dataset` streams (`path`)."""
 
     source: str | None = _described(
-        None, "Embedded corpus that needs no download: python-docs, python-docstrings or python-code."
+        None,
+        "Embedded corpus that needs no download (python-docs, python-docstrings, python-code), or a set that "
+        "`shardyard data prepare` has made ready (`shardyard data list`).",
     )
     path: str | None = _described(
         None, "Hub id, folder, or file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed)."
@@ -69,6 +123,9 @@ class Source(Section):
         None, "Split to read; by default `train` under data.train and `validation` under data.validation."
     )
     text_column: str = _described("text", "Column that holds the text of a document.")
+    columns: dict[str, str] = _described(
+        {}, "Where columns are called otherwise than the objective calls them, such as {image: picture, text: caption}."
+    )
     weight: float = _described(1.0, "Share of this source in the rows of training, relative to the others.", gt=0.0)
     holdout: float = _described(
         0.0,
@@ -80,7 +137,13 @@ class Source(Section):
 
 
 class Data(Section):
-    sequence_length: int = _described(REQUIRED, "Length of a row.", "tokens", ge=2)
+    sequence_length: int | None = _described(
+        None,
+        "Length of a row; longer examples are cut, and counted. Needed by every objective with text.",
+        "tokens",
+        ge=2,
+    )
+    source_length: int | None = _described(None, "Longest source of seq2seq. Default: sequence_length.", "tokens", ge=2)
     train: list[Source] = _described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
     validation: list[Source] = _described(
         [], "Sources of held-out documents; by default what the training sources hold out."
@@ -98,6 +161,59 @@ class Data(Section):
         ge=1,
     )
     prefetch: int = _described(4, "Global batches that are made ready in the background.", "batches", ge=1, le=1024)
+
+
+class Loss(Section):
+    """The loss of a target."""
+
+    name: Literal["cross_entropy", "focal"] = _described("cross_entropy", "Loss of a target.")
+    label_smoothing: float = _described(
+        0.0, "Probability that the target gives to all classes alike (Szegedy et al. 2016).", ge=0.0, lt=1.0
+    )
+    focal_gamma: float = _described(2.0, "How much focal loss plays down what is predicted well.", ge=0.0)
+
+
+class Masking(Section):
+    """Which tokens BERT predicts (Devlin et al. 2018): 80% become the mask token, 10% a random one, 10% stay."""
+
+    probability: float = _described(0.15, "Share of the tokens that are predicted.", gt=0.0, lt=1.0)
+    whole_word: bool = _described(False, "Choose whole words instead of single pieces of them.")
+    short_probability: float = _described(
+        0.1, "Share of the rows that are cut to a random length, so that short texts are known too.", ge=0.0, le=1.0
+    )
+
+
+class Image(Section):
+    """How pictures become tensors; the size is that of the model's configuration."""
+
+    mean: list[float] = _described([0.5], "Mean of each channel (one value for all), of values in 0 … 1.", min_length=1)
+    std: list[float] = _described([0.5], "Standard deviation of each channel, likewise.", min_length=1)
+    flip: bool = _described(False, "Training: mirror every second picture.")
+    crop_padding: int = _described(
+        0, "Training: pad by so many pixels and cut the size out again at a random place.", "pixels", ge=0
+    )
+    min_scale: float = _described(
+        1.0, "Training: least area of a random crop that is resized; 1 takes the whole picture.", gt=0.0, le=1.0
+    )
+    rotate: float = _described(0.0, "Training: largest random rotation.", "degrees", ge=0.0, le=180.0)
+    erase: float = _described(0.0, "Training: probability that a random rectangle is blanked.", ge=0.0, le=1.0)
+
+
+class Preference(Section):
+    """Direct preference optimisation (Rafailov et al. 2023)."""
+
+    beta: float = _described(0.1, "Strength of the pull towards the reference model.", gt=0.0)
+    label_smoothing: float = _described(0.0, "Share of the preferences that are taken to be wrong.", ge=0.0, lt=0.5)
+
+
+class Distillation(Section):
+    """Learning from a teacher's probabilities (Hinton et al. 2015)."""
+
+    teacher: str | None = _described(
+        None, "Hub id, folder, or run:NAME of the teacher, a model with the same tokenizer."
+    )
+    temperature: float = _described(2.0, "Temperature of both distributions.", gt=0.0)
+    weight: float = _described(0.5, "Share of the teacher's loss; the labels' has the rest.", ge=0.0, le=1.0)
 
 
 class Train(Section):
@@ -186,7 +302,7 @@ class Checkpoint(Section):
 
 
 class EarlyStopping(Section):
-    metric: str = _described("eval/validation/loss", "Metric to watch, as the run records it; smaller is better.")
+    metric: str = _described("eval/validation/loss", "Metric to watch, as the run records it.")
     patience: int = _described(
         REQUIRED, "Evaluations without improvement after which training ends.", "evaluations", ge=1
     )
@@ -201,6 +317,10 @@ class Evaluate(Section):
         ge=1,
     )
     rows: int = _described(64, "Held-out rows in one evaluation, the same ones each time.", "sequences", ge=1)
+    generate_rows: int = _described(
+        0, "Held-out rows that are also decoded, for BLEU, chrF and error rates; 0 decodes none.", "sequences", ge=0
+    )
+    beams: int = _described(1, "Beams of the decoding; 1 is greedy.", ge=1)
     early_stopping: EarlyStopping | None = _described(None, "End when a validation metric no longer improves.")
 
 
@@ -255,8 +375,13 @@ class Recipe(Section):
     paper: str | None = _described(None, "Where the architecture and its settings come from.")
     expected: str | None = _described(None, "What a run of this recipe gives, and on what hardware.")
     model: Model = _described(REQUIRED, "The architecture.")
-    objective: Literal["causal_lm"] = _described("causal_lm", "What the model learns to do.")
+    objective: ObjectiveName = _described("causal_lm", "What the model learns to do.")
     tokenizer: str = _described("bytes", "Spec in tokenizers/ by name, or a path or hub id that AutoTokenizer loads.")
+    loss: Loss = _described(Loss(), "How predictions are scored.")
+    masking: Masking = _described(Masking(), "Which tokens are predicted (masked_lm, bert_pretraining).")
+    image: Image = _described(Image(), "How pictures become tensors, and their augmentation.")
+    preference: Preference = _described(Preference(), "Settings of the objective preference.")
+    distillation: Distillation = _described(Distillation(), "Settings of the objective distillation.")
     data: Data = _described(REQUIRED, "Where documents come from and how they become rows.")
     train: Train = _described(REQUIRED, "Length, batch size and number format of training.")
     optimizer: Optimizer = _described(REQUIRED, "How gradients become updates.")

@@ -1,0 +1,38 @@
+"""What a format may know: its sections of the recipe, the tokenizer, and the model's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from shardyard.recipe import schema
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings of one format.
+
+    `model` is the transformers configuration of the model: sizes of pictures, lengths of sound and ids of special
+    tokens are read from it, so that there is one place that says them. `training` turns augmentation on.
+    """
+
+    data: schema.Data
+    tokenizer: PreTrainedTokenizerFast | None = None
+    model: Any = None
+    masking: schema.Masking = field(default_factory=schema.Masking)
+    image: schema.Image = field(default_factory=schema.Image)
+    training: bool = True
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a row."""
+        assert self.data.sequence_length is not None, "checked with the recipe"
+        return self.data.sequence_length
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of an objective that has text."""
+        assert self.tokenizer is not None, "an objective with text has a tokenizer"
+        return self.tokenizer

@@ -1,0 +1,28 @@
+"""Documents joined and cut into full rows, for language models that read from left to right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardyard.data.formats.context import Context
+from shardyard.data.packing import DocumentEncoder, TokenStream
+from shardyard.data.rows import Row, Tensors, collate
+from shardyard.data.shuffle import Windows
+
+
+class PackedRows:
+    """Rows of `sequence_length` tokens without waste; nothing is cut."""
+
+    def __init__(self, context: Context) -> None:
+        self.num_cut = 0
+        self._length = context.sequence_length
+        self._isolate = context.data.isolate_documents
+        self._encoder = DocumentEncoder(context.text_tokenizer)
+
+    def stream(self, windows: Windows) -> TokenStream:
+        """Rows of one (lane, source)."""
+        return TokenStream(windows, self._encoder, length=self._length, isolate=self._isolate)
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """int64 tensors [B, T]."""
+        return collate(rows)

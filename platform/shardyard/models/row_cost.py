@@ -1,0 +1,115 @@
+"""What one row costs, counted on a forward pass on the meta device: nothing is allocated or computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig
+
+from shardyard.errors import ModelError
+from shardyard.recipe.schema import Data
+
+# Forward and backward pass: the backward pass computes two products for each of the forward pass.
+PASSES = 3
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Of one row: positions that go through the model, FLOPs of forward and backward pass, fp32 bytes kept between."""
+
+    tokens: int
+    flops: float
+    activation_bytes: int
+
+
+def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: Data) -> RowCost:
+    """Run one row of shapes through `module`, which lies on the meta device.
+
+    Attention counts its matrix as kept, which kernels such as flash attention do not.
+
+    Raises:
+        ModelError: the model does not take what its objective gives it.
+    """
+    inputs, tokens = _INPUTS[objective](config, data)
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage()._cdata for p in module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in weights:
+            kept[storage] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    module.train()
+    try:
+        with torch.device("meta"), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            module(**inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"model: {config.model_type} does not take a row of this objective: {error}") from error
+    return RowCost(tokens, float(PASSES * counter.get_total_flops()), sum(kept.values()))
+
+
+def _ids(length: int) -> Tensor:
+    return torch.zeros((1, length), dtype=torch.long, device="meta")
+
+
+def _length(data: Data) -> int:
+    assert data.sequence_length is not None, "checked with the recipe"
+    return data.sequence_length
+
+
+def _text(config: Any, data: Data) -> tuple[Inputs, int]:
+    return {"input_ids": _ids(_length(data)), "attention_mask": _ids(_length(data))}, _length(data)
+
+
+def _pair(config: Any, data: Data) -> tuple[Inputs, int]:
+    source, target = data.source_length or _length(data), _length(data)
+    return {"input_ids": _ids(source), "decoder_input_ids": _ids(target)}, source + target
+
+
+def _picture(config: Any) -> tuple[Tensor, int]:
+    """Pixels [1, C, H, W] and the number of patches."""
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    patch = getattr(vision, "patch_size", 16)
+    patch = patch if isinstance(patch, int) else patch[0]
+    pixels = torch.zeros((1, getattr(vision, "num_channels", 3), height, width), device="meta")
+    return pixels, (height // patch) * (width // patch)
+
+
+def _image(config: Any, data: Data) -> tuple[Inputs, int]:
+    pixels, patches = _picture(config)
+    return {"pixel_values": pixels}, patches
+
+
+def _image_text(config: Any, data: Data) -> tuple[Inputs, int]:
+    inputs, length = _text(config, data)
+    pixels, patches = _picture(config)
+    return {**inputs, "pixel_values": pixels}, length + patches
+
+
+def _speech(config: Any, data: Data) -> tuple[Inputs, int]:
+    frames = config.max_source_positions
+    features = torch.zeros((1, config.num_mel_bins, 2 * frames), device="meta")
+    return {"input_features": features, "decoder_input_ids": _ids(_length(data))}, frames + _length(data)
+
+
+_INPUTS: dict[str, Callable[[Any, Data], tuple[Inputs, int]]] = {
+    "masked_lm": _text,
+    "bert_pretraining": _text,
+    "text_classification": _text,
+    "seq2seq": _pair,
+    "image_classification": _image,
+    "masked_image": _image,
+    "contrastive": _image_text,
+    "vision_language": _image_text,
+    "speech_to_text": _speech,
+}
