@@ -43,7 +43,7 @@ def shrink(pixels: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
     side = len(pixels)
     weights = _area_weights(side, size)
     lines = (weights @ pixels.reshape(side, -1).astype(np.float64)).reshape(size, side, -1)
-    total = np.matmul(weights, lines)  # (size, size, C): the second axis is shrunk for each line
+    total = np.swapaxes(np.tensordot(lines, weights, axes=(1, 1)), 1, 2)  # (size, C, size) → (size, size, C)
     averages: np.ndarray[Any, Any] = np.floor(total / side**2 + 0.5).astype(np.uint8)
     return averages
 

