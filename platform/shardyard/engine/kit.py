@@ -15,7 +15,8 @@ from shardyard.data.held_out import HeldOut, held_out_rows
 from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.objectives.base import Objective
-from shardyard.objectives.registry import Parts, make_objective
+from shardyard.objectives.parts import Parts
+from shardyard.objectives.registry import make_objective
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.parts import Parts
 
 
 def causal_lm_loss(
@@ -60,3 +61,8 @@ class CausalLM(Objective):
 def perplexity(mean: float) -> float:
     """e to a mean loss in nats; infinite where that overflows."""
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def make(parts: Parts) -> CausalLM:
+    """From its sections of a recipe."""
+    return CausalLM(parts.loss.label_smoothing)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+import importlib
+from typing import cast
 
 from shardyard.objectives.base import Objective
-from shardyard.objectives.causal import CausalLM
-from shardyard.recipe import schema
+from shardyard.objectives.parts import Parts
 
-
-@dataclass(frozen=True)
-class Parts:
-    """What objectives are made from: their sections of the recipe, tokenizer, the model's configuration.
-
-    `frozen` is the teacher of a distillation or the reference model of a preference, without gradients.
-    """
-
-    loss: schema.Loss = field(default_factory=schema.Loss)
-    experts: schema.Experts = field(default_factory=schema.Experts)
-    preference: schema.Preference = field(default_factory=schema.Preference)
-    distillation: schema.Distillation = field(default_factory=schema.Distillation)
-    evaluate: schema.Evaluate = field(default_factory=schema.Evaluate)
-    tokenizer: Any = None
-    model: Any = None
-    frozen: nn.Module | None = None
-
-
-_OBJECTIVES: dict[str, Callable[[Parts], Objective]] = {
-    "causal_lm": lambda parts: CausalLM(parts.loss.label_smoothing),
+# Name → module of this package with a function `make(parts)`; a run imports its own alone.
+_MODULES = {
+    "causal_lm": "causal",
+    "masked_lm": "masked",
+    "bert_pretraining": "bert_pretraining",
+    "seq2seq": "seq2seq",
+    "image_classification": "classification",
+    "text_classification": "classification",
+    "masked_image": "masked_image",
+    "contrastive": "contrastive",
+    "vision_language": "answers",
+    "speech_to_text": "speech_to_text",
+    "instruction": "answers",
+    "preference": "preference",
+    "distillation": "distilled",
 }
 
 
 def make_objective(name: str, parts: Parts) -> Objective:
     """The objective that a recipe names."""
-    return _OBJECTIVES[name](parts)
+    module = importlib.import_module(f"shardyard.objectives.{_MODULES[name]}")
+    return cast(Objective, module.make(parts))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shardyard.errors import DataError
-from shardyard.objectives.losses import IGNORED
+from shardyard.objectives.base import IGNORED
 
 Classes = Sequence[int] | npt.NDArray[Any] | Tensor
 """Whole numbers, one a prediction; arrays and tensors of any shape."""

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from typing import cast
 
 from shardyard.data.formats.context import Context
-from shardyard.data.formats.packed import PackedRows
 from shardyard.data.rows import Rows
 
-__all__ = ["FORMATS", "Context", "make_rows"]
+__all__ = ["Context", "make_rows"]
 
-FORMATS: dict[str, Callable[[Context], Rows]] = {
-    "causal_lm": PackedRows,
-    "distillation": PackedRows,
+# Objective → module of this package with a function `make(context)`; a run imports its own alone.
+_MODULES = {
+    "causal_lm": "packed",
+    "distillation": "packed",
+    "masked_lm": "masked",
+    "bert_pretraining": "sentence_pairs",
+    "seq2seq": "translation",
+    "image_classification": "labelled_images",
+    "masked_image": "masked_images",
+    "text_classification": "labelled_text",
+    "contrastive": "captions",
+    "vision_language": "picture_answers",
+    "speech_to_text": "speech",
+    "instruction": "conversations",
+    "preference": "preferences",
 }
 
 
@@ -22,4 +34,5 @@ def make_rows(objective: str, context: Context) -> Rows:
     Raises:
         DataError: the tokenizer lacks a token that the format needs.
     """
-    return FORMATS[objective](context)
+    module = importlib.import_module(f"shardyard.data.formats.{_MODULES[objective]}")
+    return cast(Rows, module.make(context))

@@ -26,3 +26,8 @@ class PackedRows:
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """int64 tensors [B, T]."""
         return collate(rows)
+
+
+def make(context: Context) -> PackedRows:
+    """From its context."""
+    return PackedRows(context)

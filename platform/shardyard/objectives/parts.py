@@ -1,0 +1,27 @@
+"""What objectives are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from shardyard.recipe import schema
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
+
+    `frozen` is the teacher of a distillation or the reference model of a preference, without gradients.
+    """
+
+    loss: schema.Loss = field(default_factory=schema.Loss)
+    experts: schema.Experts = field(default_factory=schema.Experts)
+    preference: schema.Preference = field(default_factory=schema.Preference)
+    distillation: schema.Distillation = field(default_factory=schema.Distillation)
+    evaluate: schema.Evaluate = field(default_factory=schema.Evaluate)
+    tokenizer: Any = None
+    model: Any = None
+    frozen: nn.Module | None = None
