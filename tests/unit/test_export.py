@@ -168,7 +168,7 @@ def test_nothing_is_allocated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def card_of(recipe: Recipe, loss: float | None = 1.23456, **info: Any) -> str:
-    return model_card(recipe, prepare(recipe, World(size=2, gpu=False)), info, loss)
+    return model_card(recipe, prepare(recipe, World(size=2, gpu=False)), info, {} if loss is None else {"loss": loss})
 
 
 def test_the_card_has_the_facts_and_a_header_that_the_hub_reads(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_card_has_the_facts_and_a_header_that_the_hub_reads(tmp_path: Path) 
         "| paper | Radford et al. 2019 |",
         "15 of 20 steps of 256 tokens, fp32, ZeRO stage 0, 2 ranks",
         "adamw, peak learning rate 0.003, cosine schedule",
-        "1.2346 nats a token on 8 held-out rows",
+        "loss 1.2346 on 8 held-out rows",
         "| run | tiny-1 |",
         "| tokenizer | bytes, 257 entries |",
         "- org/set (en, abc123), weight 0.7",
@@ -209,6 +209,6 @@ def test_the_card_has_the_facts_and_a_header_that_the_hub_reads(tmp_path: Path) 
 
 def test_the_card_says_what_it_does_not_know(tmp_path: Path) -> None:
     card = card_of(tiny_recipe(tmp_path / "corpus.jsonl"), loss=None)
-    assert "| held-out loss | not measured |" in card
+    assert "| held-out data | not measured |" in card
     assert "| paper | none given |" in card
     assert "20 of 20 steps" in card

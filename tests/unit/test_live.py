@@ -246,4 +246,4 @@ def test_no_runs_is_said_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_what_reading_left_out_is_told_and_nothing_else() -> None:
     assert describe({"kind": "data", "skipped": 0, "retries": 0}) == ""
-    assert describe({"kind": "data", "skipped": 3, "retries": 1}) == "data: 3 documents skipped, 1 retries"
+    assert describe({"kind": "data", "skipped": 3, "retries": 1}) == "data: 3 examples skipped, 1 retries"

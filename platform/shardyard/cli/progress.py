@@ -67,6 +67,18 @@ class Progress:
         return max(0, self.total_steps - self.step) * (last - first) / (last_step - first_step)
 
 
+# Of an evaluation's event, what is not a metric.
+_NO_METRIC = frozenset({"kind", "time", "step", "rows", "seconds", "perplexity"})
+_MOST_METRICS = 6
+
+
+def _evaluation(event: dict[str, Any]) -> str:
+    """`loss 0.4132, accuracy 0.8641`; tables such as the load of each expert are left to metrics.jsonl."""
+    found = {name: value for name, value in event.items() if name not in _NO_METRIC and "/" not in name}
+    told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if number(value)]
+    return ", ".join(told[:_MOST_METRICS])
+
+
 def describe(event: dict[str, Any]) -> str:
     """An event in a few words for a person; "" for one that says nothing."""
     step = event.get("step")
@@ -78,7 +90,7 @@ def describe(event: dict[str, Any]) -> str:
         case "checkpoint_failed":
             return f"checkpoint at step {step} failed: {event.get('error')}"
         case "evaluation":
-            return f"evaluation at step {step}: loss {number(event.get('loss'))}"
+            return f"evaluation at step {step}: {_evaluation(event)}"
         case "stop_requested":
             return f"stop requested ({event.get('reason')}): writing a checkpoint"
         case "early_stop":
@@ -89,7 +101,7 @@ def describe(event: dict[str, Any]) -> str:
             where = f" on rank {', '.join(map(str, ranks))}" if isinstance(ranks, list) and ranks else ""
             return f"failed{where}: {event.get('message')}"
         case "data":
-            words = {"skipped": "documents skipped", "retries": "retries"}
+            words = {"skipped": "examples skipped", "cut": "tokens cut off", "retries": "retries"}
             told = [f"{event[name]} {word}" for name, word in words.items() if event.get(name)]
             return f"data: {', '.join(told)}" if told else ""
         case "wandb":

@@ -17,7 +17,7 @@ from shardyard.models.card import model_card
 from shardyard.models.export import export_model
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.record import newest_eval_loss
+from shardyard.tracking.record import evaluation_of
 from shardyard.tracking.runfolder import RunFolder, read_metrics
 
 
@@ -78,10 +78,9 @@ def _export(session: Session) -> None:
     weights = whole_weights(session.engine)
     problem = None
     if weights is not None:
-        losses = [newest_eval_loss(line) for line in read_metrics(session.folder.metrics)]
-        loss = next((loss for loss in reversed(losses) if loss is not None), None)
+        evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]
         info = {**session.folder.info(), "step": session.engine.global_steps}
-        card = model_card(session.recipe, session.plan, info, loss)
+        card = model_card(session.recipe, session.plan, info, evaluations[-1] if evaluations else {})
         try:
             path = export_model(
                 session.folder.path / "final",

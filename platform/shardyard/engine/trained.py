@@ -28,7 +28,7 @@ from shardyard.recipe.load import parse_recipe
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import World, make_plan
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.record import newest_eval_loss
+from shardyard.tracking.record import evaluation_of
 from shardyard.tracking.runfolder import RunFolder, read_metrics
 
 DEFAULT_MICRO_BATCH = 8
@@ -126,7 +126,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
     world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
     plan = make_plan(recipe, measure_recipe(recipe, kit.config), world)
     done = read_manifest(checkpoint)["step"]
-    card = model_card(recipe, plan, {**folder.info(), "step": done}, _loss_at(folder, done))
+    card = model_card(recipe, plan, {**folder.info(), "step": done}, _measured_at(folder, done))
     weights = weights_of_checkpoint(checkpoint, precision=recipe.train.precision)
     return export_model(
         destination,
@@ -153,6 +153,6 @@ def _pick(folder: RunFolder, step: int | None) -> Path:
     return found[step]
 
 
-def _loss_at(folder: RunFolder, step: int) -> float | None:
+def _measured_at(folder: RunFolder, step: int) -> dict[str, float]:
     lines = [line for line in read_metrics(folder.metrics) if line["step"] <= step]
-    return next((loss for line in reversed(lines) if (loss := newest_eval_loss(line)) is not None), None)
+    return next((found for line in reversed(lines) if (found := evaluation_of(line))), {})

@@ -6,29 +6,50 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe, Source
 from shardyard.units import format_count
 
 
-def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], loss: float | None) -> str:
+# What the hub calls the task of an objective.
+_PIPELINES = {
+    "causal_lm": "text-generation",
+    "instruction": "text-generation",
+    "preference": "text-generation",
+    "distillation": "text-generation",
+    "masked_lm": "fill-mask",
+    "bert_pretraining": "fill-mask",
+    "seq2seq": "translation",
+    "image_classification": "image-classification",
+    "masked_image": "image-feature-extraction",
+    "contrastive": "zero-shot-image-classification",
+    "vision_language": "image-text-to-text",
+    "speech_to_text": "automatic-speech-recognition",
+    "text_classification": "text-classification",
+}
+
+
+def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], measured: Mapping[str, float]) -> str:
     """Text of README.md, with the metadata block that the Hugging Face hub reads.
 
     Args:
         info: the run's run.json (id, provenance).
-        loss: held-out loss in nats a token, if it was measured.
+        measured: metrics of the newest evaluation by name, empty if there was none.
     """
     provenance = info.get("provenance") or {}
     sources = "\n".join(f"- {_source(source)}" for source in recipe.data.train)
-    rows = recipe.evaluate.rows
-    measured = f"{loss:.4f} nats a token on {rows} held-out rows" if loss is not None else "not measured"
+    facts = OBJECTIVES[recipe.objective]
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    quality = f"{numbers} on {recipe.evaluate.rows} held-out rows" if numbers else "not measured"
+    vocabulary = f", {plan.architecture.vocabulary} entries" if facts.text else ""
     size = format_count(plan.architecture.parameters)
     length = f"{info.get('step', plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens"
     how = f"{recipe.train.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {_PIPELINES[recipe.objective]}
 tags: [shardyard, {recipe.model.family}]
 ---
 
@@ -40,10 +61,11 @@ tags: [shardyard, {recipe.model.family}]
 |---|---|
 | architecture | {recipe.model.family}, {size} parameters |
 | paper | {recipe.paper or "none given"} |
-| tokenizer | {recipe.tokenizer}, {plan.architecture.vocabulary} entries |
+| objective | {recipe.objective} |
+| tokenizer | {recipe.tokenizer if facts.text else "none"}{vocabulary} |
 | training | {length}, {how} |
 | optimizer | {recipe.optimizer.name}, {rate} |
-| held-out loss | {measured} |
+| held-out data | {quality} |
 | run | {info.get("id", "unknown")} |
 
 ## Data
@@ -53,10 +75,10 @@ tags: [shardyard, {recipe.model.family}]
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {facts.auto_class}{", AutoTokenizer" if facts.text else ""}
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = {facts.auto_class}.from_pretrained("path/to/this/folder")
+{'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")' if facts.text else ""}
 ```
 
 ## Provenance

@@ -42,6 +42,13 @@ def newest_eval_loss(metrics: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def evaluation_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics on the set `validation` in a record by their short names: `loss`, `accuracy`, …"""
+    prefix = "eval/validation/"
+    found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """The metrics of one optimizer step. `time` is in Unix seconds; a later record of the same step wins."""

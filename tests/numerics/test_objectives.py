@@ -1,0 +1,123 @@
+"""Every objective trains the same at each ZeRO stage and on one or two ranks, resumes to the bit, and exports what it
+measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shardyard.engine.run import Job, run_rank
+from shardyard.engine.trained import load_trained
+from shardyard.engine.world import Rank
+from shardyard.recipe.load import parse_recipe
+from shardyard.recipe.schema import ObjectiveName
+from shardyard.tracking.runfolder import read_metrics
+from support.ranks import run_ranks
+from support.tiny import tiny_job
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-4
+STAGES = (0, 1, 2, 3)
+# causal_lm has tests of its own (test_parity, test_resume), with more families.
+OBJECTIVES = tuple(name for name in get_args(ObjectiveName) if name != "causal_lm")
+CASES = [(name, stage) for name in OBJECTIVES for stage in STAGES]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the same recipe trained: at once on one and on two ranks, and with a break on two."""
+
+    alone: Job
+    straight: Job
+    broken: Job
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Trained]:
+    """One set of processes a world size, because starting them takes longest."""
+    jobs = {case: _jobs(tmp_path_factory.mktemp(case[0]), *case) for case in CASES}
+    run_ranks(1, _run_all, [(job.alone, job.alone.plan.steps) for job in jobs.values()])
+    runs = []
+    for job in jobs.values():
+        half = job.broken.plan.steps // 2
+        runs += [(job.straight, None), (job.broken, half), (job.broken, None)]
+    run_ranks(2, _run_all, runs)
+    return jobs
+
+
+def _jobs(folder: Path, objective: str, stage: int) -> Trained:
+    case = importlib.import_module(f"support.case_{objective}")
+    fields = case.recipe_fields(case.write_data(folder))
+    assert fields["objective"] == objective
+    fields["zero"] = {"stage": stage}
+
+    def job(name: str, world_size: int) -> Job:
+        recipe = parse_recipe({**fields, "name": name, "cluster": {"workers": world_size}})
+        return tiny_job(recipe, folder / "runs", world_size=world_size)
+
+    return Trained(job("alone", 1), job("straight", 2), job("broken", 2))
+
+
+def _run_all(rank: Rank, runs: list[tuple[Job, int | None]]) -> None:
+    for job, until in runs:
+        run_rank(Job(job.recipe, job.plan, job.folder, until), rank)
+
+
+def _curve(job: Job, name: str = "train/loss") -> list[float]:
+    by_step = {line["step"]: line[name] for line in read_metrics(job.folder.metrics) if name in line}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _measured(job: Job) -> dict[str, float]:
+    """The newest evaluation."""
+    lines = [line for line in read_metrics(job.folder.metrics) if "eval/validation/loss" in line]
+    return {name: value for name, value in lines[-1].items() if name.startswith("eval/")}
+
+
+@pytest.mark.parametrize(("objective", "stage"), CASES)
+def test_stages_and_ranks_agree(trained: dict[tuple[str, int], Trained], objective: str, stage: int) -> None:
+    reference = _curve(trained[objective, 0].alone)
+    assert len(reference) == trained[objective, 0].alone.plan.steps
+    assert len(set(reference)) > 1, "nothing is learnt"
+    for job in (trained[objective, stage].alone, trained[objective, stage].straight):
+        curve = _curve(job)
+        worst = max(abs(a - b) / abs(b) for a, b in zip(curve, reference, strict=True))
+        assert worst < TOLERANCE, f"relative difference {worst:.2e}\n{curve}\n{reference}"
+
+
+@pytest.mark.parametrize(("objective", "stage"), CASES)
+def test_a_break_changes_nothing(trained: dict[tuple[str, int], Trained], objective: str, stage: int) -> None:
+    one = trained[objective, stage]
+    assert [event["resumed_step"] for event in _attempts(one.broken)] == [None, one.broken.plan.steps // 2]
+    assert _curve(one.broken) == _curve(one.straight)
+    assert _measured(one.broken) == _measured(one.straight)
+    ours, theirs = (load_file(job.folder.path / "final" / "model.safetensors") for job in (one.broken, one.straight))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _attempts(job: Job) -> list[dict[str, Any]]:
+    events = map(json.loads, (job.folder.path / "events.jsonl").read_text().splitlines())
+    return [event for event in events if event["kind"] == "attempt"]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_exported_model_measures_the_same(
+    trained: dict[tuple[str, int], Trained], objective: str, stage: int
+) -> None:
+    job = trained[objective, stage].straight
+    found = load_trained(job.folder).evaluate()
+    own = {name.removeprefix("eval/validation/"): value for name, value in _measured(job).items()}
+    assert own.keys() <= found.keys()
+    for name, value in own.items():
+        assert math.isclose(found[name], value, rel_tol=1e-5, abs_tol=1e-7), name
