@@ -5,42 +5,83 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from shardyard.data.tokenizer_build import bytes_tokenizer
+from shardyard.data.tokenizer_spec import TokenizerSpec, read_spec
 from shardyard.errors import DataError
 from shardyard.recipe.catalog import find_tokenizer_spec
 
-SpecialName = Literal["bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"]
-
-
-class TokenizerSpec(BaseModel):
-    """What a YAML file in tokenizers/ says."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    kind: Literal["bytes"] = Field(description="How text becomes tokens; `bytes`: one token for each byte of UTF-8.")
-    description: str = Field(description="What the tokenizer is good for, in a sentence.")
-    special_tokens: dict[SpecialName, str] = Field(
-        description="Text of each special token; their ids follow the bytes in the order of this list."
-    )
+REPORT = "report.json"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer called `name`: a shipped spec, a spec file (.yaml), a tokenizer folder or a hub id.
 
+    A spec that is trained from data stands for the folder of its name beside it, whose files must be those that the
+    training wrote.
+
     Raises:
-        DataError: there is no such tokenizer, its spec is invalid, or it has no fast implementation.
+        DataError: there is no such tokenizer, its spec is invalid, it was not trained yet or was changed since, or it
+            has no fast implementation.
     """
     if name.endswith((".yaml", ".yml")):
-        return _from_spec(Path(name).expanduser())
+        return _from_spec(Path(name).expanduser(), name)
     spec = find_tokenizer_spec(name)
-    return _from_spec(spec) if spec is not None else _from_transformers(name)
+    return _from_spec(spec, name) if spec is not None else _from_folder_or_hub(name)
+
+
+def trained_folder(spec: Path) -> Path:
+    """Where the trained tokenizer of a spec file lies: beside it, under its name."""
+    return spec.with_suffix("")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a trained tokenizer.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / REPORT} cannot be read: {error}. Train the tokenizer again.") from error
+    if not isinstance(report, dict):
+        raise DataError(f"{folder / REPORT} is no report of a tokenizer; train the tokenizer again.")
+    return report
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """The report of a folder whose files are those that training wrote.
+
+    Raises:
+        DataError: a file is missing, was added or was changed, or the report is not whole.
+    """
+    report = read_report(folder)
+    found = file_hashes(folder)
+    if folder_fingerprint(found) != report.get("fingerprint"):
+        stated = report.get("files")
+        stated = stated if isinstance(stated, dict) else {}
+        changed = sorted(name for name in found.keys() | stated.keys() if found.get(name) != stated.get(name))
+        raise DataError(
+            f"tokenizer {folder} is not what was trained: {', '.join(changed) or REPORT} differs from the fingerprint "
+            f"in {REPORT}. Restore the folder, or train it again."
+        )
+    return report
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of each file of a tokenizer folder but its report and hidden files."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != REPORT and path.name[0] != ".")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def folder_fingerprint(files: dict[str, str]) -> str:
+    """SHA-256 (hex) over the names and hashes of a folder's files: equal means the same tokenizer, byte by byte."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -65,45 +106,37 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return backend
 
 
-def _from_spec(path: Path) -> PreTrainedTokenizerFast:
-    spec = _read_spec(path)
-    backend = _byte_level()
-    for text in dict.fromkeys(spec.special_tokens.values()):
-        backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **spec.special_tokens)
-
-
-def _read_spec(path: Path) -> TokenizerSpec:
-    try:
-        return TokenizerSpec.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise DataError(f"tokenizer spec {path} cannot be read: {error.strerror}; check the path.") from error
-    except YAMLError as error:
-        raise DataError(f"tokenizer spec {path} is not valid YAML: {str(error).splitlines()[0]}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "top level"
+def _from_spec(path: Path, name: str) -> PreTrainedTokenizerFast:
+    spec = read_spec(path)
+    if not spec.is_trained:
+        return bytes_tokenizer(spec)
+    folder = trained_folder(path)
+    if not folder.is_dir():
         raise DataError(
-            f"tokenizer spec {path}: {where}: {first['msg']}; tokenizers/bytes.yaml is a complete example."
-        ) from error
+            f"tokenizer {name} has a spec but is not trained yet; train it: `shardyard tokenizer train {name}`."
+        )
+    _check_spec(spec, verify_folder(folder), path, name)
+    return _from_transformers(str(folder))
 
 
-def _byte_level() -> Tokenizer:
-    """Byte-level BPE without merges: the id of a byte is its value."""
-    backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_characters())}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
+def _check_spec(spec: TokenizerSpec, report: dict[str, Any], path: Path, name: str) -> None:
+    """A spec that was edited after the training would otherwise say what the tokenizer is not."""
+    now, then = spec.definition(), report.get("spec")
+    then = then if isinstance(then, dict) else {}
+    # As text, because the order of the special tokens is that of their ids.
+    changed = sorted(key for key in now.keys() | then.keys() if json.dumps(now.get(key)) != json.dumps(then.get(key)))
+    if changed:
+        raise DataError(
+            f"tokenizer spec {path} was changed after the training ({', '.join(changed)}); undo that, or train it "
+            f"again: `shardyard tokenizer train {name} --replace`."
+        )
 
 
-def _byte_characters() -> list[str]:
-    """The printable character by which the ByteLevel pre-tokenizer stands for each byte, in the order of bytes.
-
-    GPT-2's table: a printable Latin-1 byte stands for itself, the others are numbered from U+0100 on.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+def _from_folder_or_hub(name: str) -> PreTrainedTokenizerFast:
+    folder = Path(name).expanduser()
+    if (folder / REPORT).is_file() and (folder / "tokenizer.json").is_file():
+        verify_folder(folder)
+    return _from_transformers(name)
 
 
 def _from_transformers(name: str) -> PreTrainedTokenizerFast:
