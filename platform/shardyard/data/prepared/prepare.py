@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import platform
+import struct
+import wave
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +44,18 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
     "docstring-preferences": answers.convert_preferences,
     "emoji-questions": emoji_questions.convert,
 }
+# What reading a file of another layout ends in.
+_UNEXPECTED = (
+    LookupError,
+    ValueError,
+    FileNotFoundError,
+    EOFError,
+    SyntaxError,
+    gzip.BadGzipFile,
+    struct.error,
+    wave.Error,
+    zlib.error,
+)
 MODELS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"minilm": encoder.convert_model}
 
 
@@ -78,7 +94,7 @@ def _build(
             converted = Converted({})
         else:
             converted = CONVERSIONS[set_.name](folders)
-    except (KeyError, ValueError, IndexError, FileNotFoundError) as error:
+    except _UNEXPECTED as error:
         listed = ", ".join(f"{package} {version}" for package, version in versions.items())
         raise DataError(
             f"{set_.name} cannot be converted from {listed}: {error}. The packages hold something else than the "

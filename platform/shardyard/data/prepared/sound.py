@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import wave
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,10 @@ def resample(samples: np.ndarray[Any, Any], rate: int, new_rate: int) -> np.ndar
     """
     if rate == new_rate:
         return samples
-    margin = round(_MARGIN_SECONDS * rate)
-    # A length of whole periods of both rates keeps their ratio exact.
-    step = rate // np.gcd(rate, new_rate)
-    padded = np.pad(samples.astype(np.float64), (margin, margin + -(len(samples) + 2 * margin) % step))
+    # Lengths of whole periods of both rates keep their ratio, and the first sample in its place.
+    step = rate // math.gcd(rate, new_rate)
+    margin = math.ceil(_MARGIN_SECONDS * rate / step) * step
+    padded = np.pad(samples.astype(np.float64), (margin, margin + -len(samples) % step))
     length = len(padded) * new_rate // rate
     spectrum = np.fft.rfft(padded)[: min(len(padded), length) // 2 + 1]
     signal = np.fft.irfft(spectrum, length) * (length / len(padded))

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from shardyard.recipe.nearest import suggestion
 from shardyard.recipe.prepared_sets import PREPARED_SETS, PreparedSet
 
 MANIFEST = "manifest.json"
+# No preparation takes so long: a folder aside that is older was left by a process that was killed.
+LEFT_SECONDS = 86_400.0
 _PART_BYTES = 1 << 20
 
 
@@ -128,17 +131,29 @@ def install(name: str, build: Callable[[Path], Callable[[dict[str, FileRecord]],
         (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
         for path in (*folder.rglob("*"), folder):
             _sync(path)
-        target = data_root() / name
-        with contextlib.suppress(FileNotFoundError):
-            target.rename(aside / "old")
+        return _put_in_place(folder, name, aside / "old") or manifest
+
+
+def _put_in_place(folder: Path, name: str, old: Path) -> Manifest | None:
+    """Rename the folder to its name; the manifest of another process's work where that came in between."""
+    target = data_root() / name
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(old)
+    try:
         folder.rename(target)
-        _sync(target.parent)
-    return manifest
+    except OSError:
+        if target.exists():
+            return read_manifest(name)
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    return None
 
 
 @contextlib.contextmanager
 def workspace(name: str) -> Iterator[Path]:
-    """A folder beside the sets, removed at the end; ones that killed processes left are removed first.
+    """A folder beside the sets, removed at the end; what killed processes left a day ago is removed first.
 
     Raises:
         DataError: the folder of the data cannot be written.
@@ -147,9 +162,9 @@ def workspace(name: str) -> Iterator[Path]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         for left in root.glob(f".{name}.*"):
-            if not _is_alive(left.name.removeprefix(f".{name}.").partition("-")[0]):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}-", dir=root))
+        aside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
     except OSError as error:
         raise DataError(
             f"{root} cannot be written ({error.strerror or error}); set SHARDYARD_DATA to a folder that can."
@@ -158,10 +173,6 @@ def workspace(name: str) -> Iterator[Path]:
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _is_alive(pid: str) -> bool:
-    return pid.isdigit() and Path(f"/proc/{pid}").exists()
 
 
 def _sha256(path: Path) -> str:

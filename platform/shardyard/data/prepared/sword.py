@@ -15,7 +15,7 @@ _BOOK = re.compile(r'<div\b[^>]*\btype="book"')
 _ASIDES = re.compile(
     r'<(note|speaker|title(?![^>]*canonical="true"))\b[^>]*(?<!/)>.*?</(?:note|speaker|title)>', re.DOTALL
 )
-_BREAKS = re.compile(r"<(div|l|lg|lb|item|list|chapter|title)\b[^>]*>")
+_BREAKS = re.compile(r"</?(div|l|lg|lb|item|list|chapter|title)\b[^>]*>")
 _TAGS = re.compile(r"<[^>]*>")
 _SPACE_BEFORE = re.compile(r" +([,.;:!?”’)»])")
 
