@@ -184,8 +184,14 @@ class Masking(Section):
 
 
 class Image(Section):
-    """How pictures become tensors; the size is that of the model's configuration."""
+    """How pictures become tensors."""
 
+    size: int | None = _described(
+        None,
+        "Height and width of the pictures. Default: image_size of the model's configuration, or 224 where it has none.",
+        "pixels",
+        ge=1,
+    )
     mean: list[float] = _described([0.5], "Mean of each channel (one value for all), of values in 0 … 1.", min_length=1)
     std: list[float] = _described([0.5], "Standard deviation of each channel, likewise.", min_length=1)
     flip: bool = _described(False, "Training: mirror every second picture.")

@@ -1,0 +1,21 @@
+"""The shape of the pictures that a model takes, said by its configuration and by `image.size`. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardyard.recipe.schema import Image
+
+# Of families whose configuration names no size, because any will do (ResNet, ConvNeXt): that of ImageNet's crops.
+DEFAULT_SIZE = 224
+
+
+def picture_shape(image: Image, config: Any) -> tuple[int, int, int]:
+    """(channels, height, width) for a transformers configuration, of the part of it that sees where there are several.
+
+    `image.size` wins over the configuration.
+    """
+    vision = getattr(config, "vision_config", None) or config
+    size = image.size or getattr(vision, "image_size", None) or DEFAULT_SIZE
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(getattr(vision, "num_channels", 3)), int(height), int(width)
