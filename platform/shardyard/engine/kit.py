@@ -47,13 +47,14 @@ def make_kit(recipe: Recipe, *, tokenizer: Any = None) -> Kit:
         vocabulary=vocabulary_size(tokenizer) if tokenizer is not None else None,
         special_tokens=special_token_ids(tokenizer) if tokenizer is not None else None,
     )
-    context = Context(recipe.data, tokenizer, config, recipe.masking, recipe.image)
+    context = Context(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
     parts = Parts(
         loss=recipe.loss,
         experts=recipe.model.experts,
         preference=recipe.preference,
         distillation=recipe.distillation,
         evaluate=recipe.evaluate,
+        sequence_length=recipe.data.sequence_length,
         tokenizer=tokenizer,
         model=config,
     )

@@ -14,7 +14,8 @@ from shardyard.recipe import schema
 class Parts:
     """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
 
-    `frozen` is the teacher of a distillation or the reference model of a preference, without gradients.
+    `sequence_length` is the most tokens of a row, and so of what is decoded. `frozen` is the teacher of a
+    distillation or the reference model of a preference, without gradients.
     """
 
     loss: schema.Loss = field(default_factory=schema.Loss)
@@ -22,6 +23,7 @@ class Parts:
     preference: schema.Preference = field(default_factory=schema.Preference)
     distillation: schema.Distillation = field(default_factory=schema.Distillation)
     evaluate: schema.Evaluate = field(default_factory=schema.Evaluate)
+    sequence_length: int | None = None
     tokenizer: Any = None
     model: Any = None
     frozen: nn.Module | None = None

@@ -153,8 +153,11 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
         yield ("train", "tokens"), f"{recipe.objective} has no tokens to count; give train.steps"
     if recipe.data.source_length is not None and recipe.objective != "seq2seq":
         yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for seq2seq; take it out"
-    if recipe.evaluate.generate_rows and recipe.objective not in ("seq2seq", "speech_to_text"):
-        yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
+    if recipe.objective not in ("seq2seq", "speech_to_text"):
+        if recipe.evaluate.generate_rows:
+            yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
+        if recipe.data.blind:
+            yield ("data", "blind"), f"{recipe.objective} has no source to leave out; take it out"
     if recipe.sample.prompts and not facts.generates:
         yield ("sample", "prompts"), f"a model trained for {recipe.objective} continues no prompts; take them out"
     rows = recipe.train.global_batch // recipe.cluster.workers

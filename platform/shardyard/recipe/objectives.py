@@ -13,7 +13,7 @@ from typing import Literal
 Kind = Literal["text", "label", "image", "audio", "messages"]
 
 # Recipe sections that only some objectives read; elsewhere they would change nothing.
-OPTIONAL_SECTIONS = ("loss", "masking", "image", "preference", "distillation")
+OPTIONAL_SECTIONS = ("loss", "masking", "image", "audio", "preference", "distillation")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
         "AutoModelForSeq2SeqLM",
         "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
         {"source": "text", "target": "text"},
-        metrics=_PERPLEXITY | {"bleu": True, "chrf": True},
+        metrics=_PERPLEXITY | {"bleu": True, "chrf": True, "chrf_of_source": True},
         generates=True,
     ),
     "image_classification": ObjectiveFacts(
@@ -108,6 +108,7 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
         {"audio": "audio", "text": "text"},
         families=frozenset({"whisper"}),
+        sections=frozenset({"loss", "audio"}),
         metrics=_PERPLEXITY | {"word_error_rate": False, "character_error_rate": False},
     ),
     "text_classification": ObjectiveFacts(

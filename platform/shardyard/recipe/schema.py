@@ -144,6 +144,11 @@ class Data(Section):
         ge=2,
     )
     source_length: int | None = _described(None, "Longest source of seq2seq. Default: sequence_length.", "tokens", ge=2)
+    blind: bool = _described(
+        False,
+        "Replace what is translated or transcribed by nothing, in training and evaluation: the baseline that a model "
+        "must beat to show that it uses its source (seq2seq, speech_to_text).",
+    )
     train: list[Source] = _described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
     validation: list[Source] = _described(
         [], "Sources of held-out documents; by default what the training sources hold out."
@@ -203,6 +208,19 @@ class Image(Section):
     )
     rotate: float = _described(0.0, "Training: largest random rotation.", "degrees", ge=0.0, le=180.0)
     erase: float = _described(0.0, "Training: probability that a random rectangle is blanked.", ge=0.0, le=1.0)
+
+
+class Audio(Section):
+    """How recordings are changed in training; their length and features are those of the model's configuration."""
+
+    shift: float = _described(0.0, "Longest random silence that is put before the recording.", "seconds", ge=0.0)
+    speed: float = _described(
+        0.0, "Largest random change of the speed, as a share of it (Ko et al. 2015).", ge=0.0, lt=1.0
+    )
+    time_masks: int = _described(0, "Stretches of time that are blanked (SpecAugment, Park et al. 2019).", ge=0)
+    time_mask_frames: int = _described(20, "Longest of them, in frames of 10 ms.", "frames", ge=1)
+    frequency_masks: int = _described(0, "Bands of frequencies that are blanked.", ge=0)
+    frequency_mask_bins: int = _described(10, "Widest of them.", "Mel bins", ge=1)
 
 
 class Preference(Section):
@@ -386,6 +404,7 @@ class Recipe(Section):
     loss: Loss = _described(Loss(), "How predictions are scored.")
     masking: Masking = _described(Masking(), "Which tokens are predicted (masked_lm, bert_pretraining).")
     image: Image = _described(Image(), "How pictures become tensors, and their augmentation.")
+    audio: Audio = _described(Audio(), "Augmentation of recordings (speech_to_text).")
     preference: Preference = _described(Preference(), "Settings of the objective preference.")
     distillation: Distillation = _described(Distillation(), "Settings of the objective distillation.")
     data: Data = _described(REQUIRED, "Where documents come from and how they become rows.")

@@ -23,6 +23,7 @@ class Context:
     model: Any = None
     masking: schema.Masking = field(default_factory=schema.Masking)
     image: schema.Image = field(default_factory=schema.Image)
+    audio: schema.Audio = field(default_factory=schema.Audio)
     training: bool = True
 
     @property
