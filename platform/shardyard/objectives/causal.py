@@ -7,8 +7,19 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shardyard.errors import ModelError
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
 from shardyard.objectives.parts import Parts
+from shardyard.objectives.routing import (
+    balance_loss,
+    expert_metrics,
+    expert_table,
+    num_experts,
+    observe,
+    watching,
+    z_loss,
+)
+from shardyard.recipe import schema
 
 
 def causal_lm_loss(
@@ -40,22 +51,58 @@ def causal_lm_loss(
 
 
 class CausalLM(Objective):
-    """Rows of packed documents (`data/formats/packed.py`)."""
+    """Rows of packed documents (`data/formats/packed.py`); with experts, their losses and metrics beside.
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self._label_smoothing = label_smoothing
+    Args:
+        label_smoothing: probability that a target gives to all tokens alike.
+        experts: weights of the losses of a mixture of experts.
+        has_experts: whether the model is one.
+    """
+
+    def __init__(
+        self, label_smoothing: float = 0.0, experts: schema.Experts | None = None, *, has_experts: bool = False
+    ) -> None:
+        self._label_smoothing, self._has_experts = label_smoothing, has_experts
+        terms = {"balance": experts.balance, "z": experts.z_loss} if experts is not None else {}
+        self._terms = {name: weight for name, weight in terms.items() if weight > 0}
+        self.weights = {"loss": 1.0, **self._terms}
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a token."""
-        return {"loss": count_targets(batch["labels"])}
+        """One target a token; the losses of routers are means over all tokens, targets or not."""
+        return {"loss": count_targets(batch["labels"]), **dict.fromkeys(self._terms, batch["labels"].numel())}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`input_ids`, `labels`, `position_ids` [B, T]."""
-        return Measured({"loss": causal_lm_loss(model, **batch, label_smoothing=self._label_smoothing)})
+        if not self._has_experts:
+            return Measured({"loss": causal_lm_loss(model, **batch, label_smoothing=self._label_smoothing)})
+        with watching(model) as routes:
+            losses = {"loss": causal_lm_loss(model, **batch, label_smoothing=self._label_smoothing)}
+        if not routes:
+            self._refuse_unseen()
+            return Measured(losses)
+        if "balance" in self._terms:
+            losses["balance"] = balance_loss(routes) * batch["labels"].numel()
+        if "z" in self._terms:
+            losses["z"] = z_loss(routes)
+        return Measured(losses, observe(routes))
+
+    def _refuse_unseen(self) -> None:
+        if self._terms:
+            raise ModelError(
+                "the routers of this model cannot be watched, so model.experts.balance and z_loss have nothing to act "
+                "on; set them to 0, or use a family whose routers transformers records, such as mixtral or qwen3_moe."
+            )
+
+    def train_metrics(self, totals: Totals) -> dict[str, float]:
+        """How experts are used; with losses of routers, the cross-entropy without them."""
+        alone = {"train/cross_entropy": totals.mean("loss")} if self._terms else {}
+        return alone | expert_metrics(totals.observed)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """e to the mean loss."""
-        return {"perplexity": perplexity(totals.mean("loss"))}
+        """The cross-entropy alone, so that models with and without experts compare; e to it; how experts are used."""
+        mean = totals.mean("loss")
+        experts = expert_metrics(totals.observed) | expert_table(totals.observed)
+        return {"loss": mean, "perplexity": perplexity(mean), **experts}
 
 
 def perplexity(mean: float) -> float:
@@ -65,4 +112,5 @@ def perplexity(mean: float) -> float:
 
 def make(parts: Parts) -> CausalLM:
     """From its sections of a recipe."""
-    return CausalLM(parts.loss.label_smoothing)
+    has_experts = parts.model is not None and num_experts(parts.model) > 0
+    return CausalLM(parts.loss.label_smoothing, parts.experts, has_experts=has_experts)

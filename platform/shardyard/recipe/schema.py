@@ -72,6 +72,9 @@ class Experts(Section):
     balance: float = _described(
         0.0, "Weight of the load-balancing loss (Fedus et al. 2021), added to the loss of the targets.", ge=0.0
     )
+    z_loss: float = _described(
+        0.0, "Weight of the router z-loss (Zoph et al. 2022), which keeps the routers' logits small.", ge=0.0
+    )
 
 
 class Model(Section):

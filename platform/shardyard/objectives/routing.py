@@ -1,0 +1,203 @@
+"""What the routers of a mixture of experts decided, the losses that keep experts in use, and how evenly they are used.
+
+Routers are watched by forward hooks that keep what the pass computes anyway: no second pass, and nothing of the large
+outputs that `output_router_logits` would make a model keep beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+# Names that configurations give to the number of experts.
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+# What is observed of a micro-batch, and summed.
+_TOKENS, _ENTROPY, _BALANCE = "experts/tokens", "experts/entropy", "experts/balance"
+_ROUTED, _CHOICES = "experts/routed", "experts/choices"
+
+
+@dataclass(frozen=True)
+class Route:
+    """The decision of one router for N tokens.
+
+    logits: [N, E] over E experts. chosen: [N, k], the experts of each token. sigmoid: whether scores are sigmoids of
+    the logits (DeepSeek-V3) and not their softmax.
+    """
+
+    logits: Tensor
+    chosen: Tensor
+    sigmoid: bool = False
+
+    def probabilities(self) -> Tensor:
+        """[N, E] in fp32, each row adding up to 1; sigmoid scores are normalised as in DeepSeek-V3 (equation 20)."""
+        if not self.sigmoid:
+            return functional.softmax(self.logits.float(), dim=-1)
+        return functional.normalize(self.logits.float().sigmoid(), p=1.0, dim=-1)
+
+    def tokens(self) -> Tensor:
+        """[E], how many of the N·k choices fell on each expert."""
+        experts = self.logits.size(-1)
+        valid = self.chosen[self.chosen < experts]
+        return torch.bincount(valid.flatten(), minlength=experts)
+
+
+def num_experts(config: Any) -> int:
+    """Routed experts of a layer by a transformers configuration; 0 for a dense model."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return next((int(count) for name in EXPERT_COUNTS if (count := getattr(text, name, None))), 0)
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[list[Route]]:
+    """A list that the forward pass inside fills with one Route for each router, in the order in which they ran.
+
+    Hooks are gone before the backward pass, so that what activation checkpointing computes anew is not counted twice.
+    They keep tensors and compute nothing, because the anew computed pass must save what the first one saved.
+    """
+    routes: list[Route] = []
+    hooks: list[RemovableHandle] = []
+    for router, index in _routers(model):
+        if index is None:
+            hooks += _watch_parallel(router, routes)
+        else:
+            hooks.append(router.register_forward_hook(_keeping(routes, index)))
+    try:
+        yield routes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _routers(model: nn.Module) -> Iterator[tuple[nn.Module, int | None]]:
+    """Routers and where in their output the logits are; None for those of DeepSpeed's AutoEP, which do not give them.
+
+    transformers' models say in `_can_record_outputs` which of their modules are routers.
+    """
+    known: dict[type, int] = {}
+    for module in model.modules():
+        recorded = getattr(type(module), "_can_record_outputs", None) or {}
+        entries = recorded.get("router_logits", []) if isinstance(recorded, dict) else []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            known[cast(type, getattr(entry, "target_class", entry))] = int(getattr(entry, "index", 1))
+    for module in model.modules():
+        if getattr(module, "_is_autoep_layer", False):
+            yield cast(nn.Module, module.router), None
+        elif type(module) in known:
+            yield module, known[type(module)]
+
+
+def _keeping(routes: list[Route], index: int) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(router: nn.Module, inputs: Any, output: Any) -> None:
+        parts = output if isinstance(output, tuple) else (output,)
+        logits = parts[index] if index < len(parts) else None
+        # Some families route by other means than one row of scores a token; they train, without these metrics.
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            return
+        routes.append(Route(logits, _chosen(router, parts, logits), _has_sigmoid(router)))
+
+    return keep
+
+
+def _chosen(router: nn.Module, parts: tuple[Any, ...], logits: Tensor) -> Tensor:
+    """The experts that the router names itself, or else those of the largest logits."""
+    for part in parts:
+        if isinstance(part, Tensor) and part.dtype in (torch.int32, torch.int64) and part.dim() == 2:
+            return part
+    return logits.detach().topk(int(getattr(router, "top_k", 1)), dim=-1).indices
+
+
+def _has_sigmoid(router: nn.Module) -> bool:
+    """Routers in the manner of DeepSeek-V3 correct their choice by a bias and score with a sigmoid."""
+    return getattr(router, "e_score_correction_bias", None) is not None
+
+
+def _watch_parallel(router: nn.Module, routes: list[Route]) -> list[RemovableHandle]:
+    """AutoEP's router gives (scores, experts, tokens); the logits are what the linear layer in it gives before."""
+    logits: list[Tensor] = []
+
+    def keep_logits(gate: nn.Module, inputs: Any, output: Tensor) -> None:
+        logits.append(output)
+
+    def keep(_: nn.Module, inputs: Any, output: Any) -> None:
+        routes.append(Route(logits.pop(), output[1], getattr(router, "score_func", "softmax") == "sigmoid"))
+
+    return [cast(nn.Module, router.gate).register_forward_hook(keep_logits), router.register_forward_hook(keep)]
+
+
+def balance_loss(routes: Sequence[Route]) -> Tensor:
+    """The load-balancing loss E · Σ_e f_e · p_e of one micro-batch, a scalar in fp32; k where routing is even.
+
+    Fedus et al. 2021 (Switch Transformers), equations 4 to 6, with Mixtral's mean over all layers: f_e is the number of
+    choices that fell on expert e and p_e its probability, both per token of all layers. Only p has a gradient.
+    """
+    tokens = torch.stack([route.tokens() for route in routes]).sum(0)
+    probabilities = torch.stack([route.probabilities().sum(0) for route in routes]).sum(0)
+    rows = sum(route.logits.size(0) for route in routes)
+    return (tokens / rows * (probabilities / rows)).sum() * probabilities.numel()
+
+
+def z_loss(routes: Sequence[Route]) -> Tensor:
+    """The router z-loss, a sum over tokens of the mean over layers of (log Σ_e e^logit)², a scalar in fp32.
+
+    Zoph et al. 2022 (ST-MoE), equation 5. It keeps logits small, which 16 bits need.
+    """
+    squares = [torch.logsumexp(route.logits.float(), dim=-1).square().sum() for route in routes]
+    return torch.stack(squares).mean()
+
+
+def observe(routes: Sequence[Route]) -> dict[str, Tensor]:
+    """Sums over a micro-batch of N tokens and L layers, from which `expert_metrics` is made."""
+    with torch.no_grad():
+        rows = routes[0].logits.size(0)
+        return {
+            _TOKENS: torch.stack([route.tokens() for route in routes]),  # [L, E]
+            _ENTROPY: torch.stack([_entropy(route.probabilities()) for route in routes]),  # [L]
+            _CHOICES: torch.tensor(sum(route.chosen.numel() for route in routes)),
+            _ROUTED: torch.tensor(rows),
+            _BALANCE: balance_loss(routes) * rows,
+        }
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    total: Tensor = torch.special.entr(probabilities).sum()
+    return total
+
+
+def expert_metrics(observed: Mapping[str, Tensor]) -> dict[str, float]:
+    """How evenly experts are used over a global batch or an evaluation; nothing for a model without experts.
+
+    Loads are relative to an even share: 1 is even, E/k is all tokens on the same k experts.
+    """
+    if _TOKENS not in observed:
+        return {}
+    tokens, rows = observed[_TOKENS], max(1.0, float(observed[_ROUTED]))
+    layers, experts = tokens.shape
+    load = tokens * experts / tokens.sum(dim=1, keepdim=True).clamp(min=1)
+    entropy = float(observed[_ENTROPY].sum()) / (layers * rows)
+    return {
+        "moe/load_max": float(load.max()),
+        "moe/load_min": float(load.min()),
+        "moe/entropy": entropy,
+        "moe/entropy_relative": entropy / math.log(experts) if experts > 1 else 0.0,
+        "moe/dead_experts": float((tokens == 0).sum()),
+        "moe/dropped": float(observed[_CHOICES] - tokens.sum()),
+        "moe/balance_loss": float(observed[_BALANCE]) / rows,
+    }
+
+
+def expert_table(observed: Mapping[str, Tensor]) -> dict[str, float]:
+    """`moe/tokens/layer_00/expert_00` → tokens that were routed there; layers are counted among those with experts."""
+    table = observed[_TOKENS].tolist() if _TOKENS in observed else []
+    return {
+        f"moe/tokens/layer_{layer:02}/expert_{expert:02}": count
+        for layer, counts in enumerate(table)
+        for expert, count in enumerate(counts)
+    }
