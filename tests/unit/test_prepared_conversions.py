@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from PIL import Image
 
 from shardyard.data.prepared import answers, emoji, emoji_questions, prepared_files
@@ -263,8 +264,53 @@ def test_plays(tmp_path: Path) -> None:
     assert {row["play"] for row in rows["validation"]} == {"Macbeth"}
     assert {row["title"]: row["text"] for row in rows["train"]} == {
         "ACT I, SCENE I. A hall.": "[Enter BERNARDO]\n\nBERNARDO\nWho's there?\nSpeak!",
-        "ACT I, SCENE II.": "KING\nCome [[aside]] here.",
+        "ACT I, SCENE II.": "KING\nCome [aside] here.",
         "ACT II": "QUEEN\nStay.",
+    }
+
+
+def test_stamps(tmp_path: Path) -> None:
+    root = "usr/share/tuxpaint/stamps"
+    names = "".join(f"{language}.utf8=Name in {language}\n" for language in ("de", "es", "fr", "it", "ru"))
+    transparent = Image.new("RGBA", (200, 100), (255, 0, 0, 0))
+    transparent.paste((0, 0, 255, 255), (100, 0, 200, 100))
+    stream = io.BytesIO()
+    transparent.save(stream, "PNG")
+    files = {f"{root}/food/fruit/a{n}.txt": f"Fruit number {n}.\n{names}".encode() for n in range(60)}
+    files |= {f"{root}/food/fruit/a{n}.png": stream.getvalue() for n in range(59)}
+    files[f"{root}/food/odd.txt"] = b"Odd.\nde.utf8=Seltsam"
+    rows = converted("stamps", [deb(tmp_path, "tuxpaint-stamps-default", files)])
+    assert len(rows["train"]) + len(rows["validation"]) == 59
+    row = next(row for row in rows["train"] + rows["validation"] if row["text"] == "Fruit number 7.")
+    assert (row["id"], row["group"], row["text_de"]) == ("food/fruit/a7", "food", "Name in de")
+    picture = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+    assert picture.shape == (96, 96, 3)
+    assert picture[0, 0].tolist() == picture[48, 10].tolist() == [255, 255, 255], "white where it is transparent"
+    assert picture[48, 80].tolist() == [0, 0, 255]
+    assert read_manifest("stamps").left_out == {"no name in a language": 1, "no PNG": 1}
+
+
+def test_spoken_stamps(tmp_path: Path) -> None:
+    samples = np.concatenate([np.zeros(4410), 8000 * np.sin(np.arange(44_100) / 10), np.zeros(4410)]).astype(np.int16)
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, 44_100, format="OGG", subtype="VORBIS")
+    root = "usr/share/tuxpaint/stamps"
+    texts = {
+        f"s{chr(97 + n % 26)}{chr(97 + n // 26)}": f"Sello {chr(97 + n % 26)} {chr(97 + n // 26)}." for n in range(60)
+    }
+    texts |= {"price": "Vale $5 hoy.", "fast": "palabra " * 20, "silent": ""}
+    files = {}
+    for stem, text in texts.items():
+        files[f"{root}/town/{stem}.txt"] = f"Stamp.\nes.utf8={text}\n".encode()
+        files[f"{root}/town/{stem}_desc_es.ogg"] = stream.getvalue()
+    rows = converted("stamps-es", [deb(tmp_path, "tuxpaint-stamps-default", files)])
+    assert len(rows["train"]) + len(rows["validation"]) == 60
+    heard, rate = read_wav(rows["train"][0]["audio"]["bytes"])
+    assert rate == 16_000
+    assert 0.98 < len(heard) / 16_000 < 1.25, "a second of sound, and at most a tenth of silence on each side"
+    assert read_manifest("stamps-es").left_out == {
+        "no text, or signs and figures in it": 2,
+        "length unlike the text": 1,
     }
 
 
@@ -321,7 +367,7 @@ def test_wrong_answers_are_other_answers_of_like_length() -> None:
         assert {row["prompt"]: row["chosen"] for row in rows} == right
         assert all(row["rejected"] in right.values() and row["rejected"] != row["chosen"] for row in rows)
         longer = sum(np.sign(len(row["rejected"]) - len(row["chosen"])) for row in rows)
-        assert abs(longer) < 0.25 * len(rows), "length does not tell which is right"
+        assert abs(longer) < 0.4 * len(rows), "length does not tell which is right"
 
 
 @pytest.mark.parametrize(

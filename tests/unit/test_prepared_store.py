@@ -20,7 +20,7 @@ from shardyard.data.prepared.rows import rows_sha256, write_rows
 from shardyard.data.prepared.splits import is_held_out, near_duplicates
 from shardyard.data.prepared.store import data_root, read_manifest
 from shardyard.errors import DataError
-from shardyard.recipe.prepared_sets import PREPARED_SETS
+from shardyard.recipe.prepared_sets import PREPARED_SETS, PreparedSet
 from unit.prepared_packages import deb, wheel, wordnet
 
 WORDS = [f"word{index}" for index in range(900)]
@@ -50,6 +50,17 @@ def test_every_set_has_a_conversion() -> None:
         assert set_.kind == "model" or (
             set_.columns and set_.held_out and set_.num_rows.keys() == {"train", "validation"}
         )
+
+
+@pytest.mark.parametrize("set_", PREPARED_SETS.values(), ids=PREPARED_SETS)
+def test_the_page_has_a_line_for_every_set(set_: PreparedSet) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    cells = [cell.strip() for line in page.splitlines() if f"| `{set_.name}` |" in line for cell in line.split("|")]
+    assert set_.licence in cells
+    assert ", ".join(set_.columns) in cells
+    assert " + ".join(f"{count:,}" for count in set_.num_rows.values()) in cells
+    assert set_.attribution in page
+    assert all(package.name in page for package in set_.packages)
 
 
 def test_a_prepared_set_is_read_as_it_was_converted(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class PreparedSet:
 _MIB = 1 << 20
 _FONT = Package("debian", "fonts-noto-color-emoji", 10 * _MIB)
 _NAMES = (Package("debian", "unicode-data", 8 * _MIB), Package("debian", "unicode-cldr-core", 17 * _MIB))
+_STAMPS = Package("debian", "tuxpaint-stamps-default", 161 * _MIB)
 _EMOJI_LICENCE = "OFL-1.1 (pictures), Unicode-DFS-2016 (names)"
 _EMOJI_ATTRIBUTION = "Noto Color Emoji, © Google Inc.; Unicode CLDR and Unicode Character Database, © Unicode, Inc."
 
@@ -178,6 +179,34 @@ _SETS = (
         columns={"prompt": "text", "chosen": "text", "rejected": "text", "name": "text"},
         num_rows={"train": 3_800, "validation": 276},
         held_out="the modules that the embedded corpora hold out, and 5% of the groups of like answers by hash",
+    ),
+    PreparedSet(
+        name="stamps",
+        what="pictures for children, 96×96 RGB on white, with descriptions in six languages",
+        licence="GPL-2.0-or-later",
+        attribution="Tux Paint stamps, © 2002-2022 Bill Kendrick and contributors",
+        packages=(_STAMPS,),
+        columns={
+            "image": "image",
+            "text": "text",
+            **{f"text_{language}": "text" for language in ("de", "es", "fr", "it", "ru")},
+            "group": "text",
+            "id": "text",
+        },
+        num_rows={"train": 701, "validation": 81},
+        held_out="10% of the groups of descriptions that share five words in a row, by hash",
+        libraries=("PIL",),
+    ),
+    PreparedSet(
+        name="stamps-es",
+        what="Spanish speech: the descriptions of stamps, read aloud",
+        licence="GPL-2.0-or-later",
+        attribution="Tux Paint stamps, © 2002-2022 Bill Kendrick and contributors",
+        packages=(_STAMPS,),
+        columns={"audio": "audio", "text": "text", "id": "text"},
+        num_rows={"train": 752, "validation": 84},
+        held_out="10% of the groups of descriptions that share five words in a row, by hash",
+        libraries=("soundfile",),
     ),
     PreparedSet(
         name="minilm",

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from shardyard.data.prepared.images import image, shrink
+from shardyard.data.prepared.images import image, on_white_square, shrink
 from shardyard.data.prepared.rows import Converted, Row, mixed
 from shardyard.data.prepared.splits import is_held_out
 
@@ -115,7 +115,7 @@ def read_pictures(font: Path, sequences: list[tuple[int, ...]]) -> dict[tuple[in
             glyph = glyphs[0] if len(glyphs) == 1 else ligatures.get(glyphs)
             if glyph in bitmaps:
                 picture = pil.open(io.BytesIO(bitmaps[glyph].imageData)).convert("RGBA")
-                found[codes] = shrink(_on_white_square(np.asarray(picture)), SIZE)
+                found[codes] = shrink(on_white_square(np.asarray(picture)), SIZE)
     return found
 
 
@@ -128,15 +128,3 @@ def _ligatures(table: Any) -> dict[tuple[str, ...], str]:
         for first, ligatures in subtable.ligatures.items()
         for ligature in ligatures
     }
-
-
-def _on_white_square(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """RGBA (H, W, 4) → RGB (N, N, 3) with N = max(H, W), in the middle of a white square."""
-    height, width = pixels.shape[:2]
-    side = max(height, width)
-    square = np.full((side, side, 3), 255, np.uint8)
-    alpha = pixels[..., 3:].astype(np.int64)
-    blended = (pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = blended
-    return square

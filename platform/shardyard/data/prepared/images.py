@@ -35,26 +35,34 @@ def png(pixels: np.ndarray[Any, Any]) -> bytes:
     )
 
 
-def shrink(pixels: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Square pixels (N, N, C) averaged over areas to (size, size, C), uint8.
+def on_white_square(pixels: np.ndarray[Any, Any], least: int = 1) -> np.ndarray[Any, Any]:
+    """RGBA (H, W, 4) → RGB (N, N, 3) with N = max(H, W, least), in the middle of a white square."""
+    height, width = pixels.shape[:2]
+    side = max(height, width, least)
+    square = np.full((side, side, 3), 255, np.uint8)
+    alpha = pixels[..., 3:].astype(np.int64)
+    blended = (pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = blended
+    return square
 
-    The same on every machine: the sums are whole numbers that a float64 holds exactly.
-    """
-    side = len(pixels)
-    weights = _area_weights(side, size)
-    lines = (weights @ pixels.reshape(side, -1).astype(np.float64)).reshape(size, side, -1)
-    total = np.swapaxes(np.tensordot(lines, weights, axes=(1, 1)), 1, 2)  # (size, C, size) → (size, size, C)
-    averages: np.ndarray[Any, Any] = np.floor(total / side**2 + 0.5).astype(np.uint8)
+
+def shrink(pixels: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    """Square pixels (N, N, C) averaged over areas to (size, size, C), uint8; in whole numbers, so exact."""
+    lines = _area_sums(pixels.astype(np.int64), size)  # (size, N, C)
+    total = np.swapaxes(_area_sums(np.swapaxes(lines, 0, 1), size), 0, 1)  # (size, size, C)
+    area = len(pixels) ** 2
+    averages: np.ndarray[Any, Any] = ((total + area // 2) // area).astype(np.uint8)
     return averages
 
 
-def _area_weights(length: int, size: int) -> np.ndarray[Any, Any]:
-    """(size, length): how many `size`-ths of each input lie in each output; a row sums to `length`."""
-    starts = np.arange(size)[:, None] * length
-    inputs = np.arange(length)[None, :] * size
-    overlap = np.minimum(starts + length, inputs + size) - np.maximum(starts, inputs)
-    weights: np.ndarray[Any, Any] = np.maximum(overlap, 0).astype(np.float64)
-    return weights
+def _area_sums(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    """(N, …) → (size, …): `size` times the sum over each of `size` equal parts, of which the ends may be fractions."""
+    until = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
+    whole, part = np.divmod(np.arange(size + 1) * len(values), size)
+    following = np.concatenate([values, np.zeros_like(values[:1])])[whole]
+    sums: np.ndarray[Any, Any] = np.diff(size * until[whole] + part.reshape(-1, 1, 1) * following, axis=0)
+    return sums
 
 
 def read_idx(path: Path) -> np.ndarray[Any, Any]:

@@ -10,7 +10,7 @@ from shardyard.data.prepared.rows import Converted, Row, mixed
 
 HELD_OUT_PLAYS = frozenset(("a-midsummer-night-s-dream", "macbeth"))
 _SPEAKER = re.compile(r"^\*\*(.+?)\*\*$", re.MULTILINE)
-_DIRECTION = re.compile(r"_([^_]+)_")
+_DIRECTION = re.compile(r"_\[?([^_]+?)\]?_")
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:

@@ -21,6 +21,7 @@ from shardyard.data.prepared import (
     glosses,
     plays,
     prompts,
+    stamps,
     verses,
 )
 from shardyard.data.prepared.fetch import Report, fetch, package_name
@@ -43,6 +44,8 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
     "docstring-answers": answers.convert_answers,
     "docstring-preferences": answers.convert_preferences,
     "emoji-questions": emoji_questions.convert,
+    "stamps": stamps.convert_pictures,
+    "stamps-es": stamps.convert_speech,
 }
 # What reading a file of another layout ends in.
 _UNEXPECTED = (
