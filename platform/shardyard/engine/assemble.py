@@ -28,7 +28,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
     tracker = _tracker(recipe, folder) if rank.is_first else None
     notes: Notes = tracker or Silence()
     kit = make_kit(recipe)
-    engine = start_engine(recipe, plan, kit.config, rank)
+    engine = start_engine(recipe, plan, kit.config, rank, lambda text: notes.event("notice", text=text))
     loader = TrainLoader(
         kit.context,
         objective=recipe.objective,
@@ -56,6 +56,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
         notes=notes,
         tracker=tracker,
         meter=_meter(recipe, plan),
+        processor=kit.processor,
         early_stopping=_early_stopping(recipe, notes),
     )
     _add_hooks(session, kit)

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from shardyard.data.formats import Context
 from shardyard.data.held_out import HeldOut, held_out_rows
+from shardyard.data.processors import make_processor
 from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.objectives.base import Objective
@@ -23,26 +24,29 @@ from shardyard.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Kit:
-    """`tokenizer` is None for an objective without text; `context` is that of training."""
+    """`tokenizer` is None for an objective without text, `processor` where there is none to save beside the weights;
+    `context` is that of training."""
 
     tokenizer: Any
     config: PreTrainedConfig
     context: Context
     objective: Objective
+    processor: Any = None
 
 
-def make_kit(recipe: Recipe, *, tokenizer: Any = None) -> Kit:
+def make_kit(recipe: Recipe, *, tokenizer: Any = None, config: PreTrainedConfig | None = None) -> Kit:
     """Everything but the weights.
 
     Args:
         tokenizer: that of an exported model, in the place of the recipe's.
+        config: likewise, so that the weights which it began with need not be there any more.
 
     Raises:
         DataError, ModelError: the tokenizer or the model's configuration cannot be had.
     """
     if tokenizer is None and OBJECTIVES[recipe.objective].text:
         tokenizer = load_tokenizer(recipe.tokenizer)
-    config = architecture_config(
+    config = config or architecture_config(
         recipe.model,
         vocabulary=vocabulary_size(tokenizer) if tokenizer is not None else None,
         special_tokens=special_token_ids(tokenizer) if tokenizer is not None else None,
@@ -58,7 +62,8 @@ def make_kit(recipe: Recipe, *, tokenizer: Any = None) -> Kit:
         tokenizer=tokenizer,
         model=config,
     )
-    return Kit(tokenizer, config, context, make_objective(recipe.objective, parts))
+    objective = make_objective(recipe.objective, parts)
+    return Kit(tokenizer, config, context, objective, make_processor(recipe.objective, context))
 
 
 def held_out(recipe: Recipe, kit: Kit, rows: int | None = None) -> HeldOut:

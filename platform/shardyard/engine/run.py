@@ -87,6 +87,7 @@ def _export(session: Session) -> None:
                 config=session.config,
                 weights=weights,
                 tokenizer=session.tokenizer,
+                processor=session.processor,
                 card=card,
                 objective=session.recipe.objective,
             )

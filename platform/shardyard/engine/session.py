@@ -44,6 +44,7 @@ class Session:
     notes: Notes
     tracker: Tracker | None
     meter: Throughput
+    processor: Any = None
     early_stopping: EarlyStoppingHook | None = None
     hooks: list[tuple[Callable[[int], bool], Hook]] = field(default_factory=list)
     lanes: dict[str, Any] = field(default_factory=dict)

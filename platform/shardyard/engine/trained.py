@@ -68,7 +68,7 @@ class Trained:
 
     def evaluate(self, rows: int | None = None) -> dict[str, Any]:
         """Loss and the objective's metrics on the run's held-out rows."""
-        kit = make_kit(self.recipe, tokenizer=self.tokenizer)
+        kit = make_kit(self.recipe, tokenizer=self.tokenizer, config=self.model.config)
         micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
         result = evaluate_alone(
             self.model,
@@ -133,6 +133,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
         config=kit.config,
         weights=weights,
         tokenizer=kit.tokenizer,
+        processor=kit.processor,
         card=card,
         objective=recipe.objective,
     )

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from shardyard.errors import ModelError
+from shardyard.models.pretrained import Loaded, load_weights, pretrained_config
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Model
 
@@ -50,7 +51,7 @@ def architecture_config(
     """
     with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
-            config = AutoConfig.from_pretrained(model.pretrained, **{**(special_tokens or {}), **model.config})
+            config = pretrained_config(model.pretrained, **{**(special_tokens or {}), **model.config})
         elif vocabulary is None:
             config = AutoConfig.for_model(model.family, **model.config)
         else:
@@ -58,6 +59,8 @@ def architecture_config(
                 model.family, **_with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})})
             )
     _check_vocabulary(config, vocabulary)
+    # Where a family has several heads of a kind, transformers looks for the class among these, and fails on None.
+    config.architectures = config.architectures or []
     config.use_cache = False
     _set_dropout(config, model.dropout)
     return config
@@ -65,8 +68,8 @@ def architecture_config(
 
 def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
     """The recipe's fields over those of the tokenizer, which belong to the part of the model that reads text."""
-    if "text_config" in model.config:
-        return {**model.config, "text_config": {**text, **model.config["text_config"]}}
+    if "text_config" in AutoConfig.for_model(model.family).sub_configs:
+        return {**model.config, "text_config": {**text, **model.config.get("text_config", {})}}
     return {**_decoder_start(model, text), **text, **model.config}
 
 
@@ -97,22 +100,38 @@ def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
 
 
 def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> PreTrainedModel:
-    """The module in fp32, with whatever weights its constructor or its checkpoint gives.
+    """The module in fp32, with whatever weights its constructor gives.
 
     Raises:
-        ModelError: the attention implementation or the pretrained weights are not available.
+        ModelError: the attention implementation is not available.
     """
     with _refusing(f"model: cannot build {model.family!r}", *_REFUSALS):
-        if model.pretrained is not None:
-            built = auto_class(objective).from_pretrained(
-                model.pretrained, config=config, dtype=torch.float32, attn_implementation=model.attention
-            )
-        else:
-            built = auto_class(objective).from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+        built = auto_class(objective).from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+    _checkpoint_activations(model, built)
+    return built
+
+
+def construct_pretrained(
+    model: Model, config: PreTrainedConfig, objective: str = "causal_lm", *, seed: int = 0
+) -> Loaded:
+    """The module in fp32 with its pretrained weights; what they lack depends on `seed` alone.
+
+    Raises:
+        ModelError: the attention implementation or the weights are not available, or are of another model.
+    """
+    assert model.pretrained is not None
+    with _refusing(f"model: cannot load {model.pretrained!r} as {model.family!r}", *_REFUSALS):
+        loaded = load_weights(
+            auto_class(objective), model.pretrained, config, seed=seed, attn_implementation=model.attention
+        )
+    _checkpoint_activations(model, loaded.model)
+    return loaded
+
+
+def _checkpoint_activations(model: Model, built: PreTrainedModel) -> None:
     if model.activation_checkpointing:
         # The non-reentrant form keeps the random state of dropout and works with torch.compile and ZeRO-3.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return built
 
 
 def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> PreTrainedModel:

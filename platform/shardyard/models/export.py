@@ -25,6 +25,7 @@ def export_model(
     tokenizer: Any,
     card: str,
     objective: str = "causal_lm",
+    processor: Any = None,
 ) -> Path:
     """Write weights (safetensors), configuration, tokenizer and model card; whole or not at all.
 
@@ -34,6 +35,7 @@ def export_model(
         weights: every parameter by name, whole, in the precision to export.
         tokenizer: saved beside the model; None for an objective without text.
         card: text of README.md.
+        processor: what prepares pictures or sound for the model; has `save_pretrained`.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -46,6 +48,8 @@ def export_model(
         _save(_model(config, weights, objective), partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        if processor is not None:
+            processor.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _replace(partial, destination)
     finally:

@@ -37,7 +37,7 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     found = sizes(module, config, recipe.model.family)
     if OBJECTIVES[recipe.objective].auto_class == "AutoModelForCausalLM":
         return found
-    cost = row_cost(module, config, recipe.objective, recipe.data)
+    cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
     return replace(
         found,
         tokens_per_row=cost.tokens,
@@ -50,7 +50,7 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
     """The weights of a module on the meta device. Of several stacks (encoder and decoder) all blocks are counted."""
     text = config.get_text_config()
     parameters = _count(module)
-    hidden = int(getattr(text, "hidden_size", None) or max(getattr(text, "hidden_sizes", None) or [0]))
+    hidden = _hidden_size(text)
     vocabulary = int(getattr(text, "vocab_size", 0) or 0)
     looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(module)}.values())
     matmul = parameters - looked_up + (vocabulary * hidden if _has_tied_head(module) else 0)
@@ -62,13 +62,21 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
         largest_block_parameters=max(
             (sum(p.numel() for p in block.parameters()) for block in _blocks(module)), default=0
         ),
-        layers=int(getattr(text, "num_hidden_layers", None) or sum(getattr(text, "depths", [0]))),
+        # Swin calls its stages layers; their blocks are what others call so.
+        layers=int(sum(getattr(text, "depths", None) or []) or getattr(text, "num_hidden_layers", None) or 0),
         hidden_size=hidden,
         heads=_heads(text),
         vocabulary=vocabulary,
         positions=getattr(text, "max_position_embeddings", None),
         active_parameters=parameters - idle,
     )
+
+
+def _hidden_size(config: PreTrainedConfig) -> int:
+    """The widest, of a model whose stages differ."""
+    widths = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "hidden_dim")]
+    width: Any = next((width for width in widths if width), 0)
+    return width if isinstance(width, int) else int(max(width))
 
 
 def _heads(config: PreTrainedConfig) -> int:

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from shardyard.errors import ModelError
-from shardyard.recipe.schema import Data
+from shardyard.recipe.picture_shape import picture_shape
+from shardyard.recipe.schema import Data, Image
 
 # Forward and backward pass: the backward pass computes two products for each of the forward pass.
 PASSES = 3
@@ -28,7 +29,7 @@ class RowCost:
     activation_bytes: int
 
 
-def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: Data) -> RowCost:
+def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: Data, image: Image) -> RowCost:
     """Run one row of shapes through `module`, which lies on the meta device.
 
     Attention counts its matrix as kept, which kernels such as flash attention do not.
@@ -36,7 +37,7 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
     Raises:
         ModelError: the model does not take what its objective gives it.
     """
-    inputs, tokens = _INPUTS[objective](config, data)
+    inputs, tokens = _INPUTS[objective](config, data, image)
     kept: dict[int, int] = {}
     weights = {p.untyped_storage()._cdata for p in module.parameters()}
 
@@ -53,7 +54,8 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
             module(**inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(f"model: {config.model_type} does not take a row of this objective: {error}") from error
-    return RowCost(tokens, float(PASSES * counter.get_total_flops()), sum(kept.values()))
+    rows = len(next(iter(inputs.values())))
+    return RowCost(tokens, float(PASSES * counter.get_total_flops() / rows), sum(kept.values()) // rows)
 
 
 def _ids(length: int) -> Tensor:
@@ -65,44 +67,43 @@ def _length(data: Data) -> int:
     return data.sequence_length
 
 
-def _text(config: Any, data: Data) -> tuple[Inputs, int]:
+def _text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     return {"input_ids": _ids(_length(data)), "attention_mask": _ids(_length(data))}, _length(data)
 
 
-def _pair(config: Any, data: Data) -> tuple[Inputs, int]:
+def _pair(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     source, target = data.source_length or _length(data), _length(data)
     return {"input_ids": _ids(source), "decoder_input_ids": _ids(target)}, source + target
 
 
-def _picture(config: Any) -> tuple[Tensor, int]:
-    """Pixels [1, C, H, W] and the number of patches."""
-    vision = getattr(config, "vision_config", config)
-    size = getattr(vision, "image_size", None) or 224
-    height, width = (size, size) if isinstance(size, int) else size
-    patch = getattr(vision, "patch_size", 16)
-    patch = patch if isinstance(patch, int) else patch[0]
-    pixels = torch.zeros((1, getattr(vision, "num_channels", 3), height, width), device="meta")
-    return pixels, (height // patch) * (width // patch)
+def _picture(config: Any, image: Image) -> tuple[Tensor, int]:
+    """Pixels [1, C, H, W] and the number of patches: for convolutions those of a ViT, 16 pixels wide."""
+    shape = picture_shape(image, config)
+    patch = getattr(getattr(config, "vision_config", None) or config, "patch_size", None) or 16
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    patches = max(1, shape[1] // height) * max(1, shape[2] // width)
+    return torch.zeros((1, *shape), device="meta"), patches
 
 
-def _image(config: Any, data: Data) -> tuple[Inputs, int]:
-    pixels, patches = _picture(config)
-    return {"pixel_values": pixels}, patches
+def _image(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    pixels, patches = _picture(config, image)
+    # Two rows: of one alone, normalisation over a batch refuses a feature map of one pixel.
+    return {"pixel_values": pixels.expand(2, -1, -1, -1)}, patches
 
 
-def _image_text(config: Any, data: Data) -> tuple[Inputs, int]:
-    inputs, length = _text(config, data)
-    pixels, patches = _picture(config)
-    return {**inputs, "pixel_values": pixels}, length + patches
+def _image_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # Without a mask: to look into one takes its values.
+    pixels, patches = _picture(config, image)
+    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
 
 
-def _speech(config: Any, data: Data) -> tuple[Inputs, int]:
+def _speech(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     frames = config.max_source_positions
     features = torch.zeros((1, config.num_mel_bins, 2 * frames), device="meta")
     return {"input_features": features, "decoder_input_ids": _ids(_length(data))}, frames + _length(data)
 
 
-_INPUTS: dict[str, Callable[[Any, Data], tuple[Inputs, int]]] = {
+_INPUTS: dict[str, Callable[[Any, Data, Image], tuple[Inputs, int]]] = {
     "masked_lm": _text,
     "bert_pretraining": _text,
     "text_classification": _text,

@@ -1,0 +1,46 @@
+"""Pictures of which most patches are hidden (He et al. 2021, Masked Autoencoders Are Scalable Vision Learners)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.examples import ExampleRows
+from shardyard.data.formats.context import Context
+from shardyard.data.pictures import Pictures
+from shardyard.data.rows import Row
+from shardyard.errors import DataError
+
+
+class MaskedImages(ExampleRows):
+    """Rows of `pixel_values` [C, H, W] and `noise` [N], one number for each of the N patches.
+
+    The model hides the patches with the largest numbers. They come with the row and not from the model, so that a row
+    hides the same patches on whichever rank and after whichever restart; in evaluation always the same ones.
+    """
+
+    def __init__(self, pictures: Pictures, patch_size: int, *, training: bool) -> None:
+        super().__init__()
+        height, width = pictures.size
+        if height % patch_size or width % patch_size or height != width:
+            raise DataError(
+                f"pictures of {height}×{width} pixels are not squares of whole patches of {patch_size}; choose "
+                "image_size in model.config as a multiple of patch_size."
+            )
+        self._num_patches = (height // patch_size) * (width // patch_size)
+        self._pictures, self._training = pictures, training
+
+    def row(self, piece: Any, generator: np.random.Generator) -> Row:
+        """Augmented in training."""
+        noise = generator.random(self._num_patches, np.float32)
+        return {
+            "pixel_values": self._pictures.tensor(piece["image"], generator if self._training else None),
+            "noise": noise,
+        }
+
+
+def make(context: Context) -> MaskedImages:
+    """From its context."""
+    pictures = Pictures.for_model(context.image, context.model)
+    return MaskedImages(pictures, context.model.patch_size, training=context.training)

@@ -1,0 +1,54 @@
+"""Masked autoencoding: the pixels of hidden patches are predicted from the patches that are seen.
+
+He et al. 2021, Masked Autoencoders Are Scalable Vision Learners, section 3.
+
+    B: rows, C: channels, H, W: height and width, N: patches of a picture, P: pixels along a patch, D = P·P·C
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from shardyard.objectives.base import Measured, Objective, Tensors, as_model
+from shardyard.objectives.parts import Parts
+
+# Added to the variance of a patch before its root is divided by, as the paper's own code does.
+_EPSILON = 1e-6
+
+
+class MaskedImage(Objective):
+    """A target is a hidden patch, its loss the mean squared error of its pixels."""
+
+    def __init__(self, patch_size: int, mask_ratio: float, *, norm_pix_loss: bool) -> None:
+        self._patch_size, self._mask_ratio, self._norm_pix_loss = patch_size, mask_ratio, norm_pix_loss
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """The same number of hidden patches in every row."""
+        rows, patches = batch["noise"].shape
+        return {"loss": rows * (patches - int(patches * (1 - self._mask_ratio)))}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """`pixel_values` [B, C, H, W], `noise` [B, N]; the model gives `logits` [B, N, D] and `mask` [B, N]."""
+        pixels = batch["pixel_values"]
+        output = model(pixel_values=as_model(model, pixels), noise=batch["noise"])
+        target = patches(pixels, self._patch_size)
+        if self._norm_pix_loss:
+            variance, mean = target.var(-1, keepdim=True), target.mean(-1, keepdim=True)
+            target = (target - mean) / (variance + _EPSILON).sqrt()
+        errors = (output.logits.float() - target).square().mean(-1)  # [B, N]
+        return Measured({"loss": (errors * output.mask).sum()})
+
+
+def patches(pixels: Tensor, size: int) -> Tensor:
+    """[B, C, H, W] cut into patches, row by row: [B, N, D], channels last within a patch."""
+    rows, channels, height, width = pixels.shape
+    grid = pixels.reshape(rows, channels, height // size, size, width // size, size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, size * size * channels)
+
+
+def make(parts: Parts) -> MaskedImage:
+    """From the model's configuration."""
+    config: Any = parts.model
+    return MaskedImage(config.patch_size, config.mask_ratio, norm_pix_loss=config.norm_pix_loss)
