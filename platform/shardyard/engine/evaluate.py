@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,18 +132,13 @@ def _in_order(by_rank: Sequence[list[tuple[int, Any]]]) -> list[Any]:
     return [value for _, value in sorted((item for own in by_rank for item in own), key=lambda item: item[0])]
 
 
-class _evaluating(torch.no_grad):  # noqa: N801  a context, like the one it extends
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """No gradients and no dropout."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._model, self._training = model, model.training
-
-    def __enter__(self) -> None:
-        self._training = self._model.training
-        self._model.eval()
-        super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._model.train(self._training)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -20,8 +20,8 @@ def prepare(recipe: Recipe, world: World) -> RunPlan:
         ModelError: the model cannot be built.
         RecipeError: the world does not suit the recipe.
     """
-    # Ids of special tokens change nothing that is counted.
-    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    # Ids of special tokens change nothing that is counted, but some models cannot go without one to pad or end with.
+    no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     config = architecture_config(recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids)
     return make_plan(recipe, measure_recipe(recipe, config), world)
 
