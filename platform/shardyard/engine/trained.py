@@ -97,14 +97,14 @@ def load_trained(folder: RunFolder, step: int | None = None) -> Trained:
 def _from_folder(folder: RunFolder, path: Path) -> Trained:
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = _recipe(folder)
+    recipe = recipe_of(folder)
     # The precision that was saved is the one it was trained in; another would measure another model.
     model = auto_class(recipe.objective).from_pretrained(path, dtype="auto", attn_implementation=recipe.model.attention)
     tokenizer = load_tokenizer(str(path)) if OBJECTIVES[recipe.objective].text else None
     return Trained(recipe, model.to(device).eval(), tokenizer, device)
 
 
-def _recipe(folder: RunFolder) -> Recipe:
+def recipe_of(folder: RunFolder) -> Recipe:
     """The recipe that a run resolved to. Its contradictions were checked then; here its data need not even exist."""
     try:
         fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
         CheckpointError: it is damaged.
     """
     checkpoint = _pick(folder, step)
-    recipe = _recipe(folder)
+    recipe = recipe_of(folder)
     kit = make_kit(recipe)
     world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
     plan = make_plan(recipe, measure_recipe(recipe, kit.config), world)
