@@ -60,7 +60,7 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
     "bert_pretraining": ObjectiveFacts(
         *_PRETRAINING,
         _TEXT,
-        families=frozenset({"bert", "megatron-bert", "mobilebert", "fnet"}),
+        families=frozenset({"bert", "megatron-bert", "mobilebert"}),
         sections=frozenset({"masking"}),
         metrics={"loss_mlm": False, "loss_nsp": False, "mlm_accuracy": True, "nsp_accuracy": True},
     ),
@@ -116,7 +116,7 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
         "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
         {"text": "text", "label": "label"},
         optional_columns={"text_pair": "text"},
-        metrics={"accuracy": True, "f1": True},
+        metrics={"accuracy": True, "accuracy_top5": True, "f1": True},
     ),
     "instruction": ObjectiveFacts(
         *_CAUSAL, {"messages": "messages"}, metrics=_PERPLEXITY | {"token_accuracy": True}, generates=True

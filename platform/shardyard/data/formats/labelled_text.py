@@ -1,0 +1,87 @@
+"""Texts, or pairs of texts, with a class each.
+
+Legend: T = sequence length in tokens, C = classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.examples import ExampleRows
+from shardyard.data.formats.context import Context
+from shardyard.data.formats.masked import padding
+from shardyard.data.formats.sentences import check_positions, has_segments
+from shardyard.data.rows import Row, Tensors, collate
+from shardyard.data.tokenizer import plain_backend
+from shardyard.errors import DataError
+
+
+class LabelledText(ExampleRows):
+    """Rows of one example each, with the special tokens that the tokenizer puts around a text or a pair.
+
+    Of a text that is too long the end is cut, of a pair the end of the longer one. A row has `input_ids`,
+    `attention_mask` and, for a model with segments, `token_type_ids`, int64 [≤ T] each, and `labels`, a scalar.
+
+    Raises:
+        DataError: the tokenizer has no padding token, the model too few positions; from `row`: a label is no class.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        tokenizer = context.text_tokenizer
+        check_positions(context.sequence_length, context.model)
+        self._backend = plain_backend(tokenizer)
+        self._length = context.sequence_length
+        self._num_special = {pair: tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)}
+        self._classes = int(getattr(context.model, "num_labels", 0))
+        self._segments = has_segments(context.model)
+        self._padding = padding(tokenizer)
+
+    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+        """From an example with `text`, `label` and maybe `text_pair`."""
+        texts = [piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])]
+        parts = [self._backend.encode(text, add_special_tokens=False) for text in texts]
+        room = self._length - self._num_special[len(parts) > 1]
+        lengths = _shares([len(part) for part in parts], room)
+        for part, length in zip(parts, lengths, strict=True):
+            self.num_cut += len(part) - length
+            part.truncate(length)
+        whole = self._backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)
+        names = {"input_ids": whole.ids, "attention_mask": whole.attention_mask}
+        names |= {"token_type_ids": whole.type_ids} if self._segments else {}
+        row: Row = {name: np.array(values, dtype=np.int64) for name, values in names.items()}
+        row["labels"] = np.array(self._label(piece["label"]))
+        return row
+
+    def _label(self, label: int) -> int:
+        if not 0 <= label < self._classes:
+            raise DataError(
+                f"an example has label {label}, but the model has {self._classes} classes, 0 to {self._classes - 1}; "
+                "set model.config.num_labels."
+            )
+        return label
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """int64 tensors: [B, ≤ T], and [B] for `labels`."""
+        return collate(rows, self._padding)
+
+
+def _shares(lengths: list[int], room: int) -> list[int]:
+    """How much of each text is kept: all, or what is left when the longest is cut until all fit."""
+    if sum(lengths) <= room:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    first, second = lengths
+    if min(first, second) * 2 <= room:
+        short = min(first, second)
+        return [short, room - short] if first <= second else [room - short, short]
+    return [room - room // 2, room // 2]
+
+
+def make(context: Context) -> LabelledText:
+    """From its context."""
+    return LabelledText(context)

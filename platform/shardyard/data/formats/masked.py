@@ -1,0 +1,108 @@
+"""Documents cut into rows with hidden tokens, for masked language models.
+
+Legend: T = sequence length in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.examples import ExampleRows
+from shardyard.data.formats.context import Context
+from shardyard.data.formats.masking import Masker
+from shardyard.data.formats.sentences import (
+    DocumentReader,
+    Segment,
+    check_positions,
+    has_segments,
+    special_id,
+)
+from shardyard.data.packing import IGNORED
+from shardyard.data.rows import Row, Tensors, collate
+from shardyard.errors import DataError
+
+SHORTEST = 2
+
+
+class MaskedRows(ExampleRows):
+    """Rows [CLS] tokens [SEP] with other tokens hidden in each epoch; nothing of a document is dropped.
+
+    With `data.isolate_documents` a row holds tokens of one document, and the last row of each is shorter; without it
+    documents follow each other, with [SEP] between them (FULL-SENTENCES of Liu et al. 2019, RoBERTa). Rows are padded
+    to the longest of their micro-batch.
+
+    A row has `input_ids`, `labels` (-100 where nothing is predicted), `attention_mask` and, for a model with segments,
+    `token_type_ids`; int64 [≤ T] each.
+
+    Raises:
+        DataError: the tokenizer lacks a special token or words, the model positions.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        tokenizer = context.text_tokenizer
+        self._room = context.sequence_length - 2
+        if self._room < SHORTEST:
+            raise DataError(f"data.sequence_length is {context.sequence_length}; masked rows need at least 4 tokens.")
+        check_positions(context.sequence_length, context.model)
+        self._masker = Masker(tokenizer, context.masking)
+        self._reader = DocumentReader(tokenizer)
+        if context.masking.whole_word:
+            self._reader.check_words()
+        self._short = context.masking.short_probability
+        self._isolate = context.data.isolate_documents
+        self._first = special_id(tokenizer, "cls_token", "bos_token")
+        self._last = special_id(tokenizer, "sep_token", "eos_token")
+        self._segments = has_segments(context.model)
+        self._padding = padding(tokenizer)
+
+    def pieces(self, examples: Sequence[Any], generator: np.random.Generator) -> list[Segment]:
+        """The tokens of the rows, in random order."""
+        documents = [document for document in self._reader.read(examples) if len(document)]
+        if documents and not self._isolate:
+            documents = [self._joined(documents)]  # type: ignore[list-item]
+        found = [piece for document in documents for piece in self._cut(document, generator)]
+        return [found[index] for index in generator.permutation(len(found))]
+
+    def _joined(self, documents: Sequence[Segment]) -> Segment:
+        between = Segment(np.array([self._last]), np.array([-1]))
+        parts = [part for document in documents for part in (between, document)][1:]
+        return Segment(np.concatenate([p.tokens for p in parts]), np.concatenate([p.words for p in parts]))
+
+    def _cut(self, document: Segment, generator: np.random.Generator) -> Iterator[Segment]:
+        at = 0
+        while at < len(document):
+            is_short = generator.random() < self._short
+            length = int(generator.integers(SHORTEST, self._room + 1)) if is_short else self._room
+            yield document.part(at, at + length)
+            at += length
+
+    def row(self, piece: Segment, generator: np.random.Generator) -> Row:
+        """[CLS] piece [SEP], hidden anew."""
+        tokens = np.concatenate([[self._first], piece.tokens, [self._last]])
+        words = np.concatenate([[-1], piece.words, [-1]])
+        inputs, labels = self._masker.hide(tokens, words, generator)
+        row: Row = {"input_ids": inputs, "labels": labels, "attention_mask": np.ones_like(inputs)}
+        return row | ({"token_type_ids": np.zeros_like(inputs)} if self._segments else {})
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """int64 tensors [B, ≤ T]."""
+        return collate(rows, self._padding)
+
+
+def padding(tokenizer: Any) -> dict[str, float]:
+    """What each array of a row of text is padded with.
+
+    Raises:
+        DataError: the tokenizer has no padding token.
+    """
+    pad = special_id(tokenizer, "pad_token")
+    return {"input_ids": pad, "labels": IGNORED, "attention_mask": 0, "token_type_ids": 0}
+
+
+def make(context: Context) -> MaskedRows:
+    """From its context."""
+    return MaskedRows(context)

@@ -1,0 +1,49 @@
+"""BERT's pretraining: hidden tokens and next-sentence prediction together (Devlin et al. 2018, section 3.1)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from shardyard.objectives import losses
+from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.masked import chosen, num_correct
+from shardyard.objectives.parts import Parts
+
+
+class BertPretraining(Objective):
+    """Rows of sentence pairs (`data/formats/sentence_pairs.py`).
+
+    The loss is the sum of two means: that over hidden tokens (`mlm`) and that over rows (`nsp`), as in the paper.
+    """
+
+    def __init__(self) -> None:
+        self.weights = {"mlm": 1.0, "nsp": 1.0}
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """Hidden tokens, and rows."""
+        return {"mlm": count_targets(batch["labels"]), "nsp": count_targets(batch["next_sentence_label"])}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """`labels` [B, T], `next_sentence_label` [B]; whatever else the batch has goes to the model."""
+        labels = ("labels", "next_sentence_label")
+        output = model(**{name: tensor for name, tensor in batch.items() if name not in labels})
+        tokens = chosen(output.prediction_logits, batch["labels"])
+        pairs = output.seq_relationship_logits, batch["next_sentence_label"]
+        return Measured(
+            {"mlm": losses.cross_entropy(*tokens), "nsp": losses.cross_entropy(*pairs)},
+            {"correct_mlm": num_correct(*tokens), "correct_nsp": num_correct(*pairs)},
+        )
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """Both losses, and the shares of tokens and of pairs that are predicted."""
+        return {
+            "loss_mlm": totals.mean("mlm"),
+            "loss_nsp": totals.mean("nsp"),
+            "mlm_accuracy": totals.share("correct_mlm", "mlm"),
+            "nsp_accuracy": totals.share("correct_nsp", "nsp"),
+        }
+
+
+def make(parts: Parts) -> BertPretraining:
+    """From its sections of a recipe."""
+    return BertPretraining()

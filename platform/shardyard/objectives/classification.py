@@ -1,0 +1,74 @@
+"""Classification of whole rows: of texts and of pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
+from shardyard.objectives.masked import num_correct, target_loss
+from shardyard.objectives.parts import Parts
+from shardyard.recipe.schema import Loss
+
+TOP = 5
+
+
+class Classification(Objective):
+    """Rows with a class each; a target is a row."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """One target a row."""
+        return {"loss": count_targets(batch["labels"])}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """`labels` [B]; whatever else the batch has goes to the model, whose `logits` are [B, C]."""
+        inputs = {name: _as_input(model, tensor) for name, tensor in batch.items() if name != "labels"}
+        logits, labels = model(**inputs).logits, batch["labels"]
+        observed = {"correct": num_correct(logits, labels), "classes": _class_counts(logits, labels)}
+        if logits.size(-1) > TOP:
+            observed["correct_top5"] = (logits.detach().topk(TOP).indices == labels[:, None]).sum()
+        return Measured({"loss": target_loss(self._loss, logits, labels)}, observed)
+
+    def train_metrics(self, totals: Totals) -> dict[str, float]:
+        """The share of rows that were classified right before the update."""
+        return {"train/accuracy": totals.share("correct", "loss")}
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """Accuracy, with more than five classes also whether the class is among the likeliest five, and macro F1."""
+        found = {"accuracy": totals.share("correct", "loss"), "f1": _macro_f1(totals.observed["classes"])}
+        if "correct_top5" in totals.observed:
+            found["accuracy_top5"] = totals.share("correct_top5", "loss")
+        return found
+
+
+def _as_input(model: nn.Module, tensor: Tensor) -> Tensor:
+    return as_model(model, tensor) if tensor.is_floating_point() else tensor
+
+
+def _class_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """For each class the rows that are predicted right, predicted and labelled so, [3, C]: what F1 is made of.
+
+    The whole matrix of confusions would be a million numbers to add up for a thousand classes.
+    """
+    classes = logits.size(-1)
+    kept = labels != IGNORED
+    predicted, labelled = logits.detach()[kept].argmax(-1), labels[kept]
+    sets = (labelled[predicted == labelled], predicted, labelled)
+    return torch.stack([functional.one_hot(members, classes).sum(0) for members in sets])
+
+
+def _macro_f1(counts: Tensor) -> float:
+    """Mean of 2·TP / (predicted + labelled) over the classes [3, C] that are predicted or labelled."""
+    correct, predicted, labelled = counts.double()
+    occurs = predicted + labelled
+    there = occurs > 0
+    return float((2 * correct[there] / occurs[there]).mean()) if there.any() else 0.0
+
+
+def make(parts: Parts) -> Classification:
+    """From its sections of a recipe."""
+    return Classification(parts.loss)
