@@ -40,7 +40,7 @@ def list_sets(as_json: AsJson = False, quiet: Quiet = False) -> None:
         for row in rows:
             output.line(row["name"])
     else:
-        columns = ("set", "what it is", "rows", "licence", "download", "here")
+        columns = ("set", "what it is", "rows", "licence", "here")
         output.print_table(columns, [_cells(row) for row in rows])
 
 
@@ -70,9 +70,9 @@ def _state(set_: PreparedSet) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     counts = " + ".join(f"{count:,}" for count in row["num_rows"].values())
-    download = format_bytes(row["download_bytes"]) if row["download_bytes"] else "none"
-    here = format_bytes(row["num_bytes"]) if row["prepared"] else "damaged or stale" if row["problem"] else "no"
-    return row["name"], row["what"], counts or "-", row["licence"], download, here
+    download = f"no: {format_bytes(row['download_bytes'])} to fetch" if row["download_bytes"] else "no"
+    here = format_bytes(row["num_bytes"]) if row["prepared"] else "damaged or stale" if row["problem"] else download
+    return row["name"], row["what"], counts or "-", row["licence"], here
 
 
 @data.command("prepare")

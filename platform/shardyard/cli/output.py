@@ -41,7 +41,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title or None, header_style="bold", box=None, pad_edge=False)
+    table = Table(title=title or None, header_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0)  # Names are typed again: never cut where others can wrap.
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
