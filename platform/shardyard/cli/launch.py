@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,10 +39,10 @@ def launch(
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
-    loaded = load_recipe(name, overrides or [])
+    loaded, starting = _located(load_recipe(name, overrides or []), runs_dir)
     made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
     _refuse_what_does_not_fit(made)
-    folder = _new_folder(loaded, made, runs_dir)
+    folder = _new_folder(loaded, made, runs_dir, starting)
     return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
 
 
@@ -54,17 +55,30 @@ def resume(
     quiet: Quiet = False,
 ) -> int:
     """Go on with a run from its newest whole checkpoint."""
+    from shardyard.launch.starting import check_unchanged
     from shardyard.tracking.files import write_atomically
     from shardyard.tracking.runfolder import RunFolder, runs_folder
 
     folder = RunFolder.open(runs_folder(runs_dir), run)
     _refuse_running(folder)
+    check_unchanged(folder)
     loaded = load_recipe(str(folder.resolved), overrides or [])
+    if overrides:
+        loaded, _ = _located(loaded, runs_dir)
     local = local or folder.info().get("local", False)
     made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
     if overrides:
         write_atomically(folder.resolved, _resolved(loaded, made))
     return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+
+
+def _located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe, dict[str, Any]]:
+    """The recipe with paths of the weights it starts from, and what run.json says of them."""
+    from shardyard.launch.starting import locate
+    from shardyard.tracking.runfolder import runs_folder
+
+    recipe, starting = locate(loaded.recipe, runs_folder(runs_dir))
+    return replace(loaded, recipe=recipe), starting
 
 
 def _cluster_gpus(loaded: LoadedRecipe, *, local: bool) -> int | None:
@@ -100,7 +114,7 @@ def _alive(pid: object) -> bool:
     return isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
-def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None) -> RunFolder:
+def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, starting: dict[str, Any]) -> RunFolder:
     from shardyard.tracking.provenance import collect
     from shardyard.tracking.runfolder import RunFolder, runs_folder
 
@@ -113,6 +127,7 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None) -> R
         world_size=made.world.size,
         plan={key: value for key, value in as_dict(made).items() if key not in ("reasons", "deepspeed")},
         provenance=collect(),
+        **({"starting": starting} if starting else {}),
     )
 
 

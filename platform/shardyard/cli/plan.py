@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +26,7 @@ def plan(
 ) -> None:
     """Show what a recipe would do: steps, batches, memory, FLOPs, and whether it fits."""
     extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
-    made = plan_of(load_recipe(name, [*(overrides or []), *extra]))
+    made = plan_of(_located(load_recipe(name, [*(overrides or []), *extra])))
     if deepspeed:
         output.print_json(made.deepspeed)
     elif as_json:
@@ -37,10 +37,18 @@ def plan(
 
 def explain_recipe(loaded: LoadedRecipe) -> None:
     """Print each derived value of a recipe and why it is what it is."""
-    made = plan_of(loaded)
+    made = plan_of(_located(loaded))
     values = {**as_dict(made), "flops_per_token": format_count(made.flops_per_token)}
     table = [(name, str(values[name]), why) for name, why in sorted(made.reasons.items())]
     output.print_table(("derived value", "", "why"), table, title=loaded.recipe.name)
+
+
+def _located(loaded: LoadedRecipe) -> LoadedRecipe:
+    """With the paths of the weights it starts from, or their known sizes where they are not here."""
+    from shardyard.launch.starting import for_planning
+    from shardyard.tracking.runfolder import runs_folder
+
+    return replace(loaded, recipe=for_planning(loaded.recipe, runs_folder()))
 
 
 def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = None) -> RunPlan:

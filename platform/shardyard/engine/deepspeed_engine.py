@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import textwrap
+from collections.abc import Callable
 
 import deepspeed
 import torch
@@ -13,16 +15,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from shardyard.engine.world import Rank
-from shardyard.models.build import construct
+from shardyard.models.build import construct, construct_pretrained
 from shardyard.models.initialise import initialise
+from shardyard.models.pretrained import freeze
 from shardyard.optim.elementwise import client_optimizer
 from shardyard.optim.groups import parameter_groups
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 
 
-def start_engine(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: Rank) -> deepspeed.DeepSpeedEngine:
+def start_engine(
+    recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: Rank, tell: Callable[[str], None] = lambda text: None
+) -> deepspeed.DeepSpeedEngine:
     """Build, initialise and shard the model.
+
+    Args:
+        tell: told what pretrained weights lacked, and what of them was left.
 
     Raises:
         ModelError: the model cannot be built.
@@ -32,7 +40,8 @@ def start_engine(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # torch.distributed is up already; this only tells DeepSpeed to use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
-    model = _build(recipe, plan, config)
+    model = _build(recipe, plan, config, tell)
+    freeze(model, recipe.model.freeze)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, recipe.optimizer.weight_decay),
@@ -48,10 +57,15 @@ def start_engine(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: 
     return engine
 
 
-def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig) -> PreTrainedModel:
+def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, tell: Callable[[str], None]) -> PreTrainedModel:
     if recipe.model.pretrained is not None:
-        torch.manual_seed(recipe.train.seed)  # for a head that the pretrained weights lack
-        return construct(recipe.model, config, recipe.objective)
+        loaded = construct_pretrained(recipe.model, config, recipe.objective, seed=recipe.train.seed)
+        for names, what in ((loaded.new, "starts from random values"), (loaded.unused, "is not used")):
+            if names:
+                tell(
+                    f"of {recipe.model.pretrained}: {textwrap.shorten(', '.join(names), 200, placeholder=' …')} {what}"
+                )
+        return loaded.model
     # Whatever a family's own rule leaves to the constructor is the same on every rank.
     torch.manual_seed(recipe.train.seed)
     if recipe.zero.stage < 3:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from shardyard.recipe import hardware
 from shardyard.recipe.batching import default_lanes, training_steps
 from shardyard.recipe.contradictions_data import data_rules
+from shardyard.recipe.contradictions_finetune import finetune_rules
 from shardyard.recipe.contradictions_model import model_rules
 from shardyard.recipe.fields import Path
 from shardyard.recipe.objectives import OBJECTIVES, OPTIONAL_SECTIONS
@@ -206,4 +207,5 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _precision,
     model_rules,
     data_rules,
+    finetune_rules,
 )

@@ -18,6 +18,7 @@ from shardyard.recipe.nearest import suggestion
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.problems import show
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.starting import kind_of
 
 Finding = tuple[Path, str]
 
@@ -210,8 +211,9 @@ def _looks_local(text: str) -> bool:
 
 def _pretrained(recipe: Recipe) -> Iterator[Finding]:
     name = recipe.model.pretrained
-    if name is None:
+    if name is None or kind_of(name) != "other":
         return
+    name, _, _ = name.partition("@") if not _exists(name) else (name, "", "")
     exists = _exists(name) and not is_file(FilePath(name).expanduser())
     if _looks_local(name) and not exists:
         yield ("model", "pretrained"), f"no folder {name!r}; relative paths start at the current folder"
@@ -223,7 +225,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
     name = recipe.tokenizer
     if not OBJECTIVES[recipe.objective].text:
         return
-    if find_tokenizer_spec(name) is None and not _exists(name):
+    if find_tokenizer_spec(name) is None and not _exists(name) and kind_of(name) == "other":
         if _looks_local(name) or name.endswith((".json", ".yaml")):
             yield ("tokenizer",), f"no file or folder {name!r}; relative paths start at the current folder"
         elif not (_HUB_ID.fullmatch(name) or _OLD_HUB_IDS.fullmatch(name)):

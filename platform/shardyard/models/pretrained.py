@@ -1,0 +1,135 @@
+"""Weights to start from: which they are, and a model that holds them."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from shardyard.errors import ModelError
+from shardyard.recipe.nearest import suggestion
+
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pretrained model, and what did not fit: `new` parameters got random values, `unused` weights were left."""
+
+    model: PreTrainedModel
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def place(name: str) -> dict[str, Any]:
+    """`from_pretrained`'s arguments for a folder, a hub id, or a hub id with a revision (`org/name@revision`)."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return {"pretrained_model_name_or_path": str(folder)}
+    hub_id, _, revision = name.partition("@")
+    return {"pretrained_model_name_or_path": hub_id, **({"revision": revision} if revision else {})}
+
+
+def pretrained_config(name: str, **overrides: Any) -> PreTrainedConfig:
+    """The configuration of pretrained weights, with some of its fields replaced."""
+    return AutoConfig.from_pretrained(**place(name), **overrides)
+
+
+def hub_commit(name: str) -> str | None:
+    """The commit that a hub id stands for now; None for a folder."""
+    return getattr(pretrained_config(name), "_commit_hash", None)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 (hex) over name, size, first and last MiB of each file: training changes all of a weight file."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != "."):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, **options: Any) -> Loaded:
+    """A model of the class that `auto` chooses, with the weights of `name` in fp32.
+
+    Parameters that the weights lack, such as a new head, depend on `seed` alone.
+
+    Args:
+        auto: an `Auto…` class of transformers.
+        name: folder or hub id.
+        config: of the model to build.
+        seed: the recipe's seed.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: the weights are of another model: less than half of its body was found among them.
+    """
+    transformers_logging.disable_progress_bar()
+    # What it has to say of missing and unused weights is told by the run.
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model, report = auto.from_pretrained(
+            **place(name), config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
+        )
+    finally:
+        transformers_logging.set_verbosity(before)
+        torch.set_rng_state(state)
+    new = tuple(sorted(report["missing_keys"]))
+    _check_body(model, new, name)
+    return Loaded(model, new, tuple(sorted(report["unexpected_keys"])))
+
+
+def _check_body(model: PreTrainedModel, new: Sequence[str], name: str) -> None:
+    body = {name for name, _ in model.base_model.named_parameters(prefix=model.base_model_prefix)}
+    missing = body & set(new)
+    if len(missing) > len(body) / 2:
+        raise ModelError(
+            f"model.pretrained: {name} lacks {len(missing)} of the {len(body)} parameters of this "
+            f"{model.config.model_type} ({', '.join(sorted(missing)[:3])}, …), so it holds another model; check "
+            "model.family and model.config."
+        )
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """Stop training the parameters whose names match a pattern (`*` stands for anything); returns their names.
+
+    Raises:
+        ModelError: a pattern matches nothing.
+    """
+    parameters = dict(model.named_parameters())
+    frozen: dict[str, None] = {}
+    for pattern in patterns:
+        matched = fnmatch.filter(parameters, pattern)
+        if not matched:
+            near = suggestion(pattern, [*_parts(parameters), *parameters])
+            raise ModelError(f"model.freeze: no parameter is called {pattern!r}; {near}")
+        frozen.update(dict.fromkeys(matched))
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    if len(frozen) == len(parameters):
+        raise ModelError("model.freeze matches every parameter, so nothing is left to train; leave some out.")
+    return list(frozen)
+
+
+def _parts(parameters: Iterable[str]) -> list[str]:
+    """Patterns for whole parts of a model, the largest first: `bert.*`, `bert.encoder.*`."""
+    found: dict[str, None] = {}
+    for name in parameters:
+        pieces = name.split(".")
+        found.update(dict.fromkeys(".".join(pieces[:depth]) + ".*" for depth in range(1, len(pieces))))
+    return sorted(found, key=lambda part: part.count("."))

@@ -1,0 +1,60 @@
+"""Learning to answer: cross-entropy of the answers' tokens alone, given everything before them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
+from shardyard.objectives.causal import perplexity
+from shardyard.objectives.losses import cross_entropy
+from shardyard.objectives.parts import Parts
+
+
+class Answers(Objective):
+    """Rows of conversations, with or without pictures (`data/formats/conversations.py`, `picture_answers.py`).
+
+    B: rows, T: tokens in a row, V: vocabulary.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self._label_smoothing = label_smoothing
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """One target a token of an answer."""
+        return {"loss": count_targets(batch["labels"])}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """`labels` [B, T] are shifted already: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
+        answers. Everything else in the batch goes to the model."""
+        inputs = {name: _as_input(model, value) for name, value in batch.items() if name != "labels"}
+        logits = model(**inputs, use_cache=False).logits  # [B, T, V]
+        labels = batch["labels"]
+        loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        return Measured({"loss": loss}, {"correct": num_correct(logits, labels)})
+
+    def train_metrics(self, totals: Totals) -> dict[str, float]:
+        """Share of the targets that the likeliest token hits."""
+        return {"train/token_accuracy": totals.share("correct", "loss")}
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """e to the mean loss, and the share of the targets that the likeliest token hits."""
+        return {
+            "perplexity": perplexity(totals.mean("loss")),
+            "token_accuracy": totals.share("correct", "loss"),
+        }
+
+
+def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many targets of `labels` […] are the largest of `logits` […, V]: a scalar."""
+    hits = logits.detach().argmax(-1) == labels
+    return (hits & (labels != IGNORED)).sum(dtype=torch.float64)
+
+
+def _as_input(model: nn.Module, value: Tensor) -> Tensor:
+    return as_model(model, value) if value.is_floating_point() else value
+
+
+def make(parts: Parts) -> Answers:
+    """From its sections of a recipe."""
+    return Answers(parts.loss.label_smoothing)
