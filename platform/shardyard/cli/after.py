@@ -46,17 +46,32 @@ def eval(
     run: RunName,
     step: Step = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Held-out rows; by default the recipe's.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Task of lm-eval by name or as a YAML file; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task.")] = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Measure a trained model on the run's held-out data."""
-    from shardyard.engine.trained import load_trained
-
-    result: dict[str, Any] = load_trained(_open(run, runs_dir), step).evaluate(rows)
+    """Measure a trained model on the run's held-out data, or on tasks of lm-eval."""
+    result = _on_tasks(run, tasks, step, limit, runs_dir) if tasks else _on_rows(run, rows, step, runs_dir)
     if as_json:
         output.print_json(result)
     else:
         output.print_table(("what", "value"), [(name, _number(value)) for name, value in result.items()])
+
+
+def _on_rows(run: str, rows: int | None, step: int | None, runs_dir: Path | None) -> dict[str, Any]:
+    from shardyard.engine.trained import load_trained
+
+    return load_trained(_open(run, runs_dir), step).evaluate(rows)
+
+
+def _on_tasks(run: str, tasks: list[str], step: int | None, limit: int | None, runs_dir: Path | None) -> dict[str, Any]:
+    from shardyard.engine.harness import measure_run
+
+    measured = measure_run(_open(run, runs_dir), tasks, step=step, limit=limit)
+    return {f"{task} {metric}": value for task, found in measured.items() for metric, value in found.items()}
 
 
 def export(
