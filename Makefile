@@ -46,9 +46,10 @@ check: $(STAMP) ## check format, lint, types and layers
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_house.py
 
-schema: $(STAMP) ## rewrite recipes/schema.json and docs/fields.md from the code
+schema: $(STAMP) ## rewrite recipes/schema.json, docs/fields.md and docs/house.md from the code
 	@$(BIN)/python -m shardyard.recipe.json_schema
 	@$(BIN)/python docs/write_fields.py
+	@$(BIN)/python docs/write_house.py
 
 clean: ## remove .venv and caches; runs/ stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

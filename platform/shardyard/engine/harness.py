@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -74,6 +75,7 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None, ba
                 tasks=configs,
                 limit=limit,
                 batch_size=batch_size,
+                device="cuda" if torch.cuda.is_available() else "cpu",
                 bootstrap_iters=0,
                 log_samples=False,
                 task_manager=TaskManager(include_defaults=any(isinstance(config, str) for config in configs)),
