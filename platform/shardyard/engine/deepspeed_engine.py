@@ -14,7 +14,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from shardyard.engine.statistics import normalise_in_fp32
 from shardyard.engine.world import Rank
+from shardyard.models.adapters import attach
 from shardyard.models.build import construct, construct_pretrained
 from shardyard.models.initialise import initialise
 from shardyard.models.pretrained import freeze
@@ -42,6 +44,9 @@ def start_engine(
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     model = _build(recipe, plan, config, tell)
     freeze(model, recipe.model.freeze)
+    _give_axes(model)
+    if recipe.train.precision != "fp32":
+        normalise_in_fp32(model)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, recipe.optimizer.weight_decay),
@@ -49,6 +54,7 @@ def start_engine(
         config=plan.deepspeed,
         dist_init_required=False,
     )
+    _keep_scalars_whole(model)
     _undo_trial_step(engine)
     if recipe.model.compile:
         engine.compile()
@@ -65,6 +71,8 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, tell: Callab
                 tell(
                     f"of {recipe.model.pretrained}: {textwrap.shorten(', '.join(names), 200, placeholder=' …')} {what}"
                 )
+        if recipe.model.adapter is not None:
+            attach(loaded.model, recipe.model.adapter, objective=recipe.objective, seed=recipe.train.seed)
         return loaded.model
     # Whatever a family's own rule leaves to the constructor is the same on every rank.
     torch.manual_seed(recipe.train.seed)
@@ -72,7 +80,7 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, tell: Callab
         model = construct(recipe.model, config, recipe.objective)
         initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
         return model
-    with deepspeed.zero.Init(config_dict_or_path=plan.deepspeed), no_init_weights():
+    with _Init(config_dict_or_path=plan.deepspeed), no_init_weights():
         model = construct(recipe.model, config, recipe.objective)
     # Skipping the constructor's initialisation skips its tying too.
     model.tie_weights()
@@ -83,6 +91,38 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, tell: Callab
             buffer.data = buffer.data.float()
     initialise(model, seed=recipe.train.seed, gathered=_gathered)
     return model
+
+
+def _give_axes(model: nn.Module) -> None:
+    """Parameters without axes, such as CLIP's temperature, get one of length 1; the export takes it away again.
+
+    DeepSpeed sends tensors as bytes and clips gradients by a tensor of one element, neither of which goes without axes.
+    """
+    for parameter in model.parameters():
+        _give_axis(parameter)
+
+
+def _give_axis(parameter: nn.Parameter) -> None:
+    if parameter.dim() == 0:
+        parameter.data = parameter.data.reshape(1)
+
+
+def _keep_scalars_whole(model: nn.Module) -> None:
+    """Under ZeRO-3 keep them where they are used, because contrastive losses multiply with one beside the model.
+
+    DeepSpeed marks so what a module returns, and shares out again all the same what the optimizer made of it.
+    """
+    for parameter in model.parameters():
+        if getattr(parameter, "ds_numel", 0) == 1:
+            parameter.is_external_param = True  # type: ignore[attr-defined]
+
+
+class _Init(deepspeed.zero.Init):  # type: ignore[misc]
+    """Partitions parameters as a constructor makes them; those without axes get one before."""
+
+    def _zero_init_param(self, parameter: nn.Parameter) -> None:
+        _give_axis(parameter)
+        super()._zero_init_param(parameter)
 
 
 def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[object]:

@@ -60,6 +60,7 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
     waited = time.monotonic() - started
     result = train_step(session.engine, session.objective, batch, session.rank, flag=_flag(session))
     _check(session, result, step)
+    session.statistics.average()
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
     metrics |= session.objective.train_metrics(result.totals)
     if result.grad_norm is not None:

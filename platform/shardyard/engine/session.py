@@ -13,6 +13,7 @@ from shardyard.data.loader import Batch, TrainLoader
 from shardyard.engine.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.deepspeed_engine import LearningRate
 from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Notes
+from shardyard.engine.statistics import RunningStatistics
 from shardyard.engine.world import Rank
 from shardyard.objectives.base import Objective
 from shardyard.recipe.plan import RunPlan
@@ -51,6 +52,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.checkpoint = CheckpointHook(self.checkpointer, self._state, self.notes)
+        self.statistics = RunningStatistics(self.engine.module, self.rank.world_size)
 
     @property
     def stopped_early(self) -> bool:

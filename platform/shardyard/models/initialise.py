@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,12 +30,16 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
         gathered: context in which the given parameters are whole and writable (ZeRO-3), or a null context.
     """
     state = torch.get_rng_state()
+    for module in model.modules():
+        # The constructor's mark of what it has done, for which rules of transformers leave a module as it is.
+        module._is_hf_initialized = False  # type: ignore[assignment]
     with torch.no_grad():
         for name, module, whole in _units("", model):
-            with gathered(list(module.parameters(recurse=whole))):
+            with gathered(_reach(module, whole)):
                 for inner_name, inner, rule in _post_order(name, module, _rule(model, module), whole):
                     torch.manual_seed(_key(seed, inner_name))
                     rule(inner)
+                    _place_patches(inner)
     torch.set_rng_state(state)
 
 
@@ -46,6 +51,14 @@ def _units(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]
     for child_name, child in module.named_children():
         yield from _units(f"{name}.{child_name}" if name else child_name, child)
     yield name, module, False
+
+
+def _reach(module: nn.Module, whole: bool) -> list[nn.Parameter]:
+    """What the rule of a module may write to: some set the weights of their children (CLIP its projections)."""
+    if whole:
+        return list(module.parameters())
+    near = (module, *(child for child in module.children() if not list(child.children())))
+    return list(dict.fromkeys(parameter for part in near for parameter in part.parameters(recurse=False)))
 
 
 def _post_order(
@@ -63,6 +76,17 @@ def _rule(outer: PreTrainedModel | Callable[[nn.Module], None], module: nn.Modul
     if isinstance(module, PreTrainedModel):
         return module._init_weights  # type: ignore[no-any-return]
     return outer._init_weights if isinstance(outer, PreTrainedModel) else outer
+
+
+def _place_patches(module: nn.Module) -> None:
+    """Give the decoder of a masked autoencoder its fixed table of positions.
+
+    The rule of `vit_mae` sets it to zero after the constructor has computed it, so that a model from scratch could not
+    tell one hidden patch from another (transformers 5.22).
+    """
+    if type(module).__name__ == "ViTMAEDecoder":
+        decoder: Any = module
+        decoder.initialize_weights(decoder.decoder_pos_embed.shape[1] - 1)
 
 
 def _key(seed: int, name: str) -> int:

@@ -93,8 +93,8 @@ class Model(Section):
     dropout: float | None = _described(
         None, "Probability of every dropout in the model; by default what the configuration says.", ge=0.0, lt=1.0
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = _described(
-        "sdpa", "Attention implementation of transformers."
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = _described(
+        None, "Attention implementation of transformers. Default: sdpa where the family has it, else eager."
     )
     activation_checkpointing: bool = _described(
         False, "Recompute activations in the backward pass: less memory, about a third more compute."
