@@ -8,11 +8,14 @@ from transformers import CLIPImageProcessorPil
 
 from shardyard.data.formats.context import Context
 from shardyard.data.pictures import Pictures
+from shardyard.data.sound import feature_extractor
 from shardyard.recipe.objectives import OBJECTIVES
 
 
 def make_processor(objective: str, context: Context) -> Any:
-    """Something with `save_pretrained`, or None for an objective that reads no pictures."""
+    """Something with `save_pretrained`, or None for an objective that reads text alone."""
+    if "audio" in OBJECTIVES[objective].sections:
+        return feature_extractor(context.model)
     if "image" not in OBJECTIVES[objective].sections:
         return None
     return image_processor(Pictures.for_model(context.image, context.model))

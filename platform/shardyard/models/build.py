@@ -70,14 +70,21 @@ def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
     """The recipe's fields over those of the tokenizer, which belong to the part of the model that reads text."""
     if "text_config" in AutoConfig.for_model(model.family).sub_configs:
         return {**model.config, "text_config": {**text, **model.config.get("text_config", {})}}
-    return {**_decoder_start(model, text), **text, **model.config}
+    return {**_decoder(model, text), **text, **model.config}
 
 
-def _decoder_start(model: Model, text: dict[str, Any]) -> dict[str, Any]:
-    """An encoder–decoder starts to write after a token of its own, by default the first token of a text."""
+def _decoder(model: Model, text: dict[str, Any]) -> dict[str, Any]:
+    """Ids of the tokenizer where an encoder–decoder's configuration defaults to those of another.
+
+    The decoder starts to write after a token of its own, by default the first token of a text. No token is forbidden at
+    the beginning, as Whisper forbids those that are a space and an end in its own vocabulary.
+    """
+    defaults = AutoConfig.for_model(model.family)
+    if not defaults.is_encoder_decoder:
+        return {}
     start = next((text[name] for name in ("bos_token_id", "pad_token_id") if text.get(name) is not None), None)
-    encoder_decoder = AutoConfig.for_model(model.family).is_encoder_decoder
-    return {"decoder_start_token_id": start} if encoder_decoder and start is not None else {}
+    own: dict[str, Any] = {"decoder_start_token_id": start} if start is not None else {}
+    return own | ({"begin_suppress_tokens": None} if hasattr(defaults, "begin_suppress_tokens") else {})
 
 
 def _check_vocabulary(config: PreTrainedConfig, vocabulary: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
@@ -50,12 +51,20 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
     counter = FlopCounterMode(display=False)
     module.train()
     try:
-        with torch.device("meta"), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept_tensors = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.device("meta"), counter, kept_tensors, _Zero():  # type: ignore[no-untyped-call]
             module(**inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(f"model: {config.model_type} does not take a row of this objective: {error}") from error
     rows = len(next(iter(inputs.values())))
     return RowCost(tokens, float(PASSES * counter.get_total_flops() / rows), sum(kept.values()) // rows)
+
+
+class _Zero(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A value that is asked for is 0: models ask whether to skip a layer or a mask, and both are then kept."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return 0 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
 def _ids(length: int) -> Tensor:
@@ -68,7 +77,8 @@ def _length(data: Data) -> int:
 
 
 def _text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    return {"input_ids": _ids(_length(data)), "attention_mask": _ids(_length(data))}, _length(data)
+    # Without a mask: it costs nothing, and some encoders look into it, which shapes alone cannot answer.
+    return {"input_ids": _ids(_length(data))}, _length(data)
 
 
 def _pair(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:

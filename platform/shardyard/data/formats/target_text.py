@@ -1,0 +1,75 @@
+"""What the decoder of an encoder–decoder reads and predicts: one text.
+
+Legend: T = tokens of the text with its end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from shardyard.data.formats.context import Context
+from shardyard.data.rows import Row
+from shardyard.data.tokenizer import plain_backend
+from shardyard.errors import DataError
+
+IGNORED = -100
+# Beside a tensor of token ids, evaluation keeps texts as they were, in UTF-8; a text holds no zero byte.
+PADDING = {"input_ids": 0, "attention_mask": 0, "decoder_input_ids": 0, "labels": IGNORED}
+TEXT_PADDING = {"reference": 0, "source_text": 0}
+
+
+class TextEncoder:
+    """Tokens of a text and the token that ends it, at most so many; what does not fit is counted.
+
+    Raises:
+        DataError: the tokenizer has no token that ends a text.
+    """
+
+    def __init__(self, context: Context) -> None:
+        tokenizer = context.text_tokenizer
+        if tokenizer.eos_token_id is None:
+            raise DataError(
+                "the tokenizer has no eos token, so a decoder could not say where a text ends; choose another."
+            )
+        self._eos: int = tokenizer.eos_token_id
+        self._backend = plain_backend(tokenizer)
+
+    def encode(self, text: str, length: int) -> tuple[list[int], int]:
+        """At most `length` tokens, the last of them eos, and how many were cut."""
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [*ids[: length - 1], self._eos], max(0, len(ids) - (length - 1))
+
+
+class TargetText:
+    """`decoder_input_ids`: the start token, then the text; `labels`: the text, then eos; int64 [T] each.
+
+    Raises:
+        DataError: neither the tokenizer nor the model's configuration has a token to start with.
+    """
+
+    def __init__(self, context: Context, encoder: TextEncoder) -> None:
+        start = getattr(context.model, "decoder_start_token_id", None)
+        if start is None:
+            raise DataError(
+                "the decoder has no token to start with: set model.config.decoder_start_token_id, or choose a "
+                "tokenizer with a bos or pad token."
+            )
+        self._start: int = start
+        self._encoder, self._length, self._training = encoder, context.sequence_length, context.training
+
+    def row(self, text: str) -> tuple[Row, int]:
+        """The decoder's part of a row, and how many tokens were cut; in evaluation with the text itself."""
+        labels, cut = self._encoder.encode(text, self._length)
+        row = {"decoder_input_ids": ints([self._start, *labels[:-1]]), "labels": ints(labels)}
+        return (row if self._training else {**row, "reference": as_bytes(text)}), cut
+
+
+def ints(values: list[int]) -> npt.NDArray[np.int64]:
+    """As the ids of a row."""
+    return np.array(values, dtype=np.int64)
+
+
+def as_bytes(text: str) -> npt.NDArray[np.uint8]:
+    """UTF-8 without zero bytes, with which a shorter text is padded."""
+    return np.frombuffer(text.replace("\0", " ").encode(), dtype=np.uint8)

@@ -1,0 +1,46 @@
+"""Rows of an encoder–decoder that turns one text into another, one pair of texts each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.examples import ExampleRows
+from shardyard.data.formats.context import Context
+from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder, as_bytes, ints
+from shardyard.data.rows import Row
+
+
+class Translation(ExampleRows):
+    """A row is one pair of texts; padding is masked out of the encoder and is no target.
+
+    S: tokens of the source, T: of the target, both with their end. `input_ids` and `attention_mask` int64 [S],
+    `decoder_input_ids` and `labels` int64 [T]; in evaluation also both texts, `source_text` and `reference`.
+    """
+
+    padding = PADDING | TEXT_PADDING
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._encoder = TextEncoder(context)
+        self._target = TargetText(context, self._encoder)
+        self._length = context.data.source_length or context.sequence_length
+        self._blind, self._training = context.data.blind, context.training
+
+    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+        """Of one pair; a blind model sees the end of the source alone."""
+        source, cut = self._encoder.encode("" if self._blind else piece["source"], self._length)
+        target, target_cut = self._target.row(piece["target"])
+        self.num_cut += cut + target_cut
+        row = {"input_ids": ints(source), "attention_mask": ints([1] * len(source)), **target}
+        return row if self._training else {**row, "source_text": as_bytes(piece["source"])}
+
+
+def make(context: Context) -> Translation:
+    """From its context.
+
+    Raises:
+        DataError: the tokenizer or the model lacks a token that begins or ends a text.
+    """
+    return Translation(context)

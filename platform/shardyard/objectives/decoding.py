@@ -1,0 +1,50 @@
+"""Decoding with an encoder–decoder: from its inputs to texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from shardyard.objectives.base import Tensors
+
+
+def decode(
+    model: Any, tokenizer: Any, inputs: Tensors, *, max_tokens: int, beams: int = 1, synchronised: bool = False
+) -> list[str]:
+    """The likeliest text for each row, greedily or by beam search; special tokens are left out.
+
+    Whisper's own `generate` looks for languages and time stamps, which only a tokenizer with such tokens has; this is
+    the search that all families share.
+
+    Args:
+        model: of transformers, in evaluation.
+        inputs: of the encoder, [B, …] each.
+        max_tokens: where a text is cut that has not ended.
+        synchronised: go on until all ranks are done, because each forward pass needs them all (ZeRO-3).
+    """
+    eos = tokenizer.eos_token_id
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    # A recording has nothing that is masked, and says so, as the search would otherwise warn.
+    first = next(iter(inputs.values()))
+    masks = {"attention_mask": torch.ones((len(first), first.shape[-1]), dtype=torch.long, device=first.device)}
+    with torch.no_grad():
+        ids: Tensor = GenerationMixin.generate(
+            model,
+            **(masks | inputs),
+            max_new_tokens=max_tokens,
+            num_beams=beams,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=eos,
+            pad_token_id=padding,
+            synced_gpus=synchronised,
+        )
+    return list(tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def kept_texts(batch: Tensors, name: str) -> list[str]:
+    """Texts that a row keeps as UTF-8, uint8 [B, bytes] padded with zeros."""
+    return [bytes(row.tolist()).rstrip(b"\0").decode() for row in batch[name].cpu()]

@@ -1,0 +1,96 @@
+"""Sequence to sequence: a decoder predicts each token of a text from those before it and from what an encoder read.
+
+Sutskever et al. 2014; the Transformer of Vaswani et al. 2017. In training the decoder reads the right text, not what
+it predicted itself (teacher forcing).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from shardyard.objectives import losses, scores
+from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.decoding import decode, kept_texts
+from shardyard.objectives.parts import Parts
+
+
+class EncoderDecoder(Objective):
+    """Base of the objectives whose decoder writes a text.
+
+    B: rows, T: tokens of the longest text. `decoder_input_ids` and `labels` [B, T], and what `inputs` takes.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        assert parts.sequence_length is not None, "checked with the recipe"
+        self._loss, self._evaluate, self._tokenizer = parts.loss, parts.evaluate, parts.tokenizer
+        self._max_tokens = parts.sequence_length
+
+    def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
+        """What the encoder reads, by the names of the model's arguments."""
+        raise NotImplementedError
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """One target a token of the decoder's text, its end included."""
+        return {"loss": count_targets(batch["labels"])}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """The recipe's loss in training; in evaluation cross-entropy, so that perplexity means what it says."""
+        inputs = self.inputs(model, batch)
+        logits = model(**inputs, decoder_input_ids=batch["decoder_input_ids"], use_cache=False).logits  # [B, T, V]
+        # DeepSpeed's engine leaves its own flag alone and sets that of the module inside.
+        training = getattr(model, "module", model).training
+        return Measured({"loss": self._training_loss(logits, batch["labels"]) if training else _nats(logits, batch)})
+
+    def _training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._loss.name == "focal":
+            return losses.focal(logits, labels, gamma=self._loss.focal_gamma)
+        return losses.cross_entropy(logits, labels, label_smoothing=self._loss.label_smoothing)
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """e to the mean loss."""
+        return {"perplexity": scores.perplexity(totals.mean("loss"))}
+
+    def rows_to_collect(self, rows: int) -> int:
+        """Those that the recipe wants decoded."""
+        return min(rows, self._evaluate.generate_rows)
+
+    def collect(self, model: Any, batch: Tensors, *, synchronised: bool) -> list[Any]:
+        """The decoded text and the texts that a row keeps, one tuple a row."""
+        decoded = decode(
+            model,
+            self._tokenizer,
+            self.inputs(model, batch),
+            max_tokens=self._max_tokens,
+            beams=self._evaluate.beams,
+            synchronised=synchronised,
+        )
+        kept = [kept_texts(batch, name) for name in ("reference", "source_text") if name in batch]
+        return list(zip(decoded, *kept, strict=True))
+
+
+def _nats(logits: Tensor, batch: Tensors) -> Tensor:
+    return losses.cross_entropy(logits, batch["labels"])
+
+
+class Seq2Seq(EncoderDecoder):
+    """Text to text (`data/formats/translation.py`)."""
+
+    def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
+        """Tokens of the source and where they are, [B, S] each."""
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def score(self, collected: list[Any]) -> dict[str, float]:
+        """BLEU and chrF of what was decoded, and the chrF of the sources themselves, which a translation must beat."""
+        decoded, references, sources = ([row[index] for row in collected] for index in range(3))
+        return {
+            "bleu": scores.bleu(decoded, references),
+            "chrf": scores.chrf(decoded, references),
+            "chrf_of_source": scores.chrf(sources, references),
+        }
+
+
+def make(parts: Parts) -> Seq2Seq:
+    """From its sections of a recipe."""
+    return Seq2Seq(parts)
