@@ -1,0 +1,67 @@
+"""Pictures with captions, for contrastive models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.examples import ExampleRows
+from shardyard.data.formats.context import Context
+from shardyard.data.pictures import Pictures
+from shardyard.data.rows import Row, Tensors, collate
+from shardyard.data.tokenizer import plain_backend
+from shardyard.errors import DataError
+
+
+class Captions(ExampleRows):
+    """A picture and its caption, which ends with the token that the text encoder reads its summary from.
+
+    Rows: `pixel_values` float32 [C, H, W], `input_ids` and `attention_mask` int64 [T], T up to `sequence_length`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._pictures = Pictures.for_model(context.image, context.model)
+        self._backend = plain_backend(context.text_tokenizer)
+        self._end = _end_token(context)
+        self._length = context.sequence_length
+        self._training = context.training
+
+    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+        """Of one example with `image` and `text`."""
+        pixels = self._pictures.tensor(piece["image"], generator if self._training else None)
+        tokens = self._backend.encode(piece["text"], add_special_tokens=False).ids
+        self.num_cut += max(0, len(tokens) - (self._length - 1))
+        ids = np.array([*tokens[: self._length - 1], self._end], dtype=np.int64)
+        return {"pixel_values": pixels, "input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """Tensors [B, …]. The encoder looks for the first end token, so that more of them pad."""
+        return collate(rows, {"input_ids": self._end, "attention_mask": 0})
+
+
+def _end_token(context: Context) -> int:
+    """What `text_config.eos_token_id` says, because that is where the model looks."""
+    end = context.model.get_text_config().eos_token_id
+    if not isinstance(end, int):
+        raise DataError(
+            "captions need a token that ends them, and the tokenizer has no eos token; choose another, such as bytes."
+        )
+    if end == 2:
+        # transformers takes 2 for the sign of old checkpoints and reads at the largest id instead.
+        raise DataError(
+            "the token that ends a caption has the id 2, which CLIP in transformers does not look for; choose another "
+            "tokenizer, such as bytes."
+        )
+    return end
+
+
+def make(context: Context) -> Captions:
+    """From its context.
+
+    Raises:
+        DataError: the tokenizer has no token that can end a caption.
+    """
+    return Captions(context)

@@ -1,0 +1,109 @@
+"""Contrastive language–image pretraining: a picture finds its caption among all of the batch, and the other way round.
+
+Radford et al. 2021 (Learning Transferable Visual Models From Natural Language Supervision), section 2.3.
+
+    B: rows of this rank, G: rows of the global batch, D: size of an embedding, N: held-out pairs
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shardyard.objectives.base import Measured, Objective, Tensors, as_model
+from shardyard.objectives.gathering import gather_rows
+from shardyard.objectives.losses import info_nce
+from shardyard.objectives.parts import Parts
+from shardyard.objectives.scores import recall_at_k
+
+LARGEST_SCALE = 100.0
+RECALLS_AT = (1, 5, 10)
+# Rows that are compared with all others at a time in an evaluation: bounds the memory.
+_ROWS_AT_A_TIME = 1024
+
+
+class Contrastive(Objective):
+    """Rows of pictures with captions (`data/formats/captions.py`).
+
+    Training compares each row with those of all ranks. An evaluation compares all held-out pairs with each other, so
+    that neither ranks nor micro-batches change what it gives; chance is ln N for the loss and k / N for recall at k.
+    """
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """One target a row: the mean of its two directions."""
+        return {"loss": batch["input_ids"].shape[0]}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """`pixel_values` [B, C, H, W], `input_ids` and `attention_mask` [B, T]; in an evaluation `score` has the loss."""
+        if not model.training:
+            return Measured({"loss": torch.zeros(())})
+        images, texts, scale = _embed(model, batch)
+        # One collective for both sides.
+        everything, first = gather_rows(torch.cat([images, texts], dim=-1))  # [G, 2·D]
+        all_images, all_texts = everything.chunk(2, dim=-1)
+        return Measured({"loss": contrastive_loss(images, texts, all_images, all_texts, scale, first)})
+
+    def rows_to_collect(self, rows: int) -> int:
+        """All: the more pairs, the harder."""
+        return rows
+
+    def collect(self, model: Any, batch: Tensors, *, synchronised: bool) -> list[Any]:
+        """Of each row both embeddings, together [2·D], and the scale."""
+        images, texts, scale = _embed(model, batch)
+        pairs = torch.cat([images, texts], dim=-1).cpu().numpy()
+        return [(pair, float(scale)) for pair in pairs]
+
+    def score(self, collected: list[Any]) -> dict[str, float]:
+        """Recall in both directions, and the loss with all pairs as one batch."""
+        pairs = torch.from_numpy(np.stack([pair for pair, _ in collected]))
+        images, texts = pairs.chunk(2, dim=-1)  # [N, D] each
+        scale = torch.tensor(collected[0][1])
+        scores = {"loss": _whole_loss(images, texts, scale)}
+        for k in RECALLS_AT:
+            scores[f"image_to_text_recall_at_{k}"] = recall_at_k(images, texts, k)
+            scores[f"text_to_image_recall_at_{k}"] = recall_at_k(texts, images, k)
+        return scores
+
+
+def contrastive_loss(
+    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, first: int = 0
+) -> Tensor:
+    """Sum over rows of the mean cross-entropy of both directions, in nats.
+
+    Args:
+        images, texts: [B, D], of length 1; rows of this rank.
+        all_images, all_texts: [G, D], of all ranks.
+        scale: what cosines are multiplied with, the inverse of the temperature.
+        first: where the own rows begin among all.
+    """
+    to_text = info_nce(images, all_texts, scale, first)
+    to_image = info_nce(texts, all_images, scale, first)
+    return (to_text + to_image) / 2
+
+
+def _embed(model: Any, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of pictures and of texts, [B, D] each, of length 1 in fp32, and the scale.
+
+    The scale is limited to 100, as in the paper, where the loss is computed: beyond that its gradient is zero and the
+    parameter rests, while the paper cuts the parameter itself after each step.
+    """
+    output = model(**{**batch, "pixel_values": as_model(model, batch["pixel_values"])})
+    inner = getattr(model, "module", model)
+    scale = inner.logit_scale.float().reshape(()).exp().clamp(max=LARGEST_SCALE)
+    return output.image_embeds.float(), output.text_embeds.float(), scale
+
+
+def _whole_loss(images: Tensor, texts: Tensor, scale: Tensor) -> float:
+    total = 0.0
+    for first in range(0, len(images), _ROWS_AT_A_TIME):
+        part = slice(first, first + _ROWS_AT_A_TIME)
+        total += float(contrastive_loss(images[part], texts[part], images, texts, scale, first))
+    return total / len(images)
+
+
+def make(parts: Parts) -> Contrastive:
+    """It has no settings."""
+    return Contrastive()
