@@ -70,6 +70,9 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     why = plan.reasons
     size, memory = plan.architecture, plan.memory
     yield "parameters", format_count(size.parameters), f"{format_count(size.matmul_parameters)} multiply each token"
+    if size.trainable_parameters is not None:
+        share = size.trainable_parameters / size.parameters
+        yield "trainable", format_count(size.trainable_parameters), f"{share:.2%} of the model's parameters"
     yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     yield "accumulation", str(plan.accumulation), why["accumulation"]

@@ -6,7 +6,7 @@ from shardyard.data.loader import TrainLoader
 from shardyard.engine.checkpoint import Checkpointer
 from shardyard.engine.deepspeed_engine import LearningRate, start_engine
 from shardyard.engine.hooks import EarlyStoppingHook, EvaluateHook, Every, Notes, SampleHook, Silence
-from shardyard.engine.kit import Kit, held_out, make_kit
+from shardyard.engine.kit import Kit, held_out, make_kit, with_frozen
 from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
 from shardyard.optim.schedules import learning_rate_factor
@@ -29,6 +29,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
     notes: Notes = tracker or Silence()
     kit = make_kit(recipe)
     engine = start_engine(recipe, plan, kit.config, rank, lambda text: notes.event("notice", text=text))
+    kit = with_frozen(recipe, kit, rank.device, engine.module)
     loader = TrainLoader(
         kit.context,
         objective=recipe.objective,

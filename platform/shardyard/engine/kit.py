@@ -5,9 +5,12 @@ Training and the evaluation of what was trained both begin here, so that they me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedConfig
 
 from shardyard.data.formats import Context
@@ -15,6 +18,7 @@ from shardyard.data.held_out import HeldOut, held_out_rows
 from shardyard.data.processors import make_processor
 from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
+from shardyard.models.frozen import AdapterOff, frozen_causal_lm
 from shardyard.objectives.base import Objective
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
@@ -25,12 +29,13 @@ from shardyard.recipe.schema import Recipe
 @dataclass(frozen=True)
 class Kit:
     """`tokenizer` is None for an objective without text, `processor` where there is none to save beside the weights;
-    `context` is that of training."""
+    `context` is that of training, and `parts` are what `objective` was made from."""
 
     tokenizer: Any
     config: PreTrainedConfig
     context: Context
     objective: Objective
+    parts: Parts
     processor: Any = None
 
 
@@ -63,7 +68,34 @@ def make_kit(recipe: Recipe, *, tokenizer: Any = None, config: PreTrainedConfig 
         model=config,
     )
     objective = make_objective(recipe.objective, parts)
-    return Kit(tokenizer, config, context, objective, make_processor(recipe.objective, context))
+    return Kit(tokenizer, config, context, objective, parts, make_processor(recipe.objective, context))
+
+
+def with_frozen(recipe: Recipe, kit: Kit, device: torch.device, policy: nn.Module | None = None) -> Kit:
+    """The kit with the frozen model that its objective compares with, if it needs one.
+
+    Args:
+        policy: the model that is trained; one with adapters is its own reference. None where it is trained already.
+
+    Raises:
+        ModelError: the frozen model cannot be loaded, or has another vocabulary.
+    """
+    frozen: Callable[..., Any] | None = None
+    if recipe.objective == "preference" and recipe.model.adapter is not None and policy is not None:
+        frozen = AdapterOff(policy)
+    elif recipe.objective in ("preference", "distillation"):
+        name = recipe.model.pretrained if recipe.objective == "preference" else recipe.distillation.teacher
+        assert name is not None, "checked with the recipe"
+        frozen = frozen_causal_lm(
+            name,
+            vocabulary=kit.config.get_text_config().vocab_size,
+            precision=recipe.train.precision,
+            device=device,
+            attention=recipe.model.attention,
+        )
+    if frozen is None:
+        return kit
+    return replace(kit, objective=make_objective(recipe.objective, replace(kit.parts, frozen=frozen)))
 
 
 def held_out(recipe: Recipe, kit: Kit, rows: int | None = None) -> HeldOut:

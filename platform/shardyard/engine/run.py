@@ -90,6 +90,7 @@ def _export(session: Session) -> None:
                 processor=session.processor,
                 card=card,
                 objective=session.recipe.objective,
+                adapter=session.recipe.model.adapter,
             )
             session.notes.event("finished", step=session.engine.global_steps, path=path.name)
         except (OSError, ShardyardError) as error:

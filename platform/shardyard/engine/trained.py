@@ -17,7 +17,7 @@ from shardyard.data.tokenizer import load_tokenizer
 from shardyard.engine.checkpoint_files import read_manifest, whole_checkpoints
 from shardyard.engine.evaluate import evaluate_alone
 from shardyard.engine.generate import generate
-from shardyard.engine.kit import held_out, make_kit
+from shardyard.engine.kit import held_out, make_kit, with_frozen
 from shardyard.engine.weights import weights_of_checkpoint
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.models.build import auto_class
@@ -69,6 +69,7 @@ class Trained:
     def evaluate(self, rows: int | None = None) -> dict[str, Any]:
         """Loss and the objective's metrics on the run's held-out rows."""
         kit = make_kit(self.recipe, tokenizer=self.tokenizer, config=self.model.config)
+        kit = with_frozen(self.recipe, kit, self.device)
         micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
         result = evaluate_alone(
             self.model,
@@ -136,6 +137,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
         processor=kit.processor,
         card=card,
         objective=recipe.objective,
+        adapter=recipe.model.adapter,
     )
 
 

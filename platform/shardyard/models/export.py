@@ -14,7 +14,9 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
+from shardyard.models.adapters import merged
 from shardyard.models.build import auto_class
+from shardyard.recipe.schema import Adapter
 
 
 def export_model(
@@ -26,6 +28,7 @@ def export_model(
     card: str,
     objective: str = "causal_lm",
     processor: Any = None,
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write weights (safetensors), configuration, tokenizer and model card; whole or not at all.
 
@@ -36,6 +39,7 @@ def export_model(
         tokenizer: saved beside the model; None for an objective without text.
         card: text of README.md.
         processor: what prepares pictures or sound for the model; has `save_pretrained`.
+        adapter: of the model that was trained; it is merged into the weights, which are then those of a plain model.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -45,7 +49,7 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _save(_model(config, weights, objective), partial)
+        _save(_model(config, weights, objective, adapter), partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         if processor is not None:
@@ -57,15 +61,21 @@ def export_model(
     return destination
 
 
-def _model(config: PreTrainedConfig, weights: Mapping[str, Tensor], objective: str) -> Any:
+def _model(
+    config: PreTrainedConfig, weights: Mapping[str, Tensor], objective: str, adapter: Adapter | None = None
+) -> Any:
     """A model that holds the given tensors themselves: built on the meta device, so nothing is allocated twice."""
     transformers_logging.disable_progress_bar()
     dtype = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), torch.float32)
     with torch.device("meta"):
         model = auto_class(objective).from_config(config, dtype=dtype)
+    if adapter is not None:
+        weights = merged(weights, adapter, model)
+    scalars = {name for name, parameter in model.named_parameters() if parameter.dim() == 0}
+    shaped = {name: weight.reshape(()) if name in scalars else weight for name, weight in weights.items()}
     # Buffers that are not saved, such as rotary frequencies, have no weights here and are computed again on loading.
     try:
-        problems = model.load_state_dict(dict(weights), strict=False, assign=True)
+        problems = model.load_state_dict(shaped, strict=False, assign=True)
     except RuntimeError as error:
         raise ModelError(f"the weights do not fit the configuration: {' '.join(str(error).split())}") from error
     model.tie_weights()

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from shardyard.models.adapters import num_quantized, num_trainable
 from shardyard.models.build import architecture_config, skeleton
+from shardyard.models.pretrained import freeze
 from shardyard.models.row_cost import row_cost
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.objectives import OBJECTIVES
@@ -34,7 +36,7 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
         ModelError: the configuration describes no model.
     """
     module = skeleton(recipe.model, config, recipe.objective)
-    found = sizes(module, config, recipe.model.family)
+    found = _trained_part(sizes(module, config, recipe.model.family), module, recipe)
     if OBJECTIVES[recipe.objective].auto_class == "AutoModelForCausalLM":
         return found
     cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
@@ -44,6 +46,22 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
         flops_per_row=cost.flops,
         activation_bytes_per_row=cost.activation_bytes,
     )
+
+
+def _trained_part(found: Architecture, module: PreTrainedModel, recipe: Recipe) -> Architecture:
+    adapter = recipe.model.adapter
+    if adapter is not None:
+        return replace(
+            found,
+            trainable_parameters=num_trainable(module, adapter, recipe.objective),
+            quantized_parameters=num_quantized(module, adapter),
+        )
+    if not recipe.model.freeze:
+        return found
+    freeze(module, recipe.model.freeze)
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    module.requires_grad_(True)  # what a row costs is counted on this module next
+    return replace(found, trainable_parameters=trained)
 
 
 def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:

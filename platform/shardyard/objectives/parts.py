@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch import nn
 
 from shardyard.recipe import schema
 
@@ -15,7 +14,7 @@ class Parts:
     """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
 
     `sequence_length` is the most tokens of a row, and so of what is decoded. `frozen` is the teacher of a
-    distillation or the reference model of a preference, without gradients.
+    distillation or the reference model of a preference: called like a model, it gives logits without gradients.
     """
 
     loss: schema.Loss = field(default_factory=schema.Loss)
@@ -26,4 +25,4 @@ class Parts:
     sequence_length: int | None = None
     tokenizer: Any = None
     model: Any = None
-    frozen: nn.Module | None = None
+    frozen: Callable[..., Any] | None = None

@@ -8,6 +8,10 @@ from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.schema import Optimizer, Recipe
 
 
+# 4 bits, and one fp32 scale for each block of 64.
+NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that one rank needs, by what they hold; `device` is the accelerator (or, without one, the same RAM)."""
@@ -38,9 +42,11 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: i
 
     Sharded parts are divided by the world size; what is offloaded counts for the host and not for the device.
     """
-    count, stage = architecture.parameters, recipe.zero.stage
-    width = _parameter_bytes(recipe)
-    parameters = width * count
+    stage, width = recipe.zero.stage, _parameter_bytes(recipe)
+    count = architecture.parameters if architecture.trainable_parameters is None else architecture.trainable_parameters
+    adapters = count if recipe.model.adapter is not None else 0
+    quantized = architecture.quantized_parameters
+    parameters = width * (architecture.parameters + adapters - quantized)
     gradients = (4 if stage else width) * count
     # ZeRO keeps an fp32 master copy of its partition even when the parameters are fp32 themselves.
     master = 4 * count if stage or width == 2 else 0
@@ -53,6 +59,8 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: i
     if stage == 3:
         parameters //= world_size
         gathered = 2 * width * architecture.largest_block_parameters
+    # Weights in 4 bits are buffers, which ZeRO does not shard.
+    parameters += round(NF4_BYTES_PER_WEIGHT * quantized)
     offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
         parameters if recipe.zero.offload_parameters else 0
     )

@@ -1,0 +1,58 @@
+"""Conversations, one a row, with targets on the answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.chat import Encoded, add_chat_template, encode_conversation
+from shardyard.data.examples import ExampleRows
+from shardyard.data.formats.context import Context
+from shardyard.data.packing import IGNORED
+from shardyard.data.rows import Row, Tensors, collate
+
+
+class ConversationRows(ExampleRows):
+    """`input_ids`, `attention_mask`, `labels` [T] of a conversation; labels are shifted, -100 outside answers."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._tokenizer = context.text_tokenizer
+        add_chat_template(self._tokenizer)
+        self._length = context.sequence_length
+        self._fill = padding(self._tokenizer)
+
+    def row(self, piece: Any, generator: np.random.Generator) -> Row:
+        """An example {messages: [{role, content}, …]}."""
+        row, cut = answer_row(encode_conversation(self._tokenizer, piece["messages"]), self._length)
+        self.num_cut += cut
+        return row
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """Tensors [B, T] by name, of the longest row."""
+        return collate(rows, self._fill)
+
+
+def answer_row(encoded: Encoded, length: int) -> tuple[Row, int]:
+    """A row of at most `length` tokens, and how many tokens did not fit."""
+    ids = np.array(encoded.ids[: length + 1], dtype=np.int64)
+    answers = np.array(encoded.is_answer[: length + 1], dtype=bool)
+    row = {
+        "input_ids": ids[:-1],
+        "attention_mask": np.ones(len(ids) - 1, dtype=np.int64),
+        "labels": np.where(answers[1:], ids[1:], IGNORED),
+    }
+    return row, max(0, len(encoded.ids) - length - 1)
+
+
+def padding(tokenizer: Any) -> dict[str, float]:
+    """What rows are filled up with; the token is masked and has no target, so any will do."""
+    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return {"input_ids": token or 0, "attention_mask": 0, "labels": IGNORED}
+
+
+def make(context: Context) -> ConversationRows:
+    """From its sections of a recipe."""
+    return ConversationRows(context)

@@ -1,0 +1,50 @@
+"""Pairs of answers to one prompt, the chosen before the rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.chat import add_chat_template, encode_conversation
+from shardyard.data.examples import ExampleRows
+from shardyard.data.formats.context import Context
+from shardyard.data.formats.conversations import answer_row, padding
+from shardyard.data.rows import Row, Tensors, collate
+
+ANSWERS = ("chosen", "rejected")
+
+
+class PreferenceRows(ExampleRows):
+    """`chosen_…` and `rejected_…`: `input_ids`, `attention_mask`, `labels` [T] of the prompt with each answer."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._tokenizer = context.text_tokenizer
+        add_chat_template(self._tokenizer)
+        self._length = context.sequence_length
+        fill = padding(self._tokenizer)
+        self._fill = {f"{answer}_{name}": value for answer in ANSWERS for name, value in fill.items()}
+
+    def row(self, piece: Any, generator: np.random.Generator) -> Row:
+        """An example {prompt, chosen, rejected}, texts."""
+        row: Row = {}
+        for answer in ANSWERS:
+            messages = [
+                {"role": "user", "content": piece["prompt"]},
+                {"role": "assistant", "content": piece[answer]},
+            ]
+            made, cut = answer_row(encode_conversation(self._tokenizer, messages), self._length)
+            row |= {f"{answer}_{name}": array for name, array in made.items()}
+            self.num_cut += cut
+        return row
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """Tensors [B, T] by name; chosen and rejected answers are as long as the longest of their own."""
+        return collate(rows, self._fill)
+
+
+def make(context: Context) -> PreferenceRows:
+    """From its sections of a recipe."""
+    return PreferenceRows(context)

@@ -1,0 +1,92 @@
+"""Models that take part in training without being trained: the teacher of a distillation, the reference of preferences.
+
+They lie whole on each rank in the precision of the forward pass; ZeRO does not shard them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from shardyard.errors import ModelError
+from shardyard.models.pretrained import load_weights, pretrained_config
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def frozen_causal_lm(
+    name: str, *, vocabulary: int, precision: str, device: torch.device, attention: str | None = None
+) -> nn.Module:
+    """A causal language model that gives probabilities and is never trained.
+
+    Args:
+        name: folder or hub id.
+        vocabulary: entries of the model that is trained; it must be the same, for tokens are compared by id.
+        precision: of its weights.
+        device: where it computes.
+        attention: implementation of transformers; None takes its default.
+
+    Raises:
+        ModelError: it cannot be loaded, or has another vocabulary.
+    """
+    config = _config(name)
+    own = config.get_text_config().vocab_size
+    if own != vocabulary:
+        raise ModelError(
+            f"{name} has a vocabulary of {own} entries and the model that is trained one of {vocabulary}, so their "
+            "probabilities cannot be compared; use models with the same tokenizer, or set model.config.vocab_size."
+        )
+    options = {} if attention is None else {"attn_implementation": attention}
+    loaded = load_weights(AutoModelForCausalLM, name, config, seed=0, dtype=DTYPES[precision], **options)
+    if loaded.new:
+        raise ModelError(f"{name} lacks weights of a causal language model: {', '.join(loaded.new[:3])}")
+    loaded.model.to(device)
+    loaded.model.requires_grad_(False)
+    loaded.model.eval()
+    return loaded.model
+
+
+class AdapterOff:
+    """The model that an adapted one began as: the same weights, with its adapters switched off for the call."""
+
+    def __init__(self, adapted: nn.Module) -> None:
+        self._adapted = adapted
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The output of the pretrained model, without gradients and dropout."""
+        training = self._adapted.training
+        self._adapted.eval()
+        try:
+            with torch.no_grad(), _switched_off(self._adapted):
+                return self._adapted(**inputs)
+        finally:
+            self._adapted.train(training)
+
+
+@contextmanager
+def _switched_off(model: nn.Module) -> Iterator[None]:
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # enable_adapters would also change what requires a gradient, which ZeRO has taken note of.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def _config(name: str) -> PreTrainedConfig:
+    try:
+        config = pretrained_config(name)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name} cannot be loaded: {first}") from error
+    config.use_cache = False
+    return config

@@ -1,0 +1,90 @@
+"""Frozen linear layers in 4 bits: NormalFloat (NF4) with one scale for each block of 64 weights.
+
+Dettmers et al. 2023 (QLoRA: Efficient Finetuning of Quantized LLMs), section 3 and appendix E. Scales are kept in fp32
+(no double quantisation), so a weight takes 4.5 bits.
+
+    N: weights of a layer, padded to whole blocks; O: outputs, I: inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BLOCK = 64
+# Quantiles of the normal distribution scaled to [-1, 1], with an exact zero (appendix E).
+LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [N / 2] (two a byte, the first in the high bits) and scales [N / 64 · 4], both uint8, of a tensor.
+
+    The scale of a block is its largest absolute value in fp32. It is kept as bytes, which no change of a module's
+    precision rounds.
+    """
+    flat = weight.detach().float().flatten()
+    blocks = functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)  # [N / 64, 64]
+    scales = blocks.abs().amax(1)
+    unit = blocks / torch.where(scales > 0, scales, 1)[:, None]
+    levels = torch.tensor(LEVELS, device=weight.device)
+    # Halfway between two levels is where the nearest one changes.
+    codes = torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2).to(torch.uint8).view(-1, 2)
+    return (codes[:, 0] << 4) | codes[:, 1], scales.view(torch.uint8)
+
+
+def dequantize(codes: Tensor, scales: Tensor, shape: torch.Size) -> Tensor:
+    """The tensor of `shape` in fp32 that `quantize` gave codes and scales of."""
+    levels = torch.tensor(LEVELS, device=codes.device)
+    pairs = torch.stack([codes >> 4, codes & 15], dim=-1).long()
+    blocks = levels[pairs].view(-1, BLOCK) * scales.view(torch.float32)[:, None]
+    return blocks.flatten()[: shape.numel()].view(shape)
+
+
+class NF4Linear(nn.Linear):
+    """A linear layer whose weight is held in NF4 and made whole for each pass; it is not trained.
+
+    The weight is a buffer: ZeRO neither shards nor reduces it, each rank holds all of its 4 bits.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        """`weight` [O, I]; `bias` [O] stays as it is."""
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        codes, scales = quantize(weight)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """[O, I] in fp32."""
+        return dequantize(self.codes, self.scales, torch.Size((self.out_features, self.in_features)))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[…, I] → […, O]; the weight is not kept for the backward pass but made again."""
+        output: Tensor = _Product.apply(input, lambda: self.weight.to(input.dtype))  # type: ignore[no-untyped-call]
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """input @ weightᵀ with a weight that is made when it is needed, and has no gradient."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, input: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        ctx.make = make  # type: ignore[attr-defined]
+        return input @ make().T
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ ctx.make(), None  # type: ignore[attr-defined]

@@ -1,0 +1,55 @@
+"""Distillation: a student learns the labels and, for each of them, the whole distribution of a teacher.
+
+Hinton et al. 2015 (Distilling the Knowledge in a Neural Network): (1 − w)·cross-entropy + w·τ²·KL(teacher ‖ student).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.causal import perplexity
+from shardyard.objectives.losses import cross_entropy, distillation
+from shardyard.objectives.parts import Parts
+from shardyard.recipe.schema import Distillation as Settings
+
+
+class Distilled(Objective):
+    """Rows of packed documents (`data/formats/packed.py`). B: rows, T: tokens in a row, V: vocabulary."""
+
+    def __init__(self, settings: Settings, teacher: Any) -> None:
+        """`teacher`: called like the model, without gradients."""
+        self._settings, self._teacher = settings, teacher
+        self.weights = {"labels": 1.0 - settings.weight, "teacher": settings.weight}
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """The same targets for both terms: one a token."""
+        return dict.fromkeys(self.weights, float(count_targets(batch["labels"])))
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """`input_ids`, `labels`, `position_ids` [B, T]."""
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        labels = batch["labels"]
+        assert self._teacher is not None, "training and evaluation bring the teacher"
+        with torch.no_grad():
+            taught = self._teacher(**inputs, use_cache=False).logits  # [B, T, V]
+        logits = model(**inputs, use_cache=False).logits  # [B, T, V]
+        return Measured(
+            {
+                "labels": cross_entropy(logits, labels),
+                "teacher": distillation(logits, taught, temperature=self._settings.temperature, mask=labels != IGNORED),
+            }
+        )
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """Both terms, and e to the labels' one, which compares with a model trained without a teacher."""
+        means = {f"loss_{term}": totals.mean(term) for term in self.weights}
+        return {"perplexity": perplexity(totals.mean("labels")), **means}
+
+
+def make(parts: Parts) -> Distilled:
+    """From its sections of a recipe, and the teacher."""
+    return Distilled(parts.distillation, parts.frozen)

@@ -1,0 +1,37 @@
+"""Made-up sentences, with a tiny teacher of another family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from support.pretrained import write_pretrained
+from support.tiny import CONFIGS, write_corpus
+
+
+def write_data(folder: Path) -> Path:
+    """The corpus, beside the folder `teacher`."""
+    write_pretrained(folder / "teacher", "llama")
+    return write_corpus(folder, documents=200)
+
+
+def recipe_fields(data: Path) -> dict[str, Any]:
+    """Two layers, eight steps."""
+    return {
+        "name": "distillation",
+        "objective": "distillation",
+        "model": {"family": "gpt2", "config": CONFIGS["gpt2"], "dropout": 0.0},
+        "distillation": {"teacher": str(data.parent / "teacher"), "temperature": 2.0, "weight": 0.7},
+        "data": {
+            "sequence_length": 32,
+            "lanes": 4,
+            "shuffle_window": 16,
+            "train": [{"path": str(data), "holdout": 0.2}],
+        },
+        "train": {"steps": 8, "global_batch": 8, "precision": "fp32", "seed": 7},
+        "optimizer": {"name": "adamw", "lr": 3e-3},
+        "schedule": {"name": "constant"},
+        "checkpoint": {"every": 4},
+        "evaluate": {"every": 4, "rows": 8},
+        "tracking": {"wandb": {"mode": "disabled"}},
+    }
