@@ -11,6 +11,7 @@ import numpy as np
 from shardyard.data.rows import Position, Row, Tensors, collate
 from shardyard.data.shuffle import EXAMPLE_STREAM, Window, Windows
 from shardyard.data.sources import Example
+from shardyard.errors import DataError
 
 
 class ExampleRows:
@@ -84,10 +85,15 @@ class ExampleStream:
             at = Position(window.epoch, window.index, window.cursor)
             pieces = self._rows.pieces(window.examples, _generator(window))
             for index in range(skip, len(pieces)):
-                row = self._rows.row(pieces[index], _generator(window, index))
-                yield row, replace(at, document=index + 1)
+                yield self._row(pieces[index], _generator(window, index)), replace(at, document=index + 1)
             self.num_documents += len(window.examples)
             skip = 0
+
+    def _row(self, piece: Any, generator: np.random.Generator) -> Row:
+        try:
+            return self._rows.row(piece, generator)
+        except DataError as error:
+            raise DataError(f"source {self._windows.reader.name}: {error}") from error
 
 
 def _generator(window: Window, *index: int) -> np.random.Generator:

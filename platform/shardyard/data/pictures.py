@@ -8,6 +8,7 @@ transformers give.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import struct
@@ -195,7 +196,7 @@ def _name(value: Any) -> str:
         return f"the picture {value['path']!r}"
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes):
-        return f"a picture of {len(data)} bytes that begin with {data[:8].hex(' ') or 'nothing'}"
+        return f"a picture of {len(data)} bytes (SHA-256 {hashlib.sha256(data).hexdigest()[:16]}…)"
     return "a picture"
 
 
