@@ -76,10 +76,8 @@ def _shares(lengths: list[int], room: int) -> list[int]:
     if len(lengths) == 1:
         return [room]
     first, second = lengths
-    if min(first, second) * 2 <= room:
-        short = min(first, second)
-        return [short, room - short] if first <= second else [room - short, short]
-    return [room - room // 2, room // 2]
+    short = min(first, second, room // 2)
+    return [short, room - short] if first <= second else [room - short, short]
 
 
 def make(context: Context) -> LabelledText:

@@ -186,9 +186,14 @@ def _halves(document: Document, start: int, end: int) -> tuple[int, int] | None:
 
 
 def _passage(other: Sentences, wanted: int, generator: np.random.Generator) -> Segment:
-    """Sentences from a random one on but the first, as near to `wanted` tokens as may be."""
-    start = int(generator.integers(1, len(other)))
-    ends = np.array(other.bounds[start + 1 :]) - other.bounds[start]
+    """Sentences as near to `wanted` tokens as may be, from a random one on that has so many after it, never the first.
+
+    Where none has, all sentences but the first.
+    """
+    bounds = np.array(other.bounds)
+    starts = np.flatnonzero(bounds[-1] - bounds[1:-1] >= wanted) + 1
+    start = int(generator.choice(starts)) if len(starts) else 1
+    ends = bounds[start + 1 :] - bounds[start]
     return other.segment(start, start + 1 + int(np.abs(ends - wanted).argmin()))
 
 

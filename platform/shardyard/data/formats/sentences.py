@@ -24,7 +24,7 @@ _BOUNDARY = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+["”’」�
 _ABBREVIATIONS = frozenset(
     [
         *("al", "approx", "cf", "ch", "dr", "e.g", "eg", "eq", "esp", "etc", "fig", "figs", "i.e", "ie", "incl", "jr"),
-        *("mr", "mrs", "ms", "no", "nos", "p", "pp", "prof", "ref", "resp", "sec", "sr", "st", "vol", "vs"),
+        *("mr", "mrs", "ms", "nos", "p", "pp", "prof", "ref", "resp", "sec", "sr", "st", "vol", "vs"),
     ]
 )
 _LAST_WORD = re.compile(r"[\w.]*\w$")
