@@ -40,7 +40,11 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
         rank=rank.rank,
         world_size=rank.world_size,
     )
-    facts = {"zero_stage": recipe.zero.stage, "precision": recipe.train.precision}
+    facts = {
+        "zero_stage": recipe.zero.stage,
+        "precision": recipe.train.precision,
+        "expert_parallel": recipe.model.experts.parallel,
+    }
     session = Session(
         recipe=recipe,
         plan=plan,
@@ -109,6 +113,7 @@ def _add_hooks(session: Session, kit: Kit) -> None:
     if session.early_stopping is not None:
         session.hooks.append((at_evaluation, session.early_stopping))
     if recipe.sample.prompts:
-        sample = SampleHook(session.engine, session.tokenizer, recipe.sample, session.rank, session.notes)
+        chat = OBJECTIVES[recipe.objective].chat
+        sample = SampleHook(session.engine, session.tokenizer, recipe.sample, session.rank, session.notes, chat=chat)
         session.hooks.append((at_evaluation, sample))
     session.hooks.append((Every(plan.checkpoint_every, plan.steps), session.checkpoint))

@@ -9,10 +9,11 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from shardyard.engine import checkpoint_files as files
 from shardyard.engine.checkpoint import ENGINE_TAG
+from shardyard.engine.expert_weights import as_transformers, parallel_layers, read_experts, whole_experts
 from shardyard.errors import CheckpointError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,25 +21,51 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def whole_weights(engine: deepspeed.DeepSpeedEngine) -> Mapping[str, Tensor] | None:
     """Every weight by name on rank 0, None elsewhere; in the precision of the forward pass. All ranks call this."""
+    layers = [name for name, _ in parallel_layers(engine.module)]
     if engine.zero_optimization_stage() == 3:
-        return engine._zero3_consolidated_16bit_state_dict()  # type: ignore[no-any-return]
+        weights = _gathered(engine.module) if layers else engine._zero3_consolidated_16bit_state_dict()
+    else:
+        weights = {name: tensor.detach().cpu() for name, tensor in engine.module.state_dict().items()}
+    experts = whole_experts(engine.module)
     if torch.distributed.get_rank() != 0:
         return None
-    return {name: tensor.detach().cpu() for name, tensor in engine.module.state_dict().items()}
+    return as_transformers({**weights, **experts}, layers)
+
+
+def _gathered(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under ZeRO-3 on rank 0, with its own experts alone, one module at a time."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        parameters = list(module.parameters(recurse=False))
+        with deepspeed.zero.GatheredParameters(parameters):
+            if torch.distributed.get_rank() == 0:
+                own = module.state_dict(prefix=f"{prefix}." if prefix else "")
+                direct = {name for name, _ in module.named_parameters(prefix=prefix, recurse=False)}
+                direct |= {name for name, _ in module.named_buffers(prefix=prefix, recurse=False)} & own.keys()
+                found |= {name: own[name].detach().cpu().clone() for name in direct}
+    return found
 
 
 def weights_of_checkpoint(folder: Path, *, precision: str) -> Mapping[str, Tensor]:
     """Every weight of a checkpoint, without an engine and on one machine; verified before anything is unpickled.
 
     Raises:
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged, or of ZeRO-3 with experts that are spread over ranks.
     """
     manifest = files.read_manifest(folder)
     damaged = files.damaged_files(folder, manifest)
     if damaged:
         raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; use an older checkpoint")
+    parallel = manifest.get("expert_parallel", 1)
+    if manifest["zero_stage"] == 3 and parallel > 1:
+        raise CheckpointError(
+            f"{folder} holds experts that are spread over {parallel} ranks in the shards of ZeRO-3, which only those "
+            "ranks put together; `shardyard resume` goes on with the run, which writes final/ at its end"
+        )
     if manifest["zero_stage"] == 3:
         weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG)
         return {name: tensor.to(DTYPES[precision]) for name, tensor in weights.items()}
     states = torch.load(folder / ENGINE_TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    return states["module"]  # type: ignore[no-any-return]
+    experts = read_experts(folder / ENGINE_TAG) if parallel > 1 else {}
+    layers = sorted({name.rpartition(".experts.")[0] for name in experts})
+    return as_transformers({**states["module"], **experts}, layers)

@@ -10,14 +10,18 @@ from torch import nn
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices with weight decay, norms and biases (everything of fewer than two axes) without.
 
-    Under ZeRO-3 a parameter is partitioned and flat, so its own shape is asked for.
+    Names are what DeepSpeed tells the groups apart by when it takes experts into groups of their own. Under ZeRO-3 a
+    parameter is partitioned and flat, so its own shape is asked for.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if len(_shape(parameter)) >= 2 else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"name": "decayed", "params": decayed, "weight_decay": weight_decay},
+        {"name": "others", "params": others, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 

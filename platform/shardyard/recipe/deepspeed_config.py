@@ -11,6 +11,9 @@ from typing import Any
 
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
 
+# Family → AutoEP's name of its layout, of those whose experts it computes as transformers does.
+EXPERT_PRESETS = {"mixtral": "mixtral", "qwen2_moe": "qwen3_moe", "qwen3_moe": "qwen3_moe"}
+
 
 def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu: bool) -> dict[str, Any]:
     """Compile the whole dictionary.
@@ -36,6 +39,8 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
     optimizer = _optimizer(recipe.optimizer, recipe.zero, gpu=gpu)
     if optimizer is not None:
         compiled["optimizer"] = optimizer
+    if recipe.model.experts.parallel > 1:
+        compiled["expert_parallel"] = _expert_parallel(recipe)
     return compiled
 
 
@@ -89,6 +94,17 @@ def _zero(recipe: Recipe, *, gpu: bool) -> dict[str, Any]:
             "sub_group_size": 1_000_000_000,
         }
     return compiled
+
+
+def _expert_parallel(recipe: Recipe) -> dict[str, Any]:
+    """AutoEP: the experts of each layer are spread over consecutive ranks, and tokens travel to them."""
+    return {
+        "enabled": True,
+        "autoep_size": recipe.model.experts.parallel,
+        "preset_model": EXPERT_PRESETS.get(recipe.model.family),
+        # Balance is the objective's business, by a loss that is visible.
+        "load_balance_coeff": None,
+    }
 
 
 def _optimizer(optimizer: Optimizer, zero: Zero, *, gpu: bool) -> dict[str, Any] | None:
