@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from shardyard.data.chat import chat_prompt
+
 
 def generate(
     model: Any,
@@ -16,13 +18,14 @@ def generate(
     device: torch.device,
     temperature: float = 0.0,
     seed: int = 0,
+    chat: bool = False,
 ) -> str:
     """The continuation of a prompt, without the prompt; of an encoder–decoder what it makes of the prompt.
 
-    Greedy at temperature 0. The random choice depends on `seed` alone and leaves the generators of dropout as they
+    Greedy at temperature 0. With `chat` the prompt is a message, and the text the model's answer to it. The random choice depends on `seed` alone and leaves the generators of dropout as they
     were.
     """
-    prepare = _source if model.config.is_encoder_decoder else _beginning
+    prepare = _source if model.config.is_encoder_decoder else _question if chat else _beginning
     ids, max_new_tokens = prepare(model, tokenizer, prompt, max_new_tokens)
     inputs = torch.tensor([ids], device=device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -47,6 +50,16 @@ def _beginning(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> 
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = ([start] if start is not None else []) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return _fitted(model, ids, max_new_tokens)
+
+
+def _question(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> tuple[list[int], int]:
+    """A message in the chat template, which writes the first token itself."""
+    ids = tokenizer(chat_prompt(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+    return _fitted(model, ids, max_new_tokens)
+
+
+def _fitted(model: Any, ids: list[int], max_new_tokens: int) -> tuple[list[int], int]:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None:
         max_new_tokens = min(max_new_tokens, positions - 1)

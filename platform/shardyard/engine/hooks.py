@@ -134,10 +134,17 @@ class SampleHook:
     """Continues the recipe's prompts, on all ranks alike: under ZeRO-3 each pass is a collective."""
 
     def __init__(
-        self, engine: deepspeed.DeepSpeedEngine, tokenizer: Any, settings: Sample, rank: Rank, notes: Notes
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        tokenizer: Any,
+        settings: Sample,
+        rank: Rank,
+        notes: Notes,
+        *,
+        chat: bool = False,
     ) -> None:
         self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
-        self._rank, self._notes = rank, notes
+        self._rank, self._notes, self._chat = rank, notes, chat
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Write a continuation of each prompt to samples.jsonl."""
@@ -152,6 +159,7 @@ class SampleHook:
                     device=self._rank.device,
                     temperature=self._settings.temperature,
                     seed=step,
+                    chat=self._chat,
                 )
                 self._notes.sample(step, prompt, text)
         finally:

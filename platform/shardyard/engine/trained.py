@@ -62,6 +62,7 @@ class Trained:
                 device=self.device,
                 temperature=temperature,
                 seed=seed,
+                chat=OBJECTIVES[self.recipe.objective].chat,
             )
             for prompt in prompts
         ]

@@ -13,7 +13,7 @@ from shardyard.recipe import contradictions
 from shardyard.recipe.contradictions_finetune import launch_advice
 from shardyard.recipe.fields import dotted
 from shardyard.recipe.load import load_recipe
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Model, Recipe
 from shardyard.recipe.starting import PREPARED_CONFIGS, RUN, kind_of, recipe_of_run
 from shardyard.tracking.runfolder import RunFolder, list_runs
 
@@ -65,15 +65,29 @@ def check_unchanged(folder: RunFolder) -> None:
 
 
 def for_planning(recipe: Recipe, runs_dir: Path) -> Recipe:
-    """The recipe with paths, or with a known configuration for what is not here yet: sizes need no weights."""
+    """The recipe with paths, or with a known configuration for what is not here yet: sizes need no weights.
+
+    A recipe that gives the sizes of the weights on a hub is planned without asking for them.
+    """
     here = [field for field in _FIELDS if (name := _value(recipe, field)) is None or _is_here(name, runs_dir)]
-    located, _ = locate(recipe, runs_dir, here)
     name = recipe.model.pretrained
+    if name is not None and _is_hub_id(name) and _gives_sizes(recipe.model):
+        here.remove("model.pretrained")
+    located, _ = locate(recipe, runs_dir, here)
     if name is None or "model.pretrained" in here:
         return located
-    config = {**_known_config(name), **recipe.model.config}
+    config = recipe.model.config if _gives_sizes(recipe.model) else {**_known_config(name), **recipe.model.config}
     model = recipe.model.model_copy(update={"pretrained": None, "config": config})
     return located.model_copy(update={"model": model})
+
+
+def _is_hub_id(name: str) -> bool:
+    return kind_of(name) == "other" and not Path(name).expanduser().is_dir()
+
+
+def _gives_sizes(model: Model) -> bool:
+    """Whether the configuration is whole, which is where it gives even the vocabulary."""
+    return "vocab_size" in model.config.get("text_config", model.config)
 
 
 def _is_here(name: str, runs_dir: Path) -> bool:
@@ -90,7 +104,9 @@ def _known_config(name: str) -> dict[str, Any]:
     if shipped is None:
         raise UsageError(f"model.pretrained: {name} is not here, so its sizes are not known; {launch_advice(name)}.")
     model = load_recipe(str(shipped.path)).recipe.model
-    return model.config if model.pretrained is None else {**_known_config(model.pretrained), **model.config}
+    if model.pretrained is None or _gives_sizes(model):
+        return model.config
+    return {**_known_config(model.pretrained), **model.config}
 
 
 def _value(recipe: Recipe, field: str) -> str | None:

@@ -48,8 +48,8 @@ def frozen_causal_lm(
         raise ModelError(f"{name} lacks weights of a causal language model: {', '.join(loaded.new[:3])}")
     loaded.model.to(device)
     loaded.model.requires_grad_(False)
-    loaded.model.eval()
-    return loaded.model
+    model: nn.Module = loaded.model
+    return model.eval()
 
 
 class AdapterOff:

@@ -27,7 +27,7 @@ class ObjectiveFacts:
     sections: those of OPTIONAL_SECTIONS that it reads.
     metrics: what an evaluation gives beside `loss`, with True where larger is better.
     text: whether a tokenizer takes part. whole_batch: whether a step needs all rows of a rank in one micro-batch.
-    generates: whether the trained model continues a prompt.
+    generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template.
     """
 
     auto_class: str
@@ -40,6 +40,7 @@ class ObjectiveFacts:
     metrics: Mapping[str, bool] = field(default_factory=dict)
     text: bool = True
     generates: bool = False
+    chat: bool = False
     whole_batch: bool = False
 
 
@@ -119,7 +120,7 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
         metrics={"accuracy": True, "accuracy_top5": True, "f1": True},
     ),
     "instruction": ObjectiveFacts(
-        *_CAUSAL, {"messages": "messages"}, metrics=_PERPLEXITY | {"token_accuracy": True}, generates=True
+        *_CAUSAL, {"messages": "messages"}, metrics=_PERPLEXITY | {"token_accuracy": True}, generates=True, chat=True
     ),
     "preference": ObjectiveFacts(
         *_CAUSAL,
@@ -127,6 +128,7 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
         sections=frozenset({"preference"}),
         metrics={"accuracy": True, "margin": True},
         generates=True,
+        chat=True,
     ),
     "distillation": ObjectiveFacts(
         *_CAUSAL,
