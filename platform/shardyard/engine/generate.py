@@ -22,8 +22,8 @@ def generate(
 ) -> str:
     """The continuation of a prompt, without the prompt; of an encoder–decoder what it makes of the prompt.
 
-    Greedy at temperature 0. With `chat` the prompt is a message, and the text the model's answer to it. The random choice depends on `seed` alone and leaves the generators of dropout as they
-    were.
+    Greedy at temperature 0. With `chat` the prompt is a message, and the text the model's answer to it. The random
+    choice depends on `seed` alone and leaves the generators of dropout as they were.
     """
     prepare = _source if model.config.is_encoder_decoder else _question if chat else _beginning
     ids, max_new_tokens = prepare(model, tokenizer, prompt, max_new_tokens)
