@@ -9,7 +9,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from shardyard.data.retry import TRANSIENT, Retry, Stopped
-from shardyard.data.sources import Example, OpenSource
+from shardyard.data.sources import Example, OpenSource, top_columns, values_of
 from shardyard.errors import DataError, ShardyardError
 
 # Examples fetched at once. It changes speed and memory, never the order.
@@ -145,14 +145,14 @@ class ShareReader:
         self._length = 0 if table is None else table.num_rows
         rows = range((phase - first) % step, self._length, step)
         if table is not None and rows:
-            table = table.select(list(self.share.source.columns.values()))
+            table = table.select(top_columns(table, self.share.source.columns.values()))
             self._rows = list(zip(rows, self._examples(table.take(list(rows)) if step > 1 else table), strict=True))
 
     def _examples(self, table: pa.Table) -> list[Any]:
         source = self.share.source
         if source.is_text:
-            return cast(list[Any], table.column(source.columns["text"]).to_pylist())
-        columns = {role: table.column(column).to_pylist() for role, column in source.columns.items()}
+            return values_of(table, source.columns["text"])
+        columns = {role: values_of(table, column) for role, column in source.columns.items()}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _pull(self) -> pa.Table | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -264,7 +266,7 @@ def _columns(
     features = dataset.features or _in_words(name, lambda: _features_of_first(dataset, name))
     named = {"text": source.text_column, **source.columns}
     wanted = dict(roles)
-    wanted |= {role: kind for role, kind in optional.items() if named.get(role, role) in features}
+    wanted |= {role: kind for role, kind in optional.items() if _feature(features, named.get(role, role)) is not None}
     unknown = sorted(source.columns.keys() - roles.keys() - optional.keys())
     if unknown:
         raise DataError(f"{name}: columns names {unknown[0]!r}, which the objective does not read: {', '.join(roles)}.")
@@ -276,15 +278,42 @@ def _columns(
 
 def _check_column(features: Any, name: str, role: str, column: str, kind: Kind) -> None:
     setting = "text_column" if role == "text" else f"columns.{role}"
-    if column not in features:
+    feature = _feature(features, column)
+    if feature is None:
         raise DataError(f"{name} has no column {column!r}; it has {', '.join(features)}. Set {setting} to one.")
-    if not _is_kind(features[column], kind):
+    if not _is_kind(feature, kind):
         fitting = ", ".join(key for key, feature in features.items() if _is_kind(feature, kind))
         what = {"label": "whole numbers"}.get(kind, kind)
         raise DataError(
-            f"{name}: column {column!r} holds {_type_of(features[column])}, not {what}; columns of {what}: "
-            f"{fitting or 'none'}."
+            f"{name}: column {column!r} holds {_type_of(feature)}, not {what}; columns of {what}: {fitting or 'none'}."
         )
+
+
+def top_columns(table: pa.Table, columns: Iterable[str]) -> list[str]:
+    """The columns of a table that hold these, each once: `translation` for `translation.en`."""
+    return list(dict.fromkeys(_path(table.column_names, column)[0] for column in columns))
+
+
+def values_of(table: pa.Table, column: str) -> list[Any]:
+    """A column as a list; `translation.en` is the field `en` of the column `translation`."""
+    top, *fields = _path(table.column_names, column)
+    values = table.column(top)
+    return list((pc.struct_field(values, fields) if fields else values).to_pylist())
+
+
+def _path(names: Iterable[str], column: str) -> list[str]:
+    """A column and the fields within it; a column whose own name has a point comes first."""
+    return [column] if column in names else column.split(".")
+
+
+def _feature(features: Any, column: str) -> Any | None:
+    """What a column holds, or a field within one; None where there is none."""
+    found: Any = features
+    for part in _path(features, column):
+        if isinstance(found, datasets.Translation):
+            found = dict.fromkeys(found.languages, datasets.Value("string"))
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def _type_of(feature: Any) -> str:

@@ -44,7 +44,10 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
         found,
         tokens_per_row=cost.tokens,
         flops_per_row=cost.flops,
-        activation_bytes_per_row=cost.activation_bytes,
+        activation_bytes_per_row=(
+            cost.checkpointed_bytes if recipe.model.activation_checkpointing else cost.activation_bytes
+        ),
+        logits_per_row=cost.logits,
     )
 
 

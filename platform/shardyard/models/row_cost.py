@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shardyard.errors import ModelError
 from shardyard.recipe.picture_shape import picture_shape
@@ -23,11 +27,17 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class RowCost:
-    """Of one row: positions that go through the model, FLOPs of forward and backward pass, fp32 bytes kept between."""
+    """Of one row: positions that go through the model, FLOPs of forward and backward pass, fp32 bytes kept between.
+
+    checkpointed_bytes: what is kept where each block is computed anew: its input, and one block at a time.
+    logits: numbers that the model predicts.
+    """
 
     tokens: int
     flops: float
     activation_bytes: int
+    checkpointed_bytes: int
+    logits: int
 
 
 def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: Data, image: Image) -> RowCost:
@@ -39,32 +49,105 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
         ModelError: the model does not take what its objective gives it.
     """
     inputs, tokens = _INPUTS[objective](config, data, image)
-    kept: dict[int, int] = {}
-    weights = {p.untyped_storage()._cdata for p in module.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in weights:
-            kept[storage] = tensor.numel() * tensor.element_size()
-        return tensor
-
-    counter = FlopCounterMode(display=False)
+    kept, products = _Kept(module), _Products()
     module.train()
     try:
-        kept_tensors = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.device("meta"), counter, kept_tensors, _Zero():  # type: ignore[no-untyped-call]
-            module(**inputs)
+        with torch.device("meta"), kept.hooks(), products, _unchecked():
+            output = module(**inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(f"model: {config.model_type} does not take a row of this objective: {error}") from error
+    finally:
+        kept.close()
     rows = len(next(iter(inputs.values())))
-    return RowCost(tokens, float(PASSES * counter.get_total_flops() / rows), sum(kept.values()) // rows)
+    logits = output.get("logits", output.get("prediction_logits"))
+    return RowCost(
+        tokens=tokens,
+        flops=float(PASSES * products.flops / rows),
+        activation_bytes=kept.total() // rows,
+        checkpointed_bytes=kept.checkpointed() // rows,
+        logits=logits.numel() // rows if isinstance(logits, Tensor) else 0,
+    )
 
 
-class _Zero(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A value that is asked for is 0: models ask whether to skip a layer or a mask, and both are then kept."""
+class _Kept:
+    """Bytes of the tensors that a forward pass keeps for the backward pass: in all, and of each block."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._weights = {p.untyped_storage()._cdata for p in module.parameters()}
+        self._bytes: dict[int, int] = {}
+        self._inputs: list[int] = []
+        self._blocks: list[int] = []
+        self._handles: list[RemovableHandle] = []
+        for block in (part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)):
+            self._handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(block.register_forward_hook(self._leave))
+
+    def hooks(self) -> AbstractContextManager[Any]:
+        """The context of the pass."""
+        hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        return hooks
+
+    def close(self) -> None:
+        """Leave the blocks as they were."""
+        for handle in self._handles:
+            handle.remove()
+
+    def total(self) -> int:
+        """Bytes of everything."""
+        return sum(self._bytes.values())
+
+    def checkpointed(self) -> int:
+        """Bytes where blocks keep their inputs alone, beside the largest block, which is computed anew."""
+        return self.total() - sum(self._blocks) + sum(self._inputs) + max(self._blocks, default=0)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in self._weights:
+            self._bytes[storage] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        self._inputs.append(given.numel() * given.element_size() if given is not None else 0)
+        self._blocks.append(-self.total())
+
+    def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
+        self._blocks[-1] += self.total()
+
+
+class _Products(TorchDispatchMode):
+    """Counts the FLOPs of matrix products and convolutions.
+
+    A value that is asked for is 0: models ask whether to skip a layer or a mask, and both are then kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return 0 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Without transformers' checks of values, such as one place in the text for each patch of a picture."""
+    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _ids(length: int) -> Tensor:
@@ -107,6 +190,12 @@ def _image_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
 
 
+def _picture_answer(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # The tokens of the picture are among those of the row; what it takes to make them is counted with the FLOPs.
+    pixels, _ = _picture(config, image)
+    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data)
+
+
 def _speech(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     frames = config.max_source_positions
     features = torch.zeros((1, config.num_mel_bins, 2 * frames), device="meta")
@@ -121,6 +210,6 @@ _INPUTS: dict[str, Callable[[Any, Data, Image], tuple[Inputs, int]]] = {
     "image_classification": _image,
     "masked_image": _image,
     "contrastive": _image_text,
-    "vision_language": _image_text,
+    "vision_language": _picture_answer,
     "speech_to_text": _speech,
 }

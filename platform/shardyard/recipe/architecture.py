@@ -18,7 +18,8 @@ class Architecture:
         picture, frames of sound, source and target.
     trainable_parameters: weights that training changes; None where it changes all. Those of adapters are not among
         `parameters`. quantized_parameters: weights that are held in 4 bits.
-    flops_per_row, activation_bytes_per_row: counted on a pass of one row (fp32), where no formula for decoders holds.
+    flops_per_row, activation_bytes_per_row, logits_per_row: counted on a pass of one row (fp32), where no formula for
+        decoders holds; of checkpointed blocks only the inputs and one block.
     """
 
     family: str
@@ -34,6 +35,7 @@ class Architecture:
     tokens_per_row: int | None = None
     flops_per_row: float | None = None
     activation_bytes_per_row: int | None = None
+    logits_per_row: int = 0
     trainable_parameters: int | None = None
     quantized_parameters: int = 0
 

@@ -93,7 +93,7 @@ def config_fields(family: str) -> ConfigFields | None:
     found = _collect(path, class_name, frozenset())
     if found is None:
         return None
-    names = found.names | found.attribute_map.keys() | _COMMON
+    names = found.names | found.attribute_map.keys() | _COMMON | _read_besides(path)
     return ConfigFields(frozenset(names), found.defaults, found.attribute_map, found.kinds)
 
 
@@ -108,6 +108,13 @@ def config_value(family: str, config: Mapping[str, Any], standard_name: str) -> 
         if name in config:
             return config[name]
     return fields.defaults.get(own) if fields is not None else None
+
+
+def _read_besides(path: Path) -> frozenset[str]:
+    """Keys that a model reads although its configuration does not declare them: the width of a head of attention."""
+    modeling = path.with_name(path.name.replace("configuration_", "modeling_"))
+    reads = modeling.is_file() and 'getattr(config, "head_dim"' in modeling.read_text(encoding="utf-8")
+    return frozenset({"head_dim"}) if reads else frozenset()
 
 
 def _models() -> Path:

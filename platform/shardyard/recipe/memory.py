@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.schema import Optimizer, Recipe
 
-
 # 4 bits, and one fp32 scale for each block of 64.
 NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 
@@ -111,7 +110,7 @@ def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -
 
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
     """Logits as the model gives them, in fp32 for the loss, and the gradient of both."""
+    logits = (recipe.data.sequence_length or 0) * architecture.vocabulary
     if architecture.activation_bytes_per_row is not None:
-        return 0  # counted with the activations
-    tokens = micro_batch * (recipe.data.sequence_length or 0)
-    return 2 * tokens * architecture.vocabulary * (_parameter_bytes(recipe) + 4)
+        logits = architecture.logits_per_row
+    return 2 * micro_batch * logits * (_parameter_bytes(recipe) + 4)
