@@ -1,0 +1,35 @@
+"""Plans of the shipped recipes, each made once for all tests that look at it, without weights, data or network."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from shardyard.launch.hardware import world_of
+from shardyard.launch.prepare import prepare
+from shardyard.launch.starting import for_planning
+from shardyard.recipe.load import load_recipe
+from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+
+NO_RUNS = Path("/nonexistent")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe, its plan, and the CPU seconds that the plan took."""
+
+    recipe: Recipe
+    plan: RunPlan
+    seconds: float
+
+
+@cache
+def planned(name: str) -> Planned:
+    """The plan of a shipped recipe where no run has finished yet; what it starts from is known by its sizes."""
+    recipe = load_recipe(name).recipe
+    start = time.process_time()
+    plan = prepare(for_planning(recipe, NO_RUNS), world_of(recipe.cluster))
+    return Planned(recipe, plan, time.process_time() - start)
