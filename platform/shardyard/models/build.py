@@ -15,7 +15,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from shardyard.errors import ModelError
 from shardyard.models.pretrained import Loaded, load_weights, pretrained_config
 from shardyard.recipe.objectives import OBJECTIVES
-from shardyard.recipe.schema import Model
+from shardyard.recipe.picture_tokens import picture_tokens
+from shardyard.recipe.schema import Image, Model
 
 # What transformers raises for values that it cannot build a model from, depending on where it trips over them.
 _REFUSALS = (
@@ -62,14 +63,23 @@ def architecture_config(
     # Where a family has several heads of a kind, transformers looks for the class among these, and fails on None.
     config.architectures = config.architectures or []
     config.use_cache = False
+    if hasattr(config, "image_seq_length"):
+        config.image_seq_length = picture_tokens(Image(), config)
     _set_dropout(config, model.dropout)
     return config
 
 
 def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
     """The recipe's fields over those of the tokenizer, which belong to the part of the model that reads text."""
-    if "text_config" in AutoConfig.for_model(model.family).sub_configs:
-        return {**model.config, "text_config": {**text, **model.config.get("text_config", {})}}
+    defaults = AutoConfig.for_model(model.family)
+    if "text_config" in defaults.sub_configs:
+        own = model.config.get("text_config", {})
+        if hasattr(defaults, "image_token_index") and "image_token_index" not in model.config:
+            # The tokenizer knows no such token; the id behind its last stands for a part of a picture.
+            image = {"image_token_index": text["vocab_size"]}
+            text = {**text, "vocab_size": text["vocab_size"] + 1}
+            return {**image, **model.config, "text_config": {**text, **own}}
+        return {**model.config, "text_config": {**text, **own}}
     return {**_decoder(model, text), **text, **model.config}
 
 

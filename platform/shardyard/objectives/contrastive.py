@@ -37,7 +37,7 @@ class Contrastive(Objective):
         return {"loss": batch["input_ids"].shape[0]}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`pixel_values` [B, C, H, W], `input_ids` and `attention_mask` [B, T]; in an evaluation `score` has the loss."""
+        """`pixel_values` [B, C, H, W], `input_ids`, `attention_mask` [B, T]. In an evaluation `score` has the loss."""
         if not model.training:
             return Measured({"loss": torch.zeros(())})
         images, texts, scale = _embed(model, batch)
