@@ -90,6 +90,7 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
         vocabulary=vocabulary,
         positions=getattr(text, "max_position_embeddings", None),
         active_parameters=parameters - idle,
+        expert_parameters=_expert_parameters(module),
     )
 
 
@@ -137,7 +138,10 @@ def _idle_expert_parameters(module: nn.Module, config: PreTrainedConfig) -> int:
     chosen: int | None = getattr(config, "num_experts_per_tok", None)
     if not experts or not chosen:
         return 0
-    routed = sum(
+    return int(_expert_parameters(module) * (1 - chosen / experts))
+
+
+def _expert_parameters(module: nn.Module) -> int:
+    return sum(
         p.numel() for name, p in module.named_parameters() if ".experts." in name and p.shape and "shared" not in name
     )
-    return int(routed * (1 - chosen / experts))

@@ -14,6 +14,7 @@ class Architecture:
         output head (V·d), tied or not. Of a mixture of experts only those that a token is routed to.
     largest_block_parameters: weights of the largest repeated block, which ZeRO-3 gathers at a time.
     active_parameters: weights that take part in one token: all but those of experts that it is not routed to.
+    expert_parameters: weights of all routed experts.
     tokens_per_row: positions that a row puts through the model, where that is not `data.sequence_length`: patches of a
         picture, frames of sound, source and target.
     trainable_parameters: weights that training changes; None where it changes all. Those of adapters are not among
@@ -32,6 +33,7 @@ class Architecture:
     vocabulary: int
     positions: int | None
     active_parameters: int = 0
+    expert_parameters: int = 0
     tokens_per_row: int | None = None
     flops_per_row: float | None = None
     activation_bytes_per_row: int | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from shardyard.recipe import hardware
 from shardyard.recipe.batching import default_lanes, training_steps
 from shardyard.recipe.contradictions_data import data_rules
+from shardyard.recipe.contradictions_experts import expert_rules
 from shardyard.recipe.contradictions_finetune import finetune_rules
 from shardyard.recipe.contradictions_model import model_rules
 from shardyard.recipe.fields import Path
@@ -206,6 +207,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _objective,
     _precision,
     model_rules,
+    expert_rules,
     data_rules,
     finetune_rules,
 )

@@ -12,7 +12,13 @@ from typing import Any
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
 
 # Family → AutoEP's name of its layout, of those whose experts it computes as transformers does.
-EXPERT_PRESETS = {"mixtral": "mixtral", "qwen2_moe": "qwen3_moe", "qwen3_moe": "qwen3_moe"}
+EXPERT_PRESETS = {
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen3_moe",
+    "qwen3_moe": "qwen3_moe",
+}
 
 
 def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu: bool) -> dict[str, Any]:

@@ -45,8 +45,10 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: i
     count = architecture.parameters if architecture.trainable_parameters is None else architecture.trainable_parameters
     adapters = count if recipe.model.adapter is not None else 0
     quantized = architecture.quantized_parameters
-    parameters = width * (architecture.parameters + adapters - quantized)
-    gradients = (4 if stage else width) * count
+    # Experts that live on other ranks; what ZeRO shards further is divided by the world size all the same.
+    elsewhere = architecture.expert_parameters - architecture.expert_parameters // recipe.model.experts.parallel
+    parameters = width * (architecture.parameters + adapters - quantized - (elsewhere if stage < 3 else 0))
+    gradients = (4 if stage else width) * (count - (elsewhere if stage < 2 else 0))
     # ZeRO keeps an fp32 master copy of its partition even when the parameters are fp32 themselves.
     master = 4 * count if stage or width == 2 else 0
     optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
@@ -57,7 +59,8 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: i
     gathered = 0
     if stage == 3:
         parameters //= world_size
-        gathered = 2 * width * architecture.largest_block_parameters
+        block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
+        gathered = 2 * width * max(0, block)
     # Weights in 4 bits are buffers, which ZeRO does not shard.
     parameters += round(NF4_BYTES_PER_WEIGHT * quantized)
     offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
