@@ -1,5 +1,5 @@
-"""Models with adapters train the same at each ZeRO stage and on one or two ranks, resume to the bit, and are merged into
-plain models that measure the same."""
+"""Models with adapters train the same at each ZeRO stage and on one or two ranks, resume to the bit, and are merged
+into plain models that measure the same."""
 
 from __future__ import annotations
 
