@@ -77,6 +77,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
     """
     reasons: dict[str, str] = {}
     rows_per_rank = _rows_per_rank(recipe, world)
+    _check_experts(recipe, world)
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {world.size} ranks"
     micro_batch = _micro_batch(recipe, architecture, world, rows_per_rank, reasons)
     accumulation = rows_per_rank // micro_batch
@@ -110,6 +111,13 @@ def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
     length = architecture.tokens_per_row or recipe.data.sequence_length
     assert length is not None, "checked with the recipe"
     return length
+
+
+def _check_experts(recipe: Recipe, world: World) -> None:
+    parallel = recipe.model.experts.parallel
+    if world.size % parallel:
+        message = f"{world.size} rank(s) cannot be cut into groups of {parallel} that share experts; set it to 1"
+        raise _refuse("model.experts.parallel", message)
 
 
 def _refuse(path: str, message: str) -> RecipeError:
