@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from shardyard.models.build import architecture_config, construct_pretrained
 from shardyard.models.initialise import initialise
 from shardyard.objectives.base import Totals
 from shardyard.objectives.masked_image import patches
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
+from shardyard.recipe import schema
 from support.case_masked_image import MAE
 
 
@@ -72,6 +75,20 @@ def test_patches_are_those_of_transformers() -> None:
     model = fresh(num_channels=3)
     pixels = batch(channels=3)["pixel_values"]
     assert torch.equal(patches(pixels, 3), model.patchify(pixels))
+
+
+def test_a_vit_starts_from_its_encoder(tmp_path: Path) -> None:
+    model = fresh()
+    model.save_pretrained(tmp_path)
+    section = schema.Model(family="vit", pretrained=str(tmp_path), config={"num_labels": 7})
+    config = architecture_config(section, vocabulary=None)
+    assert (config.model_type, config.num_labels, config.image_size, config.hidden_size) == ("vit", 7, 12, 32)
+    loaded = construct_pretrained(section, config, "image_classification")
+    assert loaded.new == ("classifier.bias", "classifier.weight")
+    assert {name.split(".")[0] for name in loaded.unused} == {"decoder"}
+    ours, theirs = loaded.model.vit.state_dict(), model.vit.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_model_from_scratch_knows_where_its_patches_are() -> None:

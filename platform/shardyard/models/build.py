@@ -53,6 +53,7 @@ def architecture_config(
     with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
             config = pretrained_config(model.pretrained, **{**(special_tokens or {}), **model.config})
+            config = _as_family(config, model)
         elif vocabulary is None:
             config = AutoConfig.for_model(model.family, **model.config)
         else:
@@ -67,6 +68,18 @@ def architecture_config(
         config.image_seq_length = picture_tokens(Image(), config)
     _set_dropout(config, model.dropout)
     return config
+
+
+def _as_family(config: PreTrainedConfig, model: Model) -> PreTrainedConfig:
+    """The configuration of a family whose body is that of the pretrained one: what both have is kept.
+
+    A masked autoencoder (`vit_mae`) so becomes a ViT; its decoder is left.
+    """
+    if config.model_type == model.family:
+        return config
+    known = AutoConfig.for_model(model.family).to_dict().keys() - {"model_type", "architectures"}
+    shared = {name: value for name, value in config.to_dict().items() if name in known}
+    return AutoConfig.for_model(model.family, **{**shared, **model.config})
 
 
 def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:

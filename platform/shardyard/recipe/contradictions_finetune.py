@@ -46,12 +46,16 @@ def _names(recipe: Recipe) -> Iterator[Finding]:
             yield path, f"{name} is a set of rows, not a pretrained model; name it as a source of data"
 
 
+# Families of pretrained weights, and others with the same body under another head.
+_SAME_BODY = {("vit_mae", "vit")}
+
+
 def _family(recipe: Recipe) -> Iterator[Finding]:
     name, family = recipe.model.pretrained, recipe.model.family
     if name is None:
         return
     found = PREPARED_FAMILIES.get(name) or _model_type(name)
-    if found is not None and found != family:
+    if found is not None and found != family and (found, family) not in _SAME_BODY:
         yield ("model", "family"), f"is {family}, but {name} holds a model of type {found}; write {found}"
 
 
