@@ -27,9 +27,15 @@ class Planned:
 
 
 @cache
+def loaded(name: str) -> Recipe:
+    """A shipped recipe."""
+    return load_recipe(name).recipe
+
+
+@cache
 def planned(name: str) -> Planned:
     """The plan of a shipped recipe where no run has finished yet; what it starts from is known by its sizes."""
-    recipe = load_recipe(name).recipe
+    recipe = loaded(name)
     start = time.process_time()
     plan = prepare(for_planning(recipe, NO_RUNS), world_of(recipe.cluster))
     return Planned(recipe, plan, time.process_time() - start)

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -21,6 +22,7 @@ from shardyard.data.reader import START, ShareReader, share_of
 from shardyard.data.retry import Retry
 from shardyard.data.sources import open_source, source_name
 from shardyard.errors import DataError
+from shardyard.recipe.objectives import Kind
 from shardyard.recipe.schema import Source
 from unit.data_cases import documents, write_jsonl
 
@@ -101,6 +103,51 @@ def test_another_column_and_empty_documents(tmp_path: Path) -> None:
     reader.seek(START)
     assert reader.read(10) == ["x", "y"]
     assert reader.num_skipped == 2
+
+
+PAIR: dict[str, Kind] = {"source": "text", "target": "text"}
+PAIR_COLUMNS = {"source": "pair.en", "target": "pair.de"}
+
+
+def write_pairs(folder: Path, schema: pa.Schema | None = None) -> Path:
+    rows = {"pair": [{"en": "one", "de": "eins"}, {"en": "two", "de": "zwei"}], "pair.note": ["a", "b"]}
+    pq.write_table(pa.table(rows, schema=schema), folder / "pairs.parquet")
+    return folder / "pairs.parquet"
+
+
+def read_pairs(source: Source) -> list[Any]:
+    reader = ShareReader(share_of(open_source(source, training=True, roles=PAIR), 0, 1), Retry())
+    reader.seek(START)
+    rows: list[Any] = reader.read(10**6)
+    reader.close()
+    return rows
+
+
+def test_a_field_within_a_column(tmp_path: Path) -> None:
+    path = str(write_pairs(tmp_path))
+    expected = [{"source": "one", "target": "eins"}, {"source": "two", "target": "zwei"}]
+    assert read_pairs(Source(path=path, columns=PAIR_COLUMNS)) == expected
+    # A column whose own name has a point is that column.
+    rows = read_pairs(Source(path=path, columns=PAIR_COLUMNS | {"target": "pair.note"}))
+    assert [row["target"] for row in rows] == ["a", "b"]
+
+
+def test_translations_as_the_hub_has_them(tmp_path: Path) -> None:
+    """`wmt/wmt14` has the feature Translation, which is a struct of languages."""
+    features = datasets.Features({"pair": datasets.Translation(["en", "de"]), "pair.note": datasets.Value("string")})
+    path = str(write_pairs(tmp_path, features.arrow_schema))
+    features = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True).features
+    assert isinstance(features["pair"], datasets.Translation)
+    assert [row["source"] for row in read_pairs(Source(path=path, columns=PAIR_COLUMNS))] == ["one", "two"]
+
+
+@pytest.mark.parametrize("column", ["pair.fr", "pair.en.more", "other.en"])
+def test_a_field_that_is_not_there(tmp_path: Path, column: str) -> None:
+    source = Source(path=str(write_pairs(tmp_path)), columns=PAIR_COLUMNS | {"target": column})
+    with pytest.raises(
+        DataError, match=rf"has no column {column!r}; it has pair, pair.note. Set columns.target to one"
+    ):
+        read_pairs(source)
 
 
 def test_holdout_divides_the_documents_by_their_text(tmp_path: Path) -> None:

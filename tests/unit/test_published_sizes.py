@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from shardyard.recipe.catalog import shipped_recipes
-from support.measured import planned
+from support.measured import loaded, planned
 
 
 class Size(NamedTuple):
@@ -131,7 +131,7 @@ def test_what_a_stage_trains_is_what_its_recipe_says() -> None:
 
 def test_every_recipe_that_needs_a_large_gpu_is_checked() -> None:
     """Recipes with `memory_per_worker` are those of published sizes."""
-    large = {shipped.name for shipped in shipped_recipes() if planned(shipped.name).recipe.cluster.memory_per_worker}
+    large = {shipped.name for shipped in shipped_recipes() if loaded(shipped.name).cluster.memory_per_worker}
     assert large == SIZES.keys()
 
 
