@@ -99,15 +99,15 @@ def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
 def _decoder(model: Model, text: dict[str, Any]) -> dict[str, Any]:
     """Ids of the tokenizer where an encoder–decoder's configuration defaults to those of another.
 
-    The decoder starts to write after a token of its own, by default the first token of a text. No token is forbidden at
-    the beginning, as Whisper forbids those that are a space and an end in its own vocabulary.
+    The decoder starts to write after a token of its own, by default the first token of a text. None is forbidden at the
+    beginning (Whisper: a space, the end) or forced at the end (BART, Marian), which would be ids of their vocabularies.
     """
     defaults = AutoConfig.for_model(model.family)
     if not defaults.is_encoder_decoder:
         return {}
     start = next((text[name] for name in ("bos_token_id", "pad_token_id") if text.get(name) is not None), None)
     own: dict[str, Any] = {"decoder_start_token_id": start} if start is not None else {}
-    return own | ({"begin_suppress_tokens": None} if hasattr(defaults, "begin_suppress_tokens") else {})
+    return own | {name: None for name in ("begin_suppress_tokens", "forced_eos_token_id") if hasattr(defaults, name)}
 
 
 def _check_vocabulary(config: PreTrainedConfig, vocabulary: int | None) -> None:
