@@ -240,3 +240,15 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path) -> None:
     assert half.architecture.trainable_parameters == whole.architecture.parameters - block
     assert whole.memory.optimizer_bytes - half.memory.optimizer_bytes == 8 * block
     assert whole.memory.parameters_bytes == half.memory.parameters_bytes
+
+
+def test_the_plan_counts_both_answers_and_the_reference(tmp_path: Path) -> None:
+    start = str(write_pretrained(tmp_path / "start"))
+    one = prepare(recipe_from(start, tmp_path), World(size=1, gpu=False))
+    pairs = prepare(recipe_from(start, tmp_path, objective="preference"), World(size=1, gpu=False))
+    assert pairs.tokens_per_row == 2 * one.tokens_per_row
+    assert pairs.flops_per_token == one.flops_per_token
+    assert pairs.micro_batch == one.micro_batch
+    assert pairs.memory.activations_bytes == 2 * one.memory.activations_bytes
+    assert pairs.memory.logits_bytes == 2 * one.memory.logits_bytes
+    assert pairs.memory.parameters_bytes == 2 * one.memory.parameters_bytes

@@ -27,6 +27,7 @@ class ObjectiveFacts:
     sections: those of OPTIONAL_SECTIONS that it reads.
     metrics: what an evaluation gives beside `loss`, with True where larger is better.
     text: whether a tokenizer takes part. whole_batch: whether a step needs all rows of a rank in one micro-batch.
+    sequences: how many sequences a row of a decoder is made of.
     generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template.
     """
 
@@ -39,6 +40,7 @@ class ObjectiveFacts:
     sections: frozenset[str] = frozenset({"loss"})
     metrics: Mapping[str, bool] = field(default_factory=dict)
     text: bool = True
+    sequences: int = 1
     generates: bool = False
     chat: bool = False
     whole_batch: bool = False
@@ -127,6 +129,7 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
         {"prompt": "text", "chosen": "text", "rejected": "text"},
         sections=frozenset({"preference"}),
         metrics={"accuracy": True, "margin": True},
+        sequences=2,
         generates=True,
         chat=True,
     ),

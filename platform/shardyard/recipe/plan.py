@@ -108,9 +108,10 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
 
 def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
     """Positions that a row puts through the model."""
-    length = architecture.tokens_per_row or recipe.data.sequence_length
-    assert length is not None, "checked with the recipe"
-    return length
+    if architecture.tokens_per_row is not None:
+        return architecture.tokens_per_row
+    assert recipe.data.sequence_length is not None, "checked with the recipe"
+    return recipe.data.sequence_length * OBJECTIVES[recipe.objective].sequences
 
 
 def _check_experts(recipe: Recipe, world: World) -> None:
@@ -186,8 +187,9 @@ def _flops(recipe: Recipe, architecture: Architecture, reasons: dict[str, str]) 
     if architecture.flops_per_row is not None:
         reasons["flops_per_token"] = f"3 × the products of a forward pass, counted on one row of {length} tokens"
         return flops_per_token(architecture, length)
+    length //= OBJECTIVES[recipe.objective].sequences
     reasons["flops_per_token"] = (
         f"6 × {format_count(architecture.matmul_parameters)} weights + 12 × {architecture.layers} layers × "
-        f"{architecture.hidden_size} × {length} (PaLM, appendix B)"
+        f"{architecture.attention_width or architecture.hidden_size} × {length} (PaLM, appendix B)"
     )
     return flops_per_token(architecture, length)
