@@ -32,7 +32,7 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
     state = torch.get_rng_state()
     for module in model.modules():
         # The constructor's mark of what it has done, for which rules of transformers leave a module as it is.
-        module._is_hf_initialized = False  # type: ignore[assignment]
+        module._is_hf_initialized = False
     with torch.no_grad():
         for name, module, whole in _units("", model):
             with gathered(_reach(module, whole)):
