@@ -96,6 +96,24 @@ def test_a_picture_is_read_before_its_answer() -> None:
     assert _flops("multimodal/llava-1.5-7b") == pytest.approx(text + picture, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "length"),
+    [
+        ("gpt/gpt3-175b", 96, 12288, 2048),
+        # Appendix B: 48 heads of 256, which are narrower than the model.
+        ("gpt/palm-540b", 118, 48 * 256, 2048),
+        ("gpt/llama2-70b", 80, 8192, 4096),
+        # Heads that are wider than the model together.
+        ("moe/qwen3-30b-a3b", 48, 32 * 128, 4096),
+        # 192 numbers a head for keys, 128 for values.
+        ("moe/deepseek-v3", 61, 128 * (192 + 128) // 2, 4096),
+    ],
+)
+def test_the_attention_of_decoders_is_as_wide_as_its_heads(name: str, layers: int, width: int, length: int) -> None:
+    plan = planned(name).plan
+    assert plan.flops_per_token == 6 * plan.architecture.matmul_parameters + 12 * layers * width * length
+
+
 def _with(name: str, **model: object) -> RunPlan:
     recipe: Recipe = planned(name).recipe
     changed = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})

@@ -87,6 +87,7 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
         layers=int(sum(getattr(text, "depths", None) or []) or getattr(text, "num_hidden_layers", None) or 0),
         hidden_size=hidden,
         heads=_heads(text),
+        attention_width=_attention_width(text),
         vocabulary=vocabulary,
         positions=getattr(text, "max_position_embeddings", None),
         active_parameters=parameters - idle,
@@ -104,6 +105,15 @@ def _hidden_size(config: PreTrainedConfig) -> int:
 def _heads(config: PreTrainedConfig) -> int:
     heads: Any = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 0)
     return heads if isinstance(heads, int) else int(max(heads))
+
+
+def _attention_width(config: PreTrainedConfig) -> int | None:
+    """Of families that give the width of a head, or one for keys and one for values (multi-head latent attention)."""
+    keys, values = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
+    if keys and values:
+        return int(_heads(config) * (keys + values) // 2)
+    width = getattr(config, "head_dim", None)
+    return int(_heads(config) * width) if isinstance(width, int) else None
 
 
 def _has_tied_head(module: Any) -> bool:
