@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from shardyard.recipe import hardware
 from shardyard.recipe.batching import default_lanes, training_steps
 from shardyard.recipe.contradictions_data import data_rules
+from shardyard.recipe.contradictions_decoders import decoder_rules
 from shardyard.recipe.contradictions_experts import expert_rules
 from shardyard.recipe.contradictions_finetune import finetune_rules
 from shardyard.recipe.contradictions_model import model_rules
@@ -153,13 +154,6 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
         yield ("data",), f"lacks sequence_length, the tokens of a row, which {recipe.objective} needs"
     if not facts.text and recipe.train.tokens is not None:
         yield ("train", "tokens"), f"{recipe.objective} has no tokens to count; give train.steps"
-    if recipe.data.source_length is not None and recipe.objective != "seq2seq":
-        yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for seq2seq; take it out"
-    if recipe.objective not in ("seq2seq", "speech_to_text"):
-        if recipe.evaluate.generate_rows:
-            yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
-        if recipe.data.blind:
-            yield ("data", "blind"), f"{recipe.objective} has no source to leave out; take it out"
     if recipe.sample.prompts and not facts.generates:
         yield ("sample", "prompts"), f"a model trained for {recipe.objective} continues no prompts; take them out"
     rows = recipe.train.global_batch // recipe.cluster.workers
@@ -209,5 +203,6 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     model_rules,
     expert_rules,
     data_rules,
+    decoder_rules,
     finetune_rules,
 )

@@ -1,0 +1,81 @@
+"""Contradictions around encoder–decoders: what they decode, and how much their two sides hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardyard.recipe import families
+from shardyard.recipe.fields import Path
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Recipe
+
+Finding = tuple[Path, str]
+
+DECODING = ("seq2seq", "speech_to_text")
+# Positions of Whisper's encoder; its features are made for whole seconds.
+_POSITIONS_PER_SECOND = 50
+
+
+def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
+    """All findings about the fields that only encoder–decoders read."""
+    if recipe.data.source_length is not None and recipe.objective != "seq2seq":
+        yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for seq2seq; take it out"
+    if recipe.objective in DECODING:
+        yield from _decoding(recipe)
+        if recipe.model.pretrained is None:
+            yield from _lengths(recipe)
+            yield from _sound(recipe)
+        return
+    if recipe.evaluate.generate_rows:
+        yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
+    if recipe.evaluate.beams > 1:
+        yield ("evaluate", "beams"), f"{recipe.objective} has no decoded metrics; take it out"
+    if recipe.data.blind:
+        yield ("data", "blind"), f"{recipe.objective} has no source to leave out; take it out"
+
+
+def _decoding(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.evaluate.generate_rows:
+        return
+    if recipe.evaluate.beams > 1:
+        yield ("evaluate", "beams"), "does nothing where no rows are decoded; set evaluate.generate_rows"
+    stopping = recipe.evaluate.early_stopping
+    metric = stopping.metric.rpartition("/")[2] if stopping is not None else ""
+    if metric in OBJECTIVES[recipe.objective].metrics.keys() - {"perplexity"}:
+        yield (
+            ("evaluate", "early_stopping", "metric"),
+            f"{metric} is measured on decoded rows, and none are decoded; set evaluate.generate_rows",
+        )
+
+
+def _lengths(recipe: Recipe) -> Iterator[Finding]:
+    family, config = recipe.model.family, recipe.model.config
+    for field, key in (("source_length", "max_position_embeddings"), ("sequence_length", "max_target_positions")):
+        length, positions = getattr(recipe.data, field), families.config_value(family, config, key)
+        if length is not None and type(positions) is int and length > positions:
+            yield (
+                ("data", field),
+                (
+                    f"{length} tokens are more than the {positions} positions of the model; set model.config.{key} to "
+                    f"{length}, or shorten the rows"
+                ),
+            )
+
+
+def _sound(recipe: Recipe) -> Iterator[Finding]:
+    family, config = recipe.model.family, recipe.model.config
+    positions = families.config_value(family, config, "max_source_positions")
+    if type(positions) is int and positions % _POSITIONS_PER_SECOND:
+        better = _POSITIONS_PER_SECOND * max(1, round(positions / _POSITIONS_PER_SECOND))
+        yield (
+            ("model", "config", "max_source_positions"),
+            f"{positions} positions are no whole number of seconds, of {_POSITIONS_PER_SECOND} each; set {better}",
+        )
+    if config.get("apply_spec_augment"):
+        yield (
+            ("model", "config", "apply_spec_augment"),
+            (
+                "masks with random numbers that a resumed run would not repeat; set audio.time_masks and "
+                "audio.frequency_masks instead"
+            ),
+        )
