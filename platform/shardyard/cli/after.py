@@ -20,7 +20,7 @@ Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of 
 
 def sample(
     run: RunName,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Text to continue.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Text to continue, or to translate.")],
     step: Step = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of a continuation.")] = 128,
     temperature: Annotated[
@@ -30,7 +30,7 @@ def sample(
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Continue a prompt with a trained model."""
+    """Continue a prompt with a trained model; an encoder–decoder turns it into another text."""
     from shardyard.engine.trained import load_trained
 
     trained = load_trained(_open(run, runs_dir), step)
@@ -39,7 +39,7 @@ def sample(
         if as_json:
             output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
         else:
-            output.line(f"{prompt}{text}")
+            output.line(f"{prompt}\n  {text}" if trained.model.config.is_encoder_decoder else f"{prompt}{text}")
 
 
 def eval(
