@@ -78,7 +78,7 @@ def test_a_recipe_says_it_itself(name: str) -> None:
     """Not by what it extends, which is another model."""
     path = share_folder("recipes") / f"{name}.yaml"
     own = YAML(typ="safe", pure=True).load(path)
-    assert {"name", "description", "paper", "expected"} <= own.keys()
+    assert {"name", "description", "expected"} <= own.keys()
 
 
 def test_names_are_unique() -> None:
