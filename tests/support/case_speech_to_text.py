@@ -63,7 +63,14 @@ def recipe_fields(data: Path) -> dict[str, Any]:
             "dropout": 0.0,
         },
         "objective": "speech_to_text",
-        "audio": {"shift": 0.1, "speed": 0.1, "time_masks": 1, "frequency_masks": 1, "frequency_mask_bins": 4},
+        "audio": {
+            "shift": 0.1,
+            "speed": 0.1,
+            "time_masks": 1,
+            "frequency_masks": 1,
+            "frequency_mask_bins": 4,
+            "join": 2,
+        },
         "data": {
             "sequence_length": 12,
             "lanes": 4,

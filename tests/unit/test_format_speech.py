@@ -89,7 +89,7 @@ def test_features_are_those_of_transformers() -> None:
     clip = noise(1.3)
     reference = WhisperFeatureExtractor(feature_size=BINS, chunk_length=SECONDS)
     expected = reference(clip, sampling_rate=16_000, return_tensors="np")["input_features"][0]
-    found = speech().row({"audio": wav(clip), "text": "hi"}, np.random.default_rng(0))
+    found = speech().row([{"audio": wav(clip), "text": "hi"}], np.random.default_rng(0))
     np.testing.assert_allclose(found["input_features"], expected, atol=1e-6)
     assert found["input_features"].shape == (BINS, 100 * SECONDS)
     assert found["input_features"].dtype == np.float32
@@ -100,31 +100,31 @@ def test_the_extractor_is_what_is_exported(tmp_path: Path) -> None:
     make_processor("speech_to_text", context).save_pretrained(tmp_path)
     loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
     clip = noise(0.7)
-    expected = speech().row({"audio": wav(clip), "text": "hi"}, np.random.default_rng(0))["input_features"]
+    expected = speech().row([{"audio": wav(clip), "text": "hi"}], np.random.default_rng(0))["input_features"]
     np.testing.assert_array_equal(loaded(clip, sampling_rate=16_000)["input_features"][0], expected)
 
 
 def test_a_row_has_the_text_as_target_and_in_evaluation_as_it_is() -> None:
-    found = speech(sequence_length=3).row({"audio": wav(noise(0.2)), "text": "abc"}, np.random.default_rng(0))
+    found = speech(sequence_length=3).row([{"audio": wav(noise(0.2)), "text": "abc"}], np.random.default_rng(0))
     assert found["decoder_input_ids"].tolist() == [7, 97, 98]
     assert found["labels"].tolist() == [97, 98, SEPARATOR]
     assert found["reference"].tobytes() == b"abc"
-    trained = speech(training=True).row({"audio": wav(noise(0.2)), "text": "abc"}, np.random.default_rng(0))
+    trained = speech(training=True).row([{"audio": wav(noise(0.2)), "text": "abc"}], np.random.default_rng(0))
     assert "reference" not in trained
 
 
 def test_what_does_not_fit_is_counted() -> None:
     rows = speech(sequence_length=3)
-    rows.row({"audio": wav(noise(SECONDS + 0.5)), "text": "abcd"}, np.random.default_rng(0))
+    rows.row([{"audio": wav(noise(SECONDS + 0.5)), "text": "abcd"}], np.random.default_rng(0))
     assert rows.num_cut == 50 + 2
     whole = speech()
-    whole.row({"audio": wav(noise(SECONDS)), "text": "abcd"}, np.random.default_rng(0))
+    whole.row([{"audio": wav(noise(SECONDS)), "text": "abcd"}], np.random.default_rng(0))
     assert whole.num_cut == 0
 
 
 def test_a_blind_model_hears_the_same_of_everything() -> None:
     rows = speech(blind=True)
-    found = [rows.row({"audio": wav(noise(t)), "text": "a"}, np.random.default_rng(0)) for t in (0.2, 1.0)]
+    found = [rows.row([{"audio": wav(noise(t)), "text": "a"}], np.random.default_rng(0)) for t in (0.2, 1.0)]
     assert not found[0]["input_features"].any()
     assert not found[1]["input_features"].any()
     assert found[0]["input_features"].shape == (BINS, 100 * SECONDS)
@@ -142,7 +142,7 @@ def test_augmentation_follows_the_generator_and_only_training_has_it() -> None:
     piece = {"audio": wav(noise(1.0)), "text": "a"}
 
     def features(seed: int, *, training: bool = True, audio: Audio = AUGMENTED) -> npt.NDArray[Any]:
-        return speech(audio, training=training).row(piece, np.random.default_rng(seed))["input_features"]
+        return speech(audio, training=training).row([piece], np.random.default_rng(seed))["input_features"]
 
     np.testing.assert_array_equal(features(1), features(1))
     assert (features(1) != features(2)).any()
@@ -187,3 +187,27 @@ def test_masks_are_narrow_and_leave_the_silence_alone() -> None:
         assert bands.any(axis=1).sum() == bands.all(axis=1).sum() <= 5
         widest["frequency"] = max(widest["frequency"], int(bands.all(axis=1).sum()))
     assert widest == {"time": 15, "frequency": 5}
+
+
+def test_recordings_follow_each_other_in_training_as_far_as_they_fit() -> None:
+    clips = [{"audio": wav(noise(seconds)), "text": text} for seconds, text in ((0.9, "ab"), (0.8, "c"), (0.7, "de"))]
+
+    def row(piece: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        return speech(training=True, **options).row(piece, np.random.default_rng(0))
+
+    joined = row(clips)
+    assert bytes(joined["labels"][:-1].tolist()) == b"ab c", "the third would end after two seconds"
+    heard = np.concatenate([noise(0.9), noise(0.8)])
+    reference = WhisperFeatureExtractor(feature_size=BINS, chunk_length=SECONDS)
+    expected = reference(heard, sampling_rate=16_000, return_tensors="np")["input_features"][0]
+    np.testing.assert_allclose(joined["input_features"], expected, atol=1e-6)
+    assert bytes(row([clips[0], clips[2]], sequence_length=5)["labels"][:-1].tolist()) == b"ab"
+
+
+def test_joining_keeps_each_recording_once_at_the_head() -> None:
+    examples: list[Any] = [{"text": str(number)} for number in range(40)]
+    pieces = speech(Audio(join=3), training=True).pieces(examples, np.random.default_rng(1))
+    assert [piece[0] for piece in pieces] == examples
+    assert {len(piece) for piece in pieces} == {1, 2, 3}
+    for unjoined in (speech(Audio(join=3)), speech(training=True)):
+        assert unjoined.pieces(examples, np.random.default_rng(1)) == [[example] for example in examples]

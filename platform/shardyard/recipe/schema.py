@@ -224,6 +224,9 @@ class Audio(Section):
     time_mask_frames: int = _described(20, "Longest of them, in frames of 10 ms.", "frames", ge=1)
     frequency_masks: int = _described(0, "Bands of frequencies that are blanked.", ge=0)
     frequency_mask_bins: int = _described(10, "Widest of them.", "Mel bins", ge=1)
+    join: int = _described(
+        1, "Most recordings, drawn at random, that follow each other in a row as far as they fit.", "recordings", ge=1
+    )
 
 
 class Preference(Section):

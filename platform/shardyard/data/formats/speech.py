@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ from shardyard.data.examples import ExampleRows
 from shardyard.data.formats.context import Context
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder
 from shardyard.data.rows import Row
-from shardyard.data.sound import FRAME, RATE, Features, feature_extractor, mask, move, read_sound
+from shardyard.data.sound import FRAME, RATE, Features, Samples, feature_extractor, mask, move, read_sound
+from shardyard.data.sources import Example
 
 
 class Speech(ExampleRows):
-    """A row is one recording. `num_cut` counts tokens of texts and frames (10 ms) of recordings that did not fit.
+    """A row is one recording, in training perhaps with others after it.
 
     M: Mel bins, F: frames, T: tokens of the text with its end. `input_features` float32 [M, F], `decoder_input_ids` and
-    `labels` int64 [T]; in evaluation also the text, `reference`.
+    `labels` int64 [T]; in evaluation also the text, `reference`. `num_cut` counts tokens of texts and frames (10 ms) of
+    recordings that did not fit.
     """
 
     padding = PADDING | TEXT_PADDING
@@ -28,20 +31,33 @@ class Speech(ExampleRows):
         self._target = TargetText(context, TextEncoder(context))
         self._settings, self._training, self._blind = context.audio, context.training, context.data.blind
 
-    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
-        """Of one recording; a blind model hears zeros."""
-        target, cut = self._target.row(piece["text"])
-        self.num_cut += cut
-        return {"input_features": self._features(piece["audio"], generator), **target}
+    def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
+        """Each example once at the head of a list; those after it are drawn from the same window."""
+        if not self._training or self._settings.join == 1:
+            return [[example] for example in examples]
+        numbers = generator.integers(self._settings.join, size=len(examples))
+        chosen = [generator.integers(len(examples), size=number) for number in numbers]
+        return [[example, *(examples[c] for c in more)] for example, more in zip(examples, chosen, strict=True)]
 
-    def _features(self, audio: Any, generator: np.random.Generator) -> Features:
+    def row(self, piece: list[dict[str, Any]], generator: np.random.Generator) -> Row:
+        """Of the recordings that fit, at least the first; a blind model hears zeros."""
+        samples, texts = self._heard(piece[0], generator), [piece[0]["text"]]
+        for example in piece[1:]:
+            longer = np.concatenate([samples, self._heard(example, generator)])
+            if len(longer) <= self._extractor.n_samples and self._target.fits(" ".join([*texts, example["text"]])):
+                samples, texts = longer, [*texts, example["text"]]
+        target, cut = self._target.row(" ".join(texts))
+        self.num_cut += cut + max(0, len(samples) - self._extractor.n_samples) // FRAME
+        return {"input_features": self._features(samples, generator), **target}
+
+    def _heard(self, example: dict[str, Any], generator: np.random.Generator) -> Samples:
+        samples = read_sound(example["audio"])
+        return move(samples, self._settings, generator) if self._training else samples
+
+    def _features(self, samples: Samples, generator: np.random.Generator) -> Features:
         frames = self._extractor.nb_max_frames
         if self._blind:
             return np.zeros((self._extractor.feature_size, frames), dtype=np.float32)
-        samples = read_sound(audio)
-        if self._training:
-            samples = move(samples, self._settings, generator)
-        self.num_cut += max(0, len(samples) - self._extractor.n_samples) // FRAME
         features: Features = self._extractor(samples, sampling_rate=RATE)["input_features"][0]
         if self._training:
             features = mask(features, min(frames, len(samples) // FRAME), self._settings, generator)

@@ -58,6 +58,10 @@ class TargetText:
         self._start: int = start
         self._encoder, self._length, self._training = encoder, context.sequence_length, context.training
 
+    def fits(self, text: str) -> bool:
+        """Whether nothing of a text would be cut."""
+        return self._encoder.encode(text, self._length)[1] == 0
+
     def row(self, text: str) -> tuple[Row, int]:
         """The decoder's part of a row, and how many tokens were cut; in evaluation with the text itself."""
         labels, cut = self._encoder.encode(text, self._length)
