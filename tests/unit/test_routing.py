@@ -27,6 +27,7 @@ from shardyard.objectives.routing import (
     z_loss,
 )
 from shardyard.recipe.schema import Experts, Model
+from shardyard.tracking.record import evaluation_of
 
 BASE: dict[str, Any] = {
     "hidden_size": 32,
@@ -176,6 +177,13 @@ def test_metrics_of_a_table_made_by_hand() -> None:
         "moe/tokens/layer_01/expert_00": 4,
         "moe/tokens/layer_01/expert_01": 0,
     }
+
+
+def test_the_table_stays_out_of_summaries() -> None:
+    """Model cards and tables of runs tell what an evaluation measured, and not one number for each expert."""
+    record = {"eval/validation/loss": 2.5, "eval/validation/moe/dead_experts": 0.0}
+    table = {"eval/validation/moe/tokens/layer_00/expert_00": 4.0}
+    assert evaluation_of(record | table) == {"loss": 2.5, "moe/dead_experts": 0.0}
 
 
 def test_choices_that_name_no_expert_are_dropped_tokens() -> None:

@@ -42,11 +42,19 @@ def newest_eval_loss(metrics: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+# One number for each expert of each layer: a table, for a heat map.
+_TABLES = "moe/tokens/"
+
+
 def evaluation_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics on the set `validation` in a record by their short names: `loss`, `accuracy`, …"""
+    """Metrics on the set `validation` in a record by their short names: `loss`, `accuracy`, …; no tables."""
     prefix = "eval/validation/"
     found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and not name.startswith(_TABLES)
+    }
 
 
 @dataclass(frozen=True)
