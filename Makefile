@@ -46,10 +46,11 @@ check: $(STAMP) ## check format, lint, types and layers
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_house.py
 
-schema: $(STAMP) ## rewrite recipes/schema.json, docs/fields.md and docs/house.md from the code
+schema: $(STAMP) ## rewrite recipes/schema.json, and the pages of docs/ that come from the code
 	@$(BIN)/python -m shardyard.recipe.json_schema
 	@$(BIN)/python docs/write_fields.py
 	@$(BIN)/python docs/write_house.py
+	@$(BIN)/python docs/write_recipes.py
 
 clean: ## remove .venv and caches; runs/ stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from shardyard.tracking import record
@@ -72,9 +73,9 @@ _NO_METRIC = frozenset({"kind", "time", "step", "rows", "seconds", "perplexity"}
 _MOST_METRICS = 6
 
 
-def _evaluation(event: dict[str, Any]) -> str:
+def metrics_in_words(measured: Mapping[str, Any]) -> str:
     """`loss 0.4132, accuracy 0.8641`; tables such as the load of each expert are left to metrics.jsonl."""
-    found = {name: value for name, value in event.items() if name not in _NO_METRIC and "/" not in name}
+    found = {name: value for name, value in measured.items() if name not in _NO_METRIC and "/" not in name}
     told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if number(value)]
     return ", ".join(told[:_MOST_METRICS])
 
@@ -90,7 +91,7 @@ def describe(event: dict[str, Any]) -> str:
         case "checkpoint_failed":
             return f"checkpoint at step {step} failed: {event.get('error')}"
         case "evaluation":
-            return f"evaluation at step {step}: {_evaluation(event)}"
+            return f"evaluation at step {step}: {metrics_in_words(event)}"
         case "stop_requested":
             return f"stop requested ({event.get('reason')}): writing a checkpoint"
         case "early_stop":

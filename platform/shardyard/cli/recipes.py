@@ -76,6 +76,10 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check recipes and report every problem, without starting anything."""
+    bases = [name for name in names if len(names) > 1 and Path(name).name.startswith("_")]
+    if bases and not as_json:  # what `validate recipes/gpt/*.yaml` finds beside recipes
+        output.line(f"left out: {', '.join(bases)} (a base that recipes extend)")
+    names = [name for name in names if name not in bases]
     outcomes = [_outcome(name, overrides or []) for name in names]
     if as_json:
         output.print_json([_json_outcome(name, outcome) for name, outcome in zip(names, outcomes, strict=True)])
