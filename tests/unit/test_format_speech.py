@@ -116,7 +116,7 @@ def test_a_row_has_the_text_as_target_and_in_evaluation_as_it_is() -> None:
 def test_what_does_not_fit_is_counted() -> None:
     rows = speech(sequence_length=3)
     rows.row([{"audio": wav(noise(SECONDS + 0.5)), "text": "abcd"}], np.random.default_rng(0))
-    assert rows.num_cut == 50 + 2
+    assert rows.num_cut == 25 + 2
     whole = speech()
     whole.row([{"audio": wav(noise(SECONDS)), "text": "abcd"}], np.random.default_rng(0))
     assert whole.num_cut == 0

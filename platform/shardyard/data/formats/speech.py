@@ -19,8 +19,8 @@ class Speech(ExampleRows):
     """A row is one recording, in training perhaps with others after it.
 
     M: Mel bins, F: frames, T: tokens of the text with its end. `input_features` float32 [M, F], `decoder_input_ids` and
-    `labels` int64 [T]; in evaluation also the text, `reference`. `num_cut` counts tokens of texts and frames (10 ms) of
-    recordings that did not fit.
+    `labels` int64 [T]; in evaluation also the text, `reference`. `num_cut` counts tokens of texts and positions of
+    the encoder (20 ms) that did not fit.
     """
 
     padding = PADDING | TEXT_PADDING
@@ -47,7 +47,7 @@ class Speech(ExampleRows):
             if len(longer) <= self._extractor.n_samples and self._target.fits(" ".join([*texts, example["text"]])):
                 samples, texts = longer, [*texts, example["text"]]
         target, cut = self._target.row(" ".join(texts))
-        self.num_cut += cut + max(0, len(samples) - self._extractor.n_samples) // FRAME
+        self.num_cut += cut + max(0, len(samples) - self._extractor.n_samples) // (2 * FRAME)
         return {"input_features": self._features(samples, generator), **target}
 
     def _heard(self, example: dict[str, Any], generator: np.random.Generator) -> Samples:
