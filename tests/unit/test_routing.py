@@ -97,9 +97,9 @@ def totals(measured: Measured, counts: dict[str, float]) -> Totals:
 
 
 @pytest.mark.parametrize("chosen", [1, 2, 3])
-def test_the_balance_loss_is_that_of_mixtral(chosen: int) -> None:
+def test_the_balance_loss_of_a_layer_is_that_of_mixtral(chosen: int) -> None:
     made = routes(50, 6, chosen)
-    theirs = load_balancing_loss_func(tuple(route.logits for route in made), 6, chosen)
+    theirs = sum(load_balancing_loss_func((route.logits,), 6, chosen) for route in made) / len(made)
     ours = balance_loss(made)
     assert isinstance(theirs, Tensor)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
@@ -113,6 +113,13 @@ def test_even_routing_gives_the_number_of_choices_and_collapse_gives_the_number_
     assert balance_loss([even]).item() == pytest.approx(2)
     collapsed = Route(torch.tensor([[50.0, 0, 0, 0]]).expand(8, 4), torch.zeros(8, 1, dtype=torch.int64))
     assert balance_loss([collapsed]).item() == pytest.approx(4)
+
+
+def test_layers_that_collapse_to_different_experts_are_not_even() -> None:
+    first = Route(torch.tensor([[50.0, 0]]).expand(8, 2), torch.zeros(8, 1, dtype=torch.int64))
+    second = Route(torch.tensor([[0, 50.0]]).expand(8, 2), torch.ones(8, 1, dtype=torch.int64))
+    assert balance_loss([first, second]).item() == pytest.approx(2)
+    assert load_balancing_loss_func((first.logits, second.logits), 2, 1).item() == pytest.approx(1)
 
 
 def test_z_loss_is_the_mean_over_layers_of_squared_partition_functions() -> None:
@@ -168,7 +175,7 @@ def test_metrics_of_a_table_made_by_hand() -> None:
             "moe/entropy_relative": entropy / math.log(2),
             "moe/dead_experts": 1,
             "moe/dropped": 0,
-            "moe/balance_loss": 2 * (6 / 8 * 0.625 + 2 / 8 * 0.375),
+            "moe/balance_loss": (1 + 2 * 0.75) / 2,
         }
     )
     assert expert_table(observe([even, one])) == {
@@ -192,8 +199,8 @@ def test_choices_that_name_no_expert_are_dropped_tokens() -> None:
 
 
 def test_the_objective_adds_what_the_recipe_weighs() -> None:
-    """The terms are sums whose mean is transformers' own, and the gradient is that of the weighted sum."""
-    model = tiny("mixtral", MIXTRAL)
+    """The terms are sums whose mean is transformers' own of one layer, and the gradient that of the weighted sum."""
+    model = tiny("mixtral", MIXTRAL | {"num_hidden_layers": 1})
     objective = CausalLM(experts=Experts(balance=0.02), has_experts=True)
     measured = objective.measure(model, batch())
     counts = objective.counts(batch())

@@ -133,15 +133,19 @@ def _watch_parallel(router: nn.Module, routes: list[Route]) -> list[RemovableHan
 
 
 def balance_loss(routes: Sequence[Route]) -> Tensor:
-    """The load-balancing loss E · Σ_e f_e · p_e of one micro-batch, a scalar in fp32; k where routing is even.
+    """The load-balancing loss of one micro-batch, a mean over layers of E · Σ_e f_e · p_e, a scalar in fp32.
 
-    Fedus et al. 2021 (Switch Transformers), equations 4 to 6, with Mixtral's mean over all layers: f_e is the number of
-    choices that fell on expert e and p_e its probability, both per token of all layers. Only p has a gradient.
+    Fedus et al. 2021 (Switch Transformers), equations 4 to 6: f_e is the number of choices that fell on expert e and p_e
+    its probability, both per token. It is k where routing is even. Only p has a gradient. Layers are balanced each by
+    itself; means of f and p over all layers, as transformers' Mixtral has them, are even where layers neglect
+    different experts.
     """
-    tokens = torch.stack([route.tokens() for route in routes]).sum(0)
-    probabilities = torch.stack([route.probabilities().sum(0) for route in routes]).sum(0)
-    rows = sum(route.logits.size(0) for route in routes)
-    return (tokens / rows * (probabilities / rows)).sum() * probabilities.numel()
+    return torch.stack([_balance(route) for route in routes]).mean()
+
+
+def _balance(route: Route) -> Tensor:
+    tokens, experts = route.logits.shape
+    return (route.tokens() / tokens * route.probabilities().mean(dim=0)).sum() * experts
 
 
 def z_loss(routes: Sequence[Route]) -> Tensor:
