@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -96,16 +97,31 @@ def totals(measured: Measured, counts: dict[str, float]) -> Totals:
     return Totals({name: float(value.detach()) for name, value in measured.losses.items()}, observed, counts)
 
 
+def of_transformers(logits: Sequence[Tensor], chosen: int) -> Tensor:
+    """The mean over layers of Mixtral's loss of one layer."""
+    each = [load_balancing_loss_func((one,), one.size(-1), chosen) for one in logits]
+    return torch.stack([torch.as_tensor(loss) for loss in each]).mean()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("chosen", [1, 2, 3])
-def test_the_balance_loss_of_a_layer_is_that_of_mixtral(chosen: int) -> None:
-    made = routes(50, 6, chosen)
-    theirs = sum(load_balancing_loss_func((route.logits,), 6, chosen) for route in made) / len(made)
+def test_the_balance_loss_of_a_layer_is_that_of_mixtral(chosen: int, layers: int) -> None:
+    made = routes(50, 6, chosen, layers)
+    theirs = of_transformers([route.logits for route in made], chosen)
     ours = balance_loss(made)
-    assert isinstance(theirs, Tensor)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     gradient = torch.autograd.grad(theirs, made[0].logits, retain_graph=True)[0]
     torch.testing.assert_close(torch.autograd.grad(ours, made[0].logits)[0], gradient)
     assert float(gradient.abs().max()) > 0
+
+
+def test_layers_that_neglect_different_experts_are_not_balanced() -> None:
+    """Means over all layers would be even here, and leave both layers with a dead expert."""
+    first = Route(torch.tensor([[50.0, 0.0]]).expand(8, 2), torch.zeros(8, 1, dtype=torch.int64))
+    second = Route(torch.tensor([[0.0, 50.0]]).expand(8, 2), torch.ones(8, 1, dtype=torch.int64))
+    assert balance_loss([first, second]).item() == pytest.approx(2)
+    pooled = load_balancing_loss_func((first.logits, second.logits), 2, 1)
+    assert torch.as_tensor(pooled).item() == pytest.approx(1)
 
 
 def test_even_routing_gives_the_number_of_choices_and_collapse_gives_the_number_of_experts() -> None:
@@ -205,18 +221,19 @@ def test_the_objective_adds_what_the_recipe_weighs() -> None:
     measured = objective.measure(model, batch())
     counts = objective.counts(batch())
     assert counts == {"loss": ROWS * LENGTH, "balance": ROWS * LENGTH}
-    theirs = model(input_ids=batch()["input_ids"], output_router_logits=True, use_cache=False)
+    output = model(input_ids=batch()["input_ids"], output_router_logits=True, use_cache=False)
+    theirs = of_transformers(output.router_logits, 2)
     found = totals(measured, counts)
-    assert found.mean("balance") == pytest.approx(theirs.aux_loss.item(), abs=1e-6)
-    assert objective.total(found) == pytest.approx(found.mean("loss") + 0.02 * theirs.aux_loss.item(), rel=1e-6)
+    assert found.mean("balance") == pytest.approx(theirs.item(), abs=1e-6)
+    assert objective.total(found) == pytest.approx(found.mean("loss") + 0.02 * theirs.item(), rel=1e-6)
     metrics = objective.metrics(found)
     assert metrics["loss"] == found.mean("loss"), "an evaluation compares models, so it leaves the balance loss out"
-    assert metrics["moe/balance_loss"] == pytest.approx(theirs.aux_loss.item(), abs=1e-6)
+    assert metrics["moe/balance_loss"] == pytest.approx(theirs.item(), abs=1e-6)
     assert objective.train_metrics(found)["train/cross_entropy"] == found.mean("loss")
     assert not any(name.startswith("moe/tokens") for name in objective.train_metrics(found))
     gate = model.model.layers[0].mlp.gate.weight
     (ours,) = torch.autograd.grad(measured.losses["balance"] / counts["balance"], gate)
-    torch.testing.assert_close(ours, torch.autograd.grad(theirs.aux_loss, gate)[0], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(ours, torch.autograd.grad(theirs, gate)[0], rtol=1e-4, atol=1e-7)
 
 
 def test_activation_checkpointing_counts_once_and_keeps_the_gradient() -> None:

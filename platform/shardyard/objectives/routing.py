@@ -135,9 +135,9 @@ def _watch_parallel(router: nn.Module, routes: list[Route]) -> list[RemovableHan
 def balance_loss(routes: Sequence[Route]) -> Tensor:
     """The load-balancing loss of one micro-batch, a mean over layers of E · Σ_e f_e · p_e, a scalar in fp32.
 
-    Fedus et al. 2021 (Switch Transformers), equations 4 to 6: f_e is the number of choices that fell on expert e and p_e
-    its probability, both per token. It is k where routing is even. Only p has a gradient. Layers are balanced each by
-    itself; means of f and p over all layers, as transformers' Mixtral has them, are even where layers neglect
+    Fedus et al. 2021 (Switch Transformers), equations 4 to 6: f_e is the number of choices that fell on expert e and
+    p_e its probability, both per token. It is k where routing is even. Only p has a gradient. Layers are balanced each
+    by itself; means of f and p over all layers, as transformers' Mixtral has them, are even where layers neglect
     different experts.
     """
     return torch.stack([_balance(route) for route in routes]).mean()
