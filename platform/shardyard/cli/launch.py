@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Local = Annotated[bool, typer.Option("--local", help="One rank in this process, without Ray: for debugging.")]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
 
+# Objectives whose models answer with a text of its own instead of continuing the prompt.
+ANSWERING = frozenset({"seq2seq", "instruction", "preference"})
 _EXIT_CODES = {"finished": 0, "paused": 0, "interrupted": EXIT_INTERRUPTED, "preempted": EXIT_PREEMPTED}
 
 
@@ -264,11 +266,16 @@ def _last_evaluation(folder: RunFolder) -> str:
     return metrics_in_words(measured[-1]) if measured else ""
 
 
-def _next_command(folder: RunFolder) -> str:
+def _objective_of(folder: RunFolder) -> str:
     from shardyard.engine.trained import recipe_of
+
+    return recipe_of(folder).objective
+
+
+def _next_command(folder: RunFolder) -> str:
     from shardyard.recipe.objectives import OBJECTIVES
 
-    if OBJECTIVES[recipe_of(folder).objective].generates:
+    if OBJECTIVES[_objective_of(folder)].generates:
         return f'shardyard sample {folder.id} "your prompt"'
     return f"shardyard eval {folder.id}"
 
@@ -278,7 +285,8 @@ def _last_samples(folder: RunFolder) -> list[str]:
 
     samples = read_jsonl(folder.samples) if folder.samples.exists() else []
     last = [sample for sample in samples if sample["step"] == samples[-1]["step"]] if samples else []
-    return [" ".join(f"{sample['prompt']}{sample['text']}".split())[:160] for sample in last]
+    between = " → " if _objective_of(folder) in ANSWERING else ""
+    return [" ".join(f"{sample['prompt']}{between}{sample['text']}".split())[:160] for sample in last]
 
 
 def _wandb_lines(folder: RunFolder) -> list[str]:
