@@ -11,7 +11,6 @@ from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe, Source
 from shardyard.units import format_count
 
-
 # What the hub calls the task of an objective.
 _PIPELINES = {
     "causal_lm": "text-generation",
