@@ -9,8 +9,8 @@ PAGE = Path(__file__).with_name("house.md")
 PACKAGE = PAGE.parents[1] / "platform" / "shardyard"
 HEAD = """# The house
 
-Every file of `platform/shardyard/` and what it holds, from bottom to top: imports go downwards only, and rooms of one layer
-do not know each other (`tests/unit/test_layers.py`). Written by `make schema` from the first line of each file.
+Every file of `platform/shardyard/` and what it holds, from bottom to top: imports go downwards only, and rooms of one
+layer do not know each other (`tests/unit/test_layers.py`). Written by `make schema` from the first line of each file.
 """
 ROOMS = {
     "": "words",
