@@ -42,9 +42,11 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Trained]:
-    """One set of processes a world size, because starting them takes longest."""
-    jobs = {case: _jobs(tmp_path_factory.mktemp(case[0]), *case) for case in CASES}
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Trained]:
+    """One set of processes a world size for all objectives that are asked for, because starting them takes longest."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path]
+    wanted = {item.callspec.params["objective"] for item in items}
+    jobs = {case: _jobs(tmp_path_factory.mktemp(case[0]), *case) for case in CASES if case[0] in wanted}
     run_ranks(1, _run_all, [(job.alone, job.alone.plan.steps) for job in jobs.values()])
     runs = []
     for job in jobs.values():

@@ -136,9 +136,15 @@ def _in_order(by_rank: Sequence[list[tuple[int, Any]]]) -> list[Any]:
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """No gradients and no dropout."""
     was_training = model.training
-    model.eval()
+    _set_training(model, False)
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        _set_training(model, was_training)
+
+
+def _set_training(model: nn.Module, training: bool) -> None:
+    """DeepSpeed's engine tells the module in it and not itself, and objectives ask the engine."""
+    model.train(training)
+    model.training = training
