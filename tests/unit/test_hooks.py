@@ -14,7 +14,7 @@ from shardyard.engine.generate import generate
 from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Every, Silence
 from shardyard.errors import CheckpointError
 from shardyard.models.build import architecture_config, construct, special_token_ids
-from shardyard.objectives.causal import perplexity
+from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import EarlyStopping, Model
 from support.tiny import CONFIGS
 

@@ -6,7 +6,6 @@ T: samples, M: Mel bins, F: frames of 10 ms.
 from __future__ import annotations
 
 import io
-import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import soundfile
 from transformers import PreTrainedConfig, WhisperFeatureExtractor
 
+from shardyard.data.resampling import Samples, resample
 from shardyard.errors import DataError
 from shardyard.recipe import schema
 
@@ -22,10 +22,7 @@ FRAMES_PER_SECOND = 100
 FRAME = RATE // FRAMES_PER_SECOND
 # The encoder's convolutions join two frames to one position.
 POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2
-# Silence around a recording while it is resampled: the Fourier transform takes it for periodic.
-_MARGIN_SECONDS = 0.064
 
-Samples = npt.NDArray[np.floating[Any]]
 Features = npt.NDArray[np.float32]
 
 
@@ -64,24 +61,6 @@ def read_sound(value: Any) -> Samples:
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise DataError(f"recording {path or ''} cannot be read: {error}") from error
     return resample(samples.mean(axis=1), rate, RATE)
-
-
-def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
-    """Samples [T] at another rate, [T·new_rate/rate]: the spectrum is cut or continued by zeros.
-
-    No frequency above half the lower rate remains, so nothing is mirrored.
-    """
-    if rate == new_rate:
-        return samples
-    # Lengths of whole periods of both rates keep their ratio, and the first sample in its place.
-    step = rate // math.gcd(rate, new_rate)
-    margin = math.ceil(_MARGIN_SECONDS * rate / step) * step
-    padded = np.pad(samples.astype(np.float64), (margin, margin + -len(samples) % step))
-    length = len(padded) * new_rate // rate
-    spectrum = np.fft.rfft(padded)[: min(len(padded), length) // 2 + 1]
-    signal = np.fft.irfft(spectrum, length) * (length / len(padded))
-    first, count = margin * new_rate // rate, len(samples) * new_rate // rate
-    return signal[first : first + count].astype(samples.dtype)
 
 
 def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator) -> Samples:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
-from shardyard.objectives.causal import perplexity
 from shardyard.objectives.losses import cross_entropy
 from shardyard.objectives.parts import Parts
+from shardyard.objectives.scores import perplexity
 
 
 class Answers(Objective):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +17,7 @@ from shardyard.objectives.routing import (
     watching,
     z_loss,
 )
+from shardyard.objectives.scores import perplexity
 from shardyard.recipe import schema
 
 
@@ -103,11 +102,6 @@ class CausalLM(Objective):
         mean = totals.mean("loss")
         experts = expert_metrics(totals.observed) | expert_table(totals.observed)
         return {"loss": mean, "perplexity": perplexity(mean), **experts}
-
-
-def perplexity(mean: float) -> float:
-    """e to a mean loss in nats; infinite where that overflows."""
-    return math.exp(mean) if mean < 700 else math.inf
 
 
 def make(parts: Parts) -> CausalLM:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
-from shardyard.objectives.causal import perplexity
 from shardyard.objectives.losses import cross_entropy, distillation
 from shardyard.objectives.parts import Parts
+from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import Distillation as Settings
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from shardyard.data.examples import ExampleRows
 from shardyard.data.formats.context import Context
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder
+from shardyard.data.resampling import Samples
 from shardyard.data.rows import Row
-from shardyard.data.sound import FRAME, RATE, Features, Samples, feature_extractor, mask, move, read_sound
+from shardyard.data.sound import FRAME, RATE, Features, feature_extractor, mask, move, read_sound
 from shardyard.data.sources import Example
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import io
-import math
 import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shardyard.data import resampling
 from shardyard.data.prepared.rows import SAMPLING_RATE
 
 WAV_HEADER_BYTES = 44
-# Silence around the signal while it is resampled: the Fourier transform takes it for periodic.
-_MARGIN_SECONDS = 0.064
 
 
 def audio(path: Path) -> dict[str, Any]:
@@ -47,18 +45,8 @@ def wav(samples: np.ndarray[Any, Any], rate: int = SAMPLING_RATE) -> bytes:
 
 
 def resample(samples: np.ndarray[Any, Any], rate: int, new_rate: int) -> np.ndarray[Any, Any]:
-    """Samples (T,) int16 at another rate, (T·new_rate/rate,): the spectrum is cut or continued by zeros.
-
-    No frequency above half the lower rate remains, so nothing is mirrored.
-    """
+    """Samples (T,) int16 at another rate, (T·new_rate/rate,)."""
     if rate == new_rate:
         return samples
-    # Lengths of whole periods of both rates keep their ratio, and the first sample in its place.
-    step = rate // math.gcd(rate, new_rate)
-    margin = math.ceil(_MARGIN_SECONDS * rate / step) * step
-    padded = np.pad(samples.astype(np.float64), (margin, margin + -len(samples) % step))
-    length = len(padded) * new_rate // rate
-    spectrum = np.fft.rfft(padded)[: min(len(padded), length) // 2 + 1]
-    signal = np.fft.irfft(spectrum, length) * (length / len(padded))
-    first, count = margin * new_rate // rate, len(samples) * new_rate // rate
-    return np.clip(np.rint(signal[first : first + count]), -(2**15), 2**15 - 1).astype(np.int16)
+    signal = resampling.resample(samples.astype(np.float64), rate, new_rate)
+    return np.clip(np.rint(signal), -(2**15), 2**15 - 1).astype(np.int16)

@@ -1,0 +1,32 @@
+"""Sound at another rate, by the Fourier transform."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Silence around a recording while it is resampled: the Fourier transform takes it for periodic.
+_MARGIN_SECONDS = 0.064
+
+Samples = npt.NDArray[np.floating[Any]]
+
+
+def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
+    """Samples [T] at another rate, [T·new_rate/rate]: the spectrum is cut or continued by zeros.
+
+    No frequency above half the lower rate remains, so nothing is mirrored.
+    """
+    if rate == new_rate:
+        return samples
+    # Lengths of whole periods of both rates keep their ratio, and the first sample in its place.
+    step = rate // math.gcd(rate, new_rate)
+    margin = math.ceil(_MARGIN_SECONDS * rate / step) * step
+    padded = np.pad(samples.astype(np.float64), (margin, margin + -len(samples) % step))
+    length = len(padded) * new_rate // rate
+    spectrum = np.fft.rfft(padded)[: min(len(padded), length) // 2 + 1]
+    signal = np.fft.irfft(spectrum, length) * (length / len(padded))
+    first, count = margin * new_rate // rate, len(samples) * new_rate // rate
+    return signal[first : first + count].astype(samples.dtype)
