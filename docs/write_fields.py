@@ -10,7 +10,7 @@ from shardyard.recipe.fields import all_paths
 PAGE = Path(__file__).with_name("fields.md")
 HEAD = """# Fields of a recipe
 
-Written by `make schema` from `platform/shardyard/recipe/schema.py`; change it there. `shardyard explain FIELD` prints
+Written by `make schema` from `platform/shardyard/recipe/sections/`; change it there. `shardyard explain FIELD` prints
 one entry in the terminal.
 """
 

@@ -1,0 +1,115 @@
+"""The data of a recipe: sources and how documents, pictures and recordings become rows."""
+
+from __future__ import annotations
+
+from shardyard.recipe.sections.base import REQUIRED, Section, described
+
+
+class Source(Section):
+    """One source of documents: an embedded corpus (`source`) or anything that `load_dataset` streams (`path`)."""
+
+    source: str | None = described(
+        None,
+        "Embedded corpus that needs no download (python-docs, python-docstrings, python-code), or a set that "
+        "`shardyard data prepare` has made ready (`shardyard data list`).",
+    )
+    path: str | None = described(
+        None, "Hub id, folder, or file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed)."
+    )
+    config: str | None = described(None, "Configuration (subset) of a hub dataset.")
+    revision: str | None = described(None, "Git revision of a hub dataset: pin it to repeat a run exactly.")
+    split: str | None = described(
+        None, "Split to read; by default `train` under data.train and `validation` under data.validation."
+    )
+    text_column: str = described("text", "Column that holds the text of a document.")
+    columns: dict[str, str] = described(
+        {}, "Where columns are called otherwise than the objective calls them, such as {image: picture, text: caption}."
+    )
+    weight: float = described(1.0, "Share of this source in the rows of training, relative to the others.", gt=0.0)
+    holdout: float = described(
+        0.0,
+        "Fraction of the documents, chosen by the hash of their text, that is kept for validation: a source under "
+        "data.train leaves them out, the same source under data.validation reads only them.",
+        ge=0.0,
+        le=0.5,
+    )
+
+
+class Data(Section):
+    sequence_length: int | None = described(
+        None,
+        "Length of a row; longer examples are cut, and counted. Needed by every objective with text.",
+        "tokens",
+        ge=2,
+    )
+    source_length: int | None = described(None, "Longest source of seq2seq. Default: sequence_length.", "tokens", ge=2)
+    blind: bool = described(
+        False,
+        "Replace what is translated or transcribed by nothing, in training and evaluation: the baseline that a model "
+        "must beat to show that it uses its source (seq2seq, speech_to_text).",
+    )
+    train: list[Source] = described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
+    validation: list[Source] = described(
+        [], "Sources of held-out documents; by default what the training sources hold out."
+    )
+    isolate_documents: bool = described(
+        True, "Documents that share a row do not attend to each other and each starts at position 0."
+    )
+    shuffle_window: int = described(
+        256, "Documents that a lane reads and permutes together; 1 keeps the order of the source.", "documents", ge=1
+    )
+    lanes: int | None = described(
+        None,
+        "Independent streams that the data is cut into; row j of the global batch comes from lane j modulo lanes, so "
+        "the world size must divide it. Default: the largest divisor of the global batch up to 64.",
+        ge=1,
+    )
+    prefetch: int = described(4, "Global batches that are made ready in the background.", "batches", ge=1, le=1024)
+
+
+class Masking(Section):
+    """Which tokens BERT predicts (Devlin et al. 2018): 80% become the mask token, 10% a random one, 10% stay."""
+
+    probability: float = described(0.15, "Share of the tokens that are predicted.", gt=0.0, lt=1.0)
+    whole_word: bool = described(False, "Choose whole words instead of single pieces of them.")
+    short_probability: float = described(
+        0.1, "Share of the rows that are cut to a random length, so that short texts are known too.", ge=0.0, le=1.0
+    )
+
+
+class Image(Section):
+    """How pictures become tensors."""
+
+    size: int | None = described(
+        None,
+        "Height and width of the pictures. Default: image_size of the model's configuration, or 224 where it has none.",
+        "pixels",
+        ge=1,
+    )
+    mean: list[float] = described([0.5], "Mean of each channel (one value for all), of values in 0 … 1.", min_length=1)
+    std: list[float] = described([0.5], "Standard deviation of each channel, likewise.", min_length=1)
+    flip: bool = described(False, "Training: mirror every second picture.")
+    crop_padding: int = described(
+        0, "Training: pad by so many pixels and cut the size out again at a random place.", "pixels", ge=0
+    )
+    min_scale: float = described(
+        1.0, "Training: least area of a random crop that is resized; 1 takes the whole picture.", gt=0.0, le=1.0
+    )
+    rotate: float = described(0.0, "Training: largest random rotation.", "degrees", ge=0.0, le=180.0)
+    erase: float = described(0.0, "Training: probability that a random rectangle is blanked.", ge=0.0, le=1.0)
+
+
+class Audio(Section):
+    """How recordings are changed in training; their length and features are those of the model's configuration."""
+
+    shift: float = described(0.0, "Longest random silence that is put before the recording.", "seconds", ge=0.0)
+    speed: float = described(
+        0.0, "Largest random change of the speed, as a share of it (Ko et al. 2015).", ge=0.0, lt=1.0
+    )
+    time_masks: int = described(0, "Stretches of time that are blanked (SpecAugment, Park et al. 2019).", ge=0)
+    time_mask_frames: int = described(20, "Longest of them, in frames of 10 ms.", "frames", ge=1)
+    frequency_masks: int = described(0, "Bands of frequencies that are blanked.", ge=0)
+    frequency_mask_bins: int = described(10, "Widest of them.", "Mel bins", ge=1)
+    join: int = described(
+        1, "Most recordings, drawn at random, that follow each other in a row as far as they fit.", "recordings", ge=1
+    )

@@ -1,0 +1,70 @@
+"""The model of a recipe: architecture, weights to start from, adapters, experts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from shardyard.recipe.sections.base import REQUIRED, Section, described
+
+
+class Adapter(Section):
+    """LoRA (Hu et al. 2021), through peft; merged into the weights on export."""
+
+    rank: int = described(8, "Rank of the update of each matrix.", ge=1)
+    alpha: float = described(16.0, "Scale of the update: alpha / rank.", gt=0.0)
+    dropout: float = described(0.0, "Probability of dropout before the adapter.", ge=0.0, lt=1.0)
+    targets: list[str] = described(
+        [], "Names of the linear layers, such as q_proj; by default every linear layer but the head."
+    )
+    quantize: Literal["nf4"] | None = described(
+        None, "Hold the frozen weights in 4 bits (NF4, as QLoRA does); adapters keep the precision of training."
+    )
+
+
+class Experts(Section):
+    """Settings of a mixture of experts that transformers' configuration does not have."""
+
+    parallel: int = described(
+        1,
+        "Ranks over which the experts of each layer are spread (DeepSpeed AutoEP); 1 keeps all on each.",
+        "ranks",
+        ge=1,
+    )
+    balance: float = described(
+        0.0, "Weight of the load-balancing loss (Fedus et al. 2021), added to the loss of the targets.", ge=0.0
+    )
+    z_loss: float = described(
+        0.0, "Weight of the router z-loss (Zoph et al. 2022), which keeps the routers' logits small.", ge=0.0
+    )
+
+
+class Model(Section):
+    family: str = described(
+        REQUIRED,
+        "Model type of transformers that has the head which the objective needs, such as gpt2, llama or qwen2.",
+    )
+    config: dict[str, Any] = described(
+        {}, "Fields of the family's transformers configuration; whatever is not named keeps its default there."
+    )
+    pretrained: str | None = described(
+        None,
+        "Hub id, folder, prepared model or run:NAME (its newest finished run) with weights to start from; its "
+        "configuration is used, `config` overrides it.",
+    )
+    dropout: float | None = described(
+        None, "Probability of every dropout in the model; by default what the configuration says.", ge=0.0, lt=1.0
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = described(
+        None, "Attention implementation of transformers. Default: sdpa where the family has it, else eager."
+    )
+    activation_checkpointing: bool = described(
+        False, "Recompute activations in the backward pass: less memory, about a third more compute."
+    )
+    compile: bool = described(False, "Compile the model with torch.compile; needs a C++ compiler.")
+    freeze: list[str] = described(
+        [], "Names of parts that are not trained, such as model.vision_tower.*; * stands for anything."
+    )
+    adapter: Adapter | None = described(
+        None, "Train low-rank adapters on the linear layers instead of the weights themselves (LoRA)."
+    )
+    experts: Experts = described(Experts(), "Mixtures of experts: balance and where experts live.")

@@ -1,0 +1,50 @@
+"""How predictions are scored: losses, preferences, teachers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shardyard.recipe.sections.base import Section, described
+
+ObjectiveName = Literal[
+    "causal_lm",
+    "masked_lm",
+    "bert_pretraining",
+    "seq2seq",
+    "image_classification",
+    "masked_image",
+    "contrastive",
+    "vision_language",
+    "speech_to_text",
+    "text_classification",
+    "instruction",
+    "preference",
+    "distillation",
+]
+
+
+class Loss(Section):
+    """The loss of a target."""
+
+    name: Literal["cross_entropy", "focal"] = described("cross_entropy", "Loss of a target.")
+    label_smoothing: float = described(
+        0.0, "Probability that the target gives to all classes alike (Szegedy et al. 2016).", ge=0.0, lt=1.0
+    )
+    focal_gamma: float = described(2.0, "How much focal loss plays down what is predicted well.", ge=0.0)
+
+
+class Preference(Section):
+    """Direct preference optimisation (Rafailov et al. 2023)."""
+
+    beta: float = described(0.1, "Strength of the pull towards the reference model.", gt=0.0)
+    label_smoothing: float = described(0.0, "Share of the preferences that are taken to be wrong.", ge=0.0, lt=0.5)
+
+
+class Distillation(Section):
+    """Learning from a teacher's probabilities (Hinton et al. 2015)."""
+
+    teacher: str | None = described(
+        None, "Hub id, folder, or run:NAME of the teacher, a model with the same tokenizer."
+    )
+    temperature: float = described(2.0, "Temperature of both distributions.", gt=0.0)
+    weight: float = described(0.5, "Share of the teacher's loss; the labels' has the rest.", ge=0.0, le=1.0)

@@ -1,0 +1,96 @@
+"""How a recipe trains: batch, precision, optimizer, schedule, ZeRO, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shardyard.recipe.sections.base import REQUIRED, Section, described
+
+Precision = Literal["fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion", "muon"]
+ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "step", "exponential", "wsd"]
+
+
+class Train(Section):
+    global_batch: int = described(REQUIRED, "Rows in one optimizer step, over all ranks.", "sequences", ge=1)
+    steps: int | None = described(None, "Optimizer steps; give this or `tokens`.", "steps", ge=1)
+    tokens: int | None = described(
+        None, "Training tokens, rounded up to whole steps; give this or `steps`.", "tokens", ge=1
+    )
+    micro_batch: int | None = described(
+        None,
+        "Rows that one rank puts through the model at once. Default: the largest that divides a rank's share of the "
+        "global batch, holds at most 8192 tokens and fits the memory.",
+        "sequences",
+        ge=1,
+    )
+    seed: int = described(1234, "Seed of initial weights, data order and dropout.", ge=0, lt=2**32)
+    precision: Precision = described("bf16", "Number format of the forward and backward pass; master weights are fp32.")
+    gradient_clipping: float = described(1.0, "Largest norm of the gradient; 0 turns clipping off.", ge=0.0)
+    initial_loss_scale: int = described(
+        16, "First loss scale of fp16 as a power of two; it then adapts.", "log2", ge=0, le=32
+    )
+    threads: int | None = described(
+        None, "CPU threads a rank computes with. Default: cluster.cpus_per_worker.", "threads", ge=1
+    )
+
+
+class Optimizer(Section):
+    name: OptimizerName = described("adamw", "Optimizer.")
+    lr: float = described(REQUIRED, "Peak learning rate, which the schedule scales.", gt=0.0)
+    weight_decay: float = described(
+        0.0,
+        "Weight decay on all weights but norms and biases; decoupled, L2 for adam, sgd, adagrad and rmsprop.",
+        ge=0.0,
+    )
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = described(
+        [0.9, 0.95], "Decay rates of the running averages (adam, adamw, lion, muon's AdamW part)."
+    )
+    eps: float = described(1e-8, "Term in the denominator for numerical stability.", gt=0.0)
+    momentum: float = described(0.9, "Momentum of sgd, rmsprop and muon.", ge=0.0, lt=1.0)
+    nesterov: bool = described(False, "Nesterov momentum (sgd).")
+    alpha: float = described(0.99, "Smoothing constant of rmsprop.", ge=0.0, lt=1.0)
+    aux_lr: float | None = described(
+        None, "Learning rate of the AdamW that muon uses for embeddings, norms and biases. Default: lr.", gt=0.0
+    )
+
+
+class Schedule(Section):
+    name: ScheduleName = described("cosine", "Shape of the learning rate after the warm-up.")
+    warmup: int = described(0, "Steps over which the learning rate rises linearly to its peak.", "steps", ge=0)
+    min_ratio: float = described(
+        0.1,
+        "Learning rate at the end as a share of the peak (linear, cosine, wsd) or its floor (step, exponential).",
+        ge=0.0,
+        le=1.0,
+    )
+    decay_fraction: float = described(0.2, "Share of the steps that wsd spends on its final decay.", gt=0.0, le=1.0)
+    step_size: int | None = described(None, "Steps between two drops of the step schedule.", "steps", ge=1)
+    gamma: float = described(
+        0.5, "Factor of each drop (step), or of the decay over the whole run (exponential).", gt=0.0, le=1.0
+    )
+
+
+class Zero(Section):
+    stage: Literal[0, 1, 2, 3] = described(
+        1, "ZeRO stage: 1 shards optimizer states over the ranks, 2 also gradients, 3 also parameters."
+    )
+    offload_optimizer: bool = described(False, "Keep optimizer states in CPU memory (stages 1 to 3).")
+    offload_parameters: bool = described(False, "Keep parameters in CPU memory (stage 3).")
+    bucket_bytes: int = described(
+        100_000_000, "Size of a bucket in which gradients are reduced and parameters gathered.", "bytes", ge=1_000_000
+    )
+
+
+class Checkpoint(Section):
+    every: int | None = described(
+        None,
+        "Steps between two checkpoints. Default: a tenth of the run; one is always written at the end.",
+        "steps",
+        ge=1,
+    )
+    keep: int = described(
+        3, "Newest checkpoints to keep; older ones are removed once a newer one is whole.", "checkpoints", ge=1
+    )

@@ -1,0 +1,55 @@
+"""What is measured, sampled and recorded while a recipe trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shardyard.recipe.sections.base import REQUIRED, Section, described
+
+
+class EarlyStopping(Section):
+    metric: str = described("eval/validation/loss", "Metric to watch, as the run records it.")
+    patience: int = described(
+        REQUIRED, "Evaluations without improvement after which training ends.", "evaluations", ge=1
+    )
+    min_delta: float = described(0.0, "Least change that counts as an improvement.", ge=0.0)
+
+
+class Evaluate(Section):
+    every: int | None = described(
+        None,
+        "Steps between two evaluations. Default: a tenth of the run; one is always done at the end.",
+        "steps",
+        ge=1,
+    )
+    rows: int = described(64, "Held-out rows in one evaluation, the same ones each time.", "sequences", ge=1)
+    generate_rows: int = described(
+        0, "Held-out rows that are also decoded, for BLEU, chrF and error rates; 0 decodes none.", "sequences", ge=0
+    )
+    beams: int = described(1, "Beams of the decoding; 1 is greedy.", ge=1)
+    early_stopping: EarlyStopping | None = described(None, "End when a validation metric no longer improves.")
+
+
+class Sample(Section):
+    prompts: list[str] = described([], "Prompts that are continued after each evaluation, into samples.jsonl.")
+    temperature: float = described(
+        0.0,
+        "Randomness of the continuation: 0 takes the likeliest token, 1 draws from the model's probabilities.",
+        ge=0.0,
+    )
+    max_new_tokens: int = described(64, "Length of each continuation.", "tokens", ge=1)
+
+
+class Wandb(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = described(
+        "auto", "auto is online where a key is found and offline otherwise; WANDB_MODE wins over this."
+    )
+    project: str = described("shardyard", "W&B project.", min_length=1)
+    entity: str | None = described(None, "W&B entity (team or user).")
+    group: str | None = described(None, "W&B group.")
+
+
+class Tracking(Section):
+    every: int = described(1, "Steps between two records in metrics.jsonl.", "steps", ge=1)
+    tags: list[str] = described([], "Free labels of the run.")
+    wandb: Wandb = described(Wandb(), "Weights & Biases, which mirrors the run folder.")
