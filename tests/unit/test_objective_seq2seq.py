@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from shardyard.objectives.decoding import decode, kept_texts
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
 from shardyard.objectives.seq2seq import EncoderDecoder
-from shardyard.recipe.schema import Evaluate, Loss, Model
+from shardyard.objectives.speech_to_text import ctc_loss
+from shardyard.recipe.schema import Audio, Evaluate, Loss, Model
 from unit.data_cases import SEPARATOR, bytes_tokenizer
 
 LENGTH = 7
@@ -55,8 +57,11 @@ def name_of(family: str) -> str:
     return "speech_to_text" if family == "whisper" else "seq2seq"
 
 
-def objective(family: str, *, smoothing: float = 0.0, name: str = "cross_entropy", beams: int = 1) -> EncoderDecoder:
+def objective(
+    family: str, *, smoothing: float = 0.0, name: str = "cross_entropy", beams: int = 1, ctc: float = 0.0
+) -> EncoderDecoder:
     parts = Parts(
+        audio=Audio(ctc=ctc),
         loss=Loss(name=name, label_smoothing=smoothing),
         evaluate=Evaluate(generate_rows=3, beams=beams),
         sequence_length=LENGTH,
@@ -237,3 +242,38 @@ def test_a_sample_of_an_encoder_decoder_is_its_whole_output() -> None:
     assert [text] == decode(model, tokenizer, {"input_ids": ids}, max_tokens=LENGTH)
     longer = generate(model, tokenizer, "a" * 40, max_new_tokens=40, device=torch.device("cpu"))
     assert len(longer) <= CONFIGS["marian"]["max_position_embeddings"]
+
+
+def test_ctc_is_the_sum_over_all_alignments() -> None:
+    """Every sequence of positions that spells the text once repetitions are merged and blanks are gone."""
+    blank, texts = 2, [[0, 1], [1, 1], [0]]
+    labels = torch.tensor([[0, 1, blank], [1, 1, blank], [0, blank, -100]])
+    logits = torch.randn((3, 4, 3), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    probabilities = logits.detach().softmax(-1)
+    expected = 0.0
+    for row, text in enumerate(texts):
+        paths = product(range(3), repeat=4)
+        spelling = [path for path in paths if [token for token, _ in groupby(path) if token != blank] == text]
+        expected -= (
+            torch.stack([probabilities[row, range(4), list(path)].prod() for path in spelling]).sum().log().item()
+        )
+    found = ctc_loss(logits, labels, blank)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().amax(dim=(1, 2)).min() > 0
+    too_long = torch.tensor([[0, 1, 0, 1, 0, 1, blank]])
+    assert float(ctc_loss(logits.detach()[:1], too_long, blank)) == 0.0
+
+
+def test_ctc_teaches_the_encoder_in_training_alone() -> None:
+    batch, plain, taught = batch_of("whisper"), objective("whisper"), objective("whisper", ctc=0.5)
+    model = tiny("whisper")
+    assert taught.measure(model, batch).losses["loss"] == plain.measure(model, batch).losses["loss"]
+    model.train()
+    found = taught.measure(model, batch)
+    heard = model.get_output_embeddings()(model.get_encoder()(batch["input_features"]).last_hidden_state)
+    ctc = ctc_loss(heard, batch["labels"], SEPARATOR)
+    written = plain.measure(model, batch).losses["loss"]
+    torch.testing.assert_close(found.losses["loss"], written + 0.5 * ctc)
+    assert float(found.observed["ctc"]) == pytest.approx(float(ctc.detach()))
