@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from shardyard.engine.generate import generate
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.objectives.base import Tensors
 from shardyard.objectives.decoding import decode, kept_texts
+from shardyard.objectives.losses import ctc
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
 from shardyard.objectives.seq2seq import EncoderDecoder
-from shardyard.objectives.speech_to_text import ctc_loss
 from shardyard.recipe.schema import Audio, Evaluate, Loss, Model
 from unit.data_cases import SEPARATOR, bytes_tokenizer
 
@@ -58,10 +57,10 @@ def name_of(family: str) -> str:
 
 
 def objective(
-    family: str, *, smoothing: float = 0.0, name: str = "cross_entropy", beams: int = 1, ctc: float = 0.0
+    family: str, *, smoothing: float = 0.0, name: str = "cross_entropy", beams: int = 1, audio: Audio | None = None
 ) -> EncoderDecoder:
     parts = Parts(
-        audio=Audio(ctc=ctc),
+        audio=audio or Audio(),
         loss=Loss(name=name, label_smoothing=smoothing),
         evaluate=Evaluate(generate_rows=3, beams=beams),
         sequence_length=LENGTH,
@@ -244,36 +243,14 @@ def test_a_sample_of_an_encoder_decoder_is_its_whole_output() -> None:
     assert len(longer) <= CONFIGS["marian"]["max_position_embeddings"]
 
 
-def test_ctc_is_the_sum_over_all_alignments() -> None:
-    """Every sequence of positions that spells the text once repetitions are merged and blanks are gone."""
-    blank, texts = 2, [[0, 1], [1, 1], [0]]
-    labels = torch.tensor([[0, 1, blank], [1, 1, blank], [0, blank, -100]])
-    logits = torch.randn((3, 4, 3), generator=torch.Generator().manual_seed(0), requires_grad=True)
-    probabilities = logits.detach().softmax(-1)
-    expected = 0.0
-    for row, text in enumerate(texts):
-        paths = product(range(3), repeat=4)
-        spelling = [path for path in paths if [token for token, _ in groupby(path) if token != blank] == text]
-        expected -= (
-            torch.stack([probabilities[row, range(4), list(path)].prod() for path in spelling]).sum().log().item()
-        )
-    found = ctc_loss(logits, labels, blank)
-    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
-    found.backward()
-    assert logits.grad is not None
-    assert logits.grad.abs().amax(dim=(1, 2)).min() > 0
-    too_long = torch.tensor([[0, 1, 0, 1, 0, 1, blank]])
-    assert float(ctc_loss(logits.detach()[:1], too_long, blank)) == 0.0
-
-
 def test_ctc_teaches_the_encoder_in_training_alone() -> None:
-    batch, plain, taught = batch_of("whisper"), objective("whisper"), objective("whisper", ctc=0.5)
+    batch, plain, taught = batch_of("whisper"), objective("whisper"), objective("whisper", audio=Audio(ctc=0.5))
     model = tiny("whisper")
     assert taught.measure(model, batch).losses["loss"] == plain.measure(model, batch).losses["loss"]
     model.train()
     found = taught.measure(model, batch)
     heard = model.get_output_embeddings()(model.get_encoder()(batch["input_features"]).last_hidden_state)
-    ctc = ctc_loss(heard, batch["labels"], SEPARATOR)
+    nll = ctc(heard, batch["labels"], blank=SEPARATOR)
     written = plain.measure(model, batch).losses["loss"]
-    torch.testing.assert_close(found.losses["loss"], written + 0.5 * ctc)
-    assert float(found.observed["ctc"]) == pytest.approx(float(ctc.detach()))
+    torch.testing.assert_close(found.losses["loss"], written + 0.5 * nll)
+    assert float(found.observed["ctc"]) == pytest.approx(float(nll.detach()))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from shardyard.objectives import scores
-from shardyard.objectives.base import IGNORED, Measured, Tensors, Totals, as_model
+from shardyard.objectives import losses, scores
+from shardyard.objectives.base import Measured, Tensors, Totals, as_model
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.seq2seq import EncoderDecoder
 
@@ -40,7 +38,7 @@ class SpeechToText(EncoderDecoder):
             return super().measure(model, batch)
         out = model(**self.inputs(model, batch), decoder_input_ids=batch["decoder_input_ids"], use_cache=False)
         heard = bare.get_output_embeddings()(out.encoder_last_hidden_state)
-        ctc = ctc_loss(heard, batch["labels"], self._blank)
+        ctc = losses.ctc(heard, batch["labels"], blank=self._blank)
         written = self._training_loss(out.logits, batch["labels"])
         return Measured({"loss": written + self._ctc * ctc}, {"ctc": ctc.detach().double()})
 
@@ -55,22 +53,6 @@ class SpeechToText(EncoderDecoder):
             "word_error_rate": scores.word_error_rate(decoded, references),
             "character_error_rate": scores.character_error_rate(decoded, references),
         }
-
-
-def ctc_loss(logits: Tensor, labels: Tensor, blank: int) -> Tensor:
-    """Negative log-likelihood of texts under all alignments with the positions (Graves et al. 2006), summed over rows.
-
-    Args:
-        logits: [B, S, V] for S positions of the recording.
-        labels: [B, T]; `blank` and -100 are no part of the texts. A text that is longer than S counts 0.
-    """
-    spoken = (labels != IGNORED) & (labels != blank)
-    lengths = spoken.sum(dim=1)
-    positions = torch.full_like(lengths, logits.shape[1])
-    log_probabilities = functional.log_softmax(logits.float(), dim=-1).transpose(0, 1)
-    return functional.ctc_loss(
-        log_probabilities, labels[spoken], positions, lengths, blank=blank, reduction="sum", zero_infinity=True
-    )
 
 
 def make(parts: Parts) -> SpeechToText:
