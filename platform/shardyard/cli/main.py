@@ -43,6 +43,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("sample", "shardyard.cli.after", "sample", "Continue a prompt with a trained model."),
     ("eval", "shardyard.cli.after", "eval", "Measure a trained model on held-out data."),
     ("export", "shardyard.cli.after", "export", "Write a checkpoint as a folder that from_pretrained loads."),
+    (
+        "cluster",
+        "shardyard.cli.cluster",
+        "cluster",
+        "Start, look at and end a Ray cluster, here or over several hosts.",
+    ),
     ("data", "shardyard.cli.data", "data", "Prepare real data sets for recipes to name."),
     ("tokenizer", "shardyard.cli.tokenizer", "tokenizer", "List, show and train tokenizers."),
     ("doctor", "shardyard.cli.doctor", "doctor", "Say what this machine can do and what it lacks."),
