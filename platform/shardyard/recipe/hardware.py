@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "fphp"})
@@ -33,3 +34,8 @@ def read_cpuinfo() -> str:
 def has_gpu() -> bool:
     """Whether the driver of an NVIDIA GPU shows a device here."""
     return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def computes_on_cpu() -> bool:
+    """Whether DS_ACCELERATOR, which DeepSpeed reads too, asks for the CPU whatever devices there are."""
+    return os.environ.get("DS_ACCELERATOR") == "cpu"
