@@ -109,10 +109,10 @@ def test_spreading_is_even_where_nodes_have_room(asked: Demand, nodes: list[Node
     if found is None or asked.strategy != "spread":
         return
     counts = dict(found.ranks)
-    rooms = {one.id: room(asked, one.free) for one in nodes if asked.bundle.gpus or not one.free.gpus}
+    rooms = {one.id: room(asked, one.free) for one in nodes}
     fullest = max(counts.values())
     for name, ranks in rooms.items():
-        assert counts.get(name, 0) >= min(ranks, fullest - asked.group) or not asked.bundle.gpus
+        assert counts.get(name, 0) >= min(ranks, fullest - asked.group)
 
 
 def test_neighbours_share_a_node() -> None:

@@ -74,6 +74,9 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         share = size.trainable_parameters / size.parameters
         yield "trainable", format_count(size.trainable_parameters), f"{share:.2%} of the model's parameters"
     yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
+    yield "each worker", plan.bundle, why["bundle"]
+    yield "placement", plan.placement, why["placement"]
+    yield "network", plan.network, why["network"]
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     yield "accumulation", str(plan.accumulation), why["accumulation"]
     yield "tokens a step", format_count(plan.tokens_per_step), why["tokens_per_step"]

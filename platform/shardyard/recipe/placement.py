@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Network, Recipe
 from shardyard.units import format_bytes, parse_bytes
 
 Strategy = Literal["pack", "spread", "strict_pack", "strict_spread"]
@@ -138,7 +138,7 @@ def room(demand: Demand, amount: Amount) -> int:
 
 
 def _place(demand: Demand, amounts: Mapping[str, Amount]) -> Placement | None:
-    if not demand.bundle.gpus:
+    if not demand.bundle.gpus and demand.strategy in ("pack", "strict_pack"):
         # Ranks that compute on the CPU leave nodes with GPUs to those that need them, as Ray does.
         plain = {node: amount for node, amount in amounts.items() if not amount.gpus}
         if 0 < len(plain) < len(amounts) and (found := _place_anywhere(demand, plain)) is not None:
@@ -234,6 +234,25 @@ def bundle_in_words(bundle: Amount) -> str:
     """`1 GPU and 4 CPU cores`."""
     parts = [_amount(name, value) for name in ("gpus", "cpus", "memory") if (value := getattr(bundle, name))]
     return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def placement_in_words(demand: Demand) -> str:
+    """`pack, 4 ranks that share experts on one node, at most 8 on a node`."""
+    parts: list[str] = [demand.strategy]
+    if demand.group > 1:
+        parts.append(f"{demand.group} ranks that share experts on one node")
+    if demand.most_per_node is not None:
+        parts.append(f"at most {demand.most_per_node} on a node")
+    return ", ".join(parts)
+
+
+def network_in_words(network: Network, *, gpu: bool) -> str:
+    """What can be said of the network before any host is known."""
+    interface = (
+        f"interface {network.interface}" if network.interface else "interface of the address Ray knows a host by"
+    )
+    rdma = "" if not gpu else ", RDMA left to NCCL" if network.rdma == "auto" else ", TCP without RDMA"
+    return f"{interface}{rdma}; a collective may take {network.timeout:g} s"
 
 
 def _amount(name: str, value: float) -> str:
