@@ -11,7 +11,9 @@ from shardyard.errors import ShardyardError, TrainingError
 from shardyard.launch.cluster import ray_cluster
 from shardyard.launch.local import run_local
 from shardyard.launch.recovery import Failure, GiveUp, announce, decide
-from shardyard.launch.trainer import attempt
+from shardyard.launch.room import Room
+from shardyard.launch.trainer import NotPlacedError, attempt
+from shardyard.recipe.placement import demand_of
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.runfolder import owner
 
@@ -21,6 +23,8 @@ STATES: dict[Outcome, str] = {
     "preempted": "preempted",
     "paused": "interrupted",
 }
+# What a stop that is asked for while the run waits ends in.
+STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted"}
 
 
 def drive(job: Job, *, local: bool) -> Outcome:
@@ -48,18 +52,36 @@ def _locally(job: Job) -> Outcome:
 def _on_ray(job: Job) -> Outcome:
     failures = 0
     _tell(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
-    with ray_cluster(job.recipe.cluster, gpu=job.plan.world.gpu):
+    with ray_cluster(job.recipe.cluster) as cluster:
+        demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
+        room = Room(demand, cluster, lambda sentence: _tell_waiting(job, sentence), lambda: _stopped(job))
         while True:
+            placement = room.wait()
+            if placement is None:
+                return STOPPED_WAITING[job.folder.stop_requested() or "interrupt"]
             _count_attempt(job)
-            failure = attempt(job)
+            try:
+                failure = attempt(job, demand, placement)
+            except NotPlacedError:
+                _count_attempt(job, by=-1)
+                continue
             if failure is None:
                 return _outcome(job)
             failures += 1
             _recover(job, failure, failures)
 
 
-def _count_attempt(job: Job) -> None:
-    job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + 1, outcome=None)
+def _stopped(job: Job) -> bool:
+    return job.folder.stop_requested() is not None
+
+
+def _tell_waiting(job: Job, sentence: str) -> None:
+    job.folder.update(waiting=sentence)
+    _tell(job, kind="waiting", text=f"waiting for resources: {sentence}")
+
+
+def _count_attempt(job: Job, by: int = 1) -> None:
+    job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + by, outcome=None)
 
 
 def _outcome(job: Job) -> Outcome:
