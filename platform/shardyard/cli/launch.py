@@ -16,7 +16,7 @@ import typer
 from shardyard.cli import output
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir
 from shardyard.cli.plan import as_dict, plan_of, rows
-from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT, UsageError
 from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.plan import RunPlan
 
@@ -29,7 +29,13 @@ Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after t
 
 # Objectives whose models answer with a text of its own instead of continuing the prompt.
 ANSWERING = frozenset({"seq2seq", "instruction", "preference"})
-_EXIT_CODES = {"finished": 0, "paused": 0, "interrupted": EXIT_INTERRUPTED, "preempted": EXIT_PREEMPTED}
+_EXIT_CODES = {
+    "finished": 0,
+    "paused": 0,
+    "interrupted": EXIT_INTERRUPTED,
+    "preempted": EXIT_PREEMPTED,
+    "timeout": EXIT_TIMEOUT,
+}
 
 
 def launch(

@@ -21,10 +21,11 @@ STATES: dict[Outcome, str] = {
     "finished": "finished",
     "interrupted": "interrupted",
     "preempted": "preempted",
+    "timeout": "interrupted",
     "paused": "interrupted",
 }
 # What a stop that is asked for while the run waits ends in.
-STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted"}
+STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
 
 
 def drive(job: Job, *, local: bool) -> Outcome:

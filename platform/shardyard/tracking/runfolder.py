@@ -24,7 +24,7 @@ from shardyard.errors import RunFolderError
 from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
 
 State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
-StopReason = Literal["interrupt", "preempt"]
+StopReason = Literal["interrupt", "preempt", "timeout"]
 
 STATES: tuple[str, ...] = get_args(State)
 RUNS_VARIABLE = "SHARDYARD_RUNS"
@@ -69,13 +69,16 @@ class RunFolder:
         return hash(self.path)
 
     @classmethod
-    def create(cls, runs_dir: Path, name: str, recipe_text: str, resolved_text: str, **fields: Any) -> RunFolder:
+    def create(
+        cls, runs_dir: Path, name: str, recipe_text: str, resolved_text: str, *, run_id: str | None = None, **fields: Any
+    ) -> RunFolder:
         """A new folder `<name>-<date>-<time>-<4 random>` (UTC) in the state `pending`; never an existing one.
 
-        `fields` are added to run.json, such as `total_steps`, `world_size` and `provenance`.
+        `run_id` is given where the id was told to somebody before. `fields` are added to run.json, such as
+        `total_steps`, `world_size` and `provenance`.
 
         Raises:
-            RunFolderError: the name is no folder name, or the runs folder cannot be written or is full.
+            RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written or is full.
         """
         if not _NAME.match(name):
             raise RunFolderError(
@@ -84,7 +87,7 @@ class RunFolder:
             )
         try:
             runs_dir.mkdir(parents=True, exist_ok=True)
-            path = _new_folder(runs_dir, name)
+            path = _new_folder(runs_dir, name) if run_id is None else _named_folder(runs_dir, run_id)
         except OSError as error:
             raise _unwritable(runs_dir, error) from error
         run = cls(path)
@@ -162,7 +165,7 @@ class RunFolder:
             raise _unwritable(self.path, error) from error
 
     def stop_requested(self) -> str | None:
-        """`interrupt`, `preempt` or None; without a request it costs one stat call, so a loop may ask every step."""
+        """`interrupt`, `preempt`, `timeout` or None; without a request it costs one stat call, so a loop may ask every step."""
         try:
             os.stat(self._stop)
             return str(json.loads(self._stop.read_text(encoding="utf-8"))["reason"])
@@ -240,6 +243,15 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
         except FileExistsError:
             continue
         return path
+
+
+def _named_folder(runs_dir: Path, run_id: str) -> Path:
+    path = runs_dir / run_id
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise RunFolderError(f"{path} exists already; `shardyard resume {run_id}` goes on with that run.") from None
+    return path
 
 
 def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
