@@ -108,9 +108,7 @@ def waiting_line(ahead: int) -> str:
 _held: Ticket | None = None
 
 
-def hold_turn(
-    stopped: Callable[[], bool] = lambda: False, say: Callable[[str], None] = lambda line: None
-) -> bool:
+def hold_turn(stopped: Callable[[], bool] = lambda: False, say: Callable[[str], None] = lambda line: None) -> bool:
     """Driver: wait until it is the turn of this job to have its workers placed; it lasts until `placed()`.
 
     Returns at once for a run that is no job, and for the first attempt, whose turn it is when it is started. A later

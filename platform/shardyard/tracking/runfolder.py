@@ -70,7 +70,14 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs_dir: Path, name: str, recipe_text: str, resolved_text: str, *, run_id: str | None = None, **fields: Any
+        cls,
+        runs_dir: Path,
+        name: str,
+        recipe_text: str,
+        resolved_text: str,
+        *,
+        run_id: str | None = None,
+        **fields: Any,
     ) -> RunFolder:
         """A new folder `<name>-<date>-<time>-<4 random>` (UTC) in the state `pending`; never an existing one.
 
@@ -78,7 +85,7 @@ class RunFolder:
         `total_steps`, `world_size` and `provenance`.
 
         Raises:
-            RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written or is full.
+            RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written.
         """
         if not _NAME.match(name):
             raise RunFolderError(
@@ -165,7 +172,7 @@ class RunFolder:
             raise _unwritable(self.path, error) from error
 
     def stop_requested(self) -> str | None:
-        """`interrupt`, `preempt`, `timeout` or None; without a request it costs one stat call, so a loop may ask every step."""
+        """Why the run should stop, or None; without a request it costs one stat call, so a loop may ask every step."""
         try:
             os.stat(self._stop)
             return str(json.loads(self._stop.read_text(encoding="utf-8"))["reason"])
