@@ -11,9 +11,9 @@ from dataclasses import replace
 import ray
 from ray._private.state import available_resources_per_node
 
-from shardyard.errors import ShardyardError
+from shardyard.errors import HardwareError, ShardyardError
 from shardyard.launch.hardware import cluster_address
-from shardyard.recipe.placement import Amount, Demand, Node
+from shardyard.recipe.placement import Amount, Demand, Node, ask, judge
 from shardyard.recipe.schema import Cluster
 
 KNOCK_TIMEOUT_SECONDS = 5.0
@@ -46,21 +46,45 @@ class RayCluster:
             if node["Alive"]
         ]
 
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return float(ray.cluster_resources().get("GPU", 0.0))
+
+    def refuse_what_never_fits(self, demand: Demand) -> None:
+        """Pass if the cluster, or what an autoscaler may make of it, could hold the workers.
+
+        Raises:
+            HardwareError: it could not.
+        """
+        verdict = judge(self.asked(demand), self.nodes())
+        if not verdict.ever and not self.autoscales:
+            raise HardwareError(
+                f"{self.name} cannot hold this run: it {verdict.sentence}. Lower cluster.workers or what each worker "
+                "takes, which `shardyard plan` shows, or add nodes."
+            )
+
     def asked(self, demand: Demand) -> Demand:
         """What to ask of it: memory is reserved only where others share the cluster."""
         return demand if self.named else replace(demand, bundle=replace(demand.bundle, memory=0.0))
 
 
 @contextmanager
-def ray_cluster(settings: Cluster) -> Iterator[RayCluster]:
+def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCluster]:
     """A connected Ray; it is left, and a local one stopped, at the end.
 
+    Args:
+        gpu: whether workers compute on GPUs; where it is given, workers that could never fit are refused.
+
     Raises:
-        ShardyardError: the cluster cannot be reached.
+        ShardyardError: the cluster cannot be reached, or could never hold the workers.
     """
     _connect(settings)
     try:
-        yield RayCluster(cluster_address(settings))
+        cluster = RayCluster(cluster_address(settings))
+        if gpu is not None:
+            cluster.refuse_what_never_fits(ask(settings, gpu=gpu))
+        yield cluster
     finally:
         ray.shutdown()
 
@@ -74,7 +98,7 @@ def cluster_gpus(settings: Cluster) -> int | None:
     if cluster_address(settings) is None:
         return None
     _connect(settings)
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(RayCluster(None).gpus)
 
 
 def _connect(settings: Cluster) -> None:

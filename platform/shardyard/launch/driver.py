@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from shardyard.engine.loop import Outcome
 from shardyard.engine.run import Job
-from shardyard.errors import ShardyardError, TrainingError
+from shardyard.errors import RunFolderError, ShardyardError, TrainingError
 from shardyard.launch.cluster import ray_cluster
 from shardyard.launch.local import run_local
+from shardyard.launch.queue import hold_turn, placed
 from shardyard.launch.recovery import Failure, GiveUp, announce, decide
 from shardyard.launch.room import Room
 from shardyard.launch.trainer import NotPlacedError, attempt
@@ -24,6 +28,7 @@ STATES: dict[Outcome, str] = {
     "timeout": "interrupted",
     "paused": "interrupted",
 }
+PLACED_POLL_SECONDS = 0.25
 # What a stop that is asked for while the run waits ends in.
 STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
 
@@ -52,17 +57,23 @@ def _locally(job: Job) -> Outcome:
 
 def _on_ray(job: Job) -> Outcome:
     failures = 0
+
+    def stopped() -> bool:
+        return job.folder.stop_requested() is not None
+
     _tell(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
     with ray_cluster(job.recipe.cluster) as cluster:
         demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
-        room = Room(demand, cluster, lambda sentence: _tell_waiting(job, sentence), lambda: _stopped(job))
+        room = Room(demand, cluster, lambda sentence: _tell_waiting(job, f"waiting for resources: {sentence}"), stopped)
         while True:
-            placement = room.wait()
+            in_turn = hold_turn(stopped, lambda line: _tell_waiting(job, line))
+            placement = room.wait() if in_turn else None
             if placement is None:
                 return STOPPED_WAITING[job.folder.stop_requested() or "interrupt"]
             _count_attempt(job)
             try:
-                failure = attempt(job, demand, placement)
+                with _turn_until_placed(job):
+                    failure = attempt(job, demand, placement)
             except NotPlacedError:
                 _count_attempt(job, by=-1)
                 continue
@@ -72,17 +83,35 @@ def _on_ray(job: Job) -> Outcome:
             _recover(job, failure, failures)
 
 
-def _stopped(job: Job) -> bool:
-    return job.folder.stop_requested() is not None
+@contextlib.contextmanager
+def _turn_until_placed(job: Job) -> Iterator[None]:
+    """Let the next job go as soon as the workers of this one have their resources, which run.json then says."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(PLACED_POLL_SECONDS):
+            with contextlib.suppress(RunFolderError):
+                if job.folder.info().get("placement"):
+                    return placed()
+        return None
+
+    thread = threading.Thread(target=watch, name="shardyard-turn", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
-def _tell_waiting(job: Job, sentence: str) -> None:
-    job.folder.update(waiting=sentence)
-    _tell(job, kind="waiting", text=f"waiting for resources: {sentence}")
+def _tell_waiting(job: Job, text: str) -> None:
+    job.folder.update(waiting=text)
+    _tell(job, kind="waiting", text=text)
 
 
 def _count_attempt(job: Job, by: int = 1) -> None:
-    job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + by, outcome=None)
+    attempts = int(job.folder.info().get("attempts") or 0) + by
+    job.folder.update(attempts=attempts, outcome=None, placement=None, waiting=None)
 
 
 def _outcome(job: Job) -> Outcome:

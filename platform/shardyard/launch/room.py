@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from shardyard.errors import HardwareError
-from shardyard.recipe.placement import Demand, Node, Placement, judge
+from shardyard.recipe.placement import ANYWHERE, Demand, Node, Placement, judge
 
 POLL_SECONDS = 1.0
 # Resources of an attempt that just ended come back a moment later; that is no waiting to speak of.
@@ -19,11 +18,15 @@ REPEAT_SECONDS = 15.0
 class Cluster(Protocol):
     """What is asked of a cluster."""
 
-    autoscales: bool
-    name: str
+    @property
+    def autoscales(self) -> bool:
+        """Whether nodes may come that are not there yet."""
 
     def nodes(self) -> Sequence[Node]:
         """The living nodes."""
+
+    def refuse_what_never_fits(self, demand: Demand) -> None:
+        """Raise HardwareError where the cluster could never hold so much."""
 
 
 class Room:
@@ -70,9 +73,9 @@ class Room:
                 return None
             if self._cluster.autoscales:
                 self._say(f"{verdict.sentence}; its autoscaler is asked for more")
-                return Placement(())
+                return ANYWHERE
             if not verdict.ever and not self._tried:
-                raise HardwareError(_never(self._cluster.name, verdict.sentence))
+                self._cluster.refuse_what_never_fits(self._demand)
             if self._clock() - began >= QUIET_SECONDS:
                 self._say(verdict.sentence)
             self._sleep(POLL_SECONDS)
@@ -83,10 +86,3 @@ class Room:
             return
         self._said, self._said_at = sentence, now
         self._tell(sentence)
-
-
-def _never(cluster: str, sentence: str) -> str:
-    return (
-        f"{cluster} cannot hold this run: it {sentence}. Lower cluster.workers or what each worker takes, which "
-        "`shardyard plan` shows, or add nodes."
-    )

@@ -19,7 +19,7 @@ from shardyard.launch.group import Group
 from shardyard.launch.network import to_forward
 from shardyard.launch.recovery import Failure, group_causes
 from shardyard.launch.worker import RankError, train_worker
-from shardyard.recipe.placement import Demand, Placement
+from shardyard.recipe.placement import ANYWHERE, Demand, Placement, demand_of
 
 # Ranks import torch, which takes longer on some hosts than on others, before they meet.
 RENDEZVOUS_SECONDS = 300.0
@@ -29,8 +29,8 @@ class NotPlacedError(Exception):
     """The workers did not get their resources: somebody else was faster, or a node is gone that Ray still counted."""
 
 
-def attempt(job: Job, demand: Demand, placement: Placement) -> Failure | None:
-    """Run all ranks of a job once; returns why it failed, or None.
+def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWHERE) -> Failure | None:
+    """Run all ranks of a job once; returns why it failed, or None. By default Ray places what the plan says.
 
     Ray's own restarts are off: what to do after a failure is decided by `recovery.decide`, which can tell a loss that
     is not a number from a node that went away.
@@ -38,6 +38,7 @@ def attempt(job: Job, demand: Demand, placement: Placement) -> Failure | None:
     Raises:
         NotPlacedError: no worker ran.
     """
+    demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
     trainer = TorchTrainer(
         train_worker,
         # As bytes, because Ray's controller reads this too, and a job imports torch and DeepSpeed.

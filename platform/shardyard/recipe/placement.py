@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from shardyard.recipe.schema import Network, Recipe
+from shardyard.recipe.schema import Cluster, Network, Recipe
 from shardyard.units import format_bytes, parse_bytes
 
 Strategy = Literal["pack", "spread", "strict_pack", "strict_spread"]
@@ -66,6 +66,10 @@ class Placement:
         return [node for node, count in self.ranks for _ in range(count)]
 
 
+# Leaves the choice to Ray.
+ANYWHERE = Placement(())
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a cluster holds a run.
@@ -87,14 +91,18 @@ def demand_of(recipe: Recipe, *, gpu: bool, workers: int | None = None) -> Deman
         gpu: whether ranks compute on GPUs; decides about GPUs where `cluster.gpus_per_worker` is not given.
         workers: ranks of the plan, where they differ from `cluster.workers`.
     """
-    settings = recipe.cluster
+    return replace(ask(recipe.cluster, gpu=gpu, workers=workers), group=recipe.model.experts.parallel)
+
+
+def ask(settings: Cluster, *, gpu: bool, workers: int | None = None) -> Demand:
+    """What ranks that share nothing ask for; arguments as those of `demand_of`."""
     gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(gpu)
     # On a CPU rank the device is the host, so its memory is the host's.
     memory = 0 if gpu or settings.memory_per_worker is None else parse_bytes(settings.memory_per_worker)
     return Demand(
         workers=workers or settings.workers,
         bundle=Amount(cpus=float(settings.cpus_per_worker), gpus=gpus, memory=float(memory)),
-        group=recipe.model.experts.parallel,
+        group=1,
         strategy=settings.placement or ("strict_spread" if settings.workers_per_node == 1 else "pack"),
         most_per_node=settings.workers_per_node,
     )
