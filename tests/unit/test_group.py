@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-from shardyard.engine.world import Rank
 from shardyard.launch.group import make_ready, parted_groups, places_in_words, places_of
 from shardyard.launch.hardware import world_of
+from shardyard.launch.meeting import rank_environment
 from shardyard.launch.trainer import scaling
-from shardyard.launch.worker import limit_collectives, rank_environment
+from shardyard.launch.worker import limit_collectives
 from shardyard.recipe.placement import Amount, Demand, Placement
 from shardyard.recipe.schema import Cluster, Network
 
@@ -31,7 +31,9 @@ class Worker:
 
     @property
     def metadata(self) -> Any:
-        return SimpleNamespace(node_id=self.node, node_ip=f"10.0.0.{self.node}", hostname="host", pid=7, gpu_ids=self.gpus)
+        return SimpleNamespace(
+            node_id=self.node, node_ip=f"10.0.0.{self.node}", hostname="host", pid=7, gpu_ids=self.gpus
+        )
 
 
 def test_places_are_told_node_by_node() -> None:
@@ -64,8 +66,7 @@ def test_a_host_that_cannot_take_part_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_variables_of_a_rank_are_those_of_torchrun() -> None:
-    cpu = Rank(rank=3, world_size=4, local_rank=1, device=torch.device("cpu"))
-    assert rank_environment(cpu, 2, 1) == {
+    assert rank_environment(rank=3, world_size=4, local_rank=1, local_world_size=2, node_rank=1) == {
         "RANK": "3",
         "WORLD_SIZE": "4",
         "LOCAL_RANK": "1",
@@ -73,11 +74,6 @@ def test_the_variables_of_a_rank_are_those_of_torchrun() -> None:
         "NODE_RANK": "1",
         "GROUP_RANK": "1",
     }
-    # The only rank on a node that sees several GPUs computes on the one that Ray gave it.
-    gpu = Rank(rank=3, world_size=4, local_rank=0, device=torch.device("cuda", 2))
-    assert rank_environment(gpu, 1, 1)["LOCAL_RANK"] == "2"
-    alone = Rank(rank=0, world_size=1, local_rank=0, device=torch.device("cuda", 0))
-    assert rank_environment(alone, 1, 0)["LOCAL_RANK"] == "0"
 
 
 def test_later_groups_take_the_time_limit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

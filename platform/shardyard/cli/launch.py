@@ -21,7 +21,7 @@ from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.plan import RunPlan
 
 if TYPE_CHECKING:
-    from shardyard.engine.run import Job
+    from shardyard.engine.job import Job
     from shardyard.tracking.runfolder import RunFolder
 
 Local = Annotated[bool, typer.Option("--local", help="One rank in this process, without Ray: for debugging.")]
@@ -47,11 +47,11 @@ def launch(
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
-    loaded, starting = _located(load_recipe(name, overrides or []), runs_dir)
-    made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
-    _refuse_what_does_not_fit(made)
+    loaded, starting = located(load_recipe(name, overrides or []), runs_dir)
+    made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
+    refuse_what_does_not_fit(made)
     folder = _new_folder(loaded, made, runs_dir, starting)
-    return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+    return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
 
 
 def resume(
@@ -72,15 +72,15 @@ def resume(
     check_unchanged(folder)
     loaded = load_recipe(str(folder.resolved), overrides or [])
     if overrides:
-        loaded, _ = _located(loaded, runs_dir)
+        loaded, _ = located(loaded, runs_dir)
     local = local or folder.info().get("local", False)
-    made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
+    made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
     if overrides:
-        write_atomically(folder.resolved, _resolved(loaded, made))
-    return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+        write_atomically(folder.resolved, resolved_text(loaded, made))
+    return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
 
 
-def _located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe, dict[str, Any]]:
+def located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe, dict[str, Any]]:
     """The recipe with paths of the weights it starts from, and what run.json says of them."""
     from shardyard.launch.starting import locate
     from shardyard.tracking.runfolder import runs_folder
@@ -89,7 +89,7 @@ def _located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe,
     return replace(loaded, recipe=recipe), starting
 
 
-def _cluster_gpus(loaded: LoadedRecipe, *, local: bool) -> int | None:
+def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:
     """GPUs of the cluster that is named; None where Ray is started here, or is not used."""
     from shardyard.launch.hardware import cluster_address
 
@@ -100,7 +100,12 @@ def _cluster_gpus(loaded: LoadedRecipe, *, local: bool) -> int | None:
     return cluster_gpus(loaded.recipe.cluster)
 
 
-def _refuse_what_does_not_fit(made: RunPlan) -> None:
+def refuse_what_does_not_fit(made: RunPlan) -> None:
+    """Pass if the plan fits the device, or its memory is not known.
+
+    Raises:
+        UsageError: it does not fit.
+    """
     if made.fits is False:
         verdict = list(rows(made))[-1]
         raise UsageError(f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan` shows what takes it.")
@@ -130,7 +135,7 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, star
         runs_folder(runs_dir),
         loaded.recipe.name,
         loaded.text,
-        _resolved(loaded, made),
+        resolved_text(loaded, made),
         total_steps=made.steps,
         world_size=made.world.size,
         plan={key: value for key, value in as_dict(made).items() if key not in ("reasons", "deepspeed")},
@@ -139,22 +144,27 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, star
     )
 
 
-def _resolved(loaded: LoadedRecipe, made: RunPlan) -> str:
+def resolved_text(loaded: LoadedRecipe, made: RunPlan) -> str:
     """The recipe with every default, and below it, as comments, what follows from it."""
     derived = "\n".join(f"# {what}: {value}{f'  ({why})' if why else ''}" for what, value, why in rows(made))
     return f"{dump_recipe(loaded.recipe)}\n# Derived:\n{derived}\n"
 
 
-def _carry_out(
+def carry_out(
     loaded: LoadedRecipe, made: RunPlan, folder: RunFolder, *, local: bool, until: int | None, quiet: bool
 ) -> int:
+    """Train in a run folder, show it, and return the exit code.
+
+    Raises:
+        ShardyardError: the run failed.
+    """
     from shardyard.launch.output import Terminal
 
     folder.update(local=local, total_steps=made.steps, world_size=made.world.size)
     terminal = Terminal(folder.path / "logs" / "driver.log")
     try:
         # After the redirection, because importing DeepSpeed talks.
-        from shardyard.engine.run import Job
+        from shardyard.engine.job import Job
 
         with _showing(folder, made, terminal.stream, quiet=quiet) as say, _signals(folder, say):
             outcome = _drive(Job(loaded.recipe, made, folder, until), local=local)

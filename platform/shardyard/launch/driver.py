@@ -6,13 +6,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shardyard.engine.loop import Outcome
-from shardyard.engine.run import Job
+from shardyard.engine.job import Job
 from shardyard.errors import RunFolderError, ShardyardError, TrainingError
 from shardyard.launch.cluster import ray_cluster
-from shardyard.launch.local import run_local
 from shardyard.launch.queue import hold_turn, placed
 from shardyard.launch.recovery import Failure, GiveUp, announce, decide
 from shardyard.launch.room import Room
@@ -20,6 +18,9 @@ from shardyard.launch.trainer import NotPlacedError, attempt
 from shardyard.recipe.placement import demand_of
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.runfolder import owner
+
+if TYPE_CHECKING:
+    from shardyard.engine.loop import Outcome
 
 STATES: dict[Outcome, str] = {
     "finished": "finished",
@@ -51,6 +52,8 @@ def drive(job: Job, *, local: bool) -> Outcome:
 
 
 def _locally(job: Job) -> Outcome:
+    from shardyard.launch.local import run_local
+
     _count_attempt(job)
     return run_local(job)
 

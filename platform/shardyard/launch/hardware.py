@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from shardyard.errors import HardwareError
-from shardyard.recipe.hardware import computes_on_cpu
+from shardyard.recipe.hardware import computes_on_cpu, has_gpu
 from shardyard.recipe.plan import World
 from shardyard.recipe.schema import Cluster
 from shardyard.units import parse_bytes
@@ -57,13 +57,17 @@ def _device_bytes(settings: Cluster, *, gpu: bool, workers: int) -> int | None:
 
 def _gpu_bytes(share: float) -> int | None:
     """Memory of a worker's share of a GPU like the one here; None where there is none here."""
+    if not _torch_has_gpu():
+        return None
     import torch
 
-    return int(torch.cuda.get_device_properties(0).total_memory * share) if torch.cuda.is_available() else None
+    return int(torch.cuda.get_device_properties(0).total_memory * share)
 
 
 def _torch_has_gpu() -> bool:
-    # Imported late: a driver whose recipe says it all does without torch.
+    if not has_gpu():
+        return False
+    # Imported late: importing torch takes longer than everything else that a driver does.
     import torch
 
     return torch.cuda.is_available()

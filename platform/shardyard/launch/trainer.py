@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 from ray import train
 from ray._raylet import RAY_NODE_ID_KEY
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from shardyard.engine.run import Job
+from shardyard.engine.job import Job
 from shardyard.errors import ShardyardError
 from shardyard.launch.group import Group
+from shardyard.launch.meeting import Meeting
 from shardyard.launch.network import to_forward
-from shardyard.launch.recovery import Failure, group_causes
-from shardyard.launch.worker import RankError, train_worker
+from shardyard.launch.recovery import Failure, RankError, group_causes
 from shardyard.recipe.placement import ANYWHERE, Demand, Placement, demand_of
 
 # Ranks import torch, which takes longer on some hosts than on others, before they meet.
@@ -39,13 +39,13 @@ def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWH
         NotPlacedError: no worker ran.
     """
     demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
-    trainer = TorchTrainer(
-        train_worker,
+    trainer = DataParallelTrainer(
+        work,
         # As bytes, because Ray's controller reads this too, and a job imports torch and DeepSpeed.
         train_loop_config={"job": pickle.dumps(job)},
-        torch_config=TorchConfig(
+        backend_config=Meeting(
             backend="nccl" if job.plan.world.gpu else "gloo",
-            timeout_s=math.ceil(max(RENDEZVOUS_SECONDS, job.recipe.cluster.network.timeout)),
+            timeout=max(RENDEZVOUS_SECONDS, job.recipe.cluster.network.timeout),
         ),
         scaling_config=scaling(demand, placement),
         run_config=RunConfig(
@@ -64,6 +64,13 @@ def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWH
     except train.TrainingFailedError as error:
         return Failure({_last_line(str(error)): ()}, permanent=False)
     return None
+
+
+def work(config: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker. The driver knows it by name only, without torch and DeepSpeed."""
+    from shardyard.launch.worker import train_worker
+
+    train_worker(config)
 
 
 def scaling(demand: Demand, placement: Placement) -> ScalingConfig:

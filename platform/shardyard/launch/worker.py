@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import traceback
 from datetime import timedelta
@@ -12,22 +11,12 @@ import torch
 from ray import train
 from torch.distributed import distributed_c10d
 
-from shardyard.engine.run import Job, run_rank
+from shardyard.engine.job import Job
+from shardyard.engine.run import run_rank
 from shardyard.engine.world import Rank
 from shardyard.errors import ShardyardError
 from shardyard.launch.output import redirect_output
-
-
-class RankError(Exception):
-    """A failure as it travels from a worker: text only, so that any process can read it.
-
-    Both arguments are kept in `args`, which is what pickling carries.
-    """
-
-    def __init__(self, message: str, permanent: bool) -> None:
-        super().__init__(message, permanent)
-        self.message = message
-        self.permanent = permanent
+from shardyard.launch.recovery import RankError
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -46,7 +35,9 @@ def train_worker(config: dict[str, Any]) -> None:
         # Ray shows a worker the GPUs of all ranks on its node and says which of them is its own.
         device=train.torch.get_device() if job.plan.world.gpu else torch.device("cpu"),
     )
-    os.environ.update(rank_environment(rank, context.get_local_world_size(), context.get_node_rank()))
+    if rank.device.type == "cuda":
+        # CUDA has a current device for each thread, and Ray Train trains on one of its own.
+        torch.cuda.set_device(rank.device)
     limit_collectives(job.recipe.cluster.network.timeout)
     try:
         outcome = run_rank(job, rank)
@@ -56,22 +47,6 @@ def train_worker(config: dict[str, Any]) -> None:
         raise RankError(_one_line(error), permanent=isinstance(error, ShardyardError)) from None
     if rank.is_first:
         job.folder.update(outcome=outcome)
-
-
-def rank_environment(rank: Rank, local_world_size: int, node_rank: int) -> dict[str, str]:
-    """The variables of torchrun, which DeepSpeed and others read even when torch.distributed is up.
-
-    DeepSpeed computes on the GPU whose index is LOCAL_RANK. With two nodes of Ray on one host, the index among the GPUs
-    that a rank sees differs from its number on the host, and the index is what counts.
-    """
-    return {
-        "RANK": str(rank.rank),
-        "WORLD_SIZE": str(rank.world_size),
-        "LOCAL_RANK": str(rank.local_rank if rank.device.index is None else rank.device.index),
-        "LOCAL_WORLD_SIZE": str(local_world_size),
-        "NODE_RANK": str(node_rank),
-        "GROUP_RANK": str(node_rank),
-    }
 
 
 def limit_collectives(seconds: float) -> None:

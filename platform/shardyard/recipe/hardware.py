@@ -32,8 +32,8 @@ def read_cpuinfo() -> str:
 
 
 def has_gpu() -> bool:
-    """Whether the driver of an NVIDIA GPU shows a device here."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+    """Whether the driver of an NVIDIA or AMD GPU shows a device here, or Windows passes one on to Linux."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", name).exists() for name in ("kfd", "dxg"))
 
 
 def computes_on_cpu() -> bool:
