@@ -56,7 +56,7 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
     from shardyard.launch.hardware import world_of
     from shardyard.launch.prepare import prepare
 
-    return prepare(loaded.recipe, world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus))
+    return prepare(loaded.recipe, world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus), remember=True)
 
 
 def as_dict(plan: RunPlan) -> dict[str, Any]:
