@@ -20,7 +20,7 @@ from shardyard.launch.network import apply, derive, in_words, this_host
 from shardyard.recipe.hardware import computes_on_cpu
 from shardyard.recipe.schema import Network
 from shardyard.tracking.files import JsonlWriter
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.runfolder import RunFolder, now_text
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Group(WorkerGroupCallback):  # type: ignore[misc]
             HardwareError: a host lacks what the recipe asks for.
         """
         places = places_of(workers)
-        self._folder.update(placement=places, waiting=None)
+        self._folder.update(placement=places, placed=now_text(), waiting=None)
         one_host = len({place["address"] for place in places}) == 1
         answers: list[Ready] = ray.get(
             [

@@ -23,6 +23,12 @@ from shardyard.recipe.placement import ANYWHERE, Demand, Placement, demand_of
 
 # Ranks import torch, which takes longer on some hosts than on others, before they meet.
 RENDEZVOUS_SECONDS = 300.0
+_RAY_TRAIN = {
+    # How often the controller looks whether ranks still run, and so how long after the last step a run ends.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # A process for each attempt that tells ranks of nodes that are being drained; nothing here asks for it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 
 class NotPlacedError(Exception):
@@ -38,6 +44,8 @@ def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWH
     Raises:
         NotPlacedError: no worker ran.
     """
+    for name, value in _RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
     demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
     trainer = DataParallelTrainer(
         work,
