@@ -1,8 +1,8 @@
-"""From the command to the first step: `shardyard launch` on a warm Ray cluster over torchrun, the same model on both sides.
+"""From the command to the first step: `shardyard launch` on a warm Ray cluster over torchrun, with the same model.
 
-Each turn times both commands from the start of the process to the end of the first optimizer step: torchrun with a script
-of forty lines, and the platform with all that it does before (plan, run folder, Ray Train, W&B offline). `difference` is
-that of the medians; the other figures say where the platform's time goes.
+Each turn times both commands from the start of the process to the end of the first optimizer step: torchrun with a
+script of forty lines, and the platform with all that it does before (plan, run folder, Ray Train, W&B offline).
+`difference` is that of the medians; the other figures say where the platform's time goes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def torchrun_arm(shape: dict[str, Any], workers: int) -> dict[str, float]:
     began = time.time()
     done = subprocess.run(
         [*program, str(HERE / "plain_torchrun.py"), json.dumps(shape)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu"},
