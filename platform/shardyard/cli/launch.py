@@ -265,7 +265,8 @@ def _farewell(folder: RunFolder, outcome: str, *, quiet: bool) -> None:
         output.line(f"try          {_next_command(folder)}")
     else:
         info = folder.info()
-        output.line(f"{outcome} at step {info['step']} of {info['total_steps']}, with a checkpoint")
+        saved = "with a checkpoint" if any(folder.checkpoints.glob("step-*")) else "before its first checkpoint"
+        output.line(f"{outcome} at step {info['step']} of {info['total_steps']}, {saved}")
         output.line(f"run folder   {folder.path}")
     output.line(f"resume       shardyard resume {folder.id}")
     for line in _wandb_lines(folder):
@@ -283,9 +284,7 @@ def _last_evaluation(folder: RunFolder) -> str:
 
 
 def _objective_of(folder: RunFolder) -> str:
-    from shardyard.engine.trained import recipe_of
-
-    return recipe_of(folder).objective
+    return load_recipe(str(folder.resolved)).recipe.objective
 
 
 def _next_command(folder: RunFolder) -> str:
