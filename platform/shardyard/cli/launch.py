@@ -131,6 +131,7 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, star
     from shardyard.tracking.provenance import collect
     from shardyard.tracking.runfolder import RunFolder, runs_folder
 
+    found: dict[str, Any] = {"starting": starting} if starting else {}
     return RunFolder.create(
         runs_folder(runs_dir),
         loaded.recipe.name,
@@ -140,7 +141,7 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, star
         world_size=made.world.size,
         plan={key: value for key, value in as_dict(made).items() if key not in ("reasons", "deepspeed")},
         provenance=collect(),
-        **({"starting": starting} if starting else {}),
+        **found,
     )
 
 

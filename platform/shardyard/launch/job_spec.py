@@ -30,15 +30,15 @@ def new_run_id(name: str) -> str:
     return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def spec_of(request: SubmitRequest, *, resolved: str, submitted: float | None = None) -> dict[str, Any]:
+def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str, Any]:
     """What a job needs to know, as plain data.
 
     Args:
-        resolved: text of the run's resolved.yaml.
         submitted: seconds since 1970; now by default.
     """
     from pydantic import TypeAdapter
 
+    from shardyard.recipe.load import dump_recipe
     from shardyard.recipe.placement import demand_of, judge
     from shardyard.recipe.plan import RunPlan
 
@@ -57,7 +57,7 @@ def spec_of(request: SubmitRequest, *, resolved: str, submitted: float | None = 
         "tags": list(recipe.tracking.tags),
         "policy": policy_of(recipe),
         "recipe_text": request.loaded.text,
-        "resolved_text": resolved,
+        "resolved_text": request.resolved or dump_recipe(recipe),
         "recipe": recipe.model_dump(mode="json"),
         "plan": TypeAdapter(RunPlan).dump_python(plan, mode="json"),
     }

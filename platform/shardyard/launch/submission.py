@@ -25,6 +25,7 @@ class SubmitRequest:
     dry_run: write what would be submitted to this file, and submit nothing.
     address: of the cluster, as given; None where the environment or `shardyard cluster up` says it.
     run_id: id of the run folder that the job is to make or, where it is there, to go on with.
+    resolved: text of the run's resolved.yaml; the dumped recipe where it is empty.
     working_dir: folder whose files the recipe names by relative path; travels with the job.
     """
 
@@ -37,4 +38,5 @@ class SubmitRequest:
     dry_run: Path | None = None
     address: str | None = None
     run_id: str | None = None
+    resolved: str = ""
     working_dir: Path | None = None
