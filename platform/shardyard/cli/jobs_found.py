@@ -176,7 +176,7 @@ def _from_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
     except (ShardyardError, OSError):
         return ""
     if info.get("waiting") and not ended:
-        return f"waiting: {info['waiting']}"
+        return str(info["waiting"])
     if not summary.step:
         return ""
     loss = f", loss {number(summary.loss)}" if summary.loss is not None else ""
@@ -186,7 +186,7 @@ def _from_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
 def _from_log(log: str) -> str:
     for line in reversed(log.splitlines()[-50:]):
         if "waiting: " in line or "waiting for resources: " in line:
-            return f"waiting: {line.partition(': ')[2]}"
+            return line.removeprefix("* ").strip()
         if found := _STEP_LINE.match(line):
             return f"step {found[1]}, loss {found[2]}"
     return ""

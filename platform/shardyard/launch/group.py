@@ -37,16 +37,25 @@ class Group(WorkerGroupCallback):  # type: ignore[misc]
     gpu: whether they compute on GPUs.
     group: consecutive ranks that should share a node.
     forwarded: variables of the launching shell for ranks on all hosts.
+    private: variables for ranks whose values are written nowhere.
     """
 
     def __init__(
-        self, folder: RunFolder, network: Network, *, gpu: bool, group: int, forwarded: Mapping[str, str]
+        self,
+        folder: RunFolder,
+        network: Network,
+        *,
+        gpu: bool,
+        group: int,
+        forwarded: Mapping[str, str],
+        private: Mapping[str, str] | None = None,
     ) -> None:
         self._folder = folder
         self._network = network
         self._gpu = gpu
         self._group = group
         self._forwarded = dict(forwarded)
+        self._private = dict(private or {})
 
     def before_init_train_context(self, workers: Sequence[Any]) -> dict[str, list[Any]]:
         """Called when all workers have their resources and ranks, and torch.distributed does not know them yet.
@@ -66,6 +75,7 @@ class Group(WorkerGroupCallback):  # type: ignore[misc]
                     gpu=self._gpu,
                     one_host=one_host,
                     forwarded=self._forwarded,
+                    private=self._private,
                 )
                 for worker in workers
             ]
@@ -91,8 +101,17 @@ class Group(WorkerGroupCallback):  # type: ignore[misc]
         writer.close()
 
 
-def make_ready(network: Network, address: str, *, gpu: bool, one_host: bool, forwarded: Mapping[str, str]) -> Ready:
+def make_ready(
+    network: Network,
+    address: str,
+    *,
+    gpu: bool,
+    one_host: bool,
+    forwarded: Mapping[str, str],
+    private: Mapping[str, str],
+) -> Ready:
     """Runs in the process of a rank, before torch and DeepSpeed are imported there."""
+    os.environ.update(private)
     try:
         host = this_host(address)
         settings = derive(network, host, gpu=gpu, one_host=one_host, environment=dict(os.environ), forwarded=forwarded)

@@ -195,7 +195,7 @@ def _take(place: Path) -> Ticket:
 def _our_turn(ticket: Ticket, folder: RunFolder, stop: Stop) -> bool:
     def tell(line: str) -> None:
         say(line)
-        folder.update(waiting=line.removeprefix("waiting: "))
+        folder.update(waiting=line)
 
     return wait_for_turn(ticket, stop.asked, tell)
 

@@ -16,6 +16,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from shardyard.engine.job import Job
 from shardyard.errors import ShardyardError
 from shardyard.launch.group import Group
+from shardyard.launch.job_secrets import carried
 from shardyard.launch.meeting import Meeting
 from shardyard.launch.network import to_forward
 from shardyard.launch.recovery import Failure, RankError, group_causes
@@ -107,6 +108,7 @@ def _group(job: Job, demand: Demand) -> Group:
         gpu=job.plan.world.gpu,
         group=demand.group,
         forwarded=to_forward(os.environ),
+        private=carried(os.environ),
     )
 
 
