@@ -78,8 +78,8 @@ def refuse_relative_files(loaded: LoadedRecipe) -> None:
         # A name without a slash or a suffix, such as `bytes`, is no path even where a file is called so.
         if ("/" in value or Path(value).suffix) and Path(value).exists():
             raise UsageError(
-                f"{field} is {value}, a file of this folder, which the cluster does not see: send the folder along with "
-                "--working-dir ., or give an absolute path that all nodes see."
+                f"{field} is {value}, a file of this folder, which the cluster does not see: send the folder along "
+                "with --working-dir ., or give an absolute path that all nodes see."
             )
 
 

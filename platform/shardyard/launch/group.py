@@ -108,10 +108,10 @@ def make_ready(
     gpu: bool,
     one_host: bool,
     forwarded: Mapping[str, str],
-    private: Mapping[str, str],
+    private: Mapping[str, str] | None = None,
 ) -> Ready:
     """Runs in the process of a rank, before torch and DeepSpeed are imported there."""
-    os.environ.update(private)
+    os.environ.update(private or {})
     try:
         host = this_host(address)
         settings = derive(network, host, gpu=gpu, one_host=one_host, environment=dict(os.environ), forwarded=forwarded)
