@@ -9,6 +9,9 @@ from typing import Any
 
 from shardyard.errors import ShardyardError, UsageError
 
+# Time-out of a request, and too many of them.
+_LATER = (408, 429)
+
 
 class RefusedError(UsageError):
     """The server answered no, so nothing was changed by what was asked."""
@@ -32,7 +35,7 @@ def explained(server: str, what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        if error.status is None or error.status >= 500:
+        if error.status is None or error.status >= 500 or error.status in _LATER:
             raise ShardyardError(
                 f"{what}: the Kubernetes API at {server} failed: {_message(error)}. Try again in a while."
             ) from error
@@ -69,7 +72,7 @@ def _why(error: Any, what: str) -> str:
     return f"Kubernetes refuses it: {message}."
 
 
-def _status(error: Any) -> Data:
+def _status(error: Any) -> dict[str, Any]:
     """What the server says in the shape of a `Status` of Kubernetes; empty where it says it otherwise."""
     try:
         body = json.loads(error.body or "")
@@ -78,7 +81,7 @@ def _status(error: Any) -> Data:
     return body if isinstance(body, dict) and body.get("kind") == "Status" else {}
 
 
-def _details(error: Any) -> Data:
+def _details(error: Any) -> dict[str, Any]:
     return _status(error).get("details") or {}
 
 

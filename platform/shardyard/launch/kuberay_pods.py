@@ -48,7 +48,7 @@ def head_template(context: PodContext) -> Data:
         ],
         "resources": _same({"cpu": str(HEAD_CPUS), "memory": quantity(head_bytes(context.pods))}),
     }
-    spec = _pod(context, container)
+    spec = _pod(context, container, context.pods.object_store_bytes)
     if context.run_id is not None:
         container["volumeMounts"].append({"name": "job", "mountPath": JOB_FOLDER, "readOnly": True})
         spec["volumes"].append({"name": "job", "configMap": {"name": context.name}})
@@ -68,7 +68,7 @@ def worker_template(context: PodContext) -> Data:
     if rdma is not None:
         # Memory that a network card reads by itself must stay where it is.
         container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
-    spec = _pod(context, container)
+    spec = _pod(context, container, context.pods.shared_bytes)
     if settings.node_selector:
         spec["nodeSelector"] = dict(settings.node_selector)
     if pods.gpus:
@@ -122,9 +122,9 @@ def _container(context: PodContext, name: str, *, driver: bool = False) -> Data:
     return {key: value for key, value in container.items() if value != []}
 
 
-def _pod(context: PodContext, container: Data) -> Data:
+def _pod(context: PodContext, container: Data, shared_bytes: int) -> Data:
     settings = context.recipe.cluster.kubernetes
-    memory = {"medium": "Memory", "sizeLimit": quantity(context.pods.shared_bytes)}
+    memory = {"medium": "Memory", "sizeLimit": quantity(shared_bytes)}
     volumes: list[Data] = [{"name": "shared-memory", "emptyDir": memory}]
     if settings.runs_claim:
         volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": settings.runs_claim}})

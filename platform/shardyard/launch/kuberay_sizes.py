@@ -125,8 +125,8 @@ def gpus_per_rank(recipe: Recipe, plan: RunPlan) -> float:
 
 
 def head_bytes(pods: Pods) -> int:
-    """Memory of the head's container, its /dev/shm included."""
-    return HEAD_BYTES + pods.shared_bytes
+    """Memory of the head's container. Of /dev/shm it needs what Ray uses and no more: no rank runs there."""
+    return HEAD_BYTES + pods.object_store_bytes
 
 
 def _gpus(each: float, ranks: int) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString, SingleQuotedScalarString
 
 _BOOLEANS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false"})
+# Numbers in any base, with exponents or underscores, in minutes and seconds; infinities; dates and times.
+_NUMBER = re.compile(r"[-+]?(\d[-+.:_\dxoa-f]*|\.[-+_\de]+|\.inf|\.nan)(t[\d:.z+-]+)?", re.IGNORECASE | re.ASCII)
 
 
 def to_yaml(manifests: list[dict[str, Any]], comments: list[str]) -> str:
@@ -36,5 +39,5 @@ def _readable(value: Any) -> Any:
     if "\n" in value:
         return LiteralScalarString(value)
     # kubectl reads `on` and `y` as booleans, 1e3 and 0o17 as numbers, and dates.
-    ambiguous = value[:1] in "+-.0123456789" or value.lower() in _BOOLEANS
+    ambiguous = _NUMBER.fullmatch(value) or value.lower() in _BOOLEANS
     return SingleQuotedScalarString(value) if ambiguous else value
