@@ -1,7 +1,7 @@
 """What someone without the token gets from the ports of a cluster. Run as a script on a host beside it.
 
-Reads `[[address, port], …]` from stdin and writes one JSON object a port: answers to plain requests, to HTTP requests,
-and to every method of every gRPC service of Ray that the port knows.
+Reads `[[address, port], …]` from the file that it is given, and writes a list with one JSON object a port: answers to
+next to nothing, to HTTP requests, and to every method of every gRPC service of Ray that the port knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import ray.core.generated as generated
 
 TIMEOUT_SECONDS = 5.0
 WRONG_TOKEN = "0" * 64
-SUBMIT = json.dumps({"entrypoint": "touch /tmp/stranger-was-here"}).encode()
+# The test looks for this folder's name among the jobs.
+TRACE = "a-stranger-was-here"
+SUBMIT = json.dumps({"entrypoint": f"echo {TRACE}"}).encode()
 # What would read or change something, on the dashboard, its agents and the runtime-environment agents.
 HTTP_REQUESTS: tuple[tuple[str, str, bytes | None], ...] = (
     ("GET", "/api/version", None),
@@ -130,8 +132,9 @@ def examine(target: tuple[str, int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Examine the ports that stdin names."""
-    targets = [(address, port) for address, port in json.load(sys.stdin)]
+    """Examine the ports that the file names."""
+    with open(sys.argv[1], encoding="utf-8") as file:
+        targets = [(address, port) for address, port in json.load(file)]
     with ThreadPoolExecutor(8) as pool:
         json.dump(list(pool.map(examine, targets)), sys.stdout)
 

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_the_environment_of_a_node_holds_no_other_cluster() -> None:
     assert environment["RAY_AUTH_TOKEN_PATH"] == RECORD.token_path
     assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert environment[nodes_plan.CLUSTER_ID] == RECORD.id
-    assert environment["PATH"] == "/bin"
+    assert environment["PATH"] == f"{Path(sys.executable).parent}:/bin"
     assert environment["RAY_enable_metrics_collection"] == "0"
     assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN"} & set(environment)
     with_metrics = nodes_plan.node_environment(base, NodePlan("head", 1, ()), RECORD, metrics=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -126,6 +127,8 @@ def node_environment(
     kept = {name: value for name, value in base.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
     return {
         **kept,
+        # Jobs start with `python`, which is this one even where no virtual environment is active.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', os.defpath)}",
         **token_environment(Path(cluster.token_path)),
         CLUSTER_ID: cluster.id,
         "RAY_USAGE_STATS_ENABLED": "0",
