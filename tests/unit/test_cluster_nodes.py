@@ -9,12 +9,13 @@ import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from shardyard.errors import HardwareError, ShardyardError, UsageError
-from shardyard.launch import nodes, nodes_plan, nodes_processes, nodes_token
+from shardyard.launch import nodes, nodes_plan, nodes_processes, nodes_status, nodes_token
 from shardyard.launch.nodes import ClusterRecord, StartedNode
 from shardyard.launch.nodes_explain import explain_log
 from shardyard.launch.nodes_network import choose_ports, knock, own_address
@@ -51,6 +52,11 @@ def test_nodes_share_cores_and_gpus_of_the_machine() -> None:
     assert [plan.name for plan in plans] == ["head", "node-1", "node-2"]
     assert [plan.cpus for plan in plans] == [3, 3, 2]
     assert [plan.gpus for plan in plans] == [("0", "1"), ("2",), ("3",)]
+
+
+def test_what_a_single_node_has_is_counted_by_ray() -> None:
+    assert nodes_plan.plan_nodes(1, cpus=None, gpus=None, cores=8, gpu_ids=["0"]) == (NodePlan("head", None, None),)
+    assert nodes_plan.plan_nodes(1, cpus=3, gpus=1, cores=8, gpu_ids=["4", "5"]) == (NodePlan("head", 3, ("4",)),)
 
 
 def test_no_gpu_is_given_twice_and_a_node_has_a_core_at_least() -> None:
@@ -218,6 +224,44 @@ def test_a_process_with_a_used_number_is_none_of_ours() -> None:
     stranger = replace(ours.nodes[0], created=created - 100)
     assert not nodes_processes.is_alive(stranger)
     assert nodes_processes.members(replace(ours, nodes=(replace(stranger, pid=os.getsid(0)),))) == []
+
+
+def described(name: str, state: str = "IDLE", *, start: str = RECORD.id, head: bool = False) -> SimpleNamespace:
+    """A node as Ray describes it."""
+    total = {"CPU": 2.0, "memory": 1e9} | ({"node:__internal_head__": 1.0} if head else {})
+    return SimpleNamespace(
+        labels={nodes_plan.NAME_LABEL: name, nodes_plan.START_LABEL: start},
+        node_id="abcdef0123456789",
+        ip_address="10.0.0.1",
+        node_status=state,
+        failure_detail="NodeTerminated" if state == "DEAD" else None,
+        total_resources=lambda: {} if state == "DEAD" else total,
+        available_resources=lambda: {} if state == "DEAD" else {**total, "CPU": 0.5},
+    )
+
+
+def test_nodes_are_listed_head_first_and_without_those_that_came_back() -> None:
+    infos = [described("b", start="x"), described("b", "DEAD", start="x"), described("head", head=True)]
+    infos.append(described("c", "DEAD", start="x"))
+    found = nodes_status._newest([nodes_status._node(info, RECORD) for info in infos])
+    assert [(node.name, node.state, node.head, node.started_here) for node in found] == [
+        ("head", "ALIVE", True, True),
+        ("b", "ALIVE", False, False),
+        ("c", "DEAD", False, False),
+    ]
+    assert found[0].free == {"CPU": 0.5, "GPU": 0.0}
+    status = nodes_status.ClusterStatus(RECORD, found, None)
+    assert status.sum_of("total") == {"CPU": 4.0, "GPU": 0.0}
+    assert status.healthy
+
+
+def test_a_node_whose_processes_ended_is_dead_whatever_the_head_believes() -> None:
+    node = nodes_status._node(described("node-1"), RECORD)
+    corrected = nodes_status._corrected(node, ["node-1"])
+    assert (corrected.state, corrected.total, corrected.problem) == ("DEAD", {}, "its processes have ended")
+    assert nodes_status._corrected(node, []) == node
+    other = nodes_status._node(described("node-1", start="another"), RECORD)
+    assert nodes_status._corrected(other, ["node-1"]) == other
 
 
 def test_a_refused_token_and_other_versions_are_explained() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,8 +50,10 @@ def up(
 
     wishes = Wishes(num_nodes, cpus, gpus, host, port, dashboard_port, metrics)
     record = start(wishes, output.note)
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        output.note("RAY_AUTH_TOKEN is set here, and Ray's clients prefer it to the token of this cluster: unset it.")
     if as_json:
-        output.print_json(_public(record))
+        output.print_json(asdict(record))
     else:
         _show_quick_start(record)
 
@@ -72,7 +75,7 @@ def join(
 
     record = start(address, Wishes(1, cpus, gpus, host, metrics=metrics), output.note)
     if as_json:
-        output.print_json(_public(record))
+        output.print_json(asdict(record))
     else:
         output.line(f"This machine is a node of the cluster at {record.gcs}, as {record.nodes[0].name}.")
         output.line("`shardyard cluster status` shows the cluster, `shardyard cluster down` leaves it.")
@@ -128,10 +131,6 @@ def _record() -> ClusterRecord:
     if record is None:
         raise UsageError("no cluster is up on this machine; `shardyard cluster up` starts one.")
     return record
-
-
-def _public(record: ClusterRecord) -> dict[str, Any]:
-    return asdict(record)
 
 
 def _show_quick_start(record: ClusterRecord) -> None:

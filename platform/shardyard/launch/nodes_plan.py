@@ -50,7 +50,7 @@ class Ports:
 def plan_nodes(
     count: int, *, cpus: int | None, gpus: int | None, cores: int, gpu_ids: Sequence[str]
 ) -> tuple[NodePlan, ...]:
-    """Shares of one machine for `count` nodes, the head first.
+    """Shares of one machine for `count` nodes, the head first. What a single node has, Ray counts itself.
 
     Args:
         cpus: cores of each node; None divides those of the machine, at least one each.
@@ -65,11 +65,15 @@ def plan_nodes(
             f"{count} node(s) with {gpus} GPU(s) each need {gpus * count}, this machine has {len(gpu_ids)} to give; "
             "lower --gpus or --nodes."
         )
+    if count == 1 and gpus is None:
+        return (NodePlan("head", cpus, None),)
     sizes = [gpus] * count if gpus is not None else _divide(len(gpu_ids), count)
     ends = [sum(sizes[: index + 1]) for index in range(count)]
     slices = [tuple(gpu_ids[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
     # Logical cores: more than the machine has is a choice that tests of large clusters make.
-    shares = [cpus] * count if cpus is not None else [max(1, share) for share in _divide(cores, count)]
+    shares: list[int | None] = [cpus] * count
+    if cpus is None and count > 1:
+        shares = [max(1, share) for share in _divide(cores, count)]
     names = ["head", *(f"node-{index}" for index in range(1, count))]
     return tuple(NodePlan(*parts) for parts in zip(names, shares, slices, strict=True))
 
