@@ -36,6 +36,8 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "60",
+    # A run that was stopped before its first evaluation has none.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A trial that is stopped writes a checkpoint first.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "600",
@@ -113,9 +115,11 @@ class _Progress(Callback, Stopper):  # type: ignore[misc]
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         metric = self._sweep.objective.metric
-        self._tokens[result["run"]] = result["tokens"]
+        self._tokens[result["run"]] = max(result["tokens"], self._tokens.get(result["run"], 0))
         # Its own number: a member of a population has the configuration of the one that it took over.
         number = self._numbers[trial.trial_id] = result["number"]
+        if metric not in result:
+            return
         value = result[metric]
         self._say(
             f"trial {number:03d}  step {result['step']:>6}  {metric} {value:.4f}  {shown(trial.config['parameters'])}"

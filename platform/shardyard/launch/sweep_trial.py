@@ -141,6 +141,7 @@ class _FollowedRun:
         self._found: deque[dict[str, Any]] = deque()
         self._last: dict[str, Any] | None = None
         self._error: BaseException | None = None
+        self._outcome: Outcome = "finished"
         self._thread: threading.Thread | None = None
         if not ended and job.folder.state != "finished":
             self._thread = threading.Thread(target=self._train, name="shardyard-trial", daemon=True)
@@ -167,7 +168,7 @@ class _FollowedRun:
 
     def _train(self) -> None:
         try:
-            carry_out(self._job)
+            self._outcome = carry_out(self._job)
         except BaseException as error:  # noqa: BLE001  raised again by the next call of Tune
             traceback.print_exc()
             self._error = error
@@ -192,7 +193,7 @@ class _FollowedRun:
         if self._error is not None:
             raise self._error
         if self._last is None:
-            raise TrialError(f"{self._job.folder.id} ended before its first evaluation")
+            return _unmeasured(self._job, self._number, self._outcome)
         return {**_as_result(self._job, self._number, self._last, self._metric), "done": True, "ended": True}
 
 
@@ -213,12 +214,23 @@ class _StretchedRun:
         measured = [line for line in read_metrics(self._job.folder.metrics) if self._metric in line]
         reached = [line for line in measured if line["step"] <= target]
         if not reached:
-            raise TrialError(f"{self._job.folder.id} ended before its first evaluation")
+            return _unmeasured(self._job, self._number, outcome)
         found = _as_result(self._job, self._number, reached[-1], self._metric)
         return found if outcome == "paused" else {**found, "done": True, "ended": True}
 
     def end(self) -> None:
         """Nothing runs between two stretches."""
+
+
+def _unmeasured(job: Job, number: int, outcome: Outcome) -> dict[str, Any]:
+    """The result of a run that someone stopped before its first evaluation.
+
+    Raises:
+        TrialError: it was not stopped.
+    """
+    if outcome == "finished":
+        raise TrialError(f"{job.folder.id} ended without an evaluation")
+    return {"step": 0, "tokens": 0, "run": job.folder.id, "number": number, "done": True, "ended": True}
 
 
 def _as_result(job: Job, number: int, line: dict[str, Any], metric: str) -> dict[str, Any]:
