@@ -208,7 +208,8 @@ ALIVE = {"grpc.health.v1.Health/Check"}
 
 def reachable(host: Host) -> list[Listener]:
     """What a host offers to others."""
-    return [one for one in host.listeners() if not one.address.startswith("127.") and one.address != "::1"]
+    loopback = ("127.", "0:0:0:0:0:0:0:1")
+    return [one for one in host.listeners() if not one.address.startswith(loopback)]
 
 
 def too_much(report: dict[str, Any]) -> Iterator[str]:

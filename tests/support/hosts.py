@@ -105,20 +105,18 @@ class Host:
 
         The kernel's table is the truth; a socket in it without a process that can be named fails the test.
         """
-        owners: dict[int, tuple[int, str]] = {}
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error, OSError):
-                for connection in process.net_connections("tcp"):
-                    if connection.status == psutil.CONN_LISTEN:
-                        owners.setdefault(connection.laddr.port, (process.pid, _title(process)))
-        return [Listener(address, port, *owners[port]) for address, port in self._table()]
+        table = list(self._table())
+        owners = {inode: process for process in self.processes() for inode in _sockets(process)}
+        nobody = [f"{address}:{port}" for address, port, inode in table if inode not in owners]
+        assert not nobody, f"nobody owns {', '.join(nobody)}"
+        return [Listener(address, port, owners[inode].pid, _title(owners[inode])) for address, port, inode in table]
 
-    def _table(self) -> Iterator[tuple[str, int]]:
+    def _table(self) -> Iterator[tuple[str, int, str]]:
         for family in ("tcp", "tcp6"):
             for line in self.run("cat", f"/proc/net/{family}").stdout.splitlines()[1:]:
-                local, state = line.split()[1], line.split()[3]
+                local, state, inode = (line.split()[index] for index in (1, 3, 9))
                 if state == "0A":
-                    yield _address(local.partition(":")[0]), int(local.partition(":")[2], 16)
+                    yield _address(local.partition(":")[0]), int(local.partition(":")[2], 16), inode
 
 
 @contextmanager
@@ -168,6 +166,17 @@ def _address(text: str) -> str:
     if data[:12] == bytes(10) + b"\xff\xff":
         return ".".join(map(str, data[12:]))
     return ":".join(f"{int.from_bytes(data[start : start + 2]):x}" for start in range(0, 16, 2))
+
+
+def _sockets(process: psutil.Process) -> Iterator[str]:
+    """Inodes of the sockets that a process holds; psutil knows those of its own network namespace alone."""
+    folder = f"/proc/{process.pid}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"{folder}/{name}")
+                if target.startswith("socket:["):
+                    yield target[8:-1]
 
 
 def _title(process: psutil.Process) -> str:
