@@ -52,7 +52,7 @@ class Kubernetes(Section):
         None, "Memory of the container of each worker. Default: from the plan.", "bytes", pattern=BYTES_PATTERN
     )
     shared_memory: str | None = described(
-        None, "Size of /dev/shm of each pod. Default: the object store's.", "bytes", pattern=BYTES_PATTERN
+        None, "Size of /dev/shm of each pod of workers. Default: the object store's.", "bytes", pattern=BYTES_PATTERN
     )
     object_store_memory: str = described(
         "2GiB", "Size of Ray's object store on each pod.", "bytes", pattern=BYTES_PATTERN
@@ -67,7 +67,9 @@ class Kubernetes(Section):
     secrets: list[str] = described(
         [], "Secrets whose keys become environment variables, such as one with WANDB_API_KEY."
     )
-    ttl_seconds: int = described(3600, "How long the finished job stays before it is removed.", "seconds", ge=0)
+    ttl_seconds: int = described(
+        0, "How long the pods of a finished job stay, to look into them; they keep their GPUs.", "seconds", ge=0
+    )
 
 
 class Cluster(Section):
