@@ -394,7 +394,7 @@ def request(tmp_path: Path, **fields: Any) -> SubmitRequest:
 
 def test_a_dry_run_writes_the_manifests(tmp_path: Path) -> None:
     said: list[str] = []
-    assert kuberay.submit(request(tmp_path), said.append) == "default/quick-1"
+    assert kuberay.submit(request(tmp_path), said.append) == ""
     text = (tmp_path / "job.yaml").read_text(encoding="utf-8")
     assert text.startswith("# shardyard submit gpt/quickstart --on kuberay, Shardyard ")
     config_map, job = yaml.safe_load_all(text)
@@ -406,7 +406,7 @@ def test_a_dry_run_writes_the_manifests(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_to_standard_output_is_manifests_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kuberay.submit(request(tmp_path, dry_run=Path("-"), job_name="My job"), say_nothing) == "default/my-job"
+    assert kuberay.submit(request(tmp_path, dry_run=Path("-"), job_name="My job"), say_nothing) == ""
     _, job = yaml.safe_load_all(capsys.readouterr().out)
     assert (job["metadata"]["name"], job["metadata"]["annotations"]["shardyard/run"]) == ("my-job", "quick-1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard import __version__
-from shardyard.errors import UsageError
+from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from shardyard.launch import kuberay_api as kube
 from shardyard.launch.job_spec import new_run_id, spec_of
 from shardyard.launch.kuberay_names import MAX_JOB_NAME, PREFIX, dns_name
@@ -49,7 +50,8 @@ class KubeJob:
     """A job as Kubernetes knows it.
 
     id: `namespace/name`. run_id: of its run folder. state: one of Ray's PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED.
-    message: what it waits for, or why it failed. created, started, ended: ISO 8601, where it got that far.
+    message: what it waits for, or why it failed. exit_code: of a job that has ended.
+    created, started, ended: ISO 8601, where it got that far.
     """
 
     id: str
@@ -57,6 +59,7 @@ class KubeJob:
     recipe: str
     state: str
     message: str
+    exit_code: int | None
     created: str
     started: str | None
     ended: str | None
@@ -67,7 +70,7 @@ def submit(request: SubmitRequest, say: Say) -> str:
     """Create the job, or write its manifests with `request.dry_run` (`-` is standard output).
 
     Returns:
-        The job's id, `namespace/name`.
+        The job's id, `namespace/name`; empty where nothing was submitted.
 
     Raises:
         RecipeError: Kubernetes would not take what the recipe says.
@@ -79,7 +82,7 @@ def submit(request: SubmitRequest, say: Say) -> str:
     _warn(request, say)
     if request.dry_run is not None:
         _write(request, spec, [config_map, job], say)
-        return identity
+        return ""
     kube.create_job(kube.connect(request.address), job, config_map)
     if QUEUE_LABEL in job["metadata"]["labels"]:
         say(f"{identity} waits in Kueue's queue {job['metadata']['labels'][QUEUE_LABEL]} until there is room")
@@ -181,7 +184,9 @@ def split_id(job_id: str) -> tuple[str, str]:
     """
     namespace, slash, name = job_id.rpartition("/")
     if not name or "/" in namespace or (slash and not namespace):
-        raise UsageError(f"{job_id!r} is no job of Kubernetes; ids are NAMESPACE/NAME, as `shardyard ps` shows them.")
+        raise UsageError(
+            f"{job_id!r} is no job of Kubernetes; ids are NAMESPACE/NAME, as `shardyard submit` says them."
+        )
     return namespace or DEFAULT_NAMESPACE, name
 
 
@@ -198,6 +203,7 @@ def _job(api: kube.KubeApi, item: dict[str, Any]) -> KubeJob:
         recipe=annotations.get(f"{PREFIX}/recipe", ""),
         state=current,
         message=message,
+        exit_code=_exit_code(current, message),
         created=metadata.get("creationTimestamp") or "",
         started=status.get("startTime"),
         ended=status.get("endTime"),
@@ -217,6 +223,16 @@ def _state(item: dict[str, Any]) -> tuple[str, str]:
     if deployment in _WAITING and (deployment or not ray):
         return "PENDING", f"waits for {_WAITING[deployment]}"
     return ray or "PENDING", said
+
+
+def _exit_code(current: str, message: str) -> int | None:
+    """Ray tells the code of an entrypoint in words alone; what says none failed otherwise."""
+    if current in ("PENDING", "RUNNING"):
+        return None
+    if current in ("SUCCEEDED", "STOPPED"):
+        return EXIT_DONE if current == "SUCCEEDED" else EXIT_INTERRUPTED
+    found = re.search(r"exit code (-?\d+)", message)
+    return int(found[1]) if found and int(found[1]) > 0 else EXIT_FAILED
 
 
 def _queue(item: dict[str, Any]) -> str:

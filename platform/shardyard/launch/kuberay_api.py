@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardyard.errors import HardwareError, UsageError
-from shardyard.launch.kuberay_errors import RefusedError, explained, first_line
+from shardyard.launch.kuberay_errors import RefusedError, explained
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -64,9 +64,9 @@ def _client(context: str | None) -> ApiClient:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
             config.load_kube_config(files, context=context, client_configuration=settings)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a kubeconfig can be wrong in any way
         raise UsageError(
-            f"no Kubernetes cluster can be used from here: {first_line(error)}. `kubectl config get-contexts` lists "
+            f"no Kubernetes cluster can be used from here: {_one_line(error)}. `kubectl config get-contexts` lists "
             "those that the kubeconfig (KUBECONFIG, ~/.kube/config) knows; --address takes the name of one."
         ) from error
     settings.retries = 1
@@ -233,3 +233,7 @@ def pod_log(api: KubeApi, namespace: str, pod: str, *, follow: bool) -> Iterator
 
 def _any_exists(files: str) -> bool:
     return any(Path(file).expanduser().is_file() for file in files.split(os.pathsep) if file)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

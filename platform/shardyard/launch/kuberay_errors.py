@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ def explained(server: str, what: str) -> Iterator[None]:
         raise RefusedError(what, f"{what}: {_why(error, what)}") from error
     except (HTTPError, OSError) as error:
         raise ShardyardError(
-            f"the Kubernetes API at {server} cannot be reached: {first_line(error)}. Check that it runs and that "
+            f"the Kubernetes API at {server} cannot be reached: {_cause(error)}. Check that it runs and that "
             "`kubectl get nodes` answers; --address takes the name of another context of the kubeconfig."
         ) from error
 
@@ -64,7 +65,7 @@ def _why(error: Any, what: str) -> str:
             "cluster/kuberay/README.md says how to install it."
         )
     if error.status == 404:
-        return f"it is not there ({message}). `shardyard ps` lists the jobs."
+        return f"it is not there ({message}). `kubectl get rayjobs --all-namespaces` lists the jobs."
     if error.status == 409:
         return f"{message}. Give the job another name with --name, or delete the one that is there."
     if "unknown field" in message and "authOptions" in message:
@@ -90,9 +91,10 @@ def _message(error: Any) -> str:
     return " ".join(str(text).split()).rstrip(".")
 
 
-def first_line(error: BaseException) -> str:
-    """The cause in the end of a chain, on one line."""
-    reason = getattr(error, "reason", None) or error
-    text = (str(reason).strip() or type(reason).__name__).splitlines()[0]
-    # urllib3 puts the object that failed before what happened.
-    return text.rpartition("object at 0x")[2].partition(">: ")[2] or text if "object at 0x" in text else text
+def _cause(error: BaseException) -> str:
+    """What happened, from the end of a chain and without the objects that urllib3 puts before it."""
+    cause = getattr(error, "reason", None) or error
+    while isinstance(cause, BaseException) and cause.args and isinstance(cause.args[-1], BaseException):
+        cause = cause.args[-1]
+    text = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return re.sub(r"^<?\w+\(.*?\)>?: ", "", text).rstrip(".")
