@@ -113,9 +113,11 @@ def refuse_what_does_not_fit(made: RunPlan) -> None:
 
 def _refuse_running(folder: RunFolder) -> None:
     """Two drivers of one run would overwrite each other's checkpoints."""
+    from shardyard.tracking.runfolder import sees
+
     info = folder.info()
     driver = info.get("driver") or {}
-    here = driver.get("host") == os.uname().nodename
+    here = sees(driver)
     if info.get("state") == "running" and (not here or _alive(driver.get("pid"))):
         raise UsageError(
             f"{folder.id} is being trained by process {driver.get('pid')} on {driver.get('host')}; stop that one first."

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -189,7 +189,7 @@ class RunFolder:
     def _fill(self, name: str, recipe_text: str, resolved_text: str, fields: dict[str, Any]) -> None:
         write_atomically(self.recipe, recipe_text)
         write_atomically(self.resolved, resolved_text)
-        self.logs.mkdir()
+        self.logs.mkdir(exist_ok=True)
         info: dict[str, Any] = {
             "id": self.id,
             "name": name,
@@ -205,7 +205,21 @@ class RunFolder:
 
 def owner() -> dict[str, Any]:
     """The process that drives a run, for run.json; a run that says `running` while its driver is gone is lost."""
-    return {"driver": {"host": socket.gethostname(), "pid": os.getpid()}}
+    return {"driver": {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": _pid_namespace()}}
+
+
+def sees(driver: Mapping[str, Any]) -> bool:
+    """Whether the pid of a driver, as run.json holds it, means something to this process: a container or a job may
+    have pids of its own."""
+    ours = driver.get("host") == socket.gethostname()
+    return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:
@@ -253,11 +267,11 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
 
 
 def _named_folder(runs_dir: Path, run_id: str) -> Path:
+    """A folder without run.json is no run yet: a scheduler may have written its log there."""
     path = runs_dir / run_id
-    try:
-        path.mkdir()
-    except FileExistsError:
-        raise RunFolderError(f"{path} exists already; `shardyard resume {run_id}` goes on with that run.") from None
+    path.mkdir(exist_ok=True)
+    if (path / "run.json").exists():
+        raise RunFolderError(f"{path} exists already; `shardyard resume {run_id}` goes on with that run.")
     return path
 
 
