@@ -86,6 +86,7 @@ def script(
         loaded.recipe,
         allocation,
         run=Path(run),
+        cwd=Path("/shared/recipes"),
         name=loaded.recipe.name,
         python="/opt/shardyard/bin/python",
         spec={"run_id": "first", "policy": {"on_timeout": "resume"}, "recipe_text": SPOILT},

@@ -6,20 +6,26 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from shardyard.errors import ShardyardError, UsageError
+from shardyard.errors import EXIT_FAILED, ShardyardError, UsageError
+from shardyard.launch.job_entry import run_folder
 from shardyard.launch.job_spec import spec_of
+from shardyard.launch.jobs import uninterrupted
 from shardyard.launch.slurm_script import COMMENT, Allocation, allocation_of, render
 from shardyard.launch.submission import Say, SubmitRequest
-from shardyard.recipe.load import dump_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
+from shardyard.tracking.runfolder import RunFolder
 
 # Longest wait for one of Slurm's commands; a controller that is down answers after several of its own time-outs.
 COMMAND_TIMEOUT_SECONDS = 120.0
+# Controllers of large clusters ask users not to poll more often.
+POLL_SECONDS = 5.0
 # A word of sbatch's message → what to do about it.
 _ADVICE = (
     ("partition", "`sinfo` lists partitions; cluster.slurm.partition chooses one"),
@@ -56,21 +62,26 @@ class SlurmJob:
     @property
     def ended(self) -> bool:
         """Whether it is over; a job that waits to start again is not."""
-        return self.state not in _OPEN
+        return self.state in _ENDED
 
 
-_OPEN = frozenset(
-    {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING"}
-    | {
-        "REQUEUED",
-        "REQUEUE_HOLD",
-        "REQUEUE_FED",
-        "RESIZING",
-        "RESV_DEL_HOLD",
-        "SPECIAL_EXIT",
-        "STOPPED",
+# States after which Slurm does nothing more with a job.
+_ENDED = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
     }
 )
+# Beginnings of the reasons why a job waits that as things are no node will ever hold.
+_NEVER = ("Partition", "Invalid", "AccountNotAllowed", "QOSNotAllowed", "BadConstraints")
 
 
 def submit(request: SubmitRequest, say: Say) -> str:
@@ -81,13 +92,17 @@ def submit(request: SubmitRequest, say: Say) -> str:
         ShardyardError: Slurm does not answer.
     """
     recipe = request.loaded.recipe
-    spec = spec_of(request, resolved=dump_recipe(recipe))
-    run = request.runs_dir.resolve() / spec["run_id"]
-    allocation = allocation_of(recipe, request.plan, gpu=_on_gpus(recipe, planned=request.plan.world.gpu, say=say))
+    spec = {**spec_of(request), "runs_dir": str(request.runs_dir.resolve())}
+    run = Path(spec["runs_dir"]) / spec["run_id"]
+    gpu = _on_gpus(recipe, planned=request.plan.world.gpu, say=say)
+    if gpu != request.plan.world.gpu:
+        spec["version"] = ""  # so that the job plans again, where the GPUs are
+    allocation = allocation_of(recipe, request.plan, gpu=gpu)
     script = render(
         recipe,
         allocation,
         run=run,
+        cwd=request.working_dir or Path.cwd(),
         name=request.job_name,
         python=sys.executable,
         spec=spec,
@@ -97,7 +112,11 @@ def submit(request: SubmitRequest, say: Say) -> str:
         say(f"by hand: mkdir -p {run / 'logs'} && sbatch {request.dry_run}")
         return ""
     _require("sbatch")
-    return _submit(script, run, allocation, recipe)
+    job_id = _submit(script, spec, allocation, recipe)
+    if (job := state(job_id)) is not None and job.reason.startswith(_NEVER):
+        wanted = _in_words(allocation, recipe)
+        say(f"Slurm took the job and may never start it ({job.reason}): {wanted}. `scancel {job_id}` takes it back")
+    return job_id
 
 
 def jobs() -> list[SlurmJob]:
@@ -127,6 +146,30 @@ def state(job_id: str) -> SlurmJob | None:
     return _from_accounting(job_id)
 
 
+def of_run(run: RunFolder) -> SlurmJob | None:
+    """The job of a run, from any host of the cluster; None for a run without one, or one that Slurm has forgotten.
+
+    Raises:
+        ShardyardError: Slurm does not answer.
+    """
+    job_id = (run.info().get("job") or {}).get("slurm_job_id")
+    if job_id is None or shutil.which("scontrol") is None:
+        return None
+    job = state(str(job_id))
+    return job if job is not None and job.run == run.path else None
+
+
+def wait(job_id: str) -> int:
+    """Wait until a job is over, through all its restarts; returns its exit code, or 1 where Slurm forgot it.
+
+    Raises:
+        ShardyardError: Slurm does not answer.
+    """
+    while (job := state(job_id)) is not None and not job.ended:
+        time.sleep(POLL_SECONDS)
+    return EXIT_FAILED if job is None or job.exit_code is None else job.exit_code
+
+
 def cancel(job_id: str) -> None:
     """End a job for good: one that waits at once, one that runs with SIGTERM and, KillWait seconds later, SIGKILL.
 
@@ -147,46 +190,44 @@ def release(job_id: str) -> None:
     _slurm("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
 
-def _submit(script: str, run: Path, allocation: Allocation, recipe: Recipe) -> str:
-    """Hand the script to sbatch. Whatever goes wrong, or Ctrl-C, leaves neither a job nor files behind."""
+def _submit(script: str, spec: dict[str, Any], allocation: Allocation, recipe: Recipe) -> str:
+    """Make the run folder and hand the script to sbatch. Whatever goes wrong, or Ctrl-C, leaves neither behind."""
+    run = Path(spec["runs_dir"]) / spec["run_id"]
     existed = run.exists()
     path = run / "slurm" / "job.sh"
     job_id = ""
     try:
-        (run / "logs").mkdir(parents=True, exist_ok=True)
+        folder = run_folder(spec)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _write_script(path, script)
-        # In a session of its own, so that Ctrl-C cannot separate the job from its id.
-        process = subprocess.Popen(
-            ["sbatch", "--parsable", str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            printed, complaint = process.communicate(timeout=COMMAND_TIMEOUT_SECONDS)
-        except BaseException:
-            printed, complaint = process.communicate()
-            job_id = _job_id(printed)
-            raise
-        job_id = _job_id(printed)
-        if not job_id:
-            raise _refused(complaint, allocation, recipe)
+        # Ctrl-C must not part the job from its id.
+        with uninterrupted():
+            job_id, complaint = _sbatch(path)
+            if not job_id:
+                raise _refused(complaint, allocation, recipe)
+            folder.update(job={**folder.info()["job"], "slurm_job_id": job_id})
     except BaseException:
         if job_id:
             with suppress(ShardyardError):
                 cancel(job_id)
-        _remove(path.parent if existed else run)
+        shutil.rmtree(path.parent if existed else run, ignore_errors=True)
         raise
     return job_id
 
 
-def _job_id(printed: str) -> str:
-    """`12;cluster` → `12`."""
-    lines = printed.strip().splitlines()
-    return lines[-1].partition(";")[0] if lines else ""
+def _sbatch(script: Path) -> tuple[str, str]:
+    """Id of the new job, "" where there is none, and what sbatch complained about."""
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(script)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # which the terminal does not interrupt
+    )
+    lines = done.stdout.strip().splitlines()
+    # `12;cluster` where there are several clusters.
+    return (lines[-1].partition(";")[0] if lines and not done.returncode else ""), done.stderr
 
 
 def _refused(complaint: str, allocation: Allocation, recipe: Recipe) -> ShardyardError:
@@ -199,10 +240,11 @@ def _refused(complaint: str, allocation: Allocation, recipe: Recipe) -> Shardyar
 
 def _in_words(allocation: Allocation, recipe: Recipe) -> str:
     where = recipe.cluster.slurm.partition
-    parts = [f"{allocation.nodes} node{'s' if allocation.nodes > 1 else ''}", f"{allocation.cpus_per_node} cores each"]
+    each = f"{allocation.cpus_per_node} core{'s' if allocation.cpus_per_node > 1 else ''}"
     if allocation.gpus_per_node:
-        parts.append(f"{allocation.gpus_per_node} GPUs each")
-    return ", ".join(parts) + (f", in the partition {where}" if where else "")
+        each += f" and {allocation.gpus_per_node} GPU{'s' if allocation.gpus_per_node > 1 else ''}"
+    nodes = f"1 node with {each}" if allocation.nodes == 1 else f"{allocation.nodes} nodes with {each} each"
+    return nodes + (f" of the partition {where}" if where else "")
 
 
 def _said(complaint: str) -> str:
@@ -236,7 +278,7 @@ def _parse(text: str) -> SlurmJob:
     fields = dict(part.partition("=")[::2] for part in text.split() if "=" in part)
     comment = text.partition(f" Comment={COMMENT} ")[2]
     code, _, signal = fields.get("ExitCode", "0:0").partition(":")
-    ended = fields["JobState"] not in _OPEN
+    ended = fields["JobState"] in _ENDED
     return SlurmJob(
         id=fields["JobId"],
         name=fields["JobName"],
@@ -268,7 +310,7 @@ def _from_accounting(job_id: str) -> SlurmJob | None:
         state=said.split()[0],  # `CANCELLED by 1000`
         reason="None",
         nodes=int(nodes),
-        exit_code=_exit_code(int(code), int(signal)) if said.split()[0] not in _OPEN else None,
+        exit_code=_exit_code(int(code), int(signal)) if said.split()[0] in _ENDED else None,
         restarts=None,
         run=Path(comment.removeprefix(f"{COMMENT} ")) if ours else None,
     )
@@ -315,7 +357,3 @@ def _write_script(path: Path, script: str) -> None:
         os.chmod(path, 0o755)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

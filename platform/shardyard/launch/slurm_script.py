@@ -71,12 +71,13 @@ def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool) -> Allocation:
 
 
 def render(
-    recipe: Recipe, allocation: Allocation, *, run: Path, name: str, python: str, spec: Mapping[str, Any]
+    recipe: Recipe, allocation: Allocation, *, run: Path, cwd: Path, name: str, python: str, spec: Mapping[str, Any]
 ) -> str:
     """The whole script.
 
     Args:
         run: the run folder, absolute; the job makes it where it is not there yet.
+        cwd: what relative paths of the recipe start from.
         name: of the job.
         python: the interpreter that has Shardyard and Ray on every node.
         spec: of the run, as `job_spec.spec_of` makes it; travels inside the script.
@@ -85,7 +86,7 @@ def render(
         UsageError: a line of the recipe's cannot stand in the script.
     """
     body = (share_folder("cluster") / "slurm" / "job.sh").read_text(encoding="utf-8")
-    lines = ["#!/bin/bash", *_title(allocation, run), *_options(recipe, allocation, run, name), ""]
+    lines = ["#!/bin/bash", *_title(allocation, run), *_options(recipe, allocation, run, cwd, name), ""]
     lines += [_LINT, *_setup(recipe), "", *_settings(recipe, allocation, run, python), "", *_job_file(spec), "", body]
     return "\n".join(lines)
 
@@ -145,12 +146,13 @@ def _title(allocation: Allocation, run: Path) -> list[str]:
     ]
 
 
-def _options(recipe: Recipe, allocation: Allocation, run: Path, name: str) -> list[str]:
+def _options(recipe: Recipe, allocation: Allocation, run: Path, cwd: Path, name: str) -> list[str]:
     slurm, job = recipe.cluster.slurm, recipe.job
     log = str(run / "logs" / "slurm.log").replace("%", "%%")
     options = {
         "job-name": name,
         "comment": f"{COMMENT} {run}",
+        "chdir": cwd,
         "output": log,
         "open-mode": "append",
         "partition": slurm.partition,

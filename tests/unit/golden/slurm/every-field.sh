@@ -8,6 +8,7 @@
 #           gives it KillWait seconds for that (`scontrol show config | grep KillWait`)
 #SBATCH --job-name=gpt2-124m
 #SBATCH --comment="shardyard /shared/runs/first-20260102-030405-6789"
+#SBATCH --chdir=/shared/recipes
 #SBATCH --output=/shared/runs/first-20260102-030405-6789/logs/slurm.log
 #SBATCH --open-mode=append
 #SBATCH --partition=gpu
