@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -100,11 +101,13 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
     request = replace(request, run_id=request.run_id or new_run_id(request.loaded.recipe.name))
     spec = {**spec_of(request), "working_dir": request.working_dir is not None}
     if request.dry_run is not None:
-        _write(request.dry_run, {**_body(request, spec, "gcs://PACKAGE.zip", None), SPEC_NAME: spec})
+        _write(request.dry_run, {**_body(request, spec, "gcs://PACKAGE.zip"), SPEC_NAME: spec})
         say(f"wrote {request.dry_run}; nothing was submitted")
         return str(request.run_id)
     api = api or connect(request.address)
     spec["address"] = api.cluster.url
+    # The cluster of this machine has this interpreter, which need not be on the path of its processes.
+    python = sys.executable if api.cluster.record is not None else "python"
     text = json.dumps(spec, ensure_ascii=False)
     name, content = package(text, request.working_dir)
     if not api.has_package(name):
@@ -115,7 +118,7 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
     try:
         # A job that is half submitted would be one that nobody knows of.
         with uninterrupted():
-            return api.submit(_body(request, spec, f"gcs://{name}", secret))
+            return api.submit(_body(request, spec, f"gcs://{name}", secret, python))
     except BaseException:
         if secret is not None:
             with suppress(ShardyardError):
@@ -133,9 +136,11 @@ def _leave_secrets(api: JobsApi) -> str | None:
     return name
 
 
-def _body(request: SubmitRequest, spec: dict[str, Any], package_uri: str, secret: str | None) -> dict[str, Any]:
-    """What the Jobs API is sent."""
-    command = entry_command(SPEC_NAME, python=os.environ.get("SHARDYARD_PYTHON", "python"))
+def _body(
+    request: SubmitRequest, spec: dict[str, Any], package_uri: str, secret: str | None = None, python: str = "python"
+) -> dict[str, Any]:
+    """What the Jobs API is sent; `python` is the interpreter on the head."""
+    command = entry_command(SPEC_NAME, python=python)
     if secret is not None:
         command = [*command[:-1], "--secrets", secret, command[-1]]
     metadata = {
