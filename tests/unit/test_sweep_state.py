@@ -42,10 +42,11 @@ def add_trial(
     state: Any,
     losses: list[float],
     sizes: tuple[int, int] = (10, 7),
+    step_tokens: int = 100,
     **parameters: Any,
 ) -> RunFolder:
     """A trial with an evaluation at each tenth step."""
-    plan = {"tokens_per_step": 100, "architecture": {"parameters": sizes[0], "matmul_parameters": sizes[1]}}
+    plan = {"tokens_per_step": step_tokens, "architecture": {"parameters": sizes[0], "matmul_parameters": sizes[1]}}
     run = RunFolder.create(folder.runs_dir, f"small-{number:03d}", "", "", total_steps=10 * len(losses), plan=plan)
     writer = JsonlWriter(run.metrics)
     for index, loss in enumerate(losses):
