@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch import kuberay
@@ -22,6 +24,7 @@ from support.cli import COMMAND
 from support.kube_stub import Cluster, kube_server, write_kubeconfig
 from support.kuberay_cases import CLAIM, recipe_and_plan
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 QUEUED = (CLAIM, "cluster.kubernetes.queue=research", "job.priority=high")
 
@@ -98,7 +101,7 @@ def test_nothing_stays_where_the_answer_is_lost(cluster: Cluster) -> None:
     cluster.cut.add(("POST", "rayjobs"))
     with pytest.raises(ShardyardError, match="cannot be reached"):
         submit()
-    assert ("DELETE", "rayjobs") in cluster.seen
+    assert ("delete", "rayjobs") in cluster.seen
     assert cluster.objects == {}
 
 
@@ -126,9 +129,8 @@ def test_ctrl_c_half_way_leaves_nothing(cluster: Cluster, tmp_path: Path) -> Non
     cluster.hang.add(("POST", "configmaps"))
     script = "from tests.e2e.test_kuberay_api import submit; submit()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=root, env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
         assert cluster.hanging.wait(60), "it never came to the ConfigMap"
         assert cluster.names("rayjobs") == ["quick-1"]
@@ -263,7 +265,29 @@ def test_logs_are_those_of_the_last_pod_that_submitted(cluster: Cluster) -> None
     assert len(asked) == 1
 
 
+def test_the_role_of_the_example_allows_what_is_asked_and_no_more(cluster: Cluster) -> None:
+    job_id = submit(*QUEUED)
+    job_of(cluster)["status"] = {"jobDeploymentStatus": "Suspended"}
+    kuberay.jobs()
+    pod = {"name": "pod-1", "labels": {"job-name": "quick-1"}, "creationTimestamp": "2026-01-02T03:04:05Z"}
+    cluster.objects["pods", "default", "pod-1"] = {"metadata": pod, "status": {"phase": "Running"}}
+    cluster.logs["pod-1"] = ["a line"]
+    assert list(kuberay.logs(job_id)) == ["a line"]
+    kuberay.cancel(job_id)
+    role = next(yaml.safe_load_all((ROOT / "cluster/kuberay/access.yaml").read_text(encoding="utf-8")))
+    allowed = {(verb, kind) for rule in role["rules"] for kind in rule["resources"] for verb in rule["verbs"]}
+    assert set(cluster.seen) == allowed
+
+
 # -- the whole way
+
+
+def test_the_example_of_a_cluster_is_what_its_first_line_writes() -> None:
+    text = (ROOT / "cluster/kuberay/raycluster.yaml").read_text(encoding="utf-8")
+    python, *arguments = shlex.split(text.splitlines()[0].removeprefix("# "))
+    assert python == "python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == text
 
 
 def test_the_command_line(cluster: Cluster, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = url.path.strip("/").split("/")
         try:
             kind, namespace, rest = self._route(parts)
-            self.cluster.seen.append((method, kind))
+            self.cluster.seen.append(self._as_a_role_says_it(method, kind, rest))
             self._behave(method, kind)
             found = self._carry_out(method, kind, namespace, rest, query, json.loads(body) if body else {})
         except Refusal as refusal:
@@ -101,6 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[0] == "apis" and not (parts[1] == "ray.io" and self.cluster.has_kuberay) and "kueue" not in parts[1]:
             raise LookupError
         return after[2], after[1], after[3:]
+
+    def _as_a_role_says_it(self, method: str, kind: str, rest: list[str]) -> tuple[str, str]:
+        verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if rest else "list"}
+        return verbs[method], "/".join([kind, *rest[1:]])
 
     def _behave(self, method: str, kind: str) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":

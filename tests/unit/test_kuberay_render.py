@@ -26,6 +26,7 @@ from support.kuberay_cases import CASES, CLAIM, JOB_FILE, case, pod_templates, r
 from support.kuberay_schema import schema_problems
 
 GOLDEN = Path(__file__).parent / "golden" / "kuberay"
+CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
 Data = dict[str, Any]
 
 
@@ -428,6 +429,42 @@ def test_rendering_imports_neither_kubernetes_nor_torch_nor_ray() -> None:
 def test_a_cluster_without_a_recipe_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_cluster(["gpt/none-such"]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+# -- the files of cluster/kuberay
+
+
+def documents(name: str) -> list[Data]:
+    return list(yaml.safe_load_all((CLUSTER / name).read_text(encoding="utf-8")))
+
+
+def test_the_example_of_a_cluster_is_valid() -> None:
+    (cluster,) = documents("raycluster.yaml")
+    assert schema_problems(cluster) == []
+    for template in pod_templates(cluster).values():
+        assert list(model_problems(template, "V1PodTemplateSpec")) == []
+
+
+def test_the_example_of_a_claim_and_of_a_role_are_valid() -> None:
+    (claim,) = documents("claim.yaml")
+    assert list(model_problems(claim, "V1PersistentVolumeClaim")) == []
+    role, binding = documents("access.yaml")
+    assert list(model_problems(role, "V1Role")) == []
+    assert list(model_problems(binding, "V1RoleBinding")) == []
+
+
+def test_the_queues_of_the_example_cover_what_pods_ask_for() -> None:
+    found = documents("kueue.yaml")
+    flavors = {item["metadata"]["name"] for item in found if item["kind"] == "ResourceFlavor"}
+    queues = {item["metadata"]["name"]: item["spec"] for item in found if item["kind"] == "ClusterQueue"}
+    asked = set(limits(render_job(case("everything"))[1]))
+    for queue in queues.values():
+        (group,) = queue["resourceGroups"]
+        assert asked <= set(group["coveredResources"])
+        for flavor in group["flavors"]:
+            assert flavor["name"] in flavors
+            assert [item["name"] for item in flavor["resources"]] == group["coveredResources"]
+    assert {item["spec"]["clusterQueue"] for item in found if item["kind"] == "LocalQueue"} == set(queues)
 
 
 if __name__ == "__main__":
