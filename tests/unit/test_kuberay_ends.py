@@ -75,9 +75,7 @@ def test_a_run_that_never_began_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_the_pod_of_the_driver_tells_it_to_end(tmp_path: Path) -> None:
     # Named as the entrypoint is.
-    script = (
-        "import signal, time\nsignal.signal(15, lambda *_: exit(print('asked')))\nprint(flush=True)\ntime.sleep(9)"
-    )
+    script = "import signal, time\nsignal.signal(15, lambda *_: exit(print('asked')))\nprint(flush=True)\ntime.sleep(9)"
     command = [sys.executable, "-c", script, kuberay_stop.DRIVER]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as driver:
         assert driver.stdout is not None
