@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from shardyard.cli import output
 from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
+from shardyard.recipe.nearest import nearest
 from shardyard.recipe.sweep_load import load_sweep
 from shardyard.recipe.sweep_trials import shown
 
@@ -34,6 +35,9 @@ class _SweepGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
+            near = nearest(args[0], self.commands)
+            if near is not None and not Path(args[0]).exists():
+                raise UsageError(f"sweep has no command {args[0]!r}, and there is no such file; did you mean {near!r}?")
             args = ["run", *args]
         return list(super().parse_args(ctx, args))
 
