@@ -196,7 +196,10 @@ def test_what_slurm_refuses_is_said_and_leaves_nothing(cluster: Slurm, recipe: P
     before = cluster.command("squeue", "--noheader", "--format=%i")
     for overrides, message in (
         (["cluster.slurm.partition=nowhere"], r"partition nowhere.*[Ii]nvalid partition.*`sinfo` lists partitions"),
-        (["cluster.gpus_per_worker=1"], r"1 node with 1 core and 1 GPU.*gres.*cluster.gpus_per_worker"),
+        (
+            ["cluster.gpus_per_worker=1", "cluster.workers=4"],
+            r"1 node with 4 cores and 4 GPUs: .*not available.*`sinfo",
+        ),
         (["cluster.memory_per_worker=900GiB"], r"not available.*`sinfo"),
         (["cluster.slurm.constraint=h100"], r"Invalid feature.*cluster.slurm.constraint"),
         (["cluster.slurm.options=[--nonsense]"], r"unrecognized option"),
@@ -206,6 +209,17 @@ def test_what_slurm_refuses_is_said_and_leaves_nothing(cluster: Slurm, recipe: P
     assert not list((tmp_path / "runs").iterdir())
     assert cluster.command("squeue", "--noheader", "--format=%i") == before
     assert slurm.state("999999") is None
+
+
+def test_gpus_are_found_in_the_partition(cluster: Slurm, recipe: Path, tmp_path: Path) -> None:
+    """The plan of a host without GPUs would be wrong there, so the job makes its own."""
+    asked = request(recipe, tmp_path, "cluster.gpus_per_worker=null", dry_run=tmp_path / "job.sh")
+    said: list[str] = []
+    slurm.submit(asked, said.append)
+    script = (tmp_path / "job.sh").read_text()
+    assert "#SBATCH --gpus-per-node=1\n" in script
+    assert '"version": ""' in script
+    assert not any("no GPUs" in line for line in said)
 
 
 def test_a_job_that_can_never_start_is_said_so(cluster: Slurm, recipe: Path, tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 # Two cores may need a while for a checkpoint.
 KillWait=120
-NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=60000 State=UNKNOWN
+# Only counted: no job that runs asks for them.
+GresTypes=gpu
+NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=60000 Gres=gpu:2 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=grace Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=100
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
@@ -103,6 +105,7 @@ def slurm_cluster(folder: Path, *, cpus: int = 2) -> Iterator[Slurm]:
     configuration.write_text(
         _CONFIGURATION.format(host=socket.gethostname(), folder=folder, node=NODE, cpus=cpus, **ports)
     )
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
     slurm = Slurm(folder, {"SLURM_CONF": str(configuration)})
     with ExitStack() as daemons:
         daemons.enter_context(_daemon(folder, *_munged(folder)))
