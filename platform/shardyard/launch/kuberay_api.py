@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardyard.errors import HardwareError, UsageError
-from shardyard.launch.kuberay_errors import RefusedError, explained
+from shardyard.errors import HardwareError, ShardyardError, UsageError
+from shardyard.launch.kuberay_errors import RefusedError, UnreachableError, explained
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -25,6 +25,7 @@ TIMEOUTS = (5, 30)
 FOLLOW_TIMEOUTS = (5, 7 * 86400)
 IN_A_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 LISTED_AT_ONCE = 500
+HTTP_NOT_FOUND = 404
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,44 @@ def create_job(api: KubeApi, job: Mapping[str, Any], config_map: Mapping[str, An
     Raises:
         ShardyardError, UsageError: the cluster does not take them.
     """
-    namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
     try:
-        with explained(api.server, f"the RayJob {namespace}/{name}"):
-            created = api.custom.create_namespaced_custom_object(
-                RAY_GROUP,
-                RAY_VERSION,
-                namespace,
-                RAY_JOBS,
-                dict(job),
-                field_validation="Strict",
-                _request_timeout=TIMEOUTS,
-            )
-        uid = created["metadata"]["uid"]
-        with explained(api.server, f"the ConfigMap {namespace}/{name}"):
-            api.core.create_namespaced_config_map(
-                namespace, _owned(config_map, job, uid), field_validation="Strict", _request_timeout=TIMEOUTS
-            )
-    except BaseException as error:
-        if not isinstance(error, RefusedError) or error.what.startswith("the ConfigMap"):
-            _take_back(api, job)
+        uid = _create(api, job)
+    except (RefusedError, UnreachableError):
         raise
-    return str(uid)
+    except BaseException as error:
+        _take_back(api, job, error)
+        raise
+    try:
+        _create_config_map(api, _owned(config_map, job, uid))
+    except BaseException as error:
+        _take_back(api, job, error)
+        raise
+    return uid
 
 
-def _owned(config_map: Mapping[str, Any], job: Mapping[str, Any], uid: str) -> Any:
+def _create(api: KubeApi, job: Mapping[str, Any]) -> str:
+    namespace, name = _place(job)
+    with explained(api.server, f"the RayJob {namespace}/{name}"):
+        # Strict: a field that the CRD does not know is refused instead of dropped.
+        created = api.custom.create_namespaced_custom_object(
+            RAY_GROUP, RAY_VERSION, namespace, RAY_JOBS, dict(job), field_validation="Strict", _request_timeout=TIMEOUTS
+        )
+    return str(created["metadata"]["uid"])
+
+
+def _create_config_map(api: KubeApi, config_map: Data) -> None:
+    namespace, name = _place(config_map)
+    with explained(api.server, f"the ConfigMap {namespace}/{name}"):
+        api.core.create_namespaced_config_map(
+            namespace, config_map, field_validation="Strict", _request_timeout=TIMEOUTS
+        )
+
+
+def _place(item: Mapping[str, Any]) -> tuple[str, str]:
+    return item["metadata"]["namespace"], item["metadata"]["name"]
+
+
+def _owned(config_map: Mapping[str, Any], job: Mapping[str, Any], uid: str) -> Data:
     owner = {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
@@ -117,13 +131,24 @@ def _owned(config_map: Mapping[str, Any], job: Mapping[str, Any], uid: str) -> A
     return {**config_map, "metadata": {**config_map["metadata"], "ownerReferences": [owner]}}
 
 
-def _take_back(api: KubeApi, job: Mapping[str, Any]) -> None:
-    """Delete a job that may have been created, if it is this one and not another of its name."""
-    namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
-    with contextlib.suppress(Exception):
+def _take_back(api: KubeApi, job: Mapping[str, Any], error: BaseException) -> None:
+    """Delete a job that may have been created, if it is this one and not another of its name.
+
+    Raises:
+        ShardyardError: that is not possible; says so beside what `error` says.
+    """
+    namespace, name = _place(job)
+    try:
         found = get_job(api, namespace, name)
         if job["metadata"]["annotations"].items() <= (found["metadata"].get("annotations") or {}).items():
             delete_job(api, namespace, name)
+    except ShardyardError as another:
+        if isinstance(another, RefusedError) and another.status == HTTP_NOT_FOUND:
+            return
+        raise ShardyardError(
+            f"{str(error) or 'interrupted'} The RayJob may be there all the same, and could not be deleted: {another} "
+            f"`kubectl delete rayjob --namespace {namespace} {name}` removes it."
+        ) from error
 
 
 def get_job(api: KubeApi, namespace: str, name: str) -> Data:

@@ -15,11 +15,15 @@ _LATER = (408, 429)
 
 
 class RefusedError(UsageError):
-    """The server answered no, so nothing was changed by what was asked."""
+    """The server answered no, with this status of HTTP, so nothing was changed by what was asked."""
 
-    def __init__(self, what: str, message: str) -> None:
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
-        self.what = what
+        self.status = status
+
+
+class UnreachableError(ShardyardError):
+    """The server was not reached, so nothing was asked."""
 
 
 @contextlib.contextmanager
@@ -27,11 +31,12 @@ def explained(server: str, what: str) -> Iterator[None]:
     """Errors of the API as one paragraph.
 
     Raises:
-        UsageError: the server refused.
-        ShardyardError: the server does not answer as it should.
+        RefusedError: (a UsageError) the server refused.
+        UnreachableError: there is no server.
+        ShardyardError: the server does not answer as it should, and may have done what was asked.
     """
     from kubernetes.client.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
+    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
     try:
         yield
@@ -40,9 +45,10 @@ def explained(server: str, what: str) -> Iterator[None]:
             raise ShardyardError(
                 f"{what}: the Kubernetes API at {server} failed: {_message(error)}. Try again in a while."
             ) from error
-        raise RefusedError(what, f"{what}: {_why(error, what)}") from error
+        raise RefusedError(error.status, f"{what}: {_why(error, what)}") from error
     except (HTTPError, OSError) as error:
-        raise ShardyardError(
+        unsent = isinstance(getattr(error, "reason", error), (NewConnectionError, ConnectTimeoutError))
+        raise (UnreachableError if unsent else ShardyardError)(
             f"the Kubernetes API at {server} cannot be reached: {_cause(error)}. Check that it runs and that "
             "`kubectl get nodes` answers; --address takes the name of another context of the kubeconfig."
         ) from error
