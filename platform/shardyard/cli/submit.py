@@ -106,7 +106,7 @@ def _plan(loaded: LoadedRecipe, api: JobsApi | None) -> RunPlan:
     world = world_on(loaded.recipe, nodes)
     if api is not None and not autoscales(api):
         refuse_what_never_fits(loaded.recipe, gpu=world.gpu, nodes=nodes, url=api.cluster.url)
-    made = prepare(for_planning(loaded.recipe, runs_folder()), world)
+    made = prepare(for_planning(loaded.recipe, runs_folder()), world, remember=True)
     refuse_what_does_not_fit(made)
     return made
 

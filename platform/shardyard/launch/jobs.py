@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -33,6 +34,7 @@ STOP_WAIT_SECONDS = 900
 # Ray's autoscaler and KubeRay label the nodes that they start.
 _NODE_GROUP = "ray.io/node-group"
 _TOLD_BYTES = 1024**2
+_STARTING_SECONDS = 15.0
 
 
 def connect(address: str | None) -> JobsApi:
@@ -48,11 +50,12 @@ def connect(address: str | None) -> JobsApi:
 
 def nodes_of(api: JobsApi) -> list[Node]:
     """The living nodes of a cluster with all they have; what is free is for the job to see."""
-    found = []
-    for node in api.nodes():
-        amount = amount_of(node["resources_total"])
-        found.append(Node(node["node_id"], amount, amount))
-    return found
+    deadline = time.monotonic() + _STARTING_SECONDS
+    # A head that has just started tells of its Jobs API before it tells of itself.
+    while not (listed := api.nodes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    amounts = [(node["node_id"], amount_of(node["resources_total"])) for node in listed]
+    return [Node(name, amount, amount) for name, amount in amounts]
 
 
 def amount_of(resources: Mapping[str, Any]) -> Amount:
@@ -118,11 +121,21 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
     try:
         # A job that is half submitted would be one that nobody knows of.
         with uninterrupted():
-            return api.submit(_body(request, spec, f"gcs://{name}", secret, python))
+            return _sent(api, _body(request, spec, f"gcs://{name}", secret, python))
     except BaseException:
         if secret is not None:
             with suppress(ShardyardError):
                 api.upload(secret, b"")
+        raise
+
+
+def _sent(api: JobsApi, body: dict[str, Any]) -> str:
+    """Submit; a job whose answer is lost on the way is there all the same."""
+    try:
+        return api.submit(body)
+    except ShardyardError:
+        with suppress(ShardyardError):
+            return str(api.job(body["submission_id"])["submission_id"])
         raise
 
 
