@@ -42,8 +42,15 @@ def stop_driver(seconds: float) -> bool:
     for process in drivers:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(drivers, timeout=seconds)
-    return not alive
+    return _within(seconds, lambda: all(map(_gone, drivers)))
+
+
+def _gone(process: psutil.Process) -> bool:
+    """Whether it has ended; whoever started it may not have asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _within(seconds: float, over: Callable[[], bool]) -> bool:
