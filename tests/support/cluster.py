@@ -34,6 +34,15 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
     raise AssertionError(f"nothing listens on port {port}")
 
 
+def wait_until_started(process: subprocess.Popen[bytes], log: Path, seconds: float = 120.0) -> None:
+    """Until `ray start` says that its node runs; fails with its log when it ends before."""
+    deadline = time.monotonic() + seconds
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        assert process.poll() is None, log.read_text(errors="replace")
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.1)
+
+
 @contextmanager
 def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iterator[dict[str, str]]:
     """Two CPU cores and a token; yields the environment of a client, and ends the head afterwards.
@@ -63,6 +72,7 @@ def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iter
             start_new_session=True,
         )
         try:
+            wait_until_started(process, folder / "head.log")
             if dashboard:
                 wait_for_port(port, process)
             yield client
