@@ -130,7 +130,7 @@ def test_a_job_waits_runs_and_is_stopped_and_nothing_secret_shows(cluster: Clust
     second = cluster.submit(recipe, *ONE, WANDB_MODE="disabled", **SECRETS)
     _until(lambda: "free" in cluster.ps().get(second, {}).get("doing", ""), "the second job waits")
     listed = cluster.ps()
-    assert listed[second]["doing"] == "waiting for resources: needs 1 CPU core; 0 free"
+    assert listed[second]["doing"] == "waiting for resources: needs 1 CPU core on 1 node; 0 free"
     assert listed[first]["doing"].startswith("step ")
     assert (listed[first]["name"], listed[first]["state"]) == ("long", "RUNNING")
     assert listed[first]["tags"] == ["nightly", "tiny"]
