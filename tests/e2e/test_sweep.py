@@ -59,8 +59,15 @@ def run_of(folder: SweepFolder, trial: TrialState) -> RunFolder:
     return found
 
 
-def ended(runs: Path) -> list[TrialState]:
-    return [trial for folder in list_sweeps(runs) for trial in folder.trials() if trial.state != "running"]
+def states(runs: Path) -> list[TrialState]:
+    return [trial for folder in list_sweeps(runs) for trial in folder.trials()]
+
+
+def in_the_middle(runs: Path) -> bool:
+    """Some trials have finished, and one has a checkpoint to go on from."""
+    found = states(runs)
+    begun = [trial for trial in found if trial.state == "running" and 6 < trial.step < STEPS - 6]
+    return bool(begun) and sum(trial.state == "finished" for trial in found) >= 2
 
 
 def wait_until_gone(processes: list[psutil.Process], seconds: float = 60.0) -> None:
@@ -83,12 +90,12 @@ def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
     )
     runs = folder / "runs"
     with Command("sweep", path, runs=runs) as command:
-        command.wait_for(lambda: sum(trial.state == "finished" for trial in ended(runs)) >= 2)
-        before = {trial.run: run_of(only_sweep(runs), trial).info() for trial in ended(runs)}
+        command.wait_for(lambda: in_the_middle(runs))
         started = command.descendants()
         command.process.kill()
         command.finish()
         wait_until_gone(started)
+    before = {trial.run: run_of(only_sweep(runs), trial).info() for trial in states(runs) if trial.run is not None}
     with Command("sweep", "resume", "latest", runs=runs) as command:
         code, output = command.finish()
     assert code == 0, output

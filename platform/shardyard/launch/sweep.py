@@ -110,12 +110,15 @@ class _Progress(Callback, Stopper):  # type: ignore[misc]
                 self.reason = "budget used"
             if self.reason is not None:
                 self._say(f"{self.reason}: running trials stop with a checkpoint")
+                # Trials that begin from now on see this, those that run are asked themselves.
+                self._folder.request_stop()
                 self._stop_runs()
         return self.reason is not None
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         metric = self._sweep.objective.metric
-        self._tokens[result["run"]] = max(result["tokens"], self._tokens.get(result["run"], 0))
+        if result["run"] is not None:
+            self._tokens[result["run"]] = max(result["tokens"], self._tokens.get(result["run"], 0))
         # Its own number: a member of a population has the configuration of the one that it took over.
         number = self._numbers[trial.trial_id] = result["number"]
         if metric not in result:
