@@ -80,11 +80,14 @@ class Slurm:
         """Start a requeued job now, not when Slurm's pause is over."""
         self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout_seconds: float = 240) -> None:
-        """Until `condition` holds."""
+    def wait_for(
+        self, condition: Callable[[], object], what: str, *, log: Path | None = None, timeout_seconds: float = 240
+    ) -> None:
+        """Until `condition` holds; where it never does, the failure shows `log` and what the daemons said."""
         deadline = time.monotonic() + timeout_seconds
         while not condition():
-            assert time.monotonic() < deadline, f"{what} takes too long\n{self.logs()}"
+            late = time.monotonic() > deadline
+            assert not late, f"{what} takes too long\n{log.read_text() if log and log.exists() else ''}\n{self.logs()}"
             time.sleep(0.2)
 
     def logs(self) -> str:
@@ -109,10 +112,10 @@ def slurm_cluster(folder: Path, *, cpus: int = 2) -> Iterator[Slurm]:
     slurm = Slurm(folder, {"SLURM_CONF": str(configuration)})
     with ExitStack() as daemons:
         daemons.enter_context(_daemon(folder, *_munged(folder)))
-        slurm.wait_for((folder / "munge.socket").exists, "munged", 20)
+        slurm.wait_for((folder / "munge.socket").exists, "munged", timeout_seconds=20)
         daemons.enter_context(_daemon(folder, "slurmctld", "-D", "-f", str(configuration)))
         daemons.enter_context(_daemon(folder, "slurmd", "-D", "-N", NODE, "-f", str(configuration)))
-        slurm.wait_for(lambda: _answers(slurm), "Slurm", 60)
+        slurm.wait_for(lambda: _answers(slurm), "Slurm", timeout_seconds=60)
         try:
             yield slurm
         finally:
@@ -147,7 +150,11 @@ def _cancel_everything(slurm: Slurm) -> None:
     environment = {**os.environ, **slurm.environment}
     subprocess.run(["scancel", "--me", "--full", "--signal=KILL"], env=environment, check=False, timeout=30)
     subprocess.run(["scancel", "--me"], env=environment, check=False, timeout=30)
-    slurm.wait_for(lambda: not slurm.command("squeue", "--noheader", "--format=%i").strip(), "the end of all jobs", 60)
+    slurm.wait_for(
+        lambda: not slurm.command("squeue", "--noheader", "--format=%i").strip(),
+        "the end of all jobs",
+        timeout_seconds=60,
+    )
 
 
 @contextmanager

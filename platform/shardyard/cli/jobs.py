@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from shardyard.errors import EXIT_TIMEOUT, UsageError
 from shardyard.launch.jobs_api import TERMINAL, JobsApi
 from shardyard.tracking.files import encode
 from shardyard.tracking.runfolder import runs_folder
+
+if TYPE_CHECKING:
+    from shardyard.cli.jobs_slurm import SlurmFound
 
 POLL_SECONDS = 1.0
 _COLUMNS = ("job", "name", "state", "doing", "age", "tags")
@@ -35,9 +38,13 @@ def ps(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the jobs of a Ray cluster, the newest first."""
+    """List the jobs of a Ray cluster, and of Slurm where it is here, the newest first."""
+    from shardyard.cli.jobs_slurm import list_in_slurm
     from shardyard.launch.jobs import connect
 
+    if address is None and (there := list_in_slurm(ended=show_all)):
+        _show_slurm(there, as_json=as_json, quiet=quiet)
+        return
     api = connect(address)
     listed = [job for job in reversed(own(api.jobs())) if show_all or job["status"] not in TERMINAL]
     if quiet:
@@ -78,10 +85,7 @@ def stop(
         if found.ended:
             output.note(f"{found.id} has ended before ({found.state}).")
             continue
-        if found.job is not None and found.api is not None:
-            found.api.stop(found.id)
-        elif found.folder is not None:
-            found.folder.request_stop("interrupt")
+        found.stop()
         output.note(f"{found.id} ends after this step, with a checkpoint; `shardyard wait {found.id}` waits for it.")
 
 
@@ -150,7 +154,7 @@ def _reader(found: Found, rank: int | None, *, wait: bool = False) -> Callable[[
     if rank is None and found.job is not None and found.api is not None:
         api, job_id = found.api, found.id
         return lambda: api.logs(job_id)
-    name = "driver.log" if rank is None else f"rank-{rank}.log"
+    name = found.log_name if rank is None else f"rank-{rank}.log"
     folder = Path(found.folder.path if found.folder else (found.job or {})["metadata"]["shardyard_run_folder"])
     path = folder / "logs" / name
     if not wait and not path.is_file():
@@ -159,6 +163,16 @@ def _reader(found: Found, rank: int | None, *, wait: bool = False) -> Callable[[
             f"{path} is not there, or not on this machine; " + (f"there is {', '.join(there)}." if there else "try -f.")
         )
     return lambda: path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _show_slurm(listed: Sequence[SlurmFound], *, as_json: bool, quiet: bool) -> None:
+    if quiet:
+        for found in listed:
+            output.line(found.id)
+    elif as_json:
+        output.print_json([_facts(found) for found in listed])
+    else:
+        output.print_table(_COLUMNS, [found.row() for found in listed])
 
 
 def _row(job: dict[str, Any], api: JobsApi) -> tuple[str, ...]:
@@ -179,9 +193,8 @@ def _facts(found: Found) -> dict[str, Any]:
     job, folder = found.job, found.folder
     if job is None:
         assert folder is not None
-        return {"id": found.id, "state": found.state, "exit_code": found.exit_code if found.ended else None} | {
-            "run_folder": str(folder.path)
-        }
+        code = found.exit_code if found.ended else None
+        return {"id": found.id, "state": found.state, "exit_code": code, "run_folder": str(folder.path)} | found.facts()
     metadata = job["metadata"]
     return {
         "id": found.id,
