@@ -172,5 +172,7 @@ def _elsewhere(
 
         return follow(find(job_id, None, request.runs_dir), shown=not quiet)
     if wait and job_id:
-        raise UsageError(f"--wait follows jobs of Ray; the run folder of {job_id} is in {request.runs_dir}.")
+        from shardyard.cli.jobs_elsewhere import logs
+
+        return logs(job_id, follow=True)
     return 0

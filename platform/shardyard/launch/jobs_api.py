@@ -18,6 +18,7 @@ from typing import Any
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.nodes import ClusterRecord, read_record
+from shardyard.launch.nodes_network import knock
 
 TIMEOUT_SECONDS = 15.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
@@ -51,8 +52,8 @@ def target(address: str | None) -> Target:
             )
         return Target(record.dashboard, _token(record), record)
     assert given is not None
-    if record is not None and given.rstrip("/") in (record.dashboard, record.gcs):
-        return Target(str(record.dashboard), _token(record), record)
+    if record is not None and record.dashboard is not None and given.rstrip("/") in (record.dashboard, record.gcs):
+        return Target(record.dashboard, _token(record), record)
     if "://" not in given:
         given = _dashboard_of(given)
     if urllib.parse.urlsplit(given).scheme not in ("http", "https"):
@@ -62,9 +63,13 @@ def target(address: str | None) -> Target:
 
 def _dashboard_of(gcs: str) -> str:
     """URL of the Jobs API of the cluster whose head listens at `host:port`, as RAY_ADDRESS has it."""
-    from shardyard.launch.cluster import _knock
-
-    _knock(gcs)
+    host, _, port = gcs.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"{gcs} is no address of a Ray cluster; it looks like http://HEAD:8265 or HEAD:6379.")
+    if (problem := knock(host, int(port))) is not None:
+        raise ShardyardError(
+            f"the Ray cluster at {gcs} does not answer: {problem}. Check the address that `ray start --head` printed."
+        )
     from ray.dashboard.utils import ray_address_to_api_server_url
 
     try:
