@@ -317,12 +317,13 @@ def _states(api: JobsApi, ids: list[str]) -> list[str]:
 
 
 def _resident(cluster: Cluster) -> float:
-    """MiB of the daemons of the head."""
-    total = 0.0
-    for process in psutil.process_iter(["name", "cmdline"]):
+    """MiB of the daemons of the head: those that name the port of its GCS, and the raylet's agents."""
+    port, found = cluster.environment["RAY_ADDRESS"].rpartition(":")[2], []
+    for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
-        if any(
-            name in line for name in ("gcs_server", "raylet/raylet", "dashboard/dashboard.py", "dashboard/agent.py")
-        ):
-            total += process.memory_info().rss / 2**20
-    return total
+        if port in line and any(name in line for name in ("gcs_server", "raylet/raylet", "dashboard.py", "monitor.py")):
+            found.append(process)
+            agents = process.children() if "raylet/raylet" in line else []
+            found += [child for child in agents if "Agent" in " ".join(child.cmdline())]
+    assert len(found) >= 3, found
+    return float(sum(process.memory_info().rss for process in found)) / 2**20
