@@ -26,7 +26,7 @@ from shardyard.recipe.load import dump_recipe
 from shardyard.recipe.sweep_load import LoadedSweep
 from shardyard.recipe.sweeps import Sweep
 from shardyard.tracking.files import decode, encode, write_atomically
-from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics
+from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, sees
 
 FOLDER = "sweeps"
 ENDED = ("finished", "stopped early", "failed")
@@ -134,8 +134,7 @@ class SweepFolder:
         """Whether the driver runs, as far as this host can see."""
         info = self.info()
         driver = info.get("driver") or {}
-        here = driver.get("host") == os.uname().nodename
-        return info["state"] == "running" and (not here or Path(f"/proc/{driver.get('pid')}").exists())
+        return info["state"] == "running" and (not sees(driver) or Path(f"/proc/{driver.get('pid')}").exists())
 
     def request_stop(self) -> None:
         """Ask the driver to stop all trials, with checkpoints, and end."""
