@@ -14,7 +14,8 @@ from shardyard.tracking.runfolder import RunFolder
 
 def make(runs: Path, lr: float, lines: list[dict[str, float]], **more: str) -> RunFolder:
     sources = "".join(f"    - {{source: {name}}}\n" for name in more.get("sources", "plays").split())
-    recipe = f"name: tiny\ndata:\n  train:\n{sources}optimizer: {{name: adamw, lr: {lr}}}\nschedule: {{warmup: 5}}\n"
+    head = f"name: tiny\ndescription: lr {lr}\ndata:\n  train:\n{sources}"
+    recipe = f"{head}optimizer: {{name: adamw, lr: {lr}}}\nschedule: {{warmup: 5}}\n"
     folder = RunFolder.create(runs, "tiny", recipe, recipe)
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -23,7 +24,13 @@ def make(runs: Path, lr: float, lines: list[dict[str, float]], **more: str) -> R
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[RunFolder, RunFolder]:
     first = make(tmp_path, 1e-3, [{"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.5}])
-    measured = {"step": 2, "train/loss": 2.25, "eval/validation/loss": 2.5, "eval/validation/moe/tokens/0/1": 7.0}
+    measured = {
+        "step": 2,
+        "train/loss": 2.25,
+        "train/tokens": 61440,
+        "eval/validation/loss": 2.5,
+        "eval/validation/moe/tokens/0/1": 7.0,
+    }
     return first, make(tmp_path, 2e-3, [measured], sources="plays verses")
 
 
@@ -38,6 +45,7 @@ def test_only_what_differs_is_told(
         "optimizer.lr": ["0.001", "0.002"],
         "data.train.1.source": ["-", "verses"],
         "train/loss": ["2.5000", "2.2500"],
+        "train/tokens": ["-", "61,440"],
         "eval/validation/loss": ["-", "2.5000"],
     }
 
@@ -49,7 +57,7 @@ def test_json_has_one_object_a_run(
     found = json.loads(capsys.readouterr().out)
     assert [one["run"] for one in found] == [two[1].id, two[0].id]
     assert found[0]["recipe"] == {"optimizer.lr": 0.002, "data.train.1.source": "verses"}
-    assert found[1]["metrics"] == {"train/loss": 2.5, "eval/validation/loss": None}
+    assert found[1]["metrics"] == {"train/loss": 2.5, "train/tokens": None, "eval/validation/loss": None}
 
 
 def test_one_run_is_no_comparison(

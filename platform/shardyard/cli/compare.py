@@ -39,7 +39,11 @@ def _rows(found: Comparison) -> Iterator[tuple[str, ...]]:
     for field, values in found.recipe.items():
         yield (field, *map(_value, values))
     for name, measured in found.metrics.items():
-        yield (name, *(number(value) or "-" for value in measured))
+        yield (name, *map(_measured, measured))
+
+
+def _measured(value: float | None) -> str:
+    return "-" if value is None else number(value, ",.0f" if abs(value) >= 1000 else ".4f")
 
 
 def _value(value: Any) -> str:

@@ -12,6 +12,8 @@ from shardyard.tracking import record
 from shardyard.tracking.runfolder import RunFolder
 from shardyard.tracking.summary import newest_metrics, summarize
 
+# What a recipe says of itself changes nothing of a run.
+_PROSE = frozenset({"name", "description", "paper", "expected"})
 # Beside the loss and what evaluations measure; seconds and bytes of single steps say little at the end of a run.
 _TOLD = (record.TRAIN_LOSS, record.TRAIN_TOKENS, record.TOKENS_PER_SECOND, record.MFU)
 
@@ -71,9 +73,10 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 def _fields(run: RunFolder) -> dict[str, Any]:
     try:
-        return flatten(read_document(run.resolved, str(run.resolved)).data)
+        recipe = read_document(run.resolved, str(run.resolved)).data
     except RecipeError as error:
         raise RunFolderError(f"{run.id} cannot be compared, because its recipe cannot be read: {error}") from error
+    return flatten({section: value for section, value in recipe.items() if section not in _PROSE})
 
 
 def _metric_names(newest: Sequence[Mapping[str, Any]]) -> list[str]:
