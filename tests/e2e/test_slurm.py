@@ -19,6 +19,7 @@ from shardyard.launch.submission import SubmitRequest
 from shardyard.recipe.load import load_recipe
 from shardyard.tracking.runfolder import RunFolder
 from support.cli import COMMAND, Command, write_recipe
+from support.hosts import hosts
 from support.slurm import Slurm, slurm_cluster
 from support.tiny import write_corpus
 
@@ -194,6 +195,24 @@ def test_a_ray_that_does_not_start_fails_the_job(cluster: Slurm, recipe: Path, t
     assert cluster.job(job_id)["ExitCode"] == "1:0"
     assert "Ray did not start on n1" in log(run), log(run)
     assert_nothing_runs(job_id)
+
+
+def test_two_nodes_start_as_one_cluster(recipe: Path, tmp_path: Path) -> None:
+    """One rank on each of two hosts with networks of their own; the command follows the job to its end."""
+    runs = tmp_path / "runs"
+    settings = ("cluster.workers=2", "cluster.workers_per_node=1", "train.steps=20", "zero.stage=1")
+    options = [word for setting in settings for word in ("-s", setting)]
+    with hosts(tmp_path / "hosts", "a", "b") as pair, slurm_cluster(tmp_path / "s", hosts=pair) as cluster:
+        first, second = pair
+        command = ("submit", recipe, "--on", "slurm", "--wait", "--runs-dir", runs, *options)
+        done = first.shardyard(*command, **cluster.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (run,) = (RunFolder(path) for path in runs.iterdir())
+        assert run.state == "finished"
+        assert f"on n[1-2]; Ray at {first.address}:" in log(run)
+        assert {path.name for path in run.logs.glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
+        for host in (first, second):
+            assert not [process for process in host.processes() if "ray" in process.name()]
 
 
 def test_what_slurm_refuses_is_said_and_leaves_nothing(cluster: Slurm, recipe: Path, tmp_path: Path) -> None:
