@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def test_the_result_is_a_table_and_a_picture(resumed: tuple[SweepFolder, dict[st
     assert float(table[0]["optimizer.lr"]) == 1e-5
 
 
-def test_optuna_goes_on_after_ctrl_c(corpus: Path, tmp_path: Path) -> None:
+def test_optuna_goes_on_after_sigterm(corpus: Path, tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path,
         corpus,
@@ -203,10 +204,10 @@ def test_optuna_goes_on_after_ctrl_c(corpus: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with Command("sweep", path, "-s", "train.steps=150", "-s", "evaluate.every=75", runs=runs) as command:
         command.wait_for(lambda: any(read_metrics(file) for file in runs.glob("*/metrics.jsonl")))
-        command.interrupt()
+        command.process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
         code, output = command.finish()
-    assert code == 130, output
+    assert code == 143, output
     assert time.monotonic() - asked < 60
     assert "sweep resume" in output
     folder = only_sweep(runs)

@@ -286,6 +286,8 @@ def _signals(folder: SweepFolder, say: Callable[[str], None]) -> Iterator[Callab
     def handle(number: int, frame: object) -> None:
         if asked and number == signal.SIGINT:
             _end_at_once(folder)
+        # Ray's own handler of SIGTERM, which runs before this, has set an alarm that would abort the process in 3 s.
+        signal.alarm(0)
         asked.append(number)
         folder.request_stop()
         say("Stopping all trials after this step, with checkpoints. Ctrl-C again ends at once, without them.")
