@@ -125,9 +125,10 @@ def jobs() -> list[SlurmJob]:
         ShardyardError: Slurm does not answer.
     """
     _require("squeue")
-    listed = _slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i")
-    found = [job for line in listed.splitlines() if (job := state(line.strip())) is not None]
-    return [job for job in found if job.run is not None]
+    listed = _slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%k")
+    rows = [line.strip().partition("|") for line in listed.splitlines()]
+    ours = [job_id for job_id, _, comment in rows if comment.startswith(f"{COMMENT} ")]
+    return [job for job_id in ours if (job := state(job_id)) is not None]
 
 
 def state(job_id: str) -> SlurmJob | None:
@@ -211,7 +212,7 @@ def _sbatch(script: Path) -> tuple[str, str]:
 
 def _refused(complaint: str, allocation: Allocation, recipe: Recipe) -> ShardyardError:
     said = _said(complaint)
-    if "contact slurm controller" in complaint.lower() or "Unable to" in complaint:
+    if "contact slurm controller" in complaint.lower():
         return ShardyardError(f"Slurm does not answer: {said}. `scontrol ping` says whether its controller is up.")
     advice = next((text for word, text in _ADVICE if word.lower() in complaint.lower()), "`sinfo` shows what there is")
     return UsageError(f"Slurm refuses the job, which asks for {_in_words(allocation, recipe)}: {said}. {advice}.")
