@@ -19,7 +19,7 @@ from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
 from shardyard.recipe.nearest import nearest
 from shardyard.recipe.sweep_load import load_sweep
-from shardyard.recipe.sweep_trials import shown
+from shardyard.recipe.sweep_trials import flat, shown, varying
 
 if TYPE_CHECKING:
     from shardyard.launch.sweep_folder import SweepFolder, TrialState
@@ -321,7 +321,7 @@ def _ranked(folder: SweepFolder) -> list[TrialState]:
 
 
 def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
-    names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
+    names = varying([trial.parameters for trial in trials])
     columns = ("trial", "state", "step", folder.sweep().objective.metric, *names, "run")
     rows = [
         (
@@ -329,7 +329,7 @@ def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
             trial.state,
             f"{trial.step}/{trial.total_steps or '?'}",
             _number(trial.value),
-            *(str(trial.parameters.get(name, "")) for name in names),
+            *(str(flat(trial.parameters).get(name, "")) for name in names),
             trial.run or (trial.error or "").splitlines()[0],
         )
         for trial in trials

@@ -24,6 +24,7 @@ from typing import Any
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.recipe.load import dump_recipe
 from shardyard.recipe.sweep_load import LoadedSweep
+from shardyard.recipe.sweep_trials import flat
 from shardyard.recipe.sweeps import Sweep
 from shardyard.tracking.files import decode, encode, write_atomically
 from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, sees
@@ -179,11 +180,12 @@ class SweepFolder:
     def write_table(self) -> None:
         """sweep.csv, and the trials in sweep.json."""
         trials = self.trials()
-        names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
+        rows = [flat(trial.parameters) for trial in trials]
+        names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trial", "run", "state", "step", "tokens", "value", "model_parameters", *names])
-        for trial in trials:
+        for trial, row in zip(trials, rows, strict=True):
             cells = [
                 trial.number,
                 trial.run,
@@ -193,7 +195,7 @@ class SweepFolder:
                 trial.value,
                 trial.model_parameters,
             ]
-            writer.writerow([*cells, *(trial.parameters.get(name) for name in names)])
+            writer.writerow([*cells, *(row.get(name) for name in names)])
         write_atomically(self.table, text.getvalue())
         self.update(trials=[trial.__dict__ for trial in trials])
 
