@@ -86,7 +86,7 @@ def _seconds(text: str) -> float:
 
 
 def _shape(workers: int) -> dict[str, Any]:
-    recipe = load_recipe("gpt/quickstart", [f"train.steps={STEPS}", "train.tokens="]).recipe
+    recipe = load_recipe("gpt/quickstart", [f"train.steps={STEPS}", "train.tokens=", "schedule.warmup=1"]).recipe
     plan = prepare(recipe, World(size=workers, gpu=False))
     return {
         "config": recipe.model.config,

@@ -68,6 +68,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("nodes")
     with ExitStack() as stack:
+        # This process has asked DeepSpeed for the CPU, which nodes and commands are not to inherit.
+        stack.enter_context(pytest.MonkeyPatch.context()).delenv("DS_ACCELERATOR", raising=False)
         environment = stack.enter_context(ray_head(folder))
         second = stack.enter_context(ray_node(environment, folder))
         yield Nodes(environment, second)
