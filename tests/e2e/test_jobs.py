@@ -194,7 +194,8 @@ def _command(pid: int) -> list[str]:
 def test_the_head_forgets_the_secrets_once_they_are_taken(cluster: Cluster) -> None:
     script = (
         "import os; from ray._raylet import GcsClient; client = GcsClient(address=os.environ['RAY_ADDRESS']); "
-        "print(client.internal_kv_keys(b'gcs://', None), client.internal_kv_keys(b'gcs://shardyard-', None))"
+        "keys = client.internal_kv_keys(b'gcs://', None); "
+        "print(keys, [key for key in keys if b'shardyard-' in key and client.internal_kv_get(key, None)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **cluster.environment}
@@ -206,19 +207,20 @@ def test_the_head_forgets_the_secrets_once_they_are_taken(cluster: Cluster) -> N
 
 def test_exit_codes_of_failed_jobs_and_of_those_whose_time_is_up(cluster: Cluster, recipe: Path) -> None:
     quiet = {"WANDB_MODE": "disabled"}
-    missing = cluster.submit(recipe, *ONE, "-s", "data.train=[{path: /nowhere/corpus.jsonl}]", **quiet)
+    diverging = ["-s", "optimizer={name: sgd, lr: 1.0e+30}", "-s", "schedule.warmup=0"]
+    failing = cluster.submit(recipe, *ONE, *diverging, **quiet)
     late = cluster.submit(recipe, *ONE, "-s", "train.steps=100000", "-s", "job.time_limit=15s", **quiet)
-    code, _, err = cluster.run("wait", missing, "--timeout", "0.5")
+    code, _, err = cluster.run("wait", failing, "--timeout", "0.5")
     assert code == 124, err
     assert "is still" in err
-    assert cluster.run("wait", missing)[0] == 1
+    assert cluster.run("wait", failing)[0] == 1
     code, _, err = cluster.run("wait", late)
     assert code == 124, err
     assert (cluster.info(late)["state"], cluster.info(late)["outcome"]) == ("interrupted", "timeout")
     assert list((cluster.runs / late / "checkpoints").glob("step-*/manifest.json"))
     shown = cluster.ps("--all")
-    assert (shown[missing]["state"], shown[missing]["exit_code"]) == ("FAILED", 1)
-    assert "/nowhere/corpus.jsonl" in cluster.run("logs", missing)[1]
+    assert (shown[failing]["state"], shown[failing]["exit_code"]) == ("FAILED", 1)
+    assert "the loss is nan" in cluster.run("logs", failing)[1]
 
 
 class SlowPipe:
@@ -264,7 +266,7 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
         (["--address", nobody], {}, 1, "does not answer: Connection refused"),
         (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": str(wrong)}, 1, "does not take this token"),
         (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}, 1, "asks for a token"),
-        (["-s", "cluster.workers=8"], {}, 2, "needs 8 CPU cores; 2 in the cluster"),
+        (["-s", "cluster.workers=8", "-s", "data.lanes=8"], {}, 2, "needs 8 CPU cores; 2 in the cluster"),
         (["-s", "cluster.placement=strict_spread"], {}, 2, "on 2 nodes"),
         (["-s", "cluster.gpus_per_worker=1"], {"DS_ACCELERATOR": ""}, 2, "needs 2 GPUs; 0 in the cluster"),
         (["--working-dir", large], {}, 2, "Ray takes 512.0 MiB at most. Largest entries: weights.bin 600.0 MiB"),
@@ -291,7 +293,9 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
 
 
 def test_twenty_jobs_on_a_cluster_that_holds_two(cluster: Cluster, recipe: Path, api: JobsApi) -> None:
-    loaded = load_recipe(str(recipe), ["cluster.workers=1", "train.steps=2", "tracking.wandb.mode=disabled"])
+    loaded = load_recipe(
+        str(recipe), ["cluster.workers=1", "train.steps=2", "schedule.warmup=1", "tracking.wandb.mode=disabled"]
+    )
     made = prepare(loaded.recipe, world_on(loaded.recipe, []))
     sizes = [_resident(cluster)]
     ids = [

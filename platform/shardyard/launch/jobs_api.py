@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,9 +21,12 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.nodes import ClusterRecord, read_record
 from shardyard.launch.nodes_network import knock
 
-TIMEOUT_SECONDS = 15.0
+TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
 TERMINAL = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+# What the head says while the process that starts drivers is not up yet; it has waited some seconds for it by then.
+_NO_AGENT = "No available agent"
+_AGENT_SECONDS = 60.0
 _UNAUTHORIZED = (401, 403)
 
 
@@ -136,8 +140,15 @@ class JobsApi:
         return str(self.get(f"/api/jobs/{urllib.parse.quote(submission_id)}/logs").get("logs") or "")
 
     def submit(self, body: dict[str, Any]) -> str:
-        """Submit a job; returns its id."""
-        return str(self._json("POST", "/api/jobs/", json.dumps(body).encode())["submission_id"])
+        """Submit a job; returns its id. A head that has just started is given the time to start its job agent."""
+        deadline = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                return str(self._json("POST", "/api/jobs/", json.dumps(body).encode())["submission_id"])
+            except ShardyardError as error:
+                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(1.0)
 
     def stop(self, submission_id: str) -> bool:
         """Ask a job to stop; False where it had ended before."""
