@@ -207,8 +207,9 @@ KINDS = (
     *("gcs_server", "raylet/raylet", "dashboard/dashboard.py", "ray.util.client.server"),
     *("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::Guest"),
 )
-# Public on purpose: whether the process lives.
-ALIVE = {"grpc.health.v1.Health/Check"}
+# What Ray answers to anyone: whether the process lives, and the names of its services.
+OPEN = {"grpc.health.v1.Health/Check", "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}
+REFUSALS = ("UNAUTHENTICATED", "UNIMPLEMENTED")
 
 
 def reachable(host: Host) -> list[Listener]:
@@ -229,10 +230,10 @@ def too_much(report: dict[str, Any]) -> Iterator[str]:
                 yield f"{way}: {request} answers {status}"
     for way in ("grpc", "grpc with a wrong token"):
         for method, code in report[way].items():
-            if code != "UNAUTHENTICATED" and method not in ALIVE:
+            if code not in REFUSALS and method not in OPEN:
                 yield f"{way}: {method} answers {code}"
-    if "no HTTP" in report["http"] and not report["grpc"]:
-        yield f"speaks neither HTTP nor any known service of gRPC: {report['plain']}"
+    if "no HTTP" in report["http"] and "UNAUTHENTICATED" not in report["grpc"].values():
+        yield f"neither speaks HTTP nor refuses a call of gRPC: {report['plain']}"
 
 
 def test_jobs_on_two_hosts(pair: Pair) -> None:

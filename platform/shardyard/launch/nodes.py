@@ -45,6 +45,7 @@ class ClusterRecord:
     dashboard: URL of Ray's dashboard and Jobs API; None for a moment while it starts.
     gcs: `host:port`, what RAY_ADDRESS wants.
     token_path: file with the token; the token itself stands nowhere else.
+    temp_dir: folder of Ray's sockets, logs and spilled objects, closed to other users.
     started: seconds since 1970.
     """
 

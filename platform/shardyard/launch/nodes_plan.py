@@ -118,7 +118,8 @@ def _options(node: NodePlan, cluster: ClusterRecord) -> list[str]:
         *([] if node.gpus is None else [f"--num-gpus={len(node.gpus)}"]),
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={cluster.temp_dir}",
+        # Ray opens its own folder to everyone; the one around it stays closed.
+        f"--temp-dir={cluster.temp_dir}/ray",
         f"--labels={NAME_LABEL}={node.name},{START_LABEL}={cluster.id}",
     ]
 
