@@ -89,6 +89,12 @@ class Pair:
         path = self.runs / job / "metrics.jsonl"
         return [line["step"] for line in read_metrics(path)] if path.exists() else []
 
+    def info(self, job: str) -> dict[str, Any]:
+        """run.json of a job; empty before there is one."""
+        path = self.runs / job / "run.json"
+        info: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return info
+
     def ask(self, *arguments: object) -> tuple[int, str]:
         """Exit code and output of a command on the first host."""
         done = self.alpha.shardyard(*arguments, timeout=TIMEOUT_SECONDS)
@@ -237,28 +243,28 @@ def too_much(report: dict[str, Any]) -> Iterator[str]:
 
 
 def test_jobs_on_two_hosts(pair: Pair) -> None:
-    first = pair.submit("first", 300, placement="strict_spread", workers_per_node=1)
-    wait_until(lambda: len(pair.steps(first)) > 2, f"{first} does not train: {pair.ask('logs', first)}")
+    """Two ranks on a host each, and beside them a job that waits until it is stopped: it wants all cores."""
+    first = pair.submit("first", 150, placement="strict_spread", workers_per_node=1)
+    second = pair.submit("second", 5000, workers=4)
+    wait_until(lambda: len(pair.steps(first)) > 2, f"{first} does not train")
     ranks = {host.name: [line for line in titles(host) if "RayTrainWorker" in line] for host in (pair.alpha, pair.beta)}
     assert {name: len(found) for name, found in ranks.items()} == {"alpha": 1, "beta": 1}
-    second = pair.submit("second", 5000, placement="strict_spread", workers_per_node=1)
     code, listed = pair.ask("ps", "--all")
-    assert code == 0
-    assert first in listed
-    assert second in listed
     jobs = pair.alpha.run(RAY, "job", "list", **pair.as_client())
-    assert first in jobs.stdout
-    assert second in jobs.stdout
-    wait_until(lambda: len(pair.steps(second)) > 2, f"{second} does not train")
+    assert code == jobs.returncode == 0
+    for job in (first, second):
+        assert job in listed
+        assert job in jobs.stdout
+    wait_until(lambda: pair.info(second).get("waiting") or pair.steps(second), f"{second} does not even wait")
     assert pair.ask("stop", second)[0] == 0
     code, log = pair.ask("logs", "-f", first)
     assert code == 0, log
     assert "loss" in log
     assert pair.ask("wait", first)[0] == 0
-    assert pair.steps(first) == list(range(1, 301))
+    assert pair.steps(first) == list(range(1, 151))
     code, said = pair.ask("wait", second)
     assert code == 130, said
-    assert pair.steps(second)[-1] < 5000
+    assert max(pair.steps(second), default=0) < 5000
 
 
 def titles(host: Host) -> list[str]:
@@ -271,18 +277,17 @@ def titles(host: Host) -> list[str]:
 
 def test_a_run_outlives_a_host(pair: Pair) -> None:
     """Last, because the second host stays dead."""
-    job = pair.submit("survivor", 300, placement="spread")
-    wait_until(lambda: len(pair.steps(job)) > 45, f"{job} does not train: {pair.ask('logs', job)}")
+    job = pair.submit("survivor", 150, placement="spread")
+    wait_until(lambda: len(pair.steps(job)) > 45, f"{job} does not train")
     assert any("RayTrainWorker" in line for line in titles(pair.beta))
     for process in pair.beta.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     code, said = pair.ask("wait", job)
     assert code == 0, said + pair.ask("logs", job)[1]
-    info = json.loads((pair.runs / job / "run.json").read_text())
-    assert info["state"] == "finished"
-    assert info["attempts"] >= 2
-    assert sorted(set(pair.steps(job))) == list(range(1, 301))
+    assert pair.info(job)["state"] == "finished"
+    assert pair.info(job)["attempts"] >= 2
+    assert sorted(set(pair.steps(job))) == list(range(1, 151))
     code, said = pair.ask("cluster", "status")
     assert code == 0
     assert "DEAD" in said
