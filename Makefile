@@ -32,10 +32,11 @@ data: $(STAMP) ## fetch and convert the real data sets that recipes name, from P
 	@$(BIN)/shardyard data prepare --all
 
 test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test: $(STAMP) data ## run all tests; small recipes train on the real data sets
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m slow
 
 bench: $(STAMP) ## measure the step time against a bare DeepSpeed loop
 	@$(BIN)/python tests/benchmarks/step_time.py
@@ -66,5 +67,5 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV) with $$($(PYTHON) -V); a minute or two."
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install "$(TORCH)"
-	@$(PIP) install -e ".[data,eval,test,check,ops]"
+	@$(PIP) install -e ".[data,eval,sweep,kubernetes,test,check,ops]"
 	@touch $@

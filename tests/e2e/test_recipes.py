@@ -7,6 +7,7 @@ steps; `test_launch.py` has the way from the command line to one recipe.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _wave(recipe: Recipe) -> tuple[int, bool]:
 
 def _carry_out(config: dict[str, Any]) -> None:
     for job in config["jobs"]:
-        train_worker({"job": job})
+        train_worker({"job": pickle.dumps(job)})
 
 
 @pytest.fixture(scope="module")

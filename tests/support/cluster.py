@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,22 +24,58 @@ def free_port() -> int:
         return port
 
 
+def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+    """Until something listens on a port of loopback; fails when the process that should ends before."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
+def wait_until_started(process: subprocess.Popen[bytes], log: Path, seconds: float = 120.0) -> None:
+    """Until `ray start` says that its node runs; fails with its log when it ends before."""
+    deadline = time.monotonic() + seconds
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        assert process.poll() is None, log.read_text(errors="replace")
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.1)
+
+
 @contextmanager
-def ray_head(folder: Path) -> Iterator[dict[str, str]]:
-    """Two CPU cores and a token; yields the environment of a client, and ends the head afterwards."""
+def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iterator[dict[str, str]]:
+    """Two CPU cores and a token; yields the environment of a client, and ends the head afterwards.
+
+    With `dashboard` there is a Jobs API, which the environment names; `variables` are the head's own.
+    """
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     address = f"127.0.0.1:{free_port()}"
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     head = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
-    options = ["--num-cpus=2", "--num-gpus=0", "--include-dashboard=false", "--disable-usage-stats"]
+    options = ["--num-cpus=2", "--num-gpus=0", "--disable-usage-stats", f"--include-dashboard={dashboard}".lower()]
+    client = {**environment, "RAY_ADDRESS": address}
+    if dashboard:
+        port = free_port()
+        options += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+        client["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    python = str(Path(sys.executable).parent)
+    path = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(
-            [*head, *options], env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
+            [*head, *options],
+            env={**os.environ, **path, **environment, **variables},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
-            yield {**environment, "RAY_ADDRESS": address}
+            wait_until_started(process, folder / "head.log")
+            if dashboard:
+                wait_for_port(port, process)
+            yield client
         finally:
             process.terminate()
             process.wait(timeout=60)

@@ -36,7 +36,8 @@ def test_the_list_holds_every_recipe_file_and_no_base(tmp_path: Path, monkeypatc
 
 def test_the_list_of_this_checkout_is_complete() -> None:
     files = [path for path in (REPOSITORY / "recipes").rglob("*.yaml") if not path.name.startswith("_")]
-    assert sorted(recipe.path for recipe in catalog.shipped_recipes()) == sorted(files)
+    found = [*catalog.shipped_recipes(), *catalog.shipped_sweeps()]
+    assert sorted(recipe.path for recipe in found) == sorted(files)
     assert "gpt/quickstart" in [recipe.name for recipe in catalog.shipped_recipes()]
 
 

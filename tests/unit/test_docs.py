@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = sorted(
-    path for folder in ("", "docs", "cluster", "cluster/local") for path in (REPOSITORY / folder).glob("*.md")
-)
+PAGES = sorted(path for folder in (".", "docs", "cluster", "cluster/*") for path in REPOSITORY.glob(f"{folder}/*.md"))
 _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 

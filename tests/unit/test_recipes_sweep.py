@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from shardyard.recipe.catalog import share_folder, shipped_recipes
+from shardyard.recipe.catalog import share_folder, shipped_recipes, shipped_sweeps
 from support.measured import loaded, planned
 
 FAMILIES = ("gpt", "bert", "moe", "seq2seq", "vision", "multimodal", "speech", "finetune")
-FILES = sorted(share_folder("recipes").rglob("*.y*ml"))
+SWEEPS = [shipped.path for shipped in shipped_sweeps()]
+FILES = sorted(path for path in share_folder("recipes").rglob("*.y*ml") if path not in SWEEPS)
 NAMES = [shipped.name for shipped in shipped_recipes()]
 WRITER = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "write_recipes.py"))
 _AUTHORS_AND_YEAR = re.compile(r"[A-Z][\w-]+.* (19|20)\d\d, \S")

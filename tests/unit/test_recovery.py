@@ -9,9 +9,8 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import WorkerGroupError
 
-from shardyard.launch.recovery import Failure, GiveUp, Retry, announce, decide, group_causes
+from shardyard.launch.recovery import Failure, GiveUp, RankError, Retry, announce, decide, group_causes
 from shardyard.launch.trainer import _from_workers
-from shardyard.launch.worker import RankError
 
 PASSING = Failure({"a node went away": (1,)}, permanent=False)
 LASTING = Failure({"the loss is nan": (0, 1)}, permanent=True)

@@ -212,3 +212,15 @@ def test_a_running_run_without_its_driver_is_lost(tmp_path: Path) -> None:
     info = json.loads(run.info_file.read_text())
     run.update(driver={**info["driver"], "host": "elsewhere", "pid": 999999999})
     assert summarize(run).state == "running", "nothing is known about processes of other hosts"
+    run.update(driver={**info["driver"], "pid_namespace": "pid:[1]", "pid": 999999999})
+    assert summarize(run).state == "running", "nor about those of a job that has pids of its own"
+
+
+def test_a_folder_that_only_has_a_log_is_no_run_yet(tmp_path: Path) -> None:
+    """A scheduler writes the log of a job before the job makes its run."""
+    (tmp_path / "mine" / "logs").mkdir(parents=True)
+    (tmp_path / "mine" / "logs" / "slurm.log").write_text("here")
+    run = RunFolder.create(tmp_path, "tiny", "", "", run_id="mine")
+    assert (run.logs / "slurm.log").read_text() == "here"
+    with pytest.raises(RunFolderError, match="shardyard resume mine"):
+        RunFolder.create(tmp_path, "tiny", "", "", run_id="mine")

@@ -16,12 +16,12 @@ import typer
 from shardyard.cli import output
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir
 from shardyard.cli.plan import as_dict, plan_of, rows
-from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT, UsageError
 from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.plan import RunPlan
 
 if TYPE_CHECKING:
-    from shardyard.engine.run import Job
+    from shardyard.engine.job import Job
     from shardyard.tracking.runfolder import RunFolder
 
 Local = Annotated[bool, typer.Option("--local", help="One rank in this process, without Ray: for debugging.")]
@@ -29,7 +29,13 @@ Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after t
 
 # Objectives whose models answer with a text of its own instead of continuing the prompt.
 ANSWERING = frozenset({"seq2seq", "instruction", "preference"})
-_EXIT_CODES = {"finished": 0, "paused": 0, "interrupted": EXIT_INTERRUPTED, "preempted": EXIT_PREEMPTED}
+_EXIT_CODES = {
+    "finished": 0,
+    "paused": 0,
+    "interrupted": EXIT_INTERRUPTED,
+    "preempted": EXIT_PREEMPTED,
+    "timeout": EXIT_TIMEOUT,
+}
 
 
 def launch(
@@ -41,11 +47,11 @@ def launch(
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
-    loaded, starting = _located(load_recipe(name, overrides or []), runs_dir)
-    made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
-    _refuse_what_does_not_fit(made)
+    loaded, starting = located(load_recipe(name, overrides or []), runs_dir)
+    made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
+    refuse_what_does_not_fit(made)
     folder = _new_folder(loaded, made, runs_dir, starting)
-    return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+    return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
 
 
 def resume(
@@ -66,15 +72,15 @@ def resume(
     check_unchanged(folder)
     loaded = load_recipe(str(folder.resolved), overrides or [])
     if overrides:
-        loaded, _ = _located(loaded, runs_dir)
+        loaded, _ = located(loaded, runs_dir)
     local = local or folder.info().get("local", False)
-    made = plan_of(loaded, local=local, gpus=_cluster_gpus(loaded, local=local))
+    made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
     if overrides:
-        write_atomically(folder.resolved, _resolved(loaded, made))
-    return _carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+        write_atomically(folder.resolved, resolved_text(loaded, made))
+    return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
 
 
-def _located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe, dict[str, Any]]:
+def located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe, dict[str, Any]]:
     """The recipe with paths of the weights it starts from, and what run.json says of them."""
     from shardyard.launch.starting import locate
     from shardyard.tracking.runfolder import runs_folder
@@ -83,7 +89,7 @@ def _located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe,
     return replace(loaded, recipe=recipe), starting
 
 
-def _cluster_gpus(loaded: LoadedRecipe, *, local: bool) -> int | None:
+def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:
     """GPUs of the cluster that is named; None where Ray is started here, or is not used."""
     from shardyard.launch.hardware import cluster_address
 
@@ -94,7 +100,12 @@ def _cluster_gpus(loaded: LoadedRecipe, *, local: bool) -> int | None:
     return cluster_gpus(loaded.recipe.cluster)
 
 
-def _refuse_what_does_not_fit(made: RunPlan) -> None:
+def refuse_what_does_not_fit(made: RunPlan) -> None:
+    """Pass if the plan fits the device, or its memory is not known.
+
+    Raises:
+        UsageError: it does not fit.
+    """
     if made.fits is False:
         verdict = list(rows(made))[-1]
         raise UsageError(f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan` shows what takes it.")
@@ -102,9 +113,11 @@ def _refuse_what_does_not_fit(made: RunPlan) -> None:
 
 def _refuse_running(folder: RunFolder) -> None:
     """Two drivers of one run would overwrite each other's checkpoints."""
+    from shardyard.tracking.runfolder import sees
+
     info = folder.info()
     driver = info.get("driver") or {}
-    here = driver.get("host") == os.uname().nodename
+    here = sees(driver)
     if info.get("state") == "running" and (not here or _alive(driver.get("pid"))):
         raise UsageError(
             f"{folder.id} is being trained by process {driver.get('pid')} on {driver.get('host')}; stop that one first."
@@ -120,35 +133,41 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, star
     from shardyard.tracking.provenance import collect
     from shardyard.tracking.runfolder import RunFolder, runs_folder
 
+    found: dict[str, Any] = {"starting": starting} if starting else {}
     return RunFolder.create(
         runs_folder(runs_dir),
         loaded.recipe.name,
         loaded.text,
-        _resolved(loaded, made),
+        resolved_text(loaded, made),
         total_steps=made.steps,
         world_size=made.world.size,
         plan={key: value for key, value in as_dict(made).items() if key not in ("reasons", "deepspeed")},
         provenance=collect(),
-        **({"starting": starting} if starting else {}),
+        **found,
     )
 
 
-def _resolved(loaded: LoadedRecipe, made: RunPlan) -> str:
+def resolved_text(loaded: LoadedRecipe, made: RunPlan) -> str:
     """The recipe with every default, and below it, as comments, what follows from it."""
     derived = "\n".join(f"# {what}: {value}{f'  ({why})' if why else ''}" for what, value, why in rows(made))
     return f"{dump_recipe(loaded.recipe)}\n# Derived:\n{derived}\n"
 
 
-def _carry_out(
+def carry_out(
     loaded: LoadedRecipe, made: RunPlan, folder: RunFolder, *, local: bool, until: int | None, quiet: bool
 ) -> int:
+    """Train in a run folder, show it, and return the exit code.
+
+    Raises:
+        ShardyardError: the run failed.
+    """
     from shardyard.launch.output import Terminal
 
     folder.update(local=local, total_steps=made.steps, world_size=made.world.size)
     terminal = Terminal(folder.path / "logs" / "driver.log")
     try:
         # After the redirection, because importing DeepSpeed talks.
-        from shardyard.engine.run import Job
+        from shardyard.engine.job import Job
 
         with _showing(folder, made, terminal.stream, quiet=quiet) as say, _signals(folder, say):
             outcome = _drive(Job(loaded.recipe, made, folder, until), local=local)
@@ -249,7 +268,8 @@ def _farewell(folder: RunFolder, outcome: str, *, quiet: bool) -> None:
         output.line(f"try          {_next_command(folder)}")
     else:
         info = folder.info()
-        output.line(f"{outcome} at step {info['step']} of {info['total_steps']}, with a checkpoint")
+        saved = "with a checkpoint" if any(folder.checkpoints.glob("step-*")) else "before its first checkpoint"
+        output.line(f"{outcome} at step {info['step']} of {info['total_steps']}, {saved}")
         output.line(f"run folder   {folder.path}")
     output.line(f"resume       shardyard resume {folder.id}")
     for line in _wandb_lines(folder):
@@ -267,9 +287,11 @@ def _last_evaluation(folder: RunFolder) -> str:
 
 
 def _objective_of(folder: RunFolder) -> str:
-    from shardyard.engine.trained import recipe_of
+    """Read without checks: what a recipe needs may be gone by now."""
+    from ruamel.yaml import YAML
 
-    return recipe_of(folder).objective
+    fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    return str(fields["objective"])
 
 
 def _next_command(folder: RunFolder) -> str:

@@ -56,7 +56,7 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
     from shardyard.launch.hardware import world_of
     from shardyard.launch.prepare import prepare
 
-    return prepare(loaded.recipe, world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus))
+    return prepare(loaded.recipe, world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus), remember=True)
 
 
 def as_dict(plan: RunPlan) -> dict[str, Any]:
@@ -74,6 +74,9 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         share = size.trainable_parameters / size.parameters
         yield "trainable", format_count(size.trainable_parameters), f"{share:.2%} of the model's parameters"
     yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
+    yield "each worker", plan.bundle, why["bundle"]
+    yield "placement", plan.placement, why["placement"]
+    yield "network", plan.network, why["network"]
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     yield "accumulation", str(plan.accumulation), why["accumulation"]
     yield "tokens a step", format_count(plan.tokens_per_step), why["tokens_per_step"]

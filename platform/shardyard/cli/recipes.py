@@ -11,10 +11,11 @@ import typer
 from shardyard.cli import output
 from shardyard.cli.options import AsJson, Overrides, Quiet
 from shardyard.errors import RecipeError, UsageError
-from shardyard.recipe.catalog import find_recipe, shipped_recipes
+from shardyard.recipe.catalog import find_recipe, shipped_recipes, shipped_sweeps
 from shardyard.recipe.explain import FieldExplanation, explain_field, is_field
 from shardyard.recipe.load import load_recipe
 from shardyard.recipe.nearest import nearest
+from shardyard.recipe.sweep_load import is_sweep, load_sweep
 
 recipes = typer.Typer(
     add_completion=False,
@@ -28,6 +29,7 @@ recipes = typer.Typer(
 def list_recipes(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the shipped recipes."""
     rows = [_row(recipe.name, recipe.path) for recipe in shipped_recipes()]
+    rows += [_row(found.name, found.path, sweep=True) for found in shipped_sweeps()]
     if as_json:
         output.print_json(rows)
     elif quiet:
@@ -37,10 +39,10 @@ def list_recipes(as_json: AsJson = False, quiet: Quiet = False) -> None:
         output.print_table(("recipe", "what it is for"), [(row["name"], row["description"]) for row in rows])
 
 
-def _row(name: str, path: Path) -> dict[str, str]:
+def _row(name: str, path: Path, *, sweep: bool = False) -> dict[str, str]:
     """A recipe that is broken stays in the list and says so: a person edits checkouts."""
     try:
-        description = load_recipe(str(path)).recipe.description
+        description = load_sweep(str(path)).sweep.description if sweep else load_recipe(str(path)).recipe.description
     except RecipeError as error:
         description = f"broken, {len(error.problems)} problems; see `shardyard validate {name}`"
     return {"name": name, "path": str(path), "description": description}
@@ -94,6 +96,9 @@ def validate(
 
 def _outcome(name: str, overrides: list[str]) -> str | RecipeError:
     try:
+        if is_sweep(name):
+            found = load_sweep(name, overrides)
+            return f"ok: {found.sweep.name} ({found.path}), a sweep"
         loaded = load_recipe(name, overrides)
     except RecipeError as error:
         return error

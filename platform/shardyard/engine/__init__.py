@@ -2,8 +2,8 @@
 
 import os
 
-import torch
+from shardyard.recipe.hardware import has_gpu
 
 # DeepSpeed looks for an accelerator when it is imported and warns where it finds none; that is no fault.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if not has_gpu() and not os.environ.get("DS_ACCELERATOR"):
+    os.environ["DS_ACCELERATOR"] = "cpu"

@@ -13,9 +13,13 @@ from shardyard.tracking import record as names
 from shardyard.tracking.meters import memory_metrics
 from shardyard.tracking.record import StepRecord
 
-Outcome = Literal["finished", "interrupted", "preempted", "paused"]
+Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused"]
 # What rank 0 adds to the sum over ranks when someone asked the run to stop.
-_ASKS: dict[str, tuple[float, Outcome]] = {"interrupt": (1.0, "interrupted"), "preempt": (2.0, "preempted")}
+_ASKS: dict[str, tuple[float, Outcome]] = {
+    "interrupt": (1.0, "interrupted"),
+    "preempt": (2.0, "preempted"),
+    "timeout": (3.0, "timeout"),
+}
 
 
 def train(session: Session, *, until: int | None = None) -> Outcome:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import distributed
 
 from shardyard.engine.assemble import assemble
+from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
 from shardyard.engine.session import Session
 from shardyard.engine.weights import whole_weights
@@ -15,20 +14,8 @@ from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import HardwareError, ShardyardError
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
-from shardyard.recipe.plan import RunPlan
-from shardyard.recipe.schema import Recipe
 from shardyard.tracking.record import evaluation_of
-from shardyard.tracking.runfolder import RunFolder, read_metrics
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a rank is told to do; plain data, so that it travels to workers."""
-
-    recipe: Recipe
-    plan: RunPlan
-    folder: RunFolder
-    until: int | None = None
+from shardyard.tracking.runfolder import read_metrics
 
 
 def run_rank(job: Job, rank: Rank) -> Outcome:

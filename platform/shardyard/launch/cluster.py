@@ -4,40 +4,87 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import ray
+from ray._private.state import available_resources_per_node
 
 from shardyard.errors import HardwareError, ShardyardError
 from shardyard.launch.hardware import cluster_address
+from shardyard.recipe.placement import Amount, Demand, Node, ask, judge
 from shardyard.recipe.schema import Cluster
 
 KNOCK_TIMEOUT_SECONDS = 5.0
+# Ray's autoscaler and KubeRay label the nodes that they start with their node group.
+_NODE_GROUP = "ray.io/node-group"
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a cluster has in total."""
+class RayCluster:
+    """A connected Ray.
 
-    cpus: int
-    gpus: int
-    nodes: int
+    name: what it is called in messages.
+    named: whether a person named it; otherwise it was started for this run alone.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.named = address is not None
+        self.name = f"the Ray cluster at {address}" if address else "this machine"
+
+    @property
+    def autoscales(self) -> bool:
+        """Whether nodes may come that are not there yet."""
+        return any(_NODE_GROUP in (node.get("Labels") or {}) for node in ray.nodes())
+
+    def nodes(self) -> list[Node]:
+        """The living nodes, with what they have and what nobody has reserved."""
+        free = available_resources_per_node()
+        return [
+            Node(node["NodeID"], _amount(node["Resources"]), _amount(free.get(node["NodeID"], {})))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return float(ray.cluster_resources().get("GPU", 0.0))
+
+    def refuse_what_never_fits(self, demand: Demand) -> None:
+        """Pass if the cluster, or what an autoscaler may make of it, could hold the workers.
+
+        Raises:
+            HardwareError: it could not.
+        """
+        verdict = judge(self.asked(demand), self.nodes())
+        if not verdict.ever and not self.autoscales:
+            raise HardwareError(
+                f"{self.name} cannot hold this run: it {verdict.sentence}. Lower cluster.workers or what each worker "
+                "takes, which `shardyard plan` shows, or add nodes."
+            )
+
+    def asked(self, demand: Demand) -> Demand:
+        """What to ask of it: memory is reserved only where others share the cluster."""
+        return demand if self.named else replace(demand, bundle=replace(demand.bundle, memory=0.0))
 
 
 @contextmanager
-def ray_cluster(settings: Cluster, *, gpu: bool) -> Iterator[Resources]:
+def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCluster]:
     """A connected Ray; it is left, and a local one stopped, at the end.
 
+    Args:
+        gpu: whether workers compute on GPUs; where it is given, workers that could never fit are refused.
+
     Raises:
-        ShardyardError: the cluster cannot be reached, or is too small.
+        ShardyardError: the cluster cannot be reached, or could never hold the workers.
     """
     _connect(settings)
     try:
-        resources = _resources()
-        _check(resources, settings, gpu=gpu)
-        yield resources
+        cluster = RayCluster(cluster_address(settings))
+        if gpu is not None:
+            cluster.refuse_what_never_fits(ask(settings, gpu=gpu))
+        yield cluster
     finally:
         ray.shutdown()
 
@@ -51,7 +98,7 @@ def cluster_gpus(settings: Cluster) -> int | None:
     if cluster_address(settings) is None:
         return None
     _connect(settings)
-    return _resources().gpus
+    return int(RayCluster(None).gpus)
 
 
 def _connect(settings: Cluster) -> None:
@@ -96,24 +143,8 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def _resources() -> Resources:
-    total = ray.cluster_resources()
-    alive = sum(1 for node in ray.nodes() if node["Alive"])
-    return Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=alive)
-
-
-def _check(resources: Resources, settings: Cluster, *, gpu: bool) -> None:
-    cpus = settings.workers * settings.cpus_per_worker
-    if cpus > resources.cpus:
-        raise HardwareError(
-            f"cluster.workers × cluster.cpus_per_worker is {cpus} CPU cores, the cluster has {resources.cpus} on "
-            f"{resources.nodes} node(s); lower one of them."
-        )
-    if gpu and settings.workers > resources.gpus:
-        raise HardwareError(
-            f"cluster.workers is {settings.workers} with a GPU each, the cluster has {resources.gpus}; "
-            "lower it, or set cluster.gpus_per_worker to 0."
-        )
+def _amount(resources: Mapping[str, float]) -> Amount:
+    return Amount(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory", 0.0))
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from shardyard.engine.loop import Outcome
-from shardyard.engine.run import Job
-from shardyard.errors import ShardyardError, TrainingError
+from shardyard.engine.job import Job
+from shardyard.errors import RunFolderError, ShardyardError, TrainingError
 from shardyard.launch.cluster import ray_cluster
-from shardyard.launch.local import run_local
+from shardyard.launch.queue import hold_turn, placed
 from shardyard.launch.recovery import Failure, GiveUp, announce, decide
-from shardyard.launch.trainer import attempt
+from shardyard.launch.room import Room
+from shardyard.launch.trainer import NotPlacedError, attempt
+from shardyard.recipe.placement import demand_of
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.runfolder import owner
+
+if TYPE_CHECKING:
+    from shardyard.engine.loop import Outcome
 
 STATES: dict[Outcome, str] = {
     "finished": "finished",
     "interrupted": "interrupted",
     "preempted": "preempted",
+    "timeout": "interrupted",
     "paused": "interrupted",
 }
+PLACED_POLL_SECONDS = 0.25
+# What a stop that is asked for while the run waits ends in.
+STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
 
 
 def drive(job: Job, *, local: bool) -> Outcome:
@@ -41,25 +52,69 @@ def drive(job: Job, *, local: bool) -> Outcome:
 
 
 def _locally(job: Job) -> Outcome:
+    from shardyard.launch.local import run_local
+
     _count_attempt(job)
     return run_local(job)
 
 
 def _on_ray(job: Job) -> Outcome:
     failures = 0
+
+    def stopped() -> bool:
+        return job.folder.stop_requested() is not None
+
     _tell(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
-    with ray_cluster(job.recipe.cluster, gpu=job.plan.world.gpu):
+    with ray_cluster(job.recipe.cluster) as cluster:
+        demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
+        room = Room(demand, cluster, lambda sentence: _tell_waiting(job, f"waiting for resources: {sentence}"), stopped)
         while True:
+            in_turn = hold_turn(stopped, lambda line: _tell_waiting(job, line))
+            placement = room.wait() if in_turn else None
+            if placement is None:
+                return STOPPED_WAITING[job.folder.stop_requested() or "interrupt"]
             _count_attempt(job)
-            failure = attempt(job)
+            try:
+                with _turn_until_placed(job):
+                    failure = attempt(job, demand, placement)
+            except NotPlacedError:
+                _count_attempt(job, by=-1)
+                continue
             if failure is None:
                 return _outcome(job)
             failures += 1
             _recover(job, failure, failures)
 
 
-def _count_attempt(job: Job) -> None:
-    job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + 1, outcome=None)
+@contextlib.contextmanager
+def _turn_until_placed(job: Job) -> Iterator[None]:
+    """Let the next job go as soon as the workers of this one have their resources, which run.json then says."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(PLACED_POLL_SECONDS):
+            with contextlib.suppress(RunFolderError):
+                if job.folder.info().get("placement"):
+                    return placed()
+        return None
+
+    thread = threading.Thread(target=watch, name="shardyard-turn", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _tell_waiting(job: Job, text: str) -> None:
+    job.folder.update(waiting=text)
+    _tell(job, kind="waiting", text=text)
+
+
+def _count_attempt(job: Job, by: int = 1) -> None:
+    attempts = int(job.folder.info().get("attempts") or 0) + by
+    job.folder.update(attempts=attempts, outcome=None, placement=None, waiting=None)
 
 
 def _outcome(job: Job) -> Outcome:

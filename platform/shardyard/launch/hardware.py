@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 from shardyard.errors import HardwareError
+from shardyard.recipe.hardware import computes_on_cpu, has_gpu
 from shardyard.recipe.plan import World
 from shardyard.recipe.schema import Cluster
 from shardyard.units import parse_bytes
 
 
 def world_of(settings: Cluster, *, local: bool = False, cluster_gpus: int | None = None) -> World:
-    """The world of a launch.
+    """The world of a launch. With DS_ACCELERATOR=cpu ranks compute on the CPU whatever they reserve.
 
     Args:
         local: one rank in this process, whatever `cluster.workers` says.
@@ -22,11 +21,11 @@ def world_of(settings: Cluster, *, local: bool = False, cluster_gpus: int | None
     Raises:
         HardwareError: a GPU in this process is asked for and there is none.
     """
-    found = torch.cuda.is_available() if cluster_gpus is None else cluster_gpus > 0
-    gpu = found if settings.gpus_per_worker is None else settings.gpus_per_worker == 1
-    if local and gpu and not torch.cuda.is_available():
+    gpu = _on_gpus(settings, cluster_gpus)
+    if local and gpu and not _torch_has_gpu():
         raise HardwareError(
-            "cluster.gpus_per_worker is 1, but this machine has no GPU that torch can use; set it to 0."
+            f"cluster.gpus_per_worker is {settings.gpus_per_worker or 1:g}, but this machine has no GPU that torch can "
+            "use; set it to 0."
         )
     size = 1 if local else settings.workers
     return World(size=size, gpu=gpu, device_bytes=_device_bytes(settings, gpu=gpu, workers=size))
@@ -37,12 +36,38 @@ def cluster_address(settings: Cluster) -> str | None:
     return os.environ.get("RAY_ADDRESS") or settings.address
 
 
+def _on_gpus(settings: Cluster, cluster_gpus: int | None) -> bool:
+    if computes_on_cpu():
+        return False
+    if settings.gpus_per_worker is not None:
+        return settings.gpus_per_worker > 0
+    return _torch_has_gpu() if cluster_gpus is None else cluster_gpus > 0
+
+
 def _device_bytes(settings: Cluster, *, gpu: bool, workers: int) -> int | None:
     if settings.memory_per_worker is not None:
         return parse_bytes(settings.memory_per_worker)
     if gpu:
-        return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+        return _gpu_bytes(settings.gpus_per_worker or 1.0)
     if cluster_address(settings) is not None:
         return None
     # CPU ranks of one machine share its memory.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers
+
+
+def _gpu_bytes(share: float) -> int | None:
+    """Memory of a worker's share of a GPU like the one here; None where there is none here."""
+    if not _torch_has_gpu():
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory * share)
+
+
+def _torch_has_gpu() -> bool:
+    if not has_gpu():
+        return False
+    # Imported late: importing torch takes longer than everything else that a driver does.
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,33 +1,51 @@
-"""From a recipe to its plan: the tokenizer's vocabulary and the model's sizes are what the pure plan cannot know."""
+"""From a recipe to its plan: the tokenizer's vocabulary and the model's sizes are what the pure plan cannot know.
+
+torch and transformers are imported late: a plan whose sizes are remembered does without them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
-from shardyard.models.build import architecture_config
-from shardyard.models.measure import measure_recipe
+from shardyard.launch.measured import keep, recall
+from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan, World, make_plan
 from shardyard.recipe.schema import Recipe
 
 
-def prepare(recipe: Recipe, world: World) -> RunPlan:
+def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
     """The plan of `recipe` in `world`.
+
+    Args:
+        remember: take the model's sizes from the disk if they were measured before, and keep them there otherwise.
 
     Raises:
         DataError: the tokenizer cannot be loaded.
         ModelError: the model cannot be built.
         RecipeError: the world does not suit the recipe.
     """
+    known = recall(recipe) if remember else None
+    architecture = known or _measure(recipe)
+    if remember and known is None:
+        keep(recipe, architecture)
+    return make_plan(recipe, architecture, world)
+
+
+def _measure(recipe: Recipe) -> Architecture:
+    from shardyard.models.build import architecture_config
+    from shardyard.models.measure import measure_recipe
+
     # Ids of special tokens change nothing that is counted, but some models cannot go without one to pad or end with.
     no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     config = architecture_config(recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids)
-    return make_plan(recipe, measure_recipe(recipe, config), world)
+    return measure_recipe(recipe, config)
 
 
 def _vocabulary(recipe: Recipe) -> int | None:
     """A recipe that gives the model's vocabulary can be planned without its tokenizer, which may lie on a hub."""
+    from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
+
     if not OBJECTIVES[recipe.objective].text:
         return None
     text: dict[str, Any] = recipe.model.config.get("text_config", recipe.model.config)

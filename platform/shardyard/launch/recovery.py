@@ -13,6 +13,18 @@ LONGEST_WAIT_SECONDS = 60.0
 LONGEST_WAIT_DOUBLINGS = 10
 
 
+class RankError(Exception):
+    """A failure as it travels from a worker: text only, so that any process can read it.
+
+    Both arguments are kept in `args`, which is what pickling carries.
+    """
+
+    def __init__(self, message: str, permanent: bool) -> None:
+        super().__init__(message, permanent)
+        self.message = message
+        self.permanent = permanent
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why an attempt ended.

@@ -8,7 +8,6 @@ from typing import Any
 
 from shardyard.data.prepared.reading import prepared_model
 from shardyard.errors import DataError, ModelError, Problem, RecipeError, UsageError
-from shardyard.models.pretrained import fingerprint, hub_commit
 from shardyard.recipe import contradictions
 from shardyard.recipe.contradictions_finetune import launch_advice
 from shardyard.recipe.fields import dotted
@@ -38,7 +37,7 @@ def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> t
             continue
         path = _path(name, runs_dir, field)
         if path is not None:
-            found[field] = {"name": name, "path": str(path), "sha256": fingerprint(path)}
+            found[field] = {"name": name, "path": str(path), "sha256": _fingerprint(path)}
         elif (commit := _commit(name, field)) is not None:
             found[field] = {"name": name, "path": f"{name.partition('@')[0]}@{commit}"}
     located = _with(recipe, {field: value["path"] for field, value in found.items()})
@@ -56,7 +55,7 @@ def check_unchanged(folder: RunFolder) -> None:
     """
     for field, value in (folder.info().get("starting") or {}).items():
         path = Path(value["path"])
-        if "sha256" in value and (not path.is_dir() or fingerprint(path) != value["sha256"]):
+        if "sha256" in value and (not path.is_dir() or _fingerprint(path) != value["sha256"]):
             state = "changed" if path.is_dir() else "gone"
             raise UsageError(
                 f"{folder.id} began with {field} {value['path']}, which is {state} since; put it back to resume, or "
@@ -145,7 +144,16 @@ def _final_of(name: str, runs_dir: Path, field: str) -> Path:
     raise UsageError(f"{field}: {runs_dir} has no finished run of the recipe {wanted}; {launch_advice(name)}.")
 
 
+def _fingerprint(path: Path) -> str:
+    # Imported late, because it imports torch, and most recipes start from nothing.
+    from shardyard.models.pretrained import fingerprint
+
+    return fingerprint(path)
+
+
 def _commit(name: str, field: str) -> str | None:
+    from shardyard.models.pretrained import hub_commit
+
     try:
         return hub_commit(name)
     except (OSError, ValueError) as error:

@@ -3,47 +3,113 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 from ray import train
+from ray._raylet import RAY_NODE_ID_KEY
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from shardyard.engine.run import Job
-from shardyard.launch.recovery import Failure, group_causes
-from shardyard.launch.worker import RankError, train_worker
+from shardyard.engine.job import Job
+from shardyard.errors import ShardyardError
+from shardyard.launch.group import Group
+from shardyard.launch.job_secrets import carried
+from shardyard.launch.meeting import Meeting
+from shardyard.launch.network import to_forward
+from shardyard.launch.recovery import Failure, RankError, group_causes
+from shardyard.recipe.placement import ANYWHERE, Demand, Placement, demand_of
+
+# Ranks import torch, which takes longer on some hosts than on others, before they meet.
+RENDEZVOUS_SECONDS = 300.0
+_RAY_TRAIN = {
+    # How often the controller looks whether ranks still run, and so how long after the last step a run ends.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # A process for each attempt that tells ranks of nodes that are being drained; nothing here asks for it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 
-def attempt(job: Job) -> Failure | None:
-    """Run all ranks of a job once; returns why it failed, or None.
+class NotPlacedError(Exception):
+    """The workers did not get their resources: somebody else was faster, or a node is gone that Ray still counted."""
+
+
+def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWHERE) -> Failure | None:
+    """Run all ranks of a job once; returns why it failed, or None. By default Ray places what the plan says.
 
     Ray's own restarts are off: what to do after a failure is decided by `recovery.decide`, which can tell a loss that
     is not a number from a node that went away.
+
+    Raises:
+        NotPlacedError: no worker ran.
     """
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if job.plan.world.gpu else "gloo"),
-        scaling_config=_scaling(job),
+    for name, value in _RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
+    demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
+    trainer = DataParallelTrainer(
+        work,
+        # As bytes, because Ray's controller reads this too, and a job imports torch and DeepSpeed.
+        train_loop_config={"job": pickle.dumps(job)},
+        backend_config=Meeting(
+            backend="nccl" if job.plan.world.gpu else "gloo",
+            timeout=max(RENDEZVOUS_SECONDS, job.recipe.cluster.network.timeout),
+        ),
+        scaling_config=scaling(demand, placement),
         run_config=RunConfig(
             name=job.folder.id,
             storage_path=str(_ray_folder(job)),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            callbacks=[_group(job, demand)],
         ),
     )
     try:
         trainer.fit()
     except train.WorkerGroupError as error:
         return _from_workers(error)
+    except train.ControllerError as error:
+        return _from_controller(error)
     except train.TrainingFailedError as error:
         return Failure({_last_line(str(error)): ()}, permanent=False)
     return None
 
 
-def _scaling(job: Job) -> ScalingConfig:
-    settings, gpu = job.recipe.cluster, job.plan.world.gpu
-    resources = {"CPU": float(settings.cpus_per_worker)} | ({"GPU": 1.0} if gpu else {})
-    return ScalingConfig(num_workers=settings.workers, use_gpu=gpu, resources_per_worker=resources)
+def work(config: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker. The driver knows it by name only, without torch and DeepSpeed."""
+    from shardyard.launch.worker import train_worker
+
+    train_worker(config)
+
+
+def scaling(demand: Demand, placement: Placement) -> ScalingConfig:
+    """Ray Train's words for a demand and its placement.
+
+    Ray Train numbers ranks node by node in the order of bundles, so bundles in the order of the placement's nodes make
+    consecutive ranks neighbours. Each bundle names its node: packing by Ray itself fills nodes to the brim and may cut
+    a group of ranks in two. A placement without ranks leaves the choice to Ray.
+    """
+    amount = demand.bundle
+    wanted = {"CPU": amount.cpus, "GPU": amount.gpus, "memory": amount.memory}
+    pinned = [{RAY_NODE_ID_KEY: node} for node in placement.node_of_rank]
+    return ScalingConfig(
+        num_workers=demand.workers,
+        use_gpu=amount.gpus > 0,
+        resources_per_worker={name: value for name, value in wanted.items() if value},
+        placement_strategy="PACK" if pinned else demand.strategy.upper(),
+        label_selector=pinned or None,
+    )
+
+
+def _group(job: Job, demand: Demand) -> Group:
+    return Group(
+        job.folder,
+        job.recipe.cluster.network,
+        gpu=job.plan.world.gpu,
+        group=demand.group,
+        forwarded=to_forward(os.environ),
+        private=carried(os.environ),
+    )
 
 
 def _ray_folder(job: Job) -> Path:
@@ -51,6 +117,15 @@ def _ray_folder(job: Job) -> Path:
     folder = job.folder.path / "logs" / "ray"
     os.makedirs(folder, exist_ok=True)
     return folder
+
+
+def _from_controller(error: train.ControllerError) -> Failure:
+    cause = error.controller_failure
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        raise NotPlacedError from error
+    if isinstance(cause, ShardyardError):
+        return Failure({str(cause): ()}, permanent=True)
+    return Failure({_last_line(str(cause)): ()}, permanent=False)
 
 
 def _from_workers(error: train.WorkerGroupError) -> Failure:

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import os
+import pickle
 import traceback
+from datetime import timedelta
 from typing import Any
 
+import torch
 from ray import train
+from torch.distributed import distributed_c10d
 
-from shardyard.engine.run import Job, run_rank
+from shardyard.engine.job import Job
+from shardyard.engine.run import run_rank
 from shardyard.engine.world import Rank
 from shardyard.errors import ShardyardError
 from shardyard.launch.output import redirect_output
-
-
-class RankError(Exception):
-    """A failure as it travels from a worker: text only, so that any process can read it.
-
-    Both arguments are kept in `args`, which is what pickling carries.
-    """
-
-    def __init__(self, message: str, permanent: bool) -> None:
-        super().__init__(message, permanent)
-        self.message = message
-        self.permanent = permanent
+from shardyard.launch.recovery import RankError
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Carry out `config["job"]` as the rank that Ray Train gives this worker.
+    """Carry out `config["job"]`, a pickled job, as the rank that Ray Train gives this worker.
 
     Raises:
         RankError: the rank failed.
     """
-    job: Job = config["job"]
+    job: Job = pickle.loads(config["job"])
     context = train.get_context()
     redirect_output(job.folder.path / "logs" / f"rank-{context.get_world_rank()}.log")
     rank = Rank(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
-        device=train.torch.get_device(),
+        # Ray shows a worker the GPUs of all ranks on its node and says which of them is its own.
+        device=train.torch.get_device() if job.plan.world.gpu else torch.device("cpu"),
     )
-    # DeepSpeed reads these even when torch.distributed is up; Ray shows each worker its own GPUs only.
-    os.environ.update(RANK=str(rank.rank), LOCAL_RANK=str(rank.device.index or 0), WORLD_SIZE=str(rank.world_size))
+    if rank.device.type == "cuda":
+        # CUDA has a current device for each thread, and Ray Train trains on one of its own.
+        torch.cuda.set_device(rank.device)
+    limit_collectives(job.recipe.cluster.network.timeout)
     try:
         outcome = run_rank(job, rank)
     except Exception as error:  # noqa: BLE001  a rank reports whatever ended it
@@ -51,6 +47,14 @@ def train_worker(config: dict[str, Any]) -> None:
         raise RankError(_one_line(error), permanent=isinstance(error, ShardyardError)) from None
     if rank.is_first:
         job.folder.update(outcome=outcome)
+
+
+def limit_collectives(seconds: float) -> None:
+    """Let collectives fail after so long, also those of groups that DeepSpeed makes later without saying how long."""
+    limit = timedelta(seconds=seconds)
+    distributed_c10d.default_pg_timeout = limit
+    distributed_c10d.default_pg_nccl_timeout = limit
+    distributed_c10d._set_pg_timeout(limit)
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.nearest import nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
+# Sweeps lie among the recipes, in a folder of their own.
+SWEEPS = "sweeps"
 KINDS = ("recipes", "tokenizers", "cluster")
 # Corpora that every Python installation holds; `data/` reads them.
 EMBEDDED_SOURCES = ("python-docs", "python-docstrings", "python-code")
@@ -37,6 +39,15 @@ def share_folder(kind: str, package: Path = PACKAGE) -> Path:
 
 def shipped_recipes() -> list[ShippedRecipe]:
     """All shipped recipes by name. Files whose name starts with `_` are bases for others, not recipes."""
+    return [found for found in _shipped() if not found.name.startswith(f"{SWEEPS}/")]
+
+
+def shipped_sweeps() -> list[ShippedRecipe]:
+    """All shipped sweeps by name, such as `sweeps/lr-batch`."""
+    return [found for found in _shipped() if found.name.startswith(f"{SWEEPS}/")]
+
+
+def _shipped() -> list[ShippedRecipe]:
     root = share_folder("recipes")
     paths = sorted(path for path in root.rglob("*.yaml") if not path.name.startswith("_"))
     return [ShippedRecipe(path.relative_to(root).with_suffix("").as_posix(), path) for path in paths]
@@ -93,7 +104,7 @@ def _exists(path: Path) -> bool:
 def _missing_message(name: str, path: Path) -> str:
     if name and _exists(path):
         return "is a directory; name a recipe file in it"
-    names = [recipe.name for recipe in shipped_recipes()]
+    names = [recipe.name for recipe in _shipped()]
     stem = name.removesuffix(".yaml")
     match = nearest(stem, names) or next((n for n in names if n.rpartition("/")[2] == Path(stem).name), None)
     hint = f"did you mean {match!r}? " if match else ""

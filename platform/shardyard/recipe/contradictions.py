@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from shardyard.recipe import hardware
 from shardyard.recipe.batching import default_lanes, training_steps
+from shardyard.recipe.contradictions_cluster import cluster_rules
 from shardyard.recipe.contradictions_data import data_rules
 from shardyard.recipe.contradictions_decoders import decoder_rules
 from shardyard.recipe.contradictions_experts import expert_rules
@@ -175,7 +176,7 @@ def _precision(recipe: Recipe) -> Iterator[Finding]:
     gpus = recipe.cluster.gpus_per_worker
     # Workers of another cluster are not this machine, so only a local run is judged by what is found here.
     local = recipe.cluster.address is None
-    on_cpu = gpus == 0 or (gpus is None and local and not hardware.has_gpu())
+    on_cpu = hardware.computes_on_cpu() or gpus == 0 or (gpus is None and local and not hardware.has_gpu())
     fp16 = recipe.train.precision == "fp16"
     if fp16 and on_cpu and local and hardware.computes_fp16(hardware.read_cpuinfo()) is False:
         yield (
@@ -200,6 +201,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _early_stopping,
     _objective,
     _precision,
+    cluster_rules,
     model_rules,
     expert_rules,
     data_rules,

@@ -54,6 +54,12 @@ def is_free_form(annotation: Any) -> bool:
     return typing.get_origin(without_none(annotation)) is dict
 
 
+def section_of_names(annotation: Any) -> type[Section] | None:
+    """The section that lies below each name of a mapping, such as a sweep's `parameters`; None for other values."""
+    bare = without_none(annotation)
+    return section_type(typing.get_args(bare)[1]) if is_free_form(bare) and typing.get_args(bare) else None
+
+
 def literal_values(annotation: Any) -> tuple[Any, ...]:
     """The values of a `Literal`, or ()."""
     bare = without_none(annotation)
@@ -88,15 +94,19 @@ class FieldAt:
     info: FieldInfo | None
 
 
-def field_at(path: Sequence[str]) -> FieldAt:
-    """Walk from the recipe down; an index of a list may be given or left out (`data.train.weight`).
+def field_at(path: Sequence[str], root: type[Section] = Recipe) -> FieldAt:
+    """Walk from the recipe (or another `root`) down; an index of a list may be given or left out (`data.train.weight`).
 
     Raises:
         UnknownFieldError: a part of the path names no field.
     """
-    annotation: Any = Recipe
+    annotation: Any = root
     info: FieldInfo | None = None
     for depth, name in enumerate(path):
+        named = section_of_names(annotation)
+        if named is not None:
+            annotation, info = named, None
+            continue
         if is_free_form(annotation):
             return FieldAt(Any, None)
         item = item_type(annotation)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+# As this process was started: where there is no GPU, `engine/` sets the variable itself, which is nobody's wish.
+ASKED_ACCELERATOR = os.environ.get("DS_ACCELERATOR")
 _FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "fphp"})
 
 
@@ -31,5 +34,10 @@ def read_cpuinfo() -> str:
 
 
 def has_gpu() -> bool:
-    """Whether the driver of an NVIDIA GPU shows a device here."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+    """Whether the driver of an NVIDIA or AMD GPU shows a device here, or Windows passes one on to Linux."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", name).exists() for name in ("kfd", "dxg"))
+
+
+def computes_on_cpu() -> bool:
+    """Whether DS_ACCELERATOR, which DeepSpeed reads too, asks for the CPU whatever devices there are."""
+    return ASKED_ACCELERATOR == "cpu"

@@ -1,6 +1,6 @@
-"""recipes/schema.json: what an editor completes and checks recipes with.
+"""recipes/schema.json and recipes/sweeps/schema.json: what an editor completes and checks recipes and sweeps with.
 
-`python -m shardyard.recipe.json_schema` writes it anew after a change of the schema; a test says when that is due.
+`python -m shardyard.recipe.json_schema` writes them anew after a change of the schemas; a test says when.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shardyard.recipe.catalog import EMBEDDED_SOURCES, share_folder, tokenizer_specs
+from shardyard.recipe.catalog import EMBEDDED_SOURCES, SWEEPS, share_folder, tokenizer_specs
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sweeps import Sweep
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FAMILY_EXAMPLES = ("gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "gpt_neox", "opt", "bloom", "phi")
@@ -43,9 +44,24 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
-def schema_text() -> str:
+def sweep_schema() -> dict[str, Any]:
+    """The JSON Schema of a sweep file."""
+    schema = Sweep.model_json_schema()
+    definitions = schema.pop("$defs")
+    for part in (schema, *definitions.values()):
+        _finish(part)
+    top = {"$schema": DIALECT, "title": "Shardyard sweep"}
+    return {**top, **{key: value for key, value in schema.items() if key != "title"}, "$defs": definitions}
+
+
+def sweep_schema_path() -> Path:
+    """Where the published file of sweeps lies."""
+    return share_folder("recipes") / SWEEPS / "schema.json"
+
+
+def schema_text(schema: dict[str, Any] | None = None) -> str:
     """The published file's content."""
-    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(recipe_schema() if schema is None else schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def schema_path() -> Path:
@@ -83,3 +99,4 @@ def _examples(part: dict[str, Any], name: str, values: Any) -> None:
 
 if __name__ == "__main__":
     schema_path().write_text(schema_text(), encoding="utf-8")
+    sweep_schema_path().write_text(schema_text(sweep_schema()), encoding="utf-8")

@@ -54,8 +54,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
         RecipeError: with every problem found.
     """
     path = find_recipe(name_or_path)
-    shown = _shown(path)
+    shown = shown_path(path)
     document, sources = read_with_bases(path, shown)
+    if {"recipe", "parameters"} <= document.data.keys():
+        message = f"is a sweep, not a recipe; `shardyard sweep {name_or_path}` runs it"
+        raise RecipeError(shown, [Problem(shown, "", message)])
     apply_overrides(document, overrides)
     recipe = _checked(document, shown)
     return LoadedRecipe(recipe, path, document.text, tuple(overrides), tuple(sources))
@@ -95,7 +98,7 @@ class _Representer(SafeRepresenter):
 _Representer.add_representer(str, _Representer.text)
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Paths below the current folder are short in messages; others stay as they are."""
     text = str(path)
     try:

@@ -15,6 +15,7 @@ from shardyard.recipe.batching import default_lanes
 from shardyard.recipe.deepspeed_config import deepspeed_config
 from shardyard.recipe.memory import Memory, estimate_memory
 from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, format_count
 
@@ -48,6 +49,9 @@ class RunPlan:
     flops_per_token: float
     memory: Memory
     deepspeed: dict[str, Any]
+    bundle: str
+    placement: str
+    network: str
     reasons: dict[str, str]
 
     @property
@@ -102,8 +106,30 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
         flops_per_token=_flops(recipe, architecture, reasons),
         memory=estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch),
         deepspeed=deepspeed_config(recipe, micro_batch=micro_batch, accumulation=accumulation, gpu=world.gpu),
+        **_whereabouts(recipe, world, reasons),
         reasons=reasons,
     )
+
+
+def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[str, str]:
+    """What each worker reserves, how workers fall on nodes, and what they talk over, in words."""
+    demand, settings = demand_of(recipe, gpu=world.gpu, workers=world.size), recipe.cluster
+    given = settings.gpus_per_worker is not None
+    gpus = "cluster.gpus_per_worker" if given else "one GPU a rank" if world.gpu else "no GPU found"
+    reasons["bundle"] = f"what Ray reserves for each of {world.size} workers: cluster.cpus_per_worker, {gpus}"
+    if settings.placement is not None:
+        reasons["placement"] = "given by cluster.placement"
+    elif demand.strategy == "strict_spread":
+        reasons["placement"] = "cluster.workers_per_node is 1"
+    else:
+        reasons["placement"] = "neighbours in rank share a node, because they talk most"
+    backend = "NCCL, as ranks compute on GPUs" if world.gpu else "gloo, as ranks compute on the CPU"
+    reasons["network"] = f"{backend}; each host derives its own variables, run.json lists them"
+    return {
+        "bundle": bundle_in_words(demand.bundle),
+        "placement": placement_in_words(demand),
+        "network": f"{'nccl' if world.gpu else 'gloo'}: {network_in_words(settings.network, gpu=world.gpu)}",
+    }
 
 
 def row_tokens(recipe: Recipe, architecture: Architecture) -> int:

@@ -20,7 +20,7 @@ from shardyard.recipe.fields import (
     section_type,
 )
 from shardyard.recipe.nearest import suggestion
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Recipe, Section
 
 Places = Mapping[Path, str]
 _PATTERNS = {
@@ -51,21 +51,21 @@ def where(path: Path, places: Places, source: str) -> str:
     return f"{source}:1"
 
 
-def problems_of(error: ValidationError, places: Places, source: str) -> list[Problem]:
-    """Every problem that pydantic found, in the order of the schema."""
+def problems_of(error: ValidationError, places: Places, source: str, root: type[Section] = Recipe) -> list[Problem]:
+    """Every problem that pydantic found, in the order of the schema whose top is `root`."""
     found = []
     for item in error.errors(include_url=False):
         path: Path = tuple(item["loc"])
-        found.append(Problem(where(path, places, source), dotted(path), _message(path, dict(item))))
+        found.append(Problem(where(path, places, source), dotted(path), _message(path, dict(item), root)))
     return found
 
 
-def mistyped_literals(data: Any, places: Places, source: str) -> list[Problem]:
+def mistyped_literals(data: Any, places: Places, source: str, root: type[Section] = Recipe) -> list[Problem]:
     """Choices that only look right: `stage: true` equals 1 in Python, but is not one of 0, 1, 2, 3."""
     found: list[Problem] = []
     _walk_literals(
         data,
-        Recipe,
+        root,
         (),
         lambda path, message: found.append(Problem(where(path, places, source), dotted(path), message)),
     )
@@ -85,28 +85,28 @@ def _walk_literals(data: Any, annotation: Any, path: Path, report: Callable[[Pat
         report(path, f"must be one of {', '.join(map(str, literal_values(annotation)))}, got {show(data)}")
 
 
-def _message(path: Path, item: dict[str, Any]) -> str:
+def _message(path: Path, item: dict[str, Any], root: type[Section]) -> str:
     words = _WORDS.get(item["type"])
     if words is None:
         return f"{item['msg'].lower()}, got {show(item['input'])}"
-    return words(path, item["input"], item.get("ctx", {}))
+    return words(path, item["input"], {**item.get("ctx", {}), "root": root})
 
 
 def _unknown_key(path: Path, value: Any, ctx: Mapping[str, Any]) -> str:
     try:
-        field_at([str(part) for part in path])
+        field_at([str(part) for part in path], ctx["root"])
     except UnknownFieldError as unknown:
         return unknown.message
     return f"unknown key {path[-1]!r}"
 
 
 def _missing(path: Path, value: Any, ctx: Mapping[str, Any]) -> str:
-    info = field_at([str(part) for part in path]).info
+    info = field_at([str(part) for part in path], ctx["root"]).info
     return f"is missing: {info.description if info is not None else 'a value'}"
 
 
 def _section(path: Path, value: Any, ctx: Mapping[str, Any]) -> str:
-    annotation = field_at([str(part) for part in path]).annotation
+    annotation = field_at([str(part) for part in path], ctx["root"]).annotation
     section = section_type(annotation)
     keys = "" if is_free_form(annotation) or section is None else f" ({', '.join(list(section.model_fields)[:4])}, …)"
     return f"must be a section of keys{keys}, got {show(value)}"

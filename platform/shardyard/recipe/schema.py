@@ -8,7 +8,7 @@ unknown key, a string where a number belongs or a value out of range is an error
 from __future__ import annotations
 
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
-from shardyard.recipe.sections.cluster import Cluster
+from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
 from shardyard.recipe.sections.data import Audio, Data, Image, Masking, Source
 from shardyard.recipe.sections.model import Adapter, Experts, Model
 from shardyard.recipe.sections.scoring import Distillation, Loss, ObjectiveName, Preference
@@ -37,9 +37,12 @@ __all__ = [
     "Evaluate",
     "Experts",
     "Image",
+    "Job",
+    "Kubernetes",
     "Loss",
     "Masking",
     "Model",
+    "Network",
     "ObjectiveName",
     "Optimizer",
     "OptimizerName",
@@ -50,6 +53,7 @@ __all__ = [
     "Schedule",
     "ScheduleName",
     "Section",
+    "Slurm",
     "Source",
     "Tracking",
     "Train",
@@ -85,3 +89,4 @@ class Recipe(Section):
     sample: Sample = described(Sample(), "Continuations to watch during training.")
     tracking: Tracking = described(Tracking(), "What is recorded and where.")
     cluster: Cluster = described(Cluster(), "Where it runs.")
+    job: Job = described(Job(), "How it behaves as a submitted job: retries, time limit, priority.")

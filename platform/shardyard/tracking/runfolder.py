@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +24,7 @@ from shardyard.errors import RunFolderError
 from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
 
 State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
-StopReason = Literal["interrupt", "preempt"]
+StopReason = Literal["interrupt", "preempt", "timeout"]
 
 STATES: tuple[str, ...] = get_args(State)
 RUNS_VARIABLE = "SHARDYARD_RUNS"
@@ -69,13 +69,23 @@ class RunFolder:
         return hash(self.path)
 
     @classmethod
-    def create(cls, runs_dir: Path, name: str, recipe_text: str, resolved_text: str, **fields: Any) -> RunFolder:
+    def create(
+        cls,
+        runs_dir: Path,
+        name: str,
+        recipe_text: str,
+        resolved_text: str,
+        *,
+        run_id: str | None = None,
+        **fields: Any,
+    ) -> RunFolder:
         """A new folder `<name>-<date>-<time>-<4 random>` (UTC) in the state `pending`; never an existing one.
 
-        `fields` are added to run.json, such as `total_steps`, `world_size` and `provenance`.
+        `run_id` is given where the id was told to somebody before. `fields` are added to run.json, such as
+        `total_steps`, `world_size` and `provenance`.
 
         Raises:
-            RunFolderError: the name is no folder name, or the runs folder cannot be written or is full.
+            RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written.
         """
         if not _NAME.match(name):
             raise RunFolderError(
@@ -84,7 +94,7 @@ class RunFolder:
             )
         try:
             runs_dir.mkdir(parents=True, exist_ok=True)
-            path = _new_folder(runs_dir, name)
+            path = _new_folder(runs_dir, name) if run_id is None else _named_folder(runs_dir, run_id)
         except OSError as error:
             raise _unwritable(runs_dir, error) from error
         run = cls(path)
@@ -162,7 +172,7 @@ class RunFolder:
             raise _unwritable(self.path, error) from error
 
     def stop_requested(self) -> str | None:
-        """`interrupt`, `preempt` or None; without a request it costs one stat call, so a loop may ask every step."""
+        """Why the run should stop, or None; without a request it costs one stat call, so a loop may ask every step."""
         try:
             os.stat(self._stop)
             return str(json.loads(self._stop.read_text(encoding="utf-8"))["reason"])
@@ -179,7 +189,7 @@ class RunFolder:
     def _fill(self, name: str, recipe_text: str, resolved_text: str, fields: dict[str, Any]) -> None:
         write_atomically(self.recipe, recipe_text)
         write_atomically(self.resolved, resolved_text)
-        self.logs.mkdir()
+        self.logs.mkdir(exist_ok=True)
         info: dict[str, Any] = {
             "id": self.id,
             "name": name,
@@ -195,7 +205,21 @@ class RunFolder:
 
 def owner() -> dict[str, Any]:
     """The process that drives a run, for run.json; a run that says `running` while its driver is gone is lost."""
-    return {"driver": {"host": socket.gethostname(), "pid": os.getpid()}}
+    return {"driver": {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": _pid_namespace()}}
+
+
+def sees(driver: Mapping[str, Any]) -> bool:
+    """Whether the pid of a driver, as run.json holds it, means something to this process: a container or a job may
+    have pids of its own."""
+    ours = driver.get("host") == socket.gethostname()
+    return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:
@@ -240,6 +264,15 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
         except FileExistsError:
             continue
         return path
+
+
+def _named_folder(runs_dir: Path, run_id: str) -> Path:
+    """A folder without run.json is no run yet: a scheduler may have written its log there."""
+    path = runs_dir / run_id
+    path.mkdir(exist_ok=True)
+    if (path / "run.json").exists():
+        raise RunFolderError(f"{path} exists already; `shardyard resume {run_id}` goes on with that run.")
+    return path
 
 
 def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from shardyard.tracking import record
 from shardyard.tracking.files import JsonlTail
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.runfolder import RunFolder, sees
 
 _TAIL_BYTES = 64 * 1024
 
@@ -84,7 +83,7 @@ def newest_metrics(run: RunFolder) -> dict[str, Any]:
 
 def _driver_is_gone(info: dict[str, Any]) -> bool:
     driver = info.get("driver") or {}
-    if info.get("state") != "running" or driver.get("host") != socket.gethostname():
+    if info.get("state") != "running" or not sees(driver):
         return False
     try:
         os.kill(int(driver["pid"]), 0)

@@ -1,4 +1,4 @@
-"""Where a recipe runs."""
+"""Where a recipe runs: how many workers of what size, on which network, under which scheduler."""
 
 from __future__ import annotations
 
@@ -7,10 +7,92 @@ from typing import Literal
 from shardyard.recipe.sections.base import BYTES_PATTERN, Section, described
 
 
+class Network(Section):
+    """How ranks find and reach each other; what is not given is derived, and `shardyard plan` says from what."""
+
+    interface: str | None = described(
+        None,
+        "Network interface, or the beginning of its name, of gloo and of NCCL's bootstrap. Default: on each host the "
+        "one whose address Ray knows the host by.",
+    )
+    rdma: Literal["auto", "off"] = described(
+        "auto", "auto leaves InfiniBand, RoCE and EFA to NCCL; off makes it use TCP (NCCL_IB_DISABLE=1)."
+    )
+    timeout: float = described(
+        1800.0, "Longest wait of a collective operation before the attempt counts as failed.", "seconds", gt=0.0
+    )
+
+
+class Slurm(Section):
+    """What `shardyard submit --on slurm` puts into the head of its batch script."""
+
+    partition: str | None = described(None, "Partition (--partition).")
+    account: str | None = described(None, "Account that pays (--account).")
+    qos: str | None = described(None, "Quality of service (--qos).")
+    constraint: str | None = described(None, "Features that the nodes must have (--constraint).")
+    nodes: int | None = described(None, "Nodes. Default: cluster.workers over cluster.workers_per_node.", "nodes", ge=1)
+    exclusive: bool = described(False, "Take whole nodes (--exclusive).")
+    signal_seconds: int = described(
+        120, "How long before the time limit Slurm sends SIGTERM, for a last checkpoint.", "seconds", ge=10
+    )
+    setup: list[str] = described([], "Lines of shell that run first on each node, such as `module load cuda`.")
+    options: list[str] = described([], "More options of sbatch, such as --mail-type=END.")
+
+
+class Kubernetes(Section):
+    """What the manifests of `shardyard submit --on kuberay` say that a recipe does not say elsewhere."""
+
+    namespace: str = described("default", "Namespace of the job.")
+    image: str = described(
+        "shardyard:latest", "Container image with Shardyard and Ray; cluster/image/ has the Dockerfile.", min_length=1
+    )
+    service_account: str | None = described(None, "Service account of the pods.")
+    queue: str | None = described(None, "Local queue of Kueue (label kueue.x-k8s.io/queue-name).")
+    memory_per_worker: str | None = described(
+        None, "Memory of the container of each worker. Default: from the plan.", "bytes", pattern=BYTES_PATTERN
+    )
+    shared_memory: str | None = described(
+        None, "Size of /dev/shm of each pod of workers. Default: the object store's.", "bytes", pattern=BYTES_PATTERN
+    )
+    object_store_memory: str = described(
+        "2GiB", "Size of Ray's object store on each pod.", "bytes", pattern=BYTES_PATTERN
+    )
+    rdma_resource: str | None = described(
+        None, "Extended resource of the RDMA devices, such as rdma/hca or vpc.amazonaws.com/efa; one a pod of GPUs."
+    )
+    node_selector: dict[str, str] = described({}, "Labels that the nodes of the workers must have.")
+    runs_claim: str | None = described(
+        None, "Persistent volume claim (ReadWriteMany) that is mounted as the runs folder."
+    )
+    secrets: list[str] = described(
+        [], "Secrets whose keys become environment variables, such as one with WANDB_API_KEY."
+    )
+    ttl_seconds: int = described(
+        0, "How long the pods of a finished job stay, to look into them; they keep their GPUs.", "seconds", ge=0
+    )
+
+
 class Cluster(Section):
     workers: int = described(1, "Ray workers; one rank each (the world size).", "ranks", ge=1)
-    gpus_per_worker: Literal[0, 1] | None = described(
-        None, "GPUs of each worker. Default: 1 where the machine or cluster has GPUs, else 0.", "GPUs"
+    workers_per_node: int | None = described(
+        None,
+        "Ranks that share a node. Default: as many as the fullest node of the cluster holds; Slurm and Kubernetes take "
+        "8 where workers have GPUs and there are more than 8 of them.",
+        "ranks",
+        ge=1,
+    )
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] | None = described(
+        None,
+        "How workers fall on nodes, in Ray's words. Default: pack, so neighbours share a node; strict_spread where "
+        "workers_per_node is 1.",
+    )
+    gpus_per_worker: float | None = described(
+        None,
+        "GPUs of each worker: 1, 0, or a fraction for tests that share one. Default: 1 where machine or cluster have "
+        "GPUs, else 0.",
+        "GPUs",
+        ge=0.0,
+        le=1.0,
     )
     cpus_per_worker: int = described(1, "CPU cores that Ray reserves for each worker.", "cores", ge=1)
     memory_per_worker: str | None = described(
@@ -22,4 +104,28 @@ class Cluster(Section):
     address: str | None = described(None, "Ray cluster to use (RAY_ADDRESS wins); by default a local one is started.")
     max_failures: int = described(
         3, "Restarts after failures, each from the newest whole checkpoint.", "restarts", ge=0
+    )
+    network: Network = described(Network(), "How ranks reach each other.")
+    slurm: Slurm = described(Slurm(), "Settings of jobs under Slurm.")
+    kubernetes: Kubernetes = described(Kubernetes(), "Settings of jobs under KubeRay.")
+
+
+class Job(Section):
+    """What happens around the run when it is submitted as a job, on every scheduler alike."""
+
+    priority: str | None = described(
+        None, "Priority class of the scheduler below: Kueue's WorkloadPriorityClass, Slurm's QOS; plain Ray has none."
+    )
+    time_limit: str | None = described(
+        None,
+        "Longest time of an attempt, such as 90m, 12h or 2d; training then ends with a checkpoint and exit code 124.",
+        pattern=r"^\d+(\.\d+)?(s|m|h|d)$",
+    )
+    retries: int = described(0, "How often the job goes on by itself after one of the ends below.", ge=0)
+    on_failed: Literal["resume", "end"] = described(
+        "end", "After exit code 1 (the run failed, and cluster.max_failures is used up)."
+    )
+    on_timeout: Literal["resume", "end"] = described("end", "After exit code 124 (job.time_limit).")
+    on_preempted: Literal["resume", "end"] = described(
+        "resume", "After exit code 143 (SIGTERM from a scheduler), with a checkpoint."
     )

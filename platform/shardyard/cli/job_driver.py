@@ -1,0 +1,102 @@
+"""The driver of a submitted job: one attempt, with the plan that travelled with the job. Started by its entry point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shardyard.cli import output
+from shardyard.errors import ShardyardError
+from shardyard.launch.job_spec import new_run_id, plan_in, read_spec, spec_of, write_spec
+from shardyard.recipe.load import LoadedRecipe, load_recipe
+from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.runfolder import RunFolder
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out one attempt: `SPEC RUN_FOLDER`; returns its exit code."""
+    # Until training can be asked to stop there is nothing to save, so Ctrl-C ends the process and not with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        if arguments[0] == "--make-spec":
+            return make_spec(*arguments[1:])
+        return attempt(Path(arguments[0]), RunFolder(arguments[1]))
+    except ShardyardError as error:
+        output.print_error(str(error))
+        return error.exit_code
+
+
+def attempt(spec_path: Path, folder: RunFolder) -> int:
+    """Train in a run folder from where it stands.
+
+    Raises:
+        ShardyardError: the run failed.
+    """
+    from shardyard.cli.launch import carry_out, located
+
+    spec, info = read_spec(spec_path), folder.info()
+    loaded = _loaded(spec, folder)
+    if names_weights(loaded.recipe):
+        from shardyard.launch.starting import check_unchanged
+
+        check_unchanged(folder)
+        loaded, starting = located(loaded, Path(spec["runs_dir"]))
+        folder.update(starting=starting)
+    if not (info.get("provenance") or {}).get("packages"):
+        from shardyard.tracking.provenance import collect
+
+        folder.update(provenance=collect())
+    made = _plan(spec, loaded)
+    return carry_out(loaded, made, folder, local=False, until=None, quiet=False)
+
+
+def names_weights(recipe: Recipe) -> bool:
+    """Whether a recipe starts from weights or a tokenizer that have to be found where it runs."""
+    teacher = recipe.distillation.teacher if recipe.distillation is not None else None
+    return recipe.model.pretrained is not None or teacher is not None or os.sep in (recipe.tokenizer or "")
+
+
+def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
+    """Write the file of a job from a recipe that lies where it runs, for schedulers that know the recipe alone."""
+    from shardyard.cli.launch import resolved_text
+    from shardyard.cli.plan import plan_of
+    from shardyard.launch.submission import SubmitRequest
+
+    loaded = load_recipe(recipe)
+    made = plan_of(loaded)
+    request = SubmitRequest(
+        name=recipe,
+        overrides=(),
+        loaded=loaded,
+        plan=made,
+        runs_dir=Path(runs_dir),
+        job_name=loaded.recipe.name,
+        run_id=run_id or new_run_id(loaded.recipe.name),
+        resolved=resolved_text(loaded, made),
+    )
+    write_spec(spec_of(request), Path(path))
+    return 0
+
+
+def _loaded(spec: dict[str, Any], folder: RunFolder) -> LoadedRecipe:
+    recipe = Recipe.model_validate(spec["recipe"])
+    return LoadedRecipe(recipe, folder.recipe, spec["recipe_text"], tuple(spec["overrides"]), (folder.recipe,))
+
+
+def _plan(spec: dict[str, Any], loaded: LoadedRecipe) -> RunPlan:
+    made = plan_in(spec)
+    if made is not None:
+        return made
+    from shardyard.cli.launch import cluster_gpus_of
+    from shardyard.cli.plan import plan_of
+
+    return plan_of(loaded, gpus=cluster_gpus_of(loaded, local=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

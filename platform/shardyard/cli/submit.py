@@ -1,0 +1,178 @@
+"""`shardyard submit`: check and plan a recipe here, and hand it to Ray, Slurm or Kubernetes as a job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from shardyard.cli import output
+from shardyard.cli.options import Overrides, Quiet, RecipeName, RunsDir
+from shardyard.errors import UsageError
+from shardyard.recipe.load import LoadedRecipe, load_recipe
+
+if TYPE_CHECKING:
+    from shardyard.launch.jobs_api import JobsApi
+    from shardyard.launch.submission import SubmitRequest
+    from shardyard.recipe.plan import RunPlan
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray's dashboard, http://HEAD:8265; RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster started here.",
+    ),
+]
+Scheduler = Annotated[Literal["ray", "slurm", "kuberay"], typer.Option("--on", help="What carries out the job.")]
+_JOB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+
+
+def submit(
+    name: RecipeName,
+    overrides: Overrides = None,
+    address: Address = None,
+    job_name: Annotated[str | None, typer.Option("--name", help="Name of the job; the recipe's by default.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow its log, and end with its exit code.")] = False,
+    on: Scheduler = "ray",
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", metavar="FILE", help="Write what would be submitted; submit nothing.")
+    ] = None,
+    runs_dir: RunsDir = None,
+    working_dir: Annotated[
+        Path | None, typer.Option("--working-dir", help="Folder that goes along, for files that the recipe names.")
+    ] = None,
+    quiet: Quiet = False,
+) -> int:
+    """Submit a recipe as a job."""
+    if job_name is not None and not _JOB_NAME.match(job_name):
+        raise UsageError(f"--name {job_name!r} is no name: up to 80 letters, digits, '.', '_' and '-'.")
+    loaded = load_recipe(name, overrides or [])
+    if working_dir is None and on == "ray":
+        refuse_relative_files(loaded)
+    asked = (name, tuple(overrides or ()), job_name or loaded.recipe.name, dry_run, runs_dir, working_dir)
+    if on != "ray":
+        return _elsewhere(on, loaded, asked, address, wait=wait, quiet=quiet)
+    api = None
+    if dry_run is None:
+        from shardyard.launch.jobs import connect
+
+        api = connect(address)
+    request = _request(loaded, _plan(loaded, api), asked, address)
+    return _on_ray(request, api, wait=wait, quiet=quiet)
+
+
+def refuse_relative_files(loaded: LoadedRecipe) -> None:
+    """Pass if the recipe names no file by a path that only means something in this folder.
+
+    Raises:
+        UsageError: it does.
+    """
+    for field, value in _texts(loaded.recipe.model_dump(), ""):
+        leaf = field.rpartition(".")[2]
+        if leaf not in ("path", "tokenizer", "pretrained", "teacher") or Path(value).is_absolute():
+            continue
+        # A name without a slash or a suffix, such as `bytes`, is no path even where a file is called so.
+        if ("/" in value or Path(value).suffix) and Path(value).exists():
+            raise UsageError(
+                f"{field} is {value}, a file of this folder, which the cluster does not see: send the folder along "
+                "with --working-dir ., or give an absolute path that all nodes see."
+            )
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ((f"{where}", text) for where, text in _texts(item, f"{path}[{index}]"))
+    elif isinstance(value, str):
+        yield path, value
+
+
+def _plan(loaded: LoadedRecipe, api: JobsApi | None) -> RunPlan:
+    """The plan for a cluster, which has to be able to hold it."""
+    from shardyard.cli.launch import refuse_what_does_not_fit
+    from shardyard.launch.jobs import autoscales, nodes_of, refuse_what_never_fits, world_on
+    from shardyard.launch.prepare import prepare
+    from shardyard.launch.starting import for_planning
+    from shardyard.tracking.runfolder import runs_folder
+
+    nodes = nodes_of(api) if api is not None else []
+    world = world_on(loaded.recipe, nodes)
+    if api is not None and not autoscales(api):
+        refuse_what_never_fits(loaded.recipe, gpu=world.gpu, nodes=nodes, url=api.cluster.url)
+    made = prepare(for_planning(loaded.recipe, runs_folder()), world, remember=True)
+    refuse_what_does_not_fit(made)
+    return made
+
+
+def _request(loaded: LoadedRecipe, made: RunPlan, asked: tuple[Any, ...], address: str | None) -> SubmitRequest:
+    from shardyard.cli.launch import resolved_text
+    from shardyard.launch.submission import SubmitRequest
+    from shardyard.tracking.runfolder import runs_folder
+
+    name, overrides, job_name, dry_run, runs_dir, working_dir = asked
+    return SubmitRequest(
+        name=name,
+        overrides=overrides,
+        loaded=loaded,
+        plan=made,
+        runs_dir=runs_folder(runs_dir),
+        job_name=job_name,
+        dry_run=dry_run,
+        address=address,
+        resolved=resolved_text(loaded, made),
+        working_dir=working_dir,
+    )
+
+
+def _on_ray(request: SubmitRequest, api: JobsApi | None, *, wait: bool, quiet: bool) -> int:
+    from shardyard.launch.jobs import submit as submit_to_ray
+
+    job_id = submit_to_ray(request, output.note, api)
+    if quiet or request.dry_run is not None:
+        output.line(job_id)
+    else:
+        output.line(f"job          {job_id}")
+        output.line(f"run folder   {request.runs_dir / job_id}")
+        output.line(f"follow       shardyard logs -f {job_id}")
+    if not wait or api is None:
+        return 0
+    from shardyard.cli.jobs import follow
+    from shardyard.cli.jobs_found import Found
+
+    return follow(Found(api.job(job_id), api, None), shown=not quiet)
+
+
+def _elsewhere(
+    on: str, loaded: LoadedRecipe, asked: tuple[Any, ...], address: str | None, *, wait: bool, quiet: bool
+) -> int:
+    """Slurm or Kubernetes, which start a cluster of Ray for the job."""
+    from shardyard.cli.plan import plan_of
+    from shardyard.launch.starting import for_planning
+    from shardyard.tracking.runfolder import runs_folder
+
+    made = plan_of(replace(loaded, recipe=for_planning(loaded.recipe, runs_folder())))
+    request = _request(loaded, made, asked, address)
+    if on == "slurm":
+        from shardyard.launch.slurm import submit as submit_there
+    else:
+        from shardyard.launch.kuberay import submit as submit_there
+    job_id = submit_there(request, output.note)
+    if job_id:
+        output.line(job_id if quiet else f"job          {job_id}")
+    if wait and job_id and on == "slurm":
+        from shardyard.cli.jobs import follow
+        from shardyard.cli.jobs_found import find
+
+        return follow(find(job_id, None, request.runs_dir), shown=not quiet)
+    if wait and job_id:
+        from shardyard.cli.jobs_elsewhere import logs
+
+        return logs(job_id, follow=True)
+    return 0

@@ -1,0 +1,364 @@
+"""`shardyard sweep`: train many runs of a recipe with other values of some fields, and say which was best."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from shardyard.cli import output
+from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
+from shardyard.recipe.nearest import nearest
+from shardyard.recipe.sweep_load import load_sweep
+from shardyard.recipe.sweep_trials import flat, shown, varying
+
+if TYPE_CHECKING:
+    from shardyard.launch.sweep_folder import SweepFolder, TrialState
+
+SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Id, unique beginning, path, or `latest`.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster, host:port; RAY_ADDRESS, the recipe's, or a local one.")
+]
+
+
+class _SweepGroup(TyperGroup):
+    """`shardyard sweep FILE` runs a sweep; what is no name of a command is taken for a file."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            near = nearest(args[0], self.commands)
+            if near is not None and not Path(args[0]).exists():
+                raise UsageError(f"sweep has no command {args[0]!r}, and there is no such file; did you mean {near!r}?")
+            args = ["run", *args]
+        return list(super().parse_args(ctx, args))
+
+
+sweep = typer.Typer(
+    cls=_SweepGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Train a recipe with many values of its fields: `shardyard sweep FILE`, and what became of it.",
+)
+
+
+@sweep.command("run")
+def run_sweep(
+    name: Annotated[str, typer.Argument(metavar="FILE", help="Path or name of a sweep, such as sweeps/lr-batch.")],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = None,
+    address: Address = None,
+    quiet: Quiet = False,
+) -> int:
+    """Run a sweep: every trial is an ordinary run."""
+    loaded = load_sweep(name, overrides or [])
+    from shardyard.launch.sweep_folder import SweepFolder
+    from shardyard.tracking.runfolder import runs_folder
+
+    return _carry_out(SweepFolder.create(runs_folder(runs_dir), loaded), address, quiet=quiet)
+
+
+@sweep.command("resume")
+def resume_sweep(name: SweepName, runs_dir: RunsDir = None, address: Address = None, quiet: Quiet = False) -> int:
+    """Go on with a sweep: ended trials are kept, the others resume from their checkpoints."""
+    folder = _open(name, runs_dir)
+    if folder.alive:
+        driver = folder.info().get("driver") or {}
+        raise UsageError(
+            f"{folder.id} is being run by process {driver.get('pid')} on {driver.get('host')}; "
+            f"`shardyard sweep stop {folder.id}` stops it."
+        )
+    return _carry_out(folder, address, quiet=quiet)
+
+
+@sweep.command("list")
+def list_all(runs_dir: RunsDir = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List sweeps, the newest first."""
+    from shardyard.launch.sweep_folder import best_trial, list_sweeps
+    from shardyard.tracking.runfolder import runs_folder
+
+    found = list_sweeps(runs_folder(runs_dir))
+    if quiet:
+        for one in found:
+            output.line(one.id)
+        return
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        trials = one.trials()
+        best = best_trial(one, trials)
+        ended = sum(trial.state in ("finished", "stopped early", "failed") for trial in trials)
+        rows.append({"sweep": one.id, "state": _state(one), "ended": ended, "best": best.value if best else None})
+    if as_json:
+        output.print_json(rows)
+    elif not rows:
+        output.note("There are no sweeps. Start one with `shardyard sweep sweeps/lr-batch`.")
+    else:
+        table = [(r["sweep"], r["state"], str(r["ended"]), _number(r["best"])) for r in rows]
+        output.print_table(("sweep", "state", "ended trials", "best"), table)
+
+
+@sweep.command("show")
+def show(
+    name: SweepName,
+    runs_dir: RunsDir = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Write the picture here, .svg or .png."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the trials of a sweep, the best first, and draw them."""
+    folder = _open(name, runs_dir)
+    trials = _ranked(folder)
+    if quiet:
+        for trial in trials:
+            if trial.run is not None:
+                output.line(trial.run)
+        return
+    if as_json:
+        output.print_json({**folder.info(), "state": _state(folder), "trials": [asdict(trial) for trial in trials]})
+    else:
+        _print_trials(folder, trials)
+    from shardyard.launch.sweep_plot import plot_sweep
+
+    path = _picture(plot, folder.path / "sweep.svg")
+    plot_sweep(folder, path)
+    output.note(f"plot: {path}")
+
+
+@sweep.command("best")
+def best(
+    name: SweepName,
+    runs_dir: RunsDir = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the recipe to this file.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Print the recipe of the best trial, ready to launch."""
+    from shardyard.launch.sweep_folder import require_best
+    from shardyard.recipe.load import dump_recipe
+    from shardyard.recipe.sweep_load import load_base
+    from shardyard.recipe.sweep_trials import as_overrides
+
+    folder = _open(name, runs_dir)
+    trial = require_best(folder)
+    if quiet:
+        output.line(str(trial.run))
+        return
+    plain = {**trial.parameters, "name": f"{folder.sweep().name[:75]}-best"}
+    if folder.sweep().population is not None:
+        output.note("A population changes values while it trains: launching its last ones gives another result.")
+        plain |= {"evaluate.every": folder.sweep().population.every}  # type: ignore[union-attr]
+    recipe = load_base(folder.base, as_overrides(plain)).recipe
+    metric = folder.sweep().objective.metric
+    head = (
+        f"# {folder.id}, trial {trial.number}: {shown(trial.parameters)}\n# {metric} {trial.value}, run {trial.run}\n"
+    )
+    if out is None:
+        output.print_yaml(head + dump_recipe(recipe))
+        return
+    if out.exists():
+        raise UsageError(f"{out} is there already; name another file.")
+    out.write_text(head + dump_recipe(recipe), encoding="utf-8")
+    output.line(str(out))
+
+
+@sweep.command("stop")
+def stop(name: SweepName, runs_dir: RunsDir = None) -> None:
+    """Ask a sweep to stop its trials, with checkpoints, and end."""
+    folder = _open(name, runs_dir)
+    if not folder.alive:
+        raise UsageError(f"{folder.id} is not running; its state is {_state(folder)}.")
+    folder.request_stop()
+    output.line(f"{folder.id} stops after the steps at hand; `shardyard sweep resume {folder.id}` goes on.")
+
+
+@sweep.command("fit")
+def fit(
+    name: SweepName,
+    runs_dir: RunsDir = None,
+    form: Annotated[str, typer.Option("--form", help="hoffmann or kaplan.")] = "hoffmann",
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write the picture here; .svg or .png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a scaling law to the finished trials of a sweep over sizes and tokens."""
+    if form not in ("hoffmann", "kaplan"):
+        raise UsageError(f"--form must be hoffmann or kaplan, got {form!r}.")
+    folder = _open(name, runs_dir)
+    from shardyard.launch.sweep_fit import fit_sweep
+    from shardyard.launch.sweep_plot import plot_law
+
+    fitted = fit_sweep(folder, form=form)  # type: ignore[arg-type]
+    prediction = folder.info().get("prediction")
+    if as_json:
+        output.print_json({**fitted.as_dict(), "prediction": prediction})
+    else:
+        output.line(fitted.describe())
+        for line in _frontier_lines(fitted):
+            output.line(line)
+        if prediction is not None and prediction.get("measured") is not None:
+            n, d = prediction["parameters"], prediction["tokens"]
+            loss = fitted.law.loss(n, d)
+            output.line(
+                f"test of a larger model: predicted {loss:.4f}, measured {prediction['measured']:.4f}, "
+                f"an error of {loss / prediction['measured'] - 1:+.2%}"
+            )
+            prediction = {**prediction, "loss": loss, "error": loss / prediction["measured"] - 1}
+    path = _picture(plot, folder.path / f"{form}.svg")
+    plot_law(fitted, path, prediction)
+    output.note(f"plot: {path}")
+
+
+def _open(name: str, runs_dir: Path | None) -> SweepFolder:
+    from shardyard.launch.sweep_folder import SweepFolder
+    from shardyard.tracking.runfolder import runs_folder
+
+    return SweepFolder.open(runs_folder(runs_dir), name)
+
+
+def _carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> int:
+    from shardyard.launch.output import Terminal
+
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+    terminal = Terminal(folder.logs / "driver.log")
+
+    def say(text: str) -> None:
+        if not quiet:
+            terminal.stream.write(f"{text}\n")
+
+    try:
+        say(f"sweep {folder.id}")
+        # After the redirection, because importing DeepSpeed talks.
+        from shardyard.launch.sweep import drive_sweep
+
+        with _signals(folder, say) as code:
+            state = _on_a_thread(lambda: drive_sweep(folder, say))
+    finally:
+        terminal.restore()
+    if quiet:
+        output.line(folder.id)
+    else:
+        _print_trials(folder, _ranked(folder))
+        output.line(f"sweep folder  {folder.path}")
+        if state == "finished":
+            output.line(f"best          shardyard sweep best {folder.id} --out best.yaml")
+        else:
+            output.line(f"{state}; go on with `shardyard sweep resume {folder.id}`")
+    return code() if state == "stopped" else 0
+
+
+def _on_a_thread(work: Callable[[], str]) -> str:
+    """Ray Tune would take over Ctrl-C on the main thread, so it gets another one."""
+    results: list[str] = []
+    errors: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001  raised again on the main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt, name="shardyard-sweep", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        # Waiting in pieces lets Python run the signal handlers.
+        thread.join(timeout=0.2)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+@contextmanager
+def _signals(folder: SweepFolder, say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
+    """The first Ctrl-C or SIGTERM asks all trials for a checkpoint and an end; the second Ctrl-C ends at once."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            _end_at_once(folder)
+        # Ray's own handler of SIGTERM, which runs before this, has set an alarm that would abort the process in 3 s.
+        signal.alarm(0)
+        asked.append(number)
+        folder.request_stop()
+        say("Stopping all trials after this step, with checkpoints. Ctrl-C again ends at once, without them.")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        codes: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
+        yield lambda: codes[asked[0]] if asked else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(folder: SweepFolder) -> None:
+    from shardyard.launch.stop import end_children
+
+    folder.update(state="stopped")
+    end_children()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _ranked(folder: SweepFolder) -> list[TrialState]:
+    """The best first; those that were not measured last."""
+    sign = 1.0 if folder.sweep().objective.mode == "min" else -1.0
+
+    def key(trial: TrialState) -> tuple[bool, bool, float, int]:
+        value = trial.value
+        return (trial.state != "finished", value is None, sign * (value if value is not None else 0.0), trial.number)
+
+    return sorted(folder.trials(), key=key)
+
+
+def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
+    names = varying([trial.parameters for trial in trials])
+    columns = ("trial", "state", "step", folder.sweep().objective.metric, *names, "run")
+    rows = [
+        (
+            f"{trial.number:03d}",
+            trial.state,
+            f"{trial.step}/{trial.total_steps or '?'}",
+            _number(trial.value),
+            *(str(flat(trial.parameters).get(name, "")) for name in names),
+            trial.run or (trial.error or "").splitlines()[0],
+        )
+        for trial in trials
+    ]
+    output.print_table(columns, rows, title=f"{folder.id} ({_state(folder)})")
+
+
+def _frontier_lines(fitted: Any) -> Iterator[str]:
+    """The best model for a few budgets around those that were tried."""
+    from shardyard.launch.scaling_laws import FLOPS_PER_WEIGHT_AND_TOKEN, frontier
+    from shardyard.units import format_count
+
+    flops = [FLOPS_PER_WEIGHT_AND_TOKEN * point.parameters * point.tokens for point in fitted.points]
+    for budget, point in frontier(fitted.law, min(flops), 16 * max(flops), count=5):
+        size, tokens = format_count(point.parameters), format_count(point.tokens)
+        yield f"  {format_count(budget)} FLOPs: N {size}, D {tokens}, loss {point.loss:.3f}"
+
+
+def _picture(given: Path | None, default: Path) -> Path:
+    path = given or default
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"{path} has to end in .svg or .png.")
+    return path
+
+
+def _state(folder: SweepFolder) -> str:
+    state = str(folder.info()["state"])
+    return "lost" if state == "running" and not folder.alive else state
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,19 @@
+"""What a rank is told to do. Imports neither torch nor DeepSpeed, because drivers only pass it on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Job:
+    """Plain data, so that it travels to workers. `until`: pause after this step, with a checkpoint."""
+
+    recipe: Recipe
+    plan: RunPlan
+    folder: RunFolder
+    until: int | None = None

@@ -1,0 +1,61 @@
+"""What happens after an attempt at a job: a pure decision, the same under every scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_TIMEOUT
+
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+_LONGEST_WAIT_DOUBLINGS = 6
+
+# Exit code of an attempt → the field of `job` that says what follows, and what to call it.
+_FIELDS = {
+    EXIT_FAILED: ("on_failed", "the run failed"),
+    EXIT_TIMEOUT: ("on_timeout", "the time limit was reached"),
+    EXIT_PREEMPTED: ("on_preempted", "it was preempted"),
+}
+
+
+@dataclass(frozen=True)
+class Again:
+    """Go on with the run after `wait_seconds`; `reason` is for people."""
+
+    wait_seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class End:
+    """End the job with this exit code; `reason` is for people, and empty where the code says it all."""
+
+    exit_code: int
+    reason: str = ""
+
+
+def decide(exit_code: int, policy: Mapping[str, Any], *, retries: int, stopped: bool) -> Again | End:
+    """Decide after an attempt that ended with `exit_code`.
+
+    Done, an invalid recipe and an interrupt by a person end the job whatever the policy says.
+
+    Args:
+        exit_code: of the attempt; negative where a signal ended its process, which counts as a failed run.
+        policy: as `job_spec.policy_of` makes it.
+        retries: how often the job has gone on by itself so far.
+        stopped: whether a person or the scheduler asked the job itself to end: then going on is theirs to decide.
+    """
+    killed = f", as its process ended by signal {-exit_code}" if exit_code < 0 else ""
+    code = EXIT_FAILED if exit_code < 0 else exit_code
+    field, what = _FIELDS.get(code, ("", ""))
+    if not field or stopped:
+        return End(code)
+    allowed = int(policy["retries"])
+    if policy[field] != "resume":
+        return End(code, f"{what}{killed}; job.{field} is end")
+    if retries >= allowed:
+        return End(code, f"{what}{killed}; job.retries is {allowed}" + (" and used up" if allowed else ""))
+    wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(retries, _LONGEST_WAIT_DOUBLINGS))
+    return Again(wait, f"{what}{killed}; going on from the newest checkpoint, retry {retries + 1} of {allowed}")

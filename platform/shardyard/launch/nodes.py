@@ -1,0 +1,152 @@
+"""The cluster that `shardyard cluster` keeps on this machine, as `down`, `status` and `submit` read it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from shardyard.errors import ShardyardError, UsageError
+from shardyard.tracking.files import write_atomically
+
+LOOPBACK = "127.0.0.1"
+# Keeps Ray, servers and clients alike, from replacing 127.0.0.1 by another address of this host, where a cluster on
+# loopback does not listen. The name is that of systems on which this is Ray's default.
+LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@dataclass(frozen=True)
+class StartedNode:
+    """One node that was started here: the process of its `ray start`, which leads a session of its own.
+
+    created: when that process started, in seconds since 1970; tells it from a later one of the same id.
+    cpus, gpus: what the node offers; None where Ray counts them.
+    """
+
+    name: str
+    pid: int
+    created: float
+    cpus: int | None
+    gpus: int | None
+    log: str
+
+
+@dataclass(frozen=True)
+class ClusterRecord:
+    """What cluster.json says of the cluster of this machine.
+
+    id: stands in the environment of each process of the cluster that was started here, and in no other.
+    role: head where the cluster was started, worker where this machine joined another's.
+    dashboard: URL of Ray's dashboard and Jobs API; None for a moment while it starts.
+    gcs: `host:port`, what RAY_ADDRESS wants.
+    token_path: file with the token; the token itself stands nowhere else.
+    temp_dir: folder of Ray's sockets, logs and spilled objects, closed to other users.
+    started: seconds since 1970.
+    """
+
+    id: str
+    role: Literal["head", "worker"]
+    gcs: str
+    token_path: str
+    temp_dir: str
+    started: float
+    ray: str
+    python: str
+    shardyard: str
+    dashboard: str | None = None
+    nodes: tuple[StartedNode, ...] = field(default=())
+
+    def with_node(self, node: StartedNode) -> ClusterRecord:
+        """The record with one node more."""
+        return replace(self, nodes=(*self.nodes, node))
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine reaches the cluster."""
+        return self.gcs.startswith(f"{LOOPBACK}:")
+
+    def environment(self) -> dict[str, str]:
+        """What a command of Ray, or `shardyard launch`, needs in its environment to reach the cluster."""
+        known = {"RAY_ADDRESS": self.gcs, **token_environment(Path(self.token_path))}
+        return known | (LOOPBACK_ENVIRONMENT if self.on_loopback else {})
+
+
+def token_environment(token: Path) -> dict[str, str]:
+    """What makes Ray, as a server or as a client, ask for and give the token of this file."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
+def home() -> Path:
+    """The folder of the record, the token and the logs: SHARDYARD_HOME, or ~/.shardyard."""
+    return Path(os.environ.get("SHARDYARD_HOME") or Path.home() / ".shardyard")
+
+
+def make_home() -> Path:
+    """The folder, made where it is missing, for this user alone."""
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def record_path() -> Path:
+    """Where the record lies."""
+    return home() / "cluster.json"
+
+
+def read_record() -> ClusterRecord | None:
+    """The record of this machine's cluster; None where none was started, or it was ended.
+
+    Raises:
+        ShardyardError: the file is not a record.
+    """
+    path = record_path()
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        nodes = tuple(StartedNode(**node) for node in values.pop("nodes"))
+        return ClusterRecord(**values, nodes=nodes)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ShardyardError(
+            f"{path} is damaged, so the processes of the cluster cannot be told from others. End them by hand (`ps -ef "
+            "| grep ray`; `ray stop` ends every Ray process of yours), then remove the file."
+        ) from error
+
+
+def write_record(record: ClusterRecord) -> None:
+    """Write the record, readable by this user alone, whole or not at all."""
+    make_home()
+    previous = os.umask(0o077)
+    try:
+        write_atomically(record_path(), json.dumps(asdict(record), indent=2) + "\n")
+    finally:
+        os.umask(previous)
+
+
+def remove_record() -> None:
+    """Forget the cluster."""
+    record_path().unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusively() -> Iterator[None]:
+    """One `up`, `join` or `down` at a time.
+
+    Raises:
+        UsageError: another one is at work.
+    """
+    descriptor = os.open(make_home() / "cluster.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError("another `shardyard cluster` command is starting or ending the cluster; wait.") from None
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(descriptor)

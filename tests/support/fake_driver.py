@@ -1,0 +1,46 @@
+"""A driver of jobs that does as FAKE_DRIVER says, a word for each start, and writes what it did to FAKE_LOG.
+
+A word is an exit code, `stop` (run until asked to stop, then end as asked), `deaf` (never end by itself) or `die`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from shardyard.launch.queue import hold_turn, placed
+from shardyard.tracking.runfolder import RunFolder
+
+CODES = {"interrupt": 130, "preempt": 143, "timeout": 124}
+STATES = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "interrupted"}
+
+
+def main() -> int:
+    """Carry out one attempt."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    log, folder = Path(os.environ["FAKE_LOG"]), RunFolder(sys.argv[2])
+    done = log.read_text().count(f"{folder.id} ") if log.exists() else 0
+    word = os.environ["FAKE_DRIVER"].split()[done]
+    folder.clear_stop()
+    hold_turn()
+    with log.open("a") as file:
+        file.write(f"{folder.id} {word}\n")
+    folder.update(state="running")
+    placed()
+    if word == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while word in ("stop", "deaf"):
+        reason = folder.stop_requested()
+        if reason is not None and word == "stop":
+            folder.update(state=STATES[reason], outcome=reason)
+            return CODES[reason]
+        time.sleep(0.02)
+    folder.update(state="finished" if word == "0" else "failed")
+    return int(word)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
