@@ -21,7 +21,7 @@ import pytest
 from support.cli import COMMAND
 from support.hosts import RAY, clean_environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 UP = ("cluster", "up", "--port", "0", "--dashboard-port", "0", "--cpus", "1")
 TIMEOUT_SECONDS = 150

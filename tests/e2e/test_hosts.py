@@ -20,7 +20,7 @@ from support.cli import write_recipe
 from support.hosts import RAY, Host, Listener, hosts
 from support.tiny import write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TIMEOUT_SECONDS = 240
 # A job of Ray alone: a worker process on each node, so that their ports are among those that are tried.

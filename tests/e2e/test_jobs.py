@@ -26,7 +26,7 @@ from support.cli import COMMAND, write_recipe
 from support.cluster import RAY, free_port, ray_head
 from support.tiny import write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TIMEOUT_SECONDS = 180
 ONE = ["-s", "cluster.workers=1"]

@@ -26,7 +26,7 @@ from support.kube_stub import Cluster, kube_server, write_kubeconfig
 from support.kuberay_cases import CLAIM, recipe_and_plan
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 QUEUED = (CLAIM, "cluster.kubernetes.queue=research", "job.priority=high")
 
 

@@ -22,7 +22,7 @@ from support.cli import Command, write_recipe
 from support.cluster import RAY, ray_head, wait_until_started
 from support.tiny import write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ON_CPU = ("-s", "cluster.gpus_per_worker=0")
 

@@ -23,7 +23,7 @@ from support.hosts import hosts
 from support.slurm import Slurm, slurm_cluster
 from support.tiny import write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 STEPS = 500
 

@@ -20,7 +20,7 @@ from shardyard.tracking.runfolder import RunFolder, read_metrics
 from support.cli import Command, write_recipe
 from support.tiny import write_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 METRIC = "eval/validation/loss"
 STEPS = 36

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import train
-from ray._raylet import RAY_NODE_ID_KEY
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # compiled, without stubs
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
