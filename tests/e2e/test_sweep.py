@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import signal
@@ -71,9 +72,22 @@ def in_the_middle(runs: Path) -> bool:
     return bool(begun) and sum(trial.state == "finished" for trial in found) >= 2
 
 
-def wait_until_gone(processes: list[psutil.Process], seconds: float = 60.0) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
+def wait_until_gone(processes: dict[psutil.Process, str], seconds: float = 60.0) -> None:
+    """Trials and raylet end with the driver. Ray's agents outlive them for a minute and are ended here."""
+    agents = [process for process, name in processes.items() if "Agent" in name]
+    _, alive = psutil.wait_procs([process for process in processes if process not in agents], timeout=seconds)
+    for process in agents:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     assert not alive, alive
+
+
+def names_of(processes: list[psutil.Process]) -> dict[psutil.Process, str]:
+    found = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process] = " ".join(process.cmdline()) or process.name()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +106,7 @@ def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
     runs = folder / "runs"
     with Command("sweep", path, runs=runs) as command:
         command.wait_for(lambda: in_the_middle(runs))
-        started = command.descendants()
+        started = names_of(command.descendants())
         command.process.kill()
         command.finish()
         wait_until_gone(started)

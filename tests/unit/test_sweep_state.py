@@ -12,6 +12,7 @@ import pytest
 from ray.tune.search import Searcher
 from ruamel.yaml import YAML
 
+from shardyard.cli.sweep_run import _at_rest
 from shardyard.errors import CheckpointError, RunFolderError, UsageError
 from shardyard.launch.scaling_laws import Hoffmann
 from shardyard.launch.sweep import Progress
@@ -223,6 +224,18 @@ def test_a_scheduler_stops_a_trial(tmp_path: Path) -> None:
     progress.on_trial_complete(0, [], TuneTrial())
     assert running.stop_requested() == "interrupt"
     assert folder.trials()[0].state == "stopped early"
+
+
+def test_a_sweep_at_rest_does_not_wait_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardyard.cli.sweep_run.REST_SECONDS", 0.0)
+    folder = new_sweep(tmp_path)
+    running = add_trial(folder, 0, "running", [3.0])
+    at_rest = _at_rest(folder)
+    assert [at_rest(), at_rest()] == [False, False], "nobody asked it to stop"
+    folder.request_stop()
+    assert [at_rest(), at_rest()] == [False, False], "a run is at work"
+    running.update(driver={**running.info()["driver"], "pid": 2**22 + 1})
+    assert at_rest(), "its process is gone"
 
 
 def test_a_budget_of_seconds_counts_all_resumes(tmp_path: Path) -> None:

@@ -134,8 +134,12 @@ class SweepFolder:
     def alive(self) -> bool:
         """Whether the driver runs, as far as this host can see."""
         info = self.info()
-        driver = info.get("driver") or {}
-        return info["state"] == "running" and (not sees(driver) or Path(f"/proc/{driver.get('pid')}").exists())
+        return info["state"] == "running" and _lives(info.get("driver") or {})
+
+    def training(self) -> bool:
+        """Whether a run of the sweep is at work, as far as this host can see."""
+        runs = [run.info() for record in self.records() if (run := self.run_of(int(record["trial"]))) is not None]
+        return any(info["state"] == "running" and _lives(info.get("driver") or {}) for info in runs)
 
     def request_stop(self) -> None:
         """Ask the driver to stop all trials, with checkpoints, and end."""
@@ -259,6 +263,10 @@ def require_best(folder: SweepFolder) -> TrialState:
             f"no trial of {folder.id} was measured yet; `shardyard sweep show {folder.id}` tells how it goes."
         )
     return found
+
+
+def _lives(driver: Mapping[str, Any]) -> bool:
+    return not sees(driver) or Path(f"/proc/{driver.get('pid')}").exists()
 
 
 def _state(folder: SweepFolder, record: Mapping[str, Any], info: Mapping[str, Any]) -> str:
