@@ -59,7 +59,9 @@ def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iter
     client = {**environment, "RAY_ADDRESS": address}
     if dashboard:
         port = free_port()
+        # Two Rays on one host would want the same port for the agent that starts jobs.
         options += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+        options += [f"--dashboard-agent-listen-port={free_port()}"]
         client["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     python = str(Path(sys.executable).parent)
     path = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}

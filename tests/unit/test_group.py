@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
+from shardyard.launch import trainer
 from shardyard.launch.group import make_ready, parted_groups, places_in_words, places_of
 from shardyard.launch.hardware import world_of
 from shardyard.launch.meeting import rank_environment
@@ -102,6 +103,19 @@ def test_bundles_name_their_nodes_where_there_are_several() -> None:
     assert (config.num_workers, config.use_gpu, config.placement_strategy) == (3, True, "PACK")
     left_to_ray = scaling(demand, Placement(()))
     assert (left_to_ray.label_selector, left_to_ray.placement_strategy) == (None, "SPREAD")
+
+
+def test_ray_looks_elsewhere_soon_where_places_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    trainer._configure(pinned=True)
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "10"
+    trainer._configure(pinned=False)
+    assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S" not in os.environ
+    os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "99", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"}
+    monkeypatch.setattr(trainer, "_START_TIMEOUT_IS_GIVEN", True)
+    trainer._configure(pinned=True)
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "99"
+    assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
 
 
 def test_what_ranks_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:

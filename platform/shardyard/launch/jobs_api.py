@@ -146,8 +146,14 @@ class JobsApi:
             try:
                 return str(self._json("POST", "/api/jobs/", json.dumps(body).encode())["submission_id"])
             except ShardyardError as error:
-                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                if _NO_AGENT not in str(error):
                     raise
+                if time.monotonic() > deadline:
+                    raise ShardyardError(
+                        f"the cluster at {self.cluster.url} runs, but the agent on its head that starts jobs does not; "
+                        "dashboard_agent.log in the logs of Ray's session there says why. Often another Ray on that "
+                        "host has its port: start the head with another --dashboard-agent-listen-port."
+                    ) from error
             time.sleep(1.0)
 
     def stop(self, submission_id: str) -> bool:

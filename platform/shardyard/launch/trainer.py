@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ray import train
-from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # compiled, without stubs
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from shardyard.engine.job import Job
 from shardyard.errors import ShardyardError
@@ -106,7 +106,7 @@ def scaling(demand: Demand, placement: Placement) -> ScalingConfig:
     """
     amount = demand.bundle
     wanted = {"CPU": amount.cpus, "GPU": amount.gpus, "memory": amount.memory}
-    pinned = [{RAY_NODE_ID_KEY: node} for node in placement.node_of_rank]
+    pinned = [{NODE_ID_LABEL_KEY: node} for node in placement.node_of_rank]
     return ScalingConfig(
         num_workers=demand.workers,
         use_gpu=amount.gpus > 0,
