@@ -6,16 +6,12 @@ import math
 from dataclasses import dataclass
 
 from shardyard.errors import Problem, RecipeError
+from shardyard.recipe.host_memory import GPUS_PER_NODE, host_memory, whole_gpus
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, parse_bytes
 
 GIB = 1024**3
-GPUS_PER_NODE = 8  # of the machines that large runs are trained on
-
-# Interpreter, torch, Ray's worker and the loader's buffers; with a GPU also CUDA's context and pinned memory.
-BASE_BYTES = 2 * GIB
-BASE_GPU_BYTES = 8 * GIB
 # The raylet and the agents of Ray.
 NODE_BYTES = GIB
 HEAD_CPUS = 2
@@ -76,7 +72,7 @@ def pods_of(recipe: Recipe, plan: RunPlan) -> Pods:
         count=plan.world.size // ranks,
         ranks=ranks,
         cpus=ranks * recipe.cluster.cpus_per_worker,
-        gpus=_gpus(gpus_per_rank(recipe, plan), ranks),
+        gpus=whole_gpus(gpus_per_rank(recipe, plan), ranks),
         memory_bytes=_whole_gib(memory + shared + NODE_BYTES),
         object_store_bytes=object_store,
         shared_bytes=shared,
@@ -129,32 +125,12 @@ def head_bytes(pods: Pods) -> int:
     return HEAD_BYTES + pods.object_store_bytes
 
 
-def _gpus(each: float, ranks: int) -> int:
-    """Whole GPUs of a pod: a rank's fraction lies on one of them."""
-    return math.ceil(ranks / math.floor(1 / each)) if each else 0
-
-
 def _memory_bytes(recipe: Recipe, plan: RunPlan, ranks: int) -> tuple[int, str]:
     """Memory of the host that the ranks of a pod need, and what for."""
     given = recipe.cluster.kubernetes.memory_per_worker
     if given is not None:
         return ranks * parse_bytes(given), f"{ranks} × {given} (cluster.kubernetes.memory_per_worker)"
-    memory, count = plan.memory, plan.architecture.parameters
-    if gpus_per_rank(recipe, plan):
-        # A checkpoint copies optimizer states to the host before it writes them.
-        each, why = (
-            BASE_GPU_BYTES + memory.offloaded_bytes + memory.optimizer_bytes,
-            "states on their way to a checkpoint",
-        )
-    else:
-        each, why = BASE_BYTES + memory.device_bytes + memory.offloaded_bytes, "the model states"
-    # Below stage 3 every rank builds all weights in fp32; stage 3 gathers them once, on one rank, in 16 bits to export.
-    if recipe.zero.stage < 3:
-        each, whole = each + 4 * count, 0
-    else:
-        whole = 2 * count
-    text = f"{ranks} × {format_bytes(each)} ({why}{'' if whole else ', and the weights'})"
-    return ranks * each + whole, f"{text} and {format_bytes(whole)} (the gathered weights)" if whole else text
+    return host_memory(recipe, plan, ranks, gpu=gpus_per_rank(recipe, plan) > 0)
 
 
 def _checkpoint_seconds(plan: RunPlan, ranks: int) -> int:

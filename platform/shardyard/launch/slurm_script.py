@@ -14,14 +14,11 @@ from typing import Any
 from shardyard.errors import UsageError
 from shardyard.launch.job_spec import entry_command, limit_seconds
 from shardyard.recipe.catalog import share_folder
+from shardyard.recipe.host_memory import GPUS_PER_NODE, host_memory, whole_gpus
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, parse_bytes
 
-GPUS_PER_NODE = 8
-# Interpreter, torch, Ray's worker and the loader's buffers; with a GPU also CUDA's context and pinned memory.
-RANK_BYTES = 2 * 1024**3
-GPU_RANK_BYTES = 8 * 1024**3
 OBJECT_STORE_BYTES = 1024**3
 # Ray's daemons, its object store, and the process that drives the run.
 NODE_BYTES = 2 * 1024**3 + OBJECT_STORE_BYTES
@@ -61,10 +58,11 @@ def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool) -> Allocation:
             f"cluster.slurm.nodes is {nodes} with {per_node} workers each, and cluster.workers is {settings.workers}; "
             "raise it, or cluster.workers_per_node."
         )
+    each = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(gpu)
     return Allocation(
         nodes=nodes,
         cpus_per_node=per_node * settings.cpus_per_worker,
-        gpus_per_node=_gpus(settings.gpus_per_worker if settings.gpus_per_worker is not None else float(gpu), per_node),
+        gpus_per_node=whole_gpus(each, per_node),
         memory_bytes=None if slurm.exclusive else _memory(recipe, plan, gpu=gpu, workers=per_node),
         minutes=_minutes(recipe),
     )
@@ -105,24 +103,12 @@ def _workers_per_node(recipe: Recipe, *, gpu: bool) -> int:
     return settings.workers
 
 
-def _gpus(each: float, ranks: int) -> int:
-    """Whole GPUs of a node: a rank's fraction lies on one of them."""
-    return math.ceil(ranks / math.floor(1 / each)) if each else 0
-
-
 def _memory(recipe: Recipe, plan: RunPlan, *, gpu: bool, workers: int) -> int:
     """Memory of a node: what ranks hold on the host and, without GPUs, what they would hold on one."""
-    memory, count = plan.memory, plan.architecture.parameters
     given = recipe.cluster.memory_per_worker
     if not gpu and given is not None:
         return workers * parse_bytes(given) + NODE_BYTES
-    # A checkpoint copies optimizer states to the host before it writes them.
-    rank = GPU_RANK_BYTES + memory.optimizer_bytes if gpu else RANK_BYTES + memory.device_bytes
-    rank += memory.offloaded_bytes
-    # Below stage 3 every rank builds all weights in fp32; stage 3 gathers them once, in 16 bits, to export.
-    if recipe.zero.stage < 3:
-        return workers * (rank + 4 * count) + NODE_BYTES
-    return workers * rank + 2 * count + NODE_BYTES
+    return host_memory(recipe, plan, workers, gpu=gpu)[0] + NODE_BYTES
 
 
 def _minutes(recipe: Recipe) -> int | None:
