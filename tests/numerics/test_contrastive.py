@@ -1,4 +1,4 @@
-"""Contrastive training on two ranks is that on one with the doubled batch: loss, gradients and their norms."""
+"""Contrastive training: two ranks are one with the doubled batch; what it learnt classifies pictures by names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from shardyard.engine.run import Job, run_rank
+from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
+from shardyard.engine.zero_shot import measure_zero_shot
+from shardyard.errors import DataError, UsageError
 from shardyard.objectives.contrastive import contrastive_loss
 from shardyard.objectives.gathering import gather_rows
 from shardyard.recipe.load import parse_recipe
@@ -82,3 +85,23 @@ def test_stages_have_the_gradient_norms_of_one_rank(tmp_path: Path) -> None:
         assert len(curves[0]) == 3
         for curve in curves:
             assert curve == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_pictures_are_classified_by_the_names_of_classes(tmp_path: Path) -> None:
+    fields = recipe_fields(write_data(tmp_path))
+    fields["data"]["train"][0]["text_column"] = "colour"
+    fields["data"]["validation"] = [{"path": str(tmp_path / "pairs" / "*.parquet")}]
+    fields["train"] |= {"steps": 60, "global_batch": 32}
+    fields["evaluate"]["every"] = fields["checkpoint"]["every"] = 60
+    fields["optimizer"]["lr"] = 3e-3
+    job = tiny_job(parse_recipe(fields), tmp_path / "runs", world_size=1)
+    run_ranks(1, _train, [job])
+    trained = load_trained(job.folder)
+    found = measure_zero_shot(trained, "colour", rows=40)
+    assert (found["classes"], found["rows"], found["chance"]) == (4, 40, 0.25)
+    assert found["zero_shot_accuracy"] > 0.8 > found["most_frequent_class"]
+    assert measure_zero_shot(trained, "colour", ["{}", "{} square"], rows=5)["rows"] == 5
+    with pytest.raises(UsageError, match=r"needs one \{\} where the name"):
+        measure_zero_shot(trained, "colour", ["a square"])
+    with pytest.raises(DataError, match="has no column 'color'"):
+        measure_zero_shot(trained, "color")

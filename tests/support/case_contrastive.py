@@ -27,11 +27,15 @@ def picture(colour: str, place: str, shade: int) -> bytes:
 
 
 def write_data(folder: Path) -> Path:
-    """Parquet with `image` and `text`: 96 pairs, of which seven are held out: ranks have unequal shares."""
+    """Parquet with `image`, `text` and `colour`: 96 pairs, of which seven are held out: ranks have unequal shares."""
     data = folder / "pairs"
     data.mkdir(exist_ok=True)
     rows = [
-        {"image": {"bytes": picture(c, p, shade), "path": f"{c}-{p}.png"}, "text": f"{c} square {p} on grey {shade}"}
+        {
+            "image": {"bytes": picture(c, p, shade), "path": f"{c}-{p}.png"},
+            "text": f"{c} square {p} on grey {shade}",
+            "colour": c,
+        }
         for shade in range(100, 220, 20)
         for c in COLOURS
         for p in PLACES

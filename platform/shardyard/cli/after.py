@@ -50,11 +50,24 @@ def eval(
         list[str] | None, typer.Option("--task", help="Task of lm-eval by name or as a YAML file; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", metavar="COLUMN", help="Zero-shot classification by the names in this column."),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Sentence with {} for the name of a class; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Measure a trained model on the run's held-out data, or on tasks of lm-eval."""
-    result = _on_tasks(run, tasks, step, limit, runs_dir) if tasks else _on_rows(run, rows, step, runs_dir)
+    """Measure a trained model on the run's held-out data, by zero-shot classification, or on tasks of lm-eval."""
+    if prompts and classes is None:
+        raise UsageError("--prompt goes with --classes COLUMN, the column that names the classes.")
+    if classes is not None:
+        result = _on_classes(run, (classes, prompts or ["{}"], rows), step, runs_dir)
+    else:
+        result = _on_tasks(run, tasks, step, limit, runs_dir) if tasks else _on_rows(run, rows, step, runs_dir)
     if as_json:
         output.print_json(result)
     else:
@@ -65,6 +78,15 @@ def _on_rows(run: str, rows: int | None, step: int | None, runs_dir: Path | None
     from shardyard.engine.trained import load_trained
 
     return load_trained(_open(run, runs_dir), step).evaluate(rows)
+
+
+def _on_classes(
+    run: str, asked: tuple[str, list[str], int | None], step: int | None, runs_dir: Path | None
+) -> dict[str, Any]:
+    from shardyard.engine.trained import load_trained
+    from shardyard.engine.zero_shot import measure_zero_shot
+
+    return measure_zero_shot(load_trained(_open(run, runs_dir), step), *asked)
 
 
 def _on_tasks(run: str, tasks: list[str], step: int | None, limit: int | None, runs_dir: Path | None) -> dict[str, Any]:
