@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
+import sys
 import traceback
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import torch
@@ -39,14 +42,22 @@ def train_worker(config: dict[str, Any]) -> None:
         # CUDA has a current device for each thread, and Ray Train trains on one of its own.
         torch.cuda.set_device(rank.device)
     limit_collectives(job.recipe.cluster.network.timeout)
+    _note(rank, f"begins on {socket.gethostname()}, pid {os.getpid()}, {rank.device}")
     try:
         outcome = run_rank(job, rank)
     except Exception as error:  # noqa: BLE001  a rank reports whatever ended it
         traceback.print_exc()
         # Memory that ran out, lost peers and broken networks may pass; what the platform itself explains does not.
         raise RankError(_one_line(error), permanent=isinstance(error, ShardyardError)) from None
+    _note(rank, outcome)
     if rank.is_first:
         job.folder.update(outcome=outcome)
+
+
+def _note(rank: Rank, what: str) -> None:
+    """Say it in the log of the rank, which attempts share."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    sys.stdout.write(f"{now} rank {rank.rank} of {rank.world_size}: {what}\n")
 
 
 def limit_collectives(seconds: float) -> None:
