@@ -53,7 +53,14 @@ class Jobs:
         }
         path = self.folder / f"{name}.json"
         write_spec(spec, path)
-        environment = {"FAKE_LOG": str(self.log), "FAKE_DRIVER": " ".join(words), "TMPDIR": str(self.folder)}
+        # The drivers are a module of the tests.
+        search = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        environment = {
+            "PYTHONPATH": search,
+            "FAKE_LOG": str(self.log),
+            "FAKE_DRIVER": " ".join(words),
+            "TMPDIR": str(self.folder),
+        }
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(path)],
             stdout=subprocess.PIPE,

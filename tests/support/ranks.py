@@ -20,11 +20,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
     """`function(rank, *arguments)` on each of `world_size` fresh processes; their results in rank order.
 
     The function must be importable by name. An exception of any rank fails the test with that rank's traceback.
+    Processes are forked from one that has imported the engine, seconds of work for each, and done nothing else.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["shardyard.engine.run", "support.tiny"])
+        environment = dict(os.environ)
         processes = [
-            context.Process(target=_rank, args=(rank, world_size, scratch, function, arguments))
+            context.Process(target=_rank, args=(rank, world_size, scratch, environment, function, arguments))
             for rank in range(world_size)
         ]
         for process in processes:
@@ -45,9 +48,22 @@ def _result(scratch: Path, rank: int) -> tuple[bool, Any]:
     return value
 
 
-def _rank(rank: int, world_size: int, scratch: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int,
+    world_size: int,
+    scratch: str,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.clear()
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+        environment,
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="0",
     )
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
