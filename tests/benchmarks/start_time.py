@@ -29,8 +29,6 @@ from support.cluster import ray_head
 
 HERE = Path(__file__).parent
 STEPS = 3
-# Ray would wait half a minute for running work when its head is ended.
-AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 PHASES = ("planned", "started", "placed", "assembled", "first_step")
 
 
@@ -110,7 +108,7 @@ def main() -> int:
     shape = _shape(options.workers)
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as scratch, ray_head(Path(scratch), **AT_ONCE) as environment:
+    with tempfile.TemporaryDirectory() as scratch, ray_head(Path(scratch)) as environment:
         for turn in range(options.turns + 1):
             platform = platform_arm(environment, Path(scratch) / "runs", options.workers)
             plain = torchrun_arm(shape, options.workers)

@@ -71,7 +71,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         # This process has asked DeepSpeed for the CPU, which nodes and commands are not to inherit.
         stack.enter_context(pytest.MonkeyPatch.context()).delenv("DS_ACCELERATOR", raising=False)
         # Ray would wait half a minute for running work when its head is ended.
-        environment = stack.enter_context(ray_head(folder, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0"))
+        environment = stack.enter_context(ray_head(folder))
         second = stack.enter_context(ray_node(environment, folder))
         yield Nodes(environment, second)
 
