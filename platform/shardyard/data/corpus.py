@@ -192,14 +192,21 @@ def _fingerprint(name: str, sides: dict[str, list[Document]]) -> Fingerprint:
 
 def _modules() -> list[Module]:
     """The standard library's own modules in the order of their names, read but never imported."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    paths = sorted(path for path in root.rglob("*.py") if not _EXCLUDED & set(path.relative_to(root).parts))
+    root, paths = _library()
+    return [Module(_module_name(path.relative_to(root)), _read_source(path)) for path in paths]
+
+
+def _library() -> tuple[Path, list[Path]]:
+    root, paths = Path(sysconfig.get_paths()["stdlib"]), []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in _EXCLUDED]
+        paths += [Path(folder, name) for name in names if name.endswith(".py") and name not in _EXCLUDED]
     if len(paths) < TRAIN_SHARDS:
         raise DataError(
             f"the embedded corpora need the sources of Python's standard library, which are not in {root}; "
             "use a complete Python, or data of your own with `path`."
         )
-    return [Module(_module_name(path.relative_to(root)), _read_source(path)) for path in paths]
+    return root, sorted(paths)
 
 
 def _module_name(path: Path) -> str:
@@ -215,8 +222,9 @@ def _read_source(path: Path) -> str:
 @functools.cache
 def _modules_hash() -> str:
     digest = hashlib.sha256()
-    for module in _modules():
-        digest.update(f"{module.name}\0{module.source}\0".encode())
+    root, paths = _library()
+    for path in paths:
+        digest.update(f"{_module_name(path.relative_to(root))}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

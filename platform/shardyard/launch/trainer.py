@@ -9,6 +9,8 @@ from typing import Any
 
 from ray import train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import NODE_ID_LABEL_KEY
@@ -36,6 +38,16 @@ _RAY_TRAIN = {
 }
 
 
+class _Trainer(DataParallelTrainer):  # type: ignore[misc]
+    """Ray's, without two processes that it starts for every attempt: one deals out data sets of Ray Data, which are not
+    used; the other removes the placement group of a controller that died, as Ray does by itself where an actor made it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        spared = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, spared)]
+
+
 class NotPlacedError(Exception):
     """The workers did not get their resources: somebody else was faster, or a node is gone that Ray still counted."""
 
@@ -51,7 +63,7 @@ def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWH
     """
     _configure(pinned=bool(placement.ranks))
     demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
-    trainer = DataParallelTrainer(
+    trainer = _Trainer(
         work,
         # As bytes, because Ray's controller reads this too, and a job imports torch and DeepSpeed.
         train_loop_config={"job": pickle.dumps(job)},

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -49,6 +48,8 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
         for name in layers:
             _quantize(model, name)
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
+    from peft import LoraConfig, inject_adapter_in_model  # Half a second, which only adapters need.
+
     settings = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -71,6 +70,8 @@ class AdapterOff:
 
 @contextmanager
 def _switched_off(model: nn.Module) -> Iterator[None]:
+    from peft.tuners.tuners_utils import BaseTunerLayer  # Half a second, which only adapters need.
+
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     # enable_adapters would also change what requires a gradient, which ZeRO has taken note of.
     for layer in layers:
