@@ -1,0 +1,318 @@
+// Curves of one run or of many: charts by prefix of the metric, drawn when they come into sight, all under one control bar.
+
+import { Chart } from "./charts.js";
+import { debounce, field, fill, h, select, throttle, toggle } from "./dom.js";
+import { metric as metricText, moment, number } from "./format.js";
+import { setParams } from "./router.js";
+import { AXES, band, envelope, extend, fetchSeries, isCurve, points, typicalRange } from "./series.js";
+import { empty, warning } from "./states.js";
+import { colour } from "./theme.js";
+
+const REFRESH_AFTER = 600;
+const SMOOTH_FROM_ENVELOPE = 12;
+const ORDER = ["train", "eval", "perf", "memory", "moe"];
+
+export function settingsFrom(params) {
+  const limited = Number(params.get("smooth") ?? 0.6);
+  return {
+    smooth: Number.isFinite(limited) ? Math.min(0.999, Math.max(0, limited)) : 0.6,
+    x: params.get("x") in AXES ? params.get("x") : "step",
+    logx: params.get("logx") === "1",
+    logy: params.get("logy") === "1",
+    outliers: params.get("outliers") !== "0",
+    marks: params.get("marks") !== "0",
+    bands: params.get("bands") === "1",
+    only: params.get("only") ?? "",
+    from: params.get("from") ?? "",
+    to: params.get("to") ?? "",
+  };
+}
+
+export class Curves {
+  // runs: [{id, label, colour(), group}]; metrics: {prefix: [names]}; events() → marks of a single run.
+  constructor({ runs, metrics, params, events = () => [], canBand = false }) {
+    Object.assign(this, { runs, metrics, events, canBand });
+    this.settings = settingsFrom(params);
+    this.charts = new Map();
+    this.waiting = new Set();
+    this.hiddenRuns = new Set();
+    this.grid = h("div.curve-groups");
+    this.problems = h("div");
+    this.element = h("section.curves", { "aria-label": "Curves" }, this.bar(), this.problems, this.grid);
+    this.sight = new IntersectionObserver((entries) => this.seen(entries), { rootMargin: "200px" });
+    this.refresh = debounce(() => this.fetchVisible(), 120);
+    this.redrawSoon = throttle(() => this.redrawDirty(), 700);
+    this.dirty = new Set();
+    this.draw();
+  }
+
+  bar() {
+    const { settings } = this;
+    const slider = h("input", { type: "range", min: 0, max: 0.999, step: 0.001, value: settings.smooth, "aria-describedby": "smooth-value" });
+    const shown = h("output", { id: "smooth-value" }, settings.smooth.toFixed(3));
+    slider.addEventListener("input", () => {
+      shown.textContent = Number(slider.value).toFixed(3);
+      this.change({ smooth: Number(slider.value) }, { smooth: slider.value });
+    });
+    const search = h("input", { type: "search", value: settings.only, placeholder: "loss, perf/…", "data-search": "yes", oninput: () => {
+      this.settings.only = search.value;
+      setParams({ only: search.value });
+      this.draw();
+    } });
+    const flag = (label, name, normal) => toggle(label, settings[name], (on) => this.change({ [name]: on }, { [name]: on === normal ? null : on ? "1" : "0" }));
+    this.reset = h("button.small", { type: "button", hidden: !settings.from && !settings.to, onclick: () => this.zoom(null, null) }, "Whole range");
+    return h("div.toolbar", {},
+      field("Smoothing", h("span.slider", {}, slider, shown), { inline: true }),
+      field("x", select(Object.entries(AXES), settings.x, (x) => this.change({ x, from: "", to: "" }, { x: x === "step" ? null : x, from: null, to: null })), { inline: true }),
+      flag("log x", "logx", false), flag("log y", "logy", false), flag("outliers", "outliers", true),
+      this.runs.length === 1 ? flag("events", "marks", true) : null,
+      this.canBand ? flag("bands over seeds", "bands", false) : null,
+      field("Metrics", search, { inline: true }), this.reset);
+  }
+
+  change(settings, parameters) {
+    Object.assign(this.settings, settings);
+    setParams(parameters);
+    this.reset.hidden = !this.settings.from && !this.settings.to;
+    this.refresh();
+  }
+
+  zoom(from, to) {
+    const undo = (value) => (value === null ? "" : this.settings.logx ? 10 ** value : Number(value));
+    const [low, high] = [undo(from), undo(to)];
+    this.change({ from: low === "" ? "" : String(low), to: high === "" ? "" : String(high) }, { from: low, to: high });
+  }
+
+  // Names may grow while a run is young.
+  setMetrics(metrics) {
+    const known = JSON.stringify(this.metrics);
+    this.metrics = metrics;
+    if (JSON.stringify(metrics) !== known) this.draw();
+  }
+
+  groups() {
+    const wanted = this.settings.only.trim().toLowerCase();
+    const order = (prefix) => (ORDER.includes(prefix) ? ORDER.indexOf(prefix) : ORDER.length);
+    return Object.entries(this.metrics)
+      .map(([prefix, names]) => [prefix, names.filter((name) => isCurve(name) && name.toLowerCase().includes(wanted))])
+      .filter(([, names]) => names.length)
+      .sort((a, b) => order(a[0]) - order(b[0]) || a[0].localeCompare(b[0]));
+  }
+
+  draw() {
+    const groups = this.groups();
+    const shown = new Set(groups.flatMap(([, names]) => names));
+    for (const [name, chart] of this.charts) {
+      if (shown.has(name)) continue;
+      this.sight.unobserve(chart.element);
+      chart.destroy();
+      this.charts.delete(name);
+    }
+    if (!groups.length) {
+      fill(this.grid, empty(this.settings.only ? "No metric is called so" : "No metrics yet", this.settings.only ? "Change the text above to see others." : "They appear with the first step."));
+      return;
+    }
+    fill(this.grid, groups.map(([prefix, names]) => h("details.group", { open: true },
+      h("summary", {}, h("h2", {}, prefix), h("span.count", {}, String(names.length))),
+      h("div.chart-grid", {}, names.map((name) => this.chart(name).element)))));
+  }
+
+  chart(name) {
+    if (this.charts.has(name)) return this.charts.get(name);
+    const chart = new Chart({
+      title: name, draw: () => this.figure(name), rows: () => this.rows(name), describe: () => this.describe(name),
+      onZoom: (from, to) => this.zoom(from, to),
+    });
+    chart.plot.classList.add("loading");
+    chart.element.dataset.metric = name;
+    this.charts.set(name, chart);
+    this.sight.observe(chart.element);
+    return chart;
+  }
+
+  seen(entries) {
+    for (const entry of entries) {
+      const name = entry.target.dataset.metric;
+      const chart = this.charts.get(name);
+      if (!chart) continue;
+      chart.visible = entry.isIntersecting;
+      if (chart.visible && chart.stamp !== this.stamp()) this.waiting.add(name);
+    }
+    if (this.waiting.size) this.refresh();
+  }
+
+  // What the data of a chart depends on.
+  stamp() {
+    const { smooth, x, from, to } = this.settings;
+    return `${smooth} ${x} ${from} ${to}`;
+  }
+
+  async fetchVisible() {
+    const stamp = this.stamp();
+    const names = [...this.charts].filter(([name, chart]) => (chart.visible || this.waiting.has(name)) && (chart.stamp !== stamp || this.waiting.has(name))).map(([name]) => name);
+    const rest = [...this.charts].filter(([, chart]) => chart.visible && chart.stamp === stamp);
+    this.waiting.clear();
+    for (const [, chart] of rest) this.render(chart);
+    if (!names.length) return;
+    this.abort?.abort();
+    this.abort = new AbortController();
+    const width = this.charts.get(names[0]).plot.clientWidth;
+    const { smooth, x, from, to } = this.settings;
+    let answer;
+    try {
+      answer = await fetchSeries({ runs: this.runs.map((run) => run.id), metrics: names, x, smooth, from, to, count: points(width, this.runs.length), signal: this.abort.signal });
+    } catch (error) {
+      if (error.name !== "AbortError") fill(this.problems, warning(error.message));
+      else for (const name of names) this.waiting.add(name);
+      return;
+    }
+    fill(this.problems, answer.problems.map(warning));
+    for (const name of names) {
+      const chart = this.charts.get(name);
+      if (!chart) continue;
+      chart.series = answer.found.get(name);
+      chart.stamp = stamp;
+      this.render(chart);
+    }
+  }
+
+  async render(chart) {
+    if (!chart.series) return;
+    chart.plot.classList.remove("loading");
+    chart.say(this.runs.length === 1 && chart.series[0]?.y.length ? metricText(chart.title, chart.series[0].y.at(-1)) : "");
+    try {
+      await chart.render();
+    } catch (error) {
+      fill(this.problems, warning(error.message));
+    }
+  }
+
+  // New points of a run, from the stream. A long tail of single points is fetched anew, in buckets.
+  add(run, records) {
+    for (const chart of this.charts.values()) {
+      const series = chart.series?.find((one) => one.run === run);
+      if (!series || this.settings.to || !extend(series, records, this.settings.x, this.settings.smooth)) continue;
+      chart.added = (chart.added ?? 0) + records.length;
+      this.dirty.add(chart);
+    }
+    if (this.dirty.size) this.redrawSoon();
+  }
+
+  redrawDirty() {
+    for (const chart of this.dirty) {
+      if (chart.added > REFRESH_AFTER) {
+        chart.added = 0;
+        chart.stamp = null;
+        this.waiting.add(chart.title);
+      } else if (chart.visible) this.render(chart);
+    }
+    this.dirty.clear();
+    if (this.waiting.size) this.refresh();
+  }
+
+  hide(run, hidden) {
+    if (hidden) this.hiddenRuns.add(run);
+    else this.hiddenRuns.delete(run);
+    for (const chart of this.charts.values()) if (chart.drawn) this.render(chart);
+  }
+
+  highlight(run) {
+    this.raised = run;
+    for (const chart of this.charts.values()) if (chart.visible && chart.drawn) this.render(chart);
+  }
+
+  figure(name) {
+    const chart = this.charts.get(name);
+    const list = (chart?.series ?? []).filter((series) => !this.hiddenRuns.has(series.run));
+    const traces = this.settings.bands && this.canBand ? this.bandTraces(list) : list.flatMap((series) => this.runTraces(series, list.length));
+    return { traces, layout: this.layout(list) };
+  }
+
+  runTraces(series, together) {
+    const run = this.runs.find((one) => one.id === series.run);
+    const faded = this.raised && this.raised !== series.run;
+    const line = { color: run.colour(), width: this.raised === series.run ? 2.6 : 1.6 };
+    const drawn = { type: "scatter", mode: series.x.length === 1 ? "markers" : "lines", opacity: faded ? 0.18 : 1, line };
+    const few = series.x.length > 1 && series.x.length <= 40 ? { mode: "lines+markers", marker: { size: 4, color: run.colour() } } : { marker: { size: 5, color: run.colour() } };
+    const hover = { hovertemplate: together === 1 && this.runs.length === 1 ? "%{y:.5~g}<extra></extra>" : "%{y:.5~g}<extra>%{fullData.name}</extra>" };
+    const main = { ...drawn, ...few, ...hover, x: series.x, y: this.settings.smooth > 0 || !series.min.length ? series.y : series.y, name: safe(run.label) };
+    const raw = together <= SMOOTH_FROM_ENVELOPE || this.settings.smooth === 0 ? envelope(series) : null;
+    if (!raw || (this.settings.smooth === 0 && series.raw)) return [main];
+    const faint = this.settings.smooth === 0 ? 0.6 : 0.25;
+    return [{ ...drawn, mode: "lines", x: raw.x, y: raw.y, line: { color: run.colour(), width: 1 }, opacity: faded ? 0.06 : faint, hoverinfo: "skip", name: safe(run.label) }, main];
+  }
+
+  bandTraces(list) {
+    const groups = Map.groupBy(list, (series) => this.runs.find((run) => run.id === series.run).group);
+    return [...groups].flatMap(([group, members]) => {
+      const found = band(members);
+      const first = this.runs.find((run) => run.id === members[0].run);
+      if (!found) return [];
+      const edge = { type: "scatter", mode: "lines", x: found.x, line: { width: 0, color: first.colour() }, hoverinfo: "skip" };
+      const name = safe(members.length > 1 ? `${group} (${members.length} seeds)` : first.label);
+      return [
+        { ...edge, y: found.low },
+        { ...edge, y: found.high, fill: "tonexty", fillcolor: alpha(first.colour(), 0.2) },
+        { type: "scatter", mode: "lines", x: found.x, y: found.mean, name, line: { color: first.colour(), width: 1.8 }, hovertemplate: "%{y:.5~g}<extra>%{fullData.name}</extra>" },
+      ];
+    });
+  }
+
+  layout(list) {
+    const { settings } = this;
+    const log = (value) => (settings.logx ? Math.log10(Math.max(Number(value), 1e-12)) : Number(value));
+    const range = settings.from !== "" && settings.to !== "" ? [log(settings.from), log(settings.to)] : undefined;
+    const lists = list.flatMap((series) => (settings.smooth > 0 ? [series.y] : [series.min, series.max]));
+    const yRange = settings.outliers ? undefined : typicalRange(lists, settings.logy);
+    const marks = settings.marks && this.runs.length === 1 ? this.marks(list[0]) : [];
+    return {
+      hovermode: list.length > 12 ? "closest" : "x unified",
+      xaxis: { type: settings.logx ? "log" : "linear", range, autorange: !range, title: { text: AXES[settings.x] + (settings.x === "time" ? " (s)" : "") }, hoverformat: ",~r" },
+      yaxis: { type: settings.logy ? "log" : "linear", range: yRange, autorange: !yRange, fixedrange: true },
+      shapes: marks.map((mark) => ({ type: "line", xref: "x", yref: "paper", x0: mark.x, x1: mark.x, y0: 0, y1: 1, layer: "below", line: { color: colour(mark.colour), width: 1, dash: mark.dash } })),
+    };
+  }
+
+  // Events as vertical lines; only steps can be placed on every axis without asking again.
+  marks(series) {
+    if (!series || this.settings.x !== "step") return [];
+    const looks = { failure: ["bad", "solid"], attempt: ["warn", "solid"], resize: ["warn", "solid"], alert: ["bad", "dot"], spike: ["bad", "dot"], checkpoint: ["line-strong", "dot"] };
+    return this.events().filter((event) => event.kind in looks && typeof event.step === "number" && event.step > 0)
+      .map((event) => ({ x: event.step, colour: looks[event.kind][0], dash: looks[event.kind][1] }));
+  }
+
+  rows(name) {
+    const rows = [["run", this.settings.x, "smoothed", "min", "max"]];
+    for (const series of this.charts.get(name).series ?? []) {
+      series.x.forEach((x, index) => rows.push([series.run, x, series.y[index], series.min[index], series.max[index]]));
+    }
+    return rows;
+  }
+
+  describe(name) {
+    const list = this.charts.get(name)?.series ?? [];
+    if (!list.length) return "no values";
+    if (list.length > 1) return `${list.length} runs; last values ${list.slice(0, 6).map((series) => number(series.y.at(-1))).join(", ")}`;
+    const { x, y } = list[0];
+    return `from ${number(y[0])} to ${number(y.at(-1))}, at ${this.settings.x} ${this.settings.x === "time" ? moment(x.at(-1)) : number(x.at(-1))}`;
+  }
+
+  destroy() {
+    this.abort?.abort();
+    this.refresh.cancel();
+    this.redrawSoon.cancel();
+    this.sight.disconnect();
+    for (const chart of this.charts.values()) chart.destroy();
+    this.charts.clear();
+  }
+}
+
+// plotly reads a little markup in names; text of people is shown as it is.
+export function safe(text) {
+  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
+export function alpha(hex, opacity) {
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  return `rgba(${r},${g},${b},${opacity})`;
+}
