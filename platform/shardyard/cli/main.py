@@ -47,6 +47,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("wait", "shardyard.cli.jobs", "wait", "Wait until a job or run ends, and end with its exit code."),
     ("inspect", "shardyard.cli.jobs", "inspect", "Show everything about a job or a run."),
     ("runs", "shardyard.cli.runs", "runs", "List runs and look into one."),
+    ("dashboard", "shardyard.cli.dashboard", "dashboard", "Show runs, curves, logs and jobs in the browser."),
     ("sample", "shardyard.cli.after", "sample", "Continue a prompt with a trained model."),
     ("eval", "shardyard.cli.after", "eval", "Measure a trained model on held-out data."),
     ("export", "shardyard.cli.after", "export", "Write a checkpoint as a folder that from_pretrained loads."),
