@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,7 @@ def dashboard(
     if not no_browser and output.is_terminal():
         _open_browser(full)
     output.note("Ctrl-C ends it.")
+    sys.stdout.flush()  # whoever started this with a pipe waits for the address
     serve(app, listening)
 
 

@@ -79,7 +79,7 @@ def failure(error: Exception) -> Answer:
         status = 502
     content: dict[str, Any] = {"error": _sentence(error)}
     if isinstance(error, QueryError):
-        content |= {"field": error.field, "position": error.position}
+        content |= {"field": error.field, "position": error.position, "nearest": error.nearest}
     elif isinstance(error, BadRequestError):
         content["field"] = error.field
     elif isinstance(error, RecipeError):

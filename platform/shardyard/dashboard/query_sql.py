@@ -153,7 +153,7 @@ class Compiler:
         hint = f"did you mean {match!r}?" if match else "fields are state, name, tag, step, age, loss, eval.…, recipe.…"
         if not listed and field.startswith("recipe."):
             hint = "no recipe has been read yet"
-        raise QueryError(f"there is no field {field!r}; {hint}", position, field)
+        raise QueryError(f"there is no field {field!r}; {hint}", position, field, match)
 
     def _parameter(self, value: Any) -> str:
         if len(self.parameters) >= _MOST_PARAMETERS:

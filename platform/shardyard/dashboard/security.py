@@ -29,7 +29,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 CSRF_HEADER = "x-shardyard-csrf"
 MOST_BODY_BYTES = 1024**2
-MOST_TARGET_BYTES = 64 * 1024
+MOST_TARGET_BYTES = 32 * 1024
 _SAFE = frozenset({"GET", "HEAD"})
 # No inline script, no frame, nothing from elsewhere. Charts set styles; pictures of them are made in the page.
 POLICY = (
