@@ -104,14 +104,18 @@ export class Stream {
   open() {
     if (this.closed || this.source || document.hidden) return;
     clearTimeout(this.retry);
-    this.source = new EventSource(address("/api/stream", this.describe()));
+    this.source = new EventSource(address("/api/stream", { version: this.version, ...this.describe() }));
     for (const [name, handler] of Object.entries(this.handlers)) {
-      this.source.addEventListener(name, (event) => handler(JSON.parse(event.data)));
+      this.source.addEventListener(name, (event) => {
+        const news = JSON.parse(event.data);
+        if (news.version !== undefined) this.version = news.version;
+        handler(news);
+      });
     }
     this.source.onopen = () => setReachable(true);
     this.source.onerror = () => {
       this.pause();
-      if (navigator.onLine !== undefined) ask("/api/session", {}).catch(() => {});
+      ask("/api/session", {}).catch(() => {});
       this.retry = setTimeout(() => this.open(), 2000);
     };
   }

@@ -10,13 +10,13 @@ import { badge } from "./states.js";
 const USUAL = ["state", "progress", "loss", "eval_loss", "sparkline", "age", "recipe", "tags"];
 const USUAL_ON_A_PHONE = ["state", "loss", "sparkline", "progress", "age"];
 const BUILT_IN = {
-  state: { title: "State", sort: "state", cell: (row) => badge(row.problem ? "damaged" : row.state) },
+  state: { title: "State", sort: "state", cell: (row) => [badge(row.state), row.problem && h("span.bad", { title: row.problem }, " damaged")] },
   progress: { title: "Step", sort: "step", numeric: true, cell: progress },
   loss: { title: "Loss", sort: "loss", numeric: true, cell: (row) => number(row.loss) },
   eval_loss: { title: "Eval loss", sort: "eval.loss", numeric: true, cell: (row) => number(row.eval_loss) },
   sparkline: { title: "Loss curve", cell: (row) => sparkline(row.sparkline) },
   age: { title: "Created", sort: "created", cell: (row) => h("span.dim", { title: row.created }, ago(row.age_seconds)) },
-  recipe: { title: "Recipe", cell: (row) => row.recipe ?? NOTHING },
+  recipe: { title: "Recipe", sort: "recipe", cell: (row) => row.recipe ?? NOTHING },
   sweep: { title: "Sweep", cell: (row) => (row.sweep ? h("a", { href: link(["sweeps", row.sweep]) }, row.sweep) : NOTHING) },
   tags: { title: "Tags", cell: (row) => (row.tags ?? []).map((tag) => h("span.tag", {}, tag)) },
   world_size: { title: "Ranks", numeric: true, cell: (row) => whole(row.world_size) },
@@ -34,7 +34,7 @@ export function defaultColumns({ chosen, choose, chooseAll, group, extra }) {
     cell: (row) => h("input", { type: "checkbox", checked: chosen(row), "data-control": "choose", "aria-label": `Choose ${row.name} ${row.id}`, onchange: () => choose(row) }),
   };
   const name = { key: "name", title: "Run", sort: "name", heads: true, sticky: true, cell: nameCell };
-  const grouped = group ? [{ key: "group", title: group === "sweep" ? "Sweep" : "Recipe", cell: (row, previous) => groupCell(row, previous, group) }] : [];
+  const grouped = group ? [{ key: "group", title: group[0].toUpperCase() + group.slice(1), cell: (row, previous) => groupCell(row, previous, group) }] : [];
   return [box, name, ...grouped, ...extra.filter((key) => !(group && key === group)).map((key) => ({ key, ...(BUILT_IN[key] ?? added(key)) }))];
 }
 
@@ -44,7 +44,7 @@ function nameCell(row) {
 }
 
 function groupCell(row, previous, group) {
-  const of = (one) => one?.group ?? one?.[group] ?? "";
+  const of = (one) => one?.[group] ?? "";
   return previous && of(previous) === of(row) ? h("span.unseen", {}, of(row) || "none") : h("strong", {}, of(row) || "none");
 }
 

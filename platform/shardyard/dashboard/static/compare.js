@@ -1,6 +1,6 @@
 // Runs side by side: curves over one another, what differs in their recipes, their results, and how both hang together.
 
-import { get } from "./api.js";
+import { get, Stream } from "./api.js";
 import { Curves } from "./curves.js";
 import { dialog, download, fill, h } from "./dom.js";
 import { csv, number, plain, real } from "./format.js";
@@ -33,14 +33,16 @@ class CompareView {
       ...this.ids.map((id) => get(`/api/runs/${encodeURIComponent(id)}`).catch((error) => ({ id, problem: error.message }))),
     ]);
     this.answer = answer;
-    this.results = new Map((answer.results ?? []).map((row) => [row.run, row]));
+    this.results = new Map((answer.results ?? []).map((row) => [row.run, row.metrics ?? {}]));
+    this.bands = answer.bands ?? [];
     this.runs = runs.map((run, index) => ({
-      id: run.id, label: this.label(run, runs), group: this.seedGroup(run), problem: run.problem, state: run.summary?.state,
+      id: run.id, label: this.label(run, runs), group: this.seedGroup(run), problem: run.problem ?? run.summary?.problem, state: run.summary?.state,
       info: run.info ?? {}, metrics: run.metrics ?? {}, colour: () => runColours()[index % runColours().length],
     }));
     fill(this.root, this.head(), this.legend = h("ul.legend", { "aria-label": "Runs" }), h("nav.tabs", { "aria-label": "Ways to compare" }), this.place = h("div.tab-place"));
     this.drawLegend();
     this.open();
+    this.stream = new Stream(() => this.curves?.streamParams() ?? {}, { series: (event) => this.curves?.add(event.series ?? []) });
   }
 
   // The name, with the end of the id where several runs are called the same.
@@ -50,10 +52,13 @@ class CompareView {
     return same ? `${name} ${run.id.slice(-4)}` : name;
   }
 
+  // Runs that differ in nothing but their seeds make one band, called after what sets it apart from the others.
   seedGroup(run) {
+    const together = this.bands.findIndex(({ runs }) => runs.includes(run.id));
+    if (together < 0) return run.id;
     const rest = (this.answer.recipe_diff ?? []).filter(({ path }) => !SEEDS.test(path));
     const said = rest.map(({ path, values }) => `${path.split(".").at(-1)}=${plain(values?.[run.id])}`);
-    return said.join(" ") || "same recipe";
+    return said.join(" ") || run.info?.name || run.id;
   }
 
   head() {
@@ -114,6 +119,7 @@ class CompareView {
     this.curves = new Curves({ runs: this.runs, metrics, params: route().params, canBand: groups.size < this.runs.length });
     for (const id of this.hidden) this.curves.hiddenRuns.add(id);
     fill(this.place, this.curves.element);
+    this.curves.onFetched = () => this.stream?.restart();
     return this.curves;
   }
 
@@ -158,7 +164,7 @@ class CompareView {
   drawScaling() {
     const points = this.runs.map((run) => ({
       run: run.id, label: run.label, parameters: run.info.plan?.architecture?.matmul_parameters ?? run.info.plan?.architecture?.parameters,
-      tokens: real(this.results.get(run.id)?.["train/tokens"]) ?? run.info.plan?.tokens, loss: real(this.results.get(run.id)?.["eval/validation/loss"] ?? this.results.get(run.id)?.eval_loss ?? this.results.get(run.id)?.["train/loss"]),
+      tokens: real(this.results.get(run.id)?.["train/tokens"]) ?? run.info.plan?.tokens, loss: real(this.results.get(run.id)?.["eval/validation/loss"] ?? this.results.get(run.id)?.["train/loss"]),
     })).filter((point) => point.parameters && point.tokens && Number.isFinite(point.loss));
     if (points.length < 2) {
       fill(this.place, empty("Too few points", "A scaling law needs the size, the training tokens and the loss of at least two runs."));
@@ -171,13 +177,14 @@ class CompareView {
   }
 
   destroy() {
+    this.stream?.close();
     this.part?.destroy?.();
     this.unregister();
   }
 }
 
 function value(values, run) {
-  return values && run in values ? h("code", {}, plain(values[run])) : h("span.dim", {}, "not there");
+  return values?.[run] !== undefined && values[run] !== null ? h("code", {}, plain(values[run])) : h("span.dim", {}, "–");
 }
 
 // Choose runs by name, on top of those that are there.

@@ -4,7 +4,7 @@ import { Chart } from "./charts.js";
 import { debounce, field, fill, h, select, throttle, toggle } from "./dom.js";
 import { metric as metricText, moment, number } from "./format.js";
 import { setParams } from "./router.js";
-import { AXES, band, envelope, extend, fetchSeries, isCurve, points, typicalRange } from "./series.js";
+import { AXES, band, envelope, extend, fetchSeries, isCurve, originsOf, points, typicalRange } from "./series.js";
 import { empty, warning } from "./states.js";
 import { colour } from "./theme.js";
 
@@ -29,10 +29,11 @@ export function settingsFrom(params) {
 }
 
 export class Curves {
-  // runs: [{id, label, colour(), group}]; metrics: {prefix: [names]}; events() → marks of a single run.
+  // runs: [{id, label, colour(), group, info}]; metrics: {prefix: [names]}; events() → marks of a single run.
   constructor({ runs, metrics, params, events = () => [], canBand = false }) {
     Object.assign(this, { runs, metrics, events, canBand });
     this.settings = settingsFrom(params);
+    this.origins = originsOf(runs);
     this.charts = new Map();
     this.waiting = new Set();
     this.hiddenRuns = new Set();
@@ -157,10 +158,11 @@ export class Curves {
     this.abort?.abort();
     this.abort = new AbortController();
     const width = this.charts.get(names[0]).plot.clientWidth;
-    const { smooth, x, from, to } = this.settings;
+    const { smooth, x } = this.settings;
+    const asked = { runs: this.runs.map((run) => run.id), metrics: names, x, smooth, ...this.range(), origins: this.origins };
     let answer;
     try {
-      answer = await fetchSeries({ runs: this.runs.map((run) => run.id), metrics: names, x, smooth, from, to, count: points(width, this.runs.length), signal: this.abort.signal });
+      answer = await fetchSeries({ ...asked, count: points(width, this.runs.length), signal: this.abort.signal });
     } catch (error) {
       if (error.name !== "AbortError") fill(this.problems, warning(error.message));
       else for (const name of names) this.waiting.add(name);
@@ -174,6 +176,27 @@ export class Curves {
       chart.stamp = stamp;
       this.render(chart);
     }
+    this.onFetched?.();
+  }
+
+  // What the server is asked for. Runs that start at different times share no range of time.
+  range() {
+    const { x, from, to } = this.settings;
+    if (x !== "time") return { from, to };
+    if (this.runs.length > 1) return {};
+    const origin = this.origins[this.runs[0].id];
+    return { from: from && String(Number(from) + origin), to: to && String(Number(to) + origin) };
+  }
+
+  // What the stream is asked for: the metrics in sight, from where each run was read to.
+  streamParams() {
+    const drawn = [...this.charts].filter(([, chart]) => chart.visible && chart.series);
+    const cursors = new Map();
+    for (const [, chart] of drawn) {
+      for (const { run, cursor } of chart.series) cursors.set(run, Math.min(cursor ?? 0, cursors.get(run) ?? Infinity));
+    }
+    if (!cursors.size) return {};
+    return { runs: [...cursors.keys()], metrics: drawn.map(([name]) => name), x: this.settings.x, cursors: [...cursors].map(([run, cursor]) => `${run}:${cursor}`) };
   }
 
   async render(chart) {
@@ -187,12 +210,14 @@ export class Curves {
     }
   }
 
-  // New points of a run, from the stream. A long tail of single points is fetched anew, in buckets.
-  add(run, records) {
-    for (const chart of this.charts.values()) {
-      const series = chart.series?.find((one) => one.run === run);
-      if (!series || this.settings.to || !extend(series, records, this.settings.x, this.settings.smooth)) continue;
-      chart.added = (chart.added ?? 0) + records.length;
+  // New points, from the stream. A long tail of single points is fetched anew, in buckets.
+  add(list) {
+    for (const news of list) {
+      const chart = this.charts.get(news.metric);
+      const series = chart?.series?.find((one) => one.run === news.run);
+      if (!series || this.settings.to) continue;
+      chart.added = (chart.added ?? 0) + (news.replace ? REFRESH_AFTER + 1 : extend(series, news, this.settings.smooth));
+      series.cursor = news.cursor;
       this.dirty.add(chart);
     }
     if (this.dirty.size) this.redrawSoon();

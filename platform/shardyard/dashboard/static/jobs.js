@@ -2,7 +2,7 @@
 
 import { get, id as quoted, post } from "./api.js";
 import { announce, command, confirm, fill, h } from "./dom.js";
-import { ago, bytes, duration, number, whole } from "./format.js";
+import { ago, duration, moment, number } from "./format.js";
 import { register } from "./keys.js";
 import { link } from "./router.js";
 import { badge, empty, failure, skeleton, warning } from "./states.js";
@@ -11,7 +11,6 @@ import { simpleTable } from "./table.js";
 export const title = "Jobs";
 
 const EVERY = 4000;
-const OVER = ["finished", "failed", "stopped", "interrupted", "preempted", "succeeded"];
 
 class JobsView {
   constructor(root) {
@@ -51,8 +50,8 @@ class JobsView {
       return;
     }
     const jobs = answer.jobs ?? [];
-    const open = jobs.filter((job) => !OVER.includes(job.state));
-    const over = jobs.filter((job) => OVER.includes(job.state));
+    const open = jobs.filter((job) => !job.ended);
+    const over = jobs.filter((job) => job.ended);
     this.count.textContent = `${open.length} at work or waiting`;
     fill(this.place,
       h("section", { "aria-labelledby": "nodes" }, h("h2", { id: "nodes" }, "Nodes"), (answer.nodes ?? []).length ? h("ul.nodes", {}, answer.nodes.map(node)) : h("p.dim", {}, "The cluster names no nodes.")),
@@ -62,10 +61,10 @@ class JobsView {
 
   table(jobs, open) {
     const rows = jobs.map((job) => [
-      job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : job.name ?? job.id, badge(job.state), h("span.reason", {}, job.reason ?? job.message ?? ""),
-      resources(job), when(job), open ? h("button.small", { type: "button", disabled: job.can_stop === false, onclick: () => this.stop(job) }, "Stop") : h("code", {}, job.id),
+      job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : job.name ?? job.id, badge(stateOf(job)), h("span.reason", {}, open ? job.waiting || job.doing : job.doing || job.message),
+      job.recipe ?? "", job.needs ?? "", when(job), open ? h("button.small", { type: "button", onclick: () => this.stop(job) }, "Stop") : h("code", {}, job.id),
     ]);
-    return simpleTable(open ? "Jobs in the queue" : "Ended jobs", ["Job", "State", open ? "Why" : "How it ended", "Takes", "When", ""], rows);
+    return simpleTable(open ? "Jobs in the queue" : "Ended jobs", ["Job", "State", open ? "What it does or waits for" : "How it ended", "Recipe", "Needs", "When", open ? "" : "Id"], rows);
   }
 
   async stop(job) {
@@ -87,30 +86,31 @@ class JobsView {
   }
 }
 
-function resources(job) {
-  const parts = [job.workers && `${whole(job.workers)} workers`, job.gpus && `${whole(job.gpus)} GPUs`].filter(Boolean);
-  return parts.join(", ") || "–";
+// Ray's words for the states of jobs, in ours; a job that runs while its workers wait for room is waiting.
+function stateOf(job) {
+  if (job.state === "RUNNING") return job.waiting ? "waiting" : "running";
+  return { PENDING: "pending", STOPPED: "stopped", SUCCEEDED: "finished", FAILED: "failed" }[job.state] ?? String(job.state).toLowerCase();
 }
 
 function when(job) {
   const now = Date.now() / 1000;
-  if (job.ended) return h("span", {}, ago(now - job.ended), job.started ? h("span.dim", {}, `, took ${duration(job.ended - job.started)}`) : null);
-  if (job.started) return `since ${duration(now - job.started)}`;
-  return job.submitted ? `submitted ${ago(now - job.submitted)}` : "–";
+  if (job.ended_at) return [ago(now - job.ended_at), job.submitted ? h("span.dim", {}, `, after ${duration(job.ended_at - job.submitted)}`) : null];
+  return job.submitted ? h("span", { title: moment(job.submitted) }, `submitted ${ago(now - job.submitted)}`) : "–";
 }
 
 function node(one) {
-  const ok = !one.state || /alive|up|ok|running/i.test(one.state);
-  return h("li.node", {}, h("div.head", {}, h("strong", {}, one.name ?? one.id ?? "node"), one.head && h("span.tag", {}, "head"), h("div.grow"), badge(ok ? "running" : "lost")),
-    meter("CPU", one.cpus_used, one.cpus, number), one.gpus ? meter(one.gpu_name ? `GPU, ${one.gpu_name}` : "GPU", one.gpus_used, one.gpus, number) : h("p.dim", {}, "No GPU"),
-    one.memory_bytes ? meter("Memory", one.memory_used_bytes, one.memory_bytes, bytes) : null, one.problem && h("p.bad", {}, one.problem));
+  const meters = ["CPU", "GPU"].map((name) => {
+    const all = one.total?.[name];
+    return all ? meter(name, one.free ? all - (one.free[name] ?? 0) : null, all) : null;
+  });
+  return h("li.node", {}, h("div.head", {}, h("strong", {}, one.name ?? one.address ?? "node"), one.head && h("span.tag", {}, "head"), h("div.grow"), badge(one.state === "ALIVE" ? "running" : "lost")),
+    one.address && one.address !== one.name && h("p.dim", {}, one.address), meters, !one.total?.GPU && h("p.dim", {}, "No GPU"), one.problem && h("p.bad", {}, one.problem));
 }
 
-function meter(name, used, all, format) {
-  if (all === undefined || all === null) return null;
+function meter(name, used, all) {
   const bar = h("span.bar", { "aria-hidden": "true" }, h("span"));
-  bar.firstChild.style.width = `${all ? Math.min(100, (100 * (used ?? 0)) / all) : 0}%`;
-  return h("div.meter", {}, h("span", {}, name), bar, h("span.numbers", {}, `${format(used ?? 0)} of ${format(all)}`));
+  bar.firstChild.style.width = `${Math.min(100, (100 * (used ?? 0)) / all)}%`;
+  return h("div.meter", {}, h("span", {}, name), bar, h("span.numbers", {}, used === null ? `${number(all)} in all` : `${number(used)} of ${number(all)} in use`));
 }
 
 export function mount(root) {

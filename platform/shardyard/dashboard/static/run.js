@@ -38,10 +38,9 @@ class RunView {
       ["Escape", "Back to the runs", () => go(["runs"])],
     ]);
     this.refresh = throttle(() => this.reload(), 3000);
-    this.stream = new Stream(() => ({ runs: [id], cursors: [this.cursor ?? 0], ...this.tab?.streamParams?.() }), {
+    this.stream = new Stream(() => this.tab?.streamParams?.() ?? {}, {
       runs: (event) => event.runs?.some((row) => row.id === id) && this.refresh(),
-      series: (event) => this.series(event),
-      events: (event) => event.run === id && this.moreEvents(),
+      series: (event) => this.tab?.add?.(event.series ?? []),
       log: (event) => event.run === id && this.tab?.lines?.(event),
     });
     this.moreEvents();
@@ -58,13 +57,14 @@ class RunView {
 
   drawHead() {
     const { info = {}, summary = {} } = this.run;
-    const state = this.run.problem ? "damaged" : summary.state ?? info.state;
+    const problem = this.run.problem ?? summary.problem;
+    const state = summary.state ?? info.state ?? "damaged";
     const name = info.name ?? this.id;
     const idButton = h("button.ghost.tiny", { type: "button", title: "Copy the id", "aria-label": `Copy the id ${this.id}`, onclick: () => copy(this.id, idButton) }, h("code", {}, this.id));
     fill(this.head,
       h("div.crumbs", {}, h("a", { href: "#/runs" }, "Runs"), h("span", { "aria-hidden": "true" }, "›"), idButton),
-      h("div.head", {}, h("h1", {}, name), badge(state), (info.tags ?? []).map((tag) => h("span.tag", {}, tag)), h("div.grow"), this.buttons(state)),
-      this.run.problem && warning(`This folder is damaged: ${this.run.problem} What can be read is shown.`));
+      h("div.head", {}, h("h1", {}, name), badge(state), (summary.tags ?? []).map((tag) => h("span.tag", {}, tag)), h("div.grow"), this.buttons(state)),
+      problem && warning(`${problem} What can be read is shown.`), summary.waiting && state === "running" && warning(summary.waiting));
     fill(this.tabs, h("ul", {}, this.known.map(([tab, text]) => h("li", {}, h("a", {
       href: link(["run", this.id], { tab: tab === "overview" ? null : tab }), "aria-current": tab === this.current ? "page" : null,
       onclick: (event) => {
@@ -76,7 +76,7 @@ class RunView {
   }
 
   buttons(state) {
-    const online = /^https?:\/\//.test(this.run.info?.wandb_url ?? "") ? this.run.info.wandb_url : null;
+    const online = /^https?:\/\//.test(this.run.wandb ?? "") ? this.run.wandb : null;
     return h("div.buttons", {},
       online && h("a.button.small", { href: online, rel: "noreferrer noopener", target: "_blank" }, "W&B"),
       h("a.button.small", { href: link(["compare"], { runs: this.id }) }, "Compare"),
@@ -114,14 +114,15 @@ class RunView {
       experts: () => new Experts(place, this), system: () => this.system(place, params),
     };
     this.tab = make[this.current]();
-    if (this.tab.streamParams) this.stream?.restart();
+    this.stream?.restart();
   }
 
   curves(place, params, keep = () => true) {
     const metrics = Object.fromEntries(Object.entries(this.run.metrics ?? {}).filter(([prefix]) => keep(prefix)));
-    const runs = [{ id: this.id, label: this.run.info?.name ?? this.id, colour: () => colour("accent"), group: "" }];
+    const runs = [{ id: this.id, label: this.run.info?.name ?? this.id, colour: () => colour("accent"), group: "", info: this.run.info }];
     const curves = new Curves({ runs, metrics, params, events: () => this.events });
     fill(place, curves.element);
+    curves.onFetched = () => this.stream?.restart();
     curves.told = () => curves.setMetrics(Object.fromEntries(Object.entries(this.run.metrics ?? {}).filter(([prefix]) => keep(prefix))));
     return curves;
   }
@@ -135,16 +136,12 @@ class RunView {
     return this.curves(place, params, (prefix) => machine.includes(prefix));
   }
 
-  series(event) {
-    if (event.run !== this.id) return;
-    this.cursor = event.cursor ?? this.cursor;
-    this.tab?.add?.(this.id, event.records ?? []);
-  }
-
   async moreEvents() {
     try {
-      const answer = await get(`/api/runs/${quoted(this.id)}/events`);
-      this.events = answer.events ?? [];
+      const answer = await get(`/api/runs/${quoted(this.id)}/events`, { cursor: this.eventCursor });
+      if (!answer.events?.length) return;
+      this.events.push(...answer.events);
+      this.eventCursor = answer.cursor;
       this.tab?.eventsChanged?.();
     } catch {
       // The head of the run says what is wrong with its folder.

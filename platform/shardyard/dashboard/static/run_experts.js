@@ -30,7 +30,8 @@ export class Experts {
   }
 
   draw() {
-    const { layers = [], steps = [], table = [] } = this.answer;
+    const { layers = [], steps = [] } = this.answer;
+    const table = (this.answer.table ?? []).map((row) => row.map((value) => value ?? 0));
     if (!table.length) {
       fill(this.place, empty("No counts yet", "Tokens of each expert are counted when the model is evaluated."));
       return;

@@ -2,10 +2,11 @@
 
 import { get, id as quoted } from "./api.js";
 import { debounce, field, fill, h, select, toggle } from "./dom.js";
-import { bytes } from "./format.js";
+import { bytes, whole } from "./format.js";
 import { setParams } from "./router.js";
 
 const LINES = 1000;
+const MOST_LINES = 5000;
 const MOST_SHOWN = 5000;
 
 export class Logs {
@@ -14,11 +15,13 @@ export class Logs {
     this.rank = params.get("rank") ?? "driver";
     this.search = params.get("search") ?? "";
     this.errors = params.get("errors") === "1";
+    this.count = LINES;
     this.follow = params.get("follow") !== "0";
     this.box = h("pre.log", { tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" });
     this.box.addEventListener("scroll", () => this.scrolled());
     this.size = h("span.dim");
     this.wrong = h("div");
+    this.more = h("button.small", { type: "button", hidden: true, onclick: () => this.older() }, "Older lines");
     this.bar = h("div.toolbar");
     this.box.dataset.drawn = "no";
     fill(place, this.bar, this.wrong, this.box);
@@ -37,11 +40,11 @@ export class Logs {
     });
     fill(this.bar, field("Log of", select(ranks.map((rank) => [rank, rank === "driver" ? "driver" : `rank ${rank}`]), this.rank, (rank) => this.ask({ rank })), { inline: true }),
       field("Find", search, { inline: true }), toggle("errors only", this.errors, (errors) => this.ask({ errors })), this.followBox,
-      h("button.small", { type: "button", onclick: () => this.older(), disabled: !this.first }, "Older"), this.size);
+      this.more, this.size);
   }
 
   ask(changes) {
-    Object.assign(this, changes);
+    Object.assign(this, changes, { count: LINES });
     setParams({ rank: this.rank === "driver" ? null : this.rank, search: this.search, errors: this.errors ? "1" : null });
     this.load();
   }
@@ -53,11 +56,12 @@ export class Logs {
   async load() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     try {
-      const answer = await get(this.path(), { rank: this.rank, cursor: -1, search: this.search, errors: this.errors ? 1 : null, lines: LINES });
+      const answer = await get(this.path(), { rank: this.rank, cursor: -1, search: this.search, errors: this.errors ? 1 : null, lines: this.count });
       if (turn !== this.turn) return;
       this.cursor = answer.cursor;
       this.show(answer.lines ?? []);
-      this.size.textContent = `${bytes(answer.total_bytes)}${this.first > 1 && !this.search && !this.errors ? `, from line ${this.first}` : ""}`;
+      this.more.hidden = !(this.first > 1 || answer.left_out) || this.count === MOST_LINES;
+      this.size.textContent = [bytes(answer.total_bytes), this.search || this.errors ? `${answer.matches ?? 0} lines match` : this.first > 1 ? `from line ${whole(this.first)}` : ""].filter(Boolean).join(", ");
       this.view.stream?.restart();
     } catch (error) {
       if (turn !== this.turn) return;
@@ -74,18 +78,13 @@ export class Logs {
 
   line([number, text, level]) {
     const parts = this.search ? marked(text, this.search) : text;
-    return h("span.line", { class: `line level-${["error", "warning"].includes(level) ? level : "usual"}` }, h("span.nr", { "aria-hidden": "true" }, String(number)), h("span.text", {}, parts, "\n"));
+    return h("span.line", { class: `line level-${["error", "warning"].includes(level) ? level : "usual"}` }, h("span.nr", { "aria-hidden": "true" }, number === null ? "" : String(number)), h("span.text", {}, parts, "\n"));
   }
 
-  async older() {
-    if (!this.first) return;
-    const answer = await get(this.path(), { rank: this.rank, before: this.first, search: this.search, errors: this.errors ? 1 : null, lines: LINES }).catch(() => null);
-    const lines = (answer?.lines ?? []).filter(([number]) => number < this.first);
-    if (!lines.length) return;
-    this.first = lines[0][0];
-    const height = this.box.scrollHeight;
-    this.box.prepend(...lines.map((line) => this.line(line)));
-    this.box.scrollTop += this.box.scrollHeight - height;
+  older() {
+    this.count = MOST_LINES;
+    this.follow = false;
+    this.load();
   }
 
   // New lines, from the stream.
@@ -102,7 +101,7 @@ export class Logs {
   }
 
   streamParams() {
-    return this.cursor === undefined ? {} : { log: `${this.view.id}:${this.rank}:${this.cursor}` };
+    return this.cursor === undefined ? {} : { log: `${this.view.id}:${this.cursor}:${this.rank}` };
   }
 
   // Errors first: what went wrong on any rank, before a person looks for it.
@@ -131,7 +130,6 @@ export class Logs {
 
   destroy() {
     this.turn = -1;
-    this.view.stream?.restart();
   }
 }
 

@@ -48,6 +48,8 @@ export class Overview {
     const metrics = [...new Set(this.charts.flatMap((chart) => chart.metrics))];
     try {
       const { found } = await fetchSeries({ runs: [this.view.id], metrics, x: "step", smooth: 0.6, count: points(width, 1) });
+      this.cursor = found.get(metrics[0])?.[0]?.cursor;
+      this.view.stream?.restart();
       for (const chart of this.charts) {
         chart.series = chart.metrics.flatMap((name) => found.get(name));
         await chart.render();
@@ -74,7 +76,7 @@ export class Overview {
   // The newest values that the tiles show and the summary of the server lacks.
   async latest() {
     const names = Object.values(this.view.run.metrics ?? {}).flat();
-    const wanted = ["memory/peak_allocated_bytes", "memory/rss_bytes", "train/tokens", ...names.filter((name) => /energy|power/.test(name)).slice(0, 2)].filter((name) => names.includes(name));
+    const wanted = ["memory/peak_allocated_bytes", "memory/rss_bytes", ...names.filter((name) => /energy|power/.test(name)).slice(0, 2)].filter((name) => names.includes(name));
     if (!wanted.length) return;
     try {
       const { found } = await fetchSeries({ runs: [this.view.id], metrics: wanted, x: "step", smooth: 0, count: 120 });
@@ -101,7 +103,7 @@ export class Overview {
       ["Tokens per second", count(progress.tokens_per_second)],
       progress.mfu !== null && progress.mfu !== undefined && ["MFU", percent(progress.mfu)],
       memory && [newest["memory/peak_allocated_bytes"] ? "Peak GPU memory" : "Memory of rank 0", bytes(memory)],
-      newest["train/tokens"] && ["Tokens", count(newest["train/tokens"])],
+      progress.tokens && ["Tokens", count(progress.tokens)],
       ...Object.entries(newest).filter(([name]) => /energy|power/.test(name)).map(([name, value]) => [name, metric(name, value)]),
     ];
     fill(this.tiles, tiles.filter(Boolean).map(([name, value]) => h("div.tile", {}, h("dt", {}, name), h("dd", {}, value))));
@@ -135,7 +137,7 @@ export class Overview {
       ["Host", from.host && `${from.host}${from.gpus?.length ? `, ${from.gpus.length} × ${from.gpus[0]}` : `, ${from.cpu ?? "CPU"}`}`],
       ["Code", from.git && `${String(from.git.commit).slice(0, 12)}${from.git.dirty ? ", with changes" : ""}`],
       ["Packages", Object.entries(packages).slice(0, 6).map(([name, version]) => `${name} ${version}`).join(", ")],
-      ["Folder", summary.path && h("code", {}, summary.path)],
+      ["Sweep", summary.sweep && h("a", { href: link(["sweeps", summary.sweep]) }, summary.sweep)],
       ["Command", from.command && h("code", {}, from.command.map(plain).join(" "))],
     ];
     fill(this.facts, facts.filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -146,8 +148,13 @@ export class Overview {
     fill(this.timeline, shown.length ? shown.map(happened) : h("li.dim", {}, "Nothing yet."));
   }
 
-  add() {
-    this.redraw();
+  add(list) {
+    if (list.length) this.redraw();
+  }
+
+  // Only that there is something new counts here: the curves are then read again, in buckets.
+  streamParams() {
+    return this.cursor === undefined ? {} : { runs: this.view.id, metrics: this.charts[0].metrics[0], cursors: `${this.view.id}:${this.cursor}` };
   }
 
   destroy() {

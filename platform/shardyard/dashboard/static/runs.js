@@ -65,7 +65,7 @@ class RunsView {
       h("div.head", {}, h("h1", {}, "Runs"), this.total, h("div.grow"), this.quick),
       h("div.toolbar.runs-bar", {},
         field("Search", this.search), this.sortBar,
-        field("Group", select([["", "none"], ["sweep", "sweep"], ["recipe", "recipe"]], this.group, (group) => this.ask({ group })), { inline: true }),
+        field("Group", select([["", "none"], ["sweep", "sweep"], ["recipe", "recipe"], ["state", "state"]], this.group, (group) => this.ask({ group })), { inline: true }),
         h("button.small", { type: "button", onclick: () => chooseColumns(this.available, this.columns, (columns) => this.setColumns(columns)) }, "Columns…")),
       this.error, h("p.hint", { id: "query-help" }, "Fields: state, name, tag, group, step, age, loss, eval.…, train.…, perf.…, recipe.…; = != < <= > >= ~ in; and, or, not, brackets."),
       this.problems, this.bar, this.place);
@@ -126,7 +126,7 @@ class RunsView {
   }
 
   failed(error) {
-    if (error.field === "query" || error.position !== undefined) {
+    if (error.position !== undefined) {
       this.error.hidden = false;
       this.search.setAttribute("aria-invalid", "true");
       fill(this.error, pointed(this.query, error), error.nearest && h("button.small", { type: "button", onclick: () => this.repair(error) }, `Use ${error.nearest}`));

@@ -15,7 +15,8 @@ export function points(width, runs) {
 }
 
 // Ask for metrics of runs; the answer maps metric to a list of series, one a run that has it.
-export async function fetchSeries({ runs, metrics, x, smooth, from, to, count, signal }) {
+// On the axis of time, each run begins at 0: `origins` has the Unix time of each run's start.
+export async function fetchSeries({ runs, metrics, x, smooth, from, to, count, signal, origins = {} }) {
   const found = new Map(metrics.map((metric) => [metric, []]));
   const problems = [];
   const parts = [];
@@ -24,14 +25,15 @@ export async function fetchSeries({ runs, metrics, x, smooth, from, to, count, s
     get("/api/series", { runs, metrics: part, x, smooth, from, to, points: count }, signal)));
   for (const answer of answers) {
     problems.push(...(answer.problems ?? []));
-    for (const series of answer.series) found.get(series.metric)?.push(ready(series));
+    for (const series of answer.series) found.get(series.metric)?.push(ready(series, x === "time" ? origins[series.run] ?? 0 : 0));
   }
   return { found, problems };
 }
 
-function ready(series) {
+function ready(series, origin) {
   const numbers = (list) => (list ?? []).map(real);
-  return { ...series, x: numbers(series.x), y: numbers(series.y), min: numbers(series.min), max: numbers(series.max) };
+  const x = origin ? numbers(series.x).map((at) => at - origin) : numbers(series.x);
+  return { ...series, x, origin, y: numbers(series.y), min: numbers(series.min), max: numbers(series.max) };
 }
 
 // Least and greatest of each bucket, in turns: a line through them shows every spike, as the raw curve would.
@@ -52,23 +54,21 @@ export function envelope(series) {
   return { x, y };
 }
 
-// Continue a smoothed curve with raw points, by the rule of W&B: a debiased moving average. What came before the last
-// point of the server is unknown here, so its value stands for it.
-export function extend(series, records, x, smooth) {
-  let changed = false;
-  const field = { step: "step", tokens: "tokens", flops: "flops", time: "time" }[x];
-  for (const record of records) {
-    const value = real(record[series.metric]);
-    const at = real(record[field]);
-    if (typeof value !== "number" || typeof at !== "number" || at <= (series.x.at(-1) ?? -Infinity)) continue;
-    const before = series.y.at(-1);
+// Continue a smoothed curve with points that came later, as a debiased moving average does: what came before the last
+// point of the server is not known here, so its value stands for it. Returns how many points are new.
+export function extend(series, news, smooth) {
+  const before = series.x.length;
+  news.x.forEach((place, index) => {
+    const at = real(place) - series.origin;
+    const value = real(news.y[index]);
+    if (!(at > (series.x.at(-1) ?? -Infinity))) return;
+    const last = series.y.at(-1);
     series.x.push(at);
     series.min.push(value);
     series.max.push(value);
-    series.y.push(Number.isFinite(before) && Number.isFinite(value) ? smooth * before + (1 - smooth) * value : value);
-    changed = true;
-  }
-  return changed;
+    series.y.push(Number.isFinite(last) && Number.isFinite(value) ? smooth * last + (1 - smooth) * value : value);
+  });
+  return series.x.length - before;
 }
 
 // Range of y that leaves out the outermost hundredth on both sides.
@@ -80,6 +80,11 @@ export function typicalRange(lists, log) {
   if (log) [low, high] = [Math.log10(low), Math.log10(high)];
   const margin = (high - low) * 0.06 || 0.5;
   return [low - margin, high + margin];
+}
+
+// When runs started, in Unix seconds, by id.
+export function originsOf(runs) {
+  return Object.fromEntries(runs.map(({ id, info = {} }) => [id, new Date(info.started ?? info.created ?? 0) / 1000 || 0]));
 }
 
 // Metrics that are numbers over steps and belong into charts: tables of experts have a view of their own.

@@ -98,9 +98,9 @@ class SubmitView {
     if (!(await confirm(`Submit ${this.name}?`, overrides.length ? `With ${overrides.join(", ")}.` : "As it is, without changes.", "Submit"))) return;
     this.button.disabled = true;
     try {
-      const { id, run } = await post("/api/jobs", { recipe: this.name, overrides });
+      const { id } = await post("/api/jobs", { recipe: this.name, overrides });
       announce("The job is submitted");
-      fill(this.answer, h("p.good", {}, "Submitted as ", h("code", {}, id ?? run), ". ", h("a", { href: run ? link(["run", run]) : "#/jobs" }, "Show it"), " · ", h("a", { href: "#/jobs" }, "Jobs")));
+      fill(this.answer, h("p.good", {}, "Submitted as ", h("code", {}, id), ". ", h("a", { href: link(["run", id]) }, "Show the run"), " once it has started, or ", h("a", { href: "#/jobs" }, "the jobs"), "."));
     } catch (error) {
       fill(this.answer, warning(error.message));
     }

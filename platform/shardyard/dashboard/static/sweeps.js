@@ -5,7 +5,7 @@ import { command, fill, h } from "./dom.js";
 import { ago, count, number, plain, real, whole } from "./format.js";
 import { link } from "./router.js";
 import { Relations } from "./relations.js";
-import { scalingPlot } from "./scaling.js";
+import { formula, scalingPlot } from "./scaling.js";
 import { badge, empty, skeleton, warning } from "./states.js";
 import { simpleTable } from "./table.js";
 
@@ -20,14 +20,15 @@ export async function mount(root, { path, params }, { title: setTitle }) {
 }
 
 async function list(root) {
-  const { sweeps = [] } = await get("/api/sweeps");
+  const answer = await get("/api/sweeps");
+  const sweeps = Array.isArray(answer) ? answer : answer.sweeps ?? [];
   const head = h("div.head", {}, h("h1", {}, "Sweeps"), h("span.count", {}, sweeps.length ? String(sweeps.length) : ""));
   if (!sweeps.length) {
     fill(root, head, empty("No sweeps yet", "A sweep launches one recipe many times, with other settings each time, and finds the best:", command("shardyard sweep sweeps/learning-rate")));
     return {};
   }
   const rows = sweeps.map((sweep) => [
-    h("a", { href: link(["sweeps", sweep.id]) }, sweep.name ?? sweep.id), badge(sweep.state), `${whole(sweep.finished)} / ${whole(sweep.trials)}`, sweep.metric ?? "",
+    h("a", { href: link(["sweeps", sweep.id]) }, sweep.name ?? sweep.id), badge(sweep.problem ? "damaged" : sweep.state), sweep.finished === undefined ? whole(sweep.trials) : `${whole(sweep.finished)} / ${whole(sweep.trials)}`, sweep.metric ?? "",
     sweep.best_run ? h("a", { href: link(["run", sweep.best_run]) }, number(sweep.best)) : number(sweep.best), sweep.recipe ?? "", ago((Date.now() - new Date(sweep.created)) / 1000),
   ]);
   fill(root, head, h("section.panel", {}, simpleTable("Sweeps", ["Sweep", "State", "Trials", "Metric", "Best", "Recipe", "Created"], rows, { numeric: [2, 4] })));
@@ -38,7 +39,7 @@ class SweepView {
   constructor(root, sweep, params) {
     this.sweep = sweep;
     const trials = sweep.trials ?? [];
-    const runs = trials.filter((trial) => trial.run).map((trial) => ({ id: trial.run, label: `trial ${trial.number ?? ""}`.trim(), trial }));
+    const runs = trials.filter((trial) => trial.run).map((trial) => ({ id: trial.run, label: `trial ${trial.trial ?? ""}`.trim(), trial }));
     const of = new Map(runs.map((run) => [run.id, run.trial]));
     const names = sweep.parameters?.length ? sweep.parameters : [...new Set(trials.flatMap((trial) => Object.keys(trial.parameters ?? {})))];
     const relations = h("div");
@@ -54,7 +55,8 @@ class SweepView {
         metrics: [{ name: sweep.metric ?? "metric", metric: true, of: (run) => real(of.get(run)?.metric ?? undefined) }, { name: "tokens", of: (run) => of.get(run)?.tokens }, { name: "parameters", of: (run) => of.get(run)?.model_parameters ?? undefined }].filter((one) => runs.some((run) => Number.isFinite(one.of(run.id)))),
       });
     }
-    if (sweep.fit) this.law(law, sweep.fit, trials);
+    if (sweep.fit?.law) this.law(law, sweep.fit, trials);
+    else if (sweep.fit?.problem) fill(law, warning(`No scaling law yet: ${sweep.fit.problem}`));
   }
 
   best(trials) {
@@ -67,16 +69,16 @@ class SweepView {
   }
 
   law(place, fit, trials) {
-    const points = (fit.points ?? []).map((point) => ({ ...point, run: trials.find((trial) => trial.tokens === point.tokens && real(trial.metric) === point.loss)?.run }));
+    const points = (fit.points ?? []).map((point) => ({ ...point, run: trials.find((trial) => real(trial.metric) === point.loss)?.run }));
     this.chart = scalingPlot("Scaling law", points, fit);
     const test = this.sweep.prediction;
-    fill(place, h("section.panel", {}, h("h2", {}, "Scaling law"), h("p", {}, h("code", {}, fit.formula ?? fit.form ?? "")), test && h("p", {}, `The test has ${count(test.parameters)} parameters and ${count(test.tokens)} tokens: predicted ${number(test.loss)}${test.measured ? `, measured ${number(test.measured)}` : ""}.`), this.chart.element));
+    fill(place, h("section.panel", {}, h("h2", {}, "Scaling law"), h("p", {}, h("code", {}, formula(fit.law))), test && h("p", {}, `The test has ${count(test.parameters)} parameters and ${count(test.tokens)} tokens: predicted ${number(test.loss)}${test.measured ? `, measured ${number(test.measured)}` : ""}.`), this.chart.element));
     this.chart.render();
   }
 
   table(trials, names) {
     const rows = trials.map((trial) => [
-      trial.run ? h("a", { href: link(["run", trial.run]) }, `${trial.number ?? trial.run}`) : `${trial.number ?? ""}`, badge(trial.state === "stopped early" ? "stopped" : trial.state), whole(trial.step), number(trial.metric),
+      trial.run ? h("a", { href: link(["run", trial.run]) }, `${trial.trial ?? trial.run}`) : `${trial.trial ?? ""}`, badge(trial.state === "stopped early" ? "stopped" : trial.state), whole(trial.step), number(trial.metric),
       ...names.map((name) => h("code", {}, plain(trial.parameters?.[name]))), trial.error ? h("span.bad", {}, trial.error) : "",
     ]);
     const numeric = [2, 3];
