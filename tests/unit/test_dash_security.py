@@ -181,12 +181,12 @@ TRAVERSALS = [
 
 
 @pytest.mark.parametrize("name", TRAVERSALS)
-@pytest.mark.parametrize("rest", ["", "/recipe", "/logs", "/events", "/samples", "/experts", "/system"])
-def test_no_name_leads_out_of_the_runs_folder(client: TestClient, name: str, rest: str) -> None:
-    answer = client.get(f"/api/runs/{name}{rest}")
-    assert answer.status_code in (404, 405) or (answer.status_code == 200 and answer.json().get("total") == 3)
-    assert SECRET not in answer.text
-    assert "root:" not in answer.text
+def test_no_name_leads_out_of_the_runs_folder(client: TestClient, name: str) -> None:
+    for rest in ("", "/recipe", "/logs", "/events", "/samples", "/experts", "/system"):
+        answer = client.get(f"/api/runs/{name}{rest}")
+        assert answer.status_code in (404, 405) or (answer.status_code == 200 and answer.json().get("total") == 3)
+        assert SECRET not in answer.text
+        assert "root:" not in answer.text
 
 
 @pytest.mark.parametrize("name", ["../secret.txt", "/etc/passwd", "one-1\0", "one-1/../../secret.txt"])
