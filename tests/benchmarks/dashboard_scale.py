@@ -1,7 +1,7 @@
 """The dashboard's server at scale: 10,000 runs listed, 50 runs of 100,000 points drawn, runs that write while it looks.
 
-Run folders are synthetic; the answers come from the application itself, so the figures are those of the server alone. `cpu`
-is the share of one core that following takes, memory the greatest that the process ever held.
+Run folders are synthetic; the answers come from the application itself, so the figures are those of the server alone.
+`cpu` is the share of one core that following takes, memory the greatest that the process ever held.
 """
 
 from __future__ import annotations

@@ -66,11 +66,13 @@ class Reader:
         steps = self._at(connection, key, "step", stamp, where, since)
         x = self._axis(connection, key, axis, stamp, where, steps, since, run[1])
         good = np.isfinite(x) & np.isfinite(steps)
-        steps, x, values = steps[good], x[good], values[good]
-        # The last of each step: the first in the reversed order.
-        _, first = np.unique(steps[::-1], return_index=True)
-        chosen = steps.size - 1 - first
-        x, values = x[chosen], values[chosen]
+        if not good.all():
+            steps, x, values = steps[good], x[good], values[good]
+        if (np.diff(steps) <= 0).any():
+            # The last of each step: the first in the reversed order.
+            _, first = np.unique(steps[::-1], return_index=True)
+            chosen = steps.size - 1 - first
+            x, values = x[chosen], values[chosen]
         if x.size > 1 and (np.diff(x) < 0).any():
             order = np.argsort(x, kind="stable")
             x, values = x[order], values[order]
