@@ -38,7 +38,11 @@ def start_dashboard(runs_dir: Path, home: Path, *arguments: str) -> Dashboard:
     environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "XDG_RUNTIME_DIR": str(home)}
     command = [sys.executable, "-m", "shardyard.cli.main", "dashboard", "--runs-dir", str(runs_dir), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--no-browser", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--no-browser", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     said = ""
@@ -63,7 +67,9 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
 
 
 @pytest.fixture(scope="session")
-def dashboard(gallery: tuple[Path, dict[str, RunFolder]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+def dashboard(
+    gallery: tuple[Path, dict[str, RunFolder]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Dashboard]:
     started = start_dashboard(gallery[0], tmp_path_factory.mktemp("home"))
     yield started
     stop_dashboard(started)
@@ -97,7 +103,9 @@ class Visit:
     def check(self) -> None:
         """Nothing was asked of another machine, and the console is clean."""
         home = urlsplit(self.dashboard.address).netloc
-        foreign = [url for url in self.requests if urlsplit(url).netloc != home and not url.startswith(("data:", "blob:"))]
+        foreign = [
+            url for url in self.requests if urlsplit(url).netloc != home and not url.startswith(("data:", "blob:"))
+        ]
         assert foreign == []
         assert self.complaints == []
 
@@ -112,7 +120,11 @@ def visiting(browser: Browser, dashboard: Dashboard) -> Iterator[Visiting]:
 
     def enter(size: str = "desktop", theme: str = "light", at: Dashboard = dashboard) -> Visit:
         context = browser.new_context(
-            viewport=SIZES[size], color_scheme=theme, device_scale_factor=1, has_touch=size == "phone", accept_downloads=True
+            viewport=SIZES[size],
+            color_scheme=theme,
+            device_scale_factor=1,
+            has_touch=size == "phone",
+            accept_downloads=True,
         )
         contexts.append(context)
         page = context.new_page()

@@ -1,6 +1,6 @@
 """Run folders as launches write them, made in a moment: healthy, live, failed, damaged, long, with experts, in a sweep.
 
-    .venv/bin/python tests/browser/synthetic.py FOLDER      writes the gallery to look at by hand
+.venv/bin/python tests/browser/synthetic.py FOLDER      writes the gallery to look at by hand
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def plan_of(steps: int, weights: int = WEIGHTS, ranks: int = 2) -> dict[str, Any
         "flops_per_token": flops_per_token,
         "flops": flops_per_token * tokens,
         "architecture": {"family": "gpt2", "parameters": weights, "matmul_parameters": weights},
-        "memory": memory | {"activations_bytes": 36 * 1024**2, "logits_bytes": 6 * 1024**2, "buffers_bytes": 15 * 1024**2},
+        "memory": memory
+        | {"activations_bytes": 36 * 1024**2, "logits_bytes": 6 * 1024**2, "buffers_bytes": 15 * 1024**2},
         "fits": True,
     }
 
@@ -75,7 +76,9 @@ def write_run(
 ) -> RunFolder:
     """One run folder with everything a launch leaves: recipe, metrics, events, samples, logs, checkpoints."""
     loaded = load_recipe(recipe, [f"name={name}", f"train.steps={steps}", *overrides])
-    derived = f"\n# Derived:\n# world size: 2  (CPU ranks)\n# tokens a step: {TOKENS_PER_STEP}  (16 rows × 256 tokens)\n"
+    derived = (
+        f"\n# Derived:\n# world size: 2  (CPU ranks)\n# tokens a step: {TOKENS_PER_STEP}  (16 rows × 256 tokens)\n"
+    )
     done = steps if done is None else done
     start = time.time() - 3600 - done * 0.4 if began is None else began
     stamp = datetime.fromtimestamp(start, UTC)
@@ -152,7 +155,9 @@ def _write_events(run: RunFolder, done: int, start: float, state: str) -> None:
     writer.append({"kind": "attempt", "time": start + 4, "number": 1, "world_size": 2, "resumed_step": None})
     for step in range(100, done + 1, 100):
         writer.append({"kind": "evaluation", "time": start + step * 0.4, "step": step, "loss": 2.1})
-        writer.append({"kind": "checkpoint", "time": start + step * 0.4, "step": step, "seconds": 0.1, "bytes": 26_792_295})
+        writer.append(
+            {"kind": "checkpoint", "time": start + step * 0.4, "step": step, "seconds": 0.1, "bytes": 26_792_295}
+        )
     if state == "failed":
         message = "rank 1: the loss is not finite"
         writer.append({"kind": "failure", "time": start + done * 0.4, "step": done, "message": message, "ranks": [1]})

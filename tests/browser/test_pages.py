@@ -56,11 +56,15 @@ def places(gallery: Gallery) -> dict[str, tuple[str, str]]:
 
 def settle(page: Page) -> None:
     """Until no skeleton and no empty chart is left in sight."""
-    page.wait_for_function("!document.querySelector('.skeleton, .bone') && !document.querySelector('.stale')", timeout=15_000)
+    page.wait_for_function(
+        "!document.querySelector('.skeleton, .bone') && !document.querySelector('.stale')", timeout=15_000
+    )
     page.wait_for_timeout(250)
 
 
-@pytest.mark.parametrize(("size", "theme"), [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")])
+@pytest.mark.parametrize(
+    ("size", "theme"), [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")]
+)
 def test_every_page_is_complete_quiet_and_accessible(
     size: str, theme: str, visiting: Visiting, gallery: Gallery, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import { badge } from "./states.js";
 const USUAL = ["state", "progress", "loss", "eval_loss", "sparkline", "age", "recipe", "tags"];
 const USUAL_ON_A_PHONE = ["state", "loss", "sparkline", "progress", "age"];
 const BUILT_IN = {
-  state: { title: "State", sort: "state", cell: (row) => [badge(row.state), row.problem && h("span.bad", { title: row.problem }, " damaged")] },
+  state: { title: "State", sort: "state", cell: (row) => (row.state === "unknown" && row.problem ? badge("damaged") : [badge(row.state), row.problem && h("span.bad", { title: row.problem }, " damaged")]) },
   progress: { title: "Step", sort: "step", numeric: true, cell: progress },
   loss: { title: "Loss", sort: "loss", numeric: true, cell: (row) => number(row.loss) },
   eval_loss: { title: "Eval loss", sort: "eval.loss", numeric: true, cell: (row) => number(row.eval_loss) },
@@ -39,8 +39,8 @@ export function defaultColumns({ chosen, choose, chooseAll, group, extra }) {
 }
 
 function nameCell(row) {
-  return h("a.run-name", { href: link(["run", row.id]), "data-control": "name", title: row.problem || row.id },
-    row.name || row.id, h("span.run-id", {}, row.id.startsWith(row.name ?? "\0") ? row.id.slice(row.name.length).replace(/^-/, "") : row.id));
+  const rest = row.name && row.id.startsWith(row.name) ? row.id.slice(row.name.length).replace(/^-/, "") : row.id;
+  return h("a.run-name", { href: link(["run", row.id]), "data-control": "name", title: row.problem || row.id }, row.name || row.id, row.name && h("span.run-id", {}, rest));
 }
 
 function groupCell(row, previous, group) {

@@ -268,7 +268,11 @@ export class Curves {
   }
 
   bandTraces(list) {
-    const groups = Map.groupBy(list, (series) => this.runs.find((run) => run.id === series.run).group);
+    const groups = new Map();
+    for (const series of list) {
+      const { group } = this.runs.find((run) => run.id === series.run);
+      groups.set(group, [...(groups.get(group) ?? []), series]);
+    }
     return [...groups].flatMap(([group, members]) => {
       const found = band(members);
       const first = this.runs.find((run) => run.id === members[0].run);

@@ -45,7 +45,7 @@ class JobsView {
     this.drawn = true;
     if (!answer.available) {
       this.count.textContent = "";
-      fill(this.place, empty("No cluster", answer.why || "The dashboard knows of no Ray cluster.", h("p", {}, "Start one on this machine, then this dashboard with its address:"), command("shardyard cluster up"), command("shardyard dashboard --address http://127.0.0.1:8265"),
+      fill(this.place, empty("No cluster", sentence(answer.why || "the dashboard knows of no Ray cluster."), h("p", {}, "Start one on this machine, then this dashboard with its address:"), command("shardyard cluster up"), command("shardyard dashboard --address http://127.0.0.1:8265"),
         h("p.dim", {}, "Runs that `shardyard launch` started need no cluster and are listed under Runs.")));
       return;
     }
@@ -84,6 +84,10 @@ class JobsView {
     document.removeEventListener("visibilitychange", this.onVisibility);
     this.unregister();
   }
+}
+
+function sentence(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 // Ray's words for the states of jobs, in ours; a job that runs while its workers wait for room is waiting.

@@ -58,6 +58,7 @@ async function show() {
   fill(document.getElementById("main"), root);
   scrollTo(0, 0);
   if (!view) {
+    title("Nothing here");
     fill(root, failure("There is no such page", `Nothing is called ${name} here.`, h("a.button", { href: "#/runs" }, "Show the runs")));
     return;
   }

@@ -48,7 +48,7 @@ class RunView {
 
   tabList() {
     const names = Object.values(this.run.metrics ?? {}).flat();
-    const experts = names.some((name) => name.includes("moe/tokens/"));
+    const experts = names.some((name) => /(^|\/)moe\//.test(name));
     return [
       ["overview", "Overview"], ["curves", "Curves"], ["recipe", "Recipe"], ["logs", "Logs"], ["checkpoints", "Checkpoints"],
       ["samples", "Samples"], ...(experts ? [["experts", "Experts"]] : []), ["system", "System"],
@@ -58,13 +58,14 @@ class RunView {
   drawHead() {
     const { info = {}, summary = {} } = this.run;
     const problem = this.run.problem ?? summary.problem;
-    const state = summary.state ?? info.state ?? "damaged";
+    const known = summary.state ?? info.state ?? "unknown";
+    const state = problem && known === "unknown" ? "damaged" : known;
     const name = info.name ?? this.id;
     const idButton = h("button.ghost.tiny", { type: "button", title: "Copy the id", "aria-label": `Copy the id ${this.id}`, onclick: () => copy(this.id, idButton) }, h("code", {}, this.id));
     fill(this.head,
       h("div.crumbs", {}, h("a", { href: "#/runs" }, "Runs"), h("span", { "aria-hidden": "true" }, "›"), idButton),
       h("div.head", {}, h("h1", {}, name), badge(state), (summary.tags ?? []).map((tag) => h("span.tag", {}, tag)), h("div.grow"), this.buttons(state)),
-      problem && warning(`${problem} What can be read is shown.`), summary.waiting && state === "running" && warning(summary.waiting));
+      problem && warning(`${problem.replace(/\.?$/, ".")} What can be read is shown.`), summary.waiting && state === "running" && warning(summary.waiting));
     fill(this.tabs, h("ul", {}, this.known.map(([tab, text]) => h("li", {}, h("a", {
       href: link(["run", this.id], { tab: tab === "overview" ? null : tab }), "aria-current": tab === this.current ? "page" : null,
       onclick: (event) => {

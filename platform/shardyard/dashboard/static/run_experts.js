@@ -42,7 +42,7 @@ export class Experts {
     fill(this.place, h("section.panel", {},
       h("div.toolbar", {}, h("label.field.inline", {}, h("span.label", {}, "Step"), slider, h("output", {}, whole(Number(step))))),
       drawing("Tokens of each expert", heat(layers, table, experts), () => rowsOf(layers, table, experts),
-        h("p.dim", {}, `Share of its layer's tokens that each of ${experts} experts received in the evaluation. An even share is ${percent(1 / experts)}; darker is more.`)),
+        h("p.dim", {}, `Share of its layer's tokens that each of ${experts} experts received in the evaluation. An even share is ${percent(1 / experts)}; a stronger colour is more.`)),
       summary(layers, table)));
   }
 

@@ -129,6 +129,7 @@ class RunsView {
     if (error.position !== undefined) {
       this.error.hidden = false;
       this.search.setAttribute("aria-invalid", "true");
+      if (!this.table.element.isConnected) fill(this.place, h("p.dim.unread", {}, "Runs are listed as soon as the search can be read."));
       fill(this.error, pointed(this.query, error), error.nearest && h("button.small", { type: "button", onclick: () => this.repair(error) }, `Use ${error.nearest}`));
       return;
     }

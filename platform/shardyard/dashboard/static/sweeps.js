@@ -35,13 +35,25 @@ async function list(root) {
   return {};
 }
 
+// Values of a parameter that is a whole section, such as model.config, each under its own dotted name.
+function flat(parameters, prefix = "") {
+  return Object.assign({}, ...Object.entries(parameters).map(([key, value]) =>
+    value && typeof value === "object" && !Array.isArray(value) ? flat(value, `${prefix}${key}.`) : { [prefix + key]: value }));
+}
+
+function varying(list) {
+  const names = [...new Set(list.flatMap((parameters) => Object.keys(parameters)))];
+  const differing = names.filter((name) => new Set(list.map((parameters) => plain(parameters[name]))).size > 1);
+  return differing.length ? differing : names;
+}
+
 class SweepView {
   constructor(root, sweep, params) {
     this.sweep = sweep;
-    const trials = sweep.trials ?? [];
+    const trials = (sweep.trials ?? []).map((trial) => ({ ...trial, parameters: flat(trial.parameters ?? {}) }));
     const runs = trials.filter((trial) => trial.run).map((trial) => ({ id: trial.run, label: `trial ${trial.trial ?? ""}`.trim(), trial }));
     const of = new Map(runs.map((run) => [run.id, run.trial]));
-    const names = sweep.parameters?.length ? sweep.parameters : [...new Set(trials.flatMap((trial) => Object.keys(trial.parameters ?? {})))];
+    const names = varying(trials.map((trial) => trial.parameters));
     const relations = h("div");
     const law = h("div");
     fill(root,
@@ -55,8 +67,19 @@ class SweepView {
         metrics: [{ name: sweep.metric ?? "metric", metric: true, of: (run) => real(of.get(run)?.metric ?? undefined) }, { name: "tokens", of: (run) => of.get(run)?.tokens }, { name: "parameters", of: (run) => of.get(run)?.model_parameters ?? undefined }].filter((one) => runs.some((run) => Number.isFinite(one.of(run.id)))),
       });
     }
-    if (sweep.fit?.law) this.law(law, sweep.fit, trials);
-    else if (sweep.fit?.problem) fill(law, warning(`No scaling law yet: ${sweep.fit.problem}`));
+    if (sweep.fit) this.showFit(law, sweep.fit, trials);
+    else this.readFit(law, trials);
+  }
+
+  // Fitting takes a while, so it is asked for when everything else is there.
+  async readFit(place, trials) {
+    const { fit } = await get(`/api/sweeps/${encodeURIComponent(this.sweep.id)}`, { fit: 1 }).catch(() => ({}));
+    if (fit && !this.gone) this.showFit(place, fit, trials);
+  }
+
+  showFit(place, fit, trials) {
+    if (fit.law) this.law(place, fit, trials);
+    else if (fit.problem) fill(place, warning(`No scaling law yet: ${fit.problem}`));
   }
 
   best(trials) {
@@ -86,6 +109,7 @@ class SweepView {
   }
 
   destroy() {
+    this.gone = true;
     this.relations?.destroy();
     this.chart?.destroy();
   }
