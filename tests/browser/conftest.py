@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
-from browser.synthetic import write_gallery
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
 
+from browser.synthetic import write_gallery
 from shardyard.tracking.runfolder import RunFolder
 
 START_SECONDS = 30
-SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
+SIZES: dict[str, ViewportSize] = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ class Visit:
 
     def open(self, place: str, ready: str) -> Page:
         """Show a place of the page and wait for what must be there."""
+        # A new fragment is no new document: what is shown now is marked, so that it is not taken for what comes.
+        self.page.evaluate("document.querySelector('.view')?.setAttribute('data-old', '')")
         self.page.goto(f"{self.dashboard.address}#/{place}")
+        self.page.wait_for_selector(".view:not([data-old])", timeout=15_000)
         self.page.wait_for_selector(ready, timeout=15_000)
         return self.page
 
@@ -118,7 +122,7 @@ def visiting(browser: Browser, dashboard: Dashboard) -> Iterator[Visiting]:
     """A fresh browser profile that has entered with the token; `size` is desktop or phone, `theme` light or dark."""
     contexts: list[BrowserContext] = []
 
-    def enter(size: str = "desktop", theme: str = "light", at: Dashboard = dashboard) -> Visit:
+    def enter(size: str = "desktop", theme: Literal["light", "dark"] = "light", at: Dashboard = dashboard) -> Visit:
         context = browser.new_context(
             viewport=SIZES[size],
             color_scheme=theme,

@@ -140,7 +140,7 @@ def _write_metrics(
 
 
 def _expert_tokens(layers: int, experts: int, noise: random.Random) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for layer in range(layers):
         shares = [max(0.02, noise.gauss(1, 0.28)) for _ in range(experts)]
         for expert, share in enumerate(shares):

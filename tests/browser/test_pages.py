@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser.conftest import Visit, Visiting
 from playwright.sync_api import Page
 
+from browser.conftest import Visit, Visiting
 from shardyard.tracking.runfolder import RunFolder
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.conftest import Dashboard, Visiting, start_dashboard, stop_dashboard
-from browser.synthetic import HOSTILE, append_steps, write_live
 from playwright.sync_api import Page, expect
 
+from browser.conftest import Dashboard, Visiting, start_dashboard, stop_dashboard
+from browser.synthetic import HOSTILE, append_steps, write_live
 from shardyard.tracking.runfolder import RunFolder
 
 pytestmark = pytest.mark.slow

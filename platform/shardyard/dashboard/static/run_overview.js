@@ -1,11 +1,12 @@
 // What a run is and where it stands, on one screen.
 
+import { post } from "./api.js";
 import { Chart } from "./charts.js";
 import { fill, h, throttle } from "./dom.js";
 import { ago, bytes, count, duration, metric, moment, number, percent, plain, whole } from "./format.js";
 import { link } from "./router.js";
 import { envelope, fetchSeries, points } from "./series.js";
-import { empty } from "./states.js";
+import { empty, warning } from "./states.js";
 import { colour } from "./theme.js";
 
 const QUIET = ["data", "wandb"];
@@ -17,6 +18,8 @@ export class Overview {
     this.progress = h("div.progress-line");
     this.timeline = h("ol.timeline");
     this.facts = h("dl.facts");
+    this.alert = h("button.ghost.tiny", { type: "button", onclick: () => this.testAlerts() }, "Test its alerts");
+    this.sent = h("div", { role: "status" });
     const names = Object.values(view.run.metrics ?? {}).flat();
     const evaluation = names.find((name) => name === "eval/validation/loss") ?? names.find((name) => /^eval\/.*\/loss$/.test(name));
     this.charts = [
@@ -27,7 +30,7 @@ export class Overview {
     fill(place, this.progress, this.tiles,
       this.charts.length ? charts : empty("No steps yet", "Curves appear with the first step; the logs say what the run is doing.", h("a.button.small", { href: link(["run", view.id], { tab: "logs" }) }, "Show the logs")),
       h("div.columns", {},
-        h("section.panel", { "aria-labelledby": "happened" }, h("h2", { id: "happened" }, "What happened"), this.timeline),
+        h("section.panel", { "aria-labelledby": "happened" }, h("div.head", {}, h("h2", { id: "happened" }, "What happened"), h("div.grow"), this.alert), this.sent, this.timeline),
         h("section.panel", { "aria-labelledby": "about" }, h("h2", { id: "about" }, "About"), this.facts)));
     this.redraw = throttle(() => this.readCurves(), 4000);
     this.told();
@@ -141,6 +144,18 @@ export class Overview {
       ["Command", from.command && h("code", {}, from.command.map(plain).join(" "))],
     ];
     fill(this.facts, facts.filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  }
+
+  // Whether the alerts that the recipe asks for arrive.
+  async testAlerts() {
+    this.alert.disabled = true;
+    try {
+      const { sent } = await post("/api/alerts/test", { run: this.view.id });
+      fill(this.sent, h("p.dim", {}, sent.join("; ")));
+    } catch (error) {
+      fill(this.sent, warning(error.message));
+    }
+    this.alert.disabled = false;
   }
 
   eventsChanged() {

@@ -8,7 +8,7 @@ import { colour, runColours } from "./theme.js";
 
 const STEPS = 40;
 
-// points: [{run?, label?, parameters, tokens, loss}]; fit: {law: its constants} or null.
+// points: [{run?, label?, parameters, tokens, loss}]; fit: {constants} of the law, or null.
 export function scalingPlot(title, points, fit) {
   return new Chart({ title, height: 360, draw: () => figure(points, fit), rows: () => rows(points), describe: () => `${points.length} runs, losses from ${number(Math.min(...points.map((one) => one.loss)))}`, onPick: (point) => point.customdata && go(["run", point.customdata]) });
 }
@@ -33,7 +33,7 @@ function figure(points, fit) {
 }
 
 function predicted(fit, size, mine) {
-  const loss = fit && lossOf(fit.law ?? {});
+  const loss = fit && lossOf(fit.constants ?? {});
   if (!loss) return null;
   const [low, high] = [mine[0].tokens / 1.5, mine.at(-1).tokens * 1.5];
   const tokens = Array.from({ length: STEPS }, (_, index) => low * (high / low) ** (index / (STEPS - 1)));
@@ -45,12 +45,6 @@ function lossOf(law) {
   if ("irreducible" in law) return (n, d) => law.irreducible + law.a / n ** law.alpha + law.b / d ** law.beta;
   if ("n_c" in law) return (n, d) => ((law.n_c / n) ** (law.alpha_n / law.alpha_d) + law.d_c / d) ** law.alpha_d;
   return null;
-}
-
-export function formula(law = {}) {
-  if ("irreducible" in law) return `L(N, D) = ${number(law.irreducible)} + ${number(law.a)}/N^${number(law.alpha)} + ${number(law.b)}/D^${number(law.beta)}`;
-  if ("n_c" in law) return `L(N, D) = [(${number(law.n_c)}/N)^${number(law.alpha_n / law.alpha_d)} + ${number(law.d_c)}/D]^${number(law.alpha_d)}`;
-  return "";
 }
 
 function rows(points) {

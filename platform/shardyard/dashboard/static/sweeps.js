@@ -2,10 +2,10 @@
 
 import { get } from "./api.js";
 import { command, fill, h } from "./dom.js";
-import { ago, count, number, plain, real, whole } from "./format.js";
+import { ago, count, number, percent, plain, real, whole } from "./format.js";
 import { link } from "./router.js";
 import { Relations } from "./relations.js";
-import { formula, scalingPlot } from "./scaling.js";
+import { scalingPlot } from "./scaling.js";
 import { badge, empty, skeleton, warning } from "./states.js";
 import { simpleTable } from "./table.js";
 
@@ -78,7 +78,7 @@ class SweepView {
   }
 
   showFit(place, fit, trials) {
-    if (fit.law) this.law(place, fit, trials);
+    if (fit.constants) this.law(place, fit, trials);
     else if (fit.problem) fill(place, warning(`No scaling law yet: ${fit.problem}`));
   }
 
@@ -95,7 +95,7 @@ class SweepView {
     const points = (fit.points ?? []).map((point) => ({ ...point, run: trials.find((trial) => real(trial.metric) === point.loss)?.run }));
     this.chart = scalingPlot("Scaling law", points, fit);
     const test = this.sweep.prediction;
-    fill(place, h("section.panel", {}, h("h2", {}, "Scaling law"), h("p", {}, h("code", {}, formula(fit.law))), test && h("p", {}, `The test has ${count(test.parameters)} parameters and ${count(test.tokens)} tokens: predicted ${number(test.loss)}${test.measured ? `, measured ${number(test.measured)}` : ""}.`), this.chart.element));
+    fill(place, h("section.panel", {}, h("h2", {}, "Scaling law"), h("p", {}, h("code", {}, fit.formula), fit.rms_error !== undefined && h("span.dim", {}, `, off by ${percent(fit.rms_error)} (root mean square)`)), test && h("p", {}, `The test has ${count(test.parameters)} parameters and ${count(test.tokens)} tokens: predicted ${number(test.loss)}${test.measured ? `, measured ${number(test.measured)}` : ""}.`), this.chart.element));
     this.chart.render();
   }
 
