@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from shardyard.dashboard import index as module
 from shardyard.dashboard import ingest
 from shardyard.dashboard.index import Index
 from shardyard.dashboard.ingest import flatten, read_yaml
@@ -70,6 +72,39 @@ def test_only_what_was_added_is_read(index: Index, runs: Path, monkeypatch: pyte
     index.catch_up()
     assert [offset for offset, count in read if count > 1000] == [size]
     assert (row(index)["loss"], row(index)["rows"]) == (1.5, 3)
+
+
+def test_an_ended_run_rests_until_one_of_its_files_changes(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_of(runs, tmp_path / "cache").stop()
+    index = index_of(runs, tmp_path / "cache")  # the state is known from the time before
+    looked: list[Path] = []
+    real = module.ingest
+    monkeypatch.setattr(module, "ingest", lambda c, folder, key: looked.append(folder) or real(c, folder, key))
+
+    def look() -> int:
+        for one in index._looks.values():
+            one.due = 0.0
+        index.look()
+        return len(looked)
+
+    assert (look(), look()) == (0, 0)
+    add_lines(runs / "one-1", [1.5], first=3)
+    assert (look(), row(index)["loss"], look()) == (1, 1.5, 1)
+    info = json.loads((runs / "one-1" / "run.json").read_text()) | {"state": "running"}
+    (runs / "one-1" / "run.json").write_text(json.dumps(info))
+    assert (look(), row(index)["state"], look()) == (2, "running", 3)  # a live one is always read
+    index.stop()
+
+
+def test_readers_of_threads_that_ended_are_closed(index: Index) -> None:
+    for _ in range(5):
+        thread = threading.Thread(target=lambda: index.store.reader.execute("SELECT 1").fetchone())
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert len(index.store._opened) <= 1
 
 
 def test_a_half_written_line_counts_once_it_is_whole(index: Index, runs: Path) -> None:

@@ -52,10 +52,18 @@ class Cluster:
 
     def jobs(self) -> dict[str, Any]:
         """Jobs and nodes. That there is no cluster is a state like others, with the reason in words."""
-        with self._lock:
+        known = self._jobs
+        # A cluster that is slow to answer is asked by one thread; the others show what it said before.
+        if not self._lock.acquire(blocking=known is None):
+            assert known is not None
+            return known[1]
+        try:
             if self._jobs is None or time.monotonic() - self._jobs[0] > FRESH_SECONDS:
-                self._jobs = (time.monotonic(), self._ask())
+                found = self._ask()
+                self._jobs = (time.monotonic(), found)
             return self._jobs[1]
+        finally:
+            self._lock.release()
 
     def forget(self) -> None:
         """Something was submitted or stopped; ask anew."""

@@ -91,6 +91,11 @@ def _number(value: Any) -> float | None:
     return _NOT_FINITE.get(value) if kind is str else None
 
 
+def positions_of(first: int, size: int, blob: bytes | None) -> Positions:
+    """Rows of a chunk: those that it lists, else consecutive ones."""
+    return np.arange(first, first + size, dtype=np.int64) if blob is None else np.frombuffer(blob, np.int64)
+
+
 def average(values: Floats, weight: float, state: float, mass: float) -> tuple[float, float]:
     """The exponential moving average over records, carried on: new (sum, mass); the average is sum / mass.
 

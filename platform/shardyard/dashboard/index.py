@@ -28,7 +28,7 @@ PAUSES = {
     "unknown": (3.0, 30.0),
     "lost": (5.0, 60.0),
 }
-ENDED_PAUSES = (10.0, 120.0)
+ENDED_PAUSES = (10.0, 30.0)
 SCAN_SECONDS = 2.0
 UNWATCHED_FACTOR = 5.0
 WATCHED_SECONDS = 30.0
@@ -79,6 +79,13 @@ class Index:
         """Runs that have not been read to their end yet."""
         return sum(1 for look in list(self._looks.values()) if look.unread)
 
+    def poke(self, run_id: str | None = None) -> None:
+        """Somebody has just done something with a run, or started one: look at it without waiting."""
+        look = self._looks.get(run_id) if run_id is not None else None
+        if look is not None:
+            look.quiet, look.due, look.stamps = 0, 0.0, None
+        self._next_scan = 0.0
+
     def watch(self) -> None:
         """Somebody is looking: changes are followed closely for a while."""
         self._watched = time.monotonic()
@@ -110,7 +117,11 @@ class Index:
             try:
                 pause = self.look()
             except sqlite3.Error as error:
-                self._folder_problem = f"the index {self.store.path} cannot be written: {error}."
+                self.store.damaged = not isinstance(error, sqlite3.OperationalError)
+                advice = (
+                    "start the dashboard again, and it is built anew" if self.store.damaged else "is its disk full?"
+                )
+                self._folder_problem = f"The index {self.store.path} cannot be used ({error}); {advice}."
                 logger.warning("%s", self._folder_problem)
                 pause = 5.0
             self._stop.wait(pause)
@@ -120,7 +131,7 @@ class Index:
         deadline = time.monotonic() + timeout_seconds
         self._scanned, self._next_scan = None, 0.0
         for look in self._looks.values():
-            look.due = 0.0
+            look.due, look.stamps = 0.0, None
         while (self.look() == 0.0 or self.unread) and time.monotonic() < deadline:
             pass
 
@@ -129,10 +140,11 @@ class Index:
         began = time.monotonic()
         if began >= self._next_scan:
             self._scan(began)
-        due = sorted((look for look in self._looks.values() if look.due <= began), key=lambda look: look.order)
+        due = [look for look in self._looks.values() if look.due <= began]
+        due = sorted((look for look in due if not self._rests(look, began)), key=lambda look: look.order)
         changed: list[str] = []
         for start in range(0, len(due), RUNS_A_TRANSACTION):
-            changed += self._read(due[start : start + RUNS_A_TRANSACTION])
+            changed += self._read(due[start : start + RUNS_A_TRANSACTION], began + TURN_SECONDS)
             if time.monotonic() - began > TURN_SECONDS or self._stop.is_set():
                 break
         if changed:
@@ -140,6 +152,27 @@ class Index:
         now = time.monotonic()
         nearest = min((look.due for look in self._looks.values()), default=self._next_scan)
         return max(0.0, min(nearest, self._next_scan) - now)
+
+    def _rests(self, look: _Look, now: float) -> bool:
+        """Whether a run that has ended is as it was, at the price of two stat calls; it is then put off."""
+        if look.stamps is None or look.unread or look.state in PAUSES or look.stamps != self._stamps(look.id):
+            return False
+        look.quiet += 1
+        self._put_off(look, now)
+        return True
+
+    def _stamps(self, run_id: str) -> tuple[int, ...] | None:
+        folder = f"{self.runs_dir}/{run_id}"
+        try:
+            found = [os.stat(f"{folder}/{name}", follow_symlinks=False) for name in ("run.json", "metrics.jsonl")]
+        except OSError:
+            return None
+        return tuple(part for one in found for part in (one.st_ino, one.st_size, one.st_mtime_ns))
+
+    def _put_off(self, look: _Look, now: float) -> None:
+        least, most = PAUSES.get(look.state, ENDED_PAUSES)
+        look.due = now + min(most, least * 1.5 ** min(look.quiet, 20)) * self._factor
+        look.order = (look.due, 0.0)
 
     def _tell(self, changed: list[str]) -> None:
         if self.on_change is not None:
@@ -151,12 +184,14 @@ class Index:
     def _factor(self) -> float:
         return 1.0 if time.monotonic() - self._watched < WATCHED_SECONDS else UNWATCHED_FACTOR
 
-    def _read(self, looks: list[_Look]) -> list[str]:
+    def _read(self, looks: list[_Look], deadline: float) -> list[str]:
         changed = []
         with self.store.writing() as connection:
             for look in looks:
                 if self._read_one(connection, look):
                     changed.append(look.id)
+                if time.monotonic() > deadline:
+                    break
         return changed
 
     def _read_one(self, connection: sqlite3.Connection, look: _Look) -> bool:
@@ -165,6 +200,8 @@ class Index:
         if not folder.is_dir():
             self._vanished(connection, look.id)
             return True
+        # Before it is read: what changes meanwhile is seen the next time.
+        look.stamps = self._stamps(look.id)
         turn = ingest(connection, folder, look.key)
         if turn.changed:
             self.version += 1
@@ -173,10 +210,10 @@ class Index:
             ).fetchone()[0]
         look.unread = turn.more
         look.quiet = 0 if turn.changed else look.quiet + 1
-        least, most = PAUSES.get(look.state, ENDED_PAUSES)
-        pause = min(most, least * 1.5 ** min(look.quiet, 20)) * self._factor
-        look.due = now if turn.more else now + pause
-        look.order = (look.due, 0.0)
+        self._put_off(look, now)
+        if turn.more:
+            look.due = now
+            look.order = (now, 0.0)
         return turn.changed
 
     def _vanished(self, connection: sqlite3.Connection, run_id: str) -> None:
@@ -249,6 +286,7 @@ class Index:
         with self.store.writing() as connection:
             for name in vanished:
                 self._vanished(connection, name)
+            states = dict(connection.execute("SELECT id, state FROM runs").fetchall())
             for name in new:
                 if name not in self._keys:
                     self.version += 1
@@ -257,13 +295,14 @@ class Index:
                     connection.execute("DELETE FROM gone WHERE id = ?", (name,))
                 # The newest first: that is what a person looks at.
                 self._looks[name] = _Look(name, self._keys[name], order=(0.0, -names[name]))
+                self._looks[name].state = states.get(name, "unknown")
         self._tell([*vanished, *new])
 
 
 class _Look:
     """When a run is looked at next."""
 
-    __slots__ = ("due", "id", "key", "order", "quiet", "state", "unread")
+    __slots__ = ("due", "id", "key", "order", "quiet", "stamps", "state", "unread")
 
     def __init__(self, run_id: str, key: int, order: tuple[float, float]) -> None:
         self.id = run_id
@@ -272,6 +311,7 @@ class _Look:
         self.due = 0.0
         self.quiet = 0
         self.state = "unknown"
+        self.stamps: tuple[int, ...] | None = None
         self.unread = True
 
 

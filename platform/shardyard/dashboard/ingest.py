@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from shardyard.dashboard.columns import Floats, Parsed, average, parse
+from shardyard.dashboard.columns import Floats, Parsed, average, parse, positions_of
 from shardyard.dashboard.files import opened_below, pread, read_below, stat_below
 from shardyard.dashboard.sparkline import Sparkline
 from shardyard.tracking import record
@@ -315,17 +315,20 @@ def _append(connection: sqlite3.Connection, key: int, name: str, values: Floats,
     """Chunks double in size before they are left alone, so that a run that grows line by line has few of them."""
     while True:
         last = connection.execute(
-            "SELECT rowid, size, positions, data FROM chunks WHERE run = ? AND name = ? ORDER BY first DESC LIMIT 1",
+            "SELECT rowid, first, size, positions, data FROM chunks WHERE run = ? AND name = ?"
+            " ORDER BY first DESC LIMIT 1",
             (key, name),
         ).fetchone()
-        if last is None or last[1] > values.size or last[1] + values.size > MOST_CHUNK_ROWS:
+        if last is None or last[2] > values.size or last[2] + values.size > MOST_CHUNK_ROWS:
             break
-        values = np.concatenate([np.frombuffer(last[3], np.float64), values])
-        rows = np.concatenate([np.frombuffer(last[2], np.int64), rows])
+        values = np.concatenate([np.frombuffer(last[4], np.float64), values])
+        rows = np.concatenate([positions_of(*last[1:4]), rows])
         connection.execute("DELETE FROM chunks WHERE rowid = ?", (last[0],))
+    # Most metrics stand in every line, so that their first row tells the others.
+    dense = int(rows[-1] - rows[0]) + 1 == values.size
     connection.execute(
         "INSERT INTO chunks (run, name, first, size, positions, data) VALUES (?, ?, ?, ?, ?, ?)",
-        (key, name, int(rows[0]), int(values.size), rows.tobytes(), values.tobytes()),
+        (key, name, int(rows[0]), int(values.size), None if dense else rows.tobytes(), values.tobytes()),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.dashboard.columns import Floats, Positions
+from shardyard.dashboard.columns import Floats, Positions, positions_of
 from shardyard.dashboard.smoothing import smoothed
 from shardyard.tracking.record import TRAIN_TOKENS
 
@@ -128,12 +128,12 @@ class Reader:
                     self._kept.move_to_end((key, name))
                     return kept[1], kept[2]
         chunks = connection.execute(
-            "SELECT positions, data FROM chunks WHERE run = :run AND name = :name AND first >= COALESCE("
+            "SELECT first, size, positions, data FROM chunks WHERE run = :run AND name = :name AND first >= COALESCE("
             "(SELECT MAX(first) FROM chunks WHERE run = :run AND name = :name AND first <= :since), 0) ORDER BY first",
             {"run": key, "name": name, "since": since},
         ).fetchall()
-        where = _joined([chunk[0] for chunk in chunks], np.int64)
-        values = _joined([chunk[1] for chunk in chunks], np.float64)
+        where = _joined([positions_of(*chunk[:3]) for chunk in chunks], np.int64)
+        values = _joined([np.frombuffer(chunk[3], np.float64) for chunk in chunks], np.float64)
         if since > 0:
             later = where >= since
             return values[later], where[later]
@@ -150,10 +150,8 @@ class Reader:
                 self._bytes -= gone.nbytes + places.nbytes
 
 
-def _joined(blobs: list[bytes], kind: Any) -> Any:
-    if len(blobs) == 1:
-        return np.frombuffer(blobs[0], kind)
-    return np.frombuffer(b"".join(blobs), kind)
+def _joined(parts: list[Any], kind: Any) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, kind)
 
 
 def _plan(info: str) -> dict[str, Any]:

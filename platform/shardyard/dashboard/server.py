@@ -203,6 +203,7 @@ def _submit(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     name, overrides = cluster.checked_request(body, "recipe")
     job = cluster.submit(state.index, state.address, name, overrides)
     request.app.state.cluster.forget()
+    state.index.poke()
     return {"id": job}
 
 
@@ -214,12 +215,14 @@ def _stop(request: Request, body: dict[str, Any]) -> dict[str, Any]:
         raise NotFoundError(f"There is no job or run {name[:100]!r}.")
     cluster.stop(state.index, state.address, name)
     request.app.state.cluster.forget()
+    state.index.poke(name)
     return {"stopping": name}
 
 
 def _resume(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     name = request.path_params["id"]
     cluster.resume(state_of(request).index, name)
+    state_of(request).index.poke(name)
     return {"resumed": name}
 
 

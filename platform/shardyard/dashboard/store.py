@@ -14,13 +14,14 @@ import hashlib
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardyard.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 _CACHED_PAGES_KIB = 16 * 1024
 _TABLES = """
 CREATE TABLE runs (
@@ -54,6 +55,20 @@ def index_folder() -> Path:
     return (Path(cache).expanduser() if cache else Path.home() / ".cache" / "shardyard") / "index"
 
 
+class _Held:
+    """A connection that is closed when the thread that it belongs to ends, as threads of a pool do now and then."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.connection.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Store:
     """The index of one runs folder. One thread writes; each reading thread has a connection of its own."""
 
@@ -65,8 +80,9 @@ class Store:
         digest = hashlib.sha256(os.fsencode(runs_dir)).hexdigest()[:16]
         self.path = (folder or index_folder()) / f"{digest}.db"
         self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        self._opened: weakref.WeakSet[_Held] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self.damaged = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.writer = self._start()
@@ -80,7 +96,7 @@ class Store:
         try:
             connection = self._connect()
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found == VERSION and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
+            if found == VERSION and self._is_whole(connection):
                 return connection
             connection.close()
         except sqlite3.DatabaseError as error:
@@ -90,6 +106,13 @@ class Store:
         connection = self._connect()
         connection.executescript(f"{_TABLES}PRAGMA user_version = {VERSION};")
         return connection
+
+    def _is_whole(self, connection: sqlite3.Connection) -> bool:
+        """Whether the file has the length that it should have; reading all of it would take as long as building it."""
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (pages,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        connection.execute("SELECT COUNT(*) FROM runs").fetchone()
+        return self.path.stat().st_size >= int(pages) * int(size)
 
     def remove(self) -> None:
         """Remove the files; nothing is lost that could not be read again."""
@@ -109,8 +132,6 @@ class Store:
             "wal_autocheckpoint = 4000",
         ):
             connection.execute(f"PRAGMA {pragma}")
-        with self._lock:
-            self._opened.append(connection)
         return connection
 
     @contextmanager
@@ -127,18 +148,21 @@ class Store:
     @property
     def reader(self) -> sqlite3.Connection:
         """A connection of this thread; its rows are mappings."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        found: _Held | None = getattr(self._local, "held", None)
         if found is None:
-            found = self._connect()
-            found.execute("PRAGMA query_only = ON")
-            found.row_factory = sqlite3.Row
-            self._local.connection = found
-        return found
+            found = self._local.held = _Held(self._connect())
+            found.connection.execute("PRAGMA query_only = ON")
+            found.connection.row_factory = sqlite3.Row
+            with self._lock:
+                self._opened.add(found)
+        return found.connection
 
     def close(self) -> None:
         """Close all connections."""
         with self._lock:
-            for connection in self._opened:
-                with suppress(sqlite3.Error):
-                    connection.close()
-            self._opened.clear()
+            for held in list(self._opened):
+                held.close()
+        with suppress(sqlite3.Error):
+            self.writer.close()
+        if self.damaged:
+            self.remove()
