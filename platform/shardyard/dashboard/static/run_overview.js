@@ -97,7 +97,9 @@ export class Overview {
     const total = progress.total_steps ?? summary.total_steps;
     const running = (summary.state ?? info.state) === "running";
     const memory = newest["memory/peak_allocated_bytes"] ?? newest["memory/rss_bytes"];
-    const spent = info.started && (info.ended ? new Date(info.ended) : new Date()) - new Date(info.started);
+    // A run that was lost ended with the last thing it wrote.
+    const end = info.ended ? new Date(info.ended) : new Date(running || !progress.last_time ? Date.now() : progress.last_time * 1000);
+    const spent = info.started && end - new Date(info.started);
     const tiles = [
       ["Step", total ? `${whole(step)} / ${whole(total)}` : whole(step)],
       running ? ["Time left", duration(progress.seconds_left)] : ["Took", spent > 0 ? duration(spent / 1000) : "–"],

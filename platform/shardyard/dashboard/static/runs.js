@@ -114,13 +114,14 @@ class RunsView {
     this.available = answer.columns ?? this.available;
     this.error.hidden = true;
     this.search.removeAttribute("aria-invalid");
-    this.total.textContent = `${whole(answer.total)} ${answer.total === 1 ? "run" : "runs"}`;
+    this.total.textContent = `${whole(answer.total)} ${answer.total === 1 ? "run" : "runs"}${answer.unread ? `, ${whole(answer.unread)} still being read` : ""}`;
+    if (answer.unread) this.moreRuns?.();
     announce(`${answer.total} runs`);
     fill(this.problems, (answer.problems ?? []).slice(0, 3).map(warning));
     if (answer.total || this.query) {
       if (this.table.element.parentNode !== this.place) fill(this.place, this.table.element);
       if (!answer.total) fill(this.place, h("div.notice-box", {}, h("h2", {}, "No run matches"), h("p", {}, "Change the search, or show all runs."), h("button", { type: "button", onclick: () => this.searchFor("") }, "Show all")));
-    } else {
+    } else if (!answer.unread) {
       who().then((session) => fill(this.place, noRuns(session.runs_dir)));
     }
   }

@@ -73,22 +73,29 @@ class SubmitView {
     return this.editor.value.split("\n").map((line) => line.trim()).filter((line) => line && !line.startsWith("#"));
   }
 
+  // Problems are known at once; the plan takes longer, because a model is measured for it.
   async check() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.plan.classList.add("stale");
-    let answer;
+    const asked = { name: this.name, overrides: this.lines() };
     try {
-      answer = await post("/api/recipes/check", { name: this.name, overrides: this.lines() });
+      const quick = await post("/api/recipes/check", { ...asked, plan: false });
+      if (turn !== this.turn) return;
+      this.found(quick.problems ?? []);
+      const planned = quick.problems?.length ? quick : await post("/api/recipes/check", asked);
+      if (turn !== this.turn) return;
+      this.found(planned.problems ?? []);
+      fill(this.plan, planned.plan ? shown(planned.plan) : h("p.dim", {}, "The plan appears when the recipe is valid."));
     } catch (error) {
       if (turn === this.turn) fill(this.problems, warning(error.message));
-      return;
     }
-    if (turn !== this.turn) return;
-    const problems = answer.problems ?? [];
+    if (turn === this.turn) this.plan.classList.remove("stale");
+  }
+
+  found(problems) {
     this.editor.setAttribute("aria-invalid", String(problems.length > 0));
     fill(this.problems, problems.length ? h("ul", {}, problems.map((one) => h("li", {}, one.path && h("code", {}, one.path), " ", one.message, one.where && h("span.dim", {}, ` (${one.where})`)))) : h("p.good", {}, "The recipe is valid."));
-    this.plan.classList.remove("stale");
-    fill(this.plan, answer.plan ? planned(answer.plan) : h("p.dim", {}, "The plan appears when the recipe is valid."));
+    if (!this.plan.hasChildNodes()) fill(this.plan, skeleton(4));
     this.button.disabled = problems.length > 0 || !this.session.cluster;
     if (this.terminal) fill(this.terminal, command(["shardyard", "launch", this.name, ...this.lines().flatMap((line) => ["-s", shell(line)])].join(" ")));
   }
@@ -117,7 +124,7 @@ function shell(text) {
   return /^[\w.=/:@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-function planned(plan) {
+function shown(plan) {
   const verdict = plan.fits === true ? h("p.good", {}, "It fits.") : plan.fits === false ? h("p.bad", {}, "It does not fit into the memory of a rank.") : h("p.dim", {}, "Whether it fits is not known: the memory of the devices is not known.");
   const rows = plan.rows ?? [
     ["Model", plan.architecture && `${plan.architecture.family}, ${count(plan.architecture.parameters)} parameters`], ["Ranks", plan.world?.size], ["Steps", whole(plan.steps)],
