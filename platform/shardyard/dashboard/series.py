@@ -46,7 +46,7 @@ class Reader:
 
     def __init__(self, kept_bytes: int = _KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes
-        self._kept: OrderedDict[tuple[int, str], tuple[str, Floats, Positions]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, str], tuple[str, Floats, Positions | tuple[int, int]]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -126,7 +126,7 @@ class Reader:
                 kept = self._kept.get((key, name))
                 if kept is not None and kept[0] == stamp:
                     self._kept.move_to_end((key, name))
-                    return kept[1], kept[2]
+                    return kept[1], kept[2] if isinstance(kept[2], np.ndarray) else np.arange(*kept[2])
         chunks = connection.execute(
             "SELECT first, size, positions, data FROM chunks WHERE run = :run AND name = :name AND first >= COALESCE("
             "(SELECT MAX(first) FROM chunks WHERE run = :run AND name = :name AND first <= :since), 0) ORDER BY first",
@@ -141,13 +141,20 @@ class Reader:
         return values, where
 
     def _keep(self, place: tuple[int, str], stamp: str, values: Floats, where: Positions) -> None:
+        # Consecutive rows are made anew faster than they are kept.
+        dense = bool(where.size) and int(where[-1] - where[0]) + 1 == where.size
+        rows = (int(where[0]), int(where[-1]) + 1) if dense else where
         with self._lock:
             old = self._kept.pop(place, None)
-            self._bytes += values.nbytes + where.nbytes - (old[1].nbytes + old[2].nbytes if old else 0)
-            self._kept[place] = (stamp, values, where)
+            self._bytes += _size(values, rows) - (_size(old[1], old[2]) if old else 0)
+            self._kept[place] = (stamp, values, rows)
             while self._bytes > self._kept_bytes and self._kept:
                 _, (_, gone, places) = self._kept.popitem(last=False)
-                self._bytes -= gone.nbytes + places.nbytes
+                self._bytes -= _size(gone, places)
+
+
+def _size(values: Floats, rows: Positions | tuple[int, int]) -> int:
+    return values.nbytes + (rows.nbytes if isinstance(rows, np.ndarray) else 0)
 
 
 def _joined(parts: list[Any], kind: Any) -> Any:
