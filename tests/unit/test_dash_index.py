@@ -98,6 +98,20 @@ def test_an_ended_run_rests_until_one_of_its_files_changes(
     index.stop()
 
 
+def test_the_version_grows_only_with_what_readers_can_see(
+    index: Index, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = index.version, []
+    real = module.ingest
+    monkeypatch.setattr(module, "ingest", lambda *a: seen.append(index.version) or real(*a))
+    add_lines(runs / "one-1", [1.5], first=3)
+    write_run(runs, "two-1")
+    index.catch_up()
+    assert max(seen) <= before + 1  # the new folder is committed, nothing of what is read is
+    newest = index.store.reader.execute("SELECT MAX(version) FROM runs").fetchone()[0]
+    assert index.version == newest > before
+
+
 def test_readers_of_threads_that_ended_are_closed(index: Index) -> None:
     for _ in range(5):
         thread = threading.Thread(target=lambda: index.store.reader.execute("SELECT 1").fetchone())

@@ -65,7 +65,9 @@ class Index:
         newest = connection.execute(
             "SELECT MAX(version) FROM (SELECT version FROM runs UNION SELECT version FROM gone)"
         )
+        # `version` is what readers may count on: it grows once what it stands for is committed.
         self.version: int = newest.fetchone()[0] or 0
+        self._written = self.version
 
     # What others ask.
 
@@ -192,6 +194,7 @@ class Index:
                     changed.append(look.id)
                 if time.monotonic() > deadline:
                     break
+        self.version = self._written
         return changed
 
     def _read_one(self, connection: sqlite3.Connection, look: _Look) -> bool:
@@ -204,9 +207,9 @@ class Index:
         look.stamps = self._stamps(look.id)
         turn = ingest(connection, folder, look.key)
         if turn.changed:
-            self.version += 1
+            self._written += 1
             look.state = connection.execute(
-                "UPDATE runs SET version = ? WHERE key = ? RETURNING state", (self.version, look.key)
+                "UPDATE runs SET version = ? WHERE key = ? RETURNING state", (self._written, look.key)
             ).fetchone()[0]
         look.unread = turn.more
         look.quiet = 0 if turn.changed else look.quiet + 1
@@ -219,10 +222,10 @@ class Index:
     def _vanished(self, connection: sqlite3.Connection, run_id: str) -> None:
         key = self._keys.pop(run_id)
         self._looks.pop(run_id, None)
-        self.version += 1
+        self._written += 1
         for table, column in (("runs", "key"), ("metrics", "run"), ("fields", "run"), ("chunks", "run")):
             connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (key,))
-        connection.execute("INSERT OR REPLACE INTO gone VALUES (?, ?)", (run_id, self.version))
+        connection.execute("INSERT OR REPLACE INTO gone VALUES (?, ?)", (run_id, self._written))
 
     def _scan(self, now: float) -> None:
         """See which folders there are; a folder whose own time has not changed has the same ones as before."""
@@ -289,13 +292,14 @@ class Index:
             states = dict(connection.execute("SELECT id, state FROM runs").fetchall())
             for name in new:
                 if name not in self._keys:
-                    self.version += 1
-                    cursor = connection.execute("INSERT INTO runs (id, version) VALUES (?, ?)", (name, self.version))
+                    self._written += 1
+                    cursor = connection.execute("INSERT INTO runs (id, version) VALUES (?, ?)", (name, self._written))
                     self._keys[name] = int(cursor.lastrowid or 0)
                     connection.execute("DELETE FROM gone WHERE id = ?", (name,))
                 # The newest first: that is what a person looks at.
                 self._looks[name] = _Look(name, self._keys[name], order=(0.0, -names[name]))
                 self._looks[name].state = states.get(name, "unknown")
+        self.version = self._written
         self._tell([*vanished, *new])
 
 
