@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Page, TimeoutError
 
 from browser.conftest import Visit, Visiting
 from shardyard.tracking.runfolder import RunFolder
@@ -73,12 +73,15 @@ def test_every_page_is_complete_quiet_and_accessible(
     visit = visiting(size, theme)
     wrong: list[str] = []
     for name, (place, ready) in places(gallery).items():
-        page = visit.open(place, ready)
-        settle(page)
-        page.screenshot(path=shots / f"{name}-{size}-{theme}.png", full_page=size == "phone")
+        try:
+            settle(visit.open(place, ready))
+        except TimeoutError as error:
+            # All pages are seen before the test fails, so that one run tells everything.
+            wrong.append(f"{name}: not there in time: {error.message.splitlines()[0]}")
+        visit.page.screenshot(path=shots / f"{name}-{size}-{theme}.png", full_page=size == "phone")
         wrong += [f"{name}: {finding}" for finding in faults(visit, name)]
-    visit.check()
     assert wrong == []
+    visit.check()
 
 
 def faults(visit: Visit, name: str) -> list[str]:
