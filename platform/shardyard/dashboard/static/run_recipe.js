@@ -29,8 +29,8 @@ export class RecipeTab {
 }
 
 function text(title, content, open = true) {
-  const button = h("button.ghost.small", { type: "button", onclick: (event) => { event.preventDefault(); copy(content ?? "", button); } }, "Copy");
-  return h("details.panel", { open }, h("summary", {}, h("h2", {}, title), content && button), content ? yaml(content) : h("p.dim", {}, "This file is missing from the run folder."));
+  const button = h("button.ghost.small", { type: "button", onclick: () => copy(content ?? "", button) }, "Copy");
+  return h("details.panel", { open }, h("summary", {}, h("h2", {}, title)), content && h("div.copy-line", {}, button), content ? yaml(content) : h("p.dim", {}, "This file is missing from the run folder."));
 }
 
 // YAML with its keys and comments set apart, line by line.
