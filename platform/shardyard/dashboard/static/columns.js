@@ -1,19 +1,19 @@
 // The columns of the table of runs: those that are always there, and those that a person adds.
 
 import { dialog, fill, h } from "./dom.js";
-import { ago, count, duration, metric, number, NOTHING, percent, plain, whole } from "./format.js";
+import { ago, count, duration, fixed, metric, NOTHING, percent, plain, whole } from "./format.js";
 import { link } from "./router.js";
 import { sparkline } from "./sparkline.js";
 import { badge } from "./states.js";
 
 // Shown unless the address says otherwise; a phone has room for the first few.
-const USUAL = ["state", "progress", "loss", "eval_loss", "sparkline", "age", "recipe", "tags"];
+const USUAL = ["state", "progress", "loss", "eval_loss", "sparkline", "age", "sweep", "tags"];
 const USUAL_ON_A_PHONE = ["state", "loss", "sparkline", "progress", "age"];
 const BUILT_IN = {
   state: { title: "State", sort: "state", cell: (row) => (row.state === "unknown" && row.problem ? badge("damaged") : [badge(row.state), row.problem && h("span.bad", { title: row.problem }, " damaged")]) },
   progress: { title: "Step", sort: "step", numeric: true, cell: progress },
-  loss: { title: "Loss", sort: "loss", numeric: true, cell: (row) => number(row.loss) },
-  eval_loss: { title: "Eval loss", sort: "eval.loss", numeric: true, cell: (row) => number(row.eval_loss) },
+  loss: { title: "Loss", sort: "loss", numeric: true, cell: (row) => fixed(row.loss) },
+  eval_loss: { title: "Eval loss", sort: "eval.loss", numeric: true, cell: (row) => fixed(row.eval_loss) },
   sparkline: { title: "Loss curve", cell: (row) => sparkline(row.sparkline) },
   age: { title: "Created", sort: "created", cell: (row) => h("span.dim", { title: row.created }, ago(row.age_seconds)) },
   recipe: { title: "Recipe", sort: "recipe", cell: (row) => row.recipe ?? NOTHING },
@@ -53,7 +53,7 @@ function progress(row) {
   const part = Math.min(1, (row.step ?? 0) / row.total_steps);
   const bar = h("span.bar", { "aria-hidden": "true" }, h("span"));
   bar.firstChild.style.width = `${(100 * part).toFixed(1)}%`;
-  return h("span.progress", { title: `${whole(row.step)} of ${whole(row.total_steps)} steps` }, bar, h("span", {}, whole(row.step)));
+  return h("span.progress", { title: `${whole(row.step)} of ${whole(row.total_steps)} steps` }, bar, h("span.steps", {}, whole(row.step)));
 }
 
 function added(name) {

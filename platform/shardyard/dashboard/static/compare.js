@@ -171,7 +171,7 @@ class CompareView {
       return {};
     }
     const chart = scalingPlot("Loss over compute", points, null);
-    fill(this.place, h("p.dim", {}, "Each point is a run: C = 6·N·D training FLOPs. A sweep with `scaling_law` also fits L(N, D), on the page of the sweep."), chart.element);
+    fill(this.place, h("p.dim", {}, "Each point is a run: C = 6·N·D training FLOPs. The page of a sweep with ", h("code", {}, "scaling_law"), " also fits L(N, D)."), chart.element);
     chart.render();
     return chart;
   }

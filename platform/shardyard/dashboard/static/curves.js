@@ -95,7 +95,7 @@ export class Curves {
     const wanted = this.settings.only.trim().toLowerCase();
     const order = (prefix) => (ORDER.includes(prefix) ? ORDER.indexOf(prefix) : ORDER.length);
     return Object.entries(this.metrics)
-      .map(([prefix, names]) => [prefix, names.filter((name) => isCurve(name) && name.toLowerCase().includes(wanted))])
+      .map(([prefix, names]) => [prefix, lossFirst(names.filter((name) => isCurve(name) && name.toLowerCase().includes(wanted)))])
       .filter(([, names]) => names.length)
       .sort((a, b) => order(a[0]) - order(b[0]) || a[0].localeCompare(b[0]));
   }
@@ -334,6 +334,11 @@ export class Curves {
     for (const chart of this.charts.values()) chart.destroy();
     this.charts.clear();
   }
+}
+
+function lossFirst(names) {
+  const rank = (name) => (name.endsWith("/loss") ? 0 : 1);
+  return [...names].sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
 }
 
 // plotly reads a little markup in names; text of people is shown as it is.

@@ -24,6 +24,14 @@ export function number(value, digits = 4) {
   return size >= 1000 ? found.toLocaleString("en-US", { maximumFractionDigits: 0 }) : String(Number(found.toPrecision(digits)));
 }
 
+// As many digits in every row of a column, so that they can be compared down the page.
+export function fixed(value, digits = 4) {
+  const found = real(value);
+  if (typeof found !== "number" || !Number.isFinite(found)) return number(found);
+  const size = Math.abs(found);
+  return size >= 1e-3 && size < 10 ** digits ? found.toPrecision(digits) : number(found, digits);
+}
+
 export function whole(value) {
   return typeof value === "number" ? Math.round(value).toLocaleString("en-US") : NOTHING;
 }

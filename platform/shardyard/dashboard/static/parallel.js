@@ -9,8 +9,8 @@ const BOTTOM = 18;
 const SIDE = 74;
 
 // runs: [{id, label}]; axes: [{name, of(run id)}], the last is the result that colours the lines.
-export function parallel(runs, axes, open) {
-  const width = Math.max(520, axes.length * 150);
+export function parallel(runs, axes, open, room = 0) {
+  const width = Math.max(480, axes.length * 130, room);
   const scales = axes.map((axis) => scaleOf(runs.map((run) => axis.of(run.id))));
   const at = (index) => SIDE + (index * (width - 2 * SIDE)) / (axes.length - 1);
   const kept = axes.map(() => null);
@@ -48,12 +48,15 @@ function scaleOf(values) {
   const known = values.filter((value) => value !== undefined && value !== null && !Number.isNaN(value));
   const span = HEIGHT - TOP - BOTTOM;
   const numbers = known.filter(Number.isFinite);
+  const distinct = [...new Set(numbers)].sort((a, b) => a - b);
   if (numbers.length && numbers.length === known.length && new Set(numbers).size > 1) {
     const log = Math.min(...numbers) > 0 && Math.max(...numbers) / Math.min(...numbers) > 20;
     const f = log ? Math.log : (value) => value;
     const [low, high] = [f(Math.min(...numbers)), f(Math.max(...numbers))];
     const inverse = (part) => (log ? Math.exp(low + part * (high - low)) : low + part * (high - low));
-    return { place: (value) => (Number.isFinite(value) ? TOP + span * (1 - (f(value) - low) / (high - low)) : null), ticks: [0, 0.25, 0.5, 0.75, 1].map((part) => [TOP + span * (1 - part), number(inverse(part), 3)]) };
+    const place = (value) => (Number.isFinite(value) ? TOP + span * (1 - (f(value) - low) / (high - low)) : null);
+    const marked = distinct.length <= 5 ? distinct : [0, 0.25, 0.5, 0.75, 1].map(inverse);
+    return { place, ticks: marked.map((value) => [place(value), number(value, 3)]) };
   }
   const texts = [...new Set(known.map(plain))].sort();
   const y = (text) => TOP + span * (texts.length === 1 ? 0.5 : 1 - texts.indexOf(text) / (texts.length - 1));

@@ -36,7 +36,7 @@ export class Relations {
       this.first && field("against", select(all.map(name), this.first.name, (chosen) => this.change({ first: all.find((one) => one.name === chosen) }, { against: chosen })), { inline: true }),
       toggle("log result", this.log, (log) => this.change({ log }, { logm: log ? "1" : null })));
     const chosen = [...this.axes.slice(0, MOST_AXES - 1), this.metric];
-    const picture = chosen.length > 1 ? parallel(this.runs, chosen, (run) => go(["run", run])) : null;
+    const picture = chosen.length > 1 ? parallel(this.runs, chosen, (run) => go(["run", run]), this.place.clientWidth - 22) : null;
     this.scatter = this.first && new Chart({ title: `${this.metric.name} against ${this.first.name}`, height: 300, draw: () => this.figure(), rows: () => this.rows([this.first, this.metric]), onPick: (point) => go(["run", point.customdata]), describe: () => `${this.runs.length} runs` });
     fill(this.place, bar,
       picture && drawing("Parallel coordinates", picture, () => this.rows(chosen), h("p.dim", {}, "Each line is a run, its colour the result. Drag along an axis to keep what passes there; double-click an axis to let all pass again.")),

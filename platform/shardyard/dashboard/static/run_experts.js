@@ -6,7 +6,7 @@ import { fill, h, svg } from "./dom.js";
 import { count, percent, whole } from "./format.js";
 import { setParams, route } from "./router.js";
 import { empty, failure } from "./states.js";
-import { onTheme } from "./theme.js";
+import { dark, onTheme } from "./theme.js";
 
 const LEFT = 64;
 const TOP = 22;
@@ -39,7 +39,7 @@ export class Experts {
     const experts = Math.max(...table.map((row) => row.length));
     const step = this.answer.step ?? this.step ?? steps.at(-1);
     const slider = h("input", { type: "range", min: 0, max: Math.max(0, steps.length - 1), value: Math.max(0, steps.findIndex((one) => String(one) === String(step))), "aria-label": "Step", onchange: () => this.at(steps[Number(slider.value)]) });
-    fill(this.place, h("section.panel", {},
+    fill(this.place, h("section", {},
       h("div.toolbar", {}, h("label.field.inline", {}, h("span.label", {}, "Step"), slider, h("output", {}, whole(Number(step))))),
       drawing("Tokens of each expert", heat(layers, table, experts), () => rowsOf(layers, table, experts),
         h("p.dim", {}, `Share of its layer's tokens that each of ${experts} experts received in the evaluation. An even share is ${percent(1 / experts)}; a stronger colour is more.`)),
@@ -69,7 +69,7 @@ function heat(layers, table, experts) {
       const at = { x: LEFT + expert * width, y: TOP + layer * height };
       return svg("g", {}, svg("rect.cell", { ...at, width: width - 1, height: height - 1, rx: 2, "fill-opacity": (0.06 + 0.9 * strength).toFixed(3) }),
         svg("title", {}, `layer ${layers[layer] ?? layer}, expert ${expert}: ${count(value)} tokens, ${percent(part)}`),
-        label && svg("text", { x: at.x + width / 2 - 0.5, y: at.y + height / 2 + 4, "text-anchor": "middle", class: strength > 0.55 ? "on-dark" : "on-light" }, percent(part, 0)));
+        label && svg("text", { x: at.x + width / 2 - 0.5, y: at.y + height / 2 + 4, "text-anchor": "middle", class: strength > (dark() ? 0.6 : 0.85) ? "on-dark" : "on-light" }, percent(part, 0)));
     });
   });
   const rows = table.map((row, layer) => (height >= 16 && (table.length <= 40 || layer % 4 === 0)) && svg("text", { x: LEFT - 8, y: TOP + layer * height + height / 2 + 4, "text-anchor": "end" }, `layer ${layers[layer] ?? layer}`));
