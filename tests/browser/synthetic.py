@@ -256,8 +256,8 @@ def write_gallery(runs_dir: Path) -> dict[str, RunFolder]:
         for seed in (1, 2, 3):
             name = f"gpt-lr-{rate}"
             found[f"{name}-{seed}"] = write_run(
-                runs_dir, name, overrides=(f"optimizer.lr={rate}", f"train.seed={seed}"), floor=floor, seed=seed,
-                began=time.time() - 3600 * next(hours),
+                runs_dir, name, overrides=(f"optimizer.lr={rate}", f"train.seed={seed}"),
+                floor=floor + 0.05 * seed, seed=seed, began=time.time() - 3600 * next(hours),
             )  # fmt: skip
     found["hostile"] = write_run(
         runs_dir, "hostile", seed=99, overrides=(f"description={json.dumps(HOSTILE)}",), info={"outcome": HOSTILE},

@@ -3,7 +3,7 @@
 import { get, Stream } from "./api.js";
 import { Curves } from "./curves.js";
 import { dialog, download, fill, h } from "./dom.js";
-import { csv, number, plain, real } from "./format.js";
+import { csv, fixed, metric, plain, real } from "./format.js";
 import { register } from "./keys.js";
 import { link, route, setParams } from "./router.js";
 import { Relations } from "./relations.js";
@@ -138,12 +138,12 @@ class CompareView {
     const cells = (run) => metrics.map((name) => real(this.results.get(run.id)?.[name]));
     const best = metrics.map((name, index) => {
       const values = this.runs.map((run) => cells(run)[index]).filter(Number.isFinite);
-      if (values.length < 2 || /^(step|.*tokens|.*lr)$/.test(name)) return undefined;
+      if (new Set(values).size < 2 || /^(step|.*tokens|.*lr)$/.test(name)) return undefined;
       return /accuracy|bleu|tokens_per_second|mfu|chrf|f1|recall/.test(name) ? Math.max(...values) : /loss|perplexity|seconds|error|wer|cer/.test(name) ? Math.min(...values) : undefined;
     });
     fill(this.place, h("section.panel", {}, h("div.head", {}, h("h2", {}, "Results"), h("div.grow"), h("button.ghost.tiny", { type: "button", onclick: () => download("results.csv", csv([["run", ...metrics], ...this.runs.map((run) => [run.id, ...cells(run)])])) }, "CSV")),
       simpleTable("Results", ["Run", "State", ...metrics], this.runs.map((run) => [h("a", { href: link(["run", run.id]) }, run.label), badge(run.problem ? "damaged" : run.state),
-        ...cells(run).map((cell, index) => (cell !== undefined && cell === best[index] ? h("strong.best", { title: "the best of these" }, number(cell)) : number(cell)))]), { numeric: metrics.map((_, index) => index + 2) })));
+        ...cells(run).map((cell, index) => (cell !== undefined && cell === best[index] ? h("strong.best", { title: "the best of these" }, shown(metrics[index], cell)) : shown(metrics[index], cell)))]), { numeric: metrics.map((_, index) => index + 2) })));
   }
 
   metricNames() {
@@ -181,6 +181,11 @@ class CompareView {
     this.part?.destroy?.();
     this.unregister();
   }
+}
+
+// Losses and the like with as many digits in every row, the rest in its unit.
+function shown(name, cell) {
+  return /loss|perplexity|norm|accuracy/.test(name) ? fixed(cell) : metric(name, cell);
 }
 
 function value(values, run) {

@@ -115,7 +115,7 @@ export class Curves {
     }
     fill(this.grid, groups.map(([prefix, names]) => h("details.group", { open: true },
       h("summary", {}, h("h2", {}, prefix), h("span.count", {}, String(names.length))),
-      h("div.chart-grid", {}, names.map((name) => this.chart(name).element)))));
+      h("div", { class: names.length < 3 ? "chart-grid two" : "chart-grid" }, names.map((name) => this.chart(name).element)))));
   }
 
   chart(name) {
@@ -277,7 +277,7 @@ export class Curves {
       const found = band(members);
       const first = this.runs.find((run) => run.id === members[0].run);
       if (!found) return [];
-      const edge = { type: "scatter", mode: "lines", x: found.x, line: { width: 0, color: first.colour() }, hoverinfo: "skip" };
+      const edge = { type: "scatter", mode: "lines", x: found.x, line: { width: 0, color: first.colour() }, hoverinfo: "skip", showlegend: false };
       const name = safe(members.length > 1 ? `${group} (${members.length} seeds)` : first.label);
       return [
         { ...edge, y: found.low },
@@ -295,6 +295,8 @@ export class Curves {
     const yRange = settings.outliers ? undefined : typicalRange(lists, settings.logy);
     const marks = settings.marks && this.runs.length === 1 ? this.marks(list[0]) : [];
     return {
+      showlegend: this.settings.bands && this.canBand,
+      legend: { x: 1, xanchor: "right", y: 1, orientation: "v", bgcolor: "rgba(0,0,0,0)" },
       hovermode: list.length > 12 ? "closest" : "x unified",
       xaxis: { type: settings.logx ? "log" : "linear", range, autorange: !range, title: { text: AXES[settings.x] + (settings.x === "time" ? " (s)" : "") }, hoverformat: ",~r" },
       yaxis: { type: settings.logy ? "log" : "linear", range: yRange, autorange: !yRange, fixedrange: true },

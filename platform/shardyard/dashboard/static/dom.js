@@ -38,6 +38,11 @@ export function fill(element, ...children) {
   return element;
 }
 
+// Sentences with `commands` between backticks, which are shown as such.
+export function prose(text) {
+  return String(text).split(/`([^`]+)`/).map((part, index) => (index % 2 ? h("code", {}, part) : part));
+}
+
 // A field with its label above or before it.
 export function field(label, control, { hint, inline = false } = {}) {
   return h(inline ? "label.field.inline" : "label.field", {}, h("span.label", {}, label), control, hint && h("span.hint", {}, hint));

@@ -46,7 +46,7 @@ class JobsView {
     if (!answer.available) {
       this.count.textContent = "";
       fill(this.place, empty("No cluster", sentence(answer.why || "the dashboard knows of no Ray cluster."), h("p", {}, "Start one on this machine, then this dashboard with its address:"), command("shardyard cluster up"), command("shardyard dashboard --address http://127.0.0.1:8265"),
-        h("p.dim", {}, "Runs that `shardyard launch` started need no cluster and are listed under Runs.")));
+        h("p.dim", {}, "Runs that ", h("code", {}, "shardyard launch"), " started need no cluster and are listed under Runs.")));
       return;
     }
     const jobs = answer.jobs ?? [];

@@ -102,7 +102,7 @@ export class Overview {
     const spent = info.started && end - new Date(info.started);
     const tiles = [
       ["Step", total ? `${whole(step)} / ${whole(total)}` : whole(step)],
-      running ? ["Time left", duration(progress.seconds_left)] : ["Took", spent > 0 ? duration(spent / 1000) : "–"],
+      running ? ["Time left", duration(progress.seconds_left)] : spent > 0 && ["Took", duration(spent / 1000)],
       ["Loss", number(summary.loss)],
       ["Eval loss", number(summary.eval_loss)],
       ["Tokens per second", count(progress.tokens_per_second)],
@@ -145,7 +145,8 @@ export class Overview {
       ["Sweep", summary.sweep && h("a", { href: link(["sweeps", summary.sweep]) }, summary.sweep)],
       ["Command", from.command && h("code", {}, from.command.map(plain).join(" "))],
     ];
-    fill(this.facts, facts.filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    const known = facts.filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false);
+    fill(this.facts, !known.length && h("dd.dim", {}, "Nothing more is known of this run."), known.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   }
 
   // Whether the alerts that the recipe asks for arrive.

@@ -1,6 +1,6 @@
 // What is shown when there is nothing to show: while loading, when there is nothing yet, when something is wrong.
 
-import { command, h } from "./dom.js";
+import { command, h, prose } from "./dom.js";
 
 export const STATES = {
   running: "running", finished: "finished", failed: "failed", interrupted: "interrupted", preempted: "preempted",
@@ -19,11 +19,11 @@ export function skeleton(lines = 6, kind = "line") {
 }
 
 export function empty(title, text, ...more) {
-  return h("div.notice-box", {}, h("h2", {}, title), text && h("p", {}, text), more);
+  return h("div.notice-box", {}, h("h2", {}, title), text && h("p", {}, prose(text)), more);
 }
 
 export function failure(title, text, ...more) {
-  return h("div.notice-box.wrong", { role: "alert" }, h("h2", {}, title), h("p", {}, text), more);
+  return h("div.notice-box.wrong", { role: "alert" }, h("h2", {}, title), h("p", {}, prose(text)), more);
 }
 
 export function noRuns(folder) {
@@ -36,5 +36,5 @@ export function noRuns(folder) {
 }
 
 export function warning(text) {
-  return h("div.warning", { role: "note" }, text);
+  return h("div.warning", { role: "note" }, prose(text));
 }
