@@ -13,7 +13,7 @@ TORCH = $(shell sed -n 's/^  "\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
 # Quiet enough that notices and warnings of the index stay away; errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help setup demo data test-fast test bench check schema clean
+.PHONY: help setup demo data test-fast test test-clusters bench check schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +32,14 @@ data: $(STAMP) ## fetch and convert the real data sets that recipes name, from P
 	@$(BIN)/shardyard data prepare --all
 
 test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
-test: $(STAMP) data ## run all tests; small recipes train on the real data sets
-	@$(BIN)/python -m pytest
+test: $(STAMP) data ## run all tests but those of clusters; small recipes train on the real data sets
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "slow and not cluster"
+
+test-clusters: $(STAMP) ## run the tests that start clusters of several nodes, Slurm and sweeps; about 20 minutes
+	@$(BIN)/python -m pytest -m cluster
 
 bench: $(STAMP) ## measure the step time against a bare DeepSpeed loop
 	@$(BIN)/python tests/benchmarks/step_time.py
@@ -66,5 +70,5 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV) with $$($(PYTHON) -V); a minute or two."
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install "$(TORCH)"
-	@$(PIP) install -e ".[data,eval,test,check,ops]"
+	@$(PIP) install -e ".[data,eval,sweep,kubernetes,dashboard,test,check,ops]"
 	@touch $@

@@ -137,6 +137,7 @@ go_on() { # EXIT CODE
   fi
   say "exit code $1; the job goes back to the queue and will resume"
   trap '' TERM # which requeueing sends to this script too
+  scontrol update JobId="$SLURM_JOB_ID" Requeue=1
   scontrol requeue "$SLURM_JOB_ID"
 }
 
@@ -144,6 +145,7 @@ mkdir -p "$run/logs" "$state" && chmod 700 "$state" || exit
 rm -f "$state"/ended-* "$state"/asked-* "$state/pid"
 trap on_term TERM
 job_file >"$state/job.json" || exit
+[[ $on_preempted == end ]] && scontrol update JobId="$SLURM_JOB_ID" Requeue=0 # as after an end that it goes on from
 (umask 077 && "$python" -c 'import secrets; print(secrets.token_hex(32))' >"$token") || exit
 
 head=$(own_address)

@@ -29,6 +29,8 @@ from support.cluster import ray_head
 
 HERE = Path(__file__).parent
 STEPS = 3
+# Ray would wait half a minute for running work when its head is ended.
+AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 PHASES = ("planned", "started", "placed", "assembled", "first_step")
 
 
@@ -86,7 +88,7 @@ def _seconds(text: str) -> float:
 
 
 def _shape(workers: int) -> dict[str, Any]:
-    recipe = load_recipe("gpt/quickstart", [f"train.steps={STEPS}", "train.tokens="]).recipe
+    recipe = load_recipe("gpt/quickstart", [f"train.steps={STEPS}", "train.tokens=", "schedule.warmup=1"]).recipe
     plan = prepare(recipe, World(size=workers, gpu=False))
     return {
         "config": recipe.model.config,
@@ -108,7 +110,7 @@ def main() -> int:
     shape = _shape(options.workers)
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as scratch, ray_head(Path(scratch)) as environment:
+    with tempfile.TemporaryDirectory() as scratch, ray_head(Path(scratch), **AT_ONCE) as environment:
         for turn in range(options.turns + 1):
             platform = platform_arm(environment, Path(scratch) / "runs", options.workers)
             plain = torchrun_arm(shape, options.workers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -116,11 +117,13 @@ def _check_losses(platform: list[float], bare_by_rank: list[list[float]]) -> flo
 def main() -> int:
     """Run all turns and print the figures; the exit code is 1 when the losses differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=3, help="turns of each arm")
-    parser.add_argument("--steps", type=int, default=30, help="steps of each turn")
+    parser.add_argument("--turns", type=int, default=4, help="turns of each arm")
+    parser.add_argument("--steps", type=int, default=45, help="steps of each turn")
     parser.add_argument("--workers", type=int, default=2, help="ranks")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    # Deprecations within DeepSpeed, told by every process, would drown the figures.
+    os.environ["PYTHONWARNINGS"] = "ignore"
     recipe = _recipe(options.steps, options.workers)
     seconds: dict[str, list[float]] = {"platform": [], "bare": []}
     difference, waits = 0.0, []

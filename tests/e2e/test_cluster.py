@@ -31,7 +31,7 @@ def test_a_launch_uses_the_cluster_that_is_named(cluster: dict[str, str], tmp_pa
     with Command("launch", recipe, *too_many, runs=tmp_path / "more", **cluster) as command:
         code, output = command.finish()
     assert code == 1
-    assert "4 CPU cores, the cluster has 2" in output, output
+    assert "needs 4 CPU cores; 2 in the cluster" in output, output
     assert "Traceback" not in output
 
 

@@ -21,7 +21,7 @@ import pytest
 from support.cli import COMMAND
 from support.hosts import RAY, clean_environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 UP = ("cluster", "up", "--port", "0", "--dashboard-port", "0", "--cpus", "1")
 TIMEOUT_SECONDS = 150
@@ -188,12 +188,17 @@ def test_the_printed_environment_is_what_the_commands_of_ray_need(machine: Machi
         "RAY_ADDRESS": record["gcs"],
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": record["token_path"],
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     done = subprocess.run(
         [RAY, "job", "list"], env=clean_environment(**known), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    stranger = clean_environment(RAY_ADDRESS=record["gcs"], RAY_AUTH_MODE="disabled")
+    state = subprocess.run(
+        [RAY, "status"], env=clean_environment(**known), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "/2.0 CPU" in state.stdout, state.stderr
+    stranger = clean_environment(**known | {"RAY_AUTH_MODE": "disabled"})
     refused = subprocess.run([RAY, "status"], env=stranger, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode != 0
     assert "CPU" not in refused.stdout, refused.stdout

@@ -20,7 +20,7 @@ from support.cli import write_recipe
 from support.hosts import RAY, Host, Listener, hosts
 from support.tiny import write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TIMEOUT_SECONDS = 240
 # A job of Ray alone: a worker process on each node, so that their ports are among those that are tried.
@@ -88,6 +88,12 @@ class Pair:
         """Steps that the run of a job has recorded."""
         path = self.runs / job / "metrics.jsonl"
         return [line["step"] for line in read_metrics(path)] if path.exists() else []
+
+    def info(self, job: str) -> dict[str, Any]:
+        """run.json of a job; empty before there is one."""
+        path = self.runs / job / "run.json"
+        info: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return info
 
     def ask(self, *arguments: object) -> tuple[int, str]:
         """Exit code and output of a command on the first host."""
@@ -176,14 +182,16 @@ def test_strangers_get_nothing_from_any_port(pair: Pair) -> None:
     assert started.returncode == 0, started.stderr
     wait_until(flag.exists, "the guests do not come")
     listeners = {(host.address, one.port): one for host in (pair.alpha, pair.beta) for one in reachable(host)}
-    assert {"gcs_server", "raylet", "dashboard", "agent.py", "runtime_env", "client.server", "ray::"} <= {
-        kind for kind in KINDS for one in listeners.values() if kind in one.title
-    }
+    assert not [kind for kind in KINDS if not any(kind in one.title for one in listeners.values())]
     targets.write_text(json.dumps(list(listeners)))
-    done = pair.outside.run(sys.executable, stranger.__file__, targets)
+    try:
+        done = pair.outside.run(sys.executable, stranger.__file__, targets)
+    finally:
+        flag.unlink()
     assert done.returncode == 0, done.stderr
+    # Stays in the folder of the test, for whoever wants to read all answers.
+    (pair.shared / "answers.json").write_text(done.stdout)
     reports = json.loads(done.stdout)
-    flag.unlink()
     assert len(reports) == len(listeners)
     complaints = [
         f"{report['address']}:{report['port']} ({listeners[report['address'], report['port']].title}): {complaint}"
@@ -201,9 +209,13 @@ def test_strangers_get_nothing_from_any_port(pair: Pair) -> None:
     assert pair.alpha.shardyard("cluster", "status").returncode == 0
 
 
-KINDS = ("gcs_server", "raylet", "dashboard", "agent.py", "runtime_env", "client.server", "ray::")
-# Public on purpose: whether the process lives, the page that asks for the token, and what kind of token it wants.
-ALIVE = {"grpc.health.v1.Health/Check"}
+KINDS = (
+    *("gcs_server", "raylet/raylet", "dashboard/dashboard.py", "ray.util.client.server"),
+    *("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::Guest"),
+)
+# What Ray answers to anyone: whether the process lives, and the names of its services.
+OPEN = {"grpc.health.v1.Health/Check", "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}
+REFUSALS = ("UNAUTHENTICATED", "UNIMPLEMENTED")
 
 
 def reachable(host: Host) -> list[Listener]:
@@ -224,35 +236,35 @@ def too_much(report: dict[str, Any]) -> Iterator[str]:
                 yield f"{way}: {request} answers {status}"
     for way in ("grpc", "grpc with a wrong token"):
         for method, code in report[way].items():
-            if code != "UNAUTHENTICATED" and method not in ALIVE:
+            if code not in REFUSALS and method not in OPEN:
                 yield f"{way}: {method} answers {code}"
-    if "no HTTP" in report["http"] and not report["grpc"]:
-        yield f"speaks neither HTTP nor any known service of gRPC: {report['plain']}"
+    if "no HTTP" in report["http"] and "UNAUTHENTICATED" not in report["grpc"].values():
+        yield f"neither speaks HTTP nor refuses a call of gRPC: {report['plain']}"
 
 
 def test_jobs_on_two_hosts(pair: Pair) -> None:
-    first = pair.submit("first", 300, placement="strict_spread", workers_per_node=1)
-    wait_until(lambda: len(pair.steps(first)) > 2, f"{first} does not train: {pair.ask('logs', first)}")
+    """Two ranks on a host each, and beside them a job that waits until it is stopped: it wants all cores."""
+    first = pair.submit("first", 150, placement="strict_spread", workers_per_node=1)
+    second = pair.submit("second", 5000, workers=4)
+    wait_until(lambda: len(pair.steps(first)) > 2, f"{first} does not train")
     ranks = {host.name: [line for line in titles(host) if "RayTrainWorker" in line] for host in (pair.alpha, pair.beta)}
     assert {name: len(found) for name, found in ranks.items()} == {"alpha": 1, "beta": 1}
-    second = pair.submit("second", 5000, placement="strict_spread", workers_per_node=1)
     code, listed = pair.ask("ps", "--all")
-    assert code == 0
-    assert first in listed
-    assert second in listed
     jobs = pair.alpha.run(RAY, "job", "list", **pair.as_client())
-    assert first in jobs.stdout
-    assert second in jobs.stdout
-    wait_until(lambda: len(pair.steps(second)) > 2, f"{second} does not train")
+    assert code == jobs.returncode == 0
+    for job in (first, second):
+        assert job in listed
+        assert job in jobs.stdout
+    wait_until(lambda: pair.info(second).get("waiting") or pair.steps(second), f"{second} does not even wait")
     assert pair.ask("stop", second)[0] == 0
     code, log = pair.ask("logs", "-f", first)
     assert code == 0, log
     assert "loss" in log
     assert pair.ask("wait", first)[0] == 0
-    assert pair.steps(first) == list(range(1, 301))
+    assert pair.steps(first) == list(range(1, 151))
     code, said = pair.ask("wait", second)
     assert code == 130, said
-    assert pair.steps(second)[-1] < 5000
+    assert max(pair.steps(second), default=0) < 5000
 
 
 def titles(host: Host) -> list[str]:
@@ -265,18 +277,17 @@ def titles(host: Host) -> list[str]:
 
 def test_a_run_outlives_a_host(pair: Pair) -> None:
     """Last, because the second host stays dead."""
-    job = pair.submit("survivor", 300, placement="spread")
-    wait_until(lambda: len(pair.steps(job)) > 45, f"{job} does not train: {pair.ask('logs', job)}")
+    job = pair.submit("survivor", 150, placement="spread")
+    wait_until(lambda: len(pair.steps(job)) > 45, f"{job} does not train")
     assert any("RayTrainWorker" in line for line in titles(pair.beta))
     for process in pair.beta.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     code, said = pair.ask("wait", job)
     assert code == 0, said + pair.ask("logs", job)[1]
-    info = json.loads((pair.runs / job / "run.json").read_text())
-    assert info["state"] == "finished"
-    assert info["attempts"] >= 2
-    assert sorted(set(pair.steps(job))) == list(range(1, 301))
+    assert pair.info(job)["state"] == "finished"
+    assert pair.info(job)["attempts"] >= 2
+    assert sorted(set(pair.steps(job))) == list(range(1, 151))
     code, said = pair.ask("cluster", "status")
     assert code == 0
     assert "DEAD" in said

@@ -21,7 +21,7 @@ from shardyard.launch.job_spec import policy_of, write_spec
 from shardyard.launch.queue import Ticket, queue_folder, ticket_path
 from shardyard.recipe.load import load_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ADDRESS = "127.0.0.1:1"
 PROGRAM = (

@@ -26,7 +26,7 @@ from support.cli import COMMAND, write_recipe
 from support.cluster import RAY, free_port, ray_head
 from support.tiny import write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TIMEOUT_SECONDS = 180
 ONE = ["-s", "cluster.workers=1"]
@@ -130,7 +130,7 @@ def test_a_job_waits_runs_and_is_stopped_and_nothing_secret_shows(cluster: Clust
     second = cluster.submit(recipe, *ONE, WANDB_MODE="disabled", **SECRETS)
     _until(lambda: "free" in cluster.ps().get(second, {}).get("doing", ""), "the second job waits")
     listed = cluster.ps()
-    assert listed[second]["doing"] == "waiting for resources: needs 1 CPU core; 0 free"
+    assert listed[second]["doing"] == "waiting for resources: needs 1 CPU core on 1 node; 0 free"
     assert listed[first]["doing"].startswith("step ")
     assert (listed[first]["name"], listed[first]["state"]) == ("long", "RUNNING")
     assert listed[first]["tags"] == ["nightly", "tiny"]
@@ -194,7 +194,8 @@ def _command(pid: int) -> list[str]:
 def test_the_head_forgets_the_secrets_once_they_are_taken(cluster: Cluster) -> None:
     script = (
         "import os; from ray._raylet import GcsClient; client = GcsClient(address=os.environ['RAY_ADDRESS']); "
-        "print(client.internal_kv_keys(b'gcs://', None), client.internal_kv_keys(b'gcs://shardyard-', None))"
+        "keys = client.internal_kv_keys(b'gcs://', None); "
+        "print(keys, [key for key in keys if b'shardyard-' in key and client.internal_kv_get(key, None)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **cluster.environment}
@@ -206,19 +207,20 @@ def test_the_head_forgets_the_secrets_once_they_are_taken(cluster: Cluster) -> N
 
 def test_exit_codes_of_failed_jobs_and_of_those_whose_time_is_up(cluster: Cluster, recipe: Path) -> None:
     quiet = {"WANDB_MODE": "disabled"}
-    missing = cluster.submit(recipe, *ONE, "-s", "data.train=[{path: /nowhere/corpus.jsonl}]", **quiet)
+    diverging = ["-s", "optimizer={name: sgd, lr: 1.0e+30}", "-s", "schedule.warmup=0"]
+    failing = cluster.submit(recipe, *ONE, *diverging, **quiet)
     late = cluster.submit(recipe, *ONE, "-s", "train.steps=100000", "-s", "job.time_limit=15s", **quiet)
-    code, _, err = cluster.run("wait", missing, "--timeout", "0.5")
+    code, _, err = cluster.run("wait", failing, "--timeout", "0.5")
     assert code == 124, err
     assert "is still" in err
-    assert cluster.run("wait", missing)[0] == 1
+    assert cluster.run("wait", failing)[0] == 1
     code, _, err = cluster.run("wait", late)
     assert code == 124, err
     assert (cluster.info(late)["state"], cluster.info(late)["outcome"]) == ("interrupted", "timeout")
     assert list((cluster.runs / late / "checkpoints").glob("step-*/manifest.json"))
     shown = cluster.ps("--all")
-    assert (shown[missing]["state"], shown[missing]["exit_code"]) == ("FAILED", 1)
-    assert "/nowhere/corpus.jsonl" in cluster.run("logs", missing)[1]
+    assert (shown[failing]["state"], shown[failing]["exit_code"]) == ("FAILED", 1)
+    assert "the loss is nan" in cluster.run("logs", failing)[1]
 
 
 class SlowPipe:
@@ -264,7 +266,7 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
         (["--address", nobody], {}, 1, "does not answer: Connection refused"),
         (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": str(wrong)}, 1, "does not take this token"),
         (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}, 1, "asks for a token"),
-        (["-s", "cluster.workers=8"], {}, 2, "needs 8 CPU cores; 2 in the cluster"),
+        (["-s", "cluster.workers=8", "-s", "data.lanes=8"], {}, 2, "needs 8 CPU cores; 2 in the cluster"),
         (["-s", "cluster.placement=strict_spread"], {}, 2, "on 2 nodes"),
         (["-s", "cluster.gpus_per_worker=1"], {"DS_ACCELERATOR": ""}, 2, "needs 2 GPUs; 0 in the cluster"),
         (["--working-dir", large], {}, 2, "Ray takes 512.0 MiB at most. Largest entries: weights.bin 600.0 MiB"),
@@ -291,7 +293,9 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
 
 
 def test_twenty_jobs_on_a_cluster_that_holds_two(cluster: Cluster, recipe: Path, api: JobsApi) -> None:
-    loaded = load_recipe(str(recipe), ["cluster.workers=1", "train.steps=2", "tracking.wandb.mode=disabled"])
+    loaded = load_recipe(
+        str(recipe), ["cluster.workers=1", "train.steps=2", "schedule.warmup=1", "tracking.wandb.mode=disabled"]
+    )
     made = prepare(loaded.recipe, world_on(loaded.recipe, []))
     sizes = [_resident(cluster)]
     ids = [
@@ -317,12 +321,13 @@ def _states(api: JobsApi, ids: list[str]) -> list[str]:
 
 
 def _resident(cluster: Cluster) -> float:
-    """MiB of the daemons of the head."""
-    total = 0.0
-    for process in psutil.process_iter(["name", "cmdline"]):
+    """MiB of the daemons of the head: those that name the port of its GCS, and the raylet's agents."""
+    port, found = cluster.environment["RAY_ADDRESS"].rpartition(":")[2], []
+    for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
-        if any(
-            name in line for name in ("gcs_server", "raylet/raylet", "dashboard/dashboard.py", "dashboard/agent.py")
-        ):
-            total += process.memory_info().rss / 2**20
-    return total
+        if port in line and any(name in line for name in ("gcs_server", "raylet/raylet", "dashboard.py", "monitor.py")):
+            found.append(process)
+            agents = process.children() if "raylet/raylet" in line else []
+            found += [child for child in agents if "Agent" in " ".join(child.cmdline())]
+    assert len(found) >= 3, found
+    return float(sum(process.memory_info().rss for process in found)) / 2**20

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 import yaml
 
+from shardyard.cli.main import run
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch import kuberay
+from shardyard.launch.kuberay_cluster import main as print_cluster
 from shardyard.launch.submission import SubmitRequest
 from shardyard.recipe.load import load_recipe
-from support.cli import COMMAND
 from support.kube_stub import Cluster, kube_server, write_kubeconfig
 from support.kuberay_cases import CLAIM, recipe_and_plan
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 QUEUED = (CLAIM, "cluster.kubernetes.queue=research", "job.priority=high")
 
 
@@ -290,16 +291,26 @@ def test_the_role_of_the_example_allows_what_is_asked_and_no_more(cluster: Clust
 # -- the whole way
 
 
-def test_the_example_of_a_cluster_is_what_its_first_line_writes() -> None:
+def test_the_example_of_a_cluster_is_what_its_first_line_writes(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "cluster/kuberay/raycluster.yaml").read_text(encoding="utf-8")
-    python, *arguments = shlex.split(text.splitlines()[0].removeprefix("# "))
-    assert python == "python"
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout == text
+    command = shlex.split(text.splitlines()[0].removeprefix("# "))
+    assert command[:3] == ["python", "-m", "shardyard.launch.kuberay_cluster"]
+    assert print_cluster(command[3:]) == 0
+    assert capsys.readouterr().out == text
 
 
-def test_the_command_line(cluster: Cluster, tmp_path: Path) -> None:
-    command = [*COMMAND, "submit", "gpt/quickstart", "--on", "kuberay", "-s", CLAIM, "--name", "My_first", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "default/my-first\n"), done.stderr
+def test_the_command_line(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["submit", "gpt/quickstart", "--on", "kuberay", "-s", CLAIM, "--name", "My_first", "-q"]
+    assert run(command) == 0
+    assert capsys.readouterr().out == "default/my-first\n"
     assert cluster.names("rayjobs") == cluster.names("configmaps") == ["my-first"]
+    assert run(command) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_the_manifests_of_a_dry_run_can_be_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["submit", "gpt/quickstart", "--on", "kuberay", "-s", CLAIM, "--dry-run", "-"]) == 0
+    config_map, job = yaml.safe_load_all(capsys.readouterr().out)
+    assert config_map["metadata"]["name"] == job["metadata"]["name"]
+    assert run(["submit", "gpt/quickstart", "--on", "kuberay", "--dry-run", "-"]) == 2
+    assert "cluster.kubernetes.runs_claim: a job needs" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from shardyard.launch import slurm
 from shardyard.launch.submission import SubmitRequest
 from shardyard.recipe.load import load_recipe
 from shardyard.tracking.runfolder import RunFolder
-from support.cli import write_recipe
+from support.cli import COMMAND, Command, write_recipe
+from support.hosts import hosts
 from support.slurm import Slurm, slurm_cluster
 from support.tiny import write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-STEPS = 800
+STEPS = 500
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +100,12 @@ def attempts(run: RunFolder) -> list[Any]:
     return [line["resumed_step"] for line in lines if line["kind"] == "attempt"]
 
 
+def log_of(run: RunFolder) -> Path:
+    return run.logs / "slurm.log"
+
+
 def log(run: RunFolder) -> str:
-    return (run.logs / "slurm.log").read_text()
+    return log_of(run).read_text()
 
 
 def processes_with(word: str) -> list[str]:
@@ -124,7 +130,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
         recipe, tmp_path / "second", "train.steps=1000000", "job.time_limit=30s", "cluster.slurm.signal_seconds=20"
     )
     assert first.info()["job"]["slurm_job_id"] == requeued
-    cluster.wait_for(lambda: len(records(first)) >= 5 and records(second), f"the fifth step\n{log(first)}")
+    cluster.wait_for(lambda: len(records(first)) >= 5 and records(second), "the fifth step", log=log_of(first))
     assert cluster.state(requeued) == cluster.state(limited) == "RUNNING"
 
     token = first.path / "slurm" / "token"
@@ -134,7 +140,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
     assert not processes_with(secret)
 
     cluster.command("scontrol", "requeue", requeued)
-    cluster.wait_for(lambda: cluster.state(requeued) == "PENDING", f"the end of the first attempt\n{log(first)}")
+    cluster.wait_for(lambda: cluster.state(requeued) == "PENDING", "the end of the first attempt", log=log_of(first))
     stopped = records(first)[-1]["step"]
     assert first.state == "preempted", log(first)
     assert stopped < STEPS
@@ -144,7 +150,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
     assert not waiting.ended
     cluster.release(requeued)
 
-    cluster.wait_for(lambda: cluster.state(requeued) == "COMPLETED", f"the second attempt\n{log(first)}")
+    cluster.wait_for(lambda: cluster.state(requeued) == "COMPLETED", "the second attempt", log=log_of(first))
     assert first.state == "finished"
     assert [record["step"] for record in records(first) if "train/loss" in record] == list(range(1, STEPS + 1))
     assert attempts(first) == [None, stopped]
@@ -153,10 +159,9 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
     assert (ended.state, ended.exit_code, ended.restarts) == ("COMPLETED", 0, 1)
     assert not token.exists()
 
-    cluster.wait_for(lambda: cluster.state(limited) == "FAILED", f"the end of the limited job\n{log(second)}")
-    timed_out = slurm.state(limited)
-    assert timed_out is not None
-    assert timed_out.exit_code == 124, log(second)
+    cluster.wait_for(lambda: cluster.state(limited) == "FAILED", "the end of the limited job", log=log_of(second))
+    with Command("wait", second.id, runs=second.path.parent) as command:
+        assert command.finish()[0] == 124, log(second)
     stopped = records(second)[-1]["step"]
     assert (second.checkpoints / f"step-{stopped:08d}" / "manifest.json").exists()
     assert {job.id for job in slurm.jobs()} >= {requeued, limited}
@@ -174,7 +179,7 @@ def test_a_preempted_job_goes_back_to_the_queue(cluster: Slurm, recipe: Path, tm
     cluster.wait_for(started.exists, "Ray")
     urgent = ("sbatch", "--parsable", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     other = cluster.command(*urgent).strip()
-    cluster.wait_for(lambda: cluster.job(job_id)["Restarts"] == "1", f"the preemption\n{log(run)}")
+    cluster.wait_for(lambda: cluster.job(job_id)["Restarts"] == "1", "the preemption", log=log_of(run))
     assert "asked to end (preemption)" in log(run) or "goes back to the queue" in log(run)
     cluster.wait_for(lambda: cluster.state(job_id) == "PENDING", "the end of the preempted attempt")
     cluster.wait_for(lambda: cluster.state(other) == "COMPLETED", "the urgent job")
@@ -190,6 +195,24 @@ def test_a_ray_that_does_not_start_fails_the_job(cluster: Slurm, recipe: Path, t
     assert cluster.job(job_id)["ExitCode"] == "1:0"
     assert "Ray did not start on n1" in log(run), log(run)
     assert_nothing_runs(job_id)
+
+
+def test_two_nodes_start_as_one_cluster(recipe: Path, tmp_path: Path) -> None:
+    """One rank on each of two hosts with networks of their own; the command follows the job to its end."""
+    runs = tmp_path / "runs"
+    settings = ("cluster.workers=2", "cluster.workers_per_node=1", "train.steps=20", "zero.stage=1")
+    options = [word for setting in settings for word in ("-s", setting)]
+    with hosts(tmp_path / "hosts", "a", "b") as pair, slurm_cluster(tmp_path / "s", hosts=pair) as cluster:
+        first, second = pair
+        command = ("submit", recipe, "--on", "slurm", "--wait", "--runs-dir", runs, *options)
+        done = first.shardyard(*command, **cluster.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (run,) = (RunFolder(path) for path in runs.iterdir())
+        assert run.state == "finished"
+        assert f"on n[1-2]; Ray at {first.address}:" in log(run)
+        assert {path.name for path in run.logs.glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
+        for host in (first, second):
+            assert not [process for process in host.processes() if "ray" in process.name()]
 
 
 def test_what_slurm_refuses_is_said_and_leaves_nothing(cluster: Slurm, recipe: Path, tmp_path: Path) -> None:
@@ -223,8 +246,19 @@ def test_gpus_are_found_in_the_partition(cluster: Slurm, recipe: Path, tmp_path:
 
 
 def test_a_job_that_can_never_start_is_said_so(cluster: Slurm, recipe: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    job_id = slurm.submit(request(recipe, tmp_path / "runs", "cluster.cpus_per_worker=99"), said.append)
-    assert "may never start it (PartitionConfig): 1 node with 99 cores." in said[-1]
-    slurm.cancel(job_id)
+    """Through the commands; it waits for ever, and can be listed and stopped."""
+    runs = tmp_path / "runs"
+    too_many = ("-s", "cluster.cpus_per_worker=99", "--name", "large")
+    with Command("submit", recipe, "--on", "slurm", "-q", *too_many, runs=runs) as command:
+        code, printed = command.finish()
+        run = command.folder.name
+    assert code == 0, printed
+    warning, job_id = printed.splitlines()
+    assert "may never start it (PartitionConfig): 1 node with 99 cores." in warning
+    listed = subprocess.run([*COMMAND, "ps"], capture_output=True, text=True, check=True, timeout=60).stdout
+    (line,) = (line for line in listed.splitlines() if line.startswith(run))
+    assert line.split("\t")[1:4] == ["large", "PENDING", "Slurm: PartitionConfig"]
+    with Command("stop", job_id, runs=runs) as command:
+        assert command.finish()[0] == 0
     cluster.wait_for(lambda: cluster.state(job_id) == "CANCELLED", "the end of the job")
+    assert RunFolder(runs / run).state == "interrupted"

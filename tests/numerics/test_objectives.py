@@ -3,6 +3,7 @@ measured."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import math
@@ -70,8 +71,12 @@ def _jobs(folder: Path, objective: str, stage: int) -> Trained:
 
 
 def _run_all(rank: Rank, runs: list[tuple[Job, int | None]]) -> None:
-    for job, until in runs:
+    for number, (job, until) in enumerate(runs):
         run_rank(Job(job.recipe, job.plan, job.folder, until), rank)
+        if number == 0:
+            # ZeRO-3 collects garbage at each start, which takes long among all that has been imported by now.
+            gc.collect()
+            gc.freeze()
 
 
 def _curve(job: Job, name: str = "train/loss") -> list[float]:

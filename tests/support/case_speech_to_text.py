@@ -70,6 +70,8 @@ def recipe_fields(data: Path) -> dict[str, Any]:
             "frequency_masks": 1,
             "frequency_mask_bins": 4,
             "join": 2,
+            "plain_text": True,
+            "ctc": 0.3,
         },
         "data": {
             "sequence_length": 12,

@@ -34,6 +34,15 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
     raise AssertionError(f"nothing listens on port {port}")
 
 
+def wait_until_started(process: subprocess.Popen[bytes], log: Path, seconds: float = 120.0) -> None:
+    """Until `ray start` says that its node runs; fails with its log when it ends before."""
+    deadline = time.monotonic() + seconds
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        assert process.poll() is None, log.read_text(errors="replace")
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.1)
+
+
 @contextmanager
 def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iterator[dict[str, str]]:
     """Two CPU cores and a token; yields the environment of a client, and ends the head afterwards.
@@ -50,7 +59,9 @@ def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iter
     client = {**environment, "RAY_ADDRESS": address}
     if dashboard:
         port = free_port()
+        # Two Rays on one host would want the same port for the agent that starts jobs.
         options += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+        options += [f"--dashboard-agent-listen-port={free_port()}"]
         client["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     python = str(Path(sys.executable).parent)
     path = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
@@ -63,6 +74,7 @@ def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iter
             start_new_session=True,
         )
         try:
+            wait_until_started(process, folder / "head.log")
             if dashboard:
                 wait_for_port(port, process)
             yield client

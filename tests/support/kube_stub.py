@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +38,7 @@ class Cluster:
     seen: list[tuple[str, str]] = field(default_factory=list)
     uids: Iterator[int] = field(default_factory=itertools.count)
     hanging: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def names(self, kind: str) -> list[str]:
         return sorted(name for of_kind, _, name in self.objects if of_kind == kind)
@@ -87,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
             found = self._carry_out(method, kind, namespace, rest, query, json.loads(body) if body else {})
         except Refusal as refusal:
             self._send(refusal.code, refusal.body)
+        except ConnectionAbortedError:
+            self.close_connection = True
         except LookupError:
             self._send(404, "404 page not found\n")
         else:
@@ -111,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(401, "Unauthorized")
         if (method, kind) in self.cluster.hang:
             self.cluster.hanging.set()
-            time.sleep(30)
+            self.cluster.over.wait(60)
+            raise ConnectionAbortedError
         if (method, kind) in self.cluster.refuse:
             code = self.cluster.refuse[method, kind]
             messages = {403: f'{kind} is forbidden: User "person" cannot {method.lower()} resource "{kind}"'}
@@ -191,6 +194,7 @@ def kube_server(folder: Path) -> Iterator[tuple[Cluster, Path]]:
     try:
         yield cluster, config
     finally:
+        cluster.over.set()
         server.shutdown()
         server.server_close()
 

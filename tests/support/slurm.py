@@ -8,18 +8,18 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.cluster import free_port
+from support.hosts import Host
 
-NODE = "n1"
 # `low` is preempted by `high`, at once; `grace` only after some seconds.
 _CONFIGURATION = """\
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 AuthType=auth/munge
@@ -45,7 +45,7 @@ PreemptMode=REQUEUE
 KillWait=120
 # Only counted: no job that runs asks for them.
 GresTypes=gpu
-NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=60000 Gres=gpu:2 State=UNKNOWN
+{nodes}
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=grace Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=100
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
@@ -54,15 +54,21 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running Slurm; `environment` makes its commands, and Shardyard, find it."""
+    """A running Slurm; `environment` makes its commands, and Shardyard, find it, and `prefix` goes to its network."""
 
     folder: Path
     environment: dict[str, str]
+    prefix: tuple[str, ...]
 
     def command(self, *words: str) -> str:
         """What one of Slurm's commands prints."""
         done = subprocess.run(
-            words, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False, timeout=60
+            [*self.prefix, *words],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         assert done.returncode == 0, (words, done.stdout, done.stderr, self.logs())
         return done.stdout
@@ -80,11 +86,14 @@ class Slurm:
         """Start a requeued job now, not when Slurm's pause is over."""
         self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout_seconds: float = 240) -> None:
-        """Until `condition` holds."""
+    def wait_for(
+        self, condition: Callable[[], object], what: str, *, log: Path | None = None, timeout_seconds: float = 240
+    ) -> None:
+        """Until `condition` holds; where it never does, the failure shows `log` and what the daemons said."""
         deadline = time.monotonic() + timeout_seconds
         while not condition():
-            assert time.monotonic() < deadline, f"{what} takes too long\n{self.logs()}"
+            late = time.monotonic() > deadline
+            assert not late, f"{what} takes too long\n{log.read_text() if log and log.exists() else ''}\n{self.logs()}"
             time.sleep(0.2)
 
     def logs(self) -> str:
@@ -94,35 +103,55 @@ class Slurm:
 
 
 @contextmanager
-def slurm_cluster(folder: Path, *, cpus: int = 2) -> Iterator[Slurm]:
-    """One node that counts `cpus` cores, whatever the machine has; the daemons end with the block."""
+def slurm_cluster(folder: Path, *, cpus: int = 2, hosts: Sequence[Host] = ()) -> Iterator[Slurm]:
+    """The node n1, or n1, n2 and so on, one on each of the hosts; the daemons end with the block.
+
+    Each node counts `cpus` cores, whatever the machine has.
+    """
     (folder / "state").mkdir(parents=True)
-    (folder / f"spool-{NODE}").mkdir()
     folder.chmod(0o755)  # munge looks at the folders above its socket
     _write_key(folder / "munge.key")
+    networks = [_network(host) for host in hosts] or [()]
     configuration = folder / "slurm.conf"
-    ports = {"controller_port": free_port(), "node_port": free_port()}
-    configuration.write_text(
-        _CONFIGURATION.format(host=socket.gethostname(), folder=folder, node=NODE, cpus=cpus, **ports)
-    )
+    configuration.write_text(_configuration(folder, cpus, [host.address for host in hosts] or ["127.0.0.1"]))
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
-    slurm = Slurm(folder, {"SLURM_CONF": str(configuration)})
+    slurm = Slurm(folder, {"SLURM_CONF": str(configuration)}, networks[0])
     with ExitStack() as daemons:
-        daemons.enter_context(_daemon(folder, *_munged(folder)))
-        slurm.wait_for((folder / "munge.socket").exists, "munged", 20)
-        daemons.enter_context(_daemon(folder, "slurmctld", "-D", "-f", str(configuration)))
-        daemons.enter_context(_daemon(folder, "slurmd", "-D", "-N", NODE, "-f", str(configuration)))
-        slurm.wait_for(lambda: _answers(slurm), "Slurm", 60)
+        daemons.enter_context(_daemon(folder, "munged", *_munged(folder)))
+        slurm.wait_for((folder / "munge.socket").exists, "munged", timeout_seconds=20)
+        options = ("-D", "-f", str(configuration))
+        daemons.enter_context(_daemon(folder, "slurmctld", *options, prefix=networks[0]))
+        for number, network in enumerate(networks, 1):
+            (folder / f"spool-n{number}").mkdir()
+            daemons.enter_context(_daemon(folder, "slurmd", "-N", f"n{number}", *options, prefix=network))
+        slurm.wait_for(lambda: _nodes_that_answer(slurm) == len(networks), "Slurm", timeout_seconds=60)
         try:
             yield slurm
         finally:
             _cancel_everything(slurm)
 
 
+def _network(host: Host) -> tuple[str, ...]:
+    # `ip netns exec` would hide the control groups, which slurmd wants to see.
+    return ("nsenter", f"--net=/run/netns/{host.namespace}")
+
+
+def _configuration(folder: Path, cpus: int, addresses: Sequence[str]) -> str:
+    host = socket.gethostname()
+    # The names of hosts must differ; only that of the controller is looked at.
+    nodes = [
+        f"NodeName=n{number} NodeHostname={host}{'' if number == 1 else number} NodeAddr={address} CPUs={cpus} "
+        "RealMemory=60000 Gres=gpu:2 State=UNKNOWN"
+        for number, address in enumerate(addresses, 1)
+    ]
+    ports = {"controller_port": free_port(), "node_port": free_port()}
+    return _CONFIGURATION.format(host=host, address=addresses[0], folder=folder, nodes="\n".join(nodes), **ports)
+
+
 def _munged(folder: Path) -> list[str]:
     files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
     options = [f"--{name}={folder / file}" for name, file in {**files, "seed-file": "munged.seed"}.items()]
-    return ["munged", "--foreground", "--force", "--num-threads=1", *options]
+    return ["--foreground", "--force", "--num-threads=1", *options]
 
 
 def _write_key(path: Path) -> None:
@@ -130,32 +159,36 @@ def _write_key(path: Path) -> None:
     path.chmod(0o600)
 
 
-def _answers(slurm: Slurm) -> bool:
+def _nodes_that_answer(slurm: Slurm) -> int:
     done = subprocess.run(
-        ["sinfo", "--noheader", "--format=%T"],
+        [*slurm.prefix, "sinfo", "--noheader", "--Node", "--partition=low", "--format=%T"],
         env={**os.environ, **slurm.environment},
         capture_output=True,
         text=True,
         check=False,
         timeout=30,
     )
-    return done.returncode == 0 and "idle" in done.stdout
+    return done.stdout.split().count("idle")
 
 
 def _cancel_everything(slurm: Slurm) -> None:
     """Jobs must not outlive the daemons, which would leave their processes alone."""
     environment = {**os.environ, **slurm.environment}
-    subprocess.run(["scancel", "--me", "--full", "--signal=KILL"], env=environment, check=False, timeout=30)
-    subprocess.run(["scancel", "--me"], env=environment, check=False, timeout=30)
-    slurm.wait_for(lambda: not slurm.command("squeue", "--noheader", "--format=%i").strip(), "the end of all jobs", 60)
+    for options in (["--full", "--signal=KILL"], []):
+        subprocess.run([*slurm.prefix, "scancel", "--me", *options], env=environment, check=False, timeout=30)
+    slurm.wait_for(
+        lambda: not slurm.command("squeue", "--noheader", "--format=%i").strip(),
+        "the end of all jobs",
+        timeout_seconds=60,
+    )
 
 
 @contextmanager
-def _daemon(folder: Path, *command: str) -> Iterator[None]:
-    program = shutil.which(command[0], path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program is not None, f"{command[0]} is missing; Debian has it in slurm-wlm and munge"
-    with (folder / f"{command[0]}.out").open("w") as output:
-        process = subprocess.Popen([program, *command[1:]], stdout=output, stderr=output, start_new_session=True)
+def _daemon(folder: Path, name: str, *options: str, prefix: Sequence[str] = ()) -> Iterator[None]:
+    program = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    assert program is not None, f"{name} is missing; Debian has it in slurm-wlm and munge"
+    with (folder / f"{name}.out").open("a") as output:
+        process = subprocess.Popen([*prefix, program, *options], stdout=output, stderr=output, start_new_session=True)
         try:
             yield
         finally:

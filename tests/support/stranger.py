@@ -49,7 +49,7 @@ WITHOUT_STUBS = {
     "grpc.health.v1.Health": ("Check",),
     "grpc.reflection.v1alpha.ServerReflection": ("ServerReflectionInfo",),
     "opentelemetry.proto.collector.metrics.v1.MetricsService": ("Export",),
-    "ray.rpc.ObjectManagerService": ("Push", "Pull", "FreeObjects"),
+    "ray.rpc.ObjectManagerService": ("Push", "Pull"),
 }
 
 

@@ -69,6 +69,27 @@ def test_only_adapters_and_new_heads_are_trained(family: str, quantize: Any, tmp
     assert (held > 0) == (quantize is not None)
 
 
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_named_parts_are_trained_whole(quantize: Any, tmp_path: Path) -> None:
+    model, plain = pretrained(tmp_path, "bert")
+    adapter = Adapter(rank=4, quantize=quantize, whole=["bert.pooler.*", "*.LayerNorm.bias"])
+    expected = num_trainable(plain, adapter, "text_classification")
+    adapted(model, adapter, "bert")
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert sum(parameter.numel() for parameter in trained.values()) == expected
+    whole = {name for name in trained if ".lora_" not in name and not name.startswith("classifier.")}
+    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} < whole
+    assert all(name.startswith("bert.pooler.") or name.endswith(".LayerNorm.bias") for name in whole)
+    assert not [name for name in trained if "pooler" in name and ".lora_" in name]
+    trained_a_little(model)
+    fresh, _ = pretrained(tmp_path, "bert")
+    fresh.load_state_dict(merged(model.state_dict(), adapter, plain))
+    logits = [one.eval()(input_ids=tokens()).logits for one in (fresh, model)]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match=r"model.adapter.whole: no parameter is called 'bert.poler.\*'"):
+        num_trainable(plain, Adapter(whole=["bert.poler.*"]), "text_classification")
+
+
 @pytest.mark.parametrize("family", OBJECTIVES)
 def test_training_begins_with_the_pretrained_model(family: str, tmp_path: Path) -> None:
     model, _ = pretrained(tmp_path, family)

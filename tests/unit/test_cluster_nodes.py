@@ -153,6 +153,12 @@ def test_the_environment_for_clients_names_the_cluster(home: Path) -> None:
         "RAY_ADDRESS": "127.0.0.1:6379",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": "/home/someone/.shardyard/token",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    assert set(replace(RECORD, gcs="10.0.0.1:6379").environment()) == {
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
     }
 
 

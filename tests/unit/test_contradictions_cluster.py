@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shardyard.recipe import hardware
 from shardyard.recipe.contradictions import check
 from shardyard.recipe.contradictions_cluster import cluster_rules
 from shardyard.recipe.load import parse_recipe
@@ -32,7 +33,7 @@ def recipe(parallel: int = 1, **cluster: Any) -> Recipe:
 
 @pytest.fixture(autouse=True)
 def _on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", None)
 
 
 @pytest.mark.parametrize(
@@ -72,5 +73,5 @@ def test_what_cannot_work_is_refused(cluster: dict[str, Any], path: str, words: 
 
 
 def test_ranks_on_the_cpu_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", "cpu")
     assert list(cluster_rules(recipe(gpus_per_worker=0.5, workers=2))) == []

@@ -113,6 +113,14 @@ def test_a_row_has_the_text_as_target_and_in_evaluation_as_it_is() -> None:
     assert "reference" not in trained
 
 
+def test_plain_text_is_what_error_rates_compare() -> None:
+    clip = {"audio": wav(noise(0.2)), "text": "Press 2, please!"}
+    found = speech(Audio(plain_text=True), training=True, sequence_length=40).row(
+        [clip, clip], np.random.default_rng(0)
+    )
+    assert bytes(found["labels"][:-1].tolist()) == b"press 2 please press 2 please"
+
+
 def test_what_does_not_fit_is_counted() -> None:
     rows = speech(sequence_length=3)
     rows.row([{"audio": wav(noise(SECONDS + 0.5)), "text": "abcd"}], np.random.default_rng(0))

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
+from shardyard.launch import trainer
 from shardyard.launch.group import make_ready, parted_groups, places_in_words, places_of
 from shardyard.launch.hardware import world_of
 from shardyard.launch.meeting import rank_environment
 from shardyard.launch.trainer import scaling
 from shardyard.launch.worker import limit_collectives
+from shardyard.recipe import hardware
 from shardyard.recipe.placement import Amount, Demand, Placement
 from shardyard.recipe.schema import Cluster, Network
 
@@ -56,12 +58,13 @@ def test_ranks_of_a_cpu_run_keep_deepspeed_off_gpus(monkeypatch: pytest.MonkeyPa
 
 def test_a_host_that_cannot_take_part_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", None)
     ready = make_ready(Network(interface="nowhere"), "127.0.0.1", gpu=False, one_host=False, forwarded={})
     assert "cluster.network.interface is nowhere, but the host 127.0.0.1 has" in ready.problem
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ready = make_ready(Network(), "127.0.0.1", gpu=True, one_host=True, forwarded={})
     assert "Ray offers GPUs on 127.0.0.1, but torch" in ready.problem
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", "cpu")
     assert "DS_ACCELERATOR is cpu there" in make_ready(Network(), "::1", gpu=True, one_host=True, forwarded={}).problem
 
 
@@ -102,13 +105,26 @@ def test_bundles_name_their_nodes_where_there_are_several() -> None:
     assert (left_to_ray.label_selector, left_to_ray.placement_strategy) == (None, "SPREAD")
 
 
+def test_ray_looks_elsewhere_soon_where_places_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    trainer._configure(pinned=True)
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "10"
+    trainer._configure(pinned=False)
+    assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S" not in os.environ
+    os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "99", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"}
+    monkeypatch.setattr(trainer, "_START_TIMEOUT_IS_GIVEN", True)
+    trainer._configure(pinned=True)
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "99"
+    assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
+
+
 def test_what_ranks_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert world_of(Cluster(gpus_per_worker=0.5), cluster_gpus=2).gpu
     assert world_of(Cluster(gpus_per_worker=1), cluster_gpus=0).gpu
     assert not world_of(Cluster(gpus_per_worker=0), cluster_gpus=8).gpu
     assert world_of(Cluster(), cluster_gpus=8).gpu
     assert not world_of(Cluster()).gpu
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", "cpu")
     assert not world_of(Cluster(gpus_per_worker=1), cluster_gpus=8).gpu

@@ -58,4 +58,5 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_begins_with_the_schema_line(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith(SCHEMA_LINE)
-    assert (path.parent / first.removeprefix(SCHEMA_LINE)).resolve() == REPOSITORY / "recipes" / "schema.json"
+    schema = "sweeps/schema.json" if path.parent.name == "sweeps" else "schema.json"
+    assert (path.parent / first.removeprefix(SCHEMA_LINE)).resolve() == REPOSITORY / "recipes" / schema

@@ -81,6 +81,7 @@ def test_each_refusal_is_one_paragraph(server: Server, status: int, body: bytes,
 
 
 def test_nobody_answers(server: Server) -> None:
+    server.shutdown()
     server.server_close()
     with pytest.raises(ShardyardError, match=r"does not answer: Connection refused.*forward its port"):
         _api(server).check_version()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -51,6 +52,14 @@ def test_too_large_a_folder_names_its_largest_entries(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x" * size)
     with pytest.raises(UsageError, match=r"holds 1\.4 KiB.*1000 B at most.*big/ 1\.1 KiB, middle 300 B, small 1 B"):
         checked_files(tmp_path, limit=1000)
+
+
+def test_what_is_too_large_when_packed_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "zeros").write_bytes(bytes(100_000))
+    package("{}", tmp_path, limit=10_000)
+    (tmp_path / "noise").write_bytes(os.urandom(20_000))
+    with pytest.raises(UsageError, match=r"when packed, and Ray takes 9\.8 KiB at most\. Largest entries: zeros"):
+        package("{}", tmp_path, limit=10_000)
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def preference(**settings: Any) -> Case:
 # In numbers that fp16 and bf16 hold without rounding.
 TEACHER = normal(ROWS, LENGTH, CLASSES, seed=50).bfloat16().double()
 KEYS = functional.normalize(normal(2 * ROWS, WIDTH, seed=60), dim=-1).bfloat16().double()
+SPELLED = torch.tensor([[1, 2, 0], [3, 3, 0], [4, 0, IGNORED], [5, 6, 1]])
 CASES = {
     "cross_entropy": labelled(losses.cross_entropy),
     "label smoothing": labelled(losses.cross_entropy, label_smoothing=0.1),
@@ -96,6 +98,7 @@ CASES = {
     "sequence_log_probability": Case(
         lambda logits, rows: losses.sequence_log_probability(logits, LABELS[rows]).sum(), ((ROWS, LENGTH, CLASSES),)
     ),
+    "ctc": Case(lambda logits, rows: losses.ctc(logits, SPELLED[rows], blank=0), ((ROWS, LENGTH, CLASSES),)),
 }
 every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -396,3 +399,25 @@ def test_the_log_probability_of_a_row_is_the_sum_over_its_targets() -> None:
 def test_shapes_that_broadcasting_would_hide_are_refused(call: Callable[[], Tensor]) -> None:
     with pytest.raises(AssertionError):
         call()
+
+
+def test_ctc_is_the_sum_over_all_alignments() -> None:
+    """Every sequence of positions that spells the text once repetitions are merged and blanks are gone."""
+    blank, texts = 2, [[0, 1], [1, 1], [0]]
+    labels = torch.tensor([[0, 1, blank], [1, 1, blank], [0, blank, -100]])
+    logits = torch.randn((3, 4, 3), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    probabilities = logits.detach().softmax(-1)
+    expected = 0.0
+    for row, text in enumerate(texts):
+        paths = product(range(3), repeat=4)
+        spelling = [path for path in paths if [token for token, _ in groupby(path) if token != blank] == text]
+        expected -= (
+            torch.stack([probabilities[row, range(4), list(path)].prod() for path in spelling]).sum().log().item()
+        )
+    found = losses.ctc(logits, labels, blank=blank)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().amax(dim=(1, 2)).min() > 0
+    too_long = torch.tensor([[0, 1, 0, 1, 0, 1, blank]])
+    assert float(losses.ctc(logits.detach()[:1], too_long, blank=blank)) == 0.0

@@ -15,10 +15,11 @@ from shardyard.engine.generate import generate
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.objectives.base import Tensors
 from shardyard.objectives.decoding import decode, kept_texts
+from shardyard.objectives.losses import ctc
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
 from shardyard.objectives.seq2seq import EncoderDecoder
-from shardyard.recipe.schema import Evaluate, Loss, Model
+from shardyard.recipe.schema import Audio, Evaluate, Loss, Model
 from unit.data_cases import SEPARATOR, bytes_tokenizer
 
 LENGTH = 7
@@ -55,8 +56,11 @@ def name_of(family: str) -> str:
     return "speech_to_text" if family == "whisper" else "seq2seq"
 
 
-def objective(family: str, *, smoothing: float = 0.0, name: str = "cross_entropy", beams: int = 1) -> EncoderDecoder:
+def objective(
+    family: str, *, smoothing: float = 0.0, name: str = "cross_entropy", beams: int = 1, audio: Audio | None = None
+) -> EncoderDecoder:
     parts = Parts(
+        audio=audio or Audio(),
         loss=Loss(name=name, label_smoothing=smoothing),
         evaluate=Evaluate(generate_rows=3, beams=beams),
         sequence_length=LENGTH,
@@ -237,3 +241,16 @@ def test_a_sample_of_an_encoder_decoder_is_its_whole_output() -> None:
     assert [text] == decode(model, tokenizer, {"input_ids": ids}, max_tokens=LENGTH)
     longer = generate(model, tokenizer, "a" * 40, max_new_tokens=40, device=torch.device("cpu"))
     assert len(longer) <= CONFIGS["marian"]["max_position_embeddings"]
+
+
+def test_ctc_teaches_the_encoder_in_training_alone() -> None:
+    batch, plain, taught = batch_of("whisper"), objective("whisper"), objective("whisper", audio=Audio(ctc=0.5))
+    model = tiny("whisper")
+    assert taught.measure(model, batch).losses["loss"] == plain.measure(model, batch).losses["loss"]
+    model.train()
+    found = taught.measure(model, batch)
+    heard = model.get_output_embeddings()(model.get_encoder()(batch["input_features"]).last_hidden_state)
+    nll = ctc(heard, batch["labels"], blank=SEPARATOR)
+    written = plain.measure(model, batch).losses["loss"]
+    torch.testing.assert_close(found.losses["loss"], written + 0.5 * nll)
+    assert float(found.observed["ctc"]) == pytest.approx(float(nll.detach()))

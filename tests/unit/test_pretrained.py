@@ -154,6 +154,16 @@ def test_contradictions(changes: dict[str, Any], message: str, tmp_path: Path) -
     assert any(finding.startswith(message) for finding in found), found
 
 
+def test_parts_trained_whole_would_change_the_reference_of_preferences(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.touch()
+    model = {"pretrained": "run:base", "adapter": {"whole": ["lm_head.*"]}}
+    assert any(
+        text.startswith("model.adapter.whole: would change the reference model")
+        for text in findings(tiny_recipe(corpus, model=model, objective="preference"))
+    )
+
+
 def test_a_folder_of_another_family_is_told(tmp_path: Path) -> None:
     start = write_pretrained(tmp_path / "start", "llama")
     assert any(

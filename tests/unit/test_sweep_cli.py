@@ -37,6 +37,11 @@ def test_validate_knows_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "did you mean 'search'?" in capsys.readouterr().err
 
 
+def test_a_sweep_is_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "sweeps/lr-batch"]) == 2
+    assert "is a sweep, not a recipe; `shardyard sweep sweeps/lr-batch` runs it" in capsys.readouterr().err
+
+
 def test_sweeps_are_listed_and_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from shardyard.launch.sweep_folder import SweepFolder
     from shardyard.recipe.sweep_load import load_sweep

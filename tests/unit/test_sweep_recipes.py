@@ -17,7 +17,16 @@ from shardyard.recipe.catalog import shipped_recipes, shipped_sweeps
 from shardyard.recipe.json_schema import schema_text, sweep_schema, sweep_schema_path
 from shardyard.recipe.load import load_recipe
 from shardyard.recipe.sweep_load import LoadedSweep, is_sweep, load_sweep
-from shardyard.recipe.sweep_trials import as_overrides, planned_trials, probes, rounded, trial_count, trial_name
+from shardyard.recipe.sweep_trials import (
+    as_overrides,
+    planned_trials,
+    probes,
+    rounded,
+    shown,
+    trial_count,
+    trial_name,
+    varying,
+)
 from shardyard.recipe.sweeps import Parameter
 
 SHIPPED = [shipped.name for shipped in shipped_sweeps()]
@@ -226,3 +235,10 @@ def test_a_settings_axis_counts_as_one(tmp_path: Path) -> None:
     sizes = {"settings": [{"train.seed": seed} for seed in range(5)]}
     found = loaded(tmp_path, parameters={"seed": sizes, "optimizer.lr": LR})
     assert trial_count(found.sweep) == math.prod((5, 2))
+
+
+def test_mappings_are_shown_by_their_fields() -> None:
+    trials = [{"model.config": {"n_embd": size, "n_layer": 2}, "optimizer.lr": 0.1} for size in (32, 64)]
+    assert shown(trials[0]) == "model.config.n_embd=32 model.config.n_layer=2 optimizer.lr=0.1"
+    assert varying(trials) == ["model.config.n_embd"]
+    assert varying(trials[:1]) == ["model.config.n_embd", "model.config.n_layer", "optimizer.lr"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from ray.tune.search import Searcher
 from ruamel.yaml import YAML
 
+from shardyard.cli.sweep_run import _at_rest
 from shardyard.errors import CheckpointError, RunFolderError, UsageError
 from shardyard.launch.scaling_laws import Hoffmann
+from shardyard.launch.sweep import Progress
 from shardyard.launch.sweep_fit import fit_sweep, judge, predict
 from shardyard.launch.sweep_folder import SweepFolder, TrialState, best_trial, list_sweeps, require_best
 from shardyard.launch.sweep_plot import plot_law, plot_sweep
@@ -185,6 +188,63 @@ def test_a_damaged_checkpoint_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "step-00000010").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
         adopt(job, tmp_path / "step-00000010")
+
+
+class TuneTrial:
+    """As much of Tune's trial as is asked of it."""
+
+    trial_id = "a_00000"
+    config: dict[str, Any] = {"number": 0, "parameters": {"optimizer.lr": 1e-3}}  # noqa: RUF012
+    last_result: dict[str, Any] = {}  # noqa: RUF012
+
+
+def test_a_budget_of_tokens_stops_what_runs(tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = new_sweep(tmp_path, budget={"tokens": 1500})
+    running = add_trial(folder, 0, "running", [3.0])
+    progress = Progress(folder, folder.sweep(), said.append)
+    assert not progress.stop_all(), "1000 tokens from before"
+    result = {"run": running.id, "number": 0, "step": 15, "tokens": 1500, METRIC: 2.5}
+    progress.on_trial_result(0, [], TuneTrial(), result)
+    assert progress.stop_all()
+    assert progress.reason == "budget used"
+    assert running.stop_requested() == "interrupt"
+    assert folder.stop_requested(), "trials that have not begun see it"
+    progress.on_trial_complete(0, [], TuneTrial())
+    assert folder.trials()[0].state != "stopped early", "the sweep ended it, not a scheduler"
+    progress.close(progress.reason)
+    assert folder.info()["state"] == "budget used"
+    assert any("optimizer.lr=0.001" in line for line in said)
+
+
+def test_a_scheduler_stops_a_trial(tmp_path: Path) -> None:
+    folder = new_sweep(tmp_path)
+    running = add_trial(folder, 0, "running", [3.0])
+    progress = Progress(folder, folder.sweep(), lambda text: None)
+    progress.on_trial_complete(0, [], TuneTrial())
+    assert running.stop_requested() == "interrupt"
+    assert folder.trials()[0].state == "stopped early"
+
+
+def test_a_sweep_at_rest_does_not_wait_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardyard.cli.sweep_run.REST_SECONDS", 0.0)
+    folder = new_sweep(tmp_path)
+    running = add_trial(folder, 0, "running", [3.0])
+    at_rest = _at_rest(folder)
+    assert [at_rest(), at_rest()] == [False, False], "nobody asked it to stop"
+    folder.request_stop()
+    assert [at_rest(), at_rest()] == [False, False], "a run is at work"
+    running.update(driver={**running.info()["driver"], "pid": 2**22 + 1})
+    assert at_rest(), "its process is gone"
+
+
+def test_a_budget_of_seconds_counts_all_resumes(tmp_path: Path) -> None:
+    folder = new_sweep(tmp_path, budget={"seconds": 60.0})
+    assert not Progress(folder, folder.sweep(), lambda text: None).stop_all()
+    folder.update(seconds=59.99)
+    progress = Progress(folder, folder.sweep(), lambda text: None)
+    time.sleep(0.02)
+    assert progress.stop_all()
 
 
 LAW = Hoffmann(irreducible=1.2, a=40.0, b=300.0, alpha=0.4, beta=0.38)

@@ -134,7 +134,6 @@ def _record() -> ClusterRecord:
 
 
 def _show_quick_start(record: ClusterRecord) -> None:
-    loopback = record.gcs.startswith("127.")
     names = f"{len(record.nodes)} node{'s' if len(record.nodes) != 1 else ''}"
     exports = " ".join(f"{name}={value}" for name, value in record.environment().items())
     output.line(f"Ray {record.ray} is up at {record.gcs} with {names}; it runs until `shardyard cluster down`.")
@@ -143,7 +142,7 @@ def _show_quick_start(record: ClusterRecord) -> None:
     output.line("  look             shardyard cluster status")
     output.line(f"  dashboard        {record.dashboard} (asks for the token: the text of {record.token_path})")
     output.line("  end it           shardyard cluster down")
-    if not loopback:
+    if not record.on_loopback:
         output.line(f"  add a host       copy {record.token_path} to ~/.shardyard/token there, chmod 600, then")
         output.line(f"                   shardyard cluster join {record.gcs}")
     output.line()

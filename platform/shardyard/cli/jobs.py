@@ -5,25 +5,34 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from shardyard.cli import output
+from shardyard.cli import jobs_elsewhere, output
 from shardyard.cli.jobs_found import Found, age_seconds, doing, find, folder_of, own
 from shardyard.cli.options import AsJson, Quiet, RunsDir
 from shardyard.cli.progress import whole_seconds
 from shardyard.cli.submit import Address
-from shardyard.errors import EXIT_TIMEOUT, UsageError
+from shardyard.errors import EXIT_TIMEOUT, ShardyardError, UsageError
 from shardyard.launch.jobs_api import TERMINAL, JobsApi
 from shardyard.tracking.files import encode
 from shardyard.tracking.runfolder import runs_folder
 
+if TYPE_CHECKING:
+    from shardyard.cli.jobs_slurm import SlurmFound
+
 POLL_SECONDS = 1.0
+# A head that restarts, or a network that stumbles, does not end the wait for a job.
+PATIENCE_SECONDS = 120.0
+_Answer = TypeVar("_Answer")
 _COLUMNS = ("job", "name", "state", "doing", "age", "tags")
 
+OnKubernetes = Annotated[
+    Literal["kuberay"] | None, typer.Option("--on", help="kuberay: jobs of Kubernetes, by the ids that `ps` shows.")
+]
 JobName = Annotated[
     str, typer.Argument(metavar="JOB", help="Id of a job or run, a unique beginning of it, or `latest`.")
 ]
@@ -32,12 +41,20 @@ JobName = Annotated[
 def ps(
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Ended jobs, too.")] = False,
     address: Address = None,
+    on: OnKubernetes = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the jobs of a Ray cluster, the newest first."""
+    """List the jobs of a Ray cluster, and of Slurm where it is here, the newest first."""
+    from shardyard.cli.jobs_slurm import list_in_slurm
     from shardyard.launch.jobs import connect
 
+    if on == "kuberay":
+        jobs_elsewhere.show(ended=show_all, as_json=as_json, quiet=quiet)
+        return
+    if address is None and (there := list_in_slurm(ended=show_all)):
+        _show_slurm(there, as_json=as_json, quiet=quiet)
+        return
     api = connect(address)
     listed = [job for job in reversed(own(api.jobs())) if show_all or job["status"] not in TERMINAL]
     if quiet:
@@ -58,9 +75,12 @@ def logs(
     rank: Annotated[int | None, typer.Option("--rank", min=0, help="The log of this rank.")] = None,
     lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines so far.")] = None,
     address: Address = None,
+    on: OnKubernetes = None,
     runs_dir: RunsDir = None,
 ) -> int:
     """Show what a job or a run wrote; with -f until it ends, and end with its exit code."""
+    if on == "kuberay":
+        return jobs_elsewhere.logs(job, follow=follow_log)
     found = find(job, address, runs_folder(runs_dir))
     if follow_log:
         return follow(found, rank=rank, lines=lines)
@@ -71,17 +91,19 @@ def logs(
 def stop(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, unique beginnings of ids, or `latest`.")],
     address: Address = None,
+    on: OnKubernetes = None,
     runs_dir: RunsDir = None,
 ) -> None:
     """Ask jobs or runs to end, each with a checkpoint."""
+    if on == "kuberay":
+        for name in jobs:
+            jobs_elsewhere.stop(name)
+        return
     for found in [find(name, address, runs_folder(runs_dir)) for name in jobs]:
         if found.ended:
             output.note(f"{found.id} has ended before ({found.state}).")
             continue
-        if found.job is not None and found.api is not None:
-            found.api.stop(found.id)
-        elif found.folder is not None:
-            found.folder.request_stop("interrupt")
+        found.stop()
         output.note(f"{found.id} ends after this step, with a checkpoint; `shardyard wait {found.id}` waits for it.")
 
 
@@ -91,9 +113,12 @@ def wait(
         float | None, typer.Option("--timeout", min=0.0, help="Seconds to wait at most; then the exit code is 124.")
     ] = None,
     address: Address = None,
+    on: OnKubernetes = None,
     runs_dir: RunsDir = None,
 ) -> int:
     """Wait until a job or run ends, and end with its exit code."""
+    if on == "kuberay":
+        return jobs_elsewhere.wait(job, timeout)
     found = find(job, address, runs_folder(runs_dir))
     deadline = time.monotonic() + timeout if timeout is not None else None
     while not found.ended:
@@ -102,7 +127,7 @@ def wait(
             output.note(f"{found.id} is still {found.state} after {timeout:g} s.")
             return EXIT_TIMEOUT
         time.sleep(min(POLL_SECONDS, left))
-        found = found.refreshed()
+        found = patiently(found.refreshed)
     output.note(f"{found.id} has ended: {found.state}, exit code {found.exit_code}.")
     return found.exit_code
 
@@ -131,13 +156,29 @@ def follow(found: Found, *, rank: int | None = None, lines: int | None = None, s
     read, seen = _reader(found, rank, wait=True), 0
     while True:
         # Asked before the log is read, so that nothing is missed after the end.
-        found = found.refreshed()
-        ended, text = found.ended, read()
+        found = patiently(found.refreshed)
+        ended, text = found.ended, patiently(read)
         if shown:
             _write(_tail(text, lines) if not seen else text[seen:])
         seen = max(seen, len(text))
         if ended:
             return found.exit_code
+        time.sleep(POLL_SECONDS)
+
+
+def patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """The answer of a cluster, which may be out of reach for a while.
+
+    Raises:
+        ShardyardError: it does not answer for too long.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except ShardyardError:
+            if time.monotonic() > deadline:
+                raise
         time.sleep(POLL_SECONDS)
 
 
@@ -150,7 +191,7 @@ def _reader(found: Found, rank: int | None, *, wait: bool = False) -> Callable[[
     if rank is None and found.job is not None and found.api is not None:
         api, job_id = found.api, found.id
         return lambda: api.logs(job_id)
-    name = "driver.log" if rank is None else f"rank-{rank}.log"
+    name = found.log_name if rank is None else f"rank-{rank}.log"
     folder = Path(found.folder.path if found.folder else (found.job or {})["metadata"]["shardyard_run_folder"])
     path = folder / "logs" / name
     if not wait and not path.is_file():
@@ -159,6 +200,16 @@ def _reader(found: Found, rank: int | None, *, wait: bool = False) -> Callable[[
             f"{path} is not there, or not on this machine; " + (f"there is {', '.join(there)}." if there else "try -f.")
         )
     return lambda: path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _show_slurm(listed: Sequence[SlurmFound], *, as_json: bool, quiet: bool) -> None:
+    if quiet:
+        for found in listed:
+            output.line(found.id)
+    elif as_json:
+        output.print_json([_facts(found) for found in listed])
+    else:
+        output.print_table(_COLUMNS, [found.row() for found in listed])
 
 
 def _row(job: dict[str, Any], api: JobsApi) -> tuple[str, ...]:
@@ -179,9 +230,8 @@ def _facts(found: Found) -> dict[str, Any]:
     job, folder = found.job, found.folder
     if job is None:
         assert folder is not None
-        return {"id": found.id, "state": found.state, "exit_code": found.exit_code if found.ended else None} | {
-            "run_folder": str(folder.path)
-        }
+        code = found.exit_code if found.ended else None
+        return {"id": found.id, "state": found.state, "exit_code": code, "run_folder": str(folder.path)} | found.facts()
     metadata = job["metadata"]
     return {
         "id": found.id,

@@ -77,6 +77,26 @@ class Found:
             return exit_code_of(self.job, self.folder)
         return _EXIT_OF_STATE.get(self.state, EXIT_FAILED) if self.folder is None else _exit_code_in(self.folder)
 
+    @property
+    def log_name(self) -> str:
+        """File in the folder logs/ that has what the whole run said."""
+        return "driver.log"
+
+    def stop(self) -> None:
+        """Ask it to end, with a checkpoint.
+
+        Raises:
+            ShardyardError: it cannot be asked.
+        """
+        if self.job is not None and self.api is not None:
+            self.api.stop(self.id)
+        elif self.folder is not None:
+            self.folder.request_stop("interrupt")
+
+    def facts(self) -> dict[str, Any]:
+        """What the scheduler of a run without a Ray job adds."""
+        return {}
+
 
 def find(name: str, address: str | None, runs_dir: Path) -> Found:
     """The job or run that has this id, unique beginning of an id, or path; `latest` is the one submitted last.
@@ -84,9 +104,12 @@ def find(name: str, address: str | None, runs_dir: Path) -> Found:
     Raises:
         ShardyardError: there is none, or more than one.
     """
+    from shardyard.cli.jobs_slurm import find_in_slurm
     from shardyard.launch.jobs import connect
 
     folder, problem = _folder(name, runs_dir)
+    if address is None and (there := find_in_slurm(name, folder)) is not None:
+        return there
     known = (folder.info().get("job") or {}) if folder is not None else {}
     if folder is not None and "submission_id" not in known and (name != "latest" or address is None):
         return Found(None, None, folder)
@@ -157,18 +180,14 @@ def doing(job: dict[str, Any], folder: RunFolder | None, log: str | None = None)
     if status == "PENDING":
         return "Ray prepares it"
     if status == "RUNNING":
-        said = _from_folder(folder) if folder is not None else _from_log(log or "")
+        said = in_folder(folder) if folder is not None else _from_log(log or "")
         return said or "starting"
     code = exit_code_of(job, folder)
-    return f"exit code {code}" + (f", {at}" if (at := _from_folder(folder, ended=True)) else "")
+    return f"exit code {code}" + (f", {at}" if (at := in_folder(folder, ended=True)) else "")
 
 
-def age_seconds(job: dict[str, Any], now: float | None = None) -> float:
-    """Seconds since a job was submitted."""
-    return max(0.0, (time.time() if now is None else now) - (job.get("start_time") or 0) / 1000)
-
-
-def _from_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
+def in_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
+    """Where a run stands, in a few words; "" where nothing is known."""
     if folder is None:
         return ""
     try:
@@ -181,6 +200,11 @@ def _from_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
         return ""
     loss = f", loss {number(summary.loss)}" if summary.loss is not None else ""
     return f"step {summary.step}/{summary.total_steps}{loss}"
+
+
+def age_seconds(job: dict[str, Any], now: float | None = None) -> float:
+    """Seconds since a job was submitted."""
+    return max(0.0, (time.time() if now is None else now) - (job.get("start_time") or 0) / 1000)
 
 
 def _from_log(log: str) -> str:

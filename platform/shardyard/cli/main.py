@@ -48,6 +48,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("inspect", "shardyard.cli.jobs", "inspect", "Show everything about a job or a run."),
     ("runs", "shardyard.cli.runs", "runs", "List runs and look into one."),
     ("dashboard", "shardyard.cli.dashboard", "dashboard", "Show runs, curves, logs and jobs in the browser."),
+    ("compare", "shardyard.cli.compare", "compare", "Put runs side by side: what differs, and what each has reached."),
     ("sample", "shardyard.cli.after", "sample", "Continue a prompt with a trained model."),
     ("eval", "shardyard.cli.after", "eval", "Measure a trained model on held-out data."),
     ("export", "shardyard.cli.after", "export", "Write a checkpoint as a folder that from_pretrained loads."),

@@ -166,6 +166,13 @@ def _elsewhere(
     job_id = submit_there(request, output.note)
     if job_id:
         output.line(job_id if quiet else f"job          {job_id}")
+    if wait and job_id and on == "slurm":
+        from shardyard.cli.jobs import follow
+        from shardyard.cli.jobs_found import find
+
+        return follow(find(job_id, None, request.runs_dir), shown=not quiet)
     if wait and job_id:
-        raise UsageError(f"--wait follows jobs of Ray; the run folder of {job_id} is in {request.runs_dir}.")
+        from shardyard.cli.jobs_elsewhere import logs
+
+        return logs(job_id, follow=True)
     return 0

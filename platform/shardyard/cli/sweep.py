@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +12,10 @@ from typer.core import TyperGroup
 
 from shardyard.cli import output
 from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir
-from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UsageError
+from shardyard.errors import UsageError
 from shardyard.recipe.nearest import nearest
 from shardyard.recipe.sweep_load import load_sweep
-from shardyard.recipe.sweep_trials import shown
+from shardyard.recipe.sweep_trials import flat, shown, varying
 
 if TYPE_CHECKING:
     from shardyard.launch.sweep_folder import SweepFolder, TrialState
@@ -226,25 +222,9 @@ def _open(name: str, runs_dir: Path | None) -> SweepFolder:
 
 
 def _carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> int:
-    from shardyard.launch.output import Terminal
+    from shardyard.cli.sweep_run import carry_out
 
-    if address is not None:
-        os.environ["RAY_ADDRESS"] = address
-    terminal = Terminal(folder.logs / "driver.log")
-
-    def say(text: str) -> None:
-        if not quiet:
-            terminal.stream.write(f"{text}\n")
-
-    try:
-        say(f"sweep {folder.id}")
-        # After the redirection, because importing DeepSpeed talks.
-        from shardyard.launch.sweep import drive_sweep
-
-        with _signals(folder, say) as code:
-            state = _on_a_thread(lambda: drive_sweep(folder, say))
-    finally:
-        terminal.restore()
+    state, code = carry_out(folder, address, quiet=quiet)
     if quiet:
         output.line(folder.id)
     else:
@@ -254,57 +234,7 @@ def _carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> int:
             output.line(f"best          shardyard sweep best {folder.id} --out best.yaml")
         else:
             output.line(f"{state}; go on with `shardyard sweep resume {folder.id}`")
-    return code() if state == "stopped" else 0
-
-
-def _on_a_thread(work: Callable[[], str]) -> str:
-    """Ray Tune would take over Ctrl-C on the main thread, so it gets another one."""
-    results: list[str] = []
-    errors: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001  raised again on the main thread
-            errors.append(error)
-
-    thread = threading.Thread(target=attempt, name="shardyard-sweep", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        # Waiting in pieces lets Python run the signal handlers.
-        thread.join(timeout=0.2)
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-@contextmanager
-def _signals(folder: SweepFolder, say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
-    """The first Ctrl-C or SIGTERM asks all trials for a checkpoint and an end; the second Ctrl-C ends at once."""
-    asked: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        if asked and number == signal.SIGINT:
-            _end_at_once(folder)
-        asked.append(number)
-        folder.request_stop()
-        say("Stopping all trials after this step, with checkpoints. Ctrl-C again ends at once, without them.")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        codes: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
-        yield lambda: codes[asked[0]] if asked else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end_at_once(folder: SweepFolder) -> None:
-    from shardyard.launch.stop import end_children
-
-    folder.update(state="stopped")
-    end_children()
-    os._exit(EXIT_INTERRUPTED)
+    return code
 
 
 def _ranked(folder: SweepFolder) -> list[TrialState]:
@@ -319,7 +249,7 @@ def _ranked(folder: SweepFolder) -> list[TrialState]:
 
 
 def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
-    names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
+    names = varying([trial.parameters for trial in trials])
     columns = ("trial", "state", "step", folder.sweep().objective.metric, *names, "run")
     rows = [
         (
@@ -327,7 +257,7 @@ def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
             trial.state,
             f"{trial.step}/{trial.total_steps or '?'}",
             _number(trial.value),
-            *(str(trial.parameters.get(name, "")) for name in names),
+            *(str(flat(trial.parameters).get(name, "")) for name in names),
             trial.run or (trial.error or "").splitlines()[0],
         )
         for trial in trials

@@ -5,5 +5,5 @@ import os
 from shardyard.recipe.hardware import has_gpu
 
 # DeepSpeed looks for an accelerator when it is imported and warns where it finds none; that is no fault.
-if not has_gpu():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if not has_gpu() and not os.environ.get("DS_ACCELERATOR"):
+    os.environ["DS_ACCELERATOR"] = "cpu"

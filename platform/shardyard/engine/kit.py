@@ -59,6 +59,7 @@ def make_kit(recipe: Recipe, *, tokenizer: Any = None, config: PreTrainedConfig 
     context = Context(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
     parts = Parts(
         loss=recipe.loss,
+        audio=recipe.audio,
         experts=recipe.model.experts,
         preference=recipe.preference,
         distillation=recipe.distillation,

@@ -79,6 +79,7 @@ def _on_ray(job: Job) -> Outcome:
                     failure = attempt(job, demand, placement)
             except NotPlacedError:
                 _count_attempt(job, by=-1)
+                _tell_waiting(job, "waiting for resources: what was free a moment ago is taken or gone")
                 continue
             if failure is None:
                 return _outcome(job)

@@ -21,9 +21,7 @@ from shardyard.errors import ShardyardError
 # Names of the variables that came with the job; the driver hands these, and no others, to the ranks.
 CARRIED_VARIABLE = "SHARDYARD_CARRIED"
 PREFIXES = ("WANDB_", "AWS_")
-NAMES = frozenset(
-    {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "COMET_API_KEY"}
-)
+NAMES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"})
 # Folders and services of the person's own machine.
 STAYS = frozenset(
     {"WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_SERVICE"}

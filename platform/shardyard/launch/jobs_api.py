@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,10 +19,14 @@ from typing import Any
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.nodes import ClusterRecord, read_record
+from shardyard.launch.nodes_network import knock
 
-TIMEOUT_SECONDS = 15.0
+TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
 TERMINAL = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+# What the head says while the process that starts drivers is not up yet; it has waited some seconds for it by then.
+_NO_AGENT = "No available agent"
+_AGENT_SECONDS = 60.0
 _UNAUTHORIZED = (401, 403)
 
 
@@ -51,8 +56,8 @@ def target(address: str | None) -> Target:
             )
         return Target(record.dashboard, _token(record), record)
     assert given is not None
-    if record is not None and given.rstrip("/") in (record.dashboard, record.gcs):
-        return Target(str(record.dashboard), _token(record), record)
+    if record is not None and record.dashboard is not None and given.rstrip("/") in (record.dashboard, record.gcs):
+        return Target(record.dashboard, _token(record), record)
     if "://" not in given:
         given = _dashboard_of(given)
     if urllib.parse.urlsplit(given).scheme not in ("http", "https"):
@@ -62,9 +67,13 @@ def target(address: str | None) -> Target:
 
 def _dashboard_of(gcs: str) -> str:
     """URL of the Jobs API of the cluster whose head listens at `host:port`, as RAY_ADDRESS has it."""
-    from shardyard.launch.cluster import _knock
-
-    _knock(gcs)
+    host, _, port = gcs.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"{gcs} is no address of a Ray cluster; it looks like http://HEAD:8265 or HEAD:6379.")
+    if (problem := knock(host, int(port))) is not None:
+        raise ShardyardError(
+            f"the Ray cluster at {gcs} does not answer: {problem}. Check the address that `ray start --head` printed."
+        )
     from ray.dashboard.utils import ray_address_to_api_server_url
 
     try:
@@ -131,8 +140,21 @@ class JobsApi:
         return str(self.get(f"/api/jobs/{urllib.parse.quote(submission_id)}/logs").get("logs") or "")
 
     def submit(self, body: dict[str, Any]) -> str:
-        """Submit a job; returns its id."""
-        return str(self._json("POST", "/api/jobs/", json.dumps(body).encode())["submission_id"])
+        """Submit a job; returns its id. A head that has just started is given the time to start its job agent."""
+        deadline = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                return str(self._json("POST", "/api/jobs/", json.dumps(body).encode())["submission_id"])
+            except ShardyardError as error:
+                if _NO_AGENT not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise ShardyardError(
+                        f"the cluster at {self.cluster.url} runs, but the agent on its head that starts jobs does not; "
+                        "dashboard_agent.log in the logs of Ray's session there says why. Often another Ray on that "
+                        "host has its port: start the head with another --dashboard-agent-listen-port."
+                    ) from error
+            time.sleep(1.0)
 
     def stop(self, submission_id: str) -> bool:
         """Ask a job to stop; False where it had ended before."""

@@ -14,13 +14,15 @@ from shardyard.errors import UsageError
 from shardyard.launch.job_spec import SPEC_NAME
 from shardyard.units import format_bytes
 
-# Ray refuses larger ones: RAY_RUNTIME_ENV_PACKAGE_MAX_SIZE where it is set, and its dashboard takes no larger request.
+# Ray's store of packages takes no larger ones; nobody needs to pack more to see that it is too much.
 LIMIT_BYTES = 512 * 1024**2
+# Ray's dashboard, which has the Jobs API, takes no larger request (DASHBOARD_CLIENT_MAX_SIZE).
+REQUEST_LIMIT_BYTES = 100 * 1024**2
 _SHOWN = 3
 _LEFT_OUT = frozenset({".git", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules"})
 
 
-def package(spec: str, folder: Path | None) -> tuple[str, bytes]:
+def package(spec: str, folder: Path | None, limit: int = REQUEST_LIMIT_BYTES) -> tuple[str, bytes]:
     """Name and bytes of a zip file with the job's file, and with the files of `folder`, if there is one.
 
     In a git repository what .gitignore names stays behind. The name follows from the content, as Ray has it.
@@ -29,12 +31,14 @@ def package(spec: str, folder: Path | None) -> tuple[str, bytes]:
         UsageError: the folder cannot be read, or is larger than Ray takes.
     """
     content = io.BytesIO()
+    found = checked_files(folder) if folder is not None else []
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
         archive.writestr(SPEC_NAME, spec)
-        if folder is not None:
-            for path in checked_files(folder):
-                archive.write(path, path.relative_to(folder))
+        for path in found:
+            archive.write(path, path.relative_to(folder or path))
     data = content.getvalue()
+    if folder is not None and len(data) >= limit:
+        raise _too_large(folder, found, f"{format_bytes(len(data))} when packed", limit)
     return f"_ray_pkg_{hashlib.sha256(data).hexdigest()[:32]}.zip", data
 
 
@@ -52,12 +56,16 @@ def checked_files(folder: Path, limit: int = LIMIT_BYTES) -> list[Path]:
     except OSError as error:
         raise UsageError(f"--working-dir {folder} cannot be read: {error.filename}: {error.strerror}.") from error
     if total > limit:
-        largest = ", ".join(f"{name} {format_bytes(size)}" for name, size in _largest(folder, found))
-        raise UsageError(
-            f"--working-dir {folder} holds {format_bytes(total)}, and Ray takes {format_bytes(limit)} at most. Largest "
-            f"entries: {largest}. Name them in .gitignore, or put data where all nodes see it and give absolute paths."
-        )
+        raise _too_large(folder, found, format_bytes(total), limit)
     return found
+
+
+def _too_large(folder: Path, found: list[Path], size: str, limit: int) -> UsageError:
+    largest = ", ".join(f"{name} {format_bytes(bytes_)}" for name, bytes_ in _largest(folder, found))
+    return UsageError(
+        f"--working-dir {folder} holds {size}, and Ray takes {format_bytes(limit)} at most. Largest entries: {largest}."
+        " Name them in .gitignore, or put data where all nodes see it and give absolute paths."
+    )
 
 
 def _files(folder: Path) -> Iterator[Path]:

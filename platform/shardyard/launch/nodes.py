@@ -14,6 +14,11 @@ from typing import Any, Literal
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.tracking.files import write_atomically
 
+LOOPBACK = "127.0.0.1"
+# Keeps Ray, servers and clients alike, from replacing 127.0.0.1 by another address of this host, where a cluster on
+# loopback does not listen. The name is that of systems on which this is Ray's default.
+LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 
 @dataclass(frozen=True)
 class StartedNode:
@@ -40,6 +45,7 @@ class ClusterRecord:
     dashboard: URL of Ray's dashboard and Jobs API; None for a moment while it starts.
     gcs: `host:port`, what RAY_ADDRESS wants.
     token_path: file with the token; the token itself stands nowhere else.
+    temp_dir: folder of Ray's sockets, logs and spilled objects, closed to other users.
     started: seconds since 1970.
     """
 
@@ -59,9 +65,15 @@ class ClusterRecord:
         """The record with one node more."""
         return replace(self, nodes=(*self.nodes, node))
 
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine reaches the cluster."""
+        return self.gcs.startswith(f"{LOOPBACK}:")
+
     def environment(self) -> dict[str, str]:
         """What a command of Ray, or `shardyard launch`, needs in its environment to reach the cluster."""
-        return {"RAY_ADDRESS": self.gcs, **token_environment(Path(self.token_path))}
+        known = {"RAY_ADDRESS": self.gcs, **token_environment(Path(self.token_path))}
+        return known | (LOOPBACK_ENVIRONMENT if self.on_loopback else {})
 
 
 def token_environment(token: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardyard.errors import HardwareError, UsageError
-from shardyard.launch.nodes import ClusterRecord, token_environment
+from shardyard.launch.nodes import LOOPBACK_ENVIRONMENT, ClusterRecord, token_environment
 
 # Marks the processes of a cluster: its value is the id in the record.
 CLUSTER_ID = "SHARDYARD_CLUSTER_ID"
@@ -20,9 +20,9 @@ NAME_LABEL = "shardyard.node"
 START_LABEL = "shardyard.start"
 # Large tensors of a run never pass through the object store; batches of Ray Data and checkpoints of Ray Tune would.
 OBJECT_STORE_BYTES = 1 << 30
-LOOPBACK = "127.0.0.1"
 # The Ray of this very interpreter, whatever PATH says.
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
+_RAY = (sys.executable, "-m", "ray.scripts.scripts")
+_RAY_ON_LOOPBACK = (sys.executable, "-m", "shardyard.launch.nodes_loopback")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def head_command(node: NodePlan, cluster: ClusterRecord, ports: Ports) -> list[s
     """`ray start` of the head; it stays in the foreground and ends the node when one of its daemons dies."""
     host, _ = split_address(cluster.gcs)
     return [
-        *(*RAY, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
+        *(*_ray(cluster), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
         *(f"--node-ip-address={host}", f"--port={ports.gcs}", f"--ray-client-server-port={ports.client}"),
         *(f"--dashboard-host={host}", f"--dashboard-port={ports.dashboard}"),
         *_options(node, cluster),
@@ -104,7 +104,11 @@ def head_command(node: NodePlan, cluster: ClusterRecord, ports: Ports) -> list[s
 def worker_command(node: NodePlan, cluster: ClusterRecord, host: str | None) -> list[str]:
     """`ray start` of another node, on the same machine or on another; `host` None leaves its address to Ray."""
     where = [f"--node-ip-address={host}"] if host else []
-    return [*RAY, "start", "--block", f"--address={cluster.gcs}", *where, *_options(node, cluster)]
+    return [*_ray(cluster), "start", "--block", f"--address={cluster.gcs}", *where, *_options(node, cluster)]
+
+
+def _ray(cluster: ClusterRecord) -> tuple[str, ...]:
+    return _RAY_ON_LOOPBACK if cluster.on_loopback else _RAY
 
 
 def _options(node: NodePlan, cluster: ClusterRecord) -> list[str]:
@@ -114,7 +118,8 @@ def _options(node: NodePlan, cluster: ClusterRecord) -> list[str]:
         *([] if node.gpus is None else [f"--num-gpus={len(node.gpus)}"]),
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={cluster.temp_dir}",
+        # Ray opens its own folder to everyone; the one around it stays closed.
+        f"--temp-dir={cluster.temp_dir}/ray",
         f"--labels={NAME_LABEL}={node.name},{START_LABEL}={cluster.id}",
     ]
 
@@ -134,6 +139,7 @@ def node_environment(
         # Jobs start with `python`, which is this one even where no virtual environment is active.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', os.defpath)}",
         **token_environment(Path(cluster.token_path)),
+        **(LOOPBACK_ENVIRONMENT if cluster.on_loopback else {}),
         CLUSTER_ID: cluster.id,
         "RAY_USAGE_STATS_ENABLED": "0",
         # `down` means now; Ray would wait half a minute for running work.

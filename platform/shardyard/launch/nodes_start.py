@@ -63,7 +63,7 @@ def up(wishes: Wishes, say: Callable[[str], None]) -> ClusterRecord:
     """
     with nodes.exclusively():
         _refuse_second()
-        host = own_address(wishes.host or nodes_plan.LOOPBACK)
+        host = own_address(wishes.host or nodes.LOOPBACK)
         token = ensure_token()
         ports = choose_ports(host, wishes.port, wishes.dashboard_port)
         plans = _plans(wishes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from shardyard.errors import ShardyardError
 from shardyard.launch import nodes_processes
-from shardyard.launch.nodes import ClusterRecord, token_environment
+from shardyard.launch.nodes import ClusterRecord
 from shardyard.launch.nodes_network import knock
 from shardyard.launch.nodes_plan import NAME_LABEL, START_LABEL, split_address
 
@@ -143,9 +143,9 @@ def _infos(record: ClusterRecord) -> list[Any]:
 
 
 def _use_token(record: ClusterRecord) -> None:
-    """Ray's client reads its token from the environment, once."""
+    """Ray's client reads its settings from the environment, once."""
     os.environ.pop("RAY_AUTH_TOKEN", None)
-    os.environ.update(token_environment(Path(record.token_path)))
+    os.environ.update({name: value for name, value in record.environment().items() if name != "RAY_ADDRESS"})
 
 
 def _node(info: Any, record: ClusterRecord) -> NodeStatus:

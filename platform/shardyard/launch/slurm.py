@@ -6,13 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.errors import EXIT_FAILED, ShardyardError, UsageError
+from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.job_entry import run_folder
 from shardyard.launch.job_spec import spec_of
 from shardyard.launch.jobs import uninterrupted
@@ -126,9 +125,10 @@ def jobs() -> list[SlurmJob]:
         ShardyardError: Slurm does not answer.
     """
     _require("squeue")
-    listed = _slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i")
-    found = [job for line in listed.splitlines() if (job := state(line.strip())) is not None]
-    return [job for job in found if job.run is not None]
+    listed = _slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%k")
+    rows = [line.strip().partition("|") for line in listed.splitlines()]
+    ours = [job_id for job_id, _, comment in rows if comment.startswith(f"{COMMENT} ")]
+    return [job for job_id in ours if (job := state(job_id)) is not None]
 
 
 def state(job_id: str) -> SlurmJob | None:
@@ -159,17 +159,6 @@ def of_run(run: RunFolder) -> SlurmJob | None:
     return job if job is not None and job.run == run.path else None
 
 
-def wait(job_id: str) -> int:
-    """Wait until a job is over, through all its restarts; returns its exit code, or 1 where Slurm forgot it.
-
-    Raises:
-        ShardyardError: Slurm does not answer.
-    """
-    while (job := state(job_id)) is not None and not job.ended:
-        time.sleep(POLL_SECONDS)
-    return EXIT_FAILED if job is None or job.exit_code is None else job.exit_code
-
-
 def cancel(job_id: str) -> None:
     """End a job for good: one that waits at once, one that runs with SIGTERM and, KillWait seconds later, SIGKILL.
 
@@ -179,15 +168,6 @@ def cancel(job_id: str) -> None:
     """
     _require("scancel")
     _slurm("scancel", job_id)
-
-
-def release(job_id: str) -> None:
-    """Let a requeued job start as soon as there is room; Slurm itself would hold it back for some minutes.
-
-    Raises:
-        ShardyardError: Slurm does not answer, or the job does not wait.
-    """
-    _slurm("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
 
 def _submit(script: str, spec: dict[str, Any], allocation: Allocation, recipe: Recipe) -> str:
@@ -232,7 +212,7 @@ def _sbatch(script: Path) -> tuple[str, str]:
 
 def _refused(complaint: str, allocation: Allocation, recipe: Recipe) -> ShardyardError:
     said = _said(complaint)
-    if "contact slurm controller" in complaint.lower() or "Unable to" in complaint:
+    if "contact slurm controller" in complaint.lower():
         return ShardyardError(f"Slurm does not answer: {said}. `scontrol ping` says whether its controller is up.")
     advice = next((text for word, text in _ADVICE if word.lower() in complaint.lower()), "`sinfo` shows what there is")
     return UsageError(f"Slurm refuses the job, which asks for {_in_words(allocation, recipe)}: {said}. {advice}.")

@@ -53,7 +53,7 @@ def drive_sweep(folder: SweepFolder, say: Say) -> str:
     sweep = folder.sweep()
     folder.clear_stop()
     folder.update(state="running", ended=None, **owner())
-    progress = _Progress(folder, sweep, say)
+    progress = Progress(folder, sweep, say)
     try:
         cluster = load_recipe(str(folder.base)).recipe.cluster
         with ray_cluster(_room(cluster, sweep)) as ray:
@@ -73,7 +73,7 @@ def drive_sweep(folder: SweepFolder, say: Say) -> str:
     return state
 
 
-class _Progress(Callback, Stopper):  # type: ignore[misc]
+class Progress(Callback, Stopper):  # type: ignore[misc]
     """What Tune tells, and what ends the sweep: a request, or a budget that is used up."""
 
     def __init__(self, folder: SweepFolder, sweep: Sweep, say: Say) -> None:
@@ -88,7 +88,7 @@ class _Progress(Callback, Stopper):  # type: ignore[misc]
         """Tune keeps a copy of what it was given, which nobody reads here."""
         return {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Progress:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Progress:
         return self
 
     @property
@@ -110,12 +110,15 @@ class _Progress(Callback, Stopper):  # type: ignore[misc]
                 self.reason = "budget used"
             if self.reason is not None:
                 self._say(f"{self.reason}: running trials stop with a checkpoint")
+                # Trials that begin from now on see this, those that run are asked themselves.
+                self._folder.request_stop()
                 self._stop_runs()
         return self.reason is not None
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         metric = self._sweep.objective.metric
-        self._tokens[result["run"]] = max(result["tokens"], self._tokens.get(result["run"], 0))
+        if result["run"] is not None:
+            self._tokens[result["run"]] = max(result["tokens"], self._tokens.get(result["run"], 0))
         # Its own number: a member of a population has the configuration of the one that it took over.
         number = self._numbers[trial.trial_id] = result["number"]
         if metric not in result:
@@ -162,7 +165,7 @@ class _Progress(Callback, Stopper):  # type: ignore[misc]
                 run.request_stop("interrupt")
 
 
-def _tune(folder: SweepFolder, sweep: Sweep, progress: _Progress, resource: PlacementGroupFactory) -> None:
+def _tune(folder: SweepFolder, sweep: Sweep, progress: Progress, resource: PlacementGroupFactory) -> None:
     before = folder.trials()
     constants = {"sweep": str(folder.path), "cwd": os.getcwd()}
     if sweep.search.name == "bayesian":
@@ -189,7 +192,7 @@ def _left(sweep: Sweep, trials: list[Trial], before: list[TrialState]) -> list[T
 
 def _fit(
     folder: SweepFolder,
-    progress: _Progress,
+    progress: Progress,
     resource: PlacementGroupFactory,
     space: dict[str, Any],
     config: TuneConfig,
@@ -224,7 +227,7 @@ def _fit(
 
 
 def _scaling_law(
-    folder: SweepFolder, sweep: Sweep, progress: _Progress, resource: PlacementGroupFactory, say: Say
+    folder: SweepFolder, sweep: Sweep, progress: Progress, resource: PlacementGroupFactory, say: Say
 ) -> None:
     """Fit, predict the loss of the larger trial, train it, and compare."""
     assert sweep.scaling_law is not None

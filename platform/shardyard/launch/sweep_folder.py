@@ -24,9 +24,10 @@ from typing import Any
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.recipe.load import dump_recipe
 from shardyard.recipe.sweep_load import LoadedSweep
+from shardyard.recipe.sweep_trials import flat
 from shardyard.recipe.sweeps import Sweep
 from shardyard.tracking.files import decode, encode, write_atomically
-from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics
+from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, sees
 
 FOLDER = "sweeps"
 ENDED = ("finished", "stopped early", "failed")
@@ -133,9 +134,12 @@ class SweepFolder:
     def alive(self) -> bool:
         """Whether the driver runs, as far as this host can see."""
         info = self.info()
-        driver = info.get("driver") or {}
-        here = driver.get("host") == os.uname().nodename
-        return info["state"] == "running" and (not here or Path(f"/proc/{driver.get('pid')}").exists())
+        return info["state"] == "running" and _lives(info.get("driver") or {})
+
+    def training(self) -> bool:
+        """Whether a run of the sweep is at work, as far as this host can see."""
+        runs = [run.info() for record in self.records() if (run := self.run_of(int(record["trial"]))) is not None]
+        return any(info["state"] == "running" and _lives(info.get("driver") or {}) for info in runs)
 
     def request_stop(self) -> None:
         """Ask the driver to stop all trials, with checkpoints, and end."""
@@ -180,11 +184,12 @@ class SweepFolder:
     def write_table(self) -> None:
         """sweep.csv, and the trials in sweep.json."""
         trials = self.trials()
-        names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
+        rows = [flat(trial.parameters) for trial in trials]
+        names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trial", "run", "state", "step", "tokens", "value", "model_parameters", *names])
-        for trial in trials:
+        for trial, row in zip(trials, rows, strict=True):
             cells = [
                 trial.number,
                 trial.run,
@@ -194,7 +199,7 @@ class SweepFolder:
                 trial.value,
                 trial.model_parameters,
             ]
-            writer.writerow([*cells, *(trial.parameters.get(name) for name in names)])
+            writer.writerow([*cells, *(row.get(name) for name in names)])
         write_atomically(self.table, text.getvalue())
         self.update(trials=[trial.__dict__ for trial in trials])
 
@@ -258,6 +263,10 @@ def require_best(folder: SweepFolder) -> TrialState:
             f"no trial of {folder.id} was measured yet; `shardyard sweep show {folder.id}` tells how it goes."
         )
     return found
+
+
+def _lives(driver: Mapping[str, Any]) -> bool:
+    return not sees(driver) or Path(f"/proc/{driver.get('pid')}").exists()
 
 
 def _state(folder: SweepFolder, record: Mapping[str, Any], info: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from shardyard.launch.scaling_laws import FLOPS_PER_WEIGHT_AND_TOKEN, Fit, Point, frontier
 from shardyard.launch.sweep_folder import SweepFolder, TrialState
+from shardyard.recipe.sweep_trials import flat, varying
 from shardyard.tracking.runfolder import read_metrics
 from shardyard.units import format_count
 
@@ -20,7 +21,7 @@ def plot_sweep(folder: SweepFolder, path: Path) -> None:
     """The objective over steps, one line a trial, and its last value over each parameter. The suffix is the format."""
     trials = [trial for trial in folder.trials() if trial.run is not None]
     metric = folder.sweep().objective.metric
-    names = [name for name in dict.fromkeys(name for t in trials for name in t.parameters) if _varies(trials, name)]
+    names = varying([trial.parameters for trial in trials])
     with _Figure(1 + len(names), path) as panels:
         _curves(panels[0], folder, trials, metric)
         for panel, name in zip(panels[1:], names, strict=True):
@@ -63,10 +64,6 @@ class _Figure:
             self._figure.savefig(self._path, metadata=metadata)
 
 
-def _varies(trials: Sequence[TrialState], name: str) -> bool:
-    return len({str(trial.parameters.get(name)) for trial in trials}) > 1
-
-
 def _curves(panel: Any, folder: SweepFolder, trials: Sequence[TrialState], metric: str) -> None:
     for trial in trials:
         run = folder.run_of(trial.number)
@@ -84,8 +81,8 @@ def _curves(panel: Any, folder: SweepFolder, trials: Sequence[TrialState], metri
 
 
 def _over(panel: Any, trials: Sequence[TrialState], name: str, metric: str) -> None:
-    found = [trial for trial in trials if trial.value is not None and name in trial.parameters]
-    values = [trial.parameters[name] for trial in found]
+    found = [trial for trial in trials if trial.value is not None and name in flat(trial.parameters)]
+    values = [flat(trial.parameters)[name] for trial in found]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         values = [str(value) for value in values]
     elif values and min(values) > 0 and max(values) / min(values) >= 8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import asdict
 from typing import Any
@@ -113,7 +114,7 @@ def _new_run(
         total_steps=plan.steps,
         world_size=plan.world.size,
         plan=derived | {"tokens": plan.tokens, "flops": plan.flops},
-        provenance=collect(),
+        provenance=collect(["shardyard", "sweep", folder.id]),
         local=plan.world.size == 1,
         sweep={"id": folder.id, "trial": number, "parameters": parameters},
         **fields,
@@ -122,7 +123,11 @@ def _new_run(
 
 def _in_this_process(job: Job) -> Outcome:
     _count_attempt(job)
-    return run_local(job)
+    try:
+        return run_local(job, keep_group=True)
+    finally:
+        # The engine of the next trial would otherwise come on top of this one's.
+        gc.collect()
 
 
 def _by_workers(job: Job) -> Outcome:

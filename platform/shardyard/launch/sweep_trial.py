@@ -33,7 +33,6 @@ from shardyard.errors import CheckpointError
 from shardyard.launch.output import redirect_output
 from shardyard.launch.sweep_folder import SweepFolder
 from shardyard.launch.sweep_run import carry_out, make_job
-from shardyard.recipe.sweeps import Sweep
 from shardyard.tracking.files import JsonlTail
 from shardyard.tracking.record import TRAIN_TOKENS
 from shardyard.tracking.runfolder import read_metrics
@@ -69,6 +68,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """The next evaluation of the run; with `done` when it has ended."""
         try:
+            if self._run is None and self._folder.stop_requested():
+                return {"step": 0, "tokens": 0, "run": None, "number": self._number, "done": True, "ended": True}
             if self._run is None:
                 self._run = _begin_run(self._folder, self._number, self._parameters, self._from)
             return self._run.next_result()
@@ -98,8 +99,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         with contextlib.suppress(OSError):  # another host has other folders; recipes then name absolute ones
             os.chdir(config["cwd"])
         self._folder = SweepFolder(config["sweep"])
-        self._number = _number(self._folder, config["number"], self.trial_id)
         self._parameters = config["parameters"]
+        self._number = _number(self._folder, config["number"], self.trial_id, self._parameters)
         self._from = None
         self._run = None
 
@@ -109,11 +110,11 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
             self._run = None
 
 
-def _number(folder: SweepFolder, number: int, tune_id: str) -> int:
+def _number(folder: SweepFolder, number: int, tune_id: str, parameters: dict[str, Any]) -> int:
     """Number of the trial. A member of a population that took over another's values keeps its own number."""
     owner = next((record for record in folder.records() if record.get("tune_id") == tune_id), None)
     if owner is None:
-        folder.note(number, tune_id=tune_id)
+        folder.note(number, tune_id=tune_id, parameters=parameters)
         return number
     return int(owner["trial"])
 
@@ -128,15 +129,16 @@ def _begin_run(
         adopt(job, Path(taken["checkpoint"]))
         job.folder.update(sweep={**job.folder.info()["sweep"], "took_over": [taken["trial"], taken["checkpoint"]]})
     if sweep.population is not None:
-        return _StretchedRun(job, number, sweep, sweep.population.every)
-    return _FollowedRun(job, number, sweep, ended=bool(folder.record(number).get("stopped")))
+        return _StretchedRun(job, number, folder, sweep.population.every)
+    return _FollowedRun(job, number, folder, ended=bool(folder.record(number).get("stopped")))
 
 
 class _FollowedRun:
     """A run on a thread; results are read from its folder. One that has ended before is only read."""
 
-    def __init__(self, job: Job, number: int, sweep: Sweep, *, ended: bool) -> None:
-        self._job, self._number, self._metric = job, number, sweep.objective.metric
+    def __init__(self, job: Job, number: int, folder: SweepFolder, *, ended: bool) -> None:
+        self._job, self._number, self._folder = job, number, folder
+        self._metric = folder.sweep().objective.metric
         self._tail = JsonlTail(job.folder.metrics)
         self._found: deque[dict[str, Any]] = deque()
         self._last: dict[str, Any] | None = None
@@ -156,6 +158,8 @@ class _FollowedRun:
                 return self._result(self._found.popleft())
             if not alive:
                 return self._ended()
+            if self._folder.stop_requested() and self._job.folder.stop_requested() is None:
+                self._job.folder.request_stop("interrupt")
             time.sleep(LOOK_SECONDS)
 
     def end(self) -> None:
@@ -200,8 +204,9 @@ class _FollowedRun:
 class _StretchedRun:
     """A run that pauses at each multiple of `every` steps, with a checkpoint that others may go on from."""
 
-    def __init__(self, job: Job, number: int, sweep: Sweep, every: int) -> None:
-        self._job, self._number, self._metric, self._every = job, number, sweep.objective.metric, every
+    def __init__(self, job: Job, number: int, folder: SweepFolder, every: int) -> None:
+        self._job, self._number, self._folder, self._every = job, number, folder, every
+        self._metric = folder.sweep().objective.metric
 
     def next_result(self) -> dict[str, Any]:
         """Train to the next pause."""
@@ -209,7 +214,9 @@ class _StretchedRun:
         step = int(whole[-1].name.removeprefix("step-")) if whole else 0
         target = min((step // self._every + 1) * self._every, self._job.plan.steps)
         outcome: Outcome = "finished"
-        if self._job.folder.state != "finished":
+        if self._folder.stop_requested():
+            outcome = "interrupted"
+        elif self._job.folder.state != "finished":
             outcome = carry_out(Job(self._job.recipe, self._job.plan, self._job.folder, target))
         measured = [line for line in read_metrics(self._job.folder.metrics) if self._metric in line]
         reached = [line for line in measured if line["step"] <= target]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ray import train
-from ray._raylet import RAY_NODE_ID_KEY
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from shardyard.engine.job import Job
 from shardyard.errors import ShardyardError
@@ -24,6 +24,10 @@ from shardyard.recipe.placement import ANYWHERE, Demand, Placement, demand_of
 
 # Ranks import torch, which takes longer on some hosts than on others, before they meet.
 RENDEZVOUS_SECONDS = 300.0
+# How long workers may take to get resources that were free a moment ago.
+PLACEMENT_SECONDS = 10.0
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_START_TIMEOUT_IS_GIVEN = _START_TIMEOUT in os.environ
 _RAY_TRAIN = {
     # How often the controller looks whether ranks still run, and so how long after the last step a run ends.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
@@ -45,8 +49,7 @@ def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWH
     Raises:
         NotPlacedError: no worker ran.
     """
-    for name, value in _RAY_TRAIN.items():
-        os.environ.setdefault(name, value)
+    _configure(pinned=bool(placement.ranks))
     demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
     trainer = DataParallelTrainer(
         work,
@@ -75,6 +78,18 @@ def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWH
     return None
 
 
+def _configure(*, pinned: bool) -> None:
+    for name, value in _RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
+    if _START_TIMEOUT_IS_GIVEN:
+        return
+    # Nodes with room give it at once; one that does not is gone, or somebody else was faster. Those that an autoscaler
+    # starts take as long as Ray Train waits by itself.
+    os.environ.pop(_START_TIMEOUT, None)
+    if pinned:
+        os.environ[_START_TIMEOUT] = f"{PLACEMENT_SECONDS:g}"
+
+
 def work(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker. The driver knows it by name only, without torch and DeepSpeed."""
     from shardyard.launch.worker import train_worker
@@ -91,7 +106,7 @@ def scaling(demand: Demand, placement: Placement) -> ScalingConfig:
     """
     amount = demand.bundle
     wanted = {"CPU": amount.cpus, "GPU": amount.gpus, "memory": amount.memory}
-    pinned = [{RAY_NODE_ID_KEY: node} for node in placement.node_of_rank]
+    pinned = [{NODE_ID_LABEL_KEY: node} for node in placement.node_of_rank]
     return ScalingConfig(
         num_workers=demand.workers,
         use_gpu=amount.gpus > 0,

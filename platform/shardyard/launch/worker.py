@@ -53,7 +53,7 @@ def limit_collectives(seconds: float) -> None:
     """Let collectives fail after so long, also those of groups that DeepSpeed makes later without saying how long."""
     limit = timedelta(seconds=seconds)
     distributed_c10d.default_pg_timeout = limit
-    distributed_c10d.default_pg_nccl_timeout = limit
+    distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
     distributed_c10d._set_pg_timeout(limit)
 
 

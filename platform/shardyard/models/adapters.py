@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shardyard.errors import ModelError
 from shardyard.models.nf4 import NF4Linear, dequantize
+from shardyard.models.pretrained import matching
 from shardyard.recipe.nearest import suggestion
 from shardyard.recipe.schema import Adapter
 
@@ -39,13 +40,13 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
         seed: the recipe's seed.
 
     Raises:
-        ModelError: a target is no linear layer of the model.
+        ModelError: a target is no linear layer of the model, or a name of a whole part matches nothing.
     """
-    names = target_names(model, adapter)
-    trained = [parameter for _, parameter in _new_head(model, objective)]
+    names, layers = target_names(model, adapter), _adaptable(model, adapter)
+    trained = [parameter for _, parameter in _trained_whole(model, adapter, objective)]
     model.requires_grad_(False)
     if adapter.quantize is not None:
-        for name in _linear_layers(model):
+        for name in layers:
             _quantize(model, name)
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
     settings = LoraConfig(
@@ -67,12 +68,12 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
 def num_trainable(model: PreTrainedModel, adapter: Adapter, objective: str) -> int:
     """Parameters that `attach` leaves to train, counted on shapes alone."""
     adapters = sum(adapter.rank * sum(_shape(model, name)) for name in target_names(model, adapter))
-    return adapters + sum(parameter.numel() for _, parameter in _new_head(model, objective))
+    return adapters + sum(parameter.numel() for _, parameter in _trained_whole(model, adapter, objective))
 
 
 def num_quantized(model: PreTrainedModel, adapter: Adapter) -> int:
     """Weights that `attach` holds in 4 bits."""
-    return 0 if adapter.quantize is None else sum(math.prod(_shape(model, name)) for name in _linear_layers(model))
+    return 0 if adapter.quantize is None else sum(math.prod(_shape(model, name)) for name in _adaptable(model, adapter))
 
 
 def target_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
@@ -81,7 +82,7 @@ def target_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
     Raises:
         ModelError: a target of the recipe is no linear layer of the model.
     """
-    layers = _linear_layers(model)
+    layers = _adaptable(model, adapter)
     if not adapter.targets:
         return layers
     chosen: dict[str, None] = {}
@@ -132,6 +133,16 @@ def _dequantized(weights: Mapping[str, Tensor], name: str, layer: nn.Module) -> 
     return dequantize(codes, scales, layer.weight.shape)
 
 
+def _adaptable(model: PreTrainedModel, adapter: Adapter) -> list[str]:
+    """The linear layers of the body that are not trained whole."""
+    whole = set(_whole(model, adapter))
+    return [name for name in _linear_layers(model) if f"{name}.weight" not in whole]
+
+
+def _whole(model: PreTrainedModel, adapter: Adapter) -> list[str]:
+    return matching((name for name, _ in model.named_parameters()), adapter.whole, "model.adapter.whole")
+
+
 def _linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of all linear layers of the body, so without the head of the objective."""
     kinds = (nn.Linear, Conv1D)
@@ -150,12 +161,16 @@ def _shape(model: PreTrainedModel, name: str) -> tuple[int, int]:
     return (int(weight.shape[0]), int(weight.shape[1]))
 
 
-def _new_head(model: PreTrainedModel, objective: str) -> list[tuple[str, nn.Parameter]]:
-    """What lies outside the body, where that is a head of classes."""
-    if objective not in _NEW_HEADS:
-        return []
+def _trained_whole(model: PreTrainedModel, adapter: Adapter, objective: str) -> list[tuple[str, nn.Parameter]]:
+    """The parts that the recipe names, and what lies outside the body where that is a head of classes."""
+    chosen = set(_whole(model, adapter))
     body = {id(parameter) for parameter in model.base_model.parameters()}
-    return [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in body]
+    new_head = objective in _NEW_HEADS
+    return [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if name in chosen or (new_head and id(parameter) not in body)
+    ]
 
 
 def _quantize(model: PreTrainedModel, name: str) -> None:

@@ -112,18 +112,28 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
         ModelError: a pattern matches nothing.
     """
     parameters = dict(model.named_parameters())
-    frozen: dict[str, None] = {}
-    for pattern in patterns:
-        matched = fnmatch.filter(parameters, pattern)
-        if not matched:
-            near = suggestion(pattern, [*_parts(parameters), *parameters])
-            raise ModelError(f"model.freeze: no parameter is called {pattern!r}; {near}")
-        frozen.update(dict.fromkeys(matched))
+    frozen = matching(parameters, patterns, "model.freeze")
     for name in frozen:
         parameters[name].requires_grad_(False)
     if len(frozen) == len(parameters):
         raise ModelError("model.freeze matches every parameter, so nothing is left to train; leave some out.")
-    return list(frozen)
+    return frozen
+
+
+def matching(parameters: Iterable[str], patterns: Iterable[str], field: str) -> list[str]:
+    """The names that match a pattern (`*` stands for anything), each once.
+
+    Raises:
+        ModelError: a pattern matches nothing; names `field` of the recipe.
+    """
+    names, found = list(parameters), dict[str, None]()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            near = suggestion(pattern, [*_parts(names), *names])
+            raise ModelError(f"{field}: no parameter is called {pattern!r}; {near}")
+        found.update(dict.fromkeys(matched))
+    return list(found)
 
 
 def _parts(parameters: Iterable[str]) -> list[str]:

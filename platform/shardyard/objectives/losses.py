@@ -215,6 +215,27 @@ def sequence_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
     return -losses.view(labels.shape).sum(-1)
 
 
+def ctc(logits: Tensor, labels: Tensor, *, blank: int) -> Tensor:
+    """Negative log-likelihood of texts under all their alignments with a recording; the target is one row.
+
+    An alignment has a token for each position; it spells a text once repetitions are merged and blanks are gone.
+    Graves et al. 2006 (Connectionist Temporal Classification), equations 3 and 8.
+
+    Args:
+        logits: [B, S, V] for S positions of the recording.
+        labels: [B, T]; `blank` and -100 are no part of the texts. A text that needs more than S positions counts 0.
+        blank: the token of the positions that spell nothing.
+    """
+    assert labels.shape[0] == logits.shape[0], (labels.shape, logits.shape)
+    spelled = (labels != IGNORED) & (labels != blank)
+    lengths = spelled.sum(dim=1)
+    positions = torch.full_like(lengths, logits.shape[1])
+    log_probabilities = functional.log_softmax(_wide(logits), dim=-1).transpose(0, 1)
+    return functional.ctc_loss(
+        log_probabilities, labels[spelled], positions, lengths, blank=blank, reduction="sum", zero_infinity=True
+    )
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """In fp32, or in fp64 where it is already."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

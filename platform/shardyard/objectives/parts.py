@@ -18,6 +18,7 @@ class Parts:
     """
 
     loss: schema.Loss = field(default_factory=schema.Loss)
+    audio: schema.Audio = field(default_factory=schema.Audio)
     experts: schema.Experts = field(default_factory=schema.Experts)
     preference: schema.Preference = field(default_factory=schema.Preference)
     distillation: schema.Distillation = field(default_factory=schema.Distillation)

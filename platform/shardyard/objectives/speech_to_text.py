@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from shardyard.objectives import scores
-from shardyard.objectives.base import Tensors, as_model
+from shardyard.objectives import losses, scores
+from shardyard.objectives.base import Measured, Tensors, Totals, as_model
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.seq2seq import EncoderDecoder
 
@@ -17,11 +17,34 @@ _normalise = BasicTextNormalizer()
 
 
 class SpeechToText(EncoderDecoder):
-    """Recordings to texts (`data/formats/speech.py`)."""
+    """Recordings to texts (`data/formats/speech.py`).
+
+    With `audio.ctc` the encoder's outputs [B, S, D] also go through the decoder's output matrix, and the token that
+    ends a text serves as the blank, so the model has no weight that transformers' does not have.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._ctc, self._blank = parts.audio.ctc, parts.tokenizer.eos_token_id if parts.audio.ctc else 0
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
         """Log-Mel features [B, M, F] of M bins and F frames."""
         return {"input_features": as_model(model, batch["input_features"])}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """In training with the CTC loss, where the recipe asks for it."""
+        bare: Any = getattr(model, "module", model)
+        if not (self._ctc and bare.training):
+            return super().measure(model, batch)
+        out = model(**self.inputs(model, batch), decoder_input_ids=batch["decoder_input_ids"], use_cache=False)
+        heard = bare.get_output_embeddings()(out.encoder_last_hidden_state)
+        ctc = losses.ctc(heard, batch["labels"], blank=self._blank)
+        written = self._training_loss(out.logits, batch["labels"])
+        return Measured({"loss": written + self._ctc * ctc}, {"ctc": ctc.detach().double()})
+
+    def train_metrics(self, totals: Totals) -> dict[str, float]:
+        """The CTC loss in nats a token of the texts."""
+        return {"train/ctc_loss": totals.share("ctc", "loss")} if "ctc" in totals.observed else {}
 
     def score(self, collected: list[Any]) -> dict[str, float]:
         """Error rates of what was decoded, after normalising both sides."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# As this process was started: where there is no GPU, `engine/` sets the variable itself, which is nobody's wish.
+ASKED_ACCELERATOR = os.environ.get("DS_ACCELERATOR")
 _FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "fphp"})
 
 
@@ -38,4 +40,4 @@ def has_gpu() -> bool:
 
 def computes_on_cpu() -> bool:
     """Whether DS_ACCELERATOR, which DeepSpeed reads too, asks for the CPU whatever devices there are."""
-    return os.environ.get("DS_ACCELERATOR") == "cpu"
+    return ASKED_ACCELERATOR == "cpu"

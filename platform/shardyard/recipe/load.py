@@ -56,6 +56,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     path = find_recipe(name_or_path)
     shown = shown_path(path)
     document, sources = read_with_bases(path, shown)
+    if {"recipe", "parameters"} <= document.data.keys():
+        message = f"is a sweep, not a recipe; `shardyard sweep {name_or_path}` runs it"
+        raise RecipeError(shown, [Problem(shown, "", message)])
     apply_overrides(document, overrides)
     recipe = _checked(document, shown)
     return LoadedRecipe(recipe, path, document.text, tuple(overrides), tuple(sources))

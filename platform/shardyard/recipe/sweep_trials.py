@@ -79,7 +79,25 @@ def trial_name(sweep: str, number: int) -> str:
 
 def shown(parameters: Mapping[str, Any]) -> str:
     """`optimizer.lr=0.003 train.global_batch=16`."""
-    return " ".join(f"{path}={value}" for path, value in parameters.items())
+    return " ".join(f"{path}={value}" for path, value in flat(parameters).items())
+
+
+def flat(parameters: Mapping[str, Any]) -> Parameters:
+    """With the keys of mappings as fields of their own: `model.config={n_embd: 64}` → `model.config.n_embd=64`."""
+    found: Parameters = {}
+    for path, value in parameters.items():
+        if isinstance(value, dict) and value:
+            found |= flat({f"{path}.{key}": below for key, below in value.items()})
+        else:
+            found[path] = value
+    return found
+
+
+def varying(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields, as `flat` has them, of which not all have the same value; all fields where none has another."""
+    rows = [flat(one) for one in parameters]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [name for name in names if len({json.dumps(row.get(name)) for row in rows}) > 1] or names
 
 
 def _grid(sweep: Sweep) -> Iterator[Parameters]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from shardyard.data.examples import ExampleRows
 from shardyard.data.formats.context import Context
@@ -14,6 +15,8 @@ from shardyard.data.resampling import Samples
 from shardyard.data.rows import Row
 from shardyard.data.sound import FRAME, RATE, Features, feature_extractor, mask, move, read_sound
 from shardyard.data.sources import Example
+
+_plain = BasicTextNormalizer()
 
 
 class Speech(ExampleRows):
@@ -42,14 +45,19 @@ class Speech(ExampleRows):
 
     def row(self, piece: list[dict[str, Any]], generator: np.random.Generator) -> Row:
         """Of the recordings that fit, at least the first; a blind model hears zeros."""
-        samples, texts = self._heard(piece[0], generator), [piece[0]["text"]]
+        samples, texts = self._heard(piece[0], generator), [self._text(piece[0])]
         for example in piece[1:]:
             longer = np.concatenate([samples, self._heard(example, generator)])
-            if len(longer) <= self._extractor.n_samples and self._target.fits(" ".join([*texts, example["text"]])):
-                samples, texts = longer, [*texts, example["text"]]
+            more = [*texts, self._text(example)]
+            if len(longer) <= self._extractor.n_samples and self._target.fits(" ".join(more)):
+                samples, texts = longer, more
         target, cut = self._target.row(" ".join(texts))
         self.num_cut += cut + max(0, len(samples) - self._extractor.n_samples) // (2 * FRAME)
         return {"input_features": self._features(samples, generator), **target}
+
+    def _text(self, example: dict[str, Any]) -> str:
+        text: str = example["text"]
+        return _plain(text).strip() if self._settings.plain_text else text
 
     def _heard(self, example: dict[str, Any], generator: np.random.Generator) -> Samples:
         samples = read_sound(example["audio"])

@@ -113,3 +113,12 @@ class Audio(Section):
     join: int = described(
         1, "Most recordings, drawn at random, that follow each other in a row as far as they fit.", "recordings", ge=1
     )
+    plain_text: bool = described(
+        False, "Train on texts in lower case without punctuation, which is how error rates are taken."
+    )
+    ctc: float = described(
+        0.0,
+        "Weight of a second loss in training, which makes the encoder spell what it hears at each position (CTC, "
+        "Graves et al. 2006) and so teaches it to listen from little data (Watanabe et al. 2017).",
+        ge=0.0,
+    )

@@ -1,0 +1,63 @@
+"""`shardyard compare`: runs side by side, by the fields of their recipes that differ and by what they have reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from shardyard.cli import output
+from shardyard.cli.options import AsJson, RunsDir
+from shardyard.cli.progress import number
+from shardyard.errors import UsageError
+from shardyard.tracking.comparison import Comparison
+from shardyard.tracking.comparison import compare as side_by_side
+from shardyard.tracking.files import encode
+from shardyard.tracking.runfolder import RunFolder, runs_folder
+
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique beginnings, paths, or `latest`.")]
+
+
+def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> None:
+    """Put runs side by side: the fields of their recipes that differ, and their newest metrics."""
+    folder = runs_folder(runs_dir)
+    chosen = list(dict.fromkeys(RunFolder.open(folder, name).path for name in runs))
+    if len(chosen) < 2:
+        raise UsageError("a comparison needs two different runs; `shardyard runs` lists them.")
+    found = side_by_side([RunFolder(path) for path in chosen])
+    if as_json:
+        output.print_json(json.loads(encode(_as_json(found))))
+        return
+    output.print_table(("", *found.runs), _rows(found))
+
+
+def _rows(found: Comparison) -> Iterator[tuple[str, ...]]:
+    yield ("state", *found.states)
+    yield ("step", *map(str, found.steps))
+    for field, values in found.recipe.items():
+        yield (field, *map(_value, values))
+    for name, measured in found.metrics.items():
+        yield (name, *map(_measured, measured))
+
+
+def _measured(value: float | None) -> str:
+    return "-" if value is None else number(value, ",.0f" if abs(value) >= 1000 else ".4f")
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _as_json(found: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": run,
+            "state": found.states[index],
+            "step": found.steps[index],
+            "recipe": {field: values[index] for field, values in found.recipe.items()},
+            "metrics": {name: values[index] for name, values in found.metrics.items()},
+        }
+        for index, run in enumerate(found.runs)
+    ]

@@ -1,0 +1,30 @@
+"""Memory that a step frees is there for the next one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+STEPS = """
+import resource, sys, torch
+from shardyard.engine.run import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    return len([torch.ones(1 << 20) for _ in range(8)])  # 32 MiB.
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+"""
+
+
+def _faults_a_step(how: str) -> float:
+    run = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True)
+    return float(run.stdout)
+
+
+def test_a_step_gets_its_memory_without_page_faults() -> None:
+    assert _faults_a_step("leave") > 1000
+    assert _faults_a_step("keep") < 100
