@@ -49,6 +49,8 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("runs", "shardyard.cli.runs", "runs", "List runs and look into one."),
     ("dashboard", "shardyard.cli.dashboard", "dashboard", "Show runs, curves, logs and jobs in the browser."),
     ("compare", "shardyard.cli.compare", "compare", "Put runs side by side: what differs, and what each has reached."),
+    ("watch", "shardyard.cli.watch", "watch", "Follow a run in the terminal: progress, loss, evaluations, events."),
+    ("wandb", "shardyard.cli.wandb", "wandb", "Upload runs to Weights & Biases, and import its offline runs."),
     ("sample", "shardyard.cli.after", "sample", "Continue a prompt with a trained model."),
     ("eval", "shardyard.cli.after", "eval", "Measure a trained model on held-out data."),
     ("export", "shardyard.cli.after", "export", "Write a checkpoint as a folder that from_pretrained loads."),
