@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -105,6 +106,7 @@ class Watched:
 
     def update(self) -> None:
         """Read what is new; a file that cannot be read for a while is tried again."""
+        lines: list[tuple[dict[str, Any], Callable[[dict[str, Any]], None]]]
         try:
             lines = [(line, self._add) for line in self._metrics.new()]
             lines += [(line, self._tell) for line in self._events.new()]

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from shardyard.dashboard import alerts, api, cluster, sweeps
+from shardyard.dashboard import alerts, api, cluster, documents, sweeps
 from shardyard.dashboard.answers import Answer, BadRequestError, NotFoundError, body_of, failure
 from shardyard.dashboard.api import State, state_of
 from shardyard.dashboard.index import Index
@@ -65,7 +65,7 @@ def make_app(index: Index, gate: Gate, address: str | None = None) -> App:
 
     app = Starlette(routes=_routes(), lifespan=lifespan)
     app.state.dashboard, app.state.cluster, app.state.plans = dashboard, found, plans
-    app.state.watcher = watcher
+    app.state.watcher, app.state.documents = watcher, documents.Documents()
     return Guard(app, gate)
 
 
@@ -79,6 +79,7 @@ def _routes() -> list[Route]:
         f"{run}/events": api.events,
         f"{run}/samples": api.samples,
         f"{run}/experts": api.experts,
+        f"{run}/documents": documents.documents,
         f"{run}/logs": api.log,
         f"{run}/system": api.system,
         run: api.run,
