@@ -111,6 +111,14 @@ class Reader:
         values, places = self._column(connection, key, name, stamp, since)
         if places.size == where.size and (places == where).all():
             return values
+        if places.size and where.size and _is_dense(places) and places[0] <= where[0] and where[-1] <= places[-1]:
+            # Every row has a value, as of `step`: its place is known without looking for it.
+            first = int(places[0])
+            return (
+                values[int(where[0]) - first : int(where[-1]) - first + 1]
+                if _is_dense(where)
+                else values[where - first]
+            )
         found = np.full(where.size, np.nan)
         if places.size:
             index = np.minimum(np.searchsorted(places, where), places.size - 1)
@@ -142,8 +150,7 @@ class Reader:
 
     def _keep(self, place: tuple[int, str], stamp: str, values: Floats, where: Positions) -> None:
         # Consecutive rows are made anew faster than they are kept.
-        dense = bool(where.size) and int(where[-1] - where[0]) + 1 == where.size
-        rows = (int(where[0]), int(where[-1]) + 1) if dense else where
+        rows = (int(where[0]), int(where[-1]) + 1) if where.size and _is_dense(where) else where
         with self._lock:
             old = self._kept.pop(place, None)
             self._bytes += _size(values, rows) - (_size(old[1], old[2]) if old else 0)
@@ -151,6 +158,10 @@ class Reader:
             while self._bytes > self._kept_bytes and self._kept:
                 _, (_, gone, places) = self._kept.popitem(last=False)
                 self._bytes -= _size(gone, places)
+
+
+def _is_dense(rows: Positions) -> bool:
+    return int(rows[-1] - rows[0]) + 1 == rows.size
 
 
 def _size(values: Floats, rows: Positions | tuple[int, int]) -> int:

@@ -34,9 +34,27 @@ def smoothed(x: Floats, y: Floats, smooth: float) -> Floats:
     if spread <= 0:
         return y
     log_weight = math.log(min(math.sqrt(smooth), 0.999))
-    steps = np.diff(x, prepend=x[0]) / spread * VIEWPORT_SCALE
+    gaps = np.diff(x)
+    if gaps[0] > 0 and (gaps == gaps[0]).all():
+        return _evenly(max(float(gaps[0]) / spread * VIEWPORT_SCALE * log_weight, -4 * _BLOCK), y)
+    steps = np.concatenate(([0.0], gaps)) / spread * VIEWPORT_SCALE
     decays = np.maximum(steps * log_weight, -4 * _BLOCK)
     return _scan(decays, y) / _scan(decays, np.ones_like(y))
+
+
+def _evenly(log_decay: float, y: Floats) -> Floats:
+    """The rule for points at equal distances, as steps are: the mass is a geometric series, and blocks are alike."""
+    block = min(y.size, max(1, int(_BLOCK / -log_decay)))
+    powers = np.exp(log_decay * np.arange(block))
+    result = np.empty_like(y)
+    carried = 0.0
+    for begin in range(0, y.size, block):
+        part = y[begin : begin + block]
+        scale = powers[: part.size]
+        result[begin : begin + block] = scale * (carried * math.exp(log_decay) + np.cumsum(part / scale))
+        carried = float(result[begin + part.size - 1])
+    mass: Floats = np.expm1(log_decay * np.arange(1, y.size + 1)) / math.expm1(log_decay)
+    return result / mass
 
 
 def _scan(log_decays: Floats, y: Floats) -> Floats:
