@@ -21,6 +21,7 @@ from shardyard.dashboard import details, logs
 from shardyard.dashboard.answers import Answer, BadRequestError, NotFoundError, listed, numbers, real, whole
 from shardyard.dashboard.index import Index
 from shardyard.dashboard.listing import Asked, list_runs, row_of
+from shardyard.dashboard.marks import marks as marks_of
 from shardyard.dashboard.security import Gate
 from shardyard.dashboard.series import AXES, MOST_POINTS, Reader, chart
 
@@ -136,6 +137,14 @@ def events(request: Request) -> Response:
     return Answer(details.events(folder, whole(request, "cursor", 0, 0, 2**53)))
 
 
+def marks(request: Request) -> Response:
+    """Restarts, failures, checkpoints and spikes, on the x axis of the curves."""
+    state = state_of(request)
+    row, folder = state.run(request)
+    happened = details.events(folder)["events"]
+    return Answer({"marks": marks_of(state.reader, state.connection, row["key"], happened, axis_of(request))})
+
+
 def samples(request: Request) -> Response:
     """What the model wrote."""
     _, folder = state_of(request).run(request)
@@ -193,9 +202,7 @@ def series(request: Request) -> Response:
     metrics = listed(request, "metrics", MOST_METRICS_AT_ONCE)
     if len(keys) * len(metrics) > MOST_SERIES:
         raise BadRequestError(f"{len(keys) * len(metrics)} curves are too many; at most {MOST_SERIES}", "metrics")
-    axis = request.query_params.get("x", "step")
-    if axis not in AXES:
-        raise BadRequestError(f"x is {axis[:50]!r}; it is one of {', '.join(AXES)}", "x")
+    axis = axis_of(request)
     points = whole(request, "points", 1500, 2, MOST_POINTS)
     smooth = min(max(real(request, "smooth") or 0.0, 0.0), 0.9999)
     begin, end = real(request, "from"), real(request, "to")
@@ -216,6 +223,14 @@ def series(request: Request) -> Response:
     answer = Answer({"series": found})
     answer.headers["server-timing"] = f"series;dur={(time.perf_counter() - began) * 1000:.1f}"
     return answer
+
+
+def axis_of(request: Request) -> str:
+    """The x axis that is asked for."""
+    axis = request.query_params.get("x", "step")
+    if axis not in AXES:
+        raise BadRequestError(f"x is {axis[:50]!r}; it is one of {', '.join(AXES)}", "x")
+    return axis
 
 
 def _axis_numbers(x: Any) -> list[Any]:

@@ -77,6 +77,7 @@ def _routes() -> list[Route]:
         "/api/runs": api.runs,
         f"{run}/recipe": api.recipe,
         f"{run}/events": api.events,
+        f"{run}/marks": api.marks,
         f"{run}/samples": api.samples,
         f"{run}/experts": api.experts,
         f"{run}/documents": documents.documents,
