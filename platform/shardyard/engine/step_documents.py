@@ -153,9 +153,8 @@ class _Maker:
         """The documents of a row, in their order."""
         source, row = self._sources[made.source].name, made.row
         if not isinstance(made.stream, TokenStream):
-            at = _place(made.before)
-            ids = row.get("input_ids")
-            yield Part(source, at, rank, row_number, self._described(row), None if ids is None else len(ids))
+            tokens = len(row["input_ids"]) if "input_ids" in row else None
+            yield Part(source, _place(made.before), rank, row_number, self._described(row), tokens)
             return
         ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is a target alone
         separator = made.stream._encoder.separator
@@ -185,7 +184,7 @@ class _Maker:
 
     def _described(self, row: Row) -> str:
         """The tokens of a row as text, and what else is in it in words."""
-        told = []
+        told: list[str] = []
         for name, values in row.items():
             if name == "input_ids" and self._tokenizer is not None:
                 told.insert(0, self._text(values))
