@@ -179,7 +179,11 @@ def _take(run: ImportedRun, message: Any) -> None:
 
 def _take_run(run: ImportedRun, told: Any) -> None:
     run.run_id, run.project, run.entity = told.run_id, told.project, told.entity
-    run.name, run.group, run.notes = told.display_name, told.run_group, told.notes
+    run.name, run.group, run.notes = (
+        told.display_name or run.name,
+        told.run_group or run.group,
+        told.notes or run.notes,
+    )
     run.host, run.tags = told.host, list(told.tags)
     _update(run.config, told.config.update)
     if told.HasField("start_time"):
