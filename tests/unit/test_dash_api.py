@@ -207,6 +207,14 @@ def test_sweeps(client: TestClient, runs: Path) -> None:
         ("lr-1", "finished"),
         ("broken-1", "damaged"),
     ]
+    listed = got(client, "/api/sweeps")[0]
+    assert [listed[key] for key in ("trials", "finished", "metric", "best", "best_run")] == [
+        3,
+        2,
+        "train/loss",
+        1.0,
+        "three-1",
+    ]
     found = got(client, "/api/sweeps/lr-1")
     assert [(one["run"], one["metric"]) for one in found["trials"]] == [("one-1", 2.0), ("three-1", 1.0), (None, None)]
     assert (found["best"], found["parameters"], found["fit"]) == (1, ["optimizer.lr"], None)

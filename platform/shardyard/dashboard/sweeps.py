@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def list_all(request: Request) -> Response:
             found.append({"id": name, "name": name, "state": "damaged", "problem": "sweep.json cannot be read"})
             continue
         shown: dict[str, Any] = {key: info.get(key) for key in ("name", "state", "created", "ended", "recipe")}
-        found.append({"id": name, **shown, "trials": len(info.get("trials") or [])})
+        found.append({"id": name, **shown, **_standing(state, name, info)})
     return Answer(sorted(found, key=lambda one: (str(one.get("created") or ""), str(one["id"])), reverse=True))
 
 
@@ -41,12 +42,10 @@ def show(request: Request) -> Response:
     info = _info(runs_dir, name) if name in names_below(runs_dir, "sweeps") else None
     if info is None:
         raise NotFoundError(f"There is no sweep {name[:100]!r} that can be read.")
-    asked = info.get("sweep") if isinstance(info.get("sweep"), dict) else {}
-    assert isinstance(asked, dict)
-    objective = asked.get("objective") if isinstance(asked.get("objective"), dict) else {}
-    assert isinstance(objective, dict)
-    metric = str(objective.get("metric") or "eval/validation/loss")
+    metric, mode = _objective(info)
     trials = [_trial(state, record, metric) for record in _records(runs_dir, name)]
+    best = _best(trials, mode)
+    law = _asked(info).get("scaling_law") and request.query_params.get("fit") == "1"
     return Answer(
         {
             "id": name,
@@ -54,14 +53,41 @@ def show(request: Request) -> Response:
             "state": info.get("state"),
             "recipe": info.get("recipe"),
             "metric": metric,
-            "mode": objective.get("mode") or "min",
+            "mode": mode,
             "parameters": sorted({key for trial in trials for key in trial["parameters"]}),
             "trials": trials,
-            "best": _best(trials, str(objective.get("mode") or "min")),
+            "best": best["trial"] if best is not None else None,
             "prediction": without_secrets(info.get("prediction")),
-            "fit": _fit(runs_dir, name) if asked.get("scaling_law") else None,
+            "fit": _fit(runs_dir, name, json.dumps(trials)) if law else None,
         }
     )
+
+
+def _asked(info: dict[str, Any]) -> dict[str, Any]:
+    asked = info.get("sweep")
+    return asked if isinstance(asked, dict) else {}
+
+
+def _objective(info: dict[str, Any]) -> tuple[str, str]:
+    """The metric that is sought, and whether its least or its greatest value."""
+    objective = _asked(info).get("objective")
+    found = objective if isinstance(objective, dict) else {}
+    return str(found.get("metric") or "eval/validation/loss"), str(found.get("mode") or "min")
+
+
+def _standing(state: State, name: str, info: dict[str, Any]) -> dict[str, Any]:
+    """How far a sweep is, and its best trial so far."""
+    metric, mode = _objective(info)
+    trials = [_trial(state, record, metric) for record in _records(state.index.runs_dir, name)]
+    best = _best(trials, mode)
+    return {
+        "trials": max(len(trials), len(info.get("trials") or [])),
+        "finished": sum(trial["state"] in ("finished", "stopped early") for trial in trials),
+        "metric": metric,
+        "mode": mode,
+        "best": best["metric"] if best is not None else None,
+        "best_run": best["run"] if best is not None else None,
+    }
 
 
 def _info(runs_dir: Path, name: str) -> dict[str, Any] | None:
@@ -113,16 +139,16 @@ def _trial(state: State, record: dict[str, Any], metric: str) -> dict[str, Any]:
     }
 
 
-def _best(trials: list[dict[str, Any]], mode: str) -> Any:
+def _best(trials: list[dict[str, Any]], mode: str) -> dict[str, Any] | None:
     measured = [trial for trial in trials if isinstance(trial["metric"], int | float)]
     finished = [trial for trial in measured if trial["state"] == "finished"] or measured
     sign = -1.0 if mode == "max" else 1.0
-    best = min(finished, key=lambda trial: sign * trial["metric"], default=None)
-    return best["trial"] if best is not None else None
+    return min(finished, key=lambda trial: sign * trial["metric"], default=None)
 
 
-def _fit(runs_dir: Path, name: str) -> dict[str, Any]:
-    """The scaling law, where enough trials have finished; else why there is none."""
+@lru_cache(maxsize=32)
+def _fit(runs_dir: Path, name: str, trials: str) -> dict[str, Any]:
+    """The scaling law, where enough trials have finished; else why there is none. Made anew when `trials` changed."""
     from shardyard.launch.sweep_fit import fit_sweep
     from shardyard.launch.sweep_folder import SweepFolder
 

@@ -1,6 +1,6 @@
 // Charts: plotly in the page's colours, as cards with a title, a picture and a table to take away.
 
-import { download, h } from "./dom.js";
+import { download, fill, h } from "./dom.js";
 import { csv } from "./format.js";
 import { colour, onTheme } from "./theme.js";
 
@@ -24,16 +24,17 @@ function plotly() {
 
 export class Chart {
   // `draw()` → {traces, layout}, asked again when the colours change; `rows()` → rows of the CSV, titles first.
-  constructor({ title, subtitle = "", draw, rows, describe, height = 240, onZoom, onPick, tools = [] }) {
-    Object.assign(this, { title, draw, rows, describe, height, onZoom, onPick });
+  constructor({ title, subtitle = "", draw, rows, describe, height = 240, onZoom, onPick, large = false, onLarge, tools = [] }) {
+    Object.assign(this, { title, draw, rows, describe, height, onZoom, onPick, onLarge });
     this.plot = h("div.plot", { role: "img", "aria-label": `Chart of ${title}` });
     this.plot.style.height = `${height}px`;
     this.note = h("span.note", {}, subtitle);
     this.element = h("figure.chart", {},
       h("figcaption", {}, h("span.title", { title }, title), this.note, h("span.tools", {}, tools,
         this.tool("PNG", "picture", () => this.png()), this.tool("CSV", "table", () => this.table()),
-        this.tool("⤢", "larger or smaller", (button) => this.enlarge(button)))),
+        this.larger = this.tool("⤢", "larger or smaller", () => this.enlarge(!this.element.classList.contains("large"))))),
       this.plot);
+    if (large) this.enlarge(true);
     this.resize = new ResizeObserver(() => this.drawn && this.plot.isConnected && this.plot.clientWidth && window.Plotly.Plots.resize(this.plot));
     this.resize.observe(this.plot);
     this.stopTheme = onTheme(() => this.drawn && this.render());
@@ -73,14 +74,16 @@ export class Chart {
     download(`${fileName(this.title)}.csv`, csv(this.rows()));
   }
 
-  enlarge(button) {
-    const large = this.element.classList.toggle("large");
-    button.setAttribute("aria-pressed", String(large));
+  enlarge(large) {
+    this.element.classList.toggle("large", large);
+    this.larger.setAttribute("aria-pressed", String(large));
     this.plot.style.height = large ? `${Math.max(420, Math.round(innerHeight * 0.65))}px` : `${this.height}px`;
+    this.onLarge?.(large);
   }
 
+  // Beside the title: a text, or nodes.
   say(text) {
-    this.note.textContent = text;
+    fill(this.note, text);
   }
 
   destroy() {

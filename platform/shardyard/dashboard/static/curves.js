@@ -1,15 +1,15 @@
 // Curves of one run or of many: charts by prefix of the metric, drawn when they come into sight, all under one control bar.
 
+import { get, id as quoted } from "./api.js";
 import { Chart } from "./charts.js";
+import { bandTraces, MARKS, markShapes, runTraces } from "./curve_traces.js";
 import { debounce, field, fill, h, select, throttle, toggle } from "./dom.js";
-import { metric as metricText, moment, number } from "./format.js";
-import { setParams } from "./router.js";
-import { AXES, band, envelope, extend, fetchSeries, isCurve, originsOf, points, typicalRange } from "./series.js";
+import { metric as metricText, moment, number, whole } from "./format.js";
+import { link, setParams } from "./router.js";
+import { AXES, extend, fetchSeries, isCurve, originsOf, points, typicalRange } from "./series.js";
 import { empty, warning } from "./states.js";
-import { colour } from "./theme.js";
 
 const REFRESH_AFTER = 600;
-const SMOOTH_FROM_ENVELOPE = 12;
 const ORDER = ["train", "eval", "perf", "memory", "moe"];
 
 export function settingsFrom(params) {
@@ -22,6 +22,8 @@ export function settingsFrom(params) {
     outliers: params.get("outliers") !== "0",
     marks: params.get("marks") !== "0",
     bands: params.get("bands") === "1",
+    closed: new Set((params.get("closed") ?? "").split(",").filter(Boolean)),
+    large: new Set((params.get("large") ?? "").split(",").filter(Boolean)),
     only: params.get("only") ?? "",
     from: params.get("from") ?? "",
     to: params.get("to") ?? "",
@@ -29,9 +31,10 @@ export function settingsFrom(params) {
 }
 
 export class Curves {
-  // runs: [{id, label, colour(), group, info}]; metrics: {prefix: [names]}; events() → marks of a single run.
-  constructor({ runs, metrics, params, events = () => [], canBand = false }) {
-    Object.assign(this, { runs, metrics, events, canBand });
+  // runs: [{id, label, colour(), group, info}]; metrics: {prefix: [names]}. A single run has marks of what happened.
+  constructor({ runs, metrics, params, canBand = false }) {
+    Object.assign(this, { runs, metrics, canBand });
+    this.marks = [];
     this.settings = settingsFrom(params);
     this.origins = originsOf(runs);
     this.charts = new Map();
@@ -45,6 +48,7 @@ export class Curves {
     this.redrawSoon = throttle(() => this.redrawDirty(), 700);
     this.dirty = new Set();
     this.draw();
+    this.readMarks();
   }
 
   bar() {
@@ -62,19 +66,54 @@ export class Curves {
     } });
     const flag = (label, name, normal) => toggle(label, settings[name], (on) => this.change({ [name]: on }, { [name]: on === normal ? null : on ? "1" : "0" }));
     this.reset = h("button.small", { type: "button", hidden: !settings.from && !settings.to, onclick: () => this.zoom(null, null) }, "Whole range");
+    this.key = h("ul.mark-key", { "aria-label": "Marks" });
     return h("div.toolbar", {},
       field("Smoothing", h("span.slider", {}, slider, shown), { inline: true }),
-      field("x", select(Object.entries(AXES), settings.x, (x) => this.change({ x, from: "", to: "" }, { x: x === "step" ? null : x, from: null, to: null })), { inline: true }),
+      field("x", select(Object.entries(AXES), settings.x, (x) => this.axis(x)), { inline: true }),
       flag("log x", "logx", false), flag("log y", "logy", false), flag("outliers", "outliers", true),
       this.runs.length === 1 ? flag("events", "marks", true) : null,
       this.canBand ? flag("bands over seeds", "bands", false) : null,
-      field("Metrics", search, { inline: true }), this.reset);
+      field("Metrics", search, { inline: true }), this.reset, this.key);
+  }
+
+  axis(x) {
+    this.change({ x, from: "", to: "" }, { x: x === "step" ? null : x, from: null, to: null });
+    this.readMarks();
+  }
+
+  // What happened to a single run, where it stands on this axis.
+  async readMarks() {
+    if (this.runs.length !== 1) return;
+    const { x } = this.settings;
+    try {
+      const { marks } = await get(`/api/runs/${quoted(this.runs[0].id)}/marks`, { x });
+      if (x !== this.settings.x) return;
+      const origin = x === "time" ? this.origins[this.runs[0].id] ?? 0 : 0;
+      this.marks = marks.map((mark) => ({ ...mark, x: mark.x - origin }));
+    } catch {
+      // Curves without marks are still true.
+    }
+    this.drawKey();
+    for (const chart of this.charts.values()) if (chart.visible && chart.drawn) this.render(chart);
+  }
+
+  eventsChanged() {
+    this.readMarks();
+  }
+
+  drawKey() {
+    const kinds = Object.keys(MARKS).filter((kind) => this.marks.some((mark) => mark.kind === kind));
+    fill(this.key, this.settings.marks && kinds.map((kind) => {
+      const [ink, dash, word] = MARKS[kind];
+      return h("li", {}, h("span", { class: `stroke stroke-${ink} dash-${dash}`, "aria-hidden": "true" }), `${word} (${this.marks.filter((mark) => mark.kind === kind).length})`);
+    }));
   }
 
   change(settings, parameters) {
     Object.assign(this.settings, settings);
     setParams(parameters);
     this.reset.hidden = !this.settings.from && !this.settings.to;
+    this.drawKey();
     this.refresh();
   }
 
@@ -113,16 +152,26 @@ export class Curves {
       fill(this.grid, empty(this.settings.only ? "No metric is called so" : "No metrics yet", this.settings.only ? "Change the text above to see others." : "They appear with the first step."));
       return;
     }
-    fill(this.grid, groups.map(([prefix, names]) => h("details.group", { open: true },
+    fill(this.grid, groups.map(([prefix, names]) => h("details.group", { open: !this.settings.closed.has(prefix), ontoggle: (event) => this.keep("closed", prefix, !event.target.open) },
       h("summary", {}, h("h2", {}, prefix), h("span.count", {}, String(names.length))),
       h("div", { class: names.length < 3 ? "chart-grid two" : "chart-grid" }, names.map((name) => this.chart(name).element)))));
+  }
+
+  // What is folded and what is large stays so when the page is read again.
+  keep(setting, name, on) {
+    const kept = this.settings[setting];
+    if (kept.has(name) === on) return;
+    if (on) kept.add(name);
+    else kept.delete(name);
+    setParams({ [setting]: [...kept].join(",") });
   }
 
   chart(name) {
     if (this.charts.has(name)) return this.charts.get(name);
     const chart = new Chart({
       title: name, draw: () => this.figure(name), rows: () => this.rows(name), describe: () => this.describe(name),
-      onZoom: (from, to) => this.zoom(from, to),
+      onZoom: (from, to) => this.zoom(from, to), onPick: (point) => this.picked(name, point),
+      large: this.settings.large.has(name), onLarge: (large) => this.keep("large", name, large),
     });
     chart.plot.classList.add("loading");
     chart.element.dataset.metric = name;
@@ -140,6 +189,13 @@ export class Curves {
       if (chart.visible && chart.stamp !== this.stamp()) this.waiting.add(name);
     }
     if (this.waiting.size) this.refresh();
+  }
+
+  // A click on a single run's curve offers what it was trained on there.
+  picked(name, point) {
+    if (this.runs.length !== 1 || this.settings.x !== "step" || !/^(train|moe)\//.test(name)) return;
+    const step = Math.round(point.x);
+    this.charts.get(name).say([`${number(point.y)} at `, h("a", { href: link(["run", this.runs[0].id], { tab: "documents", step }) }, `step ${whole(step)}: documents`)]);
   }
 
   // What the data of a chart depends on.
@@ -249,42 +305,13 @@ export class Curves {
   figure(name) {
     const chart = this.charts.get(name);
     const list = (chart?.series ?? []).filter((series) => !this.hiddenRuns.has(series.run));
-    const traces = this.settings.bands && this.canBand ? this.bandTraces(list) : list.flatMap((series) => this.runTraces(series, list.length));
+    const traces = this.settings.bands && this.canBand ? bandTraces(list, this.runs) : this.lines(list);
     return { traces, layout: this.layout(list) };
   }
 
-  runTraces(series, together) {
-    const run = this.runs.find((one) => one.id === series.run);
-    const faded = this.raised && this.raised !== series.run;
-    const line = { color: run.colour(), width: this.raised === series.run ? 2.6 : 1.6 };
-    const drawn = { type: "scatter", mode: series.x.length === 1 ? "markers" : "lines", opacity: faded ? 0.18 : 1, line };
-    const few = series.x.length > 1 && series.x.length <= 40 ? { mode: "lines+markers", marker: { size: 4, color: run.colour() } } : { marker: { size: 5, color: run.colour() } };
-    const hover = { hovertemplate: together === 1 && this.runs.length === 1 ? "%{y:.5~g}<extra></extra>" : "%{y:.5~g}<extra>%{fullData.name}</extra>" };
-    const main = { ...drawn, ...few, ...hover, x: series.x, y: this.settings.smooth > 0 || !series.min.length ? series.y : series.y, name: safe(run.label) };
-    const raw = together <= SMOOTH_FROM_ENVELOPE || this.settings.smooth === 0 ? envelope(series) : null;
-    if (!raw || (this.settings.smooth === 0 && series.raw)) return [main];
-    const faint = this.settings.smooth === 0 ? 0.6 : 0.25;
-    return [{ ...drawn, mode: "lines", x: raw.x, y: raw.y, line: { color: run.colour(), width: 1 }, opacity: faded ? 0.06 : faint, hoverinfo: "skip", name: safe(run.label) }, main];
-  }
-
-  bandTraces(list) {
-    const groups = new Map();
-    for (const series of list) {
-      const { group } = this.runs.find((run) => run.id === series.run);
-      groups.set(group, [...(groups.get(group) ?? []), series]);
-    }
-    return [...groups].flatMap(([group, members]) => {
-      const found = band(members);
-      const first = this.runs.find((run) => run.id === members[0].run);
-      if (!found) return [];
-      const edge = { type: "scatter", mode: "lines", x: found.x, line: { width: 0, color: first.colour() }, hoverinfo: "skip", showlegend: false };
-      const name = safe(members.length > 1 ? `${group} (${members.length} seeds)` : first.label);
-      return [
-        { ...edge, y: found.low },
-        { ...edge, y: found.high, fill: "tonexty", fillcolor: alpha(first.colour(), 0.2) },
-        { type: "scatter", mode: "lines", x: found.x, y: found.mean, name, line: { color: first.colour(), width: 1.8 }, hovertemplate: "%{y:.5~g}<extra>%{fullData.name}</extra>" },
-      ];
-    });
+  lines(list) {
+    const look = { smooth: this.settings.smooth, raised: this.raised, together: list.length, alone: this.runs.length === 1 };
+    return list.flatMap((series) => runTraces(series, this.runs.find((one) => one.id === series.run), look));
   }
 
   layout(list) {
@@ -293,23 +320,14 @@ export class Curves {
     const range = settings.from !== "" && settings.to !== "" ? [log(settings.from), log(settings.to)] : undefined;
     const lists = list.flatMap((series) => (settings.smooth > 0 ? [series.y] : [series.min, series.max]));
     const yRange = settings.outliers ? undefined : typicalRange(lists, settings.logy);
-    const marks = settings.marks && this.runs.length === 1 ? this.marks(list[0]) : [];
     return {
       showlegend: this.settings.bands && this.canBand,
       legend: { x: 1, xanchor: "right", y: 1, orientation: "v", bgcolor: "rgba(0,0,0,0)" },
       hovermode: list.length > 12 ? "closest" : "x unified",
       xaxis: { type: settings.logx ? "log" : "linear", range, autorange: !range, title: { text: AXES[settings.x] + (settings.x === "time" ? " (s)" : "") }, hoverformat: ",~r" },
       yaxis: { type: settings.logy ? "log" : "linear", range: yRange, autorange: !yRange, fixedrange: true },
-      shapes: marks.map((mark) => ({ type: "line", xref: "x", yref: "paper", x0: mark.x, x1: mark.x, y0: 0, y1: 1, layer: "below", line: { color: colour(mark.colour), width: 1, dash: mark.dash } })),
+      shapes: settings.marks ? markShapes(this.marks) : [],
     };
-  }
-
-  // Events as vertical lines; only steps can be placed on every axis without asking again.
-  marks(series) {
-    if (!series || this.settings.x !== "step") return [];
-    const looks = { failure: ["bad", "solid"], attempt: ["warn", "solid"], resize: ["warn", "solid"], alert: ["bad", "dot"], spike: ["bad", "dot"], checkpoint: ["line-strong", "dot"] };
-    return this.events().filter((event) => event.kind in looks && typeof event.step === "number" && event.step > 0)
-      .map((event) => ({ x: event.step, colour: looks[event.kind][0], dash: looks[event.kind][1] }));
   }
 
   rows(name) {
@@ -341,14 +359,4 @@ export class Curves {
 function lossFirst(names) {
   const rank = (name) => (name.endsWith("/loss") ? 0 : 1);
   return [...names].sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
-}
-
-// plotly reads a little markup in names; text of people is shown as it is.
-export function safe(text) {
-  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-}
-
-export function alpha(hex, opacity) {
-  const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  return `rgba(${r},${g},${b},${opacity})`;
 }

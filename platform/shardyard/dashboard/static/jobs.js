@@ -61,7 +61,7 @@ class JobsView {
 
   table(jobs, open) {
     const rows = jobs.map((job) => [
-      job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : job.name ?? job.id, badge(stateOf(job)), h("span.reason", {}, open ? job.waiting || job.doing : job.doing || job.message),
+      job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : job.name ?? job.id, badge(stateOf(job)), h("span.reason", {}, open ? job.waiting || job.doing : job.message || job.doing),
       job.recipe ?? "", job.needs ?? "", when(job), open ? h("button.small", { type: "button", onclick: () => this.stop(job) }, "Stop") : h("code", {}, job.id),
     ]);
     return simpleTable(open ? "Jobs in the queue" : "Ended jobs", ["Job", "State", open ? "What it does or waits for" : "How it ended", "Recipe", "Needs", "When", open ? "" : "Id"], rows);

@@ -1,7 +1,7 @@
 // How settings and results hang together: parallel coordinates over several of them, and a scatter of any two.
 
 import { Chart, drawing } from "./charts.js";
-import { safe } from "./curves.js";
+import { safe } from "./curve_traces.js";
 import { field, fill, h, select, toggle } from "./dom.js";
 import { plain } from "./format.js";
 import { parallel } from "./parallel.js";

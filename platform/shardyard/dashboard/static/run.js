@@ -6,6 +6,7 @@ import { announce, command, confirm, copy, fill, h, throttle } from "./dom.js";
 import { register } from "./keys.js";
 import { go, link, route } from "./router.js";
 import { Checkpoints } from "./run_checkpoints.js";
+import { Documents } from "./run_documents.js";
 import { Experts } from "./run_experts.js";
 import { Logs } from "./run_logs.js";
 import { Overview } from "./run_overview.js";
@@ -51,7 +52,7 @@ class RunView {
     const experts = names.some((name) => /(^|\/)moe\//.test(name));
     return [
       ["overview", "Overview"], ["curves", "Curves"], ["recipe", "Recipe"], ["logs", "Logs"], ["checkpoints", "Checkpoints"],
-      ["samples", "Samples"], ...(experts ? [["experts", "Experts"]] : []), ["system", "System"],
+      ["samples", "Samples"], ["documents", "Documents"], ...(experts ? [["experts", "Experts"]] : []), ["system", "System"],
     ];
   }
 
@@ -87,7 +88,7 @@ class RunView {
   }
 
   async resume() {
-    if (!(await confirm("Resume this run?", "It goes on from its newest whole checkpoint, as a job of the cluster.", "Resume"))) return;
+    if (!(await confirm("Resume this run?", "It goes on from its newest whole checkpoint, on the machine of this dashboard, and does not end with it.", "Resume"))) return;
     try {
       await post(`/api/runs/${quoted(this.id)}/resume`);
       announce("The run is resumed");
@@ -111,7 +112,7 @@ class RunView {
     const place = fill(this.place, skeleton(6));
     const make = {
       overview: () => new Overview(place, this), curves: () => this.curves(place, params), recipe: () => new RecipeTab(place, this.id),
-      logs: () => new Logs(place, this, params), checkpoints: () => new Checkpoints(place, this), samples: () => new Samples(place, this),
+      logs: () => new Logs(place, this, params), checkpoints: () => new Checkpoints(place, this), samples: () => new Samples(place, this), documents: () => new Documents(place, this),
       experts: () => new Experts(place, this), system: () => this.system(place, params),
     };
     this.tab = make[this.current]();
@@ -121,7 +122,7 @@ class RunView {
   curves(place, params, keep = () => true) {
     const metrics = Object.fromEntries(Object.entries(this.run.metrics ?? {}).filter(([prefix]) => keep(prefix)));
     const runs = [{ id: this.id, label: this.run.info?.name ?? this.id, colour: () => colour("accent"), group: "", info: this.run.info }];
-    const curves = new Curves({ runs, metrics, params, events: () => this.events });
+    const curves = new Curves({ runs, metrics, params });
     fill(place, curves.element);
     curves.onFetched = () => this.stream?.restart();
     curves.told = () => curves.setMetrics(Object.fromEntries(Object.entries(this.run.metrics ?? {}).filter(([prefix]) => keep(prefix))));

@@ -146,7 +146,8 @@ export class Overview {
       ["Command", from.command && h("code", {}, from.command.map(plain).join(" "))],
     ];
     const known = facts.filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false);
-    fill(this.facts, !known.length && h("dd.dim", {}, "Nothing more is known of this run."), known.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    if (!known.length) known.push(["This run", "nothing more is known"]);
+    fill(this.facts, known.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   }
 
   // Whether the alerts that the recipe asks for arrive.

@@ -3,12 +3,13 @@
 import { get, id as quoted } from "./api.js";
 import { fill, h, select } from "./dom.js";
 import { real, whole } from "./format.js";
+import { route, setParams } from "./router.js";
 import { empty, failure } from "./states.js";
 
 export class Samples {
   constructor(place, view) {
     Object.assign(this, { place, view });
-    this.prompt = null;
+    this.prompt = route().params.get("prompt");
     this.load();
   }
 
@@ -40,6 +41,7 @@ export class Samples {
 
   choose(prompt) {
     this.prompt = prompt;
+    setParams({ prompt });
     this.draw();
   }
 

@@ -1,7 +1,7 @@
 // Scaling laws: losses of finished runs over training compute, with what a fitted law says beside them.
 
 import { Chart } from "./charts.js";
-import { safe } from "./curves.js";
+import { safe } from "./curve_traces.js";
 import { count, number } from "./format.js";
 import { go } from "./router.js";
 import { colour, runColours } from "./theme.js";
