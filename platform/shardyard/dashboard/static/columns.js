@@ -17,7 +17,7 @@ const BUILT_IN = {
   sparkline: { title: "Loss curve", cell: (row) => sparkline(row.sparkline) },
   age: { title: "Created", sort: "created", cell: (row) => h("span.dim", { title: row.created }, ago(row.age_seconds)) },
   recipe: { title: "Recipe", sort: "recipe", cell: (row) => row.recipe ?? NOTHING },
-  sweep: { title: "Sweep", cell: (row) => (row.sweep ? h("a", { href: link(["sweeps", row.sweep]) }, row.sweep) : NOTHING) },
+  sweep: { title: "Sweep", cell: (row) => (row.sweep ? h("a", { href: link(["sweeps", row.sweep]), title: row.sweep }, shortId(row.sweep)) : NOTHING) },
   tags: { title: "Tags", cell: (row) => (row.tags ?? []).map((tag) => h("span.tag", {}, tag)) },
   world_size: { title: "Ranks", numeric: true, cell: (row) => whole(row.world_size) },
   attempts: { title: "Attempts", numeric: true, cell: (row) => whole(row.attempts) },
@@ -36,6 +36,12 @@ export function defaultColumns({ chosen, choose, chooseAll, group, extra }) {
   const name = { key: "name", title: "Run", sort: "name", heads: true, sticky: true, cell: nameCell };
   const grouped = group ? [{ key: "group", title: group[0].toUpperCase() + group.slice(1), cell: (row, previous) => groupCell(row, previous, group) }] : [];
   return [box, name, ...grouped, ...extra.filter((key) => !(group && key === group)).map((key) => ({ key, ...(BUILT_IN[key] ?? added(key)) }))];
+}
+
+// Without the time in it: scaling-laws 26b0.
+function shortId(id) {
+  const found = id.match(/^(.+)-\d{8}-\d{6}-([0-9a-f]{4})$/);
+  return found ? `${found[1]} ${found[2]}` : id;
 }
 
 function nameCell(row) {

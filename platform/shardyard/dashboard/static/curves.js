@@ -2,33 +2,16 @@
 
 import { get, id as quoted } from "./api.js";
 import { Chart } from "./charts.js";
+import { settingsFrom } from "./curve_settings.js";
 import { bandTraces, MARKS, markShapes, runTraces } from "./curve_traces.js";
 import { debounce, field, fill, h, select, throttle, toggle } from "./dom.js";
 import { metric as metricText, moment, number, whole } from "./format.js";
 import { link, setParams } from "./router.js";
-import { AXES, extend, fetchSeries, isCurve, originsOf, points, typicalRange } from "./series.js";
+import { AXES, extend, fetchSeries, isCurve, levelRange, originsOf, points, typicalRange } from "./series.js";
 import { empty, warning } from "./states.js";
 
 const REFRESH_AFTER = 600;
 const ORDER = ["train", "eval", "perf", "memory", "moe"];
-
-export function settingsFrom(params) {
-  const limited = Number(params.get("smooth") ?? 0.6);
-  return {
-    smooth: Number.isFinite(limited) ? Math.min(0.999, Math.max(0, limited)) : 0.6,
-    x: params.get("x") in AXES ? params.get("x") : "step",
-    logx: params.get("logx") === "1",
-    logy: params.get("logy") === "1",
-    outliers: params.get("outliers") !== "0",
-    marks: params.get("marks") !== "0",
-    bands: params.get("bands") === "1",
-    closed: new Set((params.get("closed") ?? "").split(",").filter(Boolean)),
-    large: new Set((params.get("large") ?? "").split(",").filter(Boolean)),
-    only: params.get("only") ?? "",
-    from: params.get("from") ?? "",
-    to: params.get("to") ?? "",
-  };
-}
 
 export class Curves {
   // runs: [{id, label, colour(), group, info}]; metrics: {prefix: [names]}. A single run has marks of what happened.
@@ -306,7 +289,7 @@ export class Curves {
     const chart = this.charts.get(name);
     const list = (chart?.series ?? []).filter((series) => !this.hiddenRuns.has(series.run));
     const traces = this.settings.bands && this.canBand ? bandTraces(list, this.runs) : this.lines(list);
-    return { traces, layout: this.layout(list) };
+    return { traces, layout: this.layout(name, list) };
   }
 
   lines(list) {
@@ -314,18 +297,18 @@ export class Curves {
     return list.flatMap((series) => runTraces(series, this.runs.find((one) => one.id === series.run), look));
   }
 
-  layout(list) {
+  layout(name, list) {
     const { settings } = this;
     const log = (value) => (settings.logx ? Math.log10(Math.max(Number(value), 1e-12)) : Number(value));
     const range = settings.from !== "" && settings.to !== "" ? [log(settings.from), log(settings.to)] : undefined;
     const lists = list.flatMap((series) => (settings.smooth > 0 ? [series.y] : [series.min, series.max]));
-    const yRange = settings.outliers ? undefined : typicalRange(lists, settings.logy);
+    const yRange = (settings.outliers ? undefined : typicalRange(lists, settings.logy)) ?? levelRange(lists, settings.logy);
     return {
       showlegend: this.settings.bands && this.canBand,
       legend: { x: 1, xanchor: "right", y: 1, orientation: "v", bgcolor: "rgba(0,0,0,0)" },
       hovermode: list.length > 12 ? "closest" : "x unified",
       xaxis: { type: settings.logx ? "log" : "linear", range, autorange: !range, title: { text: AXES[settings.x] + (settings.x === "time" ? " (s)" : "") }, hoverformat: ",~r" },
-      yaxis: { type: settings.logy ? "log" : "linear", range: yRange, autorange: !yRange, fixedrange: true },
+      yaxis: { type: settings.logy ? "log" : "linear", range: yRange, autorange: !yRange, fixedrange: true, ticksuffix: name.endsWith("_bytes") ? "B" : "" },
       shapes: settings.marks ? markShapes(this.marks) : [],
     };
   }

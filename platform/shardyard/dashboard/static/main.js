@@ -40,7 +40,7 @@ function drawFoot(session) {
   say();
   fill(
     document.getElementById("side-foot"),
-    session && h("div.where", { title: session.runs_dir }, h("span.label", {}, "Runs in"), h("code", {}, session.runs_dir)),
+    session && h("div.where", { title: session.runs_dir }, h("span.label", {}, "Runs in"), h("code", {}, h("bdi", {}, session.runs_dir))),
     h("div.buttons", {}, button, h("button.ghost.small", { type: "button", onclick: keys.help, title: "Keyboard shortcuts (?)" }, "Keys")),
     session && h("div.version", {}, `Shardyard ${session.version}`),
   );

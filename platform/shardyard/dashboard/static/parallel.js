@@ -32,7 +32,7 @@ export function parallel(runs, axes, open, room = 0) {
     }
   };
   const picture = svg("svg.parallel", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "group", "aria-label": `Parallel coordinates of ${runs.length} runs over ${axes.map((axis) => axis.name).join(", ")}` }, lines.map(({ line }) => line));
-  axes.forEach((axis, index) => picture.append(axisOf(axis, scales[index], at(index), picture, (range) => {
+  axes.forEach((axis, index) => picture.append(axisOf(axis, scales[index], at(index), index === 0, picture, (range) => {
     kept[index] = range;
     filter();
   })));
@@ -63,7 +63,7 @@ function scaleOf(values) {
   return { place: (value) => (value === undefined || value === null ? null : y(plain(value))), ticks: texts.slice(0, 12).map((text) => [y(text), text.slice(0, 14)]) };
 }
 
-function axisOf(axis, scale, x, picture, keep) {
+function axisOf(axis, scale, x, first, picture, keep) {
   const shade = svg("rect.brush", { x: x - 9, y: 0, width: 18, height: 0 });
   const catcher = svg("rect.catch", { x: x - 14, y: TOP, width: 28, height: HEIGHT - TOP - BOTTOM });
   let from = null;
@@ -87,7 +87,13 @@ function axisOf(axis, scale, x, picture, keep) {
   const short = axis.name.length > 22 ? `…${axis.name.slice(-21)}` : axis.name;
   return svg("g", {}, svg("line.axis", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }), shade,
     svg("text.name", { x, y: 16, "text-anchor": "middle" }, short, svg("title", {}, axis.name)),
-    scale.ticks.map(([y, text]) => svg("text.tick", { x: x + 6, y: y + 4 }, text)), catcher);
+    scale.ticks.map(([y, text]) => tick(x, y, text, first)), catcher);
+}
+
+// Left of the first axis, where no lines are; elsewhere on a ground that hides them.
+function tick(x, y, text, first) {
+  if (first) return svg("text.tick", { x: x - 7, y: y + 4, "text-anchor": "end" }, text);
+  return [svg("rect.tick-ground", { x: x + 4, y: y - 7, width: 6.4 * text.length + 4, height: 14, rx: 2 }), svg("text.tick", { x: x + 6, y: y + 4 }, text)];
 }
 
 // From blue for what lies low on the axis of the result to orange for what lies high.

@@ -12,6 +12,7 @@ import { Logs } from "./run_logs.js";
 import { Overview } from "./run_overview.js";
 import { RecipeTab } from "./run_recipe.js";
 import { Samples } from "./run_samples.js";
+import { machineGroups } from "./run_system.js";
 import { badge, empty, failure, skeleton, warning } from "./states.js";
 import { colour } from "./theme.js";
 
@@ -75,6 +76,9 @@ class RunView {
         this.choose(tab);
       },
     }, text)))));
+    // On a narrow screen the tabs scroll; the current one is in sight.
+    const current = this.tabs.querySelector("[aria-current]");
+    if (current) this.tabs.scrollLeft = current.offsetLeft - this.tabs.offsetLeft - (this.tabs.clientWidth - current.offsetWidth) / 2;
   }
 
   buttons(state) {
@@ -119,23 +123,20 @@ class RunView {
     this.stream?.restart();
   }
 
-  curves(place, params, keep = () => true) {
-    const metrics = Object.fromEntries(Object.entries(this.run.metrics ?? {}).filter(([prefix]) => keep(prefix)));
+  curves(place, params, groups = (metrics) => metrics) {
+    const metrics = () => groups(this.run.metrics ?? {});
     const runs = [{ id: this.id, label: this.run.info?.name ?? this.id, colour: () => colour("accent"), group: "", info: this.run.info }];
-    const curves = new Curves({ runs, metrics, params });
+    const curves = new Curves({ runs, metrics: metrics(), params });
     fill(place, curves.element);
     curves.onFetched = () => this.stream?.restart();
-    curves.told = () => curves.setMetrics(Object.fromEntries(Object.entries(this.run.metrics ?? {}).filter(([prefix]) => keep(prefix))));
+    curves.told = () => curves.setMetrics(metrics());
     return curves;
   }
 
   system(place, params) {
-    const machine = ["perf", "memory", "gpu", "cpu", "network", "disk", "power", "energy", "system", "node"];
-    if (!Object.keys(this.run.metrics ?? {}).some((prefix) => machine.includes(prefix))) {
-      fill(place, empty("Nothing was measured", "This run has written no metrics of speed or memory yet."));
-      return {};
-    }
-    return this.curves(place, params, (prefix) => machine.includes(prefix));
+    if (Object.keys(machineGroups(this.run.metrics ?? {})).length) return this.curves(place, params, machineGroups);
+    fill(place, empty("Nothing was measured", "This run has written no metrics of speed or memory yet."));
+    return {};
   }
 
   async moreEvents() {

@@ -41,7 +41,7 @@ export class Experts {
     const slider = h("input", { type: "range", min: 0, max: Math.max(0, steps.length - 1), value: Math.max(0, steps.findIndex((one) => String(one) === String(step))), "aria-label": "Step", onchange: () => this.at(steps[Number(slider.value)]) });
     fill(this.place, h("section", {},
       h("div.toolbar", {}, h("label.field.inline", {}, h("span.label", {}, "Step"), slider, h("output", {}, whole(Number(step))))),
-      drawing("Tokens of each expert", heat(layers, table, experts), () => rowsOf(layers, table, experts),
+      drawing("Tokens of each expert", heat(layers, table, experts, this.place.clientWidth - 24), () => rowsOf(layers, table, experts),
         h("p.dim", {}, `Share of its layer's tokens that each of ${experts} experts received in the evaluation. An even share is ${percent(1 / experts)}; a stronger colour is more.`)),
       summary(layers, table)));
   }
@@ -57,10 +57,10 @@ export class Experts {
   }
 }
 
-function heat(layers, table, experts) {
-  const width = Math.max(10, Math.min(72, Math.floor(900 / experts)));
+function heat(layers, table, experts, room) {
+  const width = Math.max(10, Math.min(72, Math.floor((room - LEFT) / experts)));
   const height = table.length > 24 ? 16 : 30;
-  const label = width >= 40 && height >= 24;
+  const label = width >= 34 && height >= 24;
   const cells = table.flatMap((row, layer) => {
     const total = row.reduce((sum, value) => sum + value, 0) || 1;
     return row.map((value, expert) => {

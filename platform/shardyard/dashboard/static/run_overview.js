@@ -16,7 +16,7 @@ export class Overview {
     this.view = view;
     this.tiles = h("dl.tiles");
     this.progress = h("div.progress-line");
-    this.timeline = h("ol.timeline");
+    this.timeline = h("ol.timeline", { tabindex: "0", "aria-label": "Events" });
     this.facts = h("dl.facts");
     this.alert = h("button.ghost.tiny", { type: "button", onclick: () => this.testAlerts() }, "Test its alerts");
     this.sent = h("div", { role: "status" });
@@ -31,7 +31,7 @@ export class Overview {
       this.charts.length ? charts : empty("No steps yet", "Curves appear with the first step; the logs say what the run is doing.", h("a.button.small", { href: link(["run", view.id], { tab: "logs" }) }, "Show the logs")),
       h("div.columns", {},
         h("section.panel", { "aria-labelledby": "happened" }, h("div.head", {}, h("h2", { id: "happened" }, "What happened"), h("div.grow"), this.alert), this.sent, this.timeline),
-        h("section.panel", { "aria-labelledby": "about" }, h("h2", { id: "about" }, "About"), this.facts)));
+        h("section.panel", { "aria-labelledby": "about" }, h("div.head", {}, h("h2", { id: "about" }, "About")), this.facts)));
     this.redraw = throttle(() => this.readCurves(), 4000);
     this.told();
     this.eventsChanged();

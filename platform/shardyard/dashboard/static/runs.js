@@ -67,7 +67,7 @@ class RunsView {
         field("Search", this.search), this.sortBar,
         field("Group", select([["", "none"], ["sweep", "sweep"], ["recipe", "recipe"], ["state", "state"]], this.group, (group) => this.ask({ group })), { inline: true }),
         h("button.small", { type: "button", onclick: () => chooseColumns(this.available, this.columns, (columns) => this.setColumns(columns)) }, "Columns…")),
-      this.error, h("p.hint", { id: "query-help" }, "Fields: state, name, tag, group, step, age, loss, eval.…, train.…, perf.…, recipe.…; = != < <= > >= ~ in; and, or, not, brackets."),
+      this.error, h("p.hint", { id: "query-help" }, "Fields: state, name, tag, group, step, age, loss, eval.*, train.*, perf.*, recipe.*. Operators: = != < <= > >= ~ in, and, or, not, brackets."),
       this.problems, this.bar, this.place);
     fill(this.place, skeleton(12));
     this.drawQuick();

@@ -82,6 +82,14 @@ export function typicalRange(lists, log) {
   return [low - margin, high + margin];
 }
 
+// Around values that are all the same, where plotly would go from -1 to 1.
+export function levelRange(lists, log) {
+  const values = lists.flat().filter(Number.isFinite);
+  const level = values[0];
+  if (log || !level || values.some((value) => value !== level)) return undefined;
+  return [level - Math.abs(level) / 10, level + Math.abs(level) / 10];
+}
+
 // When runs started, in Unix seconds, by id.
 export function originsOf(runs) {
   return Object.fromEntries(runs.map(({ id, info = {} }) => [id, new Date(info.started ?? info.created ?? 0) / 1000 || 0]));
