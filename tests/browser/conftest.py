@@ -95,13 +95,13 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def open(self, place: str, ready: str) -> Page:
+    def open(self, place: str, ready: str, patience_seconds: float = 15) -> Page:
         """Show a place of the page and wait for what must be there."""
         # A new fragment is no new document: what is shown now is marked, so that it is not taken for what comes.
         self.page.evaluate("document.querySelector('.view')?.setAttribute('data-old', '')")
         self.page.goto(f"{self.dashboard.address}#/{place}")
         self.page.wait_for_selector(".view:not([data-old])", timeout=15_000)
-        self.page.wait_for_selector(ready, timeout=15_000)
+        self.page.wait_for_selector(ready, timeout=1000 * patience_seconds)
         return self.page
 
     def check(self) -> None:

@@ -127,7 +127,10 @@ def _write_metrics(
         line |= {"train/tokens": step * TOKENS_PER_STEP, "perf/step_seconds": 0.4, "perf/data_wait_seconds": 1e-4}
         line |= {"perf/tokens_per_second": 10_240 + noise.gauss(0, 150), "memory/rss_bytes": 8.5e8 + step * 1e4}
         if experts:
-            line |= {"moe/load_max": 1.3 + 0.5 / step, "moe/dropped": 0.0}
+            line |= {"moe/load_max": 1.3 + 0.5 / step, "moe/dropped": 0.0, "perf/mfu": 0.38 + noise.gauss(0, 0.005)}
+            line |= {f"system/gpu.{gpu}.powerWatts": 610 + noise.gauss(0, 12) for gpu in range(2)}
+            line |= {f"system/gpu.{gpu}.gpu": 96 + noise.gauss(0, 1) for gpu in range(2)}
+            line |= {"memory/peak_allocated_bytes": 6.1e10}
         if step % 100 == 0 or step == done:
             line |= {"eval/validation/loss": loss + 0.08, "eval/validation/perplexity": math.exp(loss + 0.08)}
             if experts:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
 from browser.conftest import Dashboard, Visiting
+from browser.test_pages import faults, settle, shoot
 from support.cli import Command, write_recipe
 from support.tiny import write_corpus
 
@@ -59,13 +61,17 @@ PARTS = {
 }
 
 
-def test_every_part_of_a_run_that_was_launched_is_shown(visiting: Visiting, launched: Command) -> None:
+def test_every_part_of_a_run_that_was_launched_is_shown(visiting: Visiting, launched: Command, tmp_path: Path) -> None:
     launched.process.wait(LAUNCH_MILLISECONDS / 1000)
     visit = visiting()
     (run,) = launched.runs.glob("launched-*")
     for part, (selector, text) in PARTS.items():
-        page = visit.open(f"run/{run.name}?tab={part}", selector)
+        # The documents of a step are read by a process that loads the data first.
+        page = visit.open(f"run/{run.name}?tab={part}", selector, patience_seconds=60)
         expect(page.locator(selector).first).to_contain_text(text, timeout=30_000)
         expect(page.locator(".skeleton, .notice-box.wrong, .warning")).to_have_count(0)
+        settle(page)
+        shoot(page, f"launched-{part.partition('&')[0]}-desktop-light", tmp_path)
+        assert faults(visit, part, axe=True) == []
     expect(page.locator(".run-head .badge")).to_have_text("finished")
     visit.check()

@@ -3,13 +3,15 @@
 import { post } from "./api.js";
 import { Chart } from "./charts.js";
 import { fill, h, throttle } from "./dom.js";
-import { ago, bytes, count, duration, metric, moment, number, percent, plain, whole } from "./format.js";
+import { ago, bytes, count, duration, moment, number, percent, plain, whole } from "./format.js";
 import { link } from "./router.js";
 import { envelope, fetchSeries, points } from "./series.js";
 import { empty, warning } from "./states.js";
 import { colour } from "./theme.js";
 
 const QUIET = ["data", "wandb"];
+const POWER = /power_?watts$/i;
+const MOST_GPUS = 64;
 
 export class Overview {
   constructor(place, view) {
@@ -76,14 +78,18 @@ export class Overview {
     return { traces, layout: { hovermode: "x unified", showlegend: metrics.length > 1, xaxis: { title: { text: "Step" }, fixedrange: true }, yaxis: { fixedrange: true }, legend: { x: 1, xanchor: "right", y: 1, bgcolor: "rgba(0,0,0,0)" } } };
   }
 
-  // The newest values that the tiles show and the summary of the server lacks.
+  // What the tiles show and the summary of the server lacks: memory, power, and the energy that it adds up to.
   async latest() {
     const names = Object.values(this.view.run.metrics ?? {}).flat();
-    const wanted = ["memory/peak_allocated_bytes", "memory/rss_bytes", ...names.filter((name) => /energy|power/.test(name)).slice(0, 2)].filter((name) => names.includes(name));
+    const power = names.filter((name) => POWER.test(name)).slice(0, MOST_GPUS);
+    const wanted = [...["memory/peak_allocated_bytes", "memory/rss_bytes"].filter((name) => names.includes(name)), ...power];
     if (!wanted.length) return;
     try {
-      const { found } = await fetchSeries({ runs: [this.view.id], metrics: wanted, x: "step", smooth: 0, count: 120 });
-      this.newest = Object.fromEntries([...found].map(([name, list]) => [name, list[0]?.y.at(-1)]).filter(([, value]) => value !== undefined));
+      const { found } = await fetchSeries({ runs: [this.view.id], metrics: wanted, x: "time", smooth: 0, count: 400 });
+      const list = [...found].filter(([, all]) => all[0]?.y.length).map(([name, all]) => [name, all[0]]);
+      this.newest = Object.fromEntries(list.map(([name, series]) => [name, series.y.at(-1)]));
+      const measured = list.filter(([name]) => power.includes(name)).map(([, series]) => series);
+      if (measured.length) this.energy = { watts: total(measured.map((series) => series.y.at(-1))), joules: total(measured.map(area)), gpus: measured.length };
       this.told();
     } catch {
       // The tiles without these are still right.
@@ -109,7 +115,8 @@ export class Overview {
       progress.mfu !== null && progress.mfu !== undefined && ["MFU", percent(progress.mfu)],
       memory && [newest["memory/peak_allocated_bytes"] ? "Peak GPU memory" : "Memory of rank 0", bytes(memory)],
       progress.tokens && ["Tokens", count(progress.tokens)],
-      ...Object.entries(newest).filter(([name]) => /energy|power/.test(name)).map(([name, value]) => [name, metric(name, value)]),
+      this.energy && [`Power, ${this.energy.gpus} ${this.energy.gpus === 1 ? "GPU" : "GPUs"}`, `${whole(this.energy.watts)} W`],
+      this.energy && ["Energy", `${number(this.energy.joules / 3.6e6, 3)} kWh`],
     ];
     fill(this.tiles, tiles.filter(Boolean).map(([name, value]) => h("div.tile", {}, h("dt", {}, name), h("dd", {}, value))));
     this.drawProgress(step, total, running);
@@ -180,6 +187,15 @@ export class Overview {
     this.redraw.cancel();
     for (const chart of this.charts) chart.destroy();
   }
+}
+
+function total(values) {
+  return values.reduce((sum, value) => sum + (Number.isFinite(value) ? value : 0), 0);
+}
+
+// The integral of a series over its axis.
+function area({ x, y }) {
+  return total(x.slice(1).map((at, index) => ((at - x[index]) * (y[index] + y[index + 1])) / 2));
 }
 
 function happened(event) {
