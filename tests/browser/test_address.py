@@ -106,8 +106,8 @@ def test_keys_reach_every_view_and_every_part_of_a_run(visiting: Visiting, galle
 
 def jobs_answer(run: str) -> dict[str, Any]:
     """What the server says of a cluster with two nodes: one job runs, one waits, one has ended."""
-    common: dict[str, Any] = {"tags": [], "message": "", "ended_at": None, "submitted": 1.7e9, "recipe": "gpt/quickstart"}
-    common |= {"needs": "2 CPUs", "waiting": None, "doing": "", "ended": False, "run": None}
+    common: dict[str, Any] = {"tags": [], "message": "", "ended_at": None, "submitted": 1.7e9}
+    common |= {"recipe": "gpt/quickstart", "needs": "2 CPUs", "waiting": None, "doing": "", "ended": False, "run": None}
     gpu = {"total": {"CPU": 16.0, "GPU": 8.0}, "free": {"CPU": 4.0, "GPU": 0.0}, "state": "ALIVE"}
     return {
         "available": True,
