@@ -89,6 +89,8 @@ def test_a_run_of_another_tool_is_a_run_here(written: Path, tmp_path: Path, caps
     assert info["started"] < info["ended"]
     assert command(["runs", "--runs-dir", str(runs)]) == 0
     assert "ResNet-baseline-abc" in capsys.readouterr().out
+    assert command(["watch", "ResNet", "--runs-dir", str(runs)]) == 0
+    assert "5/5   0.5000" in capsys.readouterr().out
 
 
 def test_the_dashboard_shows_it(written: Path, tmp_path: Path) -> None:

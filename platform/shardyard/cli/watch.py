@@ -62,7 +62,8 @@ def watch(
 
 def _print_lines(folder: RunFolder, console: Console) -> int:
     """The lines that `launch` prints in a pipe, from the beginning of the run."""
-    total = int(folder.info().get("total_steps") or 0)
+    info = folder.info()
+    total = int(info.get("total_steps") or info.get("step") or 0)
     stop = threading.Event()
     with LiveView(console, folder.id, total) as view:
         thread = threading.Thread(target=feed, args=(folder, view, stop), daemon=True)
