@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,14 @@ class Visit:
         ]
         assert foreign == []
         assert self.complaints == []
+
+
+def until(page: Page, condition: str, seconds: float = 15) -> None:
+    """Until an expression is true in the page. Playwright's own waiting evaluates texts, which the policy forbids."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, f"it takes too long until {condition}"
+        page.wait_for_timeout(50)
 
 
 Visiting = Callable[..., Visit]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from browser.conftest import Dashboard, Visiting
+from browser.conftest import Dashboard, Visiting, until
 from browser.test_pages import faults, settle, shoot
 from support.cli import Command, write_recipe
 from support.tiny import write_corpus
@@ -42,7 +42,7 @@ def test_a_launch_is_followed_from_its_first_line_to_its_last_step(visiting: Vis
     page.get_by_role("link", name="Curves").click()
     page.wait_for_selector(CHART)
     last = "document.querySelector('[data-metric=\"train/loss\"] .plot[data-drawn]')?.data?.at(-1).x.at(-1)"
-    page.wait_for_function(f"{last} === {STEPS}", timeout=LAUNCH_MILLISECONDS)
+    until(page, f"{last} === {STEPS}", LAUNCH_MILLISECONDS / 1000)
     expect(page.locator(".run-head .badge")).to_have_text("finished", timeout=LAUNCH_MILLISECONDS)
     assert launched.finish()[0] == 0
     visit.check()

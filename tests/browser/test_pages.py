@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, TimeoutError
 
-from browser.conftest import Visit, Visiting
+from browser.conftest import Visit, Visiting, until
 from shardyard.tracking.runfolder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -64,9 +64,7 @@ def shoot(page: Page, name: str, otherwise: Path, *, full_page: bool = False) ->
 
 def settle(page: Page) -> None:
     """Until no skeleton and no empty chart is left in sight."""
-    page.wait_for_function(
-        "!document.querySelector('.skeleton, .bone') && !document.querySelector('.stale')", timeout=15_000
-    )
+    until(page, "!document.querySelector('.skeleton, .bone') && !document.querySelector('.stale')")
     page.wait_for_timeout(250)
 
 
@@ -81,9 +79,9 @@ def test_every_page_is_complete_quiet_and_accessible(
     for name, (place, ready) in places(gallery).items():
         try:
             settle(visit.open(place, ready))
-        except TimeoutError as error:
+        except (TimeoutError, AssertionError) as error:
             # All pages are seen before the test fails, so that one run tells everything.
-            wrong.append(f"{name}: not there in time: {error.message.splitlines()[0]}")
+            wrong.append(f"{name}: not there in time: {str(error).splitlines()[0]}")
         shoot(visit.page, f"{name}-{size}-{theme}", tmp_path, full_page=size == "phone")
         # Sizes share the rules of a theme; the phone in the dark adds nothing to what the other three tell axe.
         wrong += [f"{name}: {finding}" for finding in faults(visit, name, axe=(size, theme) != ("phone", "dark"))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.conftest import Dashboard, Visiting, start_dashboard, stop_dashboard
+from browser.conftest import Dashboard, Visiting, start_dashboard, stop_dashboard, until
 from browser.synthetic import HOSTILE, append_steps, write_live
 from shardyard.tracking.runfolder import RunFolder
 
@@ -41,7 +41,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
 
 def test_a_search_that_cannot_be_read_says_where_and_repairs_itself(visiting: Visiting) -> None:
     page = visiting().open("runs", ".run-name")
-    page.get_by_label("Search").fill("state = finished and eval.lss < 9")
+    page.get_by_label("Search", exact=True).fill("state = finished and eval.lss < 9")
     error = page.locator("#query-error")
     expect(error).to_contain_text("eval.lss")
     line, mark = (error.locator("pre").text_content() or "").split("\n")
@@ -65,7 +65,7 @@ def test_runs_are_chosen_by_keyboard_and_compared(visiting: Visiting) -> None:
     expect(page.locator(".legend li")).to_have_count(6)
     page.get_by_label("bands over seeds").check()
     expect(page).to_have_url(re.compile("bands=1"))
-    page.wait_for_function("document.querySelector('[data-metric=\"train/loss\"] .plot').data?.length === 6")
+    until(page, "document.querySelector('[data-metric=\"train/loss\"] .plot').data?.length === 6")
     page.keyboard.press("2")
     expect(page.locator("table")).to_contain_text("optimizer.lr")
     page.keyboard.press("?")
@@ -86,9 +86,9 @@ def test_a_spike_of_one_point_is_drawn_and_zooming_is_kept_in_the_address(visiti
     assert page.locator("input[type=range]").input_value() == "0.9"
 
 
-def _highest(page: Page) -> float:
+def _highest(page: Page, chart: str = ".plot") -> float:
     drawn: float = page.evaluate(
-        "Math.max(...document.querySelector('.plot').data.flatMap((trace) => Array.from(trace.y)))"
+        "(chart) => Math.max(...document.querySelector(chart).data.flatMap((trace) => Array.from(trace.y)))", chart
     )
     return drawn
 
@@ -107,6 +107,24 @@ def test_charts_leave_as_pictures_and_tables(visiting: Visiting, gallery: Galler
         page.get_by_role("button", name="Tokens of each expert: picture").click()
     assert waiting.value.suggested_filename.endswith(".png")
     visit.check()
+
+
+def test_a_report_opens_anywhere_and_asks_nobody(visiting: Visiting, gallery: Gallery, tmp_path: Path) -> None:
+    visit = visiting()
+    runs = gallery[1]
+    page = visit.open(f"compare?runs={runs['hostile'].id},{runs['spike'].id}", CHART)
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Report").click()
+    saved = tmp_path / "report.html"
+    waiting.value.save_as(saved)
+    visit.requests.clear()
+    page.goto(saved.as_uri())
+    expect(page.locator(".chart .main-svg").first).to_be_visible()
+    expect(page.locator("body")).to_contain_text(HOSTILE)
+    assert _highest(page, ".chart") > 7, "the spike is in it"
+    assert page.title() != "taken"
+    assert [url for url in visit.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert visit.complaints == []
 
 
 def test_text_of_runs_is_shown_and_never_run(visiting: Visiting, gallery: Gallery) -> None:
@@ -129,7 +147,7 @@ def test_logs_are_searched_filtered_and_show_errors_of_all_ranks_first(visiting:
     page.locator(".first-errors button").click()
     expect(page.locator(".log .line")).to_have_count(2)
     page.get_by_label("errors only").uncheck()
-    page.get_by_label("Find").fill("padding")
+    page.get_by_label("Find", exact=True).fill("padding")
     expect(page.locator(".log mark")).to_have_text("padding")
 
 
@@ -152,10 +170,10 @@ def test_a_live_run_is_followed_and_a_lost_server_is_said_and_found_again(
     page = visit.open(f"run/{live.id}?tab=curves&only=train/loss&smooth=0", CHART)
     page.wait_for_timeout(1500)
     append_steps(live, 421, 5)
-    page.wait_for_function("document.querySelector('.plot').data.at(-1).x.at(-1) === 425", timeout=15_000)
+    until(page, "document.querySelector('.plot').data.at(-1).x.at(-1) === 425")
     asked = [url for url in visit.requests if "/api/series" in url]
     append_steps(live, 426, 5)
-    page.wait_for_function("document.querySelector('.plot').data.at(-1).x.at(-1) === 430", timeout=15_000)
+    until(page, "document.querySelector('.plot').data.at(-1).x.at(-1) === 430")
     assert [url for url in visit.requests if "/api/series" in url] == asked, "only what is new travels"
     visit.check()
     stop_dashboard(crowded)

@@ -45,6 +45,9 @@ export function prose(text) {
 
 // A field with its label above or before it.
 export function field(label, control, { hint, inline = false } = {}) {
+  // Else the options of a list would count to its name.
+  const named = control.matches("input, select, textarea") ? control : control.querySelector("input");
+  if (!named.hasAttribute("aria-label")) named.setAttribute("aria-label", label);
   return h(inline ? "label.field.inline" : "label.field", {}, h("span.label", {}, label), control, hint && h("span.hint", {}, hint));
 }
 

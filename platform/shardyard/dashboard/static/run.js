@@ -136,7 +136,7 @@ class RunView {
   system(place, params) {
     if (Object.keys(machineGroups(this.run.metrics ?? {})).length) return this.curves(place, params, machineGroups);
     fill(place, empty("Nothing was measured", "This run has written no metrics of speed or memory yet."));
-    return {};
+    return { told: () => Object.keys(machineGroups(this.run.metrics ?? {})).length && this.open("system", route().params) };
   }
 
   async moreEvents() {

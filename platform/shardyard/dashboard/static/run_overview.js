@@ -22,23 +22,37 @@ export class Overview {
     this.facts = h("dl.facts");
     this.alert = h("button.ghost.tiny", { type: "button", onclick: () => this.testAlerts() }, "Test its alerts");
     this.sent = h("div", { role: "status" });
-    const names = Object.values(view.run.metrics ?? {}).flat();
-    const evaluation = names.find((name) => name === "eval/validation/loss") ?? names.find((name) => /^eval\/.*\/loss$/.test(name));
-    this.charts = [
-      names.includes("train/loss") && this.chart("Loss", ["train/loss", evaluation].filter(Boolean)),
-      names.includes("perf/tokens_per_second") && this.chart("Tokens per second", ["perf/tokens_per_second"]),
-    ].filter(Boolean);
-    const charts = h("div.chart-grid.two", {}, this.charts.map((chart) => chart.element));
-    fill(place, this.progress, this.tiles,
-      this.charts.length ? charts : empty("No steps yet", "Curves appear with the first step; the logs say what the run is doing.", h("a.button.small", { href: link(["run", view.id], { tab: "logs" }) }, "Show the logs")),
+    this.charts = [];
+    this.curves = h("div");
+    fill(place, this.progress, this.tiles, this.curves,
       h("div.columns", {},
         h("section.panel", { "aria-labelledby": "happened" }, h("div.head", {}, h("h2", { id: "happened" }, "What happened"), h("div.grow"), this.alert), this.sent, this.timeline),
         h("section.panel", { "aria-labelledby": "about" }, h("div.head", {}, h("h2", { id: "about" }, "About")), this.facts)));
-    this.redraw = throttle(() => this.readCurves(), 4000);
+    this.redraw = throttle(() => {
+      this.readCurves();
+      this.latest();
+    }, 4000);
     this.told();
     this.eventsChanged();
-    this.readCurves();
     this.latest();
+  }
+
+  // Charts of the metrics that there are; a young run has none, and its first evaluation comes late.
+  drawCharts() {
+    const names = Object.values(this.view.run.metrics ?? {}).flat();
+    const evaluation = names.find((name) => name === "eval/validation/loss") ?? names.find((name) => /^eval\/.*\/loss$/.test(name));
+    const wanted = [
+      names.includes("train/loss") && ["Loss", ["train/loss", evaluation].filter(Boolean)],
+      names.includes("perf/tokens_per_second") && ["Tokens per second", ["perf/tokens_per_second"]],
+    ].filter(Boolean);
+    const said = JSON.stringify(wanted);
+    if (said === this.said) return;
+    this.said = said;
+    for (const chart of this.charts) chart.destroy();
+    this.charts = wanted.map(([title, metrics]) => this.chart(title, metrics));
+    fill(this.curves, this.charts.length ? h("div.chart-grid.two", {}, this.charts.map((chart) => chart.element))
+      : empty("No steps yet", "Curves appear with the first step; the logs say what the run is doing.", h("a.button.small", { href: link(["run", this.view.id], { tab: "logs" }) }, "Show the logs")));
+    this.readCurves();
   }
 
   chart(title, metrics) {
@@ -97,6 +111,7 @@ export class Overview {
   }
 
   told() {
+    this.drawCharts();
     const { info = {}, summary = {}, progress = {} } = this.view.run;
     const newest = this.newest ?? {};
     const step = progress.step ?? summary.step ?? 0;

@@ -208,7 +208,7 @@ class RunsView {
 // The query with a mark under the place where it stops making sense.
 function pointed(query, error) {
   const at = Math.max(0, Math.min(error.position ?? query.length, query.length));
-  return [h("p", {}, error.message), query && h("pre", { "aria-hidden": "true" }, `${query}\n${" ".repeat(at)}^`)];
+  return [h("p", {}, error.message[0].toUpperCase() + error.message.slice(1)), query && h("pre", { "aria-hidden": "true" }, `${query}\n${" ".repeat(at)}^`)];
 }
 
 function readSort(text) {

@@ -27,10 +27,12 @@ function figure(points, fit) {
     return line ? [dots, { type: "scatter", mode: "lines", x: line.x, y: line.y, line: { color: ink, width: 1.2, dash: "dot" }, hoverinfo: "skip", showlegend: false }] : [dots];
   });
   const compute = points.map((point) => Math.log10(6 * point.parameters * point.tokens));
+  const narrow = matchMedia("(max-width: 720px)").matches;
+  const legend = narrow ? { x: 0, y: -0.25, orientation: "h" } : { x: 1, xanchor: "right", y: 1, orientation: "v" };
   const decades = Math.max(...compute) - Math.min(...compute);
   return {
     traces,
-    layout: { hovermode: "closest", showlegend: sizes.length <= 12, margin: { b: 40 }, xaxis: { type: "log", title: { text: "Training FLOPs, 6·N·D" }, dtick: decades < 1.5 ? Math.log10(2) : 1, tickformat: ".1~e" }, yaxis: { type: "log", title: { text: "Loss" } }, legend: { x: 1, xanchor: "right", y: 1, orientation: "v", bgcolor: "rgba(0,0,0,0)", font: { color: colour("text") } } },
+    layout: { hovermode: "closest", showlegend: sizes.length <= 12, margin: { b: 40 }, xaxis: { type: "log", title: { text: "Training FLOPs, 6·N·D" }, dtick: decades < 1.5 ? Math.log10(narrow ? 4 : 2) : 1, tickformat: ".1~e", tickangle: 0 }, yaxis: { type: "log", title: { text: "Loss" } }, legend: { ...legend, bgcolor: "rgba(0,0,0,0)", font: { color: colour("text") } } },
   };
 }
 

@@ -47,6 +47,8 @@ class SubmitView {
     const wanted = this.search.value.trim().toLowerCase();
     const found = this.recipes.filter((recipe) => `${recipe.name} ${recipe.description ?? ""}`.toLowerCase().includes(wanted));
     fill(this.list, found.map((recipe) => h("li", {}, h("button", { type: "button", "aria-pressed": String(recipe.name === this.name), onclick: () => this.open(recipe.name) }, h("strong", {}, recipe.name), h("span.dim", {}, recipe.description ?? "")))), !found.length && h("li.dim", {}, "No recipe is called so."));
+    const chosen = this.list.querySelector("[aria-pressed=true]");
+    if (chosen && (chosen.offsetTop < this.list.scrollTop || chosen.offsetTop + chosen.offsetHeight > this.list.scrollTop + this.list.clientHeight)) this.list.scrollTop = chosen.offsetTop - this.list.clientHeight / 3;
   }
 
   async open(name) {
