@@ -12,6 +12,7 @@ from playwright.sync_api import Page, Route, expect
 
 from browser.conftest import Visiting
 from browser.synthetic import HOSTILE
+from browser.test_pages import faults, shoot
 from shardyard.tracking.runfolder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -74,7 +75,7 @@ def test_tables_are_the_same_when_the_page_is_read_again(visiting: Visiting, gal
     visit.check()
 
 
-def test_keys_reach_every_view_and_every_part_of_a_run(visiting: Visiting, gallery: Gallery) -> None:
+def test_keys_reach_every_view_and_every_part_of_a_run(visiting: Visiting, gallery: Gallery, tmp_path: Path) -> None:
     visit = visiting()
     page = visit.open("runs", ".run-name")
     for key, heading in (("c", "Compare"), ("s", "Sweeps"), ("j", "Jobs"), ("n", "Submit a recipe"), ("r", "Runs")):
@@ -97,6 +98,8 @@ def test_keys_reach_every_view_and_every_part_of_a_run(visiting: Visiting, galle
     sheet = page.get_by_role("dialog")
     for text in ("Keyboard shortcuts", "Everywhere", "Go to Sweeps", "Compare with other runs"):
         expect(sheet).to_contain_text(text)
+    shoot(page, "keys-desktop-light", tmp_path)
+    assert faults(visit, "keys", axe=True) == []
     page.keyboard.press("Escape")
     expect(sheet).to_be_hidden()
     page.keyboard.press("Escape")
@@ -125,8 +128,11 @@ def jobs_answer(run: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(visiting: Visiting, gallery: Gallery) -> None:
-    visit = visiting()
+@pytest.mark.parametrize(("size", "theme"), [("desktop", "light"), ("phone", "dark")])
+def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(
+    size: str, theme: str, visiting: Visiting, gallery: Gallery, tmp_path: Path
+) -> None:
+    visit = visiting(size, theme)
     stopped: list[tuple[str, str]] = []
 
     def answer(route: Route) -> None:
@@ -145,6 +151,8 @@ def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(visiting: Visit
     expect(queue).to_contain_text("step 42/100")
     expect(page.get_by_role("table", name="Ended jobs")).to_contain_text("the loss is not finite")
     expect(page.locator(".nodes")).to_contain_text("8 of 8 in use")
+    shoot(page, f"jobs-cluster-{size}-{theme}", tmp_path, full_page=size == "phone")
+    assert faults(visit, "jobs", axe=True) == []
     queue.get_by_role("button", name="Stop").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert stopped == []
