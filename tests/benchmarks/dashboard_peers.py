@@ -5,8 +5,8 @@
 
 Each tool gets the metric in its own storage, written by its own library; that writing is not timed. `ready` is the
 time from there until the server can show all of it, `answer` that of the request, or requests, for one chart of all
-runs, JSON included, the median of five; `points` is how many come; `spike` in how many runs a spike of one step is among
-them. A tool that is not installed in the environment is named and left out.
+runs, JSON included, the median of five; `points` is how many come; `spike` in how many runs a spike of one step is
+among them. A tool that is not installed in the environment is named and left out.
 """
 
 from __future__ import annotations

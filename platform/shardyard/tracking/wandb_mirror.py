@@ -170,7 +170,8 @@ class WandbMirror:
         except Exception as error:  # whatever keeps W&B from its server, offline still works
             if mode != "online":
                 raise
-            self._say(f"W&B: no connection ({_reason(error)}); continuing offline, upload later with `shardyard wandb sync`.")
+            later = "upload later with `shardyard wandb sync`"
+            self._say(f"W&B: no connection ({_reason(error)}); continuing offline, {later}.")
             mode = "offline"
             self._release_run_id()
             self._run = self._init(mode)
