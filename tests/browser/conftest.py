@@ -96,7 +96,7 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def open(self, place: str, ready: str, patience_seconds: float = 15) -> Page:
+    def open(self, place: str, ready: str, patience_seconds: float = 45) -> Page:
         """Show a place of the page and wait for what must be there."""
         # A new fragment is no new document: what is shown now is marked, so that it is not taken for what comes.
         self.page.evaluate("document.querySelector('.view')?.setAttribute('data-old', '')")
