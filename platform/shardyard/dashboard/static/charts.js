@@ -102,7 +102,7 @@ export function fileName(text) {
 function axis() {
   return {
     gridcolor: colour("grid"), linecolor: colour("line-strong"), zerolinecolor: colour("grid"), tickcolor: colour("line-strong"),
-    automargin: true, exponentformat: "SI", minexponent: 4, title: { font: { size: 11, color: colour("text-dim") }, standoff: 6 },
+    automargin: true, exponentformat: "SI", minexponent: 4, separatethousands: true, title: { font: { size: 11, color: colour("text-dim") }, standoff: 6 },
     tickfont: { size: 11, color: colour("text-dim") }, hoverformat: ".5~g", spikethickness: 1, spikecolor: colour("text-dim"), spikedash: "dot",
   };
 }

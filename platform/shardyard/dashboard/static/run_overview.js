@@ -158,7 +158,7 @@ export class Overview {
       ["Outcome", info.outcome],
       ["Ranks", info.world_size],
       ["Attempts", info.attempts],
-      ["Model", architecture.family && `${architecture.family}, ${count(architecture.parameters)} parameters${architecture.active_parameters ? `, ${count(architecture.active_parameters)} active` : ""}`],
+      ["Model", architecture.family && `${architecture.family}, ${count(architecture.parameters)} parameters${architecture.active_parameters && architecture.active_parameters !== architecture.parameters ? `, ${count(architecture.active_parameters)} active` : ""}`],
       ["Batch", plan.tokens_per_step && `${count(plan.tokens_per_step)} tokens a step: ${plan.micro_batch} rows × ${plan.accumulation} × ${plan.world?.size} ranks`],
       ["Training", plan.tokens && `${count(plan.tokens)} tokens, ${count(plan.flops)} FLOPs`],
       ["Host", from.host && `${from.host}${from.gpus?.length ? `, ${from.gpus.length} × ${from.gpus[0]}` : `, ${from.cpu ?? "CPU"}`}`],
