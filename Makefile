@@ -70,5 +70,5 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV) with $$($(PYTHON) -V); a minute or two."
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install "$(TORCH)"
-	@$(PIP) install -e ".[data,eval,sweep,kubernetes,test,check,ops]"
+	@$(PIP) install -e ".[data,eval,sweep,kubernetes,dashboard,test,check,ops]"
 	@touch $@

@@ -22,7 +22,8 @@ ROOMS = {
     "tracking": "layer 2, the only room that imports W&B",
     "engine": "layer 3, the only room that imports DeepSpeed",
     "launch": "layer 4, the only room that imports Ray",
-    "cli": "layer 5",
+    "dashboard": "layer 5",
+    "cli": "layer 5, opens every door",
 }
 
 

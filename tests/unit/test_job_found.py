@@ -167,3 +167,41 @@ def test_resources_as_ray_lists_them() -> None:
     found = amount_of({"CPU": 2.0, "memory": "4.000 GiB", "node:__internal_head__": 1.0})
     assert found == Amount(cpus=2.0, gpus=0.0, memory=4 * 1024**3)
     assert amount_of({"CPU": 1.0, "GPU": 0.5, "memory": 1024.0}) == Amount(1.0, 0.5, 1024.0)
+
+
+class _Api:
+    """A cluster that knows one job."""
+
+    cluster = type("Where", (), {"url": "http://127.0.0.1:9"})
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._job = job
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return [self._job]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "driver", "is_job"),
+    [
+        ("STOPPED", "running", {}, False),  # resumed here: this process drives it
+        ("STOPPED", "interrupted", {}, True),
+        ("RUNNING", "running", {}, True),
+        ("FAILED", "running", {"driver": {"host": "elsewhere", "pid": 1}}, True),  # its node died, and cannot tell
+    ],
+)
+def test_a_run_that_was_resumed_after_its_job_ended_is_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, state: str, driver: dict[str, Any], is_job: bool
+) -> None:
+    run = RunFolder.create(tmp_path, "gpt", "a", "b")
+    run.update(state=state, job={"submission_id": run.id})
+    run.update(**driver)
+    job = _job(run.id, status)
+    job["metadata"]["shardyard_run_folder"] = str(run.path)
+    monkeypatch.setattr("shardyard.launch.jobs.connect", lambda address: _Api(job))
+    found = find(run.id, None, tmp_path)
+    assert (found.job is not None) == is_job
+    if not is_job:
+        assert not found.ended
+        found.stop()
+        assert run.stop_requested() == "interrupt"

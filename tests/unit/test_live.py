@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from shardyard.cli.live import LiveView, sparkline, watch
+from shardyard.cli.live import LiveView, watch
 from shardyard.cli.main import run as shardyard
+from shardyard.cli.plot import bars as sparkline
 from shardyard.cli.progress import Progress, describe
 from shardyard.tracking.record import StepRecord
 from shardyard.tracking.runfolder import RunFolder

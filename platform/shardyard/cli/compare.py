@@ -11,6 +11,7 @@ import typer
 from shardyard.cli import output
 from shardyard.cli.options import AsJson, RunsDir
 from shardyard.cli.progress import number
+from shardyard.cli.runs import curve_in_text
 from shardyard.errors import UsageError
 from shardyard.tracking.comparison import Comparison
 from shardyard.tracking.comparison import compare as side_by_side
@@ -30,7 +31,8 @@ def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> No
     if as_json:
         output.print_json(json.loads(encode(_as_json(found))))
         return
-    output.print_table(("", *found.runs), _rows(found))
+    curves = [("curve", *(curve_in_text(RunFolder(path)) for path in chosen))] if output.is_terminal() else []
+    output.print_table(("", *found.runs), [*_rows(found), *curves])
 
 
 def _rows(found: Comparison) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""`shardyard data`: list, prepare, verify and show the prepared sets."""
+"""`shardyard data`: list, prepare, verify and show the prepared sets; the documents behind a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from shardyard.cli import output
-from shardyard.cli.options import AsJson, Quiet
+from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.errors import DataError, UsageError
 from shardyard.recipe.prepared_sets import PREPARED_SETS, PreparedSet
 from shardyard.units import format_bytes, format_seconds
@@ -162,6 +162,29 @@ def verify_sets(
     bad = [name for name, state in found.items() if state != "ok"]
     if bad:
         raise DataError(f"not whole: {', '.join(bad)}; `shardyard data prepare --again NAME` makes a set anew.")
+
+
+@data.command("rows")
+def show_rows(
+    run: RunName,
+    step: Annotated[int, typer.Option("--step", min=1, help="The step whose global batch is shown.")],
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Rows to show.")] = 64,
+    runs_dir: RunsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the documents that a run trained on in a step; they are read again, so the data must be here."""
+    from shardyard.engine.step_documents import documents_of_step
+    from shardyard.tracking.runfolder import RunFolder, runs_folder
+
+    found = documents_of_step(RunFolder.open(runs_folder(runs_dir), run), step, rows)
+    if as_json:
+        output.print_json(found)
+        return
+    if found["problem"]:
+        output.note(f"Note: {found['problem']}")
+    columns = ("row", "rank", "source", "document", "tokens", "text")
+    cells = [[str(part[name] if part[name] is not None else "-") for name in columns] for part in found["documents"]]
+    output.print_table(columns, [[*row[:-1], " ".join(row[-1].split())[:200]] for row in cells])
 
 
 @data.command("show")

@@ -21,7 +21,7 @@ from shardyard.errors import (
     UsageError,
 )
 from shardyard.launch.jobs_api import TERMINAL, JobsApi
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.runfolder import RunFolder, sees
 from shardyard.tracking.summary import summarize
 
 _EXIT_OF_STATE = {
@@ -122,7 +122,13 @@ def find(name: str, address: str | None, runs_dir: Path) -> Found:
         if problem is not None and isinstance(error, UsageError):
             raise UsageError(f"{error} {problem}") from error
         raise
-    return Found(job, api, folder_of(job) or folder)
+    found = Found(job, api, folder_of(job) or folder)
+    # Resumed on this machine after its job had ended: what goes on is the run alone.
+    return Found(None, None, found.folder) if found.ended and _is_driven_here(found.folder) else found
+
+
+def _is_driven_here(folder: RunFolder | None) -> bool:
+    return folder is not None and summarize(folder).state == "running" and sees(folder.info().get("driver") or {})
 
 
 def own(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -313,4 +313,4 @@ def _last_samples(folder: RunFolder) -> list[str]:
 
 def _wandb_lines(folder: RunFolder) -> list[str]:
     offline = sorted(folder.wandb.glob("offline-run-*"))
-    return [f"W&B          wandb sync {folder.wandb}/offline-run-*"] if offline else []
+    return [f"W&B          shardyard wandb sync {folder.id}"] if offline else []

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from shardyard.cli.plot import bars as sparkline
 from shardyard.cli.progress import Progress, describe, number, whole_seconds
 from shardyard.tracking import record
 from shardyard.tracking.files import JsonlTail
@@ -27,7 +28,6 @@ from shardyard.units import format_count, format_seconds
 REFRESH_PER_SECOND = 4
 PANEL_COLUMNS = 100
 PLAIN_ROWS = 20
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 class LiveView:
@@ -264,18 +264,6 @@ class _PanelView:
         return Text(
             f"loss  {sparkline(losses, min(PANEL_COLUMNS, self._console.width) - 10)}", style="cyan", no_wrap=True
         )
-
-
-def sparkline(values: list[float], width: int) -> str:
-    """Means of `width` equal stretches of the values as bars of eight heights; NaN and infinity leave gaps."""
-    count = min(width, len(values))
-    groups = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
-    means = [sum(group) / len(group) for group in groups]
-    finite = [mean for mean in means if abs(mean) < float("inf")]
-    if not finite:
-        return ""
-    low, span = min(finite), (max(finite) - min(finite)) or 1.0
-    return "".join(_BARS[int((mean - low) / span * 7)] if abs(mean) < float("inf") else " " for mean in means)
 
 
 def _cells(line: dict[str, Any], total_steps: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ Results go to stdout, everything said about them to stderr.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +15,16 @@ from typing import Any
 def is_terminal() -> bool:
     """Whether stdout is watched by a person."""
     return sys.stdout.isatty()
+
+
+def has_utf8() -> bool:
+    """Whether stdout takes characters beyond ASCII."""
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    return shutil.get_terminal_size().columns
 
 
 def line(text: str = "") -> None:

@@ -10,12 +10,17 @@ import typer
 
 from shardyard.cli import output
 from shardyard.cli.options import AsJson, Quiet, RunsDir
+from shardyard.cli.plot import bars, plot
 from shardyard.cli.progress import number, whole_seconds
 from shardyard.tracking.files import encode
 from shardyard.tracking.runfolder import RunFolder, list_runs, runs_folder
-from shardyard.tracking.summary import Summary, summarize
+from shardyard.tracking.summary import Summary, curve, summarize
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
+# Curves are for people, and cost reading each run's metrics: as many as a screen shows.
+_CURVES = 50
+_CURVE_COLUMNS = 20
+_CURVE_BYTES = 4 * 1024**2
 
 
 def runs(
@@ -37,7 +42,25 @@ def runs(
     elif not chosen:
         output.note(f"There are no runs in {folder}. Start one with `shardyard launch gpt/quickstart`.")
     else:
-        output.print_table(_COLUMNS, [_row(summarize(item)) for item in chosen])
+        _list(chosen)
+
+
+def _list(chosen: list[RunFolder]) -> None:
+    rows = [_row(summarize(item)) for item in chosen]
+    if not output.is_terminal():
+        output.print_table(_COLUMNS, rows)
+        return
+    curves = [curve_in_text(item) if place < _CURVES else "" for place, item in enumerate(chosen)]
+    output.print_table((*_COLUMNS, "curve"), [(*row, text) for row, text in zip(rows, curves, strict=True)])
+
+
+def curve_in_text(run: RunFolder) -> str:
+    """The loss of a run as one line of bars; "" where it has none, or cannot be read."""
+    try:
+        losses: list[float | None] = [value for _, value in curve(run, most_bytes=_CURVE_BYTES)]
+    except OSError:
+        return ""
+    return bars(losses, _CURVE_COLUMNS, ascii_only=not output.has_utf8())
 
 
 def _row(summary: Summary) -> tuple[str, ...]:
@@ -71,6 +94,9 @@ def _show(run: RunFolder, as_json: bool) -> None:
         "folder": run.path,
     }
     output.print_table(("", ""), [(name, str(value)) for name, value in rows.items() if value not in (None, "")])
+    if output.is_terminal() and (points := curve(run)):
+        lines = plot(points, min(100, output.width()), 12, ascii_only=not output.has_utf8())
+        output.line("\n".join(["", "train/loss", *lines]))
 
 
 def _steps(summary: Summary) -> str:

@@ -22,12 +22,13 @@ from shardyard.recipe.sections.training import (
     Train,
     Zero,
 )
-from shardyard.recipe.sections.watching import EarlyStopping, Evaluate, Sample, Tracking, Wandb
+from shardyard.recipe.sections.watching import Alerts, EarlyStopping, Evaluate, Sample, Tracking, Wandb
 
 __all__ = [
     "NAME_PATTERN",
     "REQUIRED",
     "Adapter",
+    "Alerts",
     "Audio",
     "Checkpoint",
     "Cluster",

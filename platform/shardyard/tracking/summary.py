@@ -81,6 +81,21 @@ def newest_metrics(run: RunFolder) -> dict[str, Any]:
     return found
 
 
+def curve(run: RunFolder, metric: str = record.TRAIN_LOSS, most_bytes: int = 16 * 1024**2) -> list[tuple[int, float]]:
+    """Step and value of a metric, by step; of a file that is longer than `most_bytes` its end alone.
+
+    Raises:
+        OSError: metrics.jsonl is there but cannot be read.
+    """
+    size = run.metrics.stat().st_size if run.metrics.exists() else 0
+    found: dict[int, float] = {}
+    for line in JsonlTail(run.metrics, max(0, size - most_bytes)).new():
+        step, value = line.get("step"), _number(line.get(metric))
+        if isinstance(step, int) and value is not None:
+            found[step] = value
+    return sorted(found.items())
+
+
 def _driver_is_gone(info: dict[str, Any]) -> bool:
     driver = info.get("driver") or {}
     if info.get("state") != "running" or not sees(driver):

@@ -1,7 +1,7 @@
 """Weights & Biases as a mirror of the run folder: everything happens on a thread of its own, nothing ever waits for it.
 
 A run that restarts stays one run at W&B: the same id, `resume="allow"`, explicit step numbers. Offline, each
-attempt leaves a directory of its own in `<run>/wandb`; `wandb sync` merges them by id.
+attempt leaves a directory of its own in `<run>/wandb`; `wandb_sync.py` uploads the run as one.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ class WandbMirror:
         except Exception as error:  # whatever keeps W&B from its server, offline still works
             if mode != "online":
                 raise
-            self._say(f"W&B: no connection ({_reason(error)}); continuing offline, upload later with `wandb sync`.")
+            later = "upload later with `shardyard wandb sync`"
+            self._say(f"W&B: no connection ({_reason(error)}); continuing offline, {later}.")
             mode = "offline"
             self._release_run_id()
             self._run = self._init(mode)

@@ -6,6 +6,8 @@ from typing import Literal
 
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,79}$"
+
 
 class EarlyStopping(Section):
     metric: str = described("eval/validation/loss", "Metric to watch, as the run records it.")
@@ -49,7 +51,32 @@ class Wandb(Section):
     group: str | None = described(None, "W&B group.")
 
 
+class Alerts(Section):
+    when: list[Literal["failed", "loss_spike", "no_progress", "finished"]] = described(
+        [], "What the dashboard tells of while it runs: failed, loss_spike, no_progress, finished."
+    )
+    loss_spike: float = described(
+        2.0, "A training loss this many times the median of the records before it is a spike.", gt=1.0
+    )
+    no_progress_seconds: int = described(
+        1800, "Time without a step after which a running run is told of.", "seconds", ge=10
+    )
+    webhook: str | None = described(
+        None, "Environment variable with an address that alerts are posted to as JSON.", pattern=_VARIABLE
+    )
+    slack: str | None = described(
+        None, "Environment variable with the address of an incoming webhook of Slack.", pattern=_VARIABLE
+    )
+    email: list[str] = described([], "Addresses that alerts are mailed to.")
+    smtp: str = described(
+        "SHARDYARD_SMTP_URL",
+        "Environment variable with the mail server: smtps://user:password@host:465.",
+        pattern=_VARIABLE,
+    )
+
+
 class Tracking(Section):
     every: int = described(1, "Steps between two records in metrics.jsonl.", "steps", ge=1)
     tags: list[str] = described([], "Free labels of the run.")
     wandb: Wandb = described(Wandb(), "Weights & Biases, which mirrors the run folder.")
+    alerts: Alerts = described(Alerts(), "What is told of, and to whom, while the dashboard runs.")

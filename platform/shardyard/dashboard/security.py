@@ -1,0 +1,236 @@
+"""Who may ask, and what a browser may do with the answers: token, cookie, Host, CSRF, headers. Plain ASGI.
+
+The token is in the address that the server prints. The page trades it for a cookie that no script can read and no other
+site can send; programs send `Authorization: Bearer`. Requests that change something also carry a value that only a page
+of this server can have read. Host names are checked, so that a foreign name that is made to point here gets nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from shardyard.errors import UsageError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+CSRF_HEADER = "x-shardyard-csrf"
+MOST_BODY_BYTES = 1024**2
+MOST_TARGET_BYTES = 32 * 1024
+_SAFE = frozenset({"GET", "HEAD"})
+# No inline script, no frame, nothing from elsewhere. Charts set styles; pictures of them are made in the page.
+POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+_DOOR = (
+    "<!doctype html><meta charset=utf-8><title>Shardyard</title><h1>A token is needed</h1><p>Open the address that "
+    "<code>shardyard dashboard</code> printed; it ends in <code>?token=…</code>.</p>"
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The secrets of one server and the names that it answers to."""
+
+    token: str
+    hosts: frozenset[str]
+    port: int
+
+    @property
+    def cookie(self) -> str:
+        """Cookies know no ports, so several dashboards of one host need different names."""
+        return f"shardyard_{self.port}"
+
+    @property
+    def session(self) -> str:
+        """What the cookie holds: not the token itself."""
+        return self._derived("session")
+
+    @property
+    def csrf(self) -> str:
+        """What requests that change something carry."""
+        return self._derived("csrf")
+
+    def _derived(self, purpose: str) -> str:
+        return hmac.new(self.token.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+
+
+def new_token() -> str:
+    """256 random bits as text."""
+    return secrets.token_urlsafe(32)
+
+
+def token_in(path: Path) -> str:
+    """The token in a file, which is made, for this user alone, where it is missing.
+
+    Raises:
+        UsageError: it cannot be read or written, others can read it, or it is too short to protect anything.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise UsageError(f"{path} can be read by others; `chmod 600 {path}`, and change the token in it.")
+            token = file.read(4096).strip()
+            if not token:
+                token = new_token()
+                file.write(f"{token}\n")
+    except OSError as error:
+        raise UsageError(f"the token file {path} cannot be used: {error.strerror}.") from error
+    if len(token) < 16 or not token.isascii() or not token.isprintable():
+        raise UsageError(f"the token in {path} is too short or no plain text; remove the file to get a new one.")
+    return token
+
+
+class Guard:
+    """Lets through what is allowed and adds headers to each answer."""
+
+    def __init__(self, app: App, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # nothing here speaks WebSocket
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _answer(send, *refusal, for_people=scope["path"] == "/" and refusal[0] == 401)
+            return
+        if self._brings_token(scope, headers):
+            await self._enter(scope, send)
+            return
+        if scope["method"] not in _SAFE:
+            receive = _limited(receive)
+        await self._app(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+        if _host(headers.get("host", "")) not in self._gate.hosts:
+            return 421, "This server does not answer to that host name; open it by the address that it printed."
+        if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > MOST_TARGET_BYTES:
+            return 414, "The address is too long."
+        if scope["path"].startswith("/static/") and scope["method"] in _SAFE:
+            return None
+        if not self._known(scope, headers):
+            return 401, "A token is needed: open the address that `shardyard dashboard` printed."
+        if scope["method"] in _SAFE:
+            return None
+        return self._change_refused(headers)
+
+    def _change_refused(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            return 403, "The request comes from another site."
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return 403, "The request comes from another site."
+        if not _same(headers.get(CSRF_HEADER, ""), self._gate.csrf):
+            return 403, "The request lacks the header X-Shardyard-CSRF, which /api/session tells; reload the page."
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
+            return 413, "The request is too large."
+        return None
+
+    def _known(self, scope: Scope, headers: dict[str, str]) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _same(given.strip(), self._gate.token):
+            return True
+        return self._has_cookie(headers) or self._brings_token(scope, headers)
+
+    def _has_cookie(self, headers: dict[str, str]) -> bool:
+        try:
+            found = SimpleCookie(headers.get("cookie", "")).get(self._gate.cookie)
+        except CookieError:
+            return False
+        return found is not None and _same(found.value, self._gate.session)
+
+    def _brings_token(self, scope: Scope, headers: dict[str, str]) -> bool:
+        if scope["path"] != "/" or scope["method"] != "GET":
+            return False
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+        return bool(given) and _same(given, self._gate.token)
+
+    async def _enter(self, scope: Scope, send: Send) -> None:
+        """Trade the token for a cookie and take it out of the address."""
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query.pop("token", None)
+        place = "/?" + urlencode(query, doseq=True) if query else "/"
+        # A session cookie: it ends with the browser, the token with the server.
+        cookie = f"{self._gate.cookie}={self._gate.session}; HttpOnly; SameSite=Strict; Path=/"
+        await _answer(send, 303, "", {"location": place, "set-cookie": cookie})
+
+
+def _host(header: str) -> str:
+    try:
+        return (urlsplit(f"//{header}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _same(given: str, right: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), right.encode())
+
+
+async def _answer(
+    send: Send, status: int, message: str, extra: dict[str, str] | None = None, *, for_people: bool = False
+) -> None:
+    body = b"" if status == 303 else json.dumps({"error": message}).encode()
+    kind = "application/json"
+    if for_people:
+        body, kind = _DOOR.encode(), "text/html; charset=utf-8"
+    headers = {"content-type": kind, "content-length": str(len(body)), "cache-control": "no-store", **HEADERS}
+    listed = [(name.encode(), value.encode("latin-1", "replace")) for name, value in (headers | (extra or {})).items()]
+    await send({"type": "http.response.start", "status": status, "headers": listed})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            there = {name.lower() for name, _ in message["headers"]}
+            more = {**HEADERS, "cache-control": "no-store"}
+            added = [(name.encode(), value.encode()) for name, value in more.items() if name.encode() not in there]
+            message["headers"] = [*message["headers"], *added]
+        await send(message)
+
+    return sending
+
+
+def _limited(receive: Receive) -> Receive:
+    """A body that says nothing of its length is cut off where it is too long."""
+    taken = 0
+
+    async def receiving() -> MutableMapping[str, Any]:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > MOST_BODY_BYTES:
+            return {"type": "http.disconnect"}
+        return message
+
+    return receiving
