@@ -34,11 +34,10 @@ data: $(STAMP) ## fetch and convert the real data sets that recipes name, from P
 test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
-test: $(STAMP) data ## run all tests but those of clusters; small recipes train on the real data sets
-	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
-	@$(BIN)/python -m pytest -m "slow and not cluster"
+test: $(STAMP) data ## run all tests; small recipes train on the real data sets, clusters and Slurm are started
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
-test-clusters: $(STAMP) ## run the tests that start clusters of several nodes, Slurm and sweeps; about 20 minutes
+test-clusters: $(STAMP) ## run only the tests that start clusters of several nodes, Slurm and sweeps
 	@$(BIN)/python -m pytest -m cluster
 
 bench: $(STAMP) ## measure the step time against a bare DeepSpeed loop
