@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from shardyard.data.loader import TrainLoader
 from shardyard.engine.checkpoint import Checkpointer
 from shardyard.engine.deepspeed_engine import LearningRate, start_engine
@@ -13,6 +15,7 @@ from shardyard.optim.schedules import learning_rate_factor
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
+from shardyard.tracking.machine import MachineWatch
 from shardyard.tracking.meters import Throughput, device_name, peak_flops
 from shardyard.tracking.runfolder import RunFolder
 from shardyard.tracking.tracker import Tracker
@@ -61,6 +64,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
         notes=notes,
         tracker=tracker,
         meter=_meter(recipe, plan),
+        machine=_machine(folder, rank),
         processor=kit.processor,
         early_stopping=_early_stopping(recipe, notes),
     )
@@ -86,6 +90,14 @@ def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:
 def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:
     peak = peak_flops(device_name(), recipe.train.precision)
     return Throughput(flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.world.size)
+
+
+def _machine(folder: RunFolder, rank: Rank) -> MachineWatch | None:
+    """One a node."""
+    if rank.local_rank:
+        return None
+    where, gpu = folder.path / "logs" / "machines", rank.device.type == "cuda"
+    return MachineWatch(where, socket.gethostname(), collects=rank.is_first, gpu=gpu)
 
 
 def _early_stopping(recipe: Recipe, notes: Notes) -> EarlyStoppingHook | None:

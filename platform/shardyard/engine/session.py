@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import deepspeed
@@ -18,6 +18,7 @@ from shardyard.engine.world import Rank
 from shardyard.objectives.base import Objective
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
+from shardyard.tracking.machine import MachineWatch
 from shardyard.tracking.meters import Throughput
 from shardyard.tracking.record import StepRecord
 from shardyard.tracking.runfolder import RunFolder
@@ -45,6 +46,7 @@ class Session:
     notes: Notes
     tracker: Tracker | None
     meter: Throughput
+    machine: MachineWatch | None = None
     processor: Any = None
     early_stopping: EarlyStoppingHook | None = None
     hooks: list[tuple[Callable[[int], bool], Hook]] = field(default_factory=list)
@@ -86,8 +88,11 @@ class Session:
     def tell(self, record: StepRecord) -> None:
         """Record a step if it is due; what an evaluation measured is always recorded."""
         due = record.step % self.recipe.tracking.every == 0 or record.step == self.plan.steps
-        if self.tracker is not None and (due or any(name.startswith("eval/") for name in record.metrics)):
-            self.tracker.record(record)
+        if self.tracker is None or not (due or any(name.startswith("eval/") for name in record.metrics)):
+            return
+        if self.machine is not None:
+            record = replace(record, metrics={**record.metrics, **self.machine.take()})
+        self.tracker.record(record)
 
     def finish(self) -> None:
         """Save the last checkpoint.
@@ -100,6 +105,8 @@ class Session:
     def close(self) -> None:
         """Stop reading ahead and let tracking finish."""
         self.loader.close()
+        if self.machine is not None:
+            self.machine.close()
         if self.tracker is not None:
             self.tracker.close()
 
