@@ -194,10 +194,14 @@ def test_the_printed_environment_is_what_the_commands_of_ray_need(machine: Machi
         [RAY, "job", "list"], env=clean_environment(**known), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    state = subprocess.run(
-        [RAY, "status"], env=clean_environment(**known), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert "/2.0 CPU" in state.stdout, state.stderr
+    # The autoscaler hears of nodes some seconds after they have started.
+    deadline, status = time.monotonic() + 60, ""
+    while "/2.0 CPU" not in status:
+        assert time.monotonic() < deadline, status
+        state = subprocess.run(
+            [RAY, "status"], env=clean_environment(**known), capture_output=True, text=True, timeout=120, check=False
+        )
+        status = state.stdout + state.stderr
     stranger = clean_environment(**known | {"RAY_AUTH_MODE": "disabled"})
     refused = subprocess.run([RAY, "status"], env=stranger, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode != 0

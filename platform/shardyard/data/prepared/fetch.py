@@ -128,7 +128,29 @@ def _unpack_deb(file: Path, folder: Path) -> None:
         stream = io.BytesIO(data)
         if name.endswith(".zst"):  # tarfile reads it only from Python 3.14 on.
             stream = io.BytesIO(stack.enter_context(pa.CompressedInputStream(stream, "zstd")).read())
-        stack.enter_context(tarfile.open(fileobj=stream)).extractall(folder, filter="data")
+        archive = stack.enter_context(tarfile.open(fileobj=stream))
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, filter="data")
+        else:  # Python before 3.11.4, such as Debian 12's.
+            archive.extractall(folder, [member for member in archive if _stays_inside(member, folder.resolve())])
+
+
+def _stays_inside(member: tarfile.TarInfo, folder: Path) -> bool:
+    """Whether it is a folder, file or link without a way out.
+
+    Raises:
+        tarfile.TarError: it leads out of the folder, or is a device.
+    """
+    target = (folder / member.name).resolve()
+    ends = [target]
+    if member.issym():
+        ends.append((target.parent / member.linkname).resolve())
+    elif member.islnk():
+        ends.append((folder / member.linkname).resolve())
+    plain = member.isfile() or member.isdir() or member.issym() or member.islnk()
+    if not plain or not all(end.is_relative_to(folder) for end in ends):
+        raise tarfile.TarError(f"{member.name} leads out of the package")
+    return True
 
 
 def _data_member(file: Path) -> tuple[str, bytes]:
