@@ -34,6 +34,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStub]:
     with wandb_stub() as stub:
         monkeypatch.setenv("WANDB_BASE_URL", stub.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
+        # What other tests have left W&B waiting for, such as a server that does not answer, is not waited for.
+        wandb_sync._teardown()
         yield stub
     wandb_sync._teardown()
 
