@@ -1,7 +1,7 @@
 """The same curves in this dashboard, TensorBoard, MLflow and trackio: time to read them, to answer, and what is shown.
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install tensorboard mlflow trackio
-    python tests/benchmarks/dashboard_peers.py --venv /tmp/peers
+    python -m venv peers-venv && peers-venv/bin/pip install tensorboard mlflow trackio
+    python tests/benchmarks/dashboard_peers.py --venv peers-venv
 
 Each tool gets the metric in its own storage, written by its own library; that writing is not timed. `ready` is the
 time from there until the server can show all of it, `answer` that of the request, or requests, for one chart of all
