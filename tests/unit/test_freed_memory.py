@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 STEPS = """
 import resource, sys, torch
 from shardyard.engine.run import keep_freed_memory

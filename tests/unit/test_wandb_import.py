@@ -22,6 +22,8 @@ from shardyard.tracking.wandb_import import read_file, read_runs, wandb_files, w
 from shardyard.tracking.wandb_records import BLOCK_BYTES
 from unit.dash_cases import served
 
+pytestmark = pytest.mark.slow
+
 # As another tool would: names of its own, nested values, a text, a picture's place, numbers that are none.
 WRITER = """
 import os, sys
