@@ -15,7 +15,7 @@ from shardyard.engine.run import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():
-    return len([torch.ones(1 << 20) for _ in range(8)])  # 32 MiB.
+    return len([torch.ones(1 << 20) for _ in range(8)])  # 32 MiB: 8192 pages of 4 KiB, 16 of 2 MiB.
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
@@ -30,5 +30,5 @@ def _faults_a_step(how: str) -> float:
 
 
 def test_a_step_gets_its_memory_without_page_faults() -> None:
-    assert _faults_a_step("leave") > 1000
-    assert _faults_a_step("keep") < 100
+    # How many there are otherwise depends on the size of the kernel's pages: 16 to 8192.
+    assert _faults_a_step("keep") < 0.5 * _faults_a_step("leave")
