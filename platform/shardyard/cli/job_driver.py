@@ -11,6 +11,7 @@ from typing import Any
 
 from shardyard.cli import output
 from shardyard.errors import ShardyardError
+from shardyard.imports import import_at_once
 from shardyard.launch.job_spec import new_run_id, plan_in, read_spec, spec_of, write_spec
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.plan import RunPlan
@@ -37,6 +38,7 @@ def attempt(spec_path: Path, folder: RunFolder) -> int:
     Raises:
         ShardyardError: the run failed.
     """
+    import_at_once("shardyard.launch.driver")
     from shardyard.cli.launch import carry_out, located
 
     spec, info = read_spec(spec_path), folder.info()

@@ -17,6 +17,7 @@ from shardyard.cli import output
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir
 from shardyard.cli.plan import as_dict, plan_of, rows
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT, UsageError
+from shardyard.imports import import_at_once
 from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.plan import RunPlan
 
@@ -178,10 +179,11 @@ def carry_out(
 
 
 def _drive(job: Job, *, local: bool) -> str:
-    """Run to the end. Ray Train would take over Ctrl-C on the main thread, so it gets another one."""
+    """Run to the end. Ray waits on another thread than the main one, which handles signals at once."""
     from shardyard.launch.driver import drive
 
     if local:
+        import_at_once("shardyard.launch.local")
         return drive(job, local=True)
     results: list[str] = []
     errors: list[BaseException] = []

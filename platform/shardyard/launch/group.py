@@ -1,7 +1,7 @@
 """What is done around the workers of an attempt: their environment before they meet, their places in run.json after.
 
-Ray Train calls these hooks in the process of its controller, which runs on the driver's node. What each worker does in
-turn is sent to it; nothing here imports torch for the controller.
+Ray Train's controller calls these hooks, in the process of the driver. What each worker does in turn is sent to it;
+nothing here imports torch for the driver.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from shardyard.errors import HardwareError, ShardyardError
+from shardyard.imports import import_at_once
 from shardyard.launch.network import apply, derive, in_words, this_host
 from shardyard.recipe.hardware import computes_on_cpu
 from shardyard.recipe.schema import Network
@@ -110,7 +111,7 @@ def make_ready(
     forwarded: Mapping[str, str],
     private: Mapping[str, str] | None = None,
 ) -> Ready:
-    """Runs in the process of a rank, before torch and DeepSpeed are imported there."""
+    """Runs in the process of a rank, before torch and DeepSpeed are imported there, which it does in the end."""
     os.environ.update(private or {})
     try:
         host = this_host(address)
@@ -123,6 +124,7 @@ def make_ready(
         os.environ["DS_ACCELERATOR"] = "cpu"
     elif problem := _no_gpu(address):
         return Ready(problem=problem)
+    import_at_once("shardyard.launch.worker")
     return Ready(tuple(in_words(settings, host)))
 
 

@@ -1,7 +1,7 @@
 """How ranks meet: torch.distributed among the workers of Ray Train.
 
-Ray's TorchConfig does the same, but whoever imports it imports torch: the driver and the controller of each run, where
-nothing is computed and where that would take longer than all the rest.
+Ray's TorchConfig does the same, but whoever imports it imports torch: the driver of each run, where nothing is computed
+and where that would take longer than all the rest.
 """
 
 from __future__ import annotations

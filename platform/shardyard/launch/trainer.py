@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup, worker_group
+from ray.train.v2._internal.execution.worker_group import state as worker_group_state
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.result import Result
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from shardyard.engine.job import Job
@@ -36,16 +44,74 @@ _RAY_TRAIN = {
     # A process for each attempt that tells ranks of nodes that are being drained; nothing here asks for it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_OF_CONTROLLER = {*_RAY_TRAIN, _START_TIMEOUT}
+
+
+class _NoActor:
+    """In the place of an actor that is never called."""
+
+    def options(self, **_: Any) -> _NoActor:
+        return self
+
+    def remote(self, **_: Any) -> _NoActor:
+        return self
+
+
+# Every group of workers would start an actor at which they wait for one another when they report to Ray Train, which
+# they never do.
+worker_group.SynchronizationActor = _NoActor()
+worker_group_state._shutdown_sync_actor = lambda actor: None
+
+
+class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
+    """Ray's, for workers that need neither the actor above nor the controller, which is none here."""
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+        # Without variables of its own a worker may be a process that Ray has ready. The controller's are not for it.
+        given = {name: value for name, value in get_env_vars_to_propagate().items() if name not in _OF_CONTROLLER}
+        return {**custom_runtime_env, **({"env_vars": given} if given else {})}
+
+    def _init_train_context_on_workers(
+        self, workers: list[Worker], sync_actor: _NoActor, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=None,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[index] for name, values in train_context_args.items()},
+                )
+                for index, worker in enumerate(workers)
+            ]
+        )
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _Controller(TrainController):  # type: ignore[misc]
+    worker_group_cls = _WorkerGroup
 
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray's, without two processes that it starts for every attempt: one deals out data sets of Ray Data, which are not
-    used; the other removes the placement group of a controller that died, as Ray does by itself where an actor made it.
+    """Ray's, without four processes that it starts for every attempt, each of which imports Ray anew.
+
+    The controller runs in this one, which has nothing else to do. Of the others, one synchronises reports (see above),
+    one deals out data sets of Ray Data, which are not used, and one removes the placement group of a controller that
+    died, as Ray does by itself where a driver or an actor made it.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         spared = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, spared)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Result:
+        controller = _Controller(**settings)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
 
 class NotPlacedError(Exception):
