@@ -34,10 +34,11 @@ class Dashboard:
     process: subprocess.Popen[str]
 
 
-def start_dashboard(runs_dir: Path, home: Path, *arguments: str) -> Dashboard:
-    """The command as a person uses it, on a free port, with a home of its own."""
+def start_dashboard(runs_dir: Path, home: Path, *arguments: str, **variables: str) -> Dashboard:
+    """The command as a person uses it, on a free port, with a home of its own; `variables` are added to its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SHARDYARD_"))}
     environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "XDG_RUNTIME_DIR": str(home)}
+    environment |= variables
     command = [sys.executable, "-m", "shardyard.cli.main", "dashboard", "--runs-dir", str(runs_dir), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--no-browser", *arguments],

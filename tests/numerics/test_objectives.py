@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from shardyard.engine.run import Job, run_rank
+from shardyard.engine.step_documents import documents_of_step
 from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
 from shardyard.recipe.load import parse_recipe
@@ -128,3 +129,13 @@ def test_the_exported_model_measures_the_same(
     assert own.keys() <= found.keys()
     for name, value in own.items():
         assert math.isclose(found[name], value, rel_tol=1e-5, abs_tol=1e-7), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_documents_of_a_step_are_told(trained: dict[tuple[str, int], Trained], objective: str) -> None:
+    for job in (trained[objective, 1].straight, trained[objective, 1].broken):
+        found = documents_of_step(job.folder, job.plan.steps)
+        assert found["problem"] is None
+        assert {part["row"] for part in found["documents"]} == set(range(job.recipe.train.global_batch))
+        assert all(part["text"].strip() for part in found["documents"])
+        assert {part["rank"] for part in found["documents"]} == {0, 1}

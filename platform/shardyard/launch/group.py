@@ -111,7 +111,7 @@ def make_ready(
     forwarded: Mapping[str, str],
     private: Mapping[str, str] | None = None,
 ) -> Ready:
-    """Runs in the process of a rank, before torch and DeepSpeed are imported there, which it does in the end."""
+    """Runs in the process of a rank, before torch and DeepSpeed are imported there; it begins with that."""
     os.environ.update(private or {})
     try:
         host = this_host(address)
@@ -122,9 +122,9 @@ def make_ready(
     if not gpu:
         # DeepSpeed would take any GPU that it sees, also one that Ray gave to somebody else.
         os.environ["DS_ACCELERATOR"] = "cpu"
+        import_at_once("shardyard.launch.worker")
     elif problem := _no_gpu(address):
         return Ready(problem=problem)
-    import_at_once("shardyard.launch.worker")
     return Ready(tuple(in_words(settings, host)))
 
 
@@ -177,6 +177,8 @@ def _no_gpu(address: str) -> str:
             f"ranks on {address} shall compute on GPUs, but DS_ACCELERATOR is cpu there; unset it and start Ray anew "
             "on that host, or set cluster.gpus_per_worker to 0."
         )
+    # DeepSpeed, which may look at the current device, waits until the rank knows which one is its own.
+    import_at_once("torch")
     import torch
 
     if torch.cuda.is_available():

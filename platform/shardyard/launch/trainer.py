@@ -25,6 +25,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from shardyard.engine.job import Job
 from shardyard.errors import ShardyardError
+from shardyard.imports import import_at_once
 from shardyard.launch.group import Group
 from shardyard.launch.job_secrets import carried
 from shardyard.launch.meeting import Meeting
@@ -170,6 +171,7 @@ def _configure(*, pinned: bool) -> None:
 
 def work(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker. The driver knows it by name only, without torch and DeepSpeed."""
+    import_at_once("shardyard.launch.worker")
     from shardyard.launch.worker import train_worker
 
     train_worker(config)

@@ -7,8 +7,8 @@ import { colour, onTheme } from "./theme.js";
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 let loading = null;
 
-// plotly is large and is read once, when the first chart is shown.
-function plotly() {
+// plotly is large and is read once: when the page has nothing else to do, or a chart is about to be shown.
+export function plotly() {
   loading ??= new Promise((resolve, reject) => {
     const script = h("script", { src: "/static/vendor/plotly.min.js" });
     script.onload = () => resolve(window.Plotly);
@@ -38,6 +38,8 @@ export class Chart {
     this.resize = new ResizeObserver(() => this.drawn && this.plot.isConnected && this.plot.clientWidth && window.Plotly.Plots.resize(this.plot));
     this.resize.observe(this.plot);
     this.stopTheme = onTheme(() => this.drawn && this.render());
+    // It comes while the numbers do; if it does not, drawing says so.
+    plotly().catch(() => {});
   }
 
   tool(text, what, action) {

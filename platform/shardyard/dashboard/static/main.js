@@ -1,6 +1,7 @@
 // The frame around the views: navigation, the banner, shortcuts everywhere, and which view the address asks for.
 
 import { onReachable, who } from "./api.js";
+import { plotly } from "./charts.js";
 import * as compare from "./compare.js";
 import { announce, fill, h } from "./dom.js";
 import * as jobs from "./jobs.js";
@@ -100,5 +101,5 @@ keys.register("Everywhere", [
 keys.listen();
 watchServer();
 onChange(show);
-show();
+show().then(() => (window.requestIdleCallback ?? setTimeout)(() => plotly().catch(() => {})));
 who().then(drawFoot, () => {});

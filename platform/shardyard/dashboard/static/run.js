@@ -19,6 +19,7 @@ import { colour } from "./theme.js";
 export const title = "Run";
 
 const ENDED = ["finished", "failed", "interrupted", "preempted", "lost"];
+const LIVING = ["pending", "running", "waiting"];
 
 class RunView {
   constructor(root, id, run, params, setTitle) {
@@ -88,7 +89,18 @@ class RunView {
       h("a.button.small", { href: link(["compare"], { runs: this.id }) }, "Compare"),
       h("a.button.small", { href: `/api/report?runs=${quoted(this.id)}`, download: "" }, "Report"),
       h("a.button.small", { href: `/api/export.csv?run=${quoted(this.id)}`, download: "" }, "CSV"),
+      LIVING.includes(state) && h("button.small", { type: "button", onclick: () => this.stop() }, "Stop…"),
       ENDED.includes(state) && state !== "finished" && h("button.small", { type: "button", onclick: () => this.resume() }, "Resume…"));
+  }
+
+  async stop() {
+    if (!(await confirm("Stop this run?", "It writes a checkpoint after the current step and ends; it can be resumed.", "Stop"))) return;
+    try {
+      await post(`/api/jobs/${quoted(this.id)}/stop`);
+      announce("The run is being stopped");
+    } catch (error) {
+      this.head.append(warning(error.message), command(`shardyard stop ${this.id}`));
+    }
   }
 
   async resume() {
