@@ -108,10 +108,12 @@ def test_keys_reach_every_view_and_every_part_of_a_run(visiting: Visiting, galle
 
 
 def jobs_answer(run: str) -> dict[str, Any]:
-    """What the server says of a cluster with two nodes: one job runs, one waits, one has ended."""
+    """What the server says of a cluster with three nodes: one job runs, one waits, one has ended."""
     common: dict[str, Any] = {"tags": [], "message": "", "ended_at": None, "submitted": 1.7e9}
     common |= {"recipe": "gpt/quickstart", "needs": "2 CPUs", "waiting": None, "doing": "", "ended": False, "run": None}
     gpu = {"total": {"CPU": 16.0, "GPU": 8.0}, "free": {"CPU": 4.0, "GPU": 0.0}, "state": "ALIVE"}
+    busy: dict[str, Any] = {"cpu_percent": 31.4, "memory": [96 << 30, 512 << 30]}
+    busy["gpus"] = [{"name": "H100", "percent": 97 - n, "memory": [71 << 30, 80 << 30]} for n in range(8)]
     return {
         "available": True,
         "why": "",
@@ -122,8 +124,9 @@ def jobs_answer(run: str) -> dict[str, Any]:
             | {"message": "rank 1: the loss is not finite"},
         ],
         "nodes": [
-            gpu | {"name": "head", "address": "10.0.0.1", "head": True},
-            gpu | {"name": "node-1", "address": "10.0.0.2", "free": None, "state": "DEAD"},
+            gpu | busy | {"name": "head", "address": "10.0.0.1", "head": True},
+            gpu | {"name": "node-1", "address": "10.0.0.2"},
+            {"name": "node-2", "address": "10.0.0.3", "state": "DEAD", "problem": "the health check failed"},
         ],
     }  # fmt: skip
 
@@ -150,7 +153,9 @@ def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(
     expect(queue).to_contain_text(HOSTILE)
     expect(queue).to_contain_text("step 42/100")
     expect(page.get_by_role("table", name="Ended jobs")).to_contain_text("the loss is not finite")
-    expect(page.locator(".nodes")).to_contain_text("8 of 8 in use")
+    expect(page.locator(".node").first).to_contain_text("8 of 8 reserved")
+    expect(page.locator(".node").first).to_contain_text("97 %, 71 GiB of 80 GiB")
+    expect(page.locator(".node").last).to_contain_text("the health check failed")
     shoot(page, f"jobs-cluster-{size}-{theme}", tmp_path, full_page=size == "phone")
     assert faults(visit, "jobs", axe=True) == []
     queue.get_by_role("button", name="Stop").first.click()

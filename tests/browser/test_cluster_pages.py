@@ -109,7 +109,7 @@ def test_a_job_goes_through_all_its_states_by_buttons(
     visit.open("jobs", "table")
     expect(row(page, first)).to_contain_text("step", timeout=PATIENCE)
     expect(row(page, first).locator(".badge")).to_have_text("running")
-    expect(page.locator(".node")).to_contain_text("2 of 2 in use")
+    expect(page.locator(".node")).to_contain_text("2 of 2 reserved", timeout=30_000)
 
     visit.open("submit", ".plan .facts")
     second = submit(page, SHORT)

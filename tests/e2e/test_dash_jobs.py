@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from support.cluster import ray_head
+from support.cluster import ray_head, until
 from unit.dash_cases import CSRF, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-TIMEOUT_SECONDS = 180
 TINY = [
     *("model.config.n_layer=1", "model.config.n_head=2", "model.config.n_embd=32", "data.sequence_length=64"),
     *("train.global_batch=8", "train.threads=1", "evaluate.every=100000", "sample.prompts=[]", "schedule.warmup=1"),
@@ -48,14 +47,6 @@ def jobs(client: TestClient) -> dict[str, dict[str, Any]]:
     return {job["id"]: job for job in answer["jobs"]}
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(1)
-    return found
-
-
 def submitted(client: TestClient, overrides: list[str]) -> str:
     answer = client.post("/api/jobs", json={"recipe": "gpt/quickstart", "overrides": overrides})
     assert answer.status_code == 200, answer.text
@@ -70,7 +61,7 @@ def state_of(client: TestClient, run: str) -> str:
 def test_a_job_is_submitted_waits_is_stopped_and_resumed(client: TestClient) -> None:
     nodes = client.get("/api/jobs").json()["nodes"]
     assert [node["total"]["CPU"] for node in nodes] == [2.0]
-    assert nodes[0]["state"] == "ALIVE"
+    assert (nodes[0]["state"], nodes[0]["head"]) == ("ALIVE", True)
 
     first = submitted(client, ENDLESS)
     until(lambda: jobs(client)[first]["doing"].startswith("step "), "the first job trains")
@@ -79,6 +70,9 @@ def test_a_job_is_submitted_waits_is_stopped_and_resumed(client: TestClient) -> 
     assert job["recipe"] == "gpt/quickstart"
     assert job["submitted"] > time.time() - 600
     assert first in {row["id"] for row in client.get("/api/runs", params={"query": "state = running"}).json()["runs"]}
+
+    until(lambda: (client.get("/api/jobs").json()["nodes"][0]["free"] or {}).get("CPU") == 0, "all cores are reserved")
+    assert client.get("/api/jobs").json()["nodes"][0]["cpu_percent"] > 0
 
     second = submitted(client, SHORT)
     until(lambda: jobs(client)[second]["waiting"], "the second job waits")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from shardyard.launch.prepare import prepare
 from shardyard.launch.submission import SubmitRequest
 from shardyard.recipe.load import load_recipe
 from support.cli import COMMAND, write_recipe
-from support.cluster import RAY, free_port, ray_head
+from support.cluster import RAY, free_port, ray_head, until
 from support.tiny import write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -110,14 +110,6 @@ def api(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> JobsApi:
     return connect(None)
 
 
-def _until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
-    return found
-
-
 def _step(cluster: Cluster, job: str) -> int:
     metrics = cluster.runs / job / "metrics.jsonl"
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -126,9 +118,9 @@ def _step(cluster: Cluster, job: str) -> int:
 def test_a_job_waits_runs_and_is_stopped_and_nothing_secret_shows(cluster: Cluster, recipe: Path, api: JobsApi) -> None:
     endless = ["-s", "train.steps=100000", "-s", "checkpoint.every=100000", "--name", "long", "-s", "train.threads=1"]
     first = cluster.submit(recipe, *endless, WANDB_MODE="disabled")
-    _until(lambda: _step(cluster, first) >= 2, "the first job trains")
+    until(lambda: _step(cluster, first) >= 2, "the first job trains")
     second = cluster.submit(recipe, *ONE, WANDB_MODE="disabled", **SECRETS)
-    _until(lambda: "free" in cluster.ps().get(second, {}).get("doing", ""), "the second job waits")
+    until(lambda: "free" in cluster.ps().get(second, {}).get("doing", ""), "the second job waits")
     listed = cluster.ps()
     assert listed[second]["doing"] == "waiting for resources: needs 1 CPU core on 1 node; 0 free"
     assert listed[first]["doing"].startswith("step ")

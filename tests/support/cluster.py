@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 # Ray would wait half a minute for running work when its head is ended.
 AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -43,6 +45,15 @@ def wait_until_started(process: subprocess.Popen[bytes], log: Path, seconds: flo
         assert process.poll() is None, log.read_text(errors="replace")
         assert time.monotonic() < deadline, log.read_text(errors="replace")
         time.sleep(0.1)
+
+
+def until(condition: Callable[[], T], what: str, seconds: float = 180.0) -> T:
+    """What a condition gives once it is true; fails with `what` when it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+    return found
 
 
 @contextmanager

@@ -6,7 +6,6 @@ quick and small, and a job behaves the same whoever submitted it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from shardyard.dashboard import nodes
 from shardyard.dashboard.answers import BadRequestError, NotFoundError, problems_of
 from shardyard.dashboard.index import Index
 from shardyard.dashboard.ingest import read_yaml
@@ -31,7 +31,8 @@ from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.tracking.provenance import scrub
 
 FRESH_SECONDS = 2.0
-NODES_FRESH_SECONDS = 15.0
+# Ray's own figures are renewed every five seconds.
+NODES_FRESH_SECONDS = 4.0
 COMMAND_SECONDS = 120.0
 # A command that fails to start says so within this time; one that goes on after it has started.
 STARTED_SECONDS = 4.0
@@ -73,12 +74,12 @@ class Cluster:
         try:
             api = JobsApi(target(self._address))
             listed = api.jobs()
-            nodes = self._ask_nodes(api)
+            shown = self._ask_nodes(api)
         except (ShardyardError, OSError) as error:
             return {"available": False, "why": scrub(str(error)), "jobs": [], "nodes": []}
         own = [job for job in listed if "shardyard_run" in (job.get("metadata") or {})]
         jobs = [self._job(job) for job in reversed(own)]
-        return {"available": True, "why": "", "address": api.cluster.url, "jobs": jobs, "nodes": nodes}
+        return {"available": True, "why": "", "address": api.cluster.url, "jobs": jobs, "nodes": shown}
 
     def _job(self, job: dict[str, Any]) -> dict[str, Any]:
         metadata = job["metadata"]
@@ -105,31 +106,9 @@ class Cluster:
         }
 
     def _ask_nodes(self, api: JobsApi) -> list[dict[str, Any]]:
-        if self._nodes is not None and time.monotonic() - self._nodes[0] < NODES_FRESH_SECONDS:
-            return self._nodes[1]
-        found = _started_here() if api.cluster.record is not None else []
-        if not found:
-            found = [
-                {
-                    "name": str(node.get("node_id"))[:8],
-                    "address": node.get("node_ip"),
-                    "state": "ALIVE",
-                    "total": {name: node["resources_total"].get(name, 0.0) for name in ("CPU", "GPU")},
-                    "free": None,
-                }
-                for node in api.nodes()
-            ]
-        self._nodes = (time.monotonic(), found)
-        return found
-
-
-def _started_here() -> list[dict[str, Any]]:
-    """Nodes with what is free on them, which only Ray's own client knows."""
-    done = called("cluster", "status", "--json", timeout=30)
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        found = json.loads(done.stdout).get("nodes")
-        return found if isinstance(found, list) else []
-    return []
+        if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_SECONDS:
+            self._nodes = (time.monotonic(), nodes.ask(api))
+        return self._nodes[1]
 
 
 def _doing(job: dict[str, Any], row: Any) -> str:

@@ -160,10 +160,11 @@ class JobsApi:
         """Ask a job to stop; False where it had ended before."""
         return bool(self._json("POST", f"/api/jobs/{urllib.parse.quote(submission_id)}/stop", b"")["stopped"])
 
-    def nodes(self) -> list[dict[str, Any]]:
-        """Nodes that are alive, with `node_id`, `node_ip`, `labels` and `resources_total`."""
+    def nodes(self, *, alive: bool = True) -> list[dict[str, Any]]:
+        """Nodes with `node_id`, `node_ip`, `state`, `labels` and `resources_total`; by default those that are alive."""
         query = urllib.parse.urlencode({"detail": "1", "limit": 10000})
-        found = self.get(f"/api/v0/nodes?{query}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE")
+        wanted = "&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE" if alive else ""
+        found = self.get(f"/api/v0/nodes?{query}{wanted}")
         return list(found["data"]["result"]["result"])
 
     def has_package(self, name: str) -> bool:

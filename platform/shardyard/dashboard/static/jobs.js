@@ -2,7 +2,7 @@
 
 import { get, id as quoted, post } from "./api.js";
 import { announce, command, confirm, fill, h } from "./dom.js";
-import { ago, duration, moment, number } from "./format.js";
+import { ago, bytes, duration, moment, number } from "./format.js";
 import { register } from "./keys.js";
 import { link } from "./router.js";
 import { badge, empty, failure, skeleton, warning } from "./states.js";
@@ -103,18 +103,33 @@ function when(job) {
 }
 
 function node(one) {
-  const meters = ["CPU", "GPU"].map((name) => {
+  const reserved = ["CPU", "GPU"].map((name) => {
     const all = one.total?.[name];
-    return all ? meter(name, one.free ? all - (one.free[name] ?? 0) : null, all) : null;
+    return all ? meter(name, one.free ? (all - (one.free[name] ?? 0)) / all : null, one.free ? `${number(all - (one.free[name] ?? 0))} of ${number(all)} reserved` : `${number(all)} in all`) : null;
   });
+  const busy = [
+    known(one.cpu_percent) && meter("Load", one.cpu_percent / 100, `${Math.round(one.cpu_percent)} %`),
+    one.memory && meter("Memory", one.memory[0] / one.memory[1], `${bytes(one.memory[0])} of ${bytes(one.memory[1])}`),
+  ];
   return h("li.node", {}, h("div.head", {}, h("strong", {}, one.name ?? one.address ?? "node"), one.head && h("span.tag", {}, "head"), h("div.grow"), badge(one.state === "ALIVE" ? "running" : "lost")),
-    one.address && one.address !== one.name && h("p.dim", {}, one.address), meters, !one.total?.GPU && h("p.dim", {}, "No GPU"), one.problem && h("p.bad", {}, one.problem));
+    one.address && one.address !== one.name && h("p.dim", {}, one.address), reserved, busy, (one.gpus ?? []).map(gpu), one.state === "ALIVE" && !one.total?.GPU && h("p.dim", {}, "No GPU"), one.problem && h("p.bad", {}, one.problem));
 }
 
-function meter(name, used, all) {
+// How busy a GPU is and how full its memory, whoever uses it.
+function gpu(one, index) {
+  const [used, all] = one.memory;
+  const percent = known(one.percent) ? `${Math.round(one.percent)} %, ` : "";
+  return h("div", { title: one.name }, meter(`GPU ${index}`, known(one.percent) ? one.percent / 100 : null, `${percent}${bytes(used)} of ${bytes(all)}`));
+}
+
+function known(value) {
+  return value !== null && value !== undefined;
+}
+
+function meter(name, share, text) {
   const bar = h("span.bar", { "aria-hidden": "true" }, h("span"));
-  bar.firstChild.style.width = `${Math.min(100, (100 * (used ?? 0)) / all)}%`;
-  return h("div.meter", {}, h("span", {}, name), bar, h("span.numbers", {}, used === null ? `${number(all)} in all` : `${number(used)} of ${number(all)} in use`));
+  bar.firstChild.style.width = `${Math.min(100, 100 * (share ?? 0))}%`;
+  return h("div.meter", {}, h("span", {}, name), bar, h("span.numbers", {}, text));
 }
 
 export function mount(root) {

@@ -14,7 +14,7 @@ const MEMORY = { parameters_bytes: "Parameters", gradients_bytes: "Gradients", o
 class SubmitView {
   constructor(root, recipes, session, params) {
     Object.assign(this, { root, recipes, session });
-    this.name = recipes.some((recipe) => recipe.name === params.get("recipe")) ? params.get("recipe") : (recipes.find((recipe) => recipe.name.endsWith("quickstart")) ?? recipes[0])?.name;
+    this.name = recipes.some((recipe) => recipe.name === params.get("recipe")) ? params.get("recipe") : (recipes.find((recipe) => recipe.name === "gpt/quickstart") ?? recipes[0])?.name;
     this.overrides = params.get("set") ?? "";
     this.frame();
     this.open(this.name);
