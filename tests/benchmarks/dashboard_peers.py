@@ -1,6 +1,6 @@
-"""The same curves in this dashboard, TensorBoard, MLflow and trackio: time to read them, to answer, and what is shown.
+"""The same curves here, in TensorBoard, MLflow, trackio and Aim: time to read them, to answer, and what is shown.
 
-    python -m venv peers-venv && peers-venv/bin/pip install tensorboard mlflow trackio
+    python -m venv peers-venv && peers-venv/bin/pip install tensorboard mlflow trackio aim
     python tests/benchmarks/dashboard_peers.py --venv peers-venv
 
 Each tool gets the metric in its own storage, written by its own library; that writing is not timed. `ready` is the
@@ -130,6 +130,39 @@ seconds, found = timed(chart)
 told(ready, seconds, [[row["train/loss"] for row in run["logs"] if "train/loss" in row] for run in found])
 """
 )
+_AIM = (
+    _COMMON
+    + """
+import asyncio, subprocess
+from aim import Repo, Run
+from aim.sdk.types import QueryReportMode
+from aim.web.api.runs.utils import metric_search_result_streamer
+repo = Repo.from_path(folder, init=True)
+for name, values in runs.items():
+    run = Run(repo=repo, system_tracking_interval=None, log_system_params=False, capture_terminal_logs=False)
+    for step, value in enumerate(values, 1):
+        run.track(value, name="train/loss", step=step)
+    run.close()
+begun = time.perf_counter()
+# What its server does in the background.
+reindex = [os.path.join(os.path.dirname(sys.executable), "aim"), "storage", "--repo", folder, "reindex"]
+subprocess.run(reindex, input=b"y", check=True, capture_output=True)
+repo = Repo.from_path(folder)
+QUERY = 'metric.name == "train/loss"'
+async def streamed():
+    # As its page asks: 500 points a run by default.
+    found = repo.query_metrics(QUERY, report_mode=QueryReportMode.PROGRESS_TUPLE)
+    return [part async for part in metric_search_result_streamer(found, True, 500, None, False)]
+def chart():
+    return asyncio.run(streamed())
+chart()
+ready = time.perf_counter() - begun
+seconds, parts = timed(chart)
+assert len(parts) == len(runs), len(parts)
+found = repo.query_metrics(QUERY, report_mode=QueryReportMode.DISABLED).iter_runs()
+told(ready, seconds, [m.data.sample(500).numpy()[1][0].tolist() for run in found for m in run.iter()])
+"""
+)
 _OURS = (
     _COMMON
     + """
@@ -160,7 +193,7 @@ with client:
 told(ready, seconds, [[value for value in one["max"] if value is not None] for one in found])
 """
 )
-PEERS = {"tensorboard": _TENSORBOARD, "mlflow": _MLFLOW, "trackio": _TRACKIO}
+PEERS = {"tensorboard": _TENSORBOARD, "mlflow": _MLFLOW, "trackio": _TRACKIO, "aim": _AIM}
 
 
 def curves(count: int, points: int) -> dict[str, list[float]]:

@@ -165,7 +165,8 @@ def drawn(runs: Path, cache: Path, names: str) -> dict[str, float] | str:
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(entry)
             page.wait_for_selector("table", timeout=60_000)
-            page.wait_for_function("window.Plotly")
+            while not page.evaluate("!!window.Plotly"):
+                page.wait_for_timeout(50)
             times = [_drawn_once(page, names, number) for number in range(6)]
             state = page.context.storage_state()
             browser.close()

@@ -107,6 +107,13 @@ def test_comparison_shows_only_what_differs_and_bands_over_seeds(client: TestCli
     assert found["recipe_diff"][-1]["values"] == {"one-1": 2, "two-1": 2, "three-1": 3}
     assert found["bands"] == [{"runs": ["one-1", "two-1"]}]
     assert [row["metrics"]["train/loss"] for row in found["results"]] == [2.0, 4.5, 1.0]
+    # All that the page needs of each run: however many are compared, it asks once.
+    run = got(client, "/api/runs/three-1")
+    last = found["results"][-1]
+    assert (last["groups"], last["problem"]) == (run["metrics"], run["summary"]["problem"])
+    assert {name: last["info"][name] for name in ("name", "created")} == {
+        name: run["info"].get(name) for name in ("name", "created")
+    }
 
 
 def test_logs_from_a_cursor(client: TestClient, runs: Path) -> None:

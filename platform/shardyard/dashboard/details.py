@@ -267,6 +267,9 @@ def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> dict[str, A
             {
                 **{name: row[name] for name in ("name", "state", "step", "total_steps", "loss", "eval_loss")},
                 "run": run_id,
+                "problem": row["problem"],
+                "info": _in_short(without_secrets(info_of(row))),
+                "groups": metrics_by_prefix(connection, key),
                 "metrics": {name: last for name, last, _ in metrics if name not in ("step", "time")},
                 "best": {name: best for name, _, best in metrics if name.startswith("eval/")},
             }
@@ -277,6 +280,21 @@ def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> dict[str, A
         if len({json.dumps(found.get(run_id)) for run_id in keys}) > 1
     ]
     return {"recipe_diff": differing, "results": results, "bands": _bands(values, keys)}
+
+
+def _in_short(info: dict[str, Any]) -> dict[str, Any]:
+    """What a comparison needs of run.json, however much there is in it."""
+    plan = info.get("plan")
+    plan = plan if isinstance(plan, dict) else {}
+    sizes = plan.get("architecture")
+    sizes = sizes if isinstance(sizes, dict) else {}
+    return {
+        **{name: info.get(name) for name in ("name", "created", "started")},
+        "plan": {
+            "tokens": plan.get("tokens"),
+            "architecture": {name: sizes.get(name) for name in ("parameters", "matmul_parameters")},
+        },
+    }
 
 
 def _bands(values: dict[str, dict[str, Any]], keys: dict[str, int]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import logging
 import socket
@@ -150,11 +151,15 @@ def _static(request: Request) -> Response:
     path = request.path_params["path"]
     if path == PLOTLY:
         return _file(plotly_file(), cached=True)
-    # The files are known; a name that is none of them is never made a path.
-    known = {found.relative_to(STATIC).as_posix(): found for found in STATIC.rglob("*") if found.is_file()}
-    if path not in known or known[path].suffix not in _KINDS:
+    if (known := _known().get(path)) is None:
         return Answer({"error": "There is no such file."}, 404)
-    return _file(known[path])
+    return _file(known)
+
+
+@functools.cache
+def _known() -> dict[str, Path]:
+    """The files of the page; a name that is none of them is never made a path."""
+    return {found.relative_to(STATIC).as_posix(): found for found in STATIC.rglob("*") if found.suffix in _KINDS}
 
 
 def _file(path: Path, *, cached: bool = False) -> Response:

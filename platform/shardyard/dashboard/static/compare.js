@@ -28,16 +28,15 @@ class CompareView {
   }
 
   async load() {
-    const [answer, ...runs] = await Promise.all([
-      get("/api/compare", { runs: this.ids }),
-      ...this.ids.map((id) => get(`/api/runs/${encodeURIComponent(id)}`).catch((error) => ({ id, problem: error.message }))),
-    ]);
+    const answer = await get("/api/compare", { runs: this.ids });
+    const rows = new Map((answer.results ?? []).map((row) => [row.run, row]));
+    const runs = this.ids.map((id) => ({ ...(rows.get(id) ?? { problem: "There is no such run any more." }), id }));
     this.answer = answer;
-    this.results = new Map((answer.results ?? []).map((row) => [row.run, row.metrics ?? {}]));
+    this.results = new Map(runs.map((run) => [run.id, run.metrics ?? {}]));
     this.bands = answer.bands ?? [];
     this.runs = runs.map((run, index) => ({
-      id: run.id, label: this.label(run, runs), group: this.seedGroup(run), problem: run.problem ?? run.summary?.problem, state: run.summary?.state,
-      info: run.info ?? {}, metrics: run.metrics ?? {}, colour: () => runColours()[index % runColours().length],
+      id: run.id, label: this.label(run, runs), group: this.seedGroup(run), problem: run.problem, state: run.state,
+      info: run.info ?? {}, metrics: run.groups ?? {}, colour: () => runColours()[index % runColours().length],
     }));
     fill(this.root, this.head(), this.legend = h("ul.legend", { "aria-label": "Runs" }), h("nav.tabs", { "aria-label": "Ways to compare" }), this.place = h("div.tab-place"));
     this.drawLegend();

@@ -171,7 +171,9 @@ export class Curves {
       chart.visible = entry.isIntersecting;
       if (chart.visible && chart.stamp !== this.stamp()) this.waiting.add(name);
     }
-    if (this.waiting.size) this.refresh();
+    // The first charts come at once; while one scrolls, their requests wait for one another.
+    if (this.waiting.size && !this.asked) this.fetchVisible();
+    else if (this.waiting.size) this.refresh();
   }
 
   // A click on a single run's curve offers what it was trained on there.
@@ -194,6 +196,7 @@ export class Curves {
     this.waiting.clear();
     for (const [, chart] of rest) this.render(chart);
     if (!names.length) return;
+    this.asked = true;
     this.abort?.abort();
     this.abort = new AbortController();
     const width = this.charts.get(names[0]).plot.clientWidth;
