@@ -195,7 +195,36 @@ export async function mount(root, { path, params }, { title: setTitle }) {
     return new RunView(root, id, run, params, setTitle);
   } catch (error) {
     const gone = error.status === 404;
-    fill(root, failure(gone ? "This run is not here" : "This run cannot be shown", error.message, h("a.button", { href: "#/runs" }, "Show all runs")));
-    return {};
+    const advice = gone && h("p.dim", {}, "A run that is just starting is shown as soon as its folder is there.");
+    fill(root, failure(gone ? "This run is not here" : "This run cannot be shown", error.message, advice, h("a.button", { href: "#/runs" }, "Show all runs")));
+    return gone ? new Awaited(root, id, params, setTitle) : {};
+  }
+}
+
+// A run that may come: a job that was submitted a moment ago, or a folder that the server is about to read.
+class Awaited {
+  constructor(...place) {
+    this.place = place;
+    this.look();
+  }
+
+  look() {
+    this.timer = setTimeout(async () => {
+      const [root, id, params, setTitle] = this.place;
+      try {
+        const { total } = await get("/api/runs", { query: `id = ${JSON.stringify(id)}`, limit: 1 });
+        if (total && !this.gone) this.shown = new RunView(root, id, await get(`/api/runs/${quoted(id)}`), params, setTitle);
+      } catch {
+        // The frame of the page says when the server does not answer.
+      }
+      if (this.gone) this.shown?.destroy();
+      else if (!this.shown) this.look();
+    }, 1500);
+  }
+
+  destroy() {
+    this.gone = true;
+    clearTimeout(this.timer);
+    this.shown?.destroy();
   }
 }
