@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "shardyard"
 LAYERS = {
     "errors": 0,
     "units": 0,
+    "imports": 0,
     "recipe": 1,
     "data": 2,
     "models": 2,
@@ -66,12 +67,12 @@ def imports(path: str, source: str) -> Iterator[tuple[int, str]]:
 
 
 def _dynamic(node: ast.Call) -> Iterator[tuple[int, str]]:
-    """`importlib.import_module("ray")` and `__import__("ray")`, as far as the name is written out."""
+    """`importlib.import_module("ray")` and the like, as far as the name is written out."""
     called = ast.unparse(node.func)
-    if called in ("importlib.import_module", "import_module", "__import__") and node.args:
-        first = node.args[0]
-        if isinstance(first, ast.Constant) and isinstance(first.value, str):
-            yield node.lineno, first.value
+    if called in ("importlib.import_module", "import_module", "__import__", "import_at_once"):
+        for argument in node.args:
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield node.lineno, argument.value
 
 
 def _crossed(room: str, name: str) -> str | None:
