@@ -136,6 +136,6 @@ def test_the_documents_of_a_step_are_told(trained: dict[tuple[str, int], Trained
     for job in (trained[objective, 1].straight, trained[objective, 1].broken):
         found = documents_of_step(job.folder, job.plan.steps)
         assert found["problem"] is None
-        assert {part["row"] for part in found["documents"]} == set(range(job.recipe.train.global_batch))
-        assert all(part["text"].strip() for part in found["documents"])
+        told = {part["row"] for part in found["documents"] if part["text"].strip()}
+        assert told == set(range(job.recipe.train.global_batch))
         assert {part["rank"] for part in found["documents"]} == {0, 1}

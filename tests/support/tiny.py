@@ -73,5 +73,6 @@ def tiny_recipe(corpus: Path, *, family: str = "gpt2", **sections: Any) -> Recip
 def tiny_job(recipe: Recipe, runs: Path, *, world_size: int = 1, until: int | None = None) -> Job:
     """A job with a new run folder."""
     plan = prepare(recipe, World(size=world_size, gpu=False))
-    folder = RunFolder.create(runs, recipe.name, dump_recipe(recipe), dump_recipe(recipe))
+    text = dump_recipe(recipe)
+    folder = RunFolder.create(runs, recipe.name, text, text, world_size=world_size, total_steps=plan.steps)
     return Job(recipe, plan, folder, until)

@@ -184,17 +184,23 @@ class _Maker:
 
     def _described(self, row: Row) -> str:
         """The tokens of a row as text, and what else is in it in words."""
-        told: list[str] = []
+        texts: list[str] = []
+        others: list[str] = []
+        readable = self._tokenizer is not None
         for name, values in row.items():
-            if name == "input_ids" and self._tokenizer is not None:
-                told.insert(0, self._text(values))
-            elif name == "labels" and self._tokenizer is not None and len(values) != len(row.get("input_ids", ())):
-                told.append(f"→ {self._text(values[values >= 0])}" if values.ndim else f"label {values}")
+            if readable and name == "input_ids":
+                texts.insert(0, self._text(values))
+            elif readable and name.endswith("_input_ids") and not name.startswith("decoder"):
+                texts.append(f"{name.removesuffix('_input_ids')}: {self._text(values)}")
+            elif name == "labels" and values.ndim == 0:
+                others.append(f"label {values}")
+            elif name == "labels" and readable and ("decoder_input_ids" in row or "input_ids" not in row):
+                texts.append(f"→ {self._text(values[values >= 0])}")
             elif values.ndim == 0 or values.size == 1:
-                told.append(f"{name} {values.reshape(-1)[0]}")
+                others.append(f"{name} {values.reshape(-1)[0]}")
             elif values.ndim > 1:
-                told.append(f"{name} {'×'.join(map(str, values.shape))}")
-        return " ".join(told)[:MOST_CHARACTERS]
+                others.append(f"{name} {'×'.join(map(str, values.shape))}")
+        return " ".join([*texts, *others])[:MOST_CHARACTERS]
 
     def _text(self, ids: Any) -> str:
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))[:MOST_CHARACTERS]

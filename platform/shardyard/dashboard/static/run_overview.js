@@ -131,7 +131,7 @@ export class Overview {
       memory && [newest["memory/peak_allocated_bytes"] ? "Peak memory" : "Rank 0 memory", bytes(memory)],
       progress.tokens && ["Tokens", count(progress.tokens)],
       this.energy && [`Power, ${this.energy.gpus} ${this.energy.gpus === 1 ? "GPU" : "GPUs"}`, `${whole(this.energy.watts)} W`],
-      this.energy && ["Energy", `${number(this.energy.joules / 3.6e6, 3)} kWh`],
+      this.energy && ["Energy", this.energy.joules < 3.6e6 ? `${number(this.energy.joules / 3600, 3)} Wh` : `${number(this.energy.joules / 3.6e6, 3)} kWh`],
     ];
     fill(this.tiles, tiles.filter(Boolean).map(([name, value]) => h("div.tile", {}, h("dt", {}, name), h("dd", {}, value))));
     this.drawProgress(step, total, running);
