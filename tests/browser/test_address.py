@@ -152,6 +152,7 @@ def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(
     expect(queue).to_contain_text("needs 8 GPUs; 4 are free")
     expect(queue).to_contain_text(HOSTILE)
     expect(queue).to_contain_text("step 42/100")
+    assert queue.evaluate("table => table.scrollWidth <= table.parentElement.clientWidth"), "off the screen"
     expect(page.get_by_role("table", name="Ended jobs")).to_contain_text("the loss is not finite")
     expect(page.locator(".node").first).to_contain_text("8 of 8 reserved")
     expect(page.locator(".node").first).to_contain_text("97 %, 71 GiB of 80 GiB")

@@ -64,7 +64,7 @@ class JobsView {
       job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : job.name ?? job.id, badge(stateOf(job)), h("span.reason", {}, open ? job.waiting || job.doing : job.message || job.doing),
       job.recipe ?? "", job.needs ?? "", when(job), open ? h("button.small", { type: "button", onclick: () => this.stop(job) }, "Stop") : h("code", {}, job.id),
     ]);
-    return simpleTable(open ? "Jobs in the queue" : "Ended jobs", ["Job", "State", open ? "What it does or waits for" : "How it ended", "Recipe", "Needs", "When", open ? "" : "Id"], rows);
+    return simpleTable(open ? "Jobs in the queue" : "Ended jobs", ["Job", "State", open ? "What it does" : "How it ended", "Recipe", "Needs", "When", open ? "" : "Id"], rows, { className: "stacked" });
   }
 
   async stop(job) {

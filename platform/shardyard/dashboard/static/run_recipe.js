@@ -47,7 +47,7 @@ export function yaml(content) {
 
 function derived(rows) {
   if (!rows.length) return null;
-  return h("section.panel", {}, h("h2", {}, "Derived"), simpleTable("Derived values", ["What", "Value", "Why"], rows.map(([what, value, why]) => [what, plain(value), h("span.dim", {}, why ?? "")])));
+  return h("section.panel", {}, h("h2", {}, "Derived"), simpleTable("Derived values", ["What", "Value", "Why"], rows.map(([what, value, why]) => [what, plain(value), h("span.dim", {}, why ?? "")]), { className: "stacked" }));
 }
 
 function provenance(from) {

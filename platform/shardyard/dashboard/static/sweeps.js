@@ -31,7 +31,7 @@ async function list(root) {
     h("a", { href: link(["sweeps", sweep.id]) }, sweep.name ?? sweep.id), badge(sweep.problem ? "damaged" : sweep.state), sweep.finished === undefined ? whole(sweep.trials) : `${whole(sweep.finished)} / ${whole(sweep.trials)}`, sweep.metric ?? "",
     sweep.best_run ? h("a", { href: link(["run", sweep.best_run]) }, number(sweep.best)) : number(sweep.best), sweep.recipe ?? "", ago((Date.now() - new Date(sweep.created)) / 1000),
   ]);
-  fill(root, head, h("section.panel", {}, simpleTable("Sweeps", ["Sweep", "State", "Trials", "Metric", "Best", "Recipe", "Created"], rows, { numeric: [2, 4] })));
+  fill(root, head, h("section.panel", {}, simpleTable("Sweeps", ["Sweep", "State", "Trials", "Metric", "Best", "Recipe", "Created"], rows, { numeric: [2, 4], className: "stacked" })));
   return {};
 }
 

@@ -199,5 +199,5 @@ export function simpleTable(label, titles, rows, { numeric = [], className = "" 
   return h("div.scroll-x", { tabindex: "0", role: "region", "aria-label": label }, h("table.plain", { "aria-label": label, class: `plain ${className}` },
     h("thead", {}, h("tr", {}, titles.map((title, index) => h("th", { scope: "col", class: side(index) }, title)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, index) =>
-      index === 0 ? h("th", { scope: "row", class: side(index) }, cell) : h("td", { class: side(index) }, cell)))))));
+      index === 0 ? h("th", { scope: "row", class: side(index) }, cell) : h("td", { class: side(index), "data-title": titles[index] }, cell)))))));
 }
