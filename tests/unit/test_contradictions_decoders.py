@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardyard.recipe.contradictions_decoders import decoder_rules
-from shardyard.recipe.load import parse_recipe
+from shardyard.recipe.load import load_recipe, parse_recipe
 from shardyard.recipe.schema import Recipe
 from support import case_seq2seq
 from support.tiny import tiny_recipe, write_corpus
@@ -67,3 +67,7 @@ def test_other_objectives_decode_nothing_and_have_no_source(tmp_path: Path) -> N
     data = valid.data.model_copy(update={"blind": True, "source_length": 8})
     found = findings(valid.model_copy(update={"evaluate": evaluate, "data": data}))
     assert found.keys() == {"evaluate.generate_rows", "evaluate.beams", "data.blind", "data.source_length"}
+
+
+def test_a_question_without_its_picture_is_a_baseline() -> None:
+    assert load_recipe("multimodal/llava-emoji", ["data.blind=true"]).recipe.data.blind

@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from shardyard.recipe.catalog import share_folder, shipped_recipes, shipped_sweeps
+from shardyard.recipe.load import load_recipe
 from support.measured import loaded, planned
 
 FAMILIES = ("gpt", "bert", "moe", "seq2seq", "vision", "multimodal", "speech", "finetune")
@@ -80,6 +81,19 @@ def test_a_recipe_says_it_itself(name: str) -> None:
     path = share_folder("recipes") / f"{name}.yaml"
     own = YAML(typ="safe", pure=True).load(path)
     assert {"name", "description", "expected"} <= own.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_recipe_tells_to_type_is_accepted(name: str) -> None:
+    """Every `shardyard launch` and every override in what it says of itself."""
+    recipe = loaded(name)
+    text = f"{recipe.description} {recipe.expected}"
+    launched = re.findall(r"`shardyard launch ([^` ]+)", text)
+    assert set(launched) <= set(NAMES)
+    for told in re.findall(r"`([^`]*-s [^`]+)`", text):
+        overrides = re.findall(r"-s (\S+)", told)
+        launch = re.match(r"shardyard launch (\S+)", told)
+        load_recipe(launch.group(1) if launch else name, overrides)
 
 
 def test_names_are_unique() -> None:

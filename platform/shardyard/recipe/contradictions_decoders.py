@@ -12,6 +12,8 @@ from shardyard.recipe.schema import Recipe
 Finding = tuple[Path, str]
 
 DECODING = ("seq2seq", "speech_to_text")
+# What answers about something, which can be left out.
+_WITH_SOURCE = (*DECODING, "vision_language")
 # Positions of Whisper's encoder; its features are made for whole seconds.
 _POSITIONS_PER_SECOND = 50
 
@@ -30,7 +32,7 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
         yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
     if recipe.evaluate.beams > 1:
         yield ("evaluate", "beams"), f"{recipe.objective} has no decoded metrics; take it out"
-    if recipe.data.blind:
+    if recipe.data.blind and recipe.objective not in _WITH_SOURCE:
         yield ("data", "blind"), f"{recipe.objective} has no source to leave out; take it out"
 
 

@@ -45,8 +45,8 @@ class Data(Section):
     source_length: int | None = described(None, "Longest source of seq2seq. Default: sequence_length.", "tokens", ge=2)
     blind: bool = described(
         False,
-        "Replace what is translated or transcribed by nothing, in training and evaluation: the baseline that a model "
-        "must beat to show that it uses its source (seq2seq, speech_to_text).",
+        "Replace what is translated, transcribed or asked about by nothing, in training and evaluation: the baseline "
+        "that a model must beat to show that it uses its source (seq2seq, speech_to_text, vision_language).",
     )
     train: list[Source] = described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
     validation: list[Source] = described(
