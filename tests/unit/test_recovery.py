@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
-from shardyard.launch.recovery import Failure, GiveUp, RankError, Retry, announce, decide, group_causes
-from shardyard.launch.trainer import _from_workers
+from shardyard.launch.recovery import Failure, GiveUp, RankError, Retry, announce, decide, group_causes, is_bug
+from shardyard.launch.trainer import _from_controller, _from_workers
+from shardyard.launch.worker import _rank_error
 
 PASSING = Failure({"a node went away": (1,)}, permanent=False)
 LASTING = Failure({"the loss is nan": (0, 1)}, permanent=True)
@@ -136,3 +138,70 @@ def test_exceptions_that_cause_each_other_end() -> None:
 def test_a_rank_error_travels_through_pickle() -> None:
     copy = pickle.loads(pickle.dumps(RankError("text with\nlines", True)))
     assert (copy.message, copy.permanent) == ("text with\nlines", True)
+
+
+def raised(error: BaseException, *, cause: BaseException | None = None, during: BaseException | None = None) -> Any:
+    """The error as `raise … from cause`, or inside the handling of another, leaves it."""
+    error.__cause__, error.__context__ = cause, during
+    error.__suppress_context__ = cause is not None
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "bug"),
+    [
+        (AttributeError("module 'ray.train' has no attribute 'torch'"), True),
+        (ModuleNotFoundError("No module named 'peft'"), True),
+        (ImportError("libcudart.so.13: cannot open shared object file"), True),
+        (TypeError("unexpected keyword"), True),
+        (UnboundLocalError("x"), True),
+        (NotImplementedError(), True),
+        (raised(TypeError("second"), cause=KeyError("first")), True),
+        (RuntimeError("NCCL error: unhandled system error"), False),
+        (OSError("stale file handle"), False),
+        (MemoryError(), False),
+        (ValueError("half an answer of a server"), False),
+        # What follows from something that may pass, may pass.
+        (raised(AttributeError("closed"), during=ConnectionResetError("peer")), False),
+        (raised(ImportError("cannot read it"), cause=OSError("stale file handle")), False),
+    ],
+)
+def test_a_bug_is_told_from_what_may_pass(error: Exception, bug: bool) -> None:
+    assert is_bug(error) is bug
+
+
+def test_a_bug_before_the_first_step_is_permanent_and_names_its_host() -> None:
+    first = _rank_error(ModuleNotFoundError("No module named 'peft'"), stepped=False)
+    assert first.permanent
+    assert first.message == (
+        f"ModuleNotFoundError: No module named 'peft' (on {socket.gethostname()}, before the first step: a bug, or "
+        "packages that are not whole there)"
+    )
+    later = _rank_error(TypeError("odd batch"), stepped=True)
+    assert (later.message, later.permanent) == ("TypeError: odd batch", False)
+    assert not _rank_error(RuntimeError("NCCL"), stepped=False).permanent
+
+
+def test_a_worker_that_cannot_import_itself_is_not_started_again() -> None:
+    """On one host a package is missing; the others lose their peer."""
+    missing = RayTaskError(
+        "work", "ray::work() (pid=7, ip=10.0.0.2)\nModuleNotFoundError: No module named 'x'", ModuleNotFoundError("x")
+    )
+    found = _from_workers(worker_group_error({0: RankError("lost its peer", False), 1: missing.as_instanceof_cause()}))
+    assert found.permanent
+    assert list(found.causes)[1] == (
+        "ModuleNotFoundError: No module named 'x' (on 10.0.0.2, before the first step: a bug, or packages that are "
+        "not whole there)"
+    )
+
+
+def test_a_bug_on_the_way_to_the_meeting_is_permanent() -> None:
+    """What Ray Train's controller calls on the workers before they train: it was tried again hundreds of times."""
+    text = "ray::meet() (pid=7, ip=10.0.0.3)\nAttributeError: module 'ray.train' has no attribute 'torch'"
+    bug = RayTaskError("meet", text, AttributeError("torch")).as_instanceof_cause()
+    found = _from_controller(ControllerError(bug))
+    assert found.permanent
+    assert next(iter(found.causes)).startswith(
+        "AttributeError: module 'ray.train' has no attribute 'torch' (on 10.0.0.3"
+    )
+    assert not _from_controller(ControllerError(RuntimeError("the port is taken"))).permanent

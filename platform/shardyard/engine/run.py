@@ -11,7 +11,7 @@ from torch import distributed
 from shardyard.engine.assemble import assemble
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
-from shardyard.engine.session import Session
+from shardyard.engine.session import Hook, Session
 from shardyard.engine.weights import whole_weights
 from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import HardwareError, ShardyardError
@@ -21,8 +21,11 @@ from shardyard.tracking.record import evaluation_of
 from shardyard.tracking.runfolder import read_metrics
 
 
-def run_rank(job: Job, rank: Rank) -> Outcome:
+def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
     """Carry out a job as one rank; `torch.distributed` is initialised.
+
+    Args:
+        on_step: called after each step, before evaluations and checkpoints.
 
     Raises:
         ShardyardError: what failed, on the rank where it failed.
@@ -32,6 +35,8 @@ def run_rank(job: Job, rank: Rank) -> Outcome:
     if rank.device.type == "cpu":
         keep_freed_memory()
     session = assemble(job.recipe, job.plan, job.folder, rank)
+    if on_step is not None:
+        session.hooks.insert(0, (lambda step: True, on_step))
     try:
         outcome = train(session, until=job.until)
         _tell_counts(session)

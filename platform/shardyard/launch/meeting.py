@@ -10,12 +10,15 @@ import contextlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+
+if TYPE_CHECKING:
+    import torch
 
 # What a rank gets to leave its group before it is ended.
 PARTING_SECONDS = 10.0
@@ -65,8 +68,7 @@ def meet(address: str, port: int, backend: str, timeout: float) -> None:
     from torch import distributed
 
     context = train.get_context()
-    # Ray shows a worker the GPUs of all ranks on its node and says which of them is its own.
-    index = train.torch.get_device().index if backend == "nccl" else None
+    index = own_gpu().index if backend == "nccl" else None
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     os.environ.update(
         rank_environment(
@@ -86,6 +88,14 @@ def meet(address: str, port: int, backend: str, timeout: float) -> None:
         world_size=context.get_world_size(),
         timeout=timedelta(seconds=timeout),
     )
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this rank: Ray shows a worker those of all ranks on its node and says which of them is its own."""
+    # `from ray import train` alone does not have it, and it imports torch.
+    from ray.train.torch import get_device
+
+    return get_device()  # type: ignore[no-any-return]
 
 
 def part() -> None:

@@ -11,6 +11,27 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 # More would give the longest wait anyway, and after a thousand failures a number that is no float.
 LONGEST_WAIT_DOUBLINGS = 10
+# What Python raises for a program that is wrong, or not whole: the same call fails again.
+_BUGS = (AttributeError, ImportError, NameError, NotImplementedError, SyntaxError, TypeError, AssertionError)
+# What may pass: storage, networks, memory, and libraries that report these in words of their own.
+_PASSING = (OSError, MemoryError, RuntimeError)
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether an error says that a program is wrong or not installed, and does not follow from one that may pass."""
+    layer: BaseException | None = error
+    seen: set[int] = set()
+    while layer is not None and id(layer) not in seen:
+        seen.add(id(layer))
+        if isinstance(layer, _PASSING) and not isinstance(layer, NotImplementedError):
+            return False
+        layer = layer.__cause__ or (None if layer.__suppress_context__ else layer.__context__)
+    return isinstance(error, _BUGS)
+
+
+def bug_in_words(text: str, host: str) -> str:
+    """What a person reads of a bug before the first step: a module may be missing on one of many hosts."""
+    return f"{text} (on {host}, before the first step: a bug, or packages that are not whole there)"
 
 
 class RankError(Exception):

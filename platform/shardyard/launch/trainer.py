@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from shardyard.launch.group import Group
 from shardyard.launch.job_secrets import carried
 from shardyard.launch.meeting import Meeting
 from shardyard.launch.network import to_forward
-from shardyard.launch.recovery import Failure, RankError, group_causes
+from shardyard.launch.recovery import Failure, RankError, bug_in_words, group_causes, is_bug
 from shardyard.recipe.placement import ANYWHERE, Demand, Placement, demand_of
 
 # Ranks import torch, which takes longer on some hosts than on others, before they meet.
@@ -220,7 +221,16 @@ def _from_controller(error: train.ControllerError) -> Failure:
         raise NotPlacedError from error
     if isinstance(cause, ShardyardError):
         return Failure({str(cause): ()}, permanent=True)
+    # The workers never trained.
+    if is_bug(cause):
+        return Failure({bug_in_words(_last_line(str(cause)), _host(str(cause))): ()}, permanent=True)
     return Failure({_last_line(str(cause)): ()}, permanent=False)
+
+
+def _host(text: str) -> str:
+    """The address that Ray names in front of what a worker raised."""
+    found = re.search(r"\bip=([^,)\s]+)", text)
+    return found[1] if found else "the host of the launch"
 
 
 def _from_workers(error: train.WorkerGroupError) -> Failure:
@@ -231,6 +241,10 @@ def _from_workers(error: train.WorkerGroupError) -> Failure:
         if isinstance(cause, RankError):
             messages[rank] = cause.message
             permanent = permanent or cause.permanent
+        elif is_bug(cause):
+            # It did not come as far as to report it itself: the rank's own modules cannot be imported.
+            messages[rank] = bug_in_words(_last_line(str(raised)), _host(str(raised)))
+            permanent = True
         else:
             messages[rank] = _last_line(str(raised))
     return Failure(group_causes(messages), permanent)
@@ -239,14 +253,16 @@ def _from_workers(error: train.WorkerGroupError) -> Failure:
 def _cause(error: BaseException) -> BaseException:
     """The exception that the worker raised, inside the layers that Ray wraps around it."""
     layer: BaseException | None = error
+    innermost = error
     seen: set[int] = set()
     # Exceptions that cause each other come round to one that was seen.
     while layer is not None and id(layer) not in seen:
         if isinstance(layer, RankError):
             return layer
         seen.add(id(layer))
+        innermost = layer
         layer = getattr(layer, "cause", None) or getattr(layer, "_base_exc", None) or layer.__cause__
-    return error
+    return innermost
 
 
 def _last_line(text: str) -> str:

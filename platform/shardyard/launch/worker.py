@@ -18,8 +18,9 @@ from shardyard.engine.job import Job
 from shardyard.engine.run import run_rank
 from shardyard.engine.world import Rank
 from shardyard.errors import ShardyardError
+from shardyard.launch.meeting import own_gpu
 from shardyard.launch.output import redirect_output
-from shardyard.launch.recovery import RankError
+from shardyard.launch.recovery import RankError, bug_in_words, is_bug
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -31,27 +32,40 @@ def train_worker(config: dict[str, Any]) -> None:
     job: Job = pickle.loads(config["job"])
     context = train.get_context()
     redirect_output(job.folder.path / "logs" / f"rank-{context.get_world_rank()}.log")
+    steps: list[int] = []
+    try:
+        _carry_out(job, context, steps)
+    except Exception as error:  # noqa: BLE001  a rank reports whatever ended it
+        traceback.print_exc()
+        raise _rank_error(error, stepped=bool(steps)) from None
+
+
+def _carry_out(job: Job, context: Any, steps: list[int]) -> None:
+    """Be the rank; `steps` is told of each step that is done."""
     rank = Rank(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
-        # Ray shows a worker the GPUs of all ranks on its node and says which of them is its own.
-        device=train.torch.get_device() if job.plan.world.gpu else torch.device("cpu"),
+        device=own_gpu() if job.plan.world.gpu else torch.device("cpu"),
     )
     if rank.device.type == "cuda":
         # CUDA has a current device for each thread, and Ray Train trains on one of its own.
         torch.cuda.set_device(rank.device)
     limit_collectives(job.recipe.cluster.network.timeout)
     _note(rank, f"begins on {socket.gethostname()}, pid {os.getpid()}, {rank.device}")
-    try:
-        outcome = run_rank(job, rank)
-    except Exception as error:  # noqa: BLE001  a rank reports whatever ended it
-        traceback.print_exc()
-        # Memory that ran out, lost peers and broken networks may pass; what the platform itself explains does not.
-        raise RankError(_one_line(error), permanent=isinstance(error, ShardyardError)) from None
+    outcome = run_rank(job, rank, on_step=lambda step, _: steps.append(step))
     _note(rank, outcome)
     if rank.is_first:
         job.folder.update(outcome=outcome)
+
+
+def _rank_error(error: Exception, *, stepped: bool) -> RankError:
+    """Memory that ran out, lost peers and broken networks may pass; what the platform itself explains does not, nor
+    does a bug that is met before anything is trained."""
+    text = _one_line(error)
+    if not stepped and is_bug(error):
+        return RankError(bug_in_words(text, socket.gethostname()), permanent=True)
+    return RankError(text, permanent=isinstance(error, ShardyardError))
 
 
 def _note(rank: Rank, what: str) -> None:
