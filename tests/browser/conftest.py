@@ -7,20 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from browser.synthetic import write_gallery
 from shardyard.tracking.runfolder import RunFolder
+from support import waiting
+from support.waiting import PATIENCE_SECONDS
 
-START_SECONDS = 30
+# Playwright gives each step of a page 5 or 30 seconds, which a browser does not always get on a busy machine.
+PATIENCE_MILLISECONDS = 60_000
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
 SIZES: dict[str, ViewportSize] = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
@@ -59,7 +62,7 @@ def start_dashboard(runs_dir: Path, home: Path, *arguments: str, **variables: st
 
 def stop_dashboard(dashboard: Dashboard) -> None:
     dashboard.process.terminate()
-    dashboard.process.wait(START_SECONDS)
+    dashboard.process.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -97,12 +100,12 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def open(self, place: str, ready: str, patience_seconds: float = 45) -> Page:
+    def open(self, place: str, ready: str, patience_seconds: float = PATIENCE_SECONDS) -> Page:
         """Show a place of the page and wait for what must be there."""
         # A new fragment is no new document: what is shown now is marked, so that it is not taken for what comes.
         self.page.evaluate("document.querySelector('.view')?.setAttribute('data-old', '')")
         self.page.goto(f"{self.dashboard.address}#/{place}")
-        self.page.wait_for_selector(".view:not([data-old])", timeout=15_000)
+        self.page.wait_for_selector(".view:not([data-old])")
         self.page.wait_for_selector(ready, timeout=1000 * patience_seconds)
         return self.page
 
@@ -116,12 +119,20 @@ class Visit:
         assert self.complaints == []
 
 
-def until(page: Page, condition: str, seconds: float = 15) -> None:
-    """Until an expression is true in the page. Playwright's own waiting evaluates texts, which the policy forbids."""
-    deadline = time.monotonic() + seconds
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, f"it takes too long until {condition}"
-        page.wait_for_timeout(50)
+def until(page: Page, condition: str | Callable[[], object]) -> None:
+    """Until an expression is true in the page, or a condition here, while the page goes on.
+
+    Playwright's own waiting evaluates texts, which the policy forbids.
+    """
+    holds = (lambda: page.evaluate(condition)) if isinstance(condition, str) else condition
+    what = condition if isinstance(condition, str) else "what the page was to do"
+    waiting.until(holds, what, pause=lambda seconds: page.wait_for_timeout(1000 * seconds))
+
+
+def unchanged(page: Page, expression: str) -> Any:
+    """The value of an expression in the page, once it stays the same."""
+    pause = lambda seconds: page.wait_for_timeout(1000 * seconds)  # noqa: E731
+    return waiting.settled(lambda: page.evaluate(expression), expression, pause=pause)
 
 
 Visiting = Callable[..., Visit]
@@ -141,6 +152,7 @@ def visiting(browser: Browser, dashboard: Dashboard) -> Iterator[Visiting]:
             accept_downloads=True,
         )
         contexts.append(context)
+        context.set_default_timeout(PATIENCE_MILLISECONDS)
         page = context.new_page()
         visit = Visit(page, at)
         page.on("request", lambda request: visit.requests.append(request.url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from browser.conftest import Visiting
+from browser.conftest import Visiting, unchanged, until
 from browser.synthetic import HOSTILE
 from browser.test_pages import faults, shoot
 from shardyard.tracking.runfolder import RunFolder
@@ -33,11 +34,11 @@ CONTROLS = """() => ({
 
 
 def assert_same_when_read_again(page: Page, ready: str) -> None:
-    page.wait_for_timeout(400)
-    before = page.evaluate(CONTROLS)
+    before = unchanged(page, CONTROLS)
     page.reload()
     page.wait_for_selector(ready)
-    page.wait_for_timeout(400)
+    with contextlib.suppress(AssertionError):  # What differs is told below.
+        until(page, lambda: page.evaluate(CONTROLS) == before)
     assert page.evaluate(CONTROLS) == before
 
 
@@ -164,7 +165,7 @@ def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(
     assert stopped == []
     queue.get_by_role("button", name="Stop").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
-    page.wait_for_timeout(300)
+    until(page, lambda: stopped)
     assert [place for place, _ in stopped] == ["jobs/a-1/stop"]
     assert len(stopped[0][1]) > 20
     visit.check()

@@ -16,6 +16,9 @@ pytestmark = pytest.mark.slow
 
 Gallery = tuple[Path, dict[str, RunFolder]]
 CHART = ".plot[data-drawn]"
+# Nothing moves, and the page has painted and found time for what it had put off.
+IDLE = """() => new Promise((done) => requestIdleCallback(() => done(document.getAnimations().every(
+  (one) => one.playState !== 'running' || one.effect.getComputedTiming().iterations === Infinity))))"""
 
 
 def places(gallery: Gallery) -> dict[str, tuple[str, str]]:
@@ -65,7 +68,7 @@ def shoot(page: Page, name: str, otherwise: Path, *, full_page: bool = False) ->
 def settle(page: Page) -> None:
     """Until no skeleton and no empty chart is left in sight."""
     until(page, "!document.querySelector('.skeleton, .bone') && !document.querySelector('.stale')")
-    page.wait_for_timeout(250)
+    until(page, IDLE)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 from browser.conftest import Dashboard, Visiting, start_dashboard, stop_dashboard, until
 from browser.synthetic import HOSTILE, append_steps, write_live
+from browser.test_pages import IDLE
 from shardyard.tracking.runfolder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -133,7 +134,7 @@ def test_text_of_runs_is_shown_and_never_run(visiting: Visiting, gallery: Galler
     for place, ready in ((f"run/{run}?tab=samples", ".samples"), (f"run/{run}?tab=logs&rank=0", ".log .line"),
                          (f"run/{run}?tab=recipe", ".code"), (f"run/{run}", CHART)):  # fmt: skip
         page = visit.open(place, ready)
-        page.wait_for_timeout(200)
+        until(page, IDLE)
         assert page.title() != "taken"
         assert page.locator("img[src=x], main script").count() == 0
         if "samples" in place or "logs" in place:
@@ -153,7 +154,7 @@ def test_logs_are_searched_filtered_and_show_errors_of_all_ranks_first(visiting:
 
 def test_many_runs_are_a_table_of_which_only_a_part_exists(visiting: Visiting, crowded: Dashboard) -> None:
     page = visiting(at=crowded).open("runs?sort=name:last:asc", ".run-name")
-    expect(page.locator(".view-runs .head .count")).to_contain_text("1,200 runs", timeout=20_000)
+    expect(page.locator(".view-runs .head .count")).to_contain_text("1,200 runs")
     assert page.locator("tbody tr").count() < 100
     page.locator(".scroll").evaluate("(box) => box.scrollTo(0, box.scrollHeight)")
     expect(page.get_by_role("link", name="crowd-01199")).to_be_visible()
@@ -176,8 +177,8 @@ def test_a_live_run_is_followed_and_a_lost_server_is_said_and_found_again(
     live.path.rename(crowded.runs_dir / live.id)
     live = RunFolder(crowded.runs_dir / live.id)
     page = visit.page
-    page.wait_for_selector(CHART, timeout=45_000)
-    page.wait_for_timeout(1500)
+    page.wait_for_selector(CHART)
+    until(page, lambda: any("/api/stream" in url and live.id in url for url in visit.requests))
     append_steps(live, 421, 5)
     until(page, "document.querySelector('.plot').data.at(-1).x.at(-1) === 425")
     asked = [url for url in visit.requests if "/api/series" in url]
@@ -186,7 +187,7 @@ def test_a_live_run_is_followed_and_a_lost_server_is_said_and_found_again(
     assert [url for url in visit.requests if "/api/series" in url] == asked, "only what is new travels"
     visit.check()
     stop_dashboard(crowded)
-    expect(page.locator("#banner")).to_be_visible(timeout=15_000)
+    expect(page.locator("#banner")).to_be_visible()
     expect(page.locator("#banner")).to_contain_text("does not answer")
 
 
@@ -210,7 +211,7 @@ def test_without_runs_the_page_says_how_to_launch_one(visiting: Visiting, tmp_pa
         (tmp_path / "none" / "first").mkdir()
         info = {"id": "first", "name": "first", "state": "finished", "created": "2026-01-01T00:00:00+00:00"}
         (tmp_path / "none" / "first" / "run.json").write_text(json.dumps(info), encoding="utf-8")
-        expect(page.get_by_role("link", name="first")).to_be_visible(timeout=15_000)
+        expect(page.get_by_role("link", name="first")).to_be_visible()
     finally:
         stop_dashboard(started)
 
@@ -221,6 +222,6 @@ def test_changes_to_a_recipe_are_checked_as_one_types(visiting: Visiting) -> Non
     expect(page.locator("#problems")).to_contain_text("optimizer.lrr")
     assert page.get_by_role("button", name="Submit", exact=True).is_disabled()
     page.locator("#overrides").fill("train.steps=77")
-    expect(page.locator("#problems")).to_contain_text("valid", timeout=30_000)
-    expect(page.locator(".plan")).to_contain_text("77", timeout=30_000)
+    expect(page.locator("#problems")).to_contain_text("valid")
+    expect(page.locator(".plan")).to_contain_text("77")
     expect(page.locator(".command")).to_contain_text("shardyard launch gpt/quickstart -s train.steps=77")

@@ -8,10 +8,9 @@ import os
 import signal
 import stat
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ import pytest
 
 from support.cli import COMMAND
 from support.hosts import RAY, clean_environment
+from support.waiting import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 UP = ("cluster", "up", "--port", "0", "--dashboard-port", "0", "--cpus", "1")
-TIMEOUT_SECONDS = 150
 
 
 class Machine:
@@ -46,7 +45,7 @@ class Machine:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)
-        out, error = process.communicate(timeout=TIMEOUT_SECONDS)
+        out, error = process.communicate(timeout=PATIENCE_SECONDS)
         return subprocess.CompletedProcess(arguments, process.returncode, out, error)
 
     def record(self) -> dict[str, Any]:
@@ -55,14 +54,17 @@ class Machine:
 
     def wait_for_nodes(self, count: int, process: subprocess.Popen[str]) -> dict[str, Any]:
         """The record, once so many nodes have been started."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
+
+        def started() -> dict[str, Any] | None:
             with contextlib.suppress(OSError, ValueError):
                 if len((record := self.record())["nodes"]) >= count:
                     return record
             assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        raise AssertionError("the nodes do not start")
+            return None
+
+        found = until(started, f"{count} nodes start", every=0.02)
+        assert found
+        return found
 
     def left(self) -> list[str]:
         """What still runs of this home. Children inherit the variable; Ray's workers only hide it while they run."""
@@ -102,7 +104,9 @@ def ask(record: dict[str, Any], path: str, token: str | None) -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(record["dashboard"] + path, headers=headers), timeout=30) as answer:
+        with opener.open(
+            urllib.request.Request(record["dashboard"] + path, headers=headers), timeout=PATIENCE_SECONDS
+        ) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -127,13 +131,6 @@ def kill_node(record: dict[str, Any], index: int) -> None:
     for process in (leader, *raylets):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.2)
 
 
 def test_it_says_what_it_is(machine: Machine) -> None:
@@ -182,6 +179,14 @@ def test_the_token_is_asked_for(machine: Machine) -> None:
     assert ask(record, "/api/jobs/", Path(record["token_path"]).read_text()) == 200
 
 
+def ray_status(environment: dict[str, str]) -> str:
+    """What Ray's own command says."""
+    done = subprocess.run(
+        [RAY, "status"], env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
+    return done.stdout + done.stderr
+
+
 def test_the_printed_environment_is_what_the_commands_of_ray_need(machine: Machine) -> None:
     record = machine.record()
     known = {
@@ -191,19 +196,20 @@ def test_the_printed_environment_is_what_the_commands_of_ray_need(machine: Machi
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     done = subprocess.run(
-        [RAY, "job", "list"], env=clean_environment(**known), capture_output=True, text=True, timeout=120, check=False
+        [RAY, "job", "list"],
+        env=clean_environment(**known),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     # The autoscaler hears of nodes some seconds after they have started.
-    deadline, status = time.monotonic() + 60, ""
-    while "/2.0 CPU" not in status:
-        assert time.monotonic() < deadline, status
-        state = subprocess.run(
-            [RAY, "status"], env=clean_environment(**known), capture_output=True, text=True, timeout=120, check=False
-        )
-        status = state.stdout + state.stderr
+    until(lambda: "/2.0 CPU" in ray_status(clean_environment(**known)), "Ray's status counts both nodes")
     stranger = clean_environment(**known | {"RAY_AUTH_MODE": "disabled"})
-    refused = subprocess.run([RAY, "status"], env=stranger, capture_output=True, text=True, timeout=120, check=False)
+    refused = subprocess.run(
+        [RAY, "status"], env=stranger, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
     assert refused.returncode != 0
     assert "CPU" not in refused.stdout, refused.stdout
 
@@ -227,7 +233,7 @@ def test_a_start_that_fails_or_is_interrupted_leaves_nothing(machine: Machine, t
     starting = other.start(*UP, "--nodes", "2")
     record = other.wait_for_nodes(2, starting)
     os.kill(record["nodes"][1]["pid"], signal.SIGKILL)
-    out, error = starting.communicate(timeout=TIMEOUT_SECONDS)
+    out, error = starting.communicate(timeout=PATIENCE_SECONDS)
     assert starting.returncode == 1, out + error
     assert "node-1 ended while" in error
     assert "Traceback" not in error
@@ -238,7 +244,7 @@ def test_a_start_that_fails_or_is_interrupted_leaves_nothing(machine: Machine, t
     starting = other.start(*UP)
     record = other.wait_for_nodes(1, starting)
     os.killpg(starting.pid, signal.SIGINT)
-    starting.communicate(timeout=TIMEOUT_SECONDS)
+    starting.communicate(timeout=PATIENCE_SECONDS)
     assert starting.returncode == 130
     assert other.left() == []
     assert not (other.home / "cluster.json").exists()
@@ -255,7 +261,7 @@ def test_a_dead_node_is_told_and_a_dead_head_can_be_cleared_away(machine: Machin
     assert {node["name"]: node["state"] for node in found["nodes"]} == {"head": "ALIVE", "node-1": "DEAD"}
 
     kill_node(record, 0)
-    wait_until(lambda: "is dead" in machine.run("cluster", "status").stderr)
+    until(lambda: "is dead" in machine.run("cluster", "status").stderr, "the dead head is told")
     done = machine.run("cluster", "down")
     assert done.returncode == 0, done.stderr
     assert machine.left() == []

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from support.cluster import ray_head, until
+from support.cluster import ray_head
+from support.waiting import until
 from unit.dash_cases import CSRF, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]

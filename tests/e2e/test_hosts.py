@@ -6,8 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from support import stranger
 from support.cli import write_recipe
 from support.hosts import RAY, Host, Listener, hosts
 from support.tiny import write_corpus
+from support.waiting import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-TIMEOUT_SECONDS = 240
 # A job of Ray alone: a worker process on each node, so that their ports are among those that are tried.
 GUESTS = """
 import pathlib, sys, time, ray
@@ -97,7 +96,7 @@ class Pair:
 
     def ask(self, *arguments: object) -> tuple[int, str]:
         """Exit code and output of a command on the first host."""
-        done = self.alpha.shardyard(*arguments, timeout=TIMEOUT_SECONDS)
+        done = self.alpha.shardyard(*arguments, timeout=PATIENCE_SECONDS)
         return done.returncode, done.stdout + done.stderr
 
 
@@ -123,13 +122,6 @@ def pair(alone: Pair) -> Pair:
     done = alone.beta.shardyard("cluster", "join", f"{alone.alpha.address}:6379", "--cpus", 2)
     assert done.returncode == 0, done.stderr
     return alone
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def join_fails(pair: Pair, address: str) -> str:
@@ -180,7 +172,7 @@ def test_strangers_get_nothing_from_any_port(pair: Pair) -> None:
         *(RAY, "job", "submit", "--no-wait", "--", sys.executable, script, flag), **pair.as_client()
     )
     assert started.returncode == 0, started.stderr
-    wait_until(flag.exists, "the guests do not come")
+    until(flag.exists, "the guests come")
     listeners = {(host.address, one.port): one for host in (pair.alpha, pair.beta) for one in reachable(host)}
     assert not [kind for kind in KINDS if not any(kind in one.title for one in listeners.values())]
     targets.write_text(json.dumps(list(listeners)))
@@ -244,9 +236,9 @@ def too_much(report: dict[str, Any]) -> Iterator[str]:
 
 def test_jobs_on_two_hosts(pair: Pair) -> None:
     """Two ranks on a host each, and beside them a job that waits until it is stopped: it wants all cores."""
-    first = pair.submit("first", 150, placement="strict_spread", workers_per_node=1)
+    first = pair.submit("first", 300, placement="strict_spread", workers_per_node=1)
     second = pair.submit("second", 5000, workers=4)
-    wait_until(lambda: len(pair.steps(first)) > 2, f"{first} does not train")
+    until(lambda: len(pair.steps(first)) > 2, f"{first} trains")
     ranks = {host.name: [line for line in titles(host) if "RayTrainWorker" in line] for host in (pair.alpha, pair.beta)}
     assert {name: len(found) for name, found in ranks.items()} == {"alpha": 1, "beta": 1}
     code, listed = pair.ask("ps", "--all")
@@ -255,13 +247,13 @@ def test_jobs_on_two_hosts(pair: Pair) -> None:
     for job in (first, second):
         assert job in listed
         assert job in jobs.stdout
-    wait_until(lambda: pair.info(second).get("waiting") or pair.steps(second), f"{second} does not even wait")
+    until(lambda: pair.info(second).get("waiting") or pair.steps(second), f"{second} waits")
     assert pair.ask("stop", second)[0] == 0
     code, log = pair.ask("logs", "-f", first)
     assert code == 0, log
     assert "loss" in log
     assert pair.ask("wait", first)[0] == 0
-    assert pair.steps(first) == list(range(1, 151))
+    assert pair.steps(first) == list(range(1, 301))
     code, said = pair.ask("wait", second)
     assert code == 130, said
     assert max(pair.steps(second), default=0) < 5000
@@ -277,8 +269,8 @@ def titles(host: Host) -> list[str]:
 
 def test_a_run_outlives_a_host(pair: Pair) -> None:
     """Last, because the second host stays dead."""
-    job = pair.submit("survivor", 150, placement="spread")
-    wait_until(lambda: len(pair.steps(job)) > 45, f"{job} does not train")
+    job = pair.submit("survivor", 300, placement="spread")
+    until(lambda: len(pair.steps(job)) > 45, f"{job} trains")
     assert any("RayTrainWorker" in line for line in titles(pair.beta))
     for process in pair.beta.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -287,7 +279,7 @@ def test_a_run_outlives_a_host(pair: Pair) -> None:
     assert code == 0, said + pair.ask("logs", job)[1]
     assert pair.info(job)["state"] == "finished"
     assert pair.info(job)["attempts"] >= 2
-    assert sorted(set(pair.steps(job))) == list(range(1, 151))
+    assert sorted(set(pair.steps(job))) == list(range(1, 301))
     code, said = pair.ask("cluster", "status")
     assert code == 0
     assert "DEAD" in said

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 from shardyard.launch.job_spec import policy_of, write_spec
 from shardyard.launch.queue import Ticket, queue_folder, ticket_path
 from shardyard.recipe.load import load_recipe
+from support.waiting import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -82,10 +82,10 @@ class Jobs:
 
     def wait_for(self, count: int) -> None:
         """Until so many drivers have started."""
-        deadline = time.monotonic() + 60
-        while len(self.attempts()) < count:
-            assert time.monotonic() < deadline, [self.attempts(), *(p.poll() for p in self._started)]
-            time.sleep(0.02)
+        until(
+            lambda: len(self.attempts()) >= count,
+            lambda: f"{count} drivers: {[self.attempts(), *(p.poll() for p in self._started)]}",
+        )
 
     def end(self) -> None:
         """End everything that was started."""
@@ -106,7 +106,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 
 def test_retries_go_on_with_the_same_run_until_they_are_used_up(jobs: Jobs) -> None:
     process = jobs.start("a", "1", "die", "1", "0", retries=2, on_failed="resume")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1, output
     assert jobs.attempts() == ["a 1", "a die", "a 1"]
     assert "retry 1 of 2" in output
@@ -118,12 +118,12 @@ def test_retries_go_on_with_the_same_run_until_they_are_used_up(jobs: Jobs) -> N
 
 def test_a_time_limit_ends_with_124_and_may_be_followed_by_another_attempt(jobs: Jobs) -> None:
     process = jobs.start("a", "stop", "0", time_limit="0.5s", retries=1, on_timeout="resume")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     assert "time limit reached" in output
     assert jobs.attempts() == ["a stop", "a 0"]
     deaf = jobs.start("b", "deaf", time_limit="0.5s")
-    output, _ = deaf.communicate(timeout=60)
+    output, _ = deaf.communicate(timeout=PATIENCE_SECONDS)
     assert deaf.returncode == 124, output
     assert jobs.info("b")["state"] == "interrupted"
 
@@ -137,7 +137,7 @@ def test_signals_to_the_entry_reach_the_run_and_are_never_retried(
     process = jobs.start("a", "stop", "0", retries=5, on_preempted="resume")
     jobs.wait_for(1)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == code, output
     assert (jobs.info("a")["state"], jobs.attempts()) == (state, ["a stop"])
 
@@ -146,7 +146,7 @@ def test_a_job_whose_workers_are_placed_lets_the_next_one_go(jobs: Jobs) -> None
     first = jobs.start("first", "deaf", submitted=1.0)
     jobs.wait_for(1)
     second = jobs.start("second", "0", submitted=2.0)
-    assert second.wait(timeout=60) == 0
+    assert second.wait(timeout=PATIENCE_SECONDS) == 0
     assert first.poll() is None
 
 
@@ -157,18 +157,15 @@ def test_twenty_jobs_start_in_the_order_of_submission_whichever_process_is_first
     gate = Ticket.take(ticket_path(queue_folder(ADDRESS), 0.0, "gate"))
     numbers = [(7 * index) % 20 for index in range(20)]
     started = {number: jobs.start(f"job-{number:02d}", "0", submitted=1.0 + number) for number in numbers}
-    deadline = time.monotonic() + 60
-    while len(list(gate.path.parent.glob("0*"))) < 21:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: len(list(gate.path.parent.glob("0*"))) >= 21, "twenty jobs wait at the gate")
     resident = [psutil.Process(process.pid).memory_info().rss / 2**20 for process in started.values()]
     killed = started.pop(numbers[3])
     stopped = started.pop(numbers[5])
     killed.kill()
     stopped.send_signal(signal.SIGINT)
-    assert stopped.wait(timeout=60) == 130
+    assert stopped.wait(timeout=PATIENCE_SECONDS) == 130
     gate.give_back()
-    assert {process.wait(timeout=60) for process in started.values()} == {0}
+    assert {process.wait(timeout=PATIENCE_SECONDS) for process in started.values()} == {0}
     assert jobs.attempts() == [f"job-{number:02d} 0" for number in sorted(started)]
     assert max(resident) < 40, f"a job that waits takes {max(resident):.0f} MiB"
     assert "jobs submitted before it are ahead" in started[max(started)].communicate()[0]

@@ -24,6 +24,7 @@ from shardyard.launch.submission import SubmitRequest
 from shardyard.recipe.load import load_recipe
 from support.kube_stub import Cluster, kube_server, write_kubeconfig
 from support.kuberay_cases import CLAIM, recipe_and_plan
+from support.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -140,10 +141,10 @@ def test_ctrl_c_half_way_leaves_nothing(cluster: Cluster, tmp_path: Path) -> Non
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert cluster.hanging.wait(60), "it never came to the ConfigMap"
+        assert cluster.hanging.wait(PATIENCE_SECONDS), "it never came to the ConfigMap"
         assert cluster.names("rayjobs") == ["quick-1"]
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert "KeyboardInterrupt" in errors
     assert cluster.objects == {}
 

@@ -21,6 +21,7 @@ import pytest
 from support.cli import Command, write_recipe
 from support.cluster import RAY, ray_head, wait_until_started
 from support.tiny import write_corpus
+from support.waiting import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -61,7 +62,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     for one in found:
         if one.is_running():
             one.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_a_rank_that_hangs_and_a_node_that_dies_cost_an_attempt_each(
         train={"steps": 600},
         checkpoint={"every": 20},
         evaluate={"every": 600},
-        cluster={"placement": "spread", "network": {"timeout": 8.0}},
+        cluster={"placement": "spread", "network": {"timeout": 20.0}},
     )
     with launch(nodes, recipe, tmp_path / "runs", *ON_CPU) as command:
         command.wait_for_step(25)

@@ -22,6 +22,7 @@ from support.cli import COMMAND, Command, write_recipe
 from support.hosts import hosts
 from support.slurm import Slurm, slurm_cluster
 from support.tiny import write_corpus
+from support.waiting import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -255,7 +256,9 @@ def test_a_job_that_can_never_start_is_said_so(cluster: Slurm, recipe: Path, tmp
     assert code == 0, printed
     warning, job_id = printed.splitlines()
     assert "may never start it (PartitionConfig): 1 node with 99 cores." in warning
-    listed = subprocess.run([*COMMAND, "ps"], capture_output=True, text=True, check=True, timeout=60).stdout
+    listed = subprocess.run(
+        [*COMMAND, "ps"], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    ).stdout
     (line,) = (line for line in listed.splitlines() if line.startswith(run))
     assert line.split("\t")[1:4] == ["large", "PENDING", "Slurm: PartitionConfig"]
     with Command("stop", job_id, runs=runs) as command:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import psutil
 from ruamel.yaml import YAML
 
 from shardyard.tracking.runfolder import read_metrics
+from support.waiting import PATIENCE_SECONDS, until
 
 COMMAND = [sys.executable, "-m", "shardyard.cli.main"]
-STEP_TIMEOUT_SECONDS = 300
 
 
 def write_recipe(folder: Path, corpus: Path, **sections: Any) -> Path:
@@ -76,7 +75,7 @@ class Command:
             self.process.kill()
         self.process.communicate()
 
-    def finish(self, timeout_seconds: float = STEP_TIMEOUT_SECONDS) -> tuple[int, str]:
+    def finish(self, timeout_seconds: float = PATIENCE_SECONDS) -> tuple[int, str]:
         """Exit code and output."""
         output, _ = self.process.communicate(timeout=timeout_seconds)
         return self.process.returncode, output
@@ -94,11 +93,14 @@ class Command:
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Until `condition` holds; fails when the command ends before."""
-        deadline = time.monotonic() + STEP_TIMEOUT_SECONDS
-        while not condition():
+
+        def holds() -> object:
+            if found := condition():
+                return found
             assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, "it takes too long"
-            time.sleep(0.05)
+            return None
+
+        until(holds, "what the command was to do")
 
     def wait_for_step(self, step: int) -> None:
         """Until this step is recorded."""

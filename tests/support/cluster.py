@@ -8,13 +8,12 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
+from support.waiting import PATIENCE_SECONDS, until
+
 # Ray would wait half a minute for running work when its head is ended.
 AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -28,32 +27,29 @@ def free_port() -> int:
         return port
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     """Until something listens on a port of loopback; fails when the process that should ends before."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"nothing listens on port {port}")
+
+    def listens() -> bool:
+        assert process.poll() is None, f"the process that should listen on port {port} has ended"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+        return False
+
+    until(listens, f"something listens on port {port}")
 
 
-def wait_until_started(process: subprocess.Popen[bytes], log: Path, seconds: float = 120.0) -> None:
+def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
     """Until `ray start` says that its node runs; fails with its log when it ends before."""
-    deadline = time.monotonic() + seconds
-    while "Ray runtime started" not in log.read_text(errors="replace"):
-        assert process.poll() is None, log.read_text(errors="replace")
-        assert time.monotonic() < deadline, log.read_text(errors="replace")
-        time.sleep(0.1)
 
+    def said() -> str:
+        return log.read_text(errors="replace")
 
-def until(condition: Callable[[], T], what: str, seconds: float = 180.0) -> T:
-    """What a condition gives once it is true; fails with `what` when it never is."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
-    return found
+    def started() -> bool:
+        assert process.poll() is None, said()
+        return "Ray runtime started" in said()
+
+    until(started, said)
 
 
 @contextmanager
@@ -93,4 +89,4 @@ def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iter
             yield client
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=PATIENCE_SECONDS)

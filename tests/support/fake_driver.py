@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from shardyard.launch.queue import hold_turn, placed
 from shardyard.tracking.runfolder import RunFolder
+from support.waiting import until
 
 CODES = {"interrupt": 130, "preempt": 143, "timeout": 124}
 STATES = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "interrupted"}
@@ -32,12 +32,10 @@ def main() -> int:
     placed()
     if word == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    while word in ("stop", "deaf"):
-        reason = folder.stop_requested()
-        if reason is not None and word == "stop":
-            folder.update(state=STATES[reason], outcome=reason)
-            return CODES[reason]
-        time.sleep(0.02)
+    if word in ("stop", "deaf"):
+        reason = until(lambda: word == "stop" and folder.stop_requested(), "the end by force", seconds=3600, every=0.02)
+        folder.update(state=STATES[reason], outcome=reason)
+        return CODES[reason]
     folder.update(state="finished" if word == "0" else "failed")
     return int(word)
 

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from support.cli import COMMAND
+from support.waiting import PATIENCE_SECONDS
 
-COMMAND_TIMEOUT_SECONDS = 180
 RAY = str(Path(sys.executable).with_name("ray"))
 # Values of the machine that runs the tests would say where Ray, runs and tokens are.
 FOREIGN = ("RAY_", "SHARDYARD_", "GLOO_", "NCCL_")
@@ -69,7 +69,7 @@ class Host:
         )
 
     def run(
-        self, *command: object, timeout: float = COMMAND_TIMEOUT_SECONDS, **environment: str
+        self, *command: object, timeout: float = PATIENCE_SECONDS, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """A command on this host, to its end."""
         process = self.start(*command, **environment)

@@ -7,7 +7,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from support.cluster import free_port
 from support.hosts import Host
+from support.waiting import PATIENCE_SECONDS, until
 
 # `low` is preempted by `high`, at once; `grace` only after some seconds.
 _CONFIGURATION = """\
@@ -68,7 +68,7 @@ class Slurm:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         )
         assert done.returncode == 0, (words, done.stdout, done.stderr, self.logs())
         return done.stdout
@@ -86,15 +86,13 @@ class Slurm:
         """Start a requeued job now, not when Slurm's pause is over."""
         self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
-    def wait_for(
-        self, condition: Callable[[], object], what: str, *, log: Path | None = None, timeout_seconds: float = 240
-    ) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, *, log: Path | None = None) -> None:
         """Until `condition` holds; where it never does, the failure shows `log` and what the daemons said."""
-        deadline = time.monotonic() + timeout_seconds
-        while not condition():
-            late = time.monotonic() > deadline
-            assert not late, f"{what} takes too long\n{log.read_text() if log and log.exists() else ''}\n{self.logs()}"
-            time.sleep(0.2)
+
+        def told() -> str:
+            return f"{what}\n{log.read_text() if log and log.exists() else ''}\n{self.logs()}"
+
+        until(condition, told, every=0.2)
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
@@ -118,13 +116,13 @@ def slurm_cluster(folder: Path, *, cpus: int = 2, hosts: Sequence[Host] = ()) ->
     slurm = Slurm(folder, {"SLURM_CONF": str(configuration)}, networks[0])
     with ExitStack() as daemons:
         daemons.enter_context(_daemon(folder, "munged", *_munged(folder)))
-        slurm.wait_for((folder / "munge.socket").exists, "munged", timeout_seconds=20)
+        slurm.wait_for((folder / "munge.socket").exists, "munged")
         options = ("-D", "-f", str(configuration))
         daemons.enter_context(_daemon(folder, "slurmctld", *options, prefix=networks[0]))
         for number, network in enumerate(networks, 1):
             (folder / f"spool-n{number}").mkdir()
             daemons.enter_context(_daemon(folder, "slurmd", "-N", f"n{number}", *options, prefix=network))
-        slurm.wait_for(lambda: _nodes_that_answer(slurm) == len(networks), "Slurm", timeout_seconds=60)
+        slurm.wait_for(lambda: _nodes_that_answer(slurm) == len(networks), "Slurm")
         try:
             yield slurm
         finally:
@@ -166,7 +164,7 @@ def _nodes_that_answer(slurm: Slurm) -> int:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
     )
     return done.stdout.split().count("idle")
 
@@ -175,11 +173,12 @@ def _cancel_everything(slurm: Slurm) -> None:
     """Jobs must not outlive the daemons, which would leave their processes alone."""
     environment = {**os.environ, **slurm.environment}
     for options in (["--full", "--signal=KILL"], []):
-        subprocess.run([*slurm.prefix, "scancel", "--me", *options], env=environment, check=False, timeout=30)
+        subprocess.run(
+            [*slurm.prefix, "scancel", "--me", *options], env=environment, check=False, timeout=PATIENCE_SECONDS
+        )
     slurm.wait_for(
         lambda: not slurm.command("squeue", "--noheader", "--format=%i").strip(),
         "the end of all jobs",
-        timeout_seconds=60,
     )
 
 
@@ -194,7 +193,7 @@ def _daemon(folder: Path, name: str, *options: str, prefix: Sequence[str] = ()) 
         finally:
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -8,7 +8,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,14 @@ from shardyard import __version__
 from shardyard.cli import main as cli
 from shardyard.cli import output
 from shardyard.errors import HardwareError, TrainingError
+from support.waiting import PATIENCE_SECONDS
 
 SHARDYARD = [sys.executable, "-m", "shardyard.cli.main"]
 
 
 def called(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [*SHARDYARD, *arguments], capture_output=True, text=True, check=False, timeout=60, **options
+        [*SHARDYARD, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS, **options
     )
 
 
@@ -38,7 +38,7 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
         "print([m for m in sys.modules if m.startswith('shardyard.')])"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
     ).stdout
     assert "shardyard.recipe" not in loaded.splitlines()[-1]
 
@@ -46,10 +46,11 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
 def test_help_is_fast() -> None:
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         assert called("--help").returncode == 0
-        best = min(best, time.perf_counter() - start)
-    assert best < 1.0
+        after = os.times()
+        best = min(best, sum(after[2:4]) - sum(before[2:4]))
+    assert best < 1.0, "CPU seconds, whatever else the machine does"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +136,9 @@ def test_the_table_points_at_modules_of_this_package() -> None:
 
 def test_a_closed_pipe_is_no_traceback() -> None:
     command = f"{' '.join(SHARDYARD)} explain train | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+    )
     assert done.stderr == ""
 
 
@@ -205,7 +208,7 @@ def in_terminal(arguments: list[str], **environment: str) -> str:
         if not part:
             break
         shown += part
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE_SECONDS)
     os.close(master)
     return shown.decode()
 

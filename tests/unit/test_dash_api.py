@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from shardyard.dashboard.index import check_folder
 from shardyard.dashboard.security import Gate
 from shardyard.dashboard.stream import Watch, _news
 from shardyard.errors import UsageError
+from support.waiting import PATIENCE_SECONDS
 from unit.dash_cases import add_lines, index_of, served, write_run
 
 
@@ -329,22 +329,20 @@ def test_the_stream_over_http(client: TestClient, runs: Path) -> None:
                 raise ConnectionResetError
 
         async def receive() -> dict[str, Any]:
-            await anyio.sleep(20)
+            await anyio.sleep_forever()
             return {"type": "http.disconnect"}
 
-        with anyio.move_on_after(15):
+        with anyio.fail_after(PATIENCE_SECONDS):
             try:
                 await client.app(scope, receive, send)  # type: ignore[arg-type]
             except* OSError:
                 pass
 
-    begun = time.monotonic()
     assert client.portal is not None
     add_lines(runs / "one-1", [0.5], first=5)
     client.portal.call(follow)
     body = b"".join(message.get("body", b"") for message in messages)
     assert b'"y":[0.5]' in body
-    assert time.monotonic() - begun < 14
 
 
 def test_a_runs_folder_that_cannot_be_read(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from shardyard.cli import dashboard as command
 from shardyard.cli.main import run
 from shardyard.dashboard.server import bound
+from support.waiting import PATIENCE_SECONDS
 from unit.dash_cases import write_run
 
 
@@ -90,13 +91,13 @@ def test_it_starts_answers_and_ends(tmp_path: Path) -> None:
         found = re.fullmatch(r"dashboard    (http://127\.0\.0\.1:\d+/)\?token=(\S+)\n", line)
         assert found is not None, line
         request = urllib.request.Request(f"{found[1]}api/runs", headers={"Authorization": f"Bearer {found[2]}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
             assert answer.status == 200
             assert "server" not in {name.lower() for name in answer.headers}
         # A token is no argument, and no file keeps it.
         assert found[2] not in Path(f"/proc/{process.pid}/cmdline").read_text()
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         process.kill()
         process.wait()

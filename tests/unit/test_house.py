@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support import sleeps
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAIN_FOLDERS = ("platform", "tokenizers", "recipes", "cluster")
 RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
@@ -60,3 +62,11 @@ def test_a_recipe_begins_with_the_schema_line(path: Path) -> None:
     assert first.startswith(SCHEMA_LINE)
     schema = "sweeps/schema.json" if path.parent.name == "sweeps" else "schema.json"
     assert (path.parent / first.removeprefix(SCHEMA_LINE)).resolve() == REPOSITORY / "recipes" / schema
+
+
+def test_tests_wait_for_states_and_not_for_times() -> None:
+    found = [(file, *fault) for file, faults in sleeps.found().items() for fault in faults]
+    allowed = sleeps.ALLOWED.keys()
+    wrong = [f"{file}:{line}: {name} {what}" for file, name, line, what in found if (file, name) not in allowed]
+    assert wrong == [], "wait for a state with support.waiting.until, or say in support/sleeps.py why time matters"
+    assert {(file, name) for file, name, _, _ in found} == allowed, "what is allowed is done somewhere"

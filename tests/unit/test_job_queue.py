@@ -13,6 +13,7 @@ import pytest
 
 from shardyard.launch import queue
 from shardyard.launch.queue import Ticket, hold_turn, placed, queue_folder, ticket_path, wait_for_turn
+from support.waiting import PATIENCE_SECONDS
 
 HOLDER = """
 import sys, time
@@ -20,7 +21,7 @@ from pathlib import Path
 from shardyard.launch.queue import Ticket
 Ticket.take(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -64,7 +65,7 @@ def test_turns_come_in_order_and_one_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=PATIENCE_SECONDS)
     assert served == sorted(served)
     assert len(served) == len(tickets)
 
@@ -78,7 +79,7 @@ def test_an_owner_that_is_killed_frees_its_place(tmp_path: Path) -> None:
         later = Ticket.take(ticket_path(tmp_path, 2.0, "later"))
         assert later.ahead() == 1
         owner.send_signal(signal.SIGKILL)
-        owner.wait(timeout=10)
+        owner.wait(timeout=PATIENCE_SECONDS)
         assert later.ahead() == 0
         assert not path.exists()
     finally:
@@ -89,7 +90,7 @@ def test_an_owner_that_is_killed_frees_its_place(tmp_path: Path) -> None:
 def test_the_lock_lives_as_long_as_either_process_that_holds_it(tmp_path: Path) -> None:
     ticket = Ticket.take(ticket_path(tmp_path, 1.0, "job"))
     later = Ticket.take(ticket_path(tmp_path, 2.0, "later"))
-    driver = subprocess.Popen(["sleep", "60"], pass_fds=(ticket.descriptor,))
+    driver = subprocess.Popen(["sleep", "3600"], pass_fds=(ticket.descriptor,))
     try:
         os.close(ticket.descriptor)
         assert later.ahead() == 1, "the driver still holds the descriptor"

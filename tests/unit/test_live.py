@@ -18,6 +18,7 @@ from shardyard.cli.progress import Progress, describe
 from shardyard.tracking.record import StepRecord
 from shardyard.tracking.runfolder import RunFolder
 from shardyard.tracking.tracker import Tracker
+from support.waiting import PATIENCE_SECONDS
 
 GOLDEN = """\
 run-1: 40 steps
@@ -185,7 +186,7 @@ def test_watch_follows_a_run_folder_in_the_order_of_its_times(tmp_path: Path) ->
                     tracker.event("checkpoint", step=step, path="x", seconds=0.1, bytes=10)
             tracker.event("finished", step=20)
         stop.set()
-        watcher.join(timeout=10)
+        watcher.join(timeout=PATIENCE_SECONDS)
     lines = stream.getvalue().splitlines()
     assert lines[1] == "* training on 1 rank"
     assert [line.split()[0] for line in lines[3:-1]] == [f"{step}/20" for step in range(1, 21)]

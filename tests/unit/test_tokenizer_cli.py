@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
-import time
 from pathlib import Path
 
 import pytest
 
 from shardyard.cli import main as cli
 from shardyard.cli.tokenizer import _progress
+from support.waiting import read_until
 from unit.tokenizer_cases import KINDS, write_spec
 
 Captured = pytest.CaptureFixture[str]
@@ -133,9 +133,7 @@ def test_a_terminal_gets_a_bar_for_each_phase(monkeypatch: pytest.MonkeyPatch) -
             progress("reading", 1, None)
             progress("training", 3, 7)
             # The bars are drawn ten times a second, and what they hold at the end is wiped away.
-            shown, deadline = "", time.monotonic() + 10
-            while "3/7" not in shown and time.monotonic() < deadline:
-                shown += os.read(ours, 1 << 16).decode()
+            shown = read_until(ours, lambda shown: "3/7" in shown)
     os.close(ours)
     assert "reading documents" in shown
     assert "3/7" in shown

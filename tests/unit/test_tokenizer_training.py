@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from shardyard.data.tokenizer_corpus import read_corpus
 from shardyard.data.tokenizer_spec import Kind, TokenizerSpec
 from shardyard.data.tokenizer_training import fit, train_tokenizer
 from shardyard.errors import DataError
+from support.waiting import PATIENCE_SECONDS
 from unit.tokenizer_cases import BERT, GPT2, KINDS, T5, spec_of, texts, write_documents, write_spec
 
 ALL = sorted(KINDS)
@@ -59,7 +59,7 @@ def test_threads_and_processes_do_not_matter(kind: Kind, tmp_path: Path) -> None
     for threads, seed in (("1", "1"), ("4", "2")):
         environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": seed}
         folder = tmp_path / threads
-        subprocess.run([*_train(spec), "--output", str(folder)], check=True, env=environment, timeout=120)
+        subprocess.run([*_train(spec), "--output", str(folder)], check=True, env=environment, timeout=PATIENCE_SECONDS)
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert set(contents[0]) == {"tokenizer.json", "tokenizer_config.json", "report.json"}
     assert contents[0] == contents[1]
@@ -254,9 +254,8 @@ def test_control_c_ends_with_130_and_nothing_written(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline() == "reading documents …\n"
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=PATIENCE_SECONDS) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl", "mine.yaml"]
 
 

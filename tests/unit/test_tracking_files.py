@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from shardyard.tracking.files import JsonlTail, JsonlWriter, decode, encode, read_jsonl, write_atomically
+from support.waiting import until
 
 _WRITER = """
 import sys
@@ -113,9 +113,9 @@ def test_a_killed_writer_leaves_whole_lines_and_a_whole_run_json(tmp_path: Path)
         writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(run.path)], stdout=subprocess.PIPE)
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"ready\n"
-        while not run.metrics.exists() or run.metrics.stat().st_size < seen_bytes + 20_000:
-            time.sleep(0.001)
-        time.sleep(0.007 * attempt)
+        # The moment of the kill differs by what has been written: 20 KB more, and a quarter of a line each time.
+        enough = seen_bytes + 20_000 + 1250 * attempt
+        until(lambda: run.metrics.exists() and run.metrics.stat().st_size >= enough, "more lines", every=0.001)  # noqa: B023
         writer.send_signal(signal.SIGKILL)
         writer.wait(timeout=30)
         assert run.info()["id"] == run.id

@@ -166,10 +166,10 @@ def test_a_stop_request_is_seen_and_forgotten(tmp_path: Path) -> None:
 
 def test_asking_for_a_stop_request_is_cheap(tmp_path: Path) -> None:
     run = _run(tmp_path)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(1000):
         run.stop_requested()
-    assert (time.perf_counter() - begin) / 1000 < 100e-6
+    assert (time.process_time() - begin) / 1000 < 100e-6
 
 
 def test_later_values_of_a_step_replace_earlier_ones(tmp_path: Path) -> None:

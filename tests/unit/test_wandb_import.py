@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from shardyard.tracking.runfolder import RunFolder, read_metrics
 from shardyard.tracking.summary import summarize
 from shardyard.tracking.wandb_import import read_file, read_runs, wandb_files, write_run
 from shardyard.tracking.wandb_records import BLOCK_BYTES
+from support.waiting import PATIENCE_SECONDS, next_second
 from unit.dash_cases import served
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,9 @@ run.finish(exit_code=int(code))
 def write(folder: Path, run_id: str = "abc", first: int = 0, last: int = 6, explicit: int = 1, code: str = "0") -> None:
     folder.mkdir(exist_ok=True)
     arguments = [str(folder), run_id, str(first), str(last), str(explicit), code]
-    done = subprocess.run([sys.executable, "-c", WRITER, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == (9 if code == "kill" else 0), done.stderr
 
 
@@ -60,7 +62,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other-tool")
     write(folder / "one")
     write(folder / "two", "two", 0, 6, code="1")
-    time.sleep(1.1)  # W&B names its folders by the second
+    next_second()
     write(folder / "two", "two", 4, 9)
     return folder
 
@@ -122,7 +124,7 @@ def test_attempts_are_one_run(written: Path, tmp_path: Path) -> None:
 
 def test_an_attempt_without_steps_of_its_own_is_numbered_on(tmp_path: Path) -> None:
     write(tmp_path / "w", "auto", 0, 3, explicit=0)
-    time.sleep(1.1)
+    next_second()
     write(tmp_path / "w", "auto", 0, 2, explicit=0)
     [found] = read_runs([tmp_path / "w"])
     run = write_run(found, tmp_path / "runs").run

@@ -1,0 +1,80 @@
+"""Waiting for a state, never for a time: the only place of the tests that sleeps.
+
+A limit ends what hangs and says nothing of how long things take, so it is generous: on a slow machine that does other
+work, Ray alone takes a minute to start.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 300.0
+# A value that stays the same over so many looks has settled.
+_LOOKS = 8
+
+
+def until(
+    condition: Callable[[], T],
+    what: str | Callable[[], object],
+    *,
+    seconds: float = PATIENCE_SECONDS,
+    every: float = 0.05,
+    pause: Callable[[float], None] = time.sleep,
+) -> T:
+    """What a condition gives once it is true; fails with `what` (what is waited for, or a look at it) when it never is.
+
+    `pause` is another way to let `every` seconds go by: a page of a browser has its own.
+    """
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"after {seconds:.0f} s still not: {what() if callable(what) else what}")
+        pause(every)
+    return found
+
+
+def settled(read: Callable[[], T], what: str, *, pause: Callable[[float], None] = time.sleep) -> T:
+    """What `read` gives once it gives the same again and again."""
+    last, looks = read(), 0
+
+    def same() -> bool:
+        nonlocal last, looks
+        now = read()
+        last, looks = now, looks + 1 if now == last else 0
+        return looks >= _LOOKS
+
+    until(same, f"{what} settles", pause=pause)
+    return last
+
+
+def next_second() -> None:
+    """Until the clock shows another second than now: W&B names its folders by the second."""
+    now = int(time.time())
+    until(lambda: int(time.time()) > now, "the next second")
+
+
+def read_until(terminal: int, enough: Callable[[str], object], seconds: float = PATIENCE_SECONDS) -> str:
+    """What a terminal shows until it is enough, or until its other end is closed."""
+    seen = b""
+
+    def read() -> object:
+        nonlocal seen
+        while select.select([terminal], [], [], 0)[0]:
+            try:
+                data = os.read(terminal, 65536)
+            except OSError:  # the other end has been closed
+                return True
+            if not data:
+                return True
+            seen += data
+            if enough(seen.decode(errors="replace")):
+                return True
+        return False
+
+    until(read, lambda: seen.decode(errors="replace")[-3000:], seconds=seconds)
+    return seen.decode(errors="replace")
