@@ -27,7 +27,7 @@ from shardyard.tracking.runfolder import RunFolder, read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from support.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.slow
 
-# Long enough for several things to happen to it after its second checkpoint.
-LONG: dict[str, Any] = {"train": {"steps": 80}}
+# Long enough for several things to happen to it between two checkpoints, also where the test gets no CPU for a while.
+STEPS, EVERY = 160, 20
+LONG: dict[str, Any] = {"train": {"steps": STEPS}, "checkpoint": {"every": EVERY}, "evaluate": {"every": EVERY}}
 NOISE = re.compile(r"error|traceback|warn|deprecat|raylet|INFO", re.IGNORECASE)
 
 
@@ -67,9 +68,9 @@ def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
         assert (folder / name).stat().st_size > 0, name
     assert [path.name for path in sorted((folder / "logs").glob("*.log"))] == ["driver.log", "rank-0.log", "rank-1.log"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
-        "step-00000060",
-        "step-00000070",
-        "step-00000080",
+        "step-00000120",
+        "step-00000140",
+        "step-00000160",
     ]
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     # What was read, and that nothing was left out.
@@ -79,7 +80,7 @@ def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
     assert counts["skipped"] == 0
     assert counts["ranks"][0]["sources"][0]["documents"] > 0
     steps = [line["step"] for line in undisturbed[0].metrics()]
-    assert steps == list(range(1, 81))
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_plain_transformers_load_the_result(undisturbed: tuple[Command, str]) -> None:
@@ -105,7 +106,7 @@ def test_sample_eval_and_export(undisturbed: tuple[Command, str], tmp_path: Path
         code, output = command.finish()
     assert code == 0
     assert f'"loss": {done.metrics()[-1]["eval/validation/loss"]:.6f}'[:14] in output
-    with Command("export", "latest", tmp_path / "out", "--step", 60, runs=done.runs) as command:
+    with Command("export", "latest", tmp_path / "out", "--step", STEPS - EVERY, runs=done.runs) as command:
         code, output = command.finish()
     assert code == 0, output
     assert (tmp_path / "out" / "model.safetensors").exists()
@@ -153,14 +154,14 @@ def test_neither_ctrl_c_nor_kills_change_the_end(
     with Command("launch", write_recipe(tmp_path, corpus, **LONG), runs=runs) as command:
         stopped = _interrupt(command)
     with Command("resume", "latest", runs=runs) as command:
-        _kill_a_rank(command)
+        _kill_a_rank(command, after=stopped)
         _kill_the_driver(command)
     with Command("resume", "latest", runs=runs) as command:
         code, output = command.finish()
     assert code == 0, output
     resumed = [event["resumed_step"] for event in command.events("attempt")]
     assert resumed[:2] == [None, stopped]
-    assert 20 <= resumed[2] < 40 <= resumed[3]
+    assert stopped < resumed[2] < resumed[3] < STEPS
     assert_same_weights(command, undisturbed[0])
 
 
@@ -175,14 +176,24 @@ def _interrupt(command: Command) -> int:
     assert not NOISE.search(output), output
     assert command.info()["state"] == "interrupted"
     stopped: int = command.metrics()[-1]["step"]
-    assert stopped < 20
     assert (command.folder / "checkpoints" / f"step-{stopped:08d}" / "manifest.json").exists()
     return stopped
 
 
-def _kill_a_rank(command: Command) -> None:
+def _newest(command: Command) -> int:
+    """Step of the newest whole checkpoint."""
+    return max(
+        (
+            int(path.parent.name.removeprefix("step-"))
+            for path in command.folder.glob("checkpoints/step-*/manifest.json")
+        ),
+        default=0,
+    )
+
+
+def _kill_a_rank(command: Command, after: int) -> None:
     """The run goes on by itself from the newest checkpoint."""
-    command.wait_for(lambda: (command.folder / "checkpoints" / "step-00000020").exists())
+    command.wait_for(lambda: _newest(command) > after)
     workers = [process for process in command.descendants() if "RayTrainWorker" in " ".join(process.cmdline())]
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
@@ -192,7 +203,9 @@ def _kill_a_rank(command: Command) -> None:
 
 def _kill_the_driver(command: Command) -> None:
     """Ray's own monitoring agents end by themselves some time later; what computes or writes must be gone at once."""
-    command.wait_for(lambda: (command.folder / "checkpoints" / "step-00000040").exists())
+    command.wait_for(lambda: len(command.events("attempt")) == 3)
+    resumed = command.events("attempt")[-1]["resumed_step"]
+    command.wait_for(lambda: _newest(command) > resumed)
     started = [process for process in command.descendants() if not process.name().endswith("Agent")]
     command.process.kill()
     _, left = psutil.wait_procs(started, timeout=PATIENCE_SECONDS)

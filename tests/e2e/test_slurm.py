@@ -128,7 +128,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
     """Two jobs at once on one node, each with a Ray of its own; one is requeued, the other runs out of time."""
     requeued, first = submitted(recipe, tmp_path / "first")
     limited, second = submitted(
-        recipe, tmp_path / "second", "train.steps=1000000", "job.time_limit=30s", "cluster.slurm.signal_seconds=20"
+        recipe, tmp_path / "second", "train.steps=1000000", "job.time_limit=60s", "cluster.slurm.signal_seconds=20"
     )
     assert first.info()["job"]["slurm_job_id"] == requeued
     cluster.wait_for(lambda: len(records(first)) >= 5 and records(second), "the fifth step", log=log_of(first))

@@ -33,7 +33,8 @@ from shardyard.tracking.provenance import scrub
 FRESH_SECONDS = 2.0
 # Ray's own figures are renewed every five seconds.
 NODES_FRESH_SECONDS = 4.0
-COMMAND_SECONDS = 120.0
+# Ends what hangs. A plan or a submission takes a few seconds, and minutes on a slow machine that also trains.
+COMMAND_SECONDS = 600.0
 # A command that fails to start says so within this time; one that goes on after it has started.
 STARTED_SECONDS = 4.0
 MOST_OVERRIDES = 100

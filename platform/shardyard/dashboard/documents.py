@@ -18,8 +18,8 @@ from shardyard.dashboard.answers import Answer, BadRequestError, whole
 from shardyard.dashboard.api import state_of
 from shardyard.tracking.provenance import scrub
 
-LIMIT_SECONDS = 60.0
-WAIT_SECONDS = 20.0
+LIMIT_SECONDS = 300.0
+WAIT_SECONDS = 60.0
 MOST_ROWS = 64
 _MOST_KNOWN = 64
 # What is read is local: a data set of the hub that is not here is a problem to be told, not a request to be sent.
