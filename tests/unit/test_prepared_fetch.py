@@ -171,8 +171,8 @@ def test_given_files_are_checked(tmp_path: Path) -> None:
 
 
 def test_libraries_of_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"emoji-captions needs fontTools and PIL .*shardyard\[data\]"):
+    monkeypatch.setattr("shardyard.extras.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"emoji-captions needs fontTools and PIL .*`pip install 'fonttools>=4\.\d+'`"):
         prepare("emoji-captions", print)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from shardyard.cli import output
 from shardyard.cli.options import RunsDir
-from shardyard.errors import UsageError
+from shardyard.extras import require
 from shardyard.tracking.runfolder import runs_folder
 
 
@@ -29,7 +29,7 @@ def dashboard(
     ] = None,
 ) -> None:
     """Show runs, curves, logs and jobs in the browser."""
-    _require()
+    require("dashboard", "the dashboard", "starlette", "uvicorn", "plotly")
     from shardyard.dashboard.index import Index, check_folder
     from shardyard.dashboard.security import Gate, new_token, token_in
     from shardyard.dashboard.server import bound, hosts_of, make_app, serve
@@ -60,22 +60,6 @@ def dashboard(
     output.note("Ctrl-C ends it.")
     sys.stdout.flush()  # whoever started this with a pipe waits for the address
     serve(app, listening)
-
-
-def _require() -> None:
-    """Pass if what the server needs is installed.
-
-    Raises:
-        UsageError: it is not.
-    """
-    from importlib.util import find_spec
-
-    missing = [name for name in ("starlette", "uvicorn", "plotly") if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"the dashboard needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            "`pip install 'shardyard[dashboard]'`."
-        )
 
 
 def _is_loopback(host: str) -> bool:

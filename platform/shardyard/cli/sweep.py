@@ -13,12 +13,14 @@ from typer.core import TyperGroup
 from shardyard.cli import output
 from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir
 from shardyard.errors import UsageError
+from shardyard.extras import missing, require
 from shardyard.recipe.nearest import nearest
 from shardyard.recipe.sweep_load import load_sweep
 from shardyard.recipe.sweep_trials import flat, shown, varying
 
 if TYPE_CHECKING:
     from shardyard.launch.sweep_folder import SweepFolder, TrialState
+    from shardyard.recipe.sweeps import Sweep
 
 SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Id, unique beginning, path, or `latest`.")]
 Address = Annotated[
@@ -57,6 +59,7 @@ def run_sweep(
 ) -> int:
     """Run a sweep: every trial is an ordinary run."""
     loaded = load_sweep(name, overrides or [])
+    _require_libraries(loaded.sweep)
     from shardyard.launch.sweep_folder import SweepFolder
     from shardyard.tracking.runfolder import runs_folder
 
@@ -67,6 +70,7 @@ def run_sweep(
 def resume_sweep(name: SweepName, runs_dir: RunsDir = None, address: Address = None, quiet: Quiet = False) -> int:
     """Go on with a sweep: ended trials are kept, the others resume from their checkpoints."""
     folder = _open(name, runs_dir)
+    _require_libraries(folder.sweep())
     if folder.alive:
         driver = folder.info().get("driver") or {}
         raise UsageError(
@@ -125,6 +129,9 @@ def show(
         output.print_json({**folder.info(), "state": _state(folder), "trials": [asdict(trial) for trial in trials]})
     else:
         _print_trials(folder, trials)
+    if plot is None and missing("matplotlib"):
+        return
+    require("sweep", "the picture of a sweep", "matplotlib")
     from shardyard.launch.sweep_plot import plot_sweep
 
     path = _picture(plot, folder.path / "sweep.svg")
@@ -190,6 +197,7 @@ def fit(
     if form not in ("hoffmann", "kaplan"):
         raise UsageError(f"--form must be hoffmann or kaplan, got {form!r}.")
     folder = _open(name, runs_dir)
+    require("sweep", "the fit of a scaling law", "scipy", "matplotlib")
     from shardyard.launch.sweep_fit import fit_sweep
     from shardyard.launch.sweep_plot import plot_law
 
@@ -219,6 +227,14 @@ def _open(name: str, runs_dir: Path | None) -> SweepFolder:
     from shardyard.tracking.runfolder import runs_folder
 
     return SweepFolder.open(runs_folder(runs_dir), name)
+
+
+def _require_libraries(sweep: Sweep) -> None:
+    """Pass if all is installed that the sweep will ask for, before hours have gone into its trials."""
+    if sweep.search.name == "bayesian":
+        require("sweep", "a Bayesian search", "optuna")
+    if sweep.scaling_law is not None:
+        require("sweep", "the fit of a scaling law", "scipy", "matplotlib")
 
 
 def _carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> int:

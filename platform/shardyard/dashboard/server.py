@@ -25,6 +25,7 @@ from shardyard.dashboard.index import Index
 from shardyard.dashboard.security import LOOPBACK, App, Gate, Guard
 from shardyard.dashboard.stream import stream
 from shardyard.errors import ShardyardError, UsageError
+from shardyard.extras import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ def plotly_file() -> Path:
     try:
         return Path(str(importlib.resources.files("plotly") / "package_data" / "plotly.min.js"))
     except ModuleNotFoundError as error:
-        raise UsageError("plotly is not installed: `pip install 'shardyard[dashboard]'`.") from error
+        raise UsageError(f"plotly is not installed: `{install_command('dashboard')}`.") from error
 
 
 async def _nothing(request: Request) -> Response:

@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from shardyard.data.prepared import prepared_files
 from shardyard.engine.trained import export_checkpoint, recipe_of
 from shardyard.errors import DataError, UsageError
+from shardyard.extras import install_command
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.prepared_sets import PREPARED_SETS
 from shardyard.tracking.runfolder import RunFolder
@@ -62,7 +63,7 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None, ba
         import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UsageError("lm-eval is not installed; `pip install 'shardyard[eval]'` adds it.") from error
+        raise UsageError(f"lm-eval is not installed; `{install_command('eval')}` adds it.") from error
     configs = [_task(task) for task in tasks]
     datasets.disable_progress_bars()
     # It prints to the terminal what it is doing, and warns of what does not concern a local folder.

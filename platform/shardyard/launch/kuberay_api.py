@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardyard.errors import HardwareError, ShardyardError, UsageError
+from shardyard.extras import install_command
 from shardyard.launch.kuberay_errors import RefusedError, UnreachableError, explained
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def connect(context: str | None = None) -> KubeApi:
         from kubernetes import client
     except ImportError as error:
         raise HardwareError(
-            "the Kubernetes API needs the package kubernetes: pip install 'shardyard[kubernetes]'. Without it, "
+            f"the Kubernetes API needs the package kubernetes: `{install_command('kubernetes')}`. Without it, "
             "--dry-run FILE writes the manifests for `kubectl create -f FILE`."
         ) from error
     api = _client(context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import platform
 import struct
 import wave
@@ -28,6 +27,7 @@ from shardyard.data.prepared.fetch import Report, fetch, package_name
 from shardyard.data.prepared.rows import Converted, rows_sha256, write_rows
 from shardyard.data.prepared.store import FileRecord, Manifest, install, known, manifest_of, read_manifest, workspace
 from shardyard.errors import DataError
+from shardyard.extras import install_command, missing
 from shardyard.recipe.prepared_sets import PreparedSet
 
 # Each takes the folders of the unpacked packages by name.
@@ -131,9 +131,8 @@ def _check_given(set_: PreparedSet, given: Sequence[Path]) -> None:
 
 
 def _check_libraries(set_: PreparedSet) -> None:
-    missing = [library for library in set_.libraries if importlib.util.find_spec(library) is None]
-    if missing:
+    lacking = missing(*set_.libraries)
+    if lacking:
         raise DataError(
-            f"{set_.name} needs {' and '.join(missing)} for its conversion; `pip install 'shardyard[data]'` brings "
-            "them (in a checkout: pip install -e '.[data]')."
+            f"{set_.name} needs {' and '.join(lacking)} for its conversion: `{install_command('data')}`."
         )
