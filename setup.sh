@@ -16,7 +16,7 @@ main() {
   check_python
   [[ -x $bin/python ]] || step "the environment $venv" make_venv
   choose_installer
-  echo "Installing into $venv ($("$bin/python" -V)) with ${installer[0]##*/}${why:+: $why}."
+  echo "Installing into $venv ($("$bin/python" -V)) with $tool${why:+: $why}."
   # torch comes first and by its exact version, so that what the rest asks for finds it there and leaves its build alone.
   if ! has_torch; then
     warn_of_cuda
@@ -49,9 +49,9 @@ make_venv() {
 choose_installer() {
   why=
   if command -v uv >/dev/null && { uv_is_told || ! pip_is_told; }; then
-    installer=("$(command -v uv)" pip install --python "$bin/python")
+    tool=uv installer=("$(command -v uv)" pip install --python "$bin/python")
   elif "$bin/python" -m pip --version >/dev/null 2>&1; then
-    installer=("$bin/python" -m pip --disable-pip-version-check install --no-compile)
+    tool=pip installer=("$bin/python" -m pip --disable-pip-version-check install --no-compile)
     ! command -v uv >/dev/null || why="it is configured with an index of its own, which uv does not read"
   else
     fail "$venv has no pip, and pip is told of an index that uv does not read. Name it for uv: UV_DEFAULT_INDEX," \

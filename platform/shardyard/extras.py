@@ -1,4 +1,4 @@
-"""Libraries that only some commands need (the extras of pyproject.toml): what is missing, and the command that adds it."""
+"""Libraries that only some commands need (the extras of pyproject.toml): which are missing, and how to add them."""
 
 from __future__ import annotations
 

@@ -39,7 +39,11 @@ def test_what_is_there_passes_and_what_is_not_is_named(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("module", "arguments", "says"),
     [
-        ("optuna", ("sweep", "sweeps/lr-batch", "-s", "search.name=bayesian", "-s", "budget.trials=4"), "a Bayesian search needs optuna"),
+        (
+            "optuna",
+            ("sweep", "sweeps/lr-batch", "-s", "search.name=bayesian", "-s", "budget.trials=4"),
+            "a Bayesian search needs optuna",
+        ),
         ("scipy", ("sweep", "sweeps/scaling-laws"), "the fit of a scaling law needs scipy"),
         ("plotly", ("dashboard", "--no-browser"), "the dashboard needs plotly"),
     ],

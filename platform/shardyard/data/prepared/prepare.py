@@ -133,6 +133,4 @@ def _check_given(set_: PreparedSet, given: Sequence[Path]) -> None:
 def _check_libraries(set_: PreparedSet) -> None:
     lacking = missing(*set_.libraries)
     if lacking:
-        raise DataError(
-            f"{set_.name} needs {' and '.join(lacking)} for its conversion: `{install_command('data')}`."
-        )
+        raise DataError(f"{set_.name} needs {' and '.join(lacking)} for its conversion: `{install_command('data')}`.")
