@@ -113,7 +113,7 @@ def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
         },
         stopping={"grace_steps": 12, "reduction_factor": 3},
         # A step takes long enough for a trial to be killed within.
-        overrides={"train.global_batch": 512},
+        overrides={"train.global_batch": 256},
     )
     runs = folder / "runs"
     with Command("sweep", path, runs=runs) as command:

@@ -17,12 +17,13 @@ from shardyard.engine.world import Rank
 from shardyard.errors import HardwareError
 from shardyard.tracking.runfolder import read_metrics
 from support.ranks import run_ranks
-from support.tiny import tiny_job, tiny_recipe, write_corpus
+from support.tiny import CONFIGS, tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
 
 SGD = {"name": "sgd", "lr": 0.3, "betas": [0.9, 0.95]}
 MUON = {"name": "muon", "lr": 0.02, "aux_lr": 3e-3}
+ONE_LAYER = {"config": {**CONFIGS["gpt2"], "n_layer": 1}}
 # What is compared with what: the second recipe of each pair must give the losses of the first.
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "adam": ({"optimizer": {"name": "adam"}}, {"optimizer": {"name": "adam"}, "zero": {"stage": 2}}, 1e-4),
@@ -64,7 +65,8 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
         5e-3,
     ),
     "bf16-is-near-fp32": ({}, {"train": {"precision": "bf16"}, "zero": {"stage": 1}}, 1e-2),
-    "compile": ({}, {"model": {"compile": True}, "zero": {"stage": 1}}, 1e-4),
+    # One layer, because compiling takes half a minute for each.
+    "compile": ({"model": ONE_LAYER}, {"model": {**ONE_LAYER, "compile": True}, "zero": {"stage": 1}}, 1e-4),
 }
 
 
@@ -72,6 +74,9 @@ def run_all(rank: Rank, jobs: list[Job]) -> list[list[float]]:
     """Losses of each job."""
     found = []
     for job in jobs:
+        # Muon compiles three functions for each shape: once is enough, and at stage 3 it gives the same without.
+        eager = job.recipe.optimizer.name == "muon" and job.recipe.zero.stage == 3
+        torch.compiler.set_stance("force_eager" if eager else "default")
         assert run_rank(job, rank) == "finished"
         found.append([line["train/loss"] for line in read_metrics(job.folder.metrics)])
     return found

@@ -12,6 +12,7 @@ import pytest
 
 from shardyard.cli.main import run
 from shardyard.recipe import hardware
+from support.waiting import PATIENCE_SECONDS
 
 GOOD = """\
 name: broken
@@ -522,7 +523,9 @@ def test_validating_imports_nothing_heavy(content: str, code: int, tmp_path: Pat
         f"sys.argv = ['shardyard', 'validate', {str(path)!r}]\n"
         "from shardyard.cli.main import main\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == code, done.stderr
     assert "heavy: []" in done.stdout
     assert "Traceback" not in done.stderr
@@ -531,7 +534,7 @@ def test_validating_imports_nothing_heavy(content: str, code: int, tmp_path: Pat
 def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(junk(4096))
     command = [sys.executable, "-m", "shardyard.cli.main", "validate", "bad.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=PATIENCE_SECONDS)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: bad.yaml: 1 problem")
     assert "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from shardyard.recipe import families, hardware
 from shardyard.recipe.objectives import OBJECTIVES
+from support.waiting import PATIENCE_SECONDS
 
 
 def test_the_causal_families_are_those_of_transformers() -> None:
@@ -83,7 +84,9 @@ def test_reading_is_fast_and_imports_nothing() -> None:
         "families.config_fields('llama'), families.activation_names()\n"
         "print(time.process_time() - start, [m for m in ('torch', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
     seconds, modules = done.stdout.split(maxsplit=1)
     assert modules.strip() == "[]"
     assert float(seconds) < 1.0

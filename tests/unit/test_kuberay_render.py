@@ -24,6 +24,7 @@ from shardyard.recipe.load import load_recipe
 from support.kube_models import model_problems, mount_problems
 from support.kuberay_cases import CASES, CLAIM, JOB_FILE, case, pod_templates, recipe_and_plan, spec
 from support.kuberay_schema import schema_problems
+from support.waiting import PATIENCE_SECONDS
 
 GOLDEN = Path(__file__).parent / "golden" / "kuberay"
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
@@ -422,7 +423,9 @@ def test_rendering_imports_neither_kubernetes_nor_torch_nor_ray() -> None:
         "import sys; from shardyard.launch import kuberay, kuberay_cluster\n"
         "print(sorted({'kubernetes', 'torch', 'ray', 'transformers'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
     assert done.stdout == "[]\n"
 
 

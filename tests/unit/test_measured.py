@@ -15,6 +15,7 @@ from shardyard.launch.measured import keep, recall
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.load import load_recipe
 from shardyard.recipe.schema import Recipe
+from support.waiting import PATIENCE_SECONDS
 
 SIZES = Architecture("gpt2", 10, 9, 8, 7, 6, 5, 4, None, flops_per_row=1.5)
 
@@ -91,6 +92,11 @@ def test_a_remembered_plan_imports_neither_torch_nor_transformers(cache: Path) -
         "print([name for name in ('torch', 'transformers', 'deepspeed', 'datasets') if name in sys.modules])"
     )
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ}, timeout=120
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ},
+        timeout=PATIENCE_SECONDS,
     )
     assert found.stdout.strip() == "[]"

@@ -21,6 +21,7 @@ from shardyard.recipe.load import parse_recipe
 from shardyard.recipe.memory import Memory, estimate_memory
 from shardyard.recipe.plan import MAX_MICRO_BATCH_TOKENS, RunPlan, World, make_plan
 from shardyard.recipe.schema import Recipe
+from support.waiting import PATIENCE_SECONDS
 
 GOLDEN = Path(__file__).parent / "golden" / "deepspeed"
 # Radford et al. 2019: 12 layers of 768, 12 heads, 50257 tokens, 1024 positions.
@@ -151,7 +152,11 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 def test_deepspeeds_own_parser_accepts_every_golden_dictionary() -> None:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", PARSE_ALL, str(GOLDEN)], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", PARSE_ALL, str(GOLDEN)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     parsed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]

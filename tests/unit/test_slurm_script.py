@@ -19,6 +19,7 @@ from shardyard.launch.submission import SubmitRequest
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.plan import RunPlan, World, make_plan
+from support.waiting import PATIENCE_SECONDS
 
 # What a shell might make something of.
 SPOILT = "it's $HOME `x` \\n'\nEND_OF_JOB_FILE\n"
@@ -110,7 +111,9 @@ def test_shellcheck_finds_nothing(case: str, tmp_path: Path) -> None:
     recipe, overrides, gpu = RENDERED[case]
     path = tmp_path / "job.sh"
     path.write_text(script(recipe, overrides, gpu=gpu, run="/shared/my runs/it's 100%/first"))
-    done = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["shellcheck", str(path)], capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -121,7 +124,7 @@ def test_values_reach_the_shell_as_they_are(tmp_path: Path) -> None:
     settings = text[text.index("\nrun=") : text.index("\n# What follows")]
     printed = subprocess.run(
         ["bash", "-c", f'{settings}\nprintf "%s\\n" "$run" "${{entry[-1]}}"; job_file'],
-        capture_output=True, text=True, check=True, timeout=10,
+        capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     first, last, spec = printed.stdout.split("\n", 2)
     assert (first, last) == (run, f"{run}/slurm/job.json")

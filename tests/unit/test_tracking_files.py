@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shardyard.tracking.files import JsonlTail, JsonlWriter, decode, encode, read_jsonl, write_atomically
-from support.waiting import until
+from support.waiting import PATIENCE_SECONDS, until
 
 _WRITER = """
 import sys
@@ -97,7 +97,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
         "for i in range(500): assert w.append({'who': sys.argv[2], 'i': i, 'text': 'z' * 9000})"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in "ab"]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=PATIENCE_SECONDS) for writer in writers] == [0, 0]
     records = read_jsonl(path)
     for who in "ab":
         assert [record["i"] for record in records if record["who"] == who] == list(range(500))
@@ -117,7 +117,7 @@ def test_a_killed_writer_leaves_whole_lines_and_a_whole_run_json(tmp_path: Path)
         enough = seen_bytes + 20_000 + 1250 * attempt
         until(lambda: run.metrics.exists() and run.metrics.stat().st_size >= enough, "more lines", every=0.001)  # noqa: B023
         writer.send_signal(signal.SIGKILL)
-        writer.wait(timeout=30)
+        writer.wait(timeout=PATIENCE_SECONDS)
         assert run.info()["id"] == run.id
         complete = run.metrics.read_bytes().rpartition(b"\n")[0].split(b"\n")
         for line in complete:
