@@ -264,7 +264,7 @@ def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job,
 def test_a_model_that_cannot_be_exported_fails_on_every_rank(runs: dict[str, tuple[Job, str]]) -> None:
     job, outcome = runs["export"]
     assert outcome.startswith(f"ShardyardError: the trained model could not be written to {job.folder.path / 'final'}")
-    assert "free the cause and run `shardyard export`" in outcome
+    assert f"free the cause and run `shardyard export {job.folder.path}`" in outcome
     assert good(job.folder.checkpoints)[-1] == f"step-{STEPS:08d}"
 
 

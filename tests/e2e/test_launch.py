@@ -57,8 +57,9 @@ def test_a_run_tells_what_matters_and_nothing_else(undisturbed: tuple[Command, s
     command, output = undisturbed
     assert not NOISE.search(output), output
     assert len(output.splitlines()) < 50
-    for word in ("step", "loss", "run folder", "shardyard resume", "sample", "wandb sync"):
+    for word in ("step", "loss", "run folder", f"shardyard sample {command.folder} ", "wandb sync"):
         assert word in output, output
+    assert "resume" not in output  # of a run that has finished
     assert command.info()["state"] == "finished"
 
 
@@ -172,7 +173,7 @@ def _interrupt(command: Command) -> int:
     code, output = command.finish()
     assert code == 130, output
     assert "Ctrl-C again" in output
-    assert f"shardyard resume {command.folder.name}" in output
+    assert f"shardyard resume {command.folder}\n" in output
     assert not NOISE.search(output), output
     assert command.info()["state"] == "interrupted"
     stopped: int = command.metrics()[-1]["step"]

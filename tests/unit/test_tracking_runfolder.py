@@ -222,5 +222,5 @@ def test_a_folder_that_only_has_a_log_is_no_run_yet(tmp_path: Path) -> None:
     (tmp_path / "mine" / "logs" / "slurm.log").write_text("here")
     run = RunFolder.create(tmp_path, "tiny", "", "", run_id="mine")
     assert (run.logs / "slurm.log").read_text() == "here"
-    with pytest.raises(RunFolderError, match="shardyard resume mine"):
+    with pytest.raises(RunFolderError, match=f"`shardyard resume {run.path}`"):
         RunFolder.create(tmp_path, "tiny", "", "", run_id="mine")

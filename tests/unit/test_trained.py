@@ -31,7 +31,7 @@ def write(folder: RunFolder, step: int) -> Path:
 
 def test_a_run_without_any_model_says_how_to_go_on(folder: RunFolder) -> None:
     for step in (None, 3):
-        with pytest.raises(RunFolderError, match=r"no final model and no checkpoint yet; `shardyard resume`"):
+        with pytest.raises(RunFolderError, match=f"no checkpoint yet; `shardyard resume {folder.path}`"):
             load_trained(folder, step)
 
 

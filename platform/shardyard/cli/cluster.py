@@ -146,7 +146,7 @@ def _show_quick_start(record: ClusterRecord) -> None:
         output.line(f"  add a host       copy {record.token_path} to ~/.shardyard/token there, chmod 600, then")
         output.line(f"                   shardyard cluster join {record.gcs}")
     output.line()
-    output.line("`shardyard launch`, `ray status`, `ray job list` and other clients go to it where this is set:")
+    output.line("`shardyard launch RECIPE`, `ray status`, `ray job list` and other clients go to it where this is set:")
     output.line(f"  export {exports}")
 
 

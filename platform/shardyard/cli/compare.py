@@ -16,7 +16,7 @@ from shardyard.errors import UsageError
 from shardyard.tracking.comparison import Comparison
 from shardyard.tracking.comparison import compare as side_by_side
 from shardyard.tracking.files import encode
-from shardyard.tracking.runfolder import RunFolder, runs_folder
+from shardyard.tracking.runfolder import RunFolder, runs_dir_option, runs_folder
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique beginnings, paths, or `latest`.")]
 
@@ -26,7 +26,8 @@ def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> No
     folder = runs_folder(runs_dir)
     chosen = list(dict.fromkeys(RunFolder.open(folder, name).path for name in runs))
     if len(chosen) < 2:
-        raise UsageError("a comparison needs two different runs; `shardyard runs` lists them.")
+        listing = f"shardyard runs{runs_dir_option(folder)}"
+        raise UsageError(f"a comparison needs two different runs; `{listing}` lists them.")
     found = side_by_side([RunFolder(path) for path in chosen])
     if as_json:
         output.print_json(json.loads(encode(_as_json(found))))

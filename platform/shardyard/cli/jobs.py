@@ -15,11 +15,11 @@ from shardyard.cli import jobs_elsewhere, output
 from shardyard.cli.jobs_found import Found, age_seconds, doing, find, folder_of, own
 from shardyard.cli.options import AsJson, Quiet, RunsDir
 from shardyard.cli.progress import whole_seconds
-from shardyard.cli.submit import Address
+from shardyard.cli.submit import Address, at_address
 from shardyard.errors import EXIT_TIMEOUT, ShardyardError, UsageError
 from shardyard.launch.jobs_api import TERMINAL, JobsApi
 from shardyard.tracking.files import encode
-from shardyard.tracking.runfolder import runs_folder
+from shardyard.tracking.runfolder import runs_folder, typed
 
 if TYPE_CHECKING:
     from shardyard.cli.jobs_slurm import SlurmFound
@@ -63,7 +63,7 @@ def ps(
     elif as_json:
         output.print_json([_facts(Found(job, api, folder_of(job))) for job in listed])
     elif not listed:
-        more = "" if show_all else "; `shardyard ps --all` lists those that have ended"
+        more = "" if show_all else f"; `shardyard ps --all{at_address(address)}` lists those that have ended"
         output.note(f"No job is waiting or running at {api.cluster.url}{more}.")
     else:
         output.print_table(_COLUMNS, [_row(job, api) for job in listed])
@@ -104,7 +104,14 @@ def stop(
             output.note(f"{found.id} has ended before ({found.state}).")
             continue
         found.stop()
-        output.note(f"{found.id} ends after this step, with a checkpoint; `shardyard wait {found.id}` waits for it.")
+        output.note(f"{found.id} ends after this step, with a checkpoint; `{_wait(found, address)}` waits for it.")
+
+
+def _wait(found: Found, address: str | None) -> str:
+    """The command that waits for it, with what finds it."""
+    if found.job is None and found.folder is not None:
+        return f"shardyard wait {typed(found.folder.path)}"
+    return f"shardyard wait {found.id}{at_address(address)}"
 
 
 def wait(

@@ -154,10 +154,11 @@ def pick(jobs: Sequence[dict[str, Any]], name: str, where: str) -> dict[str, Any
         shown = ", ".join(str(job["submission_id"]) for job in matches[:5]) + (", …" if len(matches) > 5 else "")
         raise UsageError(f"{name!r} may be any of {len(matches)} jobs at {where}: {shown}. Give more of the id.")
     if not ids:
-        raise UsageError(f"There are no jobs of Shardyard at {where}; `shardyard submit` starts one.")
+        raise UsageError(f"There are no jobs of Shardyard at {where}; `shardyard submit RECIPE` starts one.")
     near = difflib.get_close_matches(name, ids, n=3, cutoff=0.3) or ids[-3:]
     raise UsageError(
-        f"No job at {where} is called {name!r}. Nearest: {', '.join(near)}. `shardyard ps --all` lists all."
+        f"No job at {where} is called {name!r}. Nearest: {', '.join(near)}. "
+        f"`shardyard ps --all --address {where}` lists all."
     )
 
 

@@ -20,6 +20,7 @@ from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT, Usa
 from shardyard.imports import import_at_once
 from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.plan import RunPlan
+from shardyard.tracking.runfolder import typed
 
 if TYPE_CHECKING:
     from shardyard.engine.job import Job
@@ -109,7 +110,9 @@ def refuse_what_does_not_fit(made: RunPlan) -> None:
     """
     if made.fits is False:
         verdict = list(rows(made))[-1]
-        raise UsageError(f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan` shows what takes it.")
+        raise UsageError(
+            f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan RECIPE` shows what takes it."
+        )
 
 
 def _refuse_running(folder: RunFolder) -> None:
@@ -273,7 +276,7 @@ def _farewell(folder: RunFolder, outcome: str, *, quiet: bool) -> None:
         saved = "with a checkpoint" if any(folder.checkpoints.glob("step-*")) else "before its first checkpoint"
         output.line(f"{outcome} at step {info['step']} of {info['total_steps']}, {saved}")
         output.line(f"run folder   {folder.path}")
-    output.line(f"resume       shardyard resume {folder.id}")
+        output.line(f"resume       shardyard resume {typed(folder.path)}")
     for line in _wandb_lines(folder):
         output.line(line)
 
@@ -300,8 +303,8 @@ def _next_command(folder: RunFolder) -> str:
     from shardyard.recipe.objectives import OBJECTIVES
 
     if OBJECTIVES[_objective_of(folder)].generates:
-        return f'shardyard sample {folder.id} "your prompt"'
-    return f"shardyard eval {folder.id}"
+        return f'shardyard sample {typed(folder.path)} "your prompt"'
+    return f"shardyard eval {typed(folder.path)}"
 
 
 def _last_samples(folder: RunFolder) -> list[str]:
@@ -315,4 +318,4 @@ def _last_samples(folder: RunFolder) -> list[str]:
 
 def _wandb_lines(folder: RunFolder) -> list[str]:
     offline = sorted(folder.wandb.glob("offline-run-*"))
-    return [f"W&B          shardyard wandb sync {folder.id}"] if offline else []
+    return [f"W&B          shardyard wandb sync {typed(folder.path)}"] if offline else []

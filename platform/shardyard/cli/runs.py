@@ -13,7 +13,7 @@ from shardyard.cli.options import AsJson, Quiet, RunsDir
 from shardyard.cli.plot import bars, plot
 from shardyard.cli.progress import number, whole_seconds
 from shardyard.tracking.files import encode
-from shardyard.tracking.runfolder import RunFolder, list_runs, runs_folder
+from shardyard.tracking.runfolder import RunFolder, list_runs, runs_dir_option, runs_folder
 from shardyard.tracking.summary import Summary, curve, summarize
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
@@ -40,7 +40,9 @@ def runs(
     elif as_json:
         _print_json([asdict(summarize(item)) for item in chosen])
     elif not chosen:
-        output.note(f"There are no runs in {folder}. Start one with `shardyard launch gpt/quickstart`.")
+        output.note(
+            f"There are no runs in {folder}. Start one with `shardyard launch gpt/quickstart{runs_dir_option(folder)}`."
+        )
     else:
         _list(chosen)
 

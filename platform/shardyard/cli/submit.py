@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,11 @@ def submit(
         api = connect(address)
     request = _request(loaded, _plan(loaded, api), asked, address)
     return _on_ray(request, api, wait=wait, quiet=quiet)
+
+
+def at_address(address: str | None) -> str:
+    """The option that finds the same cluster again; "" where the environment or the cluster of this machine says it."""
+    return f" --address {shlex.quote(address)}" if address is not None else ""
 
 
 def refuse_relative_files(loaded: LoadedRecipe) -> None:
@@ -140,7 +146,7 @@ def _on_ray(request: SubmitRequest, api: JobsApi | None, *, wait: bool, quiet: b
     else:
         output.line(f"job          {job_id}")
         output.line(f"run folder   {request.runs_dir / job_id}")
-        output.line(f"follow       shardyard logs -f {job_id}")
+        output.line(f"follow       shardyard logs -f {job_id}{at_address(request.address)}")
     if not wait or api is None:
         return 0
     from shardyard.cli.jobs import follow

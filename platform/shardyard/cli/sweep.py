@@ -17,6 +17,7 @@ from shardyard.extras import missing, require
 from shardyard.recipe.nearest import nearest
 from shardyard.recipe.sweep_load import load_sweep
 from shardyard.recipe.sweep_trials import flat, shown, varying
+from shardyard.tracking.runfolder import runs_dir_option, runs_folder, typed
 
 if TYPE_CHECKING:
     from shardyard.launch.sweep_folder import SweepFolder, TrialState
@@ -61,7 +62,6 @@ def run_sweep(
     loaded = load_sweep(name, overrides or [])
     _require_libraries(loaded.sweep)
     from shardyard.launch.sweep_folder import SweepFolder
-    from shardyard.tracking.runfolder import runs_folder
 
     return _carry_out(SweepFolder.create(runs_folder(runs_dir), loaded), address, quiet=quiet)
 
@@ -75,7 +75,7 @@ def resume_sweep(name: SweepName, runs_dir: RunsDir = None, address: Address = N
         driver = folder.info().get("driver") or {}
         raise UsageError(
             f"{folder.id} is being run by process {driver.get('pid')} on {driver.get('host')}; "
-            f"`shardyard sweep stop {folder.id}` stops it."
+            f"`shardyard sweep stop {typed(folder.path)}` stops it."
         )
     return _carry_out(folder, address, quiet=quiet)
 
@@ -84,7 +84,6 @@ def resume_sweep(name: SweepName, runs_dir: RunsDir = None, address: Address = N
 def list_all(runs_dir: RunsDir = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List sweeps, the newest first."""
     from shardyard.launch.sweep_folder import best_trial, list_sweeps
-    from shardyard.tracking.runfolder import runs_folder
 
     found = list_sweeps(runs_folder(runs_dir))
     if quiet:
@@ -100,7 +99,8 @@ def list_all(runs_dir: RunsDir = None, as_json: AsJson = False, quiet: Quiet = F
     if as_json:
         output.print_json(rows)
     elif not rows:
-        output.note("There are no sweeps. Start one with `shardyard sweep sweeps/lr-batch`.")
+        place = runs_dir_option(runs_folder(runs_dir))
+        output.note(f"There are no sweeps. Start one with `shardyard sweep sweeps/lr-batch{place}`.")
     else:
         table = [(r["sweep"], r["state"], str(r["ended"]), _number(r["best"])) for r in rows]
         output.print_table(("sweep", "state", "ended trials", "best"), table)
@@ -182,7 +182,7 @@ def stop(name: SweepName, runs_dir: RunsDir = None) -> None:
     if not folder.alive:
         raise UsageError(f"{folder.id} is not running; its state is {_state(folder)}.")
     folder.request_stop()
-    output.line(f"{folder.id} stops after the steps at hand; `shardyard sweep resume {folder.id}` goes on.")
+    output.line(f"{folder.id} stops after the steps at hand; `shardyard sweep resume {typed(folder.path)}` goes on.")
 
 
 @sweep.command("fit")
@@ -224,7 +224,6 @@ def fit(
 
 def _open(name: str, runs_dir: Path | None) -> SweepFolder:
     from shardyard.launch.sweep_folder import SweepFolder
-    from shardyard.tracking.runfolder import runs_folder
 
     return SweepFolder.open(runs_folder(runs_dir), name)
 
@@ -247,9 +246,9 @@ def _carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> int:
         _print_trials(folder, _ranked(folder))
         output.line(f"sweep folder  {folder.path}")
         if state == "finished":
-            output.line(f"best          shardyard sweep best {folder.id} --out best.yaml")
+            output.line(f"best          shardyard sweep best {typed(folder.path)} --out best.yaml")
         else:
-            output.line(f"{state}; go on with `shardyard sweep resume {folder.id}`")
+            output.line(f"{state}; go on with `shardyard sweep resume {typed(folder.path)}`")
     return code
 
 

@@ -92,11 +92,11 @@ def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
 def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
     """End without Ray, which would hold up the end of the process as well."""
     from shardyard.launch.stop import end_children
-    from shardyard.tracking.runfolder import now_text
+    from shardyard.tracking.runfolder import now_text, typed
 
     folder.update(state="stopped", ended=now_text())
     folder.write_table()
-    output.note(f"Ray went away; all trials have stopped. Go on with `shardyard sweep resume {folder.id}`.")
+    output.note(f"Ray went away; all trials have stopped. Go on with `shardyard sweep resume {typed(folder.path)}`.")
     end_children()
     sys.stdout.flush()
     os._exit(code)

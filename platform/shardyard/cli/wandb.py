@@ -13,7 +13,7 @@ import typer
 from shardyard.cli import output
 from shardyard.cli.options import AsJson, Quiet, RunsDir
 from shardyard.errors import EXIT_FAILED, RunFolderError, ShardyardError, UsageError
-from shardyard.tracking.runfolder import RunFolder, list_runs, runs_folder
+from shardyard.tracking.runfolder import RunFolder, list_runs, runs_dir_option, runs_folder
 from shardyard.tracking.wandb_import import read_runs, write_run
 from shardyard.tracking.wandb_sync import Plan, Progress, check_account, offline_runs, plan_upload, upload
 
@@ -45,7 +45,8 @@ def sync_runs(
 ) -> int:
     """Upload runs, each as one run of W&B over all its restarts. What W&B has already is not sent again."""
     if everything == bool(runs):
-        raise UsageError("name the runs to upload, or give --all; `shardyard runs` lists them.")
+        listing = f"shardyard runs{runs_dir_option(runs_folder(runs_dir))}"
+        raise UsageError(f"name the runs to upload, or give --all; `{listing}` lists them.")
     folder = runs_folder(runs_dir)
     chosen = offline_runs(list_runs(folder)) if everything else [RunFolder.open(folder, name) for name in runs or []]
     plans = _plans(chosen, project, entity, lenient=everything)

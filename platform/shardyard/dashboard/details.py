@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sqlite3
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from shardyard.dashboard.columns import TABLES
 from shardyard.dashboard.files import json_lines, names_below, opened_below, pread, read_below, stat_below, text_below
 from shardyard.dashboard.logs import ranks_of
+from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.tracking import record
 from shardyard.tracking.provenance import is_secret_name, scrub
 
@@ -158,7 +160,22 @@ def detail(connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summa
         "checkpoints": checkpoints(folder),
         "files": files_of(folder),
         "wandb": _wandb_link(folder),
+        "commands": commands(folder, str(row["state"])),
     }
+
+
+def commands(folder: Path, state: str) -> dict[str, str]:
+    """What to type about a run, by purpose. The path is found from any folder and with any runs folder."""
+    name = shlex.quote(str(folder))
+    found = {"stop": f"shardyard stop {name}", "export": f"shardyard export {name}"}
+    if state != "finished":
+        found["resume"] = f"shardyard resume {name}"
+    if objective := re.search(r"^objective: (\w+)$", text_below(folder, "resolved.yaml") or "", re.MULTILINE):
+        facts = OBJECTIVES.get(objective[1])
+        found["try"] = (
+            f'shardyard sample {name} "your prompt"' if facts and facts.generates else f"shardyard eval {name}"
+        )
+    return found
 
 
 def _wandb_link(folder: Path) -> str | None:

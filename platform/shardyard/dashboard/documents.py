@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -78,7 +79,7 @@ def _read(folder: Path, step: int) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         sentence = (
             f"Reading the data up to step {step} takes longer than {LIMIT_SECONDS:.0f} s: it begins at the newest "
-            f"checkpoint before it. In a terminal: shardyard data rows {folder.name} --step {step}"
+            f"checkpoint before it. In a terminal: shardyard data rows {shlex.quote(str(folder))} --step {step}"
         )
         return _problem(step, sentence) | {"lasting": False}
     if done.returncode != 0:

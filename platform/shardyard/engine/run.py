@@ -18,7 +18,7 @@ from shardyard.errors import HardwareError, ShardyardError
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
 from shardyard.tracking.record import evaluation_of
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.runfolder import read_metrics, typed
 
 
 def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
@@ -107,4 +107,7 @@ def _export(session: Session) -> None:
             problem = f"the trained model could not be written to {session.folder.path / 'final'}: {error}"
     problem = from_first(problem, session.rank)
     if problem is not None:
-        raise ShardyardError(f"{problem}. The last checkpoint is whole: free the cause and run `shardyard export`.")
+        raise ShardyardError(
+            f"{problem}. The last checkpoint is whole: free the cause and run "
+            f"`shardyard export {typed(session.folder.path)}`."
+        )

@@ -29,7 +29,7 @@ from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import World, make_plan
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.record import evaluation_of
-from shardyard.tracking.runfolder import RunFolder, read_metrics
+from shardyard.tracking.runfolder import RunFolder, read_metrics, typed
 
 DEFAULT_MICRO_BATCH = 8
 
@@ -51,7 +51,8 @@ class Trained:
         """
         if not OBJECTIVES[self.recipe.objective].generates:
             raise UsageError(
-                f"a model trained for {self.recipe.objective} does not continue a prompt; `shardyard eval` measures it."
+                f"a model trained for {self.recipe.objective} does not continue a prompt; "
+                "`shardyard eval RUN` measures it."
             )
         return [
             generate(
@@ -146,7 +147,8 @@ def _pick(folder: RunFolder, step: int | None) -> Path:
     found = {int(path.name.removeprefix("step-")): path for path in whole_checkpoints(folder.checkpoints)}
     if not found:
         raise RunFolderError(
-            f"{folder.path} has no final model and no checkpoint yet; `shardyard resume` goes on with it."
+            f"{folder.path} has no final model and no checkpoint yet; "
+            f"`shardyard resume {typed(folder.path)}` goes on with it."
         )
     if step is None:
         return found[max(found)]

@@ -15,6 +15,7 @@ from shardyard.engine import checkpoint_files as files
 from shardyard.engine.checkpoint import ENGINE_TAG
 from shardyard.engine.expert_weights import as_transformers, parallel_layers, read_experts, whole_experts
 from shardyard.errors import CheckpointError
+from shardyard.tracking.runfolder import typed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,7 +61,8 @@ def weights_of_checkpoint(folder: Path, *, precision: str) -> Mapping[str, Tenso
     if manifest["zero_stage"] == 3 and parallel > 1:
         raise CheckpointError(
             f"{folder} holds experts that are spread over {parallel} ranks in the shards of ZeRO-3, which only those "
-            "ranks put together; `shardyard resume` goes on with the run, which writes final/ at its end"
+            f"ranks put together; `shardyard resume {typed(folder.parents[1])}` goes on with the run, "
+            "which writes final/ at its end"
         )
     if manifest["zero_stage"] == 3:
         weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG)

@@ -61,7 +61,7 @@ class RayCluster:
         if not verdict.ever and not self.autoscales:
             raise HardwareError(
                 f"{self.name} cannot hold this run: it {verdict.sentence}. Lower cluster.workers or what each worker "
-                "takes, which `shardyard plan` shows, or add nodes."
+                "takes, which `shardyard plan RECIPE` shows, or add nodes."
             )
 
     def asked(self, demand: Demand) -> Demand:

@@ -17,7 +17,7 @@ from shardyard.launch.room import Room
 from shardyard.launch.trainer import NotPlacedError, attempt
 from shardyard.recipe.placement import demand_of
 from shardyard.tracking.files import JsonlWriter
-from shardyard.tracking.runfolder import owner
+from shardyard.tracking.runfolder import owner, typed
 
 if TYPE_CHECKING:
     from shardyard.engine.loop import Outcome
@@ -138,8 +138,8 @@ def _recover(job: Job, failure: Failure, failures: int) -> None:
         _tell_failure(job, failure, failure.describe())
         raise TrainingError(
             f"training failed, and {decision.reason}:\n{failure.describe()}\n"
-            f"Logs of all ranks are in {job.folder.path / 'logs'}; `shardyard resume {job.folder.id}` goes on from the "
-            "newest checkpoint."
+            f"Logs of all ranks are in {job.folder.path / 'logs'}; "
+            f"`shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint."
         )
     _tell_failure(job, failure, announce(failure, decision))
     time.sleep(decision.wait_seconds)

@@ -82,7 +82,7 @@ def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, nodes: list[Node], url:
     if not verdict.ever:
         raise UsageError(
             f"{recipe.name} {verdict.sentence} at {url}. Lower cluster.workers or what each worker takes, which "
-            "`shardyard plan` shows, or add nodes."
+            "`shardyard plan RECIPE` shows, or add nodes."
         )
 
 

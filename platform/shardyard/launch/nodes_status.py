@@ -82,7 +82,8 @@ def status(record: ClusterRecord) -> ClusterStatus:
         again = "up" if record.role == "head" else f"join {record.gcs}"
         raise ShardyardError(
             f"the head of the cluster at {record.gcs} {what}. `shardyard cluster down` ends what is left of it here, "
-            f"then `shardyard cluster {again}` starts anew; runs go on from their checkpoints with `shardyard resume`."
+            f"then `shardyard cluster {again}` starts anew; runs go on from their checkpoints "
+            "with `shardyard resume RUN`."
         )
     found = [_node(info, record) for info in _infos(record)]
     alive = {node.name for node in found if node.state == "ALIVE" and node.started_here}

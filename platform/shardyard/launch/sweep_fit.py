@@ -11,6 +11,7 @@ from shardyard.launch.sweep_folder import SweepFolder, TrialState
 from shardyard.launch.sweep_run import trial_overrides
 from shardyard.recipe.plan import World
 from shardyard.recipe.sweep_load import load_base
+from shardyard.tracking.runfolder import typed
 
 Form = Literal["hoffmann", "kaplan"]
 
@@ -24,7 +25,9 @@ def fit_sweep(folder: SweepFolder, *, form: Form = "hoffmann") -> Fit:
     tested = (folder.info().get("prediction") or {}).get("trial")
     points = [point for trial in folder.trials() if trial.number != tested and (point := as_point(trial)) is not None]
     if not points:
-        raise UsageError(f"no trial of {folder.id} has finished; `shardyard sweep show {folder.id}` tells how it goes.")
+        raise UsageError(
+            f"no trial of {folder.id} has finished; `shardyard sweep show {typed(folder.path)}` tells how it goes."
+        )
     return fit_hoffmann(points) if form == "hoffmann" else fit_kaplan(points)
 
 

@@ -27,7 +27,7 @@ from shardyard.recipe.sweep_load import LoadedSweep
 from shardyard.recipe.sweep_trials import flat
 from shardyard.recipe.sweeps import Sweep
 from shardyard.tracking.files import decode, encode, write_atomically
-from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, sees
+from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, runs_dir_option, sees, typed
 
 FOLDER = "sweeps"
 ENDED = ("finished", "stopped early", "failed")
@@ -106,7 +106,8 @@ class SweepFolder:
         if matches:
             raise RunFolderError(f"{name!r} is the beginning of {len(matches)} sweeps: {listed}. Give more of it.")
         place = runs_dir / FOLDER
-        there = f"there are {listed}" if listed else "there is none; `shardyard sweep FILE` starts one"
+        start = f"shardyard sweep FILE{runs_dir_option(runs_dir)}"
+        there = f"there are {listed}" if listed else f"there is none; `{start}` starts one"
         raise RunFolderError(f"No sweep in {place} is called {name!r}; {there}.")
 
     def info(self) -> dict[str, Any]:
@@ -260,7 +261,7 @@ def require_best(folder: SweepFolder) -> TrialState:
     found = best_trial(folder, folder.trials())
     if found is None:
         raise UsageError(
-            f"no trial of {folder.id} was measured yet; `shardyard sweep show {folder.id}` tells how it goes."
+            f"no trial of {folder.id} was measured yet; `shardyard sweep show {typed(folder.path)}` tells how it goes."
         )
     return found
 

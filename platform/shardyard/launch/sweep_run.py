@@ -58,7 +58,9 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[st
     plan = prepare(recipe, _world(recipe))
     if plan.fits is False:
         needed = format_bytes(plan.memory.device_bytes)
-        raise HardwareError(f"the plan needs {needed} a rank, which does not fit; `shardyard plan` shows what takes it")
+        raise HardwareError(
+            f"the plan needs {needed} a rank, which does not fit; `shardyard plan RECIPE` shows what takes it"
+        )
     run = folder.run_of(number)
     if run is None:
         run = _new_run(folder, number, parameters, recipe, plan, starting)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,18 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
 def runs_folder(option: str | os.PathLike[str] | None = None) -> Path:
     """Where run folders go: `--runs-dir` if given, else SHARDYARD_RUNS, else ./runs; absolute."""
     return Path(option or os.environ.get(RUNS_VARIABLE) or "runs").expanduser().resolve()
+
+
+def typed(folder: Path) -> str:
+    """A run (or sweep) as a command that is printed names it, quoted for a shell: by its id where the runs folder of
+    this environment has it, else by its path, which is found from any folder and without `--runs-dir`."""
+    here = runs_folder()
+    return shlex.quote(folder.name if folder.parent in (here, here / "sweeps") else str(folder))
+
+
+def runs_dir_option(folder: Path) -> str:
+    """` --runs-dir FOLDER` for a command that is printed, quoted for a shell; "" where it would go there anyway."""
+    return "" if folder == runs_folder() else f" --runs-dir {shlex.quote(str(folder))}"
 
 
 def now_text() -> str:
@@ -271,7 +284,7 @@ def _named_folder(runs_dir: Path, run_id: str) -> Path:
     path = runs_dir / run_id
     path.mkdir(exist_ok=True)
     if (path / "run.json").exists():
-        raise RunFolderError(f"{path} exists already; `shardyard resume {run_id}` goes on with that run.")
+        raise RunFolderError(f"{path} exists already; `shardyard resume {typed(path)}` goes on with that run.")
     return path
 
 
@@ -288,11 +301,13 @@ def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
         )
     if not runs:
         raise RunFolderError(
-            f"There are no runs in {runs_dir}. Start one with `shardyard launch`, or give another --runs-dir."
+            f"There are no runs in {runs_dir}. Start one with "
+            f"`shardyard launch RECIPE{runs_dir_option(runs_dir)}`, or give another --runs-dir."
         )
     near = difflib.get_close_matches(text, [run.id for run in runs], n=3, cutoff=0.3) or [run.id for run in runs[:3]]
     raise RunFolderError(
-        f"No run in {runs_dir} is called {text!r}. Nearest: {', '.join(near)}. `shardyard runs` lists all."
+        f"No run in {runs_dir} is called {text!r}. Nearest: {', '.join(near)}. "
+        f"`shardyard runs{runs_dir_option(runs_dir)}` lists all."
     )
 
 

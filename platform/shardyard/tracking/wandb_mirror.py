@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from shardyard.recipe.schema import Wandb
 from shardyard.tracking.provenance import is_secret_name, scrub
+from shardyard.tracking.runfolder import typed
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class WandbMirror:
         self.dropped = 0
         self._settings = settings
         self._identity: dict[str, Any] = {"id": run_id, "name": name, "tags": list(tags), "config": config}
+        self._typed = typed(Path(folder))
         self._root = Path(os.environ.get("WANDB_DIR") or folder)
         self._init_timeout_seconds = init_timeout_seconds
         self._finish_timeout_seconds = finish_timeout_seconds
@@ -170,7 +172,7 @@ class WandbMirror:
         except Exception as error:  # whatever keeps W&B from its server, offline still works
             if mode != "online":
                 raise
-            later = "upload later with `shardyard wandb sync`"
+            later = f"upload later with `shardyard wandb sync {self._typed}`"
             self._say(f"W&B: no connection ({_reason(error)}); continuing offline, {later}.")
             mode = "offline"
             self._release_run_id()

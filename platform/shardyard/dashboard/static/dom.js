@@ -113,6 +113,11 @@ export async function copy(text, button) {
   setTimeout(() => button.classList.remove("done"), 1200);
 }
 
+// Text as one word of a command.
+export function shell(text) {
+  return /^[\w.=/:@%+,~-]+$/.test(text) && !text.startsWith("~") ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
 // A command to type, with a button that copies it.
 export function command(text) {
   const button = h("button.ghost.small", { type: "button", onclick: () => copy(text, button), "aria-label": `Copy: ${text}` }, "Copy");

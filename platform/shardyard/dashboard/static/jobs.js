@@ -1,7 +1,7 @@
 // The cluster: who waits for what and why, what runs where, and a way to stop it.
 
-import { get, id as quoted, post } from "./api.js";
-import { announce, command, confirm, fill, h } from "./dom.js";
+import { get, id as quoted, post, who } from "./api.js";
+import { announce, command, confirm, fill, h, shell } from "./dom.js";
 import { ago, bytes, duration, moment, number } from "./format.js";
 import { register } from "./keys.js";
 import { link } from "./router.js";
@@ -29,6 +29,7 @@ class JobsView {
     clearTimeout(this.timer);
     if (this.gone || document.hidden) return;
     try {
+      this.runsDir ??= (await who()).runs_dir;
       this.draw(await get("/api/jobs"));
       fill(this.wrong);
     } catch (error) {
@@ -45,7 +46,7 @@ class JobsView {
     this.drawn = true;
     if (!answer.available) {
       this.count.textContent = "";
-      fill(this.place, empty("No cluster", sentence(answer.why || "the dashboard knows of no Ray cluster."), h("p", {}, "Start one on this machine, then this dashboard with its address:"), command("shardyard cluster up"), command("shardyard dashboard --address http://127.0.0.1:8265"),
+      fill(this.place, empty("No cluster", sentence(answer.why || "the dashboard knows of no Ray cluster."), h("p", {}, "Start one on this machine, then this dashboard with its address:"), command("shardyard cluster up"), command(`shardyard dashboard --address http://127.0.0.1:8265 --runs-dir ${shell(this.runsDir)}`),
         h("p.dim", {}, "Runs that ", h("code", {}, "shardyard launch"), " started need no cluster and are listed under Runs.")));
       return;
     }

@@ -99,7 +99,7 @@ class RunView {
       await post(`/api/jobs/${quoted(this.id)}/stop`);
       announce("The run is being stopped");
     } catch (error) {
-      this.head.append(warning(error.message), command(`shardyard stop ${this.id}`));
+      this.head.append(warning(error.message), command(this.run.commands.stop));
     }
   }
 
@@ -110,7 +110,7 @@ class RunView {
       announce("The run is resumed");
       this.reload();
     } catch (error) {
-      this.head.append(warning(error.message), command(`shardyard resume ${this.id}`));
+      this.head.append(warning(error.message), this.run.commands.resume ? command(this.run.commands.resume) : "");
     }
   }
 

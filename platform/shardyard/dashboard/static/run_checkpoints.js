@@ -23,7 +23,7 @@ export class Checkpoints {
     const rows = list.map((one) => [whole(one.step), state(one.state), bytes(one.bytes), when(one.created)]);
     fill(this.place, h("section.panel", {}, h("h2", {}, "Checkpoints"), simpleTable("Checkpoints", ["Step", "State", "Size", "Written"], rows, { numeric: [2] }),
       h("p.dim", {}, `${bytes(list.reduce((sum, one) => sum + (one.bytes ?? 0), 0))} in all. Damaged ones are passed over when a run is resumed.`)),
-    newest && h("section.panel", {}, h("h2", {}, "From the newest whole one"), command(`shardyard resume ${this.view.id}`), command(`shardyard sample ${this.view.id}`), command(`shardyard export ${this.view.id}`)));
+    newest && h("section.panel", {}, h("h2", {}, "From the newest whole one"), ["resume", "try", "export"].map((purpose) => this.view.run.commands?.[purpose]).filter(Boolean).map(command)));
   }
 
   destroy() {}

@@ -26,7 +26,7 @@ export class Samples {
 
   draw() {
     if (!this.samples.length) {
-      fill(this.place, empty("No samples", "`sample.prompts` in the recipe says what the model is asked, and `sample.every` how often."));
+      fill(this.place, empty("No samples", "`sample.prompts` in the recipe says what the model is asked, and `evaluate.every` how often."));
       return;
     }
     const prompts = [...new Set(this.samples.map((sample) => sample.prompt ?? ""))];

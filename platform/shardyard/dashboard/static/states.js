@@ -1,6 +1,6 @@
 // What is shown when there is nothing to show: while loading, when there is nothing yet, when something is wrong.
 
-import { command, h, prose } from "./dom.js";
+import { command, h, prose, shell } from "./dom.js";
 
 export const STATES = {
   running: "running", finished: "finished", failed: "failed", interrupted: "interrupted", preempted: "preempted",
@@ -30,7 +30,7 @@ export function noRuns(folder) {
   return empty(
     "No runs yet",
     `Nothing has been launched into ${folder}. This trains a small model on two CPU cores within minutes and appears here as it starts:`,
-    command(`shardyard launch gpt/quickstart --runs-dir ${folder}`),
+    command(`shardyard launch gpt/quickstart --runs-dir ${shell(folder)}`),
     h("p.dim", {}, "Runs elsewhere? Start the dashboard with --runs-dir, or set SHARDYARD_RUNS."),
   );
 }

@@ -1,7 +1,7 @@
 // A recipe to the cluster: choose it, change fields, see at once what is wrong, what follows and whether it fits.
 
 import { get, post, who } from "./api.js";
-import { announce, command, confirm, debounce, field, fill, h } from "./dom.js";
+import { announce, command, confirm, debounce, field, fill, h, shell } from "./dom.js";
 import { bytes, count, number, whole } from "./format.js";
 import { link, setParams } from "./router.js";
 import { yaml } from "./run_recipe.js";
@@ -99,7 +99,8 @@ class SubmitView {
     fill(this.problems, problems.length ? h("ul", {}, problems.map((one) => h("li", {}, one.path && h("code", {}, one.path), " ", one.message, one.where && h("span.dim", {}, ` (${one.where})`)))) : h("p.good", {}, "The recipe is valid."));
     if (!this.plan.hasChildNodes()) fill(this.plan, skeleton(4));
     this.button.disabled = problems.length > 0 || !this.session.cluster;
-    if (this.terminal) fill(this.terminal, command(["shardyard", "launch", this.name, ...this.lines().flatMap((line) => ["-s", shell(line)])].join(" ")));
+    // A command that would be refused is not offered.
+    if (this.terminal) fill(this.terminal, problems.length ? h("p.dim", {}, "The command appears when the recipe is valid.") : command(`shardyard launch ${this.name}${this.lines().map((line) => ` -s ${shell(line)}`).join("")} --runs-dir ${shell(this.session.runs_dir)}`));
   }
 
   async submit() {
@@ -120,10 +121,6 @@ class SubmitView {
     this.turn = -1;
     this.checkSoon.cancel();
   }
-}
-
-function shell(text) {
-  return /^[\w.=/:@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
 function shown(plan) {

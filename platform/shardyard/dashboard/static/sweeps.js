@@ -1,7 +1,7 @@
 // Sweeps: all of them, and one with its trials, what its parameters do to the result, and its scaling law.
 
-import { get } from "./api.js";
-import { command, fill, h } from "./dom.js";
+import { get, who } from "./api.js";
+import { command, fill, h, shell } from "./dom.js";
 import { ago, count, number, percent, plain, real, whole } from "./format.js";
 import { link } from "./router.js";
 import { Relations } from "./relations.js";
@@ -24,7 +24,8 @@ async function list(root) {
   const sweeps = Array.isArray(answer) ? answer : answer.sweeps ?? [];
   const head = h("div.head", {}, h("h1", {}, "Sweeps"), h("span.count", {}, sweeps.length ? String(sweeps.length) : ""));
   if (!sweeps.length) {
-    fill(root, head, empty("No sweeps yet", "A sweep launches one recipe many times, with other settings each time, and finds the best:", command("shardyard sweep sweeps/learning-rate")));
+    const { runs_dir: folder } = await who();
+    fill(root, head, empty("No sweeps yet", "A sweep launches one recipe many times, with other settings each time, and finds the best:", command(`shardyard sweep sweeps/lr-batch --runs-dir ${shell(folder)}`)));
     return {};
   }
   const rows = sweeps.map((sweep) => [
