@@ -66,10 +66,13 @@ def test_nothing_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["validat"], "Error: No such command 'validat'; `shardyard --help` shows"),
+        (["validat"], "Error: No such command 'validat'. Did you mean 'validate'? `shardyard --help` shows"),
+        (["train"], "Error: No such command 'train'. Did you mean 'launch'? `"),
+        (["VERSION"], "Did you mean '--version'? `"),
+        (["zzzz"], "Error: No such command 'zzzz'; `shardyard --help` shows"),
         (["validate"], "`shardyard validate --help` shows"),
         (["validate", "--nope", "x"], "No such option: --nope; `shardyard validate --help`"),
-        (["recipes", "sho"], "`shardyard recipes --help`"),
+        (["recipes", "sho"], "Did you mean 'show'? `shardyard recipes --help`"),
     ],
 )
 def test_usage_errors_say_where_help_is(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

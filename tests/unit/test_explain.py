@@ -7,6 +7,10 @@ import pytest
 from shardyard.errors import UsageError
 from shardyard.recipe.explain import explain_field, is_field
 from shardyard.recipe.fields import all_paths
+from shardyard.recipe.synonyms import SYNONYMS
+
+# Fields that are on their way.
+PENDING = {"train.epochs"}
 
 
 def test_a_number_with_unit_and_range() -> None:
@@ -52,11 +56,43 @@ def test_every_field_can_be_explained() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("learning_rate", "optimizer.lr"),
+        ("batch_size", "train.global_batch"),
+        ("per-device-train-batch-size", "train.micro_batch"),
+        ("n_layer", "model.config.n_layer"),
+        ("max_steps", "train.steps"),
+        ("context_length", "data.sequence_length"),
+        ("warmup_steps", "schedule.warmup"),
+        ("optimizer.learning_rate", "optimizer.lr"),
+        ("gpus", "cluster.workers"),
+    ],
+)
+def test_names_of_other_tools_are_explained(name: str, path: str) -> None:
+    explained = explain_field(name)
+    assert explained.path == path
+    assert str(explained).startswith(f"{name} is {path} here")
+    assert explained.meaning == explain_field(path).meaning
+
+
+def test_every_synonym_stands_for_a_field() -> None:
+    assert len(SYNONYMS) > 250
+    assert not {found.path for found in SYNONYMS.values() if not is_field(found.path)} - PENDING
+    # A field of this name is never hidden by a synonym.
+    leaves = {path.rpartition(".")[2] for path in all_paths()} | set(all_paths())
+    assert not {name for name, found in SYNONYMS.items() if name in leaves and found.path.rpartition(".")[2] != name}
+
+
+@pytest.mark.parametrize(
     ("path", "hint"),
     [
         ("train.gloal_batch", "did you mean 'global_batch'?"),
         ("trian.steps", "did you mean 'train'?"),
         ("warmup", "did you mean 'schedule.warmup'?"),
+        ("lerning_rate", "did you mean 'optimizer.lr'?"),
+        ("train.model", "it belongs at the top of the recipe, not below train; in a file, check its indentation."),
+        ("quantum", "valid: name"),
         ("train.steps.x", "nothing, this field holds a value"),
         ("", "valid: name"),
     ],

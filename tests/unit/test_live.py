@@ -242,8 +242,32 @@ def test_runs_shows_one_run(tmp_path: Path, two_runs: list[RunFolder], capsys: p
 
 
 def test_no_runs_is_said_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert shardyard(["runs", "--runs-dir", str(tmp_path / "none")]) == 0
-    assert "There are no runs in" in capsys.readouterr().err
+    assert shardyard(["runs", "--runs-dir", str(tmp_path)]) == 0
+    assert f"There are no runs in {tmp_path}. Start" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["runs"], ["runs", "-q"], ["compare", "a", "b"], ["sweep", "list"], ["wandb", "sync", "--all"]]
+)
+def test_a_runs_folder_that_is_not_there_is_said(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shardyard([*command, "--runs-dir", str(tmp_path / "none")]) == 2
+    assert f"the runs folder {tmp_path}/none, which --runs-dir names, is not there" in capsys.readouterr().err
+    monkeypatch.setenv("SHARDYARD_RUNS", str(tmp_path / "gone"))
+    assert shardyard(command) == 2
+    assert f"the runs folder {tmp_path}/gone, which SHARDYARD_RUNS names, is not there" in capsys.readouterr().err
+
+
+def test_the_default_runs_folder_need_not_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHARDYARD_RUNS", raising=False)
+    assert shardyard(["runs"]) == 0
+    assert f"There is no runs folder {tmp_path}/runs yet. Start" in capsys.readouterr().err
+    assert shardyard(["watch", "latest"]) == 2
+    assert f"The runs folder {tmp_path}/runs is not there. Start" in capsys.readouterr().err
 
 
 def test_what_reading_left_out_is_told_and_nothing_else() -> None:

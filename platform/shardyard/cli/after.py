@@ -31,9 +31,10 @@ def sample(
     runs_dir: RunsDir = None,
 ) -> None:
     """Continue a prompt with a trained model; an encoder–decoder turns it into another text."""
+    folder = _open(run, runs_dir)  # before torch is imported: a name that is none is refused at once
     from shardyard.engine.trained import load_trained
 
-    trained = load_trained(_open(run, runs_dir), step)
+    trained = load_trained(folder, step)
     texts = trained.sample(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     for prompt, text in zip(prompts, texts, strict=True):
         if as_json:

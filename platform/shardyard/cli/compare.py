@@ -8,22 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
-from shardyard.cli import output
-from shardyard.cli.options import AsJson, RunsDir
+from shardyard.cli import complete, output
+from shardyard.cli.options import AsJson, RunsDir, listed_folder
 from shardyard.cli.progress import number
 from shardyard.cli.runs import curve_in_text
 from shardyard.errors import UsageError
 from shardyard.tracking.comparison import Comparison
 from shardyard.tracking.comparison import compare as side_by_side
 from shardyard.tracking.files import encode
-from shardyard.tracking.runfolder import RunFolder, runs_dir_option, runs_folder
+from shardyard.tracking.runfolder import RunFolder, runs_dir_option
 
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique beginnings, paths, or `latest`.")]
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...", autocompletion=complete.run_ids, help="Ids, unique beginnings, paths, or `latest`."
+    ),
+]
 
 
 def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> None:
     """Put runs side by side: the fields of their recipes that differ, and their newest metrics."""
-    folder = runs_folder(runs_dir)
+    folder = listed_folder(runs_dir)
     chosen = list(dict.fromkeys(RunFolder.open(folder, name).path for name in runs))
     if len(chosen) < 2:
         listing = f"shardyard runs{runs_dir_option(folder)}"

@@ -50,7 +50,8 @@ def dashboard(
     full = f"{place}?token={token}"
     # Where a file keeps the token, it stands nowhere else; one that was made for this run is told to its person alone.
     output.line(f"dashboard    {place if token_file is not None else full}")
-    output.line(f"runs         {folder}")
+    absent = "" if folder.is_dir() else " (is not there yet; a launch into it makes it)"
+    output.line(f"runs         {folder}{absent}")
     if token_file is not None:
         output.note(f"The token is in {token_file}; open {place}?token=… with it.")
     if not _is_loopback(host):

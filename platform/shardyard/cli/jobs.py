@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from shardyard.cli import jobs_elsewhere, output
+from shardyard.cli import complete, jobs_elsewhere, output
 from shardyard.cli.jobs_found import Found, age_seconds, doing, find, folder_of, own
 from shardyard.cli.options import AsJson, Quiet, RunsDir
 from shardyard.cli.progress import whole_seconds
@@ -34,7 +34,12 @@ OnKubernetes = Annotated[
     Literal["kuberay"] | None, typer.Option("--on", help="kuberay: jobs of Kubernetes, by the ids that `ps` shows.")
 ]
 JobName = Annotated[
-    str, typer.Argument(metavar="JOB", help="Id of a job or run, a unique beginning of it, or `latest`.")
+    str,
+    typer.Argument(
+        metavar="JOB",
+        autocompletion=complete.run_ids,
+        help="Id of a job or run, a unique beginning of it, or `latest`.",
+    ),
 ]
 
 
@@ -89,7 +94,12 @@ def logs(
 
 
 def stop(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, unique beginnings of ids, or `latest`.")],
+    jobs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="JOB...", autocompletion=complete.run_ids, help="Ids, unique beginnings of ids, or `latest`."
+        ),
+    ],
     address: Address = None,
     on: OnKubernetes = None,
     runs_dir: RunsDir = None,

@@ -6,6 +6,7 @@ is imported only once the command is chosen.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -66,6 +67,44 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
+# What the same is called elsewhere → what to type here.
+OTHER_NAMES = {
+    "train": "launch",
+    "run": "launch",
+    "start": "launch",
+    "fit": "launch",
+    "continue": "resume",
+    "restart": "resume",
+    "check": "validate",
+    "lint": "validate",
+    "evaluate": "eval",
+    "test": "eval",
+    "generate": "sample",
+    "predict": "sample",
+    "complete": "sample",
+    "jobs": "ps",
+    "queue": "ps",
+    "cancel": "stop",
+    "kill": "stop",
+    "log": "logs",
+    "list": "runs",
+    "ls": "runs",
+    "diff": "compare",
+    "status": "inspect",
+    "describe": "inspect",
+    "show": "runs",
+    "ui": "dashboard",
+    "tensorboard": "dashboard",
+    "server": "dashboard",
+    "tune": "sweep",
+    "dataset": "data",
+    "datasets": "data",
+    "info": "doctor",
+    "env": "doctor",
+    "version": "--version",
+}
+
+
 class LazyCommand(TyperCommand):
     """A line of the table; becomes the real command when it is called or asked for help."""
 
@@ -84,7 +123,12 @@ class LazyCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Hand the arguments to the real command, whose context this is from then on."""
-        return self.load().make_context(info_name, args, parent=parent, **extra)
+        try:
+            return self.load().make_context(info_name, args, parent=parent, **extra)
+        except typer.TyperException as error:
+            if getattr(error, "ctx", self) is None:  # the parser of options knows no command
+                error.ctx = typer.Context(self, info_name=info_name, parent=parent)  # type: ignore[attr-defined]
+            raise
 
 
 class LazyGroup(TyperGroup):
@@ -96,6 +140,21 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return next((LazyCommand(*row) for row in COMMANDS if row[0] == cmd_name), None)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """`help COMMAND` is `COMMAND --help`, at any depth."""
+        return list(super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does, but a name that is none is refused with the nearest that is one."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = [row[0] for row in COMMANDS]
+            meant = OTHER_NAMES.get(name.lower())
+            near = [meant] if meant is not None else difflib.get_close_matches(name.lower(), known, n=2)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """As typer does, but Ctrl-C says a word before it becomes exit code 130."""
         try:
@@ -105,7 +164,14 @@ class LazyGroup(TyperGroup):
             raise
 
 
-app = typer.Typer(cls=LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    # Commands below inherit these names.
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`shardyard help COMMAND` says more about one of them.",
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -168,7 +234,8 @@ def _usage(error: Any) -> int:
         output.line(message)
         return EXIT_USAGE
     path = context.command_path if context is not None else "shardyard"
-    output.print_error(f"{message.rstrip('.')}; `{path} --help` shows what can be given.")
+    said = message if message.endswith("?") else f"{message.rstrip('.')};"
+    output.print_error(f"{said} `{path} --help` shows what can be given.")
     return EXIT_USAGE
 
 

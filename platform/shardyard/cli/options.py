@@ -7,10 +7,40 @@ from typing import Annotated
 
 import typer
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or name of a shipped recipe.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id, unique beginning, path, or `latest`.")]
+from shardyard.cli import complete
+from shardyard.errors import UsageError
+from shardyard.tracking.runfolder import DEFAULT_RUNS, RUNS_VARIABLE, runs_folder
+
+
+def listed_folder(option: Path | None) -> Path:
+    """The runs folder, for a command that lists what is in it.
+
+    Raises:
+        UsageError: it was named, and is not there; the default one is made by the first launch.
+    """
+    folder = runs_folder(option)
+    if not folder.is_dir() and folder != runs_folder(DEFAULT_RUNS) and not folder.exists():
+        source = "--runs-dir" if option is not None else RUNS_VARIABLE
+        raise UsageError(f"the runs folder {folder}, which {source} names, is not there; a launch into it makes it.")
+    return folder
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", autocompletion=complete.recipe_names, help="Path or name of a shipped recipe."),
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", autocompletion=complete.run_ids, help="Id, unique beginning, path, or `latest`.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a field, e.g. train.steps=100.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        autocompletion=complete.overrides,
+        help="Override a field, e.g. train.steps=100.",
+    ),
 ]
 RunsDir = Annotated[Path | None, typer.Option("--runs-dir", help="Where run folders are; SHARDYARD_RUNS or ./runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shardyard.cli import output
+from shardyard.cli import complete, output
 from shardyard.cli.options import AsJson, Overrides, Quiet
 from shardyard.errors import RecipeError, UsageError
 from shardyard.recipe.catalog import find_recipe, shipped_recipes, shipped_sweeps
@@ -16,6 +16,7 @@ from shardyard.recipe.explain import FieldExplanation, explain_field, is_field
 from shardyard.recipe.load import load_recipe
 from shardyard.recipe.nearest import nearest
 from shardyard.recipe.sweep_load import is_sweep, load_sweep
+from shardyard.recipe.synonyms import synonym
 
 recipes = typer.Typer(
     add_completion=False,
@@ -49,14 +50,16 @@ def _row(name: str, path: Path, *, sweep: bool = False) -> dict[str, str]:
 
 
 @recipes.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="Name or path of a recipe.")]) -> None:
+def show_recipe(
+    name: Annotated[str, typer.Argument(autocompletion=complete.recipe_names, help="Name or path of a recipe.")],
+) -> None:
     """Print a recipe's YAML, as it was written."""
     output.print_yaml(find_recipe(name).read_text(encoding="utf-8", errors="replace"))
 
 
 @recipes.command("copy")
 def copy_recipe(
-    name: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    name: Annotated[str, typer.Argument(autocompletion=complete.recipe_names, help="Name or path of a recipe.")],
     destination: Annotated[Path | None, typer.Argument(help="File or folder; by default the current folder.")] = None,
 ) -> None:
     """Copy a recipe to edit it; never overwrites."""
@@ -73,7 +76,12 @@ def copy_recipe(
 
 
 def validate(
-    names: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Paths or names of shipped recipes.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE", autocompletion=complete.recipe_names, help="Paths or names of shipped recipes."
+        ),
+    ],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +120,14 @@ def _json_outcome(name: str, outcome: str | RecipeError) -> dict[str, Any]:
 
 
 def explain(
-    subject: Annotated[str, typer.Argument(metavar="FIELD|RECIPE", help="Such as train.global_batch, or a recipe.")],
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIELD|RECIPE",
+            autocompletion=complete.recipes_and_fields,
+            help="Such as train.global_batch, or a recipe.",
+        ),
+    ],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -123,7 +138,9 @@ def explain(
     try:
         loaded = load_recipe(subject, overrides or [])
     except RecipeError as error:
-        if _is_recipe(subject) or nearest(subject, [recipe.name for recipe in shipped_recipes()]):
+        if synonym(subject.rpartition(".")[2]) is None and (
+            _is_recipe(subject) or nearest(subject, [recipe.name for recipe in shipped_recipes()])
+        ):
             raise error
         explanation = explain_field(subject)
         _print_explanation(explanation, as_json)
@@ -146,6 +163,7 @@ def _print_explanation(explanation: FieldExplanation, as_json: bool) -> None:
         output.print_json(
             {
                 "path": explanation.path,
+                **({"note": explanation.note} if explanation.note else {}),
                 "meaning": explanation.meaning,
                 "type": explanation.type,
                 **{label: text for label, text in explanation.details() if text},

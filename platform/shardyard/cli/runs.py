@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from shardyard.cli import output
-from shardyard.cli.options import AsJson, Quiet, RunsDir
+from shardyard.cli import complete, output
+from shardyard.cli.options import AsJson, Quiet, RunsDir, listed_folder
 from shardyard.cli.plot import bars, plot
 from shardyard.cli.progress import number, whole_seconds
 from shardyard.tracking.files import encode
-from shardyard.tracking.runfolder import RunFolder, list_runs, runs_dir_option, runs_folder
+from shardyard.tracking.runfolder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.summary import Summary, curve, summarize
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
@@ -24,13 +24,18 @@ _CURVE_BYTES = 4 * 1024**2
 
 
 def runs(
-    run: Annotated[str | None, typer.Argument(help="Id, beginning of an id, path, or `latest`: show this run.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=complete.run_ids, help="Id, beginning of an id, path, or `latest`: show this run."
+        ),
+    ] = None,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """List runs, the newest first, or show one."""
-    folder = runs_folder(runs_dir)
+    folder = listed_folder(runs_dir)
     chosen = [RunFolder.open(folder, run)] if run is not None else list_runs(folder)
     if quiet:
         for item in chosen:
@@ -40,9 +45,8 @@ def runs(
     elif as_json:
         _print_json([asdict(summarize(item)) for item in chosen])
     elif not chosen:
-        output.note(
-            f"There are no runs in {folder}. Start one with `shardyard launch gpt/quickstart{runs_dir_option(folder)}`."
-        )
+        what = f"There are no runs in {folder}" if folder.is_dir() else f"There is no runs folder {folder} yet"
+        output.note(f"{what}. Start one with `shardyard launch gpt/quickstart{runs_dir_option(folder)}`.")
     else:
         _list(chosen)
 

@@ -51,6 +51,8 @@ def submit(
     """Submit a recipe as a job."""
     if job_name is not None and not _JOB_NAME.match(job_name):
         raise UsageError(f"--name {job_name!r} is no name: up to 80 letters, digits, '.', '_' and '-'.")
+    if working_dir is not None and not working_dir.is_dir():
+        raise UsageError(f"--working-dir {working_dir} is no folder.")
     loaded = load_recipe(name, overrides or [])
     if working_dir is None and on == "ray":
         refuse_relative_files(loaded)

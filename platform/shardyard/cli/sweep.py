@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from shardyard.cli import output
-from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir
+from shardyard.cli import complete, output
+from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir, listed_folder
 from shardyard.errors import UsageError
 from shardyard.extras import missing, require
 from shardyard.recipe.nearest import nearest
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from shardyard.launch.sweep_folder import SweepFolder, TrialState
     from shardyard.recipe.sweeps import Sweep
 
-SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Id, unique beginning, path, or `latest`.")]
+SweepName = Annotated[
+    str,
+    typer.Argument(metavar="SWEEP", autocompletion=complete.sweep_ids, help="Id, unique beginning, path, or `latest`."),
+]
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster, host:port; RAY_ADDRESS, the recipe's, or a local one.")
 ]
@@ -33,7 +36,7 @@ class _SweepGroup(TyperGroup):
     """`shardyard sweep FILE` runs a sweep; what is no name of a command is taken for a file."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             near = nearest(args[0], self.commands)
             if near is not None and not Path(args[0]).exists():
                 raise UsageError(f"sweep has no command {args[0]!r}, and there is no such file; did you mean {near!r}?")
@@ -52,7 +55,14 @@ sweep = typer.Typer(
 
 @sweep.command("run")
 def run_sweep(
-    name: Annotated[str, typer.Argument(metavar="FILE", help="Path or name of a sweep, such as sweeps/lr-batch.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            autocompletion=complete.sweep_names,
+            help="Path or name of a sweep, such as sweeps/lr-batch.",
+        ),
+    ],
     overrides: Overrides = None,
     runs_dir: RunsDir = None,
     address: Address = None,
@@ -85,7 +95,7 @@ def list_all(runs_dir: RunsDir = None, as_json: AsJson = False, quiet: Quiet = F
     """List sweeps, the newest first."""
     from shardyard.launch.sweep_folder import best_trial, list_sweeps
 
-    found = list_sweeps(runs_folder(runs_dir))
+    found = list_sweeps(listed_folder(runs_dir))
     if quiet:
         for one in found:
             output.line(one.id)

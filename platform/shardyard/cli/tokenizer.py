@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardyard.cli import output
+from shardyard.cli import complete, output
 from shardyard.cli.options import AsJson, Quiet
 from shardyard.errors import DataError, UsageError
 from shardyard.recipe.catalog import find_tokenizer_spec, is_file, tokenizer_specs
@@ -28,7 +28,12 @@ tokenizer = typer.Typer(
     help="List, show and train tokenizers.",
 )
 
-SpecName = Annotated[str, typer.Argument(metavar="SPEC", help="Spec file (.yaml) or name of a shipped spec.")]
+SpecName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC", autocompletion=complete.spec_names, help="Spec file (.yaml) or name of a shipped spec."
+    ),
+]
 _PHASES = {
     "reading": "reading documents",
     "training": "training",
@@ -53,7 +58,12 @@ def list_tokenizers(as_json: AsJson = False, quiet: Quiet = False) -> None:
 
 @tokenizer.command("show")
 def show_tokenizer(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Spec file, shipped name, or trained folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", autocompletion=complete.spec_names, help="Spec file, shipped name, or trained folder."
+        ),
+    ],
     text: Annotated[str | None, typer.Argument(help="Text to encode.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from shardyard.cli import output
-from shardyard.cli.options import AsJson, Quiet, RunsDir
+from shardyard.cli import complete, output
+from shardyard.cli.options import AsJson, Quiet, RunsDir, listed_folder
 from shardyard.errors import EXIT_FAILED, RunFolderError, ShardyardError, UsageError
 from shardyard.tracking.runfolder import RunFolder, list_runs, runs_dir_option, runs_folder
 from shardyard.tracking.wandb_import import read_runs, write_run
@@ -25,7 +25,10 @@ wandb = typer.Typer(
 )
 
 Runs = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids, unique beginnings, paths, or `latest`.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...", autocompletion=complete.run_ids, help="Ids, unique beginnings, paths, or `latest`."
+    ),
 ]
 Paths = Annotated[
     list[Path], typer.Argument(metavar="PATH...", help="Files .wandb, folders of runs, or folders W&B keeps runs in.")
@@ -47,7 +50,7 @@ def sync_runs(
     if everything == bool(runs):
         listing = f"shardyard runs{runs_dir_option(runs_folder(runs_dir))}"
         raise UsageError(f"name the runs to upload, or give --all; `{listing}` lists them.")
-    folder = runs_folder(runs_dir)
+    folder = listed_folder(runs_dir)
     chosen = offline_runs(list_runs(folder)) if everything else [RunFolder.open(folder, name) for name in runs or []]
     plans = _plans(chosen, project, entity, lenient=everything)
     if not plans:
@@ -124,6 +127,9 @@ def import_runs(
 ) -> int:
     """Bring offline runs of W&B, written by any tool, into the runs folder, for `runs` and the dashboard."""
     folder = runs_folder(runs_dir)
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} is not there.")
     results: list[dict[str, Any]] = []
     for found in read_runs(paths):
         try:

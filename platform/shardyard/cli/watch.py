@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from shardyard.cli import complete
 from shardyard.cli.live import LiveView
 from shardyard.cli.live import watch as feed
 from shardyard.cli.options import RunsDir
@@ -35,7 +36,10 @@ EVENTS = 5
 _ENDS = {"failed": EXIT_FAILED, "lost": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED, "preempted": EXIT_PREEMPTED}
 _COLORS = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan"}
 
-RunArgument = Annotated[str, typer.Argument(metavar="[RUN]", help="Id, unique beginning, path, or `latest`.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="[RUN]", autocompletion=complete.run_ids, help="Id, unique beginning, path, or `latest`."),
+]
 
 
 def watch(

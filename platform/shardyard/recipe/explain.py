@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import annotated_types
@@ -22,13 +22,15 @@ from shardyard.recipe.fields import (
     without_none,
 )
 from shardyard.recipe.schema import Section
+from shardyard.recipe.synonyms import synonym
 
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class FieldExplanation:
-    """One field, in words. `fields` lists (name, meaning) of what lies below a section."""
+    """One field, in words. `fields` lists (name, meaning) of what lies below a section; `note` says which
+    name it was asked by."""
 
     path: str
     meaning: str
@@ -37,9 +39,11 @@ class FieldExplanation:
     range: str
     default: str
     fields: tuple[tuple[str, str], ...] = ()
+    note: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.meaning}", f"  type: {self.type}"]
+        lines = [self.note] if self.note else []
+        lines += [f"{self.path}: {self.meaning}", f"  type: {self.type}"]
         lines += [f"  {name}: {value}" for name, value in self.details() if value]
         width = max((len(name) for name, _ in self.fields), default=0)
         lines += ["  fields:"] if self.fields else []
@@ -52,7 +56,8 @@ class FieldExplanation:
 
 
 def explain_field(path: str) -> FieldExplanation:
-    """Explain a field or a section by its dotted path, such as `train.global_batch` or `data.train.weight`.
+    """Explain a field or a section by its dotted path, such as `train.global_batch` or `data.train.weight`, or by what
+    other tools call it, such as `learning_rate`.
 
     Raises:
         UsageError: no such field; names the nearest.
@@ -61,7 +66,12 @@ def explain_field(path: str) -> FieldExplanation:
     try:
         at = field_at(names)
     except UnknownFieldError as unknown:
-        raise UsageError(f"{path}: {unknown.message} `shardyard explain <section>` lists its fields.") from unknown
+        found = synonym(names[-1])
+        if found is not None and is_field(found.path):
+            note = f"{path} is {found.path} here" + (f" ({found.difference})" if found.difference else "") + "."
+            return replace(explain_field(found.path), note=note)
+        end = "" if unknown.message.endswith(("?", ")")) else "."
+        raise UsageError(f"{path}: {unknown.message}{end} `shardyard explain <section>` lists its fields.") from unknown
     section = section_type(item_type(at.annotation) or at.annotation)
     below = section.model_fields.items() if section is not None else ()
     return FieldExplanation(

@@ -12,8 +12,11 @@ from pydantic.fields import FieldInfo
 
 from shardyard.recipe.nearest import nearest
 from shardyard.recipe.schema import Recipe, Section
+from shardyard.recipe.synonyms import SYNONYMS, synonym
 
 Path = tuple[str | int, ...]
+# How alike a name of another section has to be: what is merely similar there misleads.
+FAR = 0.8
 
 
 def dotted(path: Sequence[str | int]) -> str:
@@ -67,23 +70,62 @@ def literal_values(annotation: Any) -> tuple[Any, ...]:
 
 
 class UnknownFieldError(LookupError):
-    """No field lies at a path: `parent` exists, `name` does not, `candidates` are valid there."""
+    """No field lies at a path below `root`: `parent` exists, `name` does not, `candidates` are valid there."""
 
-    def __init__(self, parent: Path, name: str, candidates: Sequence[str]) -> None:
+    def __init__(self, parent: Path, name: str, candidates: Sequence[str], root: type[Section] | None = None) -> None:
         super().__init__(dotted((*parent, name)))
         self.parent, self.name, self.candidates = parent, name, tuple(candidates)
+        self.root = Recipe if root is None else root
 
     @property
     def message(self) -> str:
-        """What is wrong, with the nearest valid name here, else anywhere in a recipe."""
-        match = nearest(self.name, self.candidates)
-        if match is None:
-            leaves = {path.rpartition(".")[2]: path for path in all_paths()}
-            leaf = nearest(self.name, leaves)
-            match = leaves[leaf] if leaf else None
+        """What is wrong, with the field that was most likely meant: of this section, else of the whole recipe."""
+        return f"unknown key {self.name!r}; {self._hint()}"
+
+    @property
+    def meant(self) -> str | None:
+        """The valid name of the same section that was most likely mistyped."""
+        return nearest(self.name, self.candidates)
+
+    def _hint(self) -> str:
         valid = ", ".join(self.candidates) or "nothing, this field holds a value"
-        hint = f"did you mean {match!r}?" if match else f"valid: {valid}"
-        return f"unknown key {self.name!r}; {hint}"
+        if self.root is Recipe and (elsewhere := self._exactly_elsewhere()) is not None:
+            return elsewhere
+        if self.meant is not None:
+            return f"did you mean {self.meant!r}?"
+        if self.root is not Recipe:
+            of_recipe = self.name.partition(".")[0] in Recipe.model_fields
+            where = "it is a key of recipes: set it in the recipe, or under overrides; " if of_recipe else ""
+            return f"{where}valid: {valid}"
+        leaves = {path.rpartition(".")[2]: path for path in all_paths()}
+        leaf = nearest(self.name, leaves, cutoff=FAR)
+        if leaf is not None:
+            return f"did you mean {leaves[leaf]!r}?"
+        word = nearest(self.name, SYNONYMS, cutoff=FAR)
+        return f"did you mean {SYNONYMS[word].path!r}?" if word is not None else f"valid: {valid}"
+
+    def _exactly_elsewhere(self) -> str | None:
+        """Where a name belongs that is right but for its place, or that other tools have for a field."""
+        if self.parent and self.name in Recipe.model_fields:
+            place = dotted(self.parent)
+            return f"it belongs at the top of the recipe, not below {place}; in a file, check its indentation"
+        same = [path for path in all_paths() if path.rpartition(".")[2] == self.name]
+        if same:
+            return f"did you mean {' or '.join(map(repr, same[:3]))}?"
+        found = synonym(self.name)
+        if found is None or not _is_path(found.path):
+            return None
+        above, _, leaf = found.path.rpartition(".")
+        path = leaf if above == dotted(self.parent) else found.path
+        return f"did you mean {path!r}?" + (f" ({found.difference})" if found.difference else "")
+
+
+def _is_path(path: str) -> bool:
+    try:
+        field_at(path.split("."))
+    except UnknownFieldError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -116,7 +158,7 @@ def field_at(path: Sequence[str], root: type[Section] = Recipe) -> FieldAt:
                 continue
         section = section_type(annotation)
         if section is None or name not in section.model_fields:
-            raise UnknownFieldError(tuple(path[:depth]), name, list(section.model_fields) if section else [])
+            raise UnknownFieldError(tuple(path[:depth]), name, list(section.model_fields) if section else [], root)
         info = section.model_fields[name]
         annotation = info.annotation
     return FieldAt(annotation, info)

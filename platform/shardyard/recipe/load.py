@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -22,11 +21,9 @@ from shardyard.recipe.fields import Path as FieldPath
 from shardyard.recipe.fields import allows_none, dotted, item_type, section_type
 from shardyard.recipe.overrides import apply_overrides
 from shardyard.recipe.problems import mistyped_literals, problems_of, where
+from shardyard.recipe.salvage import mistyped_keys, possible_recipes, renamed
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.yaml_source import Document
-
-# Required values that no other section depends on: without them the rest can still be checked.
-_PLACEHOLDERS: tuple[tuple[str, str, object], ...] = (("", "name", "unnamed"), ("optimizer", "lr", 1.0))
 
 
 @dataclass(frozen=True)
@@ -109,20 +106,39 @@ def shown_path(path: Path) -> str:
 
 
 def _checked(document: Document, shown: str) -> Recipe:
-    data = without_resets(document.data, Recipe)
-    problems = [*document.problems, *mistyped_literals(data, document.places, shown)]
-    recipe: Recipe | None
+    data, places = without_resets(document.data, Recipe), document.places
+    problems = [*document.problems, *mistyped_literals(data, places, shown)]
+    possible: list[Recipe] = []
     try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        problems += problems_of(error, document.places, shown)
-        recipe = _salvage(data, error)
-    if recipe is not None:
-        problems += _contradictions(recipe, document, shown, {problem.path.partition(".")[0] for problem in problems})
+        possible = [Recipe.model_validate(data)]
+    except ValidationError as first:
+        error: ValidationError | None = first
+        # What lies below a mistyped section shows once that has its right name.
+        while error is not None and (keys := mistyped_keys(data, error)):
+            named = {dotted(path) for path in keys}
+            problems += [problem for problem in problems_of(error, places, shown) if problem.path in named]
+            data, places = renamed(data, places, keys)
+            error = _error_of(data)
+        problems += problems_of(error, places, shown) if error is not None else []
+        possible = possible_recipes(data, error) if error is not None else [Recipe.model_validate(data)]
+    broken = {problem.path.partition(".")[0] for problem in problems}
+    problems += [
+        Problem(where(path, places, shown), dotted(path), message)
+        for path, message in _contradictions(possible)
+        # What a section with problems of its own contradicts may only be the mistake.
+        if path[0] not in broken
+    ]
     if problems:
         raise RecipeError(shown, sorted(problems, key=_order))
-    assert recipe is not None, "invalid data leaves a problem"
-    return recipe
+    return possible[0]
+
+
+def _error_of(data: Any) -> ValidationError | None:
+    try:
+        Recipe.model_validate(data)
+    except ValidationError as error:
+        return error
+    return None
 
 
 def _order(problem: Problem) -> tuple[str, int]:
@@ -130,39 +146,10 @@ def _order(problem: Problem) -> tuple[str, int]:
     return (file, int(line)) if line.isdecimal() else (problem.where, 0)
 
 
-def _contradictions(recipe: Recipe, document: Document, shown: str, broken: set[str]) -> list[Problem]:
-    """Sections with problems of their own are left out: what they contradict may only be the mistake."""
-    return [
-        Problem(where(path, document.places, shown), dotted(path), message)
-        for path, message in contradictions.check(recipe)
-        if path[0] not in broken
-    ]
-
-
-def _salvage(data: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """The recipe without its invalid values, so that contradictions among the valid ones are reported as well."""
-    trimmed = copy.deepcopy(data)
-    for item in sorted(error.errors(), key=lambda item: len(item["loc"]), reverse=True):
-        _remove(trimmed, item["loc"])
-    for section, key, value in _PLACEHOLDERS:
-        target = trimmed.get(section) if section else trimmed
-        if isinstance(target, dict):
-            target.setdefault(key, value)
-    try:
-        return Recipe.model_validate(trimmed)
-    except ValidationError:
-        return None
-
-
-def _remove(data: Any, path: FieldPath) -> None:
-    *above, last = path
-    for step in above:
-        try:
-            data = data[step]
-        except (KeyError, IndexError, TypeError):
-            return
-    if isinstance(data, dict):
-        data.pop(last, None)
+def _contradictions(possible: Sequence[Recipe]) -> list[tuple[FieldPath, str]]:
+    """What contradicts in each of these recipes."""
+    found = [contradictions.check(recipe) for recipe in possible]
+    return [finding for finding in found[0] if all(finding in others for others in found[1:])] if found else []
 
 
 def without_resets(data: Any, annotation: Any) -> Any:

@@ -49,6 +49,9 @@ def load_sweep(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedSweep:
     path = find_recipe(name_or_path)
     source = shown_path(path)
     document = read_document(path, source)
+    if "model" in document.data and not {"recipe", "parameters"} & document.data.keys():
+        message = f"is a recipe, not a sweep; `shardyard launch {name_or_path}` trains it"
+        raise RecipeError(source, [Problem(source, "", message)])
     _override(document, overrides)
     sweep = _checked(document, source)
     base = _base(sweep, path, document, source)

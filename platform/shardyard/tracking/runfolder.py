@@ -29,12 +29,13 @@ StopReason = Literal["interrupt", "preempt", "timeout"]
 
 STATES: tuple[str, ...] = get_args(State)
 RUNS_VARIABLE = "SHARDYARD_RUNS"
+DEFAULT_RUNS = "runs"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
 
 
 def runs_folder(option: str | os.PathLike[str] | None = None) -> Path:
     """Where run folders go: `--runs-dir` if given, else SHARDYARD_RUNS, else ./runs; absolute."""
-    return Path(option or os.environ.get(RUNS_VARIABLE) or "runs").expanduser().resolve()
+    return Path(option or os.environ.get(RUNS_VARIABLE) or DEFAULT_RUNS).expanduser().resolve()
 
 
 def typed(folder: Path) -> str:
@@ -300,9 +301,9 @@ def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
             f"{text!r} is the beginning of {len(matches)} runs in {runs_dir}: {names}. Give more of it."
         )
     if not runs:
+        what = f"There are no runs in {runs_dir}" if runs_dir.is_dir() else f"The runs folder {runs_dir} is not there"
         raise RunFolderError(
-            f"There are no runs in {runs_dir}. Start one with "
-            f"`shardyard launch RECIPE{runs_dir_option(runs_dir)}`, or give another --runs-dir."
+            f"{what}. Start one with `shardyard launch RECIPE{runs_dir_option(runs_dir)}`, or give another --runs-dir."
         )
     near = difflib.get_close_matches(text, [run.id for run in runs], n=3, cutoff=0.3) or [run.id for run in runs[:3]]
     raise RunFolderError(

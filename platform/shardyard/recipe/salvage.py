@@ -1,0 +1,93 @@
+"""What a broken recipe still says, so that one mistake is one problem and the others are found all the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from shardyard.recipe.fields import Path, UnknownFieldError, field_at, literal_values
+from shardyard.recipe.schema import Recipe
+
+# Required values that no other section depends on: without them the rest can still be checked.
+_PLACEHOLDERS: tuple[tuple[str, str, object], ...] = (("", "name", "unnamed"), ("optimizer", "lr", 1.0))
+
+
+def mistyped_keys(data: dict[str, Any], error: ValidationError) -> dict[Path, str]:
+    """Unknown keys, by path, with the key that each most likely stands for, where that is not given as well."""
+    found: dict[Path, str] = {}
+    for item in error.errors():
+        path: Path = tuple(item["loc"])
+        if item["type"] != "extra_forbidden":
+            continue
+        try:
+            field_at([str(part) for part in path])
+        except UnknownFieldError as unknown:
+            here = _at(data, path[:-1])
+            taken = {name for other, name in found.items() if other[:-1] == path[:-1]}
+            if unknown.meant is not None and isinstance(here, dict) and unknown.meant not in {*here, *taken}:
+                found[path] = unknown.meant
+    return found
+
+
+def renamed(data: dict[str, Any], places: Mapping[Path, str], keys: Mapping[Path, str]) -> tuple[Any, dict[Path, str]]:
+    """The data with these keys under their right names, and the places of everything in it."""
+    mended, where = copy.deepcopy(data), dict(places)
+    for path, name in keys.items():
+        here = _at(mended, path[:-1])
+        here[name] = here.pop(path[-1])
+        for place, line in places.items():
+            if place[: len(path)] == path:
+                where[(*path[:-1], name, *place[len(path) :])] = line
+    return mended, where
+
+
+def possible_recipes(data: dict[str, Any], error: ValidationError) -> list[Recipe]:
+    """The recipe without its invalid values. Of a value that is none of a few, such as an objective, there is one
+    recipe for each that it may stand for: what holds in all of them does not follow from the mistake."""
+    items = [(tuple(item["loc"]), item["type"]) for item in error.errors()]
+    trimmed = copy.deepcopy(data)
+    for path, _ in sorted(items, key=lambda item: len(item[0]), reverse=True):
+        _remove(trimmed, path)
+    for section, key, value in _PLACEHOLDERS:
+        target = trimmed.get(section) if section else trimmed
+        if isinstance(target, dict):
+            target.setdefault(key, value)
+    variants = [trimmed]
+    for path in [path for path, kind in items if kind == "literal_error"]:
+        above = _at(trimmed, path[:-1])
+        if isinstance(above, dict):
+            choices = literal_values(field_at([str(part) for part in path]).annotation)
+            variants += [_with(trimmed, path, choice) for choice in choices]
+    return [recipe for variant in variants if (recipe := _valid(variant)) is not None]
+
+
+def _with(data: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(data)
+    _at(changed, path[:-1])[path[-1]] = value
+    return changed
+
+
+def _valid(data: dict[str, Any]) -> Recipe | None:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError:
+        return None
+
+
+def _at(data: Any, path: Path) -> Any:
+    """What lies at a path; None where nothing does."""
+    for step in path:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _remove(data: Any, path: Path) -> None:
+    above = _at(data, path[:-1])
+    if isinstance(above, dict):
+        above.pop(path[-1], None)
