@@ -46,7 +46,7 @@ test: $(ALL) data ## run all tests; small recipes train on the real data sets, c
 test-clusters: $(ALL) ## run only the tests that start clusters of several nodes, Slurm and sweeps
 	@$(BIN)/python -m pytest -m cluster
 
-bench: $(ALL) ## measure the step time against a bare DeepSpeed loop
+bench: $(ALL) ## compare step times and whole runs with DeepSpeed alone, in ten minutes on two idle cores
 	@$(BIN)/python tests/benchmarks/step_time.py
 
 check: $(ALL) ## check format, lint, types and layers

@@ -1,20 +1,29 @@
-"""Step time of the platform with everything on, over a bare DeepSpeed loop; run by `make bench`.
+"""What the platform costs over DeepSpeed alone, by step and by whole run; run by `make bench`.
 
-Both arms train the same model from the same weights on the same batches with the same threads, ranks and DeepSpeed
-configuration, and must give the same losses. The platform reads, tokenises and packs its data while it trains, writes
-the run folder and mirrors it to W&B (offline); the bare loop finds its batches in memory and does nothing but train.
-Arms take turns in processes of their own, and the figure is the ratio of the medians over all turns.
+The opponent is `bare_deepspeed.py`, which is written from DeepSpeed's documentation and imports nothing of Shardyard.
+Both train the same model from the same weights on the same batches with as many ranks and threads, and must give the
+same losses. The platform reads, tokenises and packs its data while it trains, writes the run folder and mirrors it to
+W&B (offline); the opponent does nothing but train. They run side by side and take turns of some steps (`turns.py`); the
+figure is the ratio of their step times with its 95 % interval over pairs of turns.
+
+Arms: `plain` (gpt/quickstart), `accumulation` (in four micro-batches), `stage3`, `20m` (19 million parameters), and
+`whole`: what W&B, evaluations and checkpoints add to a run from its first step to the exported model.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,134 +32,257 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from turns import Turns, blocks, ratio
+
 from shardyard.data.formats import Context
 from shardyard.data.loader import TrainLoader
 from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
-from shardyard.engine.deepspeed_engine import start_engine
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
-from shardyard.models.build import architecture_config, special_token_ids
-from shardyard.objectives.causal import causal_lm_loss
+from shardyard.models.build import architecture_config, construct, special_token_ids
+from shardyard.models.initialise import initialise
 from shardyard.recipe.load import load_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.runfolder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job
 
-WARM_UP_STEPS = 5
+HERE = Path(__file__).parent
+RECIPE = "gpt/quickstart"
+CONSTANT = ("schedule.name=constant", "schedule.warmup=0", "schedule.decay_fraction=", "sample.prompts=[]")
+LARGER = "{n_layer: 6, n_head: 8, n_embd: 512, n_positions: 256}"
+ARMS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "accumulation": ("train.micro_batch=2",),
+    "stage3": ("zero.stage=3",),
+    "20m": (f"model.config={LARGER}", "train.global_batch=4", "optimizer.lr=1e-3"),
+}
+# Whether this CPU has units for bf16; where it has not, steps take several times as long.
+FAST = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# What a run does beside training, and how often gpt/quickstart does it in its 500 steps.
+TIMES = 5
+WHOLE_STEPS = 40
+# As glibc's mallopt(3) has it: keep what is freed. The platform's ranks ask for the same.
+KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+FAREWELL_SECONDS = 60
 
 
-def platform_arm(rank: Rank, job: Job) -> dict[str, list[float]]:
+def platform_arm(rank: Rank, job: Job, shared: Path, block: int) -> dict[str, list[float]]:
     """A real run; step times are the differences of its records' times, so nothing between steps is left out."""
-    run_rank(job, rank)
-    lines = read_metrics(job.folder.metrics)
+    turns = Turns(shared, "platform", rank.rank, block)
+
+    def after(step: int, _: dict[str, float]) -> None:
+        if step == 1:
+            turns.begin()
+        turns.after(step)
+
+    run_rank(job, rank, on_step=after)
+    turns.end()
+    lines = [line for line in read_metrics(job.folder.metrics) if "train/loss" in line]
     times = [line["time"] for line in lines]
-    return {
-        "seconds": [after - before for before, after in pairwise(times)],
-        "losses": [line["train/loss"] for line in lines],
-        "waits": [line["perf/data_wait_seconds"] for line in lines],
-    }
+    # The first step has no step before it. It is never counted.
+    seconds = [0.0, *(after - before for before, after in pairwise(times))]
+    return {"seconds": seconds, "losses": [line["train/loss"] for line in lines]}
 
 
-def bare_arm(rank: Rank, job: Job) -> dict[str, list[float]]:
-    """DeepSpeed alone: forward, backward, step."""
+def whole_arm(rank: Rank, job: Job) -> float:
+    """Seconds from the first step's end to the end of the run."""
+    run_rank(job, rank)
+    return time.time() - float(read_metrics(job.folder.metrics)[0]["time"])
+
+
+@contextmanager
+def opponent(shared: Path, job: Job, block: int) -> Iterator[None]:
+    """Bare DeepSpeed beside what is in the `with` block; at its end the opponent has ended too.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    write_task(shared, job, block)
+    workers = job.plan.world.size
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    environment = {"OMP_NUM_THREADS": str(threads(job.recipe)), "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    with (shared / "bare.log").open("w") as log:
+        process = subprocess.Popen(
+            [*program, str(HERE / "bare_deepspeed.py"), str(shared)],
+            env={**os.environ, **environment, **KEEP_FREED},
+            stdout=log,
+            stderr=log,
+        )
+        # When it fails, the platform is not to wait for its turns.
+        watcher = threading.Thread(target=lambda: (process.wait(), (shared / "bare-ended-0-0").touch()), daemon=True)
+        watcher.start()
+        try:
+            yield
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=FAREWELL_SECONDS)
+        finally:
+            process.terminate()
+            process.wait()
+    if not (shared / "bare-0.json").exists():
+        raise RuntimeError(f"the opponent failed:\n{(shared / 'bare.log').read_text()[-3000:]}")
+
+
+def threads(recipe: Recipe) -> int:
+    """Threads of a rank."""
+    return recipe.train.threads or recipe.cluster.cpus_per_worker
+
+
+def write_task(shared: Path, job: Job, block: int) -> None:
+    """What the opponent is given: settings, initial weights, and the batches of each rank."""
     recipe, plan = job.recipe, job.plan
-    torch.set_num_threads(recipe.cluster.cpus_per_worker)
     tokenizer = load_tokenizer(recipe.tokenizer)
     config = architecture_config(
         recipe.model, vocabulary=vocabulary_size(tokenizer), special_tokens=special_token_ids(tokenizer)
     )
-    engine = start_engine(recipe, plan, config, rank)
-    batches = _batches(recipe, plan.lanes, plan.steps, tokenizer, rank)
-    rate = recipe.optimizer.lr
-    seconds, losses = [], []
-    before = time.perf_counter()
-    for input_ids, labels, position_ids in batches:
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
-        total = 0.0
-        for first in range(0, len(input_ids), plan.micro_batch):
-            part = slice(first, first + plan.micro_batch)
-            loss = causal_lm_loss(engine, input_ids[part], labels[part], position_ids[part])
-            # Without ignored labels every row has the same number of targets, so this is the mean of the global batch.
-            engine.backward(loss / (len(input_ids) * labels.size(1)), scale_wrt_gas=False)
-            engine.step()
-            total += float(loss.detach())
-        now = time.perf_counter()
-        seconds.append(now - before)
-        losses.append(total / labels.numel())
-        before = now
-    return {"seconds": seconds[1:], "losses": losses, "waits": []}
+    torch.manual_seed(recipe.train.seed)
+    model = construct(recipe.model, config, recipe.objective)
+    initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
+    model.save_pretrained(shared / "model")
+    for rank in range(plan.world.size):
+        torch.save(_batches(job, tokenizer, rank), shared / f"batches-{rank}.pt")
+    optimizer = recipe.optimizer
+    task = {
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "gradient_clipping": recipe.train.gradient_clipping,
+        "stage": recipe.zero.stage,
+        "precision": recipe.train.precision,
+        "lr": optimizer.lr,
+        "weight_decay": optimizer.weight_decay,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.eps,
+        "block": block,
+    }
+    (shared / "task.json").write_text(json.dumps(task))
 
 
-def _batches(recipe: Recipe, lanes: int, steps: int, tokenizer: Any, rank: Rank) -> list[tuple[torch.Tensor, ...]]:
+def _batches(job: Job, tokenizer: Any, rank: int) -> list[tuple[torch.Tensor, ...]]:
+    recipe, plan = job.recipe, job.plan
     loader = TrainLoader(
         Context(recipe.data, tokenizer),
         global_batch=recipe.train.global_batch,
-        lanes=lanes,
+        lanes=plan.lanes,
         seed=recipe.train.seed,
-        rank=rank.rank,
-        world_size=rank.world_size,
+        rank=rank,
+        world_size=plan.world.size,
     )
-    read = [next(loader) for _ in range(steps)]
+    read = [next(loader) for _ in range(plan.steps)]
     loader.close()
-    return [tuple(t.to(rank.device) for t in (b["input_ids"], b["labels"], b["position_ids"])) for b in read]
+    return [(b["input_ids"], b["labels"], b["position_ids"]) for b in read]
 
 
-def _recipe(steps: int, workers: int) -> Recipe:
-    quiet = [f"train.steps={steps}", f"evaluate.every={steps}", f"checkpoint.every={steps}", "sample.prompts=[]"]
-    constant = [
-        "schedule.name=constant",
-        "schedule.warmup=0",
-        "schedule.decay_fraction=",
-        "tracking.wandb.mode=offline",
-    ]
-    return load_recipe("gpt/quickstart", [*quiet, *constant, f"cluster.workers={workers}"]).recipe
+def recipe_of(overrides: tuple[str, ...], steps: int, workers: int, *, wandb: bool = True, times: int = 1) -> Recipe:
+    """The recipe of an arm; `times` evaluations and checkpoints, the last of each at its end."""
+    every = [f"evaluate.every={steps // times}", f"checkpoint.every={steps // times}"]
+    mode = "offline" if wandb else "disabled"
+    precision = "bf16" if FAST else "fp32"
+    given = [f"train.steps={steps}", f"train.precision={precision}", f"cluster.workers={workers}"]
+    given += [*every, f"tracking.wandb.mode={mode}"]
+    return load_recipe(RECIPE, [*given, *CONSTANT, *overrides]).recipe
 
 
-def _check_losses(platform: list[float], bare_by_rank: list[list[float]]) -> float:
-    """Largest relative difference of the losses; the bare ranks' are averaged as the platform's are."""
-    bare = [statistics.fmean(values) for values in zip(*bare_by_rank, strict=True)]
-    return max(abs(a - b) / b for a, b in zip(platform, bare, strict=True))
+def compare(name: str, folder: Path, *, workers: int, pairs: int, block: int, warm_up: int) -> dict[str, Any]:
+    """Figures of an arm: step times in milliseconds, their ratio, and how far losses are apart."""
+    job = tiny_job(recipe_of(ARMS[name], pairs * block, workers), folder / "runs", world_size=workers)
+    shared = folder / name
+    shared.mkdir(parents=True)
+    with opponent(shared, job, block):
+        try:
+            ours = run_ranks(workers, platform_arm, job, shared, block)[0]
+        finally:
+            (shared / "platform-ended-0-0").touch()
+    theirs = [json.loads((shared / f"bare-{rank}.json").read_text()) for rank in range(workers)]
+    platform, bare = (blocks(arm["seconds"], block, warm_up) for arm in (ours, theirs[0]))
+    found, low, high = ratio(platform, bare)
+    # The losses of ranks are averaged as the platform's are.
+    losses = [statistics.fmean(values) for values in zip(*(arm["losses"] for arm in theirs), strict=True)]
+    apart = max(abs(a - b) / b for a, b in zip(ours["losses"], losses, strict=True))
+    return {
+        "ratio": found,
+        "low": low,
+        "high": high,
+        "platform_ms": 1000 * statistics.median(platform),
+        "bare_ms": 1000 * statistics.median(bare),
+        "pairs": len(platform),
+        "loss_difference": apart,
+    }
+
+
+def whole(folder: Path, *, workers: int, turns: int, steps: int) -> dict[str, float]:
+    """Seconds that W&B, an evaluation and a checkpoint add to a run, and their share of a run of the recipe."""
+    settings: dict[str, dict[str, Any]] = {
+        "nothing": {"wandb": False},
+        "wandb": {"wandb": True},
+        "evaluations": {"wandb": False, "more": (f"evaluate.every={steps // TIMES}",)},
+        "checkpoints": {"wandb": False, "more": (f"checkpoint.every={steps // TIMES}",)},
+        "everything": {"wandb": True, "times": TIMES},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    for turn in range(turns):
+        for name, given in settings.items():
+            options = {key: value for key, value in given.items() if key != "more"}
+            recipe = recipe_of(given.get("more", ()), steps, workers, **options)
+            job = tiny_job(recipe, folder / f"{name}-{turn}", world_size=workers)
+            seconds[name].append(run_ranks(workers, whole_arm, job)[0])
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    base = medians["nothing"]
+    evaluation, checkpoint = ((medians[name] - base) / (TIMES - 1) for name in ("evaluations", "checkpoints"))
+    beside = medians["wandb"] - base + TIMES * (evaluation + checkpoint)
+    recipe_steps = load_recipe(RECIPE, []).recipe.train.steps or 0
+    return {
+        "wandb_seconds": medians["wandb"] - base,
+        "evaluation_seconds": evaluation,
+        "checkpoint_seconds": checkpoint,
+        "everything_over_nothing": medians["everything"] / base,
+        "share_of_a_run": beside / (base / steps * recipe_steps),
+    }
+
+
+def told(name: str, found: dict[str, Any]) -> str:
+    """A line for people."""
+    if name == "whole":
+        parts = f"W&B {found['wandb_seconds']:.2f} s a run, an evaluation {found['evaluation_seconds']:.2f} s, "
+        parts += f"a checkpoint {found['checkpoint_seconds']:.2f} s"
+        return f"{name:13} {parts}: {found['share_of_a_run']:.1%} of a run of {RECIPE}"
+    interval = f"{found['ratio']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    times = f"{found['platform_ms']:.1f} ms a step against {found['bare_ms']:.1f} ms"
+    return f"{name:13} {interval}, {times}, {found['pairs']} pairs; losses differ by {found['loss_difference']:.1e}"
 
 
 def main() -> int:
-    """Run all turns and print the figures; the exit code is 1 when the losses differ."""
+    """Run the arms and print their figures; the exit code is 1 when losses differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=4, help="turns of each arm")
-    parser.add_argument("--steps", type=int, default=45, help="steps of each turn")
+    parser.add_argument("--arms", default="plain,accumulation,stage3,20m,whole", help="which, with commas between")
+    parser.add_argument("--pairs", type=int, default=8 if FAST else 6, help="pairs of turns of each arm")
+    parser.add_argument("--block", type=int, default=14 if FAST else 8, help="steps of a turn")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps at the start of a turn that are not counted")
+    parser.add_argument("--whole-steps", type=int, default=WHOLE_STEPS if FAST else WHOLE_STEPS // 2)
+    parser.add_argument("--whole-turns", type=int, default=2 if FAST else 1)
     parser.add_argument("--workers", type=int, default=2, help="ranks")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    chosen = options.arms.split(",")
+    unknown = set(chosen) - {*ARMS, "whole"}
+    if unknown or options.block <= options.warm_up:
+        parser.error(f"there is no arm {', '.join(sorted(unknown))}" if unknown else "--block must exceed --warm-up")
     # Deprecations within DeepSpeed, told by every process, would drown the figures.
     os.environ["PYTHONWARNINGS"] = "ignore"
-    recipe = _recipe(options.steps, options.workers)
-    seconds: dict[str, list[float]] = {"platform": [], "bare": []}
-    difference, waits = 0.0, []
+    figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for turn in range(options.turns):
-            job = tiny_job(recipe, Path(scratch) / str(turn), world_size=options.workers)
-            ours = run_ranks(options.workers, platform_arm, job)
-            theirs = run_ranks(options.workers, bare_arm, job)
-            seconds["platform"] += ours[0]["seconds"][WARM_UP_STEPS:-1]
-            seconds["bare"] += theirs[0]["seconds"][WARM_UP_STEPS:-1]
-            waits += ours[0]["waits"][WARM_UP_STEPS:]
-            difference = max(difference, _check_losses(ours[0]["losses"], [arm["losses"] for arm in theirs]))
-    figures = {
-        "ratio": statistics.median(seconds["platform"]) / statistics.median(seconds["bare"]),
-        "platform_median_ms": 1000 * statistics.median(seconds["platform"]),
-        "bare_median_ms": 1000 * statistics.median(seconds["bare"]),
-        "platform_p90_ms": 1000 * statistics.quantiles(seconds["platform"], n=10)[-1],
-        "bare_p90_ms": 1000 * statistics.quantiles(seconds["bare"], n=10)[-1],
-        "data_wait_median_ms": 1000 * statistics.median(waits),
-        "steps_per_arm": len(seconds["platform"]),
-        "largest_relative_loss_difference": difference,
-    }
+        for name in chosen:
+            if name == "whole":
+                sizes = {"turns": options.whole_turns, "steps": options.whole_steps}
+                figures[name] = whole(Path(scratch) / "whole", workers=options.workers, **sizes)
+            else:
+                sizes = {"pairs": options.pairs, "block": options.block, "warm_up": options.warm_up}
+                figures[name] = compare(name, Path(scratch), workers=options.workers, **sizes)
+            if not options.json:
+                sys.stdout.write(told(name, figures[name]) + "\n")
+                sys.stdout.flush()
     if options.json:
         sys.stdout.write(json.dumps(figures) + "\n")
-    else:
-        sys.stdout.write("".join(f"{name:34} {value:10.4g}\n" for name, value in figures.items()))
-    return 0 if difference < 1e-3 else 1
+    return 0 if all(found.get("loss_difference", 0.0) < 1e-3 for found in figures.values()) else 1
 
 
 if __name__ == "__main__":

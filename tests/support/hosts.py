@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from support.cli import COMMAND
-from support.waiting import PATIENCE_SECONDS
+from support.waiting import PATIENCE_SECONDS, until
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # Values of the machine that runs the tests would say where Ray, runs and tokens are.
@@ -103,13 +103,19 @@ class Host:
     def listeners(self) -> list[Listener]:
         """Every TCP socket of this host that waits for connections, with its process.
 
-        The kernel's table is the truth; a socket in it without a process that can be named fails the test.
+        The kernel's table is the truth; a socket that stays in it without a process that can be named fails the test.
         """
-        table = list(self._table())
-        owners = {inode: process for process in self.processes() for inode in _sockets(process)}
-        nobody = [f"{address}:{port}" for address, port, inode in table if inode not in owners]
-        assert not nobody, f"nobody owns {', '.join(nobody)}"
-        return [Listener(address, port, owners[inode].pid, _title(owners[inode])) for address, port, inode in table]
+        nobody: list[str] = []
+
+        def look() -> list[Listener]:
+            table = list(self._table())
+            owners = {inode: process for process in self.processes() for inode in _sockets(process)}
+            nobody[:] = [f"{address}:{port}" for address, port, inode in table if inode not in owners]
+            known = [] if nobody else table
+            return [Listener(address, port, owners[inode].pid, _title(owners[inode])) for address, port, inode in known]
+
+        # A process may have ended between a look at its sockets and one at itself.
+        return until(look, lambda: f"every socket has a process: {', '.join(nobody)}")
 
     def _table(self) -> Iterator[tuple[str, int, str]]:
         for family in ("tcp", "tcp6"):
