@@ -40,6 +40,7 @@ def test_only_what_differs_is_told(
     assert run(["compare", two[0].id, two[1].id, "--runs-dir", str(tmp_path)]) == 0
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in capsys.readouterr().out.splitlines()}
     assert rows == {
+        "run": [two[0].id, two[1].id],
         "state": ["pending", "pending"],
         "step": ["2", "2"],
         "optimizer.lr": ["0.001", "0.002"],

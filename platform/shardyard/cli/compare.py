@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from string import ascii_uppercase
 from typing import Annotated, Any
 
 import typer
@@ -37,8 +38,23 @@ def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> No
     if as_json:
         output.print_json(json.loads(encode(_as_json(found))))
         return
-    curves = [("curve", *(curve_in_text(RunFolder(path)) for path in chosen))] if output.is_terminal() else []
-    output.print_table(("", *found.runs), [*_rows(found), *curves])
+    shown = 20 if output.width() >= 120 else 10
+    curves = [("curve", *(curve_in_text(RunFolder(path), shown) for path in chosen))] if output.is_terminal() else []
+    _print(found, [*_rows(found), *curves])
+
+
+def _print(found: Comparison, rows: list[tuple[str, ...]]) -> None:
+    """Under the ids where they fit, else under letters that stand for them; a pipe gets the ids as a row."""
+    if not output.is_terminal():
+        output.print_table(("", *found.runs), [("run", *found.runs), *rows])
+        return
+    first = max(len(row[0]) for row in rows)
+    heads = found.runs
+    if first + sum(2 + len(run) for run in found.runs) > output.width() and len(heads) <= len(ascii_uppercase):
+        heads = tuple(ascii_uppercase[: len(heads)])
+        output.print_table(("", ""), list(zip(heads, found.runs, strict=True)))
+        output.line()
+    output.print_table(("", *heads), rows)
 
 
 def _rows(found: Comparison) -> Iterator[tuple[str, ...]]:

@@ -43,21 +43,21 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """A rich table in a terminal; in a pipe one line a row, its cells separated by tabs and without a head."""
+    """A table that fits the terminal; in a pipe one line a row, its cells separated by tabs and without a head."""
     if not is_terminal():
         for row in rows:
             line("\t".join(_one_line(cell) for cell in row))
         return
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, header_style="bold", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0)  # Names are typed again: never cut where others can wrap.
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    from shardyard.cli.table import layout
+
+    console = Console(soft_wrap=True)  # a word longer than a line is for the terminal to break, not to be cut
+    if title:
+        console.print(Text(title, style="italic"))
+    for text, is_head in layout(columns, list(rows), width()):
+        console.print(Text(text, style="bold" if is_head else ""))
 
 
 def print_yaml(text: str) -> None:

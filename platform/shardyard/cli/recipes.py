@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,5 +171,10 @@ def _print_explanation(explanation: FieldExplanation, as_json: bool) -> None:
                 "fields": dict(explanation.fields),
             }
         )
-    else:
+    elif not output.is_terminal():
         output.line(str(explanation))
+    else:
+        label = max((len(name) for name, _ in explanation.fields), default=0)
+        for line in str(explanation).splitlines():
+            below = "  " if not line.startswith(" ") else " " * (6 + label) if line.startswith("    ") else "    "
+            output.line("\n".join(textwrap.wrap(line, output.width(), subsequent_indent=below, break_long_words=False)))

@@ -20,6 +20,7 @@ _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
 # Curves are for people, and cost reading each run's metrics: as many as a screen shows.
 _CURVES = 50
 _CURVE_COLUMNS = 20
+_WIDTH_FOR_CURVES = 80
 _CURVE_BYTES = 4 * 1024**2
 
 
@@ -56,17 +57,20 @@ def _list(chosen: list[RunFolder]) -> None:
     if not output.is_terminal():
         output.print_table(_COLUMNS, rows)
         return
+    if output.width() < _WIDTH_FOR_CURVES:
+        output.print_table(_COLUMNS, rows)
+        return
     curves = [curve_in_text(item) if place < _CURVES else "" for place, item in enumerate(chosen)]
     output.print_table((*_COLUMNS, "curve"), [(*row, text) for row, text in zip(rows, curves, strict=True)])
 
 
-def curve_in_text(run: RunFolder) -> str:
+def curve_in_text(run: RunFolder, columns: int = _CURVE_COLUMNS) -> str:
     """The loss of a run as one line of bars; "" where it has none, or cannot be read."""
     try:
         losses: list[float | None] = [value for _, value in curve(run, most_bytes=_CURVE_BYTES)]
     except OSError:
         return ""
-    return bars(losses, _CURVE_COLUMNS, ascii_only=not output.has_utf8())
+    return bars(losses, columns, ascii_only=not output.has_utf8())
 
 
 def _row(summary: Summary) -> tuple[str, ...]:
