@@ -147,6 +147,10 @@ def test_a_job_waits_runs_and_is_stopped_and_nothing_secret_shows(cluster: Clust
     assert "step" in out
     assert "8/8" in out
     assert cluster.info(second)["state"] == "finished"
+    # Where it was submitted nobody knew the node's CPU; the job asked, and its run folder keeps the answer.
+    precision = cluster.info(second)["plan"]["precision"]
+    assert f"precision {precision}: the CPU" in out
+    assert f"\n  precision: {precision}\n" in (cluster.runs / second / "resolved.yaml").read_text()
     # The rank had the variables: WANDB_MODE alone keeps W&B from writing its folder.
     assert not list((cluster.runs / second).glob("wandb/*run*"))
     _nothing_shows(cluster, api, first, second)

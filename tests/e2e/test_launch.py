@@ -61,6 +61,11 @@ def test_a_run_tells_what_matters_and_nothing_else(undisturbed: tuple[Command, s
         assert word in output, output
     assert "resume" not in output  # of a run that has finished
     assert command.info()["state"] == "finished"
+    # The recipe leaves the precision to the device; what it became is said, and kept for whatever machine resumes.
+    said = re.search(r"precision (bf16|fp32): this CPU has", output)
+    assert said, output
+    assert f"\n  precision: {said[1]}\n" in (command.folder / "resolved.yaml").read_text()
+    assert "precision" not in (command.folder / "recipe.yaml").read_text()
 
 
 def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:

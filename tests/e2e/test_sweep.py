@@ -170,6 +170,8 @@ def test_each_trial_is_an_ordinary_run(resumed: tuple[SweepFolder, dict[str, Any
     assert info["name"] == "small-005"
     assert info["sweep"] == {"id": folder.id, "trial": 5, "parameters": trial.parameters}
     assert info["plan"]["architecture"]["parameters"] > 0
+    # Fixed once for all trials, wherever each of them runs.
+    assert f"\n  precision: {info['plan']['precision']}\n" in folder.base.read_text()
     assert f"group: {folder.id}" in run.resolved.read_text()
     assert list(run.checkpoints.glob("step-*"))
     with Command("runs", run.id, runs=folder.runs_dir) as command:

@@ -23,8 +23,8 @@ def test_a_number_with_unit_and_range() -> None:
 
 def test_ranges_choices_and_defaults() -> None:
     assert explain_field("train.seed").range == "at least 0, less than 4294967296"
-    assert explain_field("train.precision").type == "one of fp32, bf16, fp16"
-    assert explain_field("train.precision").default == "bf16"
+    assert explain_field("zero.stage").type == "one of 0, 1, 2, 3"
+    assert explain_field("zero.stage").default == "1"
     assert explain_field("model.dropout").type == "number or null"
     assert explain_field("model.dropout").default == "null"
     assert explain_field("optimizer.betas").default == "[0.9, 0.95]"

@@ -44,7 +44,7 @@ def recipe_of(**sections: Any) -> Recipe:
         "name": "plan",
         "model": {"family": "gpt2"},
         "data": {"sequence_length": 1024, "train": [{"source": "python-docs"}]},
-        "train": {"global_batch": 64, "steps": 100},
+        "train": {"global_batch": 64, "steps": 100, "precision": "bf16"},
         "optimizer": {"name": "adamw", "lr": 1e-3},
     }
     for name, section in sections.items():
@@ -246,7 +246,7 @@ def test_a_pinned_micro_batch_is_kept_even_where_it_does_not_fit() -> None:
 
 
 def test_every_derived_number_has_a_reason() -> None:
-    given_by_others = {"world", "warmup", "architecture", "memory", "deepspeed", "reasons"}
+    given_by_others = {"world", "warmup", "architecture", "memory", "deepspeed", "reasons", "precision_known"}
     derived = {field.name for field in dataclasses.fields(RunPlan)} - given_by_others
     plan = plan_of()
     assert set(plan.reasons) == derived

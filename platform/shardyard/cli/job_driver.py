@@ -65,12 +65,12 @@ def names_weights(recipe: Recipe) -> bool:
 
 def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
     """Write the file of a job from a recipe that lies where it runs, for schedulers that know the recipe alone."""
-    from shardyard.cli.launch import resolved_text
     from shardyard.cli.plan import plan_of
     from shardyard.launch.submission import SubmitRequest
+    from shardyard.recipe.plan_text import resolved_text
 
     loaded = load_recipe(recipe)
-    made = plan_of(loaded)
+    made = plan_of(loaded, elsewhere=True)
     request = SubmitRequest(
         name=recipe,
         overrides=(),
@@ -79,7 +79,7 @@ def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
         runs_dir=Path(runs_dir),
         job_name=loaded.recipe.name,
         run_id=run_id or new_run_id(loaded.recipe.name),
-        resolved=resolved_text(loaded, made),
+        resolved=resolved_text(loaded.recipe, made),
     )
     write_spec(spec_of(request), Path(path))
     return 0

@@ -15,11 +15,12 @@ import typer
 
 from shardyard.cli import output
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir
-from shardyard.cli.plan import as_dict, plan_of, rows
+from shardyard.cli.plan import plan_of
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT, UsageError
 from shardyard.imports import import_at_once
-from shardyard.recipe.load import LoadedRecipe, dump_recipe, load_recipe
-from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.load import LoadedRecipe, load_recipe
+from shardyard.recipe.plan import RunPlan, fixed
+from shardyard.recipe.plan_text import as_dict, resolved_text, rows
 from shardyard.tracking.runfolder import typed
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def resume(
     local = local or folder.info().get("local", False)
     made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
     if overrides:
-        write_atomically(folder.resolved, resolved_text(loaded, made))
+        write_atomically(folder.resolved, resolved_text(loaded.recipe, made))
     return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
 
 
@@ -142,19 +143,13 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, star
         runs_folder(runs_dir),
         loaded.recipe.name,
         loaded.text,
-        resolved_text(loaded, made),
+        resolved_text(loaded.recipe, made),
         total_steps=made.steps,
         world_size=made.world.size,
         plan={key: value for key, value in as_dict(made).items() if key not in ("reasons", "deepspeed")},
         provenance=collect(),
         **found,
     )
-
-
-def resolved_text(loaded: LoadedRecipe, made: RunPlan) -> str:
-    """The recipe with every default, and below it, as comments, what follows from it."""
-    derived = "\n".join(f"# {what}: {value}{f'  ({why})' if why else ''}" for what, value, why in rows(made))
-    return f"{dump_recipe(loaded.recipe)}\n# Derived:\n{derived}\n"
 
 
 def carry_out(
@@ -174,7 +169,7 @@ def carry_out(
         from shardyard.engine.job import Job
 
         with _showing(folder, made, terminal.stream, quiet=quiet) as say, _signals(folder, say):
-            outcome = _drive(Job(loaded.recipe, made, folder, until), local=local)
+            outcome = _drive(Job(fixed(loaded.recipe, made), made, folder, until), local=local)
     finally:
         terminal.restore()
     _farewell(folder, outcome, quiet=quiet)

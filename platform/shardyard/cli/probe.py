@@ -13,9 +13,9 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from shardyard.recipe.hardware import bf16_units, read_cpuinfo
 from shardyard.tracking.provenance import cpu_model, gpu_names
 
 Level = Literal["ok", "warn", "missing"]
@@ -111,30 +111,18 @@ def check_collectives(probe: dict[str, Any]) -> Check:
 
 
 def check_cpu_precision(probe: dict[str, Any]) -> Check:
-    flags = _cpu_flags()
-    units = [label for flag, label in _BF16_UNITS.items() if flag in flags]
+    units = bf16_units(read_cpuinfo())
     model = cpu_model() or platform.machine()
     if units:
         fp16 = "" if probe.get("fp16") else "; no fp16 training"
-        return Check("CPU numbers", "ok", f"{model}: fp32, fast bf16 ({units[0]}){fp16}")
+        return Check("CPU numbers", "ok", f"{model}: fp32, fast bf16 ({units}){fp16}")
     return Check(
         "CPU numbers",
         "warn",
         f"{model}: fp32; bf16 works but has no units of its own, so it is slow",
-        "Train with `-s train.precision=fp32` on this CPU.",
+        "Recipes that name no train.precision train in fp32 here; those that ask for bf16 need "
+        "`-s train.precision=fp32`.",
     )
-
-
-_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "avx_ne_convert": "AVX", "bf16": "Arm"}
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    lines = (line.partition(":")[2] for line in text.splitlines() if line.startswith(("flags", "Features")))
-    return set(next(lines, "").split())
 
 
 def check_gpu_precision(probe: dict[str, Any]) -> Check:

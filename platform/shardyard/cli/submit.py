@@ -120,8 +120,8 @@ def _plan(loaded: LoadedRecipe, api: JobsApi | None) -> RunPlan:
 
 
 def _request(loaded: LoadedRecipe, made: RunPlan, asked: tuple[Any, ...], address: str | None) -> SubmitRequest:
-    from shardyard.cli.launch import resolved_text
     from shardyard.launch.submission import SubmitRequest
+    from shardyard.recipe.plan_text import resolved_text
     from shardyard.tracking.runfolder import runs_folder
 
     name, overrides, job_name, dry_run, runs_dir, working_dir = asked
@@ -134,7 +134,7 @@ def _request(loaded: LoadedRecipe, made: RunPlan, asked: tuple[Any, ...], addres
         job_name=job_name,
         dry_run=dry_run,
         address=address,
-        resolved=resolved_text(loaded, made),
+        resolved=resolved_text(loaded.recipe, made),
         working_dir=working_dir,
     )
 
@@ -165,7 +165,7 @@ def _elsewhere(
     from shardyard.launch.starting import for_planning
     from shardyard.tracking.runfolder import runs_folder
 
-    made = plan_of(replace(loaded, recipe=for_planning(loaded.recipe, runs_folder())))
+    made = plan_of(replace(loaded, recipe=for_planning(loaded.recipe, runs_folder())), elsewhere=True)
     request = _request(loaded, made, asked, address)
     if on == "slurm":
         from shardyard.launch.slurm import submit as submit_there

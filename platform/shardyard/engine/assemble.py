@@ -14,6 +14,7 @@ from shardyard.engine.world import Rank
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.machine import MachineWatch
 from shardyard.tracking.meters import Throughput, device_name, peak_flops
@@ -45,7 +46,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
     )
     facts = {
         "zero_stage": recipe.zero.stage,
-        "precision": recipe.train.precision,
+        "precision": precision_of(recipe),
         "expert_parallel": recipe.model.experts.parallel,
     }
     session = Session(
@@ -88,7 +89,7 @@ def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:
 
 
 def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:
-    peak = peak_flops(device_name(), recipe.train.precision)
+    peak = peak_flops(device_name(), precision_of(recipe))
     return Throughput(flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.world.size)
 
 

@@ -27,6 +27,7 @@ from shardyard.models.pretrained import freeze
 from shardyard.optim.elementwise import client_optimizer
 from shardyard.optim.groups import parameter_groups
 from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 
 _MUON = "deepspeed.runtime.zero.muon"
@@ -53,7 +54,7 @@ def start_engine(
     model = _build(recipe, plan, config, tell)
     freeze(model, recipe.model.freeze)
     _give_axes(model)
-    if recipe.train.precision != "fp32":
+    if precision_of(recipe) != "fp32":
         normalise_in_fp32(model)
     engine, _, _, _ = deepspeed.initialize(
         model=model,

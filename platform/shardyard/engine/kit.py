@@ -23,6 +23,7 @@ from shardyard.objectives.base import Objective
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
 from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 
 
@@ -90,7 +91,7 @@ def with_frozen(recipe: Recipe, kit: Kit, device: torch.device, policy: nn.Modul
         frozen = frozen_causal_lm(
             name,
             vocabulary=kit.config.get_text_config().vocab_size,
-            precision=recipe.train.precision,
+            precision=precision_of(recipe),
             device=device,
             attention=recipe.model.attention,
         )

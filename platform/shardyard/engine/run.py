@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 
 import torch
 from torch import distributed
@@ -17,6 +18,8 @@ from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import HardwareError, ShardyardError
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
+from shardyard.recipe.hardware import bf16_units, read_cpuinfo
+from shardyard.recipe.precision import precision_of
 from shardyard.tracking.record import evaluation_of
 from shardyard.tracking.runfolder import read_metrics, typed
 
@@ -30,7 +33,7 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
     Raises:
         ShardyardError: what failed, on the rank where it failed.
     """
-    check_precision(job.recipe.train.precision, rank.device)
+    check_precision(precision_of(job.recipe), rank.device)
     torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker)
     if rank.device.type == "cpu":
         keep_freed_memory()
@@ -38,6 +41,8 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
     if on_step is not None:
         session.hooks.insert(0, (lambda step: True, on_step))
     try:
+        if rank.device.type == "cpu" and precision_of(job.recipe) == "bf16" and bf16_units(read_cpuinfo()) == "":
+            session.notes.event("notice", text=slow_bf16(bf16_factor()))
         outcome = train(session, until=job.until)
         _tell_counts(session)
         if outcome == "finished":
@@ -47,6 +52,27 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
         return outcome
     finally:
         session.close()
+
+
+def bf16_factor() -> float:
+    """How many times as long as in fp32 a product takes in bf16 on this CPU, measured in some milliseconds."""
+    seconds = {dtype: min(_product_seconds(dtype) for _ in range(3)) for dtype in (torch.float32, torch.bfloat16)}
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+def _product_seconds(dtype: torch.dtype, width: int = 192) -> float:
+    matrix = torch.ones(width, width, dtype=dtype)
+    started = time.perf_counter()
+    matrix @ matrix
+    return time.perf_counter() - started
+
+
+def slow_bf16(factor: float) -> str:
+    """What a person is told who asked for bf16 where the CPU has no units for it."""
+    return (
+        f"train.precision is bf16, for which this CPU has no units: a matrix product takes {factor:.0f} times as long "
+        "as in fp32. Launch with `-s train.precision=fp32`, or leave train.precision out."
+    )
 
 
 def keep_freed_memory() -> None:

@@ -27,6 +27,7 @@ from shardyard.models.measure import measure_recipe
 from shardyard.recipe.load import parse_recipe
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import World, make_plan
+from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.record import evaluation_of
 from shardyard.tracking.runfolder import RunFolder, read_metrics, typed
@@ -130,7 +131,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
     plan = make_plan(recipe, measure_recipe(recipe, kit.config), world)
     done = read_manifest(checkpoint)["step"]
     card = model_card(recipe, plan, {**folder.info(), "step": done}, _measured_at(folder, done))
-    weights = weights_of_checkpoint(checkpoint, precision=recipe.train.precision)
+    weights = weights_of_checkpoint(checkpoint, precision=precision_of(recipe))
     return export_model(
         destination,
         config=kit.config,

@@ -14,6 +14,7 @@ from shardyard.launch.cluster import ray_cluster
 from shardyard.launch.queue import hold_turn, placed
 from shardyard.launch.recovery import Failure, GiveUp, announce, decide
 from shardyard.launch.room import Room
+from shardyard.launch.settle import settle, tell_precision
 from shardyard.launch.trainer import NotPlacedError, attempt
 from shardyard.recipe.placement import demand_of
 from shardyard.tracking.files import JsonlWriter
@@ -42,6 +43,10 @@ def drive(job: Job, *, local: bool) -> Outcome:
     """
     job.folder.clear_stop()
     job.folder.update(state="running", **owner())
+    if job.recipe.train.precision is not None:
+        tell_precision(
+            job.plan.precision, job.plan.reasons["precision"], lambda text: _tell(job, kind="notice", text=text)
+        )
     try:
         outcome = _locally(job) if local else _on_ray(job)
     except BaseException:
@@ -73,10 +78,11 @@ def _on_ray(job: Job) -> Outcome:
             placement = room.wait() if in_turn else None
             if placement is None:
                 return STOPPED_WAITING[job.folder.stop_requested() or "interrupt"]
+            settled = settle(job, cluster, demand, placement, lambda text: _tell(job, kind="notice", text=text))
             _count_attempt(job)
             try:
                 with _turn_until_placed(job):
-                    failure = attempt(job, demand, placement)
+                    failure = attempt(settled, demand, placement)
             except NotPlacedError:
                 _count_attempt(job, by=-1)
                 _tell_waiting(job, "waiting for resources: what was free a moment ago is taken or gone")

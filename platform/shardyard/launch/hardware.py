@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 
 from shardyard.errors import HardwareError
-from shardyard.recipe.hardware import computes_on_cpu, has_gpu
+from shardyard.recipe.hardware import bf16_units, computes_on_cpu, has_gpu, read_cpuinfo
 from shardyard.recipe.plan import World
+from shardyard.recipe.precision import Bf16
 from shardyard.recipe.schema import Cluster
 from shardyard.units import parse_bytes
 
+# The first compute capability with bf16 units: Ampere.
+_BF16_CAPABILITY = (8, 0)
 
-def world_of(settings: Cluster, *, local: bool = False, cluster_gpus: int | None = None) -> World:
+
+def world_of(
+    settings: Cluster, *, local: bool = False, cluster_gpus: int | None = None, elsewhere: bool = False
+) -> World:
     """The world of a launch. With DS_ACCELERATOR=cpu ranks compute on the CPU whatever they reserve.
 
     Args:
         local: one rank in this process, whatever `cluster.workers` says.
         cluster_gpus: GPUs of the cluster that the launch goes to; None for this machine, or one that is not asked.
+        elsewhere: another scheduler carries it out, on machines that cannot be asked from here.
 
     Raises:
         HardwareError: a GPU in this process is asked for and there is none.
@@ -28,7 +35,32 @@ def world_of(settings: Cluster, *, local: bool = False, cluster_gpus: int | None
             "use; set it to 0."
         )
     size = 1 if local else settings.workers
-    return World(size=size, gpu=gpu, device_bytes=_device_bytes(settings, gpu=gpu, workers=size))
+    here = local or not (elsewhere or cluster_address(settings))
+    bf16 = bf16_here(gpu=gpu) if here else Bf16()
+    return World(size=size, gpu=gpu, device_bytes=_device_bytes(settings, gpu=gpu, workers=size), bf16=bf16)
+
+
+def bf16_here(*, gpu: bool) -> Bf16:
+    """Whether this machine has units for bf16 where it would train: in its GPUs, or in its CPU."""
+    if not gpu:
+        units = bf16_units(read_cpuinfo())
+        if units is None:
+            return Bf16(False, "whether this CPU has bf16 units is not known")
+        return Bf16(bool(units), f"this CPU has bf16 units ({units})" if units else "this CPU has no bf16 units")
+    if not _torch_has_gpu():
+        return Bf16()
+    import torch
+
+    capability = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    return bf16_of_gpus("this GPU" if torch.cuda.device_count() == 1 else "a GPU here", capability)
+
+
+def bf16_of_gpus(which: str, capability: tuple[int, int]) -> Bf16:
+    """Whether GPUs have units for bf16, by the least of their compute capabilities."""
+    units = capability >= _BF16_CAPABILITY
+    return Bf16(
+        units, f"{which} has {'' if units else 'no '}bf16 units (compute capability {capability[0]}.{capability[1]})"
+    )
 
 
 def cluster_address(settings: Cluster) -> str | None:

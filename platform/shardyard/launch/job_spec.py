@@ -40,9 +40,10 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str,
 
     from shardyard.recipe.load import dump_recipe
     from shardyard.recipe.placement import demand_of, judge
-    from shardyard.recipe.plan import RunPlan
+    from shardyard.recipe.plan import RunPlan, fixed
 
-    recipe, plan = request.loaded.recipe, request.plan
+    plan = request.plan
+    recipe = fixed(request.loaded.recipe, plan)
     demand = demand_of(recipe, gpu=plan.world.gpu, workers=plan.world.size)
     return {
         "version": __version__,
@@ -102,13 +103,16 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 def plan_in(spec: dict[str, Any]) -> RunPlan | None:
     """The plan that travelled with the job; None where another version of Shardyard made it."""
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
     from shardyard.recipe.plan import RunPlan
 
     if spec.get("version") != __version__:
         return None
-    return TypeAdapter(RunPlan).validate_python(spec["plan"])
+    try:
+        return TypeAdapter(RunPlan).validate_python(spec["plan"])
+    except ValidationError:
+        return None
 
 
 def entry_command(spec: str, *, python: str = "python") -> list[str]:

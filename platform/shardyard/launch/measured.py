@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.catalog import PACKAGE, share_folder
@@ -23,7 +24,16 @@ from shardyard.tracking.files import write_atomically
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 # Sections that no model is built from. All others count, also such as do not matter today.
-_APART = {"name", "description", "cluster", "job", "tracking", "checkpoint"}
+_APART: dict[str, Any] = {
+    "name": True,
+    "description": True,
+    "cluster": True,
+    "job": True,
+    "tracking": True,
+    "checkpoint": True,
+}
+# A run's resolved.yaml gives these where its recipe leaves them to be derived.
+_DERIVED: dict[str, Any] = {"train": {"precision": True}}
 
 
 def recall(recipe: Recipe) -> Architecture | None:
@@ -52,7 +62,7 @@ def _path(recipe: Recipe) -> Path | None:
     if recipe.model.pretrained is not None or tokenizer is None:
         return None
     facts = {
-        "recipe": recipe.model_dump(mode="json", exclude=_APART),
+        "recipe": recipe.model_dump(mode="json", exclude=_APART | _DERIVED),
         "versions": [metadata.version(name) for name in _PACKAGES],
         "files": [_stamp(path) for path in (*sorted(PACKAGE.rglob("*.py")), *tokenizer)],
     }

@@ -16,17 +16,21 @@ from ray import tune
 from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneConfig
 
 from shardyard.errors import ShardyardError
-from shardyard.launch.cluster import ray_cluster
+from shardyard.launch.cluster import RayCluster, ray_cluster
 from shardyard.launch.hardware import cluster_address, world_of
+from shardyard.launch.settle import bf16_of_nodes, nodes_for
 from shardyard.launch.sweep_fit import fit_sweep, judge, predict
 from shardyard.launch.sweep_folder import SweepFolder, TrialState
 from shardyard.launch.sweep_search import Bayesian, listed, scheduler_of
 from shardyard.launch.sweep_trial import SweepTrial
-from shardyard.recipe.load import load_recipe
-from shardyard.recipe.placement import Demand, ask
+from shardyard.recipe.load import dump_recipe, load_recipe
+from shardyard.recipe.placement import ANYWHERE, Demand, ask
+from shardyard.recipe.plan import World
+from shardyard.recipe.precision import choose_precision, with_precision
 from shardyard.recipe.schema import Cluster
 from shardyard.recipe.sweep_trials import Trial, planned_trials, shown, trial_count
 from shardyard.recipe.sweeps import Sweep
+from shardyard.tracking.files import write_atomically
 from shardyard.tracking.runfolder import now_text, owner
 
 Say = Callable[[str], None]
@@ -57,9 +61,10 @@ def drive_sweep(folder: SweepFolder, say: Say) -> str:
     try:
         cluster = load_recipe(str(folder.base)).recipe.cluster
         with ray_cluster(_room(cluster, sweep)) as ray:
-            gpu = world_of(cluster, cluster_gpus=int(ray.gpus)).gpu
-            demand = ray.asked(ask(cluster, gpu=gpu))
+            world = world_of(cluster, cluster_gpus=int(ray.gpus))
+            demand = ray.asked(ask(cluster, gpu=world.gpu))
             ray.refuse_what_never_fits(demand)
+            _fix_precision(folder, ray, demand, world)
             resource = _resources(demand)
             _tune(folder, sweep, progress, resource)
             if sweep.scaling_law is not None and progress.reason is None:
@@ -71,6 +76,17 @@ def drive_sweep(folder: SweepFolder, say: Say) -> str:
         raise
     progress.close(state)
     return state
+
+
+def _fix_precision(folder: SweepFolder, cluster: RayCluster, demand: Demand, world: World) -> None:
+    """All trials compute in the same precision, wherever each of them runs and whenever the sweep goes on."""
+    recipe = load_recipe(str(folder.base)).recipe
+    if recipe.train.precision is None:
+        bf16 = world.bf16
+        if bf16.units is None:
+            bf16 = bf16_of_nodes(nodes_for(cluster, demand, ANYWHERE), gpu=world.gpu)
+        chosen = choose_precision(None, bf16, gpu=world.gpu)
+        write_atomically(folder.base, dump_recipe(with_precision(recipe, chosen.precision)))
 
 
 class Progress(Callback, Stopper):  # type: ignore[misc]

@@ -44,7 +44,7 @@ def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], measured:
     vocabulary = f", {plan.architecture.vocabulary} entries" if facts.text else ""
     size = format_count(plan.architecture.parameters)
     length = f"{info.get('step', plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens"
-    how = f"{recipe.train.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
+    how = f"{plan.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
     return f"""---
 library_name: transformers

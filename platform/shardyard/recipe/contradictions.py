@@ -188,8 +188,9 @@ def _precision(recipe: Recipe) -> Iterator[Finding]:
             yield ("model", "attention"), "flash_attention_2 needs a GPU; use sdpa on the CPU"
         if recipe.train.precision == "fp32":
             yield ("model", "attention"), "flash_attention_2 wants bf16 or fp16; change train.precision or use sdpa"
-    if recipe.train.precision != "fp16" and _changed(recipe.train, "initial_loss_scale"):
-        yield ("train", "initial_loss_scale"), f"only fp16 has a loss scale, not {recipe.train.precision}; take it out"
+    if not fp16 and _changed(recipe.train, "initial_loss_scale"):
+        other = recipe.train.precision or "the derived train.precision, which never is fp16"
+        yield ("train", "initial_loss_scale"), f"only fp16 has a loss scale, not {other}; take it out"
 
 
 _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (

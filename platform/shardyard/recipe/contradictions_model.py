@@ -169,7 +169,8 @@ def _muon(recipe: Recipe) -> Iterator[Finding]:
         )
     fields = families.config_fields(recipe.model.family)
     experts = fields is not None and bool(fields.names & _EXPERT_COUNTS)
-    stage_1_bf16 = recipe.zero.stage == 1 and recipe.train.precision == "bf16"
+    # A derived precision may be bf16.
+    stage_1_bf16 = recipe.zero.stage == 1 and recipe.train.precision in ("bf16", None)
     if recipe.optimizer.name == "muon" and stage_1_bf16 and experts:
         yield (
             ("optimizer", "name"),

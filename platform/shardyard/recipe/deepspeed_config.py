@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
 
 # Family → AutoEP's name of its layout, of those whose experts it computes as transformers does.
@@ -51,7 +52,7 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
 
 
 def _precision(recipe: Recipe) -> dict[str, Any]:
-    precision = recipe.train.precision
+    precision = precision_of(recipe)
     if precision == "bf16":
         bf16 = {"bf16": {"enabled": True, "check_grad_overflow": True}, "fp16": {"enabled": False}}
         # Sums of many micro-batches lose bits in bf16; stage 0 has no separate accumulator.

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 # As this process was started: where there is no GPU, `engine/` sets the variable itself, which is nobody's wish.
 ASKED_ACCELERATOR = os.environ.get("DS_ACCELERATOR")
 _FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "fphp"})
+# Instructions that multiply bf16. avx_ne_convert only converts it to fp32, which gains nothing over fp32 itself.
+_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "bf16": "Arm"}
+# oneDNN, which multiplies for torch on CPUs, uses no instructions above those of this variable; these lack bf16.
+_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_ISAS_WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:
@@ -23,6 +29,21 @@ def computes_fp16(cpuinfo: str) -> bool | None:
     """Whether the CPU has arithmetic in fp16; None where the text does not say."""
     flags = cpu_flags(cpuinfo)
     return bool(flags & _FP16_FLAGS) if flags else None
+
+
+def bf16_units(cpuinfo: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What multiplies bf16 in the CPU, such as `AMX`; "" where nothing does, None where the text does not say.
+
+    torch answers by `torch.ops.mkldnn._is_mkldnn_bf16_supported()`, which also takes CPUs with AVX-512 alone. Those
+    convert each number: half the speed of fp32.
+    """
+    flags = cpu_flags(cpuinfo)
+    if not flags:
+        return None
+    limits = [environment[name].upper() for name in _ISA_VARIABLES if environment.get(name)]
+    if limits and limits[0] in _ISAS_WITHOUT_BF16:
+        return ""
+    return next((label for flag, label in _BF16_UNITS.items() if flag in flags), "")
 
 
 def read_cpuinfo() -> str:

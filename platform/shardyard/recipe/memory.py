@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
 
 # 4 bits, and one fp32 scale for each block of 64.
@@ -81,7 +82,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: i
 
 
 def _parameter_bytes(recipe: Recipe) -> int:
-    return 4 if recipe.train.precision == "fp32" else 2
+    return 4 if precision_of(recipe) == "fp32" else 2
 
 
 def _states_per_parameter(optimizer: Optimizer) -> int:

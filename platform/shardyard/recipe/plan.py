@@ -6,7 +6,7 @@ Pure arithmetic. `RunPlan` is what workers receive; `RunPlan.reasons` says of ea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shardyard.errors import Problem, RecipeError
@@ -16,7 +16,8 @@ from shardyard.recipe.deepspeed_config import deepspeed_config
 from shardyard.recipe.memory import Memory, estimate_memory
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.precision import Bf16, choose_precision, with_precision
+from shardyard.recipe.schema import Precision, Recipe
 from shardyard.units import format_bytes, format_count
 
 MAX_MICRO_BATCH_TOKENS = 8192
@@ -24,18 +25,27 @@ MAX_MICRO_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class World:
-    """Where a run takes place: `size` ranks, each on a GPU or not, with `device_bytes` of memory if that is known."""
+    """Where a run takes place: `size` ranks, each on a GPU or not, with `device_bytes` of memory if that is known.
+
+    bf16: whether these devices have units for it; not those of the machine that plans, where others train.
+    """
 
     size: int
     gpu: bool
     device_bytes: int | None = None
+    bf16: Bf16 = field(default_factory=Bf16)
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for pictures, patches."""
+    """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for pictures, patches.
+
+    precision_known: false where the devices that will train could not be asked; the launch asks them and plans anew.
+    """
 
     world: World
+    precision: Precision
+    precision_known: bool
     rows_per_rank: int
     micro_batch: int
     accumulation: int
@@ -80,6 +90,9 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
             before; this guards other worlds).
     """
     reasons: dict[str, str] = {}
+    chosen = choose_precision(recipe.train.precision, world.bf16, gpu=world.gpu)
+    recipe = with_precision(recipe, chosen.precision)
+    reasons["precision"] = chosen.why
     rows_per_rank = _rows_per_rank(recipe, world)
     _check_experts(recipe, world)
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {world.size} ranks"
@@ -93,6 +106,8 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
     steps = _steps(recipe, tokens_per_step, reasons)
     return RunPlan(
         world=world,
+        precision=chosen.precision,
+        precision_known=chosen.known,
         rows_per_rank=rows_per_rank,
         micro_batch=micro_batch,
         accumulation=accumulation,
@@ -109,6 +124,11 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
         **_whereabouts(recipe, world, reasons),
         reasons=reasons,
     )
+
+
+def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
+    """The recipe with the derived values that must never be derived anew, on whatever machine the run goes on."""
+    return with_precision(recipe, plan.precision) if plan.precision_known else recipe
 
 
 def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[str, str]:

@@ -27,7 +27,11 @@ class Train(Section):
         ge=1,
     )
     seed: int = described(1234, "Seed of initial weights, data order and dropout.", ge=0, lt=2**32)
-    precision: Precision = described("bf16", "Number format of the forward and backward pass; master weights are fp32.")
+    precision: Precision | None = described(
+        None,
+        "Number format of the forward and backward pass; master weights are fp32. Default: bf16 where the devices that "
+        "train have units for it, else fp32; fixed when the run starts.",
+    )
     gradient_clipping: float = described(1.0, "Largest norm of the gradient; 0 turns clipping off.", ge=0.0)
     initial_loss_scale: int = described(
         16, "First loss scale of fp16 as a power of two; it then adapts.", "log2", ge=0, le=32
