@@ -319,6 +319,27 @@ CONTRADICTIONS = [
         "warmup: 10",
         "warmup: 100",
     ),
+    Broken(
+        "warmup-percent",
+        "schedule.warmup: must be whole steps from 0 on, or a share of the run such as 0.1, got '10%' (text); write",
+        "warmup: 10",
+        "warmup: 10%",
+    ),
+    Broken("warmup-float", "or a share of the run such as 0.1, got 10.0; write 10", "warmup: 10", "warmup: 10.0"),
+    Broken("warmup-true", "or a share of the run such as 0.1, got true", "warmup: 10", "warmup: true"),
+    Broken(
+        "wsd-overlap",
+        ":12: schedule.decay_fraction: is 0.95: the decay (95 steps) would begin before the warm-up (10 steps) ends, "
+        "and the rate would jump; together they may be at most the 100 steps of training",
+        "name: cosine, warmup: 10",
+        "name: wsd, warmup: 10, decay_fraction: 0.95",
+    ),
+    Broken(
+        "wsd-overlap-shares",
+        "the decay (0.6) would begin before the warm-up (0.5) ends, and the rate would jump; together they may be",
+        "name: cosine, warmup: 10",
+        "name: wsd, warmup: 0.5, decay_fraction: 0.6",
+    ),
     Broken("warmup-tokens", "leave nothing of the 10 steps", "steps: 100", "tokens: 10240"),
     Broken("step-size", ":12: schedule.name: the step schedule needs schedule.step_size", "name: cosine", "name: step"),
     Broken(

@@ -195,8 +195,9 @@ def test_overrides_reach_everywhere(base: Path) -> None:
 
 
 def test_a_wrong_override_says_which(base: Path) -> None:
+    rule = "must be whole steps from 0 on, or a share of the run such as 0.1"
     assert problems(str(base), "train.steps=0", "schedule.warmup=x") == [
-        "-s schedule.warmup=x: schedule.warmup: must be a whole number, got 'x' (text)",
+        f"-s schedule.warmup=x: schedule.warmup: {rule}, got 'x' (text)",
         "-s train.steps=0: train.steps: must be at least 1, got 0",
     ]
 

@@ -246,7 +246,7 @@ def test_a_pinned_micro_batch_is_kept_even_where_it_does_not_fit() -> None:
 
 
 def test_every_derived_number_has_a_reason() -> None:
-    given_by_others = {"world", "warmup", "architecture", "memory", "deepspeed", "reasons", "precision_known"}
+    given_by_others = {"world", "architecture", "memory", "deepspeed", "reasons", "precision_known"}
     derived = {field.name for field in dataclasses.fields(RunPlan)} - given_by_others
     plan = plan_of()
     assert set(plan.reasons) == derived
@@ -261,6 +261,15 @@ def test_evaluations_and_checkpoints_come_ten_times_by_default(steps: int, every
     assert (plan.evaluate_every, plan.checkpoint_every) == (every, every)
     pinned = plan_of(train={"steps": steps}, evaluate={"every": 1}, checkpoint={"every": 3})
     assert (pinned.evaluate_every, pinned.checkpoint_every) == (1, 3)
+
+
+def test_lengths_may_be_shares_of_the_run() -> None:
+    shares = {"schedule": {"warmup": 0.1}, "evaluate": {"every": 0.25}, "checkpoint": {"every": 0.5}}
+    for steps, lengths in ((100, (10, 25, 50, 5)), (3, (1, 1, 2, 1)), (1, (0, 1, 1, 1))):
+        plan = plan_of(train={"steps": steps}, tracking={"every": 0.05}, **shares)
+        assert (plan.warmup, plan.evaluate_every, plan.checkpoint_every, plan.record_every) == lengths
+    assert plan_of(schedule={"warmup": 0.1}).reasons["warmup"] == "0.1 of 100 steps"
+    assert plan_of(schedule={"warmup": 10}).reasons["warmup"] == "given by the recipe"
 
 
 def test_flops_of_gpt2_by_hand() -> None:

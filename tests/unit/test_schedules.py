@@ -86,6 +86,25 @@ def test_wsd_warms_up_stays_and_decays_at_the_end_only() -> None:
     assert tail[-1] == pytest.approx(1 / 20)
 
 
+@given(
+    steps=st.integers(2, 400),
+    warmup=st.floats(0.001, 0.999),
+    decay=st.floats(0.001, 0.999),
+)
+def test_shares_of_wsd_never_make_the_rate_jump(steps: int, warmup: float, decay: float) -> None:
+    """Rounding may make the two parts overlap, where whole steps would be refused."""
+    factor = learning_rate_factor(Schedule(name="wsd", warmup=warmup, decay_fraction=decay), steps)
+    found = [factor(t) for t in range(steps)]
+    peak = found.index(max(found))
+    assert found[peak] == 1.0
+    assert found[:peak] == sorted(found[:peak])
+    falling = found[peak:]
+    assert falling == sorted(falling, reverse=True)
+    # It falls by equal steps, the first from the peak itself.
+    drops = [a - b for a, b in pairwise(falling) if a != b]
+    assert drops == pytest.approx(drops[:1] * len(drops))
+
+
 def test_exponential_ends_at_gamma_whatever_the_length() -> None:
     for steps in (10, 1000):
         factor = learning_rate_factor(Schedule(name="exponential", gamma=0.3, min_ratio=0.0), steps)

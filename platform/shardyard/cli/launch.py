@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli import output
-from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir
+from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir, Try
 from shardyard.cli.plan import plan_of
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT, UsageError
 from shardyard.imports import import_at_once
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.plan import RunPlan, fixed
 from shardyard.recipe.plan_text import as_dict, resolved_text, rows
+from shardyard.recipe.shorten import as_trial
 from shardyard.tracking.runfolder import typed
 
 if TYPE_CHECKING:
@@ -47,13 +48,20 @@ def launch(
     runs_dir: RunsDir = None,
     local: Local = False,
     until: Until = None,
+    try_steps: Try = None,
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
-    loaded, starting = located(load_recipe(name, overrides or []), runs_dir)
-    made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
+    loaded, found = located(load_recipe(name, overrides or []), runs_dir)
+    found = {"starting": found} if found else {}
+    gpus = cluster_gpus_of(loaded, local=local)
+    made = plan_of(loaded, local=local, gpus=gpus)
+    if try_steps is not None:
+        found["trial"] = {"steps": try_steps, "of": made.steps}
+        loaded = replace(loaded, recipe=as_trial(loaded.recipe, try_steps, of=made.steps))
+        made = plan_of(loaded, local=local, gpus=gpus)
     refuse_what_does_not_fit(made)
-    folder = _new_folder(loaded, made, runs_dir, starting)
+    folder = _new_folder(loaded, made, runs_dir, found)
     return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
 
 
@@ -134,11 +142,10 @@ def _alive(pid: object) -> bool:
     return isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
-def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, starting: dict[str, Any]) -> RunFolder:
+def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, found: dict[str, Any]) -> RunFolder:
     from shardyard.tracking.provenance import collect
     from shardyard.tracking.runfolder import RunFolder, runs_folder
 
-    found: dict[str, Any] = {"starting": starting} if starting else {}
     return RunFolder.create(
         runs_folder(runs_dir),
         loaded.recipe.name,

@@ -45,3 +45,7 @@ Overrides = Annotated[
 RunsDir = Annotated[Path | None, typer.Option("--runs-dir", help="Where run folders are; SHARDYARD_RUNS or ./runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")]
+Try = Annotated[
+    int | None,
+    typer.Option("--try", min=1, metavar="STEPS", help="A short trial: so many steps, all else scaled to them."),
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shardyard.cli import output
-from shardyard.cli.options import Overrides, Quiet, RecipeName, RunsDir
+from shardyard.cli.options import Overrides, Quiet, RecipeName, RunsDir, Try
 from shardyard.errors import UsageError
 from shardyard.recipe.load import LoadedRecipe, load_recipe
+from shardyard.recipe.shorten import as_trial
 
 if TYPE_CHECKING:
     from shardyard.launch.jobs_api import JobsApi
@@ -37,6 +38,7 @@ def submit(
     overrides: Overrides = None,
     address: Address = None,
     job_name: Annotated[str | None, typer.Option("--name", help="Name of the job; the recipe's by default.")] = None,
+    try_steps: Try = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow its log, and end with its exit code.")] = False,
     on: Scheduler = "ray",
     dry_run: Annotated[
@@ -56,7 +58,7 @@ def submit(
     loaded = load_recipe(name, overrides or [])
     if working_dir is None and on == "ray":
         refuse_relative_files(loaded)
-    asked = (name, tuple(overrides or ()), job_name or loaded.recipe.name, dry_run, runs_dir, working_dir)
+    asked = (name, tuple(overrides or ()), job_name or loaded.recipe.name, dry_run, runs_dir, working_dir, try_steps)
     if on != "ray":
         return _elsewhere(on, loaded, asked, address, wait=wait, quiet=quiet)
     api = None
@@ -64,7 +66,7 @@ def submit(
         from shardyard.launch.jobs import connect
 
         api = connect(address)
-    request = _request(loaded, _plan(loaded, api), asked, address)
+    request = _request(loaded, lambda tried: _plan(tried, api), asked, address)
     return _on_ray(request, api, wait=wait, quiet=quiet)
 
 
@@ -119,12 +121,19 @@ def _plan(loaded: LoadedRecipe, api: JobsApi | None) -> RunPlan:
     return made
 
 
-def _request(loaded: LoadedRecipe, made: RunPlan, asked: tuple[Any, ...], address: str | None) -> SubmitRequest:
+def _request(
+    loaded: LoadedRecipe, plan: Callable[[LoadedRecipe], RunPlan], asked: tuple[Any, ...], address: str | None
+) -> SubmitRequest:
     from shardyard.launch.submission import SubmitRequest
     from shardyard.recipe.plan_text import resolved_text
     from shardyard.tracking.runfolder import runs_folder
 
-    name, overrides, job_name, dry_run, runs_dir, working_dir = asked
+    name, overrides, job_name, dry_run, runs_dir, working_dir, try_steps = asked
+    made, trial = plan(loaded), None
+    if try_steps is not None:
+        trial = {"steps": try_steps, "of": made.steps}
+        loaded = replace(loaded, recipe=as_trial(loaded.recipe, try_steps, of=made.steps))
+        made = plan(loaded)
     return SubmitRequest(
         name=name,
         overrides=overrides,
@@ -136,6 +145,7 @@ def _request(loaded: LoadedRecipe, made: RunPlan, asked: tuple[Any, ...], addres
         address=address,
         resolved=resolved_text(loaded.recipe, made),
         working_dir=working_dir,
+        trial=trial,
     )
 
 
@@ -165,8 +175,10 @@ def _elsewhere(
     from shardyard.launch.starting import for_planning
     from shardyard.tracking.runfolder import runs_folder
 
-    made = plan_of(replace(loaded, recipe=for_planning(loaded.recipe, runs_folder())), elsewhere=True)
-    request = _request(loaded, made, asked, address)
+    def plan(tried: LoadedRecipe) -> RunPlan:
+        return plan_of(replace(tried, recipe=for_planning(tried.recipe, runs_folder())), elsewhere=True)
+
+    request = _request(loaded, plan, asked, address)
     if on == "slurm":
         from shardyard.launch.slurm import submit as submit_there
     else:

@@ -87,7 +87,7 @@ class Session:
 
     def tell(self, record: StepRecord) -> None:
         """Record a step if it is due; what an evaluation measured is always recorded."""
-        due = record.step % self.recipe.tracking.every == 0 or record.step == self.plan.steps
+        due = record.step % self.plan.record_every == 0 or record.step == self.plan.steps
         if self.tracker is None or not (due or any(name.startswith("eval/") for name in record.metrics)):
             return
         if self.machine is not None:

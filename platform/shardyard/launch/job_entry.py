@@ -128,6 +128,7 @@ def run_folder(spec: dict[str, Any]) -> RunFolder:
         world_size=plan.get("world", {}).get("size"),
         plan=plan,
         job=job_of(spec),
+        **({"trial": spec["trial"]} if spec.get("trial") else {}),
     )
 
 

@@ -26,6 +26,7 @@ class SubmitRequest:
     address: of the cluster, as given; None where the environment or `shardyard cluster up` says it.
     run_id: id of the run folder that the job is to make or, where it is there, to go on with.
     resolved: text of the run's resolved.yaml; the dumped recipe where it is empty.
+    trial: `steps` of a short trial and those `of` the whole recipe, for run.json; None for a whole run.
     working_dir: folder whose files the recipe names by relative path; travels with the job.
     """
 
@@ -40,3 +41,4 @@ class SubmitRequest:
     run_id: str | None = None
     resolved: str = ""
     working_dir: Path | None = None
+    trial: dict[str, int] | None = None

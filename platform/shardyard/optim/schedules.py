@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.schema import Schedule
 
 Factor = Callable[[int], float]
@@ -20,11 +21,14 @@ def learning_rate_factor(schedule: Schedule, steps: int) -> Factor:
 
     warm-up (all): (t + 1) / W, so that the first step already moves.
     """
+    warmup = in_steps(schedule.warmup, steps, most=steps - 1)
+    step_size = None if schedule.step_size is None else in_steps(schedule.step_size, steps)
+    schedule = schedule.model_copy(update={"warmup": warmup, "step_size": step_size})
     shape = _SHAPES[schedule.name](schedule, steps)
 
     def factor(t: int) -> float:
-        if t < schedule.warmup:
-            return (t + 1) / schedule.warmup
+        if t < warmup:
+            return (t + 1) / warmup
         return shape(t)
 
     return factor
@@ -68,8 +72,11 @@ def _exponential(schedule: Schedule, steps: int) -> Factor:
 
 
 def _wsd(schedule: Schedule, steps: int) -> Factor:
-    """1 until the last `decay_fraction` of the run, then linearly to m (Hu et al. 2024, MiniCPM)."""
-    start = steps - max(1, round(schedule.decay_fraction * steps))
+    """1 until the last `decay_fraction` of the run, then linearly to m (Hu et al. 2024, MiniCPM).
+
+    Where rounding makes the two overlap, the decay begins at the end of the warm-up: the rate never jumps.
+    """
+    start = max(int(schedule.warmup), steps - decay_steps(schedule.decay_fraction, steps))
 
     def factor(t: int) -> float:
         if t < start:

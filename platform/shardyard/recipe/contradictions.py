@@ -18,6 +18,7 @@ from shardyard.recipe.contradictions_experts import expert_rules
 from shardyard.recipe.contradictions_finetune import finetune_rules
 from shardyard.recipe.contradictions_model import model_rules
 from shardyard.recipe.fields import Path
+from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.objectives import OBJECTIVES, OPTIONAL_SECTIONS
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
 
@@ -109,16 +110,39 @@ def _optimizer(recipe: Recipe) -> Iterator[Finding]:
 def _schedule(recipe: Recipe) -> Iterator[Finding]:
     schedule: Schedule = recipe.schedule
     steps = training_steps(recipe)
-    if steps is not None and schedule.warmup >= steps:
+    if steps is not None and in_steps(schedule.warmup, steps, most=steps - 1) >= steps:
         yield (
             ("schedule", "warmup"),
-            (f"{schedule.warmup} steps of warm-up leave nothing of the {steps} steps of training; set fewer"),
+            (
+                f"{schedule.warmup} steps of warm-up leave nothing of the {steps} steps of training; set fewer, or a "
+                "share of the run such as 0.1"
+            ),
         )
+    elif schedule.name == "wsd" and (overlap := _overlap(schedule, steps)):
+        yield ("schedule", "decay_fraction"), overlap
     if schedule.name == "step" and schedule.step_size is None:
         yield ("schedule", "name"), "the step schedule needs schedule.step_size, the steps between two drops"
     for name, owners in _SCHEDULE_FIELDS.items():
         if schedule.name not in owners and _changed(schedule, name):
             yield ("schedule", name), f"does nothing for {schedule.name}, only for {', '.join(owners)}; take it out"
+
+
+def _overlap(schedule: Schedule, steps: int | None) -> str:
+    """Why warm-up and decay of wsd do not fit one run; "" where they do. Shares are compared unrounded."""
+    fraction = schedule.decay_fraction
+    if not isinstance(schedule.warmup, int):
+        if schedule.warmup + fraction <= 1 + 1e-9:
+            return ""
+        warmup, decay, whole = f"{schedule.warmup:g}", f"{fraction:g}", "at most 1"
+    elif steps is None or schedule.warmup + decay_steps(fraction, steps) <= steps:
+        return ""
+    else:
+        warmup, whole = f"{schedule.warmup} steps", f"at most the {steps} steps of training"
+        decay = f"{decay_steps(fraction, steps)} steps"
+    return (
+        f"is {fraction:g}: the decay ({decay}) would begin before the warm-up ({warmup}) ends, and the rate would "
+        f"jump; together they may be {whole}"
+    )
 
 
 def _zero(recipe: Recipe) -> Iterator[Finding]:

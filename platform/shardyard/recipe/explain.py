@@ -21,6 +21,7 @@ from shardyard.recipe.fields import (
     section_type,
     without_none,
 )
+from shardyard.recipe.lengths import StepsOrShare
 from shardyard.recipe.schema import Section
 from shardyard.recipe.synonyms import synonym
 
@@ -102,6 +103,8 @@ def type_words(annotation: Any) -> str:
         return f"section{null}"
     if is_free_form(bare):
         return f"section with free keys{null}"
+    if _is_steps_or_share(bare):
+        return f"steps or share of the run{null}"
     item = item_type(bare)
     if item is not None:
         return f"list of {'sections' if section_type(item) else _NAMES.get(item, 'values') + 's'}{null}"
@@ -109,6 +112,11 @@ def type_words(annotation: Any) -> str:
     if choices:
         return f"one of {', '.join(map(str, choices))}{null}"
     return f"{_NAMES.get(bare, 'any value')}{null}"
+
+
+def _is_steps_or_share(annotation: Any) -> bool:
+    bare = typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+    return set(typing.get_args(bare)) == {int, float}
 
 
 def _meaning(info: FieldInfo | None, section: type[Section] | None) -> str:
@@ -140,6 +148,8 @@ def _limits(annotation: Any, info: FieldInfo | None) -> Iterator[str]:
             yield f"at least {rule.min_length} long"
         elif isinstance(rule, annotated_types.MaxLen):
             yield f"at most {rule.max_length} long"
+        elif isinstance(rule, StepsOrShare):
+            yield f"whole number from {rule.least} on, or a share above 0 and below 1"
         elif getattr(rule, "pattern", None):
             yield f"matches {rule.pattern}"
 

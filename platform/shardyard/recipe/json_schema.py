@@ -91,6 +91,8 @@ def _finish(part: dict[str, Any]) -> None:
         if name not in required and "anyOf" not in spec:
             value = {key: spec.pop(key) for key in list(spec) if key not in ("description", "default", "unit")}
             spec["anyOf"] = [value, {"type": "null"}]
+        elif name not in required and {"type": "null"} not in spec["anyOf"]:
+            spec["anyOf"] = [*spec["anyOf"], {"type": "null"}]
 
 
 def _examples(part: dict[str, Any], name: str, values: Any) -> None:

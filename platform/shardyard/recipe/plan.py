@@ -13,6 +13,7 @@ from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.architecture import Architecture, flops_per_token
 from shardyard.recipe.batching import default_lanes
 from shardyard.recipe.deepspeed_config import deepspeed_config
+from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.memory import Memory, estimate_memory
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
@@ -53,8 +54,10 @@ class RunPlan:
     tokens_per_row: int
     tokens_per_step: int
     lanes: int
+    warmup: int
     evaluate_every: int
     checkpoint_every: int
+    record_every: int
     architecture: Architecture
     flops_per_token: float
     memory: Memory
@@ -115,8 +118,10 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
         tokens_per_row=tokens_per_row,
         tokens_per_step=tokens_per_step,
         lanes=_lanes(recipe, world, reasons),
+        warmup=_warmup(recipe.schedule.warmup, steps, reasons),
         evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
         checkpoint_every=_every(recipe.checkpoint.every, steps, "checkpoint_every", reasons),
+        record_every=_every(recipe.tracking.every, steps, "record_every", reasons),
         architecture=architecture,
         flops_per_token=_flops(recipe, architecture, reasons),
         memory=estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch),
@@ -223,9 +228,21 @@ def _lanes(recipe: Recipe, world: World, reasons: dict[str, str]) -> int:
     return lanes
 
 
-def _every(given: int | None, steps: int, name: str, reasons: dict[str, str]) -> int:
-    reasons[name] = "given by the recipe" if given is not None else "a tenth of the steps"
-    return given if given is not None else max(1, steps // 10)
+def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) -> int:
+    if given is None:
+        reasons[name] = "a tenth of the steps"
+        return max(1, steps // 10)
+    reasons[name] = _by_the_recipe(given, steps)
+    return in_steps(given, steps)
+
+
+def _warmup(given: float, steps: int, reasons: dict[str, str]) -> int:
+    reasons["warmup"] = _by_the_recipe(given, steps)
+    return in_steps(given, steps, most=steps - 1)
+
+
+def _by_the_recipe(given: float, steps: int) -> str:
+    return "given by the recipe" if isinstance(given, int) else f"{given:.4g} of {steps} steps"
 
 
 def _flops(recipe: Recipe, architecture: Architecture, reasons: dict[str, str]) -> float:

@@ -39,6 +39,7 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "FLOPs a token", format_count(plan.flops_per_token), why["flops_per_token"]
     yield "FLOPs", format_count(plan.flops), "tokens × FLOPs a token"
     yield "lanes", str(plan.lanes), why["lanes"]
+    yield "warm-up", f"{plan.warmup} steps", why["warmup"]
     yield "evaluation", f"every {plan.evaluate_every} steps", why["evaluate_every"]
     yield "checkpoint", f"every {plan.checkpoint_every} steps", why["checkpoint_every"]
     for name, value in asdict(memory).items():

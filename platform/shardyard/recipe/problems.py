@@ -129,6 +129,15 @@ def _pattern(path: Path, value: Any, ctx: Mapping[str, Any]) -> str:
     return f"{rule}, got {show(value)}"
 
 
+def _steps_or_share(path: Path, value: Any, ctx: Mapping[str, Any]) -> str:
+    hint = ""
+    if isinstance(value, float) and value.is_integer():
+        hint = f"; write {int(value)}"
+    elif isinstance(value, str) and (percent := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
+        hint = f"; write {float(percent[1]) / 100:g}"
+    return f"{ctx['rule']}, got {show(value)}{hint}"
+
+
 def _must(rule: str) -> Callable[[Path, Any, Mapping[str, Any]], str]:
     return lambda path, value, ctx: f"must {rule.format(**ctx)}, got {show(value)}"
 
@@ -142,6 +151,7 @@ _WORDS: dict[str, Callable[[Path, Any, Mapping[str, Any]], str]] = {
     "int_type": _number,
     "int_from_float": _number,
     "literal_error": _choice,
+    "steps_or_share": _steps_or_share,
     "string_pattern_mismatch": _pattern,
     "float_type": _must("be a number"),
     "bool_type": _must("be true or false"),

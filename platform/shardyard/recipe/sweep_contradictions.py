@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from shardyard.recipe.fields import Path, UnknownFieldError, field_at
+from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.nearest import suggestion
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
@@ -137,7 +138,7 @@ def _stopping(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
     steps = recipe.train.steps
     if sweep.stopping is None or steps is None:
         return
-    every = recipe.evaluate.every or max(1, steps // 10)
+    every = max(1, steps // 10) if recipe.evaluate.every is None else in_steps(recipe.evaluate.every, steps)
     if sweep.stopping.grace_steps >= steps:
         message = f"{sweep.stopping.grace_steps} steps are not before the end of a run of {steps} steps"
         yield ("stopping", "grace_steps"), message

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from shardyard.recipe.lengths import StepsOrShare
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -63,7 +64,9 @@ class Optimizer(Section):
 
 class Schedule(Section):
     name: ScheduleName = described("cosine", "Shape of the learning rate after the warm-up.")
-    warmup: int = described(0, "Steps over which the learning rate rises linearly to its peak.", "steps", ge=0)
+    warmup: Annotated[int | float, StepsOrShare(least=0)] = described(
+        0, "Steps, or share of the run, over which the learning rate rises linearly to its peak.", "steps"
+    )
     min_ratio: float = described(
         0.1,
         "Learning rate at the end as a share of the peak (linear, cosine, wsd) or its floor (step, exponential).",
@@ -71,7 +74,9 @@ class Schedule(Section):
         le=1.0,
     )
     decay_fraction: float = described(0.2, "Share of the steps that wsd spends on its final decay.", gt=0.0, le=1.0)
-    step_size: int | None = described(None, "Steps between two drops of the step schedule.", "steps", ge=1)
+    step_size: Annotated[int | float, StepsOrShare(least=1)] | None = described(
+        None, "Steps, or share of the run, between two drops of the step schedule.", "steps"
+    )
     gamma: float = described(
         0.5, "Factor of each drop (step), or of the decay over the whole run (exponential).", gt=0.0, le=1.0
     )
@@ -89,11 +94,11 @@ class Zero(Section):
 
 
 class Checkpoint(Section):
-    every: int | None = described(
+    every: Annotated[int | float, StepsOrShare(least=1)] | None = described(
         None,
-        "Steps between two checkpoints. Default: a tenth of the run; one is always written at the end.",
+        "Steps, or share of the run, between two checkpoints. Default: a tenth of the run; one is always written at "
+        "the end.",
         "steps",
-        ge=1,
     )
     keep: int = described(
         3, "Newest checkpoints to keep; older ones are removed once a newer one is whole.", "checkpoints", ge=1

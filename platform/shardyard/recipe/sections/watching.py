@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from shardyard.recipe.lengths import StepsOrShare
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,79}$"
@@ -18,11 +19,11 @@ class EarlyStopping(Section):
 
 
 class Evaluate(Section):
-    every: int | None = described(
+    every: Annotated[int | float, StepsOrShare(least=1)] | None = described(
         None,
-        "Steps between two evaluations. Default: a tenth of the run; one is always done at the end.",
+        "Steps, or share of the run, between two evaluations. Default: a tenth of the run; one is always done at the "
+        "end.",
         "steps",
-        ge=1,
     )
     rows: int = described(64, "Held-out rows in one evaluation, the same ones each time.", "sequences", ge=1)
     generate_rows: int = described(
@@ -76,7 +77,9 @@ class Alerts(Section):
 
 
 class Tracking(Section):
-    every: int = described(1, "Steps between two records in metrics.jsonl.", "steps", ge=1)
+    every: Annotated[int | float, StepsOrShare(least=1)] = described(
+        1, "Steps, or share of the run, between two records in metrics.jsonl.", "steps"
+    )
     tags: list[str] = described([], "Free labels of the run.")
     wandb: Wandb = described(Wandb(), "Weights & Biases, which mirrors the run folder.")
     alerts: Alerts = described(Alerts(), "What is told of, and to whom, while the dashboard runs.")

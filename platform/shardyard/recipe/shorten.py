@@ -1,0 +1,50 @@
+"""A run made shorter with everything that belongs to its length: warm-up, drops of the rate, and cadences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardyard.errors import UsageError
+from shardyard.recipe.schema import Recipe, Section
+
+TRIAL_TAG = "trial"
+
+
+def shortened(recipe: Recipe, steps: int, *, of: int) -> Recipe:
+    """The recipe with `steps` steps instead of `of`; shares of the run stay, lengths in steps shrink in proportion."""
+
+    def scaled(value: int | float | None, *, most: int = steps) -> int | float | None:
+        if not isinstance(value, int) or value == 0:
+            return value
+        return min(most, max(1, round(value * steps / of)))
+
+    train = _with(recipe.train, steps=steps, tokens=None)
+    schedule = _with(
+        recipe.schedule,
+        warmup=scaled(recipe.schedule.warmup, most=max(0, steps - 1)),
+        step_size=scaled(recipe.schedule.step_size),
+    )
+    every = {
+        name: _with(getattr(recipe, name), every=scaled(getattr(recipe, name).every))
+        for name in ("evaluate", "checkpoint", "tracking")
+    }
+    result: Recipe = _with(recipe, train=train, schedule=schedule, **every)
+    return result
+
+
+def as_trial(recipe: Recipe, steps: int, *, of: int) -> Recipe:
+    """A short trial of a recipe that trains `of` steps, with the tag `trial`.
+
+    Raises:
+        UsageError: it is not shorter.
+    """
+    if steps >= of:
+        raise UsageError(f"--try {steps} does not shorten {recipe.name}, which trains {of} steps; give fewer.")
+    trial = shortened(recipe, steps, of=of)
+    tagged: Recipe = _with(trial, tracking=_with(trial.tracking, tags=[*trial.tracking.tags, TRIAL_TAG]))
+    return tagged
+
+
+def _with(section: Any, **fields: Any) -> Any:
+    assert isinstance(section, Section)
+    return section.model_copy(update=fields)
