@@ -8,7 +8,8 @@
     ├── ModelError              an architecture or weights that cannot be built
     ├── HardwareError           a device, precision or library that this machine lacks
     ├── CheckpointError         a checkpoint that cannot be written, or does not verify
-    └── TrainingError           the run failed; names the cause of each rank
+    ├── TrainingError           the run failed; names the cause of each rank
+    └── TakenOverError          another process trains the run now; this one stops without writing
 
 Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are
 `assert`s, never these.
@@ -88,3 +89,7 @@ class CheckpointError(ShardyardError):
 
 class TrainingError(ShardyardError):
     """The training run failed on one or more ranks."""
+
+
+class TakenOverError(ShardyardError):
+    """Another process has taken the run over, so this one must not write to its folder any more."""

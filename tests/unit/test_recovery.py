@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
-from shardyard.launch.recovery import Failure, GiveUp, RankError, Retry, announce, decide, group_causes, is_bug
+from shardyard.launch.recovery import Count, Failure, GiveUp, RankError, Retry, announce, decide, group_causes, is_bug
 from shardyard.launch.trainer import _from_controller, _from_workers
 from shardyard.launch.worker import _rank_error
 
@@ -24,9 +24,9 @@ LASTING = Failure({"the loss is nan": (0, 1)}, permanent=True)
         (1, 3, Retry(1.0)),
         (2, 3, Retry(2.0)),
         (3, 3, Retry(4.0)),
-        (4, 3, GiveUp("it failed 4 times and cluster.max_failures is 3")),
+        (4, 3, GiveUp("it failed 4 times without a new checkpoint in between and cluster.max_failures is 3")),
         (1, 1, Retry(1.0)),
-        (2, 1, GiveUp("it failed 2 times and cluster.max_failures is 1")),
+        (2, 1, GiveUp("it failed 2 times without a new checkpoint in between and cluster.max_failures is 1")),
         (1, 0, GiveUp("cluster.max_failures is 0")),
         (6, 100, Retry(32.0)),
         (7, 100, Retry(60.0)),
@@ -63,9 +63,21 @@ def test_a_failure_is_described_a_line_a_cause(causes: dict[str, tuple[int, ...]
     assert Failure(causes, permanent=False).describe() == text
 
 
-def test_a_restart_is_announced_with_its_wait() -> None:
-    text = announce(PASSING, Retry(2.0))
-    assert text == "rank 1: a node went away\nstarting again in 2.0 s from the newest checkpoint"
+def test_a_restart_is_announced_with_its_wait_and_its_count() -> None:
+    assert announce(PASSING, Retry(2.0), Count(2, 40), 3) == (
+        "rank 1: a node went away\nstarting again in 2.0 s from the checkpoint of step 40 "
+        "(failure 2 of at most 3 without a new checkpoint)"
+    )
+    assert "from the start (failure 1 of at most 3" in announce(PASSING, Retry(1.0), Count(1, 0), 3)
+
+
+def test_failures_are_counted_from_the_last_that_had_gained_a_checkpoint() -> None:
+    count, counts = Count(), []
+    for newest_checkpoint in (0, 0, 10, 10, 10, 20, 20, 15):
+        count = count.after(newest_checkpoint)
+        counts.append(count.failures)
+    assert counts == [1, 2, 1, 2, 3, 1, 2, 3]
+    assert count == Count(3, 20)
 
 
 def worker_group_error(failures: dict[int, Exception]) -> WorkerGroupError:

@@ -17,6 +17,7 @@ from shardyard.tracking.record import StepRecord
 from shardyard.tracking.runfolder import RunFolder
 from shardyard.tracking.tracker import Tracker
 from shardyard.tracking.wandb_mirror import WandbMirror, has_key, resolve_mode
+from shardyard.tracking.wandb_records import Records
 from support.waiting import PATIENCE_SECONDS, next_second
 
 METRICS = {f"perf/metric_{index}": 1.2345 * index for index in range(12)}
@@ -122,6 +123,30 @@ def test_an_offline_run_and_its_resumption_are_one_run(tmp_path: Path) -> None:
         assert b"tag" in data
 
 
+_OUTCOMES = """
+import sys
+from pathlib import Path
+from shardyard.recipe.schema import Wandb
+from shardyard.tracking.wandb_mirror import WandbMirror
+for outcome in sys.argv[2:]:
+    mirror = WandbMirror(Wandb(project="p"), outcome, "gpt", [], {}, Path(sys.argv[1]) / outcome)
+    mirror.start()
+    mirror.log(0, {"train/loss": 1.0})
+    mirror.finish(60, outcome)
+    assert not mirror.problems, mirror.problems
+"""
+_ENDS = {"finished": 0, "paused": 0, "failed": 1, "interrupted": 130, "preempted": 143, "timeout": 124}
+
+
+def test_wandb_is_told_how_a_run_ended(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _OUTCOMES, str(tmp_path), *_ENDS], timeout=240, check=True)
+    for outcome, code in _ENDS.items():
+        [file] = (tmp_path / outcome).glob("wandb/offline-run-*/*.wandb")
+        records = list(Records(file))
+        assert [record.exit.exit_code for record in records if record.HasField("exit")] == [code], outcome
+        assert any(record.HasField("preempting") for record in records) == (outcome == "preempted"), outcome
+
+
 @pytest.mark.parametrize("kind", ["file", "proc"])
 def test_a_folder_that_cannot_be_written_means_no_wandb_and_one_sentence(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -153,8 +178,8 @@ def test_a_slow_wandb_costs_no_step_and_loses_the_oldest(run: RunFolder, monkeyp
         def log(self, metrics: dict[str, float], step: int) -> None:
             logged.append(step)
 
-        def finish(self) -> None:
-            pass
+        def finish(self, exit_code: int) -> None:
+            assert exit_code == 0
 
     def slow_init(**_: object) -> Run:
         release.wait()

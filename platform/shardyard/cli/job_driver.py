@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shardyard.cli import output
+from shardyard.cli.stopping import StopSignals, stoppable
 from shardyard.errors import ShardyardError
 from shardyard.imports import import_at_once
 from shardyard.launch.job_spec import new_run_id, plan_in, read_spec, spec_of, write_spec
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
+from shardyard.tracking.lease import Lease
 from shardyard.tracking.runfolder import RunFolder
 
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out one attempt: `SPEC RUN_FOLDER`; returns its exit code."""
-    # Until training can be asked to stop there is nothing to save, so Ctrl-C ends the process and not with a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if arguments[0] == "--make-spec":
             return make_spec(*arguments[1:])
-        return attempt(Path(arguments[0]), RunFolder(arguments[1]))
+        return stoppable(lambda signals: attempt(Path(arguments[0]), RunFolder(arguments[1]), signals))
     except ShardyardError as error:
         output.print_error(str(error))
         return error.exit_code
 
 
-def attempt(spec_path: Path, folder: RunFolder) -> int:
+def attempt(spec_path: Path, folder: RunFolder, signals: StopSignals) -> int:
     """Train in a run folder from where it stands.
 
     Raises:
         ShardyardError: the run failed.
     """
+    with Lease.take(folder, tell=output.note) as lease:
+        # What a former attempt was asked for; the entry point of the job asks again where it still holds.
+        folder.clear_stop()
+        signals.attach(folder)
+        return _attempt(spec_path, folder, signals, lease)
+
+
+def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Lease) -> int:
     import_at_once("shardyard.launch.driver")
     from shardyard.cli.launch import carry_out, located
 
@@ -54,7 +61,7 @@ def attempt(spec_path: Path, folder: RunFolder) -> int:
 
         folder.update(provenance=collect())
     made = _plan(spec, loaded)
-    return carry_out(loaded, made, folder, local=False, until=None, quiet=False)
+    return carry_out(loaded, made, folder, signals, lease, local=False, until=None, quiet=False)
 
 
 def names_weights(recipe: Recipe) -> bool:

@@ -110,6 +110,10 @@ def stop(
             jobs_elsewhere.stop(name)
         return
     for found in [find(name, address, runs_folder(runs_dir)) for name in jobs]:
+        if found.state == "lost":
+            name = typed(found.folder.path) if found.folder is not None else found.id
+            output.note(f"{found.id} {_gone_driver(found)}; `shardyard resume {name}` goes on with it.")
+            continue
         if found.ended:
             output.note(f"{found.id} has ended before ({found.state}).")
             continue
@@ -122,6 +126,12 @@ def _wait(found: Found, address: str | None) -> str:
     if found.job is None and found.folder is not None:
         return f"shardyard wait {typed(found.folder.path)}"
     return f"shardyard wait {found.id}{at_address(address)}"
+
+
+def _gone_driver(found: Found) -> str:
+    """What became of a run that is lost."""
+    driver = (found.folder.info().get("driver") or {}) if found.folder is not None else {}
+    return f"cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone"
 
 
 def wait(

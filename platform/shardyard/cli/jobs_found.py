@@ -21,7 +21,8 @@ from shardyard.errors import (
     UsageError,
 )
 from shardyard.launch.jobs_api import TERMINAL, JobsApi
-from shardyard.tracking.runfolder import RunFolder, sees
+from shardyard.tracking.holder import sees
+from shardyard.tracking.runfolder import RunFolder
 from shardyard.tracking.summary import summarize
 
 _EXIT_OF_STATE = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +14,27 @@ import typer
 from shardyard.cli import output
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir, Try
 from shardyard.cli.plan import plan_of
+from shardyard.cli.stopping import StopSignals, stoppable
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT, UsageError
 from shardyard.imports import import_at_once
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.plan import RunPlan, fixed
 from shardyard.recipe.plan_text import as_dict, resolved_text, rows
 from shardyard.recipe.shorten import as_trial
-from shardyard.tracking.runfolder import typed
+from shardyard.tracking.files import write_atomically
+from shardyard.tracking.lease import Lease
+from shardyard.tracking.runfolder import RunFolder, runs_folder, typed
 
 if TYPE_CHECKING:
     from shardyard.engine.job import Job
-    from shardyard.tracking.runfolder import RunFolder
 
 Local = Annotated[bool, typer.Option("--local", help="One rank in this process, without Ray: for debugging.")]
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Take the run from the process that holds it, which stops without writing when it notices."
+    ),
+]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
 
 # Objectives whose models answer with a text of its own instead of continuing the prompt.
@@ -52,8 +58,24 @@ def launch(
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
-    loaded, found = located(load_recipe(name, overrides or []), runs_dir)
-    found = {"starting": found} if found else {}
+
+    def work(signals: StopSignals) -> int:
+        loaded, made, found = _as_launched(name, overrides or [], runs_dir, local=local, try_steps=try_steps)
+        with signals.held():
+            folder = _new_folder(loaded, made, runs_dir, found)
+            signals.attach(folder)
+        with Lease.take(folder) as lease:
+            return carry_out(loaded, made, folder, signals, lease, local=local, until=until, quiet=quiet)
+
+    return stoppable(work)
+
+
+def _as_launched(
+    name: str, overrides: list[str], runs_dir: Path | None, *, local: bool, try_steps: int | None
+) -> tuple[LoadedRecipe, RunPlan, dict[str, Any]]:
+    """The recipe, its plan here, and what run.json says of both."""
+    loaded, starting = located(load_recipe(name, overrides), runs_dir)
+    found: dict[str, Any] = {"starting": starting} if starting else {}
     gpus = cluster_gpus_of(loaded, local=local)
     made = plan_of(loaded, local=local, gpus=gpus)
     if try_steps is not None:
@@ -61,8 +83,7 @@ def launch(
         loaded = replace(loaded, recipe=as_trial(loaded.recipe, try_steps, of=made.steps))
         made = plan_of(loaded, local=local, gpus=gpus)
     refuse_what_does_not_fit(made)
-    folder = _new_folder(loaded, made, runs_dir, found)
-    return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+    return loaded, made, found
 
 
 def resume(
@@ -72,29 +93,41 @@ def resume(
     local: Local = False,
     until: Until = None,
     quiet: Quiet = False,
+    take_over: TakeOver = False,
 ) -> int:
     """Go on with a run from its newest whole checkpoint."""
-    from shardyard.launch.starting import check_unchanged
-    from shardyard.tracking.files import write_atomically
-    from shardyard.tracking.runfolder import RunFolder, runs_folder
 
-    folder = RunFolder.open(runs_folder(runs_dir), run)
-    _refuse_running(folder)
+    def work(signals: StopSignals) -> int:
+        folder = RunFolder.open(runs_folder(runs_dir), run)
+        with Lease.take(folder, take_over=take_over, tell=output.note) as lease:
+            folder.clear_stop()
+            signals.attach(folder)
+            where = local or bool(folder.info().get("local", False))
+            loaded, made = _as_resumed(folder, overrides or [], runs_dir, local=where)
+            return carry_out(loaded, made, folder, signals, lease, local=where, until=until, quiet=quiet)
+
+    return stoppable(work)
+
+
+def _as_resumed(
+    folder: RunFolder, overrides: list[str], runs_dir: Path | None, *, local: bool
+) -> tuple[LoadedRecipe, RunPlan]:
+    """The recipe that a run has, with overrides, and its plan here."""
+    from shardyard.launch.starting import check_unchanged
+
     check_unchanged(folder)
-    loaded = load_recipe(str(folder.resolved), overrides or [])
+    loaded = load_recipe(str(folder.resolved), overrides)
     if overrides:
         loaded, _ = located(loaded, runs_dir)
-    local = local or folder.info().get("local", False)
     made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
     if overrides:
         write_atomically(folder.resolved, resolved_text(loaded.recipe, made))
-    return carry_out(loaded, made, folder, local=local, until=until, quiet=quiet)
+    return loaded, made
 
 
 def located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe, dict[str, Any]]:
     """The recipe with paths of the weights it starts from, and what run.json says of them."""
     from shardyard.launch.starting import locate
-    from shardyard.tracking.runfolder import runs_folder
 
     recipe, starting = locate(loaded.recipe, runs_folder(runs_dir))
     return replace(loaded, recipe=recipe), starting
@@ -124,27 +157,8 @@ def refuse_what_does_not_fit(made: RunPlan) -> None:
         )
 
 
-def _refuse_running(folder: RunFolder) -> None:
-    """Two drivers of one run would overwrite each other's checkpoints."""
-    from shardyard.tracking.runfolder import sees
-
-    info = folder.info()
-    driver = info.get("driver") or {}
-    here = sees(driver)
-    if info.get("state") == "running" and (not here or _alive(driver.get("pid"))):
-        raise UsageError(
-            f"{folder.id} is being trained by process {driver.get('pid')} on {driver.get('host')}; stop that one first."
-            + ("" if here else " If that host is gone, set state to failed in its run.json.")
-        )
-
-
-def _alive(pid: object) -> bool:
-    return isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()
-
-
 def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, found: dict[str, Any]) -> RunFolder:
     from shardyard.tracking.provenance import collect
-    from shardyard.tracking.runfolder import RunFolder, runs_folder
 
     return RunFolder.create(
         runs_folder(runs_dir),
@@ -160,12 +174,20 @@ def _new_folder(loaded: LoadedRecipe, made: RunPlan, runs_dir: Path | None, foun
 
 
 def carry_out(
-    loaded: LoadedRecipe, made: RunPlan, folder: RunFolder, *, local: bool, until: int | None, quiet: bool
+    loaded: LoadedRecipe,
+    made: RunPlan,
+    folder: RunFolder,
+    signals: StopSignals,
+    lease: Lease,
+    *,
+    local: bool,
+    until: int | None,
+    quiet: bool,
 ) -> int:
     """Train in a run folder, show it, and return the exit code.
 
     Raises:
-        ShardyardError: the run failed.
+        ShardyardError: the run failed, or another process took it over.
     """
     from shardyard.launch.output import Terminal
 
@@ -175,16 +197,20 @@ def carry_out(
         # After the redirection, because importing DeepSpeed talks.
         from shardyard.engine.job import Job
 
-        with _showing(folder, made, terminal.stream, quiet=quiet) as say, _signals(folder, say):
-            outcome = _drive(Job(fixed(loaded.recipe, made), made, folder, until), local=local)
+        with _showing(folder, made, terminal.stream, quiet=quiet) as say, signals.driving(folder, say):
+            outcome = _drive(Job(fixed(loaded.recipe, made), made, folder, until), signals, lease, local=local)
     finally:
         terminal.restore()
     _farewell(folder, outcome, quiet=quiet)
     return _EXIT_CODES[outcome]
 
 
-def _drive(job: Job, *, local: bool) -> str:
-    """Run to the end. Ray waits on another thread than the main one, which handles signals at once."""
+def _drive(job: Job, signals: StopSignals, lease: Lease, *, local: bool) -> str:
+    """Run to the end. Ray waits on another thread than the main one, which handles signals at once.
+
+    Raises:
+        ShardyardError: the run failed, or another process took it over.
+    """
     from shardyard.launch.driver import drive
 
     if local:
@@ -202,11 +228,26 @@ def _drive(job: Job, *, local: bool) -> str:
     thread = threading.Thread(target=work, name="shardyard-driver", daemon=True)
     thread.start()
     while thread.is_alive():
-        # Waiting in pieces lets Python run the signal handlers.
+        # Waiting in pieces lets Python run the signal handlers, which Ray takes for its own when it connects.
         thread.join(timeout=0.2)
+        signals.install()
+        if lease.lost.is_set():
+            _leave(job.folder)
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _leave(folder: RunFolder) -> None:
+    """The run is another's: end what trains it here, which would go on writing.
+
+    Raises:
+        TakenOverError: always.
+    """
+    from shardyard.launch.stop import end_children
+
+    end_children()
+    folder.check_held()
 
 
 @contextmanager
@@ -229,35 +270,6 @@ def _showing(folder: RunFolder, made: RunPlan, stream: Any, *, quiet: bool) -> I
         finally:
             stop.set()
             thread.join(timeout=5)
-
-
-@contextmanager
-def _signals(folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a checkpoint and an end; the second Ctrl-C ends at once."""
-    asked = threading.Event()
-
-    def handle(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            _end_at_once(folder)
-        asked.set()
-        folder.request_stop("interrupt" if number == signal.SIGINT else "preempt")
-        say("Stopping after this step, with a checkpoint. Ctrl-C again ends at once, without one.")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end_at_once(folder: RunFolder) -> None:
-    """Leave without waiting for anything; the children of this process group go too."""
-    from shardyard.launch.stop import end_children
-
-    folder.update(state="interrupted")
-    end_children()
-    os._exit(EXIT_INTERRUPTED)
 
 
 def _farewell(folder: RunFolder, outcome: str, *, quiet: bool) -> None:

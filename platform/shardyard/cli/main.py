@@ -6,10 +6,14 @@ is imported only once the command is chosen.
 
 from __future__ import annotations
 
+from shardyard.cli.first import end_quietly
+
+# isort: split
 import difflib
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -250,7 +254,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character gets an escape, not a crash.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = run(sys.argv[1:])
+    end_quietly(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from shardyard.dashboard.files import opened_below, pread, read_below, stat_belo
 from shardyard.dashboard.sparkline import Sparkline
 from shardyard.tracking import record
 from shardyard.tracking.files import decode
-from shardyard.tracking.runfolder import STATES, sees
+from shardyard.tracking.holder import is_gone
+from shardyard.tracking.runfolder import STATES
 
 # Read at once; a longer file takes several turns, so that memory stays bounded and other runs are not kept waiting.
 TURN_BYTES = 8 * 1024**2
@@ -86,7 +87,7 @@ def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
     if stamp == before["info_stamp"] and stamp:
         known = json.loads(before["info"])
         turn.problems += [known["problem"]] if "problem" in known else []
-        return _lost(known, before, turn)
+        return _lost(known, folder, before, turn)
     try:
         info = decode(read_below(folder, "run.json", most=MOST_INFO_BYTES))
         if not isinstance(info, dict):
@@ -102,7 +103,7 @@ def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
         kept = json.loads(before["info"])
         info = {**kept, "problem": info["problem"]}
     turn.changed = turn.changed or stamp != before["info_stamp"]
-    return {"info_stamp": stamp, **_columns_of(info), **_lost(info, before, turn)}
+    return {"info_stamp": stamp, **_columns_of(info), **_lost(info, folder, before, turn)}
 
 
 def _columns_of(info: dict[str, Any]) -> dict[str, Any]:
@@ -123,20 +124,13 @@ def _columns_of(info: dict[str, Any]) -> dict[str, Any]:
     return columns | ({"step": step} if step else {})
 
 
-def _lost(info: dict[str, Any], before: dict[str, Any], turn: Turn) -> dict[str, Any]:
-    """`lost` in place of `running` where the driver is gone, which no file says."""
-    if info.get("state") != "running":
+def _lost(info: dict[str, Any], folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
+    """`lost` in place of `pending` or `running` where the driver is gone, which no file says."""
+    if info.get("state") not in ("pending", "running"):
         return {}
-    state = "lost" if _driver_is_gone(info.get("driver")) else "running"
+    state = "lost" if is_gone(info, folder) else str(info["state"])
     turn.changed = turn.changed or state != before["state"]
     return {"state": state}
-
-
-def _driver_is_gone(driver: Any) -> bool:
-    if not isinstance(driver, dict) or not sees(driver):
-        return False
-    pid = driver.get("pid")
-    return isinstance(pid, int) and pid > 0 and not os.path.exists(f"/proc/{pid}") and os.path.exists("/proc/self")
 
 
 _REPLACED = (":bool", ":timestamp", ":float", ":int", ":merge")

@@ -170,9 +170,15 @@ class CheckpointHook:
     """Saves; a checkpoint that cannot be written is told and training goes on, for the next one may succeed."""
 
     def __init__(
-        self, checkpointer: Checkpointer, state: Callable[[int], tuple[TrainerState, dict[str, Any]]], notes: Notes
+        self,
+        checkpointer: Checkpointer,
+        state: Callable[[int], tuple[TrainerState, dict[str, Any]]],
+        notes: Notes,
+        may_write: Callable[[], None] = lambda: None,
     ):
+        """`may_write` raises where the run folder is another process's by now."""
         self._checkpointer, self._state, self._notes = checkpointer, state, notes
+        self._may_write = may_write
         self.saved_step: int | None = None
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
@@ -187,9 +193,11 @@ class CheckpointHook:
 
         Raises:
             CheckpointError: it could not be written.
+            TakenOverError: another process trains the run by now.
         """
         if self.saved_step == step:
             return
+        self._may_write()
         state, lanes = self._state(step)
         saved = self._checkpointer.save(state, lanes)
         self.saved_step = step

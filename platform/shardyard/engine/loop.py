@@ -8,6 +8,7 @@ from typing import Literal
 
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, train_step
+from shardyard.engine.world import from_first
 from shardyard.errors import TrainingError
 from shardyard.tracking import record as names
 from shardyard.tracking.meters import memory_metrics
@@ -30,14 +31,18 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
 
     Returns:
         `finished` when all steps are done or early stopping ended them; otherwise why the run stopped, after a
-        checkpoint.
+        checkpoint unless it was asked to before its first step.
 
     Raises:
         TrainingError: the loss is not a number.
         DataError: a source failed.
         CheckpointError: the last checkpoint could not be written.
+        TakenOverError: another process trains the run by now.
     """
-    for step in range(session.restore() + 1, session.plan.steps + 1):
+    done = session.restore()
+    if done < session.plan.steps and (asked_before := _asked_before(session)) is not None:
+        return asked_before
+    for step in range(done + 1, session.plan.steps + 1):
         if session.stopped_early:
             break
         metrics, asked = _one_step(session, step)
@@ -82,6 +87,12 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
 def _flag(session: Session) -> float:
     reason = session.stop_requested()
     return _ASKS[reason][0] if reason is not None else 0.0
+
+
+def _asked_before(session: Session) -> Outcome | None:
+    """What the run ends in where it was asked to stop while it started: all that was trained is saved already."""
+    flag = from_first(_flag(session), session.rank)
+    return next((outcome for ask, outcome in _ASKS.values() if ask == flag), None)
 
 
 def _check(session: Session, result: StepResult, step: int) -> None:

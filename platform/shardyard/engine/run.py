@@ -40,6 +40,7 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
     session = assemble(job.recipe, job.plan, job.folder, rank)
     if on_step is not None:
         session.hooks.insert(0, (lambda step: True, on_step))
+    ended = "failed"
     try:
         if rank.device.type == "cpu" and precision_of(job.recipe) == "bf16" and bf16_units(read_cpuinfo()) == "":
             session.notes.event("notice", text=slow_bf16(bf16_factor()))
@@ -49,9 +50,10 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
             _export(session)
         # No rank leaves while another still talks to it.
         distributed.barrier()
+        ended = outcome
         return outcome
     finally:
-        session.close()
+        session.close(ended)
 
 
 def bf16_factor() -> float:

@@ -53,7 +53,7 @@ class Session:
     lanes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.checkpoint = CheckpointHook(self.checkpointer, self._state, self.notes)
+        self.checkpoint = CheckpointHook(self.checkpointer, self._state, self.notes, self.folder.check_held)
         self.statistics = RunningStatistics(self.engine.module, self.rank.world_size)
 
     @property
@@ -82,7 +82,13 @@ class Session:
         return batch
 
     def stop_requested(self) -> str | None:
-        """Why the run should stop, as rank 0 sees it; the others hear of it through the step's sum."""
+        """Why the run should stop, as rank 0 sees it; the others hear of it through the step's sum.
+
+        Raises:
+            TakenOverError: another process trains the run by now.
+        """
+        if self.rank.is_first:
+            self.folder.check_held()
         return self.folder.stop_requested() if self.rank.is_first else None
 
     def tell(self, record: StepRecord) -> None:
@@ -102,13 +108,13 @@ class Session:
         """
         self.checkpoint.save(self.engine.global_steps)
 
-    def close(self) -> None:
-        """Stop reading ahead and let tracking finish."""
+    def close(self, outcome: str = "failed") -> None:
+        """Stop reading ahead and let tracking finish; `outcome` is how the run ended."""
         self.loader.close()
         if self.machine is not None:
             self.machine.close()
         if self.tracker is not None:
-            self.tracker.close()
+            self.tracker.close(outcome=outcome)
 
     def _state(self, step: int) -> tuple[TrainerState, dict[str, Any]]:
         hooks = {"early_stopping": self.early_stopping.state()} if self.early_stopping is not None else {}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import ray
+from ray._private import services
 from ray._private.state import available_resources_per_node
 
 from shardyard.errors import HardwareError, ShardyardError
@@ -110,19 +114,56 @@ def _connect(settings: Cluster) -> None:
     # A worker that a person started on a laptop may need more cores than the laptop has.
     cores = None if address else max(os.cpu_count() or 1, settings.workers * settings.cpus_per_worker)
     try:
-        ray.init(
-            address=address or "local",
-            num_cpus=cores,
-            include_dashboard=False if not address else None,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        with _signals_left_alone(), _daemons_apart():
+            ray.init(
+                address=address or "local",
+                num_cpus=cores,
+                include_dashboard=False if not address else None,
+                log_to_driver=False,
+                configure_logging=False,
+            )
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ShardyardError(
             f"{where} cannot be used: {_first_line(error)}. Check that it runs and that its version is "
             f"{ray.__version__}; without RAY_ADDRESS and cluster.address a local one is started."
         ) from error
+
+
+@contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Connect without Ray's handlers of SIGTERM: one in Python that ends the process, and one in C++ that has it
+    aborted 3 s later whatever it does. The latter comes with the connection and goes when the former handler is set
+    anew, which only the main thread can: whoever connects on another has the main thread do it."""
+    before = signal.getsignal(signal.SIGTERM)
+    theirs, ray._private.utils.set_sigterm_handler = ray._private.utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Apart(services.ConsolePopen):  # type: ignore[misc]
+    """A process in a session of its own."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{**settings, "start_new_session": True})
+
+
+@contextmanager
+def _daemons_apart() -> Iterator[None]:
+    """Start Ray's daemons, and so all ranks, outside the process group of the driver.
+
+    Shells, `timeout` and schedulers send SIGTERM to the whole group: the driver alone knows that a checkpoint is to be
+    written first, and ends the others after it. Should it be killed, the kernel kills them (Ray sets PR_SET_PDEATHSIG).
+    """
+    theirs, services.ConsolePopen = services.ConsolePopen, _Apart
+    try:
+        yield
+    finally:
+        services.ConsolePopen = theirs
 
 
 def _knock(address: str) -> None:

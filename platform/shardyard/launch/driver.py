@@ -12,13 +12,13 @@ from shardyard.engine.job import Job
 from shardyard.errors import RunFolderError, ShardyardError, TrainingError
 from shardyard.launch.cluster import ray_cluster
 from shardyard.launch.queue import hold_turn, placed
-from shardyard.launch.recovery import Failure, GiveUp, announce, decide
+from shardyard.launch.recovery import Count, Failure, GiveUp, announce, decide
 from shardyard.launch.room import Room
 from shardyard.launch.settle import settle, tell_precision
 from shardyard.launch.trainer import NotPlacedError, attempt
 from shardyard.recipe.placement import demand_of
 from shardyard.tracking.files import JsonlWriter
-from shardyard.tracking.runfolder import owner, typed
+from shardyard.tracking.runfolder import RunFolder, owner, typed
 
 if TYPE_CHECKING:
     from shardyard.engine.loop import Outcome
@@ -31,6 +31,7 @@ STATES: dict[Outcome, str] = {
     "paused": "interrupted",
 }
 PLACED_POLL_SECONDS = 0.25
+STOP_POLL_SECONDS = 0.25
 # What a stop that is asked for while the run waits ends in.
 STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
 
@@ -38,17 +39,19 @@ STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "p
 def drive(job: Job, *, local: bool) -> Outcome:
     """Carry out a job and keep its run.json true; returns how it ended.
 
+    Whoever calls has forgotten what a former process was asked for. A request that is there now is one to this.
+
     Raises:
         ShardyardError: it failed; run.json says `failed`.
+        TakenOverError: another process trains the run by now; run.json is left to that.
     """
-    job.folder.clear_stop()
     job.folder.update(state="running", **owner())
     if job.recipe.train.precision is not None:
         tell_precision(
             job.plan.precision, job.plan.reasons["precision"], lambda text: _tell(job, kind="notice", text=text)
         )
     try:
-        outcome = _locally(job) if local else _on_ray(job)
+        outcome = _stopped(job) or (_locally(job) if local else _on_ray(job))
     except BaseException:
         job.folder.update(state="failed")
         raise
@@ -63,8 +66,14 @@ def _locally(job: Job) -> Outcome:
     return run_local(job)
 
 
+def _stopped(job: Job) -> Outcome | None:
+    """What a run ends in that is asked to stop while no rank trains; None while nobody asks."""
+    asked = job.folder.stop_requested()
+    return STOPPED_WAITING.get(asked, "interrupted") if asked is not None else None
+
+
 def _on_ray(job: Job) -> Outcome:
-    failures = 0
+    count = Count()
 
     def stopped() -> bool:
         return job.folder.stop_requested() is not None
@@ -73,11 +82,11 @@ def _on_ray(job: Job) -> Outcome:
     with ray_cluster(job.recipe.cluster) as cluster:
         demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
         room = Room(demand, cluster, lambda sentence: _tell_waiting(job, f"waiting for resources: {sentence}"), stopped)
-        while True:
+        while (outcome := _stopped(job)) is None:
             in_turn = hold_turn(stopped, lambda line: _tell_waiting(job, line))
             placement = room.wait() if in_turn else None
-            if placement is None:
-                return STOPPED_WAITING[job.folder.stop_requested() or "interrupt"]
+            if placement is None or stopped():
+                continue
             settled = settle(job, cluster, demand, placement, lambda text: _tell(job, kind="notice", text=text))
             _count_attempt(job)
             try:
@@ -89,8 +98,9 @@ def _on_ray(job: Job) -> Outcome:
                 continue
             if failure is None:
                 return _outcome(job)
-            failures += 1
-            _recover(job, failure, failures)
+            count = count.after(saved_step(job.folder))
+            _recover(job, failure, count)
+        return outcome
 
 
 @contextlib.contextmanager
@@ -131,15 +141,27 @@ def _outcome(job: Job) -> Outcome:
     return outcome  # type: ignore[no-any-return]
 
 
-def _recover(job: Job, failure: Failure, failures: int) -> None:
-    """Wait for the next attempt.
+def saved_step(folder: RunFolder) -> int:
+    """Step of the newest checkpoint of a run; 0 before the first."""
+    names = (path.name.removeprefix("step-") for path in folder.checkpoints.glob("step-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _recover(job: Job, failure: Failure, count: Count) -> None:
+    """Wait for the next attempt, or until the run is asked to stop.
 
     Raises:
         TrainingError: there is none.
     """
-    decision = decide(failure, failures=failures, max_failures=job.recipe.cluster.max_failures)
-    if job.folder.stop_requested() is not None:
-        decision = GiveUp("it was asked to stop")
+    job.folder.check_held()
+    if not failure.permanent and (outcome := _stopped(job)) is not None:
+        # Whoever asked may have ended the ranks too, as schedulers do that signal every process of a job.
+        saved = f"at step {count.step}" if count.step else "before its first checkpoint"
+        _tell_failure(
+            job, failure, f"{failure.describe()}\nno checkpoint could be written: the run is {outcome} {saved}"
+        )
+        return
+    decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
     if isinstance(decision, GiveUp):
         _tell_failure(job, failure, failure.describe())
         raise TrainingError(
@@ -147,8 +169,10 @@ def _recover(job: Job, failure: Failure, failures: int) -> None:
             f"Logs of all ranks are in {job.folder.path / 'logs'}; "
             f"`shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint."
         )
-    _tell_failure(job, failure, announce(failure, decision))
-    time.sleep(decision.wait_seconds)
+    _tell_failure(job, failure, announce(failure, decision, count, job.recipe.cluster.max_failures))
+    until = time.monotonic() + decision.wait_seconds
+    while time.monotonic() < until and _stopped(job) is None:
+        time.sleep(min(STOP_POLL_SECONDS, decision.wait_seconds))
 
 
 def _tell_failure(job: Job, failure: Failure, message: str) -> None:

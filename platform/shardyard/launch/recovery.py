@@ -80,13 +80,30 @@ class GiveUp:
     reason: str
 
 
+@dataclass(frozen=True)
+class Count:
+    """Failures in a row between which nothing was gained.
+
+    step: of the newest checkpoint at the last failure. A later one is what a run has gained for good: steps beyond the
+        newest checkpoint are trained again.
+    """
+
+    failures: int = 0
+    step: int = 0
+
+    def after(self, step: int) -> Count:
+        """The count after one more failure, when `step` is that of the newest checkpoint."""
+        return Count(1, step) if step > self.step else Count(self.failures + 1, self.step)
+
+
 def decide(failure: Failure, *, failures: int, max_failures: int) -> Retry | GiveUp:
-    """Decide after the `failures`-th failure of a run (1 is the first). Waits double, up to a minute."""
+    """Decide after the `failures`-th failure (1 is the first) without a new checkpoint. Waits double, to a minute."""
     if failure.permanent:
         return GiveUp("it would fail again")
     if failures > max_failures:
         allowed = f"cluster.max_failures is {max_failures}"
-        return GiveUp(allowed if max_failures == 0 else f"it failed {failures} times and {allowed}")
+        gained = "without a new checkpoint in between"
+        return GiveUp(allowed if max_failures == 0 else f"it failed {failures} times {gained} and {allowed}")
     doublings = min(failures - 1, LONGEST_WAIT_DOUBLINGS)
     return Retry(min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**doublings))
 
@@ -99,6 +116,10 @@ def group_causes(messages: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
     return {message: tuple(ranks) for message, ranks in grouped.items()}
 
 
-def announce(failure: Failure, decision: Retry) -> str:
+def announce(failure: Failure, decision: Retry, count: Count, max_failures: int) -> str:
     """What a person reads when a run starts again."""
-    return f"{failure.describe()}\nstarting again in {format_seconds(decision.wait_seconds)} from the newest checkpoint"
+    source = f"the checkpoint of step {count.step}" if count.step else "the start"
+    return (
+        f"{failure.describe()}\nstarting again in {format_seconds(decision.wait_seconds)} from {source} "
+        f"(failure {count.failures} of at most {max_failures} without a new checkpoint)"
+    )

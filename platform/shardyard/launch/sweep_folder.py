@@ -27,7 +27,8 @@ from shardyard.recipe.sweep_load import LoadedSweep
 from shardyard.recipe.sweep_trials import flat
 from shardyard.recipe.sweeps import Sweep
 from shardyard.tracking.files import decode, encode, write_atomically
-from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, runs_dir_option, sees, typed
+from shardyard.tracking.holder import lives
+from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, runs_dir_option, typed
 
 FOLDER = "sweeps"
 ENDED = ("finished", "stopped early", "failed")
@@ -267,7 +268,7 @@ def require_best(folder: SweepFolder) -> TrialState:
 
 
 def _lives(driver: Mapping[str, Any]) -> bool:
-    return not sees(driver) or Path(f"/proc/{driver.get('pid')}").exists()
+    return lives(driver) is not False
 
 
 def _state(folder: SweepFolder, record: Mapping[str, Any], info: Mapping[str, Any]) -> str:

@@ -13,11 +13,11 @@ from shardyard.engine.job import Job
 from shardyard.engine.loop import Outcome
 from shardyard.errors import HardwareError, TrainingError
 from shardyard.launch.cluster import RayCluster
-from shardyard.launch.driver import STATES
+from shardyard.launch.driver import STATES, saved_step
 from shardyard.launch.hardware import cluster_address, world_of
 from shardyard.launch.local import run_local
 from shardyard.launch.prepare import prepare
-from shardyard.launch.recovery import GiveUp, decide
+from shardyard.launch.recovery import Count, GiveUp, decide
 from shardyard.launch.starting import check_unchanged, locate
 from shardyard.launch.sweep_folder import SweepFolder
 from shardyard.launch.trainer import NotPlacedError, attempt
@@ -29,6 +29,7 @@ from shardyard.recipe.sweep_load import load_base
 from shardyard.recipe.sweep_trials import as_overrides, trial_name
 from shardyard.recipe.sweeps import Sweep
 from shardyard.tracking.files import write_atomically
+from shardyard.tracking.lease import Lease
 from shardyard.tracking.provenance import collect
 from shardyard.tracking.runfolder import RunFolder, owner
 from shardyard.units import format_bytes
@@ -80,15 +81,16 @@ def carry_out(job: Job) -> Outcome:
     Raises:
         TrainingError: it failed for good. ShardyardError: the same, of one rank.
     """
-    job.folder.clear_stop()
-    job.folder.update(state="running", **owner())
-    try:
-        outcome = _in_this_process(job) if job.plan.world.size == 1 else _by_workers(job)
-    except BaseException:
-        job.folder.update(state="failed")
-        raise
-    job.folder.update(state=STATES[outcome])
-    return outcome
+    with Lease.take(job.folder):
+        job.folder.clear_stop()
+        job.folder.update(state="running", **owner())
+        try:
+            outcome = _in_this_process(job) if job.plan.world.size == 1 else _by_workers(job)
+        except BaseException:
+            job.folder.update(state="failed")
+            raise
+        job.folder.update(state=STATES[outcome])
+        return outcome
 
 
 def _world(recipe: Recipe) -> Any:
@@ -133,7 +135,7 @@ def _in_this_process(job: Job) -> Outcome:
 
 
 def _by_workers(job: Job) -> Outcome:
-    failures = 0
+    count = Count()
     cluster = RayCluster(cluster_address(job.recipe.cluster))
     demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
     while True:
@@ -147,8 +149,8 @@ def _by_workers(job: Job) -> Outcome:
         if failure is None:
             outcome: Outcome = job.folder.info()["outcome"]
             return outcome
-        failures += 1
-        decision = decide(failure, failures=failures, max_failures=job.recipe.cluster.max_failures)
+        count = count.after(saved_step(job.folder))
+        decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
         if isinstance(decision, GiveUp) or job.folder.stop_requested() is not None:
             raise TrainingError(failure.describe())
         time.sleep(decision.wait_seconds)

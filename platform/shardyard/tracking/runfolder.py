@@ -15,14 +15,14 @@ import re
 import secrets
 import shlex
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shardyard.errors import RunFolderError
+from shardyard.errors import RunFolderError, TakenOverError
 from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
+from shardyard.tracking.holder import read_lease, this_process
 
 State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
 StopReason = Literal["interrupt", "preempt", "timeout"]
@@ -56,7 +56,10 @@ def now_text() -> str:
 
 
 class RunFolder:
-    """One run on disk. Cheap to make; holds no open file."""
+    """One run on disk. Cheap to make; holds no open file.
+
+    token: of the lease under which this process, or the one that sent it the folder, trains the run.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()
@@ -71,6 +74,7 @@ class RunFolder:
         self.wandb = self.path / "wandb"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
+        self.token: str | None = None
         self._stop = self.path / "stop.json"
 
     def __repr__(self) -> str:
@@ -110,13 +114,13 @@ class RunFolder:
             runs_dir.mkdir(parents=True, exist_ok=True)
             path = _new_folder(runs_dir, name) if run_id is None else _named_folder(runs_dir, run_id)
         except OSError as error:
-            raise _unwritable(runs_dir, error) from error
+            raise unwritable(runs_dir, error) from error
         run = cls(path)
         try:
             run._fill(name, recipe_text, resolved_text, fields)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
-            raise _unwritable(runs_dir, error) from error
+            raise unwritable(runs_dir, error) from error
         return run
 
     @classmethod
@@ -159,15 +163,30 @@ class RunFolder:
 
         Raises:
             RunFolderError: run.json cannot be read or written.
+            TakenOverError: another process trains the run by now, so this one has nothing to say about it.
         """
         assert fields.get("state", "pending") in STATES, fields["state"]
         try:
-            with _locked(self.path):
+            with locked(self.path):
+                self.check_held()
                 info = {**self.info(), **_times(self.info(), fields), **fields}
                 write_atomically(self.info_file, _pretty(info))
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         return info
+
+    def check_held(self) -> None:
+        """Pass unless another process has taken the run from the one that this folder was given for.
+
+        Raises:
+            TakenOverError: it has.
+        """
+        lease = read_lease(self.path) if self.token is not None else None
+        if lease is not None and lease["token"] != self.token:
+            raise TakenOverError(
+                f"{self.id} was taken over by process {lease.get('pid')} on {lease.get('host')}; this one has stopped "
+                "without writing anything more. `shardyard runs` tells how the run goes on."
+            )
 
     @property
     def state(self) -> str:
@@ -183,7 +202,7 @@ class RunFolder:
         try:
             write_atomically(self._stop, encode({"reason": reason, "time": now_text()}) + "\n")
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def stop_requested(self) -> str | None:
         """Why the run should stop, or None; without a request it costs one stat call, so a loop may ask every step."""
@@ -219,21 +238,7 @@ class RunFolder:
 
 def owner() -> dict[str, Any]:
     """The process that drives a run, for run.json; a run that says `running` while its driver is gone is lost."""
-    return {"driver": {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": _pid_namespace()}}
-
-
-def sees(driver: Mapping[str, Any]) -> bool:
-    """Whether the pid of a driver, as run.json holds it, means something to this process: a container or a job may
-    have pids of its own."""
-    ours = driver.get("host") == socket.gethostname()
-    return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+    return {"driver": this_process()}
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:
@@ -322,7 +327,7 @@ def _times(before: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder itself, so that no lock file is left behind; a disk without locks works unlocked."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -337,7 +342,8 @@ def _pretty(info: dict[str, Any]) -> str:
     return json.dumps(json.loads(encode(info)), indent=2, ensure_ascii=False) + "\n"
 
 
-def _unwritable(folder: Path, error: OSError) -> RunFolderError:
+def unwritable(folder: Path, error: OSError) -> RunFolderError:
+    """What a person is told of a run folder, or a folder of runs, that cannot be written."""
     return RunFolderError(
         f"{folder} cannot be written: {error.strerror or error}. Free some space or change its owner, or put runs "
         f"elsewhere with --runs-dir or {RUNS_VARIABLE}."

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from shardyard.tracking import record
 from shardyard.tracking.files import JsonlTail
-from shardyard.tracking.runfolder import RunFolder, sees
+from shardyard.tracking.holder import is_gone
+from shardyard.tracking.runfolder import RunFolder
 
 _TAIL_BYTES = 64 * 1024
 
@@ -18,8 +18,8 @@ _TAIL_BYTES = 64 * 1024
 class Summary:
     """Where a run stands. `age_seconds` counts from its creation.
 
-    `state` is that of run.json, or `lost` when it says `running` but the process that drives it, on this host, is
-    gone (the machine went down, or the process was killed).
+    `state` is that of run.json, or `lost` when it says `pending` or `running` but the process that drives it is gone
+    (the machine went down, or the process was killed).
     """
 
     id: str
@@ -48,7 +48,7 @@ def summarize(run: RunFolder) -> Summary:
     return Summary(
         id=run.id,
         name=str(info.get("name", "")),
-        state="lost" if _driver_is_gone(info) else str(info["state"]),
+        state="lost" if is_gone(info, run.path) else str(info["state"]),
         step=int(metrics.get("step", info.get("step") or 0)),
         total_steps=info.get("total_steps"),
         loss=_number(metrics.get(record.TRAIN_LOSS)),
@@ -94,19 +94,6 @@ def curve(run: RunFolder, metric: str = record.TRAIN_LOSS, most_bytes: int = 16 
         if isinstance(step, int) and value is not None:
             found[step] = value
     return sorted(found.items())
-
-
-def _driver_is_gone(info: dict[str, Any]) -> bool:
-    driver = info.get("driver") or {}
-    if info.get("state") != "running" or not sees(driver):
-        return False
-    try:
-        os.kill(int(driver["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, KeyError, ValueError):
-        return False
-    return False
 
 
 def _age_seconds(created: object) -> float | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from shardyard.errors import RunFolderError
+from shardyard.errors import RunFolderError, TakenOverError
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.record import StepRecord
 from shardyard.tracking.runfolder import RunFolder
@@ -26,7 +26,7 @@ class Mirror(Protocol):
 
     def start(self) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def finish(self, timeout_seconds: float) -> None: ...
+    def finish(self, timeout_seconds: float, outcome: str = "finished") -> None: ...
     def status(self) -> object: ...
 
 
@@ -48,8 +48,8 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(outcome="finished" if kind is None else "failed")
 
     @property
     def lost(self) -> int:
@@ -57,7 +57,9 @@ class Tracker:
         return self._metrics.lost + self._events.lost + self._samples.lost
 
     def record(self, record: StepRecord) -> None:
-        """Append the metrics of a step."""
+        """Append the metrics of a step, unless another process trains the run by now."""
+        if not self._is_ours():
+            return
         self._step = record.step
         self._metrics.append(record.as_line())
         if self._mirror is not None:
@@ -66,22 +68,34 @@ class Tracker:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append something that happened; `kind` is a word such as `checkpoint`."""
-        self._events.append({"kind": kind, "time": time.time(), **fields})
+        if self._is_ours():
+            self._events.append({"kind": kind, "time": time.time(), **fields})
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Append a continuation that the model wrote."""
-        self._samples.append({"step": step, "time": time.time(), "prompt": prompt, "text": text})
+        if self._is_ours():
+            self._samples.append({"step": step, "time": time.time(), "prompt": prompt, "text": text})
 
-    def close(self, timeout_seconds: float = 30.0) -> None:
-        """Note the last step in run.json, let the mirror finish for at most `timeout_seconds`, close the files."""
+    def close(self, timeout_seconds: float = 30.0, *, outcome: str = "finished") -> None:
+        """Note the last step in run.json, let the mirror finish for at most `timeout_seconds`, close the files.
+
+        `outcome` is how the run ended, which the mirror tells too: as the training loop says it, or `failed`.
+        """
         if self._step is not None:
-            with contextlib.suppress(RunFolderError):
+            with contextlib.suppress(RunFolderError, TakenOverError):
                 self.folder.update(step=self._step)
         if self._mirror is not None:
-            self._mirror.finish(timeout_seconds)
+            self._mirror.finish(timeout_seconds, outcome)
             self._tell_mirror()
         for writer in (self._metrics, self._events, self._samples):
             writer.close()
+
+    def _is_ours(self) -> bool:
+        try:
+            self.folder.check_held()
+        except TakenOverError:
+            return False
+        return True
 
     def _tell_mirror(self) -> None:
         """Pass on, as events, where the mirror is to be found and what it could not do."""

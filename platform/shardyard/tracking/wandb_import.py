@@ -20,7 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from shardyard.errors import DataError, RunFolderError
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, DataError, RunFolderError
 from shardyard.tracking import record
 from shardyard.tracking.files import decode, encode
 from shardyard.tracking.runfolder import RunFolder, now_text
@@ -63,7 +63,11 @@ class ImportedRun:
     @property
     def state(self) -> str:
         """finished or failed by its exit code; interrupted where the newest file tells of no end."""
-        return "interrupted" if self.exit_code is None else "failed" if self.exit_code else "finished"
+        if self.exit_code is None:
+            return "interrupted"
+        return {0: "finished", EXIT_INTERRUPTED: "interrupted", EXIT_PREEMPTED: "preempted"}.get(
+            self.exit_code, "failed"
+        )
 
     @property
     def num_steps(self) -> int:

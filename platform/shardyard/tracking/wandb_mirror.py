@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT
 from shardyard.recipe.schema import Wandb
 from shardyard.tracking.provenance import is_secret_name, scrub
 from shardyard.tracking.runfolder import typed
@@ -29,6 +30,15 @@ logger = logging.getLogger(__name__)
 QUEUE_RECORDS = 10_000
 INIT_TIMEOUT_SECONDS = 15.0
 FINISH_TIMEOUT_SECONDS = 30.0
+# What W&B is told of how a run ended, as the command that trains says it; a run that pauses has done what it should.
+EXIT_CODES = {
+    "finished": EXIT_DONE,
+    "paused": EXIT_DONE,
+    "interrupted": EXIT_INTERRUPTED,
+    "preempted": EXIT_PREEMPTED,
+    "timeout": EXIT_TIMEOUT,
+    "failed": EXIT_FAILED,
+}
 _DEFAULT_SERVER = "https://api.wandb.ai"
 
 
@@ -100,6 +110,7 @@ class WandbMirror:
         self._queue_records = queue_records
         self._changed = threading.Condition()
         self._closing = False
+        self._outcome = "finished"
         self._status = Status("starting")
         self._run: Any = None
         self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
@@ -119,9 +130,10 @@ class WandbMirror:
             self._queue.append((step, metrics))
             self._changed.notify()
 
-    def finish(self, timeout_seconds: float = FINISH_TIMEOUT_SECONDS) -> None:
-        """Write what is left and close the run; gives up, with a problem, after the time-out."""
+    def finish(self, timeout_seconds: float = FINISH_TIMEOUT_SECONDS, outcome: str = "finished") -> None:
+        """Write what is left and close the run as it ended; gives up, with a problem, after the time-out."""
         with self._changed:
+            self._outcome = outcome
             self._closing = True
             self._changed.notify()
         if self._thread.ident is not None:
@@ -142,7 +154,10 @@ class WandbMirror:
                 return
             for step, metrics in self._records():
                 self._run.log(dict(metrics), step=step)
-            self._run.finish()
+            if self._outcome == "preempted":
+                # W&B then shows the run as preempted instead of crashed, and its sweeps queue it again.
+                self._run.mark_preempting()
+            self._run.finish(exit_code=EXIT_CODES.get(self._outcome, EXIT_FAILED))
         except BaseException as error:  # noqa: BLE001 - wandb raises many kinds, SystemExit too; training goes on
             self._say(f"W&B: {_reason(error)}; continuing without.")
             self._status = Status("disabled")

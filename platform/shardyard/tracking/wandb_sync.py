@@ -18,7 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.errors import RecipeError, RunFolderError, ShardyardError, UsageError
+from shardyard.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    RecipeError,
+    RunFolderError,
+    ShardyardError,
+    UsageError,
+)
 from shardyard.recipe.yaml_source import read_document
 from shardyard.tracking.files import JsonlWriter, decode, encode, read_jsonl, write_atomically
 from shardyard.tracking.provenance import is_secret_name, scrub
@@ -28,7 +37,13 @@ from shardyard.tracking.wandb_mirror import has_key
 
 INIT_TIMEOUT_SECONDS = 30.0
 FINISH_TIMEOUT_SECONDS = 600.0
-_FAILED = frozenset({"failed", "lost"})
+# What W&B is told of a run, by its state. What runs still is shown as done so far.
+_EXIT_CODES = {
+    "failed": EXIT_FAILED,
+    "lost": EXIT_FAILED,
+    "interrupted": EXIT_INTERRUPTED,
+    "preempted": EXIT_PREEMPTED,
+}
 
 Progress = Callable[[int, int], None]
 
@@ -175,7 +190,7 @@ def _send(plan: Plan, steps: list[dict[str, Any]], scratch: Path, progress: Prog
         run.log(metrics, step=int(line["step"]))
         progress(number, len(missing))
     url, entity = str(run.url), str(run.entity)
-    run.finish(exit_code=int(plan.state in _FAILED))
+    run.finish(exit_code=_EXIT_CODES.get(plan.state, EXIT_DONE))
     return url, entity, len(missing)
 
 
@@ -183,7 +198,7 @@ def _confirmed(plan: Plan, scratch: Path) -> int:
     """The last step that W&B's server has. Closing a run does not say whether all of it was taken."""
     run = _begin(plan, scratch, None)
     last = int(run.starting_step) - 1
-    run.finish(exit_code=int(plan.state in _FAILED))
+    run.finish(exit_code=_EXIT_CODES.get(plan.state, EXIT_DONE))
     return last
 
 

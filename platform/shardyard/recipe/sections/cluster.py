@@ -103,7 +103,10 @@ class Cluster(Section):
     )
     address: str | None = described(None, "Ray cluster to use (RAY_ADDRESS wins); by default a local one is started.")
     max_failures: int = described(
-        3, "Restarts after failures, each from the newest whole checkpoint.", "restarts", ge=0
+        3,
+        "Restarts after failures, each from the newest whole checkpoint; a new checkpoint starts the count anew.",
+        "restarts",
+        ge=0,
     )
     network: Network = described(Network(), "How ranks reach each other.")
     slurm: Slurm = described(Slurm(), "Settings of jobs under Slurm.")

@@ -1,0 +1,180 @@
+"""Ctrl-C and SIGTERM of the commands that train: what they end, at every moment from the first to the last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from shardyard.cli import output
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ShardyardError
+
+if TYPE_CHECKING:
+    from shardyard.tracking.runfolder import RunFolder, State, StopReason
+
+# Writing to a disk that hangs must not keep a second Ctrl-C from ending the process.
+LAST_WORD_SECONDS = 2.0
+_REASONS: dict[int, StopReason] = {signal.SIGINT: "interrupt", signal.SIGTERM: "preempt"}
+_STATES: dict[int, State] = {signal.SIGINT: "interrupted", signal.SIGTERM: "preempted"}
+_CODES: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
+
+
+class StoppedError(BaseException):
+    """Raised by a signal that comes before training is driven. No error, so nothing but `stoppable` catches it."""
+
+
+class StopSignals:
+    """What SIGINT (a person) and SIGTERM (a scheduler) do.
+
+    Before training is driven they end the command. From then on the first one asks for a checkpoint and an end; a
+    second Ctrl-C ends at once. Once training is over they do nothing: the little that is left is carried out.
+
+    asked: the first signal that came.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.cut_short = False
+        self._folder: RunFolder | None = None
+        self._say: Callable[[str], None] | None = None
+        self._begun = 0
+        self._held = self._over = False
+
+    def install(self) -> dict[int, object]:
+        """Take both signals, which Ray also does whenever it connects; returns who had them."""
+        return {number: signal.signal(number, self._handle) for number in _CODES}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """For what must not be left half made: a signal waits until it is done."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self._check()
+
+    def attach(self, folder: RunFolder) -> None:
+        """From now on a signal is told to this run."""
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def driving(self, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+        """Training is driven: signals are requests to it, and `say` tells a person what follows from them."""
+        self._folder, self._begun = folder, _size(folder)
+        self._say = say
+        self._check()
+        try:
+            yield
+        finally:
+            self._say, self._over = None, True
+
+    def settle(self) -> int:
+        """Say how a command that was cut short ended, and return its exit code."""
+        assert self.asked is not None
+        state = _STATES[self.asked]
+        after = ""
+        if self._folder is not None:
+            from shardyard.tracking.runfolder import typed
+
+            with contextlib.suppress(ShardyardError):
+                if self._folder.state in ("pending", "running"):
+                    self._folder.update(state=state, waiting=None)
+            after = f" `shardyard resume {typed(self._folder.path)}` trains it."
+        output.note(f"{state.capitalize()} before training began.{after}")
+        return _CODES[self.asked]
+
+    def note_failure(self) -> None:
+        """A run that was made and never driven is not about to start any more."""
+        if self._folder is not None:
+            with contextlib.suppress(ShardyardError):
+                if self._folder.state == "pending":
+                    self._folder.update(state="failed", waiting=None)
+
+    def _handle(self, number: int, frame: object) -> None:
+        # Ray's own handler of SIGTERM, where it came first, has set an alarm that aborts the process after 3 s.
+        signal.alarm(0)
+        if self._say is not None and self.asked is not None and number == signal.SIGINT:
+            self._end_at_once()
+        first = self.asked is None
+        self.asked = self.asked or number
+        if self._say is not None:
+            self._ask(first)
+        elif not (self._held or self._over):
+            self._check()
+
+    def _check(self) -> None:
+        if self.asked is None:
+            return
+        if self._say is not None:
+            self._ask(first=True)
+            return
+        self.cut_short = True
+        raise StoppedError
+
+    def _ask(self, first: bool) -> None:
+        assert self._folder is not None
+        assert self._say is not None
+        assert self.asked is not None
+        problem = ""
+        try:
+            self._folder.request_stop(_REASONS[self.asked])
+        except ShardyardError as error:
+            problem = f" The run cannot be asked to stop: {error}"
+        if not first:
+            return
+        preempted = self.asked == signal.SIGTERM
+        who, again = ("SIGTERM received: stopping", "Ctrl-C") if preempted else ("Stopping", "Ctrl-C again")
+        if self._trains():
+            text = f"after this step, with a checkpoint. {again} ends at once, without one."
+        else:
+            text = f"before the first step. {again} ends at once."
+        self._say(f"{who} {text}{problem}")
+
+    def _trains(self) -> bool:
+        """Whether ranks have told since the start that they begin with their steps."""
+        assert self._folder is not None
+        with contextlib.suppress(OSError), self._folder.events.open("rb") as file:
+            file.seek(self._begun)
+            return b'"attempt"' in file.read()
+        return False
+
+    def _end_at_once(self) -> None:
+        """Leave without waiting for anything; the processes that this one started go too."""
+        from shardyard.launch.stop import end_children
+
+        # On another thread, because this one may be in the middle of writing the same file.
+        writer = threading.Thread(target=self._note_the_end, daemon=True)
+        writer.start()
+        writer.join(LAST_WORD_SECONDS)
+        end_children()
+        os._exit(EXIT_INTERRUPTED)
+
+    def _note_the_end(self) -> None:
+        assert self._folder is not None
+        with contextlib.suppress(ShardyardError):
+            self._folder.update(state="interrupted")
+
+
+def stoppable(work: Callable[[StopSignals], int]) -> int:
+    """Carry out a command that trains, with its signals handled throughout; returns its exit code."""
+    signals = StopSignals()
+    before = signals.install()
+    try:
+        return work(signals)
+    except BaseException:
+        # Imports turn an exception that a signal raises in the midst of them into others.
+        if not signals.cut_short:
+            signals.note_failure()
+            raise
+        return signals.settle()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _size(folder: RunFolder) -> int:
+    return folder.events.stat().st_size if folder.events.exists() else 0

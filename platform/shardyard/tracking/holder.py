@@ -1,0 +1,144 @@
+"""Which process drives a run, and whether it lives: seen by pid and start time on its own host, by its lease elsewhere.
+
+A lease is a small file of the run folder that its holder writes again every few seconds. Whether the holder of another
+host lives is judged by changes that the observer itself sees between two moments of its own clock: clocks of hosts and
+file servers may differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LEASE_NAME = "lease.json"
+BEAT_SECONDS = 5.0
+# A holder that was not heard of for so long is gone: several beats, and what caches of network disks hold back.
+EXPIRY_SECONDS = 30.0
+# Who looks only once has the time stamp of the file alone, which clocks that differ by minutes must not spoil.
+LOOKED_ONCE_SECONDS = 600.0
+_MOST_BYTES = 4096
+
+# Path of a lease → its newest beat, and when this process saw it first on its own clock.
+_seen: dict[str, tuple[tuple[str, int], float]] = {}
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from all others, of other hosts and other times too."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_namespace": _pid_namespace(),
+        "boot_id": _boot_id(),
+        "process_start": process_start(os.getpid()),
+    }
+
+
+def sees(driver: Mapping[str, Any]) -> bool:
+    """Whether the pid of a driver, as run.json holds it, means something to this process: a container or a job may
+    have pids of its own, and another machine the same name."""
+    ours = driver.get("host") == socket.gethostname() and driver.get("boot_id", _boot_id()) == _boot_id()
+    return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
+
+
+def same_kernel(driver: Mapping[str, Any]) -> bool:
+    """Whether a process runs on this machine, if perhaps in a container; locks of files are then the truth."""
+    return bool(driver.get("boot_id")) and driver.get("boot_id") == _boot_id()
+
+
+def lives(driver: Mapping[str, Any]) -> bool | None:
+    """Whether this process lives; None where it cannot be seen from here. Pids come again, start times do not."""
+    pid = driver.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or not sees(driver):
+        return None
+    start = process_start(pid)
+    if start is None:
+        # Without /proc nothing is known.
+        return False if process_start(os.getpid()) is not None else None
+    return driver.get("process_start") in (None, start)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine did; None of one that is gone, or a mere zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name of the command, in parentheses, may hold anything. Source: proc(5), fields 3 and 22.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def read_lease(folder: Path) -> dict[str, Any] | None:
+    """The lease of a run folder; None where there is none, or it is being written this moment."""
+    try:
+        descriptor = os.open(folder / LEASE_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return parse_lease(os.read(descriptor, _MOST_BYTES))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def parse_lease(data: bytes) -> dict[str, Any] | None:
+    """The lease in the bytes of its file."""
+    with contextlib.suppress(ValueError):
+        lease = json.loads(data)
+        if isinstance(lease, dict) and isinstance(lease.get("token"), str) and isinstance(lease.get("beat"), int):
+            return lease
+    return None
+
+
+def is_gone(info: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a run that says that it runs, or is about to, has no process any more: it is lost.
+
+    Of a process on another host that is so once its lease was not renewed for `EXPIRY_SECONDS` while this process
+    looked on, or for `LOOKED_ONCE_SECONDS` by the time stamp of the file. What was written without a lease counts as
+    alive.
+    """
+    driver = info.get("driver")
+    if info.get("state") not in ("pending", "running") or not isinstance(driver, dict):
+        return False
+    alive = lives(driver)
+    if alive is not None:
+        return not alive
+    lease = read_lease(folder)
+    return lease is not None and not lease.get("released") and _is_expired(folder / LEASE_NAME, lease)
+
+
+def _is_expired(path: Path, lease: Mapping[str, Any]) -> bool:
+    beat, now = (str(lease["token"]), int(lease["beat"])), time.monotonic()
+    known, since = _seen.get(str(path), (None, now))
+    if known != beat:
+        since = now
+    _seen[str(path)] = (beat, since)
+    if now - since >= EXPIRY_SECONDS:
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > LOOKED_ONCE_SECONDS
+    except OSError:
+        return False
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+@cache
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
