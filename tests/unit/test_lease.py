@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from shardyard.tracking.lease import Lease
 from shardyard.tracking.runfolder import RunFolder, owner
 from shardyard.tracking.summary import summarize
 from shardyard.tracking.tracker import Tracker
+from support.waiting import until
 
 ELSEWHERE = {"host": "elsewhere", "boot_id": "of another machine", "pid": 7, "process_start": 5}
 
@@ -39,13 +39,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def write_lease(run: RunFolder, **fields: Any) -> None:
     lease = {"token": "theirs", "beat": 1, "released": False, **this_process(), **fields}
     (run.path / LEASE_NAME).write_text(json.dumps(lease))
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -112,7 +105,7 @@ def test_a_zombie_is_gone() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
-    wait_until(lambda: process_start(child) is None)
+    until(lambda: process_start(child) is None)
     assert Path(f"/proc/{child}").exists()
     assert lives({**this_process(), "pid": child, "process_start": None}) is False
     os.waitpid(child, 0)
@@ -193,7 +186,7 @@ def test_the_former_holder_notices_and_writes_nothing(run: RunFolder, soon: None
         tracker.close()
         assert not run.events.exists()
         assert not run.samples.exists()
-        wait_until(lease.lost.is_set)
+        until(lease.lost.is_set)
     assert run.state == "running"
     lease = read_lease(run.path)
     assert lease is not None
@@ -210,7 +203,7 @@ def test_a_lease_is_renewed(run: RunFolder, soon: None) -> None:
 
     with Lease.take(run):
         first = beat()
-        wait_until(lambda: beat() > first + 2)
+        until(lambda: beat() > first + 2)
 
 
 def test_runs_without_a_lease_are_judged_by_their_driver(run: RunFolder) -> None:
