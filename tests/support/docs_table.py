@@ -11,11 +11,8 @@ from pathlib import Path
 
 from support.docs_pages import Command
 
-# The shortest training that evaluates, saves twice and samples.
-SHORT = (
-    *("-s", "train.steps=4", "-s", "train.global_batch=4", "-s", "schedule.warmup=1"),
-    *("-s", "checkpoint.every=2", "-s", "evaluate.every=2", "-s", "evaluate.rows=8"),
-)
+# What makes a trial of 20 steps cheap on any machine.
+SMALL = ("-s", "train.global_batch=4", "-s", "evaluate.rows=8")
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,12 @@ WALKED: dict[tuple[str, str], Walk] = {
     ("README.md", "shardyard recipes copy gpt/quickstart my.yaml"): Walk(),
     ("README.md", "shardyard validate my.yaml"): Walk(),
     ("README.md", "shardyard plan my.yaml"): Walk(),
-    ("README.md", "shardyard launch my.yaml -s train.steps=500"): Walk(more=SHORT),
+    ("README.md", "shardyard launch my.yaml --try 20"): Walk(more=SMALL),
+    ("README.md", "shardyard help COMMAND"): Walk(swap=(("COMMAND", "launch"),)),
     ("README.md", "shardyard explain gpt/quickstart"): Walk(),
     ("README.md", "shardyard recipes show NAME"): Walk(swap=(("NAME", "gpt/quickstart"),)),
-    ("docs/checkpoints.md", "shardyard export RUN --step 100"): Walk(swap=(*_RUN, ("100", "2"))),
-    ("docs/checkpoints.md", "shardyard sample RUN --step 100 PROMPT"): Walk(swap=(*_RUN, ("100", "2"))),
+    ("docs/checkpoints.md", "shardyard export RUN --step 100"): Walk(swap=(*_RUN, ("100", "20"))),
+    ("docs/checkpoints.md", "shardyard sample RUN --step 100 PROMPT"): Walk(swap=(*_RUN, ("100", "20"))),
     ("docs/dashboard.md", "shardyard data rows RUN --step N"): Walk(swap=(*_RUN, ("N", "3"))),
     ("docs/dashboard.md", "shardyard watch RUN"): Walk(swap=_RUN),
     ("docs/dashboard.md", "shardyard runs"): Walk(),
@@ -70,7 +68,8 @@ WALKED: dict[tuple[str, str], Walk] = {
 # Commands of Shardyard that the parser alone checks: a pattern on the command, and where it is carried out, or why not.
 PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard (launch|plan) \S*… ?$|shardyard launch RECIPE$", "stands for the launch that is walked"),
-    (r"shardyard launch my\.yaml .*optimizer\.lr", "the launch of the README with another override"),
+    (r"shardyard launch my\.yaml -s", "500 steps; `launch my.yaml --try 20` of the README is walked"),
+    (r"shardyard --install-completion", "changes the shell of who runs it; tests/unit/test_completion.py"),
     (r"shardyard launch (gpt|moe|finetune|multimodal)/", "tests/e2e/test_recipes.py trains every small recipe"),
     (r"shardyard launch best\.yaml", "tests/e2e/test_sweep.py launches the best trial again"),
     (r"shardyard sweep (sweeps/|show|best|fit|stop|resume)", "tests/e2e/test_sweep.py runs a sweep to its end"),
@@ -122,7 +121,7 @@ def fate(command: Command) -> str:
         return "foreign"
     if words[0] != "shardyard":
         return "forgotten"
-    if command.inline and all(re.fullmatch(r"[a-z]+", word) for word in words):
+    if command.inline and words[1] != "help" and all(re.fullmatch(r"[a-z]+", word) for word in words):
         return "named"
     return "parsed" if reason(command) else "forgotten"
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 from typer.core import TyperCommand
 
-from shardyard.cli.main import COMMANDS, LazyCommand, run
+from shardyard.cli.main import COMMANDS, LazyCommand, app, run
 from shardyard.data.tokenizer_spec import read_spec
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.recipe.fields import all_paths
@@ -47,6 +49,7 @@ SPEC = "kind: bpe\ndescription: A part.\nspecial_tokens: {bos_token: <s>, eos_to
 NO_FIELDS = re.compile(r"\.json$|^train\.loss$")
 # Options of other programs that stand alone, by page.
 OTHERS_OPTIONS = {
+    "README.md": {"--arms"},
     "cluster/cloud/README.md": {"--device"},
     "cluster/image/README.md": {"--shm-size", "--device", "--ulimit"},
     "cluster/slurm/README.md": {
@@ -178,7 +181,10 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_command_passes_its_parser(
     command: Command, parsed: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = [_numeral(_expanded(command, word)) for word in command.words[1:]]
+    words = [_example(_expanded(command, word)) for word in command.words[1:]]
+    if words[0].startswith("-") or words[0] == "help":
+        assert words[0] == "help" or words[0] in _options_of_all()
+        return
     named = fate(command) == "named"
     # A mention may lack its arguments.
     code = run([*words, "--help"] if named else words)
@@ -195,7 +201,7 @@ def test_a_command_passes_its_parser(
         load_sweep(name, overrides) if name.startswith("sweeps/") else load_recipe(name, overrides)
 
 
-def _numeral(word: str) -> str:
+def _example(word: str) -> str:
     return {"N": "1", "STEP": "1"}.get(word, word)
 
 
@@ -243,21 +249,25 @@ def test_targets_extras_files_and_modules_are_there(command: Command) -> None:
         module = rest.pop(0).replace(".", "/") + ".py" if first == "-m" else ""
         source = REPOSITORY / "platform" / module if module else REPOSITORY / first
         text = source.read_text("utf-8")
-        assert [word for word in rest if word.startswith("--") and f'"{word}"' not in text] == []
+        assert [word for word in rest if word.startswith("--") and word != "--help" and f'"{word}"' not in text] == []
 
 
-def _options() -> Iterator[str]:
+@functools.cache
+def _options_of_all() -> frozenset[str]:
     """All options of all commands."""
-    todo = [LazyCommand(*row).load() for row in COMMANDS]
+    root = typer.main.get_command(app)
+    todo: list[Any] = [root, *(LazyCommand(*row).load() for row in COMMANDS)]
+    found = {"--help", "-h"}
     while todo:
         command = todo.pop()
-        todo += getattr(command, "commands", {}).values()
+        todo += getattr(command, "commands", {}).values() if command is not root else ()
         for parameter in command.params:
-            yield from (*parameter.opts, *parameter.secondary_opts)
+            found |= {*parameter.opts, *parameter.secondary_opts}
+    return frozenset(found)
 
 
 def test_options_and_fields_that_the_text_names_exist() -> None:
-    known, fields = {*_options(), "--help", "--version", "--debug"}, set(all_paths())
+    known, fields = _options_of_all(), set(all_paths())
     wrong, seen = [], 0
     for page in (page for page in PAGES if page_name(page) not in GENERATED):
         others = OTHERS_OPTIONS.get(page_name(page), set())
