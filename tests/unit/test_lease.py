@@ -105,7 +105,7 @@ def test_a_zombie_is_gone() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
-    until(lambda: process_start(child) is None)
+    until(lambda: process_start(child) is None, "the child has ended")
     assert Path(f"/proc/{child}").exists()
     assert lives({**this_process(), "pid": child, "process_start": None}) is False
     os.waitpid(child, 0)
@@ -186,7 +186,7 @@ def test_the_former_holder_notices_and_writes_nothing(run: RunFolder, soon: None
         tracker.close()
         assert not run.events.exists()
         assert not run.samples.exists()
-        until(lease.lost.is_set)
+        until(lease.lost.is_set, "the holder notices")
     assert run.state == "running"
     lease = read_lease(run.path)
     assert lease is not None
@@ -203,7 +203,7 @@ def test_a_lease_is_renewed(run: RunFolder, soon: None) -> None:
 
     with Lease.take(run):
         first = beat()
-        until(lambda: beat() > first + 2)
+        until(lambda: beat() > first + 2, "the lease is renewed")
 
 
 def test_runs_without_a_lease_are_judged_by_their_driver(run: RunFolder) -> None:
