@@ -39,6 +39,7 @@ from shardyard.data.loader import TrainLoader
 from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
+from shardyard.launch.hardware import bf16_here
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.models.initialise import initialise
 from shardyard.recipe.load import load_recipe
@@ -58,7 +59,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "20m": (f"model.config={LARGER}", "train.global_batch=4", "optimizer.lr=1e-3"),
 }
 # Whether this CPU has units for bf16; where it has not, steps take several times as long.
-FAST = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+FAST = bool(bf16_here(gpu=False).units)
 # What a run does beside training, and how often gpt/quickstart does it in its 500 steps.
 TIMES = 5
 WHOLE_STEPS = 40

@@ -19,12 +19,13 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from shardyard.engine.run import Job
+from shardyard.launch.hardware import bf16_here
 from shardyard.launch.prepare import prepare
 from shardyard.launch.starting import locate
 from shardyard.launch.worker import train_worker
 from shardyard.recipe.catalog import shipped_recipes
 from shardyard.recipe.load import dump_recipe, load_recipe
-from shardyard.recipe.plan import World
+from shardyard.recipe.plan import World, fixed
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.runfolder import RunFolder, read_metrics
 
@@ -105,9 +106,11 @@ def _train(names: list[str], runs: Path, scratch: Path) -> dict[str, RunFolder |
 
 def _job(name: str, runs: Path) -> Job:
     recipe, _ = locate(_short(name), runs)
+    plan = prepare(recipe, World(size=2, gpu=False, bf16=bf16_here(gpu=False)))
+    recipe = fixed(recipe, plan)
     folder = RunFolder.create(runs, recipe.name, dump_recipe(recipe), dump_recipe(recipe))
     os.makedirs(folder.path / "logs", exist_ok=True)
-    return Job(recipe, prepare(recipe, World(size=2, gpu=False)), folder)
+    return Job(recipe, plan, folder)
 
 
 def test_every_family_has_a_small_recipe() -> None:
