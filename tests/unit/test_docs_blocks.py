@@ -169,6 +169,32 @@ def test_python_can_be_parsed(block: Block) -> None:
     ast.parse(text)
 
 
+def _python(page: str) -> str:
+    (block,) = [block for block in blocks() if block.language == "python" and block.page == page]
+    return block.text
+
+
+def test_the_script_that_writes_a_set_writes_it(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    (tmp_path / "a.png").write_bytes(b"picture")
+    exec(_python("docs/data.md"), {"listed": [("a.png", number % 3) for number in range(128)]})
+    written = pyarrow.parquet.ParquetFile("photos/train-0.parquet")
+    assert (written.metadata.num_rows, written.num_row_groups) == (128, 64)
+    assert written.read().column("picture")[0].as_py() == {"bytes": b"picture", "path": "a.png"}
+
+
+def test_the_loss_that_is_shown_is_what_it_says() -> None:
+    import torch
+
+    from shardyard.objectives import losses
+
+    names = {**vars(losses)}
+    exec(_python("docs/losses.md"), names)
+    predictions, targets = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([0.0, 1.0, 1.0])
+    torch.testing.assert_close(names["log_cosh"](predictions, targets), (predictions - targets).cosh().log().sum())
+
+
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Commands are parsed to the end and not carried out; each leaves its context here."""
