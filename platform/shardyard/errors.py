@@ -12,13 +12,15 @@
     └── TakenOverError          another process trains the run now; this one stops without writing
 
 Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are
-`assert`s, never these.
+`assert`s, never these. Secrets are taken out as the error is made, so that no reader has to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from shardyard.redaction import scrub
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -32,6 +34,9 @@ class ShardyardError(Exception):
     """Base of all errors that are shown to a person as a paragraph, not a traceback."""
 
     exit_code = EXIT_FAILED
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(scrub(part) if isinstance(part, str) else part for part in arguments))
 
 
 class UsageError(ShardyardError):
@@ -61,7 +66,7 @@ class RecipeError(UsageError):
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
-        self.problems = tuple(problems)
+        self.problems = tuple(Problem(scrub(one.where), one.path, scrub(one.message)) for one in problems)
         count = len(self.problems)
         title = f"{source}: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))

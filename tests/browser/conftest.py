@@ -76,7 +76,8 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
 def dashboard(
     gallery: tuple[Path, dict[str, RunFolder]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Dashboard]:
-    started = start_dashboard(gallery[0], tmp_path_factory.mktemp("home"))
+    corpora = str(tmp_path_factory.getbasetemp())
+    started = start_dashboard(gallery[0], tmp_path_factory.mktemp("home"), "--data-dir", corpora)
     yield started
     stop_dashboard(started)
 

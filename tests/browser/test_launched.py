@@ -67,7 +67,12 @@ def test_every_part_of_a_run_that_was_launched_is_shown(visiting: Visiting, laun
     visit = visiting()
     (run,) = launched.runs.glob("launched-*")
     for part, (selector, text) in PARTS.items():
-        page = visit.open(f"run/{run.name}?tab={part}", selector)
+        page = visit.open(f"run/{run.name}?tab={part}", "h1")
+        if part.startswith("documents"):
+            # Whoever made this address does not make the server read files.
+            expect(page.get_by_role("button", name="Read the documents")).to_be_visible()
+            expect(page.locator(selector)).to_have_count(0)
+            page.get_by_role("button", name="Read the documents").click()
         expect(page.locator(selector).first).to_contain_text(text)
         expect(page.locator(".skeleton, .notice-box.wrong, .warning")).to_have_count(0)
         settle(page)

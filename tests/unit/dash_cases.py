@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,13 @@ def index_of(runs_dir: Path, cache: Path) -> Index:
 
 
 @contextmanager
-def served(runs_dir: Path, cache: Path, *, authorized: bool = True) -> Iterator[TestClient]:
+def served(
+    runs_dir: Path, cache: Path, *, authorized: bool = True, data_dirs: Sequence[Path] = ()
+) -> Iterator[TestClient]:
     """A client of the application; with the token in each request, and the value that changes need."""
     index = index_of(runs_dir, cache)
     gate = Gate(TOKEN, LOOPBACK, 8270)
-    with TestClient(make_app(index, gate), base_url=ADDRESS) as client:
+    with TestClient(make_app(index, gate, None, data_dirs), base_url=ADDRESS) as client:
         if authorized:
             client.headers["authorization"] = f"Bearer {TOKEN}"
             client.headers[CSRF] = gate.csrf

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.cli import dashboard as command
 from shardyard.cli.main import run
-from shardyard.dashboard.server import bound
+from shardyard.dashboard.addresses import bound
 from support.waiting import PATIENCE_SECONDS
 from unit.dash_cases import write_run
 
@@ -65,13 +64,6 @@ def test_a_token_file_that_others_can_read(capsys: pytest.CaptureFixture[str], t
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "plotly" else object())
     assert "the dashboard needs plotly" in refused(capsys)
-
-
-def test_only_loopback_is_taken_for_private() -> None:
-    assert [command._is_loopback(host) for host in ("127.0.0.1", "::1", "[::1]", "localhost", "127.9.9.9")] == [
-        True
-    ] * 5
-    assert [command._is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "gpu-7")] == [False] * 4
 
 
 @pytest.mark.slow

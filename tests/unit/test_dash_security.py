@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from shardyard.dashboard.addresses import bound, hosts_of
 from shardyard.dashboard.security import MOST_BODY_BYTES, Gate, token_in
-from shardyard.dashboard.server import bound, hosts_of
 from shardyard.errors import UsageError
 from unit.dash_cases import ADDRESS, CSRF, TOKEN, served, write_run
 

@@ -20,11 +20,11 @@ def _names(content: bytes) -> list[str]:
 
 
 def test_without_a_folder_only_the_job_travels() -> None:
-    name, content = package("{}", None)
+    name, content = package("{}", None, None)
     assert _names(content) == ["job.json"]
     assert name.startswith("_ray_pkg_")
     assert name.endswith(".zip")
-    assert package('{"a": 1}', None)[0] != name
+    assert package('{"a": 1}', None, None)[0] != name
 
 
 def test_a_folder_travels_without_caches_and_never_as_the_job(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_folder_travels_without_caches_and_never_as_the_job(tmp_path: Path) ->
     (tmp_path / "job.json").write_text("somebody else's")
     (tmp_path / "__pycache__").mkdir()
     (tmp_path / "__pycache__" / "a.pyc").write_text("")
-    _, content = package("{}", tmp_path)
+    _, content = package("{}", checked_files(tmp_path), tmp_path)
     assert _names(content) == ["data/corpus.jsonl", "job.json"]
     assert zipfile.ZipFile(io.BytesIO(content)).read("job.json") == b"{}"
 
@@ -43,7 +43,7 @@ def test_what_git_ignores_stays(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*.bin\n")
     (tmp_path / "kept.txt").write_text("")
     (tmp_path / "weights.bin").write_text("")
-    assert [path.name for path in checked_files(tmp_path)] == [".gitignore", "kept.txt"]
+    assert [path.name for path, _ in checked_files(tmp_path).files] == [".gitignore", "kept.txt"]
 
 
 def test_too_large_a_folder_names_its_largest_entries(tmp_path: Path) -> None:
@@ -56,10 +56,10 @@ def test_too_large_a_folder_names_its_largest_entries(tmp_path: Path) -> None:
 
 def test_what_is_too_large_when_packed_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(100_000))
-    package("{}", tmp_path, limit=10_000)
+    package("{}", checked_files(tmp_path), tmp_path, limit=10_000)
     (tmp_path / "noise").write_bytes(os.urandom(20_000))
     with pytest.raises(UsageError, match=r"when packed, and Ray takes 9\.8 KiB at most\. Largest entries: zeros"):
-        package("{}", tmp_path, limit=10_000)
+        package("{}", checked_files(tmp_path), tmp_path, limit=10_000)
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

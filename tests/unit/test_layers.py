@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "shardyard"
 
 # A room imports from rooms of lower layers. Rooms of one layer do not know each other.
 LAYERS = {
+    "redaction": -1,
     "errors": 0,
     "units": 0,
     "imports": 0,

@@ -146,7 +146,7 @@ def no_cache(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_dashboard_answers(trained: Trained, no_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained.run
-    with served(run.path.parent, no_cache) as client:
+    with served(run.path.parent, no_cache, data_dirs=[run.path.parent.parent]) as client:
         answer = client.get(f"/api/runs/{run.id}/documents", params={"step": 7})
         assert answer.status_code == 200
         found = answer.json()
@@ -166,7 +166,7 @@ def test_a_run_whose_data_is_gone(tmp_path: Path, no_cache: Path, monkeypatch: p
     trained = Trained(tmp_path, world_size=1)
     (tmp_path / "corpus-60-0.jsonl").unlink()
     write_run(trained.run.path.parent, "none-1")
-    with served(trained.run.path.parent, no_cache) as client:
+    with served(trained.run.path.parent, no_cache, data_dirs=[tmp_path]) as client:
         found = client.get(f"/api/runs/{trained.run.id}/documents", params={"step": 2}).json()
         assert found["documents"] == []
         assert "corpus-60-0.jsonl" in found["problem"]
@@ -177,6 +177,6 @@ def test_a_run_whose_data_is_gone(tmp_path: Path, no_cache: Path, monkeypatch: p
         found = client.get(f"/api/runs/{trained.run.id}/documents", params={"step": 3}).json()
         assert "takes longer than" in found["problem"]
         monkeypatch.setattr(documents, "WAIT_SECONDS", 0.1)
-        made = documents.Documents()
+        made = documents.Documents([tmp_path])
         with made._lock:
             assert "another step" in made.of_step(trained.run.path, 4)["problem"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from shardyard.redaction import HIDDEN, hide_secrets, is_secret_name
 from shardyard.tracking.meters import Throughput, memory_metrics, peak_flops
-from shardyard.tracking.provenance import HIDDEN, collect, git_state, hide_secrets, is_secret_name
+from shardyard.tracking.provenance import collect, git_state
 from shardyard.tracking.record import StepRecord, eval_loss, newest_eval_loss
 
 

@@ -192,14 +192,21 @@ def show_rows(
     run: RunName,
     step: Annotated[int, typer.Option("--step", min=1, help="The step whose global batch is shown.")],
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Rows to show.")] = 64,
+    only_from: Annotated[
+        list[Path] | None,
+        typer.Option("--only-from", metavar="DIR", help="For a run that you do not trust: read files below DIR alone."),
+    ] = None,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the documents that a run trained on in a step; they are read again, so the data must be here."""
     from shardyard.engine.step_documents import documents_of_step
+    from shardyard.engine.step_sources import refuse_network
     from shardyard.tracking.runfolder import RunFolder, runs_folder
 
-    found = documents_of_step(RunFolder.open(runs_folder(runs_dir), run), step, rows)
+    if only_from:
+        refuse_network()
+    found = documents_of_step(RunFolder.open(runs_folder(runs_dir), run), step, rows, only_from=only_from or None)
     if as_json:
         output.print_json(found)
         return

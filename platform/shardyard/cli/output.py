@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from shardyard.redaction import scrub
+
 
 def is_terminal() -> bool:
     """Whether stdout is watched by a person."""
@@ -73,6 +75,7 @@ def print_yaml(text: str) -> None:
 
 def print_error(message: str) -> None:
     """The paragraph that a failed command ends with, on stderr; `Error:` is red where colour is welcome."""
+    message = scrub(message)
     if not sys.stderr.isatty():
         note(f"Error: {message}")
         return

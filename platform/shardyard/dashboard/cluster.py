@@ -24,11 +24,12 @@ from shardyard.dashboard import nodes
 from shardyard.dashboard.answers import BadRequestError, NotFoundError, problems_of
 from shardyard.dashboard.index import Index
 from shardyard.dashboard.ingest import read_yaml
+from shardyard.dashboard.overrides import problems_of_page
 from shardyard.errors import RecipeError, ShardyardError
 from shardyard.launch.jobs_api import TERMINAL, JobsApi, target
 from shardyard.recipe.catalog import shipped_recipes
 from shardyard.recipe.load import LoadedRecipe, load_recipe
-from shardyard.tracking.provenance import scrub
+from shardyard.redaction import scrub
 
 FRESH_SECONDS = 2.0
 # Ray's own figures are renewed every five seconds.
@@ -172,8 +173,14 @@ def _said(text: str) -> str:
 
 
 def submit(index: Index, address: str | None, name: str, overrides: Sequence[str]) -> str:
-    """Submit a recipe as a job; returns its id."""
+    """Submit a recipe as a job; returns its id.
+
+    Raises:
+        BadRequestError: an override brings a path, or the command failed.
+    """
     sets = [part for override in overrides for part in ("--set", override)]
+    if problems := problems_of_page(overrides):
+        raise BadRequestError(str(problems[0]), "overrides")
     where = ["--address", address] if address else []
     return _done("submit", "--quiet", "--runs-dir", str(index.runs_dir), *where, *sets, "--", name).split()[-1]
 
@@ -274,6 +281,9 @@ class Plans:
 
     def check(self, name: str, overrides: Sequence[str], *, plan: bool) -> dict[str, Any]:
         """The problems of a recipe, and where it has none and `plan` is wanted, its plan."""
+        # Before the recipe is read: even whether a file is there is not told.
+        if problems := problems_of_page(overrides):
+            return {"problems": [vars(problem) for problem in problems], "plan": None}
         try:
             loaded: LoadedRecipe = load_recipe(name, overrides)
         except RecipeError as error:

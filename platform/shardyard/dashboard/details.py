@@ -17,8 +17,8 @@ from shardyard.dashboard.columns import TABLES
 from shardyard.dashboard.files import json_lines, names_below, opened_below, pread, read_below, stat_below, text_below
 from shardyard.dashboard.logs import ranks_of
 from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.redaction import is_secret_name, scrub
 from shardyard.tracking import record
-from shardyard.tracking.provenance import is_secret_name, scrub
 
 MOST_RECORDS = 2000
 MOST_BYTES = 4 * 1024**2

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from starlette.responses import Response
 
 from shardyard.dashboard.answers import Answer, BadRequestError, whole
 from shardyard.dashboard.api import state_of
-from shardyard.tracking.provenance import scrub
+from shardyard.redaction import scrub
 
 LIMIT_SECONDS = 300.0
 WAIT_SECONDS = 60.0
@@ -28,9 +29,13 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFF
 
 
 class Documents:
-    """Answers by run and step, made by one process at a time and remembered."""
+    """Answers by run and step, made by one process at a time and remembered.
 
-    def __init__(self) -> None:
+    Files are read from `folders` alone, beside Shardyard's own data: a run may have come from elsewhere.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, str, int], dict[str, Any]] = OrderedDict()
 
@@ -43,7 +48,7 @@ class Documents:
             if (known := self._known.get(place)) is not None:
                 self._known.move_to_end(place)
                 return known
-            found = _read(folder, step)
+            found = _read(folder, step, self._folders)
             if found.pop("lasting", True):
                 self._known[place] = found
                 while len(self._known) > _MOST_KNOWN:
@@ -63,8 +68,9 @@ def documents(request: Request) -> Response:
     return Answer(found.of_step(folder, step))
 
 
-def _read(folder: Path, step: int) -> dict[str, Any]:
-    arguments = ["data", "rows", "--json", "--rows", str(MOST_ROWS), "--step", str(step), "--", str(folder)]
+def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, Any]:
+    arguments = ["data", "rows", "--json", "--rows", str(MOST_ROWS), "--step", str(step)]
+    arguments += [part for allowed in folders for part in ("--only-from", str(allowed))] + ["--", str(folder)]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "shardyard.cli.main", *arguments],

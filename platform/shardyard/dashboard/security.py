@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import html
 import json
 import os
 import secrets
@@ -50,6 +51,7 @@ _DOOR = (
     "<!doctype html><meta charset=utf-8><title>Shardyard</title><h1>A token is needed</h1><p>Open the address that "
     "<code>shardyard dashboard</code> printed; it ends in <code>?token=…</code>.</p>"
 )
+_ONWARD = "<!doctype html><meta charset=utf-8><title>Shardyard</title><meta http-equiv=refresh content='0;url={}'>"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Gate:
     token: str
     hosts: frozenset[str]
     port: int
+    # Names of --allow-host: a proxy may have another name in front than it gives here.
+    proxied: frozenset[str] = frozenset()
 
     @property
     def cookie(self) -> str:
@@ -121,10 +125,11 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _answer(send, *refusal, for_people=scope["path"] == "/" and refusal[0] == 401)
+            at_door = scope["path"] == "/" and refusal[0] == 401
+            await _answer(send, *refusal, page=_DOOR if at_door else None)
             return
         if self._brings_token(scope, headers):
-            await self._enter(scope, send)
+            await self._enter(scope, headers, send)
             return
         if scope["method"] not in _SAFE:
             receive = _limited(receive)
@@ -132,7 +137,10 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         if _host(headers.get("host", "")) not in self._gate.hosts:
-            return 421, "This server does not answer to that host name; open it by the address that it printed."
+            return 421, (
+                "This server does not answer to that host name. Open it by an address that it printed, or start it "
+                "with --allow-host and the name."
+            )
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > MOST_TARGET_BYTES:
             return 414, "The address is too long."
         if scope["path"].startswith("/static/") and scope["method"] in _SAFE:
@@ -145,7 +153,7 @@ class Guard:
 
     def _change_refused(self, headers: dict[str, str]) -> tuple[int, str] | None:
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and urlsplit(origin).netloc != headers.get("host") and not self._is_proxied(origin):
             return 403, "The request comes from another site."
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "The request comes from another site."
@@ -155,6 +163,9 @@ class Guard:
         if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
             return 413, "The request is too large."
         return None
+
+    def _is_proxied(self, origin: str) -> bool:
+        return _host(urlsplit(origin).netloc) in self._gate.proxied
 
     def _known(self, scope: Scope, headers: dict[str, str]) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -175,14 +186,28 @@ class Guard:
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
         return bool(given) and _same(given, self._gate.token)
 
-    async def _enter(self, scope: Scope, send: Send) -> None:
-        """Trade the token for a cookie and take it out of the address."""
+    async def _enter(self, scope: Scope, headers: dict[str, str], send: Send) -> None:
+        """Trade the token for a cookie and take it out of the address.
+
+        A browser that comes from elsewhere, such as the file that `shardyard dashboard` opens, would follow a redirect
+        without the cookie, which goes with requests of this site alone. It gets a page of this site that goes on.
+        """
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         query.pop("token", None)
         place = "/?" + urlencode(query, doseq=True) if query else "/"
         # A session cookie: it ends with the browser, the token with the server.
         cookie = f"{self._gate.cookie}={self._gate.session}; HttpOnly; SameSite=Strict; Path=/"
+        if _comes_from_elsewhere(headers):
+            await _answer(send, 200, "", {"set-cookie": cookie}, page=_ONWARD.format(html.escape(place)))
+            return
         await _answer(send, 303, "", {"location": place, "set-cookie": cookie})
+
+
+def _comes_from_elsewhere(headers: dict[str, str]) -> bool:
+    """Whether a browser says so; on plain HTTP beyond loopback it says nothing."""
+    if "sec-fetch-site" in headers:
+        return headers["sec-fetch-site"] not in ("none", "same-origin")
+    return "Mozilla/" in headers.get("user-agent", "")
 
 
 def _host(header: str) -> str:
@@ -197,12 +222,12 @@ def _same(given: str, right: str) -> bool:
 
 
 async def _answer(
-    send: Send, status: int, message: str, extra: dict[str, str] | None = None, *, for_people: bool = False
+    send: Send, status: int, message: str, extra: dict[str, str] | None = None, *, page: str | None = None
 ) -> None:
     body = b"" if status == 303 else json.dumps({"error": message}).encode()
     kind = "application/json"
-    if for_people:
-        body, kind = _DOOR.encode(), "text/html; charset=utf-8"
+    if page is not None:
+        body, kind = page.encode(), "text/html; charset=utf-8"
     headers = {"content-type": kind, "content-length": str(len(body)), "cache-control": "no-store", **HEADERS}
     listed = [(name.encode(), value.encode("latin-1", "replace")) for name, value in (headers | (extra or {})).items()]
     await send({"type": "http.response.start", "status": status, "headers": listed})

@@ -7,7 +7,7 @@ import importlib.resources
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from shardyard.dashboard import alerts, api, cluster, documents, sweeps
 from shardyard.dashboard.answers import Answer, BadRequestError, NotFoundError, body_of, failure
 from shardyard.dashboard.api import State, state_of
 from shardyard.dashboard.index import Index
-from shardyard.dashboard.security import LOOPBACK, App, Gate, Guard
+from shardyard.dashboard.security import App, Gate, Guard
 from shardyard.dashboard.stream import stream
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.extras import install_command
@@ -48,8 +48,11 @@ THREADS = 16
 Answering = Callable[[Request], Response]
 
 
-def make_app(index: Index, gate: Gate, address: str | None = None) -> App:
-    """The application; the index is followed as long as it runs."""
+def make_app(index: Index, gate: Gate, address: str | None = None, data_dirs: Sequence[Path] = ()) -> App:
+    """The application; the index is followed as long as it runs.
+
+    data_dirs: folders whose files are shown as documents of runs, beside the runs folder and Shardyard's own data.
+    """
     dashboard = State(index, gate, address)
     found = cluster.Cluster(index, address)
     plans = cluster.Plans()
@@ -67,7 +70,7 @@ def make_app(index: Index, gate: Gate, address: str | None = None) -> App:
 
     app = Starlette(routes=_routes(), lifespan=lifespan)
     app.state.dashboard, app.state.cluster, app.state.plans = dashboard, found, plans
-    app.state.watcher, app.state.documents = watcher, documents.Documents()
+    app.state.watcher, app.state.documents = watcher, documents.Documents([index.runs_dir, *data_dirs])
     return Guard(app, gate)
 
 
@@ -244,33 +247,6 @@ def _test_alert(request: Request, body: dict[str, Any]) -> dict[str, Any]:
 
 
 # The server.
-
-
-def hosts_of(host: str) -> frozenset[str]:
-    """Host names that the server answers to."""
-    return frozenset({*LOOPBACK, host.strip("[]").lower()} - {"0.0.0.0", "::"})
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        UsageError: the port is taken, or the address is none of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host.strip("[]"), port))
-        listening.listen(128)
-    except (OSError, OverflowError) as error:
-        listening.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(
-            f"{host}:{port} cannot be used: {reason}. Another dashboard may run there; --port 0 takes a free one."
-        ) from error
-    listening.set_inheritable(True)
-    return listening
 
 
 def serve(app: App, listening: socket.socket) -> None:

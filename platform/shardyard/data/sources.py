@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from shardyard.errors import DataError
 from shardyard.recipe.objectives import Kind
 from shardyard.recipe.prepared_sets import PREPARED_SETS
 from shardyard.recipe.schema import Source
+from shardyard.redaction import VARIABLE_PREFIX, filled
 
 HUB_TIMEOUT_SECONDS = 20.0
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
@@ -173,13 +175,24 @@ def _open_files(path: str, split: str | None) -> tuple[Any, dict[str, Any]]:
     if split not in (None, "train"):
         raise DataError(f"{path} has no split {split!r}: files have no splits; leave `split` out.")
     if "://" in path:
-        files, fingerprint = [path], {"url": path}
+        files, fingerprint = [filled(path, _variable)], {"url": path}
     else:
         files = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
         if not files:
             raise DataError(f"{path}: there is no such file; relative paths start at the current folder.")
         fingerprint = _fingerprint_files(files)
     return _load(path, kind, data_files=files, split="train", **_BUILDER_OPTIONS.get(kind, {})), fingerprint
+
+
+def _variable(name: str) -> str:
+    """The value of a variable in a URL, as the process has it that reads the data."""
+    value = os.environ.get(name) if name.startswith(VARIABLE_PREFIX) else None
+    if value is None:
+        raise DataError(
+            f"a URL under data names the variable {name}, which is not set where the data is read; only variables that "
+            f"begin with {VARIABLE_PREFIX} are filled in. Export it before `shardyard launch` or `submit`."
+        )
+    return value
 
 
 def _open_folder(folder: Path, split: str) -> tuple[Any, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,12 +27,13 @@ from shardyard.data.shuffle import Window, Windows
 from shardyard.data.sources import OpenSource, open_source
 from shardyard.engine.checkpoint_files import whole_checkpoints
 from shardyard.engine.kit import Kit, make_kit
+from shardyard.engine.step_sources import check_sources
 from shardyard.engine.trained import recipe_of
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.recipe.batching import default_lanes
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.runfolder import RunFolder, typed
 
 MOST_CHARACTERS = 2000
 _KEPT_WINDOWS = 8
@@ -54,19 +55,24 @@ class Part:
     tokens: int | None
 
 
-def documents_of_step(folder: RunFolder, step: int, most_rows: int = 64) -> dict[str, Any]:
+def documents_of_step(
+    folder: RunFolder, step: int, most_rows: int = 64, *, only_from: Sequence[Path] | None = None
+) -> dict[str, Any]:
     """`step`, `rows` of its global batch, `documents` of the first `most_rows` of them, and `problem` or None.
 
-    A `problem` beside documents says that the data has changed since the run was trained.
+    A `problem` beside documents says that the data has changed since the run was trained. `only_from` names folders
+    beside which nothing is read; None where the person trusts the run.
 
     Raises:
-        UsageError: the run has no such step.
+        UsageError: the run has no such step, or names what lies elsewhere.
         ShardyardError: recipe, tokenizer or data are not there any more, or cannot be read.
     """
     recipe, info = recipe_of(folder), folder.info()
     last = info.get("total_steps") or recipe.train.steps
     if step < 1 or (last is not None and step > last):
         raise UsageError(f"{folder.id} has no step {step}; its steps are 1 to {last}.")
+    if only_from is not None:
+        check_sources(recipe, only_from, f"shardyard data rows {typed(folder.path)} --step {step}")
     stored = info.get("data") or {}
     lanes = int(stored.get("lanes") or recipe.data.lanes or default_lanes(recipe.train.global_batch))
     maker = _Maker(recipe, make_kit(recipe), lanes)

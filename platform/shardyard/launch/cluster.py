@@ -17,6 +17,8 @@ from ray._private.state import available_resources_per_node
 
 from shardyard.errors import HardwareError, ShardyardError
 from shardyard.launch.hardware import cluster_address
+from shardyard.launch.local_ray import INIT_OPTIONS, on_loopback
+from shardyard.launch.nodes_token import ensure_ray_token
 from shardyard.recipe.placement import Amount, Demand, Node, ask, judge
 from shardyard.recipe.schema import Cluster
 
@@ -113,15 +115,16 @@ def _connect(settings: Cluster) -> None:
         _knock(address)
     # A worker that a person started on a laptop may need more cores than the laptop has.
     cores = None if address else max(os.cpu_count() or 1, settings.workers * settings.cpus_per_worker)
+    options = {"log_to_driver": False, "configure_logging": False}
+    if not address:
+        ensure_ray_token()
     try:
         with _signals_left_alone(), _daemons_apart():
-            ray.init(
-                address=address or "local",
-                num_cpus=cores,
-                include_dashboard=False if not address else None,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            if address:
+                ray.init(address=address, **options)
+            else:
+                with on_loopback():
+                    ray.init(address="local", num_cpus=cores, **INIT_OPTIONS, **options)
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ShardyardError(

@@ -14,9 +14,13 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardyard.errors import ShardyardError
+from shardyard.redaction import VARIABLE_PREFIX, variables_in
+
+if TYPE_CHECKING:
+    from shardyard.recipe.schema import Recipe
 
 # Names of the variables that came with the job; the driver hands these, and no others, to the ranks.
 CARRIED_VARIABLE = "SHARDYARD_CARRIED"
@@ -30,13 +34,21 @@ STAYS = frozenset(
 RECEIVE_TIMEOUT_SECONDS = 60.0
 
 
-def to_carry(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of an environment that travel with a job."""
+def to_carry(environment: Mapping[str, str], recipe: Recipe | None = None) -> dict[str, str]:
+    """The variables of an environment that travel with a job; those too that the URLs of its recipe name."""
+    named = of_recipe(recipe) if recipe is not None else frozenset()
     return {
         name: value
         for name, value in sorted(environment.items())
-        if (name in NAMES or name.startswith(PREFIXES)) and name not in STAYS and value
+        if (name in NAMES or name in named or name.startswith(PREFIXES)) and name not in STAYS and value
     }
+
+
+def of_recipe(recipe: Recipe) -> frozenset[str]:
+    """The variables that are filled into URLs of a recipe where its data is read."""
+    sources = [*recipe.data.train, *recipe.data.validation]
+    found = (name for source in sources for name in variables_in(source.path or ""))
+    return frozenset(name for name in found if name.startswith(VARIABLE_PREFIX))
 
 
 def new_name() -> str:
@@ -71,10 +83,10 @@ def receive(name: str) -> dict[str, str]:
     return {**variables, CARRIED_VARIABLE: " ".join(variables)}
 
 
-def carried(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """In the driver: the variables that came with the job, for the ranks; {} for a run that is no job."""
+def carried(environment: Mapping[str, str] | None = None, recipe: Recipe | None = None) -> dict[str, str]:
+    """In the driver: the variables for the ranks, which came with the job or which URLs of the recipe name."""
     environment = os.environ if environment is None else environment
-    names = environment.get(CARRIED_VARIABLE, "").split()
+    names = [*environment.get(CARRIED_VARIABLE, "").split(), *(of_recipe(recipe) if recipe is not None else ())]
     return {name: environment[name] for name in names if name in environment}
 
 

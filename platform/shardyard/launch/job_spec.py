@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardyard import __version__
+from shardyard.redaction import scrub_all
 
 if TYPE_CHECKING:
     from shardyard.launch.submission import SubmitRequest
@@ -45,7 +46,7 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str,
     plan = request.plan
     recipe = fixed(request.loaded.recipe, plan)
     demand = demand_of(recipe, gpu=plan.world.gpu, workers=plan.world.size)
-    return {
+    known = {
         "version": __version__,
         "run_id": request.run_id or new_run_id(recipe.name),
         "job_name": request.job_name,
@@ -63,6 +64,8 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str,
         "recipe": recipe.model_dump(mode="json"),
         "plan": TypeAdapter(RunPlan).dump_python(plan, mode="json"),
     }
+    # The recipe holds none, but its comments, the overrides and the names that were given may.
+    return dict(scrub_all(known))
 
 
 def policy_of(recipe: Recipe) -> dict[str, Any]:

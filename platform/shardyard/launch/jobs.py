@@ -17,14 +17,18 @@ from typing import Any
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch import job_secrets
+from shardyard.launch.job_files import Selection
 from shardyard.launch.job_spec import SPEC_NAME, entry_command, new_run_id, spec_of
 from shardyard.launch.jobs_api import JobsApi, target
-from shardyard.launch.jobs_package import package
+from shardyard.launch.jobs_package import checked_files, in_short, listing, package
+from shardyard.launch.nodes import home
+from shardyard.launch.nodes_token import ray_token_path, token_path
 from shardyard.launch.submission import Say, SubmitRequest
 from shardyard.recipe.hardware import computes_on_cpu
 from shardyard.recipe.placement import Amount, Node, demand_of, judge
 from shardyard.recipe.plan import World
 from shardyard.recipe.schema import Recipe
+from shardyard.redaction import scrub_all
 from shardyard.units import format_bytes, parse_bytes
 
 # Ray's own signal for `ray job stop` is SIGTERM, which also says that a node goes away; SIGINT tells a person.
@@ -103,8 +107,11 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
     """
     request = replace(request, run_id=request.run_id or new_run_id(request.loaded.recipe.name))
     spec = {**spec_of(request), "working_dir": request.working_dir is not None}
+    folder = request.working_dir.expanduser().absolute() if request.working_dir is not None else None
+    selection = _selected(request, folder) if folder is not None else None
     if request.dry_run is not None:
-        _write(request.dry_run, {**_body(request, spec, "gcs://PACKAGE.zip"), SPEC_NAME: spec})
+        files = _listed(folder, selection, say) if folder is not None and selection is not None else {}
+        _write(request.dry_run, {**_body(request, spec, "gcs://PACKAGE.zip"), SPEC_NAME: spec, **files})
         say(f"wrote {request.dry_run}; nothing was submitted")
         return str(request.run_id)
     api = api or connect(request.address)
@@ -112,12 +119,14 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
     # The cluster of this machine has this interpreter, which need not be on the path of its processes.
     python = sys.executable if api.cluster.record is not None else "python"
     text = json.dumps(spec, ensure_ascii=False)
-    name, content = package(text, request.working_dir)
+    if folder is not None and selection is not None:
+        say(in_short(folder, selection))
+    name, content = package(text, selection, folder)
     if not api.has_package(name):
         if len(content) > _TOLD_BYTES:
             say(f"uploading {format_bytes(len(content))}")
         api.upload(name, content)
-    secret = _leave_secrets(api)
+    secret = _leave_secrets(api, request.loaded.recipe)
     try:
         # A job that is half submitted would be one that nobody knows of.
         with uninterrupted():
@@ -127,6 +136,20 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
             with suppress(ShardyardError):
                 api.upload(secret, b"")
         raise
+
+
+def _selected(request: SubmitRequest, folder: Path) -> Selection:
+    return checked_files(folder, [request.runs_dir, home(), token_path(), ray_token_path()])
+
+
+def _listed(folder: Path, selection: Selection, say: Say) -> dict[str, Any]:
+    """What a dry run says and writes of the folder."""
+    for line in listing(folder, selection):
+        say(line)
+    return {
+        "files": {str(path.relative_to(folder)): size for path, size in selection.files},
+        "left_out": dict(selection.left_out),
+    }
 
 
 def _sent(api: JobsApi, body: dict[str, Any]) -> str:
@@ -139,8 +162,8 @@ def _sent(api: JobsApi, body: dict[str, Any]) -> str:
         raise
 
 
-def _leave_secrets(api: JobsApi) -> str | None:
-    variables = job_secrets.to_carry(os.environ)
+def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
+    variables = job_secrets.to_carry(os.environ, recipe)
     if not variables:
         return None
     name = job_secrets.new_name()
@@ -166,7 +189,7 @@ def _body(
         "shardyard_tags": ",".join(spec["tags"]),
         "shardyard_version": spec["version"],
     }
-    return {
+    body = {
         # `exec`: no shell stays between Ray and the entry point.
         "entrypoint": f"exec {shlex.join(command)}",
         "submission_id": request.run_id,
@@ -176,6 +199,8 @@ def _body(
             "env_vars": {"RAY_JOB_STOP_SIGNAL": STOP_SIGNAL, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)},
         },
     }
+    # The entry point holds a random name; everything else is text that a person gave.
+    return {**body, "metadata": scrub_all(metadata)}
 
 
 @contextmanager

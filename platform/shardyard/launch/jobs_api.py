@@ -20,6 +20,7 @@ from typing import Any
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.nodes import ClusterRecord, read_record
 from shardyard.launch.nodes_network import knock
+from shardyard.launch.nodes_token import check_token, mend_ray_token, ray_token_path
 
 TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
@@ -91,13 +92,13 @@ def _token(record: ClusterRecord | None) -> str | None:
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        try:
-            return Path(path).expanduser().read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise UsageError(f"RAY_AUTH_TOKEN_PATH names {path}, which cannot be read: {error.strerror}.") from error
+        check_token(Path(path).expanduser())
+        return Path(path).expanduser().read_text(encoding="utf-8").strip()
     places = [Path(record.token_path)] if record is not None else []
-    for place in [*places, Path.home() / ".ray" / "auth_token"]:
+    for place in [*places, ray_token_path()]:
         try:
+            if place == ray_token_path():
+                mend_ray_token()
             return place.read_text(encoding="utf-8").strip()
         except OSError:
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -81,12 +82,31 @@ def meet(address: str, port: int, backend: str, timeout: float) -> None:
     )
     if index is not None:
         torch.cuda.set_device(index)
+    rank, world_size, limit = context.get_world_rank(), context.get_world_size(), timedelta(seconds=timeout)
     distributed.init_process_group(
         backend,
-        init_method="env://",
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        timeout=timedelta(seconds=timeout),
+        store=_store(address, port, rank, world_size, limit),
+        rank=rank,
+        world_size=world_size,
+        timeout=limit,
+    )
+
+
+def _store(address: str, port: int, rank: int, world_size: int, limit: timedelta) -> Any:
+    """Where ranks find each other. torch's own listens on all interfaces; this one where the others look for it."""
+    from torch import distributed
+
+    listening = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as server, contextlib.suppress(OSError):
+            # Behind a translated address no interface has it; torch then listens on all of them.
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((address, port))
+            server.listen(world_size + 16)
+            listening = server.detach()
+    return distributed.TCPStore(  # type: ignore[attr-defined]
+        address, port, world_size, rank == 0, limit, wait_for_workers=False, master_listen_fd=listening
     )
 
 

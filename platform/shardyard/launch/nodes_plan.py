@@ -144,13 +144,13 @@ def node_environment(
         "RAY_USAGE_STATS_ENABLED": "0",
         # `down` means now; Ray would wait half a minute for running work.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        **({} if metrics else _NO_METRICS),
+        **({} if metrics else NO_METRICS),
         **({"CUDA_VISIBLE_DEVICES": ",".join(node.gpus)} if node.gpus else {}),
     }
 
 
 # A port of -1 is none: these servers have no other switch, and their failure to start is only logged.
-_NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
+NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
 
 
 def split_address(address: str) -> tuple[str, int]:

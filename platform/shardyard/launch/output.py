@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
 from typing import TextIO
+
+from shardyard.redaction import scrub
 
 
 def redirect_output(log: Path) -> None:
@@ -18,8 +21,21 @@ def redirect_output(log: Path) -> None:
     os.dup2(target, 2)
     os.close(target)
     # Ray replaces these by objects of its own; writing straight to the descriptors keeps the order of lines.
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout = _Scrubbed(1)
+    sys.stderr = _Scrubbed(2)
+
+
+class _Scrubbed(io.TextIOWrapper):
+    """Text for a descriptor, without secrets: libraries put URLs into their warnings and tracebacks."""
+
+    def __init__(self, descriptor: int) -> None:
+        binary = os.fdopen(descriptor, "wb", closefd=False)
+        super().__init__(binary, line_buffering=True, encoding="utf-8", errors="backslashreplace")
+
+    def write(self, text: str, /) -> int:
+        """Write it; says how many characters were taken."""
+        super().write(scrub(text))
+        return len(text)
 
 
 class Terminal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shardyard.redaction import scrub
 from shardyard.units import format_seconds
 
 FIRST_WAIT_SECONDS = 1.0
@@ -37,10 +38,12 @@ def bug_in_words(text: str, host: str) -> str:
 class RankError(Exception):
     """A failure as it travels from a worker: text only, so that any process can read it.
 
-    Both arguments are kept in `args`, which is what pickling carries.
+    Both arguments are kept in `args`, which is what pickling carries. The rank takes secrets out: it alone knows what
+    it filled into URLs.
     """
 
     def __init__(self, message: str, permanent: bool) -> None:
+        message = scrub(message)
         super().__init__(message, permanent)
         self.message = message
         self.permanent = permanent

@@ -26,6 +26,7 @@ from shardyard.recipe.load import dump_recipe
 from shardyard.recipe.sweep_load import LoadedSweep
 from shardyard.recipe.sweep_trials import flat
 from shardyard.recipe.sweeps import Sweep
+from shardyard.redaction import scrub, scrub_all
 from shardyard.tracking.files import decode, encode, write_atomically
 from shardyard.tracking.holder import lives
 from shardyard.tracking.runfolder import RunFolder, now_text, owner, read_metrics, runs_dir_option, typed
@@ -79,7 +80,7 @@ class SweepFolder:
         try:
             folder.trials_dir.mkdir(parents=True)
             folder.logs.mkdir()
-            write_atomically(folder.yaml, loaded.text)
+            write_atomically(folder.yaml, scrub(loaded.text))
             write_atomically(folder.base, dump_recipe(loaded.base.recipe))
             info = {"id": folder.id, "name": loaded.sweep.name, "state": "pending", "created": now_text()}
             counts = {"ended": None, "seconds": 0.0, "recipe": loaded.sweep.recipe, **owner()}
@@ -165,7 +166,7 @@ class SweepFolder:
     def note(self, number: int, **fields: Any) -> dict[str, Any]:
         """Change what is kept of a trial."""
         record = {"trial": number, **self.record(number), **fields}
-        write_atomically(self._trial(number), json.dumps(record, indent=1) + "\n")
+        write_atomically(self._trial(number), json.dumps(scrub_all(record), indent=1) + "\n")
         return record
 
     def records(self) -> list[dict[str, Any]]:

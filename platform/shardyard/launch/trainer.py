@@ -204,7 +204,7 @@ def _group(job: Job, demand: Demand) -> Group:
         gpu=job.plan.world.gpu,
         group=demand.group,
         forwarded=to_forward(os.environ),
-        private=carried(os.environ),
+        private=carried(os.environ, job.recipe),
     )
 
 

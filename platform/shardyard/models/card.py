@@ -9,6 +9,7 @@ from typing import Any
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe, Source
+from shardyard.redaction import scrub
 from shardyard.units import format_count
 
 # What the hub calls the task of an objective.
@@ -46,7 +47,7 @@ def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], measured:
     length = f"{info.get('step', plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens"
     how = f"{plan.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
-    return f"""---
+    text = f"""---
 library_name: transformers
 pipeline_tag: {_PIPELINES[recipe.objective]}
 tags: [shardyard, {recipe.model.family}]
@@ -86,6 +87,7 @@ model = {facts.auto_class}.from_pretrained("path/to/this/folder")
 {json.dumps(provenance, indent=2, sort_keys=True)}
 ```
 """
+    return scrub(text)
 
 
 def _source(source: Source) -> str:

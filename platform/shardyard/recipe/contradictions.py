@@ -17,6 +17,7 @@ from shardyard.recipe.contradictions_decoders import decoder_rules
 from shardyard.recipe.contradictions_experts import expert_rules
 from shardyard.recipe.contradictions_finetune import finetune_rules
 from shardyard.recipe.contradictions_model import model_rules
+from shardyard.recipe.contradictions_secrets import secret_rules
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.objectives import OBJECTIVES, OPTIONAL_SECTIONS
@@ -232,4 +233,5 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     data_rules,
     decoder_rules,
     finetune_rules,
+    secret_rules,
 )

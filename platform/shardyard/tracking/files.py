@@ -14,13 +14,17 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from shardyard.redaction import scrub_all
+
 logger = logging.getLogger(__name__)
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(value: Any) -> str:
-    """One line of JSON that every parser accepts; numbers of numpy and torch become plain ones, the unknown text."""
+    """One line of JSON that every parser accepts, without secrets; numbers of numpy and torch become plain ones, the
+    unknown text."""
+    value = scrub_all(value)
     try:
         return json.dumps(value, allow_nan=False, default=_plain, ensure_ascii=False)
     except ValueError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,15 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shardyard.redaction import hide_secrets
+
 PACKAGES = ("shardyard", "torch", "deepspeed", "ray", "transformers", "datasets", "wandb", "tokenizers")
-HIDDEN = "[hidden]"
-# `monkey` and `max_tokens` are no secrets: the word must stand alone, in the singular.
-_SECRET_NAME = re.compile(
-    r"(^|[^a-z])(api[-_.]?key|key|token|secret|password|passwd|credentials?|auth|bearer)($|[^a-z])", re.IGNORECASE
-)
-_NOT_SECRET = re.compile(r"(eos|bos|pad|unk|mask|cls|sep)_token", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|gh[pousr]_\w{20,}|sk-[\w-]{20,}|AKIA\w{16})\b")
-_URL_LOGIN = re.compile(r"(\w+://)[^/\s@]+@")
 
 
 def collect(
@@ -81,36 +74,6 @@ def gpu_names() -> list[str]:
     """Names of the NVIDIA GPUs of this machine, asked of the driver so that torch stays unloaded; [] without any."""
     names = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
     return [line.strip() for line in (names or "").splitlines() if line.strip()]
-
-
-def hide_secrets(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """The arguments, with values of key-like options, of secret variables and of known token shapes replaced."""
-    values = [value for name, value in environment.items() if is_secret_name(name) and len(value) >= 8]
-    shown: list[str] = []
-    hide_next = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if hide_next:
-            shown.append(HIDDEN)
-        elif equals and is_secret_name(name):
-            shown.append(f"{name}={HIDDEN}")
-        else:
-            shown.append(scrub(argument, values))
-        hide_next = argument.startswith("-") and not equals and is_secret_name(argument)
-    return shown
-
-
-def scrub(text: str, secrets: Sequence[str] = ()) -> str:
-    """The text without the given secrets, logins in URLs and strings that have the shape of a known token."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
-    return _URL_LOGIN.sub(rf"\1{HIDDEN}@", _SECRET_VALUE.sub(HIDDEN, text))
-
-
-def is_secret_name(name: str) -> bool:
-    """`WANDB_API_KEY`, `HF_TOKEN`, `--password` → True; `--max-tokens`, `model.config.eos_token_id` → False."""
-    words = name.replace("_", "-")
-    return bool(_SECRET_NAME.search(words)) and not _NOT_SECRET.search(name)
 
 
 def _output(command: list[str]) -> str | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from shardyard.errors import RunFolderError, TakenOverError
+from shardyard.redaction import scrub
 from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
 from shardyard.tracking.holder import read_lease, this_process
 
@@ -220,7 +221,8 @@ class RunFolder:
         self._stop.unlink(missing_ok=True)
 
     def _fill(self, name: str, recipe_text: str, resolved_text: str, fields: dict[str, Any]) -> None:
-        write_atomically(self.recipe, recipe_text)
+        # Comments may hold secrets; a recipe with any in its fields has been refused.
+        write_atomically(self.recipe, scrub(recipe_text))
         write_atomically(self.resolved, resolved_text)
         self.logs.mkdir(exist_ok=True)
         info: dict[str, Any] = {

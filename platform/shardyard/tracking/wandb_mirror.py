@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT
 from shardyard.recipe.schema import Wandb
-from shardyard.tracking.provenance import is_secret_name, scrub
+from shardyard.redaction import scrub, scrub_all
 from shardyard.tracking.runfolder import typed
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class WandbMirror:
         self.problems: list[str] = []
         self.dropped = 0
         self._settings = settings
-        self._identity: dict[str, Any] = {"id": run_id, "name": name, "tags": list(tags), "config": config}
+        self._identity: dict[str, Any] = scrub_all({"id": run_id, "name": name, "tags": list(tags), "config": config})
         self._typed = typed(Path(folder))
         self._root = Path(os.environ.get("WANDB_DIR") or folder)
         self._init_timeout_seconds = init_timeout_seconds
@@ -224,8 +224,7 @@ class WandbMirror:
         wandb.teardown()
 
     def _say(self, problem: str) -> None:
-        secrets = [value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= 8]
-        problem = scrub(problem, secrets)
+        problem = scrub(problem)
         if problem not in self.problems:
             self.problems.append(problem)
             logger.warning("%s", problem)

@@ -29,8 +29,8 @@ from shardyard.errors import (
     UsageError,
 )
 from shardyard.recipe.yaml_source import read_document
+from shardyard.redaction import scrub, scrub_all
 from shardyard.tracking.files import JsonlWriter, decode, encode, read_jsonl, write_atomically
-from shardyard.tracking.provenance import is_secret_name, scrub
 from shardyard.tracking.runfolder import RunFolder, now_text, read_metrics
 from shardyard.tracking.summary import summarize
 from shardyard.tracking.wandb_mirror import has_key
@@ -225,8 +225,8 @@ def _begin(plan: Plan, scratch: Path, began: float | None) -> Any:
         project=plan.project,
         entity=plan.entity,
         group=plan.group,
-        tags=list(plan.tags),
-        config=plan.config,
+        tags=scrub_all(list(plan.tags)),
+        config=scrub_all(plan.config),
         resume="allow",
         settings=settings,
     )
@@ -255,8 +255,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _refusal(plan: Plan, error: BaseException) -> str:
-    secrets = [value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= 8]
-    text = scrub((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."), secrets)
+    text = scrub((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))
     if "401" in text or "not logged in" in text or "API key" in text:
         advice = "It does not take the key: `wandb login --relogin` gives another."
     elif "permission" in text or "403" in text or "404" in text:

@@ -15,7 +15,7 @@ export class Documents {
     this.soon = debounce(() => this.load(), 400);
     this.list = h("div");
     fill(place, this.bar(), this.list);
-    this.load();
+    this.offer();
   }
 
   bar() {
@@ -25,6 +25,12 @@ export class Documents {
     return h("div.toolbar", {},
       h("div.step-choice", {}, field("Step", this.box, { inline: true }), by("←", "The step before", -1), by("→", "The step after", 1)),
       h("span.dim", {}, `of ${whole(this.last)} done`), field("Find", this.search, { inline: true }));
+  }
+
+  // Reading opens files that the run names, so an address alone, which anyone can make, does not begin it.
+  offer() {
+    const read = h("button", { type: "button", onclick: () => this.load() }, "Read the documents");
+    fill(this.list, h("p", {}, read), h("p.dim", {}, "They are made again from the data that the recipe of this run names, as far as it lies in the runs folder, among Shardyard's own data, or in a folder that --data-dir of the dashboard names."));
   }
 
   at(step, then) {

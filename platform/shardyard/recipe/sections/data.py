@@ -14,7 +14,9 @@ class Source(Section):
         "`shardyard data prepare` has made ready (`shardyard data list`).",
     )
     path: str | None = described(
-        None, "Hub id, folder, or file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed)."
+        None,
+        "Hub id, folder, or file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed). A URL "
+        "takes logins and signatures from variables, ${DATA_…}.",
     )
     config: str | None = described(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = described(None, "Git revision of a hub dataset: pin it to repeat a run exactly.")
