@@ -62,7 +62,7 @@ def test_a_token_file_that_others_can_read(capsys: pytest.CaptureFixture[str], t
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "plotly" else object())
+    monkeypatch.setattr("shardyard.extras.find_spec", lambda name: None if name == "plotly" else object())
     assert "the dashboard needs plotly" in refused(capsys)
 
 
