@@ -16,6 +16,7 @@ import pytest
 
 from shardyard.errors import HardwareError, ShardyardError, UsageError
 from shardyard.launch import nodes, nodes_plan, nodes_processes, nodes_status, nodes_token
+from shardyard.launch.jobs_api import target
 from shardyard.launch.nodes import ClusterRecord, StartedNode
 from shardyard.launch.nodes_explain import explain_log
 from shardyard.launch.nodes_network import choose_ports, knock, own_address
@@ -193,6 +194,55 @@ def test_a_token_that_protects_nothing_is_refused(home: Path, text: str, bits: i
     path.chmod(bits)
     with pytest.raises(ShardyardError, match=reason):
         nodes_token.ensure_token()
+
+
+@pytest.fixture
+def ray_token(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Ray keeps its own token; nothing is there yet."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "person"))
+    (tmp_path / "person").mkdir()
+    return tmp_path / "person" / ".ray" / "auth_token"
+
+
+def test_rays_own_token_is_made_closed_and_mended(ray_token: Path) -> None:
+    nodes_token.ensure_ray_token()
+    first = ray_token.read_text()
+    assert (mode(ray_token), mode(ray_token.parent), len(bytes.fromhex(first))) == (0o600, 0o700, 32)
+    assert [path.name for path in ray_token.parent.iterdir()] == ["auth_token"]
+    ray_token.chmod(0o644)
+    nodes_token.ensure_ray_token()
+    assert (mode(ray_token), ray_token.read_text()) == (0o600, first)
+
+
+def test_a_client_of_jobs_mends_it_and_refuses_an_open_one_that_was_named(
+    ray_token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_token.parent.mkdir()
+    ray_token.write_text("abc")
+    ray_token.chmod(0o644)
+    assert target("http://127.0.0.1:8265").token == "abc"
+    assert mode(ray_token) == 0o600
+    given = tmp_path / "given"
+    given.write_text("def")
+    given.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(given))
+    for ask in (lambda: target("http://127.0.0.1:8265"), nodes_token.ensure_ray_token):
+        with pytest.raises(ShardyardError, match="can be read by others; `chmod 600"):
+            ask()
+    given.chmod(0o600)
+    nodes_token.ensure_ray_token()
+    assert target("http://127.0.0.1:8265").token == "def"
+
+
+def test_a_token_that_cannot_be_closed_is_told(ray_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_token.parent.write_text("a file where the folder should be")
+    with pytest.raises(ShardyardError, match="cannot be closed to others"):
+        nodes_token.ensure_ray_token()
+    # Whoever brings a token in another way, or none, has no file.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    nodes_token.ensure_ray_token()
 
 
 def test_only_addresses_of_this_machine_are_taken() -> None:
