@@ -158,5 +158,5 @@ def _secret_values(items: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _is_plain(value: str) -> bool:
-    """Whether a value is a path, a number or a word, such as `disabled` in RAY_AUTH_MODE."""
-    return value.startswith(("/", "~", "./")) or value.isdecimal() or (value.isalpha() and len(value) < 16)
+    """Whether a value is a path, or a short number or word such as `disabled` in RAY_AUTH_MODE."""
+    return value.startswith(("/", "~", "./")) or ((value.isdecimal() or value.isalpha()) and len(value) < 16)
