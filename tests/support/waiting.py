@@ -14,6 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 300.0
+_LONGEST_PAUSE_SECONDS = 1.0
 # A value that stays the same over so many looks has settled.
 _LOOKS = 8
 
@@ -28,14 +29,18 @@ def until(
 ) -> T:
     """What a condition gives once it is true; fails with `what` (what is waited for, or a look at it) when it never is.
 
-    `pause` is another way to let `every` seconds go by: a page of a browser has its own.
+    Between two looks `every` seconds go by, or more after a look that took long, so that looking does not take the time
+    of what is waited for. `pause` is another way to let them go by: a page of a browser has its own.
     """
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > end:
+    while True:
+        began = time.monotonic()
+        if found := condition():
+            return found
+        ended = time.monotonic()
+        if ended > end:
             raise AssertionError(f"after {seconds:.0f} s still not: {what() if callable(what) else what}")
-        pause(every)
-    return found
+        pause(max(every, min(_LONGEST_PAUSE_SECONDS, 10 * (ended - began))))
 
 
 def settled(read: Callable[[], T], what: str, *, pause: Callable[[float], None] = time.sleep) -> T:
