@@ -68,7 +68,7 @@ WALKED: dict[tuple[str, str], Walk] = {
 # Commands of Shardyard that the parser alone checks: a pattern on the command, and where it is carried out, or why not.
 PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard (launch|plan) \S*… ?$|shardyard launch RECIPE$", "stands for the launch that is walked"),
-    (r"shardyard launch my\.yaml -s", "500 steps; `launch my.yaml --try 20` of the README is walked"),
+    (r"shardyard launch my\.yaml( -s|$)", "500 steps; `launch my.yaml --try 20` of the README is walked"),
     (r"shardyard --install-completion", "changes the shell of who runs it; tests/unit/test_completion.py"),
     (r"shardyard launch (gpt|moe|finetune|multimodal)/", "tests/e2e/test_recipes.py trains every small recipe"),
     (r"shardyard launch best\.yaml", "tests/e2e/test_sweep.py launches the best trial again"),
@@ -104,6 +104,7 @@ FOREIGN: dict[str, str] = {
     "scp": "needs another host",
     "chmod": "of the file that scp brings",
     "export": "tokens of clusters that are not there, and abbreviations that the parsed commands use",
+    "read": "asks for a login",
     "echo": "the exit code of the command before",
 }
 # The walk does these at its very start, with this repository in place of `<this repository>`.
@@ -134,6 +135,9 @@ def reason(command: Command) -> str | None:
     """Why a command of Shardyard is parsed and not run."""
     if command.fails and command.text in _WALKED_ONCE:
         return "the page shows the mistakes of a file that it does not show"
+    elsewhere = next((page for page, text in WALKED if text == command.text), None)
+    if elsewhere is not None:
+        return f"walked on {elsewhere}"
     return next((why for pattern, why in PARSED if re.search(pattern, " ".join(command.words))), None)
 
 
