@@ -1,18 +1,20 @@
-"""Writes the tables of docs/recipes.md: `python docs/write_recipes.py`; a test keeps them current."""
+"""Writes the tables of docs/recipes.md, and recipes/sizes.json: `python docs/write_recipes.py`; tests compare them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from shardyard.launch.hardware import world_of
+from shardyard.launch.measured import SIZES, shipped_sizes
 from shardyard.launch.prepare import prepare
 from shardyard.launch.starting import for_planning
 from shardyard.recipe.architecture import Architecture
-from shardyard.recipe.catalog import shipped_recipes
+from shardyard.recipe.catalog import share_folder, shipped_recipes
 from shardyard.recipe.load import load_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_count
 
+NO_RUNS = Path("/nonexistent")
 PAGE = Path(__file__).with_name("recipes.md")
 START, END = "<!-- written by docs/write_recipes.py -->\n", "<!-- end -->\n"
 HEAD = "| recipe | parameters | ranks | paper |\n|---|---|---|---|\n"
@@ -27,10 +29,14 @@ def line(name: str, recipe: Recipe, size: Architecture) -> str:
     return f"| `{name}` | {_parameters(size)} | {ranks} | {paper} |\n"
 
 
-def tables() -> str:
-    """One table a family; recipes for a machine without GPUs come first, then by size."""
+def measured() -> tuple[dict[str, Recipe], dict[str, Architecture]]:
+    """The shipped recipes and the sizes of their models, by name."""
     found = {shipped.name: load_recipe(shipped.name).recipe for shipped in shipped_recipes()}
-    sizes = {name: _size(recipe) for name, recipe in found.items()}
+    return found, {name: _size(recipe) for name, recipe in found.items()}
+
+
+def tables(found: dict[str, Recipe], sizes: dict[str, Architecture]) -> str:
+    """One table a family; recipes for a machine without GPUs come first, then by size."""
     text = ""
     for family in FAMILIES:
         names = [name for name in found if name.startswith(f"{family}/")]
@@ -39,14 +45,14 @@ def tables() -> str:
     return text + "\n"
 
 
-def page() -> str:
+def page(found: dict[str, Recipe], sizes: dict[str, Architecture]) -> str:
     """The page with its tables anew."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    return before + START + tables() + END + rest.partition(END)[2]
+    return before + START + tables(found, sizes) + END + rest.partition(END)[2]
 
 
 def _size(recipe: Recipe) -> Architecture:
-    return prepare(for_planning(recipe, Path("/nonexistent")), world_of(recipe.cluster)).architecture
+    return prepare(for_planning(recipe, NO_RUNS), world_of(recipe.cluster)).architecture
 
 
 def _parameters(size: Architecture) -> str:
@@ -59,4 +65,7 @@ def _parameters(size: Architecture) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    recipes, architectures = measured()
+    PAGE.write_text(page(recipes, architectures), encoding="utf-8")
+    pairs = [(for_planning(recipe, NO_RUNS), architectures[name]) for name, recipe in recipes.items()]
+    (share_folder("recipes") / SIZES).write_text(shipped_sizes(pairs), encoding="utf-8")

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from shardyard import __version__
 from shardyard.cli import main as cli
 from shardyard.cli import output
 from shardyard.errors import HardwareError, TrainingError
+from shardyard.recipe import catalog
+from shardyard.recipe.catalog import shipped_recipes, shipped_sweeps
+from shardyard.recipe.descriptions import description_of
 from support.waiting import PATIENCE_SECONDS
 
 SHARDYARD = [sys.executable, "-m", "shardyard.cli.main"]
@@ -133,7 +137,7 @@ def test_the_table_points_at_modules_of_this_package() -> None:
     for name, module, attribute, summary in cli.COMMANDS:
         assert module.startswith("shardyard.cli."), name
         assert summary.endswith(".")
-        if module == "shardyard.cli.recipes":
+        if module in ("shardyard.cli.recipes", "shardyard.cli.validate"):
             assert hasattr(importlib.import_module(module), attribute), name
 
 
@@ -228,3 +232,44 @@ def test_a_terminal_gets_a_table_and_a_red_error_unless_no_color() -> None:
 def test_cells_stay_on_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table(("a", "b"), [("1", "two\nlines\tand a tab")])
     assert capsys.readouterr().out == "1\ttwo lines and a tab\n"
+
+
+AUDITED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
+from shardyard.cli.main import run
+assert run(["recipes", "list"]) == 0
+recipes = [path for path in opened if path.endswith(".yaml")]
+heavy = [name for name in ("torch", "ray", "shardyard.recipe.load") if name in sys.modules]
+print(len(recipes), len(set(recipes)), *heavy)
+"""
+
+
+def test_a_list_of_recipes_reads_each_file_once_and_checks_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AUDITED], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
+    count = len([*shipped_recipes(), *shipped_sweeps()])
+    assert done.stdout.splitlines()[-1].split() == [str(count), str(count)]
+
+
+def test_a_recipe_without_a_description_of_its_own_has_that_of_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, quickstart = tmp_path / "recipes", catalog.find_recipe("gpt/quickstart")
+    folder.mkdir()
+    (folder / "a.yaml").write_text("model: {description: inner}\ndescription: >\n  two\n  lines\nname: [\n")
+    (folder / "b.yaml").write_text("extends: gpt/quickstart\nname: b\n")
+    (folder / "c.yaml").write_text("name: c\nfoo: 1\n")
+    shared = catalog.share_folder
+    monkeypatch.setattr(catalog, "share_folder", lambda kind: folder if kind == "recipes" else shared(kind))
+    assert description_of(folder / "a.yaml") == "two lines\n"
+    assert description_of(folder / "b.yaml") is None
+    assert description_of(folder / "none.yaml") is None
+    (folder / "gpt").mkdir()
+    shutil.copy(quickstart, folder / "gpt" / "quickstart.yaml")
+    assert cli.run(["recipes", "list"]) == 0
+    rows = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert rows["b"] == rows["gpt/quickstart"]
+    assert rows["c"].startswith("broken, ")

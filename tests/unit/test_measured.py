@@ -12,11 +12,14 @@ import pytest
 
 from shardyard.launch import measured
 from shardyard.launch.measured import keep, recall
+from shardyard.launch.prepare import prepare
 from shardyard.recipe.architecture import Architecture
 from shardyard.recipe.load import load_recipe
+from shardyard.recipe.plan import World
 from shardyard.recipe.schema import Recipe
 from support.waiting import PATIENCE_SECONDS
 
+SHIPPED = measured.SIZES
 SIZES = Architecture("gpt2", 10, 9, 8, 7, 6, 5, 4, None, flops_per_row=1.5)
 
 
@@ -27,7 +30,41 @@ def quickstart(*overrides: str) -> Recipe:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHARDYARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(measured, "SIZES", "none.json")
     return tmp_path
+
+
+def test_the_first_plan_of_a_shipped_recipe_takes_its_sizes_from_beside_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "SIZES", SHIPPED)
+    shipped = recall(quickstart())
+    assert shipped is not None
+    assert shipped == prepare(quickstart(), World(size=2, gpu=False, device_bytes=None)).architecture
+    assert (
+        recall(quickstart("train.steps=7", "optimizer.lr=1", "data.train.0.weight=2", "schedule.warmup=0")) == shipped
+    )
+    assert recall(quickstart("model.config.n_layer=3")) is None
+    assert recall(quickstart("tokenizer=bpe-docs-4k")) is None
+    monkeypatch.setattr(measured.metadata, "version", lambda name: "0")
+    assert recall(quickstart()) is None
+    assert not list(cache.iterdir())
+
+
+def test_the_first_plan_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from shardyard.cli.main import run; assert run(['plan', 'gpt/quickstart']) == 0\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+        env={**os.environ, "SHARDYARD_CACHE": str(tmp_path / "new")},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_sizes_are_recalled_for_the_same_model() -> None:

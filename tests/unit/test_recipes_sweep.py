@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from shardyard.launch import measured
+from shardyard.launch.starting import for_planning
 from shardyard.recipe.catalog import share_folder, shipped_recipes, shipped_sweeps
 from shardyard.recipe.load import load_recipe
-from support.measured import loaded, planned
+from support.measured import NO_RUNS, loaded, planned
 
 FAMILIES = ("gpt", "bert", "moe", "seq2seq", "vision", "multimodal", "speech", "finetune")
 SWEEPS = [shipped.path for shipped in shipped_sweeps()]
@@ -119,6 +122,15 @@ def test_the_page_of_recipes_is_current(name: str) -> None:
     found = planned(name)
     line = WRITER["line"](name, found.recipe, found.plan.architecture)
     assert line in WRITER["PAGE"].read_text(encoding="utf-8"), "`python docs/write_recipes.py` writes it anew"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sizes_that_come_with_recipes_are_current(name: str) -> None:
+    found = planned(name)
+    recipe = for_planning(found.recipe, NO_RUNS)
+    told = measured.shipped_sizes([(recipe, found.plan.architecture)])
+    shipped = json.loads((share_folder("recipes") / measured.SIZES).read_text(encoding="utf-8"))
+    assert json.loads(told).items() <= shipped.items(), "`python docs/write_recipes.py` writes them anew"
 
 
 def test_the_page_of_recipes_lists_nothing_else() -> None:

@@ -83,6 +83,24 @@ def test_runs_are_found_by_id_prefix_path_and_latest(tmp_path: Path, monkeypatch
     assert RunFolder.open(Path("/nowhere"), f"./{first.id}") == first
 
 
+def test_latest_is_no_start_that_failed(tmp_path: Path) -> None:
+    failed = _run(tmp_path, "broken")
+    failed.update(state="failed")
+    assert RunFolder.open(tmp_path, "latest") == failed  # there is no other
+    trained, second = _run(tmp_path, "trained"), _run(tmp_path, "broken")
+    trained.metrics.write_text('{"step": 1}\n')
+    trained.update(state="failed")
+    for state in ("failed", "interrupted", "preempted"):
+        second.update(state=state)
+        assert RunFolder.open(tmp_path, "latest") == trained
+    # What waits, trains or has finished is meant.
+    waiting = _run(tmp_path, "waiting")
+    assert RunFolder.open(tmp_path, "latest") == waiting
+    waiting.update(state="running")
+    assert RunFolder.open(tmp_path, "latest") == waiting
+    assert [run.state for run in list_runs(tmp_path)] == ["running", "preempted", "failed", "failed"]
+
+
 def test_names_that_lead_nowhere_are_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"There are no runs in .*shardyard launch"):
         RunFolder.open(tmp_path, "latest")

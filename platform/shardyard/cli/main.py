@@ -31,13 +31,13 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("recipes", "shardyard.cli.recipes", "recipes", "List, show and copy the recipes that come with Shardyard."),
     (
         "validate",
-        "shardyard.cli.recipes",
+        "shardyard.cli.validate",
         "validate",
         "Check recipes and report every problem; starts nothing.",
     ),
     (
         "explain",
-        "shardyard.cli.recipes",
+        "shardyard.cli.validate",
         "explain",
         "Say what a field means, or where a recipe's values come from.",
     ),

@@ -1,23 +1,18 @@
-"""`shardyard recipes`, `validate` and `explain`: everything about recipes that starts nothing."""
+"""`shardyard recipes`: list, show and copy the recipes that come with Shardyard. Checks none, so it is quick."""
 
 from __future__ import annotations
 
 import shutil
-import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shardyard.cli import complete, output
-from shardyard.cli.options import AsJson, Overrides, Quiet
+from shardyard.cli.options import AsJson, Quiet
 from shardyard.errors import RecipeError, UsageError
 from shardyard.recipe.catalog import find_recipe, shipped_recipes, shipped_sweeps
-from shardyard.recipe.explain import FieldExplanation, explain_field, is_field
-from shardyard.recipe.load import load_recipe
-from shardyard.recipe.nearest import nearest
-from shardyard.recipe.sweep_load import is_sweep, load_sweep
-from shardyard.recipe.synonyms import synonym
+from shardyard.recipe.descriptions import description_of
 
 recipes = typer.Typer(
     add_completion=False,
@@ -31,7 +26,7 @@ recipes = typer.Typer(
 def list_recipes(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the shipped recipes."""
     rows = [_row(recipe.name, recipe.path) for recipe in shipped_recipes()]
-    rows += [_row(found.name, found.path, sweep=True) for found in shipped_sweeps()]
+    rows += [_row(found.name, found.path) for found in shipped_sweeps()]
     if as_json:
         output.print_json(rows)
     elif quiet:
@@ -41,13 +36,21 @@ def list_recipes(as_json: AsJson = False, quiet: Quiet = False) -> None:
         output.print_table(("recipe", "what it is for"), [(row["name"], row["description"]) for row in rows])
 
 
-def _row(name: str, path: Path, *, sweep: bool = False) -> dict[str, str]:
-    """A recipe that is broken stays in the list and says so: a person edits checkouts."""
-    try:
-        description = load_sweep(str(path)).sweep.description if sweep else load_recipe(str(path)).recipe.description
-    except RecipeError as error:
-        description = f"broken, {len(error.problems)} problems; see `shardyard validate {name}`"
+def _row(name: str, path: Path) -> dict[str, str]:
+    description = description_of(path)
+    if description is None:
+        description = _inherited(name, path)
     return {"name": name, "path": str(path), "description": description}
+
+
+def _inherited(name: str, path: Path) -> str:
+    """Of a recipe that says nothing itself, or is broken; that stays in the list and says so: people edit checkouts."""
+    from shardyard.recipe.load import load_recipe
+
+    try:
+        return load_recipe(str(path)).recipe.description
+    except RecipeError as error:
+        return f"broken, {len(error.problems)} problems; see `shardyard validate {name}`"
 
 
 @recipes.command("show")
@@ -74,107 +77,3 @@ def copy_recipe(
         raise UsageError(f"there is no folder {target.parent}; make it first, or name another file.")
     shutil.copyfile(source, target)
     output.line(str(target))
-
-
-def validate(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE", autocompletion=complete.recipe_names, help="Paths or names of shipped recipes."
-        ),
-    ],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check recipes and report every problem, without starting anything."""
-    bases = [name for name in names if len(names) > 1 and Path(name).name.startswith("_")]
-    if bases and not as_json:  # what `validate recipes/gpt/*.yaml` finds beside recipes
-        output.line(f"left out: {', '.join(bases)} (a base that recipes extend)")
-    names = [name for name in names if name not in bases]
-    outcomes = [_outcome(name, overrides or []) for name in names]
-    if as_json:
-        output.print_json([_json_outcome(name, outcome) for name, outcome in zip(names, outcomes, strict=True)])
-    else:
-        for outcome in outcomes:
-            if isinstance(outcome, str):
-                output.line(outcome)
-    errors = [outcome for outcome in outcomes if isinstance(outcome, RecipeError)]
-    if errors:
-        raise UsageError("\n".join(str(error) for error in errors))
-
-
-def _outcome(name: str, overrides: list[str]) -> str | RecipeError:
-    try:
-        if is_sweep(name):
-            found = load_sweep(name, overrides)
-            return f"ok: {found.sweep.name} ({found.path}), a sweep"
-        loaded = load_recipe(name, overrides)
-    except RecipeError as error:
-        return error
-    return f"ok: {loaded.recipe.name} ({loaded.path})"
-
-
-def _json_outcome(name: str, outcome: str | RecipeError) -> dict[str, Any]:
-    problems = outcome.problems if isinstance(outcome, RecipeError) else ()
-    listed = [{"where": p.where, "path": p.path, "message": p.message} for p in problems]
-    return {"recipe": name, "ok": not problems, "problems": listed}
-
-
-def explain(
-    subject: Annotated[
-        str,
-        typer.Argument(
-            metavar="FIELD|RECIPE",
-            autocompletion=complete.recipes_and_fields,
-            help="Such as train.global_batch, or a recipe.",
-        ),
-    ],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what a field means, or why a recipe's derived values are what they are."""
-    if is_field(subject):
-        _print_explanation(explain_field(subject), as_json)
-        return
-    try:
-        loaded = load_recipe(subject, overrides or [])
-    except RecipeError as error:
-        if synonym(subject.rpartition(".")[2]) is None and (
-            _is_recipe(subject) or nearest(subject, [recipe.name for recipe in shipped_recipes()])
-        ):
-            raise error
-        explanation = explain_field(subject)
-        _print_explanation(explanation, as_json)
-        return
-    from shardyard.cli.plan import explain_recipe
-
-    explain_recipe(loaded)
-
-
-def _is_recipe(subject: str) -> bool:
-    try:
-        find_recipe(subject)
-    except RecipeError:
-        return "/" in subject or subject.endswith((".yaml", ".yml"))
-    return True
-
-
-def _print_explanation(explanation: FieldExplanation, as_json: bool) -> None:
-    if as_json:
-        output.print_json(
-            {
-                "path": explanation.path,
-                **({"note": explanation.note} if explanation.note else {}),
-                "meaning": explanation.meaning,
-                "type": explanation.type,
-                **{label: text for label, text in explanation.details() if text},
-                "fields": dict(explanation.fields),
-            }
-        )
-    elif not output.is_terminal():
-        output.line(str(explanation))
-    else:
-        label = max((len(name) for name, _ in explanation.fields), default=0)
-        for line in str(explanation).splitlines():
-            below = "  " if not line.startswith(" ") else " " * (6 + label) if line.startswith("    ") else "    "
-            output.line("\n".join(textwrap.wrap(line, output.width(), subsequent_indent=below, break_long_words=False)))

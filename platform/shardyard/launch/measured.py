@@ -2,6 +2,9 @@
 
 What could change a size is in the name of its file: the recipe without what has nothing to do with it, Shardyard's own
 code, the versions of what counts, and the tokenizer's files. What cannot be told that way is measured each time.
+
+Those of the shipped recipes come with them (`recipes/sizes.json`), so that the first plan on a machine is quick, too.
+They hold for the version of transformers that they were measured with; a test measures all of them anew.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +25,7 @@ from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
 
+SIZES = "sizes.json"
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 # Sections that no model is built from. All others count, also such as do not matter today.
 _APART: dict[str, Any] = {
@@ -36,8 +40,49 @@ _APART: dict[str, Any] = {
 _DERIVED: dict[str, Any] = {"train": {"precision": True}}
 
 
+# What the sizes of a model follow from, beside the tokenizer; where the data lies does not matter.
+_SIZING = {"model", "objective", "tokenizer", "data", "image"}
+_SIZELESS = {"data": {"train", "validation"}}
+
+
 def recall(recipe: Recipe) -> Architecture | None:
     """The sizes of a recipe's model, if they were kept and nothing that they follow from has changed."""
+    return _recall_shipped(recipe) or _recall_kept(recipe)
+
+
+def shipped_sizes(measured: Iterable[tuple[Recipe, Architecture]]) -> str:
+    """The text of recipes/sizes.json; models that something outside the recipe decides are left out."""
+    found = {_shipped_key(recipe): asdict(architecture) for recipe, architecture in measured}
+    lines = [f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(filter(None, found))]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _recall_shipped(recipe: Recipe) -> Architecture | None:
+    key = _shipped_key(recipe)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return Architecture(**json.loads((share_folder("recipes") / SIZES).read_text(encoding="utf-8"))[key])
+    return None
+
+
+def _shipped_key(recipe: Recipe) -> str | None:
+    text = recipe.model.config.get("text_config", recipe.model.config)
+    # A vocabulary that is given counts, whatever the tokenizer is, which may lie on a hub.
+    tokenizer = [] if isinstance(text, dict) and "vocab_size" in text else _tokenizer_files(recipe)
+    if recipe.model.pretrained is not None or tokenizer is None:
+        return None
+    facts = {
+        "recipe": recipe.model_dump(mode="json", include=_SIZING, exclude=_SIZELESS),
+        "versions": [metadata.version(name) for name in _counting(recipe)],
+        "files": [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in tokenizer],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _counting(recipe: Recipe) -> tuple[str, ...]:
+    return ("transformers", "peft") if recipe.model.adapter is not None else ("transformers",)
+
+
+def _recall_kept(recipe: Recipe) -> Architecture | None:
     path = _path(recipe)
     if path is None:
         return None

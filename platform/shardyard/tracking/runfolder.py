@@ -126,7 +126,8 @@ class RunFolder:
 
     @classmethod
     def open(cls, runs_dir: Path, name: str | os.PathLike[str]) -> RunFolder:
-        """The run with this path, id or unique beginning of an id; `latest` is the one created last.
+        """The run with this path, id or unique beginning of an id; `latest` is the one created last, leaving out
+        those that ended before their first step.
 
         Raises:
             RunFolderError: nothing, or more than one run, is called so; the message has the nearest names.
@@ -298,7 +299,8 @@ def _named_folder(runs_dir: Path, run_id: str) -> Path:
 
 def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
     if text == "latest" and runs:
-        return runs[0]
+        # A start that failed before its first step is listed, but nobody means it.
+        return next((run for run in runs if not _never_trained(run)), runs[0])
     matches = [run for run in runs if run.id == text] or [run for run in runs if text and run.id.startswith(text)]
     if len(matches) == 1:
         return matches[0]
@@ -317,6 +319,11 @@ def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
         f"No run in {runs_dir} is called {text!r}. Nearest: {', '.join(near)}. "
         f"`shardyard runs{runs_dir_option(runs_dir)}` lists all."
     )
+
+
+def _never_trained(run: RunFolder) -> bool:
+    ended = run.state in ("failed", "interrupted", "preempted")
+    return ended and not (run.metrics.is_file() and run.metrics.stat().st_size)
 
 
 def _times(before: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
