@@ -37,11 +37,13 @@ class Stranger:
 
     def begin(self, patch: pytest.MonkeyPatch) -> None:
         """What the README says first, up to the environment: this one stands for what `make demo` would build."""
-        patch.setenv("HOME", str(self.root / "home"))
         patch.setenv("SHARDYARD_CACHE", os.environ.get("SHARDYARD_CACHE", str(Path("~/.cache/shardyard").expanduser())))
+        patch.setenv("HOME", str(self.root / "home"))
         patch.setenv("SHARDYARD_RUNS", str(self.root / "runs"))
         patch.setenv("COLUMNS", "100")
         (self.root / "home").mkdir()
+        # The clone is made from a folder that may belong to somebody else.
+        (self.root / "home" / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
         lines = [command.text for command in ALL if command.words[0] in BEGINNING]
         assert [line.split()[0] for line in lines] == list(BEGINNING)
         lines[0] = lines[0].replace("<this repository>", shlex.quote(str(REPOSITORY)))
