@@ -12,6 +12,7 @@ PYTHON ?= $(shell for name in python3.11 python3; do command -v $$name && break;
 BIN := $(VENV)/bin
 # Training, data and the dashboard need the first; sweeps, lm-eval, Kubernetes, tests and checks more.
 RUNTIME := data,dashboard,ops
+ASKED = $(RUNTIME),$(EXTRAS)
 EVERYTHING := $(RUNTIME),eval,sweep,kubernetes,test,check
 STAMP := $(VENV)/.shardyard-setup
 ALL := $(VENV)/.shardyard-setup-all
@@ -22,7 +23,7 @@ help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## build .venv to train with; EXTRAS=sweep,eval,kubernetes adds these to it
-	@$(if $(EXTRAS),./setup.sh $(VENV) "$(PYTHON)" $(RUNTIME),$(EXTRAS))
+	@$(if $(EXTRAS),./setup.sh $(VENV) "$(PYTHON)" "$(ASKED)")
 	@echo "\`source $(BIN)/activate\` puts the command shardyard on your path."
 
 setup-all: $(ALL) ## build .venv with everything: what tests, checks and all commands need

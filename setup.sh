@@ -2,7 +2,7 @@
 # Builds the environment of this clone, for `make`: setup.sh VENV PYTHON EXTRAS, such as setup.sh .venv python3 data,dashboard
 set -euo pipefail
 
-venv=$1 python=$2 extras=$3
+venv=$1 python=$2 extras=${3// /,}
 bin=$venv/bin
 torch=$(sed -n 's/^  "\(torch==[^"]*\)",$/\1/p' pyproject.toml)
 log=$(mktemp)
@@ -14,6 +14,7 @@ trap '[[ -z $running ]] || kill "$running" 2>/dev/null; echo; exit 130' INT TERM
 
 main() {
   check_python
+  check_extras
   [[ -x $bin/python ]] || step "the environment $venv" make_venv
   choose_installer
   echo "Installing into $venv ($("$bin/python" -V)) with $tool${why:+: $why}."
@@ -35,6 +36,14 @@ check_python() {
   fi
   "$python" -c 'import ensurepip, venv' 2>/dev/null || command -v uv >/dev/null ||
     fail "$python lacks the module venv. On Debian and Ubuntu: apt-get install python3-venv"
+}
+
+check_extras() {
+  local known extra
+  known=$(sed -n '/^\[project.optional-dependencies\]/,/^\[project.scripts\]/s/^\([a-z]*\) = .*/\1/p' pyproject.toml | xargs)
+  for extra in ${extras//,/ }; do
+    [[ " $known " == *" $extra "* ]] || fail "There is no extra '$extra'; pyproject.toml has ${known// /, }."
+  done
 }
 
 make_venv() {

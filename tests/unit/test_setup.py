@@ -42,7 +42,9 @@ class Machine:
         path.write_text(text)
         path.chmod(0o755)
 
-    def setup(self, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def setup(
+        self, extras: str = "data,dashboard", **variables: str
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         """What it printed, and the installations that it asked for."""
         calls = self.folder / "calls"
         calls.write_text("")
@@ -54,7 +56,7 @@ class Machine:
             "CALLS": str(calls),
             **variables,
         }
-        command = ["./setup.sh", ".venv", str(self.folder / "bin" / "python"), "data,dashboard"]
+        command = ["./setup.sh", ".venv", str(self.folder / "bin" / "python"), extras]
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=60
         )
@@ -145,10 +147,25 @@ def test_what_is_missing_on_the_machine_is_said(machine: Machine) -> None:
     assert "pip is told of an index that uv does not read" in machine.setup(NO_PIP="1", PIP_NO_INDEX="1")[0].stderr
 
 
+def test_extras_are_separated_by_commas_or_spaces_and_must_be_there(machine: Machine) -> None:
+    assert machine.setup("data,sweep eval")[1][-1].endswith("-e .[data,sweep,eval]")
+    done, installed = machine.setup("data,swep")
+    assert (done.returncode, installed) == (1, [])
+    assert re.search(r"no extra 'swep'; pyproject\.toml has data, eval, sweep, .*, ops\.", done.stderr)
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing() -> None:
     done = subprocess.run(["shellcheck", REPOSITORY / "setup.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_make_hands_extras_on(tmp_path: Path) -> None:
+    (tmp_path / ".shardyard-setup").touch()
+    command = ["make", "-n", "setup", f"VENV={tmp_path}", "EXTRAS=sweep eval"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert f'./setup.sh {tmp_path} "' in done.stdout, done.stderr
+    assert '" "data,dashboard,ops,sweep eval"' in done.stdout
 
 
 def test_make_installs_more_only_for_what_needs_it() -> None:
