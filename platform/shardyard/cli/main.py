@@ -9,6 +9,7 @@ from __future__ import annotations
 from shardyard.cli.first import end_quietly
 
 # isort: split
+import contextlib
 import difflib
 import importlib
 import io
@@ -17,7 +18,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -212,7 +213,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _forget_stdout()
+        _forget(sys.stdout)
         return EXIT_FAILED
     except OSError as error:
         _report(error, f"{error.filename or 'input or output'}: {error.strerror or error}.", debug)
@@ -225,9 +226,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report(error: BaseException, message: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exception(error)
-    output.print_error(message)
+    try:
+        if debug:
+            traceback.print_exception(error)
+        output.print_error(message)
+    except OSError:
+        # Its file is on the disk that is full.
+        _forget(sys.stderr)
 
 
 def _usage(error: Any) -> int:
@@ -243,9 +248,10 @@ def _usage(error: Any) -> int:
     return EXIT_USAGE
 
 
-def _forget_stdout() -> None:
-    """The reader of the pipe is gone; point stdout at nothing, or Python complains when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _forget(stream: TextIO) -> None:
+    """The reader of the pipe is gone, or the disk is full; point it at nothing, or Python complains when it flushes."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main() -> None:
@@ -257,7 +263,21 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(sys.argv[1:])
     end_quietly(code)
-    sys.exit(code)
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """The exit code once everything is written. Python itself would end with 120 and no word where a file that stdout
+    goes to is on a full disk."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            code = code or EXIT_FAILED
+            _forget(stream)
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                output.note(f"Error: what the command prints cannot be written: {error.strerror or error}.")
+    return code
 
 
 if __name__ == "__main__":

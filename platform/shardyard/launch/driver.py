@@ -53,7 +53,9 @@ def drive(job: Job, *, local: bool) -> Outcome:
     try:
         outcome = _stopped(job) or (_locally(job) if local else _on_ray(job))
     except BaseException:
-        job.folder.update(state="failed")
+        # Where that cannot be written either, the run has no process soon, and counts as lost.
+        with contextlib.suppress(RunFolderError):
+            job.folder.update(state="failed")
         raise
     job.folder.update(state=STATES[outcome])
     return outcome

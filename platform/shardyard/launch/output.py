@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from shardyard.redaction import scrub
 
@@ -25,11 +25,21 @@ def redirect_output(log: Path) -> None:
     sys.stderr = _Scrubbed(2)
 
 
+class _Lossy(io.FileIO):
+    """A file that takes everything: what a full disk, or a pipe that nobody reads any more, does not take is lost."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
 class _Scrubbed(io.TextIOWrapper):
     """Text for a descriptor, without secrets: libraries put URLs into their warnings and tracebacks."""
 
     def __init__(self, descriptor: int) -> None:
-        binary = os.fdopen(descriptor, "wb", closefd=False)
+        binary = io.BufferedWriter(_Lossy(descriptor, "w", closefd=False))
         super().__init__(binary, line_buffering=True, encoding="utf-8", errors="backslashreplace")
 
     def write(self, text: str, /) -> int:
@@ -38,13 +48,20 @@ class _Scrubbed(io.TextIOWrapper):
         return len(text)
 
 
+def lossy(descriptor: int) -> TextIO:
+    """A text stream, flushed line by line, that never raises: no run fails for what is said beside it."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Lossy(descriptor, "w")), encoding="utf-8", errors="replace", line_buffering=True
+    )
+
+
 class Terminal:
     """The terminal as it was before output went to a log; restores it at the end."""
 
     def __init__(self, log: Path) -> None:
         self._saved = os.dup(1), os.dup(2)
         self._streams = sys.stdout, sys.stderr
-        self.stream: TextIO = os.fdopen(os.dup(self._saved[0]), "w", buffering=1, encoding="utf-8", errors="replace")
+        self.stream = lossy(os.dup(self._saved[0]))
         redirect_output(log)
 
     def restore(self) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import train
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -27,6 +28,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 from shardyard.engine.job import Job
 from shardyard.errors import ShardyardError
 from shardyard.imports import import_at_once
+from shardyard.launch.death import count_oom_kills, describe_death
 from shardyard.launch.group import Group
 from shardyard.launch.job_secrets import carried
 from shardyard.launch.meeting import Meeting
@@ -46,6 +48,8 @@ _RAY_TRAIN = {
     # A process for each attempt that tells ranks of nodes that are being drained; nothing here asks for it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+# What Ray raises for a process that is gone.
+_DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 _OF_CONTROLLER = {*_RAY_TRAIN, _START_TIMEOUT}
 
 
@@ -147,10 +151,11 @@ def attempt(job: Job, demand: Demand | None = None, placement: Placement = ANYWH
             callbacks=[_group(job, demand)],
         ),
     )
+    killed = count_oom_kills()
     try:
         trainer.fit()
     except train.WorkerGroupError as error:
-        return _from_workers(error)
+        return _from_workers(error, lambda rank, text: _death(job, rank, text, killed))
     except train.ControllerError as error:
         return _from_controller(error)
     except train.TrainingFailedError as error:
@@ -233,7 +238,17 @@ def _host(text: str) -> str:
     return found[1] if found else "the host of the launch"
 
 
-def _from_workers(error: train.WorkerGroupError) -> Failure:
+def _death(job: Job, rank: int, ray_says: str, killed_before: int | None) -> str:
+    killed = count_oom_kills()
+    more = killed - killed_before if killed is not None and killed_before is not None else None
+    places = job.folder.info().get("placement") or []
+    return describe_death(job.folder.logs / f"rank-{rank}.log", rank, places, ray_says, oom_kills=more)
+
+
+def _from_workers(
+    error: train.WorkerGroupError, died: Callable[[int, str], str] = lambda rank, text: _last_line(text)
+) -> Failure:
+    """`died` tells of a rank whose process is gone, from its number and what Ray says."""
     messages: dict[int, str] = {}
     permanent = False
     for rank, raised in error.worker_failures.items():
@@ -245,6 +260,8 @@ def _from_workers(error: train.WorkerGroupError) -> Failure:
             # It did not come as far as to report it itself: the rank's own modules cannot be imported.
             messages[rank] = bug_in_words(_last_line(str(raised)), _host(str(raised)))
             permanent = True
+        elif isinstance(cause, _DEATHS):
+            messages[rank] = died(rank, f"{raised}\n{cause}")
         else:
             messages[rank] = _last_line(str(raised))
     return Failure(group_causes(messages), permanent)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shardyard.errors import RunFolderError, TakenOverError
+from shardyard.errors import EXIT_FAILED, RunFolderError, TakenOverError
 from shardyard.redaction import scrub
 from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
 from shardyard.tracking.holder import read_lease, this_process
@@ -352,8 +353,12 @@ def _pretty(info: dict[str, Any]) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> RunFolderError:
-    """What a person is told of a run folder, or a folder of runs, that cannot be written."""
-    return RunFolderError(
+    """What a person is told of a run folder, or a folder of runs, that cannot be written. A disk that is full or broken
+    is a failure of the run (exit code 1), no mistake of the command line."""
+    found = RunFolderError(
         f"{folder} cannot be written: {error.strerror or error}. Free some space or change its owner, or put runs "
         f"elsewhere with --runs-dir or {RUNS_VARIABLE}."
     )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        found.exit_code = EXIT_FAILED
+    return found
