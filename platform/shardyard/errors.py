@@ -5,6 +5,7 @@
     │   ├── RecipeError         an invalid recipe; carries every problem found
     │   └── RunFolderError      a run that is not there, or is not whole
     ├── DataError               a source that cannot be read, or yields nothing
+    │   └── UnavailableError    one whose server or storage fails for now
     ├── ModelError              an architecture or weights that cannot be built
     ├── HardwareError           a device, precision or library that this machine lacks
     ├── CheckpointError         a checkpoint that cannot be written, or does not verify
@@ -78,6 +79,10 @@ class RunFolderError(UsageError):
 
 class DataError(ShardyardError):
     """A data source that cannot be read, or that holds nothing to train on."""
+
+
+class UnavailableError(DataError):
+    """A source whose server or storage fails for now: the same attempt may succeed later."""
 
 
 class ModelError(ShardyardError):

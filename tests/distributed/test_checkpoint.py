@@ -24,6 +24,7 @@ from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.launch.prepare import prepare
 from shardyard.recipe.plan import World
 from shardyard.tracking.runfolder import RunFolder, read_metrics
+from support.forged import forge, with_code
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 
@@ -131,31 +132,55 @@ def test_full_disks_cost_checkpoints_and_not_the_run(corpus: Path, tmp_path: Pat
         for step, text in errors:
             assert text.startswith(f"the checkpoint of step {step} could not be written: rank ")
             assert "No space left" in text
+            assert f"{job.folder.checkpoints} needs " in text
+            assert "checkpoint.keep is 1" in text
         assert [event["step"] for event in events(job.folder, "checkpoint_failed")] == failed
         saved = [event["step"] for event in events(job.folder, "checkpoint")]
         assert sorted(saved + failed) == list(range(1, 13))
         assert [line["step"] for line in read_metrics(job.folder.metrics)] == list(range(1, 13))
 
 
-def never_any_room(rank: Rank, job: Job, disk: Path) -> tuple[str, list[str]]:
-    if rank.is_first:
-        leave_free(disk, 0)
-    gather(None, rank)
-    try:
-        return run_rank(job, rank), []
-    except CheckpointError as error:
-        return str(error), sorted(os.listdir(disk))
+def hardly_any_room(rank: Rank, jobs: list[Job], disk: Path, free_bytes: list[int]) -> list[str]:
+    """Outcome of each job, or its error, on a disk that has so many bytes free at its start."""
+    outcomes = []
+    for job, free in zip(jobs, free_bytes, strict=True):
+        if rank.is_first:
+            leave_free(disk, free)
+            job.folder.checkpoints.mkdir(exist_ok=True)
+        gather(None, rank)
+        outcomes.append(_outcome(rank, job))
+    return outcomes
 
 
-def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(corpus: Path, tmp_path: Path, disk: Path) -> None:
-    recipe = tiny_recipe(corpus, train={"steps": 2}, checkpoint={"every": 1}, cluster={"workers": 2})
-    job = tiny_job(recipe, tmp_path, world_size=2)
-    job.folder.checkpoints.symlink_to(disk)
-    (first, left), (second, _) = run_ranks(2, never_any_room, job, disk)
+def test_of_the_last_checkpoint_and_the_model_either_is_written_without_the_other(
+    corpus: Path, tmp_path: Path, disk: Path
+) -> None:
+    recipe = tiny_recipe(
+        corpus, train={"steps": 8}, checkpoint={"every": 1, "keep": 3}, cluster={"workers": 2}, zero={"stage": 2}
+    )
+    none, some = (tiny_job(recipe, tmp_path, world_size=2) for _ in range(2))
+    on_disk = tiny_job(recipe, disk, world_size=2)
+    none.folder.checkpoints.symlink_to(disk / "none")
+    some.folder.checkpoints.symlink_to(disk / "some")
+    (disk / "none").mkdir()
+    (disk / "some").mkdir()
+    # Room for no checkpoint; for two and a half of the four that rotation wants; and for one and a half with the model.
+    jobs = [none, some, on_disk]
+    first, second = run_ranks(2, hardly_any_room, jobs, disk, [0, 1_250_000, 800_000])
     assert first == second
-    assert "the checkpoint of step 2 could not be written" in first
-    assert left == ["filler"]
-    assert not (job.folder.path / "final").exists()
+    final = none.folder.path / "final"
+    assert first[0].startswith(f"CheckpointError: the trained model is in {final}, but the checkpoint of step 8 could ")
+    assert "needs " in first[0]
+    assert "--runs-dir" in first[0]
+    assert load_file(final / "model.safetensors")
+    assert first[1:] == ["finished", "finished"]
+    assert events(some.folder, "checkpoint_failed") == []
+    assert [event["step"] for event in events(some.folder, "checkpoint")] == list(range(1, 9))
+    assert good(some.folder.checkpoints)[-1] == "step-00000008"
+    freed = [event["text"] for event in events(some.folder, "notice")]
+    assert freed[0] == "the disk is full: step-00000001 made room for the checkpoint of step 3"
+    assert good(on_disk.folder.checkpoints)[-1:] == ["step-00000008"]
+    assert load_file(on_disk.folder.path / "final" / "model.safetensors")
 
 
 # Damage, and runs of another shape
@@ -202,7 +227,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
         return replace(job, recipe=other, plan=prepare(other, job.plan.world), until=None)
 
     straight = tiny_job(recipe, folder, world_size=2)
-    names = ("shard", "rank 1's share", "manifest", "a file too many", "all", "export", "shape")
+    names = ("shard", "rank 1's share", "manifest", "a file too many", "all", "export", "shape", "code", "spoiled")
     jobs = {name: tiny_job(recipe, folder, world_size=2, until=8) for name in names}
     assert run_ranks(2, in_order, [straight, *jobs.values()])[1] == ["finished"] + ["paused"] * len(jobs)
 
@@ -214,11 +239,18 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     for checkpoint in files.whole_checkpoints(jobs["all"].folder.checkpoints):
         damage(checkpoint, "trainer.json")
 
+    own = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    (path,) = newest["code"].rglob(f"*{own}")
+    states = torch.load(path, weights_only=False)
+    forge(newest["code"], path.relative_to(newest["code"]).as_posix(), with_code(states, folder / "code has run"))
+    files.mark(newest["spoiled"], good=False, why="it exploded")
+
     # Where the exported model is put together there is a file that no folder can replace.
     (jobs["export"].folder.path / ".final.partial").write_text("in the way")
 
     again = {name: replace(job, until=None) for name, job in jobs.items()}
     shape = again.pop("shape")
+    again["trusted code"] = replace(again["code"], trust=True)
     again["stage"] = changed(shape, zero={"stage": 1})
     again["precision"] = changed(shape, zero={"stage": 2}, train={"steps": STEPS, "precision": "bf16"})
     outcomes = run_ranks(2, in_order, list(again.values()))
@@ -243,6 +275,25 @@ def test_a_damaged_checkpoint_costs_one_interval_and_no_bit(runs: dict[str, tupl
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_a_checkpoint_of_an_explosion_is_passed_over_and_kept(runs: dict[str, tuple[Job, str]]) -> None:
+    job, outcome = runs["spoiled"]
+    assert outcome == "finished"
+    assert [event["text"] for event in events(job.folder, "notice")] == [
+        "checkpoint step-00000008 is passed over: it exploded"
+    ]
+    assert [event["resumed_step"] for event in events(job.folder, "attempt")] == [None, 4]
+    assert (job.folder.checkpoints / "aside-step-00000008").is_dir()
+
+
+def test_code_in_a_checkpoint_is_refused_by_all_ranks_unless_it_is_trusted(runs: dict[str, tuple[Job, str]]) -> None:
+    job, outcome = runs["code"]
+    assert outcome.startswith("CheckpointError: ")
+    assert "step-00000008 holds more than tensors and plain values (os.makedirs)" in outcome
+    assert "add --trust" in outcome
+    assert runs["trusted code"][1] == "finished"
+    assert (job.folder.path.parent / "code has run").is_dir()
+
+
 def test_the_notice_names_the_file(runs: dict[str, tuple[Job, str]]) -> None:
     texts = {case: events(runs[case][0].folder, "notice")[0]["text"] for case in ("shard", "manifest")}
     assert "engine/" in texts["shard"]
@@ -252,7 +303,8 @@ def test_the_notice_names_the_file(runs: dict[str, tuple[Job, str]]) -> None:
 
 def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job, str]]) -> None:
     job, outcome = runs["all"]
-    assert outcome.startswith(f"CheckpointError: no checkpoint in {job.folder.checkpoints} is whole")
+    assert outcome.startswith(f"CheckpointError: no checkpoint in {job.folder.checkpoints} is whole and good")
+    assert "--step 0` starts from the beginning" in outcome
     assert len(events(job.folder, "notice")) == 2
     # Nothing is renamed: a run that starts anew by accident would be worse than one that does not start.
     names = [folder.name for folder in files.whole_checkpoints(job.folder.checkpoints)]

@@ -97,3 +97,16 @@ def test_the_exported_model_measures_what_the_run_measured(
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(folder.events).read_text().splitlines()]
+
+
+def test_every_stage_records_the_same_gradient_norm(
+    folders: dict[tuple[str, int, int], tuple[RunFolder, RunFolder]],
+) -> None:
+    """Before clipping, averaged over ranks; later steps drift apart by rounding."""
+    norms = {
+        stage: [line["train/grad_norm"] for line in read_metrics(folders["fp32", stage, 2][0].metrics)]
+        for stage in range(4)
+    }
+    assert len(norms[0]) == STEPS
+    for stage in (1, 2, 3):
+        assert norms[stage][:5] == pytest.approx(norms[0][:5], rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from shardyard.data.tokenizer import load_tokenizer
 from shardyard.engine.generate import generate
 from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Every, Silence
-from shardyard.errors import CheckpointError
+from shardyard.errors import CheckpointError, TrainingError
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import EarlyStopping, Model
@@ -107,6 +108,10 @@ class Failing:
 
     def __init__(self) -> None:
         self.full, self.saves = True, 0
+        self.spoiled: list[str] = []
+
+    def spoiled_weights(self) -> list[str]:
+        return self.spoiled
 
     def save(self, state: Any, lanes: Any) -> Any:
         self.saves += 1
@@ -116,23 +121,42 @@ class Failing:
 
         from shardyard.engine.checkpoint import Saved
 
-        return Saved(Path("checkpoints/step-00000020"), 20, 7, 0.5)
+        return Saved(Path("checkpoints/step-00000020"), 20, 7, 0.5, ("step-00000010",))
 
 
 def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
     notes, checkpointer = Notebook(), Failing()
-    hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes)  # type: ignore[arg-type,return-value]
+    hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes, exploded)  # type: ignore[arg-type,return-value]
     hook(10, {})
-    assert notes.events == [{"kind": "checkpoint_failed", "step": 10, "error": "No space left on device"}]
+    failed = {"kind": "checkpoint_failed", "step": 10, "error": "No space left on device"}
+    assert notes.events == [failed]
     assert hook.saved_step is None
     # At the end of a run there is no next one: the error is the run's.
     with pytest.raises(CheckpointError):
         hook.save(10)
     checkpointer.full = False
     hook(20, {})
-    assert notes.events[1:] == [{"kind": "checkpoint", "step": 20, "path": "step-00000020", "seconds": 0.5, "bytes": 7}]
+    assert notes.events == [
+        failed,
+        failed,
+        {"kind": "notice", "text": "the disk is full: step-00000010 made room for the checkpoint of step 20"},
+        {"kind": "checkpoint", "step": 20, "path": "step-00000020", "seconds": 0.5, "bytes": 7},
+    ]
     hook.save(20)
     assert checkpointer.saves == 3
+
+
+def exploded(step: int, what: str) -> TrainingError:
+    return TrainingError(f"{step}: {what}")
+
+
+def test_weights_that_are_no_numbers_are_not_saved_and_end_the_run() -> None:
+    notes, checkpointer = Notebook(), Failing()
+    checkpointer.spoiled = ["a.weight", "b.bias"]
+    hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes, exploded)  # type: ignore[arg-type,return-value]
+    with pytest.raises(TrainingError, match=r"11: weights are not finite after step 10 \(a\.weight, b\.bias\)"):
+        hook(10, {})
+    assert (checkpointer.saves, notes.events) == (0, [])
 
 
 def test_perplexity_is_e_to_the_loss_and_infinite_where_that_overflows() -> None:
@@ -158,32 +182,46 @@ class Watched:
 
     def __init__(self, model: Any) -> None:
         self.config = model.config
+        self.asked: list[tuple[list[int], int]] = []
 
     def generate(self, *, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> torch.Tensor:
-        self.prompt, self.new = input_ids[0].tolist(), max_new_tokens
+        self.asked.append((input_ids[0].tolist(), max_new_tokens))
         return torch.cat([input_ids, torch.full((1, max_new_tokens), ord("x"))], dim=1)
 
 
+X = ord("x")
+
+
 @pytest.mark.parametrize(
-    ("prompt", "new", "kept", "made"),
+    ("prompt", "new", "asked"),
     [
-        ("ab", 5, [256, 97, 98], 5),
-        ("", 5, [256], 5),
-        # 64 positions: 5 are for what comes, so of 256 + 100 letters the last 59 are kept.
-        ("a" * 99 + "b", 5, [97] * 58 + [98], 5),
-        ("a" * 58, 5, [256] + [97] * 58, 5),
-        ("ab", 64, [98], 63),
-        ("ab", 1000, [98], 63),
-        ("ab", 62, [97, 98], 62),
+        ("ab", 5, [([256, 97, 98], 5)]),
+        ("", 5, [([256], 5)]),
+        ("a" * 58, 5, [([256] + [97] * 58, 5)]),
+        ("ab", 61, [([256, 97, 98], 61)]),
+        # 64 positions: of 256 + 100 letters the last 63 are kept, and the window moves on for what does not fit.
+        ("a" * 99 + "b", 1, [([97] * 62 + [98], 1)]),
+        ("a" * 99 + "b", 5, [([97] * 62 + [98], 1), ([97] * 46 + [98, X], 4)]),
+        ("ab", 64, [([256, 97, 98], 61), ([X] * 48, 3)]),
+        ("ab", 80, [([256, 97, 98], 61), ([X] * 48, 16), ([X] * 48, 3)]),
     ],
 )
-def test_a_prompt_is_cut_from_the_front_to_fit_the_positions(
-    tokenizer: Any, prompt: str, new: int, kept: list[int], made: int
+def test_as_much_of_a_prompt_as_fits_is_in_view(
+    tokenizer: Any, prompt: str, new: int, asked: list[tuple[list[int], int]]
 ) -> None:
+    model, told = Watched(model_of("gpt2", tokenizer)), list[str]()
+    text = generate(model, tokenizer, prompt, max_new_tokens=new, device=CPU, tell=told.append)
+    assert model.asked == asked
+    assert text == "x" * new
+    cut = "the prompt has 101 tokens and 63 fit the model's context: the first 38 are left out"
+    assert told == ([cut] if len(prompt) == 100 else [])
+
+
+def test_a_text_ends_at_the_models_last_token_wherever_the_window_is(tokenizer: Any) -> None:
     model = Watched(model_of("gpt2", tokenizer))
-    text = generate(model, tokenizer, prompt, max_new_tokens=new, device=CPU)
-    assert model.prompt == kept
-    assert (model.new, text) == (made, "x" * made)
+    model.generation_config = SimpleNamespace(eos_token_id=X)  # type: ignore[attr-defined]
+    assert generate(model, tokenizer, "a" * 70, max_new_tokens=9, device=CPU) == "x"
+    assert len(model.asked) == 1
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

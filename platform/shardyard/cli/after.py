@@ -13,9 +13,14 @@ from shardyard.cli.options import AsJson, RunName, RunsDir
 from shardyard.errors import UsageError
 
 if TYPE_CHECKING:
+    from shardyard.engine.trained import Trained
     from shardyard.tracking.runfolder import RunFolder
 
 Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Read files of the run that may execute code of their author, which others refuse."),
+]
 
 
 def sample(
@@ -27,6 +32,7 @@ def sample(
         float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random choice.")] = 0,
+    trust: Trust = False,
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -34,8 +40,8 @@ def sample(
     folder = _open(run, runs_dir)  # before torch is imported: a name that is none is refused at once
     from shardyard.engine.trained import load_trained
 
-    trained = load_trained(folder, step)
-    texts = trained.sample(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    trained = load_trained(folder, step, trust=trust)
+    texts = trained.sample(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, tell=output.note)
     for prompt, text in zip(prompts, texts, strict=True):
         if as_json:
             output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
@@ -59,41 +65,37 @@ def eval(
         list[str] | None,
         typer.Option("--prompt", help="Sentence with {} for the name of a class; may be repeated."),
     ] = None,
+    trust: Trust = False,
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
     """Measure a trained model on the run's held-out data, by zero-shot classification, or on tasks of lm-eval."""
     if prompts and classes is None:
         raise UsageError("--prompt goes with --classes COLUMN, the column that names the classes.")
-    if classes is not None:
-        result = _on_classes(run, (classes, prompts or ["{}"], rows), step, runs_dir)
+    folder = _open(run, runs_dir)
+    if tasks and classes is None:
+        result = _on_tasks(folder, tasks, step, limit, trust)
     else:
-        result = _on_tasks(run, tasks, step, limit, runs_dir) if tasks else _on_rows(run, rows, step, runs_dir)
+        from shardyard.engine.trained import load_trained
+
+        trained = load_trained(folder, step, trust=trust)
+        result = trained.evaluate(rows) if classes is None else _on_classes(trained, classes, prompts or ["{}"], rows)
     if as_json:
         output.print_json(result)
     else:
         output.print_table(("what", "value"), [(name, _number(value)) for name, value in result.items()])
 
 
-def _on_rows(run: str, rows: int | None, step: int | None, runs_dir: Path | None) -> dict[str, Any]:
-    from shardyard.engine.trained import load_trained
-
-    return load_trained(_open(run, runs_dir), step).evaluate(rows)
-
-
-def _on_classes(
-    run: str, asked: tuple[str, list[str], int | None], step: int | None, runs_dir: Path | None
-) -> dict[str, Any]:
-    from shardyard.engine.trained import load_trained
+def _on_classes(trained: Trained, classes: str, prompts: list[str], rows: int | None) -> dict[str, Any]:
     from shardyard.engine.zero_shot import measure_zero_shot
 
-    return measure_zero_shot(load_trained(_open(run, runs_dir), step), *asked)
+    return measure_zero_shot(trained, classes, prompts, rows)
 
 
-def _on_tasks(run: str, tasks: list[str], step: int | None, limit: int | None, runs_dir: Path | None) -> dict[str, Any]:
+def _on_tasks(folder: RunFolder, tasks: list[str], step: int | None, limit: int | None, trust: bool) -> dict[str, Any]:
     from shardyard.engine.harness import measure_run
 
-    measured = measure_run(_open(run, runs_dir), tasks, step=step, limit=limit)
+    measured = measure_run(folder, tasks, step=step, limit=limit, trust=trust)
     return {f"{task} {metric}": value for task, found in measured.items() for metric, value in found.items()}
 
 
@@ -101,6 +103,7 @@ def export(
     run: RunName,
     destination: Annotated[Path | None, typer.Argument(help="Folder to write; by default RUN/final.")] = None,
     step: Step = None,
+    trust: Trust = False,
     runs_dir: RunsDir = None,
 ) -> None:
     """Write a checkpoint as a folder that from_pretrained loads: safetensors, tokenizer and a model card."""
@@ -110,7 +113,7 @@ def export(
     target = destination or folder.path / "final"
     if destination is not None and destination.exists():
         raise UsageError(f"{destination} is there already; name another folder.")
-    output.line(str(export_checkpoint(folder, step, target)))
+    output.line(str(export_checkpoint(folder, step, target, trust=trust)))
 
 
 def _open(run: str, runs_dir: Path | None) -> RunFolder:

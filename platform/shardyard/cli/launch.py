@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,18 @@ TakeOver = Annotated[
     bool,
     typer.Option(
         "--take-over", help="Take the run from the process that holds it, which stops without writing when it notices."
+    ),
+]
+Step = Annotated[
+    int | None,
+    typer.Option(
+        "--step", min=0, help="Go on from the checkpoint of this step, 0: from the start; later ones are set aside."
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Read checkpoints that may execute code of their author, which are refused otherwise."
     ),
 ]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
@@ -92,6 +105,8 @@ def resume(
     runs_dir: RunsDir = None,
     local: Local = False,
     until: Until = None,
+    step: Step = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     take_over: TakeOver = False,
 ) -> int:
@@ -103,16 +118,16 @@ def resume(
             folder.clear_stop()
             signals.attach(folder)
             where = local or bool(folder.info().get("local", False))
-            loaded, made = _as_resumed(folder, overrides or [], runs_dir, local=where)
-            return carry_out(loaded, made, folder, signals, lease, local=where, until=until, quiet=quiet)
+            loaded, made = _as_resumed(folder, overrides or [], runs_dir, local=where, step=step)
+            return carry_out(loaded, made, folder, signals, lease, local=where, until=until, quiet=quiet, trust=trust)
 
     return stoppable(work)
 
 
 def _as_resumed(
-    folder: RunFolder, overrides: list[str], runs_dir: Path | None, *, local: bool
+    folder: RunFolder, overrides: list[str], runs_dir: Path | None, *, local: bool, step: int | None
 ) -> tuple[LoadedRecipe, RunPlan]:
-    """The recipe that a run has, with overrides, and its plan here."""
+    """The recipe that a run has, with overrides, and its plan here; with `step` the run is taken back to it."""
     from shardyard.launch.starting import check_unchanged
 
     check_unchanged(folder)
@@ -120,9 +135,23 @@ def _as_resumed(
     if overrides:
         loaded, _ = located(loaded, runs_dir)
     made = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
+    if step is not None:
+        _go_back(folder, step)
     if overrides:
         write_atomically(folder.resolved, resolved_text(loaded.recipe, made))
     return loaded, made
+
+
+def _go_back(folder: RunFolder, step: int) -> None:
+    """Make the checkpoint of `step` the newest, and note it among the events."""
+    from shardyard.engine.checkpoint_files import rewind
+    from shardyard.tracking.files import JsonlWriter
+
+    moved = ", ".join(path.name for path in rewind(folder.checkpoints, step)) or "nothing"
+    writer = JsonlWriter(folder.events)
+    text = f"going back to step {step}, as --step says; set aside in checkpoints/: {moved}"
+    writer.append({"kind": "notice", "time": time.time(), "text": text})
+    writer.close()
 
 
 def located(loaded: LoadedRecipe, runs_dir: Path | None) -> tuple[LoadedRecipe, dict[str, Any]]:
@@ -183,6 +212,7 @@ def carry_out(
     local: bool,
     until: int | None,
     quiet: bool,
+    trust: bool = False,
 ) -> int:
     """Train in a run folder, show it, and return the exit code.
 
@@ -198,7 +228,8 @@ def carry_out(
         from shardyard.engine.job import Job
 
         with _showing(folder, made, terminal.stream, quiet=quiet) as say, signals.driving(folder, say):
-            outcome = _drive(Job(fixed(loaded.recipe, made), made, folder, until), signals, lease, local=local)
+            job = Job(fixed(loaded.recipe, made), made, folder, until, trust)
+            outcome = _drive(job, signals, lease, local=local)
     finally:
         terminal.restore()
     _farewell(folder, outcome, quiet=quiet)

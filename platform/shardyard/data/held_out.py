@@ -82,11 +82,14 @@ def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "c
     if not chosen:
         names = ", ".join(source_name(source) for source in data.train)
         raise DataError(f"nothing is held out: give data.validation, or a `holdout` such as 0.01 to {names}.")
-    roles = {"roles": facts.columns, "optional": facts.optional_columns}
-    sources = [open_source(source, training=False, **roles) for source in chosen]
+    retry = Retry(data.retry_seconds)
+    sources = [
+        open_source(source, training=False, roles=facts.columns, optional=facts.optional_columns, retry=retry)
+        for source in chosen
+    ]
     format_ = make_rows(objective, context)
     settings = LaneSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False)
-    lane = Lane(0, sources, [source.weight for source in chosen], settings, Retry())
+    lane = Lane(0, sources, [source.weight for source in chosen], settings, retry)
     try:
         made = _read(lane, rows)
     finally:

@@ -23,6 +23,7 @@ from shardyard.data.reader import with_shards
 from shardyard.data.retry import Retry, Stopped
 from shardyard.data.rows import Rows, Tensors
 from shardyard.data.sources import open_source
+from shardyard.data.web import WEB
 from shardyard.errors import DataError
 from shardyard.recipe.objectives import OBJECTIVES
 
@@ -105,6 +106,7 @@ class _Feed:
     rows: _OwnRows
     retry: Retry
     ready: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException]
+    requests_before: int = 0
     thread: threading.Thread | None = None
     closed: threading.Event = field(default_factory=threading.Event)
 
@@ -112,7 +114,7 @@ class _Feed:
         try:
             while not self.closed.is_set():
                 batch = self.rows.next_batch()
-                counts = {"retries": self.retry.count, "cut": self.rows.format.num_cut, "sources": self.rows.counts()}
+                counts = {"retries": self.retries(), "cut": self.rows.format.num_cut, "sources": self.rows.counts()}
                 self._put((batch, counts))
         except Stopped:
             return
@@ -121,6 +123,10 @@ class _Feed:
         finally:
             for lane in self.rows.lanes.values():
                 lane.close()
+
+    def retries(self) -> int:
+        """Tries that were repeated: of reads, and of requests since the loader began to open sources."""
+        return self.retry.count + WEB.count - self.requests_before
 
     def _put(self, item: tuple[Batch, dict[str, Any]] | BaseException) -> None:
         while not self.closed.is_set():
@@ -166,9 +172,13 @@ class TrainLoader:
         assert lanes % world_size == 0, "the world size must divide the lanes"
         assert global_batch % world_size == 0, "the world size must divide the global batch"
         data, facts = context.data, OBJECTIVES[objective]
-        roles = {"roles": facts.columns, "optional": facts.optional_columns}
-        self._sources = [with_shards(open_source(source, training=True, **roles), lanes) for source in data.train]
-        retry, rows_per_batch, format_ = Retry(), global_batch // world_size, make_rows(objective, context)
+        retry, requests_before = Retry(data.retry_seconds), WEB.count
+        opened = [
+            open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns, retry=retry)
+            for source in data.train
+        ]
+        self._sources = [with_shards(source, lanes, retry) for source in opened]
+        rows_per_batch, format_ = global_batch // world_size, make_rows(objective, context)
         settings = LaneSettings(format_.stream, data.shuffle_window, lanes, seed)
         weights = [source.weight for source in data.train]
         own = range(rank, lanes, world_size)
@@ -181,9 +191,9 @@ class TrainLoader:
             micro_batch=micro_batch or rows_per_batch,
             format=format_,
         )
-        self._feed = _Feed(rows, retry, queue.Queue(maxsize=data.prefetch))
+        self._feed = _Feed(rows, retry, queue.Queue(maxsize=data.prefetch), requests_before)
         self._finalizer = weakref.finalize(self, self._feed.close)
-        self._stats: dict[str, Any] = {"retries": 0, "cut": 0, "sources": rows.counts()}
+        self._stats: dict[str, Any] = {"retries": self._feed.retries(), "cut": 0, "sources": rows.counts()}
         self._failure: BaseException | None = None
         self._provenance = {
             "tokenizer": tokenizers.fingerprint(context.tokenizer) if context.tokenizer is not None else None,
@@ -242,9 +252,9 @@ class TrainLoader:
     def stats(self) -> dict[str, Any]:
         """Counts up to the newest batch handed out, since this loader began and for this rank's lanes.
 
-        `retries`, `cut` (tokens that did not fit a row), and per source `name`, `rows`, `tokens`, `documents`
-        (finished), `skipped` (empty or incomplete; counted when read, so up to a window early) and `epochs` (finished
-        passes of the furthest lane).
+        `retries` (also of requests, from opening on), `cut` (tokens that did not fit a row), and per source
+        `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or incomplete; counted when read, so up to a
+        window early) and `epochs` (finished passes of the furthest lane).
         """
         counted = zip(self._sources, self._stats["sources"], strict=True)
         named = [{"name": source.name, **counts} for source, counts in counted]

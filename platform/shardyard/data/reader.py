@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from shardyard.data.retry import TRANSIENT, Retry, Stopped
-from shardyard.data.sources import Example, OpenSource, top_columns, values_of
-from shardyard.errors import DataError, ShardyardError
+from shardyard.data.retry import PERMANENT, TRANSIENT, Retry, Stopped
+from shardyard.data.sources import Example, OpenSource, in_words, top_columns, values_of
+from shardyard.data.web import WEB
+from shardyard.errors import DataError, ShardyardError, UnavailableError
 
 # Examples fetched at once. It changes speed and memory, never the order.
 TABLE_ROWS = 256
@@ -44,11 +45,11 @@ class Share:
     phase: int
 
 
-def with_shards(source: OpenSource, lanes: int) -> OpenSource:
+def with_shards(source: OpenSource, lanes: int, retry: Retry | None = None) -> OpenSource:
     """The source with its Parquet files split into row groups where there are fewer files than lanes."""
     if source.dataset.num_shards >= lanes:
         return source
-    return replace(source, dataset=source.dataset.reshard())
+    return replace(source, dataset=in_words(source.name, retry or Retry(), source.dataset.reshard))
 
 
 def share_of(source: OpenSource, lane: int, lanes: int) -> Share:
@@ -134,12 +135,17 @@ class ShareReader:
         return bool(self._rows)
 
     def _advance(self) -> None:
+        mark = WEB.mark()
         try:
             table = self._retry.call(self._pull, f"source {self.name}")
         except (ShardyardError, Stopped):
             raise
         except Exception as error:
-            raise DataError(self._explain(error)) from error
+            cause = WEB.error_since(mark)
+            if isinstance(cause, UnavailableError):
+                raise cause from error
+            kind = UnavailableError if _may_pass(error) else DataError
+            raise kind(self._explain(error)) from error
         step, phase, first = self.share.step, self.share.phase, self._cursor.example
         self._exhausted, self._next = table is None, 0
         self._length = 0 if table is None else table.num_rows
@@ -177,8 +183,13 @@ class ShareReader:
     def _explain(self, error: Exception) -> str:
         first = (str(error).strip().splitlines() or [""])[0]
         advice = (
-            f"it still failed after {self._retry.tries} tries; check the network or the storage, then resume."
-            if isinstance(error, TRANSIENT)
+            f"it still failed after {self._retry.limit_seconds:g} s (data.retry_seconds); check the network or the "
+            "storage, then resume."
+            if _may_pass(error)
             else "check the file, and that all files of the source have the same columns."
         )
         return f"source {self.name}: reading failed with {type(error).__name__}: {first}; {advice}"
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, TRANSIENT) and not isinstance(error, PERMANENT)

@@ -1,12 +1,14 @@
-"""Transient failures of storage and network: tried again with exponential backoff and jitter, counted and logged."""
+"""Transient failures of storage and network: tried again with backoff and full jitter, counted, logged."""
 
 from __future__ import annotations
 
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from gzip import BadGzipFile
 from typing import TypeVar
 
 from aiohttp import ClientError
@@ -18,28 +20,38 @@ Result = TypeVar("Result")
 
 TRANSIENT: tuple[type[Exception], ...] = (OSError, EOFError, ClientError, HTTPError)
 # OSErrors that a second try does not mend.
-PERMANENT: tuple[type[Exception], ...] = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+PERMANENT: tuple[type[Exception], ...] = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    BadGzipFile,
+)
+FIRST_SECONDS = 1.0
+LONGEST_SECONDS = 30.0
+# The default of data.retry_seconds.
+LIMIT_SECONDS = 300.0
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the reader is being closed while it waits
     """The loader is closed while a try waits for its turn."""
 
 
+def wait_seconds(failures: int) -> float:
+    """Pause after the n-th failure in a row (n from 1): anything up to 1, 2, 4, … seconds, at most 30.
+
+    Full jitter, so that many ranks do not come back at the same moment (Brooker 2015, Exponential Backoff and Jitter).
+    """
+    return random.uniform(0.0, min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 10)))
+
+
 @dataclass
 class Retry:
-    """At most `tries` tries; before try n+1 it waits `first_seconds` · 2^(n-1), at most `longest_seconds`, halved or
-    more by jitter so that many ranks do not come back at the same moment."""
+    """Tries again for `limit_seconds` after the first of several failures in a row."""
 
-    tries: int = 6
-    first_seconds: float = 1.0
-    longest_seconds: float = 30.0
+    limit_seconds: float = LIMIT_SECONDS
     stop: threading.Event = field(default_factory=threading.Event)
     count: int = 0
-
-    def wait_seconds(self, failures: int) -> float:
-        """Pause after the n-th failure in a row (n from 1), in seconds."""
-        longest = min(self.longest_seconds, self.first_seconds * 2.0 ** (failures - 1))
-        return longest * random.uniform(0.5, 1.0)
 
     def call(self, attempt: Callable[[], Result], what: str) -> Result:
         """The result of `attempt`, which must be safe to repeat after a transient failure.
@@ -48,7 +60,7 @@ class Retry:
             Stopped: `stop` is set while waiting.
             Exception: whatever the last try raises, and at once what is not transient.
         """
-        failures = 0
+        failures, deadline = 0, 0.0
         while True:
             try:
                 return attempt()
@@ -56,15 +68,14 @@ class Retry:
                 raise
             except TRANSIENT as error:
                 failures += 1
-                if failures >= self.tries:
+                deadline = deadline or time.monotonic() + self.limit_seconds
+                pause = wait_seconds(failures)
+                if time.monotonic() + pause > deadline:
                     raise
-                self._pause(failures, what, error)
+                self._pause(pause, failures, what, error)
 
-    def _pause(self, failures: int, what: str, error: Exception) -> None:
-        seconds = self.wait_seconds(failures)
+    def _pause(self, seconds: float, failures: int, what: str, error: Exception) -> None:
         self.count += 1
-        log.warning(
-            "%s: %s: %s; try %d of %d in %.1f s", what, type(error).__name__, error, failures + 1, self.tries, seconds
-        )
+        log.warning("%s: %s: %s; try %d in %.1f s", what, type(error).__name__, error, failures + 1, seconds)
         if self.stop.wait(seconds):
             raise Stopped

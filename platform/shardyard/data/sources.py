@@ -9,25 +9,27 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shardyard.data import corpus
 from shardyard.data.prepared import prepared_files, prepared_fingerprint
-from shardyard.data.retry import TRANSIENT
-from shardyard.errors import DataError
+from shardyard.data.retry import TRANSIENT, Retry, Stopped
+from shardyard.data.web import WEB, UnreachedError, be_patient
+from shardyard.errors import DataError, UnavailableError
 from shardyard.recipe.objectives import Kind
 from shardyard.recipe.prepared_sets import PREPARED_SETS
 from shardyard.recipe.schema import Source
 from shardyard.redaction import VARIABLE_PREFIX, filled
 
 HUB_TIMEOUT_SECONDS = 20.0
+Result = TypeVar("Result")
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _TEXT_TYPES = ("string", "large_string", "string_view")
 # A text file is one document; its lines alone would have no context.
@@ -101,17 +103,21 @@ def open_source(
     training: bool,
     roles: Mapping[str, Kind] = TEXT_ONLY,
     optional: Mapping[str, Kind] | None = None,
+    retry: Retry | None = None,
 ) -> OpenSource:
     """Open a source as a stream and check that it holds what the objective reads.
 
     `training` chooses the default split and the side of `holdout`: training leaves held-out examples out, validation
     reads only them. `roles` maps what the objective needs to the kind of its values, `optional` what it takes where
-    it is there.
+    it is there. `retry` says how long what fails for now is tried again.
 
     Raises:
         DataError: no such file, split or column, a column of another kind, nothing in the source, or no way to the hub.
+        UnavailableError: a server fails for now, and did so for as long as it was tried.
     """
     be_quiet()
+    retry = retry or Retry()
+    be_patient(retry.limit_seconds)
     # What is held out by hash lies in the training split.
     split = source.split or ("train" if training or (source.holdout and source.source is None) else "validation")
     name = source_name(source)
@@ -120,8 +126,8 @@ def open_source(
     elif source.path is None:
         raise DataError("a source needs `source` (an embedded corpus) or `path` (files or a hub id).")
     else:
-        dataset, fingerprint = _open_path(source, split)
-    columns, kinds = _columns(dataset, name, source, roles, optional or {})
+        dataset, fingerprint = _open_path(source, split, retry)
+    columns, kinds = _columns(dataset, name, source, roles, optional or {}, retry)
     holdout = 0.0 if source.source is not None and split == "validation" else source.holdout
     fingerprint = {"source": name, "split": split, **fingerprint}
     return OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training)
@@ -151,16 +157,16 @@ def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, Any]]:
     return dataset, asdict(corpus.fingerprint(name))
 
 
-def _open_path(source: Source, split: str) -> tuple[Any, dict[str, Any]]:
+def _open_path(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
     path = str(source.path)
     if _kind(path) is not None or "://" in path:
-        return _open_files(path, source.split)
+        return _open_files(path, source.split, retry)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return _open_folder(folder, split)
+        return _open_folder(folder, split, retry)
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or "*" in path:
         raise DataError(f"{path}: there is no such file or folder; relative paths start at the current folder.")
-    return _open_hub(source, split)
+    return _open_hub(source, split, retry)
 
 
 def _kind(path: str) -> str | None:
@@ -168,7 +174,7 @@ def _kind(path: str) -> str | None:
     return _KINDS.get(Path(path.split("?")[0].removesuffix(".gz")).suffix.lower())
 
 
-def _open_files(path: str, split: str | None) -> tuple[Any, dict[str, Any]]:
+def _open_files(path: str, split: str | None, retry: Retry) -> tuple[Any, dict[str, Any]]:
     kind = _kind(path)
     if kind is None:
         raise DataError(f"{path}: files end in {', '.join(_KINDS)}, each with .gz after it or not.")
@@ -181,7 +187,8 @@ def _open_files(path: str, split: str | None) -> tuple[Any, dict[str, Any]]:
         if not files:
             raise DataError(f"{path}: there is no such file; relative paths start at the current folder.")
         fingerprint = _fingerprint_files(files)
-    return _load(path, kind, data_files=files, split="train", **_BUILDER_OPTIONS.get(kind, {})), fingerprint
+    options = _BUILDER_OPTIONS.get(kind, {})
+    return _load(path, retry, kind, data_files=files, split="train", **options), fingerprint
 
 
 def _variable(name: str) -> str:
@@ -195,7 +202,7 @@ def _variable(name: str) -> str:
     return value
 
 
-def _open_folder(folder: Path, split: str) -> tuple[Any, dict[str, Any]]:
+def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
     """A folder as `datasets` reads one: splits by the names of files and subfolders."""
     files = sorted(str(path) for path in folder.rglob("*") if path.is_file() and _kind(path.name))
     kinds = {_kind(file) for file in files}
@@ -205,7 +212,7 @@ def _open_folder(folder: Path, split: str) -> tuple[Any, dict[str, Any]]:
         mixed = ", ".join(sorted(map(str, kinds)))
         raise DataError(f"{folder} mixes files of several kinds ({mixed}); name one kind, as in {folder}/*.jsonl.")
     options = _BUILDER_OPTIONS.get(str(kinds.pop()), {})
-    return _load(str(folder), str(folder), split=split, **options), _fingerprint_files(files)
+    return _load(str(folder), retry, str(folder), split=split, **options), _fingerprint_files(files)
 
 
 def _fingerprint_files(files: list[str]) -> dict[str, Any]:
@@ -215,7 +222,7 @@ def _fingerprint_files(files: list[str]) -> dict[str, Any]:
     return {"num_files": len(files), "num_bytes": sum(size for _, size in sizes), "names_and_sizes_sha256": digest}
 
 
-def _open_hub(source: Source, split: str) -> tuple[Any, dict[str, Any]]:
+def _open_hub(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
     """A data set of the hub at the commit that `revision` (or the default branch) is at now."""
     path = str(source.path)
     try:
@@ -229,11 +236,17 @@ def _open_hub(source: Source, split: str) -> tuple[Any, dict[str, Any]]:
             f"{path} is neither a local file or folder nor a data set that the hub shows you; check the name, or set "
             "HF_TOKEN if it is private."
         ) from error
+    except HfHubHTTPError as error:
+        raise DataError(f"{path}: the hub answers {_first_line(error)}") from error
+    except UnavailableError:
+        raise
+    except UnreachedError as error:
+        raise DataError(_unreachable(path)) from error
     except TRANSIENT as error:
         raise DataError(_unreachable(path)) from error
     except ValueError as error:
         raise DataError(f"{path} is neither a local file or folder nor a hub id (owner/name).") from error
-    dataset = _load(path, path, name=source.config, revision=commit, split=split)
+    dataset = _load(path, retry, path, name=source.config, revision=commit, split=split)
     return dataset, {"hub": path, "config": source.config, "revision": commit}
 
 
@@ -245,27 +258,51 @@ def _unreachable(path: str) -> str:
     )
 
 
-def _load(label: str, builder: str, /, **options: Any) -> Any:
+def _load(label: str, retry: Retry, builder: str, /, **options: Any) -> Any:
     """`load_dataset` as a stream, with its errors in words."""
-    return _in_words(label, lambda: datasets.load_dataset(builder, streaming=True, **options))
+    return in_words(label, retry, lambda: datasets.load_dataset(builder, streaming=True, **options))
 
 
-def _in_words(name: str, read: Callable[[], Any]) -> Any:
+def in_words(name: str, retry: Retry, read: Callable[[], Result]) -> Result:
+    """What `read` gives. What fails for now is tried again, any other failure is said in words.
+
+    Raises:
+        DataError: why it cannot be read; of the kind UnavailableError where that may pass.
+        Stopped: the reader is closed while it waits.
+    """
+    # What lies on this machine gets no better by waiting.
+    remote = "://" in name or not Path(name.partition("*")[0]).expanduser().exists()
+    mark = WEB.mark()
     try:
-        return read()
-    except StopIteration as error:
+        return retry.call(read, f"source {name}") if remote else read()
+    except (UnavailableError, Stopped):
+        raise
+    except Exception as error:
+        # `datasets` may say of a server that fails that there is no such file.
+        cause = WEB.error_since(mark) if remote else None
+        if isinstance(cause, UnavailableError) or (cause is not None and "://" in name):
+            raise cause from error
+        raise _worded(name, error, remote=remote) from error
+
+
+def _worded(name: str, error: Exception, *, remote: bool) -> Exception:
+    if isinstance(error, UnreachedError):
+        return DataError(_unreachable(name))
+    if isinstance(error, StopIteration):
         # How `datasets` finds that the first file, from which it takes the columns, holds nothing.
-        raise DataError(f"{name}: its first file is empty; remove it, or check how it was written.") from error
-    except (FileNotFoundError, DatasetsError) as error:
-        raise DataError(f"{name} cannot be read as a data set: {_first_line(error)}") from error
-    except TRANSIENT as error:
-        if "://" in name or not Path(name).exists():
-            raise DataError(_unreachable(name)) from error
-        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
-    except (ValueError, KeyError, UnicodeError) as error:
+        return DataError(f"{name}: its first file is empty; remove it, or check how it was written.")
+    if isinstance(error, FileNotFoundError | DatasetsError):
+        return DataError(f"{name} cannot be read as a data set: {_first_line(error)}")
+    if isinstance(error, TRANSIENT):
+        if remote and not WEB.was_reached_at_all:
+            return DataError(_unreachable(name))
+        kind = UnavailableError if remote else DataError
+        return kind(f"{name} cannot be read: {_first_line(error)}")
+    if isinstance(error, ValueError | KeyError | UnicodeError):
         # An unknown split or configuration: the message of `datasets` lists the ones that are there.
         hint = "; set `split`, or under data.validation `holdout`, to one that is" if "split" in str(error) else ""
-        raise DataError(f"{name}: {_first_line(error)}{hint}") from error
+        return DataError(f"{name}: {_first_line(error)}{hint}")
+    return error
 
 
 def _first_line(error: BaseException) -> str:
@@ -273,10 +310,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def _columns(
-    dataset: Any, name: str, source: Source, roles: Mapping[str, Kind], optional: Mapping[str, Kind]
+    dataset: Any,
+    name: str,
+    source: Source,
+    roles: Mapping[str, Kind],
+    optional: Mapping[str, Kind],
+    retry: Retry,
 ) -> tuple[dict[str, str], dict[str, Kind]]:
     """Role → column and role → kind, checked against what the source holds."""
-    features = dataset.features or _in_words(name, lambda: _features_of_first(dataset, name))
+    features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
     named = {"text": source.text_column, **source.columns}
     wanted = dict(roles)
     wanted |= {role: kind for role, kind in optional.items() if _feature(features, named.get(role, role)) is not None}

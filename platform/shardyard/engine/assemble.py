@@ -23,8 +23,11 @@ from shardyard.tracking.tracker import Tracker
 from shardyard.tracking.wandb_mirror import WandbMirror
 
 
-def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Session:
+def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, trust: bool = False) -> Session:
     """Everything that the loop needs.
+
+    Args:
+        trust: execute code that the files of a checkpoint may hold.
 
     Raises:
         DataError, ModelError: a part of the recipe cannot be built here.
@@ -61,7 +64,9 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank) -> Se
         loader=loader,
         factor=learning_rate_factor(recipe.schedule, plan.steps),
         learning_rate=LearningRate(engine),
-        checkpointer=Checkpointer(engine, folder.checkpoints, rank, keep=recipe.checkpoint.keep, facts=facts),
+        checkpointer=Checkpointer(
+            engine, folder.checkpoints, rank, keep=recipe.checkpoint.keep, facts=facts, trust=trust
+        ),
         notes=notes,
         tracker=tracker,
         meter=_meter(recipe, plan),

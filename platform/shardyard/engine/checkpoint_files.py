@@ -1,7 +1,7 @@
 """Checkpoints as files: written aside, hashed while they are written, synced, renamed; verified before they are read.
 
     checkpoints/step-00000200/
-      manifest.json          format, step, world, and size and SHA-256 of every other file
+      manifest.json          format, step, world, whether it is good, and size and SHA-256 of every other file
       engine/                what DeepSpeed writes: model and optimizer shards
       trainer.json           step, seen tokens, state of early stopping
       data.json              state of every data lane
@@ -14,7 +14,9 @@ starts with a dot and is removed by the next run. Knows nothing of DeepSpeed or 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -22,9 +24,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from shardyard.errors import CheckpointError
+from shardyard.errors import CheckpointError, UsageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -42,36 +44,55 @@ class FileEntry:
 
 
 class HashingFile:
-    """A binary file that hashes what passes through it, so that nothing has to be read back."""
+    """A binary file that hashes what passes through it, so that nothing has to be read back.
+
+    An error of the disk is kept until `finish`, and what follows it only counted: so `size_bytes` says how much room
+    the file needs, also where there is none.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
         self._hash = hashlib.sha256()
-        self._size_bytes = 0
+        self._error: OSError | None = None
+        self._file: BinaryIO | None = None
+        self.size_bytes = 0
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            self._error = error
 
     def write(self, data: bytes) -> int:
-        """Append; raises OSError when the disk is full."""
-        self._hash.update(data)
-        self._size_bytes += len(data)
-        return self._file.write(data)
+        """Append."""
+        self.size_bytes += len(data)
+        if self._file is not None and self._error is None:
+            self._hash.update(data)
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
 
     def flush(self) -> None:
-        """Hand buffered bytes to the operating system."""
-        self._file.flush()
+        """Nothing: `finish` does it."""
 
     def finish(self) -> FileEntry:
-        """Sync to the disk and close."""
+        """Sync to the disk and close.
+
+        Raises:
+            OSError: the file could not be opened or written.
+        """
+        if self._error is not None or self._file is None:
+            self.discard()
+            raise self._error or OSError(errno.EBADF, "the file is closed")
         with self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
-        return FileEntry(self._size_bytes, self._hash.hexdigest())
+        return FileEntry(self.size_bytes, self._hash.hexdigest())
 
     def discard(self) -> None:
         """Close without caring for the contents, after an error."""
-        try:
-            self._file.close()
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
 
 
 def write_json(path: Path, value: Any) -> FileEntry:
@@ -150,6 +171,64 @@ def set_aside(folder: Path) -> Path | None:
         return None
 
 
+def put_by(folder: Path) -> Path | None:
+    """Take the name of a whole checkpoint from one that a run does not go on from; nothing of it is ever removed.
+
+    Returns its new name; None where it could not be renamed.
+    """
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    aside = next(path for end in endings if not (path := folder.with_name(f"aside-{folder.name}{end}")).exists())
+    try:
+        return folder.rename(aside)
+    except OSError:
+        return None
+
+
+def rewind(checkpoints: Path, step: int) -> list[Path]:
+    """Make the checkpoint of `step` the newest; 0 stands for the beginning. Later ones are put by.
+
+    It counts as good from here on, because a person chose it. Returns the new names of the later ones.
+
+    Raises:
+        UsageError: there is no checkpoint of this step; names those that are.
+        CheckpointError: a later one could not be renamed.
+    """
+    found = {step_of(path): path for path in whole_checkpoints(checkpoints)}
+    if step and step not in found:
+        others = ", ".join(map(str, found)) or "none"
+        aside = ", ".join(sorted(path.name for path in checkpoints.glob("aside-*")))
+        raise UsageError(
+            f"--step {step}: {checkpoints} has no checkpoint of this step; steps that are there: {others}; 0 stands "
+            f"for the beginning.{f' Set aside: {aside}; rename one back to step-… to use it.' if aside else ''}"
+        )
+    if step and not read_manifest(found[step]).get("good", True):
+        mark(found[step], good=True, why="chosen by --step")
+    moved = [put_by(path) for other, path in found.items() if other > step]
+    if None in moved:
+        raise CheckpointError(f"a checkpoint after step {step} in {checkpoints} cannot be renamed; check its owner")
+    return [path for path in moved if path is not None]
+
+
+def mark(folder: Path, *, good: bool, why: str) -> None:
+    """Note in the manifest whether a run may go on from a checkpoint. What cannot be noted is left as it was."""
+    with contextlib.suppress(OSError, CheckpointError):
+        body = {key: value for key, value in read_manifest(folder).items() if key != "sha256"}
+        body |= {"good": good, "why": why}
+        aside = folder / f".{MANIFEST}.partial"
+        write_json(aside, {**body, "sha256": _digest(body)})
+        aside.replace(folder / MANIFEST)
+
+
+def bad_because(folder: Path) -> str | None:
+    """Why a run must not go on from this checkpoint, whose files may all be whole; None for a good one.
+
+    Raises:
+        CheckpointError: the manifest cannot be read.
+    """
+    manifest = read_manifest(folder)
+    return None if manifest.get("good", True) else str(manifest.get("why", "it is marked as not good"))
+
+
 def _remove(folder: Path) -> None:
     """Remove a folder, or the link to one; what cannot be removed now is tried again by the next run."""
     if folder.is_symlink():
@@ -176,7 +255,12 @@ def whole_checkpoints(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if _WHOLE.match(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a whole checkpoint, by its name."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -231,14 +315,50 @@ def _matches(path: Path, entry: FileEntry) -> bool:
 def rotate(checkpoints: Path, keep: int) -> list[Path]:
     """Remove all but the `keep` newest whole checkpoints; returns what was removed."""
     assert keep >= 1, "checked with the recipe"
-    removed = []
-    for folder in whole_checkpoints(checkpoints)[:-keep]:
-        # Renamed first, so that one cut short in the middle of its removal no longer looks whole.
-        doomed = folder.with_name(f".{folder.name}.old.partial")
-        _remove(doomed)
-        # One that cannot be removed must not fail the new checkpoint, which is whole; the next rotation tries again.
-        with contextlib.suppress(OSError):
-            folder.rename(doomed)
+    return [folder for folder in whole_checkpoints(checkpoints)[:-keep] if _drop(folder)]
+
+
+def make_room(checkpoints: Path, needed_bytes: int) -> list[Path]:
+    """Remove the oldest whole checkpoints until there is room for a new one; returns what was removed.
+
+    The newest good one always stays, whatever is needed. Links free nothing here, so they stay too.
+    """
+    whole = whole_checkpoints(checkpoints)
+    last_good = next((folder for folder in reversed(whole) if _is_marked_good(folder)), None)
+    removed: list[Path] = []
+    for folder in whole:
+        if removed and free_bytes(checkpoints) >= needed_bytes:
+            break
+        if folder != (last_good or whole[-1]) and not folder.is_symlink() and _drop(folder):
             removed.append(folder)
-        _remove(doomed)
     return removed
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, as far as this user may have it."""
+    return shutil.disk_usage(folder).free
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or what this user may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_marked_good(folder: Path) -> bool:
+    try:
+        return bad_because(folder) is None
+    except CheckpointError:
+        return False
+
+
+def _drop(folder: Path) -> bool:
+    # Renamed first, so that one cut short in the middle of its removal no longer looks whole.
+    doomed = folder.with_name(f".{folder.name}.old.partial")
+    _remove(doomed)
+    # One that cannot be removed must not fail the new checkpoint, which is whole; the next rotation tries again.
+    try:
+        folder.rename(doomed)
+    except OSError:
+        return False
+    _remove(doomed)
+    return True

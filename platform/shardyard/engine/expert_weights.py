@@ -17,6 +17,8 @@ import deepspeed
 import torch
 from torch import Tensor, distributed, nn
 
+from shardyard.engine.tensor_files import read_tensors
+
 _PARTS = ("w1", "w2", "w3")
 # Of a layer, AutoEP's names → transformers'. Qwen2-MoE alone gates its shared expert, and has names in the singular.
 _NAMES = (("router.gate.", "gate."), ("router.", "gate."))
@@ -55,11 +57,11 @@ def _gathered(own: Tensor, group: distributed.ProcessGroup) -> Tensor | None:
     return None if parts is None else torch.cat([part.cpu() for part in parts])
 
 
-def read_experts(engine_folder: Path) -> dict[str, Tensor]:
+def read_experts(engine_folder: Path, *, trust: bool = False) -> dict[str, Tensor]:
     """`….experts.w1` → [E, …] of a checkpoint of stage 1 or 2, where each expert has a file of its own."""
     by_name: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for path in engine_folder.glob(_EXPERT_FILES):
-        for key, tensor in torch.load(path, map_location="cpu", weights_only=False).items():
+        for key, tensor in read_tensors(path, trust=trust).items():
             if match := _EXPERT_KEY.match(key):
                 by_name[match["name"]][int(match["expert"])] = tensor
     return {name: torch.stack([of[expert] for expert in sorted(of)]) for name, of in by_name.items()}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from shardyard.data.chat import chat_prompt
+
+# Of the model's positions, how many of the newest tokens are kept when they are used up: more would be read again at
+# shorter intervals, fewer would be forgotten earlier.
+KEPT_SHARE = 0.75
 
 
 def generate(
@@ -19,56 +24,91 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     chat: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> str:
     """The continuation of a prompt, without the prompt; of an encoder–decoder what it makes of the prompt.
 
     Greedy at temperature 0. With `chat` the prompt is a message, and the text the model's answer to it. The random
-    choice depends on `seed` alone and leaves the generators of dropout as they were.
+    choice depends on `seed` alone and leaves the generators of dropout as they were. A text that is longer than the
+    model's context goes on from its newest part. `tell` hears what of the prompt did not fit.
     """
-    prepare = _source if model.config.is_encoder_decoder else _question if chat else _beginning
-    ids, max_new_tokens = prepare(model, tokenizer, prompt, max_new_tokens)
-    inputs = torch.tensor([ids], device=device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    fixed = {"pad_token_id": tokenizer.eos_token_id, "use_cache": True, **sampling}
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        output = model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=max_new_tokens,
-            use_cache=True,
-            pad_token_id=tokenizer.eos_token_id,
-            **sampling,
-        )
-    new = output[0] if model.config.is_encoder_decoder else output[0, len(ids) :]
+        if model.config.is_encoder_decoder:
+            ids, room = _source(model, tokenizer, prompt, tell)
+            new = _generate(model, ids, min(max_new_tokens, room), device, fixed)
+        else:
+            ids = _question(tokenizer, prompt) if chat else _beginning(tokenizer, prompt)
+            new = _continue(model, ids, max_new_tokens, device, fixed, tell)
     return str(tokenizer.decode(new, skip_special_tokens=True))
 
 
-def _beginning(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> tuple[list[int], int]:
-    """A document begins with the tokenizer's first token, so a prompt does too.
-
-    What would not fit the model's positions is cut from the front of the prompt.
-    """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = ([start] if start is not None else []) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return _fitted(model, ids, max_new_tokens)
-
-
-def _question(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> tuple[list[int], int]:
-    """A message in the chat template, which writes the first token itself."""
-    ids = tokenizer(chat_prompt(tokenizer, prompt), add_special_tokens=False)["input_ids"]
-    return _fitted(model, ids, max_new_tokens)
-
-
-def _fitted(model: Any, ids: list[int], max_new_tokens: int) -> tuple[list[int], int]:
+def _continue(
+    model: Any,
+    ids: list[int],
+    max_new_tokens: int,
+    device: torch.device,
+    fixed: dict[str, Any],
+    tell: Callable[[str], None],
+) -> list[int]:
+    """The tokens after `ids`, with as much of them in view as the model has positions for."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None:
-        max_new_tokens = min(max_new_tokens, positions - 1)
-        ids = ids[-(positions - max_new_tokens) :]
-    return ids, max_new_tokens
+    if positions is None:
+        return _generate(model, ids, max_new_tokens, device, fixed)[len(ids) :]
+    if len(ids) >= positions:
+        # One position is for what comes.
+        _tell_cut(tell, len(ids), positions - 1, "first")
+    window, new = ids[-(positions - 1) :], list[int]()
+    while True:
+        wanted = min(max_new_tokens - len(new), positions - len(window))
+        made = _generate(model, window, wanted, device, fixed)[len(window) :]
+        new += made
+        if len(new) >= max_new_tokens or len(made) < wanted or made[-1] in _ends(model):
+            return new
+        window = (window + made)[-max(1, int(KEPT_SHARE * positions)) :]
 
 
-def _source(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> tuple[list[int], int]:
-    """What an encoder reads is cut at its end, which the last token marks."""
+def _generate(
+    model: Any, ids: list[int], max_new_tokens: int, device: torch.device, fixed: dict[str, Any]
+) -> list[int]:
+    inputs = torch.tensor([ids], device=device)
+    output = model.generate(
+        input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=max_new_tokens, **fixed
+    )
+    return [int(token) for token in output[0]]
+
+
+def _ends(model: Any) -> list[int]:
+    """Tokens after which the model writes no more."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _tell_cut(tell: Callable[[str], None], tokens: int, fit: int, which: str) -> None:
+    tell(f"the prompt has {tokens} tokens and {fit} fit the model's context: the {which} {tokens - fit} are left out")
+
+
+def _beginning(tokenizer: Any, prompt: str) -> list[int]:
+    """A document begins with the tokenizer's first token, so a prompt does too."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return ([start] if start is not None else []) + ids
+
+
+def _question(tokenizer: Any, prompt: str) -> list[int]:
+    """A message in the chat template, which writes the first token itself."""
+    ids: list[int] = tokenizer(chat_prompt(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _source(model: Any, tokenizer: Any, prompt: str, tell: Callable[[str], None]) -> tuple[list[int], int]:
+    """What an encoder reads, cut at its end, which the last token marks; and how much a decoder may write."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    positions = getattr(model.config, "max_position_embeddings", None) or len(ids) + max_new_tokens + 1
-    return [*ids[: positions - 1], tokenizer.eos_token_id], min(max_new_tokens, positions - 1)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return [*ids, tokenizer.eos_token_id], 10**9
+    if len(ids) > positions - 1:
+        _tell_cut(tell, len(ids), positions - 1, "last")
+    return [*ids[: positions - 1], tokenizer.eos_token_id], positions - 1

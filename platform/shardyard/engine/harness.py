@@ -28,7 +28,7 @@ PREPARED = "shardyard:"
 
 
 def measure_run(
-    folder: RunFolder, tasks: Sequence[str], *, step: int | None = None, limit: int | None = None
+    folder: RunFolder, tasks: Sequence[str], *, step: int | None = None, limit: int | None = None, trust: bool = False
 ) -> dict[str, Any]:
     """`run_tasks` on the final model of a run, or on that of a checkpoint.
 
@@ -43,7 +43,7 @@ def measure_run(
     if step is None and final.is_dir():
         return run_tasks(final, tasks, limit=limit)
     with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
-        return run_tasks(export_checkpoint(folder, step, Path(scratch) / "model"), tasks, limit=limit)
+        return run_tasks(export_checkpoint(folder, step, Path(scratch) / "model", trust=trust), tasks, limit=limit)
 
 
 def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 8) -> dict[str, Any]:

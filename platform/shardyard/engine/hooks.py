@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from shardyard.engine.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.evaluate import evaluate
 from shardyard.engine.generate import generate
 from shardyard.engine.world import Rank
-from shardyard.errors import CheckpointError
+from shardyard.errors import CheckpointError, TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.recipe.schema import EarlyStopping, Sample
 from shardyard.tracking.record import eval_loss
@@ -145,6 +146,13 @@ class SampleHook:
     ) -> None:
         self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
         self._rank, self._notes, self._chat = rank, notes, chat
+        self._told: set[str] = set()
+
+    def _tell(self, text: str) -> None:
+        """Each once, and not at every evaluation."""
+        if text not in self._told:
+            self._told.add(text)
+            self._notes.event("notice", text=f"sample.prompts: {text}")
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Write a continuation of each prompt to samples.jsonl."""
@@ -160,6 +168,7 @@ class SampleHook:
                     temperature=self._settings.temperature,
                     seed=step,
                     chat=self._chat,
+                    tell=self._tell,
                 )
                 self._notes.sample(step, prompt, text)
         finally:
@@ -167,38 +176,51 @@ class SampleHook:
 
 
 class CheckpointHook:
-    """Saves; a checkpoint that cannot be written is told and training goes on, for the next one may succeed."""
+    """Saves; a checkpoint that cannot be written is told and training goes on, for the next one may succeed.
+
+    Weights that are not finite are not saved: they are no state to go on from, and end the run.
+    """
 
     def __init__(
         self,
         checkpointer: Checkpointer,
         state: Callable[[int], tuple[TrainerState, dict[str, Any]]],
         notes: Notes,
+        exploded: Callable[[int, str], TrainingError],
         may_write: Callable[[], None] = lambda: None,
     ):
-        """`may_write` raises where the run folder is another process's by now."""
-        self._checkpointer, self._state, self._notes = checkpointer, state, notes
+        """`exploded` makes the error of a step; `may_write` raises where the run folder is another process's by now."""
+        self._checkpointer, self._state, self._notes, self._exploded = checkpointer, state, notes, exploded
         self._may_write = may_write
         self.saved_step: int | None = None
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Save, and tell either way."""
-        try:
+        with contextlib.suppress(CheckpointError):
             self.save(step)
-        except CheckpointError as error:
-            self._notes.event("checkpoint_failed", step=step, error=str(error))
 
     def save(self, step: int) -> None:
         """Save unless this step is saved already.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written, which is told.
+            TrainingError: weights are not finite.
             TakenOverError: another process trains the run by now.
         """
         if self.saved_step == step:
             return
         self._may_write()
+        spoiled = self._checkpointer.spoiled_weights()
+        if spoiled:
+            raise self._exploded(step + 1, f"weights are not finite after step {step} ({', '.join(spoiled)})")
         state, lanes = self._state(step)
-        saved = self._checkpointer.save(state, lanes)
+        try:
+            saved = self._checkpointer.save(state, lanes)
+        except CheckpointError as error:
+            self._notes.event("checkpoint_failed", step=step, error=str(error))
+            raise
         self.saved_step = step
+        if saved.removed:
+            text = f"the disk is full: {', '.join(saved.removed)} made room for the checkpoint of step {step}"
+            self._notes.event("notice", text=text)
         self._notes.event("checkpoint", step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes)

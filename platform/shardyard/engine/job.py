@@ -11,9 +11,14 @@ from shardyard.tracking.runfolder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """Plain data, so that it travels to workers. `until`: pause after this step, with a checkpoint."""
+    """Plain data, so that it travels to workers.
+
+    until: pause after this step, with a checkpoint.
+    trust: execute code that the files of the run's checkpoints may hold.
+    """
 
     recipe: Recipe
     plan: RunPlan
     folder: RunFolder
     until: int | None = None
+    trust: bool = False

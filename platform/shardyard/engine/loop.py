@@ -9,7 +9,6 @@ from typing import Literal
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, train_step
 from shardyard.engine.world import from_first
-from shardyard.errors import TrainingError
 from shardyard.tracking import record as names
 from shardyard.tracking.meters import memory_metrics
 from shardyard.tracking.record import StepRecord
@@ -24,7 +23,7 @@ _ASKS: dict[str, tuple[float, Outcome]] = {
 
 
 def train(session: Session, *, until: int | None = None) -> Outcome:
-    """Train from the newest whole checkpoint, or from the start, to the end.
+    """Train from the newest whole checkpoint, or from the start, to the end; the last checkpoint is left to save.
 
     Args:
         until: pause after this step, with a checkpoint.
@@ -34,9 +33,9 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
         checkpoint unless it was asked to before its first step.
 
     Raises:
-        TrainingError: the loss is not a number.
+        TrainingError: the loss, the gradient norm or a weight is not a number.
         DataError: a source failed.
-        CheckpointError: the last checkpoint could not be written.
+        CheckpointError: the run was asked to stop, and its checkpoint could not be written.
         TakenOverError: another process trains the run by now.
     """
     done = session.restore()
@@ -57,7 +56,6 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
         if outcome is not None and step < session.plan.steps:
             session.checkpoint.save(step)
             return outcome
-    session.finish()
     return "finished"
 
 
@@ -96,15 +94,13 @@ def _asked_before(session: Session) -> Outcome | None:
 
 
 def _check(session: Session, result: StepResult, step: int) -> None:
-    """A loss that is not a number stays so: going on would only cost time.
+    """A loss or a gradient that is not a number stays so: going on would only cost time.
 
     In fp16 it may only mean that the loss scale is too large, which DeepSpeed then lowers and skips the step.
     """
-    if math.isfinite(result.loss):
-        return
     if session.recipe.train.precision == "fp16" and not result.applied and session.engine.optimizer.loss_scale > 1:
         return
-    raise TrainingError(
-        f"the loss is {result.loss} at step {step}. Lower optimizer.lr, lengthen schedule.warmup or clip gradients "
-        "more, then resume from the last checkpoint."
-    )
+    if not math.isfinite(result.loss):
+        raise session.exploded(step, f"the loss is {result.loss} at step {step}")
+    if result.applied and result.grad_norm is not None and not math.isfinite(result.grad_norm):
+        raise session.exploded(step, f"the gradient norm is {result.grad_norm} at step {step}")

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import distributed
 
 from shardyard.engine.assemble import assemble
+from shardyard.engine.checkpoint_files import free_bytes, is_full, make_room
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
 from shardyard.engine.session import Hook, Session
 from shardyard.engine.weights import whole_weights
 from shardyard.engine.world import Rank, from_first, gather
-from shardyard.errors import HardwareError, ShardyardError
+from shardyard.errors import CheckpointError, HardwareError, ShardyardError
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
 from shardyard.recipe.hardware import bf16_units, read_cpuinfo
 from shardyard.recipe.precision import precision_of
 from shardyard.tracking.record import evaluation_of
 from shardyard.tracking.runfolder import read_metrics, typed
+from shardyard.units import format_bytes
 
 
 def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
@@ -37,7 +42,7 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
     torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker)
     if rank.device.type == "cpu":
         keep_freed_memory()
-    session = assemble(job.recipe, job.plan, job.folder, rank)
+    session = assemble(job.recipe, job.plan, job.folder, rank, trust=job.trust)
     if on_step is not None:
         session.hooks.insert(0, (lambda step: True, on_step))
     ended = "failed"
@@ -47,7 +52,7 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
         outcome = train(session, until=job.until)
         _tell_counts(session)
         if outcome == "finished":
-            _export(session)
+            _finish(session)
         # No rank leaves while another still talks to it.
         distributed.barrier()
         ended = outcome
@@ -111,8 +116,31 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise HardwareError("this CPU cannot compute in fp16; use train.precision bf16 or fp32")
 
 
-def _export(session: Session) -> None:
-    """Write final/. An error on rank 0 reaches all ranks, so that none waits for it."""
+def _finish(session: Session) -> None:
+    """Save the last checkpoint and write final/; a failure of one does not keep the other from being written.
+
+    Raises:
+        CheckpointError: the last checkpoint could not be written.
+        ShardyardError: final/ could not be written.
+    """
+    unsaved: CheckpointError | None = None
+    try:
+        session.finish()
+    except CheckpointError as error:
+        unsaved = error
+    problem = _export(session)
+    where = session.folder.path
+    again = typed(where)
+    if unsaved is not None and problem is None:
+        raise CheckpointError(f"the trained model is in {where / 'final'}, but {unsaved}") from unsaved
+    if problem is not None:
+        saved = f"The last checkpoint is whole: free the cause and run `shardyard export {again}`, or "
+        saved += f"`shardyard export {again} FOLDER` to write it elsewhere."
+        raise ShardyardError(f"{problem}. {saved}" if unsaved is None else f"{problem}. And {unsaved}")
+
+
+def _export(session: Session) -> str | None:
+    """Write final/; returns why it could not be written, on all ranks, so that none waits for rank 0."""
     weights = whole_weights(session.engine)
     problem = None
     if weights is not None:
@@ -120,22 +148,41 @@ def _export(session: Session) -> None:
         info = {**session.folder.info(), "step": session.engine.global_steps}
         card = model_card(session.recipe, session.plan, info, evaluations[-1] if evaluations else {})
         try:
-            path = export_model(
-                session.folder.path / "final",
-                config=session.config,
-                weights=weights,
-                tokenizer=session.tokenizer,
-                processor=session.processor,
-                card=card,
-                objective=session.recipe.objective,
-                adapter=session.recipe.model.adapter,
+            path = _with_room(
+                session,
+                sum(tensor.nbytes for tensor in weights.values()),
+                lambda: export_model(
+                    session.folder.path / "final",
+                    config=session.config,
+                    weights=weights,
+                    tokenizer=session.tokenizer,
+                    processor=session.processor,
+                    card=card,
+                    objective=session.recipe.objective,
+                    adapter=session.recipe.model.adapter,
+                ),
             )
             session.notes.event("finished", step=session.engine.global_steps, path=path.name)
         except (OSError, ShardyardError) as error:
             problem = f"the trained model could not be written to {session.folder.path / 'final'}: {error}"
-    problem = from_first(problem, session.rank)
-    if problem is not None:
-        raise ShardyardError(
-            f"{problem}. The last checkpoint is whole: free the cause and run "
-            f"`shardyard export {typed(session.folder.path)}`."
-        )
+    return cast("str | None", from_first(problem, session.rank))
+
+
+def _with_room(session: Session, size_bytes: int, write: Callable[[], Path]) -> Path:
+    """Write; where the disk is full, older checkpoints make room, for the model is what the run was for.
+
+    Raises:
+        OSError, ShardyardError: it cannot be written; where the disk is full, the text says how much is needed.
+    """
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            removed = make_room(session.folder.checkpoints, size_bytes)
+            if not removed:
+                free = format_bytes(free_bytes(session.folder.path))
+                raise ShardyardError(f"{error}: it needs {format_bytes(size_bytes)} and {free} are free") from error
+            text = f"the disk is full: {', '.join(path.name for path in removed)} made room for the trained model"
+            session.notes.event("notice", text=text)

@@ -12,9 +12,11 @@ from transformers import PreTrainedConfig
 from shardyard.data.loader import Batch, TrainLoader
 from shardyard.engine.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.deepspeed_engine import LearningRate
+from shardyard.engine.explosion import way_back
 from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Notes
 from shardyard.engine.statistics import RunningStatistics
-from shardyard.engine.world import Rank
+from shardyard.engine.world import Rank, from_first
+from shardyard.errors import TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.schema import Recipe
@@ -53,7 +55,9 @@ class Session:
     lanes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.checkpoint = CheckpointHook(self.checkpointer, self._state, self.notes, self.folder.check_held)
+        self.checkpoint = CheckpointHook(
+            self.checkpointer, self._state, self.notes, self.exploded, self.folder.check_held
+        )
         self.statistics = RunningStatistics(self.engine.module, self.rank.world_size)
 
     @property
@@ -107,6 +111,11 @@ class Session:
             CheckpointError: it could not be written.
         """
         self.checkpoint.save(self.engine.global_steps)
+
+    def exploded(self, step: int, what: str) -> TrainingError:
+        """The error that ends a run of which a value is no number at `step`; all ranks call this."""
+        text = way_back(self.folder, self.recipe.optimizer.lr, step, what) if self.rank.is_first else ""
+        return TrainingError(from_first(text, self.rank))
 
     def close(self, outcome: str = "failed") -> None:
         """Stop reading ahead and let tracking finish; `outcome` is how the run ended."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shardyard.data.loader import Batch
 from shardyard.data.rows import Tensors
-from shardyard.engine.deepspeed_engine import backward, gradient_norm_unit
+from shardyard.engine.deepspeed_engine import backward, gradient_norm_unit, plain_gradient_norm
 from shardyard.engine.world import PendingSum, Rank, sum_over_ranks
 from shardyard.objectives.base import Measured, Objective, Totals
 
@@ -52,6 +52,7 @@ def train_step(
     targets = PendingSum([sum(counts[term] for counts in own_counts) for term in terms], rank.device)
     norm_unit = gradient_norm_unit(engine)
     scales: dict[str, float] = {}
+    norm: float | None = None
     sums = Sums()
     for part in batch.micro_batches:
         measured = objective.measure(engine, to_device(part, rank.device))
@@ -60,10 +61,12 @@ def train_step(
             scales = {t: objective.weights[t] * rank.world_size / max(1.0, counted[t]) for t in terms}
         loss = torch.stack([measured.losses[term] * scales[term] for term in terms]).sum()
         backward(engine, loss)
+        norm = plain_gradient_norm(engine)
         engine.step()
         sums.add(measured)
     totals, (asked,) = sums.over_ranks(dict(zip(terms, targets.wait(), strict=True)), rank, [flag])
-    norm = engine.get_global_grad_norm()
+    if norm is None:
+        norm = engine.get_global_grad_norm()
     return StepResult(
         loss=objective.total(totals),
         totals=totals,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from ruamel.yaml.error import YAMLError
 from transformers.utils import logging as transformers_logging
 
 from shardyard.data.tokenizer import load_tokenizer
-from shardyard.engine.checkpoint_files import read_manifest, whole_checkpoints
+from shardyard.engine.checkpoint_files import bad_because, read_manifest, step_of, whole_checkpoints
 from shardyard.engine.evaluate import evaluate_alone
 from shardyard.engine.generate import generate
 from shardyard.engine.kit import held_out, make_kit, with_frozen
+from shardyard.engine.tensor_files import refusal
 from shardyard.engine.weights import weights_of_checkpoint
-from shardyard.errors import RunFolderError, UsageError
+from shardyard.errors import CheckpointError, RunFolderError, UsageError
 from shardyard.models.build import auto_class
 from shardyard.models.card import model_card
 from shardyard.models.export import export_model
@@ -44,8 +46,16 @@ class Trained:
     tokenizer: Any
     device: torch.device
 
-    def sample(self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int) -> list[str]:
-        """The continuation of each prompt; greedy at temperature 0.
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> list[str]:
+        """The continuation of each prompt; greedy at temperature 0. `tell` hears what of a prompt did not fit.
 
         Raises:
             UsageError: the objective gives no model that continues text.
@@ -65,6 +75,7 @@ class Trained:
                 temperature=temperature,
                 seed=seed,
                 chat=OBJECTIVES[self.recipe.objective].chat,
+                tell=tell,
             )
             for prompt in prompts
         ]
@@ -84,26 +95,39 @@ class Trained:
         return {"loss": result.loss, **result.metrics, "rows": result.rows, "targets": result.targets}
 
 
-def load_trained(folder: RunFolder, step: int | None = None) -> Trained:
+def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = False) -> Trained:
     """The final model of a run; with `step`, or while there is none, that of a checkpoint.
+
+    Args:
+        trust: execute code that the files of the model may hold.
 
     Raises:
         RunFolderError: the run has neither.
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
     final = folder.path / "final"
     if step is None and final.is_dir():
-        return _from_folder(folder, final)
+        return _from_folder(folder, final, trust=trust)
     with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
-        return _from_folder(folder, export_checkpoint(folder, step, Path(scratch) / "model"))
+        path = export_checkpoint(folder, step, Path(scratch) / "model", trust=trust)
+        return _from_folder(folder, path)
 
 
-def _from_folder(folder: RunFolder, path: Path) -> Trained:
+def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Trained:
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_of(folder)
     # The precision that was saved is the one it was trained in; another would measure another model.
-    model = auto_class(recipe.objective).from_pretrained(path, dtype="auto", attn_implementation=recipe.model.attention)
+    try:
+        model = auto_class(recipe.objective).from_pretrained(
+            path,
+            dtype="auto",
+            attn_implementation=recipe.model.attention,
+            weights_only=not trust,
+            trust_remote_code=False,
+        )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(refusal(str(path), [])) from error
     tokenizer = load_tokenizer(str(path)) if OBJECTIVES[recipe.objective].text else None
     return Trained(recipe, model.to(device).eval(), tokenizer, device)
 
@@ -117,12 +141,15 @@ def recipe_of(folder: RunFolder) -> Recipe:
     return parse_recipe(fields if isinstance(fields, dict) else {}, str(folder.resolved))
 
 
-def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) -> Path:
+def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *, trust: bool = False) -> Path:
     """Write a checkpoint (the newest, or that of `step`) as a model folder.
+
+    Args:
+        trust: execute code that the files of the checkpoint may hold.
 
     Raises:
         RunFolderError: there is no such checkpoint.
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or holds more than tensors.
     """
     checkpoint = _pick(folder, step)
     recipe = recipe_of(folder)
@@ -131,7 +158,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
     plan = make_plan(recipe, measure_recipe(recipe, kit.config), world)
     done = read_manifest(checkpoint)["step"]
     card = model_card(recipe, plan, {**folder.info(), "step": done}, _measured_at(folder, done))
-    weights = weights_of_checkpoint(checkpoint, precision=precision_of(recipe))
+    weights = weights_of_checkpoint(checkpoint, precision=precision_of(recipe), trust=trust)
     return export_model(
         destination,
         config=kit.config,
@@ -145,19 +172,27 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path) ->
 
 
 def _pick(folder: RunFolder, step: int | None) -> Path:
-    found = {int(path.name.removeprefix("step-")): path for path in whole_checkpoints(folder.checkpoints)}
+    found = {step_of(path): path for path in whole_checkpoints(folder.checkpoints)}
     if not found:
         raise RunFolderError(
             f"{folder.path} has no final model and no checkpoint yet; "
             f"`shardyard resume {typed(folder.path)}` goes on with it."
         )
     if step is None:
-        return found[max(found)]
+        good = [at for at, path in found.items() if not _is_bad(path)]
+        return found[max(good or found)]
     if step not in found:
         raise RunFolderError(
             f"{folder.path} has no checkpoint of step {step}, but of {', '.join(map(str, sorted(found)))}."
         )
     return found[step]
+
+
+def _is_bad(checkpoint: Path) -> bool:
+    try:
+        return bad_because(checkpoint) is not None
+    except CheckpointError:
+        return False
 
 
 def _measured_at(folder: RunFolder, step: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shardyard.engine import checkpoint_files as files
 from shardyard.engine.checkpoint import ENGINE_TAG
 from shardyard.engine.expert_weights import as_transformers, parallel_layers, read_experts, whole_experts
+from shardyard.engine.tensor_files import only_tensors, read_tensors
 from shardyard.errors import CheckpointError
 from shardyard.tracking.runfolder import typed
 
@@ -47,11 +48,15 @@ def _gathered(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def weights_of_checkpoint(folder: Path, *, precision: str) -> Mapping[str, Tensor]:
-    """Every weight of a checkpoint, without an engine and on one machine; verified before anything is unpickled.
+def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) -> Mapping[str, Tensor]:
+    """Every weight of a checkpoint, without an engine and on one machine; verified before anything is read.
+
+    Args:
+        trust: execute code that the files of the checkpoint may hold.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of ZeRO-3 with experts that are spread over ranks.
+        CheckpointError: the checkpoint is damaged, holds more than tensors, or is of ZeRO-3 with experts that are
+            spread over ranks.
     """
     manifest = files.read_manifest(folder)
     damaged = files.damaged_files(folder, manifest)
@@ -65,9 +70,10 @@ def weights_of_checkpoint(folder: Path, *, precision: str) -> Mapping[str, Tenso
             "which writes final/ at its end"
         )
     if manifest["zero_stage"] == 3:
-        weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG)
+        with only_tensors(trust=trust):
+            weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG)
         return {name: tensor.to(DTYPES[precision]) for name, tensor in weights.items()}
-    states = torch.load(folder / ENGINE_TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    experts = read_experts(folder / ENGINE_TAG) if parallel > 1 else {}
+    states = read_tensors(folder / ENGINE_TAG / "mp_rank_00_model_states.pt", trust=trust)
+    experts = read_experts(folder / ENGINE_TAG, trust=trust) if parallel > 1 else {}
     layers = sorted({name.rpartition(".experts.")[0] for name in experts})
     return as_transformers({**states["module"], **experts}, layers)

@@ -17,7 +17,7 @@ from torch.distributed import distributed_c10d
 from shardyard.engine.job import Job
 from shardyard.engine.run import run_rank
 from shardyard.engine.world import Rank
-from shardyard.errors import ShardyardError
+from shardyard.errors import ShardyardError, UnavailableError
 from shardyard.launch.meeting import own_gpu
 from shardyard.launch.output import redirect_output
 from shardyard.launch.recovery import RankError, bug_in_words, is_bug
@@ -60,12 +60,12 @@ def _carry_out(job: Job, context: Any, steps: list[int]) -> None:
 
 
 def _rank_error(error: Exception, *, stepped: bool) -> RankError:
-    """Memory that ran out, lost peers and broken networks may pass; what the platform itself explains does not, nor
-    does a bug that is met before anything is trained."""
+    """Memory that ran out, lost peers, broken networks and servers that stumble may pass; what else the platform itself
+    explains does not, nor does a bug that is met before anything is trained."""
     text = _one_line(error)
     if not stepped and is_bug(error):
         return RankError(bug_in_words(text, socket.gethostname()), permanent=True)
-    return RankError(text, permanent=isinstance(error, ShardyardError))
+    return RankError(text, permanent=isinstance(error, ShardyardError) and not isinstance(error, UnavailableError))
 
 
 def _note(rank: Rank, what: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,8 +96,9 @@ def _save(model: Any, folder: Path) -> None:
     try:
         model.save_pretrained(folder)
     except SafetensorError as error:
-        # A full disk reaches safetensors as its own kind of error.
-        raise OSError(str(error)) from error
+        # A full disk reaches safetensors as its own kind of error, with the number of the operating system in its text.
+        number = re.search(r"code: (\d+)|os error (\d+)", str(error))
+        raise OSError(int(number[1] or number[2]) if number else errno.EIO, str(error)) from error
 
 
 def _replace(partial: Path, destination: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, *
         options: further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: the weights are of another model: less than half of its body was found among them.
+        ModelError: the weights hold more than tensors, or are of another model: less than half of its body was found
+            among them.
     """
     transformers_logging.disable_progress_bar()
     # What it has to say of missing and unused weights is told by the run.
@@ -86,6 +88,11 @@ def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, *
         model, report = auto.from_pretrained(
             **place(name), config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
         )
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"model.pretrained: a weight file of {name} holds more than tensors, and reading it could execute code of "
+            "its author; use a version of it in safetensors."
+        ) from error
     finally:
         transformers_logging.set_verbosity(before)
         torch.set_rng_state(state)

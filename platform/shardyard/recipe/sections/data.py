@@ -66,6 +66,14 @@ class Data(Section):
         "the world size must divide it. Default: the largest divisor of the global batch up to 64.",
         ge=1,
     )
+    retry_seconds: float = described(
+        300.0,
+        "How long a request of a source, or a read of its storage, is tried again while it fails for reasons that may "
+        "pass (a broken connection, 429, 5xx), with growing random pauses; Retry-After is kept to. Then the attempt "
+        "ends, and cluster.max_failures says whether another is made.",
+        "seconds",
+        ge=0.0,
+    )
     prefetch: int = described(4, "Global batches that are made ready in the background.", "batches", ge=1, le=1024)
 
 

@@ -1,0 +1,92 @@
+"""Files that torch wrote, read as tensors and plain values: nothing that a stranger wrote into them is executed.
+
+A pickle may name any function and have it called, so a checkpoint from somebody else is a program. torch's restricted
+unpickler builds only what it knows and what is listed here. Every reader of checkpoints goes through `read_tensors`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from shardyard.errors import CheckpointError
+
+# What DeepSpeed stores beside tensors and what torch allows by itself: plain containers of numbers without code that
+# runs when they are made.
+ALLOWED: list[Any] = [
+    fragment_address,
+    LossScaler,
+    DynamicLossScaler,
+    ZeroStageEnum,
+]
+_NAMED = re.compile(r"(?:GLOBAL|Unsupported (?:class|global)[: ]*) ?([\w.]+)")
+
+
+def read_tensors(path: Path | str, *, trust: bool = False, map_location: Any = "cpu", **options: Any) -> Any:
+    """What `torch.save` wrote to a file.
+
+    Args:
+        trust: read it with Python's own unpickler, which executes whatever the file says.
+        options: further arguments of `torch.load`.
+
+    Raises:
+        CheckpointError: the file holds more than tensors and plain values, or is no such file.
+    """
+    if trust:
+        return torch.load(path, map_location=map_location, weights_only=False, **options)
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location=map_location, weights_only=True, **options)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(refusal(str(path), [_named(str(error))])) from error
+    except (RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def code_in(path: Path) -> list[str]:
+    """What a file names beside tensors and plain values, such as `posix.system`; [] for one that is safe to read.
+
+    Only looks; a file that cannot be looked at is left to its reader.
+    """
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        return []
+
+
+def refusal(what: str, names: list[str]) -> str:
+    """Why a file is not read, and what to do."""
+    named = ", ".join(name for name in names if name) or "what is no tensor"
+    return (
+        f"{what} holds more than tensors and plain values ({named}): reading it could execute code that its author put "
+        "there. If you know who wrote it, add --trust; otherwise leave it alone."
+    )
+
+
+@contextmanager
+def only_tensors(*, trust: bool) -> Iterator[None]:
+    """Within it, `torch.load` of others is `read_tensors`: DeepSpeed's converter would execute what files say."""
+
+    def load(file: Path | str, map_location: Any = None, weights_only: bool | None = None, **options: Any) -> Any:
+        with mock.patch.object(torch, "load", plain):
+            return read_tensors(file, trust=trust, map_location=map_location, **options)
+
+    plain = torch.load
+    with mock.patch.object(torch, "load", load):
+        yield
+
+
+def _named(text: str) -> str:
+    found = _NAMED.search(text)
+    return found[1] if found else ""
