@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -218,23 +219,38 @@ def _kill_the_driver(command: Command) -> None:
     assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_loss_that_is_not_a_number_is_not_retried(corpus: Path, tmp_path: Path) -> None:
+def test_after_an_explosion_the_command_that_is_told_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """It is not retried; its poisoned checkpoints are passed over; and what is told to type is typed."""
     recipe = write_recipe(
         tmp_path,
         corpus,
-        train={"precision": "fp32", "gradient_clipping": 0.0},
-        optimizer={"name": "sgd", "lr": 1e30, "momentum": 0.0, "weight_decay": 0.0, "betas": [0.9, 0.95]},
+        train={"steps": 8, "precision": "fp32", "gradient_clipping": 0.0},
+        optimizer={"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "betas": [0.9, 0.95]},
         schedule={"name": "constant", "warmup": 0},
         zero={"stage": 1},
+        checkpoint={"every": 1, "keep": 8},
+        evaluate={"every": 8, "rows": 8},
+        sample={"prompts": []},
     )
-    with Command("launch", recipe, runs=tmp_path / "runs") as command:
+    runs = tmp_path / "runs"
+    with Command("launch", recipe, "--until", 3, runs=runs) as command:
+        assert command.finish()[0] == 0
+    with Command("resume", command.folder, "-s", "optimizer.lr=1e30", runs=runs) as command:
         code, output = command.finish()
     assert code == 1
-    assert "the loss is" in output
-    assert "Lower optimizer.lr" in output
     assert "Traceback" not in output
     assert command.info()["state"] == "failed"
-    assert command.info()["attempts"] == 1
+    assert command.info()["attempts"] == 2
+    (told,) = set(re.findall(r"`(shardyard resume [^`]*--step[^`]*)`", " ".join(output.split())))
+    assert shlex.split(told)[2:] == [str(command.folder), "--step", "3", "-s", "optimizer.lr=0.0003"]
+    with Command(*shlex.split(told)[1:], runs=runs) as command:
+        code, output = command.finish()
+    assert code == 0, output
+    losses = [line["train/loss"] for line in command.metrics()]
+    assert len(losses) == 8
+    assert all(0 < loss < 10 for loss in losses), losses
+    assert any("going back to step 3" in event["text"] for event in command.events("notice"))
+    assert (command.folder / "final" / "model.safetensors").is_file()
 
 
 def test_without_network_account_and_wandb_folder(corpus: Path, tmp_path: Path) -> None:

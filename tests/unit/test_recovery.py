@@ -10,6 +10,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
+from shardyard.errors import DataError, UnavailableError
 from shardyard.launch.recovery import Count, Failure, GiveUp, RankError, Retry, announce, decide, group_causes, is_bug
 from shardyard.launch.trainer import _from_controller, _from_workers
 from shardyard.launch.worker import _rank_error
@@ -82,6 +83,11 @@ def test_failures_are_counted_from_the_last_that_had_gained_a_checkpoint() -> No
 
 def worker_group_error(failures: dict[int, Exception]) -> WorkerGroupError:
     return WorkerGroupError("Training failed due to worker errors:\n...", failures)
+
+
+def test_a_server_that_stumbles_may_be_well_again_and_a_missing_file_is_not() -> None:
+    assert not _rank_error(UnavailableError("503 for five minutes"), stepped=False).permanent
+    assert _rank_error(DataError("404"), stepped=False).permanent
 
 
 def test_a_rank_error_is_read_as_it_was_raised() -> None:
