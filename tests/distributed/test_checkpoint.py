@@ -140,16 +140,22 @@ def test_full_disks_cost_checkpoints_and_not_the_run(corpus: Path, tmp_path: Pat
         assert [line["step"] for line in read_metrics(job.folder.metrics)] == list(range(1, 13))
 
 
-def hardly_any_room(rank: Rank, jobs: list[Job], disk: Path, free_bytes: list[int]) -> list[str]:
-    """Outcome of each job, or its error, on a disk that has so many bytes free at its start."""
-    outcomes = []
+def hardly_any_room(
+    rank: Rank, jobs: list[Job], disk: Path, free_bytes: list[int]
+) -> list[tuple[str, list[str], bool]]:
+    """Of each job, with so many bytes free: outcome or error, names of its checkpoints, whether it has final/."""
+    found = []
     for job, free in zip(jobs, free_bytes, strict=True):
         if rank.is_first:
             leave_free(disk, free)
-            job.folder.checkpoints.mkdir(exist_ok=True)
         gather(None, rank)
-        outcomes.append(_outcome(rank, job))
-    return outcomes
+        outcome = _outcome(rank, job)
+        found.append((outcome, good(job.folder.checkpoints), (job.folder.final / "model.safetensors").is_file()))
+        gather(None, rank)
+        if rank.is_first:
+            for folder in files.whole_checkpoints(job.folder.checkpoints):
+                shutil.rmtree(folder)
+    return found
 
 
 def test_of_the_last_checkpoint_and_the_model_either_is_written_without_the_other(
@@ -160,27 +166,27 @@ def test_of_the_last_checkpoint_and_the_model_either_is_written_without_the_othe
     )
     none, some = (tiny_job(recipe, tmp_path, world_size=2) for _ in range(2))
     on_disk = tiny_job(recipe, disk, world_size=2)
-    none.folder.checkpoints.symlink_to(disk / "none")
-    some.folder.checkpoints.symlink_to(disk / "some")
-    (disk / "none").mkdir()
-    (disk / "some").mkdir()
-    # Room for no checkpoint; for two and a half of the four that rotation wants; and for one and a half with the model.
-    jobs = [none, some, on_disk]
-    first, second = run_ranks(2, hardly_any_room, jobs, disk, [0, 1_250_000, 800_000])
-    assert first == second
+    for job, name in ((none, "none"), (some, "some")):
+        (disk / name).mkdir()
+        job.folder.checkpoints.symlink_to(disk / name)
+    # One takes 0.65 MB. Room for none; for two and a half of the four that rotation wants; for two, but without final/.
+    first, second = run_ranks(2, hardly_any_room, [none, some, on_disk], disk, [0, 1_650_000, 1_500_000])
+    assert [outcome for outcome, *_ in first] == [outcome for outcome, *_ in second]
+    error, left, has_model = first[0]
     final = none.folder.path / "final"
-    assert first[0].startswith(f"CheckpointError: the trained model is in {final}, but the checkpoint of step 8 could ")
-    assert "needs " in first[0]
-    assert "--runs-dir" in first[0]
-    assert load_file(final / "model.safetensors")
-    assert first[1:] == ["finished", "finished"]
+    assert error.startswith(
+        f"CheckpointError: the trained model is in {final}, but the checkpoint of step 8 could not "
+    )
+    assert f"{none.folder.checkpoints} needs " in error
+    assert "--runs-dir" in error
+    assert (left, has_model) == ([], True)
+    assert first[1] == ("finished", ["step-00000007", "step-00000008"], True)
     assert events(some.folder, "checkpoint_failed") == []
     assert [event["step"] for event in events(some.folder, "checkpoint")] == list(range(1, 9))
-    assert good(some.folder.checkpoints)[-1] == "step-00000008"
     freed = [event["text"] for event in events(some.folder, "notice")]
     assert freed[0] == "the disk is full: step-00000001 made room for the checkpoint of step 3"
-    assert good(on_disk.folder.checkpoints)[-1:] == ["step-00000008"]
-    assert load_file(on_disk.folder.path / "final" / "model.safetensors")
+    assert first[2] == ("finished", ["step-00000008"], True)
+    assert "made room for the trained model" in events(on_disk.folder, "notice")[-1]["text"]
 
 
 # Damage, and runs of another shape
