@@ -25,6 +25,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from shardyard.data.retry import LIMIT_SECONDS, wait_seconds
 from shardyard.errors import DataError, UnavailableError
+from shardyard.redaction import scrub
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,8 @@ class Tries:
     def __init__(self, url: str, web: Web = WEB) -> None:
         parts = urlsplit(url)
         self._host = parts.netloc.rpartition("@")[2]
-        # Without what may hold a secret.
-        self._where = f"{parts.scheme}://{self._host}{parts.path}"
+        # Without the query and the login, which may hold a secret.
+        self._where = scrub(f"{parts.scheme}://{self._host}{parts.path}")
         self._web = web
         self._began = time.monotonic()
         self._failures = 0
