@@ -68,10 +68,7 @@ _remembered: set[str] = set()
 def scrub(text: str, secrets: Sequence[str] = ()) -> str:
     """The text without strings that have the shape of a secret, logins and signatures in URLs, values of the
     environment's secret variables, and the given ones."""
-    for secret in sorted({*secrets, *_of_environment(), *_remembered}, key=len, reverse=True):
-        if secret in text:
-            text = text.replace(secret, HIDDEN)
-    return without_forms(text)
+    return _without(text, _known(secrets))
 
 
 def without_forms(text: str) -> str:
@@ -91,15 +88,26 @@ def holds_secret(text: str) -> bool:
 
 def scrub_all(value: Any) -> Any:
     """Plain data with every text in it scrubbed; what needs no change is returned as it is."""
+    return _all_without(value, _known())
+
+
+def _all_without(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
-        return scrub(value)
+        return _without(value, secrets)
     if isinstance(value, Mapping):
-        changed = {key: scrub_all(item) for key, item in value.items()}
+        changed = {key: _all_without(item, secrets) for key, item in value.items()}
         return changed if any(changed[key] is not item for key, item in value.items()) else value
     if isinstance(value, list | tuple):
-        items = [scrub_all(item) for item in value]
+        items = [_all_without(item, secrets) for item in value]
         return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
     return value
+
+
+def _without(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, HIDDEN)
+    return without_forms(text)
 
 
 def is_secret_name(name: str) -> bool:
@@ -142,8 +150,10 @@ def filled(text: str, value_of: Callable[[str], str]) -> str:
     return _VARIABLE.sub(fill, text)
 
 
-def _of_environment() -> Iterable[str]:
-    return _secret_values_of(tuple(sorted(os.environ.items())))
+def _known(given: Sequence[str] = ()) -> list[str]:
+    """Values that are secrets whatever their form, the longest first."""
+    environment = _secret_values_of(tuple(sorted(os.environ.items())))
+    return sorted({*given, *environment, *_remembered}, key=len, reverse=True)
 
 
 @lru_cache(maxsize=4)

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from shardyard.dashboard.addresses import bound, hosts_of
 from shardyard.dashboard.security import MOST_BODY_BYTES, Gate, token_in
 from shardyard.errors import UsageError
+from support.secrets import SECRETS
 from unit.dash_cases import ADDRESS, CSRF, TOKEN, served, write_run
 
 SECRET = "a secret that lies outside of the runs folder"
@@ -121,6 +122,22 @@ def test_loopback_names_are_answered(client: TestClient, host: str) -> None:
 def test_hosts_of_a_server_that_others_reach() -> None:
     assert "gpu-7" in hosts_of("gpu-7")
     assert "0.0.0.0" not in hosts_of("0.0.0.0")
+
+
+def test_secrets_in_runs_of_before_are_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", "old-1", problem=f"cannot read https://{SECRETS['login']}@host/x")
+    (run / "logs").mkdir(exist_ok=True)
+    (run / "logs" / "driver.log").write_text(f"GET https://host/x.jsonl?sig={SECRETS['signature']}\n")
+    sample = {"step": 1, "prompt": SECRETS["github"], "text": SECRETS["slack"]}
+    (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    (run / "recipe.yaml").write_text(f"name: x  # {SECRETS['hugging face']}\n")
+    with served(tmp_path / "runs", tmp_path / "cache") as client:
+        for place in ("", "/logs", "/samples", "/recipe"):
+            answer = client.get(f"/api/runs/old-1{place}")
+            assert answer.status_code == 200, answer.text
+            assert "[hidden]" in answer.text, place
+            assert not [kind for kind, secret in SECRETS.items() if secret in answer.text]
+        assert SECRETS["login"] not in client.get("/api/runs").text
 
 
 POSTS = ["/api/jobs", "/api/jobs/x/stop", "/api/runs/one-1/resume", "/api/recipes/check", "/api/alerts/test"]

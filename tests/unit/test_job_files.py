@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from shardyard.cli.main import run
 from shardyard.errors import UsageError
 from shardyard.launch.job_files import rule_of, select
 from shardyard.launch.jobs_package import checked_files, in_short, listing, package
+from support.cli import write_recipe
+from support.secrets import SECRETS
+from support.tiny import write_corpus
 
 STAYING = (
     *(".env", ".env.local", "prod.env", "deploy/.env", "server.pem", "tls/server.key", "id_rsa", "id_ed25519.pub"),
@@ -126,3 +131,29 @@ def test_what_travels_is_told_before(person: Path) -> None:
     assert any(line.endswith(" B  data/corpus.jsonl") for line in lines)
     assert "     stays  .env  (*.env)" in lines
     assert len(lines) == len(found.files) + len(found.left_out)
+
+
+def test_a_dry_run_lists_what_would_be_sent(
+    person: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDYARD_HOME", str(person / "token"))
+    recipe = write_recipe(tmp_path, write_corpus(person))
+    command = ["submit", str(recipe), "--runs-dir", str(person / "kept-runs"), "--working-dir", str(person)]
+    assert run([*command, "--dry-run", str(tmp_path / "job.json")]) == 0
+    said = capsys.readouterr().err
+    written = json.loads((tmp_path / "job.json").read_text())
+    corpus = next(name for name in written["files"] if name.startswith("corpus-"))
+    assert sorted(written["files"]) == [corpus, "data/corpus.jsonl", "fine.jsonl", "recipe.yaml"]
+    assert written["files"]["data/corpus.jsonl"] == len("planted data/corpus.jsonl")
+    assert written["left_out"]["kept-runs/"] == "runs and tokens stay here"
+    for line in (
+        " B  data/corpus.jsonl",
+        "stays  .aws/  (.aws/)",
+        "stays  leaves.txt  (a link that leaves the folder)",
+    ):
+        assert line in said
+    assert "planted .env" not in json.dumps(written)
+    assert run([*command, "--name", SECRETS["github"]]) == 2
+    said = capsys.readouterr().err
+    assert "looks like a secret" in said
+    assert SECRETS["github"] not in said

@@ -154,6 +154,15 @@ def test_an_override_with_a_secret_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert secret not in said.out + said.err
 
 
+def test_a_run_of_before_is_resumed_with_another_url(tmp_path: Path) -> None:
+    url = f"https://{SECRETS['login']}@host/x.jsonl"
+    path = write_recipe(tmp_path, write_corpus(tmp_path), data={"train": [{"path": url, "holdout": 0.1}]})
+    with pytest.raises(RecipeError, match=r"DATA_LOGIN"):
+        load_recipe(str(path))
+    loaded = load_recipe(str(path), ["data.train.0.path=https://${DATA_LOGIN}@host/x.jsonl"])
+    assert loaded.recipe.data.train[0].path == "https://${DATA_LOGIN}@host/x.jsonl"
+
+
 def test_only_variables_for_data_are_filled_into_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def recipe(url: str) -> str:
         section = {"train": [{"path": url, "holdout": 0.1}], "sequence_length": 32}

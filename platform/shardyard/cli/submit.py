@@ -16,6 +16,7 @@ from shardyard.cli.options import Overrides, Quiet, RecipeName, RunsDir, Try
 from shardyard.errors import UsageError
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.shorten import as_trial
+from shardyard.redaction import holds_secret
 
 if TYPE_CHECKING:
     from shardyard.launch.jobs_api import JobsApi
@@ -46,13 +47,16 @@ def submit(
     ] = None,
     runs_dir: RunsDir = None,
     working_dir: Annotated[
-        Path | None, typer.Option("--working-dir", help="Folder that goes along, for files that the recipe names.")
+        Path | None,
+        typer.Option("--working-dir", help="Folder that goes along; --dry-run lists its files."),
     ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Submit a recipe as a job."""
     if job_name is not None and not _JOB_NAME.match(job_name):
         raise UsageError(f"--name {job_name!r} is no name: up to 80 letters, digits, '.', '_' and '-'.")
+    if job_name is not None and holds_secret(job_name):
+        raise UsageError("--name holds what looks like a secret; everyone who lists the jobs sees it.")
     if working_dir is not None and not working_dir.is_dir():
         raise UsageError(f"--working-dir {working_dir} is no folder.")
     loaded = load_recipe(name, overrides or [])

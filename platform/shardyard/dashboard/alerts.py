@@ -26,6 +26,7 @@ from shardyard.dashboard.index import Index
 from shardyard.dashboard.series import Reader
 from shardyard.errors import ShardyardError
 from shardyard.recipe.sections.watching import Alerts
+from shardyard.redaction import scrub
 from shardyard.tracking.record import TRAIN_LOSS
 from shardyard.units import format_seconds
 
@@ -110,6 +111,7 @@ def _is_spike(rules: Alerts, now: Seen) -> bool:
 def send(alert: Alert, rules: Alerts, environment: Mapping[str, str] | None = None) -> list[str]:
     """Send to every place that the rules name; returns how each went, in words without secrets."""
     environment = os.environ if environment is None else environment
+    alert = replace(alert, text=scrub(alert.text))
     outcomes = []
     for name, variable, sender in (
         ("webhook", rules.webhook, _to_webhook),

@@ -213,7 +213,7 @@ def events(folder: Path, cursor: int = 0) -> dict[str, Any]:
 def samples(folder: Path, cursor: int = 0) -> dict[str, Any]:
     """Samples from a cursor on; of a long file the last ones."""
     found, end = _records(folder, "samples.jsonl", cursor)
-    return {"samples": found, "cursor": end}
+    return {"samples": [without_secrets(sample) for sample in found], "cursor": end}
 
 
 def _records(folder: Path, name: str, cursor: int) -> tuple[list[dict[str, Any]], int]:

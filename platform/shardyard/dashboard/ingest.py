@@ -22,6 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from shardyard.dashboard.columns import Floats, Parsed, average, parse, positions_of
 from shardyard.dashboard.files import opened_below, pread, read_below, stat_below
 from shardyard.dashboard.sparkline import Sparkline
+from shardyard.redaction import scrub_all
 from shardyard.tracking import record
 from shardyard.tracking.files import decode
 from shardyard.tracking.holder import is_gone
@@ -97,6 +98,8 @@ def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
         info = {"problem": f"run.json cannot be read: {reason}"}
+    # Runs of before may hold some; the index then does not.
+    info = scrub_all(info)
     if "problem" in info:
         turn.problems.append(str(info["problem"]))
         # What was read before the file was damaged still holds.
@@ -170,7 +173,7 @@ def _recipe(
     turn.changed = True
     fields: dict[str, Any] = {}
     try:
-        found = read_yaml(read_below(folder, "resolved.yaml", most=MOST_INFO_BYTES))
+        found = scrub_all(read_yaml(read_below(folder, "resolved.yaml", most=MOST_INFO_BYTES)))
         fields = dict(zip_most(flatten(found), _MOST_FIELDS)) if isinstance(found, dict) else {}
     except FileNotFoundError:
         pass

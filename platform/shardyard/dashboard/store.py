@@ -21,7 +21,7 @@ from pathlib import Path
 
 from shardyard.errors import UsageError
 
-VERSION = 2
+VERSION = 3
 _CACHED_PAGES_KIB = 16 * 1024
 _TABLES = """
 CREATE TABLE runs (
