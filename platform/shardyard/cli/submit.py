@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +14,7 @@ import typer
 from shardyard.cli import output
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunsDir, Try
 from shardyard.errors import UsageError
+from shardyard.launch.named_files import refuse_unseen_files
 from shardyard.recipe.load import LoadedRecipe, load_recipe
 from shardyard.recipe.shorten import as_trial
 from shardyard.redaction import holds_secret
@@ -60,8 +61,7 @@ def submit(
     if working_dir is not None and not working_dir.is_dir():
         raise UsageError(f"--working-dir {working_dir} is no folder.")
     loaded = load_recipe(name, overrides or [])
-    if working_dir is None and on == "ray":
-        refuse_relative_files(loaded)
+    refuse_unseen_files(loaded.recipe, on, working_dir)
     asked = (name, tuple(overrides or ()), job_name or loaded.recipe.name, dry_run, runs_dir, working_dir, try_steps)
     if on != "ray":
         return _elsewhere(on, loaded, asked, address, wait=wait, quiet=quiet)
@@ -77,35 +77,6 @@ def submit(
 def at_address(address: str | None) -> str:
     """The option that finds the same cluster again; "" where the environment or the cluster of this machine says it."""
     return f" --address {shlex.quote(address)}" if address is not None else ""
-
-
-def refuse_relative_files(loaded: LoadedRecipe) -> None:
-    """Pass if the recipe names no file by a path that only means something in this folder.
-
-    Raises:
-        UsageError: it does.
-    """
-    for field, value in _texts(loaded.recipe.model_dump(), ""):
-        leaf = field.rpartition(".")[2]
-        if leaf not in ("path", "tokenizer", "pretrained", "teacher") or Path(value).is_absolute():
-            continue
-        # A name without a slash or a suffix, such as `bytes`, is no path even where a file is called so.
-        if ("/" in value or Path(value).suffix) and Path(value).exists():
-            raise UsageError(
-                f"{field} is {value}, a file of this folder, which the cluster does not see: send the folder along "
-                "with --working-dir ., or give an absolute path that all nodes see."
-            )
-
-
-def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from ((f"{where}", text) for where, text in _texts(item, f"{path}[{index}]"))
-    elif isinstance(value, str):
-        yield path, value
 
 
 def _plan(loaded: LoadedRecipe, api: JobsApi | None) -> RunPlan:
