@@ -35,6 +35,7 @@ WALKED: dict[tuple[str, str], Walk] = {
     ("README.md", "shardyard recipes show NAME"): Walk(swap=(("NAME", "gpt/quickstart"),)),
     ("docs/checkpoints.md", "shardyard export RUN --step 100"): Walk(swap=(*_RUN, ("100", "20"))),
     ("docs/checkpoints.md", "shardyard sample RUN --step 100 PROMPT"): Walk(swap=(*_RUN, ("100", "20"))),
+    ("docs/checkpoints.md", "shardyard export RUN FOLDER"): Walk(swap=(*_RUN, ("FOLDER", "exported"))),
     ("docs/dashboard.md", "shardyard data rows RUN --step N"): Walk(swap=(*_RUN, ("N", "3"))),
     ("docs/dashboard.md", "shardyard watch RUN"): Walk(swap=_RUN),
     ("docs/dashboard.md", "shardyard runs"): Walk(),
