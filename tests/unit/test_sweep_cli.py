@@ -48,6 +48,7 @@ def test_sweeps_are_listed_and_refused_by_name(tmp_path: Path, capsys: pytest.Ca
 
     path, runs = tmp_path / "small.yaml", ["--runs-dir", str(tmp_path / "runs")]
     path.write_text(SWEEP)
+    (tmp_path / "runs").mkdir()
     assert run(["sweep", "list", *runs]) == 0
     assert "There are no sweeps" in capsys.readouterr().err
     folder = SweepFolder.create(tmp_path / "runs", load_sweep(str(path)))
