@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from shardyard.dashboard import cluster
 from shardyard.dashboard.overrides import problems_of_page
+from support.secrets import SECRETS, SENTENCES
 from unit.dash_cases import served, write_run
 
 REFUSED = [
@@ -62,6 +63,14 @@ def test_paths_and_addresses_are_refused(override: str) -> None:
 )
 def test_names_and_numbers_are_the_pages_to_change(override: str) -> None:
     assert problems_of_page([override]) == []
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_secrets_never_become_part_of_a_command_line(kind: str) -> None:
+    for sentence in SENTENCES[kind]:
+        (problem,) = problems_of_page([f"description='{sentence.format(SECRETS[kind])}'"])
+        assert "looks like a secret" in problem.message
+        assert SECRETS[kind] not in str(problem)
 
 
 def test_a_name_that_is_a_folder_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

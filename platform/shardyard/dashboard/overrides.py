@@ -14,6 +14,7 @@ from typing import Any
 from shardyard.errors import Problem
 from shardyard.recipe.catalog import find_tokenizer_spec
 from shardyard.recipe.yaml_source import parse_value
+from shardyard.redaction import holds_secret
 
 # Fields that name what is read, wherever in a recipe they stand.
 _NAMES = frozenset({"path", "tokenizer", "pretrained", "teacher", "extends"})
@@ -33,6 +34,10 @@ def _problems(text: str) -> Iterator[Problem]:
     key, equals, value_text = text.partition("=")
     names = [part for part in key.strip().split(".") if part]
     if not equals or not names:
+        return
+    if holds_secret(text):
+        # Everyone on the host sees the command line that it would become part of.
+        yield Problem(f"-s {'.'.join(names)}", ".".join(names), "holds what looks like a secret; take it out")
         return
     try:
         value = parse_value(value_text)
