@@ -61,6 +61,16 @@ def test_a_token_file_that_others_can_read(capsys: pytest.CaptureFixture[str], t
     assert "x" * 40 not in said
 
 
+def test_a_runs_folder_that_is_not_there_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardyard.dashboard.server.serve", lambda app, listening: listening.close())
+    assert run(["dashboard", "--no-browser", "--port", "0", "--runs-dir", str(tmp_path / "none")]) == 0
+    assert f"{tmp_path}/none (is not there yet; a launch into it makes it)" in capsys.readouterr().out
+    assert run(["dashboard", "--no-browser", "--port", "0", "--runs-dir", str(tmp_path)]) == 0
+    assert "is not there yet" not in capsys.readouterr().out
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("shardyard.extras.find_spec", lambda name: None if name == "plotly" else object())
     assert "the dashboard needs plotly" in refused(capsys)

@@ -101,7 +101,7 @@ class UnknownFieldError(LookupError):
         leaf = nearest(self.name, leaves, cutoff=FAR)
         if leaf is not None:
             return f"did you mean {leaves[leaf]!r}?"
-        word = nearest(self.name, SYNONYMS, cutoff=FAR)
+        word = nearest(self.name, [name for name, found in SYNONYMS.items() if _is_path(found.path)], cutoff=FAR)
         return f"did you mean {SYNONYMS[word].path!r}?" if word is not None else f"valid: {valid}"
 
     def _exactly_elsewhere(self) -> str | None:
