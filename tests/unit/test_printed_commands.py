@@ -22,7 +22,8 @@ from support.tiny import write_corpus
 PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "shardyard"
 # Names of commands in a sentence, not something to type, and those whose name is filled in.
 MENTIONS = {
-    "cli/main.py": {"shardyard 1"},
+    "cli/main.py": {"shardyard 1", "shardyard help COMMAND"},
+    "engine/step_sources.py": {"shardyard data rows"},
     "dashboard/cluster.py": {"shardyard 1"},
     "dashboard/static/jobs.js": {"shardyard launch"},
     "launch/job_entry.py": {"shardyard submit"},

@@ -197,7 +197,7 @@ def _variable(name: str) -> str:
     if value is None:
         raise DataError(
             f"a URL under data names the variable {name}, which is not set where the data is read; only variables that "
-            f"begin with {VARIABLE_PREFIX} are filled in. Export it before `shardyard launch` or `submit`."
+            f"begin with {VARIABLE_PREFIX} are filled in. Export it before the launch or submission."
         )
     return value
 
