@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shardyard.cli.jobs_found import age_seconds, doing, exit_code_of, find, own, pick
+from shardyard.cli.main import run as command
 from shardyard.errors import UsageError
 from shardyard.launch.jobs import amount_of, refuse_what_never_fits, world_on
 from shardyard.launch.jobs_api import target
@@ -205,3 +206,17 @@ def test_a_run_that_was_resumed_after_its_job_ended_is_the_run(
         assert not found.ended
         found.stop()
         assert run.stop_requested() == "interrupt"
+
+
+def test_a_run_without_its_process_is_not_said_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder.create(tmp_path, "tiny", "a", "b")
+    run.update(state="running")
+    run.update(driver={**run.info()["driver"], "pid": 2**22 + 1})
+    assert command(["stop", run.id, "--runs-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert f"{run.id} cannot be stopped: its process 4194305 on {run.info()['driver']['host']} is gone" in said
+    assert f"shardyard resume {run.path}" in said
+    assert run.stop_requested() is None
+    run.update(state="running")
+    assert command(["stop", run.id, "--runs-dir", str(tmp_path)]) == 0
+    assert run.stop_requested() == "interrupt"

@@ -16,7 +16,7 @@ from shardyard.cli.jobs_found import Found, age_seconds, doing, find, folder_of,
 from shardyard.cli.options import AsJson, Quiet, RunsDir
 from shardyard.cli.progress import whole_seconds
 from shardyard.cli.submit import Address, at_address
-from shardyard.errors import EXIT_TIMEOUT, ShardyardError, UsageError
+from shardyard.errors import EXIT_FAILED, EXIT_TIMEOUT, ShardyardError, UsageError
 from shardyard.launch.jobs_api import TERMINAL, JobsApi
 from shardyard.tracking.files import encode
 from shardyard.tracking.runfolder import runs_folder, typed
@@ -103,22 +103,25 @@ def stop(
     address: Address = None,
     on: OnKubernetes = None,
     runs_dir: RunsDir = None,
-) -> None:
-    """Ask jobs or runs to end, each with a checkpoint."""
+) -> int:
+    """Ask jobs or runs to end, each with a checkpoint. Exit code 1: the process of one was gone already."""
     if on == "kuberay":
         for name in jobs:
             jobs_elsewhere.stop(name)
-        return
+        return 0
+    code = 0
     for found in [find(name, address, runs_folder(runs_dir)) for name in jobs]:
         if found.state == "lost":
             name = typed(found.folder.path) if found.folder is not None else found.id
             output.note(f"{found.id} {_gone_driver(found)}; `shardyard resume {name}` goes on with it.")
+            code = EXIT_FAILED
             continue
         if found.ended:
             output.note(f"{found.id} has ended before ({found.state}).")
             continue
         found.stop()
         output.note(f"{found.id} ends after this step, with a checkpoint; `{_wait(found, address)}` waits for it.")
+    return code
 
 
 def _wait(found: Found, address: str | None) -> str:
