@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-from shardyard.launch import trainer
+from shardyard.launch import cluster, trainer
 from shardyard.launch.group import make_ready, parted_groups, places_in_words, places_of
 from shardyard.launch.hardware import world_of
 from shardyard.launch.meeting import rank_environment
@@ -128,3 +131,64 @@ def test_what_ranks_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not world_of(Cluster()).gpu
     monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", "cpu")
     assert not world_of(Cluster(gpus_per_worker=1), cluster_gpus=8).gpu
+
+
+_OUTLIVES = """
+import os, signal, subprocess, sys
+from shardyard.launch.group import outlive_sigterm
+if sys.argv[1] == "blocked":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+outlive_sigterm()
+os.kill(os.getpid(), signal.SIGTERM)
+child = subprocess.Popen(["sleep", "1000"])
+child.terminate()
+print("alive", child.wait(), flush=True)
+read, write = os.pipe()
+if (fork := os.fork()) == 0:
+    os.write(write, b"!")
+    signal.pause()
+os.read(read, 1)
+os.kill(fork, signal.SIGTERM)
+print(os.waitpid(fork, 0)[1])
+"""
+
+
+@pytest.mark.parametrize(("state", "code", "text"), [("blocked", 0, "alive -15\n15\n"), ("open", -signal.SIGTERM, "")])
+def test_a_rank_of_a_cluster_of_its_own_outlives_sigterm_and_its_children_do_not(
+    state: str, code: int, text: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _OUTLIVES, state], stdout=subprocess.PIPE, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, text)
+
+
+def test_connecting_to_ray_leaves_the_handler_of_sigterm_alone() -> None:
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    mine = signal.default_int_handler
+    signal.signal(signal.SIGTERM, mine)
+    try:
+        with cluster._signals_left_alone():
+            ray._private.utils.set_sigterm_handler(signal.SIG_DFL)
+            assert signal.getsignal(signal.SIGTERM) is mine
+        ray._private.utils.set_sigterm_handler(mine)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_rays_daemons_do_not_hear_sigterm_and_are_in_no_group_of_ours() -> None:
+    asked: list[str] = []
+    with cluster._daemons_apart():
+        daemon = cluster.services.ConsolePopen(["sleep", "1000"], preexec_fn=lambda: asked.append("as Ray does"))
+    assert cluster.services.ConsolePopen is not cluster._Apart
+    assert os.getsid(daemon.pid) == daemon.pid != os.getsid(0)
+    os.kill(daemon.pid, signal.SIGTERM)
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    [blocked] = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
+    assert int(blocked, 16) & 1 << signal.SIGTERM - 1
+    assert daemon.poll() is None
+    daemon.terminate()
+    assert daemon.wait() == -signal.SIGKILL

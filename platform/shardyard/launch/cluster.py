@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import ray
 from ray._private import services
 from ray._private.state import available_resources_per_node
@@ -92,7 +94,7 @@ def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCl
             cluster.refuse_what_never_fits(ask(settings, gpu=gpu))
         yield cluster
     finally:
-        ray.shutdown()
+        _shut_down()
 
 
 def cluster_gpus(settings: Cluster) -> int | None:
@@ -149,24 +151,56 @@ def _signals_left_alone() -> Iterator[None]:
 
 
 class _Apart(services.ConsolePopen):  # type: ignore[misc]
-    """A process in a session of its own."""
+    """A daemon in a session of its own, to which SIGTERM means nothing, nor to the processes that it starts."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{**settings, "start_new_session": True})
+    def __init__(self, *arguments: Any, preexec_fn: Callable[[], None], **settings: Any) -> None:
+        def prepare() -> None:
+            preexec_fn()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+        super().__init__(*arguments, preexec_fn=prepare, **{**settings, "start_new_session": True})
+
+    def terminate(self) -> None:
+        """What Ray does to end it, and would wait a second for."""
+        self.kill()
 
 
 @contextmanager
 def _daemons_apart() -> Iterator[None]:
-    """Start Ray's daemons, and so all ranks, outside the process group of the driver.
+    """Start Ray's daemons, and so all ranks, such that SIGTERM does not end them.
 
-    Shells, `timeout` and schedulers send SIGTERM to the whole group: the driver alone knows that a checkpoint is to be
-    written first, and ends the others after it. Should it be killed, the kernel kills them (Ray sets PR_SET_PDEATHSIG).
+    Shells and `timeout` send it to the whole process group, systemd and Slurm to every process of a job: the driver
+    alone knows that a checkpoint is to be written first, and ends the others after it. Should the driver be killed, the
+    kernel kills them (Ray sets PR_SET_PDEATHSIG).
     """
     theirs, services.ConsolePopen = services.ConsolePopen, _Apart
     try:
         yield
     finally:
         services.ConsolePopen = theirs
+
+
+def _shut_down() -> None:
+    """Leave the cluster; of one that was started here nothing is left over. Ranks have ended by now, and the daemons
+    that Ray would ask to end their own processes do not hear it."""
+    started = _processes_started_here()
+    ray.shutdown()
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _processes_started_here() -> list[psutil.Process]:
+    """Ray's daemons and everything below them; [] of a cluster that others have started."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return []
+    found = []
+    for info in [info for infos in node.all_processes.values() for info in infos]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            daemon = psutil.Process(info.process.pid)
+            found += [daemon, *daemon.children(recursive=True)]
+    return found
 
 
 def _knock(address: str) -> None:

@@ -7,6 +7,8 @@ nothing here imports torch for the driver.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +115,7 @@ def make_ready(
 ) -> Ready:
     """Runs in the process of a rank, before torch and DeepSpeed are imported there; it begins with that."""
     os.environ.update(private or {})
+    outlive_sigterm()
     try:
         host = this_host(address)
         settings = derive(network, host, gpu=gpu, one_host=one_host, environment=dict(os.environ), forwarded=forwarded)
@@ -126,6 +129,18 @@ def make_ready(
     elif problem := _no_gpu(address):
         return Ready(problem=problem)
     return Ready(tuple(in_words(settings, host)))
+
+
+def outlive_sigterm() -> None:
+    """In a cluster that was started for this run, where the driver alone answers to SIGTERM, it is blocked so far. A
+    handler that does nothing is as good for this process, and those that it starts can be ended again."""
+    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        # A program that is started has no handlers of ours, a fork has.
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def places_of(workers: Sequence[Any]) -> list[dict[str, Any]]:

@@ -48,6 +48,8 @@ _RAY_TRAIN = {
     # A process for each attempt that tells ranks of nodes that are being drained; nothing here asks for it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+# Where Ray's exceptions keep what they were raised for, and Python's.
+_INSIDE = ("cause", "_base_exc", "health_check_failure", "__cause__")
 # What Ray raises for a process that is gone.
 _DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 _OF_CONTROLLER = {*_RAY_TRAIN, _START_TIMEOUT}
@@ -278,7 +280,8 @@ def _cause(error: BaseException) -> BaseException:
             return layer
         seen.add(id(layer))
         innermost = layer
-        layer = getattr(layer, "cause", None) or getattr(layer, "_base_exc", None) or layer.__cause__
+        inside = (getattr(layer, name, None) for name in _INSIDE)
+        layer = next((found for found in inside if isinstance(found, BaseException)), None)
     return innermost
 
 
