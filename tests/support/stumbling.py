@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 import socket
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+COMMIT = "a" * 40
 FAULTS = ("500", "502", "503", "429", "drop", "cut")
 
 
@@ -75,6 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.server.contents.get(self.path.partition("?")[0].lstrip("/"))
         if data is None:
             self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -89,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         if body:
@@ -109,3 +115,16 @@ def serving(contents: dict[str, bytes], **options: Any) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def as_hub(name: str, data: bytes) -> dict[str, bytes]:
+    """What the hub answers about a data set with one Parquet file, by path."""
+    file = {"type": "file", "path": "data/train.parquet", "size": len(data), "oid": "b" * 40}
+    folder = {"type": "directory", "path": "data", "oid": "c" * 40, "size": 0}
+    facts = {"id": name, "_id": "1", "sha": COMMIT, "siblings": [{"rfilename": file["path"]}], "private": False}
+    facts |= {"tags": [], "downloads": 0, "likes": 0}
+    api, tree = f"api/datasets/{name}", f"api/datasets/{name}/tree/{COMMIT}"
+    answers = {api: facts, f"{api}/revision/{COMMIT}": facts, tree: [folder], f"{tree}/data": [file]}
+    return {path: json.dumps(answer).encode() for path, answer in answers.items()} | {
+        f"datasets/{name}/resolve/{COMMIT}/data/train.parquet": data
+    }
