@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
+from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from shardyard.cli.main import app
 from shardyard.data.tokenizer import load_tokenizer
@@ -54,6 +58,27 @@ def test_what_is_allowed_makes_nothing_but_itself() -> None:
     for allowed in ALLOWED:
         assert isinstance(allowed, type)
         assert not {"__setstate__", "__del__"} & vars(allowed).keys()
+
+
+def test_what_deepspeed_stores_is_read(tmp_path: Path) -> None:
+    """Both kinds of loss scalers, which of the two fp16 has, the stage, where parameters lie in a flat buffer."""
+    given = {"init_scale": 2.0**16, "scale_window": 1000, "min_scale": 1.0, "delayed_shift": 2}
+    given["consecutive_hysteresis"] = False
+    state = {
+        "dynamic": CreateLossScaler(torch.half, 0, True, given),
+        "static": CreateLossScaler(torch.float, 1.0, False, None),
+        "stage": ZeroStageEnum(3),
+        "address": fragment_address(numel=4, start=2),
+        "shapes": OrderedDict(weight=torch.Size([2, 2])),
+        "dtype": torch.float16,
+        "step": torch.tensor(3),
+    }
+    torch.save(state, tmp_path / "states.pt")
+    assert code_in(tmp_path / "states.pt") == []
+    found = read_tensors(tmp_path / "states.pt")
+    assert found.keys() == state.keys()
+    assert [vars(found[name]) for name in ("dynamic", "static")] == [vars(state[n]) for n in ("dynamic", "static")]
+    assert (found["stage"], found["address"], found["shapes"]) == (state["stage"], state["address"], state["shapes"])
 
 
 @pytest.fixture(params=[0, 3])
