@@ -165,11 +165,13 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
         return
     decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
     if isinstance(decision, GiveUp):
-        _tell_failure(job, failure, failure.describe())
+        told = failure.describe()
+        _tell_failure(job, failure, told)
+        # A cause that names a way to go on, as after an explosion, knows better than this.
+        resume = f"; `shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint"
         raise TrainingError(
-            f"training failed, and {decision.reason}:\n{failure.describe()}\n"
-            f"Logs of all ranks are in {job.folder.path / 'logs'}; "
-            f"`shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint."
+            f"training failed, and {decision.reason}:\n{told}\n"
+            f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in told else resume}."
         )
     _tell_failure(job, failure, announce(failure, decision, count, job.recipe.cluster.max_failures))
     until = time.monotonic() + decision.wait_seconds
