@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from shardyard.cli.main import run
 from shardyard.engine import checkpoint_files as files
 from shardyard.engine.checkpoint import not_finite
 from shardyard.engine.explosion import is_spoiled, way_back
 from shardyard.errors import CheckpointError, UsageError
+from shardyard.recipe.load import dump_recipe
 from shardyard.tracking.runfolder import RunFolder
+from support.tiny import tiny_recipe, write_corpus
 
 
 def write(checkpoints: Path, step: int, **facts: object) -> Path:
@@ -148,3 +151,15 @@ def test_weights_that_are_no_numbers_are_named() -> None:
     model[1].weight.ds_tensor = torch.ones(1, dtype=torch.uint8)
     assert not_finite(model) == []
     assert not_finite(nn.Identity()) == []
+
+
+def test_a_step_without_a_checkpoint_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = dump_recipe(tiny_recipe(write_corpus(tmp_path, 20)))
+    folder = RunFolder.create(tmp_path / "runs", "tiny", text, text)
+    write(folder.checkpoints, 4)
+    write(folder.checkpoints, 8)
+    assert run(["resume", str(folder.path), "--local", "--step", "5", "-s", "train.steps=30"]) == 2
+    assert "steps that are there: 4, 8" in capsys.readouterr().err
+    assert folder.resolved.read_text() == text
+    assert names(folder.checkpoints) == ["step-00000004", "step-00000008"]
+    assert not folder.events.exists()
