@@ -135,6 +135,17 @@ def test_runs_and_compare_show_ids_and_numbers_whole(columns: int, runs: Path) -
     assert str(runs / ids[0]) in one.split()
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_what_is_watched_shows_ids_and_numbers_whole(columns: int, runs: Path) -> None:
+    for path in runs.iterdir():
+        shown = in_terminal(["watch", "--once", path.name, "--runs-dir", str(runs)], columns)
+        assert path.name in shown.replace(":", " ").split()
+        for number in ("2.1234", "3.2500"):
+            assert number in shown.split()
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= columns
+
+
 def test_a_pipe_gets_the_ids_of_what_is_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = sorted(path.name for path in runs.iterdir())
     assert cli.run(["compare", *ids, "--runs-dir", str(runs)]) == 0

@@ -28,6 +28,9 @@ from shardyard.units import format_count, format_seconds
 REFRESH_PER_SECOND = 4
 PANEL_COLUMNS = 100
 PLAIN_ROWS = 20
+# Of a panel: what its frame takes of a line with the title, and from where on three numbers stand beside each other.
+TITLE_MARGIN = 6
+THREE_COLUMNS_WIDTH = 76
 
 
 class LiveView:
@@ -215,6 +218,9 @@ class _PanelView:
         parts += [Text(""), Text(progress.last_event or "starting", style="dim", no_wrap=True, overflow="ellipsis")]
         width = min(PANEL_COLUMNS, self._console.width)
         title = Text(progress.run_id, style="bold")
+        if len(title) > width - TITLE_MARGIN:  # an id is typed again, so it is never cut
+            parts.insert(0, title)
+            return Panel(Group(*parts), border_style=color, width=width, padding=(0, 1))
         return Panel(Group(*parts), title=title, title_align="left", border_style=color, width=width, padding=(0, 1))
 
     def _bar(self, color: str) -> RenderableType:
@@ -248,7 +254,7 @@ class _PanelView:
             ("attempt", str(progress.attempt)),
         ]
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        columns = 3 if self._console.width >= 76 else 2
+        columns = 3 if self._console.width >= THREE_COLUMNS_WIDTH else 2
         for _ in range(columns):
             grid.add_column(style="dim", no_wrap=True)
             grid.add_column(ratio=1, no_wrap=True)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shardyard.cli import complete
-from shardyard.cli.live import LiveView
+from shardyard.cli.live import THREE_COLUMNS_WIDTH, TITLE_MARGIN, LiveView
 from shardyard.cli.live import watch as feed
 from shardyard.cli.options import RunsDir
 from shardyard.cli.plot import plot
@@ -138,7 +138,7 @@ class Watched:
     def drawn(self, console: Console, *, log: bool) -> RenderableType:
         """The whole view, as large as the terminal."""
         width, color = console.width, _COLORS.get(self.state, "yellow")
-        parts: list[RenderableType] = [self._bar(color), Text(""), self._numbers()]
+        parts: list[RenderableType] = [self._bar(color), Text(""), self._numbers(width)]
         room = max(5, min(16, console.height - 12 - EVENTS - len(self.evaluations)))
         plain = not console.encoding.lower().startswith("utf")
         lines = plot(sorted(self.points.items()), width - 4, room, ascii_only=plain, log=log)
@@ -146,13 +146,14 @@ class Watched:
             parts += [Text(""), Text(self.metric, style="dim"), Text("\n".join(lines), style=color, no_wrap=True)]
         parts += [Text("")] if self.evaluations or self.events else []
         for step, found in self.evaluations:
-            parts.append(
-                Text(f"evaluation at step {step}: {metrics_in_words(found)}", overflow="ellipsis", no_wrap=True)
-            )
+            parts.append(Text(f"evaluation at step {step}: {metrics_in_words(found)}", overflow="fold"))
         for moment, text in self.events:
             clock = time.strftime("%H:%M:%S", time.localtime(moment)) if moment else ""
             parts.append(Text(f"{clock} {text}".strip(), style="dim", overflow="ellipsis", no_wrap=True))
         title = Text(f"{self.folder.id}: {self.state}", style="bold")
+        if len(title) > width - TITLE_MARGIN:  # an id is typed again, so it is never cut
+            parts.insert(0, Text(self.folder.id, style="bold", overflow="fold"))
+            title = Text(self.state, style="bold")
         return Panel(Group(*parts), title=title, title_align="left", border_style=color, width=width, padding=(0, 1))
 
     def _bar(self, color: str) -> RenderableType:
@@ -168,7 +169,7 @@ class Watched:
         row.add_row(f"step {progress.step}/{total}", bar, f"{100 * step // total}%")
         return row
 
-    def _numbers(self) -> RenderableType:
+    def _numbers(self, width: int) -> RenderableType:
         metrics = self.progress.metrics
         memory = metrics.get(record.PEAK_ALLOCATED_BYTES, metrics.get(record.RSS_BYTES))
         rate, seconds, mfu = (metrics.get(name) for name in (record.TOKENS_PER_SECOND, record.STEP_SECONDS, record.MFU))
@@ -185,12 +186,13 @@ class Watched:
             "memory": "" if memory is None else format_bytes(memory),
         }
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for _ in range(3):
+        columns = 3 if width >= THREE_COLUMNS_WIDTH else 2
+        for _ in range(columns):
             grid.add_column(style="dim", no_wrap=True)
             grid.add_column(ratio=1, no_wrap=True)
         cells = [cell for name, value in items.items() for cell in (name, Text(value or "-"))]
-        for begin in range(0, len(cells), 6):
-            grid.add_row(*cells[begin : begin + 6])
+        for begin in range(0, len(cells), 2 * columns):
+            grid.add_row(*cells[begin : begin + 2 * columns])
         return grid
 
 
