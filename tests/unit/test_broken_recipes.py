@@ -175,7 +175,10 @@ OVERRIDES = [
     ),
 ]
 CONTRADICTIONS = [
-    Broken("no-length", ":10: train: has no length; give train.steps or train.tokens", "steps: 100, ", ""),
+    Broken("no-length", ":10: train: has no length; give train.steps, train.tokens or", "steps: 100, ", ""),
+    Broken("only-minutes", "or train.epochs: the most that `minutes` may hold", "steps: 100", "minutes: 3"),
+    Broken("three-lengths", "steps and tokens and epochs all say", "steps: 100", "steps: 100, tokens: 5, epochs: 1"),
+    Broken("no-epochs", "train.epochs: must be more than 0", "steps: 100", "epochs: 0.0"),
     Broken("two-lengths", ":10: train.tokens: steps and tokens both say", "steps: 100", "steps: 100, tokens: 5"),
     Broken(
         "batch-workers",

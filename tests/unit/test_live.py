@@ -147,6 +147,15 @@ def test_a_sparkline_shows_means_and_gaps() -> None:
     assert sparkline([math.nan], 3) == ""
 
 
+def test_a_time_budget_tells_the_last_step() -> None:
+    stream = io.StringIO()
+    with LiveView(stream, "budgeted", 500) as view:
+        view.on_events([{"kind": "length", "time": 1.0, "steps": 400, "text": "4.5 minutes hold 400 of 500 steps"}])
+        view.on_metrics([_line(400)])
+    assert "4.5 minutes hold 400 of 500 steps" in stream.getvalue()
+    assert "400/400" in stream.getvalue()
+
+
 def test_time_left_follows_the_newest_pace() -> None:
     progress = Progress("run-1", 100)
     assert progress.seconds_left() is None

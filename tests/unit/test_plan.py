@@ -263,6 +263,11 @@ def test_evaluations_and_checkpoints_come_ten_times_by_default(steps: int, every
     assert (pinned.evaluate_every, pinned.checkpoint_every) == (1, 3)
 
 
+def test_a_time_budget_may_make_fewer_steps_of_those_that_are_given() -> None:
+    why = plan_of(train={"minutes": 4.5}).reasons["steps"]
+    assert why == "given by train.steps; fewer if 4.5 minutes hold fewer, measured when it starts"
+
+
 def test_lengths_may_be_shares_of_the_run() -> None:
     shares = {"schedule": {"warmup": 0.1}, "evaluate": {"every": 0.25}, "checkpoint": {"every": 0.5}}
     for steps, lengths in ((100, (10, 25, 50, 5)), (3, (1, 1, 2, 1)), (1, (0, 1, 1, 1))):

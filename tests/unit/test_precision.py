@@ -30,6 +30,7 @@ from shardyard.recipe.plan import World, fixed, make_plan
 from shardyard.recipe.plan_text import resolved_text, rows
 from shardyard.recipe.precision import GIVEN, Bf16, choose_precision
 from shardyard.recipe.schema import Cluster, Recipe
+from shardyard.recipe.shorten import shortened
 from shardyard.tracking.runfolder import RunFolder
 
 SMALL = Architecture("gpt2", 1_000_000, 900_000, 200_000, 4, 128, 4, 257, 256)
@@ -224,6 +225,20 @@ def test_a_run_asks_the_nodes_of_its_workers_once(tmp_path: Path, monkeypatch: p
     assert settle.nodes_for(cluster, demand, ANYWHERE) == ["a", "b"]  # type: ignore[arg-type]
 
 
+def test_an_attempt_goes_on_with_the_steps_that_an_earlier_one_measured(tmp_path: Path) -> None:
+    train = {"global_batch": 8, "steps": 100, "minutes": 1.0, "precision": "fp32"}
+    recipe = recipe_of(train=train)
+    plan = make_plan(recipe, SMALL, World(1, gpu=False))
+    folder = RunFolder.create(tmp_path, "budget", "", resolved_text(recipe, plan))
+    demand = demand_of(recipe, gpu=False, workers=1)
+    job = Job(recipe, plan, folder)
+    assert settle.settle(job, TwoNodes(), demand, ANYWHERE, print).plan.steps == 100  # type: ignore[arg-type]
+    measured = shortened(recipe, 40, of=100)
+    folder.resolved.write_text(resolved_text(measured, make_plan(measured, SMALL, plan.world)))
+    again = settle.settle(job, TwoNodes(), demand, ANYWHERE, print)  # type: ignore[arg-type]
+    assert (again.plan.steps, again.recipe.train.steps, again.recipe.train.minutes) == (40, 40, None)
+
+
 def test_a_submitted_job_carries_a_known_precision(tmp_path: Path) -> None:
     recipe = recipe_of()
     loaded = LoadedRecipe(recipe, tmp_path / "r.yaml", "", (), ())
@@ -237,15 +252,17 @@ def test_a_submitted_job_carries_a_known_precision(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_node_is_asked_through_ray() -> None:
+def test_a_node_is_asked_through_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         (node,) = [node.id for node in RayCluster(None).nodes()]
+        monkeypatch.setattr(settle, "ASK_SECONDS", 120.0)
         (answer,) = settle.ask([node], gpu=True)
+        monkeypatch.setattr(settle, "ASK_SECONDS", 5.0)
         assert answer.cpu == bf16_units(read_cpuinfo())
-        gone = settle.ask(["f" * 56], gpu=False)
-        assert [(one.host, one.cpu) for one in gone] == [("node ffffffff", None)]
+        gone = settle.ask(["ab" * 28], gpu=False)
+        assert [(one.host, one.cpu) for one in gone] == [("node abababab", None)]
     finally:
         ray.shutdown()

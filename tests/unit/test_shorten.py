@@ -38,6 +38,7 @@ def test_steps_shrink_in_proportion_and_shares_stay() -> None:
     assert (short.evaluate.every, short.checkpoint.every, short.tracking.every) == (0.2, 10, 1)
     least = shortened(recipe, 1, of=1000)
     assert (least.schedule.warmup, least.schedule.step_size, least.checkpoint.every) == (0, 1, 1)
+    assert shortened(recipe_of(train={"global_batch": 8, "steps": 9, "minutes": 1.0}), 3, of=9).train.minutes is None
     by_tokens = shortened(recipe_of(train={"global_batch": 8, "tokens": 512_000}), 20, of=1000)
     assert (by_tokens.train.steps, by_tokens.train.tokens) == (20, None)
 

@@ -159,6 +159,8 @@ def test_overrides_reach_the_sweep_and_the_recipe(tmp_path: Path) -> None:
     assert found.sweep.name == "other"
     assert found.base.recipe.train.steps == 60
     assert found.base.recipe.name == "gpt-quickstart"
+    # Trials are compared at the same steps: the clock of the quickstart is not theirs.
+    assert found.base.recipe.train.minutes is None
     assert "-s train.stpes=3: train.stpes: unknown key 'stpes'" in problems(written(tmp_path), "train.stpes=3")[0]
     assert "is not key=value" in problems(written(tmp_path), "nonsense")[0]
 
@@ -166,6 +168,10 @@ def test_overrides_reach_the_sweep_and_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
+        (
+            {"parameters": {"train.minutes": {"values": [1.0]}}},
+            "trials are compared at the same steps, not by the clock",
+        ),
         ({"serch": {"name": "grid"}}, "unknown key 'serch'; did you mean 'search'?"),
         ({"parameters": {"optimizer.lr": {"values": [1.0], "maxx": 2}}}, "unknown key 'maxx'; did you mean 'max'?"),
         ({"parameters": {}}, "must have at least 1 entries"),

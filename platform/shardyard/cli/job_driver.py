@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from shardyard.cli.stopping import StopSignals, stoppable
 from shardyard.errors import ShardyardError
 from shardyard.imports import import_at_once
 from shardyard.launch.job_spec import new_run_id, plan_in, read_spec, spec_of, write_spec
+from shardyard.launch.prepare import as_fixed
 from shardyard.recipe.load import LoadedRecipe, load_recipe
-from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.plan import RunPlan, make_plan
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.lease import Lease
 from shardyard.tracking.runfolder import RunFolder
@@ -61,6 +63,9 @@ def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Le
 
         folder.update(provenance=collect())
     made = _plan(spec, loaded)
+    kept = as_fixed(loaded.recipe, folder)
+    if kept != loaded.recipe:
+        loaded, made = replace(loaded, recipe=kept), make_plan(kept, made.architecture, made.world)
     return carry_out(loaded, made, folder, signals, lease, local=False, until=None, quiet=False)
 
 

@@ -202,7 +202,7 @@ class _PanelView:
         """The next refresh shows it."""
 
     def event(self, event: dict[str, Any]) -> None:
-        if event.get("kind") in ("failure", "checkpoint_failed", "notice", "waiting"):
+        if event.get("kind") in ("failure", "checkpoint_failed", "notice", "waiting", "length"):
             # What a person may have to act on stays on the screen when the next event replaces it in the panel.
             self.message(describe(event), "red" if event.get("kind") == "failure" else "yellow")
 

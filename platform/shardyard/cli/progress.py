@@ -51,6 +51,8 @@ class Progress:
             self.attempt = int(event.get("number", self.attempt))
             self.world_size = event.get("world_size", self.world_size)
             self._pace.clear()  # the time between two attempts says nothing about the time of a step
+        if kind == "length":
+            self.total_steps = int(event.get("steps", self.total_steps))
         if kind == "evaluation" and isinstance(loss, int | float):
             self.eval_loss = float(loss)
         self.failed = kind == "failure" or (self.failed and kind != "attempt")

@@ -79,6 +79,11 @@ class ExampleStream:
         self.num_tokens += len(row.get("input_ids", ()))
         return row
 
+    def count_pieces(self) -> int:
+        """The rows that are left, without making them: pictures are not decoded."""
+        windows = iter(self._windows.next, None)
+        return sum(len(self._rows.pieces(window.examples, _generator(window))) for window in windows)
+
     def _made(self, skip: int = 0) -> Iterator[tuple[Row, Position]]:
         """Each row with the position after it."""
         while (window := self._windows.next()) is not None:

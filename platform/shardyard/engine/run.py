@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from shardyard.engine.assemble import assemble
+from shardyard.engine.budget import fix_steps
 from shardyard.engine.checkpoint_files import free_bytes, is_full, make_room
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
@@ -42,6 +43,7 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
     torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker)
     if rank.device.type == "cpu":
         keep_freed_memory()
+    job = fix_steps(job, rank)
     session = assemble(job.recipe, job.plan, job.folder, rank, trust=job.trust)
     if on_step is not None:
         session.hooks.insert(0, (lambda step: True, on_step))

@@ -37,7 +37,7 @@ _APART: dict[str, Any] = {
     "checkpoint": True,
 }
 # A run's resolved.yaml gives these where its recipe leaves them to be derived.
-_DERIVED: dict[str, Any] = {"train": {"precision": True}}
+_DERIVED: dict[str, Any] = {"train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True)}
 
 
 # What the sizes of a model follow from, beside the tokenizer; where the data lies does not matter.

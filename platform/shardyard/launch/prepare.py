@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from shardyard.launch.measured import keep, recall
 from shardyard.recipe.architecture import Architecture
+from shardyard.recipe.load import parse_recipe
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.plan import RunPlan, World, make_plan
 from shardyard.recipe.schema import Recipe
+from shardyard.tracking.runfolder import RunFolder
+
+# What is fixed in resolved.yaml when a run starts: its precision, its steps, and what is scaled to them.
+_FIXED_SECTIONS = ("train", "schedule", "evaluate", "checkpoint", "tracking")
 
 
 def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
@@ -21,7 +28,7 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
         remember: take the model's sizes from the disk if they were measured before, and keep them there otherwise.
 
     Raises:
-        DataError: the tokenizer cannot be loaded.
+        DataError: the tokenizer cannot be loaded, or what `train.epochs` counts is not here.
         ModelError: the model cannot be built.
         RecipeError: the world does not suit the recipe.
     """
@@ -29,7 +36,22 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
     architecture = known or _measure(recipe)
     if remember and known is None:
         keep(recipe, architecture)
-    return make_plan(recipe, architecture, world)
+    return make_plan(recipe, architecture, world, rows=_rows_of_a_pass(recipe))
+
+
+def _rows_of_a_pass(recipe: Recipe) -> int | None:
+    if recipe.train.epochs is None:
+        return None
+    from shardyard.data.count import count_rows
+    from shardyard.engine.kit import make_kit
+
+    return count_rows(make_kit(recipe).context, recipe.objective, recipe.train.seed)
+
+
+def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe with what earlier attempts of its run have fixed."""
+    fixed = parse_recipe(YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8")))
+    return recipe.model_copy(update={name: getattr(fixed, name) for name in _FIXED_SECTIONS})
 
 
 def _measure(recipe: Recipe) -> Architecture:

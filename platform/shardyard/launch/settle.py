@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ruamel.yaml import YAML
 
 from shardyard.engine.job import Job
 from shardyard.launch.cluster import RayCluster
 from shardyard.launch.hardware import bf16_of_gpus
+from shardyard.launch.prepare import as_fixed
 from shardyard.recipe.hardware import bf16_units, read_cpuinfo
 from shardyard.recipe.placement import Demand, Placement
 from shardyard.recipe.plan import make_plan
@@ -21,7 +21,6 @@ from shardyard.recipe.plan_text import as_dict, resolved_text
 from shardyard.recipe.precision import GIVEN, Bf16, with_precision
 from shardyard.recipe.schema import Precision
 from shardyard.tracking.files import write_atomically
-from shardyard.tracking.runfolder import RunFolder
 
 # A node that says nothing for so long is taken for one without bf16 units.
 ASK_SECONDS = 60.0
@@ -41,16 +40,15 @@ def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, 
 
     A run whose precision was fixed before keeps it, wherever its workers are now.
     """
-    if job.recipe.train.precision is not None:
+    if job.recipe.train.precision is not None and job.recipe.train.minutes is None:
         return job
-    before = _fixed_before(job.folder)
-    world = job.plan.world
-    if before is None:
+    recipe, world = as_fixed(job.recipe, job.folder), job.plan.world
+    ask_now = recipe.train.precision is None
+    if ask_now:
         world = replace(world, bf16=bf16_of_nodes(nodes_for(cluster, demand, placement), gpu=world.gpu))
-    recipe = job.recipe if before is None else with_precision(job.recipe, before)
     plan = make_plan(recipe, job.plan.architecture, world)
     recipe = with_precision(recipe, plan.precision)
-    if before is None:
+    if ask_now:
         tell_precision(plan.precision, plan.reasons["precision"], tell)
         write_atomically(job.folder.resolved, resolved_text(recipe, plan))
         job.folder.update(plan={name: value for name, value in as_dict(plan).items() if name not in _NOT_KEPT})
@@ -64,12 +62,6 @@ def tell_precision(precision: Precision, why: str, tell: Callable[[str], None]) 
     """Say which precision it is and why; one that the recipe gives, and that suits the devices, needs no word."""
     if why != GIVEN:
         tell(f"precision {precision}: {why}")
-
-
-def _fixed_before(folder: RunFolder) -> Precision | None:
-    fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8")) or {}
-    precision: Precision | None = (fields.get("train") or {}).get("precision")
-    return precision
 
 
 def nodes_for(cluster: RayCluster, demand: Demand, placement: Placement) -> list[str]:

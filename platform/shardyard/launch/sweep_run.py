@@ -23,7 +23,7 @@ from shardyard.launch.sweep_folder import SweepFolder
 from shardyard.launch.trainer import NotPlacedError, attempt
 from shardyard.recipe.load import dump_recipe
 from shardyard.recipe.placement import demand_of
-from shardyard.recipe.plan import RunPlan
+from shardyard.recipe.plan import RunPlan, fixed
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep_load import load_base
 from shardyard.recipe.sweep_trials import as_overrides, trial_name
@@ -57,6 +57,7 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[st
     loaded = load_base(folder.base, trial_overrides(sweep, folder.id, number, parameters))
     recipe, starting = locate(loaded.recipe, folder.runs_dir)
     plan = prepare(recipe, _world(recipe))
+    recipe = fixed(recipe, plan)
     if plan.fits is False:
         needed = format_bytes(plan.memory.device_bytes)
         raise HardwareError(

@@ -57,10 +57,20 @@ def _changed(section: Section, name: str) -> bool:
 
 def _length(recipe: Recipe) -> Iterator[Finding]:
     train = recipe.train
-    if train.steps is None and train.tokens is None:
-        yield ("train",), "has no length; give train.steps or train.tokens"
-    if train.steps is not None and train.tokens is not None:
-        yield ("train", "tokens"), "steps and tokens both say how long to train; keep one of them"
+    given = [name for name in ("steps", "tokens", "epochs") if getattr(train, name) is not None]
+    if not given:
+        most = ": the most that `minutes` may hold" if train.minutes is not None else ""
+        yield ("train",), f"has no length; give train.steps, train.tokens or train.epochs{most}"
+    if len(given) > 1:
+        yield (
+            ("train", given[-1]),
+            f"{' and '.join(given)} {'both' if len(given) == 2 else 'all'} say how long to train; keep one of them",
+        )
+    if train.epochs is not None and len(recipe.data.train) > 1:
+        yield (
+            ("train", "epochs"),
+            "several sources that are mixed by weight end at different times; give train.steps or train.tokens",
+        )
 
 
 def _sharing(recipe: Recipe) -> Iterator[Finding]:

@@ -85,8 +85,11 @@ class RunPlan:
         return self.memory.device_bytes <= self.world.device_bytes
 
 
-def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPlan:
+def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows: int | None = None) -> RunPlan:
     """Derive everything.
+
+    Args:
+        rows: of one pass over the training data; needed where `train.epochs` says how long to train.
 
     Raises:
         RecipeError: the world does not divide the batch or the lanes (a recipe's own `cluster.workers` is checked
@@ -106,7 +109,9 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
     reasons["tokens_per_row"] = "positions that a row puts through the model: data.sequence_length of a decoder"
     tokens_per_step = recipe.train.global_batch * tokens_per_row
     reasons["tokens_per_step"] = f"{recipe.train.global_batch} rows × {tokens_per_row} tokens"
-    steps = _steps(recipe, tokens_per_step, reasons)
+    steps = _steps(recipe, tokens_per_step, rows, reasons)
+    if recipe.train.minutes is not None:
+        reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"
     return RunPlan(
         world=world,
         precision=chosen.precision,
@@ -133,6 +138,9 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World) -> RunPl
 
 def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
     """The recipe with the derived values that must never be derived anew, on whatever machine the run goes on."""
+    if recipe.train.epochs is not None:
+        train = recipe.train.model_copy(update={"steps": plan.steps, "epochs": None})
+        recipe = recipe.model_copy(update={"train": train})
     return with_precision(recipe, plan.precision) if plan.precision_known else recipe
 
 
@@ -211,10 +219,15 @@ def _holds(recipe: Recipe, architecture: Architecture, world: World, micro_batch
     return estimate.device_bytes <= world.device_bytes
 
 
-def _steps(recipe: Recipe, tokens_per_step: int, reasons: dict[str, str]) -> int:
+def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict[str, str]) -> int:
     if recipe.train.steps is not None:
         reasons["steps"] = "given by train.steps"
         return recipe.train.steps
+    if recipe.train.epochs is not None:
+        assert rows is not None, "counted by whoever plans"
+        epochs, batch = recipe.train.epochs, recipe.train.global_batch
+        reasons["steps"] = f"{epochs:g} epochs of {rows} rows / {batch} rows a step, rounded up"
+        return max(1, math.ceil(epochs * rows / batch))
     assert recipe.train.tokens is not None, "checked with the recipe"
     reasons["steps"] = f"{format_count(recipe.train.tokens)} tokens / {tokens_per_step} a step, rounded up"
     return math.ceil(recipe.train.tokens / tokens_per_step)
@@ -237,6 +250,8 @@ def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) 
 
 
 def _warmup(given: float, steps: int, reasons: dict[str, str]) -> int:
+    if isinstance(given, int) and given >= max(1, steps):
+        raise _refuse("schedule.warmup", f"{given} steps of warm-up leave nothing of the {steps} steps of training")
     reasons["warmup"] = _by_the_recipe(given, steps)
     return in_steps(given, steps, most=steps - 1)
 

@@ -11,14 +11,14 @@ TRIAL_TAG = "trial"
 
 
 def shortened(recipe: Recipe, steps: int, *, of: int) -> Recipe:
-    """The recipe with `steps` steps instead of `of`; shares of the run stay, lengths in steps shrink in proportion."""
+    """The recipe with exactly `steps` steps instead of `of`: shares stay, lengths in steps shrink in proportion."""
 
     def scaled(value: int | float | None, *, most: int = steps) -> int | float | None:
         if not isinstance(value, int) or value == 0:
             return value
         return min(most, max(1, round(value * steps / of)))
 
-    train = _with(recipe.train, steps=steps, tokens=None)
+    train = _with(recipe.train, steps=steps, tokens=None, epochs=None, minutes=None)
     schedule = _with(
         recipe.schedule,
         warmup=scaled(recipe.schedule.warmup, most=max(0, steps - 1)),

@@ -57,6 +57,8 @@ def _fields(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
             continue
         if field.partition(".")[0] in FIXED:
             yield at, f"{field} is the same in all trials; set it in the recipe or in `overrides`"
+        if field == "train.minutes":
+            yield at, "trials are compared at the same steps, not by the clock; vary train.steps or train.tokens"
 
 
 def _paths(sweep: Sweep) -> Iterator[tuple[Path, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def load_sweep(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedSweep:
         raise RecipeError(source, [Problem(source, "", message)])
     _override(document, overrides)
     sweep = _checked(document, source)
-    base = _base(sweep, path, document, source)
+    base = _without_budget(_base(sweep, path, document, source))
     problems = [
         Problem(where(at, document.places, source), dotted(at), message) for at, message in check(sweep, base.recipe)
     ]
@@ -63,6 +63,12 @@ def load_sweep(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedSweep:
     if problems:
         raise RecipeError(source, problems)
     return LoadedSweep(sweep, base, path, document.text, tuple(overrides))
+
+
+def _without_budget(base: LoadedRecipe) -> LoadedRecipe:
+    """Trials are compared at the same steps, so none is cut by the clock."""
+    train = base.recipe.train.model_copy(update={"minutes": None})
+    return replace(base, recipe=base.recipe.model_copy(update={"train": train}))
 
 
 def is_sweep(name_or_path: str) -> bool:

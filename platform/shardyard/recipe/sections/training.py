@@ -16,9 +16,24 @@ ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "step", "
 
 class Train(Section):
     global_batch: int = described(REQUIRED, "Rows in one optimizer step, over all ranks.", "sequences", ge=1)
-    steps: int | None = described(None, "Optimizer steps; give this or `tokens`.", "steps", ge=1)
+    steps: int | None = described(None, "Optimizer steps; give this, `tokens` or `epochs`.", "steps", ge=1)
     tokens: int | None = described(
-        None, "Training tokens, rounded up to whole steps; give this or `steps`.", "tokens", ge=1
+        None, "Training tokens, rounded up to whole steps; give this, `steps` or `epochs`.", "tokens", ge=1
+    )
+    epochs: float | None = described(
+        None,
+        "Passes over the rows of the training data, rounded up to whole steps; fractions are allowed. The rows are "
+        "counted when the run is planned, which reads all data: one source, on this machine.",
+        "passes",
+        gt=0.0,
+    )
+    minutes: float | None = described(
+        None,
+        "Time that training may take; fewer steps are trained where it does not hold all. How many is measured once, "
+        "in some seconds before the first step; schedule and cadences are scaled to it. Trials of a sweep train all "
+        "steps.",
+        "minutes",
+        gt=0.0,
     )
     micro_batch: int | None = described(
         None,

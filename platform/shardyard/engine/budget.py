@@ -1,0 +1,150 @@
+"""A time budget: how many steps `train.minutes` hold is measured before training, and then fixed for good.
+
+The schedule needs to know the length of the run before its first step, and a run that is resumed or repeated has to
+train the same steps whatever the machine does then. So a few steps and an evaluation are timed on an engine that is
+thrown away; what they say becomes `train.steps` of the run, with warm-up and cadences scaled to it.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+
+from shardyard.data.loader import TrainLoader
+from shardyard.engine.deepspeed_engine import LearningRate, start_engine
+from shardyard.engine.hooks import EvaluateHook, SampleHook, Silence
+from shardyard.engine.job import Job
+from shardyard.engine.kit import held_out, make_kit, with_frozen
+from shardyard.engine.step import train_step
+from shardyard.engine.world import Rank, from_first
+from shardyard.optim.schedules import learning_rate_factor
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.plan import RunPlan, make_plan
+from shardyard.recipe.plan_text import as_dict, resolved_text
+from shardyard.recipe.schema import Recipe
+from shardyard.recipe.shorten import shortened
+from shardyard.tracking.files import JsonlWriter, write_atomically
+
+# The first steps allocate memory and choose kernels; what counts is how long the others take.
+UNTIMED_STEPS = 2
+LEAST_TIMED_STEPS = 3
+MOST_TIMED_STEPS = 20
+TIMED_SECONDS = 5.0
+# Checkpoints, and steps that take longer than those that were timed.
+RESERVE = 0.05
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a step takes, and an evaluation with its samples, in seconds."""
+
+    step_seconds: float
+    evaluation_seconds: float
+
+
+def fix_steps(job: Job, rank: Rank) -> Job:
+    """The job with the steps that its time budget holds, which the run folder keeps; all ranks call this.
+
+    Without `train.minutes`, or when the budget was turned into steps before, it is the job as it was.
+    """
+    minutes = job.recipe.train.minutes
+    if minutes is None:
+        return job
+    most = job.plan.steps
+    if most <= UNTIMED_STEPS + LEAST_TIMED_STEPS:
+        steps, why = most, f"{most} steps are too few to measure how many {minutes:g} minutes hold"
+    else:
+        pace = measure(job, rank)
+        # The engine of training would otherwise come on top of that one.
+        gc.collect()
+        if rank.device.type == "cuda":
+            torch.cuda.empty_cache()
+        steps = steps_within(60 * minutes * (1 - RESERVE), pace, most, lambda count: _evaluations(job, count))
+        steps, pace = from_first((steps, pace), rank)
+        held = "hold all" if steps == most else "hold"
+        why = f"{minutes:g} minutes {held} {steps} of {most} steps, at {pace.step_seconds:.3g} s each"
+    recipe = shortened(job.recipe, steps, of=most)
+    plan = make_plan(recipe, job.plan.architecture, job.plan.world)
+    plan.reasons["steps"] = why
+    if rank.is_first:
+        _keep(job, recipe, plan, why)
+    return replace(job, recipe=recipe, plan=plan)
+
+
+def steps_within(seconds: float, pace: Pace, most: int, evaluations: Callable[[int], int]) -> int:
+    """The most steps, at least one, that fit `seconds` with their evaluations."""
+    steps = max(1, min(most, math.floor(seconds / pace.step_seconds)))
+    while steps > 1:
+        over = steps * pace.step_seconds + evaluations(steps) * pace.evaluation_seconds - seconds
+        if over <= 0:
+            break
+        steps = max(1, steps - math.ceil(over / pace.step_seconds))
+    return steps
+
+
+def _evaluations(job: Job, steps: int) -> int:
+    plan = make_plan(shortened(job.recipe, steps, of=job.plan.steps), job.plan.architecture, job.plan.world)
+    return math.ceil(steps / plan.evaluate_every)
+
+
+def measure(job: Job, rank: Rank) -> Pace:
+    """Time some steps and an evaluation on an engine that is thrown away; all ranks call this."""
+    recipe, plan = job.recipe, job.plan
+    kit = make_kit(recipe)
+    engine = start_engine(recipe, plan, kit.config, rank)
+    kit = with_frozen(recipe, kit, rank.device, engine.module)
+    loader = TrainLoader(
+        kit.context,
+        objective=recipe.objective,
+        global_batch=recipe.train.global_batch,
+        micro_batch=plan.micro_batch,
+        lanes=plan.lanes,
+        seed=recipe.train.seed,
+        rank=rank.rank,
+        world_size=rank.world_size,
+    )
+    LearningRate(engine).set(learning_rate_factor(recipe.schedule, plan.steps)(0))
+    hooks: list[Callable[[int, dict[str, float]], None]] = [
+        EvaluateHook(engine, kit.objective, held_out(recipe, kit), rank, micro_batch=plan.micro_batch, notes=Silence())
+    ]
+    if recipe.sample.prompts:
+        chat = OBJECTIVES[recipe.objective].chat
+        hooks.append(SampleHook(engine, kit.tokenizer, recipe.sample, rank, Silence(), chat=chat))
+    try:
+        times = _timed(lambda: train_step(engine, kit.objective, next(loader), rank), rank)
+        started = time.monotonic()
+        for hook in hooks:
+            hook(0, {})
+        return Pace(median(times), time.monotonic() - started)
+    finally:
+        loader.close()
+        engine.destroy()
+
+
+def _timed(step: Callable[[], object], rank: Rank) -> list[float]:
+    """Seconds of each step after the first ones; all ranks stop after the same."""
+    times: list[float] = []
+    for number in range(UNTIMED_STEPS + MOST_TIMED_STEPS):
+        started = time.monotonic()
+        step()
+        if number >= UNTIMED_STEPS:
+            times.append(time.monotonic() - started)
+        enough = len(times) >= LEAST_TIMED_STEPS and sum(times) >= TIMED_SECONDS
+        if from_first(enough, rank):
+            break
+    return times
+
+
+def _keep(job: Job, recipe: Recipe, plan: RunPlan, why: str) -> None:
+    write_atomically(job.folder.resolved, resolved_text(recipe, plan))
+    kept = {name: value for name, value in as_dict(plan).items() if name not in ("reasons", "deepspeed")}
+    job.folder.update(total_steps=plan.steps, plan=kept)
+    events = JsonlWriter(job.folder.events)
+    events.append({"time": time.time(), "kind": "length", "steps": plan.steps, "text": why})
+    events.close()
