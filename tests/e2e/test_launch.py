@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from support.cli import Command, write_recipe
@@ -88,6 +89,44 @@ def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
     assert counts["ranks"][0]["sources"][0]["documents"] > 0
     steps = [line["step"] for line in undisturbed[0].metrics()]
     assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_short_trial_scales_everything_and_is_marked(corpus: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, corpus, cluster={"workers": 1}, zero={"stage": 1}, **LONG)
+    with Command("launch", recipe, "--try", 4, runs=tmp_path / "runs") as command:
+        code, output = command.finish()
+    assert code == 0, output
+    info = command.info()
+    assert (info["state"], info["step"], info["total_steps"]) == ("finished", 4, 4)
+    assert info["trial"] == {"steps": 4, "of": 80}
+    resolved = YAML(typ="safe", pure=True).load((command.folder / "resolved.yaml").read_text())
+    # Of 5 steps of warm-up, and evaluations and checkpoints each 10.
+    assert (resolved["schedule"]["warmup"], resolved["evaluate"]["every"], resolved["checkpoint"]["every"]) == (1, 1, 1)
+    assert resolved["tracking"]["tags"] == ["trial"]
+
+
+def test_a_time_budget_is_measured_by_the_workers_and_kept(corpus: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        corpus,
+        cluster={"workers": 1},
+        zero={"stage": 1},
+        train={"steps": 1_000_000, "minutes": 0.02},
+        schedule={"name": "wsd", "warmup": 0.1},
+        evaluate={"every": 0.5},
+        checkpoint={"every": 1_000_000},
+    )
+    with Command("launch", recipe, runs=tmp_path / "runs") as command:
+        code, output = command.finish()
+    assert code == 0, output
+    (length,) = command.events("length")
+    steps = length["steps"]
+    assert f"0.02 minutes hold {steps} of 1000000 steps, at " in output
+    assert f"{steps}/{steps}" in output
+    assert 1 <= steps < 1_000_000
+    assert command.metrics()[-1]["step"] == command.info()["total_steps"] == steps
+    resolved = YAML(typ="safe", pure=True).load((command.folder / "resolved.yaml").read_text())
+    assert (resolved["train"]["steps"], resolved["train"]["minutes"]) == (steps, None)
 
 
 def test_plain_transformers_load_the_result(undisturbed: tuple[Command, str]) -> None:
