@@ -193,6 +193,24 @@ def test_nodes_that_differ_agree_on_what_all_of_them_compute() -> None:
     assert bf16_of_gpu_nodes([NodeAnswer("amd")]).units is True
 
 
+def test_gpus_are_asked_for_their_compute_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(hardware, "_torch_has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (7, 0)][index])
+    assert bf16_here(gpu=True) == Bf16(False, "a GPU here has no bf16 units (compute capability 7.0)")
+    # On nodes of a cluster without torch: a command of the driver's.
+    command = tmp_path / "nvidia-smi"
+    for said, found in (("9.0\n8.6\n", (8, 6)), ("[N/A]\n", None)):
+        command.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        assert settle.about_this_node(gpu=True).gpu == found
+    command.unlink()
+    assert settle.about_this_node(gpu=True).gpu is None
+
+
 class TwoNodes:
     """A cluster as `settle` asks it."""
 

@@ -126,7 +126,7 @@ class SubmitView {
 function shown(plan) {
   const verdict = plan.fits === true ? h("p.good", {}, "It fits.") : plan.fits === false ? h("p.bad", {}, "It does not fit into the memory of a rank.") : h("p.dim", {}, "Whether it fits is not known: the memory of the devices is not known.");
   const rows = plan.rows ?? [
-    ["Model", plan.architecture && `${plan.architecture.family}, ${count(plan.architecture.parameters)} parameters`], ["Ranks", plan.world?.size], ["Steps", whole(plan.steps)],
+    ["Model", plan.architecture && `${plan.architecture.family}, ${count(plan.architecture.parameters)} parameters`], ["Ranks", plan.world?.size], ["Precision", plan.precision], ["Steps", whole(plan.steps)],
     ["Tokens", count(plan.tokens)], ["Tokens a step", whole(plan.tokens_per_step)], ["Micro-batch × accumulation", plan.micro_batch && `${plan.micro_batch} × ${plan.accumulation}`],
     ["FLOPs", count(plan.flops)], ["Checkpoint every", whole(plan.checkpoint_every)], ["Evaluation every", whole(plan.evaluate_every)],
   ];
