@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shardyard.cli.main import run
 from shardyard.errors import UsageError
+from shardyard.launch.job_entry import run_folder
 from shardyard.recipe import contradictions
 from shardyard.recipe.catalog import shipped_recipes
 from shardyard.recipe.load import load_recipe, parse_recipe
@@ -47,6 +50,18 @@ def test_a_trial_is_tagged_and_has_to_be_shorter() -> None:
     assert as_trial(recipe_of(tracking={"tags": ["mine"]}), 20, of=1000).tracking.tags == ["mine", "trial"]
     with pytest.raises(UsageError, match="--try 1000 does not shorten short, which trains 1000 steps; give fewer"):
         as_trial(recipe_of(), 1000, of=1000)
+
+
+def test_a_submitted_trial_is_marked_where_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = tmp_path / "job.json"
+    assert run(["submit", "gpt/quickstart", "--try", "20", "--dry-run", str(written), "-q"]) == 0
+    spec = json.loads(written.read_text())["job.json"]
+    assert spec["trial"] == {"steps": 20, "of": 500}
+    assert (spec["recipe"]["train"]["steps"], spec["plan"]["warmup"], spec["tags"]) == (20, 2, ["trial"])
+    folder = run_folder({**spec, "runs_dir": str(tmp_path / "runs")})
+    assert folder.info()["trial"] == {"steps": 20, "of": 500}
+    assert run(["submit", "gpt/quickstart", "--try", "500", "--dry-run", str(written), "-q"]) == 2
 
 
 SMALL = [found.name for found in shipped_recipes() if "seed: 1234" in Path(found.path).read_text(encoding="utf-8")]
