@@ -178,7 +178,7 @@ def recipe_of(overrides: tuple[str, ...], steps: int, workers: int, *, wandb: bo
     every = [f"evaluate.every={steps // times}", f"checkpoint.every={steps // times}"]
     mode = "offline" if wandb else "disabled"
     precision = "bf16" if FAST else "fp32"
-    given = [f"train.steps={steps}", f"train.precision={precision}", f"cluster.workers={workers}"]
+    given = [f"train.steps={steps}", "train.minutes=", f"train.precision={precision}", f"cluster.workers={workers}"]
     given += [*every, f"tracking.wandb.mode={mode}"]
     return load_recipe(RECIPE, [*given, *CONSTANT, *overrides]).recipe
 

@@ -25,7 +25,7 @@ PATIENCE = 1000 * PATIENCE_SECONDS
 TINY = [
     *("model.config.n_layer=1", "model.config.n_head=2", "model.config.n_embd=32", "data.sequence_length=64"),
     *("train.global_batch=8", "train.threads=1", "evaluate.every=100000", "sample.prompts=[]", "schedule.warmup=1"),
-    *("checkpoint.every=100000", "tracking.wandb.mode=disabled"),
+    *("checkpoint.every=100000", "train.minutes=", "tracking.wandb.mode=disabled"),
 ]
 ENDLESS = [*TINY, "train.steps=100000", "cluster.workers=2", "tracking.alerts.webhook=HOOK"]
 SHORT = [*TINY, "train.steps=4", "cluster.workers=1"]

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 TINY = [
     *("model.config.n_layer=1", "model.config.n_head=2", "model.config.n_embd=32", "data.sequence_length=64"),
     *("train.global_batch=8", "train.threads=1", "evaluate.every=100000", "sample.prompts=[]", "schedule.warmup=1"),
-    "tracking.wandb.mode=disabled",
+    *("train.minutes=", "tracking.wandb.mode=disabled"),
 ]
 SHORT = [*TINY, "train.steps=4", "cluster.workers=1"]
 ENDLESS = [*TINY, "train.steps=100000", "checkpoint.every=100000", "cluster.workers=2"]
