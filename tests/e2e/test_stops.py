@@ -27,6 +27,20 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(folder, write_corpus(folder), cluster={"workers": 1}, train={"steps": 4000}, **more)
 
 
+def test_ctrl_c_while_it_imports_what_it_trains_with(recipe: Path, tmp_path: Path) -> None:
+    """Python tells on stderr what it has imported, which by then goes to the log of the driver."""
+    said, told = tmp_path / "said", ("sh", "-c", f'PYTHONPROFILEIMPORTTIME=1 exec "$@" 2> {tmp_path / "said"}', "sh")
+    with Command("launch", recipe, "--local", runs=tmp_path / "runs", prefix=told) as command:
+        command.wait_for(lambda: [log for log in command.runs.glob("*/logs/driver.log") if "torch" in log.read_text()])
+        command.interrupt()
+        code, output = command.finish()
+    assert code == 130, output
+    assert "Stopping before the first step" in output
+    assert "Traceback" not in output + said.read_text()
+    assert command.info()["state"] == "interrupted"
+    assert command.metrics() == []
+
+
 def workers(command: Command) -> list[psutil.Process]:
     return [process for process in command.descendants() if "RayTrainWorker" in " ".join(process.cmdline())]
 

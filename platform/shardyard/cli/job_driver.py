@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,8 @@ from shardyard.tracking.runfolder import RunFolder
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out one attempt: `SPEC RUN_FOLDER`; returns its exit code."""
+    # While nothing trains there is nothing to save, so Ctrl-C ends the process and not with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if arguments[0] == "--make-spec":
             return make_spec(*arguments[1:])
