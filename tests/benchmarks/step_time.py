@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -265,10 +266,14 @@ def main() -> int:
     options = parser.parse_args()
     chosen = options.arms.split(",")
     unknown = set(chosen) - {*ARMS, "whole"}
-    if unknown or options.block <= options.warm_up:
-        parser.error(f"there is no arm {', '.join(sorted(unknown))}" if unknown else "--block must exceed --warm-up")
+    if unknown:
+        parser.error(f"there is no arm {', '.join(sorted(unknown))}")
+    # The platform's second step holds its wait until the opponent is ready.
+    if not 2 <= options.warm_up < options.block:
+        parser.error("--warm-up must be 2 or more, and less than --block")
     # Deprecations within DeepSpeed, told by every process, would drown the figures.
     os.environ["PYTHONWARNINGS"] = "ignore"
+    disable_progress_bar()
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in chosen:

@@ -44,7 +44,7 @@ def test_the_opponent_trains_the_same_on_its_own() -> None:
     imported = (BENCH.parent / "bare_deepspeed.py").read_text().split("def ")[0]
     assert "from shardyard" not in imported
     assert "from support" not in imported
-    small = ("--arms", "plain", "--pairs", "2", "--block", "3", "--warm-up", "1")
+    small = ("--arms", "plain", "--pairs", "2", "--block", "4", "--warm-up", "2")
     done = bench(*small, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)["plain"]
@@ -58,7 +58,8 @@ def test_the_opponent_trains_the_same_on_its_own() -> None:
 def test_what_cannot_be_measured_is_refused() -> None:
     for options, message in (
         (("--arms", "plain,fast"), "there is no arm fast"),
-        (("--block", "3", "--warm-up", "3"), "--block must exceed --warm-up"),
+        (("--block", "3", "--warm-up", "3"), "--warm-up must be 2 or more, and less than --block"),
+        (("--warm-up", "1"), "--warm-up must be 2 or more, and less than --block"),
     ):
         done = bench(*options)
         assert done.returncode == 2
