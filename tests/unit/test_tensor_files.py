@@ -17,6 +17,7 @@ from shardyard.cli.main import app
 from shardyard.data.tokenizer import load_tokenizer
 from shardyard.engine import checkpoint_files as files
 from shardyard.engine.tensor_files import ALLOWED, code_in, only_tensors, read_tensors
+from shardyard.engine.trained import load_trained
 from shardyard.errors import CheckpointError, ModelError
 from shardyard.models.build import architecture_config, auto_class, construct, special_token_ids
 from shardyard.models.pretrained import load_weights
@@ -113,6 +114,24 @@ def test_no_command_executes_a_foreign_runs_code(
     assert "--trust" in str(caught.value)
     assert not trace.exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_final_model_is_read_as_tensors(tmp_path: Path, trace: Path) -> None:
+    recipe = tiny_recipe(write_corpus(tmp_path, 20))
+    text = dump_recipe(recipe)
+    folder = RunFolder.create(tmp_path / "runs", "tiny", text, text)
+    tokenizer = load_tokenizer("bytes")
+    ids = special_token_ids(tokenizer)
+    config = architecture_config(recipe.model, vocabulary=len(tokenizer), special_tokens=ids)
+    config.save_pretrained(folder.final)
+    tokenizer.save_pretrained(folder.final)
+    weights = construct(recipe.model, config, "causal_lm").state_dict()
+    (folder.final / "pytorch_model.bin").write_bytes(with_code(weights, trace))
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin holds more than tensors.*os\.makedirs.*add --trust"):
+        load_trained(folder)
+    assert not trace.exists()
+    assert load_trained(folder, trust=True).model.config.model_type == "gpt2"
+    assert trace.exists()
 
 
 def test_pretrained_weights_are_read_as_tensors(tmp_path: Path, trace: Path) -> None:

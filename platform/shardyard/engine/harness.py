@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from shardyard.data.prepared import prepared_files
+from shardyard.engine.tensor_files import only_tensors
 from shardyard.engine.trained import export_checkpoint, recipe_of
 from shardyard.errors import DataError, UsageError
 from shardyard.extras import install_command
@@ -41,12 +42,14 @@ def measure_run(
         raise UsageError(f"lm-eval measures models that continue text, and this run trained one for {objective}.")
     final = folder.path / "final"
     if step is None and final.is_dir():
-        return run_tasks(final, tasks, limit=limit)
+        return run_tasks(final, tasks, limit=limit, trust=trust)
     with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
         return run_tasks(export_checkpoint(folder, step, Path(scratch) / "model", trust=trust), tasks, limit=limit)
 
 
-def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 8) -> dict[str, Any]:
+def run_tasks(
+    model: Path, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 8, trust: bool = False
+) -> dict[str, Any]:
     """Metrics of each task by name: task → metric → value.
 
     Args:
@@ -54,9 +57,11 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None, ba
         tasks: names of tasks that lm-eval has, or paths of task files (YAML); a file may read a prepared set by
             `dataset_path: shardyard:NAME`.
         limit: documents of each task.
+        trust: execute code that the files of the model may hold.
 
     Raises:
         UsageError: lm-eval is not installed, or a task is not there or is no task.
+        CheckpointError: the model holds more than tensors.
         DataError: a prepared set is not there.
     """
     try:
@@ -68,7 +73,8 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None, ba
     datasets.disable_progress_bars()
     # It prints to the terminal what it is doing, and warns of what does not concern a local folder.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], only_tensors(trust=trust):
         try:
             found = lm_eval.simple_evaluate(
                 model="hf",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from shardyard.engine.checkpoint_files import bad_because, read_manifest, step_o
 from shardyard.engine.evaluate import evaluate_alone
 from shardyard.engine.generate import generate
 from shardyard.engine.kit import held_out, make_kit, with_frozen
-from shardyard.engine.tensor_files import refusal
+from shardyard.engine.tensor_files import only_tensors
 from shardyard.engine.weights import weights_of_checkpoint
 from shardyard.errors import CheckpointError, RunFolderError, UsageError
 from shardyard.models.build import auto_class
@@ -118,16 +117,10 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_of(folder)
     # The precision that was saved is the one it was trained in; another would measure another model.
-    try:
+    with only_tensors(trust=trust):
         model = auto_class(recipe.objective).from_pretrained(
-            path,
-            dtype="auto",
-            attn_implementation=recipe.model.attention,
-            weights_only=not trust,
-            trust_remote_code=False,
+            path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
         )
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(refusal(str(path), [])) from error
     tokenizer = load_tokenizer(str(path)) if OBJECTIVES[recipe.objective].text else None
     return Trained(recipe, model.to(device).eval(), tokenizer, device)
 
