@@ -17,7 +17,7 @@ EVERYTHING := $(RUNTIME),eval,sweep,kubernetes,test,check
 STAMP := $(VENV)/.shardyard-setup
 ALL := $(VENV)/.shardyard-setup-all
 
-.PHONY: help setup setup-all demo data test-fast test test-clusters bench check schema clean
+.PHONY: help setup setup-all demo data test-fast test test-clusters bench gpu-check check schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-clusters: $(ALL) ## run only the tests that start clusters of several nodes
 
 bench: $(ALL) ## compare step times and whole runs with DeepSpeed alone, in ten minutes on two idle cores
 	@$(BIN)/python tests/benchmarks/step_time.py
+
+gpu-check: $(STAMP) ## check on a GPU what only a GPU shows; see docs/gpu.md
+	@$(BIN)/python tests/gpu_check/run.py
 
 check: $(ALL) ## check format, lint, types and layers
 	@$(BIN)/ruff format --check .

@@ -37,6 +37,11 @@ class Check:
 _PROBE = """
 import json
 out = {}
+def fits(op):
+    try:
+        return bool(op.is_compatible(False))
+    except Exception:  # Operations for GPUs raise where there is no compiler for them.
+        return False
 try:
     import torch, torch.distributed as d
     cuda = torch.cuda.is_available()
@@ -53,7 +58,7 @@ try:
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
     out |= {"deepspeed": deepspeed.__version__, "accelerator": get_accelerator().device_name()}
     out["fp16"] = bool(get_accelerator().is_fp16_supported())
-    out["ops"] = {name: bool(op.is_compatible(False)) for name, op in ALL_OPS.items()}
+    out["ops"] = {name: fits(op) for name, op in ALL_OPS.items()}
 except BaseException as error:
     out["deepspeed_error"] = f"{type(error).__name__}: {error}"
 print("\\nPROBE" + json.dumps(out))

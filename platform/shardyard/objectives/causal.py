@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from shardyard.errors import ModelError
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.isolation import document_bounds
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.routing import (
     balance_loss,
@@ -39,7 +40,8 @@ def causal_lm_loss(
         A scalar in fp32. It is a sum, not a mean, so that a global batch weighs each of its targets alike however it is
         cut into micro-batches and ranks.
     """
-    logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits  # [B, T, V]
+    apart = document_bounds(model, position_ids)
+    logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).logits  # [B, T, V]
     return functional.cross_entropy(
         logits.float().view(-1, logits.size(-1)),
         labels.reshape(-1),

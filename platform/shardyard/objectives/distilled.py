@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.isolation import document_bounds
 from shardyard.objectives.losses import cross_entropy, distillation
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.scores import perplexity
@@ -35,8 +36,10 @@ class Distilled(Objective):
         labels = batch["labels"]
         assert self._teacher is not None, "training and evaluation bring the teacher"
         with torch.no_grad():
-            taught = self._teacher(**inputs, use_cache=False).logits  # [B, T, V]
-        logits = model(**inputs, use_cache=False).logits  # [B, T, V]
+            apart = document_bounds(self._teacher, inputs["position_ids"])
+            taught = self._teacher(**inputs, **apart, use_cache=False).logits  # [B, T, V]
+        apart = document_bounds(model, inputs["position_ids"])
+        logits = model(**inputs, **apart, use_cache=False).logits  # [B, T, V]
         return Measured(
             {
                 "labels": cross_entropy(logits, labels),

@@ -1,0 +1,186 @@
+"""Parts of the check that need everything installed: DeepSpeed's stages, resuming, Ray and NCCL, the doctor."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from parts import LIMIT_SECONDS, ROOT, Failed, Part, Setting
+
+_ALL = ("deepspeed", "transformers", "datasets", "pydantic", "ruamel.yaml", "psutil")
+_WIDE = {"n_layer": 8, "n_head": 12, "n_embd": 768, "n_positions": 512}
+_TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
+
+
+def doctor(setting: Setting) -> dict[str, Any]:
+    """`shardyard doctor` finds the machine ready, and names its GPUs."""
+    import torch
+
+    code, output = _shardyard(["doctor"], Path.cwd())
+    if code != 0:
+        raise Failed(f"shardyard doctor ends with {code}:\n{output}")
+    name = "none; training runs on the CPU" if setting.rehearses else torch.cuda.get_device_name()
+    if name not in output:
+        raise Failed(f"shardyard doctor does not name {name}:\n{output}")
+    return {"lines": len(output.splitlines())}
+
+
+def zero_fp32(setting: Setting) -> dict[str, Any]:
+    """Every ZeRO stage in fp32: the same first loss, later ones fall, speed and memory are recorded."""
+    return _stages(setting, "fp32")
+
+
+def zero_bf16(setting: Setting) -> dict[str, Any]:
+    """The same in bf16."""
+    return _stages(setting, "bf16")
+
+
+def zero_fp16(setting: Setting) -> dict[str, Any]:
+    """The same in fp16, with a loss scale."""
+    return _stages(setting, "fp16")
+
+
+def _stages(setting: Setting, precision: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    firsts = []
+    with tempfile.TemporaryDirectory() as scratch:
+        # The rehearsal is of this script, not of the stages; and a CPU has no fp16.
+        for stage in (2,) if setting.rehearses else range(4):
+            narrow = "fp32" if setting.rehearses else precision
+            lines = _train(Path(scratch) / str(stage), setting, narrow, stage)
+            losses = [line["train/loss"] for line in lines if "train/loss" in line]
+            firsts.append(losses[0])
+            if not losses[-1] < losses[0] - 0.05 or not math.isfinite(losses[-1]):
+                raise Failed(f"{precision} at stage {stage}: the loss went from {losses[0]:.3f} to {losses[-1]:.3f}")
+            found[f"stage_{stage}_last_loss"] = losses[-1]
+            if not setting.rehearses:
+                _recorded(lines[-1], f"{precision} at stage {stage}")
+                found[f"stage_{stage}_GiB"] = lines[-1]["memory/peak_allocated_bytes"] / 2**30
+    if max(firsts) - min(firsts) > (1e-3 if precision == "fp32" else 3e-2):
+        raise Failed(f"the first losses in {precision} are {firsts}, stage by stage")
+    return found
+
+
+def _recorded(line: dict[str, Any], what: str) -> None:
+    if not 0 < line.get("perf/mfu", 0) < 1 or not line.get("memory/peak_allocated_bytes", 0) > 0:
+        raise Failed(f"{what}: MFU is {line.get('perf/mfu')}, memory {line.get('memory/peak_allocated_bytes')}")
+
+
+def resume(setting: Setting) -> dict[str, Any]:
+    """A run with a break ends with the very same losses as one without."""
+    with tempfile.TemporaryDirectory() as scratch:
+        precision = "fp32" if setting.rehearses else "bf16"
+        straight = _train(Path(scratch) / "straight", setting, precision, 2, dropout=0.1)
+        broken = _train(Path(scratch) / "broken", setting, precision, 2, dropout=0.1, until=4)
+    losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in (straight, broken)]
+    if losses[0] != losses[1]:
+        raise Failed(f"with a break the losses are {losses[1]}, without one {losses[0]}")
+    return {"steps": len(losses[0]), "last_loss": losses[0][-1]}
+
+
+def ray(setting: Setting) -> dict[str, Any]:
+    """A launch through Ray on one GPU, over NCCL: its place, its records, samples of the GPU, the exported model."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        steps = 8 if setting.rehearses else 60
+        recipe = _recipe(folder, setting, "fp32" if setting.rehearses else "bf16", 2, steps=steps)
+        code, output = _shardyard(["launch", str(recipe), "--runs-dir", str(folder / "runs")], folder)
+        if code != 0:
+            raise Failed(f"shardyard launch ends with {code}:\n{output[-3000:]}")
+        (run,) = (folder / "runs").iterdir()
+        info = json.loads((run / "run.json").read_text())
+        lines = _metrics(run)
+        if info["state"] != "finished" or not (run / "final" / "model.safetensors").is_file():
+            raise Failed(f"the run is {info['state']}:\n{output[-3000:]}")
+        if not setting.rehearses:
+            _recorded(lines[-1], "the launch")
+            gpus = info["placement"][0]["gpus"]
+            if gpus != [["0"]]:
+                raise Failed(f"run.json says that the rank has the GPUs {gpus}")
+    return {
+        "attempts": info["attempts"],
+        "last_loss": lines[-1]["train/loss"],
+        "tokens_per_second": lines[-1]["perf/tokens_per_second"],
+        "mfu": lines[-1].get("perf/mfu"),
+    }
+
+
+def _train(
+    folder: Path, setting: Setting, precision: str, stage: int, *, dropout: float = 0.0, until: int | None = None
+) -> list[dict[str, Any]]:
+    """Metrics of a run in a process of its own; with `until` it pauses there and is resumed."""
+    recipe = _recipe(folder, setting, precision, stage, dropout=dropout)
+    pause = ["--until", str(until)] if until else []
+    code, output = _shardyard(["launch", str(recipe), "--local", "--runs-dir", str(folder / "runs"), *pause], folder)
+    if code != 0:
+        raise Failed(f"{precision} at stage {stage} ends with {code}:\n{output[-3000:]}")
+    (run,) = (folder / "runs").iterdir()
+    if until:
+        code, output = _shardyard(["resume", run.name, "--runs-dir", str(folder / "runs")], folder)
+        if code != 0:
+            raise Failed(f"resuming {precision} at stage {stage} ends with {code}:\n{output[-3000:]}")
+    return _metrics(run)
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _recipe(
+    folder: Path, setting: Setting, precision: str, stage: int, *, dropout: float = 0.0, steps: int = 8
+) -> Path:
+    """A recipe of text that comes with Python, for one rank."""
+    length, batch = (32, 4) if setting.rehearses else (512, 16)
+    fields = {
+        "name": "check",
+        "model": {"family": "gpt2", "config": _TINY if setting.rehearses else _WIDE, "dropout": dropout},
+        "data": {
+            "sequence_length": length,
+            "lanes": 4,
+            "train": [{"source": "python-docs"}],
+            "validation": [{"source": "python-docs"}],
+        },
+        "train": {"steps": steps, "global_batch": batch, "precision": precision, "seed": 7},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "schedule": {"name": "constant"},
+        "zero": {"stage": stage},
+        "checkpoint": {"every": 4},
+        "evaluate": {"every": steps, "rows": 8},
+        "tracking": {"wandb": {"mode": "disabled"}, "every": 1},
+        "cluster": {"workers": 1, "gpus_per_worker": 0 if setting.rehearses else 1},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "check.yaml"
+    # JSON is YAML.
+    path.write_text(json.dumps(fields))
+    return path
+
+
+def _shardyard(arguments: list[str], folder: Path) -> tuple[int, str]:
+    path = os.pathsep.join([str(ROOT / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "shardyard.cli.main", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+PARTS = (
+    Part("doctor", "shardyard doctor finds the machine ready", ("ray", *_ALL), doctor),
+    Part("zero-fp32", "ZeRO 0 to 3 in fp32", _ALL, zero_fp32),
+    Part("zero-bf16", "ZeRO 0 to 3 in bf16", _ALL, zero_bf16),
+    Part("zero-fp16", "ZeRO 0 to 3 in fp16", _ALL, zero_fp16),
+    Part("resume", "a run with a break is the same to the bit", _ALL, resume),
+    Part("ray", "a launch through Ray on one GPU over NCCL", ("ray", *_ALL), ray),
+)

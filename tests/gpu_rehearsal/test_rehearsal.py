@@ -1,0 +1,270 @@
+"""Every branch that only a GPU reaches, run where there is none: see `support/rehearsal`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.cli import Command, write_recipe
+from support.rehearsal import H100, environment, lines_run
+from support.rehearsal.asked import lines_that_ask
+from support.tiny import write_corpus
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support" / "rehearsal"
+SHORT: dict[str, Any] = {
+    "train": {"steps": 6, "precision": "bf16"},
+    "schedule": {"name": "cosine", "warmup": 2},
+    "checkpoint": {"every": 3},
+    "evaluate": {"every": 3, "rows": 8},
+}
+# Decisions about GPUs that are pure are tried in all their cases by tests of their own, which need no GPU either.
+DECISIONS = ["test_slurm_script", "test_kuberay_render", "test_placement", "test_cluster_nodes"]
+DECISIONS += ["test_contradictions_cluster"]
+
+# File and text of each line about GPUs that the rehearsal does not run → why not.
+_SLURM = "a real Slurm, whose partition claims GPUs: tests/e2e/test_slurm.py"
+EXCEPTIONS = {
+    ("launch/nodes_start.py", "gpus = None if plan.gpus is None else len(plan.gpus)"): (
+        "starting nodes takes Ray's own processes: tests/e2e/test_cluster_up.py"
+    ),
+    ("launch/slurm.py", 'spec["version"] = ""  # so that the job plans again, where the GPUs are'): _SLURM,
+    ("launch/slurm.py", "if allocation.gpus_per_node:"): _SLURM,
+    (
+        "launch/slurm.py",
+        "each += f\" and {allocation.gpus_per_node} GPU{'s' if allocation.gpus_per_node > 1 else ''}\"",
+    ): _SLURM,
+    ("launch/slurm.py", "return recipe.cluster.gpus_per_worker > 0"): _SLURM,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rehearsal")
+
+
+@pytest.fixture(scope="module")
+def lines(folder: Path) -> Path:
+    return folder / "lines"
+
+
+def script(name: str, *arguments: object, **variables: str) -> dict[str, Any]:
+    """The last line that a script of `support/rehearsal` prints."""
+    path = f"{ROOT / 'tests'}{os.pathsep}{variables.pop('PYTHONPATH')}"
+    done = subprocess.run(
+        [sys.executable, str(SUPPORT / name), *map(str, arguments)],
+        env={**os.environ, **variables, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def scenes(folder: Path, lines: Path) -> dict[str, Any]:
+    return script("scenes.py", folder, **environment(2, lines))
+
+
+@pytest.fixture(scope="module")
+def recipe(folder: Path) -> Path:
+    return write_recipe(folder, write_corpus(folder), cluster={"workers": 2, "max_failures": 3}, **SHORT)
+
+
+@pytest.fixture(scope="module")
+def launched(recipe: Path, folder: Path, lines: Path) -> tuple[Command, str]:
+    """A run of two ranks on two GPUs through Ray."""
+    with Command("launch", recipe, runs=folder / "runs", **environment(2, lines)) as command:
+        code, output = command.finish()
+    assert code == 0, output + (command.folder / "logs" / "rank-0.log").read_text()[-4000:]
+    return command, output
+
+
+@pytest.fixture(scope="module")
+def sixteen(lines: Path) -> dict[str, Any]:
+    return script("nodes.py", **environment(8, lines), RAY_prestart_worker_first_driver="0")
+
+
+@pytest.fixture(scope="module")
+def doctor(folder: Path, lines: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "shardyard.cli.main", "doctor"],
+        env={**os.environ, **environment(2, lines), "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=300,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def decisions(lines: Path) -> None:
+    files = [str(ROOT / "tests" / "unit" / f"{name}.py") for name in DECISIONS]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files],
+        env={**os.environ, **environment(0, lines)},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_two_ranks_meet_over_nccl_each_on_its_gpu(launched: tuple[Command, str]) -> None:
+    """It ended before its ranks met: `ray.train.torch` is not there after `from ray import train`."""
+    command, output = launched
+    info = command.info()
+    assert (info["state"], info["attempts"]) == ("finished", 1), output
+    (place,) = info["placement"]
+    assert sorted(map(tuple, place["gpus"])) == [("0",), ("1",)]
+    (settings,) = info["network"].values()
+    assert any(words.startswith("NCCL_SOCKET_IFNAME=") for words in settings)
+    begins = [(command.folder / "logs" / f"rank-{rank}.log").read_text() for rank in range(2)]
+    devices = [line.rpartition(", ")[2] for log in begins for line in log.splitlines() if ": begins on" in line]
+    assert sorted(devices) == ["cuda:0", "cuda:1"]
+
+
+def test_what_a_run_on_gpus_records(launched: tuple[Command, str]) -> None:
+    metrics = launched[0].metrics()
+    assert [line["step"] for line in metrics if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert 0 < metrics[-1]["perf/mfu"] < 1e-3
+    assert metrics[-1]["memory/peak_allocated_bytes"] > 0
+
+
+def test_a_bug_before_the_first_step_ends_a_launch_at_once(recipe: Path, folder: Path, lines: Path) -> None:
+    """It was tried again as often as a broken network is."""
+    missing = {"REHEARSAL_WITHOUT": "torch.set_num_threads"}
+    with Command("launch", recipe, runs=folder / "bug", **environment(2, lines), **missing) as command:
+        code, output = command.finish()
+    assert code == 1, output
+    assert command.info()["attempts"] == 1
+    assert "AttributeError: module 'torch' has no attribute 'set_num_threads'" in output
+    assert f"on {socket.gethostname()}, before the first step" in output
+    assert "training failed, and it would fail again" in output
+
+
+def test_sixteen_ranks_fill_two_nodes_of_eight(sixteen: dict[str, Any]) -> None:
+    assert sixteen["gpus"] == 16
+    assert sixteen["nodes"] == 2
+    assert sixteen["counts"] == [8, 8]
+    assert sixteen["as told"]
+    assert sixteen["bundle"] == {"CPU": 1.0, "GPU": 1.0}
+    assert "needs 16 GPUs" in sixteen["sentence"]
+    assert "17 GPUs" in sixteen["refused"]
+
+
+def test_doctor_names_the_gpus_and_what_they_compute(doctor: str) -> None:
+    for words in (
+        f"2 × {H100}",
+        "CUDA 13.0 build",
+        "gloo, nccl",
+        "fp32, bf16, fp16 (compute capability 9.0)",
+        "on cuda",
+    ):
+        assert words in doctor, doctor
+
+
+def test_the_machine_watch_samples_each_gpu(scenes: dict[str, Any]) -> None:
+    machine = scenes["machine"]
+    assert machine["driver"] == machine["torch"] == [H100, H100]
+    assert machine["world"] == [True, 80 * 1024**3]
+    assert machine["peak"] == 989.4e12
+    assert machine["sample"]["system/here/gpu.0.powerWatts"] == 250.0
+    # This driver tells no temperature, and the rest all the same.
+    assert {name.rpartition(".")[2] for name in machine["sample"]} == {
+        *("utilizationPercent", "memoryUsedBytes", "powerWatts"),
+    }
+
+
+def test_gpus_that_cannot_be_used_are_told(scenes: dict[str, Any]) -> None:
+    found = scenes["refusals"]
+    assert "has no bf16; use train.precision fp16 or fp32" in found["old"]
+    assert "torch 2" in found["hidden"]
+    assert "no GPU that torch can use" in found["local"]
+    assert "DS_ACCELERATOR is cpu there" in found["unwanted"]
+    assert found["gloo only"] == "GPUs talk over NCCL: install a torch that has it."
+    assert (found["memory"], found["on the CPU"], found["none"]) == ("None", "False", "")
+
+
+def test_every_stage_and_precision_trains_on_a_gpu(scenes: dict[str, Any]) -> None:
+    runs = scenes["training"]
+    cases = ["fp32-0", "bf16-1", "bf16-2", "bf16-2-lion", "bf16-1-flash", "fp16-3", "bf16-3-offload"]
+    assert [runs[case]["outcome"] for case in cases] == ["finished"] * len(cases)
+    for case in cases:
+        assert runs[case]["losses"][0] == pytest.approx(5.5527, abs=2e-3), case
+        assert runs[case]["losses"][-1] < 5.5, case
+        assert {"perf/mfu", "memory/peak_allocated_bytes"} <= set(runs[case]["names"]), case
+    assert runs["bf16-1"]["losses"] == runs["bf16-2"]["losses"]
+    assert runs["bf16-1-flash"]["used"]["varlen"] > 0
+    assert runs["bf16-1-flash"]["losses"] == pytest.approx(runs["bf16-1"]["losses"], abs=2e-2)
+    assert "train/loss_scale" in runs["fp16-3"]["names"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_documents_of_a_row_do_not_see_each_other_with_flash_attention(scenes: dict[str, Any], family: str) -> None:
+    """transformers keeps them apart in a batch of one row only; those of more rows attended to each other."""
+    plain, flash = (scenes["isolation"][f"{family} {attention}"] for attention in ("sdpa", "flash_attention_2"))
+    assert plain["losses"][0] == plain["losses"][1]
+    assert (plain["varlen"], flash["varlen"] > 0) == (0, True)
+    assert flash["losses"][0] == flash["losses"][1]
+    assert flash["losses"][0] == pytest.approx(plain["losses"][0], rel=1e-2)
+
+
+def test_communication_overlaps_on_streams_and_offloading_pins_memory(scenes: dict[str, Any]) -> None:
+    runs = scenes["training"]
+    assert runs["bf16-2"]["deepspeed"]["overlap_comm"] is True
+    assert runs["bf16-2"]["used"]["on a stream"] > 0
+    offload = runs["bf16-3-offload"]
+    assert offload["deepspeed"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert offload["used"]["pinned"] + offload["used"].get("pinned copies", 0) > 0
+    assert offload["used"]["on a stream"] > 0
+    plan = offload["plan"]
+    assert plan["world size"][1] == "GPUs"
+    assert plan["memory a rank"][-1] == "fits 80.0 GiB"
+
+
+def test_a_resumed_run_on_a_gpu_is_bitwise_the_same(scenes: dict[str, Any]) -> None:
+    """With dropout, so the random state of the GPU has to come back too."""
+    runs = scenes["training"]
+    assert runs["parted"]["losses"] == runs["whole"]["losses"]
+    assert len(runs["whole"]["losses"]) == 4
+
+
+def test_a_trained_model_is_sampled_and_measured_on_the_gpu(scenes: dict[str, Any]) -> None:
+    after = scenes["training"]["afterwards"]
+    assert after["device"] == "cuda"
+    assert len(after["sample"]) == 1
+    assert after["tasks"] == ["choice"]
+
+
+@pytest.mark.usefixtures("scenes", "launched", "sixteen", "doctor", "decisions")
+def test_no_line_that_asks_for_a_gpu_stays_unrun(lines: Path) -> None:
+    asked, run = lines_that_ask(ROOT / "platform" / "shardyard"), lines_run(lines)
+    assert sum(map(len, asked.values())) > 100
+    assert {"launch/meeting.py", "engine/checkpoint.py", "tracking/meters.py"} <= set(asked)
+    unrun = {
+        (name, text): number
+        for name, numbers in asked.items()
+        for number, text in numbers.items()
+        if number not in run.get(name, set())
+    }
+    left = {f"{name}:{number}: {text}" for (name, text), number in unrun.items() if (name, text) not in EXCEPTIONS}
+    assert not left, "lines about GPUs that nothing runs:\n" + "\n".join(sorted(left))
+    stale = set(EXCEPTIONS) - {(name, text) for name, numbers in asked.items() for text in numbers.values()}
+    assert not stale, "exceptions that stand for no line"

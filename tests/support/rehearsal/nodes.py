@@ -1,0 +1,72 @@
+"""Run as a script that believes in eight GPUs: sixteen ranks on two nodes of Ray, told as JSON on the last line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster as TwoNodes
+from ray.util import placement_group, placement_group_table
+
+from shardyard.errors import HardwareError
+from shardyard.launch.cluster import cluster_gpus, ray_cluster
+from shardyard.launch.hardware import world_of
+from shardyard.launch.trainer import scaling
+from shardyard.recipe.placement import ask, judge
+from shardyard.recipe.schema import Cluster
+
+
+def told(settings: Cluster) -> dict[str, Any]:
+    """Where Ray puts the bundles of all ranks, and what is said of one rank too many."""
+    gpus = cluster_gpus(settings)
+    world = world_of(settings, cluster_gpus=gpus)
+    demand = ask(settings, gpu=world.gpu)
+    with ray_cluster(settings, gpu=world.gpu) as cluster:
+        verdict = judge(demand, cluster.nodes())
+        assert verdict.now is not None, verdict.sentence
+        asked = scaling(demand, verdict.now)
+        bundles = [dict(asked.resources_per_worker or {}) for _ in range(settings.workers)]
+        group = placement_group(bundles, strategy=asked.placement_strategy, bundle_label_selector=asked.label_selector)
+        assert group.wait(60), "Ray does not place what it was said to have room for"
+        lies = placement_group_table(group)["bundles_to_node_id"]
+        names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+        found = {
+            "gpus": gpus,
+            "sentence": verdict.sentence,
+            "bundle": bundles[0],
+            "counts": [count for _, count in verdict.now.ranks],
+            "as told": [lies[index] for index in range(settings.workers)] == verdict.now.node_of_rank,
+            "nodes": len(names),
+        }
+        ray.util.remove_placement_group(group)
+    return found
+
+
+def refused(settings: Cluster) -> str:
+    """What is said of more ranks than there can ever be GPUs for."""
+    try:
+        with ray_cluster(settings, gpu=True):
+            return ""
+    except HardwareError as error:
+        return str(error)
+
+
+def main() -> None:
+    """Two nodes, as two hosts would be."""
+    nodes = TwoNodes(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 8, "include_dashboard": False})
+    nodes.add_node(num_cpus=8, num_gpus=8)
+    address = nodes.address
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        answer: dict[str, Any] = told(Cluster(workers=16, address=address))
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        answer["refused"] = refused(Cluster(workers=17, address=address))
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    print(json.dumps(answer))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
