@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from shardyard.tracking.meters import device_name, memory_metrics, peak_flops
 from shardyard.tracking.provenance import gpu_names
 from shardyard.tracking.runfolder import RunFolder, read_metrics
 from support.tiny import CONFIGS, tiny_recipe, write_corpus
+from support.waiting import until
 
 STEPS = 4
 QUESTIONS = [{"prompt": "a model", "chosen": " trains", "rejected": " sleeps"}] * 2
@@ -66,11 +66,12 @@ def machine(folder: Path) -> dict[str, Any]:
     """What is known of the GPUs without training on them."""
     watch = MachineWatch(folder / "machines", "here", collects=True, gpu=True, period=0.05)
     sample: dict[str, float] = {}
-    deadline = time.monotonic() + 60
-    while "system/here/gpu.1.powerWatts" not in sample:
-        assert time.monotonic() < deadline, sample
-        sample |= watch.take()
-        time.sleep(0.01)
+
+    def sampled() -> bool:
+        sample.update(watch.take())
+        return "system/here/gpu.1.powerWatts" in sample
+
+    until(sampled, "the machine watch says nothing of GPU 1")
     watch.close()
     return {
         "driver": gpu_names(),
