@@ -200,6 +200,14 @@ def test_a_bug_before_the_first_step_is_permanent_and_names_its_host() -> None:
     assert not _rank_error(RuntimeError("NCCL"), stepped=False).permanent
 
 
+def test_what_others_say_at_length_is_cut() -> None:
+    """torch names all its backends on one line where a tensor is of none of them."""
+    message = _rank_error(RuntimeError("Could not run 'aten::empty' " + "on backends " * 100), stepped=True).message
+    assert message.startswith("RuntimeError: Could not run 'aten::empty' on")
+    assert message.endswith(" …")
+    assert len(message) < 330
+
+
 def test_a_worker_that_cannot_import_itself_is_not_started_again() -> None:
     """On one host a package is missing; the others lose their peer."""
     missing = RayTaskError(

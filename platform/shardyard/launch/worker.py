@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import sys
+import textwrap
 import traceback
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +22,9 @@ from shardyard.errors import ShardyardError, UnavailableError
 from shardyard.launch.meeting import own_gpu
 from shardyard.launch.output import redirect_output
 from shardyard.launch.recovery import RankError, bug_in_words, is_bug
+
+# Of what others say, the beginning; the log of the rank has all of it.
+LONGEST_LINE = 300
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -86,5 +90,6 @@ def _one_line(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, ShardyardError):
         return text
-    first = text.splitlines()[0] if text else ""
+    # torch lists all its backends on the first line.
+    first = textwrap.shorten(text.splitlines()[0], LONGEST_LINE, placeholder=" …") if text else ""
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
