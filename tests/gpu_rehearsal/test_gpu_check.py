@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from support.rehearsal import H100, environment
+
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[1] / "gpu_check" / "run.py"
@@ -83,6 +85,23 @@ def test_a_bare_machine_runs_what_needs_torch_and_transformers_alone(tmp_path: P
     assert (found["watch"]["state"], found["ray"]["state"]) == ("not run", "not run")
     assert found["watch"]["message"] == "needs psutil, not installed here"
     assert "ray, deepspeed" in found["ray"]["message"]
+
+
+def test_parts_take_the_branches_of_a_gpu_on_pretended_ones() -> None:
+    """Without `--rehearse`; figures of real size, as speed and memory are, take a real one."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--json", "--here", *named(["device", "watch", "tensors"])],
+        env={**os.environ, **environment(2)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    found = parts_of(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
+    assert (found["device"]["figures"]["name"], found["device"]["figures"]["peak_TFLOPs"]) == (H100, 989.4)
+    assert found["watch"]["figures"]["gpu.1.powerWatts"] == 250.0
+    assert json.loads(done.stdout.splitlines()[-1])["gpus"] == [H100, H100]
 
 
 def test_nothing_that_could_run_is_no_success(tmp_path: Path) -> None:

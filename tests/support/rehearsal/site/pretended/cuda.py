@@ -145,14 +145,19 @@ def stream(one: Any) -> Any:
     yield one
 
 
-@contextlib.contextmanager
-def device_of(device: Any) -> Any:
-    before = getattr(_CURRENT, "index", 0)
-    set_device(device)
-    try:
-        yield
-    finally:
-        _CURRENT.index = before
+class Device:
+    """`with torch.cuda.device(1)`."""
+
+    def __init__(self, device: Any) -> None:
+        self.idx = index_of(device)
+        self.prev_idx = 0
+
+    def __enter__(self) -> None:
+        self.prev_idx = getattr(_CURRENT, "index", 0)
+        set_device(self.idx)
+
+    def __exit__(self, *_: object) -> None:
+        _CURRENT.index = self.prev_idx
 
 
 def change() -> None:
@@ -174,7 +179,7 @@ def change() -> None:
         "_lazy_call": lambda function, **_: function(),
         "current_device": current_device,
         "set_device": set_device,
-        "device": device_of,
+        "device": Device,
         "get_device_name": lambda device=None: get_device_properties(device).name,
         "get_device_capability": lambda device=None: CAPABILITY if index_of(device) >= 0 else None,
         "get_device_properties": get_device_properties,

@@ -35,6 +35,8 @@ def change(module: ModuleType) -> None:
             return backward(*args, **kwargs)
 
     torch.autograd._engine_run_backward = backward_on_cpu  # type: ignore[attr-defined]
+    load = torch.load
+    torch.load = lambda file, map_location=None, **options: load(file, _home(map_location), **options)
 
 
 class OnCpu(TorchFunctionMode):
