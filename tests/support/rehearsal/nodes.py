@@ -12,6 +12,7 @@ from ray.util import placement_group, placement_group_table
 from shardyard.errors import HardwareError
 from shardyard.launch.cluster import cluster_gpus, ray_cluster
 from shardyard.launch.hardware import world_of
+from shardyard.launch.settle import bf16_of_nodes
 from shardyard.launch.trainer import scaling
 from shardyard.recipe.placement import ask, judge
 from shardyard.recipe.schema import Cluster
@@ -29,6 +30,7 @@ def told(settings: Cluster) -> dict[str, Any]:
         bundles = [dict(asked.resources_per_worker or {}) for _ in range(settings.workers)]
         group = placement_group(bundles, strategy=asked.placement_strategy, bundle_label_selector=asked.label_selector)
         assert group.wait(60), "Ray does not place what it was said to have room for"
+        bf16 = bf16_of_nodes([node.id for node in cluster.nodes()], gpu=True)
         lies = placement_group_table(group)["bundles_to_node_id"]
         names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
         found = {
@@ -38,6 +40,7 @@ def told(settings: Cluster) -> dict[str, Any]:
             "counts": [count for _, count in verdict.now.ranks],
             "as told": [lies[index] for index in range(settings.workers)] == verdict.now.node_of_rank,
             "nodes": len(names),
+            "bf16": [bf16.units, bf16.why],
         }
         ray.util.remove_placement_group(group)
     return found
