@@ -283,3 +283,26 @@ def test_the_law_of_a_sweep_predicts_a_larger_model(ladder: SweepFolder, tmp_pat
 def test_sweeps_read_their_own_settings_back(ladder: SweepFolder) -> None:
     assert isinstance(ladder.sweep(), Sweep)
     assert ladder.sweep().scaling_law is not None
+
+
+def test_a_trial_waits_until_its_former_worker_has_let_go_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shardyard.launch import sweep_run
+
+    answers: list[BaseException | str] = [UsageError("held"), UsageError("held"), "taken"]
+
+    def take(folder: RunFolder) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sweep_run.Lease, "take", take)
+    monkeypatch.setattr(sweep_run.time, "sleep", lambda seconds: None)
+    assert sweep_run._lease_of(RunFolder(tmp_path)) == "taken"
+    for never in (UsageError("held by a stranger"), RunFolderError("the disk is full")):
+        answers[:] = [never] * 3
+        monkeypatch.setattr(sweep_run, "LEASE_PATIENCE_SECONDS", -1.0)
+        with pytest.raises(UsageError, match=str(never)):
+            sweep_run._lease_of(RunFolder(tmp_path))

@@ -11,7 +11,7 @@ import ray
 
 from shardyard.engine.job import Job
 from shardyard.engine.loop import Outcome
-from shardyard.errors import HardwareError, TrainingError
+from shardyard.errors import HardwareError, RunFolderError, TrainingError, UsageError
 from shardyard.launch.cluster import RayCluster
 from shardyard.launch.driver import STATES, saved_step
 from shardyard.launch.hardware import cluster_address, world_of
@@ -35,6 +35,7 @@ from shardyard.tracking.runfolder import RunFolder, owner
 from shardyard.units import format_bytes
 
 PLACE_AGAIN_SECONDS = 2.0
+LEASE_PATIENCE_SECONDS = 60.0
 
 
 def trial_overrides(sweep: Sweep, sweep_id: str, number: int, parameters: dict[str, Any]) -> list[str]:
@@ -82,8 +83,7 @@ def carry_out(job: Job) -> Outcome:
     Raises:
         TrainingError: it failed for good. ShardyardError: the same, of one rank.
     """
-    with Lease.take(job.folder):
-        job.folder.clear_stop()
+    with _lease_of(job.folder):
         job.folder.update(state="running", **owner())
         try:
             outcome = _in_this_process(job) if job.plan.world.size == 1 else _by_workers(job)
@@ -92,6 +92,22 @@ def carry_out(job: Job) -> Outcome:
             raise
         job.folder.update(state=STATES[outcome])
         return outcome
+
+
+def _lease_of(folder: RunFolder) -> Lease:
+    """The lease of a trial's run. Its former worker, which Tune has told to end, may be about to give it back.
+
+    Raises:
+        UsageError: it is held by another process all the time.
+    """
+    deadline = time.monotonic() + LEASE_PATIENCE_SECONDS
+    while True:
+        try:
+            return Lease.take(folder)
+        except UsageError as error:
+            if isinstance(error, RunFolderError) or time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _world(recipe: Recipe) -> Any:

@@ -147,6 +147,8 @@ class _FollowedRun:
         self._thread: threading.Thread | None = None
         if not ended and job.folder.state != "finished":
             self._thread = threading.Thread(target=self._train, name="shardyard-trial", daemon=True)
+            # Before anybody may ask: a request that comes while it starts is not forgotten.
+            self._job.folder.clear_stop()
             self._thread.start()
 
     def next_result(self) -> dict[str, Any]:
@@ -217,6 +219,7 @@ class _StretchedRun:
         if self._folder.stop_requested():
             outcome = "interrupted"
         elif self._job.folder.state != "finished":
+            self._job.folder.clear_stop()
             outcome = carry_out(Job(self._job.recipe, self._job.plan, self._job.folder, target))
         measured = [line for line in read_metrics(self._job.folder.metrics) if self._metric in line]
         reached = [line for line in measured if line["step"] <= target]
