@@ -186,7 +186,8 @@ def recipe_of(overrides: tuple[str, ...], steps: int, workers: int, *, wandb: bo
 
 def compare(name: str, folder: Path, *, workers: int, pairs: int, block: int, warm_up: int) -> dict[str, Any]:
     """Figures of an arm: step times in milliseconds, their ratio, and how far losses are apart."""
-    job = tiny_job(recipe_of(ARMS[name], pairs * block, workers), folder / "runs", world_size=workers)
+    # In the first pair W&B still starts beside the training, which `whole` counts; it is one more than asked for.
+    job = tiny_job(recipe_of(ARMS[name], (pairs + 1) * block, workers), folder / "runs", world_size=workers)
     shared = folder / name
     shared.mkdir(parents=True)
     with opponent(shared, job, block):
@@ -195,7 +196,7 @@ def compare(name: str, folder: Path, *, workers: int, pairs: int, block: int, wa
         finally:
             (shared / "platform-ended-0-0").touch()
     theirs = [json.loads((shared / f"bare-{rank}.json").read_text()) for rank in range(workers)]
-    platform, bare = (blocks(arm["seconds"], block, warm_up) for arm in (ours, theirs[0]))
+    platform, bare = (blocks(arm["seconds"], block, warm_up)[1:] for arm in (ours, theirs[0]))
     found, low, high = ratio(platform, bare)
     # The losses of ranks are averaged as the platform's are.
     losses = [statistics.fmean(values) for values in zip(*(arm["losses"] for arm in theirs), strict=True)]
