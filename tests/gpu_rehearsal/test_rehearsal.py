@@ -250,6 +250,13 @@ def test_a_resumed_run_on_a_gpu_is_bitwise_the_same(scenes: dict[str, Any]) -> N
     assert len(runs["whole"]["losses"]) == 4
 
 
+def test_a_time_budget_is_measured_on_the_gpu(scenes: dict[str, Any]) -> None:
+    """The engine that was timed gives its memory back first."""
+    budget = scenes["training"]["budget"]
+    assert budget["outcome"] == "finished"
+    assert 1 <= len(budget["losses"]) < 200
+
+
 def test_a_trained_model_is_sampled_and_measured_on_the_gpu(scenes: dict[str, Any]) -> None:
     after = scenes["training"]["afterwards"]
     assert after["device"] == "cuda"

@@ -163,6 +163,11 @@ def training(folder: Path) -> dict[str, Any]:
     parted = _job(_recipe(corpus, "bf16", 2, {}, {}, dropout=0.1), folder / "parted", until=2)
     run_local(parted, keep_group=True)
     run_local(replace(parted, until=None), keep_group=True)
+    timed = _recipe(corpus, "bf16", 2, {}, {})
+    timed = timed.model_copy(update={"train": timed.train.model_copy(update={"steps": 200, "minutes": 0.01})})
+    budget = _job(timed, folder / "budget")
+    outcome = run_local(budget, keep_group=True)
+    found["budget"] = _told(budget, outcome)
     found["whole"], found["parted"] = _told(whole, ""), _told(parted, "")
     return found | {"afterwards": _afterwards(whole, folder)}
 
