@@ -50,6 +50,7 @@ NO_FIELDS = re.compile(r"\.json$|^train\.loss$")
 # Options of other programs that stand alone, by page.
 OTHERS_OPTIONS = {
     "README.md": {"--arms"},
+    "docs/gpu.md": {"--part", "--rehearse"},
     "cluster/cloud/README.md": {"--device"},
     "cluster/image/README.md": {"--shm-size", "--device", "--ulimit"},
     "cluster/slurm/README.md": {
