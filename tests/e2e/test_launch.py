@@ -92,7 +92,7 @@ def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
 
 
 def test_a_short_trial_scales_everything_and_is_marked(corpus: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, corpus, cluster={"workers": 1}, zero={"stage": 1}, **LONG)
+    recipe = write_recipe(tmp_path, corpus, cluster={"workers": 1}, zero={"stage": 1}, train={"steps": 80})
     with Command("launch", recipe, "--try", 4, runs=tmp_path / "runs") as command:
         code, output = command.finish()
     assert code == 0, output
