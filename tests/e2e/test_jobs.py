@@ -255,6 +255,7 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
     before = {job["submission_id"] for job in api.jobs()}
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
+    wrong.chmod(0o600)
     large, loose = tmp_path / "large", tmp_path / "loose"
     large.mkdir()
     loose.mkdir()

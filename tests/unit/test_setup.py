@@ -171,5 +171,11 @@ def test_make_hands_extras_on(tmp_path: Path) -> None:
 def test_make_installs_more_only_for_what_needs_it() -> None:
     text = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     needs = dict(re.findall(r"^([a-z-]+): \$\((\w+)\)", text, re.MULTILINE))
-    assert {name for name, stamp in needs.items() if stamp == "STAMP"} == {"setup", "demo", "data", "schema"}
+    assert {name for name, stamp in needs.items() if stamp == "STAMP"} == {
+        "setup",
+        "demo",
+        "data",
+        "schema",
+        "gpu-check",
+    }
     assert {"test", "test-fast", "check", "bench", "setup-all"} <= {n for n, stamp in needs.items() if stamp == "ALL"}

@@ -75,6 +75,8 @@ class _Kept:
     def __init__(self, module: nn.Module) -> None:
         self._weights = {p.untyped_storage()._cdata for p in module.parameters()}
         self._bytes: dict[int, int] = {}
+        # A storage that is gone leaves its address to the next one, which would then count as the same.
+        self._alive: list[torch.UntypedStorage] = []
         self._inputs: list[int] = []
         self._blocks: list[int] = []
         self._handles: list[RemovableHandle] = []
@@ -101,9 +103,10 @@ class _Kept:
         return self.total() - sum(self._blocks) + sum(self._inputs) + max(self._blocks, default=0)
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in self._weights:
-            self._bytes[storage] = tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights:
+            self._alive.append(storage)
+            self._bytes[storage._cdata] = tensor.numel() * tensor.element_size()
         return tensor
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
