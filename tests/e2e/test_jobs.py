@@ -283,6 +283,7 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
     slow = f"http://127.0.0.1:{pipe.port}"
     upload = cluster.start("submit", recipe, "--working-dir", loose, "--address", slow, "--runs-dir", tmp_path / "runs")
     assert upload.stderr is not None
+    assert "loose: 1 file, 20.0 MiB" in upload.stderr.readline()
     assert upload.stderr.readline().startswith("uploading 20.0 MiB")
     until(lambda: pipe.sent > 1 << 20, "a part of it is sent")
     upload.send_signal(signal.SIGINT)

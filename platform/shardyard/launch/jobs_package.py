@@ -65,7 +65,9 @@ def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_B
 
 def in_short(folder: Path, selection: Selection) -> str:
     """One line of what travels and what stays."""
-    told = f"{folder}: {len(selection.files)} files, {format_bytes(selection.num_bytes)}, travel with the job"
+    count = len(selection.files)
+    what = "1 file" if count == 1 else f"{count} files"
+    told = f"{folder}: {what}, {format_bytes(selection.num_bytes)}, to travel with the job"
     if not selection.left_out:
         return told
     names = [name for name, _ in selection.left_out]
