@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -54,6 +55,7 @@ def test_what_schedulers_and_people_do_to_a_run(recipe: Path, tmp_path: Path) ->
     runs = tmp_path / "runs"
     _a_stop_while_it_starts(recipe, runs)
     _sigterm_to_every_process(runs)
+    _closed_terminal(runs)
     with Command("resume", "latest", runs=runs) as suspended:
         _killed_rank(suspended)
         _one_holder(suspended)
@@ -85,6 +87,40 @@ def _sigterm_to_every_process(runs: Path) -> None:
         assert "SIGTERM received: stopping after this step, with a checkpoint" in output
         until(lambda: not alive(started), lambda: f"gone: {alive(started)}")
     assert command.info()["state"] == "preempted"
+    last = command.metrics()[-1]["step"]
+    assert (command.folder / "checkpoints" / f"step-{last:08d}" / "manifest.json").exists()
+
+
+# Gives a command a terminal of its own, and closes it at SIGUSR1; ends as the command does.
+TERMINAL = """
+import os, pty, signal, sys
+
+class Closed(Exception): pass
+
+def close(number, frame):
+    raise Closed
+
+signal.signal(signal.SIGUSR1, close)
+child, terminal = pty.fork()
+if child == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+try:
+    while os.read(terminal, 65536):
+        pass
+except (Closed, OSError):
+    os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def _closed_terminal(runs: Path) -> None:
+    with Command("resume", "latest", runs=runs, prefix=(sys.executable, "-c", TERMINAL)) as command:
+        begun = len(command.metrics())
+        command.wait_for(lambda: len(command.metrics()) > begun)
+        command.process.send_signal(signal.SIGUSR1)
+        code, output = command.finish()
+    assert code == 130, output
+    assert command.info()["state"] == "interrupted"
     last = command.metrics()[-1]["step"]
     assert (command.folder / "checkpoints" / f"step-{last:08d}" / "manifest.json").exists()
 

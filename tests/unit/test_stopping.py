@@ -19,7 +19,11 @@ from support.cli import COMMAND
 
 BOTH = pytest.mark.parametrize(
     ("number", "code", "state", "reason"),
-    [(signal.SIGINT, 130, "interrupted", "interrupt"), (signal.SIGTERM, 143, "preempted", "preempt")],
+    [
+        (signal.SIGINT, 130, "interrupted", "interrupt"),
+        (signal.SIGHUP, 130, "interrupted", "interrupt"),
+        (signal.SIGTERM, 143, "preempted", "preempt"),
+    ],
 )
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM of the commands that train: what they end, at every moment from the first to the last."""
+"""Ctrl-C, SIGTERM and SIGHUP of the commands that train: what they end, at every moment from the first to the last."""
 
 from __future__ import annotations
 
@@ -17,9 +17,27 @@ if TYPE_CHECKING:
 
 # Writing to a disk that hangs must not keep a second Ctrl-C from ending the process.
 LAST_WORD_SECONDS = 2.0
-_REASONS: dict[int, StopReason] = {signal.SIGINT: "interrupt", signal.SIGTERM: "preempt"}
-_STATES: dict[int, State] = {signal.SIGINT: "interrupted", signal.SIGTERM: "preempted"}
-_CODES: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
+# A terminal that closes sends SIGHUP: a person ends what runs in it.
+_REASONS: dict[int, StopReason] = {
+    signal.SIGINT: "interrupt",
+    signal.SIGHUP: "interrupt",
+    signal.SIGTERM: "preempt",
+}
+_STATES: dict[int, State] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGHUP: "interrupted",
+    signal.SIGTERM: "preempted",
+}
+CODES: dict[int, int] = {
+    signal.SIGINT: EXIT_INTERRUPTED,
+    signal.SIGHUP: EXIT_INTERRUPTED,
+    signal.SIGTERM: EXIT_PREEMPTED,
+}
+_WHO = {
+    signal.SIGINT: ("Stopping", "Ctrl-C again"),
+    signal.SIGHUP: ("The terminal has closed (SIGHUP): stopping", "Ctrl-C"),
+    signal.SIGTERM: ("SIGTERM received: stopping", "Ctrl-C"),
+}
 
 
 class StoppedError(BaseException):
@@ -27,7 +45,7 @@ class StoppedError(BaseException):
 
 
 class StopSignals:
-    """What SIGINT (a person) and SIGTERM (a scheduler) do.
+    """What SIGINT (a person), SIGHUP (a terminal that closes) and SIGTERM (a scheduler) do.
 
     Before training is driven they end the command. From then on the first one asks for a checkpoint and an end; a
     second Ctrl-C ends at once. Once training is over they do nothing: the little that is left is carried out.
@@ -44,8 +62,8 @@ class StopSignals:
         self._held = self._over = False
 
     def install(self) -> dict[int, object]:
-        """Take both signals, which Ray also does whenever it connects; returns who had them."""
-        return {number: signal.signal(number, self._handle) for number in _CODES}
+        """Take the signals, which Ray also does whenever it connects; returns who had them."""
+        return take_signals(self._handle)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -85,7 +103,7 @@ class StopSignals:
                     self._folder.update(state=state, waiting=None)
             after = f" `shardyard resume {typed(self._folder.path)}` trains it."
         output.note(f"{state.capitalize()} before training began.{after}")
-        return _CODES[self.asked]
+        return CODES[self.asked]
 
     def note_failure(self) -> None:
         """A run that was made and never driven is not about to start any more."""
@@ -126,8 +144,7 @@ class StopSignals:
             problem = f" The run cannot be asked to stop: {error}"
         if not first:
             return
-        preempted = self.asked == signal.SIGTERM
-        who, again = ("SIGTERM received: stopping", "Ctrl-C") if preempted else ("Stopping", "Ctrl-C again")
+        who, again = _WHO[signal.Signals(self.asked)]
         if self._trains():
             text = f"after this step, with a checkpoint. {again} ends at once, without one."
         else:
@@ -157,6 +174,37 @@ class StopSignals:
         assert self._folder is not None
         with contextlib.suppress(ShardyardError):
             self._folder.update(state="interrupted")
+
+
+def take_signals(handle: Callable[[int, object], None]) -> dict[int, object]:
+    """Have `handle` called at each of the signals that end a run; returns who had them before.
+
+    SIGHUP stays ignored where `nohup` has it ignored. Once it has come, output to the terminal goes nowhere: writing
+    to one that has closed is an error.
+    """
+
+    def hung_up(number: int, frame: object) -> None:
+        _leave_the_terminal()
+        handle(number, frame)
+
+    before: dict[int, object] = {}
+    for number in CODES:
+        had = signal.getsignal(number)
+        if number == signal.SIGHUP and had is signal.SIG_IGN:
+            continue
+        before[number] = had
+        signal.signal(number, hung_up if number == signal.SIGHUP else handle)
+    return before
+
+
+def _leave_the_terminal() -> None:
+    """Files that are open on a terminal, which is none to `isatty` once it has closed, become /dev/null."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith(("/dev/pts/", "/dev/tty", "/dev/console")):
+                os.dup2(nowhere, int(name), inheritable=int(name) <= 2)
+    os.close(nowhere)
 
 
 def stoppable(work: Callable[[StopSignals], int]) -> int:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from shardyard.cli import output
-from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from shardyard.cli.stopping import CODES, take_signals
+from shardyard.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from shardyard.launch.sweep_folder import SweepFolder
@@ -104,7 +105,7 @@ def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
 
 @contextmanager
 def _signals(folder: SweepFolder, say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
-    """The first Ctrl-C or SIGTERM asks all trials for a checkpoint and an end; the second Ctrl-C ends at once."""
+    """The first signal asks all trials for a checkpoint and an end; a second Ctrl-C ends at once."""
     asked: list[int] = []
 
     def handle(number: int, frame: object) -> None:
@@ -116,13 +117,12 @@ def _signals(folder: SweepFolder, say: Callable[[str], None]) -> Iterator[Callab
         folder.request_stop()
         say("Stopping all trials after this step, with checkpoints. Ctrl-C again ends at once, without them.")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = take_signals(handle)
     try:
-        codes: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
-        yield lambda: codes[asked[0]] if asked else 0
+        yield lambda: CODES[asked[0]] if asked else 0
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 def _end_at_once(folder: SweepFolder) -> None:
