@@ -57,10 +57,10 @@ check: $(ALL) ## check format, lint, types and layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_house.py
+	@$(BIN)/python -m pytest -q tests/unit/house/test_layers.py tests/unit/house/test_house.py
 
 schema: $(STAMP) ## rewrite recipes/schema.json, and the pages of docs/ that come from the code
-	@$(BIN)/python -m shardyard.recipe.json_schema
+	@$(BIN)/python -m shardyard.recipe.catalog.json_schema
 	@$(BIN)/python docs/write_fields.py
 	@$(BIN)/python docs/write_house.py
 	@$(BIN)/python docs/write_recipes.py

@@ -10,20 +10,22 @@ PACKAGE = PAGE.parents[1] / "platform" / "shardyard"
 HEAD = """# The house
 
 Every file of `platform/shardyard/` and what it holds, from bottom to top: imports go downwards only, and rooms of one
-layer do not know each other (`tests/unit/test_layers.py`). Written by `make schema` from the first line of each file.
+layer do not know each other (`tests/unit/house/test_layers.py`). Written by `make schema`
+from the first line of each file.
 """
 ROOMS = {
     "": "words",
     "recipe": "layer 1, pure: no torch, Ray or DeepSpeed",
-    "data": "layer 2",
-    "models": "layer 2",
-    "objectives": "layer 2",
-    "optim": "layer 2",
-    "tracking": "layer 2, the only room that imports W&B",
-    "engine": "layer 3, the only room that imports DeepSpeed",
-    "launch": "layer 4, the only room that imports Ray",
-    "dashboard": "layer 5",
-    "cli": "layer 5, opens every door",
+    "planning": "layer 2, pure as well",
+    "data": "layer 3",
+    "models": "layer 3",
+    "objectives": "layer 3",
+    "optim": "layer 3",
+    "tracking": "layer 3, the only room that imports W&B",
+    "engine": "layer 4, the only room that imports DeepSpeed",
+    "launch": "layer 5, the only room that imports Ray",
+    "dashboard": "layer 6",
+    "cli": "layer 6, opens every door",
 }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shardyard.launch.hardware import world_of
-from shardyard.launch.measured import SIZES, shipped_sizes
-from shardyard.launch.prepare import prepare
-from shardyard.launch.starting import for_planning
-from shardyard.recipe.architecture import Architecture
-from shardyard.recipe.catalog import share_folder, shipped_recipes
-from shardyard.recipe.load import load_recipe
+from shardyard.launch.run.architecture_cache import SIZES, shipped_sizes
+from shardyard.launch.run.initial import for_planning
+from shardyard.launch.run.prepare import prepare
+from shardyard.launch.run.world import world_of
+from shardyard.planning.architecture import Architecture
+from shardyard.recipe.catalog.shipped import share_folder, shipped_recipes
+from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_count
 

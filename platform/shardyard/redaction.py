@@ -1,7 +1,7 @@
 """Secrets in text: what they look like, and text without them. Imports nothing of ours.
 
 All that is written or shown passes through here: errors as they are made, run.json, events, logs, model cards, what W&B
-is told, and the package of a job. A recipe is not redacted but refused (`recipe/contradictions_secrets.py`).
+is told, and the package of a job. A recipe is not redacted but refused (`recipe/rules/secrets.py`).
 """
 
 from __future__ import annotations

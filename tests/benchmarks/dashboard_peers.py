@@ -168,10 +168,10 @@ _OURS = (
     + """
 from pathlib import Path
 from starlette.testclient import TestClient
-from shardyard.dashboard.index import Index
-from shardyard.dashboard.security import LOOPBACK, Gate
-from shardyard.dashboard.server import make_app
-from shardyard.dashboard.store import Store
+from shardyard.dashboard.index.index import Index
+from shardyard.dashboard.web.security import LOOPBACK, Gate
+from shardyard.dashboard.web.server import make_app
+from shardyard.dashboard.index.store import Store
 place = Path(folder) / "runs"
 for name, values in runs.items():
     run = place / name

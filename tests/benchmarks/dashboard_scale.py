@@ -24,11 +24,11 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from shardyard.dashboard.index import Index
-from shardyard.dashboard.security import LOOPBACK, Gate
-from shardyard.dashboard.server import make_app
-from shardyard.dashboard.store import Store
-from shardyard.recipe.load import dump_recipe, load_recipe
+from shardyard.dashboard.index.index import Index
+from shardyard.dashboard.index.store import Store
+from shardyard.dashboard.web.security import LOOPBACK, Gate
+from shardyard.dashboard.web.server import make_app
+from shardyard.recipe.loading.load import dump_recipe, load_recipe
 
 QUERIES = {
     "first page": {},

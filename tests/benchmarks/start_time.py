@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shardyard.launch.prepare import prepare
-from shardyard.recipe.load import load_recipe
-from shardyard.recipe.plan import World
+from shardyard.launch.run.prepare import prepare
+from shardyard.planning.plan import World
+from shardyard.recipe.loading.load import load_recipe
 from shardyard.tracking.files import read_jsonl
 from support.cluster import ray_head
 

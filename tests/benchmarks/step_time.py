@@ -36,16 +36,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import Turns, blocks, ratio
 
 from shardyard.data.formats import Context
-from shardyard.data.loader import TrainLoader
-from shardyard.data.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.data.stream.loader import TrainLoader
+from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
-from shardyard.launch.hardware import bf16_here
+from shardyard.launch.run.world import bf16_here
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.models.initialise import initialise
-from shardyard.recipe.load import load_recipe
+from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job
 

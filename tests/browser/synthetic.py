@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shardyard.launch.sweep_folder import SweepFolder
-from shardyard.recipe.load import dump_recipe, load_recipe
-from shardyard.recipe.sweep_load import load_sweep
+from shardyard.launch.sweep.folder import SweepFolder
+from shardyard.recipe.loading.load import dump_recipe, load_recipe
+from shardyard.recipe.sweep.load import load_sweep
 from shardyard.tracking.files import JsonlWriter, encode
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.run.folder import RunFolder
 
 QUICKSTART = "gpt/quickstart"
 WEIGHTS = 804_352

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, Route, expect
 from browser.conftest import Visiting, unchanged, until
 from browser.synthetic import HOSTILE
 from browser.test_pages import faults, shoot
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

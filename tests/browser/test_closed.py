@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, expect
 
 from browser.conftest import Dashboard, start_dashboard, stop_dashboard
 from browser.test_pages import shoot
-from shardyard.cli.dashboard import entry_file
-from shardyard.recipe.load import dump_recipe
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.cli.commands.dashboard import entry_file
+from shardyard.recipe.loading.load import dump_recipe
+from shardyard.tracking.run.folder import RunFolder
 from support.tiny import tiny_recipe, write_corpus
 from support.waiting import PATIENCE_SECONDS
 

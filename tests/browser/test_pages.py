@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, TimeoutError
 
 from browser.conftest import Visit, Visiting, until
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from browser.conftest import Dashboard, Visiting, start_dashboard, stop_dashboard, until
 from browser.synthetic import HOSTILE, append_steps, write_live
 from browser.test_pages import IDLE
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

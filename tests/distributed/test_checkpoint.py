@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shardyard.engine import checkpoint_files as files
-from shardyard.engine.hooks import CheckpointHook
+from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.weights import weights_of_checkpoint
+from shardyard.engine.hooks.hooks import CheckpointHook
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.weights import weights_of_checkpoint
 from shardyard.engine.world import Rank, gather
 from shardyard.errors import CheckpointError, ShardyardError
-from shardyard.launch.prepare import prepare
-from shardyard.recipe.plan import World
-from shardyard.tracking.runfolder import RunFolder, read_metrics
+from shardyard.launch.run.prepare import prepare
+from shardyard.planning.plan import World
+from shardyard.tracking.run.folder import RunFolder, read_metrics
 from support.forged import forge, with_code
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from support.cli import COMMAND
+from support.dash_cases import write_run
 from support.hosts import Host, hosts
-from unit.dash_cases import write_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -12,8 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from support.cluster import ray_head
+from support.dash_cases import CSRF, served
 from support.waiting import until
-from unit.dash_cases import CSRF, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.tracking.runfolder import RunFolder, list_runs
+from shardyard.tracking.run.folder import RunFolder, list_runs
 from support.cli import Command, write_recipe
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.run.folder import read_metrics
 from support import stranger
 from support.cli import write_recipe
 from support.hosts import RAY, Host, Listener, hosts

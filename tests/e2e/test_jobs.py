@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
-from shardyard.launch.jobs import connect, submit, world_on
-from shardyard.launch.jobs_api import TERMINAL, JobsApi
-from shardyard.launch.prepare import prepare
-from shardyard.launch.submission import SubmitRequest
-from shardyard.recipe.load import load_recipe
+from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.run.prepare import prepare
+from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi
+from shardyard.launch.schedulers.ray.jobs import connect, submit, world_on
+from shardyard.recipe.loading.load import load_recipe
 from support.cli import COMMAND, write_recipe
 from support.cluster import RAY, free_port, ray_head
 from support.tiny import write_corpus

@@ -18,10 +18,10 @@ import yaml
 
 from shardyard.cli.main import run
 from shardyard.errors import ShardyardError, UsageError
-from shardyard.launch import kuberay
-from shardyard.launch.kuberay_cluster import main as print_cluster
-from shardyard.launch.submission import SubmitRequest
-from shardyard.recipe.load import load_recipe
+from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.schedulers.kuberay import jobs
+from shardyard.launch.schedulers.kuberay.cluster import main as print_cluster
+from shardyard.recipe.loading.load import load_recipe
 from support.kube_stub import Cluster, kube_server, write_kubeconfig
 from support.kuberay_cases import CLAIM, recipe_and_plan
 from support.waiting import PATIENCE_SECONDS
@@ -46,7 +46,7 @@ def a_request(*overrides: str, run_id: str = "quick-1", **fields: Any) -> Submit
 
 
 def submit(*overrides: str, **fields: Any) -> str:
-    return kuberay.submit(a_request(*overrides, **fields), lambda line: None)
+    return jobs.submit(a_request(*overrides, **fields), lambda line: None)
 
 
 def job_of(cluster: Cluster, name: str = "quick-1") -> dict[str, Any]:
@@ -62,23 +62,23 @@ def test_a_job_owns_its_config_map_and_takes_it_along(cluster: Cluster) -> None:
     (owner,) = config_map["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == ("RayJob", "quick-1", job["metadata"]["uid"])
     assert json.loads(config_map["data"]["job.json"])["run_id"] == "quick-1"
-    kuberay.cancel("default/quick-1")
+    jobs.cancel("default/quick-1")
     assert cluster.objects == {}
 
 
 def test_a_queued_job_says_what_it_waits_for(cluster: Cluster) -> None:
     said: list[str] = []
-    job_id = kuberay.submit(a_request(*QUEUED), said.append)
+    job_id = jobs.submit(a_request(*QUEUED), said.append)
     assert said[-1] == "default/quick-1 waits in Kueue's queue research until there is room"
     job = job_of(cluster)
     assert job["spec"]["suspend"] is True
     job["status"] = {"jobDeploymentStatus": "Suspended"}
-    assert kuberay.state(job_id).message == "waits in Kueue's queue research"
+    assert jobs.state(job_id).message == "waits in Kueue's queue research"
     cluster.objects["workloads", "default", "w"] = {
         "metadata": {"labels": {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]}},
         "status": {"conditions": [{"type": "QuotaReserved", "status": "False", "message": "8 more GPUs needed"}]},
     }
-    found = kuberay.state(job_id)
+    found = jobs.state(job_id)
     assert (found.state, found.message) == ("PENDING", "waits in Kueue's queue research: 8 more GPUs needed")
 
 
@@ -154,7 +154,7 @@ def test_ctrl_c_half_way_leaves_nothing(cluster: Cluster, tmp_path: Path) -> Non
 
 def test_a_cluster_without_kuberay(cluster: Cluster) -> None:
     cluster.has_kuberay = False
-    for ask in (submit, lambda: kuberay.state("default/a"), kuberay.jobs):
+    for ask in (submit, lambda: jobs.state("default/a"), jobs.jobs):
         with pytest.raises(UsageError, match=r"KubeRay's operator is not installed.*README\.md says how"):
             ask()
 
@@ -236,7 +236,7 @@ def test_states_keep_the_names_of_ray(
 ) -> None:
     submit()
     job_of(cluster)["status"] = status
-    found = kuberay.state("quick-1")
+    found = jobs.state("quick-1")
     assert (found.state, found.message, found.exit_code) == (state, message, code)
     assert (found.id, found.run_id, found.recipe) == ("default/quick-1", "quick-1", "gpt-quickstart")
 
@@ -245,22 +245,22 @@ def test_jobs_are_listed_over_all_pages_the_newest_first(cluster: Cluster) -> No
     for number in range(5):
         submit(run_id=f"quick-{number}")
     cluster.objects["rayjobs", "default", "of-somebody-else"] = {"metadata": {"labels": {}}}
-    assert [job.run_id for job in kuberay.jobs()] == [f"quick-{number}" for number in (4, 3, 2, 1, 0)]
-    assert kuberay.jobs("research") == []
+    assert [job.run_id for job in jobs.jobs()] == [f"quick-{number}" for number in (4, 3, 2, 1, 0)]
+    assert jobs.jobs("research") == []
 
 
 def test_a_job_that_is_not_there(cluster: Cluster) -> None:
-    for ask in (kuberay.state, kuberay.cancel, lambda job_id: next(kuberay.logs(job_id))):
+    for ask in (jobs.state, jobs.cancel, lambda job_id: next(jobs.logs(job_id))):
         with pytest.raises(UsageError, match=r"the RayJob default/none: it is not there"):
             ask("default/none")
     with pytest.raises(UsageError, match="'a/b/c' is no job of Kubernetes"):
-        kuberay.state("a/b/c")
+        jobs.state("a/b/c")
 
 
 def test_logs_are_those_of_the_last_pod_that_submitted(cluster: Cluster) -> None:
     submit()
     with pytest.raises(UsageError, match="default/quick-1 is PENDING and has no output: waits for KubeRay"):
-        next(kuberay.logs("quick-1"))
+        next(jobs.logs("quick-1"))
     asked: list[float] = []
 
     def start_pods(seconds: float) -> None:
@@ -271,19 +271,19 @@ def test_logs_are_those_of_the_last_pod_that_submitted(cluster: Cluster) -> None
             cluster.objects["pods", "default", f"pod-{number}"] = {"metadata": metadata, "status": {"phase": "Running"}}
             cluster.logs[f"pod-{number}"] = [f"from {number}", "Über", ""]
 
-    assert list(kuberay.logs("quick-1", follow=True, sleep=start_pods)) == ["from 2", "Über", ""]
+    assert list(jobs.logs("quick-1", follow=True, sleep=start_pods)) == ["from 2", "Über", ""]
     assert len(asked) == 1
 
 
 def test_the_role_of_the_example_allows_what_is_asked_and_no_more(cluster: Cluster) -> None:
     job_id = submit(*QUEUED)
     job_of(cluster)["status"] = {"jobDeploymentStatus": "Suspended"}
-    kuberay.jobs()
+    jobs.jobs()
     pod = {"name": "pod-1", "labels": {"job-name": "quick-1"}, "creationTimestamp": "2026-01-02T03:04:05Z"}
     cluster.objects["pods", "default", "pod-1"] = {"metadata": pod, "status": {"phase": "Running"}}
     cluster.logs["pod-1"] = ["a line"]
-    assert list(kuberay.logs(job_id)) == ["a line"]
-    kuberay.cancel(job_id)
+    assert list(jobs.logs(job_id)) == ["a line"]
+    jobs.cancel(job_id)
     role = next(yaml.safe_load_all((ROOT / "cluster/kuberay/access.yaml").read_text(encoding="utf-8")))
     allowed = {(verb, kind) for rule in role["rules"] for kind in rule["resources"] for verb in rule["verbs"]}
     assert set(cluster.seen) == allowed
@@ -295,7 +295,7 @@ def test_the_role_of_the_example_allows_what_is_asked_and_no_more(cluster: Clust
 def test_the_example_of_a_cluster_is_what_its_first_line_writes(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "cluster/kuberay/raycluster.yaml").read_text(encoding="utf-8")
     command = shlex.split(text.splitlines()[0].removeprefix("# "))
-    assert command[:3] == ["python", "-m", "shardyard.launch.kuberay_cluster"]
+    assert command[:3] == ["python", "-m", "shardyard.launch.schedulers.kuberay.cluster"]
     assert print_cluster(command[3:]) == 0
     assert capsys.readouterr().out == text
 

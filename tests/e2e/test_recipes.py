@@ -19,15 +19,15 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from shardyard.engine.run import Job
-from shardyard.launch.hardware import bf16_here
-from shardyard.launch.prepare import prepare
-from shardyard.launch.starting import locate
-from shardyard.launch.worker import train_worker
-from shardyard.recipe.catalog import shipped_recipes
-from shardyard.recipe.load import dump_recipe, load_recipe
-from shardyard.recipe.plan import World, fixed
+from shardyard.launch.ray.worker import train_worker
+from shardyard.launch.run.initial import locate
+from shardyard.launch.run.prepare import prepare
+from shardyard.launch.run.world import bf16_here
+from shardyard.planning.plan import World, fixed
+from shardyard.recipe.catalog.shipped import shipped_recipes
+from shardyard.recipe.loading.load import dump_recipe, load_recipe
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.runfolder import RunFolder, read_metrics
+from shardyard.tracking.run.folder import RunFolder, read_metrics
 
 pytestmark = pytest.mark.slow
 

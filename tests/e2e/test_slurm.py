@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import pytest
 
-from shardyard.cli.plan import plan_of
+from shardyard.cli.commands.plan import plan_of
 from shardyard.errors import UsageError
-from shardyard.launch import slurm
-from shardyard.launch.submission import SubmitRequest
-from shardyard.recipe.load import load_recipe
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.schedulers.slurm import jobs
+from shardyard.recipe.loading.load import load_recipe
+from shardyard.tracking.run.folder import RunFolder
 from support.cli import COMMAND, Command, write_recipe
 from support.hosts import hosts
 from support.slurm import Slurm, slurm_cluster
@@ -68,8 +68,8 @@ def request(recipe: Path, runs: Path, *overrides: str, dry_run: Path | None = No
 
 def submitted(recipe: Path, runs: Path, *overrides: str) -> tuple[str, RunFolder]:
     """Id of a job and its run."""
-    job_id = slurm.submit(request(recipe, runs, *overrides), lambda text: None)
-    job = slurm.state(job_id)
+    job_id = jobs.submit(request(recipe, runs, *overrides), lambda text: None)
+    job = jobs.state(job_id)
     assert job is not None
     assert job.run is not None
     return job_id, RunFolder(job.run)
@@ -78,7 +78,7 @@ def submitted(recipe: Path, runs: Path, *overrides: str) -> tuple[str, RunFolder
 def by_hand(cluster: Slurm, recipe: Path, folder: Path, *overrides: str, **lines: str) -> tuple[str, RunFolder]:
     """A script that was written with --dry-run, changed in places, and handed to sbatch by a person."""
     script = folder / "job.sh"
-    slurm.submit(request(recipe, folder / "runs", *overrides, dry_run=script), lambda text: None)
+    jobs.submit(request(recipe, folder / "runs", *overrides, dry_run=script), lambda text: None)
     assert not (folder / "runs").exists()
     text = script.read_text().splitlines()
     for name, value in lines.items():
@@ -146,7 +146,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
     assert first.state == "preempted", log(first)
     assert stopped < STEPS
     assert (first.checkpoints / f"step-{stopped:08d}" / "manifest.json").exists()
-    waiting = slurm.state(requeued)
+    waiting = jobs.state(requeued)
     assert waiting is not None
     assert not waiting.ended
     cluster.release(requeued)
@@ -155,7 +155,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
     assert first.state == "finished"
     assert [record["step"] for record in records(first) if "train/loss" in record] == list(range(1, STEPS + 1))
     assert attempts(first) == [None, stopped]
-    ended = slurm.state(requeued)
+    ended = jobs.state(requeued)
     assert ended is not None
     assert (ended.state, ended.exit_code, ended.restarts) == ("COMPLETED", 0, 1)
     assert not token.exists()
@@ -165,7 +165,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
         assert command.finish()[0] == 124, log(second)
     stopped = records(second)[-1]["step"]
     assert (second.checkpoints / f"step-{stopped:08d}" / "manifest.json").exists()
-    assert {job.id for job in slurm.jobs()} >= {requeued, limited}
+    assert {job.id for job in jobs.jobs()} >= {requeued, limited}
     for job_id, run in ((requeued, first), (limited, second)):
         assert_nothing_runs(job_id)
         for path in run.path.rglob("*"):
@@ -184,7 +184,7 @@ def test_a_preempted_job_goes_back_to_the_queue(cluster: Slurm, recipe: Path, tm
     assert "asked to end (preemption)" in log(run) or "goes back to the queue" in log(run)
     cluster.wait_for(lambda: cluster.state(job_id) == "PENDING", "the end of the preempted attempt")
     cluster.wait_for(lambda: cluster.state(other) == "COMPLETED", "the urgent job")
-    slurm.cancel(job_id)
+    jobs.cancel(job_id)
     cluster.wait_for(lambda: cluster.state(job_id) == "CANCELLED", "the end of the cancelled job")
     assert_nothing_runs(job_id)
 
@@ -232,14 +232,14 @@ def test_what_slurm_refuses_is_said_and_leaves_nothing(cluster: Slurm, recipe: P
             submitted(recipe, tmp_path / "runs", *overrides)
     assert not list((tmp_path / "runs").iterdir())
     assert cluster.command("squeue", "--noheader", "--format=%i") == before
-    assert slurm.state("999999") is None
+    assert jobs.state("999999") is None
 
 
 def test_gpus_are_found_in_the_partition(cluster: Slurm, recipe: Path, tmp_path: Path) -> None:
     """The plan of a host without GPUs would be wrong there, so the job makes its own."""
     asked = request(recipe, tmp_path, "cluster.gpus_per_worker=null", dry_run=tmp_path / "job.sh")
     said: list[str] = []
-    slurm.submit(asked, said.append)
+    jobs.submit(asked, said.append)
     script = (tmp_path / "job.sh").read_text()
     assert "#SBATCH --gpus-per-node=1\n" in script
     assert '"version": ""' in script

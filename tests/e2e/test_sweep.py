@@ -15,8 +15,8 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from shardyard.launch.sweep_folder import SweepFolder, TrialState, list_sweeps
-from shardyard.tracking.runfolder import RunFolder, read_metrics
+from shardyard.launch.sweep.folder import SweepFolder, TrialState, list_sweeps
+from shardyard.tracking.run.folder import RunFolder, read_metrics
 from support.cli import Command, write_recipe
 from support.tiny import write_corpus
 from support.waiting import PATIENCE_SECONDS

@@ -18,14 +18,16 @@ def device(setting: Setting) -> dict[str, Any]:
     """The device is known: its peak, without which there is no MFU, and what it computes with."""
     import torch
 
-    from shardyard.tracking.meters import device_name, memory_metrics, peak_flops
+    from shardyard.tracking.metrics.meters import device_name, memory_metrics, peak_flops
 
     if setting.rehearses:
         return {"name": device_name(), "peak_TFLOPs": None}
     properties = torch.cuda.get_device_properties(0)
     peak = peak_flops(device_name(), "bf16")
     if peak is None:
-        raise Failed(f"{device_name()} is not in the table of tracking/meters.py, so runs on it would have no MFU")
+        raise Failed(
+            f"{device_name()} is not in the table of tracking/metrics/meters.py, so runs on it would have no MFU"
+        )
     if not memory_metrics().get("memory/peak_allocated_bytes", -1) >= 0:
         raise Failed("no memory of the device is measured")
     return {
@@ -40,7 +42,7 @@ def watch(setting: Setting) -> dict[str, Any]:
     """The machine watch samples every GPU: use, memory, power, temperature."""
     import torch
 
-    from shardyard.tracking.machine import Sampler
+    from shardyard.tracking.metrics.machine import Sampler
 
     sampler = Sampler(gpu=not setting.rehearses)
     sample = sampler()
@@ -120,7 +122,7 @@ def optimizers(setting: Setting) -> dict[str, Any]:
     """The fused AdamW, Lion and Adagrad make the same steps on the device as in 64 bits on the CPU."""
     import torch
 
-    from shardyard.optim.elementwise import Adagrad, Lion
+    from shardyard.optim.lion_adagrad import Adagrad, Lion
 
     makes = {
         "adamw_fused": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
@@ -149,7 +151,7 @@ def tensors(setting: Setting) -> dict[str, Any]:
     """Weights, optimizer and random states of a checkpoint come back verified, and training goes on the same."""
     import torch
 
-    from shardyard.engine import checkpoint_files as files
+    from shardyard.engine.checkpoint import files
 
     def begin() -> tuple[Any, Any]:
         torch.manual_seed(3)
@@ -193,7 +195,7 @@ def tensors(setting: Setting) -> dict[str, Any]:
 def _save(folder: Path, model: Any, optimizer: Any, setting: Setting) -> None:
     import torch
 
-    from shardyard.engine import checkpoint_files as files
+    from shardyard.engine.checkpoint import files
 
     partial = files.partial_folder(folder, 3)
     partial.mkdir(parents=True)
@@ -231,7 +233,7 @@ def _steps(setting: Setting, name: str, *, micro_batch: int) -> dict[str, Any]:
     import torch
 
     from shardyard.objectives.causal import causal_lm_loss
-    from shardyard.tracking.meters import Throughput, device_name, peak_flops
+    from shardyard.tracking.metrics.meters import Throughput, device_name, peak_flops
 
     plan, model = _planned(setting, name, micro_batch)
     masters = [p.detach().float().requires_grad_() for p in model.parameters()]
@@ -295,11 +297,11 @@ def _planned(setting: Setting, name: str, micro_batch: int) -> tuple[Any, Any]:
     """The plan of a shipped recipe for one GPU at stage 0, and its model with its own first weights in bf16."""
     import torch
 
-    from shardyard.launch.prepare import prepare
+    from shardyard.launch.run.prepare import prepare
     from shardyard.models.build import architecture_config, construct
     from shardyard.models.initialise import initialise
-    from shardyard.recipe.load import load_recipe
-    from shardyard.recipe.plan import World
+    from shardyard.planning.plan import World
+    from shardyard.recipe.loading.load import load_recipe
 
     changes = [
         f"train.global_batch={micro_batch}",

@@ -35,16 +35,19 @@ DECISIONS += ["test_contradictions_cluster", "test_precision"]
 _SLURM = "a real Slurm, whose partition claims GPUs: tests/e2e/test_slurm.py"
 EXCEPTIONS = {
     ("engine/__init__.py", 'os.environ["DS_ACCELERATOR"] = "cpu"'): "what happens where there is no GPU",
-    ("launch/nodes_start.py", "gpus = None if plan.gpus is None else len(plan.gpus)"): (
+    ("launch/local_cluster/start.py", "gpus = None if plan.gpus is None else len(plan.gpus)"): (
         "starting nodes takes Ray's own processes: tests/e2e/test_cluster_up.py"
     ),
-    ("launch/slurm.py", 'spec["version"] = ""  # so that the job plans again, where the GPUs are'): _SLURM,
-    ("launch/slurm.py", "if allocation.gpus_per_node:"): _SLURM,
     (
-        "launch/slurm.py",
+        "launch/schedulers/slurm/jobs.py",
+        'spec["version"] = ""  # so that the job plans again, where the GPUs are',
+    ): _SLURM,
+    ("launch/schedulers/slurm/jobs.py", "if allocation.gpus_per_node:"): _SLURM,
+    (
+        "launch/schedulers/slurm/jobs.py",
         "each += f\" and {allocation.gpus_per_node} GPU{'s' if allocation.gpus_per_node > 1 else ''}\"",
     ): _SLURM,
-    ("launch/slurm.py", "return recipe.cluster.gpus_per_worker > 0"): _SLURM,
+    ("launch/schedulers/slurm/jobs.py", "return recipe.cluster.gpus_per_worker > 0"): _SLURM,
 }
 
 
@@ -268,7 +271,9 @@ def test_a_trained_model_is_sampled_and_measured_on_the_gpu(scenes: dict[str, An
 def test_no_line_that_asks_for_a_gpu_stays_unrun(lines: Path) -> None:
     asked, run = lines_that_ask(ROOT / "platform" / "shardyard"), lines_run(lines)
     assert sum(map(len, asked.values())) > 100
-    assert {"launch/meeting.py", "engine/checkpoint.py", "tracking/meters.py"} <= set(asked)
+    assert {"launch/ray/process_group.py", "engine/checkpoint/checkpoint.py", "tracking/metrics/meters.py"} <= set(
+        asked
+    )
     unrun = {
         (name, text): number
         for name, numbers in asked.items()

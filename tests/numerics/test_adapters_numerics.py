@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shardyard.engine.inference.load import export_checkpoint, load_trained
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.trained import export_checkpoint, load_trained
 from shardyard.engine.world import Rank
-from shardyard.models.adapters import merged
+from shardyard.models.adapters.adapters import merged
+from shardyard.models.adapters.nf4 import dequantize, quantize
 from shardyard.models.build import architecture_config, skeleton
-from shardyard.models.nf4 import dequantize, quantize
-from shardyard.recipe.load import parse_recipe
+from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Adapter, Model
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.run.folder import read_metrics
 from support import case_instruction, case_preference
 from support.pretrained import write_pretrained
 from support.ranks import run_ranks

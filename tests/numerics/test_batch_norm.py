@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shardyard.engine.deepspeed.batch_norm import RunningStatistics
+from shardyard.engine.inference.load import load_trained
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.statistics import RunningStatistics
-from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
-from shardyard.recipe.load import parse_recipe
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.tracking.run.folder import read_metrics
 from support import case_image_classification
 from support.ranks import run_ranks
 from support.tiny import tiny_job

@@ -14,10 +14,10 @@ from shardyard.engine import budget
 from shardyard.engine.budget import Pace, fix_steps, steps_within
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
-from shardyard.launch.prepare import as_fixed
-from shardyard.recipe.load import parse_recipe
-from shardyard.recipe.plan import make_plan
-from shardyard.tracking.runfolder import RunFolder, read_metrics
+from shardyard.launch.run.prepare import as_fixed
+from shardyard.planning.plan import make_plan
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.tracking.run.folder import RunFolder, read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
+from shardyard.engine.inference.load import load_trained
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from shardyard.engine.inference.load import load_trained
+from shardyard.engine.inference.zero_shot import measure_zero_shot
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
-from shardyard.engine.zero_shot import measure_zero_shot
 from shardyard.errors import DataError, UsageError
 from shardyard.objectives.contrastive import contrastive_loss
 from shardyard.objectives.gathering import gather_rows
-from shardyard.recipe.load import parse_recipe
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.tracking.run.folder import read_metrics
 from support.case_contrastive import recipe_fields, write_data
 from support.ranks import run_ranks
 from support.tiny import tiny_job

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
+from shardyard.engine.checkpoint.weights import whole_weights
+from shardyard.engine.inference.load import export_checkpoint, load_trained
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.step import train_step
-from shardyard.engine.trained import export_checkpoint, load_trained
-from shardyard.engine.weights import whole_weights
 from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError
 from shardyard.recipe.schema import Recipe

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from shardyard.data.tokenizer import load_tokenizer
-from shardyard.engine.harness import run_tasks
+from shardyard.data.tokenizers.tokenizer import load_tokenizer
+from shardyard.engine.inference.lm_eval import run_tasks
 from shardyard.errors import DataError, UsageError
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.recipe.schema import Model

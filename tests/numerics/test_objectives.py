@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shardyard.engine.inference.load import load_trained
+from shardyard.engine.inference.step_documents import documents_of_step
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.step_documents import documents_of_step
-from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
-from shardyard.recipe.load import parse_recipe
+from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import ObjectiveName
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job
 

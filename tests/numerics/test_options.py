@@ -11,11 +11,11 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from shardyard.engine import run
+from shardyard.engine.inference.load import load_trained
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
 from shardyard.errors import HardwareError
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import CONFIGS, tiny_job, tiny_recipe, write_corpus
 
@@ -182,7 +182,7 @@ def test_pretrained_weights_are_where_training_starts(corpus: Path, tmp_path: Pa
 
 def test_uneven_targets_weigh_alike(corpus: Path, tmp_path: Path) -> None:
     """With a tokenizer that marks both ends of a document, rows differ in their number of targets."""
-    from shardyard.data.tokenizer import load_tokenizer
+    from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer("bytes")
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})

@@ -13,8 +13,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
+from shardyard.engine.checkpoint.weights import whole_weights
 from shardyard.engine.step import train_step
-from shardyard.engine.weights import whole_weights
 from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Recipe
 from support.ranks import run_ranks

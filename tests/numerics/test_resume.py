@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shardyard.engine.inference.load import load_trained
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.trained import load_trained
 from shardyard.engine.world import Rank
-from shardyard.tracking.runfolder import RunFolder, read_metrics
+from shardyard.tracking.run.folder import RunFolder, read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 

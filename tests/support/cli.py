@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from shardyard.tracking.runfolder import read_metrics
+from shardyard.tracking.run.folder import read_metrics
 from support.waiting import PATIENCE_SECONDS, until
 
 COMMAND = [sys.executable, "-m", "shardyard.cli.main"]

@@ -70,26 +70,29 @@ WALKED: dict[tuple[str, str], Walk] = {
 PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard (launch|plan) \S*… ?$|shardyard launch RECIPE$", "stands for the launch that is walked"),
     (r"shardyard launch my\.yaml( -s|$)", "500 steps; `launch my.yaml --try 20` of the README is walked"),
-    (r"shardyard --install-completion", "changes the shell of who runs it; tests/unit/test_completion.py"),
+    (r"shardyard --install-completion", "changes the shell of who runs it; tests/unit/cli/test_completion.py"),
     (r"shardyard launch (gpt|moe|finetune|multimodal)/", "tests/e2e/test_recipes.py trains every small recipe"),
     (r"shardyard launch best\.yaml", "tests/e2e/test_sweep.py launches the best trial again"),
     (r"shardyard sweep (sweeps/|show|best|fit|stop|resume)", "tests/e2e/test_sweep.py runs a sweep to its end"),
     (r"shardyard cluster (up$|status|down)", "tests/e2e/test_cluster_up.py, on ports that are free"),
     (r"shardyard cluster (up --host|join)", "tests/e2e/test_hosts.py, on two hosts"),
     (r"shardyard submit .*--on slurm|shardyard logs .*/shared", "tests/e2e/test_slurm.py, with Slurm's daemons"),
-    (r"shardyard submit .*--on kuberay", "tests/unit/test_kuberay_render.py and tests/e2e/test_kuberay_api.py"),
+    (
+        r"shardyard submit .*--on kuberay",
+        "tests/unit/launch/schedulers/test_kuberay_render.py and tests/e2e/test_kuberay_api.py",
+    ),
     (r"shardyard (submit|ps|logs|stop|wait|inspect)( |$)", "tests/e2e/test_jobs.py, on a cluster of its own"),
     (r"shardyard resume", "tests/e2e/test_launch.py resumes runs"),
     (r"shardyard dashboard", "a server that does not end; tests/browser uses it"),
     (r"shardyard data prepare", "fetches packages; `make data` does so before the tests"),
-    (r"shardyard data (show|verify)", "needs the prepared sets; tests/unit/test_prepared_real.py"),
+    (r"shardyard data (show|verify)", "needs the prepared sets; tests/unit/data/datasets/test_real.py"),
     (r"shardyard eval latest --classes", "needs a run of CLIP; tests/numerics/test_contrastive.py"),
     (r"shardyard eval (RUN|latest) --task", "tests/numerics/test_harness.py"),
     (
         r"shardyard wandb sync (latest|--all --project)",
-        "needs W&B's server; tests/unit/test_wandb_sync.py has a stand-in",
+        "needs W&B's server; tests/unit/tracking/test_wandb_sync.py has a stand-in",
     ),
-    (r"shardyard wandb import", "the files of another tool; tests/unit/test_wandb_import.py"),
+    (r"shardyard wandb import", "the files of another tool; tests/unit/tracking/test_wandb_import.py"),
 )
 
 # Other programs: what is checked of them, if anything, and why they are not run.

@@ -10,8 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
-from shardyard.launch.queue import hold_turn, placed
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.launch.ray.queue import hold_turn, placed
+from shardyard.tracking.run.folder import RunFolder
 from support.waiting import until
 
 CODES = {"interrupt": 130, "preempt": 143, "timeout": 124}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shardyard.engine import checkpoint_files as files
+from shardyard.engine.checkpoint import files
 
 
 class Code:

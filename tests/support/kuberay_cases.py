@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from shardyard.launch.kuberay_names import dns_name
-from shardyard.launch.kuberay_render import JobSpec
-from shardyard.recipe.architecture import Architecture
-from shardyard.recipe.load import load_recipe
-from shardyard.recipe.plan import RunPlan, World, make_plan
+from shardyard.launch.schedulers.kuberay.names import dns_name
+from shardyard.launch.schedulers.kuberay.render import JobSpec
+from shardyard.planning.architecture import Architecture
+from shardyard.planning.plan import RunPlan, World, make_plan
+from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
 
 CLAIM = "cluster.kubernetes.runs_claim=shardyard-runs"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from shardyard.launch.hardware import world_of
-from shardyard.launch.prepare import prepare
-from shardyard.launch.starting import for_planning
-from shardyard.recipe.load import load_recipe
-from shardyard.recipe.plan import RunPlan
+from shardyard.launch.run.initial import for_planning
+from shardyard.launch.run.prepare import prepare
+from shardyard.launch.run.world import world_of
+from shardyard.planning.plan import RunPlan
+from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
 
 NO_RUNS = Path("/nonexistent")

@@ -1,4 +1,4 @@
-"""Where tests sleep or keep a deadline of their own: what `tests/unit/test_house.py` forbids, and what it lets pass."""
+"""Where tests sleep or keep a deadline of their own: what `unit/house/test_house.py` forbids and what it allows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TESTS = Path(__file__).parents[1]
 MAY_SLEEP = {"support/waiting.py", "benchmarks"}
 # Where time itself is the matter: (file, function) and why.
 ALLOWED = {
-    ("unit/test_checkpoint_files.py", "die_of"): "the writer is killed at moments that nobody chose",
+    ("unit/engine/test_checkpoint_files.py", "die_of"): "the writer is killed at moments that nobody chose",
     ("e2e/test_jobs.py", "_pump"): "a slow line",
     ("browser/conftest.py", "until"): "how a page lets time go by between two looks",
     ("browser/conftest.py", "unchanged"): "how a page lets time go by between two looks",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.engine.run import Job
-from shardyard.launch.prepare import prepare
-from shardyard.recipe.load import dump_recipe, parse_recipe
-from shardyard.recipe.plan import World
+from shardyard.launch.run.prepare import prepare
+from shardyard.planning.plan import World
+from shardyard.recipe.loading.load import dump_recipe, parse_recipe
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.run.folder import RunFolder
 
 # The golden losses depend on these words and their order.
 WORDS = (

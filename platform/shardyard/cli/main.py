@@ -24,51 +24,76 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from shardyard import __version__
-from shardyard.cli import output
+from shardyard.cli.view import output
 from shardyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ShardyardError
 
 # name, module, function (or typer app) in it, and what `shardyard --help` says.
 COMMANDS: tuple[tuple[str, str, str, str], ...] = (
-    ("recipes", "shardyard.cli.recipes", "recipes", "List, show and copy the recipes that come with Shardyard."),
+    (
+        "recipes",
+        "shardyard.cli.commands.recipes",
+        "recipes",
+        "List, show and copy the recipes that come with Shardyard.",
+    ),
     (
         "validate",
-        "shardyard.cli.validate",
+        "shardyard.cli.commands.validate",
         "validate",
         "Check recipes and report every problem; starts nothing.",
     ),
     (
         "explain",
-        "shardyard.cli.validate",
+        "shardyard.cli.commands.validate",
         "explain",
         "Say what a field means, or where a recipe's values come from.",
     ),
-    ("plan", "shardyard.cli.plan", "plan", "Show what a recipe would do: steps, batches, memory, FLOPs."),
-    ("launch", "shardyard.cli.launch", "launch", "Train a recipe."),
-    ("resume", "shardyard.cli.launch", "resume", "Go on with a run from its newest whole checkpoint."),
-    ("sweep", "shardyard.cli.sweep", "sweep", "Train a recipe with many values of its fields, and find the best."),
-    ("submit", "shardyard.cli.submit", "submit", "Submit a recipe as a job to Ray, Slurm or Kubernetes."),
-    ("ps", "shardyard.cli.jobs", "ps", "List the jobs of a Ray cluster."),
-    ("logs", "shardyard.cli.jobs", "logs", "Show what a job or a run wrote."),
-    ("stop", "shardyard.cli.jobs", "stop", "Ask jobs or runs to end, each with a checkpoint."),
-    ("wait", "shardyard.cli.jobs", "wait", "Wait until a job or run ends, and end with its exit code."),
-    ("inspect", "shardyard.cli.jobs", "inspect", "Show everything about a job or a run."),
-    ("runs", "shardyard.cli.runs", "runs", "List runs and look into one."),
-    ("dashboard", "shardyard.cli.dashboard", "dashboard", "Show runs, curves, logs and jobs in the browser."),
-    ("compare", "shardyard.cli.compare", "compare", "Put runs side by side: what differs, and what each has reached."),
-    ("watch", "shardyard.cli.watch", "watch", "Follow a run in the terminal: progress, loss, evaluations, events."),
-    ("wandb", "shardyard.cli.wandb", "wandb", "Upload runs to Weights & Biases, and import its offline runs."),
-    ("sample", "shardyard.cli.after", "sample", "Continue a prompt with a trained model."),
-    ("eval", "shardyard.cli.after", "eval", "Measure a trained model on held-out data."),
-    ("export", "shardyard.cli.after", "export", "Write a checkpoint as a folder that from_pretrained loads."),
+    ("plan", "shardyard.cli.commands.plan", "plan", "Show what a recipe would do: steps, batches, memory, FLOPs."),
+    ("launch", "shardyard.cli.commands.launch", "launch", "Train a recipe."),
+    ("resume", "shardyard.cli.commands.launch", "resume", "Go on with a run from its newest whole checkpoint."),
+    (
+        "sweep",
+        "shardyard.cli.commands.sweep",
+        "sweep",
+        "Train a recipe with many values of its fields, and find the best.",
+    ),
+    ("submit", "shardyard.cli.commands.submit", "submit", "Submit a recipe as a job to Ray, Slurm or Kubernetes."),
+    ("ps", "shardyard.cli.commands.jobs", "ps", "List the jobs of a Ray cluster."),
+    ("logs", "shardyard.cli.commands.jobs", "logs", "Show what a job or a run wrote."),
+    ("stop", "shardyard.cli.commands.jobs", "stop", "Ask jobs or runs to end, each with a checkpoint."),
+    ("wait", "shardyard.cli.commands.jobs", "wait", "Wait until a job or run ends, and end with its exit code."),
+    ("inspect", "shardyard.cli.commands.jobs", "inspect", "Show everything about a job or a run."),
+    ("runs", "shardyard.cli.commands.runs", "runs", "List runs and look into one."),
+    ("dashboard", "shardyard.cli.commands.dashboard", "dashboard", "Show runs, curves, logs and jobs in the browser."),
+    (
+        "compare",
+        "shardyard.cli.commands.compare",
+        "compare",
+        "Put runs side by side: what differs, and what each has reached.",
+    ),
+    (
+        "watch",
+        "shardyard.cli.commands.watch",
+        "watch",
+        "Follow a run in the terminal: progress, loss, evaluations, events.",
+    ),
+    ("wandb", "shardyard.cli.commands.wandb", "wandb", "Upload runs to Weights & Biases, and import its offline runs."),
+    ("sample", "shardyard.cli.commands.trained", "sample", "Continue a prompt with a trained model."),
+    ("eval", "shardyard.cli.commands.trained", "eval", "Measure a trained model on held-out data."),
+    (
+        "export",
+        "shardyard.cli.commands.trained",
+        "export",
+        "Write a checkpoint as a folder that from_pretrained loads.",
+    ),
     (
         "cluster",
-        "shardyard.cli.cluster",
+        "shardyard.cli.commands.cluster",
         "cluster",
         "Start, look at and end a Ray cluster, here or over several hosts.",
     ),
-    ("data", "shardyard.cli.data", "data", "Prepare real data sets for recipes to name."),
-    ("tokenizer", "shardyard.cli.tokenizer", "tokenizer", "List, show and train tokenizers."),
-    ("doctor", "shardyard.cli.doctor", "doctor", "Say what this machine can do and what it lacks."),
+    ("data", "shardyard.cli.commands.data", "data", "Prepare real data sets for recipes to name."),
+    ("tokenizer", "shardyard.cli.commands.tokenizer", "tokenizer", "List, show and train tokenizers."),
+    ("doctor", "shardyard.cli.doctor.doctor", "doctor", "Say what this machine can do and what it lacks."),
 )
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from shardyard.cli import complete
+from shardyard.cli.view import complete
 from shardyard.errors import UsageError
-from shardyard.tracking.runfolder import DEFAULT_RUNS, RUNS_VARIABLE, runs_folder
+from shardyard.tracking.run.folder import DEFAULT_RUNS, RUNS_VARIABLE, runs_folder
 
 
 def listed_folder(option: Path | None) -> Path:

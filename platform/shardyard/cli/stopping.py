@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from shardyard.cli import output
+from shardyard.cli.view import output
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ShardyardError
 
 if TYPE_CHECKING:
-    from shardyard.tracking.runfolder import RunFolder, State, StopReason
+    from shardyard.tracking.run.folder import RunFolder, State, StopReason
 
 # Writing to a disk that hangs must not keep a second Ctrl-C from ending the process.
 LAST_WORD_SECONDS = 2.0
@@ -96,7 +96,7 @@ class StopSignals:
         state = _STATES[self.asked]
         after = ""
         if self._folder is not None:
-            from shardyard.tracking.runfolder import typed
+            from shardyard.tracking.run.folder import typed
 
             with contextlib.suppress(ShardyardError):
                 if self._folder.state in ("pending", "running"):
@@ -161,7 +161,7 @@ class StopSignals:
 
     def _end_at_once(self) -> None:
         """Leave without waiting for anything; the processes that this one started go too."""
-        from shardyard.launch.stop import end_children
+        from shardyard.launch.run.end_children import end_children
 
         # On another thread, because this one may be in the middle of writing the same file.
         writer = threading.Thread(target=self._note_the_end, daemon=True)

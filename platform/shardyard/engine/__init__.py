@@ -2,7 +2,7 @@
 
 import os
 
-from shardyard.recipe.hardware import has_gpu
+from shardyard.hardware import has_gpu
 
 # DeepSpeed looks for an accelerator when it is imported and warns where it finds none; that is no fault.
 if not has_gpu() and not os.environ.get("DS_ACCELERATOR"):

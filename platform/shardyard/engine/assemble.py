@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import socket
 
-from shardyard.data.loader import TrainLoader
-from shardyard.engine.checkpoint import Checkpointer
-from shardyard.engine.deepspeed_engine import LearningRate, start_engine
-from shardyard.engine.hooks import EarlyStoppingHook, EvaluateHook, Every, Notes, SampleHook, Silence
-from shardyard.engine.kit import Kit, held_out, make_kit, with_frozen
+from shardyard.data.stream.loader import TrainLoader
+from shardyard.engine.checkpoint.checkpoint import Checkpointer
+from shardyard.engine.components import Components, held_out, make_components, with_frozen
+from shardyard.engine.deepspeed.engine import LearningRate, start_engine
+from shardyard.engine.hooks.hooks import EarlyStoppingHook, EvaluateHook, EventLog, Every, NullEventLog, SampleHook
 from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
 from shardyard.optim.schedules import learning_rate_factor
+from shardyard.planning.plan import RunPlan
 from shardyard.recipe.objectives import OBJECTIVES
-from shardyard.recipe.plan import RunPlan
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.machine import MachineWatch
-from shardyard.tracking.meters import Throughput, device_name, peak_flops
-from shardyard.tracking.runfolder import RunFolder
-from shardyard.tracking.tracker import Tracker
-from shardyard.tracking.wandb_mirror import WandbMirror
+from shardyard.tracking.metrics.machine import MachineWatch
+from shardyard.tracking.metrics.meters import Throughput, device_name, peak_flops
+from shardyard.tracking.metrics.tracker import Tracker
+from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.wandb.mirror import WandbMirror
 
 
 def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, trust: bool = False) -> Session:
@@ -33,12 +33,12 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         DataError, ModelError: a part of the recipe cannot be built here.
     """
     tracker = _tracker(recipe, folder) if rank.is_first else None
-    notes: Notes = tracker or Silence()
-    kit = make_kit(recipe)
-    engine = start_engine(recipe, plan, kit.config, rank, lambda text: notes.event("notice", text=text))
-    kit = with_frozen(recipe, kit, rank.device, engine.module)
+    notes: EventLog = tracker or NullEventLog()
+    components = make_components(recipe)
+    engine = start_engine(recipe, plan, components.config, rank, lambda text: notes.event("notice", text=text))
+    components = with_frozen(recipe, components, rank.device, engine.module)
     loader = TrainLoader(
-        kit.context,
+        components.context,
         objective=recipe.objective,
         global_batch=recipe.train.global_batch,
         micro_batch=plan.micro_batch,
@@ -57,10 +57,10 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         plan=plan,
         rank=rank,
         folder=folder,
-        tokenizer=kit.tokenizer,
-        config=kit.config,
+        tokenizer=components.tokenizer,
+        config=components.config,
         engine=engine,
-        objective=kit.objective,
+        objective=components.objective,
         loader=loader,
         factor=learning_rate_factor(recipe.schedule, plan.steps),
         learning_rate=LearningRate(engine),
@@ -71,10 +71,10 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         tracker=tracker,
         meter=_meter(recipe, plan),
         machine=_machine(folder, rank),
-        processor=kit.processor,
+        processor=components.processor,
         early_stopping=_early_stopping(recipe, notes),
     )
-    _add_hooks(session, kit)
+    _add_hooks(session, components)
     if rank.is_first:
         folder.update(data=loader.fingerprint())
     return session
@@ -106,7 +106,7 @@ def _machine(folder: RunFolder, rank: Rank) -> MachineWatch | None:
     return MachineWatch(where, socket.gethostname(), collects=rank.is_first, gpu=gpu)
 
 
-def _early_stopping(recipe: Recipe, notes: Notes) -> EarlyStoppingHook | None:
+def _early_stopping(recipe: Recipe, notes: EventLog) -> EarlyStoppingHook | None:
     settings = recipe.evaluate.early_stopping
     if settings is None:
         return None
@@ -115,14 +115,14 @@ def _early_stopping(recipe: Recipe, notes: Notes) -> EarlyStoppingHook | None:
     return EarlyStoppingHook(settings, notes, larger_is_better=larger_is_better)
 
 
-def _add_hooks(session: Session, kit: Kit) -> None:
+def _add_hooks(session: Session, components: Components) -> None:
     """In the order in which they run after a step: what is measured first is saved last."""
     recipe, plan = session.recipe, session.plan
     at_evaluation = Every(plan.evaluate_every, plan.steps)
     evaluate = EvaluateHook(
         session.engine,
-        kit.objective,
-        held_out(recipe, kit),
+        components.objective,
+        held_out(recipe, components),
         session.rank,
         micro_batch=plan.micro_batch,
         notes=session.notes,

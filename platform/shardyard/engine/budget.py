@@ -16,17 +16,17 @@ from statistics import median
 
 import torch
 
-from shardyard.data.loader import TrainLoader
-from shardyard.engine.deepspeed_engine import LearningRate, start_engine
-from shardyard.engine.hooks import EvaluateHook, SampleHook, Silence
+from shardyard.data.stream.loader import TrainLoader
+from shardyard.engine.components import held_out, make_components, with_frozen
+from shardyard.engine.deepspeed.engine import LearningRate, start_engine
+from shardyard.engine.hooks.hooks import EvaluateHook, NullEventLog, SampleHook
 from shardyard.engine.job import Job
-from shardyard.engine.kit import held_out, make_kit, with_frozen
 from shardyard.engine.step import train_step
 from shardyard.engine.world import Rank, from_first
 from shardyard.optim.schedules import learning_rate_factor
+from shardyard.planning.plan import RunPlan, make_plan
+from shardyard.planning.plan_text import as_dict, resolved_text
 from shardyard.recipe.objectives import OBJECTIVES
-from shardyard.recipe.plan import RunPlan, make_plan
-from shardyard.recipe.plan_text import as_dict, resolved_text
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import shortened
 from shardyard.tracking.files import JsonlWriter, write_atomically
@@ -96,11 +96,11 @@ def _evaluations(job: Job, steps: int) -> int:
 def measure(job: Job, rank: Rank) -> Pace:
     """Time some steps and an evaluation on an engine that is thrown away; all ranks call this."""
     recipe, plan = job.recipe, job.plan
-    kit = make_kit(recipe)
-    engine = start_engine(recipe, plan, kit.config, rank)
-    kit = with_frozen(recipe, kit, rank.device, engine.module)
+    components = make_components(recipe)
+    engine = start_engine(recipe, plan, components.config, rank)
+    components = with_frozen(recipe, components, rank.device, engine.module)
     loader = TrainLoader(
-        kit.context,
+        components.context,
         objective=recipe.objective,
         global_batch=recipe.train.global_batch,
         micro_batch=plan.micro_batch,
@@ -111,13 +111,20 @@ def measure(job: Job, rank: Rank) -> Pace:
     )
     LearningRate(engine).set(learning_rate_factor(recipe.schedule, plan.steps)(0))
     hooks: list[Callable[[int, dict[str, float]], None]] = [
-        EvaluateHook(engine, kit.objective, held_out(recipe, kit), rank, micro_batch=plan.micro_batch, notes=Silence())
+        EvaluateHook(
+            engine,
+            components.objective,
+            held_out(recipe, components),
+            rank,
+            micro_batch=plan.micro_batch,
+            notes=NullEventLog(),
+        )
     ]
     if recipe.sample.prompts:
         chat = OBJECTIVES[recipe.objective].chat
-        hooks.append(SampleHook(engine, kit.tokenizer, recipe.sample, rank, Silence(), chat=chat))
+        hooks.append(SampleHook(engine, components.tokenizer, recipe.sample, rank, NullEventLog(), chat=chat))
     try:
-        times = _timed(lambda: train_step(engine, kit.objective, next(loader), rank), rank)
+        times = _timed(lambda: train_step(engine, components.objective, next(loader), rank), rank)
         started = time.monotonic()
         for hook in hooks:
             hook(0, {})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardyard.recipe.plan import RunPlan
+from shardyard.planning.plan import RunPlan
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.runfolder import RunFolder
+from shardyard.tracking.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Literal
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, train_step
 from shardyard.engine.world import from_first
-from shardyard.tracking import record as names
-from shardyard.tracking.meters import memory_metrics
-from shardyard.tracking.record import StepRecord
+from shardyard.tracking.metrics import record as names
+from shardyard.tracking.metrics.meters import memory_metrics
+from shardyard.tracking.metrics.record import StepRecord
 
 Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused"]
 # What rank 0 adds to the sum over ranks when someone asked the run to stop.

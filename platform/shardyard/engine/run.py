@@ -14,19 +14,19 @@ from torch import distributed
 
 from shardyard.engine.assemble import assemble
 from shardyard.engine.budget import fix_steps
-from shardyard.engine.checkpoint_files import free_bytes, is_full, make_room
+from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
+from shardyard.engine.checkpoint.weights import whole_weights
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
 from shardyard.engine.session import Hook, Session
-from shardyard.engine.weights import whole_weights
 from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import CheckpointError, HardwareError, ShardyardError
-from shardyard.models.card import model_card
-from shardyard.models.export import export_model
-from shardyard.recipe.hardware import bf16_units, read_cpuinfo
+from shardyard.hardware import bf16_units, read_cpuinfo
+from shardyard.models.export.card import model_card
+from shardyard.models.export.export import export_model
 from shardyard.recipe.precision import precision_of
-from shardyard.tracking.record import evaluation_of
-from shardyard.tracking.runfolder import read_metrics, typed
+from shardyard.tracking.metrics.record import evaluation_of
+from shardyard.tracking.run.folder import read_metrics, typed
 from shardyard.units import format_bytes
 
 

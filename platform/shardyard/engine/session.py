@@ -9,22 +9,22 @@ from typing import Any
 import deepspeed
 from transformers import PreTrainedConfig
 
-from shardyard.data.loader import Batch, TrainLoader
-from shardyard.engine.checkpoint import Checkpointer, TrainerState
-from shardyard.engine.deepspeed_engine import LearningRate
-from shardyard.engine.explosion import way_back
-from shardyard.engine.hooks import CheckpointHook, EarlyStoppingHook, Notes
-from shardyard.engine.statistics import RunningStatistics
+from shardyard.data.stream.loader import Batch, TrainLoader
+from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
+from shardyard.engine.checkpoint.explosion import way_back
+from shardyard.engine.deepspeed.batch_norm import RunningStatistics
+from shardyard.engine.deepspeed.engine import LearningRate
+from shardyard.engine.hooks.hooks import CheckpointHook, EarlyStoppingHook, EventLog
 from shardyard.engine.world import Rank, from_first
 from shardyard.errors import TrainingError
 from shardyard.objectives.base import Objective
-from shardyard.recipe.plan import RunPlan
+from shardyard.planning.plan import RunPlan
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.machine import MachineWatch
-from shardyard.tracking.meters import Throughput
-from shardyard.tracking.record import StepRecord
-from shardyard.tracking.runfolder import RunFolder
-from shardyard.tracking.tracker import Tracker
+from shardyard.tracking.metrics.machine import MachineWatch
+from shardyard.tracking.metrics.meters import Throughput
+from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.metrics.tracker import Tracker
+from shardyard.tracking.run.folder import RunFolder
 
 Hook = Callable[[int, dict[str, float]], None]
 
@@ -45,7 +45,7 @@ class Session:
     factor: Callable[[int], float]
     learning_rate: LearningRate
     checkpointer: Checkpointer
-    notes: Notes
+    notes: EventLog
     tracker: Tracker | None
     meter: Throughput
     machine: MachineWatch | None = None

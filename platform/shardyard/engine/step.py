@@ -9,9 +9,9 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from shardyard.data.loader import Batch
-from shardyard.data.rows import Tensors
-from shardyard.engine.deepspeed_engine import backward, gradient_norm_unit, plain_gradient_norm
+from shardyard.data.stream.loader import Batch
+from shardyard.data.stream.rows import Tensors
+from shardyard.engine.deepspeed.engine import backward, gradient_norm_unit, plain_gradient_norm
 from shardyard.engine.world import PendingSum, Rank, sum_over_ranks
 from shardyard.objectives.base import Measured, Objective, Totals
 

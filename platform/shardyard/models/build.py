@@ -14,8 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from shardyard.errors import ModelError
 from shardyard.models.pretrained import Loaded, load_weights, pretrained_config
+from shardyard.recipe.image_tokens import picture_tokens
 from shardyard.recipe.objectives import OBJECTIVES
-from shardyard.recipe.picture_tokens import picture_tokens
 from shardyard.recipe.schema import Image, Model
 
 # What transformers raises for values that it cannot build a model from, depending on where it trips over them.

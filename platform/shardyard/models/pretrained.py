@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
-from shardyard.recipe.nearest import suggestion
+from shardyard.suggest import suggestion
 
 _SAMPLE_BYTES = 1 << 20
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from shardyard.recipe.nearest import nearest
 from shardyard.recipe.schema import Recipe, Section
 from shardyard.recipe.synonyms import SYNONYMS, synonym
+from shardyard.suggest import nearest
 
 Path = tuple[str | int, ...]
 # How alike a name of another section has to be: what is merely similar there misleads.

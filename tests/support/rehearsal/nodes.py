@@ -10,11 +10,11 @@ from ray.cluster_utils import Cluster as TwoNodes
 from ray.util import placement_group, placement_group_table
 
 from shardyard.errors import HardwareError
-from shardyard.launch.cluster import cluster_gpus, ray_cluster
-from shardyard.launch.hardware import world_of
-from shardyard.launch.settle import bf16_of_nodes
-from shardyard.launch.trainer import scaling
-from shardyard.recipe.placement import ask, judge
+from shardyard.launch.ray.cluster import cluster_gpus, ray_cluster
+from shardyard.launch.ray.trainer import scaling
+from shardyard.launch.run.settle import bf16_of_nodes
+from shardyard.launch.run.world import world_of
+from shardyard.planning.placement import ask, judge
 from shardyard.recipe.schema import Cluster
 
 

@@ -14,26 +14,26 @@ from typing import Any
 import torch
 from pretended import cuda  # type: ignore[import-not-found]
 
-from shardyard.cli.plan import rows
-from shardyard.cli.probe import check_collectives
-from shardyard.engine.harness import run_tasks
+from shardyard import hardware
+from shardyard.cli.commands.plan import rows
+from shardyard.cli.doctor.probe import check_collectives
+from shardyard.engine.inference.lm_eval import run_tasks
+from shardyard.engine.inference.load import load_trained
 from shardyard.engine.job import Job
 from shardyard.engine.run import check_precision
-from shardyard.engine.trained import load_trained
 from shardyard.errors import HardwareError
-from shardyard.launch.group import make_ready
-from shardyard.launch.hardware import world_of
-from shardyard.launch.local import run_local
-from shardyard.launch.prepare import prepare
+from shardyard.launch.ray.group import make_ready
+from shardyard.launch.run.local import run_local
+from shardyard.launch.run.prepare import prepare
+from shardyard.launch.run.world import world_of
 from shardyard.models.build import architecture_config, construct
 from shardyard.objectives.causal import causal_lm_loss
-from shardyard.recipe import hardware
-from shardyard.recipe.load import dump_recipe
+from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Cluster, Model, Network, Recipe
-from shardyard.tracking.machine import MachineWatch
-from shardyard.tracking.meters import device_name, memory_metrics, peak_flops
-from shardyard.tracking.provenance import gpu_names
-from shardyard.tracking.runfolder import RunFolder, read_metrics
+from shardyard.tracking.metrics.machine import MachineWatch
+from shardyard.tracking.metrics.meters import device_name, memory_metrics, peak_flops
+from shardyard.tracking.run.folder import RunFolder, read_metrics
+from shardyard.tracking.run.provenance import gpu_names
 from support.tiny import CONFIGS, tiny_recipe, write_corpus
 from support.waiting import until
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from shardyard.data.formats.context import Context
-from shardyard.data.rows import Rows
+from shardyard.data.formats.inputs import Context
+from shardyard.data.stream.rows import Rows
 
 __all__ = ["Context", "make_rows"]
 

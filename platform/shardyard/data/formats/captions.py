@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
-from shardyard.data.pictures import Pictures
-from shardyard.data.rows import Row, Tensors, collate
-from shardyard.data.tokenizer import plain_backend
+from shardyard.data.formats.inputs import Context
+from shardyard.data.media.images import Pictures
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.rows import Row, Tensors, collate
+from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from shardyard.data.chat import Encoded, add_chat_template, encode_conversation
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
-from shardyard.data.packing import IGNORED
-from shardyard.data.rows import Row, Tensors, collate
+from shardyard.data.formats.inputs import Context
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.packing import IGNORED
+from shardyard.data.stream.rows import Row, Tensors, collate
 
 
 class ConversationRows(ExampleRows):

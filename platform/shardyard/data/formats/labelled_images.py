@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
-from shardyard.data.pictures import Pictures
-from shardyard.data.rows import Row
+from shardyard.data.formats.inputs import Context
+from shardyard.data.media.images import Pictures
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.rows import Row
 from shardyard.errors import DataError
 
 

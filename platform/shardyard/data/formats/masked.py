@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
+from shardyard.data.formats.inputs import Context
 from shardyard.data.formats.masking import Masker
 from shardyard.data.formats.sentences import (
     DocumentReader,
@@ -20,8 +19,9 @@ from shardyard.data.formats.sentences import (
     has_segments,
     special_id,
 )
-from shardyard.data.packing import IGNORED
-from shardyard.data.rows import Row, Tensors, collate
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.packing import IGNORED
+from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.errors import DataError
 
 SHORTEST = 2

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.formats.sentences import Ints, special_id
-from shardyard.data.packing import IGNORED
+from shardyard.data.stream.packing import IGNORED
 from shardyard.recipe.schema import Masking
 
 MASKED, RANDOM = 0.8, 0.1

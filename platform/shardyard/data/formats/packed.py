@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardyard.data.formats.context import Context
-from shardyard.data.packing import DocumentEncoder, TokenStream
-from shardyard.data.rows import Row, Tensors, collate
-from shardyard.data.shuffle import Windows
+from shardyard.data.formats.inputs import Context
+from shardyard.data.stream.packing import DocumentEncoder, TokenStream
+from shardyard.data.stream.rows import Row, Tensors, collate
+from shardyard.data.stream.shuffle import Windows
 
 
 class PackedRows:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from shardyard.data.chat import add_chat_template, encode_conversation
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
 from shardyard.data.formats.conversations import answer_row, padding
-from shardyard.data.rows import Row, Tensors, collate
+from shardyard.data.formats.inputs import Context
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.rows import Row, Tensors, collate
 
 ANSWERS = ("chosen", "rejected")
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
+from shardyard.data.formats.inputs import Context
 from shardyard.data.formats.masked import padding
 from shardyard.data.formats.masking import Masker
 from shardyard.data.formats.sentences import (
@@ -24,7 +23,8 @@ from shardyard.data.formats.sentences import (
     sentence_bounds,
     special_id,
 )
-from shardyard.data.rows import Row, Tensors, collate
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.errors import DataError
 
 SPECIAL_TOKENS = 3

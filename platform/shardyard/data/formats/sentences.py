@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from shardyard.data.tokenizer import plain_backend
+from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
 Ints = npt.NDArray[np.int64]

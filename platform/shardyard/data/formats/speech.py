@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
+from shardyard.data.formats.inputs import Context
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder
-from shardyard.data.resampling import Samples
-from shardyard.data.rows import Row
-from shardyard.data.sound import FRAME, RATE, Features, feature_extractor, mask, move, read_sound
-from shardyard.data.sources import Example
+from shardyard.data.media.audio import FRAME, RATE, Features, feature_extractor, mask, move, read_sound
+from shardyard.data.media.resampling import Samples
+from shardyard.data.sources.sources import Example
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.rows import Row
 
 _plain = BasicTextNormalizer()
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shardyard.data.formats.context import Context
-from shardyard.data.rows import Row
-from shardyard.data.tokenizer import plain_backend
+from shardyard.data.formats.inputs import Context
+from shardyard.data.stream.rows import Row
+from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
 IGNORED = -100

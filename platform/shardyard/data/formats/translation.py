@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.examples import ExampleRows
-from shardyard.data.formats.context import Context
+from shardyard.data.formats.inputs import Context
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder, as_bytes, ints
-from shardyard.data.rows import Row
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.rows import Row
 
 
 class Translation(ExampleRows):

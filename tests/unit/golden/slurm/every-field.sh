@@ -34,13 +34,13 @@ setup() { # on each node, before anything else
 
 run=/shared/runs/first-20260102-030405-6789
 python=/opt/shardyard/bin/python # the same on every node
-entry=(/opt/shardyard/bin/python -m shardyard.launch.job_entry /shared/runs/first-20260102-030405-6789/slurm/job.json)
+entry=(/opt/shardyard/bin/python -m shardyard.launch.jobs.entry /shared/runs/first-20260102-030405-6789/slurm/job.json)
 cpus=24 gpus=4 # of each node
 object_store=1073741824 # 1.0 GiB; training passes little through it
 signal_seconds=300
 retries=0 on_failed=resume on_timeout=end on_preempted=end
 
-job_file() { # the run, for shardyard.launch.job_entry
+job_file() { # the run, for shardyard.launch.jobs.entry
   cat <<'END_OF_JOB_FILE'
 {"run_id": "first",
 "policy": {"on_timeout": "end"},

@@ -1,0 +1,74 @@
+"""`shardyard plan` and `shardyard explain RECIPE`: what a recipe would do, and why, before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from shardyard.cli.options import AsJson, Overrides, RecipeName
+from shardyard.cli.view import output
+from shardyard.planning.plan import RunPlan
+from shardyard.planning.plan_text import as_dict, rows
+from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
+from shardyard.units import format_count, parse_bytes
+
+
+def plan(
+    name: RecipeName,
+    overrides: Overrides = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Memory of a device to fit, e.g. 80GiB.")
+    ] = None,
+    deepspeed: Annotated[bool, typer.Option("--deepspeed", help="Print the compiled DeepSpeed configuration.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a recipe would do: steps, batches, memory, FLOPs, and whether it fits."""
+    extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
+    made = plan_of(_located(load_recipe(name, [*(overrides or []), *extra])))
+    if deepspeed:
+        output.print_json(made.deepspeed)
+    elif as_json:
+        output.print_json(as_dict(made))
+    else:
+        output.print_table(("what", "value", ""), rows(made), title=f"plan of {name}")
+
+
+def explain_recipe(loaded: LoadedRecipe) -> None:
+    """Print each derived value of a recipe and why it is what it is."""
+    made = plan_of(_located(loaded))
+    values = {**as_dict(made), "flops_per_token": format_count(made.flops_per_token)}
+    table = [(name, str(values[name]), why) for name, why in sorted(made.reasons.items())]
+    output.print_table(("derived value", "", "why"), table, title=loaded.recipe.name)
+
+
+def _located(loaded: LoadedRecipe) -> LoadedRecipe:
+    """With the paths of the weights it starts from, or their known sizes where they are not here."""
+    from shardyard.launch.run.initial import for_planning
+    from shardyard.tracking.run.folder import runs_folder
+
+    return replace(loaded, recipe=for_planning(loaded.recipe, runs_folder()))
+
+
+def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = None, elsewhere: bool = False) -> RunPlan:
+    """The plan of a recipe, with the model's sizes counted.
+
+    Args:
+        local: one rank in this process.
+        gpus: those of the cluster, if it was asked.
+        elsewhere: for machines of a scheduler, which cannot be asked from here.
+    """
+    from shardyard.launch.run.prepare import prepare
+    from shardyard.launch.run.world import world_of
+
+    world = world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus, elsewhere=elsewhere)
+    return prepare(loaded.recipe, world, remember=True)
+
+
+def _checked_size(text: str) -> str:
+    try:
+        parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory") from error
+    return text

@@ -1,0 +1,117 @@
+"""`shardyard runs`: what is in the runs folder, and one run in detail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from shardyard.cli.options import AsJson, Quiet, RunsDir, listed_folder
+from shardyard.cli.view import complete, output
+from shardyard.cli.view.plot import bars, plot
+from shardyard.cli.view.progress import number, whole_seconds
+from shardyard.tracking.files import encode
+from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
+from shardyard.tracking.run.summary import Summary, curve, summarize
+
+_COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
+# Curves are for people, and cost reading each run's metrics: as many as a screen shows.
+_CURVES = 50
+_CURVE_COLUMNS = 20
+_WIDTH_FOR_CURVES = 80
+_CURVE_BYTES = 4 * 1024**2
+
+
+def runs(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=complete.run_ids, help="Id, beginning of an id, path, or `latest`: show this run."
+        ),
+    ] = None,
+    runs_dir: RunsDir = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """List runs, the newest first, or show one."""
+    folder = listed_folder(runs_dir)
+    chosen = [RunFolder.open(folder, run)] if run is not None else list_runs(folder)
+    if quiet:
+        for item in chosen:
+            output.line(item.id)
+    elif run is not None:
+        _show(chosen[0], as_json)
+    elif as_json:
+        _print_json([asdict(summarize(item)) for item in chosen])
+    elif not chosen:
+        what = f"There are no runs in {folder}" if folder.is_dir() else f"There is no runs folder {folder} yet"
+        output.note(f"{what}. Start one with `shardyard launch gpt/quickstart{runs_dir_option(folder)}`.")
+    else:
+        _list(chosen)
+
+
+def _list(chosen: list[RunFolder]) -> None:
+    rows = [_row(summarize(item)) for item in chosen]
+    if not output.is_terminal():
+        output.print_table(_COLUMNS, rows)
+        return
+    if output.width() < _WIDTH_FOR_CURVES:
+        output.print_table(_COLUMNS, rows)
+        return
+    curves = [curve_in_text(item) if place < _CURVES else "" for place, item in enumerate(chosen)]
+    output.print_table((*_COLUMNS, "curve"), [(*row, text) for row, text in zip(rows, curves, strict=True)])
+
+
+def curve_in_text(run: RunFolder, columns: int = _CURVE_COLUMNS) -> str:
+    """The loss of a run as one line of bars; "" where it has none, or cannot be read."""
+    try:
+        losses: list[float | None] = [value for _, value in curve(run, most_bytes=_CURVE_BYTES)]
+    except OSError:
+        return ""
+    return bars(losses, columns, ascii_only=not output.has_utf8())
+
+
+def _row(summary: Summary) -> tuple[str, ...]:
+    losses = (number(summary.loss) or "-", number(summary.eval_loss) or "-")
+    return (summary.id, summary.state, _steps(summary), *losses, whole_seconds(summary.age_seconds) or "-")
+
+
+def _show(run: RunFolder, as_json: bool) -> None:
+    info, summary = run.info(), summarize(run)
+    if as_json:
+        _print_json({**info, **asdict(summary)})
+        return
+    provenance = info.get("provenance") or {}
+    packages = " ".join(f"{name} {version}" for name, version in (provenance.get("packages") or {}).items())
+    git = provenance.get("git") or {}
+    commit = f"{git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else None
+    rows: dict[str, Any] = {
+        "run": run.id,
+        "state": summary.state,
+        "step": _steps(summary),
+        "loss": number(summary.loss) or None,
+        "eval loss": number(summary.eval_loss) or None,
+        "ranks": summary.world_size,
+        "attempts": summary.attempts,
+        "created": info.get("created"),
+        "started": info.get("started"),
+        "ended": info.get("ended"),
+        "host": provenance.get("host"),
+        "git": commit,
+        "packages": packages,
+        "folder": run.path,
+    }
+    output.print_table(("", ""), [(name, str(value)) for name, value in rows.items() if value not in (None, "")])
+    if output.is_terminal() and (points := curve(run)):
+        lines = plot(points, min(100, output.width()), 12, ascii_only=not output.has_utf8())
+        output.line("\n".join(["", "train/loss", *lines]))
+
+
+def _steps(summary: Summary) -> str:
+    return f"{summary.step}/{summary.total_steps}" if summary.total_steps else str(summary.step)
+
+
+def _print_json(value: Any) -> None:
+    output.print_json(json.loads(encode(value)))

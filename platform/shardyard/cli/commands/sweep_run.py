@@ -1,0 +1,133 @@
+"""Carrying out a sweep from the command line: what a person sees, and how it ends as the person asks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from shardyard.cli.stopping import CODES, take_signals
+from shardyard.cli.view import output
+from shardyard.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from shardyard.launch.sweep.folder import SweepFolder
+
+# How long Tune may take to end after all trials have.
+REST_SECONDS = 30.0
+
+
+def carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> tuple[str, int]:
+    """Run it to its end; returns its state and the exit code."""
+    from shardyard.launch.run.output import Terminal
+
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+    terminal = Terminal(folder.logs / "driver.log")
+
+    def say(text: str) -> None:
+        if not quiet:
+            terminal.stream.write(f"{text}\n")
+
+    try:
+        say(f"sweep {folder.id}")
+        # After the redirection, because importing DeepSpeed talks.
+        from shardyard.launch.sweep.sweep import drive_sweep
+
+        with _signals(folder, say) as code:
+            state = _on_a_thread(lambda: drive_sweep(folder, say), _at_rest(folder))
+    finally:
+        terminal.restore()
+    if state is None:
+        _leave_ray(folder, code())
+    return state, code() if state == "stopped" else 0
+
+
+def _on_a_thread(work: Callable[[], str], given_up: Callable[[], bool]) -> str | None:
+    """Ray Tune would take over Ctrl-C on the main thread, so it gets another one. None when it is given up."""
+    results: list[str] = []
+    errors: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001  raised again on the main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt, name="shardyard-sweep", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        # Waiting in pieces lets Python run the signal handlers.
+        thread.join(timeout=0.2)
+        if thread.is_alive() and given_up():
+            return None
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
+    """Tells that a sweep was asked to stop and all its runs have stopped a while ago, yet Tune still waits.
+
+    A scheduler that sends SIGTERM to all processes of a job ends Ray's daemons too, whom Tune then waits for forever.
+    """
+    looked: list[float] = []
+
+    def given_up() -> bool:
+        now = time.monotonic()
+        if not folder.stop_requested() or (looked and now - looked[0] < REST_SECONDS):
+            return False
+        # What the request finds at work is given this long before the first look.
+        over = bool(looked) and not folder.training()
+        looked[:] = [now]
+        return over
+
+    return given_up
+
+
+def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
+    """End without Ray, which would hold up the end of the process as well."""
+    from shardyard.launch.run.end_children import end_children
+    from shardyard.tracking.run.folder import now_text, typed
+
+    folder.update(state="stopped", ended=now_text())
+    folder.write_table()
+    output.note(f"Ray went away; all trials have stopped. Go on with `shardyard sweep resume {typed(folder.path)}`.")
+    end_children()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+@contextmanager
+def _signals(folder: SweepFolder, say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
+    """The first signal asks all trials for a checkpoint and an end; a second Ctrl-C ends at once."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            _end_at_once(folder)
+        # Ray's own handler of SIGTERM, which runs before this, has set an alarm that would abort the process in 3 s.
+        signal.alarm(0)
+        asked.append(number)
+        folder.request_stop()
+        say("Stopping all trials after this step, with checkpoints. Ctrl-C again ends at once, without them.")
+
+    before = take_signals(handle)
+    try:
+        yield lambda: CODES[asked[0]] if asked else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _end_at_once(folder: SweepFolder) -> None:
+    from shardyard.launch.run.end_children import end_children
+
+    folder.update(state="stopped")
+    end_children()
+    os._exit(EXIT_INTERRUPTED)

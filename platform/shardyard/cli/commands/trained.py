@@ -1,0 +1,126 @@
+"""`shardyard sample`, `eval` and `export`: what a trained model is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shardyard.cli.options import AsJson, RunName, RunsDir
+from shardyard.cli.view import output
+from shardyard.errors import UsageError
+
+if TYPE_CHECKING:
+    from shardyard.engine.inference.load import Trained
+    from shardyard.tracking.run.folder import RunFolder
+
+Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Read files of the run that may execute code of their author, which others refuse."),
+]
+
+
+def sample(
+    run: RunName,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Text to continue, or to translate.")],
+    step: Step = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of a continuation.")] = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random choice.")] = 0,
+    trust: Trust = False,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Continue a prompt with a trained model; an encoder–decoder turns it into another text."""
+    folder = _open(run, runs_dir)  # before torch is imported: a name that is none is refused at once
+    from shardyard.engine.inference.load import load_trained
+
+    trained = load_trained(folder, step, trust=trust)
+    texts = trained.sample(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, tell=output.note)
+    for prompt, text in zip(prompts, texts, strict=True):
+        if as_json:
+            output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+        else:
+            output.line(f"{prompt}\n  {text}" if trained.model.config.is_encoder_decoder else f"{prompt}{text}")
+
+
+def eval(
+    run: RunName,
+    step: Step = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Held-out rows; by default the recipe's.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Task of lm-eval by name or as a YAML file; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", metavar="COLUMN", help="Zero-shot classification by the names in this column."),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Sentence with {} for the name of a class; may be repeated."),
+    ] = None,
+    trust: Trust = False,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Measure a trained model on the run's held-out data, by zero-shot classification, or on tasks of lm-eval."""
+    if prompts and classes is None:
+        raise UsageError("--prompt goes with --classes COLUMN, the column that names the classes.")
+    folder = _open(run, runs_dir)
+    if tasks and classes is None:
+        result = _on_tasks(folder, tasks, step, limit, trust)
+    else:
+        from shardyard.engine.inference.load import load_trained
+
+        trained = load_trained(folder, step, trust=trust)
+        result = trained.evaluate(rows) if classes is None else _on_classes(trained, classes, prompts or ["{}"], rows)
+    if as_json:
+        output.print_json(result)
+    else:
+        output.print_table(("what", "value"), [(name, _number(value)) for name, value in result.items()])
+
+
+def _on_classes(trained: Trained, classes: str, prompts: list[str], rows: int | None) -> dict[str, Any]:
+    from shardyard.engine.inference.zero_shot import measure_zero_shot
+
+    return measure_zero_shot(trained, classes, prompts, rows)
+
+
+def _on_tasks(folder: RunFolder, tasks: list[str], step: int | None, limit: int | None, trust: bool) -> dict[str, Any]:
+    from shardyard.engine.inference.lm_eval import measure_run
+
+    measured = measure_run(folder, tasks, step=step, limit=limit, trust=trust)
+    return {f"{task} {metric}": value for task, found in measured.items() for metric, value in found.items()}
+
+
+def export(
+    run: RunName,
+    destination: Annotated[Path | None, typer.Argument(help="Folder to write; by default RUN/final.")] = None,
+    step: Step = None,
+    trust: Trust = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Write a checkpoint as a folder that from_pretrained loads: safetensors, tokenizer and a model card."""
+    from shardyard.engine.inference.load import export_checkpoint
+
+    folder = _open(run, runs_dir)
+    target = destination or folder.path / "final"
+    if destination is not None and destination.exists():
+        raise UsageError(f"{destination} is there already; name another folder.")
+    output.line(str(export_checkpoint(folder, step, target, trust=trust)))
+
+
+def _open(run: str, runs_dir: Path | None) -> RunFolder:
+    from shardyard.tracking.run.folder import RunFolder, runs_folder
+
+    return RunFolder.open(runs_folder(runs_dir), run)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else str(value)

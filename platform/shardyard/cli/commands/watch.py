@@ -1,0 +1,222 @@
+"""`shardyard watch`: a run in the terminal, live until it ends: progress, loss, evaluations, speed, memory, events."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from shardyard.cli.options import RunsDir
+from shardyard.cli.view import complete
+from shardyard.cli.view.live import THREE_COLUMNS_WIDTH, TITLE_MARGIN, LiveView
+from shardyard.cli.view.live import watch as feed
+from shardyard.cli.view.plot import plot
+from shardyard.cli.view.progress import Progress, describe, metrics_in_words, number, whole_seconds
+from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, RunFolderError
+from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.metrics import record
+from shardyard.tracking.run.folder import RunFolder, runs_folder
+from shardyard.tracking.run.summary import summarize
+from shardyard.units import format_bytes, format_count, format_seconds
+
+POLL_SECONDS = 0.5
+STATE_SECONDS = 2.0
+EVALUATIONS = 4
+EVENTS = 5
+_ENDS = {"failed": EXIT_FAILED, "lost": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED, "preempted": EXIT_PREEMPTED}
+_COLORS = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan"}
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="[RUN]", autocompletion=complete.run_ids, help="Id, unique beginning, path, or `latest`."),
+]
+
+
+def watch(
+    run: RunArgument = "latest",
+    metric: Annotated[str, typer.Option("--metric", "-m", help="What is plotted.")] = record.TRAIN_LOSS,
+    log: Annotated[bool, typer.Option("--log", help="Logarithmic axis.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show how it stands, and end.")] = False,
+    runs_dir: RunsDir = None,
+) -> int:
+    """Follow a run until it ends; the exit code is then that of the run. Ctrl-C leaves it to itself.
+
+    In a pipe it prints plain lines.
+    """
+    folder = RunFolder.open(runs_folder(runs_dir), run)
+    folder.info()
+    console = Console()
+    try:
+        if console.is_terminal or once:
+            return _draw(folder, console, metric, log=log, once=once)
+        return _print_lines(folder, console)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _print_lines(folder: RunFolder, console: Console) -> int:
+    """The lines that `launch` prints in a pipe, from the beginning of the run."""
+    info = folder.info()
+    total = int(info.get("total_steps") or info.get("step") or 0)
+    stop = threading.Event()
+    with LiveView(console, folder.id, total) as view:
+        thread = threading.Thread(target=feed, args=(folder, view, stop), daemon=True)
+        thread.start()
+        try:
+            state = _wait(folder, stop)
+        finally:
+            stop.set()
+            thread.join(5)
+    console.print(f"{folder.id}: {state}", markup=False, highlight=False, soft_wrap=True)
+    return _ENDS.get(state, EXIT_DONE)
+
+
+def _wait(folder: RunFolder, stop: threading.Event) -> str:
+    while (state := _state(folder)) in ("pending", "running"):
+        stop.wait(STATE_SECONDS)
+    return state
+
+
+def _state(folder: RunFolder) -> str:
+    try:
+        return summarize(folder).state
+    except OSError:
+        return "running"  # a network disk that stumbles
+
+
+class Watched:
+    """A run as it is drawn, fed from the run folder."""
+
+    def __init__(self, folder: RunFolder, metric: str) -> None:
+        info = folder.info()
+        self.folder = folder
+        self.metric = metric
+        self.progress = Progress(folder.id, int(info.get("total_steps") or 0))
+        self.points: dict[float, float] = {}
+        self.evaluations: deque[tuple[int, dict[str, float]]] = deque(maxlen=EVALUATIONS)
+        self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
+        self.state = _state(folder)
+        self._asked = time.monotonic()
+        self._metrics, self._events = JsonlTail(folder.metrics), JsonlTail(folder.events)
+
+    def update(self) -> None:
+        """Read what is new; a file that cannot be read for a while is tried again."""
+        lines: list[tuple[dict[str, Any], Callable[[dict[str, Any]], None]]]
+        try:
+            lines = [(line, self._add) for line in self._metrics.new()]
+            lines += [(line, self._tell) for line in self._events.new()]
+        except OSError:
+            return
+        for line, take in sorted(lines, key=lambda item: _time(item[0])):
+            take(line)
+        if self.state in ("pending", "running") and time.monotonic() - self._asked >= STATE_SECONDS:
+            self.state, self._asked = _state(self.folder), time.monotonic()
+
+    def _add(self, line: dict[str, Any]) -> None:
+        self.progress.add_metrics(line)
+        step, value = line.get("step"), line.get(self.metric)
+        if isinstance(step, int) and isinstance(value, int | float):
+            self.points[step] = float(value)
+        if isinstance(step, int) and (found := record.evaluation_of(line)):
+            self.evaluations.append((step, found))
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self.progress.add_event(event)
+        if (text := describe(event)) and event.get("kind") != "evaluation":
+            self.events.append((_time(event), text))
+
+    def drawn(self, console: Console, *, log: bool) -> RenderableType:
+        """The whole view, as large as the terminal."""
+        width, color = console.width, _COLORS.get(self.state, "yellow")
+        parts: list[RenderableType] = [self._bar(color), Text(""), self._numbers(width)]
+        room = max(5, min(16, console.height - 12 - EVENTS - len(self.evaluations)))
+        plain = not console.encoding.lower().startswith("utf")
+        lines = plot(sorted(self.points.items()), width - 4, room, ascii_only=plain, log=log)
+        if lines:
+            parts += [Text(""), Text(self.metric, style="dim"), Text("\n".join(lines), style=color, no_wrap=True)]
+        parts += [Text("")] if self.evaluations or self.events else []
+        for step, found in self.evaluations:
+            parts.append(Text(f"evaluation at step {step}: {metrics_in_words(found)}", overflow="fold"))
+        for moment, text in self.events:
+            clock = time.strftime("%H:%M:%S", time.localtime(moment)) if moment else ""
+            parts.append(Text(f"{clock} {text}".strip(), style="dim", overflow="ellipsis", no_wrap=True))
+        title = Text(f"{self.folder.id}: {self.state}", style="bold")
+        if len(title) > width - TITLE_MARGIN:  # an id is typed again, so it is never cut
+            parts.insert(0, Text(self.folder.id, style="bold", overflow="fold"))
+            title = Text(self.state, style="bold")
+        return Panel(Group(*parts), title=title, title_align="left", border_style=color, width=width, padding=(0, 1))
+
+    def _bar(self, color: str) -> RenderableType:
+        progress = self.progress
+        if not progress.total_steps:
+            return Text(f"step {progress.step}")
+        row = Table.grid(padding=(0, 2), expand=True)
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True, justify="right")
+        total, step = progress.total_steps, min(progress.step, progress.total_steps)
+        bar = ProgressBar(total, step, complete_style=color, finished_style=color)
+        row.add_row(f"step {progress.step}/{total}", bar, f"{100 * step // total}%")
+        return row
+
+    def _numbers(self, width: int) -> RenderableType:
+        metrics = self.progress.metrics
+        memory = metrics.get(record.PEAK_ALLOCATED_BYTES, metrics.get(record.RSS_BYTES))
+        rate, seconds, mfu = (metrics.get(name) for name in (record.TOKENS_PER_SECOND, record.STEP_SECONDS, record.MFU))
+        left = self.progress.seconds_left() if self.state == "running" else None
+        items = {
+            "train loss": number(metrics.get(record.TRAIN_LOSS)),
+            "eval loss": number(self.progress.eval_loss),
+            "learning rate": number(metrics.get(record.TRAIN_LR), ".2e"),
+            "tokens/s": "" if rate is None else format_count(rate),
+            "step time": "" if seconds is None else format_seconds(seconds),
+            "time left": whole_seconds(left),
+            "grad norm": number(metrics.get(record.TRAIN_GRAD_NORM), ".3g"),
+            "MFU": "" if mfu is None else f"{100 * mfu:.1f}%",
+            "memory": "" if memory is None else format_bytes(memory),
+        }
+        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        columns = 3 if width >= THREE_COLUMNS_WIDTH else 2
+        for _ in range(columns):
+            grid.add_column(style="dim", no_wrap=True)
+            grid.add_column(ratio=1, no_wrap=True)
+        cells = [cell for name, value in items.items() for cell in (name, Text(value or "-"))]
+        for begin in range(0, len(cells), 2 * columns):
+            grid.add_row(*cells[begin : begin + 2 * columns])
+        return grid
+
+
+def _draw(folder: RunFolder, console: Console, metric: str, *, log: bool, once: bool) -> int:
+    watched = Watched(folder, metric)
+    watched.update()
+    if metric != record.TRAIN_LOSS and not watched.points and watched.progress.metrics:
+        names = ", ".join(sorted(name for name in watched.progress.metrics if "/" in name)[:12])
+        raise RunFolderError(f"{folder.id} has no metric {metric!r}; it has {names}.")
+    if once:
+        console.print(watched.drawn(console, log=log))
+        return EXIT_DONE
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(watched.drawn(console, log=log), refresh=True)
+            if watched.state not in ("pending", "running"):
+                break
+            time.sleep(POLL_SECONDS)
+            watched.update()
+        watched.update()
+        live.update(watched.drawn(console, log=log), refresh=True)
+    return _ENDS.get(watched.state, EXIT_DONE)
+
+
+def _time(line: dict[str, Any]) -> float:
+    found = line.get("time")
+    return float(found) if isinstance(found, int | float) else 0.0

@@ -1,0 +1,1 @@
+"""What commands print: tables, progress, curves; and how names are completed."""

@@ -1,0 +1,1 @@
+"""Alerts of runs, and where they are sent."""

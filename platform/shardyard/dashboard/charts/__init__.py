@@ -1,0 +1,1 @@
+"""Curves for the pages: series, smoothing, thinning."""

@@ -1,0 +1,71 @@
+"""Marks on the x axis of a run's curves: restarts, failures, checkpoints and spikes of the loss."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from shardyard.dashboard.charts.columns import Floats
+from shardyard.dashboard.charts.series import Reader
+
+LOSS = "train/loss"
+SPIKE_WINDOW = 50
+SPIKE_FACTOR = 2.0
+MOST_SPIKES = 100
+# Records whose spikes are looked for; a longer run is searched in its last ones.
+_MOST_RECORDS = 200_000
+_KINDS = frozenset({"attempt", "resize", "failure", "checkpoint", "checkpoint_failed", "alert"})
+
+
+def marks(
+    reader: Reader, connection: sqlite3.Connection, key: int, events: Iterable[dict[str, Any]], axis: str
+) -> list[dict[str, Any]]:
+    """What happened as `kind`, `step`, `time` and `x`, its place on `axis`, in the order of x.
+
+    Events that name no step stand where the run was at their time. The first attempt is no mark: it is the beginning.
+    """
+    steps = reader.curve(connection, key, LOSS, "step")
+    if not steps.x.size:
+        return []
+    times = reader.curve(connection, key, LOSS, "time")
+    places = steps if axis == "step" else reader.curve(connection, key, LOSS, axis)
+    if not steps.x.size == times.x.size == places.x.size:
+        return []
+    found = []
+    for event in events:
+        if event.get("kind") not in _KINDS or event.get("number") == 1:
+            continue
+        at = _record_of(event, steps.x, times.x)
+        if at is not None:
+            found.append({"kind": event["kind"], **_place(at, steps.x, times.x, places.x)})
+    found += [{"kind": "spike", **_place(at, steps.x, times.x, places.x)} for at in spikes(steps.y)]
+    return sorted(found, key=lambda mark: float(mark["x"]))
+
+
+def _record_of(event: dict[str, Any], steps: Floats, times: Floats) -> int | None:
+    """The record that an event stands at: the last one that is not after it."""
+    for values, known in ((steps, event.get("step") or event.get("resumed_step")), (times, event.get("time"))):
+        if isinstance(known, int | float) and not isinstance(known, bool):
+            return max(0, int(np.searchsorted(values, known, side="right")) - 1)
+    return None
+
+
+def _place(at: int, steps: Floats, times: Floats, places: Floats) -> dict[str, Any]:
+    return {"step": int(steps[at]), "time": float(times[at]), "x": float(places[at])}
+
+
+def spikes(values: Floats) -> list[int]:
+    """Where a value is over twice the median of the 50 records before it, or is no number; of neighbours the first."""
+    skipped = max(0, values.size - _MOST_RECORDS)
+    values = values[skipped:]
+    if values.size <= SPIKE_WINDOW:
+        return []
+    medians = np.median(sliding_window_view(values, SPIKE_WINDOW)[:-1], axis=1)
+    rest = values[SPIKE_WINDOW:]
+    high = ~np.isfinite(rest) | ((medians > 0) & (rest > SPIKE_FACTOR * medians))
+    first = np.flatnonzero(high & ~np.concatenate(([False], high[:-1])))
+    return [int(at) + SPIKE_WINDOW + skipped for at in first[-MOST_SPIKES:]]

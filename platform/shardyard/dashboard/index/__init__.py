@@ -1,0 +1,1 @@
+"""The index of runs behind the pages: reading run folders, storing and querying."""

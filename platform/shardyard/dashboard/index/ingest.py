@@ -1,0 +1,359 @@
+"""One run folder into the index: run.json, the resolved recipe, and what was added to metrics.jsonl since then.
+
+Each part is stat'ed first and read only when it has changed. Whatever cannot be read is said in `problem`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+
+from shardyard.dashboard.charts.columns import Floats, Parsed, average, parse, positions_of
+from shardyard.dashboard.charts.sparkline import Sparkline
+from shardyard.dashboard.index.files import opened_below, pread, read_below, stat_below
+from shardyard.redaction import scrub_all
+from shardyard.tracking.files import decode
+from shardyard.tracking.metrics import record
+from shardyard.tracking.run.folder import STATES
+from shardyard.tracking.run.holder import is_gone
+
+# Read at once; a longer file takes several turns, so that memory stays bounded and other runs are not kept waiting.
+TURN_BYTES = 8 * 1024**2
+MOST_LINE_BYTES = TURN_BYTES // 2
+_HEAD_BYTES = 256
+MOST_CHUNK_ROWS = 65_536
+SMOOTHED_WEIGHT = 0.9
+_MOST_FIELDS = 2000
+MOST_INFO_BYTES = 1024**2
+_PARTS = ("recipe.yaml", "resolved.yaml", "metrics.jsonl", "events.jsonl", "logs")
+
+
+@dataclass
+class Turn:
+    """What reading a run once did. `more`: a file has bytes left that can be read now."""
+
+    changed: bool = False
+    more: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+def looks_like_a_run(folder: Path) -> bool:
+    """Whether a folder without run.json seems to be a run that is half written or damaged."""
+    return any(os.path.lexists(folder / name) for name in _PARTS)
+
+
+def ingest(connection: sqlite3.Connection, folder: Path, key: int) -> Turn:
+    """Bring the rows of one run up to date, in the transaction that is open."""
+    row = connection.execute(f"SELECT {', '.join(_STATE)} FROM runs WHERE key = ?", (key,)).fetchone()
+    before = dict(zip(_STATE, row, strict=True))
+    turn = Turn()
+    values: dict[str, Any] = {}
+    values |= _info(folder, before, turn)
+    values |= _recipe(connection, folder, key, before, turn)
+    values |= _metrics(connection, folder, key, before, turn)
+    problem = "; ".join(turn.problems) or None
+    if problem != before["problem"]:
+        turn.changed = True
+    if turn.changed:
+        values["problem"] = problem
+        assignments = ", ".join(f"{name} = :{name}" for name in values)
+        connection.execute(f"UPDATE runs SET {assignments} WHERE key = :key", {**values, "key": key})
+    return turn
+
+
+_STATE = (
+    *("info_stamp", "recipe_stamp", "metrics_inode", "metrics_offset", "metrics_head", "rows", "torn", "spark_state"),
+    *("problem", "state", "info"),
+)
+
+
+def _stamp(found: os.stat_result | None) -> str:
+    return "" if found is None else f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
+    """What run.json says, where it has changed."""
+    stamp = _stamp(stat_below(folder, "run.json"))
+    if stamp == before["info_stamp"] and stamp:
+        known = json.loads(before["info"])
+        turn.problems += [known["problem"]] if "problem" in known else []
+        return _lost(known, folder, before, turn)
+    try:
+        info = decode(read_below(folder, "run.json", most=MOST_INFO_BYTES))
+        if not isinstance(info, dict):
+            raise ValueError("it is not a JSON object")
+    except FileNotFoundError:
+        info = {"problem": "run.json is missing: the folder is half written or damaged"}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        info = {"problem": f"run.json cannot be read: {reason}"}
+    # Runs of before may hold some; the index then does not.
+    info = scrub_all(info)
+    if "problem" in info:
+        turn.problems.append(str(info["problem"]))
+        # What was read before the file was damaged still holds.
+        kept = json.loads(before["info"])
+        info = {**kept, "problem": info["problem"]}
+    turn.changed = turn.changed or stamp != before["info_stamp"]
+    return {"info_stamp": stamp, **_columns_of(info), **_lost(info, folder, before, turn)}
+
+
+def _columns_of(info: dict[str, Any]) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        "name": _text(info.get("name")) or "",
+        "state": _text(info.get("state")) if info.get("state") in STATES else "unknown",
+        "created_text": _text(info.get("created")),
+        "created": _seconds(info.get("created")),
+        "started": _text(info.get("started")),
+        "ended": _text(info.get("ended")),
+        "total_steps": _whole(info.get("total_steps")),
+        "world_size": _whole(info.get("world_size")),
+        "attempts": _whole(info.get("attempts")) or 0,
+        "waiting": _text(info.get("waiting")),
+        "info": json.dumps(info, default=str, ensure_ascii=False),
+    }
+    step = _whole(info.get("step"))
+    return columns | ({"step": step} if step else {})
+
+
+def _lost(info: dict[str, Any], folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
+    """`lost` in place of `pending` or `running` where the driver is gone, which no file says."""
+    if info.get("state") not in ("pending", "running"):
+        return {}
+    state = "lost" if is_gone(info, folder) else str(info["state"])
+    turn.changed = turn.changed or state != before["state"]
+    return {"state": state}
+
+
+_REPLACED = (":bool", ":timestamp", ":float", ":int", ":merge")
+# YAML 1.2 as resolved.yaml is written, read by libyaml: 1e-05 is a number, `no` a word.
+_Loader: Any = type("_Loader", (yaml.CSafeLoader,), {})
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(_REPLACED)]
+    for first, found in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _resolve(tag: str, pattern: str, first: str) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+
+
+_resolve("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
+_resolve("int", r"^[-+]?[0-9]+$", "-+0123456789")
+_resolve("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789")
+
+
+def read_yaml(data: bytes) -> Any:
+    """Plain values of YAML 1.2.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(data, _Loader)
+
+
+def _recipe(
+    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], turn: Turn
+) -> dict[str, Any]:
+    """The resolved recipe, flat, where it has changed."""
+    stamp = _stamp(stat_below(folder, "resolved.yaml"))
+    if stamp == before["recipe_stamp"]:
+        return {}
+    turn.changed = True
+    fields: dict[str, Any] = {}
+    try:
+        found = scrub_all(read_yaml(read_below(folder, "resolved.yaml", most=MOST_INFO_BYTES)))
+        fields = dict(zip_most(flatten(found), _MOST_FIELDS)) if isinstance(found, dict) else {}
+    except FileNotFoundError:
+        pass
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        # Said once, as a field that can be asked for; the recipe's own page shows the text.
+        fields = {"problem": f"resolved.yaml cannot be read: {str(error).splitlines()[0][:120]}"}
+    connection.execute("DELETE FROM fields WHERE run = ?", (key,))
+    connection.executemany("INSERT INTO fields VALUES (?, ?, ?)", [(key, *item) for item in fields.items()])
+    connection.executemany("INSERT OR IGNORE INTO paths VALUES (?)", [(path,) for path in fields])
+    group = fields.get("tracking.wandb.group")
+    tags = [str(value) for path, value in fields.items() if path.startswith("tracking.tags.")]
+    in_sweep = isinstance(group, str) and _is_sweep(folder.parent, group)
+    return {
+        "recipe_stamp": stamp,
+        "sweep": group if in_sweep else None,
+        "tags": "".join(f"\n{tag}" for tag in tags) + ("\n" if tags else ""),
+    }
+
+
+def _is_sweep(runs_dir: Path, name: str) -> bool:
+    return "/" not in name and "\0" not in name and (runs_dir / "sweeps" / name).is_dir()
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths of plain values; items of lists are numbered. Truth values become the words true and false."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flatten(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{path}.{index}")
+    elif isinstance(value, bool):
+        yield path, "true" if value else "false"
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        yield path, float(value)
+    else:
+        yield path, value if value is None or isinstance(value, int | float) else str(value)[:2000]
+
+
+def zip_most(items: Iterator[tuple[str, Any]], most: int) -> Iterator[tuple[str, Any]]:
+    """The first `most` of them."""
+    return (item for item, _ in zip(items, range(most), strict=False))
+
+
+def _metrics(
+    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], turn: Turn
+) -> dict[str, Any]:
+    """What was added to metrics.jsonl, at most one turn of it."""
+    found = stat_below(folder, "metrics.jsonl")
+    if found is None:
+        if os.path.lexists(folder / "metrics.jsonl"):
+            turn.problems.append("metrics.jsonl is not a plain file")
+        if before["metrics_offset"]:
+            turn.problems.append("metrics.jsonl has vanished")
+        return {}
+    values: dict[str, Any] = {}
+    offset, rows, torn = before["metrics_offset"], before["rows"], before["torn"]
+    same_file = found.st_ino == before["metrics_inode"]
+    if same_file and found.st_size == offset:
+        _say_torn(torn, turn)
+        return {}
+    try:
+        with opened_below(folder, "metrics.jsonl") as descriptor:
+            head = pread(descriptor, _HEAD_BYTES, 0)
+            if found.st_size < offset or (offset and not same_file and not _begins_as(before["metrics_head"], head)):
+                _forget(connection, key)
+                offset = rows = torn = 0
+                before = {**before, "spark_state": None}
+                turn.changed = True
+                values |= {"loss": None, "eval_loss": None, "step": 0}
+            data = pread(descriptor, TURN_BYTES, offset)
+    except OSError as error:
+        turn.problems.append(f"metrics.jsonl cannot be read: {error.strerror or error}")
+        return {}
+    taken = data.rfind(b"\n") + 1
+    if not taken and len(data) >= MOST_LINE_BYTES:
+        taken, torn = len(data), torn + 1  # no line of ours is so long; its rest is torn as well
+    turn.more = len(data) == TURN_BYTES
+    values |= {"metrics_inode": found.st_ino, "metrics_offset": offset + taken}
+    if not before["metrics_head"] or offset == 0:
+        values["metrics_head"] = f"{len(head)}:{hashlib.sha256(head).hexdigest()}"
+    if taken:
+        turn.changed = True
+        parsed = parse(data[:taken], rows)
+        torn += parsed.torn
+        values |= {"rows": rows + parsed.rows, "torn": torn}
+        values |= _keep(connection, key, parsed, before)
+    _say_torn(torn, turn)
+    if values.get("metrics_inode") != before["metrics_inode"]:
+        turn.changed = True
+    return values
+
+
+def _say_torn(torn: int, turn: Turn) -> None:
+    if torn:
+        turn.problems.append(f"metrics.jsonl: {torn} line{'s' if torn != 1 else ''} cannot be read")
+
+
+def _begins_as(head: str | None, data: bytes) -> bool:
+    """Whether a file at another inode, such as rsync leaves, is the one that was read before, grown."""
+    if not head:
+        return False
+    length, _, digest = head.partition(":")
+    return hashlib.sha256(data[: int(length)]).hexdigest() == digest
+
+
+def _forget(connection: sqlite3.Connection, key: int) -> None:
+    for table in ("chunks", "metrics"):
+        connection.execute(f"DELETE FROM {table} WHERE run = ?", (key,))
+
+
+def _keep(connection: sqlite3.Connection, key: int, parsed: Parsed, before: dict[str, Any]) -> dict[str, Any]:
+    """Columns into chunks, and what follows from them."""
+    spark = Sparkline.load(before["spark_state"])
+    if record.TRAIN_LOSS in parsed.columns:
+        spark.add(parsed.columns[record.TRAIN_LOSS].values)
+    for name in parsed.columns:
+        values, rows = parsed.array(name)
+        _append(connection, key, name, values, rows)
+        _count(connection, key, name, values)
+    connection.executemany("INSERT OR IGNORE INTO names VALUES (?)", [(name,) for name in parsed.columns])
+    newest = {name: column.values[-1] for name, column in parsed.columns.items()}
+    loss, eval_loss = newest.get(record.TRAIN_LOSS), record.newest_eval_loss(newest)
+    changes: dict[str, Any] = {"spark_state": spark.dump(), "last_time": newest.get("time")}
+    if loss is not None:
+        changes["loss"] = loss
+    changes["spark"] = json.dumps(spark.shown(loss))
+    if eval_loss is not None:
+        changes["eval_loss"] = eval_loss
+    if "step" in newest:
+        changes["step"] = int(newest["step"])
+    return changes
+
+
+def _append(connection: sqlite3.Connection, key: int, name: str, values: Floats, rows: Any) -> None:
+    """Chunks double in size before they are left alone, so that a run that grows line by line has few of them."""
+    while True:
+        last = connection.execute(
+            "SELECT rowid, first, size, positions, data FROM chunks WHERE run = ? AND name = ?"
+            " ORDER BY first DESC LIMIT 1",
+            (key, name),
+        ).fetchone()
+        if last is None or last[2] > values.size or last[2] + values.size > MOST_CHUNK_ROWS:
+            break
+        values = np.concatenate([np.frombuffer(last[4], np.float64), values])
+        rows = np.concatenate([positions_of(*last[1:4]), rows])
+        connection.execute("DELETE FROM chunks WHERE rowid = ?", (last[0],))
+    # Most metrics stand in every line, so that their first row tells the others.
+    dense = int(rows[-1] - rows[0]) + 1 == values.size
+    connection.execute(
+        "INSERT INTO chunks (run, name, first, size, positions, data) VALUES (?, ?, ?, ?, ?, ?)",
+        (key, name, int(rows[0]), int(values.size), None if dense else rows.tobytes(), values.tobytes()),
+    )
+
+
+def _count(connection: sqlite3.Connection, key: int, name: str, values: Floats) -> None:
+    known = connection.execute(
+        "SELECT count, best, max, average, weight FROM metrics WHERE run = ? AND name = ?", (key, name)
+    ).fetchone()
+    count, best, most, state, mass = known or (0, None, None, 0.0, 0.0)
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        best = float(finite.min()) if best is None else min(best, float(finite.min()))
+        most = float(finite.max()) if most is None else max(most, float(finite.max()))
+    state, mass = average(values, SMOOTHED_WEIGHT, state, mass)
+    # SQLite keeps NaN as NULL.
+    row = (key, name, count + values.size, float(values[-1]), best, most, state / mass if mass else None, state, mass)
+    connection.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+
+def _text(value: Any) -> str | None:
+    return value[:500] if isinstance(value, str) else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int and abs(value) < 2**53 else None
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(str(value)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None

@@ -1,0 +1,149 @@
+"""The table of runs: found by a query, sorted by any field or metric, a page at a time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.dashboard.index.query import QueryError, parse
+from shardyard.dashboard.index.query_sql import COLUMNS, STATISTICS, Compiler, Names, dotted
+
+MOST_ROWS = 1000
+MOST_COLUMNS = 40
+_SHOWN = (
+    *("id", "name", "state", "step", "total_steps", "loss", "eval_loss", "sweep", "world_size", "attempts", "problem"),
+    *("waiting", "created", "created_text", "tags", "spark", "version", "rows"),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the table. `sort` is `field[:last|best|max|smoothed][:asc|desc]`."""
+
+    query: str = ""
+    sort: str = ""
+    columns: tuple[str, ...] = ()
+    offset: int = 0
+    limit: int = 100
+    group: str = ""
+
+
+def names_of(connection: sqlite3.Connection) -> Names:
+    """All names that a query can use."""
+    metrics = [row[0] for row in connection.execute("SELECT name FROM names")]
+    paths = [row[0] for row in connection.execute("SELECT path FROM paths")]
+    return Names([name for name in metrics if name not in ("step", "time")], paths)
+
+
+def list_runs(connection: sqlite3.Connection, asked: Asked) -> dict[str, Any]:
+    """A page of the table.
+
+    Raises:
+        QueryError: the query, the sort order or a column cannot be read.
+    """
+    names = names_of(connection)
+    compiler = Compiler(names)
+    where = compiler.where(parse(asked.query))
+    now = {"now": time.time()}
+    total = connection.execute(f"SELECT COUNT(*) FROM runs r WHERE {where}", compiler.parameters | now).fetchone()[0]
+    groups = _groups(connection, where, compiler.parameters | now, asked.group)
+    order = _order(asked, compiler)
+    extra = "".join(f", {_column(name, compiler)} AS value{i}" for i, name in enumerate(asked.columns[:MOST_COLUMNS]))
+    shown = ", ".join(f"r.{name}" for name in _SHOWN)
+    limits = {"limit": max(0, min(asked.limit, MOST_ROWS)), "offset": max(0, asked.offset)}
+    rows = connection.execute(
+        f"SELECT {shown}{extra} FROM runs r WHERE {where} ORDER BY {order} LIMIT :limit OFFSET :offset",
+        compiler.parameters | now | limits,
+    ).fetchall()
+    return {
+        "total": total,
+        "runs": [row_of(row, asked.columns) for row in rows],
+        "columns": [
+            *COLUMNS,
+            "tag",
+            "group",
+            *map(dotted, sorted(names.metrics)),
+            *(f"recipe.{p}" for p in names.recipe),
+        ],
+        "groups": groups,
+    }
+
+
+def row_of(row: sqlite3.Row, columns: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A run as the page knows it."""
+    values = {name: row[f"value{index}"] for index, name in enumerate(columns[:MOST_COLUMNS])}
+    spark = json.loads(row["spark"]) if row["spark"] else []
+    return {
+        **{name: row[name] for name in _SHOWN[:11]},
+        "waiting": row["waiting"],
+        "age_seconds": None if row["created"] is None else max(0.0, time.time() - row["created"]),
+        "created": row["created_text"],
+        "tags": tags_of(row["tags"]),
+        "recipe": row["name"],
+        "group": row["sweep"] or row["name"],
+        "sparkline": spark,
+        "values": values,
+        "cursor": row["rows"],
+    }
+
+
+def tags_of(text: str) -> list[str]:
+    """Tags as the index keeps them."""
+    return [tag for tag in text.split("\n") if tag]
+
+
+def rows_since(
+    connection: sqlite3.Connection, version: int, most: int = MOST_ROWS
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Runs that have changed since a version of the index, and ids of those that are gone."""
+    shown = ", ".join(f"r.{name}" for name in _SHOWN)
+    rows = connection.execute(
+        f"SELECT {shown} FROM runs r WHERE r.version > ? ORDER BY r.version LIMIT ?", (version, most)
+    ).fetchall()
+    gone = connection.execute("SELECT id FROM gone WHERE version > ? LIMIT ?", (version, most)).fetchall()
+    return [row_of(row) | {"version": row["version"]} for row in rows], [row[0] for row in gone]
+
+
+def _column(name: str, compiler: Compiler) -> str:
+    field, _, statistic = name.partition(":")
+    if statistic and statistic not in STATISTICS:
+        raise QueryError(f"{statistic!r} is none of {', '.join(STATISTICS)}", 0, name)
+    return compiler.value(field, statistic or "last")
+
+
+def _order(asked: Asked, compiler: Compiler) -> str:
+    newest = "r.created DESC, r.id"
+    first = f"{_group(asked.group)}, " if asked.group else ""
+    if not asked.sort:
+        return f"{first}{newest}"
+    field, *rest = asked.sort.split(":")
+    statistic = next((part for part in rest if part in STATISTICS), "last")
+    unknown = [part for part in rest if part not in (*STATISTICS, "asc", "desc")]
+    if unknown:
+        raise QueryError(f"{unknown[0]!r} is no order; write field:last|best|max|smoothed:asc|desc", 0, asked.sort)
+    expression = compiler.value(field, statistic)
+    direction = "DESC" if "desc" in rest else "ASC"
+    # What has no value comes last, whichever way.
+    return f"{first}({expression}) IS NULL, ({expression}) {direction}, {newest}"
+
+
+def _group(group: str) -> str:
+    expressions = {"sweep": "r.sweep", "recipe": "r.name", "state": "r.state"}
+    if group not in expressions:
+        raise QueryError(f"runs are grouped by {', '.join(expressions)}, not by {group!r}", 0, group)
+    return expressions[group]
+
+
+def _groups(connection: sqlite3.Connection, where: str, parameters: dict[str, Any], group: str) -> list[dict[str, Any]]:
+    if not group:
+        return []
+    name = _group(group)
+    rows = connection.execute(
+        f"SELECT {name}, COUNT(*), MIN(r.eval_loss), SUM(r.state = 'running') FROM runs r WHERE {where} GROUP BY {name}"
+        " ORDER BY MAX(r.created) DESC LIMIT 1000",
+        parameters,
+    ).fetchall()
+    return [{"name": row[0], "runs": row[1], "best_eval_loss": row[2], "running": row[3]} for row in rows]

@@ -1,0 +1,1 @@
+"""The application: routes, security, and what each page is answered with."""

@@ -1,0 +1,164 @@
+"""How the server answers: JSON that browsers accept, errors as sentences, parameters that were checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shardyard.dashboard.index.query import QueryError
+from shardyard.errors import RecipeError, RunFolderError, ShardyardError, UsageError
+
+
+class BadRequestError(UsageError):
+    """A request with a parameter that is missing or means nothing. `field` names it."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotFoundError(UsageError):
+    """There is no such run, file, recipe or sweep."""
+
+
+class Answer(Response):
+    """JSON. NaN and infinite numbers become null, because browsers refuse them; a chart shows a gap."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return encoded(content)
+
+
+def encoded(content: Any) -> bytes:
+    """JSON as bytes."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    except ValueError:
+        text = json.dumps(finite(content), ensure_ascii=False, separators=(",", ":"), default=str)
+    return text.encode("utf-8", errors="replace")
+
+
+def finite(value: Any) -> Any:
+    """The same data with null in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return numbers(value)
+    return value
+
+
+def numbers(array: Any, digits: int | None = None) -> list[float | None]:
+    """An array as a list for JSON; with `digits` significant ones, which is what a chart can show."""
+    listed = array.tolist()
+    if digits is not None:
+        listed = [float(f"{value:.{digits}g}") for value in listed]
+    return listed if np.isfinite(array).all() else [value if math.isfinite(value) else None for value in listed]
+
+
+def _plain(value: Any) -> Any:
+    return numbers(value) if isinstance(value, np.ndarray) else str(value)
+
+
+def failure(error: Exception) -> Answer:
+    """An error as the page shows it: its sentence, and the field that is to blame."""
+    status = 400
+    if isinstance(error, NotFoundError | FileNotFoundError):
+        status = 404
+    elif isinstance(error, ShardyardError) and not isinstance(error, UsageError):
+        status = 502
+    content: dict[str, Any] = {"error": _sentence(error)}
+    if isinstance(error, QueryError):
+        content |= {"field": error.field, "position": error.position, "nearest": error.nearest}
+    elif isinstance(error, BadRequestError):
+        content["field"] = error.field
+    elif isinstance(error, RecipeError):
+        content["problems"] = problems_of(error)
+    elif isinstance(error, RunFolderError):
+        status = 404
+    return Answer(content, status)
+
+
+def problems_of(error: RecipeError) -> list[dict[str, str]]:
+    """The problems of a recipe as plain data."""
+    return [{"where": one.where, "path": one.path, "message": one.message} for one in error.problems]
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error)
+
+
+def whole(request: Request, name: str, default: int, least: int, most: int) -> int:
+    """A whole number of the query string, within bounds.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    try:
+        return max(least, min(most, int(text)))
+    except ValueError as error:
+        raise BadRequestError(f"{name} is {text[:50]!r}, which is no whole number", name) from error
+
+
+def real(request: Request, name: str) -> float | None:
+    """A number of the query string; None where it is not given.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    text = request.query_params.get(name, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadRequestError(f"{name} is {text[:50]!r}, which is no number", name)
+    return value
+
+
+def listed(request: Request, name: str, most: int) -> list[str]:
+    """Names separated by commas, each once, or the parameter given several times.
+
+    Raises:
+        BadRequestError: there are too many.
+    """
+    found = [part for text in request.query_params.getlist(name) for part in text.split(",") if part]
+    unique = list(dict.fromkeys(found))
+    if len(unique) > most:
+        raise BadRequestError(f"{name} names {len(unique)} things; at most {most} at once", name)
+    return unique
+
+
+async def body_of(request: Request) -> dict[str, Any]:
+    """The JSON object that was sent.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    try:
+        content = json.loads(await request.body() or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError("the body is not JSON") from error
+    if not isinstance(content, dict):
+        raise BadRequestError("the body is not a JSON object")
+    return content
+
+
+Handler = Callable[[Request], Any]

@@ -1,0 +1,308 @@
+"""Jobs and recipes: what the cluster says of itself, and commands of Shardyard that the page calls.
+
+Commands run as processes of their own, as a person would call them: the server imports neither Ray nor torch, stays
+quick and small, and a job behaves the same whoever submitted it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from shardyard.dashboard.index.index import Index
+from shardyard.dashboard.index.ingest import read_yaml
+from shardyard.dashboard.web import nodes
+from shardyard.dashboard.web.answers import BadRequestError, NotFoundError, problems_of
+from shardyard.dashboard.web.overrides import problems_of_page
+from shardyard.errors import RecipeError, ShardyardError
+from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi, target
+from shardyard.recipe.catalog.shipped import shipped_recipes
+from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
+from shardyard.redaction import scrub
+
+FRESH_SECONDS = 2.0
+# Ray's own figures are renewed every five seconds.
+NODES_FRESH_SECONDS = 4.0
+# Ends what hangs. A plan or a submission takes a few seconds, and minutes on a slow machine that also trains.
+COMMAND_SECONDS = 600.0
+# A command that fails to start says so within this time; one that goes on after it has started.
+STARTED_SECONDS = 4.0
+MOST_OVERRIDES = 100
+MOST_TEXT = 2000
+_MOST_PLANS = 64
+
+
+class Cluster:
+    """The Ray cluster that is meant, asked as seldom as the page allows."""
+
+    def __init__(self, index: Index, address: str | None) -> None:
+        self._index = index
+        self._address = address
+        self._lock = threading.Lock()
+        self._jobs: tuple[float, dict[str, Any]] | None = None
+        self._nodes: tuple[float, list[dict[str, Any]]] | None = None
+
+    def jobs(self) -> dict[str, Any]:
+        """Jobs and nodes. That there is no cluster is a state like others, with the reason in words."""
+        known = self._jobs
+        # A cluster that is slow to answer is asked by one thread; the others show what it said before.
+        if not self._lock.acquire(blocking=known is None):
+            assert known is not None
+            return known[1]
+        try:
+            if self._jobs is None or time.monotonic() - self._jobs[0] > FRESH_SECONDS:
+                found = self._ask()
+                self._jobs = (time.monotonic(), found)
+            return self._jobs[1]
+        finally:
+            self._lock.release()
+
+    def forget(self) -> None:
+        """Something was submitted or stopped; ask anew."""
+        self._jobs = None
+
+    def _ask(self) -> dict[str, Any]:
+        try:
+            api = JobsApi(target(self._address))
+            listed = api.jobs()
+            shown = self._ask_nodes(api)
+        except (ShardyardError, OSError) as error:
+            return {"available": False, "why": scrub(str(error)), "jobs": [], "nodes": []}
+        own = [job for job in listed if "shardyard_run" in (job.get("metadata") or {})]
+        jobs = [self._job(job) for job in reversed(own)]
+        return {"available": True, "why": "", "address": api.cluster.url, "jobs": jobs, "nodes": shown}
+
+    def _job(self, job: dict[str, Any]) -> dict[str, Any]:
+        metadata = job["metadata"]
+        key = self._index.key_of(str(job["submission_id"]))
+        row = None
+        if key is not None:
+            row = self._index.store.reader.execute(
+                "SELECT state, step, total_steps, loss, waiting, problem FROM runs WHERE key = ?", (key,)
+            ).fetchone()
+        return {
+            "id": job["submission_id"],
+            "name": metadata.get("job_name"),
+            "state": job["status"],
+            "ended": job["status"] in TERMINAL,
+            "doing": _doing(job, row),
+            "waiting": row["waiting"] if row is not None and job["status"] == "RUNNING" else None,
+            "needs": metadata.get("shardyard_needs"),
+            "recipe": metadata.get("shardyard_recipe"),
+            "tags": [tag for tag in metadata.get("shardyard_tags", "").split(",") if tag],
+            "run": job["submission_id"] if key is not None else None,
+            "submitted": (job.get("start_time") or 0) / 1000,
+            "ended_at": (job.get("end_time") or 0) / 1000 or None,
+            "message": scrub(str(job.get("message") or "")),
+        }
+
+    def _ask_nodes(self, api: JobsApi) -> list[dict[str, Any]]:
+        if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_SECONDS:
+            self._nodes = (time.monotonic(), nodes.ask(api))
+        return self._nodes[1]
+
+
+def _doing(job: dict[str, Any], row: Any) -> str:
+    if job["status"] == "PENDING":
+        return "Ray prepares it"
+    if row is None:
+        return "starting" if job["status"] == "RUNNING" else ""
+    if row["waiting"] and job["status"] == "RUNNING":
+        return str(row["waiting"])
+    if not row["step"]:
+        return "starting" if job["status"] == "RUNNING" else str(row["state"])
+    loss = f", loss {row['loss']:.4f}" if row["loss"] is not None else ""
+    return f"step {row['step']}/{row['total_steps']}{loss}"
+
+
+# Commands.
+
+
+def called(*arguments: str, timeout: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
+    """A command of Shardyard, to its end.
+
+    Raises:
+        ShardyardError: it takes too long.
+    """
+    try:
+        return subprocess.run(
+            [*_shardyard(), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ShardyardError(f"`shardyard {arguments[0]}` has not ended after {timeout:.0f} s.") from error
+
+
+def _shardyard() -> list[str]:
+    return [sys.executable, "-m", "shardyard.cli.main"]
+
+
+def _done(*arguments: str) -> str:
+    """What a command printed.
+
+    Raises:
+        BadRequestError: it failed, with what it said.
+    """
+    done = called(*arguments)
+    if done.returncode != 0:
+        raise BadRequestError(_said(done.stderr))
+    return done.stdout.strip()
+
+
+def _said(text: str) -> str:
+    """The paragraph that a failed command ends with."""
+    head, found, message = text.rpartition("Error: ")
+    lines = (message if found else head or text).strip().splitlines()
+    return scrub("\n".join(lines[-30:])) or "it failed and did not say why"
+
+
+def submit(index: Index, address: str | None, name: str, overrides: Sequence[str]) -> str:
+    """Submit a recipe as a job; returns its id.
+
+    Raises:
+        BadRequestError: an override brings a path, or the command failed.
+    """
+    sets = [part for override in overrides for part in ("--set", override)]
+    if problems := problems_of_page(overrides):
+        raise BadRequestError(str(problems[0]), "overrides")
+    where = ["--address", address] if address else []
+    return _done("submit", "--quiet", "--runs-dir", str(index.runs_dir), *where, *sets, "--", name).split()[-1]
+
+
+def stop(index: Index, address: str | None, name: str) -> None:
+    """Ask a job, or a run that is none, to end with a checkpoint."""
+    where = ["--address", address] if address else []
+    _done("stop", "--runs-dir", str(index.runs_dir), *where, "--", name)
+
+
+def resume(index: Index, name: str) -> None:
+    """Go on with a run on this machine, in a process that outlives the server.
+
+    Raises:
+        BadRequestError: it fails at once.
+    """
+    if index.key_of(name) is None:
+        raise NotFoundError(f"There is no run {name[:100]!r}.")
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
+            [*_shardyard(), "resume", "--quiet", "--runs-dir", str(index.runs_dir), "--", name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout=STARTED_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Reap it whenever it ends, so that no dead process is left.
+            threading.Thread(target=process.wait, daemon=True, name="shardyard-resumed").start()
+            return
+        if code != 0:
+            said.seek(0)
+            raise BadRequestError(_said(said.read()))
+
+
+# Recipes.
+
+
+@functools.cache
+def recipes() -> list[dict[str, Any]]:
+    """The shipped recipes, with what each says of itself; nothing is checked."""
+    found = []
+    for shipped in shipped_recipes():
+        family, _, _ = shipped.name.rpartition("/")
+        try:
+            fields = read_yaml(shipped.path.read_bytes())
+        except (OSError, yaml.YAMLError, ValueError):
+            fields = None
+        description = str(fields.get("description") or "") if isinstance(fields, dict) else "It cannot be read."
+        found.append({"name": shipped.name, "description": description, "family": family})
+    return found
+
+
+def recipe_text(name: str) -> str:
+    """The text of a shipped recipe."""
+    return _shipped(name).read_text(encoding="utf-8")
+
+
+def _shipped(name: str) -> Path:
+    """Only names from the list, so that no other file can be read or started by its path.
+
+    Raises:
+        NotFoundError: there is no such recipe.
+    """
+    for shipped in shipped_recipes():
+        if shipped.name == name:
+            return shipped.path
+    raise NotFoundError(f"There is no shipped recipe {name[:100]!r}; /api/recipes lists them.")
+
+
+def checked_request(body: dict[str, Any], key: str = "name") -> tuple[str, list[str]]:
+    """Name and overrides of a request, of the kinds that they should be.
+
+    Raises:
+        BadRequestError: they are not.
+        NotFoundError: there is no such recipe.
+    """
+    name, overrides = body.get(key), body.get("overrides") or []
+    if not isinstance(name, str):
+        raise BadRequestError(f"{key} is missing", key)
+    if not isinstance(overrides, list) or len(overrides) > MOST_OVERRIDES:
+        raise BadRequestError(f"overrides are a list of at most {MOST_OVERRIDES} texts", "overrides")
+    for override in overrides:
+        if not isinstance(override, str) or len(override) > MOST_TEXT or "\0" in override:
+            raise BadRequestError(f"each override is a text of at most {MOST_TEXT} characters", "overrides")
+    _shipped(name)
+    return name, overrides
+
+
+class Plans:
+    """What recipes would do, computed by one process at a time and remembered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()
+
+    def check(self, name: str, overrides: Sequence[str], *, plan: bool) -> dict[str, Any]:
+        """The problems of a recipe, and where it has none and `plan` is wanted, its plan."""
+        # Before the recipe is read: even whether a file is there is not told.
+        if problems := problems_of_page(overrides):
+            return {"problems": [vars(problem) for problem in problems], "plan": None}
+        try:
+            loaded: LoadedRecipe = load_recipe(name, overrides)
+        except RecipeError as error:
+            return {"problems": problems_of(error), "plan": None}
+        if not plan:
+            return {"problems": [], "plan": None, "name": loaded.recipe.name}
+        return self._plan(name, overrides)
+
+    def _plan(self, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+        place = (name, *overrides)
+        with self._lock:
+            if (known := self._known.get(place)) is not None:
+                return known
+            sets = [part for override in overrides for part in ("--set", override)]
+            done = called("plan", "--json", *sets, "--", name)
+            if done.returncode != 0:
+                return {"problems": [{"where": "", "path": "", "message": _said(done.stderr)}], "plan": None}
+            found = {"problems": [], "plan": json.loads(done.stdout[done.stdout.index("{") :])}
+            self._known[place] = found
+            while len(self._known) > _MOST_PLANS:
+                self._known.popitem(last=False)
+            return found

@@ -1,0 +1,113 @@
+"""The documents behind a step, which a process of its own reads: the server imports neither torch nor data sets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shardyard.dashboard.web.answers import Answer, BadRequestError, whole
+from shardyard.dashboard.web.api import state_of
+from shardyard.redaction import scrub
+
+LIMIT_SECONDS = 300.0
+WAIT_SECONDS = 60.0
+MOST_ROWS = 64
+_MOST_KNOWN = 64
+# What is read is local: a data set of the hub that is not here is a problem to be told, not a request to be sent.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+class Documents:
+    """Answers by run and step, made by one process at a time and remembered.
+
+    Files are read from `folders` alone, beside Shardyard's own data: a run may have come from elsewhere.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str, int], dict[str, Any]] = OrderedDict()
+
+    def of_step(self, folder: Path, step: int) -> dict[str, Any]:
+        """`step`, `rows`, `documents` and `problem`: why there are none, or what is wrong with them."""
+        place = (str(folder), _stamp(folder), step)
+        if not self._lock.acquire(timeout=WAIT_SECONDS):
+            return _problem(step, "The documents of another step are being read; try again when they are there.")
+        try:
+            if (known := self._known.get(place)) is not None:
+                self._known.move_to_end(place)
+                return known
+            found = _read(folder, step, self._folders)
+            if found.pop("lasting", True):
+                self._known[place] = found
+                while len(self._known) > _MOST_KNOWN:
+                    self._known.popitem(last=False)
+            return found
+        finally:
+            self._lock.release()
+
+
+def documents(request: Request) -> Response:
+    """`GET /api/runs/{id}/documents?step=N`."""
+    step = whole(request, "step", 0, 0, 2**53)
+    if step < 1:
+        raise BadRequestError("step is missing; the first one is 1", "step")
+    _, folder = state_of(request).run(request)
+    found: Documents = request.app.state.documents
+    return Answer(found.of_step(folder, step))
+
+
+def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, Any]:
+    arguments = ["data", "rows", "--json", "--rows", str(MOST_ROWS), "--step", str(step)]
+    arguments += [part for allowed in folders for part in ("--only-from", str(allowed))] + ["--", str(folder)]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "shardyard.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LIMIT_SECONDS,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            env={**os.environ, **_OFFLINE},
+        )
+    except subprocess.TimeoutExpired:
+        sentence = (
+            f"Reading the data up to step {step} takes longer than {LIMIT_SECONDS:.0f} s: it begins at the newest "
+            f"checkpoint before it. In a terminal: shardyard data rows {shlex.quote(str(folder))} --step {step}"
+        )
+        return _problem(step, sentence) | {"lasting": False}
+    if done.returncode != 0:
+        return _problem(step, _said(done.stderr)) | {"lasting": False}
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    return {**found, "documents": [part | {"text": scrub(part["text"])} for part in found["documents"]]}
+
+
+def _said(text: str) -> str:
+    """The sentence that a failed command ends with."""
+    message = text.rpartition("Error: ")[2].strip()
+    return scrub(" ".join(message.split())[:600]) or "The data cannot be read."
+
+
+def _problem(step: int, sentence: str) -> dict[str, Any]:
+    return {"step": step, "rows": 0, "documents": [], "problem": sentence}
+
+
+def _stamp(folder: Path) -> str:
+    """Changes with the recipe of a run; a step behind a newer checkpoint has the same documents."""
+    try:
+        found = (folder / "resolved.yaml").stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}:{found.st_mtime_ns}"

@@ -1,0 +1,82 @@
+"""Overrides that come from the page: they change numbers and names, and bring no paths or addresses.
+
+What the page plans and submits runs as the person who started the server, who has chosen which recipes there are, and
+not which files and hosts they name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import Problem
+from shardyard.recipe.catalog.shipped import find_tokenizer_spec
+from shardyard.recipe.loading.yaml_source import parse_value
+from shardyard.redaction import holds_secret
+
+# Fields that name what is read, wherever in a recipe they stand.
+_NAMES = frozenset({"path", "tokenizer", "pretrained", "teacher", "extends"})
+_ADDRESSES = frozenset({"address"})
+# Text for people and for models; a path in it is only text.
+_TEXT = frozenset({"description", "paper", "expected", "prompts", "tags"})
+_HUB_ID = re.compile(r"(?:run:)?[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?:@[\w.-]+)?")
+_FILES = (".yaml", ".yml", ".json", ".jsonl", ".csv", ".txt", ".parquet", ".gz", ".zip", ".model", ".py")
+
+
+def problems_of_page(overrides: Sequence[str]) -> list[Problem]:
+    """What may not come from the page, of overrides as `path.to.key=value`; what is no override is not judged here."""
+    return [problem for text in overrides for problem in _problems(text)]
+
+
+def _problems(text: str) -> Iterator[Problem]:
+    key, equals, value_text = text.partition("=")
+    names = [part for part in key.strip().split(".") if part]
+    if not equals or not names:
+        return
+    if holds_secret(text):
+        # Everyone on the host sees the command line that it would become part of.
+        yield Problem(f"-s {'.'.join(names)}", ".".join(names), "holds what looks like a secret; take it out")
+        return
+    try:
+        value = parse_value(value_text)
+    except ValueError:
+        return  # loading the recipe says what is wrong with it
+    for path, leaf in _leaves(value, tuple(names)):
+        if (why := _refused(path, leaf)) is not None:
+            yield Problem(f"-s {text[:60]}", ".".join(path), why)
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*path, str(index)))
+    elif isinstance(value, str):
+        yield path, value
+
+
+def _refused(path: tuple[str, ...], value: str) -> str | None:
+    field = next((name for name in reversed(path) if not name.isdecimal()), "")
+    if field in _TEXT:
+        return None
+    if field in _ADDRESSES and value not in ("auto", "local"):
+        return "the address of a cluster cannot be set in the page; start the dashboard with --address"
+    looks_so = "://" in value or value.startswith(("/", "~", "./", "../", "\\"))
+    if looks_so or (field in _NAMES and not _is_name(value)):
+        return (
+            "paths and addresses cannot be set in the page, which would read them as you; name a data set or model of "
+            "the hub (owner/name), or submit from a terminal"
+        )
+    return None
+
+
+def _is_name(value: str) -> bool:
+    """Whether it is a name of Shardyard's own or of the hub, and no file or folder where the server runs."""
+    if find_tokenizer_spec(value) is not None:
+        return True
+    plain = _HUB_ID.fullmatch(value) is not None and not value.lower().endswith(_FILES)
+    return plain and ".." not in value and not Path(value).exists()

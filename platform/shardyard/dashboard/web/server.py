@@ -1,0 +1,270 @@
+"""The application: routes, static files, the index behind them; and the server that runs it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from shardyard.dashboard.alerts import alerts
+from shardyard.dashboard.index.index import Index
+from shardyard.dashboard.web import api, cluster, documents, sweeps
+from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, body_of, failure
+from shardyard.dashboard.web.api import State, state_of
+from shardyard.dashboard.web.security import App, Gate, Guard
+from shardyard.dashboard.web.stream import stream
+from shardyard.errors import ShardyardError, UsageError
+from shardyard.extras import install_command
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parents[1] / "static"
+PLOTLY = "vendor/plotly.min.js"
+_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".json": "application/json",
+    ".woff2": "font/woff2",
+}
+# Threads that answer at once; each may wait for a disk or for the cluster.
+THREADS = 16
+
+Answering = Callable[[Request], Response]
+
+
+def make_app(index: Index, gate: Gate, address: str | None = None, data_dirs: Sequence[Path] = ()) -> App:
+    """The application; the index is followed as long as it runs.
+
+    data_dirs: folders whose files are shown as documents of runs, beside the runs folder and Shardyard's own data.
+    """
+    dashboard = State(index, gate, address)
+    found = cluster.Cluster(index, address)
+    plans = cluster.Plans()
+    watcher = alerts.Watcher(index)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
+        index.on_change = watcher.changed
+        index.start()
+        watcher.start()
+        yield
+        watcher.stop()
+        index.stop()
+
+    app = Starlette(routes=_routes(), lifespan=lifespan)
+    app.state.dashboard, app.state.cluster, app.state.plans = dashboard, found, plans
+    app.state.watcher, app.state.documents = watcher, documents.Documents([index.runs_dir, *data_dirs])
+    return Guard(app, gate)
+
+
+def _routes() -> list[Route]:
+    run = "/api/runs/{id}"
+    readers: dict[str, Answering] = {
+        "/": _page,
+        "/api/session": api.session,
+        "/api/runs": api.runs,
+        f"{run}/recipe": api.recipe,
+        f"{run}/events": api.events,
+        f"{run}/marks": api.marks,
+        f"{run}/samples": api.samples,
+        f"{run}/experts": api.experts,
+        f"{run}/documents": documents.documents,
+        f"{run}/logs": api.log,
+        f"{run}/system": api.system,
+        run: api.run,
+        "/api/series": api.series,
+        "/api/compare": api.compare,
+        "/api/export.csv": api.export_csv,
+        "/api/report": api.report,
+        "/api/sweeps": sweeps.list_all,
+        "/api/sweeps/{id}": sweeps.show,
+        "/api/jobs": _jobs,
+        "/api/recipes": _recipes,
+        "/api/recipes/{name:path}": _recipe,
+    }
+    posts: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
+        "/api/jobs": _submit,
+        "/api/jobs/{id}/stop": _stop,
+        f"{run}/resume": _resume,
+        "/api/recipes/check": _check,
+        "/api/alerts/test": _test_alert,
+    }
+    return [
+        *(Route(path, _posting(handler), methods=["POST"]) for path, handler in posts.items()),
+        Route("/static/{path:path}", _static, methods=["GET"]),
+        Route("/api/stream", _safely(stream), methods=["GET"]),
+        *(Route(path, _reading(handler), methods=["GET"]) for path, handler in readers.items()),
+        Route("/{path:path}", _nothing),
+    ]
+
+
+def _reading(handler: Answering) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await to_thread.run_sync(handler, request)
+
+    return _safely(endpoint)
+
+
+def _posting(handler: Callable[[Request, dict[str, Any]], Any]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        body = await body_of(request)
+        return Answer(await to_thread.run_sync(handler, request, body))
+
+    return _safely(endpoint)
+
+
+def _safely(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Errors become sentences; what nobody foresaw is logged here and named, without its insides, there."""
+
+    async def safe(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (ShardyardError, OSError) as error:
+            return failure(error)
+        except Exception as error:
+            logger.exception("%s failed", request.url.path)
+            return Answer(
+                {"error": f"This is a bug in Shardyard ({type(error).__name__}); the terminal has more."}, 500
+            )
+
+    return safe
+
+
+def _page(request: Request) -> Response:
+    return _file(STATIC / "index.html")
+
+
+def _static(request: Request) -> Response:
+    path = request.path_params["path"]
+    if path == PLOTLY:
+        return _file(plotly_file(), cached=True)
+    if (known := _known().get(path)) is None:
+        return Answer({"error": "There is no such file."}, 404)
+    return _file(known)
+
+
+@functools.cache
+def _known() -> dict[str, Path]:
+    """The files of the page; a name that is none of them is never made a path."""
+    return {found.relative_to(STATIC).as_posix(): found for found in STATIC.rglob("*") if found.suffix in _KINDS}
+
+
+def _file(path: Path, *, cached: bool = False) -> Response:
+    if not path.is_file():
+        return Answer({"error": f"{path.name} is missing from this installation."}, 404)
+    # Starlette answers If-None-Match; a browser asks each time whether the file of another version is there.
+    control = "public, max-age=86400" if cached else "no-cache"
+    return FileResponse(path, media_type=_KINDS.get(path.suffix), headers={"cache-control": control})
+
+
+def plotly_file() -> Path:
+    """plotly.min.js of the installed package.
+
+    Raises:
+        UsageError: plotly is not installed.
+    """
+    try:
+        return Path(str(importlib.resources.files("plotly") / "package_data" / "plotly.min.js"))
+    except ModuleNotFoundError as error:
+        raise UsageError(f"plotly is not installed: `{install_command('dashboard')}`.") from error
+
+
+async def _nothing(request: Request) -> Response:
+    return Answer({"error": "There is nothing at this address."}, 404)
+
+
+def _jobs(request: Request) -> Response:
+    found: cluster.Cluster = request.app.state.cluster
+    return Answer(found.jobs())
+
+
+def _recipes(request: Request) -> Response:
+    return Answer(cluster.recipes())
+
+
+def _recipe(request: Request) -> Response:
+    return Answer({"text": cluster.recipe_text(request.path_params["name"])})
+
+
+def _check(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    plans: cluster.Plans = request.app.state.plans
+    name, overrides = cluster.checked_request(body)
+    return plans.check(name, overrides, plan=body.get("plan", True) is not False)
+
+
+def _submit(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    state = state_of(request)
+    name, overrides = cluster.checked_request(body, "recipe")
+    job = cluster.submit(state.index, state.address, name, overrides)
+    request.app.state.cluster.forget()
+    state.index.poke()
+    return {"id": job}
+
+
+def _stop(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    state = state_of(request)
+    name = request.path_params["id"]
+    known = {str(job["id"]) for job in request.app.state.cluster.jobs()["jobs"]}
+    if name not in known and state.index.key_of(name) is None:
+        raise NotFoundError(f"There is no job or run {name[:100]!r}.")
+    cluster.stop(state.index, state.address, name)
+    request.app.state.cluster.forget()
+    state.index.poke(name)
+    return {"stopping": name}
+
+
+def _resume(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    name = request.path_params["id"]
+    cluster.resume(state_of(request).index, name)
+    state_of(request).index.poke(name)
+    return {"resumed": name}
+
+
+def _test_alert(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    state, run = state_of(request), body.get("run")
+    if not isinstance(run, str):
+        raise BadRequestError("run is missing", "run")
+    row = state.row(run)
+    watcher: alerts.Watcher = request.app.state.watcher
+    return {"sent": watcher.test(row)}
+
+
+# The server.
+
+
+def serve(app: App, listening: socket.socket) -> None:
+    """Answer until Ctrl-C or SIGTERM."""
+    import uvicorn
+
+    # No access log: addresses hold the token, once.
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,
+        lifespan="on",
+        h11_max_incomplete_event_size=128 * 1024,
+    )
+    logging.getLogger("shardyard").addHandler(logging.StreamHandler(sys.stderr))
+    uvicorn.Server(config).run(sockets=[listening])

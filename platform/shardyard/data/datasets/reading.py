@@ -1,0 +1,63 @@
+"""What the rest of the platform asks of a prepared set: its files, its fingerprint, the folder of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shardyard.data.datasets.store import data_root, known, read_manifest
+from shardyard.errors import DataError
+
+
+def prepared_files(name: str, split: str) -> list[Path]:
+    """The Parquet files of a split.
+
+    Raises:
+        DataError: there is no such set or split, it is not prepared, or its files are not whole.
+    """
+    set_ = known(name)
+    if set_.kind == "model":
+        raise DataError(f"{name} is a pretrained model, not a set of rows; name it as the model's weights.")
+    manifest = read_manifest(name)
+    if split not in manifest.num_rows:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(manifest.num_rows)}.")
+    return [data_root() / name / file for file in manifest.files if file.startswith(f"{split}-")]
+
+
+def prepared_fingerprint(name: str) -> dict[str, Any]:
+    """What the set holds, for the provenance of a run: equal fingerprints mean equal rows in equal order.
+
+    Raises DataError as `prepared_files` does.
+    """
+    manifest = read_manifest(name)
+    content = manifest.rows_sha256 or {file: record.sha256 for file, record in manifest.files.items()}
+    return {
+        "prepared": name,
+        "conversion": manifest.conversion,
+        "packages": manifest.packages,
+        "licence": manifest.licence,
+        "num_rows": manifest.num_rows,
+        "sha256": content,
+    }
+
+
+def prepared_labels(name: str, column: str = "label") -> list[str]:
+    """The names of a column's labels, by index. Raises DataError as `prepared_files` does, or without such a column."""
+    names = read_manifest(name).label_names
+    if column not in names:
+        raise DataError(
+            f"{name} has no labels in a column {column!r}; columns of labels: {', '.join(names) or 'none'}."
+        )
+    return names[column]
+
+
+def prepared_model(name: str) -> Path:
+    """The folder of a pretrained model, as `from_pretrained` takes it.
+
+    Raises:
+        DataError: there is no such model, it is not prepared, or its files are not whole.
+    """
+    if known(name).kind != "model":
+        raise DataError(f"{name} is a set of rows, not a pretrained model; name it as a source of data.")
+    read_manifest(name)
+    return data_root() / name

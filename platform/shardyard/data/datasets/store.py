@@ -1,0 +1,205 @@
+"""Prepared sets on the disk: `<root>/<name>/<split>-*.parquet` and `manifest.json`, whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import DataError
+from shardyard.recipe.catalog.datasets import PREPARED_SETS, PreparedSet
+from shardyard.suggest import suggestion
+
+MANIFEST = "manifest.json"
+# No preparation takes so long: a folder aside that is older was left by a process that was killed.
+LEFT_SECONDS = 86_400.0
+_PART_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared set is: origin, licence, and what each file holds.
+
+    `packages` are versions by name; `rows_sha256` is over the rows of a split, whatever wrote the file; `left_out`
+    counts what the packages hold and the set does not, by reason.
+    """
+
+    name: str
+    conversion: int
+    packages: dict[str, str]
+    licence: str
+    attribution: str
+    held_out: str
+    columns: dict[str, str]
+    label_names: dict[str, list[str]]
+    num_rows: dict[str, int]
+    rows_sha256: dict[str, str]
+    left_out: dict[str, int]
+    files: dict[str, FileRecord]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(record.num_bytes for record in self.files.values())
+
+
+def data_root() -> Path:
+    """Where prepared sets lie: `SHARDYARD_DATA`, else `data` in `SHARDYARD_CACHE`, else in ~/.cache/shardyard."""
+    configured = os.environ.get("SHARDYARD_DATA")
+    if configured:
+        return Path(configured).expanduser()
+    cache = os.environ.get("SHARDYARD_CACHE")
+    return (Path(cache).expanduser() if cache else Path.home() / ".cache" / "shardyard") / "data"
+
+
+def known(name: str) -> PreparedSet:
+    """The set of this name, prepared or not.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name not in PREPARED_SETS:
+        raise DataError(f"there is no prepared set {name!r}; {suggestion(name, PREPARED_SETS, shown=20)}")
+    return PREPARED_SETS[name]
+
+
+def read_manifest(name: str) -> Manifest:
+    """The manifest of a set whose files are there in their right sizes.
+
+    Raises:
+        DataError: there is no such set, it is not prepared, stale or not whole.
+    """
+    set_, folder = known(name), data_root() / name
+    advice = f"run `shardyard data prepare {name}`"
+    try:
+        manifest = _parse((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{name} is not prepared here; {advice}.") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder} cannot be read as a prepared set ({error}); {advice}.") from error
+    if manifest.conversion != set_.conversion:
+        raise DataError(f"{name} was prepared by another version of its conversion; {advice}.")
+    for file, record in manifest.files.items():
+        found = (folder / file).stat().st_size if (folder / file).is_file() else None
+        if found != record.num_bytes:
+            state = "missing" if found is None else f"{found} bytes long, not {record.num_bytes}"
+            raise DataError(f"{name}: {folder / file} is {state}; {advice}.")
+    return manifest
+
+
+def _parse(text: str) -> Manifest:
+    fields = json.loads(text)
+    files = {file: FileRecord(**record) for file, record in fields.pop("files").items()}
+    return Manifest(**fields, files=files)
+
+
+def damaged_files(name: str) -> list[str]:
+    """Files whose SHA-256 is not the manifest's; reads every byte. Raises DataError as `read_manifest` does."""
+    folder = data_root() / name
+    return [file for file, record in read_manifest(name).files.items() if _sha256(folder / file) != record.sha256]
+
+
+def install(name: str, build: Callable[[Path], Callable[[dict[str, FileRecord]], Manifest]]) -> Manifest:
+    """Build a set in a folder aside and put it in its place at once, replacing what is there.
+
+    `build` fills the folder and returns what makes the manifest from the records of its files.
+
+    Raises:
+        OSError: the disk is full or cannot be written; what was there before then stays.
+    """
+    with workspace(name) as aside:
+        folder = aside / "new"
+        folder.mkdir()
+        make_manifest = build(folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        manifest = make_manifest(
+            {str(path.relative_to(folder)): FileRecord(path.stat().st_size, _sha256(path)) for path in paths}
+        )
+        (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
+        for path in (*folder.rglob("*"), folder):
+            _sync(path)
+        return _put_in_place(folder, name, aside / "old") or manifest
+
+
+def _put_in_place(folder: Path, name: str, old: Path) -> Manifest | None:
+    """Rename the folder to its name; the manifest of another process's work where that came in between."""
+    target = data_root() / name
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        if target.exists():
+            return read_manifest(name)
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    return None
+
+
+@contextlib.contextmanager
+def workspace(name: str) -> Iterator[Path]:
+    """A folder beside the sets, removed at the end; what killed processes left a day ago is removed first.
+
+    Raises:
+        DataError: the folder of the data cannot be written.
+    """
+    root = data_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(f".{name}.*"):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
+    except OSError as error:
+        raise DataError(
+            f"{root} cannot be written ({error.strerror or error}); set SHARDYARD_DATA to a folder that can."
+        ) from error
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def manifest_of(set_: PreparedSet, packages: dict[str, str], **fields: Any) -> Manifest:
+    """A manifest with what is known of a set before its conversion."""
+    return Manifest(
+        name=set_.name,
+        conversion=set_.conversion,
+        packages=packages,
+        licence=set_.licence,
+        attribution=set_.attribution,
+        held_out=set_.held_out,
+        columns=dict(set_.columns),
+        **fields,
+    )

@@ -1,0 +1,82 @@
+"""Questions about pictures with their answers, for models that read both.
+
+T: tokens of a row, P: tokens of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shardyard.data.formats.inputs import Context
+from shardyard.data.media.images import Pictures
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.packing import IGNORED
+from shardyard.data.stream.rows import Row, Tensors, collate
+from shardyard.data.tokenizers.tokenizer import plain_backend
+from shardyard.errors import DataError
+from shardyard.recipe.image_tokens import picture_tokens
+
+# The words around picture, question and answer: Liu et al. 2023 (Improved Baselines with Visual Instruction Tuning),
+# in the form that transformers' LLaVA documents.
+BEFORE_PICTURE, AFTER_PICTURE, BEFORE_ANSWER = "USER: ", "\n", " ASSISTANT:"
+
+
+class PictureAnswers(ExampleRows):
+    """`USER: <P times the image token>\\nquestion ASSISTANT: answer` and the end token; the targets are the answer's.
+
+    Rows: `pixel_values` float32 [C, H, W]; `input_ids`, `attention_mask`, `labels` int64 [T], T up to `sequence_length`
+    with the picture's P tokens among them. Labels are shifted: -100 outside the answer and its end.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        tokenizer = context.text_tokenizer
+        if tokenizer.eos_token_id is None:
+            raise DataError("answers need a token that ends them, and the tokenizer has no eos token; choose another.")
+        self._backend = plain_backend(tokenizer)
+        self._pictures = Pictures.for_model(context.image, context.model)
+        self._length, self._training, self._blind = context.sequence_length, context.training, context.data.blind
+        self._end: int = tokenizer.eos_token_id
+        num_tokens = picture_tokens(context.image, context.model)
+        head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._head = [*head, *self._tokens(BEFORE_PICTURE), *[context.model.image_token_id] * num_tokens]
+        self._fill = {"input_ids": self._end, "attention_mask": 0, "labels": IGNORED}
+        if len(self._head) >= self._length:
+            raise DataError(
+                f"data.sequence_length is {self._length}, and a picture alone takes {num_tokens} tokens; leave room "
+                "for question and answer."
+            )
+
+    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+        """Of one example with `image`, `prompt` and `response`; a blind model sees a picture without anything on it."""
+        pixels = self._pictures.tensor(piece["image"], generator if self._training else None)
+        asked = [*self._head, *self._tokens(f"{AFTER_PICTURE}{piece['prompt']}{BEFORE_ANSWER}")]
+        ids = [*asked, *self._tokens(f" {piece['response']}"), self._end]
+        self.num_cut += max(0, len(ids) - (self._length + 1))
+        kept = np.array(ids[: self._length + 1], dtype=np.int64)
+        labels = np.where(np.arange(1, len(kept)) >= len(asked), kept[1:], IGNORED)
+        return {
+            "pixel_values": np.zeros_like(pixels) if self._blind else pixels,
+            "input_ids": kept[:-1],
+            "attention_mask": np.ones(len(kept) - 1, dtype=np.int64),
+            "labels": labels,
+        }
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """Tensors [B, …], as long as the longest row."""
+        return collate(rows, self._fill)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+
+def make(context: Context) -> PictureAnswers:
+    """From its context.
+
+    Raises:
+        DataError: the tokenizer has no end token, or rows are too short for a picture.
+    """
+    return PictureAnswers(context)

@@ -1,0 +1,1 @@
+"""Images and audio: decoding, resampling, and the processors of transformers."""

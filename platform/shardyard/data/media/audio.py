@@ -1,0 +1,93 @@
+"""Recordings: from the bytes of a file to samples, and from samples to the features that Whisper hears.
+
+T: samples, M: Mel bins, F: frames of 10 ms.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from transformers import PreTrainedConfig, WhisperFeatureExtractor
+
+from shardyard.data.media.resampling import Samples, resample
+from shardyard.errors import DataError
+from shardyard.recipe import schema
+
+RATE = 16_000  # Hz
+FRAMES_PER_SECOND = 100
+FRAME = RATE // FRAMES_PER_SECOND
+# The encoder's convolutions join two frames to one position.
+POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2
+
+Features = npt.NDArray[np.float32]
+
+
+def feature_extractor(config: PreTrainedConfig) -> WhisperFeatureExtractor:
+    """Log-Mel features of as many bins and seconds as a Whisper model takes.
+
+    Raises:
+        DataError: the model takes no whole number of seconds, which the extractor needs.
+    """
+    positions = config.max_source_positions
+    if positions % POSITIONS_PER_SECOND:
+        raise DataError(
+            f"model.config.max_source_positions is {positions}, which is {positions / POSITIONS_PER_SECOND} seconds of "
+            f"sound; set a multiple of {POSITIONS_PER_SECOND}, a whole number of seconds."
+        )
+    return WhisperFeatureExtractor(
+        feature_size=config.num_mel_bins, sampling_rate=RATE, chunk_length=positions // POSITIONS_PER_SECOND
+    )
+
+
+def read_sound(value: Any) -> Samples:
+    """Samples [T] of one channel at 16 kHz, from -1 to 1.
+
+    Args:
+        value: bytes of a file that libsndfile reads (WAV, FLAC, OGG, MP3, …), or a dictionary with `bytes`, or with
+            the `path` of one.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    path = value.get("path") if isinstance(value, dict) else None
+    content = value.get("bytes") if isinstance(value, dict) else value
+    source = io.BytesIO(content) if content is not None else path
+    try:
+        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)  # [T, channels]
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"recording {path or ''} cannot be read: {error}") from error
+    return resample(samples.mean(axis=1), rate, RATE)
+
+
+def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator) -> Samples:
+    """A recording that is spoken faster or slower (and thereby higher or lower) and begins later, at random."""
+    if settings.speed:
+        # Whole percents keep the transform short.
+        percent = round(100 * generator.uniform(1 - settings.speed, 1 + settings.speed))
+        samples = resample(samples, max(1, percent), 100)
+    silence = int(generator.uniform(0.0, settings.shift) * RATE)
+    return np.pad(samples, (silence, 0))
+
+
+def mask(features: Features, frames: int, settings: schema.Audio, generator: np.random.Generator) -> Features:
+    """Features [M, F] with random bands and stretches replaced by their mean (Park et al. 2019, SpecAugment).
+
+    Args:
+        frames: how many of the features come from the recording; the silence after it is left as it is.
+    """
+    masked, mean = features.copy(), features.mean()
+    for _ in range(settings.time_masks):
+        masked[:, _stretch(frames, settings.time_mask_frames, generator)] = mean
+    for _ in range(settings.frequency_masks):
+        masked[_stretch(len(features), settings.frequency_mask_bins, generator)] = mean
+    return masked
+
+
+def _stretch(length: int, longest: int, generator: np.random.Generator) -> slice:
+    width = int(generator.integers(min(longest, length) + 1))
+    start = int(generator.integers(length - width + 1))
+    return slice(start, start + width)

@@ -1,0 +1,247 @@
+"""From the bytes of a picture to a tensor: decoding, geometry, augmentation, normalisation.
+
+Pictures stay in whole numbers from 0 to 255 until the last step, so that evaluation gives what the image processors of
+transformers give.
+
+    C: channels, H, W: height and width that the model takes, h, w: those of the picture that was read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from shardyard.errors import DataError
+from shardyard.recipe import schema
+from shardyard.recipe.image_shape import picture_shape
+
+Pixels = npt.NDArray[np.uint8]
+Tensor = npt.NDArray[np.float32]
+
+_MODES = {1: "L", 3: "RGB"}
+# Aspect ratio of a random crop: Szegedy et al. 2015 (Going Deeper with Convolutions), section 6.
+_CROP_RATIOS = (3 / 4, 4 / 3)
+_CROP_TRIES = 10
+# Area and aspect ratio of an erased rectangle: Zhong et al. 2017 (Random Erasing Data Augmentation), section 3.
+_ERASED_AREA = (0.02, 0.33)
+_ERASED_RATIOS = (0.3, 1 / 0.3)
+# What Pillow raises for bytes that are no picture, or half of one.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class Pictures:
+    """Makes tensors of one shape from pictures of any.
+
+    Evaluation: the shorter side is resized (bicubic, antialiased) and the centre cut out; for a model whose height and
+    width differ the whole picture is resized to them. Training, in this order and each as the recipe's section says: a
+    random resized crop, rotation, crop with padding, flip, erasing. Padding and what rotation uncovers are black (0);
+    what is erased has the value 0 after normalisation.
+
+    Args:
+        image: the recipe's section.
+        size: (H, W).
+        channels: 1 (grey) or 3 (RGB); pictures are converted.
+
+    Raises:
+        DataError: there is no picture of so many channels, or `mean` and `std` are not for as many.
+    """
+
+    def __init__(self, image: schema.Image, *, size: tuple[int, int], channels: int) -> None:
+        if channels not in _MODES:
+            raise DataError(
+                f"the model takes pictures of {channels} channels, and pictures have 1 (grey) or 3 (RGB); set "
+                "num_channels in model.config to one of these."
+            )
+        self.image, self.size, self.channels = image, size, channels
+        self.mean, self.std = (_per_channel(getattr(image, name), channels, name) for name in ("mean", "std"))
+        values = np.arange(256, dtype=np.float64) / 255
+        tables = [(values - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
+        self._normalised = np.stack(tables).astype(np.float32)  # [C, 256]
+
+    @classmethod
+    def for_model(cls, image: schema.Image, config: Any) -> Pictures:
+        """Pictures as a transformers configuration wants them (that of its part which sees, where it has several)."""
+        channels, height, width = picture_shape(image, config)
+        return cls(image, size=(height, width), channels=channels)
+
+    def tensor(self, value: Any, generator: np.random.Generator | None) -> Tensor:
+        """One picture, normalised: float32 [C, H, W].
+
+        Args:
+            value: the struct {bytes, path} of `datasets`, bytes of a file, or an image of Pillow.
+            generator: decides the augmentation; None is evaluation, without any.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
+        picture = decoded(value, _MODES[self.channels])
+        if generator is None:
+            return self._normalise(_pixels(self._centre(picture)))
+        return self._augmented(picture, generator)
+
+    def _augmented(self, picture: Image.Image, generator: np.random.Generator) -> Tensor:
+        image = self.image
+        picture = self._random_crop(picture, generator) if image.min_scale < 1 else self._centre(picture)
+        if image.rotate:
+            angle = generator.uniform(-image.rotate, image.rotate)
+            picture = picture.rotate(angle, Image.Resampling.BILINEAR)
+        pixels = _pixels(picture)
+        if image.crop_padding:
+            pixels = _shifted(pixels, image.crop_padding, generator)
+        if image.flip and generator.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        tensor = self._normalise(pixels)
+        if image.erase and generator.random() < image.erase:
+            _erase(tensor, generator)
+        return tensor
+
+    def _centre(self, picture: Image.Image) -> Image.Image:
+        """The centre in evaluation's geometry."""
+        height, width = self.size
+        if picture.size == (width, height):
+            return picture
+        if height != width:
+            return picture.resize((width, height), Image.Resampling.BICUBIC)
+        w, h = picture.size
+        short, long = min(w, h), max(w, h)
+        longer = int(width * long / short)
+        resized = (width, longer) if w <= h else (longer, height)
+        picture = picture.resize(resized, Image.Resampling.BICUBIC) if resized != picture.size else picture
+        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+        return picture.crop((left, top, left + width, top + height))
+
+    def _random_crop(self, picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """A part of random area and aspect ratio, resized; the centre where none fits in ten tries."""
+        w, h = picture.size
+        for _ in range(_CROP_TRIES):
+            area = w * h * generator.uniform(self.image.min_scale, 1.0)
+            ratio = _ratio(_CROP_RATIOS, generator)
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < width <= w and 0 < height <= h:
+                left, top = int(generator.integers(w - width + 1)), int(generator.integers(h - height + 1))
+                box = (left, top, left + width, top + height)
+                return picture.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
+        return self._centre(picture)
+
+    def _normalise(self, pixels: Pixels) -> Tensor:
+        """(value / 255 - mean) / std by table; [C, H, W] of [H, W] or [H, W, C]."""
+        planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        tensor = np.empty(planes.shape, np.float32)
+        for channel, plane in enumerate(planes):
+            np.take(self._normalised[channel], plane, out=tensor[channel], mode="clip")
+        return tensor
+
+
+def decoded(value: Any, mode: str) -> Image.Image:
+    """A picture upright (by its EXIF orientation) in the mode `L` or `RGB`.
+
+    Raises:
+        DataError: it is none, or half of one.
+    """
+    try:
+        picture = value if isinstance(value, Image.Image) else Image.open(_file(value))
+        picture.load()
+        if "exif" in picture.info or picture.format in ("TIFF", "MPO"):
+            picture = ImageOps.exif_transpose(picture)
+        return _converted(picture, mode)
+    except _BROKEN as error:
+        raise DataError(
+            f"{_name(value)} cannot be decoded: {_first_line(error)}; repair the file, or take its row out of the "
+            "source."
+        ) from error
+
+
+def _file(value: Any) -> Any:
+    """What Pillow opens: a buffer of the bytes, or the path where there are none."""
+    if isinstance(value, dict):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return io.BytesIO(value)
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("there are neither bytes nor a path")
+
+
+def _converted(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode == mode:
+        return picture
+    if picture.mode.startswith("I;16"):
+        # Pillow would cut 16 bits off at 255.
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert(mode)
+
+
+def _name(value: Any) -> str:
+    """How to find the picture again."""
+    if isinstance(value, dict) and value.get("path"):
+        return f"the picture {value['path']!r}"
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, bytes):
+        return f"a picture of {len(data)} bytes (SHA-256 {hashlib.sha256(data).hexdigest()[:16]}…)"
+    return "a picture"
+
+
+def _first_line(error: BaseException) -> str:
+    # Pillow names the buffer by its address, which tells nobody anything.
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "no known format" if "cannot identify" in text else text
+
+
+def _pixels(picture: Image.Image) -> Pixels:
+    """[H, W] or [H, W, 3]."""
+    return np.asarray(picture)
+
+
+def _shifted(pixels: Pixels, padding: int, generator: np.random.Generator) -> Pixels:
+    """Padded with black on all sides and cut out again at a random place."""
+    height, width = pixels.shape[:2]
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, *pixels.shape[2:]), np.uint8)
+    padded[padding : padding + height, padding : padding + width] = pixels
+    top, left = generator.integers(2 * padding + 1, size=2)
+    return padded[top : top + height, left : left + width]
+
+
+def _erase(tensor: Tensor, generator: np.random.Generator) -> None:
+    """Set a random rectangle to 0, in place; nothing where none fits in ten tries."""
+    _, h, w = tensor.shape
+    for _ in range(_CROP_TRIES):
+        area = h * w * generator.uniform(*_ERASED_AREA)
+        ratio = _ratio(_ERASED_RATIOS, generator)
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < height < h and 0 < width < w:
+            top, left = int(generator.integers(h - height + 1)), int(generator.integers(w - width + 1))
+            tensor[:, top : top + height, left : left + width] = 0
+            return
+
+
+def _ratio(bounds: tuple[float, float], generator: np.random.Generator) -> float:
+    """Width to height, uniform in its logarithm, so that wide and tall are as likely."""
+    return math.exp(generator.uniform(math.log(bounds[0]), math.log(bounds[1])))
+
+
+def _per_channel(values: list[float], channels: int, name: str) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise DataError(
+            f"image.{name} has {len(values)} values for pictures of {channels} channels; give one for each channel, or "
+            "one for all."
+        )
+    return tuple(values if len(values) == channels else values * channels)

@@ -1,0 +1,41 @@
+"""What an exported model is given beside its tokenizer, so that others prepare its inputs as training did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CLIPImageProcessorPil
+
+from shardyard.data.formats.inputs import Context
+from shardyard.data.media.audio import feature_extractor
+from shardyard.data.media.images import Pictures
+from shardyard.recipe.objectives import OBJECTIVES
+
+
+def make_processor(objective: str, context: Context) -> Any:
+    """Something with `save_pretrained`, or None for an objective that reads text alone."""
+    if "audio" in OBJECTIVES[objective].sections:
+        return feature_extractor(context.model)
+    if "image" not in OBJECTIVES[objective].sections:
+        return None
+    return image_processor(Pictures.for_model(context.image, context.model))
+
+
+def image_processor(pictures: Pictures) -> CLIPImageProcessorPil:
+    """The processor of transformers whose tensors are those of an evaluation here, to rounding in fp32.
+
+    `AutoImageProcessor` loads it for any model. It neither turns pictures by their EXIF orientation nor makes grey ones
+    of pictures in colour, and where torchvision is installed, AutoImageProcessor takes that unless told
+    `backend="pil"`; torchvision resizes with other rounding.
+    """
+    height, width = pictures.size
+    square = height == width
+    size = {"shortest_edge": height} if square else {"height": height, "width": width}
+    return CLIPImageProcessorPil(
+        size=size,
+        do_center_crop=square,
+        crop_size={"height": height, "width": width},
+        image_mean=list(pictures.mean),
+        image_std=list(pictures.std),
+        do_convert_rgb=pictures.channels == 3,
+    )

@@ -1,0 +1,397 @@
+"""Sources of documents: embedded corpora, local or remote files, and data sets of the hub, all read as streams."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from shardyard.data.datasets import prepared_files, prepared_fingerprint
+from shardyard.data.sources import corpus
+from shardyard.data.sources.retry import TRANSIENT, Retry, Stopped
+from shardyard.data.sources.web import WEB, UnreachedError, be_patient
+from shardyard.errors import DataError, UnavailableError
+from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.objectives import Kind
+from shardyard.recipe.schema import Source
+from shardyard.redaction import VARIABLE_PREFIX, filled
+
+HUB_TIMEOUT_SECONDS = 20.0
+Result = TypeVar("Result")
+_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+_TEXT_TYPES = ("string", "large_string", "string_view")
+# A text file is one document; its lines alone would have no context.
+_BUILDER_OPTIONS: dict[str, dict[str, Any]] = {"text": {"sample_by": "document"}}
+
+
+# A document is its text; other examples are dictionaries: role → value.
+Example = str | dict[str, Any]
+TEXT_ONLY: Mapping[str, Kind] = {"text": "text"}
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source that is there and has the columns that the objective needs.
+
+    `dataset` is a streaming `IterableDataset`; `columns` maps role → column and `kinds` role → kind of its values;
+    `fingerprint` is JSON-able and says which data was read.
+    """
+
+    name: str
+    dataset: Any
+    columns: Mapping[str, str]
+    kinds: Mapping[str, Kind]
+    fingerprint: dict[str, Any]
+    holdout: float
+    training: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Whether an example is a text and nothing else."""
+        return self.columns.keys() == {"text"}
+
+    def keeps(self, example: Example) -> bool:
+        """Whether the example is on this side of the hold-out, by the hash of its text or first column alone."""
+        if self.holdout == 0.0:
+            return True
+        number = int.from_bytes(hashlib.sha256(_identity(example)).digest()[:8], "big")
+        return (number >= self.holdout * 2.0**64) is self.training
+
+    def is_usable(self, example: Any) -> bool:
+        """Whether nothing that is needed is missing or empty."""
+        if self.is_text:
+            return isinstance(example, str) and bool(example)
+        return all(_is_there(example[role], kind) for role, kind in self.kinds.items())
+
+
+def _is_there(value: Any, kind: Kind) -> bool:
+    if kind == "label":
+        return value is not None
+    return bool(value) and (kind != "text" or isinstance(value, str))
+
+
+def _identity(example: Example) -> bytes:
+    if isinstance(example, str):
+        return example.encode()
+    value = next(iter(example.values()))
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        value = value["bytes"]
+    return value if isinstance(value, bytes) else repr(value).encode() if not isinstance(value, str) else value.encode()
+
+
+def source_name(source: Source) -> str:
+    """The source as messages and statistics call it: `python-docs`, `data/*.jsonl`, `org/set:config`."""
+    name = source.source or source.path or ""
+    return f"{name}:{source.config}" if source.config else name
+
+
+def open_source(
+    source: Source,
+    *,
+    training: bool,
+    roles: Mapping[str, Kind] = TEXT_ONLY,
+    optional: Mapping[str, Kind] | None = None,
+    retry: Retry | None = None,
+) -> OpenSource:
+    """Open a source as a stream and check that it holds what the objective reads.
+
+    `training` chooses the default split and the side of `holdout`: training leaves held-out examples out, validation
+    reads only them. `roles` maps what the objective needs to the kind of its values, `optional` what it takes where
+    it is there. `retry` says how long what fails for now is tried again.
+
+    Raises:
+        DataError: no such file, split or column, a column of another kind, nothing in the source, or no way to the hub.
+        UnavailableError: a server fails for now, and did so for as long as it was tried.
+    """
+    be_quiet()
+    retry = retry or Retry()
+    be_patient(retry.limit_seconds)
+    # What is held out by hash lies in the training split.
+    split = source.split or ("train" if training or (source.holdout and source.source is None) else "validation")
+    name = source_name(source)
+    if source.source is not None:
+        dataset, fingerprint = _open_corpus(source.source, split)
+    elif source.path is None:
+        raise DataError("a source needs `source` (an embedded corpus) or `path` (files or a hub id).")
+    else:
+        dataset, fingerprint = _open_path(source, split, retry)
+    columns, kinds = _columns(dataset, name, source, roles, optional or {}, retry)
+    holdout = 0.0 if source.source is not None and split == "validation" else source.holdout
+    fingerprint = {"source": name, "split": split, **fingerprint}
+    return OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training)
+
+
+def be_quiet() -> None:
+    """Keep `datasets` and the hub from writing to the terminal, and leave retries to `retry.Retry`."""
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # It logs as an error what it also raises.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # It would report every opening of a local file to the hub, and wait seconds for a name server where there is none.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    for interval in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
+        setattr(datasets.config, f"STREAMING_{interval}_INTERVAL", 0)
+
+
+def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, Any]]:
+    if name in PREPARED_SETS:
+        shards = [str(path) for path in prepared_files(name, split)]
+        dataset = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
+        return dataset, prepared_fingerprint(name)
+    files = corpus.corpus_files(name)
+    if split not in files:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(files)}.")
+    dataset = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
+    return dataset, asdict(corpus.fingerprint(name))
+
+
+def _open_path(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
+    path = str(source.path)
+    if _kind(path) is not None or "://" in path:
+        return _open_files(path, source.split, retry)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return _open_folder(folder, split, retry)
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or "*" in path:
+        raise DataError(f"{path}: there is no such file or folder; relative paths start at the current folder.")
+    return _open_hub(source, split, retry)
+
+
+def _kind(path: str) -> str | None:
+    """The builder of `datasets` for a file by its suffix, or None."""
+    return _KINDS.get(Path(path.split("?")[0].removesuffix(".gz")).suffix.lower())
+
+
+def _open_files(path: str, split: str | None, retry: Retry) -> tuple[Any, dict[str, Any]]:
+    kind = _kind(path)
+    if kind is None:
+        raise DataError(f"{path}: files end in {', '.join(_KINDS)}, each with .gz after it or not.")
+    if split not in (None, "train"):
+        raise DataError(f"{path} has no split {split!r}: files have no splits; leave `split` out.")
+    if "://" in path:
+        files, fingerprint = [filled(path, _variable)], {"url": path}
+    else:
+        files = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
+        if not files:
+            raise DataError(f"{path}: there is no such file; relative paths start at the current folder.")
+        fingerprint = _fingerprint_files(files)
+    options = _BUILDER_OPTIONS.get(kind, {})
+    return _load(path, retry, kind, data_files=files, split="train", **options), fingerprint
+
+
+def _variable(name: str) -> str:
+    """The value of a variable in a URL, as the process has it that reads the data."""
+    value = os.environ.get(name) if name.startswith(VARIABLE_PREFIX) else None
+    if value is None:
+        raise DataError(
+            f"a URL under data names the variable {name}, which is not set where the data is read; only variables that "
+            f"begin with {VARIABLE_PREFIX} are filled in. Export it before the launch or submission."
+        )
+    return value
+
+
+def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
+    """A folder as `datasets` reads one: splits by the names of files and subfolders."""
+    files = sorted(str(path) for path in folder.rglob("*") if path.is_file() and _kind(path.name))
+    kinds = {_kind(file) for file in files}
+    if not files:
+        raise DataError(f"{folder} holds no files that end in {', '.join(_KINDS)}.")
+    if len(kinds) > 1:
+        mixed = ", ".join(sorted(map(str, kinds)))
+        raise DataError(f"{folder} mixes files of several kinds ({mixed}); name one kind, as in {folder}/*.jsonl.")
+    options = _BUILDER_OPTIONS.get(str(kinds.pop()), {})
+    return _load(str(folder), retry, str(folder), split=split, **options), _fingerprint_files(files)
+
+
+def _fingerprint_files(files: list[str]) -> dict[str, Any]:
+    """Names and sizes: hashing the content would read every byte once before training."""
+    sizes = [(Path(file).name, Path(file).stat().st_size) for file in files]
+    digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
+    return {"num_files": len(files), "num_bytes": sum(size for _, size in sizes), "names_and_sizes_sha256": digest}
+
+
+def _open_hub(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
+    """A data set of the hub at the commit that `revision` (or the default branch) is at now."""
+    path = str(source.path)
+    try:
+        commit = HfApi().dataset_info(path, revision=source.revision, timeout=HUB_TIMEOUT_SECONDS).sha
+    except GatedRepoError as error:
+        raise DataError(f"{path} is gated: accept its terms on the hub and set HF_TOKEN.") from error
+    except RevisionNotFoundError as error:
+        raise DataError(f"{path} has no revision {source.revision!r} on the hub.") from error
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{path} is neither a local file or folder nor a data set that the hub shows you; check the name, or set "
+            "HF_TOKEN if it is private."
+        ) from error
+    except HfHubHTTPError as error:
+        raise DataError(f"{path}: the hub answers {_first_line(error)}") from error
+    except UnavailableError:
+        raise
+    except UnreachedError as error:
+        raise DataError(_unreachable(path)) from error
+    except TRANSIENT as error:
+        raise DataError(_unreachable(path)) from error
+    except ValueError as error:
+        raise DataError(f"{path} is neither a local file or folder nor a hub id (owner/name).") from error
+    dataset = _load(path, retry, path, name=source.config, revision=commit, split=split)
+    return dataset, {"hub": path, "config": source.config, "revision": commit}
+
+
+def _unreachable(path: str) -> str:
+    return (
+        f"{path}: the hub cannot be reached (and there is no local file or folder of this name). Check the network, "
+        "HF_ENDPOINT and HF_HUB_OFFLINE, or use local data: the path of files, or an embedded corpus such as "
+        "`source: python-docs`."
+    )
+
+
+def _load(label: str, retry: Retry, builder: str, /, **options: Any) -> Any:
+    """`load_dataset` as a stream, with its errors in words."""
+    return in_words(label, retry, lambda: datasets.load_dataset(builder, streaming=True, **options))
+
+
+def in_words(name: str, retry: Retry, read: Callable[[], Result]) -> Result:
+    """What `read` gives. What fails for now is tried again, any other failure is said in words.
+
+    Raises:
+        DataError: why it cannot be read; of the kind UnavailableError where that may pass.
+        Stopped: the reader is closed while it waits.
+    """
+    # What lies on this machine gets no better by waiting.
+    remote = "://" in name or not Path(name.partition("*")[0]).expanduser().exists()
+    mark = WEB.mark()
+    try:
+        return retry.call(read, f"source {name}") if remote else read()
+    except (UnavailableError, Stopped):
+        raise
+    except Exception as error:
+        # `datasets` may say of a server that fails that there is no such file.
+        cause = WEB.error_since(mark) if remote else None
+        if isinstance(cause, UnavailableError) or (cause is not None and "://" in name):
+            raise cause from error
+        raise _worded(name, error, remote=remote) from error
+
+
+def _worded(name: str, error: Exception, *, remote: bool) -> Exception:
+    if isinstance(error, UnreachedError):
+        return DataError(_unreachable(name))
+    if isinstance(error, StopIteration):
+        # How `datasets` finds that the first file, from which it takes the columns, holds nothing.
+        return DataError(f"{name}: its first file is empty; remove it, or check how it was written.")
+    if isinstance(error, FileNotFoundError | DatasetsError):
+        return DataError(f"{name} cannot be read as a data set: {_first_line(error)}")
+    if isinstance(error, TRANSIENT):
+        if remote and not WEB.was_reached_at_all:
+            return DataError(_unreachable(name))
+        kind = UnavailableError if remote else DataError
+        return kind(f"{name} cannot be read: {_first_line(error)}")
+    if isinstance(error, ValueError | KeyError | UnicodeError):
+        # An unknown split or configuration: the message of `datasets` lists the ones that are there.
+        hint = "; set `split`, or under data.validation `holdout`, to one that is" if "split" in str(error) else ""
+        return DataError(f"{name}: {_first_line(error)}{hint}")
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _columns(
+    dataset: Any,
+    name: str,
+    source: Source,
+    roles: Mapping[str, Kind],
+    optional: Mapping[str, Kind],
+    retry: Retry,
+) -> tuple[dict[str, str], dict[str, Kind]]:
+    """Role → column and role → kind, checked against what the source holds."""
+    features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
+    named = {"text": source.text_column, **source.columns}
+    wanted = dict(roles)
+    wanted |= {role: kind for role, kind in optional.items() if _feature(features, named.get(role, role)) is not None}
+    unknown = sorted(source.columns.keys() - roles.keys() - optional.keys())
+    if unknown:
+        raise DataError(f"{name}: columns names {unknown[0]!r}, which the objective does not read: {', '.join(roles)}.")
+    columns = {role: named.get(role, role) for role in wanted}
+    for role, kind in wanted.items():
+        _check_column(features, name, role, columns[role], kind)
+    return columns, wanted
+
+
+def _check_column(features: Any, name: str, role: str, column: str, kind: Kind) -> None:
+    setting = "text_column" if role == "text" else f"columns.{role}"
+    feature = _feature(features, column)
+    if feature is None:
+        raise DataError(f"{name} has no column {column!r}; it has {', '.join(features)}. Set {setting} to one.")
+    if not _is_kind(feature, kind):
+        fitting = ", ".join(key for key, feature in features.items() if _is_kind(feature, kind))
+        what = {"label": "whole numbers"}.get(kind, kind)
+        raise DataError(
+            f"{name}: column {column!r} holds {_type_of(feature)}, not {what}; columns of {what}: {fitting or 'none'}."
+        )
+
+
+def top_columns(table: pa.Table, columns: Iterable[str]) -> list[str]:
+    """The columns of a table that hold these, each once: `translation` for `translation.en`."""
+    return list(dict.fromkeys(_path(table.column_names, column)[0] for column in columns))
+
+
+def values_of(table: pa.Table, column: str) -> list[Any]:
+    """A column as a list; `translation.en` is the field `en` of the column `translation`."""
+    top, *fields = _path(table.column_names, column)
+    values = table.column(top)
+    return list((pc.struct_field(values, fields) if fields else values).to_pylist())
+
+
+def _path(names: Iterable[str], column: str) -> list[str]:
+    """A column and the fields within it; a column whose own name has a point comes first."""
+    return [column] if column in names else column.split(".")
+
+
+def _feature(features: Any, column: str) -> Any | None:
+    """What a column holds, or a field within one; None where there is none."""
+    found: Any = features
+    for part in _path(features, column):
+        if isinstance(found, datasets.Translation):
+            found = dict.fromkeys(found.languages, datasets.Value("string"))
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _type_of(feature: Any) -> str:
+    return str(getattr(feature, "dtype", None) or "nested values")
+
+
+def _is_kind(feature: Any, kind: Kind) -> bool:
+    """Pictures and sound are the features of `datasets`, a struct with `bytes`, or plain bytes."""
+    if kind == "text":
+        return _type_of(feature) in _TEXT_TYPES
+    if kind == "label":
+        return "int" in _type_of(feature)
+    if kind == "messages":
+        return isinstance(feature, list | datasets.List | datasets.LargeList)
+    media = datasets.Image if kind == "image" else datasets.Audio
+    return isinstance(feature, media) or _type_of(feature) == "binary" or _has_bytes(feature)
+
+
+def _has_bytes(feature: Any) -> bool:
+    return isinstance(feature, dict) and "bytes" in feature
+
+
+def _features_of_first(dataset: Any, name: str) -> Any:
+    for table in dataset.with_format("arrow").iter(batch_size=1):
+        return datasets.Features.from_arrow_schema(table.schema)
+    raise DataError(f"{name} is empty: it holds no documents.")

@@ -1,0 +1,246 @@
+"""Requests to the servers that data comes from: each is tried again while its server stumbles, whoever makes it.
+
+`datasets` opens, lists, resolves and reads over dozens of requests, and where one fails in the middle it may say that a
+file is not there. So what retries is the client that sends them: aiohttp's under fsspec for URLs, httpx's under the
+hub's library. What a server refuses for good, and why a request was given up, is kept to be said in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import http
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import fsspec.config  # type: ignore[import-untyped]
+import huggingface_hub
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+from huggingface_hub.utils._http import default_client_factory
+
+from shardyard.data.sources.retry import LIMIT_SECONDS, wait_seconds
+from shardyard.errors import DataError, UnavailableError
+from shardyard.redaction import scrub
+
+log = logging.getLogger(__name__)
+
+# A host that never answered is most likely not there, or there is no network: say so soon.
+UNREACHED_SECONDS = 2.0
+# So long after a request to a host was given up, the next one is tried once: there may be dozens.
+DOWN_SECONDS = 10.0
+CONNECT_SECONDS = 20.0
+# A server that is silent for so long in the middle of an answer does not go on with it.
+SILENCE_SECONDS = 60.0
+_REFUSED = {401: "401: it wants a token or a password", 403: "403: it forbids this", 404: "404: it has no such file"}
+
+
+class UnreachedError(DataError):
+    """A host that has never answered."""
+
+
+class Web:
+    """What requests have met so far, over all threads of this process."""
+
+    def __init__(self) -> None:
+        self.limit_seconds = LIMIT_SECONDS
+        self.count = 0
+        self._lock = threading.Lock()
+        self._reached: set[str] = set()
+        self._down: dict[str, float] = {}
+        self._errors: list[DataError] = []
+
+    def mark(self) -> int:
+        """The number of errors so far, for `error_since`."""
+        return len(self._errors)
+
+    def error_since(self, mark: int) -> DataError | None:
+        """Why a request was given up or refused after `mark`; rather the former."""
+        new = self._errors[mark:]
+        return next((error for error in new if isinstance(error, UnavailableError)), new[-1] if new else None)
+
+    def keep(self, error: DataError) -> DataError:
+        """Remember an error, and hand it back."""
+        with self._lock:
+            self._errors.append(error)
+        return error
+
+    def answered(self, host: str) -> None:
+        """A host is there, and well."""
+        with self._lock:
+            self._reached.add(host)
+            self._down.pop(host, None)
+
+    def given_up(self, host: str) -> None:
+        """A host has failed for as long as was allowed."""
+        with self._lock:
+            self._down[host] = time.monotonic()
+
+    def counted(self) -> None:
+        """One more try."""
+        with self._lock:
+            self.count += 1
+
+    def allowed_seconds(self, host: str, *, connected: bool) -> float:
+        """For how long a request to a host may be tried again."""
+        if time.monotonic() - self._down.get(host, -DOWN_SECONDS) < DOWN_SECONDS:
+            return 0.0
+        return self.limit_seconds if connected or self.was_reached(host) else min(self.limit_seconds, UNREACHED_SECONDS)
+
+    @property
+    def was_reached_at_all(self) -> bool:
+        """Whether any host has ever answered."""
+        return bool(self._reached)
+
+    def was_reached(self, host: str) -> bool:
+        """Whether a host has ever answered."""
+        return host in self._reached
+
+
+WEB = Web()
+
+
+class Tries:
+    """The tries of one request: how long to wait before the next, or that there is none."""
+
+    def __init__(self, url: str, web: Web = WEB) -> None:
+        parts = urlsplit(url)
+        self._host = parts.netloc.rpartition("@")[2]
+        # Without the query and the login, which may hold a secret.
+        self._where = scrub(f"{parts.scheme}://{self._host}{parts.path}")
+        self._web = web
+        self._began = time.monotonic()
+        self._failures = 0
+
+    def answer(self, status: int, headers: Mapping[str, str]) -> float | None:
+        """Seconds to wait after an answer that says to come again; None for one that is to be taken as it is.
+
+        Raises:
+            UnavailableError: the time is over.
+        """
+        if status != http.HTTPStatus.TOO_MANY_REQUESTS and status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._web.answered(self._host)
+            if status in _REFUSED:
+                self._web.keep(DataError(f"{self._where}: the server answers {_REFUSED[status]}."))
+            return None
+        asked = retry_after_seconds(headers.get("Retry-After"), time.time())
+        phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
+        return self._next(f"the server answers {status} {phrase}".rstrip(), connected=True, at_least=asked)
+
+    def failed(self, error: BaseException) -> float:
+        """Seconds to wait after a try without an answer.
+
+        Raises:
+            DataError: the time is over; of the kind UnavailableError where the host has answered before.
+        """
+        return self._next(f"{type(error).__name__}: {error}".rstrip(": "), connected=False, at_least=0.0)
+
+    def _next(self, what: str, *, connected: bool, at_least: float) -> float:
+        self._failures += 1
+        wait = at_least + wait_seconds(self._failures)
+        spent, allowed = time.monotonic() - self._began, self._web.allowed_seconds(self._host, connected=connected)
+        if spent + wait > allowed:
+            self._web.given_up(self._host)
+            raise self._web.keep(self._error(what, connected, at_least, spent))
+        self._web.counted()
+        log.warning("%s: %s; try %d in %.1f s", self._where, what, self._failures + 1, wait)
+        return wait
+
+    def _error(self, what: str, connected: bool, at_least: float, spent: float) -> DataError:
+        if not connected and not self._web.was_reached(self._host):
+            return UnreachedError(f"{self._where} cannot be reached: {what}. Check the address and the network.")
+        asked = f" and asks to wait {at_least:.0f} s" if at_least else ""
+        tries = f"{self._failures} tries in {spent:.0f} s" if self._failures > 1 else "one try"
+        return UnavailableError(
+            f"{self._where}: {what}{asked}, after {tries} (data.retry_seconds is {self._web.limit_seconds:g}). It may "
+            "be well again later: resume the run then."
+        )
+
+
+def retry_after_seconds(value: str | None, now: float) -> float:
+    """What `Retry-After` asks for, in seconds: a number of them, or a date (RFC 9110, section 10.2.3); else 0."""
+    if value is None:
+        return 0.0
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except ValueError:
+        return 0.0
+
+
+async def _patiently(
+    request: aiohttp.ClientRequest, handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+) -> aiohttp.ClientResponse:
+    tries = Tries(str(request.url))
+    while True:
+        try:
+            response = await handler(request)
+            if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+                # A block of a file: whether all of it arrives belongs to the try.
+                await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            wait = tries.failed(error)
+        else:
+            seconds = tries.answer(response.status, response.headers)
+            if seconds is None:
+                return response
+            response.close()
+            wait = seconds
+        await asyncio.sleep(wait)
+
+
+async def _client(**options: Any) -> aiohttp.ClientSession:
+    silence = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    loop = options.pop("loop", None)
+    return aiohttp.ClientSession(loop=loop, middlewares=(_patiently,), **{"timeout": silence, **options})
+
+
+class _Patient(httpx.BaseTransport):
+    """A transport of the hub's client whose requests are tried again."""
+
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self._inner = inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        tries = Tries(str(request.url))
+        while True:
+            try:
+                response = self._inner.handle_request(request)
+            except httpx.TransportError as error:
+                wait = tries.failed(error)
+            else:
+                seconds = tries.answer(response.status_code, response.headers)
+                if seconds is None:
+                    return response
+                response.close()
+                wait = seconds
+            time.sleep(wait)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _hub_client() -> httpx.Client:
+    client = default_client_factory()
+    # A transport that is given to the constructor would turn proxies of the environment off.
+    client._transport = _Patient(client._transport)
+    client._mounts = {what: inner and _Patient(inner) for what, inner in client._mounts.items()}
+    return client
+
+
+def be_patient(limit_seconds: float | None = None) -> None:
+    """Have all requests of this process tried again, for `limit_seconds` each (by default as it was)."""
+    if limit_seconds is not None:
+        WEB.limit_seconds = limit_seconds
+    settings = fsspec.config.conf
+    if settings.get("http", {}).get("get_client") is not _client:
+        for protocol in ("http", "https"):
+            settings.setdefault(protocol, {})["get_client"] = _client
+        huggingface_hub.set_client_factory(_hub_client)

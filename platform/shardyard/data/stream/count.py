@@ -1,0 +1,52 @@
+"""How many rows one pass over the training data gives: counted by making them once, without what makes them costly."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from shardyard.data.formats import Context, make_rows
+from shardyard.data.sources.retry import Retry
+from shardyard.data.sources.sources import open_source
+from shardyard.data.stream.examples import ExampleStream
+from shardyard.data.stream.reader import ShareReader, share_of
+from shardyard.data.stream.shuffle import Windows
+from shardyard.errors import DataError
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Source
+
+
+def count_rows(context: Context, objective: str, seed: int) -> int:
+    """Rows of one pass over the only source of `data.train`; the last one of joined documents may be part full.
+
+    Raises:
+        DataError: the source is not on this machine, or cannot be read.
+    """
+    (source,) = context.data.train
+    if not _is_local(source):
+        raise DataError(
+            f"train.epochs: {source.path} is not a file of this machine, so its rows cannot be counted before "
+            "training; give train.steps or train.tokens."
+        )
+    facts = OBJECTIVES[objective]
+    opened = open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns)
+    reader = ShareReader(share_of(opened, 0, 1), Retry())
+    stream = make_rows(objective, context).stream(
+        Windows(reader, (seed, 0, 0), context.data.shuffle_window, repeat=False)
+    )
+    try:
+        if isinstance(stream, ExampleStream):
+            return stream.count_pieces()
+        while stream.next_row() is not None:
+            pass
+        return stream.num_rows
+    finally:
+        stream.close()
+
+
+def _is_local(source: Source) -> bool:
+    """Embedded, prepared, or files and folders that are here."""
+    if source.path is None:
+        return True
+    path = Path(source.path).expanduser()
+    return path.exists() or bool(glob.glob(str(path), recursive=True))

@@ -1,0 +1,112 @@
+"""The held-out rows of an evaluation: the same ones each time, each example once.
+
+Legend: E = rows that there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shardyard.data.formats import Context, make_rows
+from shardyard.data.sources.retry import Retry
+from shardyard.data.sources.sources import open_source, source_name
+from shardyard.data.stream.rows import Row, Rows, Tensors
+from shardyard.data.stream.streams import Lane, LaneSettings
+from shardyard.errors import DataError
+from shardyard.recipe import schema
+from shardyard.recipe.objectives import OBJECTIVES
+
+SET_NAME = "validation"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows of held-out examples, E ≤ `num_requested`.
+
+    `row_sources` holds for each row the index in `sources`, the names of what was read [E].
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    format: Rows
+    row_sources: tuple[int, ...]
+    sources: tuple[str, ...]
+    fingerprints: tuple[dict[str, Any], ...]
+    num_requested: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One of the model's inputs for all rows, [E, …]."""
+        return self.pick(range(self.num_rows))[name]
+
+    def pick(self, rows: Sequence[int]) -> Tensors:
+        """The model's inputs of some rows, by name."""
+        return self.format.collate([self.rows[row] for row in rows])
+
+    def describe(self) -> str:
+        """`64 rows of python-docs`, and if so that the data ended earlier."""
+        short = f" ({self.num_requested} were asked for; the data ends)" if self.num_rows < self.num_requested else ""
+        return f"{self.num_rows} rows of {', '.join(self.sources)}{short}"
+
+
+def validation_sources(data: schema.Data) -> list[schema.Source]:
+    """The sources of evaluation: data.validation, or else what the training sources hold out (possibly nothing).
+
+    An embedded corpus or prepared set holds out its split `validation`, another source what `holdout` keeps back.
+    """
+    if data.validation:
+        return list(data.validation)
+    held_split = {"split": "validation", "holdout": 0.0}
+    embedded = [source.model_copy(update=held_split) for source in data.train if source.source is not None]
+    return embedded + [source for source in data.train if source.source is None and source.holdout > 0.0]
+
+
+def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "causal_lm") -> HeldOut:
+    """The first `rows` rows of the validation sources, mixed by their weights, in an order that `seed` decides.
+
+    No example comes twice: where the data ends there are fewer rows, and the last of a source may hold padding without
+    targets.
+
+    Raises:
+        DataError: nothing is held out, or a source cannot be read.
+    """
+    data, facts = context.data, OBJECTIVES[objective]
+    chosen = validation_sources(data)
+    if not chosen:
+        names = ", ".join(source_name(source) for source in data.train)
+        raise DataError(f"nothing is held out: give data.validation, or a `holdout` such as 0.01 to {names}.")
+    retry = Retry(data.retry_seconds)
+    sources = [
+        open_source(source, training=False, roles=facts.columns, optional=facts.optional_columns, retry=retry)
+        for source in chosen
+    ]
+    format_ = make_rows(objective, context)
+    settings = LaneSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False)
+    lane = Lane(0, sources, [source.weight for source in chosen], settings, retry)
+    try:
+        made = _read(lane, rows)
+    finally:
+        lane.close()
+    return HeldOut(
+        name=SET_NAME,
+        rows=tuple(row for row, _ in made),
+        format=format_,
+        row_sources=tuple(source for _, source in made),
+        sources=tuple(source.name for source in sources),
+        fingerprints=tuple(source.fingerprint for source in sources),
+        num_requested=rows,
+    )
+
+
+def _read(lane: Lane, rows: int) -> list[tuple[Row, int]]:
+    made: list[tuple[Row, int]] = []
+    while len(made) < rows and (row := lane.next_row()) is not None:
+        made.append(row)
+    return made

@@ -1,0 +1,267 @@
+"""The training loader: this rank's rows of every global batch, made ready by one background thread.
+
+Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = lanes, N = ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shardyard.data.formats import Context, make_rows
+from shardyard.data.sources.retry import Retry, Stopped
+from shardyard.data.sources.sources import open_source
+from shardyard.data.sources.web import WEB
+from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
+from shardyard.data.stream.reader import with_shards
+from shardyard.data.stream.rows import Rows, Tensors
+from shardyard.data.stream.streams import Lane, LaneSettings
+from shardyard.data.tokenizers import tokenizer as tokenizers
+from shardyard.errors import DataError
+from shardyard.recipe.objectives import OBJECTIVES
+
+__all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's rows of one global batch.
+
+    `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` is all of them, [R, …], where their
+    lengths agree. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able: lane →
+    state of this rank's lanes after this batch.
+    """
+
+    micro_batches: tuple[Tensors, ...]
+    row_sources: tuple[int, ...]
+    state: dict[str, Any]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.cat([tensors[name] for tensors in self.micro_batches])
+
+
+@dataclass
+class _OwnRows:
+    """The rows g ≡ rank (mod N) in their order, made on demand."""
+
+    lanes: dict[int, Lane]
+    num_lanes: int
+    rank: int
+    world_size: int
+    rows_per_batch: int
+    micro_batch: int
+    format: Rows
+
+    def next_batch(self) -> Batch:
+        made = [self._next_row() for _ in range(self.rows_per_batch)]
+        rows = [row for row, _ in made]
+        cuts = range(0, self.rows_per_batch, self.micro_batch)
+        micro_batches = tuple(self.format.collate(rows[cut : cut + self.micro_batch]) for cut in cuts)
+        state = {str(index): lane.state() for index, lane in self.lanes.items()}
+        return Batch(micro_batches, tuple(source for _, source in made), state)
+
+    def _next_row(self) -> Any:
+        done = sum(lane.num_rows for lane in self.lanes.values())
+        lane = self.lanes[(self.rank + done * self.world_size) % self.num_lanes]
+        made = lane.next_row()
+        assert made is not None, "a training lane never ends"
+        return made
+
+    def check_aligned(self) -> None:
+        """Raise DataError unless all lanes stand at the same global row."""
+        done = sum(lane.num_rows for lane in self.lanes.values())
+        position = self.rank + done * self.world_size
+        for index, lane in self.lanes.items():
+            if lane.num_rows != len(range(index, position, self.num_lanes)):
+                raise DataError("the lanes' data states are of different steps; resume from one whole checkpoint.")
+
+    def counts(self) -> list[dict[str, int]]:
+        """Per source, summed over this rank's lanes since the loader began."""
+        columns = zip(*(lane.streams for lane in self.lanes.values()), strict=True)
+        return [
+            {
+                "rows": sum(stream.num_rows for stream in streams),
+                "tokens": sum(stream.num_tokens for stream in streams),
+                "documents": sum(stream.num_documents for stream in streams),
+                "skipped": sum(stream.windows.reader.num_skipped for stream in streams),
+                "epochs": max(stream.position.epoch for stream in streams),
+            }
+            for streams in columns
+        ]
+
+
+@dataclass
+class _Feed:
+    """What the thread and the loader share: without a reference to the loader, which can thus be collected."""
+
+    rows: _OwnRows
+    retry: Retry
+    ready: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException]
+    requests_before: int = 0
+    thread: threading.Thread | None = None
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        try:
+            while not self.closed.is_set():
+                batch = self.rows.next_batch()
+                counts = {"retries": self.retries(), "cut": self.rows.format.num_cut, "sources": self.rows.counts()}
+                self._put((batch, counts))
+        except Stopped:
+            return
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
+            self._put(error)
+        finally:
+            for lane in self.rows.lanes.values():
+                lane.close()
+
+    def retries(self) -> int:
+        """Tries that were repeated: of reads, and of requests since the loader began to open sources."""
+        return self.retry.count + WEB.count - self.requests_before
+
+    def _put(self, item: tuple[Batch, dict[str, Any]] | BaseException) -> None:
+        while not self.closed.is_set():
+            try:
+                self.ready.put(item, timeout=POLL_SECONDS)
+                break
+            except queue.Full:
+                continue
+
+    def close(self) -> None:
+        self.closed.set()
+        self.retry.stop.set()
+        with contextlib.suppress(queue.Empty):  # Room for a thread that waits to put its batch.
+            while True:
+                self.ready.get_nowait()
+        if self.thread is not None and self.thread is not threading.current_thread():
+            # Long enough for a batch under way; a thread that hangs in the network ends with the process.
+            self.thread.join(timeout=5.0)
+
+
+class TrainLoader:
+    """Endless batches of this rank, in the global order of the recipe.
+
+    Row g = step · global_batch + j of the run comes from lane g mod `lanes`; rank `rank` of `world_size` makes the rows
+    with g mod `world_size` = `rank`, in the order of g. `world_size` must divide both `lanes` and `global_batch`.
+
+    Raises:
+        DataError: a source cannot be opened; from `next` also what went wrong while reading ahead.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        objective: str = "causal_lm",
+        global_batch: int,
+        micro_batch: int | None = None,
+        lanes: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        assert lanes % world_size == 0, "the world size must divide the lanes"
+        assert global_batch % world_size == 0, "the world size must divide the global batch"
+        data, facts = context.data, OBJECTIVES[objective]
+        retry, requests_before = Retry(data.retry_seconds), WEB.count
+        opened = [
+            open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns, retry=retry)
+            for source in data.train
+        ]
+        self._sources = [with_shards(source, lanes, retry) for source in opened]
+        rows_per_batch, format_ = global_batch // world_size, make_rows(objective, context)
+        settings = LaneSettings(format_.stream, data.shuffle_window, lanes, seed)
+        weights = [source.weight for source in data.train]
+        own = range(rank, lanes, world_size)
+        rows = _OwnRows(
+            lanes={index: Lane(index, self._sources, weights, settings, retry) for index in own},
+            num_lanes=lanes,
+            rank=rank,
+            world_size=world_size,
+            rows_per_batch=rows_per_batch,
+            micro_batch=micro_batch or rows_per_batch,
+            format=format_,
+        )
+        self._feed = _Feed(rows, retry, queue.Queue(maxsize=data.prefetch), requests_before)
+        self._finalizer = weakref.finalize(self, self._feed.close)
+        self._stats: dict[str, Any] = {"retries": self._feed.retries(), "cut": 0, "sources": rows.counts()}
+        self._failure: BaseException | None = None
+        self._provenance = {
+            "tokenizer": tokenizers.fingerprint(context.tokenizer) if context.tokenizer is not None else None,
+            "lanes": lanes,
+            "seed": seed,
+            "sources": [source.fingerprint for source in self._sources],
+        }
+
+    def load_state(self, states_by_lane: Mapping[str, Any]) -> None:
+        """Continue after the batch whose states these are; call it before the first `next`.
+
+        `states_by_lane` holds `Batch.state` of all ranks of any world size, merged; this rank takes its own lanes.
+
+        Raises:
+            DataError: a lane is missing, or its state is of other sources or another step.
+        """
+        assert self._feed.thread is None, "the loader reads already"
+        lanes = self._feed.rows.lanes
+        missing = [index for index in lanes if str(index) not in states_by_lane]
+        if missing or len(states_by_lane) > self._feed.rows.num_lanes:
+            raise DataError(
+                f"the data state has {len(states_by_lane)} lanes and this run has {self._feed.rows.num_lanes}; "
+                "set data.lanes to the number of the run that wrote the checkpoint."
+            )
+        for index, lane in lanes.items():
+            lane.load_state(states_by_lane[str(index)])
+        self._feed.rows.check_aligned()
+
+    def __iter__(self) -> TrainLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._failure is not None:
+            raise self._failure
+        self._start()
+        while not self._feed.closed.is_set():
+            try:
+                item = self._feed.ready.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                self._failure = item
+                raise item
+            batch, self._stats = item
+            return batch
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the background thread; a second call does nothing. After it the loader yields no more."""
+        self._finalizer()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the order of the data beside the recipe: SHA-256 of the tokenizer, lanes, seed, the sources."""
+        return self._provenance
+
+    def stats(self) -> dict[str, Any]:
+        """Counts up to the newest batch handed out, since this loader began and for this rank's lanes.
+
+        `retries` (also of requests, from opening on), `cut` (tokens that did not fit a row), and per source
+        `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or incomplete; counted when read, so up to a
+        window early) and `epochs` (finished passes of the furthest lane).
+        """
+        counted = zip(self._sources, self._stats["sources"], strict=True)
+        named = [{"name": source.name, **counts} for source, counts in counted]
+        return {"retries": self._stats["retries"], "cut": self._stats["cut"], "sources": named}
+
+    def _start(self) -> None:
+        if self._feed.thread is None:
+            # A daemon, so that an exit without `close` is not held up; the finalizer joins it.
+            self._feed.thread = threading.Thread(target=self._feed.run, name="shardyard-data", daemon=True)
+            self._feed.thread.start()

@@ -1,0 +1,188 @@
+"""From documents to rows: the token stream of one (lane, source), cut into rows without waste.
+
+Legend: T = sequence length in tokens.
+
+A row takes T+1 tokens in a row and the next row begins with the last of them, so that every token is a target once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerFast
+
+from shardyard.data.stream.rows import Position, Row
+from shardyard.data.stream.shuffle import Window, Windows
+from shardyard.data.tokenizers.tokenizer import plain_backend
+from shardyard.errors import DataError
+
+IGNORED = -100
+# Limits of one call of the tokenizer: enough to keep it busy, little enough that long documents do not pile up.
+ENCODE_DOCUMENTS = 32
+ENCODE_CHARACTERS = 1 << 18
+
+Tokens = npt.NDArray[np.integer[Any]]
+Ints = npt.NDArray[np.int64]
+
+
+class DocumentEncoder:
+    """Tokens of whole documents with their separators.
+
+    One separator (only eos or bos, or both the same): document = [separator, tokens …], and the last token's target is
+    the next document's separator. Two: document = [bos, tokens …, eos], and the target at eos is ignored.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if bos is None and eos is None:
+            raise DataError(
+                "the tokenizer has neither a bos nor an eos token, so documents cannot be told apart; choose another."
+            )
+        self.two_separators = bos is not None and eos is not None and bos != eos
+        self.separator: int = bos if self.two_separators or eos is None else eos
+        self._head = [self.separator]
+        self._tail = [eos] if self.two_separators else []
+        self._backend = plain_backend(tokenizer)
+        # Documents wait as tokens; a small type keeps windows of long documents small.
+        self._dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+
+    def encode(self, texts: list[str]) -> list[Tokens]:
+        """Tokens of each text with its separators; text that spells a special token stays text."""
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array([*self._head, *encoding.ids, *self._tail], dtype=self._dtype) for encoding in encodings]
+
+
+@dataclass(frozen=True)
+class _Document:
+    start: Position
+    tokens: Tokens
+
+
+class TokenStream:
+    """Rows of one (lane, source). `position` is the first token of the next row and restores the stream exactly.
+
+    A row has `input_ids`, `labels` (labels[i] is the target of input_ids[i], or -100) and `position_ids`, int64 [T]
+    each.
+    """
+
+    def __init__(self, windows: Windows, encoder: DocumentEncoder, *, length: int, isolate: bool) -> None:
+        self.num_rows = 0
+        self.num_documents = 0
+        self.num_tokens = 0
+        self._length = length
+        self._windows = windows
+        self._encoder = encoder
+        self._isolate = isolate
+        self._held: deque[_Document] = deque()
+        self._offset = 0
+        self._restored = Position()
+        self._source = self._documents()
+
+    @property
+    def windows(self) -> Windows:
+        return self._windows
+
+    @property
+    def position(self) -> Position:
+        if not self._held:
+            return self._restored
+        return replace(self._held[0].start, offset=self._offset)
+
+    def restore(self, position: Position) -> None:
+        """Continue at `position`: its window is read and tokenised again when the next row is asked for."""
+        self._windows.seek(position.epoch, position.window, position.cursor)
+        self._held.clear()
+        self._restored, self._offset = position, position.offset
+        self._source = self._documents(position.document)
+
+    def close(self) -> None:
+        self._windows.reader.close()
+
+    def next_row(self) -> Row | None:
+        """The next row; None if the stream has ended.
+
+        Where a single pass ends within the row, the rest holds separators without targets.
+        """
+        length = self._length
+        tokens, starts = self._gather(length + 1)
+        filled = len(tokens) - 1
+        if filled < 1:
+            return None
+        inputs, labels, positions = np.empty((3, length), dtype=np.int64)
+        inputs[:filled], inputs[filled:] = tokens[:-1], self._encoder.separator
+        labels[:filled], labels[filled:] = tokens[1:], IGNORED
+        positions[:] = np.arange(length)
+        bounds = [start for start in starts if 0 < start <= filled]
+        if self._encoder.two_separators:
+            labels[np.array(bounds, dtype=np.int64) - 1] = IGNORED
+        if self._isolate:
+            for start, end in pairwise([*bounds, length]):
+                positions[start:end] = np.arange(end - start)
+        self._consume(filled)
+        self.num_rows += 1
+        self.num_tokens += length
+        return {"input_ids": inputs, "labels": labels, "position_ids": positions}
+
+    def _gather(self, count: int) -> tuple[Ints, list[int]]:
+        """The next `count` tokens (fewer at the end of a single pass) and the indices at which documents begin."""
+        parts: list[Tokens] = []
+        starts: list[int] = []
+        gathered, index, offset = 0, 0, self._offset
+        while gathered < count and self._hold(index):
+            if offset == 0:
+                starts.append(gathered)
+            part = self._held[index].tokens[offset : offset + count - gathered]
+            parts.append(part)
+            gathered += len(part)
+            index, offset = index + 1, 0
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64), starts
+
+    def _hold(self, index: int) -> bool:
+        """Have document `index`, counted from the current one, in memory."""
+        while len(self._held) <= index:
+            document = next(self._source, None)
+            if document is None:
+                return False
+            self._held.append(document)
+        return True
+
+    def _consume(self, count: int) -> None:
+        """Step over `count` tokens, all of which are held, as is the token after them."""
+        self._offset += count
+        while self._offset >= len(self._held[0].tokens):
+            self._offset -= len(self._held.popleft().tokens)
+            self.num_documents += 1
+
+    def _documents(self, skip: int = 0) -> Iterator[_Document]:
+        while (window := self._windows.next()) is not None:
+            texts = cast(list[str], window.examples)
+            for first, last in _batches(texts, skip):
+                encoded = self._encoder.encode(texts[first:last])
+                for index, tokens in enumerate(encoded, start=first):
+                    yield _Document(_start(window, index), tokens)
+            skip = 0
+
+
+def _start(window: Window, document: int) -> Position:
+    return Position(window.epoch, window.index, window.cursor, document, 0)
+
+
+def _batches(texts: list[str], skip: int) -> Iterator[tuple[int, int]]:
+    """Ranges of documents from `skip` on that are tokenised together."""
+    first = characters = 0
+    for index, text in enumerate(texts):
+        if index < skip:
+            first = index + 1
+            continue
+        if index - first >= ENCODE_DOCUMENTS or (index > first and characters + len(text) > ENCODE_CHARACTERS):
+            yield first, index
+            first, characters = index, 0
+        characters += len(text)
+    if first < len(texts):
+        yield first, len(texts)

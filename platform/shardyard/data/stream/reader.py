@@ -1,0 +1,195 @@
+"""One lane's share of one source, read document by document from a cursor that is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import pyarrow as pa
+
+from shardyard.data.sources.retry import PERMANENT, TRANSIENT, Retry, Stopped
+from shardyard.data.sources.sources import Example, OpenSource, in_words, top_columns, values_of
+from shardyard.data.sources.web import WEB
+from shardyard.errors import DataError, ShardyardError, UnavailableError
+
+# Examples fetched at once. It changes speed and memory, never the order.
+TABLE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a share is to be read on.
+
+    `state` is the `state_dict` of `datasets` before a table (None: the start), `example` the number of examples of
+    the shard before this table, `row` the rows of it that are done.
+    """
+
+    state: dict[str, Any] | None = None
+    example: int = 0
+    row: int = 0
+
+
+START = Cursor()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one lane reads of a source: `dataset`, and of its examples those with index ≡ `phase` (mod `step`)."""
+
+    source: OpenSource
+    lane: int
+    lanes: int
+    dataset: Any
+    step: int
+    phase: int
+
+
+def with_shards(source: OpenSource, lanes: int, retry: Retry | None = None) -> OpenSource:
+    """The source with its Parquet files split into row groups where there are fewer files than lanes."""
+    if source.dataset.num_shards >= lanes:
+        return source
+    return replace(source, dataset=in_words(source.name, retry or Retry(), source.dataset.reshard))
+
+
+def share_of(source: OpenSource, lane: int, lanes: int) -> Share:
+    """Lane `lane` of `lanes`: whole shards where the source has at least as many shards as lanes.
+
+    With S shards for L > S lanes, the k lanes l ≡ s (mod S) share shard s, and each takes every k-th example of it. The
+    cost: each of the k reads and decodes the whole shard, so that a single file is read L times an epoch; data in as
+    many files (or Parquet row groups) as lanes avoids it.
+    """
+    shards = source.dataset.num_shards
+    if shards >= lanes:
+        return Share(source, lane, lanes, source.dataset.shard(lanes, lane, contiguous=False), 1, 0)
+    part = source.dataset.shard(shards, lane % shards, contiguous=False)
+    return Share(source, lane, lanes, part, len(range(lane % shards, lanes, shards)), lane // shards)
+
+
+class ShareReader:
+    """Reads the examples of a share once from start to end; `seek` begins a new pass.
+
+    Empty and incomplete examples are skipped and counted. Transient failures are retried from where they happened.
+    """
+
+    def __init__(self, share: Share, retry: Retry) -> None:
+        self.share = share
+        self.num_skipped = 0
+        self._retry = retry
+        self._tables: Iterator[pa.Table] | None = None
+        self._dataset: Any = None
+        self._cursor = START
+        self._rows: list[tuple[int, Any]] = []
+        self._next = 0
+        self._length = 0
+        self._exhausted = False
+
+    @property
+    def name(self) -> str:
+        return self.share.source.name
+
+    def seek(self, cursor: Cursor) -> None:
+        """Read on from `cursor`, which a reader of the same share gave."""
+        self.close()
+        self._cursor = Cursor(cursor.state, cursor.example, 0)
+        self._rows, self._next, self._length, self._exhausted = [], 0, 0, False
+        if cursor.row:
+            self._advance()
+            self._next = next((i for i, (row, _) in enumerate(self._rows) if row >= cursor.row), len(self._rows))
+
+    def cursor(self) -> Cursor:
+        """Where the document after the last one read begins."""
+        row = self._rows[self._next][0] if self._next < len(self._rows) else self._length
+        return Cursor(self._cursor.state, self._cursor.example, row)
+
+    def read(self, count: int) -> list[Example]:
+        """The next `count` examples, fewer only at the end of the share.
+
+        Raises:
+            DataError: the source cannot be read on.
+        """
+        source, examples = self.share.source, list[Example]()
+        while len(examples) < count:
+            if self._next >= len(self._rows) and not self._fetch():
+                break
+            while self._next < len(self._rows) and len(examples) < count:
+                example = self._rows[self._next][1]
+                self._next += 1
+                if not source.is_usable(example):
+                    self.num_skipped += 1
+                elif source.keeps(example):
+                    examples.append(example)
+        return examples
+
+    def close(self) -> None:
+        """Let go of open files; reading on needs `seek`."""
+        if self._tables is not None:
+            cast(Any, self._tables).close()
+        self._tables = None
+
+    def _fetch(self) -> bool:
+        """Move to the next table that holds rows of this share; False at the end."""
+        self._rows = []
+        while not self._rows and not self._exhausted:
+            self._advance()
+        return bool(self._rows)
+
+    def _advance(self) -> None:
+        mark = WEB.mark()
+        try:
+            table = self._retry.call(self._pull, f"source {self.name}")
+        except (ShardyardError, Stopped):
+            raise
+        except Exception as error:
+            cause = WEB.error_since(mark)
+            if isinstance(cause, UnavailableError):
+                raise cause from error
+            kind = UnavailableError if _may_pass(error) else DataError
+            raise kind(self._explain(error)) from error
+        step, phase, first = self.share.step, self.share.phase, self._cursor.example
+        self._exhausted, self._next = table is None, 0
+        self._length = 0 if table is None else table.num_rows
+        rows = range((phase - first) % step, self._length, step)
+        if table is not None and rows:
+            table = table.select(top_columns(table, self.share.source.columns.values()))
+            self._rows = list(zip(rows, self._examples(table.take(list(rows)) if step > 1 else table), strict=True))
+
+    def _examples(self, table: pa.Table) -> list[Any]:
+        source = self.share.source
+        if source.is_text:
+            return values_of(table, source.columns["text"])
+        columns = {role: values_of(table, column) for role, column in source.columns.items()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def _pull(self) -> pa.Table | None:
+        """The next table; a failure leaves the cursor where it was, so that pulling again repeats nothing."""
+        state, example = self._cursor.state, self._cursor.example + self._length
+        if self._tables is None:
+            self._dataset = self.share.dataset.with_format("arrow")
+            if state is not None:
+                self._dataset.load_state_dict(state)
+            self._tables = self._dataset.iter(batch_size=TABLE_ROWS)
+        else:
+            state = self._dataset.state_dict()
+        try:
+            table = next(self._tables, None)
+        except BaseException:
+            self._tables = None
+            self._cursor, self._length = Cursor(state, example, 0), 0
+            raise
+        self._cursor = Cursor(state, example, 0)
+        return table
+
+    def _explain(self, error: Exception) -> str:
+        first = (str(error).strip().splitlines() or [""])[0]
+        advice = (
+            f"it still failed after {self._retry.limit_seconds:g} s (data.retry_seconds); check the network or the "
+            "storage, then resume."
+            if _may_pass(error)
+            else "check the file, and that all files of the source have the same columns."
+        )
+        return f"source {self.name}: reading failed with {type(error).__name__}: {first}; {advice}"
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, TRANSIENT) and not isinstance(error, PERMANENT)

@@ -1,0 +1,89 @@
+"""Rows: what examples become, one at a time, and how rows become the tensors of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shardyard.data.stream.reader import START, Cursor
+from shardyard.data.stream.shuffle import Windows
+
+# Name → array of one row; the name is that of the model's argument where there is one.
+Row = dict[str, npt.NDArray[Any]]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the stream of one (lane, source): window `window` of `epoch`, which was read from `cursor`.
+
+    `document` counts what the permuted window was made into (documents, or pieces of them), `offset` tokens from the
+    document's start.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    cursor: Cursor = START
+    document: int = 0
+    offset: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Position:
+        return cls(**{**value, "cursor": Cursor(**value["cursor"])})
+
+
+class RowStream(Protocol):
+    """Rows of one (lane, source). `position` is where the next row begins and restores the stream exactly."""
+
+    num_rows: int
+    num_documents: int
+    num_tokens: int
+
+    @property
+    def windows(self) -> Windows: ...
+    @property
+    def position(self) -> Position: ...
+    def restore(self, position: Position) -> None: ...
+    def next_row(self) -> Row | None: ...
+    def close(self) -> None: ...
+
+
+class Rows(Protocol):
+    """How examples of one objective become rows, and rows a batch. `num_cut` counts tokens that did not fit a row."""
+
+    num_cut: int
+
+    def stream(self, windows: Windows) -> RowStream: ...
+    def collate(self, rows: Sequence[Row]) -> Tensors: ...
+
+
+def collate(rows: Sequence[Row], fill: Mapping[str, float] | None = None) -> Tensors:
+    """Stack rows into tensors [B, …] by name; arrays of different lengths are padded at the end of their first axis.
+
+    Args:
+        rows: with the same names each.
+        fill: value of the padding by name; a name that is not here must have one length.
+    """
+    fill = fill or {}
+    return {name: _stack([row[name] for row in rows], fill.get(name)) for name in rows[0]}
+
+
+def _stack(arrays: list[npt.NDArray[Any]], fill: float | None) -> Tensor:
+    lengths = {array.shape[0] if array.ndim else 0 for array in arrays}
+    if len(lengths) == 1:
+        return torch.from_numpy(np.stack(arrays))
+    assert fill is not None, "arrays of different lengths need a value to pad with"
+    shape = (len(arrays), max(lengths), *arrays[0].shape[1:])
+    padded = np.full(shape, fill, dtype=arrays[0].dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(padded)

@@ -1,0 +1,103 @@
+"""The order of documents: windows of a share, each permuted by a generator that is keyed, not carried along.
+
+`datasets` has a shuffle of its own, but its buffer is lost on resume. Here a window is a function of its key and its
+documents, so restoring one means reading it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shardyard.data.sources.sources import Example
+from shardyard.data.stream.reader import START, Cursor, ShareReader
+from shardyard.errors import DataError
+
+# First word of every key, so that draws for one purpose never repeat those for another.
+PERMUTATION_STREAM, MIXTURE_STREAM, EXAMPLE_STREAM = 1, 2, 3
+
+
+def keyed_words(count: int, *key: int) -> npt.NDArray[np.uint64]:
+    """`count` random 64-bit words that depend on `key` alone, [count].
+
+    Raw Philox output: NumPy promises that it never changes, which it does not for `Generator.permutation`.
+    """
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+
+
+def keyed_permutation(count: int, *key: int) -> npt.NDArray[np.int64]:
+    """A permutation of 0 … count-1 that depends on `key` alone, [count]."""
+    return np.argsort(keyed_words(count, PERMUTATION_STREAM, *key), kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Examples in the order of training, and where their share was read for them. `key` is that of its permutation."""
+
+    epoch: int
+    index: int
+    cursor: Cursor
+    examples: list[Example]
+    key: tuple[int, ...]
+
+
+class Windows:
+    """The windows of one (lane, source): endless over re-keyed epochs, or a single pass.
+
+    `key` is (seed, lane, source); epoch and window index complete it. Windows of one document keep the source's order.
+    """
+
+    def __init__(self, reader: ShareReader, key: tuple[int, int, int], size: int, *, repeat: bool) -> None:
+        self._reader = reader
+        self._key = key
+        self._size = size
+        self._repeat = repeat
+        self._epoch = self._index = 0
+        self._positioned = False
+
+    @property
+    def reader(self) -> ShareReader:
+        return self._reader
+
+    def seek(self, epoch: int, index: int, cursor: Cursor) -> None:
+        """Make the window that began at `cursor` the next one."""
+        self._epoch, self._index = epoch, index
+        self._reader.seek(cursor)
+        self._positioned = True
+
+    def next(self) -> Window | None:
+        """The next window; None at the end of a single pass.
+
+        Raises:
+            DataError: the share holds no document, or cannot be read.
+        """
+        if not self._positioned:
+            self.seek(0, 0, START)
+        cursor = self._reader.cursor()
+        examples = self._reader.read(self._size)
+        if not examples:
+            if self._index == 0:
+                raise DataError(self._explain_empty())
+            if not self._repeat:
+                return None
+            self.seek(self._epoch + 1, 0, START)
+            return self.next()
+        key = (*self._key, self._epoch, self._index)
+        order = keyed_permutation(len(examples), *key)
+        window = Window(self._epoch, self._index, cursor, [examples[i] for i in order], key)
+        self._index += 1
+        return window
+
+    def _explain_empty(self) -> str:
+        share = self._reader.share
+        if share.lanes == 1:
+            return (
+                f"source {self._reader.name} yields no documents: it is empty, or its text column or its side of "
+                "`holdout` is; check the file and `text_column`."
+            )
+        return (
+            f"source {self._reader.name} has no documents for lane {share.lane} of {share.lanes}; use fewer lanes "
+            "(data.lanes, a divisor of the global batch that the world size divides) or more data."
+        )

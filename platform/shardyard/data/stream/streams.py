@@ -1,0 +1,133 @@
+"""Lanes: the fixed number of independent streams that make the order independent of the world size.
+
+Row g of a run comes from lane g mod L. Each lane owns its share of each source, its own mixture draws, windows and
+packing carry, so what it yields is a function of recipe, tokenizer and seed alone, whichever rank reads it.
+
+Legend: L = lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shardyard.data.sources.retry import Retry
+from shardyard.data.sources.sources import OpenSource
+from shardyard.data.stream.reader import ShareReader, share_of
+from shardyard.data.stream.rows import Position, Row, RowStream
+from shardyard.data.stream.shuffle import MIXTURE_STREAM, Windows, keyed_words
+from shardyard.errors import DataError
+
+DRAWS_PER_BLOCK = 256
+
+
+class Mixture:
+    """Which source fills row n of a lane: a draw by weight that depends on (seed, lane, n) alone.
+
+    Every row comes from one source, so weights are shares of rows and thereby of tokens, however long documents are.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int, lane: int) -> None:
+        self._weights = np.array(weights, dtype=np.float64)
+        self._key = (seed, lane)
+        self._block = -1
+        self._uniform: npt.NDArray[np.floating[Any]] = np.empty(0)
+
+    def draw(self, row: int) -> int:
+        """Index of the source of row `row`."""
+        if len(self._weights) == 1:
+            return 0
+        block, index = divmod(row, DRAWS_PER_BLOCK)
+        if block != self._block:
+            words = keyed_words(DRAWS_PER_BLOCK, MIXTURE_STREAM, *self._key, block)
+            self._block, self._uniform = block, (words >> np.uint64(11)) * 2.0**-53  # [0, 1) in doubles
+        bounds = np.cumsum(self._weights)
+        return int(np.searchsorted(bounds[:-1], self._uniform[index] * bounds[-1], side="right"))
+
+    def drop(self, source: int) -> None:
+        """Give the share of a source that has ended to the others."""
+        self._weights[source] = 0.0
+
+
+@dataclass(frozen=True)
+class LaneSettings:
+    """What all lanes of a stream have in common; `shuffle_window` in examples, `rows` makes rows of windows."""
+
+    rows: Callable[[Windows], RowStream]
+    shuffle_window: int
+    lanes: int
+    seed: int
+    repeat: bool = True
+
+
+class Lane:
+    """One lane: endless rows, or with `repeat=False` each document once."""
+
+    def __init__(
+        self,
+        index: int,
+        sources: Sequence[OpenSource],
+        weights: Sequence[float],
+        settings: LaneSettings,
+        retry: Retry,
+    ) -> None:
+        self.index = index
+        self.num_rows = 0
+        self._live = set(range(len(sources)))
+        self._mixture = Mixture(weights, settings.seed, index)
+        self.streams = [
+            settings.rows(
+                Windows(
+                    ShareReader(share_of(source, index, settings.lanes), retry),
+                    (settings.seed, index, number),
+                    settings.shuffle_window,
+                    repeat=settings.repeat,
+                )
+            )
+            for number, source in enumerate(sources)
+        ]
+
+    def next_row(self) -> tuple[Row, int] | None:
+        """The next row and the index of its source; None when all sources have ended."""
+        while self._live:
+            source = self._mixture.draw(self.num_rows)
+            row = self.streams[source].next_row()
+            if row is not None:
+                self.num_rows += 1
+                return row, source
+            self._live.discard(source)
+            self._mixture.drop(source)
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able, below 1 KB a source; `load_state` of the same lane continues with bitwise the same rows."""
+        return {"rows": self.num_rows, "sources": [stream.position.to_json() for stream in self.streams]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            DataError: the state is not one of this lane and these sources.
+        """
+        try:
+            rows, positions = int(state["rows"]), [Position.from_json(value) for value in state["sources"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the data state of lane {self.index} is damaged ({error!r}); resume from an older checkpoint."
+            ) from error
+        if len(positions) != len(self.streams):
+            raise DataError(
+                f"the data state is of {len(positions)} sources and data.train has {len(self.streams)}; resume with "
+                "the recipe of the checkpoint, or start a new run from its weights."
+            )
+        self.num_rows = rows
+        for stream, position in zip(self.streams, positions, strict=True):
+            stream.restore(position)
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.close()

@@ -1,0 +1,1 @@
+"""Tokenizers: specs, training, reports, and loading one for a recipe."""

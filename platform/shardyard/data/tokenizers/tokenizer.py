@@ -1,0 +1,153 @@
+"""Tokenizers: the shipped specs, folders and hub ids, all as fast tokenizers of `transformers`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from shardyard.data.tokenizers.build import bytes_tokenizer
+from shardyard.data.tokenizers.spec import TokenizerSpec, read_spec
+from shardyard.errors import DataError
+from shardyard.recipe.catalog.shipped import find_tokenizer_spec
+
+REPORT = "report.json"
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer called `name`: a shipped spec, a spec file (.yaml), a tokenizer folder or a hub id.
+
+    A spec that is trained from data stands for the folder of its name beside it, whose files must be those that the
+    training wrote.
+
+    Raises:
+        DataError: there is no such tokenizer, its spec is invalid, it was not trained yet or was changed since, or it
+            has no fast implementation.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _from_spec(Path(name).expanduser(), name)
+    spec = find_tokenizer_spec(name)
+    return _from_spec(spec, name) if spec is not None else _from_folder_or_hub(name)
+
+
+def trained_folder(spec: Path) -> Path:
+    """Where the trained tokenizer of a spec file lies: beside it, under its name."""
+    return spec.with_suffix("")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a trained tokenizer.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / REPORT} cannot be read: {error}. Train the tokenizer again.") from error
+    if not isinstance(report, dict):
+        raise DataError(f"{folder / REPORT} is no report of a tokenizer; train the tokenizer again.")
+    return report
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """The report of a folder whose files are those that training wrote.
+
+    Raises:
+        DataError: a file is missing, was added or was changed, or the report is not whole.
+    """
+    report = read_report(folder)
+    found = file_hashes(folder)
+    if folder_fingerprint(found) != report.get("fingerprint"):
+        stated = report.get("files")
+        stated = stated if isinstance(stated, dict) else {}
+        changed = sorted(name for name in found.keys() | stated.keys() if found.get(name) != stated.get(name))
+        raise DataError(
+            f"tokenizer {folder} is not what was trained: {', '.join(changed) or REPORT} differs from the fingerprint "
+            f"in {REPORT}. Restore the folder, or train it again."
+        )
+    return report
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of each file of a tokenizer folder but its report and hidden files."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != REPORT and path.name[0] != ".")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def folder_fingerprint(files: dict[str, str]) -> str:
+    """SHA-256 (hex) over the names and hashes of a folder's files: equal means the same tokenizer, byte by byte."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Number of token ids, special and added ones included: the least number of embeddings."""
+    return len(tokenizer)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 (hex) of the serialised tokenizer and its special tokens: equal means equal token ids."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    serialised = plain_backend(tokenizer).to_str() + json.dumps(special, sort_keys=True)
+    return hashlib.sha256(serialised.encode()).hexdigest()
+
+
+def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the inner tokenizer that neither cuts nor pads, and reads special tokens in a text as text."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    # A document that quotes "<|endoftext|>" must not be able to end itself.
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _from_spec(path: Path, name: str) -> PreTrainedTokenizerFast:
+    spec = read_spec(path)
+    if not spec.is_trained:
+        return bytes_tokenizer(spec)
+    folder = trained_folder(path)
+    if not folder.is_dir():
+        raise DataError(
+            f"tokenizer {name} has a spec but is not trained yet; train it: `shardyard tokenizer train {name}`."
+        )
+    _check_spec(spec, verify_folder(folder), path, name)
+    return _from_transformers(str(folder))
+
+
+def _check_spec(spec: TokenizerSpec, report: dict[str, Any], path: Path, name: str) -> None:
+    """A spec that was edited after the training would otherwise say what the tokenizer is not."""
+    now, then = spec.definition(), report.get("spec")
+    then = then if isinstance(then, dict) else {}
+    # As text, because the order of the special tokens is that of their ids.
+    changed = sorted(key for key in now.keys() | then.keys() if json.dumps(now.get(key)) != json.dumps(then.get(key)))
+    if changed:
+        raise DataError(
+            f"tokenizer spec {path} was changed after the training ({', '.join(changed)}); undo that, or train it "
+            f"again: `shardyard tokenizer train {name} --replace`."
+        )
+
+
+def _from_folder_or_hub(name: str) -> PreTrainedTokenizerFast:
+    folder = Path(name).expanduser()
+    if (folder / REPORT).is_file() and (folder / "tokenizer.json").is_file():
+        verify_folder(folder)
+    return _from_transformers(name)
+
+
+def _from_transformers(name: str) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"tokenizer {name!r} is neither a shipped spec, nor a folder, nor a hub id that can be loaded here: "
+            f"{reason} Use `bytes`, which needs no download, or the path of a folder with tokenizer.json."
+        ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise DataError(f"tokenizer {name!r} has no fast implementation (tokenizer.json); choose one that has.")
+    return tokenizer

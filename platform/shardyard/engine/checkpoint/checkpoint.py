@@ -1,0 +1,345 @@
+"""Saving and restoring the whole state of a run, on all ranks together.
+
+An error on one rank must not leave the others waiting in a collective: every rank notes its own errors, all ranks meet,
+and all of them decide the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, cast
+
+import deepspeed
+import numpy
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from torch import nn
+
+from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refusal
+from shardyard.engine.world import Rank, from_first, gather
+from shardyard.errors import CheckpointError, ShardyardError
+from shardyard.tracking.run.folder import typed
+from shardyard.units import format_bytes
+
+ENGINE_TAG = "engine"
+
+
+class WholeCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
+    """DeepSpeed's interface for writing files, with hashing and syncing, and errors that are kept for later.
+
+    `full` says that some error was for lack of room, `size_bytes` how much all files need, written or not.
+    """
+
+    def __init__(self, *, trust: bool = False) -> None:
+        super().__init__()
+        self.name = "shardyard"
+        self._trust = trust
+        self.create(None)
+
+    def create(self, info: Any) -> None:
+        """Forget the previous checkpoint."""
+        self.written: dict[Path, files.FileEntry] = {}
+        self.errors: list[str] = []
+        self.full = False
+        self.size_bytes = 0
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Create the folder of a checkpoint; a failure is kept for later like any other."""
+        self.kept(lambda: Path(path).mkdir(parents=True, exist_ok=True))
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write one file; an error is kept and told when all ranks meet."""
+        self.kept(lambda: self._write(state_dict, Path(path)))
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read one file, which was verified against the manifest; but whoever wrote both could be anyone."""
+        return read_tensors(path, trust=self._trust, map_location=map_location)
+
+    def commit(self, info: Any) -> bool:
+        """Nothing to do: `save` commits the whole folder."""
+        return True
+
+    def kept(self, action: Callable[[], object]) -> None:
+        """Do something with the disk, and keep its error for when all ranks meet."""
+        try:
+            action()
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write of its container as a RuntimeError, with the OSError as its context.
+            cause = error.__context__ if isinstance(error, RuntimeError) and error.__context__ else error
+            self.full |= files.is_full(cause)
+            self.errors.append(str(cause))
+
+    def _write(self, state_dict: Any, path: Path) -> None:
+        file = files.HashingFile(path)
+        try:
+            torch.save(state_dict, cast("IO[bytes]", file))
+            self.written[path] = file.finish()
+        except BaseException:
+            file.discard()
+            raise
+        finally:
+            self.size_bytes += file.size_bytes
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What the loop needs to go on: the step that is done, and what hooks remember (JSON-able)."""
+
+    step: int
+    tokens: int
+    hooks: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One written checkpoint. `removed`: names of older ones that had to make room for it."""
+
+    path: Path
+    step: int
+    size_bytes: int
+    seconds: float
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _NotSaved:
+    """Why a checkpoint could not be written; `full`: for lack of room, of which it needs `size_bytes`."""
+
+    text: str
+    full: bool
+    size_bytes: int
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run."""
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        folder: Path,
+        rank: Rank,
+        *,
+        keep: int,
+        facts: dict[str, Any],
+        trust: bool = False,
+    ):
+        self._engine = engine
+        self._files = WholeCheckpointEngine(trust=trust)
+        engine.checkpoint_engine = self._files
+        # DeepSpeed copies conversion scripts beside each checkpoint; they would be outside the manifest.
+        engine._copy_recovery_script = lambda save_path: None
+        self.folder = folder
+        self._rank = rank
+        self._keep = keep
+        self._trust = trust
+        self._facts = {"world_size": rank.world_size, **facts}
+        self._last_size_bytes = 0
+        if rank.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.remove_partial(folder)
+
+    def save(self, state: TrainerState, lanes: dict[str, Any]) -> Saved:
+        """Write one checkpoint; all ranks call this. Where the disk is full, older ones make room for it.
+
+        Args:
+            state: where the loop stands.
+            lanes: states of this rank's data lanes, which belong to the batches consumed.
+
+        Raises:
+            CheckpointError: on every rank, when any of them could not write; nothing is left behind.
+        """
+        started = time.monotonic()
+        # Before the disk runs full, which would cost others who write to it; and again if it does all the same.
+        removed = self._make_room(self._last_size_bytes) if self._is_short() else []
+        while isinstance(outcome := self._try(state, lanes, started), _NotSaved):
+            freed = self._make_room(outcome.size_bytes) if outcome.full else []
+            if not freed:
+                raise CheckpointError(self._refusal(state.step, outcome))
+            removed += freed
+        self._last_size_bytes = outcome.size_bytes
+        return replace(outcome, removed=tuple(removed))
+
+    def spoiled_weights(self) -> list[str]:
+        """Names of weights that are not finite on any rank, the first few; all ranks call this."""
+        spoiled = gather(not_finite(self._engine.module), self._rank)
+        return sorted({name for names in spoiled for name in names})[:3]
+
+    def _try(self, state: TrainerState, lanes: dict[str, Any], started: float) -> Saved | _NotSaved:
+        partial = files.partial_folder(self.folder, state.step)
+        self._engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
+        self._files.kept(lambda: self._note(partial / f"rank-{self._rank.rank:05d}.json", _random_states()))
+        own = self._files
+        everything = gather((lanes, own.errors, self._entries(partial), own.full, own.size_bytes), self._rank)
+        errors = [f"rank {rank}: {text}" for rank, (_, texts, *_) in enumerate(everything) for text in texts]
+        full, size_bytes = any(row[3] for row in everything), sum(row[4] for row in everything)
+        outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), full, size_bytes) if errors else None
+        if self._rank.is_first:
+            outcome = outcome or self._commit(partial, state, everything, started)
+            if isinstance(outcome, _NotSaved):
+                shutil.rmtree(partial, ignore_errors=True)
+        return cast("Saved | _NotSaved", from_first(outcome, self._rank))
+
+    def _is_short(self) -> bool:
+        """Whether there is less room than the last checkpoint took."""
+        return bool(
+            from_first(self._rank.is_first and files.free_bytes(self.folder) < self._last_size_bytes, self._rank)
+        )
+
+    def _make_room(self, needed_bytes: int) -> list[str]:
+        removed = files.make_room(self.folder, needed_bytes) if self._rank.is_first else []
+        return cast("list[str]", from_first([path.name for path in removed], self._rank))
+
+    def _refusal(self, step: int, failed: _NotSaved) -> str:
+        text = f"the checkpoint of step {step} could not be written: {failed.text}"
+        if not failed.full:
+            return text
+        free = from_first(files.free_bytes(self.folder) if self._rank.is_first else 0, self._rank)
+        return (
+            f"{text}\n{self.folder} needs {format_bytes(failed.size_bytes)} for it and has {format_bytes(free)} free. "
+            f"Free some space there, or keep fewer checkpoints (checkpoint.keep is {self._keep}; at full disks older "
+            "ones make room, but the last good one stays), or put runs on another disk with --runs-dir; then "
+            f"`shardyard resume {typed(self.folder.parent)}` goes on from the last good checkpoint, and "
+            f"`shardyard export {typed(self.folder.parent)} FOLDER` writes its model elsewhere."
+        )
+
+    def _note(self, path: Path, value: Any) -> None:
+        self._files.written[path] = files.write_json(path, value)
+
+    def _entries(self, partial: Path) -> dict[str, files.FileEntry]:
+        return {path.relative_to(partial).as_posix(): entry for path, entry in self._files.written.items()}
+
+    def _commit(self, partial: Path, state: TrainerState, everything: list[Any], started: float) -> Saved | _NotSaved:
+        lanes = {lane: value for shares, *_ in everything for lane, value in shares.items()}
+        entries = {name: entry for _, _, written, *_ in everything for name, entry in written.items()}
+        size_bytes = sum(entry.size_bytes for entry in entries.values())
+        try:
+            entries["data.json"] = files.write_json(partial / "data.json", lanes)
+            entries["trainer.json"] = files.write_json(partial / "trainer.json", state.__dict__)
+            path = files.commit(self.folder, state.step, entries, good=True, **self._facts)
+            files.rotate(self.folder, self._keep)
+        except OSError as error:
+            return _NotSaved(f"rank 0: {error}", files.is_full(error), size_bytes)
+        size_bytes = sum(entry.size_bytes for entry in entries.values())
+        return Saved(path, state.step, size_bytes, time.monotonic() - started)
+
+    def restore(self, warn: Callable[[str], None]) -> tuple[TrainerState, dict[str, Any]] | None:
+        """Load the newest whole checkpoint that is good; all ranks call this.
+
+        Args:
+            warn: told of each checkpoint that is passed over because it is damaged or not good.
+
+        Returns:
+            Where the loop stands and the states of all data lanes, or None when there is no checkpoint.
+
+        Raises:
+            CheckpointError: a checkpoint is there, but of another world, stage or precision; it holds code; or none is
+                whole and good.
+        """
+        candidates = from_first(files.whole_checkpoints(self.folder), self._rank)
+        passed: list[tuple[Path, Callable[[Path], Path | None]]] = []
+        for folder in reversed(candidates):
+            damage = self._damage(folder)
+            why = damage or files.bad_because(folder)
+            if why:
+                warn(f"checkpoint {folder.name} is passed over: {why}")
+                passed.append((folder, files.set_aside if damage else files.put_by))
+                continue
+            loaded = self._load(folder)
+            if self._rank.is_first:
+                for bad, moved in passed:
+                    moved(bad)
+            return loaded
+        if candidates:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole and good; restore one from a backup, or "
+                f"`shardyard resume {typed(self.folder.parent)} --step 0` starts from the beginning"
+            )
+        return None
+
+    def _damage(self, folder: Path) -> str:
+        try:
+            manifest = files.read_manifest(folder)
+            bad = files.damaged_files(folder, manifest, part=self._rank.rank, parts=self._rank.world_size)
+            found = f"{', '.join(bad)} differ{'s' if len(bad) == 1 else ''} from the manifest" if bad else ""
+        except CheckpointError as error:
+            found = str(error)
+        return "; ".join(sorted({text for text in gather(found, self._rank) if text}))
+
+    def _load(self, folder: Path) -> tuple[TrainerState, dict[str, Any]]:
+        manifest = files.read_manifest(folder)
+        for key, value in self._facts.items():
+            if manifest.get(key) != value:
+                raise CheckpointError(
+                    f"{folder} was written with {key} {manifest.get(key)}, this run has {value}; "
+                    f"resume with the same {key}, or start a new run"
+                )
+        self._refuse_code(folder, manifest)
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
+        if loaded is None:
+            raise ShardyardError(f"DeepSpeed could not load {folder}")
+        _set_random_states(json.loads((folder / f"rank-{self._rank.rank:05d}.json").read_text()))
+        state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
+        return state, json.loads((folder / "data.json").read_text())
+
+    def _refuse_code(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """All ranks look before any of them reads, so that none waits for one that refused."""
+        if self._trust:
+            return
+        own = sorted(name for name in manifest["files"] if name.endswith(".pt"))[
+            self._rank.rank :: self._rank.world_size
+        ]
+        found = gather([name for file in own for name in code_in(folder / file)], self._rank)
+        names = sorted({name for names in found for name in names})
+        if names:
+            raise CheckpointError(refusal(str(folder), names))
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of parameters that hold a value that is not finite, of those, or those parts, that this rank has."""
+    # Under ZeRO-3 a rank holds its part of each.
+    parts = {name: getattr(parameter, "ds_tensor", parameter) for name, parameter in model.named_parameters()}
+    tests = {name: part.detach().isfinite().all() for name, part in parts.items() if part.is_floating_point()}
+    # One look at all of them: each alone would wait for the device.
+    if not tests or bool(torch.stack(list(tests.values())).all()):
+        return []
+    return [name for name, test in tests.items() if not bool(test)]
+
+
+def _random_states() -> dict[str, Any]:
+    """State of every generator that dropout or user code draws from, as JSON."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))
+    states = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+        "torch": _pack(torch.get_rng_state()),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = _pack(torch.cuda.get_rng_state())
+    return states
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_unpack(states["torch"]))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(_unpack(states["cuda"]))
+
+
+def _pack(tensor: torch.Tensor) -> str:
+    return base64.b64encode(tensor.numpy().tobytes()).decode()
+
+
+def _unpack(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

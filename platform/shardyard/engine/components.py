@@ -1,0 +1,112 @@
+"""What a recipe needs in memory beside its weights: tokenizer, configuration, objective, and how rows are made.
+
+Training and the evaluation of what was trained both begin here, so that they measure the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from shardyard.data.formats import Context
+from shardyard.data.media.processors import make_processor
+from shardyard.data.stream.held_out import HeldOut, held_out_rows
+from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.models.build import architecture_config, special_token_ids
+from shardyard.models.frozen import AdapterOff, frozen_causal_lm
+from shardyard.objectives.base import Objective
+from shardyard.objectives.parts import Parts
+from shardyard.objectives.registry import make_objective
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.precision import precision_of
+from shardyard.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Components:
+    """`tokenizer` is None for an objective without text, `processor` where there is none to save beside the weights;
+    `context` is that of training, and `parts` are what `objective` was made from."""
+
+    tokenizer: Any
+    config: PreTrainedConfig
+    context: Context
+    objective: Objective
+    parts: Parts
+    processor: Any = None
+
+
+def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrainedConfig | None = None) -> Components:
+    """Everything but the weights.
+
+    Args:
+        tokenizer: that of an exported model, in the place of the recipe's.
+        config: likewise, so that the weights which it began with need not be there any more.
+
+    Raises:
+        DataError, ModelError: the tokenizer or the model's configuration cannot be had.
+    """
+    if tokenizer is None and OBJECTIVES[recipe.objective].text:
+        tokenizer = load_tokenizer(recipe.tokenizer)
+    config = config or architecture_config(
+        recipe.model,
+        vocabulary=vocabulary_size(tokenizer) if tokenizer is not None else None,
+        special_tokens=special_token_ids(tokenizer) if tokenizer is not None else None,
+    )
+    context = Context(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
+    parts = Parts(
+        loss=recipe.loss,
+        audio=recipe.audio,
+        experts=recipe.model.experts,
+        preference=recipe.preference,
+        distillation=recipe.distillation,
+        evaluate=recipe.evaluate,
+        sequence_length=recipe.data.sequence_length,
+        tokenizer=tokenizer,
+        model=config,
+    )
+    objective = make_objective(recipe.objective, parts)
+    return Components(tokenizer, config, context, objective, parts, make_processor(recipe.objective, context))
+
+
+def with_frozen(
+    recipe: Recipe, components: Components, device: torch.device, policy: nn.Module | None = None
+) -> Components:
+    """The components with the frozen model that its objective compares with, if it needs one.
+
+    Args:
+        policy: the model that is trained; one with adapters is its own reference. None where it is trained already.
+
+    Raises:
+        ModelError: the frozen model cannot be loaded, or has another vocabulary.
+    """
+    frozen: Callable[..., Any] | None = None
+    if recipe.objective == "preference" and recipe.model.adapter is not None and policy is not None:
+        frozen = AdapterOff(policy)
+    elif recipe.objective in ("preference", "distillation"):
+        name = recipe.model.pretrained if recipe.objective == "preference" else recipe.distillation.teacher
+        assert name is not None, "checked with the recipe"
+        frozen = frozen_causal_lm(
+            name,
+            vocabulary=components.config.get_text_config().vocab_size,
+            precision=precision_of(recipe),
+            device=device,
+            attention=recipe.model.attention,
+        )
+    if frozen is None:
+        return components
+    return replace(components, objective=make_objective(recipe.objective, replace(components.parts, frozen=frozen)))
+
+
+def held_out(recipe: Recipe, components: Components, rows: int | None = None) -> HeldOut:
+    """The recipe's held-out rows, made without augmentation.
+
+    Raises:
+        DataError: nothing is held out, or a source cannot be read.
+    """
+    context = replace(components.context, training=False)
+    return held_out_rows(context, rows or recipe.evaluate.rows, recipe.train.seed, objective=recipe.objective)

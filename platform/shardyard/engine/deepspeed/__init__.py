@@ -1,0 +1,1 @@
+"""DeepSpeed's engine, and where its way of working is changed."""

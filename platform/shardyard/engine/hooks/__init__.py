@@ -1,0 +1,1 @@
+"""What happens every N steps: evaluation, samples, checkpoints, early stopping."""

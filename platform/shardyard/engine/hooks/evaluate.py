@@ -1,0 +1,150 @@
+"""Loss and metrics on held-out rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardyard.data.stream.held_out import HeldOut
+from shardyard.engine.step import Sums, to_device
+from shardyard.engine.world import Rank, gather, sum_over_ranks
+from shardyard.objectives.base import Objective, Totals
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is minimised, as a mean over all held-out targets, and the objective's other metrics by name."""
+
+    loss: float
+    metrics: dict[str, float]
+    rows: int
+    targets: int
+
+
+def evaluate(
+    model: nn.Module,
+    objective: Objective,
+    held_out: HeldOut,
+    rank: Rank,
+    *,
+    micro_batch: int,
+    synchronised: bool = False,
+) -> Evaluation:
+    """Measure on all ranks together; rank r takes rows r, r + N, …
+
+    Under ZeRO-3 (`synchronised`) a forward pass is a collective, so every rank makes the same number of them; one that
+    has no rows left repeats a row that does not count.
+    """
+    sums, counts = _measure(model, objective, _passes(held_out, rank, held_out.num_rows, micro_batch), held_out, rank)
+    terms = sorted(objective.weights)
+    everything = sum_over_ranks([counts[term] for term in terms], rank.device)
+    totals, _ = sums.over_ranks(dict(zip(terms, everything, strict=True)), rank)
+    scored: dict[str, float] = {}
+    if decoded := min(held_out.num_rows, objective.rows_to_collect(held_out.num_rows)):
+        passes = _passes(held_out, rank, decoded, micro_batch)
+        own = _collect(model, objective, passes, held_out, rank.device, synchronised=synchronised)
+        scored = objective.score(_in_order(gather(own, rank)))
+    return _evaluation(objective, totals, scored, held_out)
+
+
+def evaluate_alone(
+    model: nn.Module,
+    objective: Objective,
+    held_out: HeldOut,
+    *,
+    micro_batch: int,
+    device: torch.device,
+) -> Evaluation:
+    """The same measurement in one process, for a model that was exported."""
+    alone = Rank(rank=0, world_size=1, local_rank=0, device=device)
+    sums, counts = _measure(model, objective, _passes(held_out, alone, held_out.num_rows, micro_batch), held_out, alone)
+    scored: dict[str, float] = {}
+    if decoded := min(held_out.num_rows, objective.rows_to_collect(held_out.num_rows)):
+        passes = _passes(held_out, alone, decoded, micro_batch)
+        own = _collect(model, objective, passes, held_out, device, synchronised=False)
+        scored = objective.score(_in_order([own]))
+    return _evaluation(objective, sums.totals(counts), scored, held_out)
+
+
+def _evaluation(objective: Objective, totals: Totals, scored: dict[str, float], held_out: HeldOut) -> Evaluation:
+    targets = round(next(iter(totals.counts.values())))
+    metrics = {"loss": objective.total(totals), **objective.metrics(totals), **scored}
+    return Evaluation(metrics.pop("loss"), metrics, held_out.num_rows, targets)
+
+
+def _passes(held_out: HeldOut, rank: Rank, rows: int, micro_batch: int) -> list[list[int]]:
+    """The rows of each pass of this rank; as many passes on every rank, so that some may be empty."""
+    own = list(range(rank.rank, rows, rank.world_size))
+    number = math.ceil(math.ceil(rows / rank.world_size) / micro_batch)
+    return [own[index * micro_batch : (index + 1) * micro_batch] for index in range(number)]
+
+
+def _measure(
+    model: nn.Module, objective: Objective, passes: Sequence[list[int]], held_out: HeldOut, rank: Rank
+) -> tuple[Sums, dict[str, float]]:
+    sums = Sums()
+    counts = dict.fromkeys(objective.weights, 0.0)
+    with _evaluating(model):
+        for rows in passes:
+            batch = held_out.pick(rows or [0])
+            measured = objective.measure(model, to_device(batch, rank.device))
+            if not rows:
+                measured = _nothing(measured)
+            else:
+                counts = {term: counts[term] + count for term, count in objective.counts(batch).items()}
+            sums.add(measured)
+    return sums, counts
+
+
+def _nothing(measured: Any) -> Any:
+    """The sums of a pass that only keeps other ranks company."""
+    empty = {name: torch.zeros_like(value) for name, value in measured.observed.items()}
+    return type(measured)({term: torch.zeros_like(loss) for term, loss in measured.losses.items()}, empty)
+
+
+def _collect(
+    model: Any,
+    objective: Objective,
+    passes: Sequence[list[int]],
+    held_out: HeldOut,
+    device: torch.device,
+    *,
+    synchronised: bool,
+) -> list[tuple[int, Any]]:
+    """(row, what the objective collected of it) of this rank's rows."""
+    found: list[tuple[int, Any]] = []
+    inner = getattr(model, "module", model)
+    with _evaluating(model):
+        for rows in passes:
+            batch = to_device(held_out.pick(rows or [0]), device)
+            collected = objective.collect(inner, batch, synchronised=synchronised)
+            found += zip(rows, collected, strict=False)
+    return found
+
+
+def _in_order(by_rank: Sequence[list[tuple[int, Any]]]) -> list[Any]:
+    return [value for _, value in sorted((item for own in by_rank for item in own), key=lambda item: item[0])]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients and no dropout."""
+    was_training = model.training
+    _set_training(model, False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _set_training(model, was_training)
+
+
+def _set_training(model: nn.Module, training: bool) -> None:
+    """DeepSpeed's engine tells the module in it and not itself, and objectives ask the engine."""
+    model.train(training)
+    model.training = training

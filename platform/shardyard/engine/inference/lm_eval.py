@@ -1,0 +1,130 @@
+"""Tasks of EleutherAI's lm-evaluation-harness on an exported model, without the internet where the task needs none."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from shardyard.data.datasets import prepared_files
+from shardyard.engine.checkpoint.tensor_files import only_tensors
+from shardyard.engine.inference.load import export_checkpoint, recipe_of
+from shardyard.errors import DataError, UsageError
+from shardyard.extras import install_command
+from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.tracking.run.folder import RunFolder
+
+# A `dataset_path` that names a prepared set instead of one of the hub.
+PREPARED = "shardyard:"
+
+
+def measure_run(
+    folder: RunFolder, tasks: Sequence[str], *, step: int | None = None, limit: int | None = None, trust: bool = False
+) -> dict[str, Any]:
+    """`run_tasks` on the final model of a run, or on that of a checkpoint.
+
+    Raises:
+        UsageError: lm-eval is not installed, a task is not there, or the model is no causal language model.
+        RunFolderError, CheckpointError: there is no such model.
+    """
+    objective = recipe_of(folder).objective
+    if OBJECTIVES[objective].auto_class != "AutoModelForCausalLM":
+        raise UsageError(f"lm-eval measures models that continue text, and this run trained one for {objective}.")
+    final = folder.path / "final"
+    if step is None and final.is_dir():
+        return run_tasks(final, tasks, limit=limit, trust=trust)
+    with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
+        return run_tasks(export_checkpoint(folder, step, Path(scratch) / "model", trust=trust), tasks, limit=limit)
+
+
+def run_tasks(
+    model: Path, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 8, trust: bool = False
+) -> dict[str, Any]:
+    """Metrics of each task by name: task → metric → value.
+
+    Args:
+        model: folder that `AutoModelForCausalLM` loads.
+        tasks: names of tasks that lm-eval has, or paths of task files (YAML); a file may read a prepared set by
+            `dataset_path: shardyard:NAME`.
+        limit: documents of each task.
+        trust: execute code that the files of the model may hold.
+
+    Raises:
+        UsageError: lm-eval is not installed, or a task is not there or is no task.
+        CheckpointError: the model holds more than tensors.
+        DataError: a prepared set is not there.
+    """
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UsageError(f"lm-eval is not installed; `{install_command('eval')}` adds it.") from error
+    configs = [_task(task) for task in tasks]
+    datasets.disable_progress_bars()
+    # It prints to the terminal what it is doing, and warns of what does not concern a local folder.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], only_tensors(trust=trust):
+        try:
+            found = lm_eval.simple_evaluate(
+                model="hf",
+                model_args={"pretrained": str(model), "dtype": "auto"},
+                tasks=configs,
+                limit=limit,
+                batch_size=batch_size,
+                device="cuda" if torch.cuda.is_available() else "cpu",
+                bootstrap_iters=0,
+                log_samples=False,
+                task_manager=TaskManager(include_defaults=any(isinstance(config, str) for config in configs)),
+            )
+        except (KeyError, ValueError, FileNotFoundError) as error:
+            raise UsageError(f"lm-eval cannot run {', '.join(tasks)}: {_first_line(error)}") from error
+    assert found is not None, "this is the only process"
+    return {task: _numbers(metrics) for task, metrics in found["results"].items()}
+
+
+def _task(name: str) -> str | dict[str, Any]:
+    path = Path(name).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        return name
+    try:
+        config = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, YAMLError) as error:
+        raise UsageError(f"the task {name} cannot be read: {_first_line(error)}") from error
+    if not isinstance(config, dict) or "task" not in config:
+        raise UsageError(f"{name} is no task of lm-eval: it lacks `task`; docs/evaluation.md shows one.")
+    source = str(config.get("dataset_path", ""))
+    if source.startswith(PREPARED):
+        config |= _from_prepared(source.removeprefix(PREPARED), name)
+    return config
+
+
+def _from_prepared(name: str, task: str) -> dict[str, Any]:
+    known = PREPARED_SETS.get(name)
+    if known is None or known.kind != "rows":
+        raise DataError(f"{task}: there is no prepared set {name!r}; `shardyard data list` shows all.")
+    files = {split: [str(path) for path in prepared_files(name, split)] for split in known.num_rows}
+    return {"dataset_path": "parquet", "dataset_kwargs": {"data_files": files}}
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """`acc,none` → `acc`."""
+    return {
+        name.partition(",")[0]: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not name.partition(",")[0].endswith("_stderr")
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

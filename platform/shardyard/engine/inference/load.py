@@ -1,0 +1,193 @@
+"""A trained model, from a run's final/ or one of its checkpoints, in one process and without DeepSpeed's engine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from transformers.utils import logging as transformers_logging
+
+from shardyard.data.tokenizers.tokenizer import load_tokenizer
+from shardyard.engine.checkpoint.files import bad_because, read_manifest, step_of, whole_checkpoints
+from shardyard.engine.checkpoint.tensor_files import only_tensors
+from shardyard.engine.checkpoint.weights import weights_of_checkpoint
+from shardyard.engine.components import held_out, make_components, with_frozen
+from shardyard.engine.hooks.evaluate import evaluate_alone
+from shardyard.engine.hooks.generate import generate
+from shardyard.errors import CheckpointError, RunFolderError, UsageError
+from shardyard.models.build import auto_class
+from shardyard.models.export.card import model_card
+from shardyard.models.export.export import export_model
+from shardyard.models.size.measure import measure_recipe
+from shardyard.planning.plan import World, make_plan
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.precision import precision_of
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.metrics.record import evaluation_of
+from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
+
+DEFAULT_MICRO_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model ready to use, with the recipe that made it."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    device: torch.device
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> list[str]:
+        """The continuation of each prompt; greedy at temperature 0. `tell` hears what of a prompt did not fit.
+
+        Raises:
+            UsageError: the objective gives no model that continues text.
+        """
+        if not OBJECTIVES[self.recipe.objective].generates:
+            raise UsageError(
+                f"a model trained for {self.recipe.objective} does not continue a prompt; "
+                "`shardyard eval RUN` measures it."
+            )
+        return [
+            generate(
+                self.model,
+                self.tokenizer,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                device=self.device,
+                temperature=temperature,
+                seed=seed,
+                chat=OBJECTIVES[self.recipe.objective].chat,
+                tell=tell,
+            )
+            for prompt in prompts
+        ]
+
+    def evaluate(self, rows: int | None = None) -> dict[str, Any]:
+        """Loss and the objective's metrics on the run's held-out rows."""
+        components = make_components(self.recipe, tokenizer=self.tokenizer, config=self.model.config)
+        components = with_frozen(self.recipe, components, self.device)
+        micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
+        result = evaluate_alone(
+            self.model,
+            components.objective,
+            held_out(self.recipe, components, rows),
+            micro_batch=micro_batch,
+            device=self.device,
+        )
+        return {"loss": result.loss, **result.metrics, "rows": result.rows, "targets": result.targets}
+
+
+def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = False) -> Trained:
+    """The final model of a run; with `step`, or while there is none, that of a checkpoint.
+
+    Args:
+        trust: execute code that the files of the model may hold.
+
+    Raises:
+        RunFolderError: the run has neither.
+        CheckpointError: the checkpoint is damaged, or holds more than tensors.
+    """
+    final = folder.path / "final"
+    if step is None and final.is_dir():
+        return _from_folder(folder, final, trust=trust)
+    with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
+        path = export_checkpoint(folder, step, Path(scratch) / "model", trust=trust)
+        return _from_folder(folder, path)
+
+
+def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Trained:
+    transformers_logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = recipe_of(folder)
+    # The precision that was saved is the one it was trained in; another would measure another model.
+    with only_tensors(trust=trust):
+        model = auto_class(recipe.objective).from_pretrained(
+            path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
+        )
+    tokenizer = load_tokenizer(str(path)) if OBJECTIVES[recipe.objective].text else None
+    return Trained(recipe, model.to(device).eval(), tokenizer, device)
+
+
+def recipe_of(folder: RunFolder) -> Recipe:
+    """The recipe that a run resolved to. Its contradictions were checked then; here its data need not even exist."""
+    try:
+        fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise RunFolderError(f"{folder.resolved} cannot be read: {str(error).splitlines()[0]}") from error
+    return parse_recipe(fields if isinstance(fields, dict) else {}, str(folder.resolved))
+
+
+def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *, trust: bool = False) -> Path:
+    """Write a checkpoint (the newest, or that of `step`) as a model folder.
+
+    Args:
+        trust: execute code that the files of the checkpoint may hold.
+
+    Raises:
+        RunFolderError: there is no such checkpoint.
+        CheckpointError: it is damaged, or holds more than tensors.
+    """
+    checkpoint = _pick(folder, step)
+    recipe = recipe_of(folder)
+    components = make_components(recipe)
+    world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
+    plan = make_plan(recipe, measure_recipe(recipe, components.config), world)
+    done = read_manifest(checkpoint)["step"]
+    card = model_card(recipe, plan, {**folder.info(), "step": done}, _measured_at(folder, done))
+    weights = weights_of_checkpoint(checkpoint, precision=precision_of(recipe), trust=trust)
+    return export_model(
+        destination,
+        config=components.config,
+        weights=weights,
+        tokenizer=components.tokenizer,
+        processor=components.processor,
+        card=card,
+        objective=recipe.objective,
+        adapter=recipe.model.adapter,
+    )
+
+
+def _pick(folder: RunFolder, step: int | None) -> Path:
+    found = {step_of(path): path for path in whole_checkpoints(folder.checkpoints)}
+    if not found:
+        raise RunFolderError(
+            f"{folder.path} has no final model and no checkpoint yet; "
+            f"`shardyard resume {typed(folder.path)}` goes on with it."
+        )
+    if step is None:
+        good = [at for at, path in found.items() if not _is_bad(path)]
+        return found[max(good or found)]
+    if step not in found:
+        raise RunFolderError(
+            f"{folder.path} has no checkpoint of step {step}, but of {', '.join(map(str, sorted(found)))}."
+        )
+    return found[step]
+
+
+def _is_bad(checkpoint: Path) -> bool:
+    try:
+        return bad_because(checkpoint) is not None
+    except CheckpointError:
+        return False
+
+
+def _measured_at(folder: RunFolder, step: int) -> dict[str, float]:
+    lines = [line for line in read_metrics(folder.metrics) if line["step"] <= step]
+    return next((found for line in reversed(lines) if (found := evaluation_of(line))), {})

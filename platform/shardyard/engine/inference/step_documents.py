@@ -1,0 +1,251 @@
+"""The documents behind a step: the rows of its global batch, made again from the recipe and the run folder.
+
+The order of data is a function of recipe, tokenizer, seed and step, so nothing has to be recorded while training. Rows
+are made from the newest checkpoint before the step on, which holds the state of every lane.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from shardyard.data.formats import make_rows
+from shardyard.data.sources.retry import Retry
+from shardyard.data.sources.sources import OpenSource, open_source
+from shardyard.data.stream.packing import TokenStream
+from shardyard.data.stream.reader import with_shards
+from shardyard.data.stream.rows import Position, Row
+from shardyard.data.stream.shuffle import Window, Windows
+from shardyard.data.stream.streams import Lane, LaneSettings
+from shardyard.data.tokenizers import tokenizer as tokenizers
+from shardyard.engine.checkpoint.files import whole_checkpoints
+from shardyard.engine.components import Components, make_components
+from shardyard.engine.inference.load import recipe_of
+from shardyard.engine.inference.step_sources import check_sources
+from shardyard.errors import RunFolderError, UsageError
+from shardyard.recipe.batching import default_lanes
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.run.folder import RunFolder, typed
+
+MOST_CHARACTERS = 2000
+_KEPT_WINDOWS = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """One document, or the part of it that lies in a row.
+
+    `row` counts from 0 in the global batch, `rank` is the one that trained on it. `document` says where in the stream
+    of its lane it stands; epochs, windows and documents count from 0. `tokens` is None for what has none.
+    """
+
+    source: str
+    document: str
+    rank: int
+    row: int
+    text: str
+    tokens: int | None
+
+
+def documents_of_step(
+    folder: RunFolder, step: int, most_rows: int = 64, *, only_from: Sequence[Path] | None = None
+) -> dict[str, Any]:
+    """`step`, `rows` of its global batch, `documents` of the first `most_rows` of them, and `problem` or None.
+
+    A `problem` beside documents says that the data has changed since the run was trained. `only_from` names folders
+    beside which nothing is read; None where the person trusts the run.
+
+    Raises:
+        UsageError: the run has no such step, or names what lies elsewhere.
+        ShardyardError: recipe, tokenizer or data are not there any more, or cannot be read.
+    """
+    recipe, info = recipe_of(folder), folder.info()
+    last = info.get("total_steps") or recipe.train.steps
+    if step < 1 or (last is not None and step > last):
+        raise UsageError(f"{folder.id} has no step {step}; its steps are 1 to {last}.")
+    if only_from is not None:
+        check_sources(recipe, only_from, f"shardyard data rows {typed(folder.path)} --step {step}")
+    stored = info.get("data") or {}
+    lanes = int(stored.get("lanes") or recipe.data.lanes or default_lanes(recipe.train.global_batch))
+    maker = _Maker(recipe, make_components(recipe), lanes)
+    batch, world = recipe.train.global_batch, int(info.get("world_size") or 1)
+    first = (step - 1) * batch
+    shown = range(first, first + min(batch, most_rows))
+    start = _nearest_state(folder, step - 1)
+    parts = [
+        part
+        for number, row in maker.rows(shown, start)
+        for part in maker.parts(row, row_number=number - first, rank=number % world)
+    ]
+    return {
+        "step": step,
+        "rows": batch,
+        "documents": [asdict(part) for part in parts],
+        "problem": maker.changed_since(stored),
+    }
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A row, where its stream stood before it, and the windows that its documents come from."""
+
+    row: Row
+    source: int
+    before: Position
+    stream: Any
+    windows: _Seen
+
+
+class _Seen:
+    """Windows of a stream that remember how many documents the newest of them held."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self.lengths: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._windows, name)
+
+    def next(self) -> Window | None:
+        window = self._windows.next()
+        if window is not None:
+            self.lengths[window.epoch, window.index] = len(window.examples)
+            while len(self.lengths) > _KEPT_WINDOWS:
+                self.lengths.popitem(last=False)
+        return window
+
+
+class _Maker:
+    """Rows of a run, made again."""
+
+    def __init__(self, recipe: Recipe, components: Components, lanes: int) -> None:
+        data, facts = recipe.data, OBJECTIVES[recipe.objective]
+        self._lanes = lanes
+        self._tokenizer = components.tokenizer
+        self._sources: list[OpenSource] = [
+            with_shards(open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns), lanes)
+            for source in data.train
+        ]
+        self._weights = [source.weight for source in data.train]
+        format_ = make_rows(recipe.objective, components.context)
+        self._settings = LaneSettings(
+            lambda windows: format_.stream(cast(Windows, _Seen(windows))), data.shuffle_window, lanes, recipe.train.seed
+        )
+
+    def rows(self, numbers: range, start: dict[str, Any] | None) -> Iterator[tuple[int, _Made]]:
+        """The rows with these numbers in the order of the run; lanes that none of them needs are left alone."""
+        retry, lanes = Retry(), dict[int, Lane]()
+        try:
+            for number in numbers:
+                index = number % self._lanes
+                if index not in lanes:
+                    lanes[index] = Lane(index, self._sources, self._weights, self._settings, retry)
+                    if start is not None:
+                        lanes[index].load_state(start[str(index)])
+                yield number, _row(lanes[index], number // self._lanes)
+        finally:
+            for lane in lanes.values():
+                lane.close()
+
+    def parts(self, made: _Made, *, row_number: int, rank: int) -> Iterator[Part]:
+        """The documents of a row, in their order."""
+        source, row = self._sources[made.source].name, made.row
+        if not isinstance(made.stream, TokenStream):
+            tokens = len(row["input_ids"]) if "input_ids" in row else None
+            yield Part(source, _place(made.before), rank, row_number, self._described(row), tokens)
+            return
+        ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is a target alone
+        separator = made.stream._encoder.separator
+        starts = [0, *(np.flatnonzero(ids[1:-1] == separator) + 1).tolist(), len(ids) - 1]
+        at = made.before
+        for begin, end in pairwise(starts):
+            yield Part(source, _place(at), rank, row_number, self._text(ids[begin:end]), end - begin)
+            at = _after(at, made.windows.lengths)
+
+    def changed_since(self, stored: dict[str, Any]) -> str | None:
+        """What differs from the data that the run was trained on; None where nothing does, or it is not known."""
+        if not stored:
+            return None
+        now = [source.fingerprint for source in self._sources]
+        before = stored.get("sources") or now
+        changed = [
+            source.name
+            for source, one, other in zip(self._sources, json.loads(json.dumps(now)), before, strict=False)
+            if one != other
+        ]
+        tokenizer = stored.get("tokenizer")
+        if tokenizer and self._tokenizer is not None and tokenizers.fingerprint(self._tokenizer) != tokenizer:
+            changed.append("the tokenizer")
+        if not changed:
+            return None
+        return f"{', '.join(changed)} is not what it was when the run was trained: it may have seen other rows."
+
+    def _described(self, row: Row) -> str:
+        """The tokens of a row as text, and what else is in it in words."""
+        texts: list[str] = []
+        others: list[str] = []
+        readable = self._tokenizer is not None
+        for name, values in row.items():
+            if readable and name == "input_ids":
+                texts.insert(0, self._text(values))
+            elif readable and name.endswith("_input_ids") and not name.startswith("decoder"):
+                texts.append(f"{name.removesuffix('_input_ids')}: {self._text(values)}")
+            elif name == "labels" and values.ndim == 0:
+                others.append(f"label {values}")
+            elif name == "labels" and readable and ("decoder_input_ids" in row or "input_ids" not in row):
+                texts.append(f"→ {self._text(values[values >= 0])}")
+            elif values.ndim == 0 or values.size == 1:
+                others.append(f"{name} {values.reshape(-1)[0]}")
+            elif values.ndim > 1:
+                others.append(f"{name} {'×'.join(map(str, values.shape))}")
+        return " ".join([*texts, *others])[:MOST_CHARACTERS]
+
+    def _text(self, ids: Any) -> str:
+        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))[:MOST_CHARACTERS]
+
+
+def _row(lane: Lane, position: int) -> _Made:
+    """Row `position` of a lane; what is before it is made and forgotten."""
+    while True:
+        number, before = lane.num_rows, [stream.position for stream in lane.streams]
+        made = lane.next_row()
+        assert made is not None, "a training lane never ends"
+        if number == position:
+            row, source = made
+            stream = lane.streams[source]
+            return _Made(row, source, before[source], stream, cast(_Seen, stream.windows))
+
+
+def _after(at: Position, lengths: dict[tuple[int, int], int]) -> Position:
+    """Where the next document stands."""
+    if at.document + 1 < lengths.get((at.epoch, at.window), 1 << 62):
+        return Position(at.epoch, at.window, at.cursor, at.document + 1)
+    following = (at.epoch, at.window + 1)
+    epoch, window = following if following in lengths else (at.epoch + 1, 0)
+    return Position(epoch, window)
+
+
+def _place(at: Position) -> str:
+    return f"epoch {at.epoch}, window {at.window}, document {at.document}"
+
+
+def _nearest_state(folder: RunFolder, step: int) -> dict[str, Any] | None:
+    """The states of all lanes after the newest step up to `step` that has a checkpoint; None: from the beginning."""
+    found: list[tuple[int, Path]] = [
+        (int(path.name.removeprefix("step-")), path) for path in whole_checkpoints(folder.checkpoints)
+    ]
+    for _, path in sorted((item for item in found if item[0] <= step), reverse=True):
+        try:
+            state = json.loads((path / "data.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path / 'data.json'} cannot be read: {error}") from error
+        return cast(dict[str, Any], state)
+    return None

@@ -1,0 +1,107 @@
+"""Zero-shot classification: a picture is of the class whose name is nearest to it (Radford et al. 2021, section 3.1).
+
+Legend: N = held-out pictures, C = classes, D = size of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shardyard.data.stream.held_out import HeldOut, validation_sources
+from shardyard.data.stream.rows import Row
+from shardyard.engine.components import Components, held_out, make_components
+from shardyard.engine.inference.load import DEFAULT_MICRO_BATCH, Trained
+from shardyard.engine.step import to_device
+from shardyard.errors import DataError, UsageError
+from shardyard.objectives.scores import zero_shot_accuracy
+
+NAME = "{}"
+
+
+def measure_zero_shot(
+    trained: Trained, column: str, templates: Sequence[str] = (NAME,), rows: int | None = None
+) -> dict[str, Any]:
+    """How often the class of a held-out picture is found by its name alone.
+
+    Args:
+        column: of the run's validation sources; its texts are the names of the classes.
+        templates: sentences with `{}` for the name; a class is the mean of their embeddings.
+        rows: pictures; by default the recipe's.
+
+    Returns:
+        `zero_shot_accuracy`, what guessing gives (`chance`, `most_frequent_class`), `classes`, `rows`.
+
+    Raises:
+        UsageError: the model has no common space of pictures and texts, or a template has no place for the name.
+        DataError: the column is not there, or holds one class only.
+    """
+    recipe = trained.recipe
+    if recipe.objective != "contrastive":
+        raise UsageError(
+            f"--classes needs a model trained for contrastive; this one was trained for {recipe.objective}."
+        )
+    for template in templates:
+        if template.count(NAME) != 1:
+            raise UsageError(f"--prompt {template!r} needs one {NAME} where the name of a class goes.")
+    # A class is read in the place of the caption, so its rows hold pictures and the names of their classes.
+    update = {"validation": [_captioned_by(source, column) for source in validation_sources(recipe.data)]}
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
+    components = make_components(recipe, tokenizer=trained.tokenizer, config=trained.model.config)
+    held = held_out(recipe, components, rows)
+    names = [tuple(row["input_ids"].tolist()) for row in held.rows]
+    classes = sorted(set(names))
+    if len(classes) < 2:
+        raise DataError(f"the column {column} of the held-out rows has one class only; name another with --classes.")
+    labels = torch.tensor([classes.index(name) for name in names])
+    images = _embeddings(trained, components, held, held.rows)[0]
+    texts = _class_texts(trained, components, held, classes, templates)
+    (_, most), *_ = Counter(names).most_common(1)
+    return {
+        "zero_shot_accuracy": zero_shot_accuracy(images, texts, labels),
+        "chance": 1 / len(classes),
+        "most_frequent_class": most / len(names),
+        "classes": len(classes),
+        "rows": held.num_rows,
+    }
+
+
+def _captioned_by(source: Any, column: str) -> Any:
+    return source.model_copy(update={"columns": {**source.columns, "text": column}, "weight": 1.0})
+
+
+def _class_texts(
+    trained: Trained,
+    components: Components,
+    held: HeldOut,
+    classes: Sequence[tuple[int, ...]],
+    templates: Sequence[str],
+) -> Tensor:
+    """[C, D]: for each class the mean over templates."""
+    picture, by_template = held.rows[0]["pixel_values"], []
+    for template in templates:
+        made: list[Row] = []
+        for ids in classes:
+            text = template.replace(NAME, trained.tokenizer.decode(ids[:-1]))
+            tokens = trained.tokenizer.encode(text, add_special_tokens=False)[: components.context.sequence_length - 1]
+            own = np.array([*tokens, ids[-1]] if template != NAME else ids, dtype=np.int64)
+            made.append({"pixel_values": picture, "input_ids": own, "attention_mask": np.ones_like(own)})
+        by_template.append(_embeddings(trained, components, held, made)[1])
+    return torch.stack(by_template).mean(0)
+
+
+def _embeddings(trained: Trained, components: Components, held: HeldOut, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Of pictures and of texts, [N, D] each, of length 1."""
+    size = trained.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
+    pairs: list[Any] = []
+    with torch.no_grad():
+        for first in range(0, len(rows), size):
+            batch = to_device(held.format.collate(rows[first : first + size]), trained.device)
+            pairs += [pair for pair, _ in components.objective.collect(trained.model, batch, synchronised=False)]
+    images, texts = torch.from_numpy(np.stack(pairs)).chunk(2, dim=-1)
+    return images, texts

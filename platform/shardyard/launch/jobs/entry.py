@@ -1,0 +1,295 @@
+"""The entry point of a job: waits for its turn, runs the driver, and does what the recipe says after its exit code.
+
+Runs under every scheduler as `python -m shardyard.launch.jobs.entry SPEC`. It imports the standard library alone, so
+that a job that waits costs some megabytes; Ray and torch come with the driver, a process of its own for each attempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    RunFolderError,
+    ShardyardError,
+)
+from shardyard.launch.jobs import secrets as job_secrets
+from shardyard.launch.jobs.log import IN_QUEUE, submitted_at, wait_for_earlier_starts
+from shardyard.launch.jobs.policy import Again, decide
+from shardyard.launch.jobs.spec import SPEC_NAME, read_spec
+from shardyard.launch.ray.queue import QueueSlot, queue_folder, ticket_path, wait_for_turn
+from shardyard.tracking.run.folder import RunFolder, StopReason, owner
+
+DRIVER = "shardyard.cli.commands.job_driver"
+POLL_SECONDS = 0.2
+# A step, a checkpoint and the end of all ranks must fit in between the time limit and the end by force.
+GRACE_SECONDS = 900.0
+_CODES: dict[StopReason, int] = {"interrupt": EXIT_INTERRUPTED, "preempt": EXIT_PREEMPTED, "timeout": EXIT_TIMEOUT}
+_PR_SET_PDEATHSIG = 1
+
+
+class Stop:
+    """What signals asked for; SIGINT is a person, SIGTERM the scheduler. The first one counts."""
+
+    def __init__(self) -> None:
+        self.reason: StopReason | None = None
+        signal.signal(signal.SIGINT, lambda number, frame: self.ask("interrupt"))
+        signal.signal(signal.SIGTERM, lambda number, frame: self.ask("preempt"))
+
+    def ask(self, reason: StopReason) -> None:
+        self.reason = self.reason or reason
+
+    def asked(self) -> bool:
+        return self.reason is not None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out the job of a file; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="shardyard.launch.jobs.entry", description="Carry out a submitted job.")
+    parser.add_argument("spec", type=Path, help="file that `shardyard submit` wrote, or a recipe")
+    parser.add_argument("--run-id", default="", help="of a recipe: id of its run")
+    parser.add_argument("--runs-dir", default="runs", help="of a recipe: where its run folder goes")
+    parser.add_argument("--secrets", metavar="KEY", help="where the variables of the person who submitted it wait")
+    options = parser.parse_args(arguments)
+    stop = Stop()
+    try:
+        path = _spec_of_recipe(options) if options.spec.suffix in (".yaml", ".yml") else options.spec
+        spec = read_spec(path)
+        folder = run_folder(spec)
+    except (OSError, ValueError) as error:
+        return _refuse(f"{options.spec} is no job: {error}")
+    except ShardyardError as error:
+        return _refuse(str(error))
+    try:
+        return carry_out(spec, path, folder, stop, options.secrets)
+    except ShardyardError as error:
+        folder.update(state="failed")
+        return _refuse(str(error), EXIT_FAILED)
+
+
+def _spec_of_recipe(options: argparse.Namespace) -> Path:
+    """Plan a recipe here, in a process of its own, because that takes what this one does without.
+
+    Raises:
+        SystemExit: the recipe cannot be planned, which that process has said.
+    """
+    path = Path(tempfile.mkdtemp(prefix="shardyard-job-")) / SPEC_NAME
+    command = [
+        sys.executable,
+        "-m",
+        DRIVER,
+        "--make-spec",
+        str(options.spec),
+        options.run_id,
+        options.runs_dir,
+        str(path),
+    ]
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        sys.exit(code if code > 0 else EXIT_FAILED)
+    return path
+
+
+def run_folder(spec: dict[str, Any]) -> RunFolder:
+    """The run folder of a job: a new one, or the one that an earlier start of the job made.
+
+    Raises:
+        RunFolderError: it cannot be made.
+    """
+    runs_dir, run_id = Path(spec["runs_dir"]).expanduser(), spec["run_id"]
+    if (runs_dir / run_id / "run.json").is_file():
+        folder = RunFolder(runs_dir / run_id)
+        folder.update(job={**(folder.info().get("job") or {}), **job_of(spec)})
+        return folder
+    plan = {key: value for key, value in spec["plan"].items() if key not in ("reasons", "deepspeed")}
+    return RunFolder.create(
+        runs_dir,
+        spec["name"],
+        spec["recipe_text"],
+        spec["resolved_text"],
+        run_id=run_id,
+        total_steps=plan.get("steps"),
+        world_size=plan.get("world", {}).get("size"),
+        plan=plan,
+        job=job_of(spec),
+        **({"trial": spec["trial"]} if spec.get("trial") else {}),
+    )
+
+
+def job_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of the job: where it is listed, and by which name."""
+    scheduler = {
+        "submission_id": spec["run_id"],
+        "address": spec.get("address"),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+    known = {key: value for key, value in scheduler.items() if value}
+    if "address" not in known:
+        known.pop("submission_id")
+    return {**known, "name": spec["job_name"], "submitted": spec["submitted"], "tags": spec.get("tags", [])}
+
+
+def carry_out(spec: dict[str, Any], path: Path, folder: RunFolder, stop: Stop, secrets: str | None) -> int:
+    """Attempts until the policy of the recipe ends them; returns the exit code of the job.
+
+    Raises:
+        ShardyardError: the job cannot wait for its turn, or its secrets are gone.
+    """
+    submitted = submitted_at(spec)
+    place = ticket_path(queue_folder(), submitted, spec["run_id"])
+    ticket = _take(place)
+    say(f"{IN_QUEUE}{folder.path}")
+    environment = job_secrets.receive(secrets) if secrets else {}
+    wait_for_earlier_starts(submitted, stop.asked)
+    while True:
+        try:
+            if not _our_turn(ticket, folder, stop):
+                return _stopped_before(folder, stop)
+            code = _attempt(spec, path, folder, ticket, stop, environment)
+        finally:
+            ticket.give_back()
+        _settle(folder, code)
+        decision = decide(code, spec["policy"], retries=_retries(folder), stopped=stop.asked())
+        if not isinstance(decision, Again):
+            if decision.reason:
+                say(decision.reason)
+            folder.update(exit_code=decision.exit_code, waiting=None)
+            return decision.exit_code
+        say(decision.reason)
+        folder.update(job={**folder.info()["job"], "retries": _retries(folder) + 1})
+        _sleep(decision.wait_seconds, stop)
+        ticket = _take(place)
+
+
+def say(text: str) -> None:
+    """A line of the job's log."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _take(place: Path) -> QueueSlot:
+    try:
+        return QueueSlot.take(place)
+    except OSError as error:
+        raise ShardyardError(
+            f"{place.parent} cannot be written ({error.strerror}), so this job cannot wait for its turn; set TMPDIR of "
+            "the cluster's head to a folder of its user."
+        ) from error
+
+
+def _our_turn(ticket: QueueSlot, folder: RunFolder, stop: Stop) -> bool:
+    def tell(line: str) -> None:
+        say(line)
+        folder.update(waiting=line)
+
+    return wait_for_turn(ticket, stop.asked, tell)
+
+
+def _stopped_before(folder: RunFolder, stop: Stop) -> int:
+    assert stop.reason is not None, "only a stop ends the wait early"
+    code = _CODES[stop.reason]
+    state = "interrupted" if stop.reason == "interrupt" else "preempted"
+    folder.update(state=state, exit_code=code, waiting=None)
+    say(f"{state} before its turn came")
+    return code
+
+
+def _attempt(
+    spec: dict[str, Any], path: Path, folder: RunFolder, ticket: QueueSlot, stop: Stop, environment: dict[str, str]
+) -> int:
+    """Run the driver to its end; returns its exit code, negative where a signal ended it."""
+    folder.update(waiting=None, **owner())
+    driver = subprocess.Popen(
+        [sys.executable, "-m", DRIVER, str(path), str(folder.path)],
+        env={**_driver_environment(spec), **environment, **ticket.to_variable()},
+        pass_fds=(ticket.descriptor,),
+        preexec_fn=_end_with_parent,
+    )
+    limit: float | None = spec["policy"].get("time_limit")
+    placed_at: float | None = None
+    end_by = float("inf")
+    asked: StopReason | None = None
+    while driver.poll() is None:
+        now = time.monotonic()
+        if placed_at is None and not ticket.path.exists():
+            placed_at = now
+        over = limit is not None and placed_at is not None and now - placed_at > limit
+        reason: StopReason | None = stop.reason or ("timeout" if over else None)
+        if reason is not None and asked is None:
+            asked, end_by = reason, now + GRACE_SECONDS
+            say(f"{'time limit reached' if reason == 'timeout' else 'asked to stop'}: ending with a checkpoint")
+        if asked is not None:
+            _insist(folder, asked)
+        if now > end_by:
+            driver.kill()
+        time.sleep(POLL_SECONDS)
+    return _CODES[asked] if asked is not None and driver.returncode < 0 else driver.returncode
+
+
+def _driver_environment(spec: dict[str, Any]) -> dict[str, str]:
+    """This environment, in which the job's runtime environment does not reach the ranks, unless they need its files.
+
+    Ray would start a worker process anew for each job whose runtime environment differs, and it has some ready.
+    """
+    environment = dict(os.environ)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment:
+        config = json.loads(environment["RAY_JOB_CONFIG_JSON_ENV_VAR"])
+        given = config.get("runtime_env") or {}
+        config["runtime_env"] = {"working_dir": given["working_dir"]} if spec.get("working_dir") else {}
+        environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(config)
+    return environment
+
+
+def _settle(folder: RunFolder, code: int) -> None:
+    """A driver that was killed leaves a run that says that it runs; say how it ended."""
+    if folder.state in ("pending", "running"):
+        states = {EXIT_INTERRUPTED: "interrupted", EXIT_TIMEOUT: "interrupted", EXIT_PREEMPTED: "preempted"}
+        folder.update(state=states.get(code, "failed"))
+
+
+def _insist(folder: RunFolder, reason: StopReason) -> None:
+    """Ask the run to stop; a driver that is just starting forgets what was asked before."""
+    with contextlib.suppress(RunFolderError):
+        if folder.stop_requested() is None:
+            folder.request_stop(reason)
+
+
+def _end_with_parent() -> None:
+    """Linux: the driver does not outlive the entry, whatever ends that."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _retries(folder: RunFolder) -> int:
+    return int((folder.info().get("job") or {}).get("retries") or 0)
+
+
+def _sleep(seconds: float, stop: Stop) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not stop.asked():
+        time.sleep(POLL_SECONDS)
+
+
+def _refuse(message: str, code: int = EXIT_USAGE) -> int:
+    sys.stderr.write(f"Error: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Files that a recipe names by a path of this folder, and whether a job will find them where it runs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import UsageError
+from shardyard.launch.jobs.files import select
+from shardyard.recipe.schema import Recipe
+
+_FIELDS = ("path", "tokenizer", "pretrained", "teacher")
+
+
+def refuse_unseen_files(recipe: Recipe, scheduler: str, working_dir: Path | None) -> None:
+    """Pass if every relative path or pattern of the recipe leads to files where the job runs.
+
+    On Ray a job runs in the folder that travels with it, under Slurm in the same folder as here or in `working_dir`,
+    which its nodes share, and on Kubernetes where nothing of this folder is.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for field, pattern in relative_files(recipe):
+        if scheduler == "kuberay":
+            raise UsageError(
+                f"{field} is {pattern}, files of this folder, which pods do not see: put them into the image or onto "
+                "the claim of the runs, and give their absolute path there."
+            )
+        if scheduler == "ray" and working_dir is None:
+            raise UsageError(
+                f"{field} is {pattern}, files of this folder, which the cluster does not see: send the folder along "
+                "with --working-dir ., or give an absolute path that all nodes see."
+            )
+        if working_dir is None:
+            continue
+        found = [Path(name) for name in glob.glob(pattern, root_dir=working_dir, recursive=True)]
+        if not found:
+            raise UsageError(
+                f"{field} is {pattern}, and --working-dir {working_dir} has no such files: name the folder that the "
+                "path starts from, or give an absolute path that all nodes see."
+            )
+        if scheduler == "ray" and not _travels(working_dir.expanduser().absolute(), found):
+            raise UsageError(
+                f"{field} is {pattern}, whose files in {working_dir} stay behind, because they are ignored there: "
+                "change what is ignored, or give an absolute path that all nodes see."
+            )
+
+
+def relative_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Fields with a relative path, or a pattern, of files that are here."""
+    for field, value in _texts(recipe.model_dump(), ""):
+        leaf = field.rpartition(".")[2]
+        if leaf not in _FIELDS or Path(value).is_absolute():
+            continue
+        # A name without a slash or a suffix, such as `bytes`, is no path even where a file is called so.
+        is_path = "/" in value or bool(Path(value).suffix) or glob.has_magic(value)
+        if is_path and glob.glob(value, recursive=True):
+            yield field, value
+
+
+def _travels(folder: Path, found: list[Path]) -> bool:
+    """Whether one of these, or something in it, is among what is packed."""
+    wanted = [Path(os.path.normpath(folder / path)) for path in found]
+    packed = {path for path, _ in select(folder, ()).files}
+    return any(path in packed or any(path in other.parents for other in packed) for path in wanted)
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ((f"{where}", text) for where, text in _texts(item, f"{path}[{index}]"))
+    elif isinstance(value, str):
+        yield path, value

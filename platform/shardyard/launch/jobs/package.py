@@ -1,0 +1,101 @@
+"""The package that travels with a job: its own file and, on request, a folder that the recipe names files of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from shardyard.errors import UsageError
+from shardyard.launch.jobs.files import IGNORE_FILE, Selection, select
+from shardyard.launch.jobs.spec import SPEC_NAME
+from shardyard.units import format_bytes
+
+# Ray's store of packages takes no larger ones; nobody needs to pack more to see that it is too much.
+LIMIT_BYTES = 512 * 1024**2
+# Ray's dashboard, which has the Jobs API, takes no larger request (DASHBOARD_CLIENT_MAX_SIZE).
+REQUEST_LIMIT_BYTES = 100 * 1024**2
+_SHOWN = 3
+_NAMED = 6
+
+
+def package(
+    spec: str, selection: Selection | None, folder: Path | None, limit: int = REQUEST_LIMIT_BYTES
+) -> tuple[str, bytes]:
+    """Name and bytes of a zip file with the job's file, and with the selected files of `folder`, if there is one.
+
+    The name follows from the content, as Ray has it.
+
+    Raises:
+        UsageError: it is larger than Ray takes.
+    """
+    content = io.BytesIO()
+    found = selection.files if selection is not None else ()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
+        archive.writestr(SPEC_NAME, spec)
+        for path, _ in found:
+            archive.write(path, path.relative_to(folder or path))
+    data = content.getvalue()
+    if selection is not None and folder is not None and len(data) >= limit:
+        raise _too_large(folder, selection, f"{format_bytes(len(data))} when packed", limit)
+    return f"_ray_pkg_{hashlib.sha256(data).hexdigest()[:32]}.zip", data
+
+
+def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_BYTES) -> Selection:
+    """The files of a folder that travel, and what stays.
+
+    Raises:
+        UsageError: there is no such folder, it cannot be read, or its files are together larger than `limit`.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--working-dir {folder} is no folder.")
+    try:
+        found = select(folder, never)
+    except OSError as error:
+        raise UsageError(f"--working-dir {folder} cannot be read: {error.filename}: {error.strerror}.") from error
+    # Somebody else's; the job has one of its own in its place.
+    found = replace(found, files=tuple(file for file in found.files if file[0] != folder / SPEC_NAME))
+    if found.num_bytes > limit:
+        raise _too_large(folder, found, format_bytes(found.num_bytes), limit)
+    return found
+
+
+def in_short(folder: Path, selection: Selection) -> str:
+    """One line of what travels and what stays."""
+    count = len(selection.files)
+    what = "1 file" if count == 1 else f"{count} files"
+    told = f"{folder}: {what}, {format_bytes(selection.num_bytes)}, to travel with the job"
+    if not selection.left_out:
+        return told
+    names = [name for name, _ in selection.left_out]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{told}; these stay: {', '.join(names[:_NAMED])}{more} (--dry-run FILE lists all, {IGNORE_FILE} changes it)"
+
+
+def listing(folder: Path, selection: Selection) -> Iterator[str]:
+    """A line for each file that travels, with its size, and for what stays, with the reason."""
+    for path, size in selection.files:
+        yield f"{format_bytes(size):>10}  {path.relative_to(folder)}"
+    for name, reason in selection.left_out:
+        yield f"{'stays':>10}  {name}  ({reason})"
+
+
+def _too_large(folder: Path, found: Selection, size: str, limit: int) -> UsageError:
+    largest = ", ".join(f"{name} {format_bytes(bytes_)}" for name, bytes_ in _largest(folder, found))
+    return UsageError(
+        f"--working-dir {folder} holds {size}, and Ray takes {format_bytes(limit)} at most. Largest entries: {largest}."
+        f" Name them in {IGNORE_FILE}, or put data where all nodes see it and give absolute paths."
+    )
+
+
+def _largest(folder: Path, found: Selection) -> list[tuple[str, int]]:
+    """The largest entries of the folder itself, with what is in them."""
+    sizes: dict[str, int] = {}
+    for path, size in found.files:
+        first = path.relative_to(folder).parts[0]
+        name = f"{first}/" if (folder / first).is_dir() else first
+        sizes[name] = sizes.get(name, 0) + size
+    return sorted(sizes.items(), key=lambda item: -item[1])[:_SHOWN]

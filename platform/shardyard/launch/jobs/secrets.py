@@ -1,0 +1,104 @@
+"""Variables of the person who submits a job, such as WANDB_API_KEY: how they reach the job without being seen.
+
+Ray shows a job's `runtime_env`, metadata and entry point to whoever may list jobs, and writes them into its logs. The
+variables therefore wait in the head's memory under a random name, which only a holder of the cluster's token can ask
+for. The entry point takes them from there, which removes them, and they go on in memory alone: as environment of the
+driver, and as an object of Ray to the ranks. What nobody takes, Ray forgets after ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from shardyard.errors import ShardyardError
+from shardyard.redaction import VARIABLE_PREFIX, variables_in
+
+if TYPE_CHECKING:
+    from shardyard.recipe.schema import Recipe
+
+# Names of the variables that came with the job; the driver hands these, and no others, to the ranks.
+CARRIED_VARIABLE = "SHARDYARD_CARRIED"
+PREFIXES = ("WANDB_", "AWS_")
+NAMES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"})
+# Folders and services of the person's own machine.
+STAYS = frozenset(
+    {"WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_SERVICE"}
+    | {"WANDB_RUN_ID", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE"}
+)
+RECEIVE_TIMEOUT_SECONDS = 60.0
+
+
+def to_carry(environment: Mapping[str, str], recipe: Recipe | None = None) -> dict[str, str]:
+    """The variables of an environment that travel with a job; those too that the URLs of its recipe name."""
+    named = of_recipe(recipe) if recipe is not None else frozenset()
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if (name in NAMES or name in named or name.startswith(PREFIXES)) and name not in STAYS and value
+    }
+
+
+def of_recipe(recipe: Recipe) -> frozenset[str]:
+    """The variables that are filled into URLs of a recipe where its data is read."""
+    sources = [*recipe.data.train, *recipe.data.validation]
+    found = (name for source in sources for name in variables_in(source.path or ""))
+    return frozenset(name for name in found if name.startswith(VARIABLE_PREFIX))
+
+
+def new_name() -> str:
+    """A name under which variables wait; nobody guesses it."""
+    return f"shardyard-{secrets.token_hex(16)}.zip"
+
+
+def pack(variables: Mapping[str, str]) -> bytes:
+    """The bytes that wait under the name."""
+    return json.dumps(dict(variables)).encode()
+
+
+def receive(name: str) -> dict[str, str]:
+    """Take the variables from the head, and the name of each as `SHARDYARD_CARRIED`.
+
+    A process of its own connects to Ray, so that the entry point stays small.
+
+    Raises:
+        ShardyardError: they are not there.
+    """
+    command = [sys.executable, "-c", "from shardyard.launch.jobs.secrets import _print; _print()"]
+    try:
+        done = subprocess.run(
+            command, input=name.encode(), stdout=subprocess.PIPE, timeout=RECEIVE_TIMEOUT_SECONDS, check=True
+        )
+        variables: dict[str, str] = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ShardyardError(
+            "the variables that were submitted with this job, such as WANDB_API_KEY, are no longer on the cluster: Ray "
+            "keeps them for ten minutes at most. Submit again."
+        ) from error
+    return {**variables, CARRIED_VARIABLE: " ".join(variables)}
+
+
+def carried(environment: Mapping[str, str] | None = None, recipe: Recipe | None = None) -> dict[str, str]:
+    """In the driver: the variables for the ranks, which came with the job or which URLs of the recipe name."""
+    environment = os.environ if environment is None else environment
+    names = [*environment.get(CARRIED_VARIABLE, "").split(), *(of_recipe(recipe) if recipe is not None else ())]
+    return {name: environment[name] for name in names if name in environment}
+
+
+def _print() -> None:
+    """Take what waits under the name on stdin and print it; stdout is a pipe to the entry point."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    name = sys.stdin.read()
+    client: Any = GcsClient(address=os.environ["RAY_ADDRESS"])
+    key = f"gcs://{name}".encode()
+    found = client.internal_kv_get(key, None)
+    client.internal_kv_del(key, False, None)
+    if not found:
+        sys.exit(1)
+    sys.stdout.buffer.write(found)

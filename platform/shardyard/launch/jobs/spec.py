@@ -1,0 +1,132 @@
+"""The file that carries a job to where it runs: recipe, plan, and what happens after each exit code.
+
+One JSON file, written where the job is submitted and read by `shardyard.launch.jobs.entry` under every scheduler. It
+holds no secrets. Only the standard library is needed to read it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardyard import __version__
+from shardyard.redaction import scrub_all
+
+if TYPE_CHECKING:
+    from shardyard.launch.jobs.submission import SubmitRequest
+    from shardyard.planning.plan import RunPlan
+    from shardyard.recipe.schema import Recipe
+
+SPEC_NAME = "job.json"
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def new_run_id(name: str) -> str:
+    """`<name>-<date>-<time>-<4 random>` (UTC), as run folders are called; a valid id of a Ray job."""
+    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str, Any]:
+    """What a job needs to know, as plain data.
+
+    Args:
+        submitted: seconds since 1970; now by default.
+    """
+    from pydantic import TypeAdapter
+
+    from shardyard.planning.placement import demand_of, judge
+    from shardyard.planning.plan import RunPlan, fixed
+    from shardyard.recipe.loading.load import dump_recipe
+
+    plan = request.plan
+    recipe = fixed(request.loaded.recipe, plan)
+    demand = demand_of(recipe, gpu=plan.world.gpu, workers=plan.world.size)
+    known = {
+        "version": __version__,
+        "run_id": request.run_id or new_run_id(recipe.name),
+        "job_name": request.job_name,
+        "name": recipe.name,
+        "given": request.name,
+        "overrides": list(request.overrides),
+        "runs_dir": str(request.runs_dir),
+        "submitted": time.time() if submitted is None else submitted,
+        "needs": judge(demand, []).sentence.partition(";")[0],
+        "tags": list(recipe.tracking.tags),
+        "trial": request.trial,
+        "policy": policy_of(recipe),
+        "recipe_text": request.loaded.text,
+        "resolved_text": request.resolved or dump_recipe(recipe),
+        "recipe": recipe.model_dump(mode="json"),
+        "plan": TypeAdapter(RunPlan).dump_python(plan, mode="json"),
+    }
+    # The recipe holds none, but its comments, the overrides and the names that were given may.
+    return dict(scrub_all(known))
+
+
+def policy_of(recipe: Recipe) -> dict[str, Any]:
+    """The section `job` of a recipe as the entry reads it; `time_limit` in seconds."""
+    job = recipe.job
+    return {
+        "retries": job.retries,
+        "on_failed": job.on_failed,
+        "on_timeout": job.on_timeout,
+        "on_preempted": job.on_preempted,
+        "time_limit": None if job.time_limit is None else limit_seconds(job.time_limit),
+    }
+
+
+def limit_seconds(text: str) -> float:
+    """Seconds of a time such as 90m, 1.5h or 2d."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    assert found is not None, text
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def write_spec(spec: dict[str, Any], path: Path) -> None:
+    """Write the file."""
+    path.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """Read the file.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is not such a file.
+    """
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(spec, dict) or not {"run_id", "runs_dir", "policy"} <= spec.keys():
+        raise ValueError(f"{path} was not written by `shardyard submit`")
+    return spec
+
+
+def plan_in(spec: dict[str, Any]) -> RunPlan | None:
+    """The plan that travelled with the job; None where another version of Shardyard made it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from shardyard.planning.plan import RunPlan
+
+    if spec.get("version") != __version__:
+        return None
+    try:
+        return TypeAdapter(RunPlan).validate_python(spec["plan"])
+    except ValidationError:
+        return None
+
+
+def entry_command(spec: str, *, python: str = "python") -> list[str]:
+    """The command that carries out a job, where its file is; ends with the exit code of the job.
+
+    It makes the run folder, or goes on with it where it is there, so a scheduler may start it again. SIGTERM ends it
+    with a checkpoint as preempted (143), SIGINT as interrupted by a person (130).
+
+    Args:
+        spec: path of the file of `write_spec`, as the job sees it.
+        python: interpreter that has Shardyard.
+    """
+    return [python, "-m", "shardyard.launch.jobs.entry", spec]

@@ -1,0 +1,44 @@
+"""What is submitted as a job, to whichever scheduler: a checked recipe, its plan, and what the person asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.planning.plan import RunPlan
+from shardyard.recipe.loading.load import LoadedRecipe
+
+# Says a line to the person who submits, such as "uploading 3 MiB".
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SubmitRequest:
+    """A job to submit. Schedulers take it by `submit(request, say) -> id of the job`.
+
+    name: recipe as given, a path or the name of a shipped one.
+    overrides: `path.to.key=value`, as given.
+    loaded, plan: the recipe, checked, and what follows from it.
+    runs_dir: where the run folder goes, as the host of the job sees it.
+    job_name: what the person calls the job; the recipe's name where nothing was given.
+    dry_run: write what would be submitted to this file, and submit nothing.
+    address: of the cluster, as given; None where the environment or `shardyard cluster up` says it.
+    run_id: id of the run folder that the job is to make or, where it is there, to go on with.
+    resolved: text of the run's resolved.yaml; the dumped recipe where it is empty.
+    trial: `steps` of a short trial and those `of` the whole recipe, for run.json; None for a whole run.
+    working_dir: folder whose files the recipe names by relative path; travels with the job.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    loaded: LoadedRecipe
+    plan: RunPlan
+    runs_dir: Path
+    job_name: str
+    dry_run: Path | None = None
+    address: str | None = None
+    run_id: str | None = None
+    resolved: str = ""
+    working_dir: Path | None = None
+    trial: dict[str, int] | None = None

@@ -1,0 +1,1 @@
+"""`shardyard cluster`: Ray nodes on this machine and on hosts that join."""

@@ -1,0 +1,42 @@
+"""Why a node did not start, read from what `ray start` said of it. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from shardyard.launch.local_cluster.nodes import ClusterRecord
+
+SHOWN_LINES = 12
+_VERSIONS = re.compile(r"Ray: (?P<ray>\S+)\s+Python: (?P<python>\S+)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TOKEN_WORDS = ("InvalidAuthToken", "AuthenticationError", "UNAUTHENTICATED", "Unauthenticated", "authentication token")
+
+
+def explain_log(log: str, what: str, record: ClusterRecord) -> str:
+    """A paragraph on the end of a node.
+
+    Args:
+        log: all that its `ray start` wrote.
+        what: what happened, as the beginning of a sentence.
+    """
+    text = _COLOUR.sub("", log)
+    if "ersion mismatch" in text:
+        return _versions(text, record)
+    if any(word in text for word in _TOKEN_WORDS):
+        return (
+            f"the cluster at {record.gcs} refuses the token in {record.token_path}. Copy the file that `shardyard "
+            "cluster token` names on the host of its head to the same place here, readable by you alone, and try again."
+        )
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    said = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:]) or "  nothing"
+    return f"{what}; all that was started has been ended again. The last that `ray start` said:\n{said}"
+
+
+def _versions(text: str, record: ClusterRecord) -> str:
+    """Ray names the versions of the cluster first, then those of this host."""
+    found = _VERSIONS.search(text)
+    there = f"Ray {found['ray']} and Python {found['python']}" if found else "another version of Ray or Python"
+    return (
+        f"the cluster at {record.gcs} runs {there}, this host has Ray {record.ray} and Python {record.python}. All "
+        "hosts of a cluster need the same; install Shardyard and Python here as they are on the head."
+    )

@@ -1,0 +1,170 @@
+"""How the nodes of a cluster are started: shares of a machine's cores and GPUs, `ray start`, environment. Pure."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.errors import HardwareError, UsageError
+from shardyard.launch.local_cluster.nodes import LOOPBACK_ENVIRONMENT, ClusterRecord, token_environment
+
+# Marks the processes of a cluster: its value is the id in the record.
+CLUSTER_ID = "SHARDYARD_CLUSTER_ID"
+# A label of each node, so that people meet the name that `up` or the host gave it.
+NAME_LABEL = "shardyard.node"
+# Another one, with the id in the record: names of hosts may occur twice.
+START_LABEL = "shardyard.start"
+# Large tensors of a run never pass through the object store; batches of Ray Data and checkpoints of Ray Tune would.
+OBJECT_STORE_BYTES = 1 << 30
+# The Ray of this very interpreter, whatever PATH says.
+_RAY = (sys.executable, "-m", "ray.scripts.scripts")
+_RAY_ON_LOOPBACK = (sys.executable, "-m", "shardyard.launch.local_cluster.loopback")
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What one node offers.
+
+    cpus: cores that Ray may give away; None leaves counting to Ray.
+    gpus: ids of the GPUs of this node alone; None leaves finding them to Ray.
+    """
+
+    name: str
+    cpus: int | None
+    gpus: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports of a head that people name; all others are chosen by the system."""
+
+    gcs: int
+    dashboard: int
+    client: int
+
+
+def plan_nodes(
+    count: int, *, cpus: int | None, gpus: int | None, cores: int, gpu_ids: Sequence[str]
+) -> tuple[NodePlan, ...]:
+    """Shares of one machine for `count` nodes, the head first. What a single node has, Ray counts itself.
+
+    Args:
+        cpus: cores of each node; None divides those of the machine, at least one each.
+        gpus: GPUs of each node; None divides those of the machine. No GPU is given to two nodes.
+        gpu_ids: the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        HardwareError: there are fewer GPUs than asked for.
+    """
+    if gpus is not None and gpus * count > len(gpu_ids):
+        raise HardwareError(
+            f"{count} node(s) with {gpus} GPU(s) each need {gpus * count}, this machine has {len(gpu_ids)} to give; "
+            "lower --gpus or --nodes."
+        )
+    if count == 1 and gpus is None:
+        return (NodePlan("head", cpus, None),)
+    sizes = [gpus] * count if gpus is not None else _divide(len(gpu_ids), count)
+    ends = [sum(sizes[: index + 1]) for index in range(count)]
+    slices = [tuple(gpu_ids[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    # Logical cores: more than the machine has is a choice that tests of large clusters make.
+    shares: list[int | None] = [cpus] * count
+    if cpus is None and count > 1:
+        shares = [max(1, share) for share in _divide(cores, count)]
+    names = ["head", *(f"node-{index}" for index in range(1, count))]
+    return tuple(NodePlan(*parts) for parts in zip(names, shares, slices, strict=True))
+
+
+def _divide(total: int, count: int) -> list[int]:
+    """Whole shares that sum to `total`, the larger ones first."""
+    return [total // count + (1 if index < total % count else 0) for index in range(count)]
+
+
+def visible_gpus(visible: str | None, devices: int) -> tuple[str, ...]:
+    """GPUs that a person lets programs see: CUDA_VISIBLE_DEVICES, or all devices of the machine."""
+    if visible is None:
+        return tuple(str(index) for index in range(devices))
+    return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
+
+
+def head_command(node: NodePlan, cluster: ClusterRecord, ports: Ports) -> list[str]:
+    """`ray start` of the head; it stays in the foreground and ends the node when one of its daemons dies."""
+    host, _ = split_address(cluster.gcs)
+    return [
+        *(*_ray(cluster), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
+        *(f"--node-ip-address={host}", f"--port={ports.gcs}", f"--ray-client-server-port={ports.client}"),
+        *(f"--dashboard-host={host}", f"--dashboard-port={ports.dashboard}"),
+        *_options(node, cluster),
+    ]
+
+
+def worker_command(node: NodePlan, cluster: ClusterRecord, host: str | None) -> list[str]:
+    """`ray start` of another node, on the same machine or on another; `host` None leaves its address to Ray."""
+    where = [f"--node-ip-address={host}"] if host else []
+    return [*_ray(cluster), "start", "--block", f"--address={cluster.gcs}", *where, *_options(node, cluster)]
+
+
+def _ray(cluster: ClusterRecord) -> tuple[str, ...]:
+    return _RAY_ON_LOOPBACK if cluster.on_loopback else _RAY
+
+
+def _options(node: NodePlan, cluster: ClusterRecord) -> list[str]:
+    """Options of every node. Port 0 lets the system choose: two nodes of one machine cannot both have Ray's."""
+    return [
+        *([] if node.cpus is None else [f"--num-cpus={node.cpus}"]),
+        *([] if node.gpus is None else [f"--num-gpus={len(node.gpus)}"]),
+        *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        # Ray opens its own folder to everyone; the one around it stays closed.
+        f"--temp-dir={cluster.temp_dir}/ray",
+        f"--labels={NAME_LABEL}={node.name},{START_LABEL}={cluster.id}",
+    ]
+
+
+def node_environment(
+    base: Mapping[str, str], node: NodePlan, cluster: ClusterRecord, *, metrics: bool
+) -> dict[str, str]:
+    """The environment of a node and of all that runs on it.
+
+    Args:
+        base: the environment to start from. A token or an address of another cluster in it is left out.
+        metrics: export metrics for Prometheus, on ports that ask for no token.
+    """
+    kept = {name: value for name, value in base.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
+    return {
+        **kept,
+        # Jobs start with `python`, which is this one even where no virtual environment is active.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', os.defpath)}",
+        **token_environment(Path(cluster.token_path)),
+        **(LOOPBACK_ENVIRONMENT if cluster.on_loopback else {}),
+        CLUSTER_ID: cluster.id,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # `down` means now; Ray would wait half a minute for running work.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        **({} if metrics else NO_METRICS),
+        **({"CUDA_VISIBLE_DEVICES": ",".join(node.gpus)} if node.gpus else {}),
+    }
+
+
+# A port of -1 is none: these servers have no other switch, and their failure to start is only logged.
+NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UsageError(f"{address!r} is no address of a head; it reads HOST:PORT, such as 10.0.0.1:6379.")
+    return host, int(port)
+
+
+def node_name(hostname: str) -> str:
+    """A name for a node of this host that Ray's labels allow."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", hostname)[:63].strip("_.-") or "node"

@@ -1,0 +1,137 @@
+"""The token of a cluster: a file that its user alone can read. Whoever has the token can run code on the cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from shardyard.errors import ShardyardError, UsageError
+from shardyard.launch.local_cluster.nodes import home, make_home
+
+TOKEN_BYTES = 32
+
+
+def token_path() -> Path:
+    """RAY_AUTH_TOKEN_PATH, or `token` in the folder of the cluster."""
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given).expanduser().absolute() if given else home() / "token"
+
+
+def ensure_token() -> Path:
+    """The file of the token; made where it is missing and RAY_AUTH_TOKEN_PATH names no other.
+
+    Raises:
+        ShardyardError: it is missing, empty, or others can read it.
+    """
+    path = token_path()
+    if not path.exists() and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        _write(path)
+    check_token(path)
+    return path
+
+
+def new_token() -> Path:
+    """A fresh token in place of the old one.
+
+    Raises:
+        UsageError: RAY_AUTH_TOKEN_PATH names a file, which is left alone.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        raise UsageError(
+            f"RAY_AUTH_TOKEN_PATH names {token_path()}, which is left as it is; unset it to make a token in "
+            f"{home() / 'token'}."
+        )
+    _write(token_path())
+    return token_path()
+
+
+def check_token(path: Path) -> None:
+    """See that the file holds a token that others cannot read.
+
+    Raises:
+        ShardyardError: it does not.
+    """
+    try:
+        text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ShardyardError(
+            f"the token in {path} cannot be read: {reason}. `shardyard cluster token` on the host of the head says "
+            "where its token is; copy that file here, readable by you alone."
+        ) from error
+    if not text.strip():
+        raise ShardyardError(f"the token in {path} is empty; remove the file, then `shardyard cluster token --new`.")
+    if stat.S_IMODE(mode) & 0o077:
+        raise ShardyardError(f"the token in {path} can be read by others; `chmod 600 {path}` closes it.")
+
+
+def ray_token_path() -> Path:
+    """Where Ray keeps the token of what it starts on its own."""
+    return Path.home() / ".ray" / "auth_token"
+
+
+def mend_ray_token() -> None:
+    """Close Ray's own file, which Ray leaves readable by every user of the host.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it belongs to another user.
+    """
+    path = ray_token_path()
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        path.chmod(0o600)
+
+
+def ensure_ray_token() -> None:
+    """See that a Ray which is started here finds a token that this user alone can read, as RAY_AUTH_MODE asks for one.
+
+    Raises:
+        ShardyardError: RAY_AUTH_TOKEN_PATH names a file that others can read or that holds none, or the token cannot be
+            written.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        check_token(Path(given).expanduser())
+        return
+    try:
+        _mend_or_make()
+    except OSError as error:
+        raise ShardyardError(
+            f"the token of Ray in {ray_token_path()} cannot be closed to others: {error.strerror}. Make the file "
+            "yours, with `chmod 600`, or name another one in RAY_AUTH_TOKEN_PATH."
+        ) from error
+
+
+def _mend_or_make() -> None:
+    try:
+        mend_ray_token()
+    except FileNotFoundError:
+        ray_token_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Runs that start at once make it once: the file appears whole, and the first one stays.
+        aside = ray_token_path().with_name(f".auth_token.{os.getpid()}")
+        _write_new(aside)
+        with suppress(FileExistsError):
+            os.link(aside, ray_token_path())
+        aside.unlink()
+
+
+def _write(path: Path) -> None:
+    make_home()
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    _write_new(aside)
+    aside.replace(path)
+
+
+def _write_new(aside: Path) -> None:
+    aside.unlink(missing_ok=True)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        # No line end: every reader takes the bytes as they are.
+        os.write(descriptor, secrets.token_hex(TOKEN_BYTES).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

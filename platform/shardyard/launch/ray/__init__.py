@@ -1,0 +1,1 @@
+"""Ray: clusters, worker groups, and what a rank does on a worker."""

@@ -1,0 +1,229 @@
+"""Ray clusters: the one a recipe or RAY_ADDRESS names, or a local one started for this run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import ray
+from ray._private import services
+from ray._private.state import available_resources_per_node
+
+from shardyard.errors import HardwareError, ShardyardError
+from shardyard.launch.local_cluster.token import ensure_ray_token
+from shardyard.launch.ray.local_ray import INIT_OPTIONS, on_loopback
+from shardyard.launch.run.world import cluster_address
+from shardyard.planning.placement import Amount, Demand, Node, ask, judge
+from shardyard.recipe.schema import Cluster
+
+KNOCK_TIMEOUT_SECONDS = 5.0
+# Ray's autoscaler and KubeRay label the nodes that they start with their node group.
+_NODE_GROUP = "ray.io/node-group"
+
+
+class RayCluster:
+    """A connected Ray.
+
+    name: what it is called in messages.
+    named: whether a person named it; otherwise it was started for this run alone.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.named = address is not None
+        self.name = f"the Ray cluster at {address}" if address else "this machine"
+
+    @property
+    def autoscales(self) -> bool:
+        """Whether nodes may come that are not there yet."""
+        return any(_NODE_GROUP in (node.get("Labels") or {}) for node in ray.nodes())
+
+    def nodes(self) -> list[Node]:
+        """The living nodes, with what they have and what nobody has reserved."""
+        free = available_resources_per_node()
+        return [
+            Node(node["NodeID"], _amount(node["Resources"]), _amount(free.get(node["NodeID"], {})))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return float(ray.cluster_resources().get("GPU", 0.0))
+
+    def refuse_what_never_fits(self, demand: Demand) -> None:
+        """Pass if the cluster, or what an autoscaler may make of it, could hold the workers.
+
+        Raises:
+            HardwareError: it could not.
+        """
+        verdict = judge(self.asked(demand), self.nodes())
+        if not verdict.ever and not self.autoscales:
+            raise HardwareError(
+                f"{self.name} cannot hold this run: it {verdict.sentence}. Lower cluster.workers or what each worker "
+                "takes, which `shardyard plan RECIPE` shows, or add nodes."
+            )
+
+    def asked(self, demand: Demand) -> Demand:
+        """What to ask of it: memory is reserved only where others share the cluster."""
+        return demand if self.named else replace(demand, bundle=replace(demand.bundle, memory=0.0))
+
+
+@contextmanager
+def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCluster]:
+    """A connected Ray; it is left, and a local one stopped, at the end.
+
+    Args:
+        gpu: whether workers compute on GPUs; where it is given, workers that could never fit are refused.
+
+    Raises:
+        ShardyardError: the cluster cannot be reached, or could never hold the workers.
+    """
+    _connect(settings)
+    try:
+        cluster = RayCluster(cluster_address(settings))
+        if gpu is not None:
+            cluster.refuse_what_never_fits(ask(settings, gpu=gpu))
+        yield cluster
+    finally:
+        _shut_down()
+
+
+def cluster_gpus(settings: Cluster) -> int | None:
+    """GPUs of the cluster that a recipe or RAY_ADDRESS names, which stays connected; None where none is named.
+
+    Raises:
+        ShardyardError: the cluster cannot be reached.
+    """
+    if cluster_address(settings) is None:
+        return None
+    _connect(settings)
+    return int(RayCluster(None).gpus)
+
+
+def _connect(settings: Cluster) -> None:
+    if ray.is_initialized():
+        return
+    address = cluster_address(settings)
+    if address is not None:
+        _knock(address)
+    # A worker that a person started on a laptop may need more cores than the laptop has.
+    cores = None if address else max(os.cpu_count() or 1, settings.workers * settings.cpus_per_worker)
+    options = {"log_to_driver": False, "configure_logging": False}
+    if not address:
+        ensure_ray_token()
+    try:
+        with _signals_left_alone(), _daemons_apart():
+            if address:
+                ray.init(address=address, **options)
+            else:
+                with on_loopback():
+                    ray.init(address="local", num_cpus=cores, **INIT_OPTIONS, **options)
+    except Exception as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray"
+        raise ShardyardError(
+            f"{where} cannot be used: {_first_line(error)}. Check that it runs and that its version is "
+            f"{ray.__version__}; without RAY_ADDRESS and cluster.address a local one is started."
+        ) from error
+
+
+@contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Connect without Ray's handlers of SIGTERM: one in Python that ends the process, and one in C++ that has it
+    aborted 3 s later whatever it does. The latter comes with the connection and goes when the former handler is set
+    anew, which only the main thread can: whoever connects on another has the main thread do it."""
+    before = signal.getsignal(signal.SIGTERM)
+    theirs, ray._private.utils.set_sigterm_handler = ray._private.utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Apart(services.ConsolePopen):  # type: ignore[misc]
+    """A daemon in a session of its own, to which SIGTERM means nothing, nor to the processes that it starts."""
+
+    def __init__(self, *arguments: Any, preexec_fn: Callable[[], None], **settings: Any) -> None:
+        def prepare() -> None:
+            preexec_fn()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+        super().__init__(*arguments, preexec_fn=prepare, **{**settings, "start_new_session": True})
+
+    def terminate(self) -> None:
+        """What Ray does to end it, and would wait a second for."""
+        self.kill()
+
+
+@contextmanager
+def _daemons_apart() -> Iterator[None]:
+    """Start Ray's daemons, and so all ranks, such that SIGTERM does not end them.
+
+    Shells and `timeout` send it to the whole process group, systemd and Slurm to every process of a job: the driver
+    alone knows that a checkpoint is to be written first, and ends the others after it. Should the driver be killed, the
+    kernel kills them (Ray sets PR_SET_PDEATHSIG).
+    """
+    theirs, services.ConsolePopen = services.ConsolePopen, _Apart
+    try:
+        yield
+    finally:
+        services.ConsolePopen = theirs
+
+
+def _shut_down() -> None:
+    """Leave the cluster; of one that was started here nothing is left over. Ranks have ended by now, and the daemons
+    that Ray would ask to end their own processes do not hear it."""
+    started = _processes_started_here()
+    ray.shutdown()
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _processes_started_here() -> list[psutil.Process]:
+    """Ray's daemons and everything below them; [] of a cluster that others have started."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return []
+    found = []
+    for info in [info for infos in node.all_processes.values() for info in infos]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            daemon = psutil.Process(info.process.pid)
+            found += [daemon, *daemon.children(recursive=True)]
+    return found
+
+
+def _knock(address: str) -> None:
+    """See within seconds whether anyone listens; Ray itself would try for minutes.
+
+    Raises:
+        ShardyardError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise ShardyardError(
+            f"the Ray cluster at {address} cannot be used: {error.strerror or error}. Check the address that "
+            "`ray start --head` printed; without RAY_ADDRESS and cluster.address a local Ray is started."
+        ) from error
+
+
+def _amount(resources: Mapping[str, float]) -> Amount:
+    return Amount(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory", 0.0))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

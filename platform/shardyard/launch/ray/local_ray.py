@@ -1,0 +1,44 @@
+"""A Ray for one run on this machine: it listens on loopback alone.
+
+Left to itself, Ray binds most of its servers to all interfaces of the host.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ray._private import ray_constants
+
+from shardyard.launch.local_cluster.nodes import LOOPBACK, LOOPBACK_ENVIRONMENT
+from shardyard.launch.local_cluster.plan import NO_METRICS
+
+INIT_OPTIONS = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """What is started inside listens on 127.0.0.1 alone, asks for a token, and exports no metrics.
+
+    Ray's daemons inherit the environment when they start, so it is as before afterwards.
+    """
+    enabled = ray_constants.ENABLE_RAY_CLUSTER
+    with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS}):
+        # Ray has read its variable when it was imported.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = enabled
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -1,0 +1,88 @@
+"""Waiting until a cluster has room for a run, and saying what for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from shardyard.planning.placement import ANYWHERE, Demand, Node, Placement, judge
+
+POLL_SECONDS = 1.0
+# Resources of an attempt that just ended come back a moment later; that is no waiting to speak of.
+QUIET_SECONDS = 3.0
+# Numbers that change all the time are not said all the time.
+REPEAT_SECONDS = 15.0
+
+
+class Cluster(Protocol):
+    """What is asked of a cluster."""
+
+    @property
+    def autoscales(self) -> bool:
+        """Whether nodes may come that are not there yet."""
+
+    def nodes(self) -> Sequence[Node]:
+        """The living nodes."""
+
+    def refuse_what_never_fits(self, demand: Demand) -> None:
+        """Raise HardwareError where the cluster could never hold so much."""
+
+
+class Resources:
+    """Finds a place for each attempt of one run.
+
+    tell: told what the run waits for, once and when it changes.
+    stopped: whether the run is asked to stop.
+    """
+
+    def __init__(
+        self,
+        demand: Demand,
+        cluster: Cluster,
+        tell: Callable[[str], None],
+        stopped: Callable[[], bool],
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._demand = demand
+        self._cluster = cluster
+        self._tell = tell
+        self._stopped = stopped
+        self._sleep = sleep
+        self._clock = clock
+        self._said = ""
+        self._said_at = 0.0
+        self._tried = False
+
+    def wait(self) -> Placement | None:
+        """Where the workers go; a placement without ranks leaves it to Ray and its autoscaler; None when asked to stop.
+
+        Raises:
+            HardwareError: the cluster could never hold the run. Only before the first attempt: a node that is lost
+                while the run trains may come back.
+        """
+        began = self._clock()
+        while True:
+            verdict = judge(self._demand, self._cluster.nodes())
+            if verdict.now is not None:
+                self._said, self._tried = "", True
+                return verdict.now
+            if self._stopped():
+                return None
+            if self._cluster.autoscales:
+                self._say(f"{verdict.sentence}; its autoscaler is asked for more")
+                return ANYWHERE
+            if not verdict.ever and not self._tried:
+                self._cluster.refuse_what_never_fits(self._demand)
+            if self._clock() - began >= QUIET_SECONDS:
+                self._say(verdict.sentence)
+            self._sleep(POLL_SECONDS)
+
+    def _say(self, sentence: str) -> None:
+        now = self._clock()
+        if sentence == self._said or (self._said and now - self._said_at < REPEAT_SECONDS):
+            return
+        self._said, self._said_at = sentence, now
+        self._tell(sentence)

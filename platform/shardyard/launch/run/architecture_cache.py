@@ -1,0 +1,137 @@
+"""Sizes of models that were measured before, kept on the disk: measuring imports torch and transformers for seconds.
+
+What could change a size is in the name of its file: the recipe without what has nothing to do with it, Shardyard's own
+code, the versions of what counts, and the tokenizer's files. What cannot be told that way is measured each time.
+
+Those of the shipped recipes come with them (`recipes/sizes.json`), so that the first plan on a machine is quick, too.
+They hold for the version of transformers that they were measured with; a test measures all of them anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from shardyard.planning.architecture import Architecture
+from shardyard.recipe.catalog.shipped import PACKAGE, share_folder
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.files import write_atomically
+
+SIZES = "sizes.json"
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
+# Sections that no model is built from. All others count, also such as do not matter today.
+_APART: dict[str, Any] = {
+    "name": True,
+    "description": True,
+    "cluster": True,
+    "job": True,
+    "tracking": True,
+    "checkpoint": True,
+}
+# A run's resolved.yaml gives these where its recipe leaves them to be derived.
+_DERIVED: dict[str, Any] = {"train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True)}
+
+
+# What the sizes of a model follow from, beside the tokenizer; where the data lies does not matter.
+_SIZING = {"model", "objective", "tokenizer", "data", "image"}
+_SIZELESS = {"data": {"train", "validation"}}
+
+
+def recall(recipe: Recipe) -> Architecture | None:
+    """The sizes of a recipe's model, if they were kept and nothing that they follow from has changed."""
+    return _recall_shipped(recipe) or _recall_kept(recipe)
+
+
+def shipped_sizes(measured: Iterable[tuple[Recipe, Architecture]]) -> str:
+    """The text of recipes/sizes.json; models that something outside the recipe decides are left out."""
+    found = {_shipped_key(recipe): asdict(architecture) for recipe, architecture in measured}
+    lines = [f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(filter(None, found))]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _recall_shipped(recipe: Recipe) -> Architecture | None:
+    key = _shipped_key(recipe)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return Architecture(**json.loads((share_folder("recipes") / SIZES).read_text(encoding="utf-8"))[key])
+    return None
+
+
+def _shipped_key(recipe: Recipe) -> str | None:
+    text = recipe.model.config.get("text_config", recipe.model.config)
+    # A vocabulary that is given counts, whatever the tokenizer is, which may lie on a hub.
+    tokenizer = [] if isinstance(text, dict) and "vocab_size" in text else _tokenizer_files(recipe)
+    if recipe.model.pretrained is not None or tokenizer is None:
+        return None
+    facts = {
+        "recipe": recipe.model_dump(mode="json", include=_SIZING, exclude=_SIZELESS),
+        "versions": [metadata.version(name) for name in _counting(recipe)],
+        "files": [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in tokenizer],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _counting(recipe: Recipe) -> tuple[str, ...]:
+    return ("transformers", "peft") if recipe.model.adapter is not None else ("transformers",)
+
+
+def _recall_kept(recipe: Recipe) -> Architecture | None:
+    path = _path(recipe)
+    if path is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Architecture(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def keep(recipe: Recipe, architecture: Architecture) -> None:
+    """Keep sizes for `recall`; a disk that cannot be written keeps nothing."""
+    path = _path(recipe)
+    if path is None:
+        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(architecture)))
+
+
+def _path(recipe: Recipe) -> Path | None:
+    """None where something outside the recipe decides, such as weights or a tokenizer on a hub."""
+    tokenizer = _tokenizer_files(recipe)
+    if recipe.model.pretrained is not None or tokenizer is None:
+        return None
+    facts = {
+        "recipe": recipe.model_dump(mode="json", exclude=_APART | _DERIVED),
+        "versions": [metadata.version(name) for name in _PACKAGES],
+        "files": [_stamp(path) for path in (*sorted(PACKAGE.rglob("*.py")), *tokenizer)],
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    cache = os.environ.get("SHARDYARD_CACHE")
+    root = Path(cache).expanduser() if cache else Path.home() / ".cache" / "shardyard"
+    return root / "measured" / f"{digest[:32]}.json"
+
+
+def _tokenizer_files(recipe: Recipe) -> list[Path] | None:
+    if not OBJECTIVES[recipe.objective].text:
+        return []
+    given = Path(recipe.tokenizer).expanduser()
+    shipped = share_folder("tokenizers") / f"{recipe.tokenizer}.yaml"
+    for spec in (given, shipped):
+        if spec.is_file():
+            return [spec, *_below(spec.with_suffix(""))]
+    return list(_below(given)) if given.is_dir() else None
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns

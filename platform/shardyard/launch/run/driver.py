@@ -1,0 +1,192 @@
+"""Driving a job to its end: attempts, decisions after failures, and what the run folder says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from shardyard.engine.job import Job
+from shardyard.errors import RunFolderError, ShardyardError, TrainingError
+from shardyard.launch.ray.cluster import ray_cluster
+from shardyard.launch.ray.queue import hold_turn, placed
+from shardyard.launch.ray.resources import Resources
+from shardyard.launch.ray.trainer import NotPlacedError, attempt
+from shardyard.launch.run.recovery import Count, Failure, GiveUp, announce, decide
+from shardyard.launch.run.settle import settle, tell_precision
+from shardyard.planning.placement import demand_of
+from shardyard.tracking.files import JsonlWriter
+from shardyard.tracking.run.folder import RunFolder, owner, typed
+
+if TYPE_CHECKING:
+    from shardyard.engine.loop import Outcome
+
+STATES: dict[Outcome, str] = {
+    "finished": "finished",
+    "interrupted": "interrupted",
+    "preempted": "preempted",
+    "timeout": "interrupted",
+    "paused": "interrupted",
+}
+PLACED_POLL_SECONDS = 0.25
+STOP_POLL_SECONDS = 0.25
+# What a stop that is asked for while the run waits ends in.
+STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
+
+
+def drive(job: Job, *, local: bool) -> Outcome:
+    """Carry out a job and keep its run.json true; returns how it ended.
+
+    Whoever calls has forgotten what a former process was asked for. A request that is there now is one to this.
+
+    Raises:
+        ShardyardError: it failed; run.json says `failed`.
+        TakenOverError: another process trains the run by now; run.json is left to that.
+    """
+    job.folder.update(state="running", **owner())
+    if job.recipe.train.precision is not None:
+        tell_precision(
+            job.plan.precision, job.plan.reasons["precision"], lambda text: _tell(job, kind="notice", text=text)
+        )
+    try:
+        outcome = _stopped(job) or (_locally(job) if local else _on_ray(job))
+    except BaseException:
+        # Where that cannot be written either, the run has no process soon, and counts as lost.
+        with contextlib.suppress(RunFolderError):
+            job.folder.update(state="failed")
+        raise
+    job.folder.update(state=STATES[outcome])
+    return outcome
+
+
+def _locally(job: Job) -> Outcome:
+    from shardyard.launch.run.local import run_local
+
+    _count_attempt(job)
+    return run_local(job)
+
+
+def _stopped(job: Job) -> Outcome | None:
+    """What a run ends in that is asked to stop while no rank trains; None while nobody asks."""
+    asked = job.folder.stop_requested()
+    return STOPPED_WAITING.get(asked, "interrupted") if asked is not None else None
+
+
+def _on_ray(job: Job) -> Outcome:
+    count = Count()
+
+    def stopped() -> bool:
+        return job.folder.stop_requested() is not None
+
+    _tell(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
+    with ray_cluster(job.recipe.cluster) as cluster:
+        demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
+        room = Resources(
+            demand, cluster, lambda sentence: _tell_waiting(job, f"waiting for resources: {sentence}"), stopped
+        )
+        while (outcome := _stopped(job)) is None:
+            in_turn = hold_turn(stopped, lambda line: _tell_waiting(job, line))
+            placement = room.wait() if in_turn else None
+            if placement is None or stopped():
+                continue
+            settled = settle(job, cluster, demand, placement, lambda text: _tell(job, kind="notice", text=text))
+            _count_attempt(job)
+            try:
+                with _turn_until_placed(job):
+                    failure = attempt(settled, demand, placement)
+            except NotPlacedError:
+                _count_attempt(job, by=-1)
+                _tell_waiting(job, "waiting for resources: what was free a moment ago is taken or gone")
+                continue
+            if failure is None:
+                return _outcome(job)
+            count = count.after(saved_step(job.folder))
+            _recover(job, failure, count)
+        return outcome
+
+
+@contextlib.contextmanager
+def _turn_until_placed(job: Job) -> Iterator[None]:
+    """Let the next job go as soon as the workers of this one have their resources, which run.json then says."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(PLACED_POLL_SECONDS):
+            with contextlib.suppress(RunFolderError):
+                if job.folder.info().get("placement"):
+                    return placed()
+        return None
+
+    thread = threading.Thread(target=watch, name="shardyard-turn", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _tell_waiting(job: Job, text: str) -> None:
+    job.folder.update(waiting=text)
+    _tell(job, kind="waiting", text=text)
+
+
+def _count_attempt(job: Job, by: int = 1) -> None:
+    attempts = int(job.folder.info().get("attempts") or 0) + by
+    job.folder.update(attempts=attempts, outcome=None, placement=None, waiting=None)
+
+
+def _outcome(job: Job) -> Outcome:
+    outcome = job.folder.info().get("outcome")
+    if outcome not in STATES:
+        raise ShardyardError(f"all ranks ended, but none said how; see {job.folder.path / 'logs'}")
+    return outcome  # type: ignore[no-any-return]
+
+
+def saved_step(folder: RunFolder) -> int:
+    """Step of the newest checkpoint of a run; 0 before the first."""
+    names = (path.name.removeprefix("step-") for path in folder.checkpoints.glob("step-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _recover(job: Job, failure: Failure, count: Count) -> None:
+    """Wait for the next attempt, or until the run is asked to stop.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    job.folder.check_held()
+    if not failure.permanent and (outcome := _stopped(job)) is not None:
+        # Whoever asked may have ended the ranks too, as schedulers do that signal every process of a job.
+        saved = f"at step {count.step}" if count.step else "before its first checkpoint"
+        _tell_failure(
+            job, failure, f"{failure.describe()}\nno checkpoint could be written: the run is {outcome} {saved}"
+        )
+        return
+    decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
+    if isinstance(decision, GiveUp):
+        told = failure.describe()
+        _tell_failure(job, failure, told)
+        # A cause that names a way to go on, as after an explosion, knows better than this.
+        resume = f"; `shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint"
+        raise TrainingError(
+            f"training failed, and {decision.reason}:\n{told}\n"
+            f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in told else resume}."
+        )
+    _tell_failure(job, failure, announce(failure, decision, count, job.recipe.cluster.max_failures))
+    until = time.monotonic() + decision.wait_seconds
+    while time.monotonic() < until and _stopped(job) is None:
+        time.sleep(min(STOP_POLL_SECONDS, decision.wait_seconds))
+
+
+def _tell_failure(job: Job, failure: Failure, message: str) -> None:
+    ranks = sorted(rank for group in failure.causes.values() for rank in group)
+    _tell(job, kind="failure", message=message, ranks=ranks)
+
+
+def _tell(job: Job, **event: Any) -> None:
+    writer = JsonlWriter(job.folder.events)
+    writer.append({"time": time.time(), **event})
+    writer.close()

@@ -1,0 +1,161 @@
+"""Finding what a recipe starts from, once, before anything runs: a resumed run uses the very same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shardyard.data.datasets.reading import prepared_model
+from shardyard.errors import DataError, ModelError, Problem, RecipeError, UsageError
+from shardyard.recipe.fields import dotted
+from shardyard.recipe.initial_weights import PREPARED_CONFIGS, RUN, kind_of, recipe_of_run
+from shardyard.recipe.loading.load import load_recipe
+from shardyard.recipe.rules import rules
+from shardyard.recipe.rules.finetune import launch_advice
+from shardyard.recipe.schema import Model, Recipe
+from shardyard.tracking.run.folder import RunFolder, list_runs
+
+# Fields of a recipe that name weights, or a tokenizer that lies with them.
+_FIELDS = ("model.pretrained", "distillation.teacher", "tokenizer")
+
+
+def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with paths in the place of names, and for run.json what was found: name, path and fingerprint.
+
+    `run:NAME` is the newest finished run of the recipe NAME in `runs_dir`; a hub id is pinned to its commit.
+
+    Raises:
+        UsageError: there is no such run; tells what to launch first.
+        DataError: a prepared model is not there; tells how to prepare it.
+        RecipeError: what was found contradicts the recipe.
+    """
+    found: dict[str, Any] = {}
+    for field in fields:
+        name = _value(recipe, field)
+        if name is None or (field == "tokenizer" and kind_of(name) == "other"):
+            continue
+        path = _path(name, runs_dir, field)
+        if path is not None:
+            found[field] = {"name": name, "path": str(path), "sha256": _fingerprint(path)}
+        elif (commit := _commit(name, field)) is not None:
+            found[field] = {"name": name, "path": f"{name.partition('@')[0]}@{commit}"}
+    located = _with(recipe, {field: value["path"] for field, value in found.items()})
+    findings = rules.check(located) if found else []
+    if findings:
+        raise RecipeError(recipe.name, [Problem("", dotted(path), message) for path, message in findings])
+    return located, found
+
+
+def check_unchanged(folder: RunFolder) -> None:
+    """Refuse to go on with a run whose starting weights are others by now.
+
+    Raises:
+        UsageError: they are gone or changed.
+    """
+    for field, value in (folder.info().get("starting") or {}).items():
+        path = Path(value["path"])
+        if "sha256" in value and (not path.is_dir() or _fingerprint(path) != value["sha256"]):
+            state = "changed" if path.is_dir() else "gone"
+            raise UsageError(
+                f"{folder.id} began with {field} {value['path']}, which is {state} since; put it back to resume, or "
+                "launch anew."
+            )
+
+
+def for_planning(recipe: Recipe, runs_dir: Path) -> Recipe:
+    """The recipe with paths, or with a known configuration for what is not here yet: sizes need no weights.
+
+    A recipe that gives the sizes of the weights on a hub is planned without asking for them.
+    """
+    here = [field for field in _FIELDS if (name := _value(recipe, field)) is None or _is_here(name, runs_dir)]
+    name = recipe.model.pretrained
+    if name is not None and _is_hub_id(name) and _gives_sizes(recipe.model):
+        here.remove("model.pretrained")
+    located, _ = locate(recipe, runs_dir, here)
+    if name is None or "model.pretrained" in here:
+        return located
+    config = recipe.model.config if _gives_sizes(recipe.model) else {**_known_config(name), **recipe.model.config}
+    model = recipe.model.model_copy(update={"pretrained": None, "config": config})
+    return located.model_copy(update={"model": model})
+
+
+def _is_hub_id(name: str) -> bool:
+    return kind_of(name) == "other" and not Path(name).expanduser().is_dir()
+
+
+def _gives_sizes(model: Model) -> bool:
+    """Whether the configuration is whole, which is where it gives even the vocabulary."""
+    return "vocab_size" in model.config.get("text_config", model.config)
+
+
+def _is_here(name: str, runs_dir: Path) -> bool:
+    try:
+        return kind_of(name) == "other" or _path(name, runs_dir, "") is not None
+    except (UsageError, DataError):
+        return False
+
+
+def _known_config(name: str) -> dict[str, Any]:
+    if kind_of(name) == "prepared":
+        return PREPARED_CONFIGS[name]
+    shipped = recipe_of_run(name)
+    if shipped is None:
+        raise UsageError(f"model.pretrained: {name} is not here, so its sizes are not known; {launch_advice(name)}.")
+    model = load_recipe(str(shipped.path)).recipe.model
+    if model.pretrained is None or _gives_sizes(model):
+        return model.config
+    return {**_known_config(model.pretrained), **model.config}
+
+
+def _value(recipe: Recipe, field: str) -> str | None:
+    value: Any = recipe
+    for part in field.split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, str) else None
+
+
+def _with(recipe: Recipe, values: dict[str, str]) -> Recipe:
+    for field, value in values.items():
+        section, _, key = field.rpartition(".")
+        if section:
+            recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={key: value})})
+        else:
+            recipe = recipe.model_copy(update={key: value})
+    return recipe
+
+
+def _path(name: str, runs_dir: Path, field: str) -> Path | None:
+    """The folder that a name stands for; None for a hub id."""
+    if kind_of(name) == "prepared":
+        return prepared_model(name).resolve()
+    if kind_of(name) == "run":
+        return _final_of(name, runs_dir, field)
+    folder = Path(name).expanduser()
+    return folder.resolve() if folder.is_dir() else None
+
+
+def _final_of(name: str, runs_dir: Path, field: str) -> Path:
+    wanted = name.removeprefix(RUN)
+    for run in list_runs(runs_dir):
+        info = run.info()
+        if info.get("name") == wanted and info.get("state") == "finished" and (run.final / "config.json").is_file():
+            return run.final
+    raise UsageError(f"{field}: {runs_dir} has no finished run of the recipe {wanted}; {launch_advice(name)}.")
+
+
+def _fingerprint(path: Path) -> str:
+    # Imported late, because it imports torch, and most recipes start from nothing.
+    from shardyard.models.pretrained import fingerprint
+
+    return fingerprint(path)
+
+
+def _commit(name: str, field: str) -> str | None:
+    from shardyard.models.pretrained import hub_commit
+
+    try:
+        return hub_commit(name)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{field}: {name} cannot be loaded from the hub: {first}") from error

@@ -1,0 +1,75 @@
+"""From a recipe to its plan: the tokenizer's vocabulary and the model's sizes are what the pure plan cannot know.
+
+torch and transformers are imported late: a plan whose sizes are remembered does without them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from shardyard.launch.run.architecture_cache import keep, recall
+from shardyard.planning.architecture import Architecture
+from shardyard.planning.plan import RunPlan, World, make_plan
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.run.folder import RunFolder
+
+# What is fixed in resolved.yaml when a run starts: its precision, its steps, and what is scaled to them.
+_FIXED_SECTIONS = ("train", "schedule", "evaluate", "checkpoint", "tracking")
+
+
+def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
+    """The plan of `recipe` in `world`.
+
+    Args:
+        remember: take the model's sizes from the disk if they were measured before, and keep them there otherwise.
+
+    Raises:
+        DataError: the tokenizer cannot be loaded, or what `train.epochs` counts is not here.
+        ModelError: the model cannot be built.
+        RecipeError: the world does not suit the recipe.
+    """
+    known = recall(recipe) if remember else None
+    architecture = known or _measure(recipe)
+    if remember and known is None:
+        keep(recipe, architecture)
+    return make_plan(recipe, architecture, world, rows=_rows_of_a_pass(recipe))
+
+
+def _rows_of_a_pass(recipe: Recipe) -> int | None:
+    if recipe.train.epochs is None:
+        return None
+    from shardyard.data.stream.count import count_rows
+    from shardyard.engine.components import make_components
+
+    return count_rows(make_components(recipe).context, recipe.objective, recipe.train.seed)
+
+
+def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe with what earlier attempts of its run have fixed."""
+    fixed = parse_recipe(YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8")))
+    return recipe.model_copy(update={name: getattr(fixed, name) for name in _FIXED_SECTIONS})
+
+
+def _measure(recipe: Recipe) -> Architecture:
+    from shardyard.models.build import architecture_config
+    from shardyard.models.size.measure import measure_recipe
+
+    # Ids of special tokens change nothing that is counted, but some models cannot go without one to pad or end with.
+    no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    config = architecture_config(recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids)
+    return measure_recipe(recipe, config)
+
+
+def _vocabulary(recipe: Recipe) -> int | None:
+    """A recipe that gives the model's vocabulary can be planned without its tokenizer, which may lie on a hub."""
+    from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
+
+    if not OBJECTIVES[recipe.objective].text:
+        return None
+    text: dict[str, Any] = recipe.model.config.get("text_config", recipe.model.config)
+    given = text.get("vocab_size")
+    return int(given) if given is not None else vocabulary_size(load_tokenizer(recipe.tokenizer))

@@ -1,0 +1,1 @@
+"""KubeRay: RayJobs on Kubernetes."""

@@ -1,0 +1,51 @@
+"""The entrypoint of a RayJob: carries a job out, and once it has ended says so however often KubeRay starts it.
+
+    python -m shardyard.launch.schedulers.kuberay.entry JOB_FILE
+
+KubeRay makes a new cluster after any exit code but 0, and cannot be told which codes end a job. The run folder knows.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import EXIT_PREEMPTED, RunFolderError
+from shardyard.launch.jobs import entry
+from shardyard.launch.jobs.spec import read_spec
+from shardyard.tracking.run.folder import RunFolder
+
+
+def ended_with(spec: dict[str, Any]) -> int | None:
+    """The exit code that a job has ended with for good; None where it is to be carried out, for the first time or on.
+
+    A run that is submitted again is another job of the same run folder.
+    """
+    try:
+        info = RunFolder(Path(spec["runs_dir"]) / spec["run_id"]).info()
+    except RunFolderError:
+        return None
+    if (info.get("job") or {}).get("submitted") != spec["submitted"]:
+        return None
+    code = info.get("exit_code")
+    if code == EXIT_PREEMPTED and spec["policy"]["on_preempted"] == "resume":
+        return None
+    return code
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out the job; returns its exit code."""
+    (job_file,) = arguments
+    try:
+        before = ended_with(read_spec(Path(job_file)))
+    except (OSError, ValueError):
+        before = None  # which the entry of the job says better
+    if before is not None:
+        sys.stderr.write(f"The job has ended with exit code {before} before; it is not carried out again.\n")
+        return before
+    return entry.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""Templates of the pods of a Ray cluster under Kubernetes, as plain data: the head, the workers, and who submits."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.launch.schedulers.kuberay.names import PREFIX
+from shardyard.launch.schedulers.kuberay.sizes import HEAD_CPUS, STOP_SECONDS, Pods, head_bytes
+from shardyard.recipe.schema import Recipe
+
+Data = dict[str, Any]
+
+GPU_RESOURCE = "nvidia.com/gpu"
+RUNS_PATH = "/runs"
+JOB_FOLDER = "/etc/shardyard"
+# The user of the image. A number, because Kubernetes cannot tell from a name that it is not root.
+USER_ID = 1000
+
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class PodContext:
+    """What all pods of a cluster have in common.
+
+    name: of the job or cluster; labels: on every pod.
+    run_id: the run whose last checkpoint pods wait for before they go; None for a cluster without a run.
+    """
+
+    name: str
+    recipe: Recipe
+    pods: Pods
+    labels: dict[str, str]
+    run_id: str | None = None
+
+
+def head_template(context: PodContext) -> Data:
+    """The pod of Ray's head, which also drives the run; no rank runs on it."""
+    container: Data = {
+        **_container(context, "ray-head", driver=True),
+        "ports": [
+            {"name": "gcs-server", "containerPort": 6379},
+            {"name": "dashboard", "containerPort": 8265},
+            {"name": "client", "containerPort": 10001},
+        ],
+        "resources": _same({"cpu": str(HEAD_CPUS), "memory": quantity(head_bytes(context.pods))}),
+    }
+    spec = _pod(context, container, context.pods.object_store_bytes)
+    if context.run_id is not None:
+        container["volumeMounts"].append({"name": "job", "mountPath": JOB_FOLDER, "readOnly": True})
+        spec["volumes"].append({"name": "job", "configMap": {"name": context.name}})
+    return {"metadata": {"labels": context.labels}, "spec": spec}
+
+
+def worker_template(context: PodContext) -> Data:
+    """The pod of a node of workers."""
+    settings, pods = context.recipe.cluster.kubernetes, context.pods
+    amounts = {"cpu": str(pods.cpus), "memory": quantity(pods.memory_bytes)}
+    if pods.gpus:
+        amounts[GPU_RESOURCE] = str(pods.gpus)
+    rdma = rdma_resource(context)
+    if rdma is not None:
+        amounts[rdma] = "1"
+    container = {**_container(context, "ray-worker"), "resources": _same(amounts)}
+    if rdma is not None:
+        # Memory that a network card reads by itself must stay where it is.
+        container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
+    spec = _pod(context, container, context.pods.shared_bytes)
+    if settings.node_selector:
+        spec["nodeSelector"] = dict(settings.node_selector)
+    if pods.gpus:
+        spec["tolerations"] = [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}]
+    spec |= _apart(context)
+    return {"metadata": {"labels": context.labels}, "spec": spec}
+
+
+def submitter_template(context: PodContext) -> Data:
+    """The pod that hands the job to the cluster and shows its output. It reads no secret and no storage."""
+    container = {
+        "name": "ray-job-submitter",
+        "image": context.recipe.cluster.kubernetes.image,
+        "resources": _same({"cpu": "500m", "memory": "512Mi"}),
+        "securityContext": _locked_down(),
+    }
+    # KubeRay wants Never: a submitter that starts again would find its job submitted already.
+    spec = {**_identity(context), "restartPolicy": "Never", "containers": [container]}
+    return {"metadata": {"labels": context.labels}, "spec": spec}
+
+
+def rdma_resource(context: PodContext) -> str | None:
+    """The extended resource of RDMA devices that workers get, if any: pods without GPUs have no use for it."""
+    cluster = context.recipe.cluster
+    return cluster.kubernetes.rdma_resource if context.pods.gpus and cluster.network.rdma != "off" else None
+
+
+def quantity(count: int) -> str:
+    """Bytes as Kubernetes writes them, rounded up: 8589934592 → `8Gi`."""
+    mebibytes = math.ceil(count / _MIB)
+    return f"{mebibytes // 1024}Gi" if mebibytes % 1024 == 0 else f"{mebibytes}Mi"
+
+
+def _container(context: PodContext, name: str, *, driver: bool = False) -> Data:
+    settings = context.recipe.cluster.kubernetes
+    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if settings.runs_claim:
+        # Prepared data lies on the claim too, where it is prepared once and seen by all pods.
+        environment |= {"SHARDYARD_RUNS": RUNS_PATH, "SHARDYARD_CACHE": f"{RUNS_PATH}/.cache"}
+    container: Data = {
+        "name": name,
+        "image": settings.image,
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "envFrom": [{"secretRef": {"name": secret}} for secret in settings.secrets],
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", _farewell(context, driver)]}}},
+        "securityContext": _locked_down(),
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+    }
+    if settings.runs_claim:
+        container["volumeMounts"].append({"name": "runs", "mountPath": RUNS_PATH})
+    return {key: value for key, value in container.items() if value != []}
+
+
+def _pod(context: PodContext, container: Data, shared_bytes: int) -> Data:
+    settings = context.recipe.cluster.kubernetes
+    memory = {"medium": "Memory", "sizeLimit": quantity(shared_bytes)}
+    volumes: list[Data] = [{"name": "shared-memory", "emptyDir": memory}]
+    if settings.runs_claim:
+        volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": settings.runs_claim}})
+    return {
+        **_identity(context),
+        "terminationGracePeriodSeconds": context.pods.grace_seconds,
+        "containers": [container],
+        "volumes": volumes,
+    }
+
+
+def _identity(context: PodContext) -> Data:
+    """Who a pod is: never root, and no access to the Kubernetes API beyond its service account's."""
+    account = context.recipe.cluster.kubernetes.service_account
+    user = {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "fsGroup": USER_ID,
+        # Changing the owner of every file of a large volume takes hours.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    return ({"serviceAccountName": account} if account else {"automountServiceAccountToken": False}) | {
+        "securityContext": user
+    }
+
+
+def _locked_down() -> Data:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def _same(amounts: dict[str, str]) -> Data:
+    """Requests as large as the limits: such pods are the last that a node short of memory evicts."""
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def _farewell(context: PodContext, driver: bool) -> str:
+    """What a pod does before Kubernetes sends SIGTERM: see the run to a checkpoint, then stop Ray.
+
+    The shell that KubeRay starts Ray in hears no SIGTERM, so without `ray stop` each pod would linger to the end of its
+    grace period and keep its GPUs.
+    """
+    stop = f"ray stop --grace-period {STOP_SECONDS // 2}"
+    if context.run_id is None:
+        return stop
+    wait = ["python", "-m", "shardyard.launch.schedulers.kuberay.stop", f"{RUNS_PATH}/{context.run_id}"]
+    wait += [str(context.pods.checkpoint_seconds), *(["--driver"] if driver else [])]
+    return f"{shlex.join(wait)}; {stop}"
+
+
+def _apart(context: PodContext) -> Data:
+    """Pods on nodes of their own, where the recipe wants its ranks spread."""
+    placement = context.recipe.cluster.placement
+    if placement not in ("spread", "strict_spread"):
+        return {}
+    selector = {"matchLabels": {f"{PREFIX}/job": context.labels[f"{PREFIX}/job"]}}
+    term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
+    if placement == "strict_spread":
+        rule: Data = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    else:
+        rule = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
+    return {"affinity": {"podAntiAffinity": rule}}

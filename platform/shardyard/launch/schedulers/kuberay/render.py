@@ -1,0 +1,202 @@
+"""Manifests of KubeRay (`ray.io/v1`) from a recipe and its plan. Pure: nothing is asked of Kubernetes or Ray.
+
+Fields are those of KubeRay 1.5.1, the first whose clusters take Ray's token authentication.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from importlib import metadata
+
+from shardyard.errors import Problem, RecipeError
+from shardyard.launch.jobs.entry import GRACE_SECONDS
+from shardyard.launch.jobs.spec import SPEC_NAME, limit_seconds
+from shardyard.launch.schedulers.kuberay import names
+from shardyard.launch.schedulers.kuberay.check import check
+from shardyard.launch.schedulers.kuberay.pods import (
+    JOB_FOLDER,
+    Data,
+    PodContext,
+    head_template,
+    quantity,
+    rdma_resource,
+    submitter_template,
+    worker_template,
+)
+from shardyard.launch.schedulers.kuberay.sizes import Pods, pods_of
+from shardyard.planning.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+from shardyard.units import format_bytes
+
+API_VERSION = "ray.io/v1"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+MANAGED_LABELS = {"app.kubernetes.io/name": "shardyard", "app.kubernetes.io/managed-by": "shardyard"}
+JOB_LABEL = f"{names.PREFIX}/job"
+RUN_ANNOTATION = f"{names.PREFIX}/run"
+
+# Pulling an image of some GB on every node, and starting Ray.
+START_SECONDS = 1800
+# Attempts to reach the cluster's dashboard, not attempts at the run.
+SUBMITTER_RETRIES = 2
+# A ConfigMap holds 1 MiB, its own fields among them.
+MAX_JOB_FILE_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a RayJob is made from.
+
+    name: of the job, from `kuberay_names.dns_name`; run_id: of the run folder, which later attempts go on with.
+    job_file: text of the file that carries the job (`job_spec.spec_of`), the recipe in it.
+    """
+
+    name: str
+    run_id: str
+    recipe: Recipe
+    plan: RunPlan
+    job_file: str
+
+
+def render_job(spec: JobSpec) -> list[Data]:
+    """A ConfigMap with the file of the job, and the RayJob that carries it out.
+
+    Raises:
+        RecipeError: the recipe says what Kubernetes would not take.
+    """
+    recipe = spec.recipe
+    check(recipe, job=True)
+    pods = pods_of(recipe, spec.plan)
+    context = PodContext(spec.name, recipe, pods, {**MANAGED_LABELS, JOB_LABEL: spec.name}, spec.run_id)
+    size = len(spec.job_file.encode())
+    if size > MAX_JOB_FILE_BYTES:
+        raise _refuse("", f"the file of the job has {format_bytes(size)}; a ConfigMap holds 1 MiB")
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(context, queued=False),
+        "data": {SPEC_NAME: spec.job_file},
+    }
+    job = {
+        "apiVersion": API_VERSION,
+        "kind": "RayJob",
+        "metadata": _metadata(context, queued=True),
+        "spec": {
+            **_job_settings(spec, pods),
+            "submitterPodTemplate": submitter_template(context),
+            "rayClusterSpec": cluster_spec(context),
+        },
+    }
+    return [config_map, job]
+
+
+def render_cluster(name: str, recipe: Recipe, plan: RunPlan) -> list[Data]:
+    """A RayCluster of the size that `recipe` needs, for interactive use; it runs until it is deleted.
+
+    Raises:
+        RecipeError: the recipe says what Kubernetes would not take.
+    """
+    check(recipe, job=False)
+    context = PodContext(name, recipe, pods_of(recipe, plan), {**MANAGED_LABELS, JOB_LABEL: name})
+    spec = cluster_spec(context)
+    if recipe.cluster.kubernetes.queue is not None:
+        spec = {"suspend": True, **spec}
+    return [
+        {"apiVersion": API_VERSION, "kind": "RayCluster", "metadata": _metadata(context, queued=True), "spec": spec}
+    ]
+
+
+def cluster_spec(context: PodContext) -> Data:
+    """The spec of a Ray cluster: a head on which no rank runs, and one group of equal workers."""
+    pods = context.pods
+    store = {"object-store-memory": str(pods.object_store_bytes)}
+    return {
+        "rayVersion": metadata.version("ray"),
+        # KubeRay makes the token, keeps it in a secret and gives it to all pods of the cluster.
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": False,
+        "headGroupSpec": {
+            "serviceType": "ClusterIP",
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **store},
+            "template": head_template(context),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": pods.count,
+                "minReplicas": pods.count,
+                "maxReplicas": pods.count,
+                "numOfHosts": 1,
+                "rayStartParams": {"num-cpus": str(pods.cpus), "num-gpus": str(pods.gpus), **store},
+                "template": worker_template(context),
+            }
+        ],
+    }
+
+
+def _job_settings(spec: JobSpec, pods: Pods) -> Data:
+    job, kubernetes = spec.recipe.job, spec.recipe.cluster.kubernetes
+    settings: Data = {
+        "entrypoint": shlex.join(
+            ["python", "-m", "shardyard.launch.schedulers.kuberay.entry", f"{JOB_FOLDER}/{SPEC_NAME}"]
+        ),
+        "submissionMode": "K8sJobMode",
+        "submitterConfig": {"backoffLimit": SUBMITTER_RETRIES},
+        "backoffLimit": retries_of(spec.recipe),
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": kubernetes.ttl_seconds,
+    }
+    if job.time_limit is not None:
+        # The run itself ends each attempt in time, with a checkpoint; this ends what hangs.
+        attempts = math.ceil(limit_seconds(job.time_limit) + GRACE_SECONDS) * (job.retries + 1)
+        settings["activeDeadlineSeconds"] = START_SECONDS + attempts
+    if kubernetes.queue is not None:
+        # Kueue sets it to false once the queue has room; without Kueue the job waits instead of passing its quota.
+        settings["suspend"] = True
+    return settings
+
+
+def retries_of(recipe: Recipe) -> int:
+    """Clusters that KubeRay makes for a job after its first, when that had to go.
+
+    The driver itself goes on after a failed or timed-out attempt, on the same cluster (`job_policy.decide`).
+    """
+    return recipe.job.retries if recipe.job.on_preempted == "resume" else 0
+
+
+def _metadata(context: PodContext, *, queued: bool) -> Data:
+    recipe, settings = context.recipe, context.recipe.cluster.kubernetes
+    labels = {
+        **context.labels,
+        f"{names.PREFIX}/recipe": names.label_value(recipe.name),
+        **names.tag_labels(recipe.tracking.tags),
+    }
+    if queued and settings.queue is not None:
+        labels[QUEUE_LABEL] = settings.queue
+        if recipe.job.priority is not None:
+            labels[PRIORITY_LABEL] = recipe.job.priority
+    annotations = {f"{names.PREFIX}/recipe": recipe.name}
+    if recipe.tracking.tags:
+        annotations[f"{names.PREFIX}/tags"] = ", ".join(recipe.tracking.tags)
+    if context.run_id is not None:
+        annotations[RUN_ANNOTATION] = context.run_id
+    return {"name": context.name, "namespace": settings.namespace, "labels": labels, "annotations": annotations}
+
+
+def describe(recipe: Recipe, plan: RunPlan) -> list[str]:
+    """Lines for people: which pods, of what size and why."""
+    pods = pods_of(recipe, plan)
+    context = PodContext("", recipe, pods, {JOB_LABEL: ""})
+    rdma = rdma_resource(context)
+    devices = [f"{pods.cpus} CPU core(s)", *([f"{pods.gpus} GPU(s)"] if pods.gpus else []), *([rdma] if rdma else [])]
+    return [
+        f"{pods.count} worker pod(s): {pods.reasons['pods']}",
+        f"each with {', '.join(devices)} and {quantity(pods.memory_bytes)} of memory: {pods.reasons['memory']}",
+        f"a pod that is to go may take {pods.checkpoint_seconds} s for a last checkpoint",
+    ]
+
+
+def _refuse(path: str, message: str) -> RecipeError:
+    return RecipeError("kuberay", [Problem("", path, message)])

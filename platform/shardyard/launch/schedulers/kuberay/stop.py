@@ -1,0 +1,80 @@
+"""What a pod of a run does before Kubernetes ends it: ask the run for a last checkpoint, and wait for it.
+
+    python -m shardyard.launch.schedulers.kuberay.stop RUN_FOLDER SECONDS [--driver]
+
+A pod of workers asks through the run folder: the run ends, and its driver goes on with it where the recipe wants that
+(`job.on_preempted`). The pod of the driver tells the driver itself to end. Several pods may ask at once; a run that is
+over, or has not begun, is not waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from shardyard.errors import RunFolderError
+from shardyard.tracking.run.folder import RunFolder
+
+POLL_SECONDS = 0.5
+# How the driver is called on its command line.
+DRIVER = "shardyard.launch.schedulers.kuberay.entry"
+
+
+def stop_run(path: Path, seconds: float) -> bool:
+    """Ask the run in `path` to end with a checkpoint; returns whether it has within `seconds`."""
+    folder = RunFolder(path)
+    if not _running(folder):
+        return True
+    if folder.stop_requested() is None:
+        folder.request_stop("preempt")
+    # A run that goes on elsewhere forgets the request.
+    return _within(seconds, lambda: not _running(folder) or folder.stop_requested() is None)
+
+
+def stop_driver(seconds: float) -> bool:
+    """Tell the driver in this pod to end; returns whether it has within `seconds`."""
+    drivers = [process for process in psutil.process_iter(["cmdline"]) if DRIVER in (process.info["cmdline"] or [])]
+    for process in drivers:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    return _within(seconds, lambda: all(map(_gone, drivers)))
+
+
+def _gone(process: psutil.Process) -> bool:
+    """Whether it has ended; whoever started it may not have asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _within(seconds: float, over: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not over():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _running(folder: RunFolder) -> bool:
+    try:
+        return folder.state == "running"
+    except RunFolderError:  # no such folder yet, or any more
+        return False
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0: the run is over; 1: time is up."""
+    path, seconds, *driver = arguments
+    over = stop_driver(float(seconds)) if driver == ["--driver"] else stop_run(Path(path), float(seconds))
+    return 0 if over else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,237 @@
+"""Jobs on a Ray cluster: submitting a recipe through Ray's Jobs API, so that Ray's own commands see it as well."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import ShardyardError, UsageError
+from shardyard.hardware import computes_on_cpu
+from shardyard.launch.jobs import secrets
+from shardyard.launch.jobs.files import Selection
+from shardyard.launch.jobs.package import checked_files, in_short, listing, package
+from shardyard.launch.jobs.spec import SPEC_NAME, entry_command, new_run_id, spec_of
+from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.local_cluster.nodes import home
+from shardyard.launch.local_cluster.token import ray_token_path, token_path
+from shardyard.launch.schedulers.ray.api import JobsApi, target
+from shardyard.planning.placement import Amount, Node, demand_of, judge
+from shardyard.planning.plan import World
+from shardyard.recipe.schema import Recipe
+from shardyard.redaction import scrub_all
+from shardyard.units import format_bytes, parse_bytes
+
+# Ray's own signal for `ray job stop` is SIGTERM, which also says that a node goes away; SIGINT tells a person.
+STOP_SIGNAL = "SIGINT"
+# How long Ray waits for the last checkpoint of a job that is stopped before it kills it.
+STOP_WAIT_SECONDS = 900
+# Ray's autoscaler and KubeRay label the nodes that they start.
+_NODE_GROUP = "ray.io/node-group"
+_TOLD_BYTES = 1024**2
+_STARTING_SECONDS = 15.0
+
+
+def connect(address: str | None) -> JobsApi:
+    """The Jobs API of the cluster that is meant.
+
+    Raises:
+        ShardyardError: there is none, it does not answer, refuses the token, or runs another version of Ray.
+    """
+    api = JobsApi(target(address))
+    api.check_version()
+    return api
+
+
+def nodes_of(api: JobsApi) -> list[Node]:
+    """The living nodes of a cluster with all they have; what is free is for the job to see."""
+    deadline = time.monotonic() + _STARTING_SECONDS
+    # A head that has just started tells of its Jobs API before it tells of itself.
+    while not (listed := api.nodes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    amounts = [(node["node_id"], amount_of(node["resources_total"])) for node in listed]
+    return [Node(name, amount, amount) for name, amount in amounts]
+
+
+def amount_of(resources: Mapping[str, Any]) -> Amount:
+    """Resources as Ray's state API lists them; sizes are texts such as `4.000 GiB`."""
+    return Amount(
+        cpus=float(resources.get("CPU", 0.0)),
+        gpus=float(resources.get("GPU", 0.0)),
+        memory=_bytes(resources.get("memory", 0.0)),
+    )
+
+
+def autoscales(api: JobsApi) -> bool:
+    """Whether nodes may come that are not there yet."""
+    return any(_NODE_GROUP in (node.get("labels") or {}) for node in api.nodes())
+
+
+def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, nodes: list[Node], url: str) -> None:
+    """Pass if the cluster could hold the workers once nobody else uses it.
+
+    Raises:
+        UsageError: it never could.
+    """
+    verdict = judge(demand_of(recipe, gpu=gpu), nodes)
+    if not verdict.ever:
+        raise UsageError(
+            f"{recipe.name} {verdict.sentence} at {url}. Lower cluster.workers or what each worker takes, which "
+            "`shardyard plan RECIPE` shows, or add nodes."
+        )
+
+
+def world_on(recipe: Recipe, nodes: list[Node]) -> World:
+    """The world of a run on these nodes; memory is known only where the recipe says it."""
+    settings = recipe.cluster
+    asked = settings.gpus_per_worker
+    gpu = not computes_on_cpu() and (asked > 0 if asked is not None else any(node.total.gpus for node in nodes))
+    memory = None if settings.memory_per_worker is None else parse_bytes(settings.memory_per_worker)
+    return World(size=settings.workers, gpu=gpu, device_bytes=memory)
+
+
+def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
+    """Submit a job; returns its id, which is that of its run, too.
+
+    Raises:
+        ShardyardError: the cluster does not take it. Nothing is left behind then, nor after Ctrl-C.
+    """
+    request = replace(request, run_id=request.run_id or new_run_id(request.loaded.recipe.name))
+    spec = {**spec_of(request), "working_dir": request.working_dir is not None}
+    folder = request.working_dir.expanduser().absolute() if request.working_dir is not None else None
+    selection = _selected(request, folder) if folder is not None else None
+    if request.dry_run is not None:
+        files = _listed(folder, selection, say) if folder is not None and selection is not None else {}
+        _write(request.dry_run, {**_body(request, spec, "gcs://PACKAGE.zip"), SPEC_NAME: spec, **files})
+        say(f"wrote {request.dry_run}; nothing was submitted")
+        return str(request.run_id)
+    api = api or connect(request.address)
+    spec["address"] = api.cluster.url
+    # The cluster of this machine has this interpreter, which need not be on the path of its processes.
+    python = sys.executable if api.cluster.record is not None else "python"
+    text = json.dumps(spec, ensure_ascii=False)
+    if folder is not None and selection is not None:
+        say(in_short(folder, selection))
+    name, content = package(text, selection, folder)
+    if not api.has_package(name):
+        if len(content) > _TOLD_BYTES:
+            say(f"uploading {format_bytes(len(content))}")
+        api.upload(name, content)
+    secret = _leave_secrets(api, request.loaded.recipe)
+    try:
+        # A job that is half submitted would be one that nobody knows of.
+        with uninterrupted():
+            return _sent(api, _body(request, spec, f"gcs://{name}", secret, python))
+    except BaseException:
+        if secret is not None:
+            with suppress(ShardyardError):
+                api.upload(secret, b"")
+        raise
+
+
+def _selected(request: SubmitRequest, folder: Path) -> Selection:
+    return checked_files(folder, [request.runs_dir, home(), token_path(), ray_token_path()])
+
+
+def _listed(folder: Path, selection: Selection, say: Say) -> dict[str, Any]:
+    """What a dry run says and writes of the folder."""
+    for line in listing(folder, selection):
+        say(line)
+    return {
+        "files": {str(path.relative_to(folder)): size for path, size in selection.files},
+        "left_out": dict(selection.left_out),
+    }
+
+
+def _sent(api: JobsApi, body: dict[str, Any]) -> str:
+    """Submit; a job whose answer is lost on the way is there all the same."""
+    try:
+        return api.submit(body)
+    except ShardyardError:
+        with suppress(ShardyardError):
+            return str(api.job(body["submission_id"])["submission_id"])
+        raise
+
+
+def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
+    variables = secrets.to_carry(os.environ, recipe)
+    if not variables:
+        return None
+    name = secrets.new_name()
+    api.has_package(name)  # what Ray was asked about it forgets after a while
+    api.upload(name, secrets.pack(variables))
+    return name
+
+
+def _body(
+    request: SubmitRequest, spec: dict[str, Any], package_uri: str, secret: str | None = None, python: str = "python"
+) -> dict[str, Any]:
+    """What the Jobs API is sent; `python` is the interpreter on the head."""
+    command = entry_command(SPEC_NAME, python=python)
+    if secret is not None:
+        command = [*command[:-1], "--secrets", secret, command[-1]]
+    metadata = {
+        "job_name": request.job_name,
+        "shardyard_run": str(request.run_id),
+        "shardyard_run_folder": str(request.runs_dir / str(request.run_id)),
+        "shardyard_recipe": request.name,
+        "shardyard_needs": spec["needs"],
+        "shardyard_steps": str(request.plan.steps),
+        "shardyard_tags": ",".join(spec["tags"]),
+        "shardyard_version": spec["version"],
+    }
+    body = {
+        # `exec`: no shell stays between Ray and the entry point.
+        "entrypoint": f"exec {shlex.join(command)}",
+        "submission_id": request.run_id,
+        "metadata": metadata,
+        "runtime_env": {
+            "working_dir": package_uri,
+            "env_vars": {"RAY_JOB_STOP_SIGNAL": STOP_SIGNAL, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)},
+        },
+    }
+    # The entry point holds a random name; everything else is text that a person gave.
+    return {**body, "metadata": scrub_all(metadata)}
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C counts only after the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _bytes(value: Any) -> float:
+    if isinstance(value, int | float):
+        return float(value)
+    number, _, unit = str(value).partition(" ")
+    powers = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4, "PiB": 5}
+    try:
+        return float(number) * float(1024 ** powers[unit or "B"])
+    except (KeyError, ValueError):
+        return 0.0

@@ -1,0 +1,1 @@
+"""Sweeps: searches over trials, the folder of a sweep, fits and plots."""

@@ -1,0 +1,283 @@
+"""The folder of a sweep, `runs/sweeps/<id>/`: what was asked for, what its trials became, and the request to stop it.
+
+    sweep.yaml      the file as given        base.yaml    the recipe of all trials, with every default
+    sweep.json      the sweep in one file    sweep.csv    its table
+    trials/007.json which run trial 7 is     logs/        what the driver and Ray Tune wrote
+
+The state of a trial is that of its run; only what the run cannot know, such as that it was stopped early, is kept here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import RunFolderError, UsageError
+from shardyard.recipe.loading.load import dump_recipe
+from shardyard.recipe.sweep.load import LoadedSweep
+from shardyard.recipe.sweep.schema import Sweep
+from shardyard.recipe.sweep.trials import flat
+from shardyard.redaction import scrub, scrub_all
+from shardyard.tracking.files import decode, encode, write_atomically
+from shardyard.tracking.run.folder import RunFolder, now_text, owner, read_metrics, runs_dir_option, typed
+from shardyard.tracking.run.holder import lives
+
+FOLDER = "sweeps"
+ENDED = ("finished", "stopped early", "failed")
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """One trial as it stands. `value` is the objective at its last evaluation, `parameters_of_model` is counted."""
+
+    number: int
+    parameters: dict[str, Any]
+    run: str | None
+    state: str
+    step: int
+    total_steps: int | None
+    tokens: int
+    value: float | None
+    model_parameters: int | None
+    matmul_parameters: int | None
+    error: str | None = None
+
+
+class SweepFolder:
+    """One sweep on disk. Cheap to make; holds no open file."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).resolve()
+        self.id = self.path.name
+        self.runs_dir = self.path.parent.parent
+        self.yaml = self.path / "sweep.yaml"
+        self.base = self.path / "base.yaml"
+        self.info_file = self.path / "sweep.json"
+        self.table = self.path / "sweep.csv"
+        self.trials_dir = self.path / "trials"
+        self.logs = self.path / "logs"
+        self._stop = self.path / "stop.json"
+
+    @classmethod
+    def create(cls, runs_dir: Path, loaded: LoadedSweep) -> SweepFolder:
+        """A new folder in the state `pending`.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        folder = cls(
+            runs_dir / FOLDER / f"{loaded.sweep.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        )
+        try:
+            folder.trials_dir.mkdir(parents=True)
+            folder.logs.mkdir()
+            write_atomically(folder.yaml, scrub(loaded.text))
+            write_atomically(folder.base, dump_recipe(loaded.base.recipe))
+            info = {"id": folder.id, "name": loaded.sweep.name, "state": "pending", "created": now_text()}
+            counts = {"ended": None, "seconds": 0.0, "recipe": loaded.sweep.recipe, **owner()}
+            folder._write({**info, **counts, "sweep": loaded.sweep.model_dump(), "trials": []})
+        except OSError as error:
+            raise RunFolderError(f"{folder.path} cannot be written: {error.strerror or error}.") from error
+        return folder
+
+    @classmethod
+    def open(cls, runs_dir: Path, name: str) -> SweepFolder:
+        """The sweep with this path, id or unique beginning of an id; `latest` is the one created last.
+
+        Raises:
+            RunFolderError: nothing, or more than one sweep, is called so.
+        """
+        if (Path(name).expanduser() / "sweep.json").is_file():
+            return cls(Path(name).expanduser())
+        found = list_sweeps(runs_dir)
+        if name == "latest" and found:
+            return found[0]
+        matches = [one for one in found if one.id == name] or [one for one in found if name and one.id.startswith(name)]
+        if len(matches) == 1:
+            return matches[0]
+        listed = ", ".join(one.id for one in (matches or found)[:5])
+        if matches:
+            raise RunFolderError(f"{name!r} is the beginning of {len(matches)} sweeps: {listed}. Give more of it.")
+        place = runs_dir / FOLDER
+        start = f"shardyard sweep FILE{runs_dir_option(runs_dir)}"
+        there = f"there are {listed}" if listed else f"there is none; `{start}` starts one"
+        raise RunFolderError(f"No sweep in {place} is called {name!r}; {there}.")
+
+    def info(self) -> dict[str, Any]:
+        """What sweep.json says.
+
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        try:
+            info = decode(self.info_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.info_file} cannot be read ({error}); this is no whole sweep.") from error
+        assert isinstance(info, dict)
+        return info
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of sweep.json, which one process at a time writes: the driver of the sweep."""
+        self._write({**self.info(), **fields})
+
+    def sweep(self) -> Sweep:
+        """What was asked for."""
+        return Sweep.model_validate(self.info()["sweep"])
+
+    @property
+    def alive(self) -> bool:
+        """Whether the driver runs, as far as this host can see."""
+        info = self.info()
+        return info["state"] == "running" and _lives(info.get("driver") or {})
+
+    def training(self) -> bool:
+        """Whether a run of the sweep is at work, as far as this host can see."""
+        runs = [run.info() for record in self.records() if (run := self.run_of(int(record["trial"]))) is not None]
+        return any(info["state"] == "running" and _lives(info.get("driver") or {}) for info in runs)
+
+    def request_stop(self) -> None:
+        """Ask the driver to stop all trials, with checkpoints, and end."""
+        write_atomically(self._stop, encode({"time": now_text()}) + "\n")
+
+    def stop_requested(self) -> bool:
+        """Whether someone asked for that."""
+        return self._stop.exists()
+
+    def clear_stop(self) -> None:
+        """Forget the request, as a resumed sweep does."""
+        self._stop.unlink(missing_ok=True)
+
+    def record(self, number: int) -> dict[str, Any]:
+        """What is kept of a trial; {} where it has not begun."""
+        with contextlib.suppress(FileNotFoundError):
+            found: dict[str, Any] = json.loads(self._trial(number).read_text(encoding="utf-8"))
+            return found
+        return {}
+
+    def note(self, number: int, **fields: Any) -> dict[str, Any]:
+        """Change what is kept of a trial."""
+        record = {"trial": number, **self.record(number), **fields}
+        write_atomically(self._trial(number), json.dumps(scrub_all(record), indent=1) + "\n")
+        return record
+
+    def records(self) -> list[dict[str, Any]]:
+        """What is kept of all trials that have begun, by number."""
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.trials_dir.glob("*.json"))]
+
+    def run_of(self, number: int) -> RunFolder | None:
+        """The run of a trial; None where it has none yet."""
+        name = self.record(number).get("run")
+        folder = self.runs_dir / name if name else None
+        return RunFolder(folder) if folder is not None and (folder / "run.json").is_file() else None
+
+    def trials(self) -> list[TrialState]:
+        """All trials that have begun, as they stand now."""
+        metric = self.sweep().objective.metric
+        return [trial_state(self, record, metric) for record in self.records()]
+
+    def write_table(self) -> None:
+        """sweep.csv, and the trials in sweep.json."""
+        trials = self.trials()
+        rows = [flat(trial.parameters) for trial in trials]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["trial", "run", "state", "step", "tokens", "value", "model_parameters", *names])
+        for trial, row in zip(trials, rows, strict=True):
+            cells = [
+                trial.number,
+                trial.run,
+                trial.state,
+                trial.step,
+                trial.tokens,
+                trial.value,
+                trial.model_parameters,
+            ]
+            writer.writerow([*cells, *(row.get(name) for name in names)])
+        write_atomically(self.table, text.getvalue())
+        self.update(trials=[trial.__dict__ for trial in trials])
+
+    def _trial(self, number: int) -> Path:
+        return self.trials_dir / f"{number:03d}.json"
+
+    def _write(self, info: Mapping[str, Any]) -> None:
+        write_atomically(
+            self.info_file, json.dumps(json.loads(encode(dict(info))), indent=1, ensure_ascii=False) + "\n"
+        )
+
+
+def list_sweeps(runs_dir: Path) -> list[SweepFolder]:
+    """All sweeps of a runs folder, the newest first."""
+    found = [SweepFolder(path.parent) for path in (runs_dir / FOLDER).glob("*/sweep.json")]
+    return sorted(found, key=lambda one: (str(one.info().get("created")), one.id), reverse=True)
+
+
+def trial_state(folder: SweepFolder, record: Mapping[str, Any], metric: str) -> TrialState:
+    """A trial from what is kept of it and from its run."""
+    run = folder.run_of(int(record["trial"]))
+    info: dict[str, Any] = run.info() if run is not None else {}
+    lines = read_metrics(run.metrics) if run is not None else []
+    measured = [line for line in lines if metric in line]
+    plan = info.get("plan") or {}
+    sizes = plan.get("architecture") or {}
+    step = int(lines[-1]["step"]) if lines else 0
+    return TrialState(
+        number=int(record["trial"]),
+        parameters=dict(record.get("parameters") or {}),
+        run=run.id if run is not None else None,
+        state=_state(folder, record, info),
+        step=step,
+        total_steps=info.get("total_steps"),
+        tokens=step * int(plan.get("tokens_per_step") or 0),
+        value=float(measured[-1][metric]) if measured else None,
+        model_parameters=sizes.get("parameters"),
+        matmul_parameters=sizes.get("matmul_parameters"),
+        error=record.get("error"),
+    )
+
+
+def best_trial(folder: SweepFolder, trials: list[TrialState]) -> TrialState | None:
+    """The best of the trials that finished, else of those that were measured; ties go to the lower number."""
+    sweep = folder.sweep()
+    sign = 1.0 if sweep.objective.mode == "min" else -1.0
+    measured = [trial for trial in trials if trial.value is not None and trial.value == trial.value]
+    candidates = [trial for trial in measured if trial.state == "finished"] or measured
+    return min(candidates, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
+
+
+def require_best(folder: SweepFolder) -> TrialState:
+    """The best trial.
+
+    Raises:
+        UsageError: none was measured.
+    """
+    found = best_trial(folder, folder.trials())
+    if found is None:
+        raise UsageError(
+            f"no trial of {folder.id} was measured yet; `shardyard sweep show {typed(folder.path)}` tells how it goes."
+        )
+    return found
+
+
+def _lives(driver: Mapping[str, Any]) -> bool:
+    return lives(driver) is not False
+
+
+def _state(folder: SweepFolder, record: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    state = str(info.get("state", "failed" if record.get("error") else "waiting"))
+    if state == "finished":
+        return state
+    if record.get("stopped"):
+        return "stopped early"
+    if state == "running" and not folder.alive:
+        return "lost"
+    return state

@@ -1,0 +1,177 @@
+"""The run of one trial: its recipe, its plan, its folder, and how it is carried out inside a Ray worker."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import asdict
+from typing import Any
+
+import ray
+
+from shardyard.engine.job import Job
+from shardyard.engine.loop import Outcome
+from shardyard.errors import HardwareError, RunFolderError, TrainingError, UsageError
+from shardyard.launch.ray.cluster import RayCluster
+from shardyard.launch.ray.trainer import NotPlacedError, attempt
+from shardyard.launch.run.driver import STATES, saved_step
+from shardyard.launch.run.initial import check_unchanged, locate
+from shardyard.launch.run.local import run_local
+from shardyard.launch.run.prepare import prepare
+from shardyard.launch.run.recovery import Count, GiveUp, decide
+from shardyard.launch.run.world import cluster_address, world_of
+from shardyard.launch.sweep.folder import SweepFolder
+from shardyard.planning.placement import demand_of
+from shardyard.planning.plan import RunPlan, fixed
+from shardyard.recipe.loading.load import dump_recipe
+from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sweep.load import load_base
+from shardyard.recipe.sweep.schema import Sweep
+from shardyard.recipe.sweep.trials import as_overrides, trial_name
+from shardyard.tracking.files import write_atomically
+from shardyard.tracking.run.folder import RunFolder, owner
+from shardyard.tracking.run.lease import Lease
+from shardyard.tracking.run.provenance import collect
+from shardyard.units import format_bytes
+
+PLACE_AGAIN_SECONDS = 2.0
+LEASE_PATIENCE_SECONDS = 60.0
+
+
+def trial_overrides(sweep: Sweep, sweep_id: str, number: int, parameters: dict[str, Any]) -> list[str]:
+    """What makes the recipe of a trial of the recipe of all trials."""
+    fixed: dict[str, Any] = {"name": trial_name(sweep.name, number), "tracking.wandb.group": sweep_id}
+    if sweep.population is not None:
+        # Members compare at the same steps, and each comparison may need the checkpoint of that step.
+        fixed |= {"evaluate.every": sweep.population.every, "checkpoint.every": sweep.population.every}
+    return as_overrides({**parameters, **fixed})
+
+
+def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[str, Any]) -> Job:
+    """The job of a trial, in the run folder that it had before or in a new one.
+
+    Raises:
+        RecipeError: the values make an invalid recipe.
+        HardwareError: the plan does not fit.
+        DataError, ModelError, UsageError: something that it starts from is not there.
+    """
+    loaded = load_base(folder.base, trial_overrides(sweep, folder.id, number, parameters))
+    recipe, starting = locate(loaded.recipe, folder.runs_dir)
+    plan = prepare(recipe, _world(recipe))
+    recipe = fixed(recipe, plan)
+    if plan.fits is False:
+        needed = format_bytes(plan.memory.device_bytes)
+        raise HardwareError(
+            f"the plan needs {needed} a rank, which does not fit; `shardyard plan RECIPE` shows what takes it"
+        )
+    run = folder.run_of(number)
+    if run is None:
+        run = _new_run(folder, number, parameters, recipe, plan, starting)
+    else:
+        check_unchanged(run)
+        run.update(sweep={**run.info()["sweep"], "parameters": parameters})
+        write_atomically(run.resolved, dump_recipe(recipe))
+    folder.note(number, run=run.id, parameters=parameters, error=None)
+    return Job(recipe, plan, run)
+
+
+def carry_out(job: Job) -> Outcome:
+    """Train to the end within this Ray worker, and keep run.json true.
+
+    One rank trains in this very process. More are workers of Ray Train, which this process drives.
+
+    Raises:
+        TrainingError: it failed for good. ShardyardError: the same, of one rank.
+    """
+    with _lease_of(job.folder):
+        job.folder.update(state="running", **owner())
+        try:
+            outcome = _in_this_process(job) if job.plan.world.size == 1 else _by_workers(job)
+        except BaseException:
+            job.folder.update(state="failed")
+            raise
+        job.folder.update(state=STATES[outcome])
+        return outcome
+
+
+def _lease_of(folder: RunFolder) -> Lease:
+    """The lease of a trial's run. Its former worker, which Tune has told to end, may be about to give it back.
+
+    Raises:
+        UsageError: it is held by another process all the time.
+    """
+    deadline = time.monotonic() + LEASE_PATIENCE_SECONDS
+    while True:
+        try:
+            return Lease.take(folder)
+        except UsageError as error:
+            if isinstance(error, RunFolderError) or time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)
+
+
+def _world(recipe: Recipe) -> Any:
+    if recipe.cluster.workers == 1:
+        return world_of(recipe.cluster, local=True)
+    return world_of(recipe.cluster, cluster_gpus=int(ray.cluster_resources().get("GPU", 0)))
+
+
+def _new_run(
+    folder: SweepFolder,
+    number: int,
+    parameters: dict[str, Any],
+    recipe: Recipe,
+    plan: RunPlan,
+    starting: dict[str, Any],
+) -> RunFolder:
+    text = dump_recipe(recipe)
+    fields: dict[str, Any] = {"starting": starting} if starting else {}
+    derived = {key: value for key, value in asdict(plan).items() if key not in ("reasons", "deepspeed")}
+    return RunFolder.create(
+        folder.runs_dir,
+        recipe.name,
+        text,
+        text,
+        total_steps=plan.steps,
+        world_size=plan.world.size,
+        plan=derived | {"tokens": plan.tokens, "flops": plan.flops},
+        provenance=collect(["shardyard", "sweep", folder.id]),
+        local=plan.world.size == 1,
+        sweep={"id": folder.id, "trial": number, "parameters": parameters},
+        **fields,
+    )
+
+
+def _in_this_process(job: Job) -> Outcome:
+    _count_attempt(job)
+    try:
+        return run_local(job, keep_group=True)
+    finally:
+        # The engine of the next trial would otherwise come on top of this one's.
+        gc.collect()
+
+
+def _by_workers(job: Job) -> Outcome:
+    count = Count()
+    cluster = RayCluster(cluster_address(job.recipe.cluster))
+    demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
+    while True:
+        _count_attempt(job)
+        try:
+            failure = attempt(job, demand)
+        except NotPlacedError:
+            # Other trials have the room now.
+            time.sleep(PLACE_AGAIN_SECONDS)
+            continue
+        if failure is None:
+            outcome: Outcome = job.folder.info()["outcome"]
+            return outcome
+        count = count.after(saved_step(job.folder))
+        decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
+        if isinstance(decision, GiveUp) or job.folder.stop_requested() is not None:
+            raise TrainingError(failure.describe())
+        time.sleep(decision.wait_seconds)
+
+
+def _count_attempt(job: Job) -> None:
+    job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + 1, outcome=None)

@@ -1,0 +1,274 @@
+"""One trial of a sweep as Ray Tune sees it: an ordinary run that reports each evaluation.
+
+The run trains on a thread beside Tune's calls and is watched through its folder, like any other run. It is stopped the
+way a person stops one, with a checkpoint. Members of a population train in stretches instead, because each may go on
+from another's checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from shardyard.engine.checkpoint.files import (
+    damaged_files,
+    partial_folder,
+    read_manifest,
+    remove_partial,
+    whole_checkpoints,
+    whole_folder,
+)
+from shardyard.engine.job import Job
+from shardyard.engine.loop import Outcome
+from shardyard.errors import CheckpointError
+from shardyard.launch.run.output import redirect_output
+from shardyard.launch.sweep.folder import SweepFolder
+from shardyard.launch.sweep.run import carry_out, make_job
+from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.metrics.record import TRAIN_TOKENS
+from shardyard.tracking.run.folder import read_metrics
+
+LOOK_SECONDS = 0.05
+STOP_TIMEOUT_SECONDS = 600.0
+
+
+class TrialError(Exception):
+    """A trial failed. Text only, so that it travels to the driver of the sweep."""
+
+
+class SweepTrial(tune.Trainable):  # type: ignore[misc]
+    """Tune's view of a trial. `config`: sweep (path of its folder), cwd, number, parameters.
+
+    Actors are reused by the next trial, so that libraries are imported once.
+    """
+
+    _folder: SweepFolder
+    _number: int
+    _parameters: dict[str, Any]
+    _from: dict[str, Any] | None
+    _run: _FollowedRun | _StretchedRun | None
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next evaluation of the run; with `done` when it has ended."""
+        try:
+            if self._run is None and self._folder.stop_requested():
+                return {"step": 0, "tokens": 0, "run": None, "number": self._number, "done": True, "ended": True}
+            if self._run is None:
+                self._run = _begin_run(self._folder, self._number, self._parameters, self._from)
+            return self._run.next_result()
+        except Exception as error:  # noqa: BLE001  whatever ends a trial is told to the sweep
+            traceback.print_exc()
+            message = str(error).strip() or type(error).__name__
+            self._folder.note(self._number, error=message)
+            raise TrialError(message) from None
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Where the newest checkpoint of the run is: checkpoints themselves stay in run folders."""
+        run = self._folder.run_of(self._number)
+        whole = whole_checkpoints(run.checkpoints) if run is not None else []
+        return {"trial": self._number, "checkpoint": str(whole[-1]) if whole else None}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
+        """What `save_checkpoint` of this trial, or of a better one, returned."""
+        assert isinstance(checkpoint, dict)
+        if checkpoint["trial"] != self._number and checkpoint["checkpoint"] is not None:
+            self._from = checkpoint
+
+    def cleanup(self) -> None:
+        self._end()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        with contextlib.suppress(OSError):  # another host has other folders; recipes then name absolute ones
+            os.chdir(config["cwd"])
+        self._folder = SweepFolder(config["sweep"])
+        self._parameters = config["parameters"]
+        self._number = _number(self._folder, config["number"], self.trial_id, self._parameters)
+        self._from = None
+        self._run = None
+
+    def _end(self) -> None:
+        if self._run is not None:
+            self._run.end()
+            self._run = None
+
+
+def _number(folder: SweepFolder, number: int, tune_id: str, parameters: dict[str, Any]) -> int:
+    """Number of the trial. A member of a population that took over another's values keeps its own number."""
+    owner = next((record for record in folder.records() if record.get("tune_id") == tune_id), None)
+    if owner is None:
+        folder.note(number, tune_id=tune_id, parameters=parameters)
+        return number
+    return int(owner["trial"])
+
+
+def _begin_run(
+    folder: SweepFolder, number: int, parameters: dict[str, Any], taken: dict[str, Any] | None
+) -> _FollowedRun | _StretchedRun:
+    sweep = folder.sweep()
+    job = make_job(folder, sweep, number, parameters)
+    redirect_output(job.folder.path / "logs" / "rank-0.log" if job.plan.world.size == 1 else folder.logs / "trials.log")
+    if taken is not None:
+        adopt(job, Path(taken["checkpoint"]))
+        job.folder.update(sweep={**job.folder.info()["sweep"], "took_over": [taken["trial"], taken["checkpoint"]]})
+    if sweep.population is not None:
+        return _StretchedRun(job, number, folder, sweep.population.every)
+    return _FollowedRun(job, number, folder, ended=bool(folder.record(number).get("stopped")))
+
+
+class _FollowedRun:
+    """A run on a thread; results are read from its folder. One that has ended before is only read."""
+
+    def __init__(self, job: Job, number: int, folder: SweepFolder, *, ended: bool) -> None:
+        self._job, self._number, self._folder = job, number, folder
+        self._metric = folder.sweep().objective.metric
+        self._tail = JsonlTail(job.folder.metrics)
+        self._found: deque[dict[str, Any]] = deque()
+        self._last: dict[str, Any] | None = None
+        self._error: BaseException | None = None
+        self._outcome: Outcome = "finished"
+        self._thread: threading.Thread | None = None
+        if not ended and job.folder.state != "finished":
+            self._thread = threading.Thread(target=self._train, name="shardyard-trial", daemon=True)
+            # Before anybody may ask: a request that comes while it starts is not forgotten.
+            self._job.folder.clear_stop()
+            self._thread.start()
+
+    def next_result(self) -> dict[str, Any]:
+        """Blocks until the next evaluation, or the end."""
+        while True:
+            alive = self._thread is not None and self._thread.is_alive()
+            self._look()
+            if self._found:
+                return self._result(self._found.popleft())
+            if not alive:
+                return self._ended()
+            if self._folder.stop_requested() and self._job.folder.stop_requested() is None:
+                self._job.folder.request_stop("interrupt")
+            time.sleep(LOOK_SECONDS)
+
+    def end(self) -> None:
+        """Stop with a checkpoint."""
+        if self._thread is not None and self._thread.is_alive():
+            self._job.folder.request_stop("interrupt")
+            self._thread.join(STOP_TIMEOUT_SECONDS)
+        if self._thread is not None and self._thread.is_alive():
+            raise TrialError(f"{self._job.folder.id} did not stop within {STOP_TIMEOUT_SECONDS:.0f} s")
+
+    def _train(self) -> None:
+        try:
+            self._outcome = carry_out(self._job)
+        except BaseException as error:  # noqa: BLE001  raised again by the next call of Tune
+            traceback.print_exc()
+            self._error = error
+
+    def _look(self) -> None:
+        seen = self._found[-1]["step"] if self._found else self._last["step"] if self._last else 0
+        for line in self._tail.new():
+            if self._metric in line and line["step"] > seen:
+                seen = line["step"]
+                self._found.append(line)
+
+    def _result(self, line: dict[str, Any]) -> dict[str, Any]:
+        self._last = line
+        if line["step"] < self._job.plan.steps:
+            return _as_result(self._job, self._number, line, self._metric)
+        # The model is exported after the last evaluation; the trial is done when that is.
+        if self._thread is not None:
+            self._thread.join()
+        return self._ended()
+
+    def _ended(self) -> dict[str, Any]:
+        if self._error is not None:
+            raise self._error
+        if self._last is None:
+            return _unmeasured(self._job, self._number, self._outcome)
+        return {**_as_result(self._job, self._number, self._last, self._metric), "done": True, "ended": True}
+
+
+class _StretchedRun:
+    """A run that pauses at each multiple of `every` steps, with a checkpoint that others may go on from."""
+
+    def __init__(self, job: Job, number: int, folder: SweepFolder, every: int) -> None:
+        self._job, self._number, self._folder, self._every = job, number, folder, every
+        self._metric = folder.sweep().objective.metric
+
+    def next_result(self) -> dict[str, Any]:
+        """Train to the next pause."""
+        whole = whole_checkpoints(self._job.folder.checkpoints)
+        step = int(whole[-1].name.removeprefix("step-")) if whole else 0
+        target = min((step // self._every + 1) * self._every, self._job.plan.steps)
+        outcome: Outcome = "finished"
+        if self._folder.stop_requested():
+            outcome = "interrupted"
+        elif self._job.folder.state != "finished":
+            self._job.folder.clear_stop()
+            outcome = carry_out(Job(self._job.recipe, self._job.plan, self._job.folder, target))
+        measured = [line for line in read_metrics(self._job.folder.metrics) if self._metric in line]
+        reached = [line for line in measured if line["step"] <= target]
+        if not reached:
+            return _unmeasured(self._job, self._number, outcome)
+        found = _as_result(self._job, self._number, reached[-1], self._metric)
+        return found if outcome == "paused" else {**found, "done": True, "ended": True}
+
+    def end(self) -> None:
+        """Nothing runs between two stretches."""
+
+
+def _unmeasured(job: Job, number: int, outcome: Outcome) -> dict[str, Any]:
+    """The result of a run that someone stopped before its first evaluation.
+
+    Raises:
+        TrialError: it was not stopped.
+    """
+    if outcome == "finished":
+        raise TrialError(f"{job.folder.id} ended without an evaluation")
+    return {"step": 0, "tokens": 0, "run": job.folder.id, "number": number, "done": True, "ended": True}
+
+
+def _as_result(job: Job, number: int, line: dict[str, Any], metric: str) -> dict[str, Any]:
+    tokens = line.get(TRAIN_TOKENS, line["step"] * job.plan.tokens_per_step)
+    # `ended` is the run's own word; `done` Tune sets as well when a scheduler ends a trial.
+    return {"step": line["step"], metric: line[metric], "tokens": tokens, "run": job.folder.id, "number": number}
+
+
+def adopt(job: Job, source: Path) -> None:
+    """Put another run's checkpoint in the place of this run's own.
+
+    Raises:
+        CheckpointError: it is gone or damaged.
+    """
+    checkpoints = job.folder.checkpoints
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    remove_partial(checkpoints)
+    step = int(source.name.removeprefix("step-"))
+    partial, whole = partial_folder(checkpoints, step), whole_folder(checkpoints, step)
+    try:
+        shutil.copytree(source, partial)
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be taken over: {error}") from error
+    damaged = damaged_files(partial, read_manifest(partial))
+    if damaged:
+        raise CheckpointError(f"{source} cannot be taken over: {', '.join(damaged)} differ from the manifest")
+    # What this run trained itself from that step on is worse, and would be taken for its newest state.
+    for own in whole_checkpoints(checkpoints):
+        if int(own.name.removeprefix("step-")) >= step:
+            shutil.rmtree(own)
+    partial.rename(whole)

@@ -1,0 +1,1 @@
+"""Adapters: LoRA, and base weights in 4 bits."""

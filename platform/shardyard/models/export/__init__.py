@@ -1,0 +1,1 @@
+"""What `from_pretrained` loads, and its model card."""

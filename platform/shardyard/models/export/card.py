@@ -1,0 +1,96 @@
+"""The model card of an exported model, filled from what the run knows of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from shardyard.planning.plan import RunPlan
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Recipe, Source
+from shardyard.redaction import scrub
+from shardyard.units import format_count
+
+# What the hub calls the task of an objective.
+_PIPELINES = {
+    "causal_lm": "text-generation",
+    "instruction": "text-generation",
+    "preference": "text-generation",
+    "distillation": "text-generation",
+    "masked_lm": "fill-mask",
+    "bert_pretraining": "fill-mask",
+    "seq2seq": "translation",
+    "image_classification": "image-classification",
+    "masked_image": "image-feature-extraction",
+    "contrastive": "zero-shot-image-classification",
+    "vision_language": "image-text-to-text",
+    "speech_to_text": "automatic-speech-recognition",
+    "text_classification": "text-classification",
+}
+
+
+def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+    """Text of README.md, with the metadata block that the Hugging Face hub reads.
+
+    Args:
+        info: the run's run.json (id, provenance).
+        measured: metrics of the newest evaluation by name, empty if there was none.
+    """
+    provenance = info.get("provenance") or {}
+    sources = "\n".join(f"- {_source(source)}" for source in recipe.data.train)
+    facts = OBJECTIVES[recipe.objective]
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    quality = f"{numbers} on {recipe.evaluate.rows} held-out rows" if numbers else "not measured"
+    vocabulary = f", {plan.architecture.vocabulary} entries" if facts.text else ""
+    size = format_count(plan.architecture.parameters)
+    length = f"{info.get('step', plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens"
+    how = f"{plan.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
+    rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
+    text = f"""---
+library_name: transformers
+pipeline_tag: {_PIPELINES[recipe.objective]}
+tags: [shardyard, {recipe.model.family}]
+---
+
+# {recipe.name}
+
+{recipe.description}
+
+| | |
+|---|---|
+| architecture | {recipe.model.family}, {size} parameters |
+| paper | {recipe.paper or "none given"} |
+| objective | {recipe.objective} |
+| tokenizer | {recipe.tokenizer if facts.text else "none"}{vocabulary} |
+| training | {length}, {how} |
+| optimizer | {recipe.optimizer.name}, {rate} |
+| held-out data | {quality} |
+| run | {info.get("id", "unknown")} |
+
+## Data
+
+{sources}
+
+## Use
+
+```python
+from transformers import {facts.auto_class}{", AutoTokenizer" if facts.text else ""}
+
+model = {facts.auto_class}.from_pretrained("path/to/this/folder")
+{'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")' if facts.text else ""}
+```
+
+## Provenance
+
+```json
+{json.dumps(provenance, indent=2, sort_keys=True)}
+```
+"""
+    return scrub(text)
+
+
+def _source(source: Source) -> str:
+    name = f"embedded corpus {source.source}" if source.source else str(source.path)
+    extras = [part for part in (source.config, source.revision, source.split) if part]
+    return f"{name}{' (' + ', '.join(extras) + ')' if extras else ''}, weight {source.weight:g}"

@@ -1,0 +1,115 @@
+"""A folder that `from_pretrained` of the objective's `Auto…` class and of `AutoTokenizer` load."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from shardyard.errors import ModelError
+from shardyard.models.adapters.adapters import merged
+from shardyard.models.build import auto_class
+from shardyard.recipe.schema import Adapter
+
+
+def export_model(
+    destination: Path,
+    *,
+    config: PreTrainedConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: Any,
+    card: str,
+    objective: str = "causal_lm",
+    processor: Any = None,
+    adapter: Adapter | None = None,
+) -> Path:
+    """Write weights (safetensors), configuration, tokenizer and model card; whole or not at all.
+
+    Args:
+        destination: replaced if it exists.
+        config: of the model that was trained.
+        weights: every parameter by name, whole, in the precision to export.
+        tokenizer: saved beside the model; None for an objective without text.
+        card: text of README.md.
+        processor: what prepares pictures or sound for the model; has `save_pretrained`.
+        adapter: of the model that was trained; it is merged into the weights, which are then those of a plain model.
+
+    Raises:
+        ModelError: the weights do not fit the configuration.
+        OSError: the folder cannot be written; nothing is left behind then, and an older export stays.
+    """
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _save(_model(config, weights, objective, adapter), partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if processor is not None:
+            processor.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _replace(partial, destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return destination
+
+
+def _model(
+    config: PreTrainedConfig, weights: Mapping[str, Tensor], objective: str, adapter: Adapter | None = None
+) -> Any:
+    """A model that holds the given tensors themselves: built on the meta device, so nothing is allocated twice."""
+    transformers_logging.disable_progress_bar()
+    dtype = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), torch.float32)
+    with torch.device("meta"):
+        model = auto_class(objective).from_config(config, dtype=dtype)
+    if adapter is not None:
+        weights = merged(weights, adapter, model)
+    scalars = {name for name, parameter in model.named_parameters() if parameter.dim() == 0}
+    shaped = {name: weight.reshape(()) if name in scalars else weight for name, weight in weights.items()}
+    # Buffers that are not saved, such as rotary frequencies, have no weights here and are computed again on loading.
+    try:
+        problems = model.load_state_dict(shaped, strict=False, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"the weights do not fit the configuration: {' '.join(str(error).split())}") from error
+    model.tie_weights()
+    untouched = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if untouched or problems.unexpected_keys:
+        unexpected = problems.unexpected_keys
+        raise ModelError(
+            f"the weights do not fit the configuration: missing {untouched[:3]}, unexpected {unexpected[:3]}"
+        )
+    # Generation is what an exported model is for, and it wants the cache that training turns off.
+    model.config.use_cache = True
+    return model
+
+
+def _save(model: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        # A full disk reaches safetensors as its own kind of error, with the number of the operating system in its text.
+        number = re.search(r"code: (\d+)|os error (\d+)", str(error))
+        raise OSError(int(number[1] or number[2]) if number else errno.EIO, str(error)) from error
+
+
+def _replace(partial: Path, destination: Path) -> None:
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        destination.rename(old)
+    try:
+        partial.rename(destination)
+    except OSError:
+        if old.exists():
+            old.rename(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The size of a model, measured without allocating it, and what a row costs."""

@@ -1,0 +1,157 @@
+"""Sizes of a model, counted on the meta device: exact for every family, and no weight is ever allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from shardyard.models.adapters.adapters import num_quantized, num_trainable
+from shardyard.models.build import architecture_config, skeleton
+from shardyard.models.pretrained import freeze
+from shardyard.models.size.row_cost import row_cost
+from shardyard.planning.architecture import Architecture
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Model, Recipe
+
+
+def measure(model: Model, *, vocabulary: int) -> Architecture:
+    """Count the weights of the causal language model that a `model` section describes.
+
+    Raises:
+        ModelError: `transformers` does not know the family or refuses the configuration.
+    """
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = architecture_config(model, vocabulary=vocabulary, special_tokens=no_ids)
+    return sizes(skeleton(model, config), config, model.family)
+
+
+def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
+    """Count the weights of a recipe's model; for other models than decoders also what a row costs.
+
+    Raises:
+        ModelError: the configuration describes no model.
+    """
+    module = skeleton(recipe.model, config, recipe.objective)
+    found = _trained_part(sizes(module, config, recipe.model.family), module, recipe)
+    if OBJECTIVES[recipe.objective].auto_class == "AutoModelForCausalLM":
+        return found
+    cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
+    return replace(
+        found,
+        tokens_per_row=cost.tokens,
+        flops_per_row=cost.flops,
+        activation_bytes_per_row=(
+            cost.checkpointed_bytes if recipe.model.activation_checkpointing else cost.activation_bytes
+        ),
+        logits_per_row=cost.logits,
+    )
+
+
+def _trained_part(found: Architecture, module: PreTrainedModel, recipe: Recipe) -> Architecture:
+    adapter = recipe.model.adapter
+    if adapter is not None:
+        return replace(
+            found,
+            trainable_parameters=num_trainable(module, adapter, recipe.objective),
+            quantized_parameters=num_quantized(module, adapter),
+        )
+    if not recipe.model.freeze:
+        return found
+    freeze(module, recipe.model.freeze)
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    module.requires_grad_(True)  # what a row costs is counted on this module next
+    return replace(found, trainable_parameters=trained)
+
+
+def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
+    """The weights of a module on the meta device. Of several stacks (encoder and decoder) all blocks are counted."""
+    text = config.get_text_config()
+    parameters = _count(module)
+    hidden = _hidden_size(text)
+    vocabulary = int(getattr(text, "vocab_size", 0) or 0)
+    looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(module)}.values())
+    matmul = parameters - looked_up + (vocabulary * hidden if _has_tied_head(module) else 0)
+    idle = _idle_expert_parameters(module, text)
+    return Architecture(
+        family=family,
+        parameters=parameters,
+        matmul_parameters=matmul - idle,
+        largest_block_parameters=max(
+            (sum(p.numel() for p in block.parameters()) for block in _blocks(module)), default=0
+        ),
+        # Swin calls its stages layers; their blocks are what others call so.
+        layers=int(sum(getattr(text, "depths", None) or []) or getattr(text, "num_hidden_layers", None) or 0),
+        hidden_size=hidden,
+        heads=_heads(text),
+        attention_width=_attention_width(text),
+        vocabulary=vocabulary,
+        positions=getattr(text, "max_position_embeddings", None),
+        active_parameters=parameters - idle,
+        expert_parameters=_expert_parameters(module),
+    )
+
+
+def _hidden_size(config: PreTrainedConfig) -> int:
+    """The widest, of a model whose stages differ."""
+    widths = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "hidden_dim")]
+    width: Any = next((width for width in widths if width), 0)
+    return width if isinstance(width, int) else int(max(width))
+
+
+def _heads(config: PreTrainedConfig) -> int:
+    heads: Any = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 0)
+    return heads if isinstance(heads, int) else int(max(heads))
+
+
+def _attention_width(config: PreTrainedConfig) -> int | None:
+    """Of families that give the width of a head, or one for keys and one for values (multi-head latent attention)."""
+    keys, values = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
+    if keys and values:
+        return int(_heads(config) * (keys + values) // 2)
+    width = getattr(config, "head_dim", None)
+    return int(_heads(config) * width) if isinstance(width, int) else None
+
+
+def _has_tied_head(module: Any) -> bool:
+    """Whether the logits are products with the table of embeddings, which is then also multiplied with."""
+    try:
+        head, table = module.get_output_embeddings(), module.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # a model of pictures has neither
+        return False
+    return head is not None and getattr(head, "weight", None) is getattr(table, "weight", 0)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _embedding_tables(module: nn.Module) -> Iterator[Tensor]:
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            yield part.weight
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.modules():
+        if isinstance(part, nn.ModuleList):
+            yield from part
+
+
+def _idle_expert_parameters(module: nn.Module, config: PreTrainedConfig) -> int:
+    """Weights of the experts that a token is not routed to (0 for dense models)."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((count for name in names if (count := getattr(config, name, None))), None)
+    chosen: int | None = getattr(config, "num_experts_per_tok", None)
+    if not experts or not chosen:
+        return 0
+    return int(_expert_parameters(module) * (1 - chosen / experts))
+
+
+def _expert_parameters(module: nn.Module) -> int:
+    return sum(
+        p.numel() for name, p in module.named_parameters() if ".experts." in name and p.shape and "shared" not in name
+    )

@@ -1,0 +1,218 @@
+"""What one row costs, counted on a forward pass on the meta device: nothing is allocated or computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from shardyard.errors import ModelError
+from shardyard.recipe.image_shape import picture_shape
+from shardyard.recipe.schema import Data, Image
+
+# Forward and backward pass: the backward pass computes two products for each of the forward pass.
+PASSES = 3
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Of one row: positions that go through the model, FLOPs of forward and backward pass, fp32 bytes kept between.
+
+    checkpointed_bytes: what is kept where each block is computed anew: its input, and one block at a time.
+    logits: numbers that the model predicts.
+    """
+
+    tokens: int
+    flops: float
+    activation_bytes: int
+    checkpointed_bytes: int
+    logits: int
+
+
+def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: Data, image: Image) -> RowCost:
+    """Run one row of shapes through `module`, which lies on the meta device.
+
+    Attention counts its matrix as kept, which kernels such as flash attention do not.
+
+    Raises:
+        ModelError: the model does not take what its objective gives it.
+    """
+    inputs, tokens = _INPUTS[objective](config, data, image)
+    kept, products = _Kept(module), _Products()
+    module.train()
+    try:
+        with torch.device("meta"), kept.hooks(), products, _unchecked():
+            output = module(**inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"model: {config.model_type} does not take a row of this objective: {error}") from error
+    finally:
+        kept.close()
+    rows = len(next(iter(inputs.values())))
+    logits = output.get("logits", output.get("prediction_logits"))
+    return RowCost(
+        tokens=tokens,
+        flops=float(PASSES * products.flops / rows),
+        activation_bytes=kept.total() // rows,
+        checkpointed_bytes=kept.checkpointed() // rows,
+        logits=logits.numel() // rows if isinstance(logits, Tensor) else 0,
+    )
+
+
+class _Kept:
+    """Bytes of the tensors that a forward pass keeps for the backward pass: in all, and of each block."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._weights = {p.untyped_storage()._cdata for p in module.parameters()}
+        self._bytes: dict[int, int] = {}
+        # A storage that is gone leaves its address to the next one, which would then count as the same.
+        self._alive: list[torch.UntypedStorage] = []
+        self._inputs: list[int] = []
+        self._blocks: list[int] = []
+        self._handles: list[RemovableHandle] = []
+        for block in (part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)):
+            self._handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(block.register_forward_hook(self._leave))
+
+    def hooks(self) -> AbstractContextManager[Any]:
+        """The context of the pass."""
+        hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        return hooks
+
+    def close(self) -> None:
+        """Leave the blocks as they were."""
+        for handle in self._handles:
+            handle.remove()
+
+    def total(self) -> int:
+        """Bytes of everything."""
+        return sum(self._bytes.values())
+
+    def checkpointed(self) -> int:
+        """Bytes where blocks keep their inputs alone, beside the largest block, which is computed anew."""
+        return self.total() - sum(self._blocks) + sum(self._inputs) + max(self._blocks, default=0)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights:
+            self._alive.append(storage)
+            self._bytes[storage._cdata] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        self._inputs.append(given.numel() * given.element_size() if given is not None else 0)
+        self._blocks.append(-self.total())
+
+    def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
+        self._blocks[-1] += self.total()
+
+
+class _Products(TorchDispatchMode):
+    """Counts the FLOPs of matrix products and convolutions.
+
+    A value that is asked for is 0: models ask whether to skip a layer or a mask, and both are then kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Without transformers' checks of values, such as one place in the text for each patch of a picture."""
+    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _ids(length: int) -> Tensor:
+    return torch.zeros((1, length), dtype=torch.long, device="meta")
+
+
+def _length(data: Data) -> int:
+    assert data.sequence_length is not None, "checked with the recipe"
+    return data.sequence_length
+
+
+def _text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # Without a mask: it costs nothing, and some encoders look into it, which shapes alone cannot answer.
+    return {"input_ids": _ids(_length(data))}, _length(data)
+
+
+def _pair(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    source, target = data.source_length or _length(data), _length(data)
+    return {"input_ids": _ids(source), "decoder_input_ids": _ids(target)}, source + target
+
+
+def _picture(config: Any, image: Image) -> tuple[Tensor, int]:
+    """Pixels [1, C, H, W] and the number of patches: for convolutions those of a ViT, 16 pixels wide."""
+    shape = picture_shape(image, config)
+    patch = getattr(getattr(config, "vision_config", None) or config, "patch_size", None) or 16
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    patches = max(1, shape[1] // height) * max(1, shape[2] // width)
+    return torch.zeros((1, *shape), device="meta"), patches
+
+
+def _image(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    pixels, patches = _picture(config, image)
+    # Two rows: of one alone, normalisation over a batch refuses a feature map of one pixel.
+    return {"pixel_values": pixels.expand(2, -1, -1, -1)}, patches
+
+
+def _image_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # Without a mask: to look into one takes its values.
+    pixels, patches = _picture(config, image)
+    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
+
+
+def _picture_answer(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # The tokens of the picture are among those of the row; what it takes to make them is counted with the FLOPs.
+    pixels, _ = _picture(config, image)
+    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data)
+
+
+def _speech(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    frames = config.max_source_positions
+    features = torch.zeros((1, config.num_mel_bins, 2 * frames), device="meta")
+    return {"input_features": features, "decoder_input_ids": _ids(_length(data))}, frames + _length(data)
+
+
+_INPUTS: dict[str, Callable[[Any, Data, Image], tuple[Inputs, int]]] = {
+    "masked_lm": _text,
+    "bert_pretraining": _text,
+    "text_classification": _text,
+    "seq2seq": _pair,
+    "image_classification": _image,
+    "masked_image": _image,
+    "contrastive": _image_text,
+    "vision_language": _picture_answer,
+    "speech_to_text": _speech,
+}

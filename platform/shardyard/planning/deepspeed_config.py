@@ -1,0 +1,140 @@
+"""The DeepSpeed configuration that a recipe compiles to.
+
+Every value is written out: nothing is `auto`, and no default of DeepSpeed's decides what a run does. Names are those of
+https://www.deepspeed.ai/docs/config-json/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shardyard.recipe.expert_presets import EXPERT_PRESETS
+from shardyard.recipe.precision import precision_of
+from shardyard.recipe.schema import Optimizer, Recipe, Zero
+
+
+def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu: bool) -> dict[str, Any]:
+    """Compile the whole dictionary.
+
+    Args:
+        recipe: the whole recipe.
+        micro_batch: rows that a rank puts through the model at once.
+        accumulation: micro-batches of a rank in one optimizer step.
+        gpu: ranks compute on GPUs; decides kernels and overlapping, never the mathematics.
+    """
+    compiled: dict[str, Any] = {
+        "train_batch_size": recipe.train.global_batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": recipe.train.gradient_clipping,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "zero_optimization": _zero(recipe, gpu=gpu),
+        # All of them work element by element (Muon has code of its own), so partitions of a flat buffer suit them.
+        "zero_allow_untested_optimizer": True,
+        **_precision(recipe),
+    }
+    optimizer = _optimizer(recipe.optimizer, recipe.zero, gpu=gpu)
+    if optimizer is not None:
+        compiled["optimizer"] = optimizer
+    if recipe.model.experts.parallel > 1:
+        compiled["expert_parallel"] = _expert_parallel(recipe)
+    return compiled
+
+
+def _precision(recipe: Recipe) -> dict[str, Any]:
+    precision = precision_of(recipe)
+    if precision == "bf16":
+        bf16 = {"bf16": {"enabled": True, "check_grad_overflow": True}, "fp16": {"enabled": False}}
+        # Sums of many micro-batches lose bits in bf16; stage 0 has no separate accumulator.
+        return bf16 | {"data_types": {"grad_accum_dtype": "fp32" if recipe.zero.stage > 0 else "bf16"}}
+    if precision == "fp16":
+        fp16 = {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": recipe.train.initial_loss_scale,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        }
+        return {"fp16": fp16, "bf16": {"enabled": False}}
+    return {"fp16": {"enabled": False}, "bf16": {"enabled": False}}
+
+
+def _zero(recipe: Recipe, *, gpu: bool) -> dict[str, Any]:
+    zero = recipe.zero
+    # Buckets are counted in elements of at most four bytes.
+    bucket = max(1, zero.bucket_bytes // 4)
+    compiled: dict[str, Any] = {"stage": zero.stage}
+    if zero.stage >= 1:
+        compiled |= {
+            "contiguous_gradients": True,
+            # Muon needs whole gradients of its matrices.
+            "reduce_scatter": recipe.optimizer.name != "muon",
+            "reduce_bucket_size": bucket,
+            "allgather_partitions": True,
+            "allgather_bucket_size": bucket,
+            # Overlapping needs streams; gloo on CPUs has none.
+            "overlap_comm": gpu,
+            "round_robin_gradients": False,
+        }
+    if zero.offload_optimizer:
+        compiled["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
+    if zero.offload_parameters:
+        compiled["offload_param"] = {"device": "cpu", "pin_memory": gpu}
+    if zero.stage == 3:
+        compiled |= {
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "sub_group_size": 1_000_000_000,
+        }
+    return compiled
+
+
+def _expert_parallel(recipe: Recipe) -> dict[str, Any]:
+    """AutoEP: the experts of each layer are spread over consecutive ranks, and tokens travel to them."""
+    return {
+        "enabled": True,
+        "autoep_size": recipe.model.experts.parallel,
+        "preset_model": EXPERT_PRESETS.get(recipe.model.family),
+        # Balance is the objective's business, by a loss that is visible.
+        "load_balance_coeff": None,
+    }
+
+
+def _optimizer(optimizer: Optimizer, zero: Zero, *, gpu: bool) -> dict[str, Any] | None:
+    """DeepSpeed's `optimizer` section; None where the optimizer is our own (`optim/lion_adagrad.py`)."""
+    if optimizer.name in ("lion", "adagrad") and not zero.offload_optimizer:
+        return None
+    name, parameters = _OPTIMIZERS[optimizer.name](optimizer)
+    parameters = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **parameters}
+    if optimizer.name in ("adam", "adamw"):
+        # The kernels of torch need no compiler; offloading wants DeepSpeed's own, which it builds at first use.
+        parameters |= {"torch_adam": not zero.offload_optimizer, "adam_w_mode": optimizer.name == "adamw"}
+        if not zero.offload_optimizer:
+            parameters["fused"] = True
+    if optimizer.name == "muon":
+        parameters |= {"torch_adam": True}
+    return {"type": name, "params": parameters}
+
+
+def _adam(o: Optimizer) -> tuple[str, dict[str, Any]]:
+    return "AdamW" if o.name == "adamw" else "Adam", {"betas": list(o.betas), "eps": o.eps}
+
+
+_OPTIMIZERS: dict[str, Callable[[Optimizer], tuple[str, dict[str, Any]]]] = {
+    "adamw": _adam,
+    "adam": _adam,
+    "sgd": lambda o: ("SGD", {"momentum": o.momentum, "nesterov": o.nesterov}),
+    "adagrad": lambda o: ("Adagrad", {"eps": o.eps}),
+    "rmsprop": lambda o: ("RMSprop", {"alpha": o.alpha, "eps": o.eps, "momentum": o.momentum}),
+    "lion": lambda o: ("Lion", {"betas": list(o.betas)}),
+    "muon": lambda o: (
+        "Muon",
+        {"momentum": o.momentum, "betas": list(o.betas), "eps": o.eps, "muon_lr": o.lr, "adam_lr": o.aux_lr or o.lr},
+    ),
+}

@@ -1,0 +1,37 @@
+"""What the ranks of a node hold in the memory of its host, and how many GPUs they take: asked of schedulers."""
+
+from __future__ import annotations
+
+import math
+
+from shardyard.planning.plan import RunPlan
+from shardyard.recipe.schema import Recipe
+from shardyard.units import format_bytes
+
+GPUS_PER_NODE = 8  # of the machines that large runs are trained on
+# Interpreter, torch, Ray's worker and the loader's buffers; with a GPU also CUDA's context and pinned memory.
+RANK_BYTES = 2 * 1024**3
+GPU_RANK_BYTES = 8 * 1024**3
+
+
+def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tuple[int, str]:
+    """Bytes that `ranks` ranks hold on a host, and what for: without GPUs also what they would hold on one."""
+    memory, count = plan.memory, plan.architecture.parameters
+    if gpu:
+        # A checkpoint copies optimizer states to the host before it writes them.
+        each, why = GPU_RANK_BYTES + memory.optimizer_bytes, "states on their way to a checkpoint"
+    else:
+        each, why = RANK_BYTES + memory.device_bytes, "the model states"
+    each += memory.offloaded_bytes
+    # Below stage 3 every rank builds all weights in fp32; stage 3 gathers them once, on one rank, in 16 bits to export.
+    if recipe.zero.stage < 3:
+        each += 4 * count
+        return ranks * each, f"{ranks} × {format_bytes(each)} ({why}, and the weights)"
+    whole = 2 * count
+    text = f"{ranks} × {format_bytes(each)} ({why}) and {format_bytes(whole)} (the gathered weights)"
+    return ranks * each + whole, text
+
+
+def whole_gpus(each: float, ranks: int) -> int:
+    """GPUs of a node whose ranks take `each` of them: a rank's fraction lies on one."""
+    return math.ceil(ranks / math.floor(1 / each)) if each else 0

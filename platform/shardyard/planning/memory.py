@@ -1,0 +1,124 @@
+"""Memory of one rank, estimated before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardyard.planning.architecture import Architecture
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.precision import precision_of
+from shardyard.recipe.schema import Optimizer, Recipe
+
+# 4 bits, and one fp32 scale for each block of 64.
+NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank needs, by what they hold; `device` is the accelerator (or, without one, the same RAM)."""
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    buffers_bytes: int
+    offloaded_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        """What must fit the device at the peak of a step."""
+        return (
+            self.parameters_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.logits_bytes
+            + self.buffers_bytes
+        )
+
+
+def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: int, micro_batch: int) -> Memory:
+    """Model states after Rajbhandari et al. 2020 (ZeRO), section 3, in the layout that DeepSpeed allocates.
+
+    Sharded parts are divided by the world size; what is offloaded counts for the host and not for the device.
+    """
+    stage, width = recipe.zero.stage, _parameter_bytes(recipe)
+    count = architecture.parameters if architecture.trainable_parameters is None else architecture.trainable_parameters
+    adapters = count if recipe.model.adapter is not None else 0
+    quantized = architecture.quantized_parameters
+    # Experts that live on other ranks; what ZeRO shards further is divided by the world size all the same.
+    elsewhere = architecture.expert_parameters - architecture.expert_parameters // recipe.model.experts.parallel
+    parameters = width * (architecture.parameters + adapters - quantized - (elsewhere if stage < 3 else 0))
+    gradients = (4 if stage else width) * (count - (elsewhere if stage < 2 else 0))
+    # ZeRO keeps an fp32 master copy of its partition even when the parameters are fp32 themselves.
+    master = 4 * count if stage or width == 2 else 0
+    optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
+    if stage >= 1:
+        optimizer //= world_size
+    if stage >= 2:
+        gradients //= world_size
+    gathered = 0
+    if stage == 3:
+        parameters //= world_size
+        block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
+        gathered = 2 * width * max(0, block)
+    if recipe.objective == "preference" and recipe.model.adapter is None:
+        parameters += width * architecture.parameters  # the reference model, whole on each rank
+    # Weights in 4 bits are buffers, which ZeRO does not shard.
+    parameters += round(NF4_BYTES_PER_WEIGHT * quantized)
+    offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
+        parameters if recipe.zero.offload_parameters else 0
+    )
+    return Memory(
+        parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
+        gradients_bytes=gradients,
+        optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
+        activations_bytes=_activations(recipe, architecture, micro_batch),
+        logits_bytes=_logits(recipe, architecture, micro_batch),
+        buffers_bytes=2 * min(recipe.zero.bucket_bytes, 4 * count) if stage else 0,
+        offloaded_bytes=offloaded,
+    )
+
+
+def _parameter_bytes(recipe: Recipe) -> int:
+    return 4 if precision_of(recipe) == "fp32" else 2
+
+
+def _states_per_parameter(optimizer: Optimizer) -> int:
+    """fp32 numbers that the optimizer keeps for each weight."""
+    if optimizer.name in ("adam", "adamw"):
+        return 2
+    if optimizer.name == "rmsprop":
+        return 2 if optimizer.momentum else 1
+    if optimizer.name == "sgd":
+        return 1 if optimizer.momentum else 0
+    return 1
+
+
+def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
+    """Korthikanti et al. 2022, section 4: 34·T·B·d bytes a block in 16 bits, attention matrices not stored;
+    models that are no decoders were counted on a pass.
+
+    With activation checkpointing only each block's input stays, beside one block that is being recomputed.
+    """
+    if architecture.activation_bytes_per_row is not None:
+        return round(micro_batch * architecture.activation_bytes_per_row * _parameter_bytes(recipe) / 4)
+    length = recipe.data.sequence_length or 0
+    tokens = micro_batch * OBJECTIVES[recipe.objective].sequences * length
+    scale = _parameter_bytes(recipe) / 2
+    block = 34 * tokens * architecture.hidden_size * scale
+    if recipe.model.attention == "eager":
+        block += 5 * architecture.heads * tokens * length * scale
+    if recipe.model.activation_checkpointing:
+        return round(2 * tokens * architecture.hidden_size * scale * architecture.layers + block)
+    return round(block * architecture.layers)
+
+
+def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
+    """Logits as the model gives them, in fp32 for the loss, and the gradient of both."""
+    length = (recipe.data.sequence_length or 0) * OBJECTIVES[recipe.objective].sequences
+    logits = length * architecture.vocabulary
+    if architecture.activation_bytes_per_row is not None:
+        logits = architecture.logits_per_row
+    return 2 * micro_batch * logits * (_parameter_bytes(recipe) + 4)

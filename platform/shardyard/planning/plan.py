@@ -1,0 +1,273 @@
+"""The plan: everything that follows from a recipe and a world, computed before anything starts.
+
+Pure arithmetic. `RunPlan` is what workers receive; `RunPlan.reasons` says of each derived value why it is what it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardyard.errors import Problem, RecipeError
+from shardyard.planning.architecture import Architecture, flops_per_token
+from shardyard.planning.deepspeed_config import deepspeed_config
+from shardyard.planning.memory import Memory, estimate_memory
+from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
+from shardyard.recipe.batching import default_lanes
+from shardyard.recipe.lengths import in_steps
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.precision import Bf16, choose_precision, with_precision
+from shardyard.recipe.schema import Precision, Recipe
+from shardyard.units import format_bytes, format_count
+
+MAX_MICRO_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a run takes place: `size` ranks, each on a GPU or not, with `device_bytes` of memory if that is known.
+
+    bf16: whether these devices have units for it; not those of the machine that plans, where others train.
+    """
+
+    size: int
+    gpu: bool
+    device_bytes: int | None = None
+    bf16: Bf16 = field(default_factory=Bf16)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for pictures, patches.
+
+    precision_known: false where the devices that will train could not be asked; the launch asks them and plans anew.
+    """
+
+    world: World
+    precision: Precision
+    precision_known: bool
+    rows_per_rank: int
+    micro_batch: int
+    accumulation: int
+    steps: int
+    tokens_per_row: int
+    tokens_per_step: int
+    lanes: int
+    warmup: int
+    evaluate_every: int
+    checkpoint_every: int
+    record_every: int
+    architecture: Architecture
+    flops_per_token: float
+    memory: Memory
+    deepspeed: dict[str, Any]
+    bundle: str
+    placement: str
+    network: str
+    reasons: dict[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole run."""
+        return self.flops_per_token * self.tokens
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the estimate fits the device; None where its memory is not known."""
+        if self.world.device_bytes is None:
+            return None
+        return self.memory.device_bytes <= self.world.device_bytes
+
+
+def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows: int | None = None) -> RunPlan:
+    """Derive everything.
+
+    Args:
+        rows: of one pass over the training data; needed where `train.epochs` says how long to train.
+
+    Raises:
+        RecipeError: the world does not divide the batch or the lanes (a recipe's own `cluster.workers` is checked
+            before; this guards other worlds).
+    """
+    reasons: dict[str, str] = {}
+    chosen = choose_precision(recipe.train.precision, world.bf16, gpu=world.gpu)
+    recipe = with_precision(recipe, chosen.precision)
+    reasons["precision"] = chosen.why
+    rows_per_rank = _rows_per_rank(recipe, world)
+    _check_experts(recipe, world)
+    reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {world.size} ranks"
+    micro_batch = _micro_batch(recipe, architecture, world, rows_per_rank, reasons)
+    accumulation = rows_per_rank // micro_batch
+    reasons["accumulation"] = f"{rows_per_rank} rows a rank / micro-batch of {micro_batch}"
+    tokens_per_row = row_tokens(recipe, architecture)
+    reasons["tokens_per_row"] = "positions that a row puts through the model: data.sequence_length of a decoder"
+    tokens_per_step = recipe.train.global_batch * tokens_per_row
+    reasons["tokens_per_step"] = f"{recipe.train.global_batch} rows × {tokens_per_row} tokens"
+    steps = _steps(recipe, tokens_per_step, rows, reasons)
+    if recipe.train.minutes is not None:
+        reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"
+    return RunPlan(
+        world=world,
+        precision=chosen.precision,
+        precision_known=chosen.known,
+        rows_per_rank=rows_per_rank,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        steps=steps,
+        tokens_per_row=tokens_per_row,
+        tokens_per_step=tokens_per_step,
+        lanes=_lanes(recipe, world, reasons),
+        warmup=_warmup(recipe.schedule.warmup, steps, reasons),
+        evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
+        checkpoint_every=_every(recipe.checkpoint.every, steps, "checkpoint_every", reasons),
+        record_every=_every(recipe.tracking.every, steps, "record_every", reasons),
+        architecture=architecture,
+        flops_per_token=_flops(recipe, architecture, reasons),
+        memory=estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch),
+        deepspeed=deepspeed_config(recipe, micro_batch=micro_batch, accumulation=accumulation, gpu=world.gpu),
+        **_whereabouts(recipe, world, reasons),
+        reasons=reasons,
+    )
+
+
+def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
+    """The recipe with the derived values that must never be derived anew, on whatever machine the run goes on."""
+    if recipe.train.epochs is not None:
+        train = recipe.train.model_copy(update={"steps": plan.steps, "epochs": None})
+        recipe = recipe.model_copy(update={"train": train})
+    return with_precision(recipe, plan.precision) if plan.precision_known else recipe
+
+
+def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[str, str]:
+    """What each worker reserves, how workers fall on nodes, and what they talk over, in words."""
+    demand, settings = demand_of(recipe, gpu=world.gpu, workers=world.size), recipe.cluster
+    given = settings.gpus_per_worker is not None
+    gpus = "cluster.gpus_per_worker" if given else "one GPU a rank" if world.gpu else "no GPU found"
+    reasons["bundle"] = f"what Ray reserves for each of {world.size} workers: cluster.cpus_per_worker, {gpus}"
+    if settings.placement is not None:
+        reasons["placement"] = "given by cluster.placement"
+    elif demand.strategy == "strict_spread":
+        reasons["placement"] = "cluster.workers_per_node is 1"
+    else:
+        reasons["placement"] = "neighbours in rank share a node, because they talk most"
+    backend = "NCCL, as ranks compute on GPUs" if world.gpu else "gloo, as ranks compute on the CPU"
+    reasons["network"] = f"{backend}; each host derives its own variables, run.json lists them"
+    return {
+        "bundle": bundle_in_words(demand.bundle),
+        "placement": placement_in_words(demand),
+        "network": f"{'nccl' if world.gpu else 'gloo'}: {network_in_words(settings.network, gpu=world.gpu)}",
+    }
+
+
+def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
+    """Positions that a row puts through the model."""
+    if architecture.tokens_per_row is not None:
+        return architecture.tokens_per_row
+    assert recipe.data.sequence_length is not None, "checked with the recipe"
+    return recipe.data.sequence_length * OBJECTIVES[recipe.objective].sequences
+
+
+def _check_experts(recipe: Recipe, world: World) -> None:
+    parallel = recipe.model.experts.parallel
+    if world.size % parallel:
+        message = f"{world.size} rank(s) cannot be cut into groups of {parallel} that share experts; set it to 1"
+        raise _refuse("model.experts.parallel", message)
+
+
+def _refuse(path: str, message: str) -> RecipeError:
+    return RecipeError("plan", [Problem("", path, message)])
+
+
+def _rows_per_rank(recipe: Recipe, world: World) -> int:
+    rows, rest = divmod(recipe.train.global_batch, world.size)
+    if rest:
+        raise _refuse("train.global_batch", f"{recipe.train.global_batch} rows cannot be shared by {world.size} ranks")
+    return rows
+
+
+def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows: int, reasons: dict[str, str]) -> int:
+    pinned = recipe.train.micro_batch
+    if pinned is not None:
+        if rows % pinned:
+            raise _refuse("train.micro_batch", f"{pinned} does not divide the {rows} rows of each rank")
+        reasons["micro_batch"] = "pinned by train.micro_batch"
+        return pinned
+    if OBJECTIVES[recipe.objective].whole_batch:
+        reasons["micro_batch"] = f"all rows of a rank: {recipe.objective} compares every row with every other"
+        return rows
+    limit = max(1, MAX_MICRO_BATCH_TOKENS // row_tokens(recipe, architecture))
+    candidates = [m for m in range(min(rows, limit), 0, -1) if rows % m == 0]
+    fitting = next((m for m in candidates if _holds(recipe, architecture, world, m)), None)
+    why = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
+    if world.device_bytes is not None:
+        device = format_bytes(world.device_bytes)
+        why = f"{why} that fits {device}" if fitting else f"the least there is; not even one row fits {device}"
+    reasons["micro_batch"] = why
+    return fitting or 1
+
+
+def _holds(recipe: Recipe, architecture: Architecture, world: World, micro_batch: int) -> bool:
+    if world.device_bytes is None:
+        return True
+    estimate = estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch)
+    return estimate.device_bytes <= world.device_bytes
+
+
+def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict[str, str]) -> int:
+    if recipe.train.steps is not None:
+        reasons["steps"] = "given by train.steps"
+        return recipe.train.steps
+    if recipe.train.epochs is not None:
+        assert rows is not None, "counted by whoever plans"
+        epochs, batch = recipe.train.epochs, recipe.train.global_batch
+        reasons["steps"] = f"{epochs:g} epochs of {rows} rows / {batch} rows a step, rounded up"
+        return max(1, math.ceil(epochs * rows / batch))
+    assert recipe.train.tokens is not None, "checked with the recipe"
+    reasons["steps"] = f"{format_count(recipe.train.tokens)} tokens / {tokens_per_step} a step, rounded up"
+    return math.ceil(recipe.train.tokens / tokens_per_step)
+
+
+def _lanes(recipe: Recipe, world: World, reasons: dict[str, str]) -> int:
+    lanes = recipe.data.lanes or default_lanes(recipe.train.global_batch)
+    if lanes % world.size:
+        raise _refuse("data.lanes", f"{lanes} lanes cannot be shared by {world.size} ranks; set a multiple of it")
+    reasons["lanes"] = "given by data.lanes" if recipe.data.lanes else "largest divisor of the global batch up to 64"
+    return lanes
+
+
+def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) -> int:
+    if given is None:
+        reasons[name] = "a tenth of the steps"
+        return max(1, steps // 10)
+    reasons[name] = _by_the_recipe(given, steps)
+    return in_steps(given, steps)
+
+
+def _warmup(given: float, steps: int, reasons: dict[str, str]) -> int:
+    if isinstance(given, int) and given >= max(1, steps):
+        raise _refuse("schedule.warmup", f"{given} steps of warm-up leave nothing of the {steps} steps of training")
+    reasons["warmup"] = _by_the_recipe(given, steps)
+    return in_steps(given, steps, most=steps - 1)
+
+
+def _by_the_recipe(given: float, steps: int) -> str:
+    return "given by the recipe" if isinstance(given, int) else f"{given:.4g} of {steps} steps"
+
+
+def _flops(recipe: Recipe, architecture: Architecture, reasons: dict[str, str]) -> float:
+    length = row_tokens(recipe, architecture)
+    if architecture.flops_per_row is not None:
+        reasons["flops_per_token"] = f"3 × the products of a forward pass, counted on one row of {length} tokens"
+        return flops_per_token(architecture, length)
+    length //= OBJECTIVES[recipe.objective].sequences
+    reasons["flops_per_token"] = (
+        f"6 × {format_count(architecture.matmul_parameters)} weights + 12 × {architecture.layers} layers × "
+        f"{architecture.attention_width or architecture.hidden_size} × {length} (PaLM, appendix B)"
+    )
+    return flops_per_token(architecture, length)

@@ -1,0 +1,63 @@
+"""A plan as plain data, as lines for people, and as the comments of a run's resolved.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from shardyard.planning.plan import RunPlan, fixed
+from shardyard.recipe.loading.load import dump_recipe
+from shardyard.recipe.schema import Recipe
+from shardyard.units import format_bytes, format_count
+
+
+def as_dict(plan: RunPlan) -> dict[str, Any]:
+    """The plan as plain data, with its totals."""
+    totals = {"tokens": plan.tokens, "flops": plan.flops, "fits": plan.fits}
+    return asdict(plan) | totals | {"device_bytes": plan.memory.device_bytes}
+
+
+def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
+    """What the plan says, as lines for people: name, value, why."""
+    why = plan.reasons
+    size, memory = plan.architecture, plan.memory
+    yield "parameters", format_count(size.parameters), f"{format_count(size.matmul_parameters)} multiply each token"
+    if size.trainable_parameters is not None:
+        share = size.trainable_parameters / size.parameters
+        yield "trainable", format_count(size.trainable_parameters), f"{share:.2%} of the model's parameters"
+    yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
+    yield "each worker", plan.bundle, why["bundle"]
+    yield "placement", plan.placement, why["placement"]
+    yield "network", plan.network, why["network"]
+    yield "precision", plan.precision, why["precision"]
+    yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
+    yield "accumulation", str(plan.accumulation), why["accumulation"]
+    yield "tokens a step", format_count(plan.tokens_per_step), why["tokens_per_step"]
+    yield "steps", str(plan.steps), why["steps"]
+    yield "tokens", format_count(plan.tokens), f"{plan.tokens / size.parameters:.1f} a parameter"
+    yield "FLOPs a token", format_count(plan.flops_per_token), why["flops_per_token"]
+    yield "FLOPs", format_count(plan.flops), "tokens × FLOPs a token"
+    yield "lanes", str(plan.lanes), why["lanes"]
+    yield "warm-up", f"{plan.warmup} steps", why["warmup"]
+    yield "evaluation", f"every {plan.evaluate_every} steps", why["evaluate_every"]
+    yield "checkpoint", f"every {plan.checkpoint_every} steps", why["checkpoint_every"]
+    for name, value in asdict(memory).items():
+        if value:
+            yield f"memory: {name.removesuffix('_bytes')}", format_bytes(value), ""
+    yield "memory a rank", format_bytes(memory.device_bytes), _verdict(plan)
+
+
+def _verdict(plan: RunPlan) -> str:
+    if plan.world.device_bytes is None:
+        return "the device's memory is not known; give --memory 80GiB to compare"
+    have = format_bytes(plan.world.device_bytes)
+    if plan.fits:
+        return f"fits {have}"
+    return f"does not fit {have}: a higher ZeRO stage, more workers, offloading or activation checkpointing help"
+
+
+def resolved_text(recipe: Recipe, plan: RunPlan) -> str:
+    """The recipe with every default and fixed value, and below it, as comments, what follows from it."""
+    derived = "\n".join(f"# {what}: {value}{f'  ({why})' if why else ''}" for what, value, why in rows(plan))
+    return f"{dump_recipe(fixed(recipe, plan))}\n# Derived:\n{derived}\n"

@@ -1,0 +1,111 @@
+"""Where the recipes, tokenizer specs and cluster templates that come with Shardyard lie.
+
+A checkout has them at its top; an installed wheel carries them in `shardyard/share`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.errors import Problem, RecipeError
+from shardyard.suggest import nearest
+
+PACKAGE = Path(__file__).resolve().parents[2]
+# Sweeps lie among the recipes, in a folder of their own.
+SWEEPS = "sweeps"
+KINDS = ("recipes", "tokenizers", "cluster")
+# Corpora that every Python installation holds; `data/` reads them.
+EMBEDDED_SOURCES = ("python-docs", "python-docstrings", "python-code")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe that comes with Shardyard: `name` as commands take it (`gpt/quickstart`), `path` of its file."""
+
+    name: str
+    path: Path
+
+
+def share_folder(kind: str, package: Path = PACKAGE) -> Path:
+    """The folder of `kind` ("recipes", "tokenizers" or "cluster"), of an installed wheel or of a checkout."""
+    assert kind in KINDS, kind
+    installed = package / "share" / kind
+    return installed if installed.is_dir() else package.parents[1] / kind
+
+
+def shipped_recipes() -> list[ShippedRecipe]:
+    """All shipped recipes by name. Files whose name starts with `_` are bases for others, not recipes."""
+    return [found for found in _shipped() if not found.name.startswith(f"{SWEEPS}/")]
+
+
+def shipped_sweeps() -> list[ShippedRecipe]:
+    """All shipped sweeps by name, such as `sweeps/lr-batch`."""
+    return [found for found in _shipped() if found.name.startswith(f"{SWEEPS}/")]
+
+
+def _shipped() -> list[ShippedRecipe]:
+    root = share_folder("recipes")
+    paths = sorted(path for path in root.rglob("*.yaml") if not path.name.startswith("_"))
+    return [ShippedRecipe(path.relative_to(root).with_suffix("").as_posix(), path) for path in paths]
+
+
+def shipped_file(name: str) -> Path | None:
+    """The shipped recipe, or base, of this name, with or without `.yaml`; None where there is none."""
+    if _NAME.fullmatch(name) is None:
+        return None
+    path = share_folder("recipes") / (name if name.endswith(".yaml") else f"{name}.yaml")
+    return path if is_file(path) else None
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file that a person means: an existing path, else a shipped recipe by name.
+
+    Raises:
+        RecipeError: (a UsageError) there is neither; names the nearest.
+    """
+    path = Path(os.path.expanduser(name_or_path))
+    if is_file(path):
+        return path
+    shipped = shipped_file(name_or_path)
+    if shipped is not None:
+        return shipped
+    raise RecipeError(name_or_path, [Problem(name_or_path, "", _missing_message(name_or_path, path))])
+
+
+def find_tokenizer_spec(name: str) -> Path | None:
+    """The YAML spec in tokenizers/ of this name, such as `bytes`; None where there is none."""
+    if _NAME.fullmatch(name) is None:
+        return None
+    path = share_folder("tokenizers") / f"{name}.yaml"
+    return path if is_file(path) else None
+
+
+def tokenizer_specs() -> list[str]:
+    """Names of the shipped tokenizer specs."""
+    return sorted(path.stem for path in share_folder("tokenizers").glob("*.yaml"))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file (or pipe); a name that no file can have is just not there."""
+    return _exists(path) and not path.is_dir()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL byte
+        return False
+
+
+def _missing_message(name: str, path: Path) -> str:
+    if name and _exists(path):
+        return "is a directory; name a recipe file in it"
+    names = [recipe.name for recipe in _shipped()]
+    stem = name.removesuffix(".yaml")
+    match = nearest(stem, names) or next((n for n in names if n.rpartition("/")[2] == Path(stem).name), None)
+    hint = f"did you mean {match!r}? " if match else ""
+    return f"no such file, nor a shipped recipe; {hint}`shardyard recipes list` shows all"

@@ -1,0 +1,48 @@
+"""What a recipe may start from, by name: `run:NAME`, a prepared model, a folder, or a hub id with a revision."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.shipped import ShippedRecipe, shipped_recipes
+
+RUN = "run:"
+# Of the prepared models, so that a recipe can be planned before they are there.
+PREPARED_CONFIGS: dict[str, dict[str, Any]] = {
+    "minilm": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 512,
+        "vocab_size": 30522,
+    },
+}
+PREPARED_FAMILIES = {"minilm": "bert"}
+
+
+def kind_of(name: str) -> Literal["run", "prepared", "other"]:
+    """Whether a name stands for a run, a prepared model, or else for a folder or hub id as it is."""
+    if name.startswith(RUN):
+        return "run"
+    found = PREPARED_SETS.get(name)
+    return "prepared" if found is not None and found.kind == "model" else "other"
+
+
+def recipe_of_run(name: str) -> ShippedRecipe | None:
+    """The shipped recipe whose runs `run:NAME` means."""
+    wanted = name.removeprefix(RUN)
+    return next((shipped for shipped in shipped_recipes() if _title(shipped) == wanted), None)
+
+
+def _title(shipped: ShippedRecipe) -> str | None:
+    try:
+        data = YAML(typ="safe", pure=True).load(shipped.path)
+    except (OSError, ValueError, YAMLError):
+        return None  # loading that recipe says what is wrong with it
+    name = data.get("name") if isinstance(data, dict) else None
+    return name if isinstance(name, str) else None

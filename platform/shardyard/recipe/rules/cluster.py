@@ -1,0 +1,53 @@
+"""Contradictions around where ranks go: how many share a node, and how many share a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardyard import hardware
+from shardyard.recipe.fields import Path
+from shardyard.recipe.schema import Recipe
+
+Finding = tuple[Path, str]
+
+
+def cluster_rules(recipe: Recipe) -> Iterator[Finding]:
+    """All of them."""
+    for rule in (_strategy, _groups, _shared_gpus):
+        yield from rule(recipe)
+
+
+def _strategy(recipe: Recipe) -> Iterator[Finding]:
+    settings, path = recipe.cluster, ("cluster", "placement")
+    share = settings.workers_per_node
+    if settings.placement == "strict_spread" and share not in (None, 1):
+        yield path, f"strict_spread puts each rank on a node of its own, workers_per_node is {share}; take out one"
+    if settings.placement == "strict_pack" and share is not None and share < settings.workers:
+        yield (
+            path,
+            f"strict_pack puts all {settings.workers} workers on one node, workers_per_node is {share}; take out one",
+        )
+
+
+def _groups(recipe: Recipe) -> Iterator[Finding]:
+    """Ranks that share experts exchange activations in every layer, so they share a node."""
+    settings, group = recipe.cluster, recipe.model.experts.parallel
+    if group == 1:
+        return
+    together = f"{group} ranks share the experts of a layer (model.experts.parallel) and stay on one node"
+    if settings.placement == "strict_spread":
+        yield ("cluster", "placement"), f"strict_spread has one rank a node, but {together}; use pack or spread"
+    elif settings.workers_per_node is not None and settings.workers_per_node % group:
+        yield ("cluster", "workers_per_node"), f"{settings.workers_per_node} is no multiple of {group}: {together}"
+
+
+def _shared_gpus(recipe: Recipe) -> Iterator[Finding]:
+    gpus = recipe.cluster.gpus_per_worker
+    if gpus and gpus <= 0.5 and recipe.cluster.workers > 1 and not hardware.computes_on_cpu():
+        yield (
+            ("cluster", "gpus_per_worker"),
+            (
+                f"workers of {gpus:g} GPUs may share one, and NCCL refuses two ranks of a run on one GPU; use 1 or 0, "
+                "or cluster.workers 1 (several runs may share a GPU)"
+            ),
+        )

@@ -1,0 +1,131 @@
+"""Contradictions around the data: sources that are nothing, two things at once, or not there."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+
+from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.shipped import EMBEDDED_SOURCES
+from shardyard.recipe.fields import Path
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Data, Recipe, Source
+from shardyard.suggest import suggestion
+
+Finding = tuple[Path, str]
+
+_SUFFIXES = tuple(s + z for s in (".parquet", ".jsonl", ".json", ".csv", ".txt") for z in ("", ".gz"))
+_EMBEDDED_SPLITS = ("train", "validation")
+
+
+def data_rules(recipe: Recipe) -> Iterator[Finding]:
+    """All findings about `data`."""
+    for name in ("train", "validation"):
+        for index, source in enumerate(getattr(recipe.data, name)):
+            path = ("data", name, index)
+            for key, message in _source(source, recipe.objective):
+                yield (*path, *((key,) if key else ())), message
+    yield from _held_out(recipe.data)
+    yield from _leaks(recipe.data)
+
+
+def _source(source: Source, objective: str) -> Iterator[tuple[str, str]]:
+    """Findings about one source as (key, message); an empty key is the source itself."""
+    if source.source is None and source.path is None:
+        yield "", "names nothing to read; give `source` (an embedded corpus) or `path` (hub id, folder, file or URL)"
+    elif source.source is not None and source.path is not None:
+        yield "path", "a source has either `source` or `path`; keep one, and list the other as a source of its own"
+    elif source.source is not None:
+        yield from _embedded(source, source.source, objective)
+    elif source.path is not None:
+        yield from _local(source.path)
+    yield from _columns(source, objective)
+
+
+def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, str]]:
+    prepared = PREPARED_SETS.get(name)
+    known = [*EMBEDDED_SOURCES, *(other for other, found in PREPARED_SETS.items() if found.kind == "rows")]
+    if name not in known:
+        yield (
+            "source",
+            f"no embedded corpus or prepared set {name!r}; {suggestion(name, known)} Hub data goes under `path`",
+        )
+        return
+    splits = tuple(prepared.num_rows) if prepared is not None else _EMBEDDED_SPLITS
+    if source.split is not None and source.split not in splits:
+        yield "split", f"{name} has the splits {' and '.join(splits)}, not {source.split!r}"
+    if source.holdout:
+        yield "holdout", f"{name} has a validation split of its own; take holdout out"
+    for key in ("config", "revision"):
+        if getattr(source, key) is not None:
+            yield key, f"belongs to hub datasets (`path`), not to {name}; take it out"
+    columns: dict[str, str] = dict(prepared.columns) if prepared is not None else {"text": "text"}
+    if prepared is None and source.text_column != Source.model_fields["text_column"].default:
+        yield "text_column", f"the embedded {name} has no columns; take it out"
+        return
+    named = {"text": source.text_column, **source.columns}
+    for role, kind in OBJECTIVES[objective].columns.items():
+        column = named.get(role, role)
+        if columns.get(column) != kind:
+            fitting = ", ".join(other for other, found in columns.items() if found == kind) or "none"
+            yield (
+                "columns",
+                f"{objective} reads {role} ({kind}), and {name} has no such column {column!r}; of this kind: {fitting}",
+            )
+
+
+def _columns(source: Source, objective: str) -> Iterator[tuple[str, str]]:
+    roles = {**OBJECTIVES[objective].columns, **OBJECTIVES[objective].optional_columns}
+    for role in source.columns:
+        if role not in roles:
+            yield "columns", f"{objective} reads no {role!r}; {suggestion(role, roles)}"
+    if source.text_column != Source.model_fields["text_column"].default and "text" not in roles:
+        yield "text_column", f"{objective} reads {', '.join(roles)}; name their columns under `columns`"
+
+
+def _local(path: str) -> Iterator[tuple[str, str]]:
+    if "://" in path:
+        return
+    looks_local = path.startswith(("./", "../", "/", "~")) or path.endswith(_SUFFIXES)
+    try:
+        found = bool(glob.glob(os.path.expanduser(path), recursive=True))
+    except (OSError, ValueError):
+        found = False
+    if looks_local and not found:
+        yield "path", f"no file or folder matches {path!r}; relative paths start at the current folder"
+
+
+def _held_out(data: Data) -> Iterator[Finding]:
+    embedded = any(source.source is not None for source in data.train)
+    if not data.validation and not embedded and not any(source.holdout for source in data.train):
+        yield (
+            ("data", "validation"),
+            ("nothing is held out; add data.validation, or set `holdout: 0.01` on a source of data.train"),
+        )
+
+
+def _leaks(data: Data) -> Iterator[Finding]:
+    """Validation that reads what training reads."""
+    trained = {_identity(source, "train"): source for source in data.train}
+    for index, source in enumerate(data.validation):
+        twin = trained.get(_identity(source, "validation"))
+        if twin is None:
+            continue
+        path = ("data", "validation", index)
+        if source.source is not None:
+            yield path, "is the very split that data.train reads; leave `split` out on both"
+        elif twin.holdout == 0 or source.holdout == 0:
+            yield path, "is the very data that data.train reads; set the same `holdout` above 0 on both, or a split"
+        elif twin.holdout != source.holdout:
+            yield (
+                (*path, "holdout"),
+                (f"is {source.holdout}, but {twin.holdout} on the same source of data.train; they must be equal"),
+            )
+
+
+def _identity(source: Source, split: str) -> tuple[str | None, ...]:
+    # Files have no splits, and what is held out by hash lies in the training split.
+    if source.path is not None and (source.holdout or source.path.endswith(_SUFFIXES)):
+        split = "train"
+    return (source.source, source.path, source.config, source.revision, source.split or split)

@@ -1,0 +1,129 @@
+"""Contradictions of a mixture of experts: balance, and experts that are spread over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from shardyard.recipe import families
+from shardyard.recipe.expert_presets import EXPERT_PRESETS
+from shardyard.recipe.fields import Path
+from shardyard.recipe.schema import Recipe
+
+Finding = tuple[Path, str]
+
+# Names that families give to the number of experts, and to those of a token.
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOICES = "num_experts_per_tok"
+_OBJECTIVE = "causal_lm"
+# DeepSpeed takes experts into groups of their own only for optimizers that it builds itself, and Muon needs whole
+# gradients, which it refuses with experts.
+_SPREAD_OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
+
+
+def expert_rules(recipe: Recipe) -> Iterator[Finding]:
+    """All of them."""
+    for rule in (_losses, _router_without_gradient, _parallel):
+        yield from rule(recipe)
+
+
+def _losses(recipe: Recipe) -> Iterator[Finding]:
+    """Losses of routers need routers, and an objective that adds them."""
+    for name in ("balance", "z_loss"):
+        if not getattr(recipe.model.experts, name):
+            continue
+        path = ("model", "experts", name)
+        if recipe.objective != _OBJECTIVE:
+            yield path, f"does nothing for the objective {recipe.objective}, only for {_OBJECTIVE}; take it out"
+        elif _is_dense(recipe):
+            yield path, f"{recipe.model.family} has no experts; take it out, or use a family such as mixtral"
+
+
+def _router_without_gradient(recipe: Recipe) -> Iterator[Finding]:
+    """A weight that is normalised over one choice is 1 whatever the router says."""
+    model = recipe.model
+    chosen, normalised = _value(recipe, _CHOICES), _value(recipe, "norm_topk_prob")
+    if chosen == 1 and (model.family == "mixtral" or (model.family in ("qwen2_moe", "qwen3_moe") and normalised)):
+        advice = "use family qwen3_moe" if model.family == "mixtral" else "set norm_topk_prob to false"
+        yield (
+            ("model", "config", _CHOICES),
+            f"one expert a token has weight 1 whatever the router says, so it learns nothing; {advice}, as Switch does",
+        )
+
+
+def _parallel(recipe: Recipe) -> Iterator[Finding]:
+    """What DeepSpeed's AutoEP can spread over ranks, and what it cannot be combined with."""
+    parallel, path = recipe.model.experts.parallel, ("model", "experts", "parallel")
+    if parallel == 1:
+        return
+    if recipe.model.family not in EXPERT_PRESETS:
+        known = ", ".join(sorted(EXPERT_PRESETS))
+        yield path, f"DeepSpeed's AutoEP spreads the experts of {known}, not of {recipe.model.family}; set it to 1"
+        return
+    workers, experts = recipe.cluster.workers, _experts(recipe)
+    if workers % parallel:
+        yield (
+            path,
+            f"{workers} workers cannot be cut into groups of {parallel}; {_best(parallel, workers)} divides them",
+        )
+    if experts is not None and experts % parallel:
+        yield path, f"{experts} experts cannot be shared by {parallel} ranks; {_best(parallel, experts)} divides them"
+    for found, other, message in _combinations(recipe):
+        if found:
+            yield other, message
+
+
+def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
+    """(whether it is there, where, why not)."""
+    zero, model, spread = recipe.zero, recipe.model, "experts that are spread over ranks"
+    noisy = bool(_value(recipe, "router_jitter_noise"))
+    return [
+        (zero.stage == 0, ("zero", "stage"), f"0 clips {spread} by the norm of each rank alone; use stage 1, 2 or 3"),
+        (zero.offload_optimizer, ("zero", "offload_optimizer"), f"is not tested with {spread}; set it to false"),
+        (zero.offload_parameters, ("zero", "offload_parameters"), f"is not tested with {spread}; set it to false"),
+        (model.compile, ("model", "compile"), f"cannot trace {spread}; set it to false"),
+        (model.adapter is not None, ("model", "adapter"), f"cannot adapt {spread}; set model.experts.parallel to 1"),
+        (bool(model.freeze), ("model", "freeze"), f"does not know {spread}; set model.experts.parallel to 1"),
+        (
+            recipe.objective != _OBJECTIVE,
+            ("model", "experts", "parallel"),
+            f"is for the objective {_OBJECTIVE}, not {recipe.objective}; set it to 1",
+        ),
+        (
+            recipe.optimizer.name not in _SPREAD_OPTIMIZERS,
+            ("optimizer", "name"),
+            f"{recipe.optimizer.name} does not know {spread}; use one of {', '.join(_SPREAD_OPTIMIZERS)}",
+        ),
+        (
+            noisy,
+            ("model", "config", "router_jitter_noise"),
+            f"{spread} are chosen without noise; set it to 0, or model.experts.parallel to 1",
+        ),
+    ]
+
+
+def _is_dense(recipe: Recipe) -> bool:
+    """Whether the family is known to have no experts; one that is not known may have some."""
+    fields = families.config_fields(recipe.model.family)
+    return fields is not None and not fields.names & set(EXPERT_COUNTS)
+
+
+def _experts(recipe: Recipe) -> int | None:
+    """Experts of a layer, None where the recipe does not tell."""
+    found = next((value for name in EXPERT_COUNTS if (value := _value(recipe, name)) is not None), None)
+    return found if isinstance(found, int) else None
+
+
+def _value(recipe: Recipe, name: str) -> Any:
+    """A field of the model's configuration: the recipe's value, or the family's default where it is a literal."""
+    if name in recipe.model.config:
+        return recipe.model.config[name]
+    if recipe.model.pretrained is not None:
+        return None
+    fields = families.config_fields(recipe.model.family)
+    return None if fields is None else fields.defaults.get(name)
+
+
+def _best(parallel: int, total: int) -> int:
+    """The largest number up to `parallel` that divides `total`."""
+    return next(size for size in range(min(parallel, total), 0, -1) if total % size == 0)

@@ -1,0 +1,101 @@
+"""Contradictions of fine-tuning: where weights come from, what is trained of them, teachers and references."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.fields import Path
+from shardyard.recipe.initial_weights import PREPARED_FAMILIES, RUN, kind_of, recipe_of_run
+from shardyard.recipe.schema import Recipe
+
+Finding = tuple[Path, str]
+
+# Objectives whose model has a head of classes that no checkpoint brings, so it is trained beside adapters.
+_NEW_HEADS = ("text_classification", "image_classification")
+
+
+def finetune_rules(recipe: Recipe) -> Iterator[Finding]:
+    """All findings about pretrained weights, freezing, adapters, teachers and preferences."""
+    yield from _names(recipe)
+    yield from _family(recipe)
+    yield from _adapter(recipe)
+    if recipe.objective == "preference" and recipe.model.pretrained is None:
+        yield (
+            ("model",),
+            "lacks pretrained: preferences tune a model that answers already; give a folder, a hub id or run:NAME",
+        )
+
+
+def _names(recipe: Recipe) -> Iterator[Finding]:
+    """Names that stand for something else: `run:` needs a name, and a prepared model must be one."""
+    named: tuple[tuple[Path, str | None], ...] = (
+        (("model", "pretrained"), recipe.model.pretrained),
+        (("distillation", "teacher"), recipe.distillation.teacher),
+        (("tokenizer",), recipe.tokenizer),
+    )
+    for path, name in named:
+        if name is None:
+            continue
+        if name == RUN:
+            yield path, "lacks the name of a recipe, as in run:gpt-quickstart: the newest finished run of it is used"
+        found = PREPARED_SETS.get(name)
+        if found is not None and found.kind == "rows":
+            yield path, f"{name} is a set of rows, not a pretrained model; name it as a source of data"
+
+
+# Families of pretrained weights, and others with the same body under another head.
+_SAME_BODY = {("vit_mae", "vit")}
+
+
+def _family(recipe: Recipe) -> Iterator[Finding]:
+    name, family = recipe.model.pretrained, recipe.model.family
+    if name is None:
+        return
+    found = PREPARED_FAMILIES.get(name) or _model_type(name)
+    if found is not None and found != family and (found, family) not in _SAME_BODY:
+        yield ("model", "family"), f"is {family}, but {name} holds a model of type {found}; write {found}"
+
+
+def _model_type(name: str) -> str | None:
+    """That of a folder here; None for what is elsewhere or unreadable."""
+    if kind_of(name) != "other":
+        return None
+    try:
+        stored = json.loads((FilePath(name).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):
+        return None
+    found = stored.get("model_type") if isinstance(stored, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _adapter(recipe: Recipe) -> Iterator[Finding]:
+    adapter, model = recipe.model.adapter, recipe.model
+    if adapter is None:
+        return
+    if model.pretrained is None:
+        yield (
+            ("model", "adapter"),
+            "adapts weights that were never trained; give model.pretrained, or take the adapter out",
+        )
+    if adapter.whole and recipe.objective == "preference":
+        yield (
+            ("model", "adapter", "whole"),
+            "would change the reference model, which is the trained one with its adapters switched off; take it out",
+        )
+    if model.freeze:
+        yield (
+            ("model", "freeze"),
+            "does nothing beside model.adapter, which freezes all weights but its own and new heads; take it out",
+        )
+
+
+def launch_advice(name: str) -> str:
+    """The command that makes what `run:NAME` or a prepared model stands for."""
+    if kind_of(name) == "prepared":
+        return f"run `shardyard data prepare {name}`"
+    shipped = recipe_of_run(name)
+    recipe = shipped.name if shipped is not None else f"a recipe whose name is {name.removeprefix(RUN)}"
+    return f"`shardyard launch {recipe}` makes one" if shipped is not None else f"launch {recipe} first"

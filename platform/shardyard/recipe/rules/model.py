@@ -1,0 +1,267 @@
+"""Contradictions around the model: its family, its configuration, its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from shardyard.recipe import families
+from shardyard.recipe.catalog.shipped import find_tokenizer_spec, is_file, tokenizer_specs
+from shardyard.recipe.fields import Path
+from shardyard.recipe.initial_weights import kind_of
+from shardyard.recipe.loading.problems import show
+from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.recipe.schema import Recipe
+from shardyard.suggest import suggestion
+
+Finding = tuple[Path, str]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Hub ids from before names had an organisation in front.
+_OLD_HUB_IDS = re.compile(
+    r"(gpt2|distilgpt2|openai-gpt|bert|distilbert|roberta|distilroberta|xlm|xlnet|albert|camembert|t5|ctrl|transfo-xl)"
+    r"(-[a-z0-9]+)*(-v\d)?"
+)
+_EXPERT_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"})
+_PYTHON = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": list}
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number with a point",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "a section of keys",
+    "tuple": "a list",
+    "None": "null",
+}
+
+
+def model_rules(recipe: Recipe) -> Iterator[Finding]:
+    """All findings about `model` and `tokenizer`."""
+    yield from _tokenizer(recipe)
+    yield from _pretrained(recipe)
+    yield from _settings(recipe)
+    known = families.families_with(OBJECTIVES[recipe.objective])
+    if recipe.model.family not in known:
+        yield (
+            ("model", "family"),
+            (
+                f"transformers has no model of type {recipe.model.family!r} for the objective {recipe.objective}; "
+                f"{suggestion(recipe.model.family, known)}"
+            ),
+        )
+        return
+    yield from _config(recipe)
+    yield from _shape(recipe)
+    yield from _muon(recipe)
+
+
+def _config(recipe: Recipe) -> Iterator[Finding]:
+    """Keys and types of model.config against the family's configuration class."""
+    family, fields = recipe.model.family, families.config_fields(recipe.model.family)
+    if fields is None:
+        return
+    for key, value in recipe.model.config.items():
+        path = ("model", "config", key)
+        if key not in fields.names:
+            yield path, f"unknown key {key!r} of {family}; {suggestion(key, fields.names)}"
+            continue
+        own = fields.own_name(key)
+        if own != key and own in recipe.model.config:
+            yield path, f"means the same as {own} in {family}; keep one of them"
+        kinds = fields.kinds.get(own, frozenset())
+        if kinds and not any(_is(value, kind) for kind in kinds):
+            expected = " or ".join(_WORDS[kind] for kind in sorted(kinds))
+            hint = f"; write {float(value)}" if type(value) is int and "float" in kinds else ""
+            yield path, f"must be {expected}, got {show(value)}{hint}"
+        elif own in ("hidden_act", "activation_function") and isinstance(value, str):
+            names = families.activation_names()
+            if names and value not in names:
+                yield path, f"transformers has no activation {value!r}; {suggestion(value, names)}"
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == "None":
+        return value is None
+    return type(value) is _PYTHON[kind]
+
+
+def _effective(recipe: Recipe) -> Mapping[str, Any] | None:
+    """The configuration as far as it is known: a local pretrained folder's, overridden; None for one on the hub."""
+    if recipe.model.pretrained is None:
+        return recipe.model.config
+    try:
+        text = (FilePath(recipe.model.pretrained).expanduser() / "config.json").read_text(encoding="utf-8")
+        stored = json.loads(text)
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return {**stored, **recipe.model.config} if isinstance(stored, dict) else None
+
+
+def _shape(recipe: Recipe) -> Iterator[Finding]:
+    config = _effective(recipe)
+    if config is None:
+        return
+    sizes = _Sizes(recipe.model.family, config)
+    positions, length = sizes["max_position_embeddings"], recipe.data.sequence_length
+    if positions and length and length > positions:
+        name = sizes.name("max_position_embeddings")
+        yield (
+            ("data", "sequence_length"),
+            (
+                f"{length} tokens are more than the {positions} positions of the model; set model.config.{name} to "
+                f"{length}, or shorten the rows"
+            ),
+        )
+    hidden, heads, groups = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    if hidden and heads and hidden % heads and not sizes["head_dim"]:
+        yield (
+            _config_path(recipe, sizes.name("hidden_size")),
+            (
+                f"{sizes.name('hidden_size')} {hidden} is not divisible by {sizes.name('num_attention_heads')} {heads}"
+                f"; {heads * max(1, round(hidden / heads))} is"
+            ),
+        )
+    if heads and groups and heads % groups:
+        yield (
+            _config_path(recipe, sizes.name("num_key_value_heads")),
+            (f"num_attention_heads {heads} is not divisible by num_key_value_heads {groups}; set a divisor of {heads}"),
+        )
+
+
+class _Sizes:
+    """Positive whole numbers of a configuration by standard name; None for what is unknown or something else."""
+
+    def __init__(self, family: str, config: Mapping[str, Any]) -> None:
+        self.family, self.config = family, config
+
+    def __getitem__(self, standard: str) -> int | None:
+        value = families.config_value(self.family, self.config, standard)
+        return value if type(value) is int and value > 0 else None
+
+    def name(self, standard: str) -> str:
+        """The key to write in a recipe."""
+        fields = families.config_fields(self.family)
+        return fields.own_name(standard) if fields is not None else standard
+
+
+def _config_path(recipe: Recipe, name: str) -> Path:
+    return ("model", "config", name) if name in recipe.model.config else ("model", "config")
+
+
+def _muon(recipe: Recipe) -> Iterator[Finding]:
+    """DeepSpeed's BF16 optimizer, which stage 1 uses in bf16, refuses muon on the stacked weights of experts.
+
+    From stage 1 on DeepSpeed clips after orthogonalising, where the norm is that of the update (about the root of the
+    number of rows, summed over matrices) and not of the gradient: every update would shrink to a fraction.
+    """
+    if recipe.optimizer.name == "muon" and recipe.zero.stage > 0 and recipe.train.gradient_clipping > 0:
+        clipped = "but with muon DeepSpeed would clip its orthogonalised updates, whose norm is fixed and large"
+        yield (
+            ("train", "gradient_clipping"),
+            f"is {recipe.train.gradient_clipping:g}, {clipped}; set it to 0, or zero.stage to 0",
+        )
+    fields = families.config_fields(recipe.model.family)
+    experts = fields is not None and bool(fields.names & _EXPERT_COUNTS)
+    # A derived precision may be bf16.
+    stage_1_bf16 = recipe.zero.stage == 1 and recipe.train.precision in ("bf16", None)
+    if recipe.optimizer.name == "muon" and stage_1_bf16 and experts:
+        yield (
+            ("optimizer", "name"),
+            f"DeepSpeed's muon takes only matrices in bf16 at stage 1; {recipe.model.family} has experts: use stage 2",
+        )
+
+
+def _settings(recipe: Recipe) -> Iterator[Finding]:
+    """Switches of the platform against the same switches in the configuration."""
+    model = recipe.model
+    if model.activation_checkpointing and model.config.get("use_cache") is True:
+        yield (
+            ("model", "config", "use_cache"),
+            ("keeps what activation_checkpointing drops; take it out, or turn model.activation_checkpointing off"),
+        )
+    if model.dropout is not None:
+        for key, value in model.config.items():
+            if ("dropout" in key or "pdrop" in key) and _is_number(value) and value != model.dropout:
+                yield (
+                    ("model", "config", key),
+                    (f"is {value}, but model.dropout sets every dropout to {model.dropout}; keep one of them"),
+                )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return FilePath(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # names that no file can have, users that there are not
+        return False
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith(("./", "../", "/", "~"))
+
+
+def _pretrained(recipe: Recipe) -> Iterator[Finding]:
+    name = recipe.model.pretrained
+    if name is None or kind_of(name) != "other":
+        return
+    name, _, _ = name.partition("@") if not _exists(name) else (name, "", "")
+    exists = _exists(name) and not is_file(FilePath(name).expanduser())
+    if _looks_local(name) and not exists:
+        yield ("model", "pretrained"), f"no folder {name!r}; relative paths start at the current folder"
+    elif not exists and not (_HUB_ID.fullmatch(name) or _OLD_HUB_IDS.fullmatch(name)):
+        yield ("model", "pretrained"), f"{name!r} is neither a folder here nor a hub id such as openai-community/gpt2"
+
+
+def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
+    name = recipe.tokenizer
+    if not OBJECTIVES[recipe.objective].text:
+        return
+    if find_tokenizer_spec(name) is None and not _exists(name) and kind_of(name) == "other":
+        if _looks_local(name) or name.endswith((".json", ".yaml")):
+            yield ("tokenizer",), f"no file or folder {name!r}; relative paths start at the current folder"
+        elif not (_HUB_ID.fullmatch(name) or _OLD_HUB_IDS.fullmatch(name)):
+            yield (
+                ("tokenizer",),
+                (
+                    f"{name!r} is neither a spec in tokenizers/, a path nor a hub id (org/name); "
+                    f"{suggestion(name, tokenizer_specs())}"
+                ),
+            )
+    size, vocabulary = recipe.model.config.get("vocab_size"), _vocabulary(name)
+    if type(size) is int and vocabulary is not None and size < vocabulary:
+        yield (
+            ("model", "config", "vocab_size"),
+            (
+                f"{size} is less than the {vocabulary} entries of the tokenizer {name}; set at least {vocabulary}, "
+                "or leave it out"
+            ),
+        )
+
+
+def _vocabulary(name: str) -> int | None:
+    """Entries of a shipped tokenizer: the 256 bytes and its special tokens, or what the report of its training says.
+
+    None for one that is not shipped, or not trained yet.
+    """
+    spec = find_tokenizer_spec(name)
+    if spec is None:
+        return None
+    try:
+        data = YAML(typ="safe", pure=True).load(spec)
+        if data["kind"] == "bytes":
+            return 256 + len(set(data["special_tokens"].values()))
+        report = json.loads((spec.with_suffix("") / "report.json").read_text(encoding="utf-8"))
+        size = report["vocabulary"]["size"]
+        return size if type(size) is int else None
+    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
+        return None  # opening the tokenizer says what is wrong with its spec

@@ -1,0 +1,247 @@
+"""What the schema cannot see: fields that are each valid and yet do not go together.
+
+Each rule yields a path and a message that says what to do. `check` runs them all, so that a person sees everything at
+once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from shardyard import hardware
+from shardyard.recipe.batching import default_lanes, training_steps
+from shardyard.recipe.fields import Path
+from shardyard.recipe.lengths import decay_steps, in_steps
+from shardyard.recipe.objectives import OBJECTIVES, OPTIONAL_SECTIONS
+from shardyard.recipe.rules.cluster import cluster_rules
+from shardyard.recipe.rules.data import data_rules
+from shardyard.recipe.rules.decoders import decoder_rules
+from shardyard.recipe.rules.experts import expert_rules
+from shardyard.recipe.rules.finetune import finetune_rules
+from shardyard.recipe.rules.model import model_rules
+from shardyard.recipe.rules.secrets import secret_rules
+from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
+
+Finding = tuple[Path, str]
+
+_CPU_OPTIMIZERS = ("adamw", "adam", "adagrad", "lion")
+# Which optimizers and schedules a setting belongs to; elsewhere it would change nothing.
+_OPTIMIZER_FIELDS = {
+    "betas": ("adamw", "adam", "lion", "muon"),
+    "eps": ("adamw", "adam", "adagrad", "rmsprop", "muon"),
+    "momentum": ("sgd", "rmsprop", "muon"),
+    "nesterov": ("sgd",),
+    "alpha": ("rmsprop",),
+    "aux_lr": ("muon",),
+}
+_SCHEDULE_FIELDS = {
+    "min_ratio": ("linear", "cosine", "wsd", "step", "exponential"),
+    "decay_fraction": ("wsd",),
+    "step_size": ("step",),
+    "gamma": ("step", "exponential"),
+}
+# data.validation is one set, called validation.
+_METRIC = "eval/validation/"
+
+
+def check(recipe: Recipe) -> list[Finding]:
+    """All contradictions of a recipe whose fields are each valid, as (path, message)."""
+    return [finding for rule in _RULES for finding in rule(recipe)]
+
+
+def _changed(section: Section, name: str) -> bool:
+    """Whether a field differs from its default; a default spelt out, as in resolved.yaml, changes nothing."""
+    return bool(getattr(section, name) != type(section).model_fields[name].default)
+
+
+def _length(recipe: Recipe) -> Iterator[Finding]:
+    train = recipe.train
+    given = [name for name in ("steps", "tokens", "epochs") if getattr(train, name) is not None]
+    if not given:
+        most = ": the most that `minutes` may hold" if train.minutes is not None else ""
+        yield ("train",), f"has no length; give train.steps, train.tokens or train.epochs{most}"
+    if len(given) > 1:
+        yield (
+            ("train", given[-1]),
+            f"{' and '.join(given)} {'both' if len(given) == 2 else 'all'} say how long to train; keep one of them",
+        )
+    if train.epochs is not None and len(recipe.data.train) > 1:
+        yield (
+            ("train", "epochs"),
+            "several sources that are mixed by weight end at different times; give train.steps or train.tokens",
+        )
+
+
+def _sharing(recipe: Recipe) -> Iterator[Finding]:
+    """How a global batch falls on workers, micro-batches and lanes."""
+    batch, workers = recipe.train.global_batch, recipe.cluster.workers
+    rows, rest = divmod(batch, workers)
+    if rest:
+        better = workers * max(1, round(batch / workers))
+        yield (
+            ("train", "global_batch"),
+            (f"{batch} rows cannot be shared by {workers} workers; set a multiple of {workers} such as {better}"),
+        )
+    elif recipe.train.micro_batch is not None and rows % recipe.train.micro_batch:
+        fitting = next(n for n in range(min(rows, recipe.train.micro_batch), 0, -1) if rows % n == 0)
+        yield (
+            ("train", "micro_batch"),
+            (
+                f"{recipe.train.micro_batch} does not divide the {rows} rows of each worker "
+                f"({batch} / {workers}); {fitting} does"
+            ),
+        )
+    if rest:
+        return
+    lanes = recipe.data.lanes or default_lanes(batch)
+    if lanes % workers:
+        given = "" if recipe.data.lanes else " by default"
+        yield (
+            ("data", "lanes"),
+            f"is {lanes}{given}, which {workers} workers cannot share; set data.lanes to {_lanes_for(lanes, workers)}",
+        )
+
+
+def _lanes_for(lanes: int, workers: int) -> int:
+    return workers * math.ceil(lanes / workers)
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Finding]:
+    optimizer: Optimizer = recipe.optimizer
+    for name, owners in _OPTIMIZER_FIELDS.items():
+        if optimizer.name not in owners and _changed(optimizer, name):
+            yield ("optimizer", name), (f"does nothing for {optimizer.name}, only for {', '.join(owners)}; take it out")
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        yield ("optimizer", "nesterov"), "needs momentum above 0; set optimizer.momentum, 0.9 for example"
+    if any(not 0 <= beta < 1 for beta in optimizer.betas):
+        yield ("optimizer", "betas"), f"must be at least 0 and less than 1 each, got {optimizer.betas}"
+
+
+def _schedule(recipe: Recipe) -> Iterator[Finding]:
+    schedule: Schedule = recipe.schedule
+    steps = training_steps(recipe)
+    if steps is not None and in_steps(schedule.warmup, steps, most=steps - 1) >= steps:
+        yield (
+            ("schedule", "warmup"),
+            (
+                f"{schedule.warmup} steps of warm-up leave nothing of the {steps} steps of training; set fewer, or a "
+                "share of the run such as 0.1"
+            ),
+        )
+    elif schedule.name == "wsd" and (overlap := _overlap(schedule, steps)):
+        yield ("schedule", "decay_fraction"), overlap
+    if schedule.name == "step" and schedule.step_size is None:
+        yield ("schedule", "name"), "the step schedule needs schedule.step_size, the steps between two drops"
+    for name, owners in _SCHEDULE_FIELDS.items():
+        if schedule.name not in owners and _changed(schedule, name):
+            yield ("schedule", name), f"does nothing for {schedule.name}, only for {', '.join(owners)}; take it out"
+
+
+def _overlap(schedule: Schedule, steps: int | None) -> str:
+    """Why warm-up and decay of wsd do not fit one run; "" where they do. Shares are compared unrounded."""
+    fraction = schedule.decay_fraction
+    if not isinstance(schedule.warmup, int):
+        if schedule.warmup + fraction <= 1 + 1e-9:
+            return ""
+        warmup, decay, whole = f"{schedule.warmup:g}", f"{fraction:g}", "at most 1"
+    elif steps is None or schedule.warmup + decay_steps(fraction, steps) <= steps:
+        return ""
+    else:
+        warmup, whole = f"{schedule.warmup} steps", f"at most the {steps} steps of training"
+        decay = f"{decay_steps(fraction, steps)} steps"
+    return (
+        f"is {fraction:g}: the decay ({decay}) would begin before the warm-up ({warmup}) ends, and the rate would "
+        f"jump; together they may be {whole}"
+    )
+
+
+def _zero(recipe: Recipe) -> Iterator[Finding]:
+    zero, name = recipe.zero, recipe.optimizer.name
+    if zero.offload_optimizer and zero.stage < 1:
+        yield ("zero", "offload_optimizer"), "needs ZeRO stage 1, 2 or 3; set zero.stage"
+    if zero.offload_parameters and zero.stage != 3:
+        yield ("zero", "offload_parameters"), f"needs ZeRO stage 3, not {zero.stage}; set zero.stage to 3"
+    if zero.offload_optimizer and name not in _CPU_OPTIMIZERS:
+        yield (
+            ("zero", "offload_optimizer"),
+            (f"DeepSpeed has no CPU kernel for {name}; use one of {', '.join(_CPU_OPTIMIZERS)}, or set it to false"),
+        )
+
+
+def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
+    stopping = recipe.evaluate.early_stopping
+    names = [_METRIC + name for name in ("loss", *OBJECTIVES[recipe.objective].metrics)]
+    if stopping is not None and stopping.metric not in names:
+        yield (
+            ("evaluate", "early_stopping", "metric"),
+            f"{stopping.metric!r} is not a metric of {recipe.objective}; write one of {', '.join(names)}",
+        )
+
+
+def _objective(recipe: Recipe) -> Iterator[Finding]:
+    """Sections and lengths against what the objective reads."""
+    facts = OBJECTIVES[recipe.objective]
+    for name in OPTIONAL_SECTIONS:
+        if name not in facts.sections and getattr(recipe, name) != type(getattr(recipe, name))():
+            owners = ", ".join(other for other, known in OBJECTIVES.items() if name in known.sections)
+            yield (name,), f"does nothing for the objective {recipe.objective}, only for {owners}; take it out"
+    if facts.text and recipe.data.sequence_length is None:
+        yield ("data",), f"lacks sequence_length, the tokens of a row, which {recipe.objective} needs"
+    if not facts.text and recipe.train.tokens is not None:
+        yield ("train", "tokens"), f"{recipe.objective} has no tokens to count; give train.steps"
+    if recipe.sample.prompts and not facts.generates:
+        yield ("sample", "prompts"), f"a model trained for {recipe.objective} continues no prompts; take them out"
+    rows = recipe.train.global_batch // recipe.cluster.workers
+    if facts.whole_batch and recipe.train.micro_batch not in (None, rows):
+        yield (
+            ("train", "micro_batch"),
+            (
+                f"{recipe.objective} compares all rows with each other, so a worker's {rows} rows go through the model "
+                "at once; take it out"
+            ),
+        )
+    if recipe.loss.name == "focal" and recipe.loss.label_smoothing:
+        yield ("loss", "label_smoothing"), "focal loss has none; take it out, or use cross_entropy"
+    if recipe.objective == "distillation" and recipe.distillation.teacher is None:
+        yield ("distillation",), "lacks teacher, the model to learn from"
+
+
+def _precision(recipe: Recipe) -> Iterator[Finding]:
+    gpus = recipe.cluster.gpus_per_worker
+    # Workers of another cluster are not this machine, so only a local run is judged by what is found here.
+    local = recipe.cluster.address is None
+    on_cpu = hardware.computes_on_cpu() or gpus == 0 or (gpus is None and local and not hardware.has_gpu())
+    fp16 = recipe.train.precision == "fp16"
+    if fp16 and on_cpu and local and hardware.computes_fp16(hardware.read_cpuinfo()) is False:
+        yield (
+            ("train", "precision"),
+            ("fp16 would run on the CPU here, which has no fp16 arithmetic; use bf16 or fp32, or a GPU"),
+        )
+    if recipe.model.attention == "flash_attention_2":
+        if on_cpu:
+            yield ("model", "attention"), "flash_attention_2 needs a GPU; use sdpa on the CPU"
+        if recipe.train.precision == "fp32":
+            yield ("model", "attention"), "flash_attention_2 wants bf16 or fp16; change train.precision or use sdpa"
+    if not fp16 and _changed(recipe.train, "initial_loss_scale"):
+        other = recipe.train.precision or "the derived train.precision, which never is fp16"
+        yield ("train", "initial_loss_scale"), f"only fp16 has a loss scale, not {other}; take it out"
+
+
+_RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
+    _length,
+    _sharing,
+    _optimizer,
+    _schedule,
+    _zero,
+    _early_stopping,
+    _objective,
+    _precision,
+    cluster_rules,
+    model_rules,
+    expert_rules,
+    data_rules,
+    decoder_rules,
+    finetune_rules,
+    secret_rules,
+)

@@ -1,0 +1,364 @@
+"""The folder of a run: its id, its state, its files, and the request to stop it. Plain files are the truth.
+
+Files are named in design order: recipe.yaml, resolved.yaml, run.json, metrics.jsonl, events.jsonl, samples.jsonl,
+logs/, wandb/, checkpoints/, final/. Only `RunFolder` writes run.json, always by replacement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from shardyard.errors import EXIT_FAILED, RunFolderError, TakenOverError
+from shardyard.redaction import scrub
+from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
+from shardyard.tracking.run.holder import read_lease, this_process
+
+State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
+StopReason = Literal["interrupt", "preempt", "timeout"]
+
+STATES: tuple[str, ...] = get_args(State)
+RUNS_VARIABLE = "SHARDYARD_RUNS"
+DEFAULT_RUNS = "runs"
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+
+
+def runs_folder(option: str | os.PathLike[str] | None = None) -> Path:
+    """Where run folders go: `--runs-dir` if given, else SHARDYARD_RUNS, else ./runs; absolute."""
+    return Path(option or os.environ.get(RUNS_VARIABLE) or DEFAULT_RUNS).expanduser().resolve()
+
+
+def typed(folder: Path) -> str:
+    """A run (or sweep) as a command that is printed names it, quoted for a shell: by its id where the runs folder of
+    this environment has it, else by its path, which is found from any folder and without `--runs-dir`."""
+    here = runs_folder()
+    return shlex.quote(folder.name if folder.parent in (here, here / "sweeps") else str(folder))
+
+
+def runs_dir_option(folder: Path) -> str:
+    """` --runs-dir FOLDER` for a command that is printed, quoted for a shell; "" where it would go there anyway."""
+    return "" if folder == runs_folder() else f" --runs-dir {shlex.quote(str(folder))}"
+
+
+def now_text() -> str:
+    """The time as run.json holds it: ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+class RunFolder:
+    """One run on disk. Cheap to make; holds no open file.
+
+    token: of the lease under which this process, or the one that sent it the folder, trains the run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).resolve()
+        self.id = self.path.name
+        self.recipe = self.path / "recipe.yaml"
+        self.resolved = self.path / "resolved.yaml"
+        self.info_file = self.path / "run.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.logs = self.path / "logs"
+        self.wandb = self.path / "wandb"
+        self.checkpoints = self.path / "checkpoints"
+        self.final = self.path / "final"
+        self.token: str | None = None
+        self._stop = self.path / "stop.json"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunFolder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @classmethod
+    def create(
+        cls,
+        runs_dir: Path,
+        name: str,
+        recipe_text: str,
+        resolved_text: str,
+        *,
+        run_id: str | None = None,
+        **fields: Any,
+    ) -> RunFolder:
+        """A new folder `<name>-<date>-<time>-<4 random>` (UTC) in the state `pending`; never an existing one.
+
+        `run_id` is given where the id was told to somebody before. `fields` are added to run.json, such as
+        `total_steps`, `world_size` and `provenance`.
+
+        Raises:
+            RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written.
+        """
+        if not _NAME.match(name):
+            raise RunFolderError(
+                f"{name!r} cannot name a run: use up to 80 letters, digits, '.', '_' and '-', starting with a letter "
+                "or digit. Change `name` in the recipe."
+            )
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            path = _new_folder(runs_dir, name) if run_id is None else _named_folder(runs_dir, run_id)
+        except OSError as error:
+            raise unwritable(runs_dir, error) from error
+        run = cls(path)
+        try:
+            run._fill(name, recipe_text, resolved_text, fields)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise unwritable(runs_dir, error) from error
+        return run
+
+    @classmethod
+    def open(cls, runs_dir: Path, name: str | os.PathLike[str]) -> RunFolder:
+        """The run with this path, id or unique beginning of an id; `latest` is the one created last, leaving out
+        those that ended before their first step.
+
+        Raises:
+            RunFolderError: nothing, or more than one run, is called so; the message has the nearest names.
+        """
+        text = os.fspath(name)
+        path = Path(text).expanduser()
+        if (path / "run.json").is_file():
+            return cls(path)
+        if os.sep in text.rstrip(os.sep) and path.is_dir():
+            raise RunFolderError(f"{path} is not a run folder: it has no run.json. `shardyard runs` lists the runs.")
+        return _find(list_runs(runs_dir), text.rstrip(os.sep), runs_dir)
+
+    def info(self) -> dict[str, Any]:
+        """What run.json says.
+
+        Raises:
+            RunFolderError: run.json is missing or is not a JSON object.
+        """
+        try:
+            info = decode(self.info_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{self.info_file} cannot be read ({error}), so {self.path} is no whole run folder. "
+                "`shardyard runs` lists the runs that are."
+            ) from error
+        if not isinstance(info, dict):
+            raise RunFolderError(f"{self.info_file} is not a JSON object; restore it or remove the folder.")
+        return info
+
+    def update(self, **fields: Any) -> dict[str, Any]:
+        """Change fields of run.json and return all of them; updates of several processes do not undo one another.
+
+        A change of `state` also sets `started` (first `running`) or `ended` (a state that ends the run). Whoever sets
+        `running` counts as the driver: when that process is gone, the run is shown as lost.
+
+        Raises:
+            RunFolderError: run.json cannot be read or written.
+            TakenOverError: another process trains the run by now, so this one has nothing to say about it.
+        """
+        assert fields.get("state", "pending") in STATES, fields["state"]
+        try:
+            with locked(self.path):
+                self.check_held()
+                info = {**self.info(), **_times(self.info(), fields), **fields}
+                write_atomically(self.info_file, _pretty(info))
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        return info
+
+    def check_held(self) -> None:
+        """Pass unless another process has taken the run from the one that this folder was given for.
+
+        Raises:
+            TakenOverError: it has.
+        """
+        lease = read_lease(self.path) if self.token is not None else None
+        if lease is not None and lease["token"] != self.token:
+            raise TakenOverError(
+                f"{self.id} was taken over by process {lease.get('pid')} on {lease.get('host')}; this one has stopped "
+                "without writing anything more. `shardyard runs` tells how the run goes on."
+            )
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        return str(self.info()["state"])
+
+    def request_stop(self, reason: StopReason) -> None:
+        """Ask the training loop to write a checkpoint and stop; a later request replaces an earlier one.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        try:
+            write_atomically(self._stop, encode({"reason": reason, "time": now_text()}) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def stop_requested(self) -> str | None:
+        """Why the run should stop, or None; without a request it costs one stat call, so a loop may ask every step."""
+        try:
+            os.stat(self._stop)
+            return str(json.loads(self._stop.read_text(encoding="utf-8"))["reason"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            # Somebody made the file by hand, or the network disk stumbles: that it is there is the request.
+            return "interrupt"
+
+    def clear_stop(self) -> None:
+        """Forget a request, as a resumed run does before it starts."""
+        self._stop.unlink(missing_ok=True)
+
+    def _fill(self, name: str, recipe_text: str, resolved_text: str, fields: dict[str, Any]) -> None:
+        # Comments may hold secrets; a recipe with any in its fields has been refused.
+        write_atomically(self.recipe, scrub(recipe_text))
+        write_atomically(self.resolved, resolved_text)
+        self.logs.mkdir(exist_ok=True)
+        info: dict[str, Any] = {
+            "id": self.id,
+            "name": name,
+            "state": "pending",
+            "created": now_text(),
+            "started": None,
+            "ended": None,
+        }
+        counts: dict[str, Any] = {"world_size": None, "attempts": 0, "step": 0, "total_steps": None, "provenance": {}}
+        # run.json comes last: a folder without it is not a run yet, and no reader looks at it.
+        write_atomically(self.info_file, _pretty({**info, **counts, **owner(), **fields}))
+
+
+def owner() -> dict[str, Any]:
+    """The process that drives a run, for run.json; a run that says `running` while its driver is gone is lost."""
+    return {"driver": this_process()}
+
+
+def list_runs(runs_dir: Path) -> list[RunFolder]:
+    """All runs of a folder, the newest first; [] when there is no such folder.
+
+    Raises:
+        RunFolderError: the folder is there but cannot be read.
+    """
+    try:
+        found = [RunFolder(entry.path) for entry in os.scandir(runs_dir) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunFolderError(f"{runs_dir} cannot be read: {error.strerror}. Give another --runs-dir.") from error
+    dated = []
+    for run in found:
+        with contextlib.suppress(RunFolderError):
+            dated.append((str(run.info().get("created")), run.id, run))
+    return [run for _, _, run in sorted(dated, key=lambda item: item[:2], reverse=True)]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl by step, ascending: a torn line is ignored, a later value for the same step replaces an earlier.
+
+    Values are replaced one by one, so that the evaluation of a step may have a line of its own.
+
+    Raises:
+        OSError: the file is there but cannot be read.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for record in read_jsonl(path):
+        if isinstance(record.get("step"), int):
+            steps.setdefault(record["step"], {}).update(record)
+    return [steps[step] for step in sorted(steps)]
+
+
+def _new_folder(runs_dir: Path, name: str) -> Path:
+    while True:
+        path = runs_dir / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def _named_folder(runs_dir: Path, run_id: str) -> Path:
+    """A folder without run.json is no run yet: a scheduler may have written its log there."""
+    path = runs_dir / run_id
+    path.mkdir(exist_ok=True)
+    if (path / "run.json").exists():
+        raise RunFolderError(f"{path} exists already; `shardyard resume {typed(path)}` goes on with that run.")
+    return path
+
+
+def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
+    if text == "latest" and runs:
+        # A start that failed before its first step is listed, but nobody means it.
+        return next((run for run in runs if not _never_trained(run)), runs[0])
+    matches = [run for run in runs if run.id == text] or [run for run in runs if text and run.id.startswith(text)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(run.id for run in matches[:5]) + (", …" if len(matches) > 5 else "")
+        raise RunFolderError(
+            f"{text!r} is the beginning of {len(matches)} runs in {runs_dir}: {names}. Give more of it."
+        )
+    if not runs:
+        what = f"There are no runs in {runs_dir}" if runs_dir.is_dir() else f"The runs folder {runs_dir} is not there"
+        raise RunFolderError(
+            f"{what}. Start one with `shardyard launch RECIPE{runs_dir_option(runs_dir)}`, or give another --runs-dir."
+        )
+    near = difflib.get_close_matches(text, [run.id for run in runs], n=3, cutoff=0.3) or [run.id for run in runs[:3]]
+    raise RunFolderError(
+        f"No run in {runs_dir} is called {text!r}. Nearest: {', '.join(near)}. "
+        f"`shardyard runs{runs_dir_option(runs_dir)}` lists all."
+    )
+
+
+def _never_trained(run: RunFolder) -> bool:
+    ended = run.state in ("failed", "interrupted", "preempted")
+    return ended and not (run.metrics.is_file() and run.metrics.stat().st_size)
+
+
+def _times(before: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    state = fields.get("state")
+    if state is None or state == "pending":
+        return {}
+    if state == "running":
+        return {"started": before.get("started") or now_text(), "ended": None, **owner()}
+    return {"ended": now_text()}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder itself, so that no lock file is left behind; a disk without locks works unlocked."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _pretty(info: dict[str, Any]) -> str:
+    return json.dumps(json.loads(encode(info)), indent=2, ensure_ascii=False) + "\n"
+
+
+def unwritable(folder: Path, error: OSError) -> RunFolderError:
+    """What a person is told of a run folder, or a folder of runs, that cannot be written. A disk that is full or broken
+    is a failure of the run (exit code 1), no mistake of the command line."""
+    found = RunFolderError(
+        f"{folder} cannot be written: {error.strerror or error}. Free some space or change its owner, or put runs "
+        f"elsewhere with --runs-dir or {RUNS_VARIABLE}."
+    )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        found.exit_code = EXIT_FAILED
+    return found

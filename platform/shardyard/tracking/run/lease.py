@@ -1,0 +1,212 @@
+"""The lease of a run: one process at a time trains it. It ends with its process, on shared storage too.
+
+The holder locks the file and writes it anew every few seconds, in place, so that it takes no room of a full disk. Who
+wants the run looks, in this order, at the process itself where it can be seen, at the lock, and whether the file
+changes. Taking it puts another file in its place; the former holder finds a token there that is not its own.
+A lease that was given back stays as a file that says so: a holder that slept through all of it still sees a stranger's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shardyard.errors import TakenOverError, UsageError
+from shardyard.tracking.run import holder
+from shardyard.tracking.run.folder import RunFolder, locked, now_text, typed, unwritable
+from shardyard.tracking.run.holder import LEASE_NAME, lives, read_lease, same_kernel, this_process
+
+POLL_SECONDS = 1.0
+# Where a disk has no locks, two may take at once: the one whose file stays has it.
+SETTLE_SECONDS = 1.0
+# A record is as long as this, so that a shorter one leaves nothing of a longer one behind it.
+_BYTES = 1024
+
+
+class Lease:
+    """Held from `take` to the end of the `with` block. `lost` is set once another process has taken it."""
+
+    def __init__(self, folder: RunFolder, token: str, descriptor: int) -> None:
+        self.folder = folder
+        self.token = token
+        self.lost = threading.Event()
+        self._descriptor = descriptor
+        self._beat = 0
+        self._pid = os.getpid()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="shardyard-lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @classmethod
+    def take(
+        cls, folder: RunFolder, *, take_over: bool = False, tell: Callable[[str], None] = lambda text: None
+    ) -> Lease:
+        """The lease of a run that nobody holds, or with `take_over` of any run. `tell` hears why it takes a while.
+
+        Raises:
+            UsageError: another process holds it.
+            RunFolderError: the folder cannot be written.
+        """
+        while True:
+            seen = read_lease(folder.path)
+            if not take_over:
+                _refuse_held(folder, seen, tell)
+            token = secrets.token_hex(8)
+            try:
+                with locked(folder.path):
+                    if not take_over and _beat_of(read_lease(folder.path)) != _beat_of(seen):
+                        continue
+                    lease = cls(folder, token, _put(folder, token))
+            except OSError as error:
+                raise unwritable(folder.path, error) from error
+            if not _lock(lease._descriptor):
+                time.sleep(SETTLE_SECONDS)
+            if (there := read_lease(folder.path)) is not None and there["token"] != token:
+                take_over = False
+                continue
+            folder.token = token
+            return lease
+
+    def release(self) -> None:
+        """Give it back; another's is left alone. Giving back twice is harmless."""
+        if self._over.is_set() or os.getpid() != self._pid:
+            return
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.folder.token = None
+        with contextlib.suppress(OSError):
+            self._write(released=True)
+        os.close(self._descriptor)
+
+    def _renew(self) -> None:
+        while not self._over.wait(holder.BEAT_SECONDS):
+            try:
+                self.folder.check_held()
+            except TakenOverError:
+                self.lost.set()
+                return
+            # A full disk or one that is away for a while: whoever looks sees no change, so try again.
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def _write(self, *, released: bool = False) -> None:
+        self._beat += 1
+        os.pwrite(self._descriptor, _record(self.token, self._beat, released=released), 0)
+        os.fdatasync(self._descriptor)
+
+
+def _put(folder: RunFolder, token: str) -> int:
+    """A locked file in the place of the lease; its descriptor."""
+    aside = folder.path / f".{LEASE_NAME}.{token}"
+    descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(descriptor, _record(token, 0))
+        os.fdatasync(descriptor)
+        _lock(descriptor)
+        aside.replace(folder.path / LEASE_NAME)
+    except BaseException:
+        os.close(descriptor)
+        aside.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
+def _record(token: str, beat: int, *, released: bool = False) -> bytes:
+    fields = {"token": token, "beat": beat, "released": released, "renewed": now_text(), **this_process()}
+    return json.dumps(fields, ensure_ascii=False).encode().ljust(_BYTES - 1) + b"\n"
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the disk locks files. The lock of one's own file is never another's."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_held(folder: RunFolder, lease: Mapping[str, Any] | None, tell: Callable[[str], None]) -> None:
+    """Pass if nobody holds the run.
+
+    Raises:
+        UsageError: somebody does, or may.
+    """
+    if lease is None:
+        _refuse_without_lease(folder)
+        return
+    alive = False if lease.get("released") else lives(lease)
+    if alive is None and _is_locked(folder):
+        alive = True
+    if alive is None and same_kernel(lease):
+        alive = False
+    if alive is None:
+        tell(
+            f"Process {lease.get('pid')} on {lease.get('host')} may still train {folder.id}: watching its lease for "
+            f"{holder.EXPIRY_SECONDS:g} s."
+        )
+        alive = _changes(folder, lease)
+    if alive:
+        raise _held_by(folder, lease)
+
+
+def _refuse_without_lease(folder: RunFolder) -> None:
+    """Of a run that was written before there were leases."""
+    info = folder.info()
+    driver = info.get("driver") or {}
+    if info.get("state") != "running" or not driver or lives(driver) is False or driver.get("pid") == os.getpid():
+        return
+    raise _held_by(folder, driver)
+
+
+def _held_by(folder: RunFolder, who: Mapping[str, Any]) -> UsageError:
+    name = typed(folder.path)
+    return UsageError(
+        f"{folder.id} is being trained by process {who.get('pid')} on {who.get('host')}; `shardyard stop {name}` "
+        f"ends that with a checkpoint. If it cannot go on, `shardyard resume {name} --take-over` takes the run."
+    )
+
+
+def _changes(folder: RunFolder, lease: Mapping[str, Any]) -> bool:
+    """Whether the file changes while this process looks on."""
+    began = time.monotonic()
+    while time.monotonic() - began < holder.EXPIRY_SECONDS:
+        time.sleep(min(POLL_SECONDS, holder.EXPIRY_SECONDS / 10))
+        now = read_lease(folder.path)
+        if now is not None and _beat_of(now) != _beat_of(lease):
+            return not now.get("released")
+    return False
+
+
+def _is_locked(folder: RunFolder) -> bool:
+    """Whether a process holds the lock, as far as the disk knows of locks."""
+    try:
+        descriptor = os.open(folder.path / LEASE_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _beat_of(lease: Mapping[str, Any] | None) -> tuple[str, int] | None:
+    return (str(lease["token"]), int(lease["beat"])) if lease is not None else None

@@ -1,0 +1,108 @@
+"""A run in a few values, read from the ends of its files: cheap even when the files are long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.metrics import record
+from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.holder import is_gone
+
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Where a run stands. `age_seconds` counts from its creation.
+
+    `state` is that of run.json, or `lost` when it says `pending` or `running` but the process that drives it is gone
+    (the machine went down, or the process was killed).
+    """
+
+    id: str
+    name: str
+    state: str
+    step: int
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None
+    world_size: int | None
+    attempts: int
+    created: str
+    age_seconds: float | None
+    path: str
+
+
+def summarize(run: RunFolder) -> Summary:
+    """Read what run.json and the last lines of metrics.jsonl say.
+
+    Raises:
+        RunFolderError: run.json cannot be read.
+        OSError: metrics.jsonl is there but cannot be read.
+    """
+    info = run.info()
+    metrics = newest_metrics(run)
+    return Summary(
+        id=run.id,
+        name=str(info.get("name", "")),
+        state="lost" if is_gone(info, run.path) else str(info["state"]),
+        step=int(metrics.get("step", info.get("step") or 0)),
+        total_steps=info.get("total_steps"),
+        loss=_number(metrics.get(record.TRAIN_LOSS)),
+        eval_loss=record.newest_eval_loss(metrics),
+        world_size=info.get("world_size"),
+        attempts=int(info.get("attempts") or 0),
+        created=str(info.get("created", "")),
+        age_seconds=_age_seconds(info.get("created")),
+        path=str(run.path),
+    )
+
+
+def newest_metrics(run: RunFolder) -> dict[str, Any]:
+    """The newest value of every metric in the last lines; the whole file only if no evaluation is among them.
+
+    Raises:
+        OSError: metrics.jsonl is there but cannot be read.
+    """
+    size = run.metrics.stat().st_size if run.metrics.exists() else 0
+    begin = max(0, size - _TAIL_BYTES)
+    found: dict[str, Any] = {}
+    # The first line of a tail is cut off and so left out like any torn line.
+    for line in JsonlTail(run.metrics, begin).new():
+        found |= line
+    if begin > 0 and record.newest_eval_loss(found) is None:
+        whole: dict[str, Any] = {}
+        for line in JsonlTail(run.metrics).new():
+            whole |= line
+        return whole
+    return found
+
+
+def curve(run: RunFolder, metric: str = record.TRAIN_LOSS, most_bytes: int = 16 * 1024**2) -> list[tuple[int, float]]:
+    """Step and value of a metric, by step; of a file that is longer than `most_bytes` its end alone.
+
+    Raises:
+        OSError: metrics.jsonl is there but cannot be read.
+    """
+    size = run.metrics.stat().st_size if run.metrics.exists() else 0
+    found: dict[int, float] = {}
+    for line in JsonlTail(run.metrics, max(0, size - most_bytes)).new():
+        step, value = line.get("step"), _number(line.get(metric))
+        if isinstance(step, int) and value is not None:
+            found[step] = value
+    return sorted(found.items())
+
+
+def _age_seconds(created: object) -> float | None:
+    try:
+        moment = datetime.fromisoformat(str(created))
+    except ValueError:
+        return None
+    return max(0.0, (datetime.now(UTC) - moment).total_seconds())
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,388 @@
+"""Offline runs of W&B, whichever tool wrote them, as run folders that `shardyard runs` and the dashboard show.
+
+A run that was resumed lies in several files with one id, and becomes one run folder, which appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, DataError, RunFolderError
+from shardyard.tracking.files import decode, encode
+from shardyard.tracking.metrics import record
+from shardyard.tracking.run.folder import RunFolder, now_text
+from shardyard.tracking.wandb.records import Records
+
+# The names under which other tools commonly log what Shardyard's tables show; used where a run has no such metric.
+KNOWN_AS = {
+    record.TRAIN_LOSS: ("loss", "train_loss", "training_loss", "train/train_loss", "loss/train"),
+    record.eval_loss(): ("eval/loss", "eval_loss", "val_loss", "val/loss", "validation_loss", "loss/val", "test_loss"),
+    record.TRAIN_LR: ("lr", "learning_rate", "train/learning_rate"),
+    record.TRAIN_GRAD_NORM: ("grad_norm", "gradient_norm"),
+}
+_RESERVED = frozenset({"_step", "_timestamp", "_runtime", "_wandb"})
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass
+class ImportedRun:
+    """One run of W&B, of one file or several. Times are Unix seconds; `steps` are lines as metrics.jsonl has them."""
+
+    run_id: str
+    name: str = ""
+    project: str = ""
+    entity: str = ""
+    group: str = ""
+    notes: str = ""
+    host: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    attempts: int = 0
+    sources: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """finished or failed by its exit code; interrupted where the newest file tells of no end."""
+        if self.exit_code is None:
+            return "interrupted"
+        return {0: "finished", EXIT_INTERRUPTED: "interrupted", EXIT_PREEMPTED: "preempted"}.get(
+            self.exit_code, "failed"
+        )
+
+    @property
+    def num_steps(self) -> int:
+        return len({line["step"] for line in self.steps})
+
+    @property
+    def last_step(self) -> int:
+        return max((int(line["step"]) for line in self.steps), default=0)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A run folder; `is_new` unless it was there before."""
+
+    run: RunFolder
+    is_new: bool
+
+
+def wandb_files(path: Path) -> list[Path]:
+    """The `.wandb` files that a path means: itself, those of a run's folder, or those of all runs in a folder.
+
+    Raises:
+        DataError: there are none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob("*.wandb")) or sorted(path.glob("*/*.wandb")) or sorted(path.glob("wandb/*/*.wandb"))
+    # `latest-run` is a link to one of the others.
+    unique = {file.resolve(): file for file in reversed(found)}
+    if not unique:
+        raise DataError(f"{path} has no .wandb file" if path.is_dir() else f"{path} is not there")
+    return sorted(unique)
+
+
+def read_runs(paths: Iterable[Path]) -> list[ImportedRun]:
+    """The runs in these paths; several files of one run are put together in the order in which they began.
+
+    Raises:
+        DataError: a path has no `.wandb` file, a file is none, or it does not say which run it is.
+    """
+    files = dict.fromkeys(file for path in paths for file in wandb_files(path))
+    parts = sorted((read_file(file) for file in files), key=lambda part: part.started or 0.0)
+    runs: dict[tuple[str, str, str], ImportedRun] = {}
+    for part in parts:
+        place = (part.entity, part.project, part.run_id)
+        runs[place] = _joined(runs[place], part) if place in runs else part
+    return list(runs.values())
+
+
+def read_file(path: Path) -> ImportedRun:
+    """One attempt of a run. A file that is cut off, as that of a killed process, gives what is whole.
+
+    Raises:
+        DataError: it is no `.wandb` file, or holds no run.
+    """
+    records = Records(path)
+    run = ImportedRun(run_id="", attempts=1, sources=[str(path)])
+    for message in records:
+        _take(run, message)
+    if not run.run_id:
+        reason = f"; {records.problem}" if records.problem else ""
+        raise DataError(f"{path} does not say which run it is{reason}, so nothing can be imported from it.")
+    if records.problem:
+        run.problems.append(f"{path.name}: {records.problem}")
+    # Figures of the machine from before the first step are shown with it.
+    first = next((line["step"] for line in run.steps if line["step"] is not None), 0)
+    run.steps = [{**line, "step": first if line["step"] is None else line["step"]} for line in run.steps]
+    if not run.output:
+        run.output = _captured(path.parent / "files" / "output.log")
+    return run
+
+
+def _joined(first: ImportedRun, later: ImportedRun) -> ImportedRun:
+    """A run and its resumption; of a step that both have, the later value counts, as everywhere in a run folder.
+
+    An offline attempt cannot know how far the run was: where it counts from 0 again, its steps are numbered on.
+    """
+    if later.steps and first.steps and later.steps[0]["step"] == 0:
+        begin = first.last_step + 1
+        later.steps = [{**line, "step": line["step"] + begin} for line in later.steps]
+        later.problems.append(f"{later.sources[0]} began again at step 0: its steps are numbered from {begin}")
+    joined = replace(first)
+    for name in ("name", "group", "notes", "host"):
+        setattr(joined, name, getattr(later, name) or getattr(first, name))
+    joined.tags = list(dict.fromkeys([*first.tags, *later.tags]))
+    joined.config, joined.summary = first.config | later.config, first.summary | later.summary
+    joined.steps, joined.output = first.steps + later.steps, first.output + later.output
+    joined.ended, joined.exit_code = later.ended or first.ended, later.exit_code
+    joined.attempts = first.attempts + later.attempts
+    joined.sources, joined.problems = first.sources + later.sources, first.problems + later.problems
+    return joined
+
+
+def _take(run: ImportedRun, message: Any) -> None:
+    match message.WhichOneof("record_type"):
+        case "run":
+            _take_run(run, message.run)
+        case "config":
+            _update(run.config, message.config.update)
+        case "summary":
+            _update(run.summary, message.summary.update)
+        case "history":
+            _take_history(run, message.history)
+        case "stats":
+            _take_stats(run, message.stats)
+        case "output_raw":
+            run.output.append(message.output_raw.line)
+        case "output":
+            run.output.append(message.output.line)
+        case "exit":
+            run.exit_code = int(message.exit.exit_code)
+
+
+def _take_run(run: ImportedRun, told: Any) -> None:
+    run.run_id, run.project, run.entity = told.run_id, told.project, told.entity
+    run.name, run.group, run.notes = (
+        told.display_name or run.name,
+        told.run_group or run.group,
+        told.notes or run.notes,
+    )
+    run.host, run.tags = told.host, list(told.tags)
+    _update(run.config, told.config.update)
+    if told.HasField("start_time"):
+        run.started = run.started or told.start_time.seconds + told.start_time.nanos / 1e9
+
+
+def _take_history(run: ImportedRun, told: Any) -> None:
+    values: dict[str, Any] = {}
+    _update(values, told.item)
+    step = values.get("_step", told.step.num if told.HasField("step") else None)
+    if not isinstance(step, int | float):
+        return
+    moment = values.get("_timestamp")
+    line: dict[str, Any] = {"step": int(step)}
+    if isinstance(moment, int | float):
+        line["time"] = run.ended = float(moment)
+    line |= {name: value for name, value in _numbers(values) if name not in _RESERVED}
+    run.steps.append(line)
+
+
+def _take_stats(run: ImportedRun, told: Any) -> None:
+    """Figures of the machine have no step of their own, but that of the last record before them."""
+    values: dict[str, Any] = {}
+    for item in told.item:
+        with contextlib.suppress(ValueError):
+            values[item.key] = decode(item.value_json)
+    moment = told.timestamp.seconds + told.timestamp.nanos / 1e9
+    numbers = {f"system/{name}": value for name, value in _numbers(values) if name not in _RESERVED}
+    if numbers:
+        run.steps.append({"step": run.steps[-1]["step"] if run.steps else None, "time": moment, **numbers})
+
+
+def _update(values: dict[str, Any], items: Iterable[Any]) -> None:
+    """Items of a config, history or summary: `nested_key` is a path, `key` a name."""
+    for item in items:
+        path = list(item.nested_key) or [item.key]
+        try:
+            value = decode(item.value_json)
+        except ValueError:
+            continue
+        inner = values
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                break
+        else:
+            inner[path[-1]] = value
+
+
+def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers by name, nested ones with points between, as W&B shows them; pictures, tables and texts stay out."""
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping):
+            if "_type" not in value:
+                yield from _numbers(value, where)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield where, value
+
+
+def _captured(path: Path) -> list[str]:
+    """What W&B has captured of the terminal, where it lies beside the records."""
+    try:
+        return [path.read_text(encoding="utf-8", errors="replace")]
+    except OSError:
+        return []
+
+
+# Writing.
+
+
+def write_run(found: ImportedRun, runs_dir: Path, *, again: bool = False) -> Written:
+    """Write a run folder; one that is there already stays, unless it is to be written `again`.
+
+    Raises:
+        RunFolderError: the runs folder cannot be written, or a run that was not imported has this id.
+    """
+    folder = runs_dir / folder_name(found)
+    if (folder / "run.json").is_file() or folder.exists():
+        if not _is_imported(folder):
+            raise RunFolderError(f"{folder} is there and was not imported from W&B; move it away first.")
+        if not again:
+            return Written(RunFolder(folder), is_new=False)
+    aside = runs_dir / f".importing-{folder.name}-{secrets.token_hex(4)}"
+    try:
+        aside.mkdir(parents=True)
+        _fill(aside, folder.name, found)
+        _replace(aside, folder)
+    except OSError as error:
+        raise RunFolderError(f"{runs_dir} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Written(RunFolder(folder), is_new=True)
+
+
+def folder_name(found: ImportedRun) -> str:
+    """`<name>-<id>`: the same each time, so that a run is imported once."""
+    parts = [_UNSAFE.sub("-", text).strip("-._")[:60] for text in (found.name or found.project, found.run_id)]
+    return "-".join(dict.fromkeys(part for part in parts if part)) or "run"
+
+
+def _is_imported(folder: Path) -> bool:
+    try:
+        info = decode((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and "imported" in info
+
+
+def _replace(aside: Path, folder: Path) -> None:
+    """The new folder in the place of the old one. Between the two steps there is none, but never half of one."""
+    if folder.exists():
+        old = aside.with_name(f"{aside.name}.old")
+        folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        aside.rename(folder)
+
+
+def _fill(folder: Path, run_id: str, found: ImportedRun) -> None:
+    (folder / "logs").mkdir()
+    names = _renamed(found)
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for line in found.steps:
+            file.write(encode({names.get(name, name): value for name, value in line.items()}) + "\n")
+    (folder / "logs" / "driver.log").write_text("".join(found.output), encoding="utf-8", errors="replace")
+    with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
+        for text in (f"imported from W&B: {', '.join(found.sources)}", *found.problems):
+            file.write(encode({"kind": "notice", "time": found.ended or 0.0, "text": text}) + "\n")
+    text = _as_yaml(_recipe(found))
+    (folder / "resolved.yaml").write_text(text, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        f"# Configuration of a run imported from W&B; no recipe.\n{text}", encoding="utf-8"
+    )
+    (folder / "run.json").write_text(json.dumps(_info(run_id, found, names), indent=2) + "\n", encoding="utf-8")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _renamed(found: ImportedRun) -> dict[str, str]:
+    """Name in W&B → name in the run folder, of the metrics that the tables show."""
+    there = {name for line in found.steps for name in line}
+    return {
+        other: name
+        for name, others in KNOWN_AS.items()
+        if name not in there and (other := next((other for other in others if other in there), None)) is not None
+    }
+
+
+def _recipe(found: ImportedRun) -> dict[str, Any]:
+    """The configuration as W&B had it, below what our tables read."""
+    config = {name: value for name, value in found.config.items() if name not in ("_wandb", "wandb_version")}
+    tracking = {"tags": found.tags, "wandb": {"project": found.project or None, "group": found.group or None}}
+    return {**config, "name": found.name or found.run_id, "tracking": tracking}
+
+
+def _as_yaml(fields: dict[str, Any]) -> str:
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.allow_unicode, yaml.width = False, True, 120
+    yaml.dump(json.loads(encode(fields)), text)
+    return text.getvalue()
+
+
+def _info(run_id: str, found: ImportedRun, names: dict[str, str]) -> dict[str, Any]:
+    steps = found.last_step
+    return {
+        "id": run_id,
+        "name": _UNSAFE.sub("-", found.name or found.project or found.run_id)[:80],
+        "state": found.state,
+        "created": _text(found.started) or now_text(),
+        "started": _text(found.started),
+        "ended": _text(found.ended),
+        "world_size": None,
+        "attempts": found.attempts,
+        "step": steps,
+        "total_steps": None,
+        "provenance": {"host": found.host or None},
+        "imported": {
+            "from": "wandb",
+            "id": found.run_id,
+            "project": found.project,
+            "entity": found.entity,
+            "notes": found.notes,
+            "files": found.sources,
+            "renamed": names,
+            "summary": dict(
+                _numbers({k: v for k, v in json.loads(encode(found.summary)).items() if k not in _RESERVED})
+            ),
+        },
+    }
+
+
+def _text(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,260 @@
+"""Sources on servers that stumble: each request is tried again, and what cannot be mended is said as what it is."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub.utils import httpx
+
+from shardyard.data.sources import retry as retries
+from shardyard.data.sources import web
+from shardyard.data.sources.retry import Retry
+from shardyard.data.sources.sources import open_source
+from shardyard.data.sources.web import Tries, Web, retry_after_seconds
+from shardyard.data.stream.loader import TrainLoader
+from shardyard.data.stream.reader import ShareReader, share_of, with_shards
+from shardyard.errors import DataError, UnavailableError
+from shardyard.recipe.schema import Data, Source
+from support.stumbling import FAULTS, Server, as_hub, serving
+
+TEXTS = [f"document {number} " + "word " * (number % 40) for number in range(300)]
+
+
+def parquet(texts: list[str]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), file, row_group_size=40)
+    return file.getvalue()
+
+
+def jsonl(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+CONTENTS = {
+    "a.parquet": parquet(TEXTS),
+    "a.jsonl": jsonl(TEXTS),
+    "a.jsonl.gz": gzip.compress(jsonl(TEXTS)),
+    "a.csv": ("text\n" + "".join(f"{text}\n" for text in TEXTS)).encode(),
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "LONGEST_SECONDS", 0.02)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(CONTENTS) as running:
+        yield running
+
+
+def read(url: str, *, lanes: int = 2, seconds: float = 60.0) -> list[str]:
+    """All texts of a source, lane by lane, in the order of their numbers."""
+    retry = Retry(seconds)
+    source = with_shards(open_source(Source(path=url), training=True, retry=retry), lanes, retry)
+    texts = []
+    for lane in range(lanes):
+        reader = ShareReader(share_of(source, lane, lanes), retry)
+        texts += [str(example) for example in reader.read(10**6)]
+        reader.close()
+    return sorted(texts, key=lambda text: int(text.split()[1]))
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_every_second_request_may_fail_and_no_document_is_lost(name: str) -> None:
+    before, failed, certain = web.WEB.count, 0, 0
+    for seed, faults in enumerate((0.2, 0.3, 0.4, 0.5), start=1):
+        with serving(CONTENTS, seed=seed) as server:
+            server.faults = faults
+            assert [text.strip() for text in read(server.url(name))] == [text.strip() for text in TEXTS]
+            failed += sum(server.met[kind] for kind in FAULTS)
+            certain += sum(server.met[kind] for kind in FAULTS if kind.isdigit())
+    assert failed > 3
+    # Each answer that says to come again is counted; aiohttp itself may repeat one whose connection broke.
+    assert certain <= web.WEB.count - before <= failed
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_the_first_requests_may_fail_too(kind: str) -> None:
+    with serving(CONTENTS, ranges=False) as server:
+        server.kinds, server.faults = (kind,), 1.0
+        fate = server.fate
+
+        def first_three() -> str:
+            found = fate()
+            server.faults = 0.0 if server.met[kind] >= 3 else 1.0
+            return found
+
+        server.fate = first_three  # type: ignore[method-assign]
+        assert len(read(server.url("a.jsonl"), lanes=1)) == len(TEXTS)
+        assert server.met[kind] == 3
+
+
+def test_the_loader_counts_requests_that_were_repeated(server: Server) -> None:
+    from shardyard.data.formats import Context
+    from shardyard.data.tokenizers.tokenizer import load_tokenizer
+
+    server.faults = 0.3
+    data = Data(train=[Source(path=server.url("a.parquet"))], sequence_length=32, retry_seconds=60)
+    context = Context(data, load_tokenizer("bytes"))
+    with_faults = TrainLoader(context, global_batch=4, lanes=4, seed=7, rank=0, world_size=1)
+    try:
+        before = with_faults.stats()["retries"]
+        assert before >= 1
+        next(with_faults)
+    finally:
+        with_faults.close()
+
+
+@pytest.mark.parametrize(("status", "text"), [("503", "503 Service Unavailable"), ("429", "429 Too Many Requests")])
+def test_a_server_that_stays_ill_may_be_well_later(server: Server, status: str, text: str) -> None:
+    server.kinds, server.faults = (status,), 1.0
+    began = time.monotonic()
+    with pytest.raises(
+        UnavailableError, match=rf"the server answers {text}.*tries.*data\.retry_seconds is 0\.3\)"
+    ) as c:
+        read(server.url("a.parquet?token=secret"), seconds=0.3)
+    assert "secret" not in str(c.value)
+    assert "hub" not in str(c.value)
+    # One limit for all requests that opening it takes, and not one for each.
+    assert time.monotonic() - began < 5.0
+
+
+def test_reading_that_stays_ill_is_of_the_same_kind(server: Server) -> None:
+    retry = Retry(0.2)
+    source = open_source(Source(path=server.url("a.parquet")), training=True, retry=retry)
+    reader = ShareReader(share_of(source, 0, 1), retry)
+    server.kinds, server.faults = ("500",), 1.0
+    with pytest.raises(UnavailableError, match="500 Internal Server Error"):
+        reader.read(1)
+
+
+def test_a_server_that_went_away_may_come_back(server: Server) -> None:
+    retry = Retry(0.2)
+    source = open_source(Source(path=server.url("a.parquet")), training=True, retry=retry)
+    reader = ShareReader(share_of(source, 0, 1), retry)
+    server.kinds, server.faults = ("drop",), 1.0
+    with pytest.raises(UnavailableError):
+        reader.read(1)
+
+
+@pytest.mark.parametrize(("status", "text"), [("401", "wants a token"), ("403", "forbids"), ("404", "no such file")])
+def test_what_a_server_refuses_is_said_and_not_tried_again(server: Server, status: str, text: str) -> None:
+    server.kinds, server.faults = (status,), 1.0
+    before = web.WEB.count
+    with pytest.raises(DataError, match=rf"a\.parquet: the server answers {status}: it .*{text}") as caught:
+        read(server.url("a.parquet"))
+    assert not isinstance(caught.value, UnavailableError)
+    assert web.WEB.count == before
+
+
+def test_a_host_that_never_answered_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(CONTENTS) as gone:
+        url = gone.url("a.parquet")
+    monkeypatch.setattr(web, "UNREACHED_SECONDS", 0.1)
+    with pytest.raises(DataError, match=r"cannot be reached.*Check the address and the network") as caught:
+        read(url)
+    assert not isinstance(caught.value, UnavailableError)
+
+
+def test_what_retry_after_asks_for_is_waited(server: Server) -> None:
+    server.kinds, server.faults, server.retry_after = ("429",), 1.0, "1"
+    fate, began = server.fate, time.monotonic()
+
+    def once() -> str:
+        found = fate()
+        server.faults = 0.0
+        return found
+
+    server.fate = once  # type: ignore[method-assign]
+    assert len(read(server.url("a.jsonl"), lanes=1)) == len(TEXTS)
+    assert time.monotonic() - began >= 1.0
+
+
+def test_a_wait_that_is_longer_than_allowed_ends_at_once() -> None:
+    tries = Tries("https://user:pass@host.example/a?key=secret", Web())
+    with pytest.raises(UnavailableError, match=r"^https://host\.example/a: .* asks to wait 3600 s, after one try"):
+        tries.answer(429, {"Retry-After": "3600"})
+
+
+def test_after_a_host_was_given_up_the_next_request_is_tried_once() -> None:
+    found = Web()
+    found.limit_seconds = 0.0
+    with pytest.raises(UnavailableError):
+        Tries("http://host/a", found).answer(500, {})
+    found.limit_seconds = 60.0
+    with pytest.raises(UnavailableError, match="after one try"):
+        Tries("http://host/b", found).answer(500, {})
+    assert Tries("http://other/b", found).answer(500, {}) is not None
+    assert Tries("http://host/b", found).answer(200, {}) is None
+    assert Tries("http://host/b", found).answer(500, {}) is not None
+    assert found.count == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(None, 0), ("7", 7), ("-7", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("", 0)],
+)
+def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float) -> None:
+    assert retry_after_seconds(value, now=1.6e9) == seconds
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT", now=1445412470.0) == 10.0
+
+
+# The hub's address is read when its library is imported.
+READ_FROM_HUB = """
+from shardyard.data import retry as retries, web
+from shardyard.data.stream.reader import ShareReader, share_of, with_shards
+from shardyard.data.sources.sources import open_source
+from shardyard.recipe.schema import Source
+
+retries.FIRST_SECONDS, retries.LONGEST_SECONDS = 0.001, 0.02
+for _ in range(5):
+    retry = retries.Retry(60.0)
+    source = with_shards(open_source(Source(path="org/set"), training=True, retry=retry), 2, retry)
+    readers = [ShareReader(share_of(source, lane, 2), retry) for lane in range(2)]
+    print(sum(len(reader.read(10**6)) for reader in readers), web.WEB.count)
+"""
+
+
+@pytest.mark.slow
+def test_a_data_set_of_the_hub_is_opened_and_read_while_it_stumbles(tmp_path: Path) -> None:
+    with serving(as_hub("org/set", CONTENTS["a.parquet"]), seed=3) as server:
+        # What it cannot say in a body that is cut, it says in none.
+        server.kinds, server.faults = ("500", "502", "503", "429", "drop"), 0.3
+        environment = {**os.environ, "HF_ENDPOINT": server.url("").rstrip("/"), "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", READ_FROM_HUB], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        read = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+        assert [rows for rows, _ in read] == [len(TEXTS)] * 5
+        assert read[-1][1] > 10
+        assert sum(server.met[kind] for kind in server.kinds) > 10
+
+
+def test_requests_of_the_hub_are_tried_again(server: Server) -> None:
+    web.be_patient(60.0)
+    client = web._hub_client()
+    server.kinds, server.faults = ("500", "503", "drop", "429"), 0.5
+    for _ in range(20):
+        assert client.get(server.url("a.csv")).content == CONTENTS["a.csv"]
+    assert sum(server.met[kind] for kind in server.kinds) > 3
+    server.faults = 1.0
+    web.be_patient(0.05)
+    with pytest.raises(UnavailableError):
+        client.get(server.url("a.csv"))
+    assert isinstance(client, httpx.Client)
+    client.close()

@@ -1,0 +1,75 @@
+"""Which model of a run is taken, and what is said when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardyard.engine.checkpoint import files
+from shardyard.engine.inference.load import export_checkpoint, load_trained
+from shardyard.errors import CheckpointError, RecipeError, RunFolderError
+from shardyard.recipe.loading.load import dump_recipe
+from shardyard.tracking.run.folder import RunFolder
+from support.tiny import tiny_recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    # The corpus is not there: a model is sampled and exported where its data never was.
+    text = dump_recipe(tiny_recipe(tmp_path / "corpus.jsonl"))
+    return RunFolder.create(tmp_path, "tiny", text, text)
+
+
+def write(folder: RunFolder, step: int) -> Path:
+    """A checkpoint with nothing in it but one file."""
+    partial = files.partial_folder(folder.checkpoints, step)
+    partial.mkdir(parents=True)
+    entry = files.write_json(partial / "trainer.json", {})
+    return files.commit(folder.checkpoints, step, {"trainer.json": entry}, world_size=1, zero_stage=0)
+
+
+def test_a_run_without_any_model_says_how_to_go_on(folder: RunFolder) -> None:
+    for step in (None, 3):
+        with pytest.raises(RunFolderError, match=f"no checkpoint yet; `shardyard resume {folder.path}`"):
+            load_trained(folder, step)
+
+
+def test_a_step_that_was_not_kept_names_those_that_were(folder: RunFolder, tmp_path: Path) -> None:
+    for step in (9, 100):
+        write(folder, step)
+    with pytest.raises(RunFolderError, match=r"no checkpoint of step 7, but of 9, 100\."):
+        export_checkpoint(folder, 7, tmp_path / "model")
+
+
+@pytest.mark.parametrize(("step", "name"), [(None, "step-00000100"), (9, "step-00000009")])
+def test_a_damaged_checkpoint_is_named_and_exports_nothing(
+    folder: RunFolder, tmp_path: Path, step: int | None, name: str
+) -> None:
+    for written in (9, 100):
+        (write(folder, written) / "trainer.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: trainer\.json; use an older checkpoint"):
+        export_checkpoint(folder, step, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (None, RunFolderError, "cannot be read"),
+        ("name: [", RunFolderError, "cannot be read"),
+        ("", RecipeError, "name"),
+        ("[a, list]", RecipeError, "name"),
+        ("name: tiny\nbogus: 1\n", RecipeError, "bogus"),
+    ],
+)
+def test_a_recipe_that_was_meddled_with_is_refused(
+    folder: RunFolder, tmp_path: Path, text: str | None, error: type[Exception], message: str
+) -> None:
+    write(folder, 9)
+    folder.resolved.unlink()
+    if text is not None:
+        folder.resolved.write_text(text)
+    with pytest.raises(error, match=message) as caught:
+        export_checkpoint(folder, None, tmp_path / "model")
+    assert str(folder.resolved) in str(caught.value)

@@ -1,0 +1,165 @@
+"""The walls of the house: which room may import which, read from the imports themselves.
+
+Imports inside functions and under `TYPE_CHECKING` count like any other: a back edge is one wherever it stands.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[3] / "platform" / "shardyard"
+
+# A room imports from rooms of lower layers. Rooms of one layer do not know each other.
+LAYERS = {
+    "redaction": -1,
+    "errors": 0,
+    "units": 0,
+    "imports": 0,
+    "hardware": 0,
+    "suggest": 0,
+    "recipe": 1,
+    "extras": 1,
+    "planning": 2,
+    "data": 3,
+    "models": 3,
+    "objectives": 3,
+    "optim": 3,
+    "tracking": 3,
+    "engine": 4,
+    "launch": 5,
+    "cli": 6,
+    "dashboard": 6,
+}
+# `cli` opens every door, the dashboard's too.
+OPENS_EVERYTHING = "cli"
+# Each of these libraries is known to one room.
+HOMES = {"deepspeed": "engine", "ray": "launch", "wandb": "tracking"}
+# The recipe is pure, so that a broken one is refused before any of these has been imported.
+TOO_HEAVY_FOR_THE_RECIPE = {"torch", "transformers", "ray", "deepspeed", "datasets", "wandb", "tokenizers"}
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Walls that a module crosses; `path` is relative to the package, as in `data/loader.py`."""
+    room = path.partition("/")[0].removesuffix(".py")
+    if room not in LAYERS and room != "__init__":
+        return [f"{path}: {room} is not a room; give it a layer in this test and in the table of the README"]
+    found = []
+    for line, name in imports(path, source):
+        problem = _crossed(room, name)
+        if problem:
+            found.append(f"{path}:{line}: imports {name}: {problem}")
+    return found
+
+
+def imports(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that a module imports."""
+    # The package of `data/loader.py`, and of `data/__init__.py`, is shardyard.data.
+    package = ["shardyard", *path.split("/")[:-1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            outer = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*outer, *([node.module] if node.module else [])])
+            # `from shardyard import data` names a room only by what is imported.
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call):
+            yield from _dynamic(node)
+
+
+def _dynamic(node: ast.Call) -> Iterator[tuple[int, str]]:
+    """`importlib.import_module("ray")` and the like, as far as the name is written out."""
+    called = ast.unparse(node.func)
+    if called in ("importlib.import_module", "import_module", "__import__", "import_at_once"):
+        for argument in node.args:
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield node.lineno, argument.value
+
+
+def _crossed(room: str, name: str) -> str | None:
+    top, _, rest = name.partition(".")
+    if top == "shardyard":
+        return _crossed_inside(room, rest.partition(".")[0])
+    if top in HOMES and room != HOMES[top]:
+        return f"{top} is imported in {HOMES[top]}/ only"
+    if room in ("recipe", "planning") and top in TOO_HEAVY_FOR_THE_RECIPE:
+        return f"{room}/ is pure"
+    return None
+
+
+def _crossed_inside(room: str, other: str) -> str | None:
+    if other not in LAYERS or other == room or room == OPENS_EVERYTHING:
+        return None
+    if room == "__init__":
+        return "the package itself imports nothing"
+    if LAYERS[other] == LAYERS[room]:
+        return f"{room} and {other} are of one layer and do not know each other"
+    if LAYERS[other] > LAYERS[room]:
+        return f"{other} is above {room}"
+    return None
+
+
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def test_all_rooms_are_read() -> None:
+    assert {name.partition("/")[0].removesuffix(".py") for name in MODULES} >= set(LAYERS) - {"dashboard"}
+    assert len(MODULES) > 60
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_crosses_a_wall(name: str) -> None:
+    found = violations(name, (PACKAGE / name).read_text(encoding="utf-8"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        ("data/a.py", "from shardyard.engine.loop import train", "engine is above data"),
+        ("data/a.py", "import shardyard.cli.main", "cli is above data"),
+        ("data/a.py", "from shardyard import models", "do not know each other"),
+        ("optim/a.py", "from shardyard.tracking.files import JsonlWriter", "do not know each other"),
+        ("models/deep/a.py", "from ...objectives import causal", "do not know each other"),
+        ("models/a.py", "from .. import launch", "launch is above models"),
+        ("data/a.py", "def f():\n    from shardyard.launch import driver", "data/a.py:2: "),
+        ("data/a.py", "if TYPE_CHECKING:\n    from shardyard.engine.run import Job", "engine is above data"),
+        ("data/a.py", "importlib.import_module('shardyard.engine.run')", "engine is above data"),
+        ("dashboard/a.py", "from shardyard.cli import output", "do not know each other"),
+        ("errors.py", "from shardyard.units import format_bytes", "do not know each other"),
+        ("units.py", "from shardyard.recipe import plan", "recipe is above units"),
+        ("__init__.py", "from shardyard.errors import ShardyardError", "imports nothing"),
+        ("launch/a.py", "import deepspeed", "deepspeed is imported in engine/ only"),
+        ("engine/a.py", "from ray import train", "ray is imported in launch/ only"),
+        ("cli/a.py", "def f():\n    import wandb.sdk", "wandb is imported in tracking/ only"),
+        ("recipe/a.py", "def f():\n    import torch", "recipe/ is pure"),
+        ("recipe/a.py", "from transformers import AutoConfig", "recipe/ is pure"),
+        ("recipe/a.py", "import datasets.features", "recipe/ is pure"),
+        ("recipe/a.py", "__import__('ray')", "ray is imported in launch/ only"),
+        ("helpers/a.py", "", "helpers is not a room"),
+    ],
+)
+def test_a_crossed_wall_is_seen(path: str, source: str, expected: str) -> None:
+    (found,) = violations(path, source)
+    assert expected in found
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("cli/a.py", "from shardyard import __version__\nfrom shardyard.dashboard import server"),
+        (
+            "data/a.py",
+            "from shardyard.data.stream.reader import Cursor\nfrom . import retry\nfrom ..errors import DataError",
+        ),
+        ("launch/a.py", "import ray\nfrom shardyard.engine.run import Job\nfrom shardyard.units import parse_bytes"),
+        ("recipe/a.py", "import raytracer\nfrom shardyard.errors import Problem"),
+        ("models/a.py", "import torch\nfrom shardyard.recipe.schema import Model"),
+    ],
+)
+def test_an_open_door_is_no_wall(path: str, source: str) -> None:
+    assert violations(path, source) == []

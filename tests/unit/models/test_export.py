@@ -1,0 +1,214 @@
+"""An exported model is whole or not there, and it is the model that was trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from shardyard.data.tokenizers.tokenizer import load_tokenizer
+from shardyard.errors import ModelError
+from shardyard.launch.run.prepare import prepare
+from shardyard.models.build import architecture_config, construct, special_token_ids
+from shardyard.models.export import export
+from shardyard.models.export.card import model_card
+from shardyard.models.export.export import export_model
+from shardyard.planning.plan import World
+from shardyard.recipe.schema import Model, Recipe
+from support.tiny import CONFIGS, tiny_recipe
+
+
+def trained(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedConfig]:
+    """A model with weights, and a configuration of its own, as the engine holds both."""
+    torch.manual_seed(3)
+    model = Model(family=family, config=CONFIGS[family], dropout=0.0)
+    ids = special_token_ids(load_tokenizer("bytes"))
+    config = architecture_config(model, vocabulary=257, special_tokens=ids)
+    built = construct(model, config).eval()
+    for parameter in built.parameters():
+        # Parameters alone: rotary frequencies stay in fp32, in training as in what is loaded.
+        parameter.data = parameter.data.to(dtype)
+    return built, architecture_config(model, vocabulary=257, special_tokens=ids)
+
+
+def write(folder: Path, family: str = "gpt2", **changes: Any) -> Path:
+    model, config = trained(family)
+    arguments = {"config": config, "weights": model.state_dict(), "tokenizer": load_tokenizer("bytes"), "card": "card"}
+    return export_model(folder, **{**arguments, **changes})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_transformers_loads_the_same_model(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    model, config = trained(family, dtype)
+    path = write(tmp_path / "final", family, config=config, weights=model.state_dict())
+    assert path == tmp_path / "final"
+    assert (path / "model.safetensors").is_file()
+    assert not list(path.glob("*.bin"))
+    loaded = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+    assert loaded.dtype == dtype
+    assert loaded.config.use_cache
+    ids = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    tied = config.tie_word_embeddings
+    assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
+    assert ("lm_head.weight" in load_file(path / "model.safetensors")) != tied
+    # The exporter takes the model's tensors as they are; it must not change them.
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
+    path = write(tmp_path / "final")
+    loaded, ours = AutoTokenizer.from_pretrained(path), load_tokenizer("bytes")
+    for text in ("plain text", "naïve ☃ 𝔘", "\x00\t\n", "<|endoftext|>"):
+        assert loaded(text)["input_ids"] == ours(text)["input_ids"]
+        assert loaded.decode(loaded(text)["input_ids"]) == ours.decode(ours(text)["input_ids"])
+    assert loaded.eos_token_id == ours.eos_token_id
+    assert AutoModelForCausalLM.from_pretrained(path).config.eos_token_id == ours.eos_token_id
+
+
+def test_what_is_written_replaces_an_older_export_and_leaves_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "final")
+    (tmp_path / "final" / "stale.txt").write_text("of the older export")
+    (tmp_path / ".final.old").mkdir()
+    (tmp_path / ".final.partial").mkdir()
+    (tmp_path / ".final.partial" / "junk").write_text("of a writer that was killed")
+    write(tmp_path / "final", card="naïve ☃")
+    assert os.listdir(tmp_path) == ["final"]
+    assert (tmp_path / "final" / "README.md").read_text(encoding="utf-8") == "naïve ☃"
+    assert {"junk", "stale.txt"}.isdisjoint(os.listdir(tmp_path / "final"))
+
+
+class Broken:
+    """A tokenizer whose folder cannot be written."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        (Path(folder) / "tokenizer.json").write_text("{")
+        raise OSError(28, "No space left on device")
+
+
+def test_a_failure_midway_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "final", tokenizer=Broken())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failure_midway_leaves_the_older_export(tmp_path: Path) -> None:
+    write(tmp_path / "final", card="older")
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "final", tokenizer=Broken())
+    assert os.listdir(tmp_path) == ["final"]
+    assert (tmp_path / "final" / "README.md").read_text() == "older"
+
+
+def test_a_failure_to_give_the_name_leaves_the_older_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "final", card="older")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        write(tmp_path / "final")
+    assert os.listdir(tmp_path) == ["final"]
+    assert (tmp_path / "final" / "README.md").read_text() == "older"
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            write(disk / "final")
+        assert os.listdir(disk) == []
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def damaged(kind: str) -> dict[str, Tensor]:
+    weights = dict(trained("llama")[0].state_dict())
+    name = "model.layers.1.mlp.up_proj.weight"
+    if kind == "missing":
+        del weights[name]
+    elif kind == "too many":
+        weights["model.layers.2.mlp.up_proj.weight"] = weights[name]
+    elif kind == "of another shape":
+        weights[name] = weights[name][1:]
+    return weights if kind != "none at all" else {}
+
+
+@pytest.mark.parametrize("kind", ["missing", "too many", "of another shape", "none at all"])
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ModelError, match="the weights do not fit the configuration") as caught:
+        write(tmp_path / "final", "llama", weights=damaged(kind))
+    if kind != "none at all":
+        assert "up_proj" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_allocated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exported module holds the given tensors themselves."""
+    model, config = trained("llama")
+    held = export._model(config, model.state_dict(), "causal_lm")
+    assert {parameter.data_ptr() for parameter in held.parameters()} == {p.data_ptr() for p in model.parameters()}
+
+
+def card_of(recipe: Recipe, loss: float | None = 1.23456, **info: Any) -> str:
+    return model_card(recipe, prepare(recipe, World(size=2, gpu=False)), info, {} if loss is None else {"loss": loss})
+
+
+def test_the_card_has_the_facts_and_a_header_that_the_hub_reads(tmp_path: Path) -> None:
+    sources = [
+        {"path": "org/set", "config": "en", "revision": "abc123", "weight": 0.7},
+        {"source": "python-docs", "weight": 0.3},
+    ]
+    recipe = tiny_recipe(
+        tmp_path / "corpus.jsonl",
+        description="What it is for: everything.",
+        paper="Radford et al. 2019",
+        data={"train": sources},
+        cluster={"workers": 2},
+    )
+    card = card_of(recipe, id="tiny-1", step=15, provenance={"git": "deadbeef", "note": "naïve"})
+    empty, header, body = card.split("---\n", 2)
+    assert empty == ""
+    assert YAML(typ="safe").load(header) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["shardyard", "gpt2"],
+    }
+    for fact in (
+        "# tiny\n",
+        "What it is for: everything.",
+        "| paper | Radford et al. 2019 |",
+        "15 of 20 steps of 256 tokens, fp32, ZeRO stage 0, 2 ranks",
+        "adamw, peak learning rate 0.003, cosine schedule",
+        "loss 1.2346 on 8 held-out rows",
+        "| run | tiny-1 |",
+        "| tokenizer | bytes, 257 entries |",
+        "- org/set (en, abc123), weight 0.7",
+        "- embedded corpus python-docs, weight 0.3",
+        '"git": "deadbeef"',
+    ):
+        assert fact in body, fact
+
+
+def test_the_card_says_what_it_does_not_know(tmp_path: Path) -> None:
+    card = card_of(tiny_recipe(tmp_path / "corpus.jsonl"), loss=None)
+    assert "| held-out data | not measured |" in card
+    assert "| paper | none given |" in card
+    assert "20 of 20 steps" in card
