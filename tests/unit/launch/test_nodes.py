@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -275,13 +276,17 @@ def test_busy_ports_are_refused_and_zero_takes_free_ones() -> None:
 
 
 def test_a_process_with_a_used_number_is_none_of_ours() -> None:
-    """This very process: its number in a record is not enough, nor is its session."""
+    """Its number in a record is not enough, nor is its session."""
     pid, created = os.getpid(), psutil.Process().create_time()
     ours = replace(RECORD, started=0.0, nodes=(StartedNode("head", pid, created, 1, 0, ""),))
     assert processes.is_alive(ours.nodes[0])
     stranger = replace(ours.nodes[0], created=created - 100)
     assert not processes.is_alive(stranger)
-    assert processes.members(replace(ours, nodes=(replace(stranger, pid=os.getsid(0)),))) == []
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        assert processes.members(replace(ours, nodes=(replace(stranger, pid=child.pid),))) == []
+    finally:
+        child.communicate()
 
 
 def described(name: str, state: str = "IDLE", *, start: str = RECORD.id, head: bool = False) -> SimpleNamespace:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.test_tokenizer_training import trained
 
 from shardyard.data.tokenizers.corpus import is_held_out
 from shardyard.data.tokenizers.report import piece_text, tallies
@@ -15,6 +14,7 @@ from shardyard.data.tokenizers.tokenizer import vocabulary_size
 from shardyard.data.tokenizers.training import train_tokenizer
 from shardyard.data.tokenizers.unigram import train_unigram
 from support.tokenizer_cases import spec_of, write_documents
+from unit.data.tokenizers.test_training import trained
 
 
 def report_on(tmp_path: Path, kind: Kind, rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:

@@ -420,7 +420,7 @@ def test_a_dry_run_to_a_folder_that_is_not_there_is_explained(tmp_path: Path) ->
 
 def test_rendering_imports_neither_kubernetes_nor_torch_nor_ray() -> None:
     script = (
-        "import sys; from shardyard.launch import kuberay, kuberay_cluster\n"
+        "import sys; from shardyard.launch.schedulers.kuberay import cluster, jobs\n"
         "print(sorted({'kubernetes', 'torch', 'ray', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
