@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ADDRESS = "127.0.0.1:1"
 PROGRAM = (
-    "import sys; from shardyard.launch import job_entry; job_entry.DRIVER = 'support.fake_driver'; "
-    "job_entry.GRACE_SECONDS = 1.0; sys.exit(job_entry.main(sys.argv[1:]))"
+    "import sys; from shardyard.launch.jobs import entry; entry.DRIVER = 'support.fake_driver'; "
+    "entry.GRACE_SECONDS = 1.0; sys.exit(entry.main(sys.argv[1:]))"
 )
 
 

@@ -14,11 +14,11 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOOK = """
 import shardyard
-from shardyard.recipe import catalog
+from shardyard.recipe.catalog import shipped
 print(shardyard.__file__)
-print(catalog.find_tokenizer_spec("bytes"))
-print(catalog.share_folder("cluster") / "local" / "README.md")
-print(catalog.share_folder("recipes") / "schema.json")
+print(shipped.find_tokenizer_spec("bytes"))
+print(shipped.share_folder("cluster") / "local" / "README.md")
+print(shipped.share_folder("recipes") / "schema.json")
 """
 
 

@@ -215,7 +215,7 @@ def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float) ->
 
 # The hub's address is read when its library is imported.
 READ_FROM_HUB = """
-from shardyard.data import retry as retries, web
+from shardyard.data.sources import retry as retries, web
 from shardyard.data.stream.reader import ShareReader, share_of, with_shards
 from shardyard.data.sources.sources import open_source
 from shardyard.recipe.schema import Source
