@@ -1,4 +1,4 @@
-"""A stranger's walk: clone, then page by page the commands that tests/support/docs_table.py lets run."""
+"""A stranger's walk: clone, then page by page the commands that tests/support/docs/table.py lets run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from shardyard.cli.main import run
-from support.docs_pages import REPOSITORY, Command, blocks, commands
-from support.docs_table import BEGINNING, WALKED, fate
+from support.docs.pages import REPOSITORY, Command, blocks, commands
+from support.docs.table import BEGINNING, WALKED, fate
 
 pytestmark = pytest.mark.slow
 ALL = commands()

@@ -22,8 +22,8 @@ from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.schedulers.kuberay import jobs
 from shardyard.launch.schedulers.kuberay.cluster import main as print_cluster
 from shardyard.recipe.loading.load import load_recipe
-from support.kube_stub import Cluster, kube_server, write_kubeconfig
-from support.kuberay_cases import CLAIM, recipe_and_plan
+from support.kuberay.cases import CLAIM, recipe_and_plan
+from support.kuberay.server import Cluster, kube_server, write_kubeconfig
 from support.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]

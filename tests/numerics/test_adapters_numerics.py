@@ -22,7 +22,7 @@ from shardyard.models.build import architecture_config, skeleton
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Adapter, Model
 from shardyard.tracking.run.folder import read_metrics
-from support import case_instruction, case_preference
+from support.objectives import instruction, preference
 from support.pretrained import write_pretrained
 from support.ranks import run_ranks
 from support.tiny import CONFIGS, tiny_job
@@ -34,9 +34,9 @@ STAGES = (0, 1, 2, 3)
 ADAPTER = {"rank": 4, "alpha": 8.0}
 # Name → family, objective's case, adapter. GPT-2 has Conv1D layers, whose weights lie the other way round.
 VARIANTS: dict[str, tuple[str, Any, dict[str, Any]]] = {
-    "lora": ("llama", case_instruction, {**ADAPTER, "targets": ["q_proj", "v_proj", "down_proj"]}),
-    "nf4": ("gpt2", case_instruction, {**ADAPTER, "targets": ["c_attn"], "quantize": "nf4"}),
-    "preference": ("gpt2", case_preference, ADAPTER),
+    "lora": ("llama", instruction, {**ADAPTER, "targets": ["q_proj", "v_proj", "down_proj"]}),
+    "nf4": ("gpt2", instruction, {**ADAPTER, "targets": ["c_attn"], "quantize": "nf4"}),
+    "preference": ("gpt2", preference, ADAPTER),
 }
 CASES = [(name, stage) for name in VARIANTS for stage in STAGES]
 

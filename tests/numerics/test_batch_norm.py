@@ -16,7 +16,7 @@ from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
-from support import case_image_classification
+from support.objectives import image_classification
 from support.ranks import run_ranks
 from support.tiny import tiny_job
 
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], T
 
 
 def _jobs(folder: Path, stage: int, precision: str) -> Trained:
-    fields = case_image_classification.resnet_fields(case_image_classification.write_data(folder))
+    fields = image_classification.resnet_fields(image_classification.write_data(folder))
     fields |= {"zero": {"stage": stage}, "cluster": {"workers": 2}}
     fields["train"] = fields["train"] | {"precision": precision}
 

@@ -17,7 +17,7 @@ from shardyard.objectives.contrastive import contrastive_loss
 from shardyard.objectives.gathering import gather_rows
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
-from support.case_contrastive import recipe_fields, write_data
+from support.objectives.contrastive import recipe_fields, write_data
 from support.ranks import run_ranks
 from support.tiny import tiny_job
 

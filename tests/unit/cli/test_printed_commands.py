@@ -25,7 +25,7 @@ MENTIONS = {
     "cli/main.py": {"shardyard 1", "shardyard help COMMAND"},
     "engine/inference/step_sources.py": {"shardyard data rows"},
     "dashboard/web/cluster.py": {"shardyard 1"},
-    "dashboard/static/jobs.js": {"shardyard launch"},
+    "dashboard/static/pages/jobs.js": {"shardyard launch"},
     "launch/jobs/entry.py": {"shardyard submit"},
     "launch/jobs/spec.py": {"shardyard submit"},
     "launch/schedulers/kuberay/jobs.py": {"shardyard submit", "shardyard submit 1 --on kuberay, Shardyard 1"},
@@ -72,7 +72,7 @@ def test_every_command_that_is_printed_is_one() -> None:
 def test_every_field_that_a_text_names_is_one() -> None:
     named = {(name, field) for name, text in texts() for field in FIELD.findall(text)}
     fields = {(name, field) for name, field in named if field.partition(".")[0] in Recipe.model_fields}
-    assert ("dashboard/static/run_samples.js", "evaluate.every") in fields
+    assert ("dashboard/static/run/samples.js", "evaluate.every") in fields
     assert not [(name, field) for name, field in sorted(fields) if not is_field(field)]
 
 

@@ -23,7 +23,7 @@ from shardyard.recipe.fields import all_paths
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.load import is_sweep, load_sweep
-from support.docs_pages import (
+from support.docs.pages import (
     GENERATED,
     PAGES,
     REPOSITORY,
@@ -36,7 +36,7 @@ from support.docs_pages import (
     inline_code,
     page_name,
 )
-from support.docs_table import FOREIGN, PARSED, WALKED, extras, fate, reason
+from support.docs.table import FOREIGN, PARSED, WALKED, extras, fate, reason
 
 LANGUAGES = {"bash", "console", "yaml", "python", ""}
 YAML_BLOCKS = [block for block in blocks() if block.language == "yaml"]
@@ -251,7 +251,7 @@ def test_a_wrong_command_does_not_pass(parsed: list[Any], capsys: pytest.Capture
 def test_every_command_is_run_or_it_is_said_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     fates = Counter(map(fate, ALL))
     forgotten = [str(command) for command in ALL if fate(command) == "forgotten"]
-    assert forgotten == [], "tests/support/docs_table.py says of each command whether it is walked, and if not, why"
+    assert forgotten == [], "tests/support/docs/table.py says of each command whether it is walked, and if not, why"
     with capsys.disabled():
         sys.stderr.write(f"\ncommands of the pages: {len(ALL)}, of these {dict(fates)}\n")
     assert fates["walked"] >= 30

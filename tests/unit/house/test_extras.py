@@ -63,7 +63,7 @@ def test_a_command_says_it_before_it_starts_anything(
 
 
 def test_kubernetes_and_plotly_are_named_where_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from shardyard.dashboard.web.server import plotly_file
+    from shardyard.dashboard.web.static_files import plotly_file
     from shardyard.launch.schedulers.kuberay.api import connect
 
     monkeypatch.setitem(sys.modules, "kubernetes", None)

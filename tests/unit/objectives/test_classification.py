@@ -20,8 +20,8 @@ from shardyard.objectives import scores
 from shardyard.objectives.base import IGNORED, Totals
 from shardyard.objectives.classification import Classification
 from shardyard.recipe.schema import Data, Loss, Model, Source
-from support.case_masked_lm import MODEL
 from support.data_cases import bytes_tokenizer
+from support.objectives.masked_lm import MODEL
 from support.wordpieces import tiny_wordpiece
 
 

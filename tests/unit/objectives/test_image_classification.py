@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
 from shardyard.recipe import schema
-from support.case_image_classification import RESNET, VIT
+from support.objectives.image_classification import RESNET, VIT
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": VIT,

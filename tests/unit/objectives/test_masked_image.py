@@ -17,7 +17,7 @@ from shardyard.objectives.masked_image import patches
 from shardyard.objectives.parts import Parts
 from shardyard.objectives.registry import make_objective
 from shardyard.recipe import schema
-from support.case_masked_image import MAE
+from support.objectives.masked_image import MAE
 
 
 def fresh(**fields: Any) -> ViTMAEForPreTraining:

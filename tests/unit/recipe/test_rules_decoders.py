@@ -11,12 +11,12 @@ import pytest
 from shardyard.recipe.loading.load import load_recipe, parse_recipe
 from shardyard.recipe.rules.decoders import decoder_rules
 from shardyard.recipe.schema import Recipe
-from support import case_seq2seq
+from support.objectives import seq2seq
 from support.tiny import tiny_recipe, write_corpus
 
 
 def recipe(tmp_path: Path, objective: str, config: dict[str, Any] | None = None, **sections: Any) -> Recipe:
-    case = importlib.import_module(f"support.case_{objective}")
+    case = importlib.import_module(f"support.objectives.{objective}")
     fields = case.recipe_fields(case.write_data(tmp_path))
     valid = parse_recipe(fields)
     assert not list(decoder_rules(valid))
@@ -37,7 +37,7 @@ def test_decoded_metrics_need_decoded_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("metric", "refused"), [("chrf", True), ("perplexity", False), ("loss", False)])
 def test_stopping_early_by_a_decoded_metric_needs_decoded_rows(tmp_path: Path, metric: str, refused: bool) -> None:
     early = {"metric": f"eval/validation/{metric}", "patience": 2}
-    made = case_seq2seq.recipe_fields(case_seq2seq.write_data(tmp_path))
+    made = seq2seq.recipe_fields(seq2seq.write_data(tmp_path))
     made["evaluate"] = {"every": 4, "rows": 8, "early_stopping": early}
     assert bool(findings(parse_recipe(made))) is refused
     made["evaluate"]["generate_rows"] = 4

@@ -1,18 +1,18 @@
 // The frame around the views: navigation, the banner, shortcuts everywhere, and which view the address asks for.
 
-import { onReachable, who } from "./api.js";
-import { plotly } from "./charts.js";
-import * as compare from "./compare.js";
-import { announce, fill, h } from "./dom.js";
-import * as jobs from "./jobs.js";
-import * as keys from "./keys.js";
-import { go, onChange, route } from "./router.js";
-import * as run from "./run.js";
-import * as runs from "./runs.js";
-import { failure } from "./states.js";
-import * as submit from "./submit.js";
-import * as sweeps from "./sweeps.js";
-import * as theme from "./theme.js";
+import { onReachable, who } from "./lib/api.js";
+import { plotly } from "./charts/charts.js";
+import * as compare from "./pages/compare.js";
+import { announce, fill, h } from "./lib/dom.js";
+import * as jobs from "./pages/jobs.js";
+import * as keys from "./lib/keys.js";
+import { go, onChange, route } from "./lib/router.js";
+import * as run from "./run/run.js";
+import * as runs from "./pages/runs.js";
+import { failure } from "./lib/states.js";
+import * as submit from "./pages/submit.js";
+import * as sweeps from "./pages/sweeps.js";
+import * as theme from "./lib/theme.js";
 
 const VIEWS = { runs, run, compare, sweeps, jobs, submit };
 const NAVIGATION = [

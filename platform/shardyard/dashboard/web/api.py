@@ -23,7 +23,9 @@ from shardyard.dashboard.index.index import Index
 from shardyard.dashboard.index.listing import Asked, list_runs, row_of
 from shardyard.dashboard.web import details, logs
 from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, listed, numbers, real, whole
+from shardyard.dashboard.web.report import html_report
 from shardyard.dashboard.web.security import Gate
+from shardyard.launch.local_cluster.nodes import record_path
 
 MOST_RUNS_AT_ONCE = 200
 MOST_METRICS_AT_ONCE = 200
@@ -93,8 +95,6 @@ def session(request: Request) -> Response:
 
 
 def _names_a_cluster(address: str | None) -> bool:
-    from shardyard.launch.local_cluster.nodes import record_path
-
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     return bool(named) or record_path().is_file()
 
@@ -282,8 +282,6 @@ def _file_name(text: str) -> str:
 
 def report(request: Request) -> Response:
     """Runs in one HTML file that opens anywhere."""
-    from shardyard.dashboard.web.report import html_report
-
     state = state_of(request)
     keys = state.keys(request, most=50)
     if not keys:

@@ -12,6 +12,7 @@ from shardyard import __version__
 from shardyard.dashboard.charts.series import Reader, chart
 from shardyard.dashboard.web import details
 from shardyard.dashboard.web.answers import finite, numbers
+from shardyard.dashboard.web.static_files import plotly_file
 from shardyard.errors import UsageError
 from shardyard.tracking.run.folder import now_text
 
@@ -117,8 +118,6 @@ def _text(value: Any) -> str:
 
 
 def _page(title: str, body: str, charts: dict[str, Any]) -> str:
-    from shardyard.dashboard.web.server import plotly_file
-
     try:
         plotly = plotly_file().read_text(encoding="utf-8").replace("</script", "<\\/script")
     except OSError as error:

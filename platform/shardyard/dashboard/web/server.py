@@ -1,9 +1,7 @@
-"""The application: routes, static files, the index behind them; and the server that runs it."""
+"""The application: its routes, the index behind them, and the server that runs it."""
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import logging
 import socket
 import sys
@@ -12,37 +10,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from shardyard.dashboard.alerts import alerts
 from shardyard.dashboard.index.index import Index
-from shardyard.dashboard.web import api, cluster, documents, sweeps
+from shardyard.dashboard.web import api, cluster, documents, static_files, sweeps
 from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, body_of, failure
 from shardyard.dashboard.web.api import State, state_of
 from shardyard.dashboard.web.security import App, Gate, Guard
 from shardyard.dashboard.web.stream import stream
-from shardyard.errors import ShardyardError, UsageError
-from shardyard.extras import install_command
+from shardyard.errors import ShardyardError
 
 logger = logging.getLogger(__name__)
 
-STATIC = Path(__file__).parents[1] / "static"
-PLOTLY = "vendor/plotly.min.js"
-_KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".ico": "image/x-icon",
-    ".json": "application/json",
-    ".woff2": "font/woff2",
-}
 # Threads that answer at once; each may wait for a disk or for the cluster.
 THREADS = 16
 
@@ -78,7 +63,7 @@ def make_app(index: Index, gate: Gate, address: str | None = None, data_dirs: Se
 def _routes() -> list[Route]:
     run = "/api/runs/{id}"
     readers: dict[str, Answering] = {
-        "/": _page,
+        "/": static_files.page,
         "/api/session": api.session,
         "/api/runs": api.runs,
         f"{run}/recipe": api.recipe,
@@ -109,7 +94,7 @@ def _routes() -> list[Route]:
     }
     return [
         *(Route(path, _posting(handler), methods=["POST"]) for path, handler in posts.items()),
-        Route("/static/{path:path}", _static, methods=["GET"]),
+        Route("/static/{path:path}", static_files.static, methods=["GET"]),
         Route("/api/stream", _safely(stream), methods=["GET"]),
         *(Route(path, _reading(handler), methods=["GET"]) for path, handler in readers.items()),
         Route("/{path:path}", _nothing),
@@ -146,45 +131,6 @@ def _safely(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
             )
 
     return safe
-
-
-def _page(request: Request) -> Response:
-    return _file(STATIC / "index.html")
-
-
-def _static(request: Request) -> Response:
-    path = request.path_params["path"]
-    if path == PLOTLY:
-        return _file(plotly_file(), cached=True)
-    if (known := _known().get(path)) is None:
-        return Answer({"error": "There is no such file."}, 404)
-    return _file(known)
-
-
-@functools.cache
-def _known() -> dict[str, Path]:
-    """The files of the page; a name that is none of them is never made a path."""
-    return {found.relative_to(STATIC).as_posix(): found for found in STATIC.rglob("*") if found.suffix in _KINDS}
-
-
-def _file(path: Path, *, cached: bool = False) -> Response:
-    if not path.is_file():
-        return Answer({"error": f"{path.name} is missing from this installation."}, 404)
-    # Starlette answers If-None-Match; a browser asks each time whether the file of another version is there.
-    control = "public, max-age=86400" if cached else "no-cache"
-    return FileResponse(path, media_type=_KINDS.get(path.suffix), headers={"cache-control": control})
-
-
-def plotly_file() -> Path:
-    """plotly.min.js of the installed package.
-
-    Raises:
-        UsageError: plotly is not installed.
-    """
-    try:
-        return Path(str(importlib.resources.files("plotly") / "package_data" / "plotly.min.js"))
-    except ModuleNotFoundError as error:
-        raise UsageError(f"plotly is not installed: `{install_command('dashboard')}`.") from error
 
 
 async def _nothing(request: Request) -> Response:
@@ -252,8 +198,6 @@ def _test_alert(request: Request, body: dict[str, Any]) -> dict[str, Any]:
 
 def serve(app: App, listening: socket.socket) -> None:
     """Answer until Ctrl-C or SIGTERM."""
-    import uvicorn
-
     # No access log: addresses hold the token, once.
     config = uvicorn.Config(
         app,

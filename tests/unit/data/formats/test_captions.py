@@ -18,8 +18,8 @@ from shardyard.errors import DataError
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.recipe import schema
 from shardyard.recipe.image_tokens import picture_tokens
-from support.case_contrastive import picture, recipe_fields
-from support.case_vision_language import recipe_fields as question_fields
+from support.objectives.contrastive import picture, recipe_fields
+from support.objectives.vision_language import recipe_fields as question_fields
 
 GENERATOR = np.random.default_rng(0)
 SIDE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -21,9 +21,9 @@ from shardyard.launch.schedulers.kuberay.cluster import main as print_cluster
 from shardyard.launch.schedulers.kuberay.render import describe, render_cluster, render_job
 from shardyard.launch.schedulers.kuberay.yaml import to_yaml
 from shardyard.recipe.loading.load import load_recipe
-from support.kube_models import model_problems, mount_problems
-from support.kuberay_cases import CASES, CLAIM, JOB_FILE, case, pod_templates, recipe_and_plan, spec
-from support.kuberay_schema import schema_problems
+from support.kuberay.cases import CASES, CLAIM, JOB_FILE, case, pod_templates, recipe_and_plan, spec
+from support.kuberay.models import model_problems, mount_problems
+from support.kuberay.schema import schema_problems
 from support.waiting import PATIENCE_SECONDS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "kuberay"

@@ -1,0 +1,1 @@
+"""What the pages show to a reader, and what becomes of each command of them."""

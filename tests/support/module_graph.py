@@ -1,0 +1,98 @@
+"""The package's modules and what each imports, by any way of writing it; and the cycles among them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "shardyard"
+_IMPORTERS = ("importlib.import_module", "import_module", "__import__", "import_at_once")
+# A text that is the name of a module of ours, alone or with something in it: `shardyard.cli.main:main`.
+_NAMED = re.compile(r"(shardyard(?:\.[a-z_0-9]+)+)(?::[A-Za-z_.]+)?")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Files of the package by the dotted names of their modules."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of all that a module imports; `path` is relative to the package, as in `data/chat.py`.
+
+    Imports inside functions and under `TYPE_CHECKING` count like any other, and so do names given to `import_module`.
+    """
+    # The package of `data/loader.py`, and of `data/__init__.py`, is shardyard.data.
+    package = ["shardyard", *path.split("/")[:-1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            outer = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*outer, *([node.module] if node.module else [])])
+            # `from shardyard import data` names a room only by what is imported.
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in _IMPORTERS:
+            for argument in node.args:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield node.lineno, argument.value
+
+
+def named_in_strings(source: str, known: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Line and name of each module in `known` that a string of the source is the name of, as `python -m` takes it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            whole = _NAMED.fullmatch(node.value)
+            if whole is not None and (name := _module_of(whole[1], known)) is not None:
+                yield node.lineno, name
+
+
+def edges() -> dict[str, set[str]]:
+    """Which module of the package imports which others of it."""
+    found = {}
+    for name, path in modules().items():
+        relative = path.relative_to(PACKAGE).as_posix()
+        asked = (_module_of(imported, modules()) for _, imported in imports(relative, path.read_text(encoding="utf-8")))
+        found[name] = {other for other in asked if other is not None and other != name}
+    return found
+
+
+def _module_of(name: str, known: Collection[str]) -> str | None:
+    """The module that `package.module.thing` is, or is in; a package counts where one of its own names is meant."""
+    outer = name.rpartition(".")[0]
+    return name if name in known else outer if outer in known and outer.count(".") else None
+
+
+def cycles(graph: Mapping[str, Collection[str]]) -> list[frozenset[str]]:
+    """The strongly connected components of more than one node (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[frozenset[str]] = []
+
+    def visit(node: str) -> None:
+        order[node] = low[node] = len(order)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in order:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], order[other])
+        if low[node] == order[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                found.append(frozenset(component))
+
+    for node in graph:
+        if node not in order:
+            visit(node)
+    return found
