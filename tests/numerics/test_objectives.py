@@ -59,7 +59,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def _jobs(folder: Path, objective: str, stage: int) -> Trained:
-    case = importlib.import_module(f"support.case_{objective}")
+    case = importlib.import_module(f"support.objectives.{objective}")
     fields = case.recipe_fields(case.write_data(folder))
     assert fields["objective"] == objective
     fields["zero"] = {"stage": stage}
