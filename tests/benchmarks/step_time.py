@@ -164,7 +164,7 @@ def _batches(job: Job, tokenizer: Any, rank: int) -> list[tuple[torch.Tensor, ..
     loader = TrainLoader(
         Context(recipe.data, tokenizer),
         global_batch=recipe.train.global_batch,
-        lanes=plan.lanes,
+        streams=plan.streams,
         seed=recipe.train.seed,
         rank=rank,
         world_size=plan.world.size,

@@ -309,7 +309,7 @@ def _planned(setting: Setting, name: str, micro_batch: int) -> tuple[Any, Any]:
         "zero.stage=0",
         "cluster.workers=1",
     ]
-    changes += ["data.lanes=1"]
+    changes += ["data.streams=1"]
     if setting.rehearses:
         changes += ["model.config={vocab_size: 257, n_layer: 2, n_head: 2, n_embd: 32, n_positions: 32}"]
         changes += ["data.sequence_length=32", "train.global_batch=4", "train.micro_batch=4"]

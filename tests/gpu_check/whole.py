@@ -142,7 +142,7 @@ def _recipe(
         "model": {"family": "gpt2", "config": _TINY if setting.rehearses else _WIDE, "dropout": dropout},
         "data": {
             "sequence_length": length,
-            "lanes": 4,
+            "streams": 4,
             "train": [{"source": "python-docs"}],
             "validation": [{"source": "python-docs"}],
         },

@@ -30,7 +30,7 @@ def write_recipe(folder: Path, corpus: Path, **sections: Any) -> Path:
             "config": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64},
             "dropout": 0.1,
         },
-        "data": {"sequence_length": 32, "lanes": 4, "train": [{"path": str(corpus), "holdout": 0.1}]},
+        "data": {"sequence_length": 32, "streams": 4, "train": [{"path": str(corpus), "holdout": 0.1}]},
         "train": {"steps": 30, "global_batch": 8, "seed": 7},
         "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1},
         "schedule": {"name": "cosine", "warmup": 5},

@@ -53,7 +53,7 @@ def data(train: Sequence[Source], **options: Any) -> Data:
 @contextmanager
 def loader(recipe: Data, **options: Any) -> Iterator[TrainLoader]:
     context = Context(recipe, options.pop("tokenizer", bytes_tokenizer()))
-    settings = {"global_batch": 4, "lanes": 4, "seed": 7, "rank": 0, "world_size": 1}
+    settings = {"global_batch": 4, "streams": 4, "seed": 7, "rank": 0, "world_size": 1}
     opened = TrainLoader(context, **{**settings, **options})
     try:
         yield opened
@@ -84,17 +84,17 @@ def global_rows(recipe: Data, count: int, world_size: int, **options: Any) -> li
 
 
 def merged_state(recipe: Data, steps: int, world_size: int, **options: Any) -> dict[str, Any]:
-    """The states of all lanes after `steps` batches, as a checkpoint holds them."""
+    """The states of all streams after `steps` batches, as a checkpoint holds them."""
     merged: dict[str, Any] = {}
     for rank in range(world_size):
         merged |= batches(recipe, steps, rank=rank, world_size=world_size, **options)[-1].state
     return merged
 
 
-def lane_stream(recipe: Data, lane: int, num_rows: int, lanes: int) -> list[int]:
-    """The inputs of the first rows of one lane, joined."""
-    made = batches(recipe, num_rows, lanes=lanes, global_batch=lanes)
-    return [token for batch in made for token in batch["input_ids"][lane].tolist()]
+def documents_of_stream(recipe: Data, stream: int, num_rows: int, streams: int) -> list[int]:
+    """The inputs of the first rows of one stream, joined."""
+    made = batches(recipe, num_rows, streams=streams, global_batch=streams)
+    return [token for batch in made for token in batch["input_ids"][stream].tolist()]
 
 
 def split_documents(tokens: Sequence[int]) -> list[str]:

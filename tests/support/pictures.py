@@ -32,7 +32,7 @@ def write_pictures(folder: Path, count: int = 96) -> Path:
         pixels[3 * label : 3 * label + 5, 3 * label : 3 * label + 5] += 120
         rows.append({"image": {"bytes": png(pixels), "path": f"{index}.png"}, "label": label})
     path = folder / "pictures.parquet"
-    # A row group for each of a few rows, so that lanes read groups of their own.
+    # A row group for each of a few rows, so that streams read groups of their own.
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=8)
     return path
 
@@ -44,7 +44,7 @@ def picture_fields(data: Path, objective: str, model: dict[str, Any], **sections
         "model": model,
         "objective": objective,
         "image": {"size": SIZE, "flip": True, "crop_padding": 1, "erase": 0.3},
-        "data": {"lanes": 4, "shuffle_window": 16, "train": [{"path": str(data), "holdout": 0.25}]},
+        "data": {"streams": 4, "shuffle_window": 16, "train": [{"path": str(data), "holdout": 0.25}]},
         "train": {"steps": 8, "global_batch": 8, "precision": "fp32", "seed": 7},
         "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.05},
         "schedule": {"name": "cosine", "warmup": 2},

@@ -17,7 +17,7 @@ from shardyard.tracking.run.folder import RunFolder
 # The golden losses depend on these words and their order.
 WORDS = (
     *("the", "a", "model", "batch", "token", "rank", "shard", "loss"),
-    *("step", "data", "row", "lane", "seed", "stage", "weight"),
+    *("step", "data", "row", "stream", "seed", "stage", "weight"),
 )
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ def tiny_recipe(corpus: Path, *, family: str = "gpt2", **sections: Any) -> Recip
         "model": {"family": family, "config": CONFIGS[family], "dropout": 0.0},
         "data": {
             "sequence_length": 32,
-            "lanes": 4,
+            "streams": 4,
             "shuffle_window": 16,
             "train": [{"path": str(corpus), "holdout": 0.1}],
         },

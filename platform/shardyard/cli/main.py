@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, TextIO
 
@@ -26,6 +27,7 @@ from typer.core import TyperCommand, TyperGroup
 from shardyard import __version__
 from shardyard.cli.view import output
 from shardyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ShardyardError
+from shardyard.recipe.renamed import RenamedFieldWarning
 
 # name, module, function (or typer app) in it, and what `shardyard --help` says.
 COMMANDS: tuple[tuple[str, str, str, str], ...] = (
@@ -285,10 +287,27 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character gets an escape, not a crash.
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(sys.argv[1:])
     end_quietly(code)
     sys.exit(_flushed(code))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Warnings about what a person wrote are one line; those of libraries stay as Python has them."""
+    if issubclass(category, RenamedFieldWarning):
+        text = f"Warning: {message}.\n"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _flushed(code: int) -> int:

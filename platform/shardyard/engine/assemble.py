@@ -42,7 +42,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         objective=recipe.objective,
         global_batch=recipe.train.global_batch,
         micro_batch=plan.micro_batch,
-        lanes=plan.lanes,
+        streams=plan.streams,
         seed=recipe.train.seed,
         rank=rank.rank,
         world_size=rank.world_size,

@@ -104,7 +104,7 @@ def measure(job: Job, rank: Rank) -> Pace:
         objective=recipe.objective,
         global_batch=recipe.train.global_batch,
         micro_batch=plan.micro_batch,
-        lanes=plan.lanes,
+        streams=plan.streams,
         seed=recipe.train.seed,
         rank=rank.rank,
         world_size=rank.world_size,

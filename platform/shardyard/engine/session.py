@@ -52,7 +52,7 @@ class Session:
     processor: Any = None
     early_stopping: EarlyStoppingHook | None = None
     hooks: list[tuple[Callable[[int], bool], Hook]] = field(default_factory=list)
-    lanes: dict[str, Any] = field(default_factory=dict)
+    streams: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.checkpoint = CheckpointHook(
@@ -70,8 +70,8 @@ class Session:
         found = self.checkpointer.restore(lambda text: self.notes.event("notice", text=text))
         done = 0
         if found is not None:
-            state, lanes = found
-            self.loader.load_state(lanes)
+            state, streams = found
+            self.loader.load_state(streams)
             self.checkpoint.saved_step = done = state.step
             if self.early_stopping is not None and "early_stopping" in state.hooks:
                 self.early_stopping.load(state.hooks["early_stopping"])
@@ -80,9 +80,9 @@ class Session:
         return done
 
     def next_batch(self) -> Batch:
-        """This rank's rows of the next global batch; their lanes' state is what a checkpoint saves."""
+        """This rank's rows of the next global batch; their streams' state is what a checkpoint saves."""
         batch = next(self.loader)
-        self.lanes = batch.state
+        self.streams = batch.state
         return batch
 
     def stop_requested(self) -> str | None:
@@ -127,4 +127,4 @@ class Session:
 
     def _state(self, step: int) -> tuple[TrainerState, dict[str, Any]]:
         hooks = {"early_stopping": self.early_stopping.state()} if self.early_stopping is not None else {}
-        return TrainerState(step=step, tokens=step * self.plan.tokens_per_step, hooks=hooks), self.lanes
+        return TrainerState(step=step, tokens=step * self.plan.tokens_per_step, hooks=hooks), self.streams

@@ -14,7 +14,7 @@ from shardyard.planning.architecture import Architecture, flops_per_token
 from shardyard.planning.deepspeed_config import deepspeed_config
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
-from shardyard.recipe.batching import default_lanes
+from shardyard.recipe.batching import default_streams
 from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
@@ -53,7 +53,7 @@ class RunPlan:
     steps: int
     tokens_per_row: int
     tokens_per_step: int
-    lanes: int
+    streams: int
     warmup: int
     evaluate_every: int
     checkpoint_every: int
@@ -92,7 +92,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         rows: of one pass over the training data; needed where `train.epochs` says how long to train.
 
     Raises:
-        RecipeError: the world does not divide the batch or the lanes (a recipe's own `cluster.workers` is checked
+        RecipeError: the world does not divide the batch or the streams (a recipe's own `cluster.workers` is checked
             before; this guards other worlds).
     """
     reasons: dict[str, str] = {}
@@ -122,7 +122,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         steps=steps,
         tokens_per_row=tokens_per_row,
         tokens_per_step=tokens_per_step,
-        lanes=_lanes(recipe, world, reasons),
+        streams=_streams(recipe, world, reasons),
         warmup=_warmup(recipe.schedule.warmup, steps, reasons),
         evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
         checkpoint_every=_every(recipe.checkpoint.every, steps, "checkpoint_every", reasons),
@@ -233,12 +233,14 @@ def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict
     return math.ceil(recipe.train.tokens / tokens_per_step)
 
 
-def _lanes(recipe: Recipe, world: World, reasons: dict[str, str]) -> int:
-    lanes = recipe.data.lanes or default_lanes(recipe.train.global_batch)
-    if lanes % world.size:
-        raise _refuse("data.lanes", f"{lanes} lanes cannot be shared by {world.size} ranks; set a multiple of it")
-    reasons["lanes"] = "given by data.lanes" if recipe.data.lanes else "largest divisor of the global batch up to 64"
-    return lanes
+def _streams(recipe: Recipe, world: World, reasons: dict[str, str]) -> int:
+    streams = recipe.data.streams or default_streams(recipe.train.global_batch)
+    if streams % world.size:
+        raise _refuse("data.streams", f"{streams} streams cannot be shared by {world.size} ranks; set a multiple of it")
+    reasons["streams"] = (
+        "given by data.streams" if recipe.data.streams else "largest divisor of the global batch up to 64"
+    )
+    return streams
 
 
 def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) -> int:

@@ -38,7 +38,7 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "tokens", format_count(plan.tokens), f"{plan.tokens / size.parameters:.1f} a parameter"
     yield "FLOPs a token", format_count(plan.flops_per_token), why["flops_per_token"]
     yield "FLOPs", format_count(plan.flops), "tokens × FLOPs a token"
-    yield "lanes", str(plan.lanes), why["lanes"]
+    yield "streams", str(plan.streams), why["streams"]
     yield "warm-up", f"{plan.warmup} steps", why["warmup"]
     yield "evaluation", f"every {plan.evaluate_every} steps", why["evaluate_every"]
     yield "checkpoint", f"every {plan.checkpoint_every} steps", why["checkpoint_every"]

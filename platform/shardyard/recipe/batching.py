@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from shardyard.recipe.schema import Recipe
 
-MAX_DEFAULT_LANES = 64
+MAX_DEFAULT_STREAMS = 64
 
 
-def default_lanes(global_batch: int) -> int:
-    """Number of lanes of a recipe that names none: the largest divisor of `global_batch` (sequences) up to 64."""
-    return next(n for n in range(min(global_batch, MAX_DEFAULT_LANES), 0, -1) if global_batch % n == 0)
+def default_streams(global_batch: int) -> int:
+    """Number of streams of a recipe that names none: the largest divisor of `global_batch` (sequences) up to 64."""
+    return next(n for n in range(min(global_batch, MAX_DEFAULT_STREAMS), 0, -1) if global_batch % n == 0)
 
 
 def training_steps(recipe: Recipe) -> int | None:

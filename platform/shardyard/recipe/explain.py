@@ -22,6 +22,7 @@ from shardyard.recipe.fields import (
     without_none,
 )
 from shardyard.recipe.lengths import StepsOrShare
+from shardyard.recipe.renamed import current_path
 from shardyard.recipe.schema import Section
 from shardyard.recipe.synonyms import synonym
 
@@ -64,6 +65,8 @@ def explain_field(path: str) -> FieldExplanation:
         UsageError: no such field; names the nearest.
     """
     names = path.strip().strip(".").split(".")
+    if (new := current_path(names)) != tuple(names):
+        return replace(explain_field(".".join(new)), note=f"{path} is now called {'.'.join(new)}.")
     try:
         at = field_at(names)
     except UnknownFieldError as unknown:
@@ -89,7 +92,7 @@ def explain_field(path: str) -> FieldExplanation:
 def is_field(text: str) -> bool:
     """Whether the text names a field of the schema, rather than a recipe."""
     try:
-        field_at(text.split("."))
+        field_at(current_path(text.split(".")))
     except UnknownFieldError:
         return False
     return True

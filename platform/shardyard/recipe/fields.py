@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from shardyard.recipe.renamed import RENAMED
 from shardyard.recipe.schema import Recipe, Section
 from shardyard.recipe.synonyms import SYNONYMS, synonym
 from shardyard.suggest import nearest
@@ -88,6 +89,8 @@ class UnknownFieldError(LookupError):
         return nearest(self.name, self.candidates)
 
     def _hint(self) -> str:
+        if self.root is Recipe and (renamed := RENAMED.get(dotted((*self.parent, self.name)))) is not None:
+            return f"it is now called {renamed}"
         valid = ", ".join(self.candidates) or "nothing, this field holds a value"
         if self.root is Recipe and (elsewhere := self._exactly_elsewhere()) is not None:
             return elsewhere

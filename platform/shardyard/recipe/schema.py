@@ -7,6 +7,11 @@ unknown key, a string where a number belongs or a value out of range is an error
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import model_validator
+
+from shardyard.recipe.renamed import with_current_names
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
 from shardyard.recipe.sections.data import Audio, Data, Image, Masking, Source
@@ -91,3 +96,9 @@ class Recipe(Section):
     tracking: Tracking = described(Tracking(), "What is recorded and where.")
     cluster: Cluster = described(Cluster(), "Where it runs.")
     job: Job = described(Job(), "How it behaves as a submitted job: retries, time limit, priority.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, data: Any) -> Any:
+        """Run folders and jobs keep recipes that were written before a field had its present name."""
+        return with_current_names(data)

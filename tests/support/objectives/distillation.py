@@ -24,7 +24,7 @@ def recipe_fields(data: Path) -> dict[str, Any]:
         "distillation": {"teacher": str(data.parent / "teacher"), "temperature": 2.0, "weight": 0.7},
         "data": {
             "sequence_length": 32,
-            "lanes": 4,
+            "streams": 4,
             "shuffle_window": 16,
             "train": [{"path": str(data), "holdout": 0.2}],
         },

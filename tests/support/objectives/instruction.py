@@ -35,7 +35,7 @@ def recipe_fields(data: Path) -> dict[str, Any]:
         "model": {"family": "llama", "config": CONFIGS["llama"], "dropout": 0.0},
         "data": {
             "sequence_length": 64,
-            "lanes": 4,
+            "streams": 4,
             "shuffle_window": 16,
             "train": [{"path": str(data), "holdout": 0.2}],
         },

@@ -37,7 +37,7 @@ def recipe_fields(data: Path) -> dict[str, Any]:
         "masking": {"whole_word": True},
         "data": {
             "sequence_length": 32,
-            "lanes": 4,
+            "streams": 4,
             "shuffle_window": 16,
             "train": [{"path": str(data), "holdout": 0.2}],
         },

@@ -44,7 +44,7 @@ def recipe_fields(data: Path) -> dict[str, Any]:
         "data": {
             "sequence_length": 24,
             "source_length": 32,
-            "lanes": 4,
+            "streams": 4,
             "shuffle_window": 16,
             "train": [{"path": str(data), "holdout": 0.2, "columns": {"source": "english", "target": "other"}}],
         },

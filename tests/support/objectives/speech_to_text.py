@@ -75,7 +75,7 @@ def recipe_fields(data: Path) -> dict[str, Any]:
         },
         "data": {
             "sequence_length": 12,
-            "lanes": 4,
+            "streams": 4,
             "shuffle_window": 16,
             "train": [{"path": str(data), "holdout": 0.2}],
         },

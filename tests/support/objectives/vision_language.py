@@ -48,7 +48,7 @@ def recipe_fields(data: Path) -> dict[str, Any]:
         "tokenizer": "bytes",
         "data": {
             "sequence_length": 64,
-            "lanes": 4,
+            "streams": 4,
             "shuffle_window": 16,
             "train": [{"path": str(data / "train.parquet")}],
             "validation": [{"path": str(data / "validation.parquet")}],

@@ -54,7 +54,7 @@ def test_a_run_is_read_and_nothing_is_written_beside_it(runs: Path, tmp_path: Pa
     assert (found["name"], found["state"], found["step"], found["loss"]) == ("one", "finished", 2, 2.0)
     assert (found["problem"], found["rows"], json.loads(found["spark"])) == (None, 2, [3.0, 2.0, 2.0])
     fields = dict(index.store.reader.execute("SELECT path, value FROM fields").fetchall())
-    assert (fields["optimizer.lr"], fields["data.blind"], fields["zero.stage"]) == (1e-05, "false", 1)
+    assert (fields["optimizer.lr"], fields["data.drop_inputs"], fields["zero.stage"]) == (1e-05, "false", 1)
     index.stop()
     assert contents(runs) == before
 

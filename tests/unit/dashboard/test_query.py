@@ -59,7 +59,7 @@ def found(index: Index, query: str, **asked: object) -> list[str]:
         ("tag in (big, big%)", {"alpha", "100%"}),
         ("recipe.optimizer.lr < 1e-4", {"alpha", "100%", "gamma"}),
         ("recipe.optimizer.lr = 0.01", {"beta"}),
-        ("recipe.data.blind = false and loss = 9", {"100%"}),
+        ("recipe.data.drop_inputs = false and loss = 9", {"100%"}),
         ("recipe.data.train[0].source = python-docs and loss = 9", {"100%"}),
         ("recipe.data.train.0.weight = 0.7 and loss = 9", {"100%"}),
         ("recipe.train.nothing = null and loss = 9", {"100%"}),

@@ -33,7 +33,7 @@ def test_a_corpus_has_even_shards_and_a_validation_split(name: str) -> None:
     files = corpus.corpus_files(name)
     assert (len(files["train"]), len(files["validation"])) == (64, 1)
     sizes = [sum(len(text) for text in pq.read_table(file)["text"].to_pylist()) for file in files["train"]]
-    # One source file of the library is longer than a 64th of all; lanes over prose and docstrings are even.
+    # One source file of the library is longer than a 64th of all; streams over prose and docstrings are even.
     assert max(sizes) < (3 if name == "python-code" else 1.1) * min(sizes)
     train, validation = read(name, "train"), read(name, "validation")
     assert 0.01 < sum(map(len, validation.values())) / sum(map(len, train.values())) < 0.15

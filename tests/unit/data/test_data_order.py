@@ -22,8 +22,8 @@ from support.data_cases import (
     bytes_tokenizer,
     data,
     documents,
+    documents_of_stream,
     global_rows,
-    lane_stream,
     loader,
     merged_state,
     rows,
@@ -33,7 +33,7 @@ from support.data_cases import (
 
 
 def two_sources(folder: Path, **options: object) -> Data:
-    """One source with more shards than lanes and one with fewer, so that both ways of sharing are in play."""
+    """One source with more shards than streams and one with fewer, so that both ways of sharing are in play."""
     many = write_jsonl(folder, [documents(6, "m", 6 * shard) for shard in range(8)], "many")
     few = write_jsonl(folder, [documents(40, "f"), documents(37, "g")], "few")
     return data([Source(path=many, weight=0.6), Source(path=few, weight=0.4)], **options)
@@ -47,9 +47,9 @@ def test_the_world_size_does_not_change_the_order(tmp_path: Path) -> None:
     assert len({str(row) for batch in one for row in batch}) > 40
 
 
-def test_more_lanes_than_rows_in_a_batch(tmp_path: Path) -> None:
+def test_more_streams_than_rows_in_a_batch(tmp_path: Path) -> None:
     recipe = two_sources(tmp_path)
-    options = {"lanes": 8, "global_batch": 4}
+    options = {"streams": 8, "global_batch": 4}
     one = global_rows(recipe, 9, 1, **options)
     assert one == global_rows(recipe, 9, 2, **options)
     state = merged_state(recipe, 3, 4, **options)
@@ -97,33 +97,33 @@ def test_resume_within_a_large_table_and_from_row_groups(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("table_rows", [3, 17])
-def test_lanes_that_share_a_shard_take_every_kth_example(
+def test_streams_that_share_a_shard_take_every_kth_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_rows: int
 ) -> None:
-    """A table holds nothing for some of the five lanes, or several documents for each: resuming must not slip."""
+    """A table holds nothing for some of the five streams, or several documents for each: resuming must not slip."""
     monkeypatch.setattr(reader, "TABLE_ROWS", table_rows)
     texts = documents(53)
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]))], shuffle_window=1)
-    undisturbed = [rows(batch) for batch in batches(recipe, 30, lanes=5, global_batch=5)]
-    for lane in range(5):
-        stream = split_documents(lane_stream(recipe, lane, 30, 5))
-        assert stream[: len(texts[lane::5])] == texts[lane::5]
+    undisturbed = [rows(batch) for batch in batches(recipe, 30, streams=5, global_batch=5)]
+    for stream in range(5):
+        found = split_documents(documents_of_stream(recipe, stream, 30, 5))
+        assert found[: len(texts[stream::5])] == texts[stream::5]
     for step in range(1, 25, 2):
-        state = merged_state(recipe, step, 1, lanes=5, global_batch=5)
-        assert rows(batches(recipe, 1, state, lanes=5, global_batch=5)[0]) == undisturbed[step]
+        state = merged_state(recipe, step, 1, streams=5, global_batch=5)
+        assert rows(batches(recipe, 1, state, streams=5, global_batch=5)[0]) == undisturbed[step]
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 4])
-def test_an_epoch_holds_every_document_once_and_unchanged(tmp_path: Path, lanes: int) -> None:
-    """Two shards for one, two and four lanes: whole shards, and every second example of one."""
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_an_epoch_holds_every_document_once_and_unchanged(tmp_path: Path, streams: int) -> None:
+    """Two shards for one, two and four streams: whole shards, and every second example of one."""
     texts = [*documents(30), "ümläut — 漢字 \U0001f600", "a\nb\r\n\tc  ", "<|endoftext|>"]
     path = write_jsonl(tmp_path, [texts[:17], texts[17:]])
     recipe = data([Source(path=path)], shuffle_window=4)
     found: Counter[str] = Counter()
-    for lane in range(lanes):
-        stream = split_documents(lane_stream(recipe, lane, 130, lanes))[:-1]
-        epoch = stream[: next(n for n in range(1, len(stream)) if len(set(stream[:n])) < n) - 1]
-        again = stream[len(epoch) : 2 * len(epoch)]
+    for stream in range(streams):
+        seen = split_documents(documents_of_stream(recipe, stream, 130, streams))[:-1]
+        epoch = seen[: next(n for n in range(1, len(seen)) if len(set(seen[:n])) < n) - 1]
+        again = seen[len(epoch) : 2 * len(epoch)]
         assert Counter(epoch) == Counter(again)
         found += Counter(epoch)
     assert found == Counter(texts)
@@ -132,7 +132,7 @@ def test_an_epoch_holds_every_document_once_and_unchanged(tmp_path: Path, lanes:
 def test_every_token_is_a_target_exactly_once(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, [documents(50)])
     recipe = data([Source(path=path)], sequence_length=11)
-    made = batches(recipe, 60, lanes=1, global_batch=1)
+    made = batches(recipe, 60, streams=1, global_batch=1)
     inputs = [token for batch in made for token in batch["input_ids"][0].tolist()]
     labels = [token for batch in made for token in batch["labels"][0].tolist()]
     assert labels[:-1] == inputs[1:]
@@ -142,7 +142,7 @@ def test_every_token_is_a_target_exactly_once(tmp_path: Path) -> None:
 def test_windows_and_epochs_are_shuffled_differently_and_within_their_bounds(tmp_path: Path) -> None:
     texts = [f"{n:02d}" for n in range(12)]
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]))], sequence_length=9, shuffle_window=6)
-    stream = split_documents(lane_stream(recipe, 0, 16, 1))
+    stream = split_documents(documents_of_stream(recipe, 0, 16, 1))
     windows = [[int(text) for text in stream[start : start + 6]] for start in range(0, 36, 6)]
     assert [set(window) for window in windows] == [set(range(6)), set(range(6, 12))] * 3
     orders = [tuple(n % 6 for n in window) for window in windows]
@@ -152,7 +152,7 @@ def test_windows_and_epochs_are_shuffled_differently_and_within_their_bounds(tmp
 def test_a_window_of_one_keeps_the_order_of_the_source(tmp_path: Path) -> None:
     texts = documents(9)
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]))], shuffle_window=1)
-    assert split_documents(lane_stream(recipe, 0, 20, 1))[:18] == texts * 2
+    assert split_documents(documents_of_stream(recipe, 0, 20, 1))[:18] == texts * 2
 
 
 def test_the_seed_changes_the_order(tmp_path: Path) -> None:
@@ -178,18 +178,18 @@ def test_weights_are_shares_of_rows(tmp_path: Path) -> None:
     assert [draws[n] / 20000 for n in range(3)] == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.02)
 
 
-def test_a_lane_without_documents_is_an_error(tmp_path: Path) -> None:
+def test_a_stream_without_documents_is_an_error(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [documents(3)]))])
     with (
-        loader(recipe, lanes=4) as opened,
-        pytest.raises(DataError, match=r"no documents for lane 3 of 4; use fewer lanes"),
+        loader(recipe, streams=4) as opened,
+        pytest.raises(DataError, match=r"no documents for stream 3 of 4; use fewer streams"),
     ):
         next(opened)
 
 
 def test_a_source_of_empty_documents_is_an_error_not_an_endless_loop(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [["", "", ""]]))])
-    with loader(recipe, lanes=1) as opened, pytest.raises(DataError, match="yields no documents"):
+    with loader(recipe, streams=1) as opened, pytest.raises(DataError, match="yields no documents"):
         next(opened)
 
 
@@ -197,9 +197,9 @@ def test_state_is_small_and_plain(tmp_path: Path) -> None:
     recipe = two_sources(tmp_path)
     state = batches(recipe, 40)[-1].state
     assert set(state) == {"0", "1", "2", "3"}
-    for lane in state.values():
-        assert json.loads(json.dumps(lane)) == lane
-        assert len(json.dumps(lane)) < 1024 * len(recipe.train)
+    for stream in state.values():
+        assert json.loads(json.dumps(stream)) == stream
+        assert len(json.dumps(stream)) < 1024 * len(recipe.train)
 
 
 def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -207,10 +207,10 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     state = merged_state(recipe, 2, 1)
     single = recipe.model_copy(update={"train": recipe.train[:1]})
     cases = [
-        (recipe, {"lanes": 2, "global_batch": 4}, state, "the data state has 4 lanes and this run has 2"),
-        (recipe, {}, {"0": state["0"]}, "the data state has 1 lanes and this run has 4"),
+        (recipe, {"streams": 2, "global_batch": 4}, state, "the data state has 4 streams and this run has 2"),
+        (recipe, {}, {"0": state["0"]}, "the data state has 1 streams and this run has 4"),
         (single, {}, state, r"of 2 sources and data.train has 1"),
-        (recipe, {}, {**state, "1": {"rows": 2}}, "lane 1 is damaged"),
+        (recipe, {}, {**state, "1": {"rows": 2}}, "stream 1 is damaged"),
         (recipe, {}, {**state, "1": merged_state(recipe, 3, 1)["1"]}, "different steps"),
     ]
     for case, options, given_state, message in cases:

@@ -60,7 +60,9 @@ def test_holdout_of_the_training_sources_is_the_default(tmp_path: Path) -> None:
     assert validation_sources(recipe) == [source]
     held = set(texts_of(held_out_rows(Context(recipe, bytes_tokenizer()), 10**4, seed=1)))
     trained = data([source], sequence_length=64)
-    stream = [token for batch in batches(trained, 200, lanes=1) for row in batch["input_ids"].tolist() for token in row]
+    stream = [
+        token for batch in batches(trained, 200, streams=1) for row in batch["input_ids"].tolist() for token in row
+    ]
     seen = set(split_documents(stream)[:-1])
     assert held | seen == set(texts)
     assert not held & seen

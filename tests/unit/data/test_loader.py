@@ -35,7 +35,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Flaky:
-    """A streaming data set of which some tables, counted over all lanes, fail to come."""
+    """A streaming data set of which some tables, counted over all streams, fail to come."""
 
     dataset: Any
     error: BaseException
@@ -76,7 +76,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, which: set[in
 
 
 def test_shapes_and_types(recipe: Data) -> None:
-    with loader(recipe, global_batch=8, lanes=4, rank=1, world_size=2) as opened:
+    with loader(recipe, global_batch=8, streams=4, rank=1, world_size=2) as opened:
         batch = next(opened)
     for tensor in (batch["input_ids"], batch["labels"], batch["position_ids"]):
         assert tensor.shape == (4, 16)
@@ -91,7 +91,7 @@ def test_reading_ahead_does_not_move_the_state(recipe: Data) -> None:
         until(opened._feed.ready.full, "the queue is full")
         assert rows(next(opened)) == rows(batches(recipe, 1, first.state)[0])
         assert opened.stats()["sources"][0]["rows"] == 8
-    assert {lane["rows"] for lane in first.state.values()} == {1}
+    assert {stream["rows"] for stream in first.state.values()} == {1}
 
 
 def test_prefetch_is_bounded(recipe: Data) -> None:
@@ -106,7 +106,7 @@ def test_prefetch_is_bounded(recipe: Data) -> None:
 def test_stats_count_tokens_documents_skips_and_epochs(tmp_path: Path) -> None:
     texts = [*documents(20), "", None]
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]), weight=1.0)], sequence_length=50)
-    with loader(recipe, lanes=1, global_batch=1) as opened:
+    with loader(recipe, streams=1, global_batch=1) as opened:
         nothing = {"rows": 0, "tokens": 0, "documents": 0, "skipped": 0, "epochs": 0}
         assert opened.stats() == {"retries": 0, "cut": 0, "sources": [{"name": recipe.train[0].path, **nothing}]}
         tokens = sum(len(text.encode()) + 1 for text in documents(20))
@@ -133,9 +133,9 @@ def test_transient_failures_are_retried_without_losing_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [documents(700), documents(700, "e")]))], sequence_length=100)
-    undisturbed = [rows(batch) for batch in batches(recipe, 60, lanes=2)]
+    undisturbed = [rows(batch) for batch in batches(recipe, 60, streams=2)]
     failing(monkeypatch, error, {1, 2, 4, 5, 6, 9})
-    with loader(recipe, lanes=2) as opened:
+    with loader(recipe, streams=2) as opened:
         assert [rows(next(opened)) for _ in range(60)] == undisturbed
         assert opened.stats()["retries"] == 6
     assert "try 2 in 0.0 s" in caplog.text
@@ -168,7 +168,7 @@ def test_a_broken_file_among_others(tmp_path: Path) -> None:
     (tmp_path / "part-002.jsonl").write_text('{"text": \n')
     recipe = data([Source(path=pattern)], sequence_length=5000)
     with (
-        loader(recipe, lanes=1) as opened,
+        loader(recipe, streams=1) as opened,
         pytest.raises(DataError, match=r"part-\*\.jsonl: reading failed.*check the file"),
     ):
         next(opened)
@@ -185,7 +185,7 @@ def test_defects_of_the_program_keep_their_type(recipe: Data, monkeypatch: pytes
 
 
 def _rows_read(opened: TrainLoader) -> int:
-    return sum(lane.num_rows for lane in opened._feed.rows.lanes.values())
+    return sum(stream.num_rows for stream in opened._feed.rows.streams.values())
 
 
 def alive(opened: TrainLoader) -> bool:
@@ -215,7 +215,7 @@ def test_close_ends_a_thread_that_waits_for_another_try(recipe: Data, monkeypatc
 
 
 def test_a_forgotten_loader_ends_its_thread(recipe: Data) -> None:
-    opened = TrainLoader(Context(recipe, bytes_tokenizer()), global_batch=4, lanes=4, seed=7, rank=0, world_size=1)
+    opened = TrainLoader(Context(recipe, bytes_tokenizer()), global_batch=4, streams=4, seed=7, rank=0, world_size=1)
     next(opened)
     thread = opened._feed.thread
     assert thread is not None

@@ -18,14 +18,14 @@ BOS, EOS = 256, 257
 
 def test_positions_restart_with_each_document_and_each_row(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [["abc", "de", "f" * 20]]))], sequence_length=8, shuffle_window=1)
-    first, second, *_ = (batch["position_ids"][0].tolist() for batch in batches(recipe, 4, lanes=1, global_batch=1))
+    first, second, *_ = (batch["position_ids"][0].tolist() for batch in batches(recipe, 4, streams=1, global_batch=1))
     assert first == [0, 1, 2, 3, 0, 1, 2, 0]  # |abc |de |
     assert second == [0, 1, 2, 3, 4, 5, 6, 7]  # the long document goes on at 0
 
 
 def test_transformers_sees_the_documents_in_the_positions(tmp_path: Path) -> None:
     recipe = data([Source(path=write_jsonl(tmp_path, [documents(40)]))], sequence_length=64)
-    for batch in batches(recipe, 5, lanes=1, global_batch=1):
+    for batch in batches(recipe, 5, streams=1, global_batch=1):
         segments = find_packed_sequence_indices(batch["position_ids"])
         expected = (batch["input_ids"] == SEPARATOR).cumsum(-1)
         assert segments is not None
@@ -48,7 +48,7 @@ def test_one_separator_loses_no_target(tmp_path: Path) -> None:
 def test_two_separators_ignore_the_target_at_the_end_of_a_document(tmp_path: Path, length: int) -> None:
     texts = documents(40)
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]))], sequence_length=length, shuffle_window=1)
-    made = batches(recipe, 30, lanes=1, global_batch=1, tokenizer=two_separators())
+    made = batches(recipe, 30, streams=1, global_batch=1, tokenizer=two_separators())
     inputs = [token for batch in made for token in batch["input_ids"][0].tolist()]
     labels = [token for batch in made for token in batch["labels"][0].tolist()]
     expected = [token for text in texts for token in (BOS, *text.encode(), EOS)]

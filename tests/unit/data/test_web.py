@@ -61,13 +61,13 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def read(url: str, *, lanes: int = 2, seconds: float = 60.0) -> list[str]:
-    """All texts of a source, lane by lane, in the order of their numbers."""
+def read(url: str, *, streams: int = 2, seconds: float = 60.0) -> list[str]:
+    """All texts of a source, stream by stream, in the order of their numbers."""
     retry = Retry(seconds)
-    source = with_shards(open_source(Source(path=url), training=True, retry=retry), lanes, retry)
+    source = with_shards(open_source(Source(path=url), training=True, retry=retry), streams, retry)
     texts = []
-    for lane in range(lanes):
-        reader = ShareReader(share_of(source, lane, lanes), retry)
+    for stream in range(streams):
+        reader = ShareReader(share_of(source, stream, streams), retry)
         texts += [str(example) for example in reader.read(10**6)]
         reader.close()
     return sorted(texts, key=lambda text: int(text.split()[1]))
@@ -99,7 +99,7 @@ def test_the_first_requests_may_fail_too(kind: str) -> None:
             return found
 
         server.fate = first_three  # type: ignore[method-assign]
-        assert len(read(server.url("a.jsonl"), lanes=1)) == len(TEXTS)
+        assert len(read(server.url("a.jsonl"), streams=1)) == len(TEXTS)
         assert server.met[kind] == 3
 
 
@@ -110,7 +110,7 @@ def test_the_loader_counts_requests_that_were_repeated(server: Server) -> None:
     server.faults = 0.3
     data = Data(train=[Source(path=server.url("a.parquet"))], sequence_length=32, retry_seconds=60)
     context = Context(data, load_tokenizer("bytes"))
-    with_faults = TrainLoader(context, global_batch=4, lanes=4, seed=7, rank=0, world_size=1)
+    with_faults = TrainLoader(context, global_batch=4, streams=4, seed=7, rank=0, world_size=1)
     try:
         before = with_faults.stats()["retries"]
         assert before >= 1
@@ -180,7 +180,7 @@ def test_what_retry_after_asks_for_is_waited(server: Server) -> None:
         return found
 
     server.fate = once  # type: ignore[method-assign]
-    assert len(read(server.url("a.jsonl"), lanes=1)) == len(TEXTS)
+    assert len(read(server.url("a.jsonl"), streams=1)) == len(TEXTS)
     assert time.monotonic() - began >= 1.0
 
 
@@ -224,7 +224,7 @@ retries.FIRST_SECONDS, retries.LONGEST_SECONDS = 0.001, 0.02
 for _ in range(5):
     retry = retries.Retry(60.0)
     source = with_shards(open_source(Source(path="org/set"), training=True, retry=retry), 2, retry)
-    readers = [ShareReader(share_of(source, lane, 2), retry) for lane in range(2)]
+    readers = [ShareReader(share_of(source, stream, 2), retry) for stream in range(2)]
     print(sum(len(reader.read(10**6)) for reader in readers), web.WEB.count)
 """
 

@@ -113,7 +113,7 @@ class Failing:
     def spoiled_weights(self) -> list[str]:
         return self.spoiled
 
-    def save(self, state: Any, lanes: Any) -> Any:
+    def save(self, state: Any, streams: Any) -> Any:
         self.saves += 1
         if self.full:
             raise CheckpointError("No space left on device")

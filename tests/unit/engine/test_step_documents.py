@@ -45,12 +45,12 @@ class Trained:
 
     def _train(self, recipe: Recipe, rank: int, world_size: int, checkpoint: int) -> dict[str, Any]:
         components = make_components(recipe)
-        batch, lanes = recipe.train.global_batch, recipe.data.lanes
-        assert lanes is not None
+        batch, streams = recipe.train.global_batch, recipe.data.streams
+        assert streams is not None
         loader = TrainLoader(
             components.context,
             global_batch=batch,
-            lanes=lanes,
+            streams=streams,
             seed=recipe.train.seed,
             rank=rank,
             world_size=world_size,
@@ -98,7 +98,7 @@ def test_they_are_the_rows_that_were_trained_on(trained: Trained, step: int) -> 
 
 
 def test_a_document_is_named_alike_wherever_it_is_met(trained: Trained) -> None:
-    """A document that goes on in the next row of its lane keeps its place, and its parts make the whole text."""
+    """A document that goes on in the next row of its stream keeps its place, and its parts make the whole text."""
     whole: dict[tuple[str, str, int], str] = {}
     for step in range(1, 13):
         for part in documents_of_step(trained.run, step)["documents"]:
@@ -106,22 +106,22 @@ def test_a_document_is_named_alike_wherever_it_is_met(trained: Trained) -> None:
             whole[place] = whole.get(place, "") + part["text"]
     ours = [text for (source, _, _), text in whole.items() if source.endswith(".jsonl")]
     complete = [text for text in ours if text in trained.corpus]
-    # All but the last one of each lane are whole: one wrong place would join two documents or split one.
+    # All but the last one of each stream are whole: one wrong place would join two documents or split one.
     assert len(ours) - len(complete) <= 4
     assert len(complete) > 20
 
 
 def test_they_begin_at_the_newest_checkpoint_before_the_step(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shardyard.data.stream.streams import Lane
+    from shardyard.data.stream.streams import Stream
 
     made: list[int] = []
-    next_row = Lane.next_row
-    monkeypatch.setattr(Lane, "next_row", lambda self: made.append(1) or next_row(self))
+    next_row = Stream.next_row
+    monkeypatch.setattr(Stream, "next_row", lambda self: made.append(1) or next_row(self))
     documents_of_step(trained.run, 22)
     assert len(made) == 16
     made.clear()
     documents_of_step(trained.run, 22, most_rows=2)
-    # Two rows of two lanes: the other lanes are not read at all.
+    # Two rows of two streams: the other streams are not read at all.
     assert len(made) == 6
 
 

@@ -72,7 +72,7 @@ def test_only_adapters_and_new_heads_are_trained(family: str, quantize: Any, tmp
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 def test_named_parts_are_trained_whole(quantize: Any, tmp_path: Path) -> None:
     model, plain = pretrained(tmp_path, "bert")
-    adapter = Adapter(rank=4, quantize=quantize, whole=["bert.pooler.*", "*.LayerNorm.bias"])
+    adapter = Adapter(rank=4, quantize=quantize, modules_to_save=["bert.pooler.*", "*.LayerNorm.bias"])
     expected = num_trainable(plain, adapter, "text_classification")
     adapted(model, adapter, "bert")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -86,8 +86,8 @@ def test_named_parts_are_trained_whole(quantize: Any, tmp_path: Path) -> None:
     fresh.load_state_dict(merged(model.state_dict(), adapter, plain))
     logits = [one.eval()(input_ids=tokens()).logits for one in (fresh, model)]
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ModelError, match=r"model.adapter.whole: no parameter is called 'bert.poler.\*'"):
-        num_trainable(plain, Adapter(whole=["bert.poler.*"]), "text_classification")
+    with pytest.raises(ModelError, match=r"model.adapter.modules_to_save: no parameter is called 'bert.poler.\*'"):
+        num_trainable(plain, Adapter(modules_to_save=["bert.poler.*"]), "text_classification")
 
 
 @pytest.mark.parametrize("family", OBJECTIVES)

@@ -157,9 +157,9 @@ def test_contradictions(changes: dict[str, Any], message: str, tmp_path: Path) -
 def test_parts_trained_whole_would_change_the_reference_of_preferences(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.touch()
-    model = {"pretrained": "run:base", "adapter": {"whole": ["lm_head.*"]}}
+    model = {"pretrained": "run:base", "adapter": {"modules_to_save": ["lm_head.*"]}}
     assert any(
-        text.startswith("model.adapter.whole: would change the reference model")
+        text.startswith("model.adapter.modules_to_save: would change the reference model")
         for text in findings(tiny_recipe(corpus, model=model, objective="preference"))
     )
 

@@ -179,20 +179,20 @@ def test_micro_batches_always_make_up_the_global_batch(size: int, rows: int, len
         size=size,
         device_bytes=memory,
         train={"global_batch": rows * size},
-        data={"sequence_length": length, "lanes": size},
+        data={"sequence_length": length, "streams": size},
     )
     assert plan.micro_batch * plan.accumulation * size == rows * size
     assert plan.rows_per_rank == rows
     assert plan.micro_batch == 1 or plan.micro_batch * length <= MAX_MICRO_BATCH_TOKENS
     assert plan.tokens_per_step == rows * size * length
-    assert plan.lanes % size == 0
+    assert plan.streams % size == 0
     assert plan.deepspeed["train_batch_size"] == rows * size
 
 
 @given(tokens=st.integers(1, 10**9), rows=st.integers(1, 64), length=st.integers(2, 4096))
 def test_tokens_are_rounded_up_to_whole_steps(tokens: int, rows: int, length: int) -> None:
     plan = plan_of(
-        train={"tokens": tokens, "steps": None, "global_batch": rows}, data={"sequence_length": length, "lanes": 1}
+        train={"tokens": tokens, "steps": None, "global_batch": rows}, data={"sequence_length": length, "streams": 1}
     )
     assert 0 <= plan.tokens - tokens < plan.tokens_per_step
     assert plan.flops == plan.flops_per_token * plan.tokens
@@ -205,9 +205,9 @@ def test_tokens_are_rounded_up_to_whole_steps(tokens: int, rows: int, length: in
         (65, {}, "train.global_batch", "64 rows cannot be shared by 65 ranks"),
         (2, {"train": {"micro_batch": 5}}, "train.micro_batch", "5 does not divide the 32 rows of each rank"),
         (2, {"train": {"micro_batch": 64}}, "train.micro_batch", "64 does not divide the 32 rows"),
-        (4, {"data": {"lanes": 6}}, "data.lanes", "6 lanes cannot be shared by 4 ranks"),
+        (4, {"data": {"streams": 6}}, "data.streams", "6 streams cannot be shared by 4 ranks"),
         # 202 rows have no divisor from 3 to 64.
-        (101, {"train": {"global_batch": 202}}, "data.lanes", "2 lanes cannot be shared by 101 ranks"),
+        (101, {"train": {"global_batch": 202}}, "data.streams", "2 streams cannot be shared by 101 ranks"),
     ],
 )
 def test_a_world_that_does_not_divide_is_refused(size: int, sections: dict[str, Any], path: str, message: str) -> None:

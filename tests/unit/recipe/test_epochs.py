@@ -27,13 +27,13 @@ def recipe_of(corpus: Path, epochs: float = 1.0, **sections: Any) -> Recipe:
 
 
 def test_a_pass_over_joined_documents_is_what_the_loader_reads(tmp_path: Path) -> None:
-    recipe = recipe_of(write_corpus(tmp_path), train={"global_batch": 4}, data={"lanes": 1})
+    recipe = recipe_of(write_corpus(tmp_path), train={"global_batch": 4}, data={"streams": 1})
     plan = prepare(recipe, WORLD)
     loader = TrainLoader(
         make_components(recipe).context,
         global_batch=4,
         micro_batch=4,
-        lanes=1,
+        streams=1,
         seed=recipe.train.seed,
         rank=0,
         world_size=1,

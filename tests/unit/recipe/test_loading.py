@@ -270,9 +270,9 @@ def test_any_override_is_accepted_or_a_recipe_error(override: str, base: Path) -
         load_recipe(str(base), [override])
 
 
-@pytest.mark.parametrize(("batch", "lanes"), [(1, 1), (32, 32), (64, 64), (96, 48), (122, 61), (128, 64), (4099, 1)])
-def test_default_lanes_are_the_largest_divisor_up_to_64(batch: int, lanes: int) -> None:
-    assert batching.default_lanes(batch) == lanes
+@pytest.mark.parametrize(("batch", "streams"), [(1, 1), (32, 32), (64, 64), (96, 48), (122, 61), (128, 64), (4099, 1)])
+def test_default_streams_are_the_largest_divisor_up_to_64(batch: int, streams: int) -> None:
+    assert batching.default_streams(batch) == streams
 
 
 def test_steps_follow_from_tokens_rounded_up(base: Path) -> None:

@@ -64,10 +64,10 @@ def test_sound_is_whole_seconds_and_masked_repeatably(tmp_path: Path) -> None:
 def test_other_objectives_decode_nothing_and_have_no_source(tmp_path: Path) -> None:
     valid = tiny_recipe(write_corpus(tmp_path, 20))
     evaluate = valid.evaluate.model_copy(update={"generate_rows": 4, "beams": 2})
-    data = valid.data.model_copy(update={"blind": True, "source_length": 8})
+    data = valid.data.model_copy(update={"drop_inputs": True, "source_length": 8})
     found = findings(valid.model_copy(update={"evaluate": evaluate, "data": data}))
-    assert found.keys() == {"evaluate.generate_rows", "evaluate.beams", "data.blind", "data.source_length"}
+    assert found.keys() == {"evaluate.generate_rows", "evaluate.beams", "data.drop_inputs", "data.source_length"}
 
 
 def test_a_question_without_its_picture_is_a_baseline() -> None:
-    assert load_recipe("multimodal/llava-emoji", ["data.blind=true"]).recipe.data.blind
+    assert load_recipe("multimodal/llava-emoji", ["data.drop_inputs=true"]).recipe.data.drop_inputs

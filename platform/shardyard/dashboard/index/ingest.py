@@ -22,6 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from shardyard.dashboard.charts.columns import Floats, Parsed, average, parse, positions_of
 from shardyard.dashboard.charts.sparkline import Sparkline
 from shardyard.dashboard.index.files import opened_below, pread, read_below, stat_below
+from shardyard.recipe.renamed import with_current_names
 from shardyard.redaction import scrub_all
 from shardyard.tracking.files import decode
 from shardyard.tracking.metrics import record
@@ -173,7 +174,7 @@ def _recipe(
     turn.changed = True
     fields: dict[str, Any] = {}
     try:
-        found = scrub_all(read_yaml(read_below(folder, "resolved.yaml", most=MOST_INFO_BYTES)))
+        found = with_current_names(scrub_all(read_yaml(read_below(folder, "resolved.yaml", most=MOST_INFO_BYTES))))
         fields = dict(zip_most(flatten(found), _MOST_FIELDS)) if isinstance(found, dict) else {}
     except FileNotFoundError:
         pass

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from shardyard.errors import UsageError
 
-VERSION = 3
+VERSION = 4
 _CACHED_PAGES_KIB = 16 * 1024
 _TABLES = """
 CREATE TABLE runs (

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from shardyard.recipe.catalog.datasets import ColumnKind
 
 Row = dict[str, Any]
-# So many lanes read a row group each; more lanes share groups.
+# So many streams read a row group each; more streams share groups.
 NUM_GROUPS = 64
 LEAST_GROUP_ROWS = 10
 SAMPLING_RATE = 16_000
@@ -41,7 +41,7 @@ class Converted:
 
 
 def mixed(rows: Sequence[Row], seed: str) -> list[Row]:
-    """The rows in an order by hash: sources are often sorted, and each lane reads its row groups in a row."""
+    """The rows in an order by hash: sources are often sorted, and each stream reads its row groups in a row."""
     order = sorted(range(len(rows)), key=lambda index: hashlib.sha256(f"{seed}\0{index}".encode()).digest())
     return [rows[index] for index in order]
 

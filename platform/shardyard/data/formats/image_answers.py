@@ -38,7 +38,8 @@ class PictureAnswers(ExampleRows):
             raise DataError("answers need a token that ends them, and the tokenizer has no eos token; choose another.")
         self._backend = plain_backend(tokenizer)
         self._pictures = Pictures.for_model(context.image, context.model)
-        self._length, self._training, self._blind = context.sequence_length, context.training, context.data.blind
+        self._length, self._training = context.sequence_length, context.training
+        self._drop_inputs = context.data.drop_inputs
         self._end: int = tokenizer.eos_token_id
         num_tokens = picture_tokens(context.image, context.model)
         head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -51,7 +52,7 @@ class PictureAnswers(ExampleRows):
             )
 
     def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
-        """Of one example with `image`, `prompt` and `response`; a blind model sees a picture without anything on it."""
+        """Of one example with `image`, `prompt` and `response`; with `data.drop_inputs` the image is blank."""
         pixels = self._pictures.tensor(piece["image"], generator if self._training else None)
         asked = [*self._head, *self._tokens(f"{AFTER_PICTURE}{piece['prompt']}{BEFORE_ANSWER}")]
         ids = [*asked, *self._tokens(f" {piece['response']}"), self._end]
@@ -59,7 +60,7 @@ class PictureAnswers(ExampleRows):
         kept = np.array(ids[: self._length + 1], dtype=np.int64)
         labels = np.where(np.arange(1, len(kept)) >= len(asked), kept[1:], IGNORED)
         return {
-            "pixel_values": np.zeros_like(pixels) if self._blind else pixels,
+            "pixel_values": np.zeros_like(pixels) if self._drop_inputs else pixels,
             "input_ids": kept[:-1],
             "attention_mask": np.ones(len(kept) - 1, dtype=np.int64),
             "labels": labels,

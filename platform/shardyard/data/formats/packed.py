@@ -20,7 +20,7 @@ class PackedRows:
         self._encoder = DocumentEncoder(context.text_tokenizer)
 
     def stream(self, windows: Windows) -> TokenStream:
-        """Rows of one (lane, source)."""
+        """Rows of one (stream, source)."""
         return TokenStream(windows, self._encoder, length=self._length, isolate=self._isolate)
 
     def collate(self, rows: Sequence[Row]) -> Tensors:

@@ -33,7 +33,7 @@ class Speech(ExampleRows):
         super().__init__()
         self._extractor = feature_extractor(context.model)
         self._target = TargetText(context, TextEncoder(context))
-        self._settings, self._training, self._blind = context.audio, context.training, context.data.blind
+        self._settings, self._training, self._drop_inputs = context.audio, context.training, context.data.drop_inputs
 
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
         """Each example once at the head of a list; those after it are drawn from the same window."""
@@ -44,7 +44,7 @@ class Speech(ExampleRows):
         return [[example, *(examples[c] for c in more)] for example, more in zip(examples, chosen, strict=True)]
 
     def row(self, piece: list[dict[str, Any]], generator: np.random.Generator) -> Row:
-        """Of the recordings that fit, at least the first; a blind model hears zeros."""
+        """Of the recordings that fit, at least the first; with `data.drop_inputs` they are silent."""
         samples, texts = self._heard(piece[0], generator), [self._text(piece[0])]
         for example in piece[1:]:
             longer = np.concatenate([samples, self._heard(example, generator)])
@@ -65,7 +65,7 @@ class Speech(ExampleRows):
 
     def _features(self, samples: Samples, generator: np.random.Generator) -> Features:
         frames = self._extractor.nb_max_frames
-        if self._blind:
+        if self._drop_inputs:
             return np.zeros((self._extractor.feature_size, frames), dtype=np.float32)
         features: Features = self._extractor(samples, sampling_rate=RATE)["input_features"][0]
         if self._training:

@@ -26,11 +26,11 @@ class Translation(ExampleRows):
         self._encoder = TextEncoder(context)
         self._target = TargetText(context, self._encoder)
         self._length = context.data.source_length or context.sequence_length
-        self._blind, self._training = context.data.blind, context.training
+        self._drop_inputs, self._training = context.data.drop_inputs, context.training
 
     def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
-        """Of one pair; a blind model sees the end of the source alone."""
-        source, cut = self._encoder.encode("" if self._blind else piece["source"], self._length)
+        """Of one pair; with `data.drop_inputs` the source is its end token alone."""
+        source, cut = self._encoder.encode("" if self._drop_inputs else piece["source"], self._length)
         target, target_cut = self._target.row(piece["target"])
         self.num_cut += cut + target_cut
         row = {"input_ids": ints(source), "attention_mask": ints([1] * len(source)), **target}

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 BUILDER_VERSION = 1
 TRAIN_SHARDS = 64
 VALIDATION_PERCENT = 5
-# A topic is as long as a chapter. In parts of this size the lanes' shares come out even, so that no lane repeats its
+# A topic is as long as a chapter. In parts of this size the streams' shares come out even, so that none repeats its
 # documents much more often than another.
 PART_CHARACTERS = 4000
 LEAST_MODULE_DOCSTRING = 200

@@ -17,8 +17,8 @@ from shardyard.errors import DataError
 class ExampleRows:
     """Base of the formats in `formats/`: a window of examples becomes pieces, and each piece a row.
 
-    Randomness (masks, crops) comes from generators that are keyed by seed, lane, source, epoch, window and piece, so a
-    row is the same whenever it is made again.
+    Random choices (masks, crops) come from generators keyed by seed, stream, source, epoch, window and piece, so a row
+    is the same whenever it is made again.
     """
 
     padding: ClassVar[Mapping[str, float]] = {}
@@ -39,12 +39,12 @@ class ExampleRows:
         return collate(rows, self.padding)
 
     def stream(self, windows: Windows) -> ExampleStream:
-        """Rows of one (lane, source)."""
+        """Rows of one (stream, source)."""
         return ExampleStream(windows, self)
 
 
 class ExampleStream:
-    """Rows of one (lane, source), made on demand. `position` restores the stream exactly."""
+    """Rows of one (stream, source), made on demand. `position` restores the stream exactly."""
 
     def __init__(self, windows: Windows, rows: ExampleRows) -> None:
         self.num_rows = self.num_documents = self.num_tokens = 0

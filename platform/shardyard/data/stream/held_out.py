@@ -15,7 +15,7 @@ from shardyard.data.formats import Context, make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_source, source_name
 from shardyard.data.stream.rows import Row, Rows, Tensors
-from shardyard.data.stream.streams import Lane, LaneSettings
+from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.errors import DataError
 from shardyard.recipe import schema
 from shardyard.recipe.objectives import OBJECTIVES
@@ -88,12 +88,12 @@ def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "c
         for source in chosen
     ]
     format_ = make_rows(objective, context)
-    settings = LaneSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False)
-    lane = Lane(0, sources, [source.weight for source in chosen], settings, retry)
+    settings = StreamSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False)
+    stream = Stream(0, sources, [source.weight for source in chosen], settings, retry)
     try:
-        made = _read(lane, rows)
+        made = _read(stream, rows)
     finally:
-        lane.close()
+        stream.close()
     return HeldOut(
         name=SET_NAME,
         rows=tuple(row for row, _ in made),
@@ -105,8 +105,8 @@ def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "c
     )
 
 
-def _read(lane: Lane, rows: int) -> list[tuple[Row, int]]:
+def _read(stream: Stream, rows: int) -> list[tuple[Row, int]]:
     made: list[tuple[Row, int]] = []
-    while len(made) < rows and (row := lane.next_row()) is not None:
+    while len(made) < rows and (row := stream.next_row()) is not None:
         made.append(row)
     return made

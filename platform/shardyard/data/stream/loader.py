@@ -1,6 +1,6 @@
 """The training loader: this rank's rows of every global batch, made ready by one background thread.
 
-Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = lanes, N = ranks.
+Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = streams, N = ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shardyard.data.sources.web import WEB
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Rows, Tensors
-from shardyard.data.stream.streams import Lane, LaneSettings
+from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.errors import DataError
 from shardyard.recipe.objectives import OBJECTIVES
@@ -37,8 +37,8 @@ class Batch:
     """This rank's rows of one global batch.
 
     `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` is all of them, [R, …], where their
-    lengths agree. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able: lane →
-    state of this rank's lanes after this batch.
+    lengths agree. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able: stream →
+    state of this rank's streams after this batch.
     """
 
     micro_batches: tuple[Tensors, ...]
@@ -53,8 +53,8 @@ class Batch:
 class _OwnRows:
     """The rows g ≡ rank (mod N) in their order, made on demand."""
 
-    lanes: dict[int, Lane]
-    num_lanes: int
+    streams: dict[int, Stream]
+    num_streams: int
     rank: int
     world_size: int
     rows_per_batch: int
@@ -66,27 +66,27 @@ class _OwnRows:
         rows = [row for row, _ in made]
         cuts = range(0, self.rows_per_batch, self.micro_batch)
         micro_batches = tuple(self.format.collate(rows[cut : cut + self.micro_batch]) for cut in cuts)
-        state = {str(index): lane.state() for index, lane in self.lanes.items()}
+        state = {str(index): stream.state() for index, stream in self.streams.items()}
         return Batch(micro_batches, tuple(source for _, source in made), state)
 
     def _next_row(self) -> Any:
-        done = sum(lane.num_rows for lane in self.lanes.values())
-        lane = self.lanes[(self.rank + done * self.world_size) % self.num_lanes]
-        made = lane.next_row()
-        assert made is not None, "a training lane never ends"
+        done = sum(stream.num_rows for stream in self.streams.values())
+        stream = self.streams[(self.rank + done * self.world_size) % self.num_streams]
+        made = stream.next_row()
+        assert made is not None, "a training stream never ends"
         return made
 
     def check_aligned(self) -> None:
-        """Raise DataError unless all lanes stand at the same global row."""
-        done = sum(lane.num_rows for lane in self.lanes.values())
+        """Raise DataError unless all streams stand at the same global row."""
+        done = sum(stream.num_rows for stream in self.streams.values())
         position = self.rank + done * self.world_size
-        for index, lane in self.lanes.items():
-            if lane.num_rows != len(range(index, position, self.num_lanes)):
-                raise DataError("the lanes' data states are of different steps; resume from one whole checkpoint.")
+        for index, stream in self.streams.items():
+            if stream.num_rows != len(range(index, position, self.num_streams)):
+                raise DataError("the streams' data states are of different steps; resume from one whole checkpoint.")
 
     def counts(self) -> list[dict[str, int]]:
-        """Per source, summed over this rank's lanes since the loader began."""
-        columns = zip(*(lane.streams for lane in self.lanes.values()), strict=True)
+        """Per source, summed over this rank's streams since the loader began."""
+        columns = zip(*(stream.by_source for stream in self.streams.values()), strict=True)
         return [
             {
                 "rows": sum(stream.num_rows for stream in streams),
@@ -121,8 +121,8 @@ class _Feed:
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
             self._put(error)
         finally:
-            for lane in self.rows.lanes.values():
-                lane.close()
+            for stream in self.rows.streams.values():
+                stream.close()
 
     def retries(self) -> int:
         """Tries that were repeated: of reads, and of requests since the loader began to open sources."""
@@ -150,8 +150,8 @@ class _Feed:
 class TrainLoader:
     """Endless batches of this rank, in the global order of the recipe.
 
-    Row g = step · global_batch + j of the run comes from lane g mod `lanes`; rank `rank` of `world_size` makes the rows
-    with g mod `world_size` = `rank`, in the order of g. `world_size` must divide both `lanes` and `global_batch`.
+    Row g = step · global_batch + j of the run comes from stream g mod `streams`; rank `rank` of `world_size` makes the
+    rows with g mod `world_size` = `rank`, in the order of g. `world_size` must divide `streams` and `global_batch`.
 
     Raises:
         DataError: a source cannot be opened; from `next` also what went wrong while reading ahead.
@@ -164,12 +164,12 @@ class TrainLoader:
         objective: str = "causal_lm",
         global_batch: int,
         micro_batch: int | None = None,
-        lanes: int,
+        streams: int,
         seed: int,
         rank: int,
         world_size: int,
     ) -> None:
-        assert lanes % world_size == 0, "the world size must divide the lanes"
+        assert streams % world_size == 0, "the world size must divide the streams"
         assert global_batch % world_size == 0, "the world size must divide the global batch"
         data, facts = context.data, OBJECTIVES[objective]
         retry, requests_before = Retry(data.retry_seconds), WEB.count
@@ -177,14 +177,14 @@ class TrainLoader:
             open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns, retry=retry)
             for source in data.train
         ]
-        self._sources = [with_shards(source, lanes, retry) for source in opened]
+        self._sources = [with_shards(source, streams, retry) for source in opened]
         rows_per_batch, format_ = global_batch // world_size, make_rows(objective, context)
-        settings = LaneSettings(format_.stream, data.shuffle_window, lanes, seed)
+        settings = StreamSettings(format_.stream, data.shuffle_window, streams, seed)
         weights = [source.weight for source in data.train]
-        own = range(rank, lanes, world_size)
+        own = range(rank, streams, world_size)
         rows = _OwnRows(
-            lanes={index: Lane(index, self._sources, weights, settings, retry) for index in own},
-            num_lanes=lanes,
+            streams={index: Stream(index, self._sources, weights, settings, retry) for index in own},
+            num_streams=streams,
             rank=rank,
             world_size=world_size,
             rows_per_batch=rows_per_batch,
@@ -197,29 +197,29 @@ class TrainLoader:
         self._failure: BaseException | None = None
         self._provenance = {
             "tokenizer": tokenizers.fingerprint(context.tokenizer) if context.tokenizer is not None else None,
-            "lanes": lanes,
+            "streams": streams,
             "seed": seed,
             "sources": [source.fingerprint for source in self._sources],
         }
 
-    def load_state(self, states_by_lane: Mapping[str, Any]) -> None:
+    def load_state(self, states_by_stream: Mapping[str, Any]) -> None:
         """Continue after the batch whose states these are; call it before the first `next`.
 
-        `states_by_lane` holds `Batch.state` of all ranks of any world size, merged; this rank takes its own lanes.
+        `states_by_stream` holds `Batch.state` of all ranks of any world size, merged; this rank takes its own streams.
 
         Raises:
-            DataError: a lane is missing, or its state is of other sources or another step.
+            DataError: a stream is missing, or its state is of other sources or another step.
         """
         assert self._feed.thread is None, "the loader reads already"
-        lanes = self._feed.rows.lanes
-        missing = [index for index in lanes if str(index) not in states_by_lane]
-        if missing or len(states_by_lane) > self._feed.rows.num_lanes:
+        streams = self._feed.rows.streams
+        missing = [index for index in streams if str(index) not in states_by_stream]
+        if missing or len(states_by_stream) > self._feed.rows.num_streams:
             raise DataError(
-                f"the data state has {len(states_by_lane)} lanes and this run has {self._feed.rows.num_lanes}; "
-                "set data.lanes to the number of the run that wrote the checkpoint."
+                f"the data state has {len(states_by_stream)} streams and this run has {self._feed.rows.num_streams}; "
+                "set data.streams to the number of the run that wrote the checkpoint."
             )
-        for index, lane in lanes.items():
-            lane.load_state(states_by_lane[str(index)])
+        for index, stream in streams.items():
+            stream.load_state(states_by_stream[str(index)])
         self._feed.rows.check_aligned()
 
     def __iter__(self) -> TrainLoader:
@@ -246,15 +246,15 @@ class TrainLoader:
         self._finalizer()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the order of the data beside the recipe: SHA-256 of the tokenizer, lanes, seed, the sources."""
+        """What decides the order of the data beside the recipe: tokenizer (SHA-256), streams, seed, sources."""
         return self._provenance
 
     def stats(self) -> dict[str, Any]:
-        """Counts up to the newest batch handed out, since this loader began and for this rank's lanes.
+        """Counts up to the newest batch handed out, since this loader began and for this rank's streams.
 
         `retries` (also of requests, from opening on), `cut` (tokens that did not fit a row), and per source
         `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or incomplete; counted when read, so up to a
-        window early) and `epochs` (finished passes of the furthest lane).
+        window early) and `epochs` (finished passes of the furthest stream).
         """
         counted = zip(self._sources, self._stats["sources"], strict=True)
         named = [{"name": source.name, **counts} for source, counts in counted]

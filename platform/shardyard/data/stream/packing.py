@@ -1,4 +1,4 @@
-"""From documents to rows: the token stream of one (lane, source), cut into rows without waste.
+"""From documents to rows: the tokens of one (stream, source), cut into rows without waste.
 
 Legend: T = sequence length in tokens.
 
@@ -65,7 +65,7 @@ class _Document:
 
 
 class TokenStream:
-    """Rows of one (lane, source). `position` is the first token of the next row and restores the stream exactly.
+    """Rows of one (stream, source). `position` is the first token of the next row and restores the stream exactly.
 
     A row has `input_ids`, `labels` (labels[i] is the target of input_ids[i], or -100) and `position_ids`, int64 [T]
     each.

@@ -1,4 +1,4 @@
-"""One lane's share of one source, read document by document from a cursor that is exact."""
+"""One stream's share of one source, read document by document from a cursor that is exact."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ START = Cursor()
 
 @dataclass(frozen=True)
 class Share:
-    """What one lane reads of a source: `dataset`, and of its examples those with index ≡ `phase` (mod `step`)."""
+    """What one stream reads of a source: `dataset`, and of its examples those with index ≡ `phase` (mod `step`)."""
 
     source: OpenSource
-    lane: int
-    lanes: int
+    stream: int
+    streams: int
     dataset: Any
     step: int
     phase: int
 
 
-def with_shards(source: OpenSource, lanes: int, retry: Retry | None = None) -> OpenSource:
-    """The source with its Parquet files split into row groups where there are fewer files than lanes."""
-    if source.dataset.num_shards >= lanes:
+def with_shards(source: OpenSource, streams: int, retry: Retry | None = None) -> OpenSource:
+    """The source with its Parquet files split into row groups where there are fewer files than streams."""
+    if source.dataset.num_shards >= streams:
         return source
     return replace(source, dataset=in_words(source.name, retry or Retry(), source.dataset.reshard))
 
 
-def share_of(source: OpenSource, lane: int, lanes: int) -> Share:
-    """Lane `lane` of `lanes`: whole shards where the source has at least as many shards as lanes.
+def share_of(source: OpenSource, stream: int, streams: int) -> Share:
+    """The part of stream `stream` of `streams`: whole shards where the source has at least as many shards as streams.
 
-    With S shards for L > S lanes, the k lanes l ≡ s (mod S) share shard s, and each takes every k-th example of it. The
-    cost: each of the k reads and decodes the whole shard, so that a single file is read L times an epoch; data in as
-    many files (or Parquet row groups) as lanes avoids it.
+    With S shards for L > S streams, the k streams l ≡ s (mod S) share shard s, and each takes every k-th example of it.
+    The cost: each of the k reads and decodes the whole shard, so a single file is read L times an epoch. Data in as
+    many files (or Parquet row groups) as streams avoids it.
     """
     shards = source.dataset.num_shards
-    if shards >= lanes:
-        return Share(source, lane, lanes, source.dataset.shard(lanes, lane, contiguous=False), 1, 0)
-    part = source.dataset.shard(shards, lane % shards, contiguous=False)
-    return Share(source, lane, lanes, part, len(range(lane % shards, lanes, shards)), lane // shards)
+    if shards >= streams:
+        return Share(source, stream, streams, source.dataset.shard(streams, stream, contiguous=False), 1, 0)
+    part = source.dataset.shard(shards, stream % shards, contiguous=False)
+    return Share(source, stream, streams, part, len(range(stream % shards, streams, shards)), stream // shards)
 
 
 class ShareReader:

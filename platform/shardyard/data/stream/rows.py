@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream of one (lane, source): window `window` of `epoch`, which was read from `cursor`.
+    """A place in the stream of one (stream, source): window `window` of `epoch`, which was read from `cursor`.
 
     `document` counts what the permuted window was made into (documents, or pieces of them), `offset` tokens from the
     document's start.
@@ -42,7 +42,7 @@ class Position:
 
 
 class RowStream(Protocol):
-    """Rows of one (lane, source). `position` is where the next row begins and restores the stream exactly."""
+    """Rows of one (stream, source). `position` is where the next row begins and restores the stream exactly."""
 
     num_rows: int
     num_documents: int

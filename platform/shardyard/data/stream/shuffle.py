@@ -44,9 +44,10 @@ class Window:
 
 
 class Windows:
-    """The windows of one (lane, source): endless over re-keyed epochs, or a single pass.
+    """The windows of one (stream, source): endless over re-keyed epochs, or a single pass.
 
-    `key` is (seed, lane, source); epoch and window index complete it. Windows of one document keep the source's order.
+    `key` is (seed, stream, source); epoch and window index complete it. Windows of one document keep the
+    source's order.
     """
 
     def __init__(self, reader: ShareReader, key: tuple[int, int, int], size: int, *, repeat: bool) -> None:
@@ -92,12 +93,12 @@ class Windows:
 
     def _explain_empty(self) -> str:
         share = self._reader.share
-        if share.lanes == 1:
+        if share.streams == 1:
             return (
                 f"source {self._reader.name} yields no documents: it is empty, or its text column or its side of "
                 "`holdout` is; check the file and `text_column`."
             )
         return (
-            f"source {self._reader.name} has no documents for lane {share.lane} of {share.lanes}; use fewer lanes "
-            "(data.lanes, a divisor of the global batch that the world size divides) or more data."
+            f"source {self._reader.name} has no documents for stream {share.stream} of {share.streams}; use fewer "
+            "streams (data.streams, a divisor of the global batch that the world size divides) or more data."
         )

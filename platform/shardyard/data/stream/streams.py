@@ -1,9 +1,9 @@
-"""Lanes: the fixed number of independent streams that make the order independent of the world size.
+"""Canonical streams: their number is fixed, which makes the order of rows independent of the world size.
 
-Row g of a run comes from lane g mod L. Each lane owns its share of each source, its own mixture draws, windows and
+Row g of a run comes from stream g mod L. Each stream owns its share of each source, its own mixture draws, windows and
 packing carry, so what it yields is a function of recipe, tokenizer and seed alone, whichever rank reads it.
 
-Legend: L = lanes.
+Legend: L = streams.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DRAWS_PER_BLOCK = 256
 
 
 class Mixture:
-    """Which source fills row n of a lane: a draw by weight that depends on (seed, lane, n) alone.
+    """Which source fills row n of a stream: a draw by weight that depends on (seed, stream, n) alone.
 
     Every row comes from one source, so weights are shares of rows and thereby of tokens, however long documents are.
     """
 
-    def __init__(self, weights: Sequence[float], seed: int, lane: int) -> None:
+    def __init__(self, weights: Sequence[float], seed: int, stream: int) -> None:
         self._weights = np.array(weights, dtype=np.float64)
-        self._key = (seed, lane)
+        self._key = (seed, stream)
         self._block = -1
         self._uniform: npt.NDArray[np.floating[Any]] = np.empty(0)
 
@@ -54,35 +54,35 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class LaneSettings:
-    """What all lanes of a stream have in common; `shuffle_window` in examples, `rows` makes rows of windows."""
+class StreamSettings:
+    """What all streams of a loader have in common; `shuffle_window` in examples, `rows` makes rows of windows."""
 
     rows: Callable[[Windows], RowStream]
     shuffle_window: int
-    lanes: int
+    streams: int
     seed: int
     repeat: bool = True
 
 
-class Lane:
-    """One lane: endless rows, or with `repeat=False` each document once."""
+class Stream:
+    """One stream: endless rows, or with `repeat=False` each document once."""
 
     def __init__(
         self,
         index: int,
         sources: Sequence[OpenSource],
         weights: Sequence[float],
-        settings: LaneSettings,
+        settings: StreamSettings,
         retry: Retry,
     ) -> None:
         self.index = index
         self.num_rows = 0
         self._live = set(range(len(sources)))
         self._mixture = Mixture(weights, settings.seed, index)
-        self.streams = [
+        self.by_source = [
             settings.rows(
                 Windows(
-                    ShareReader(share_of(source, index, settings.lanes), retry),
+                    ShareReader(share_of(source, index, settings.streams), retry),
                     (settings.seed, index, number),
                     settings.shuffle_window,
                     repeat=settings.repeat,
@@ -95,7 +95,7 @@ class Lane:
         """The next row and the index of its source; None when all sources have ended."""
         while self._live:
             source = self._mixture.draw(self.num_rows)
-            row = self.streams[source].next_row()
+            row = self.by_source[source].next_row()
             if row is not None:
                 self.num_rows += 1
                 return row, source
@@ -104,30 +104,30 @@ class Lane:
         return None
 
     def state(self) -> dict[str, Any]:
-        """JSON-able, below 1 KB a source; `load_state` of the same lane continues with bitwise the same rows."""
-        return {"rows": self.num_rows, "sources": [stream.position.to_json() for stream in self.streams]}
+        """JSON-able, below 1 KB a source; `load_state` of the same stream continues with bitwise the same rows."""
+        return {"rows": self.num_rows, "sources": [rows.position.to_json() for rows in self.by_source]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken.
 
         Raises:
-            DataError: the state is not one of this lane and these sources.
+            DataError: the state is not one of this stream and these sources.
         """
         try:
             rows, positions = int(state["rows"]), [Position.from_json(value) for value in state["sources"]]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"the data state of lane {self.index} is damaged ({error!r}); resume from an older checkpoint."
+                f"the data state of stream {self.index} is damaged ({error!r}); resume from an older checkpoint."
             ) from error
-        if len(positions) != len(self.streams):
+        if len(positions) != len(self.by_source):
             raise DataError(
-                f"the data state is of {len(positions)} sources and data.train has {len(self.streams)}; resume with "
+                f"the data state is of {len(positions)} sources and data.train has {len(self.by_source)}; resume with "
                 "the recipe of the checkpoint, or start a new run from its weights."
             )
         self.num_rows = rows
-        for stream, position in zip(self.streams, positions, strict=True):
-            stream.restore(position)
+        for source, position in zip(self.by_source, positions, strict=True):
+            source.restore(position)
 
     def close(self) -> None:
-        for stream in self.streams:
-            stream.close()
+        for rows in self.by_source:
+            rows.close()

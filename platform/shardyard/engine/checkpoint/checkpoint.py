@@ -146,12 +146,12 @@ class Checkpointer:
             folder.mkdir(parents=True, exist_ok=True)
             files.remove_partial(folder)
 
-    def save(self, state: TrainerState, lanes: dict[str, Any]) -> Saved:
+    def save(self, state: TrainerState, streams: dict[str, Any]) -> Saved:
         """Write one checkpoint; all ranks call this. Where the disk is full, older ones make room for it.
 
         Args:
             state: where the loop stands.
-            lanes: states of this rank's data lanes, which belong to the batches consumed.
+            streams: states of this rank's data streams, which belong to the batches consumed.
 
         Raises:
             CheckpointError: on every rank, when any of them could not write; nothing is left behind.
@@ -159,7 +159,7 @@ class Checkpointer:
         started = time.monotonic()
         # Before the disk runs full, which would cost others who write to it; and again if it does all the same.
         removed = self._make_room(self._last_size_bytes) if self._is_short() else []
-        while isinstance(outcome := self._try(state, lanes, started), _NotSaved):
+        while isinstance(outcome := self._try(state, streams, started), _NotSaved):
             freed = self._make_room(outcome.size_bytes) if outcome.full else []
             if not freed:
                 raise CheckpointError(self._refusal(state.step, outcome))
@@ -172,12 +172,12 @@ class Checkpointer:
         spoiled = gather(not_finite(self._engine.module), self._rank)
         return sorted({name for names in spoiled for name in names})[:3]
 
-    def _try(self, state: TrainerState, lanes: dict[str, Any], started: float) -> Saved | _NotSaved:
+    def _try(self, state: TrainerState, streams: dict[str, Any], started: float) -> Saved | _NotSaved:
         partial = files.partial_folder(self.folder, state.step)
         self._engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
         self._files.kept(lambda: self._note(partial / f"rank-{self._rank.rank:05d}.json", _random_states()))
         own = self._files
-        everything = gather((lanes, own.errors, self._entries(partial), own.full, own.size_bytes), self._rank)
+        everything = gather((streams, own.errors, self._entries(partial), own.full, own.size_bytes), self._rank)
         errors = [f"rank {rank}: {text}" for rank, (_, texts, *_) in enumerate(everything) for text in texts]
         full, size_bytes = any(row[3] for row in everything), sum(row[4] for row in everything)
         outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), full, size_bytes) if errors else None
@@ -217,11 +217,11 @@ class Checkpointer:
         return {path.relative_to(partial).as_posix(): entry for path, entry in self._files.written.items()}
 
     def _commit(self, partial: Path, state: TrainerState, everything: list[Any], started: float) -> Saved | _NotSaved:
-        lanes = {lane: value for shares, *_ in everything for lane, value in shares.items()}
+        streams = {stream: value for shares, *_ in everything for stream, value in shares.items()}
         entries = {name: entry for _, _, written, *_ in everything for name, entry in written.items()}
         size_bytes = sum(entry.size_bytes for entry in entries.values())
         try:
-            entries["data.json"] = files.write_json(partial / "data.json", lanes)
+            entries["data.json"] = files.write_json(partial / "data.json", streams)
             entries["trainer.json"] = files.write_json(partial / "trainer.json", state.__dict__)
             path = files.commit(self.folder, state.step, entries, good=True, **self._facts)
             files.rotate(self.folder, self._keep)
@@ -237,7 +237,7 @@ class Checkpointer:
             warn: told of each checkpoint that is passed over because it is damaged or not good.
 
         Returns:
-            Where the loop stands and the states of all data lanes, or None when there is no checkpoint.
+            Where the loop stands and the states of all data streams, or None when there is no checkpoint.
 
         Raises:
             CheckpointError: a checkpoint is there, but of another world, stage or precision; it holds code; or none is

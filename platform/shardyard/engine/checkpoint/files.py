@@ -4,7 +4,7 @@
       manifest.json          format, step, world, whether it is good, and size and SHA-256 of every other file
       engine/                what DeepSpeed writes: model and optimizer shards
       trainer.json           step, seen tokens, state of early stopping
-      data.json              state of every data lane
+      data.json              state of every data stream
       rank-00000.json        random states of each rank
 
 A folder of this name is whole, because only a whole one is renamed to it; what was cut short is left under a name that

@@ -213,9 +213,9 @@ class CheckpointHook:
         spoiled = self._checkpointer.spoiled_weights()
         if spoiled:
             raise self._exploded(step + 1, f"weights are not finite after step {step} ({', '.join(spoiled)})")
-        state, lanes = self._state(step)
+        state, streams = self._state(step)
         try:
-            saved = self._checkpointer.save(state, lanes)
+            saved = self._checkpointer.save(state, streams)
         except CheckpointError as error:
             self._notes.event("checkpoint_failed", step=step, error=str(error))
             raise

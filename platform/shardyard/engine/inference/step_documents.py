@@ -1,7 +1,7 @@
 """The documents behind a step: the rows of its global batch, made again from the recipe and the run folder.
 
 The order of data is a function of recipe, tokenizer, seed and step, so nothing has to be recorded while training. Rows
-are made from the newest checkpoint before the step on, which holds the state of every lane.
+are made from the newest checkpoint before the step on, which holds the state of every stream.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from shardyard.data.stream.packing import TokenStream
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
-from shardyard.data.stream.streams import Lane, LaneSettings
+from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.engine.checkpoint.files import whole_checkpoints
 from shardyard.engine.components import Components, make_components
 from shardyard.engine.inference.load import recipe_of
 from shardyard.engine.inference.step_sources import check_sources
 from shardyard.errors import RunFolderError, UsageError
-from shardyard.recipe.batching import default_lanes
+from shardyard.recipe.batching import default_streams
 from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder, typed
@@ -44,7 +44,7 @@ class Part:
     """One document, or the part of it that lies in a row.
 
     `row` counts from 0 in the global batch, `rank` is the one that trained on it. `document` says where in the stream
-    of its lane it stands; epochs, windows and documents count from 0. `tokens` is None for what has none.
+    of its stream it stands; epochs, windows and documents count from 0. `tokens` is None for what has none.
     """
 
     source: str
@@ -74,8 +74,13 @@ def documents_of_step(
     if only_from is not None:
         check_sources(recipe, only_from, f"shardyard data rows {typed(folder.path)} --step {step}")
     stored = info.get("data") or {}
-    lanes = int(stored.get("lanes") or recipe.data.lanes or default_lanes(recipe.train.global_batch))
-    maker = _Maker(recipe, make_components(recipe), lanes)
+    streams = int(
+        stored.get("streams")
+        or stored.get("lanes")
+        or recipe.data.streams
+        or default_streams(recipe.train.global_batch)
+    )
+    maker = _Maker(recipe, make_components(recipe), streams)
     batch, world = recipe.train.global_batch, int(info.get("world_size") or 1)
     first = (step - 1) * batch
     shown = range(first, first + min(batch, most_rows))
@@ -126,34 +131,39 @@ class _Seen:
 class _Maker:
     """Rows of a run, made again."""
 
-    def __init__(self, recipe: Recipe, components: Components, lanes: int) -> None:
+    def __init__(self, recipe: Recipe, components: Components, streams: int) -> None:
         data, facts = recipe.data, OBJECTIVES[recipe.objective]
-        self._lanes = lanes
+        self._streams = streams
         self._tokenizer = components.tokenizer
         self._sources: list[OpenSource] = [
-            with_shards(open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns), lanes)
+            with_shards(
+                open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns), streams
+            )
             for source in data.train
         ]
         self._weights = [source.weight for source in data.train]
         format_ = make_rows(recipe.objective, components.context)
-        self._settings = LaneSettings(
-            lambda windows: format_.stream(cast(Windows, _Seen(windows))), data.shuffle_window, lanes, recipe.train.seed
+        self._settings = StreamSettings(
+            lambda windows: format_.stream(cast(Windows, _Seen(windows))),
+            data.shuffle_window,
+            streams,
+            recipe.train.seed,
         )
 
     def rows(self, numbers: range, start: dict[str, Any] | None) -> Iterator[tuple[int, _Made]]:
-        """The rows with these numbers in the order of the run; lanes that none of them needs are left alone."""
-        retry, lanes = Retry(), dict[int, Lane]()
+        """The rows with these numbers in the order of the run; streams that none of them needs are left alone."""
+        retry, streams = Retry(), dict[int, Stream]()
         try:
             for number in numbers:
-                index = number % self._lanes
-                if index not in lanes:
-                    lanes[index] = Lane(index, self._sources, self._weights, self._settings, retry)
+                index = number % self._streams
+                if index not in streams:
+                    streams[index] = Stream(index, self._sources, self._weights, self._settings, retry)
                     if start is not None:
-                        lanes[index].load_state(start[str(index)])
-                yield number, _row(lanes[index], number // self._lanes)
+                        streams[index].load_state(start[str(index)])
+                yield number, _row(streams[index], number // self._streams)
         finally:
-            for lane in lanes.values():
-                lane.close()
+            for stream in streams.values():
+                stream.close()
 
     def parts(self, made: _Made, *, row_number: int, rank: int) -> Iterator[Part]:
         """The documents of a row, in their order."""
@@ -212,16 +222,16 @@ class _Maker:
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))[:MOST_CHARACTERS]
 
 
-def _row(lane: Lane, position: int) -> _Made:
-    """Row `position` of a lane; what is before it is made and forgotten."""
+def _row(stream: Stream, position: int) -> _Made:
+    """Row `position` of a stream; what is before it is made and forgotten."""
     while True:
-        number, before = lane.num_rows, [stream.position for stream in lane.streams]
-        made = lane.next_row()
-        assert made is not None, "a training lane never ends"
+        number, before = stream.num_rows, [rows.position for rows in stream.by_source]
+        made = stream.next_row()
+        assert made is not None, "a training stream never ends"
         if number == position:
             row, source = made
-            stream = lane.streams[source]
-            return _Made(row, source, before[source], stream, cast(_Seen, stream.windows))
+            rows = stream.by_source[source]
+            return _Made(row, source, before[source], rows, cast(_Seen, rows.windows))
 
 
 def _after(at: Position, lengths: dict[tuple[int, int], int]) -> Position:
@@ -238,7 +248,7 @@ def _place(at: Position) -> str:
 
 
 def _nearest_state(folder: RunFolder, step: int) -> dict[str, Any] | None:
-    """The states of all lanes after the newest step up to `step` that has a checkpoint; None: from the beginning."""
+    """The states of all streams after the newest step up to `step` that has a checkpoint; None: from the beginning."""
     found: list[tuple[int, Path]] = [
         (int(path.name.removeprefix("step-")), path) for path in whole_checkpoints(folder.checkpoints)
     ]

@@ -141,7 +141,9 @@ def _adaptable(model: PreTrainedModel, adapter: Adapter) -> list[str]:
 
 
 def _whole(model: PreTrainedModel, adapter: Adapter) -> list[str]:
-    return matching((name for name, _ in model.named_parameters()), adapter.whole, "model.adapter.whole")
+    return matching(
+        (name for name, _ in model.named_parameters()), adapter.modules_to_save, "model.adapter.modules_to_save"
+    )
 
 
 def _linear_layers(model: PreTrainedModel) -> list[str]:

@@ -83,6 +83,7 @@ def _merge(base: Document, top: Document) -> None:
     """Lay `top` over `base`, in place."""
     _merge_mapping(base, top, base.data, top.data, ())
     base.problems += [problem for problem in top.problems if problem not in base.problems]
+    base.renamed |= top.renamed
 
 
 def _merge_mapping(

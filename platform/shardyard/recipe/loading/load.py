@@ -22,8 +22,12 @@ from shardyard.recipe.loading.overrides import apply_overrides
 from shardyard.recipe.loading.problems import mistyped_literals, problems_of, where
 from shardyard.recipe.loading.salvage import mistyped_keys, possible_recipes, renamed
 from shardyard.recipe.loading.yaml_source import Document
+from shardyard.recipe.renamed import warn
 from shardyard.recipe.rules import rules
 from shardyard.recipe.schema import Recipe
+
+# The recipe of a run folder, with every default and derived value.
+RESOLVED = "resolved.yaml"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
         message = f"is a sweep, not a recipe; `shardyard sweep {name_or_path}` runs it"
         raise RecipeError(shown, [Problem(shown, "", message)])
     apply_overrides(document, overrides)
+    for old, place in document.renamed.items():
+        # Nobody writes resolved.yaml: a run that began under old names is read without a word.
+        if not place.startswith(f"{shown}:") or path.name != RESOLVED:
+            warn(place, old)
     recipe = _checked(document, shown)
     return LoadedRecipe(recipe, path, document.text, tuple(overrides), tuple(sources))
 

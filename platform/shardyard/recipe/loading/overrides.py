@@ -9,6 +9,7 @@ from shardyard.errors import Problem
 from shardyard.recipe.fields import Path as FieldPath
 from shardyard.recipe.fields import UnknownFieldError, dotted, field_at, is_free_form
 from shardyard.recipe.loading.yaml_source import Document, parse_value
+from shardyard.recipe.renamed import current_path
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
@@ -22,7 +23,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 def _apply(document: Document, text: str) -> Problem | None:
     shown = f"-s {text if len(text) <= 60 else text[:60] + '…'}"
     key, equals, value_text = text.partition("=")
-    names = key.strip().split(".")
+    given = key.strip().split(".")
+    names = current_path(given)
     if not equals or not all(names):
         return Problem(shown, "", "is not path.to.key=value; write for example -s train.steps=100")
     try:
@@ -33,6 +35,8 @@ def _apply(document: Document, text: str) -> Problem | None:
         return Problem(shown, dotted(names), unknown.message)
     except ValueError as error:
         return Problem(shown, dotted(names), str(error))
+    if list(names) != given:
+        document.renamed[dotted(given[: len(names)])] = shown
     forget_below(document, path)
     document.places[path] = shown
     return None

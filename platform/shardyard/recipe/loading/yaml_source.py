@@ -20,6 +20,7 @@ from ruamel.yaml.reader import ReaderError
 from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.fields import Path as FieldPath
 from shardyard.recipe.fields import dotted
+from shardyard.recipe.renamed import RENAMED, current_name, with_current_names
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 10_000
@@ -30,12 +31,16 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """Plain data of one file. `places` says of each path where its key stands (`file:line`)."""
+    """Plain data of one file, under the present names of fields.
+
+    `places` says of each path where its key stands (`file:line`), `renamed` of each old name of a field likewise.
+    """
 
     data: dict[str, Any]
     places: dict[FieldPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     text: str = ""
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 def read_document(path: Path, shown: str) -> Document:
@@ -53,7 +58,28 @@ def read_document(path: Path, shown: str) -> Document:
         raise _refuse(f"{shown}:{node.start_mark.line + 1}", f"holds {kind} where a recipe is a mapping of keys")
     document = Document({}, text=text)
     _Builder(shown, document).fill(node)
+    _use_current_names(document)
     return document
+
+
+def _use_current_names(document: Document) -> None:
+    document.data = dict(with_current_names(document.data))
+    for old, new in RENAMED.items():
+        _move(document, old, tuple(old.split(".")), tuple(new.split(".")))
+    for section in ("parameters", "overrides"):  # A sweep has fields of its recipe as keys.
+        fields = document.data.get(section)
+        if isinstance(fields, dict) and not fields.keys().isdisjoint(RENAMED):
+            document.data[section] = {current_name(name): value for name, value in fields.items()}
+            for old in fields.keys() & RENAMED.keys():
+                _move(document, old, (section, old), (section, RENAMED[old]))
+
+
+def _move(document: Document, old: str, before: FieldPath, now: FieldPath) -> None:
+    if before not in document.places or now in document.places:
+        return
+    document.renamed[old] = document.places[before]
+    for place in [place for place in document.places if place[: len(before)] == before]:
+        document.places[(*now, *place[len(before) :])] = document.places.pop(place)
 
 
 def parse_value(text: str) -> Any:

@@ -32,8 +32,8 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
         yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
     if recipe.evaluate.beams > 1:
         yield ("evaluate", "beams"), f"{recipe.objective} has no decoded metrics; take it out"
-    if recipe.data.blind and recipe.objective not in _WITH_SOURCE:
-        yield ("data", "blind"), f"{recipe.objective} has no source to leave out; take it out"
+    if recipe.data.drop_inputs and recipe.objective not in _WITH_SOURCE:
+        yield ("data", "drop_inputs"), f"{recipe.objective} has no inputs to drop; remove the field"
 
 
 def _decoding(recipe: Recipe) -> Iterator[Finding]:

@@ -80,9 +80,9 @@ def _adapter(recipe: Recipe) -> Iterator[Finding]:
             ("model", "adapter"),
             "adapts weights that were never trained; give model.pretrained, or take the adapter out",
         )
-    if adapter.whole and recipe.objective == "preference":
+    if adapter.modules_to_save and recipe.objective == "preference":
         yield (
-            ("model", "adapter", "whole"),
+            ("model", "adapter", "modules_to_save"),
             "would change the reference model, which is the trained one with its adapters switched off; take it out",
         )
     if model.freeze:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from shardyard import hardware
-from shardyard.recipe.batching import default_lanes, training_steps
+from shardyard.recipe.batching import default_streams, training_steps
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.objectives import OBJECTIVES, OPTIONAL_SECTIONS
@@ -74,7 +74,7 @@ def _length(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _sharing(recipe: Recipe) -> Iterator[Finding]:
-    """How a global batch falls on workers, micro-batches and lanes."""
+    """How a global batch falls on workers, micro-batches and streams."""
     batch, workers = recipe.train.global_batch, recipe.cluster.workers
     rows, rest = divmod(batch, workers)
     if rest:
@@ -94,17 +94,17 @@ def _sharing(recipe: Recipe) -> Iterator[Finding]:
         )
     if rest:
         return
-    lanes = recipe.data.lanes or default_lanes(batch)
-    if lanes % workers:
-        given = "" if recipe.data.lanes else " by default"
+    streams = recipe.data.streams or default_streams(batch)
+    if streams % workers:
+        given = "" if recipe.data.streams else " by default"
         yield (
-            ("data", "lanes"),
-            f"is {lanes}{given}, which {workers} workers cannot share; set data.lanes to {_lanes_for(lanes, workers)}",
+            ("data", "streams"),
+            f"{streams}{given} is not divisible by {workers} workers; set it to {_streams_for(streams, workers)}",
         )
 
 
-def _lanes_for(lanes: int, workers: int) -> int:
-    return workers * math.ceil(lanes / workers)
+def _streams_for(streams: int, workers: int) -> int:
+    return workers * math.ceil(streams / workers)
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Finding]:

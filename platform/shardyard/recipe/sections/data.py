@@ -45,10 +45,10 @@ class Data(Section):
         ge=2,
     )
     source_length: int | None = described(None, "Longest source of seq2seq. Default: sequence_length.", "tokens", ge=2)
-    blind: bool = described(
+    drop_inputs: bool = described(
         False,
-        "Replace what is translated, transcribed or asked about by nothing, in training and evaluation: the baseline "
-        "that a model must beat to show that it uses its source (seq2seq, speech_to_text, vision_language).",
+        "Blank the source text, recording or image in training and evaluation. This gives the baseline that a model "
+        "must beat to show that it uses its inputs (seq2seq, speech_to_text, vision_language).",
     )
     train: list[Source] = described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
     validation: list[Source] = described(
@@ -58,12 +58,15 @@ class Data(Section):
         True, "Documents that share a row do not attend to each other and each starts at position 0."
     )
     shuffle_window: int = described(
-        256, "Documents that a lane reads and permutes together; 1 keeps the order of the source.", "documents", ge=1
+        256,
+        "Documents that each stream reads and shuffles together; 1 keeps the order of the source.",
+        "documents",
+        ge=1,
     )
-    lanes: int | None = described(
+    streams: int | None = described(
         None,
-        "Independent streams that the data is cut into; row j of the global batch comes from lane j modulo lanes, so "
-        "the world size must divide it. Default: the largest divisor of the global batch up to 64.",
+        "Number of canonical streams that the data is split into. Row j of a global batch comes from stream j modulo "
+        "this number, so the world size must divide it. Default: the largest divisor of the global batch up to 64.",
         ge=1,
     )
     retry_seconds: float = described(

@@ -16,8 +16,9 @@ class Adapter(Section):
     targets: list[str] = described(
         [], "Names of the linear layers, such as q_proj; by default every linear layer but the head."
     )
-    whole: list[str] = described(
-        [], "Names of parts that are trained whole beside the adapters, such as bert.pooler.*; * stands for anything."
+    modules_to_save: list[str] = described(
+        [],
+        "Names of parameters that are trained in full beside the adapters, such as bert.pooler.*; * matches any text.",
     )
     quantize: Literal["nf4"] | None = described(
         None, "Hold the frozen weights in 4 bits (NF4, as QLoRA does); adapters keep the precision of training."

@@ -17,6 +17,7 @@ from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path,
 from shardyard.recipe.loading.overrides import forget_below
 from shardyard.recipe.loading.problems import mistyped_literals, problems_of, where
 from shardyard.recipe.loading.yaml_source import Document, parse_value, read_document
+from shardyard.recipe.renamed import RENAMED, current_name, warn
 from shardyard.recipe.sweep.rules import check
 from shardyard.recipe.sweep.schema import FIXED, Sweep
 from shardyard.recipe.sweep.trials import as_overrides, probes, shown
@@ -53,6 +54,8 @@ def load_sweep(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedSweep:
         message = f"is a recipe, not a sweep; `shardyard launch {name_or_path}` trains it"
         raise RecipeError(source, [Problem(source, "", message)])
     _override(document, overrides)
+    for old, place in document.renamed.items():
+        warn(place, old)
     sweep = _checked(document, source)
     base = _without_budget(_base(sweep, path, document, source))
     problems = [
@@ -101,7 +104,9 @@ def _override(document: Document, overrides: Sequence[str]) -> None:
             document.problems.append(Problem(f"-s {text[:60]}", "", str(error)))
             continue
         # What a sweep and a recipe both have, such as `name`, is the sweep's.
-        path = tuple(names) if names[0] in Sweep.model_fields else ("overrides", ".".join(names))
+        path = tuple(names) if names[0] in Sweep.model_fields else ("overrides", current_name(".".join(names)))
+        if ".".join(names) in RENAMED:
+            document.renamed[".".join(names)] = f"-s {text[:60]}"
         _set(document, path, value, f"-s {text[:60]}")
 
 

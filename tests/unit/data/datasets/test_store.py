@@ -80,7 +80,7 @@ def test_datasets_reads_the_features(tmp_path: Path) -> None:
     files = [str(path) for path in prepared_files("wordnet-glosses", "train")]
     dataset = datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
     assert dataset.features["label"].names == prepared_labels("wordnet-glosses")
-    assert dataset.reshard().num_shards == 64, "each of 64 lanes reads a row group of its own"
+    assert dataset.reshard().num_shards == 64, "each of 64 streams reads a row group of its own"
 
 
 def test_rows_lie_in_even_groups_in_mixed_order(tmp_path: Path) -> None:

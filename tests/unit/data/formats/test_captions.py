@@ -134,7 +134,7 @@ def test_a_long_answer_is_cut_and_counted(llava: Context) -> None:
 
 
 def test_a_blind_model_is_given_an_empty_picture(llava: Context) -> None:
-    blind = replace(llava, data=llava.data.model_copy(update={"blind": True}))
+    blind = replace(llava, data=llava.data.model_copy(update={"drop_inputs": True}))
     seen, unseen = (image_answers.make(one).row(question(), GENERATOR) for one in (llava, blind))
     assert seen["pixel_values"].any()
     assert not unseen["pixel_values"].any()

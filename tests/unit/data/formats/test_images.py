@@ -27,7 +27,7 @@ AUGMENTED = schema.Image(flip=True, crop_padding=2)
 
 def context(data: Path | None, model: Any, **fields: Any) -> Context:
     source = schema.Source(path=str(data), holdout=0.25)
-    return Context(schema.Data(train=[source], lanes=4, shuffle_window=8), model=model, **fields)
+    return Context(schema.Data(train=[source], streams=4, shuffle_window=8), model=model, **fields)
 
 
 def loader(data: Path, objective: str, model: Any, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
@@ -35,7 +35,7 @@ def loader(data: Path, objective: str, model: Any, *, rank: int = 0, world_size:
         context(data, model, image=AUGMENTED),
         objective=objective,
         global_batch=8,
-        lanes=4,
+        streams=4,
         seed=1,
         rank=rank,
         world_size=world_size,
@@ -122,7 +122,7 @@ def test_a_broken_picture_names_its_source_and_itself(tmp_path: Path) -> None:
     source = schema.Source(path=str(data))
     settings = Context(schema.Data(train=[source]), model=VIT)
     reading = TrainLoader(
-        settings, objective="image_classification", global_batch=8, lanes=4, seed=1, rank=0, world_size=1
+        settings, objective="image_classification", global_batch=8, streams=4, seed=1, rank=0, world_size=1
     )
     with pytest.raises(DataError, match=r"source .*broken\.parquet: the picture 'seven\.png' cannot be decoded"):
         list(itertools.islice(reading, 5))

@@ -123,7 +123,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("make_tokenizer", [tiny_wordpiece, byte_level])
 def test_whole_words_are_hidden_in_one_piece(make_tokenizer: Any) -> None:
     tokenizer = make_tokenizer()
-    text = "weight token model weight weight lane token weight batch token seed weight"
+    text = "weight token model weight weight stream token weight batch token seed weight"
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     word = np.array([text[: (start + end) // 2].count(" ") for start, end in offsets])
     assert len(word) > word[-1] + 1, "some word has several pieces"

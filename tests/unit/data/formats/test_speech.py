@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_counted() -> None:
 
 
 def test_a_blind_model_hears_the_same_of_everything() -> None:
-    rows = speech(blind=True)
+    rows = speech(drop_inputs=True)
     found = [rows.row([{"audio": wav(noise(t)), "text": "a"}], np.random.default_rng(0)) for t in (0.2, 1.0)]
     assert not found[0]["input_features"].any()
     assert not found[1]["input_features"].any()

@@ -85,7 +85,7 @@ def test_evaluation_keeps_whole_texts() -> None:
 
 
 def test_a_blind_row_has_no_source_but_its_end() -> None:
-    found, rows = made("s" * 99, "tt", blind=True, training=False)
+    found, rows = made("s" * 99, "tt", drop_inputs=True, training=False)
     assert found["input_ids"].tolist() == [SEPARATOR]
     assert found["attention_mask"].tolist() == [1]
     assert found["labels"].tolist() == row("s", "tt")["labels"].tolist()

@@ -163,15 +163,17 @@ def test_no_rank_runs_on_the_head() -> None:
     ("overrides", "expected"),
     [
         (["cluster.workers=6"], (1, "6")),
-        (["cluster.workers=12", "train.global_batch=1008", "data.lanes=12"], (2, "6")),
+        (["cluster.workers=12", "train.global_batch=1008", "data.streams=12"], (2, "6")),
         (["cluster.workers_per_node=4"], (32, "4")),
         (["cluster.placement=strict_spread"], (128, "1")),
         (["cluster.gpus_per_worker=0.5", "cluster.workers=1"], (1, "1")),
     ],
 )
 def test_gpus_of_a_pod(overrides: list[str], expected: tuple[int, str]) -> None:
-    lanes = [] if any("lanes" in override for override in overrides) else ["data.lanes=384", "train.global_batch=768"]
-    job = rayjob("gpt/llama2-7b", *lanes, *overrides)
+    streams = (
+        [] if any("streams" in override for override in overrides) else ["data.streams=384", "train.global_batch=768"]
+    )
+    job = rayjob("gpt/llama2-7b", *streams, *overrides)
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (group["replicas"], limits(job)["nvidia.com/gpu"]) == expected
 
