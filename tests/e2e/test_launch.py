@@ -202,13 +202,24 @@ def test_neither_ctrl_c_nor_kills_change_the_end(
     with Command("resume", "latest", runs=runs) as command:
         _kill_a_rank(command, after=stopped)
         _kill_the_driver(command)
+    _write_old_names(command.folder)
     with Command("resume", "latest", runs=runs) as command:
         code, output = command.finish()
     assert code == 0, output
+    assert "is now called" not in output
     resumed = [event["resumed_step"] for event in command.events("attempt")]
     assert resumed[:2] == [None, stopped]
     assert stopped < resumed[2] < resumed[3] < STEPS
     assert_same_weights(command, undisturbed[0])
+
+
+def _write_old_names(folder: Path) -> None:
+    """The run folder as if it had begun before `data.lanes` and `data.blind` were renamed."""
+    resolved = folder / "resolved.yaml"
+    text = resolved.read_text()
+    old = text.replace("  streams: 4\n", "  lanes: 4\n").replace("  drop_inputs: false\n", "  blind: false\n")
+    assert old.count("lanes: 4") == old.count("blind: false") == 1
+    resolved.write_text(old)
 
 
 def _interrupt(command: Command) -> int:

@@ -52,7 +52,8 @@ def test_an_old_name_is_read_with_a_warning_that_has_its_line(base: Path) -> Non
     with pytest.warns(RenamedFieldWarning) as caught:
         recipe = load_recipe(str(base)).recipe
     assert recipe.data.streams == 4
-    assert recipe.model.adapter is not None and recipe.model.adapter.modules_to_save == ["lm_head.*"]
+    assert recipe.model.adapter is not None
+    assert recipe.model.adapter.modules_to_save == ["lm_head.*"]
     texts = sorted(str(warning.message) for warning in caught)
     assert texts[0].endswith(
         "base.yaml:5: model.adapter.whole is now called model.adapter.modules_to_save; "
@@ -92,7 +93,8 @@ def test_both_names_in_one_file_are_refused(base: Path) -> None:
 def test_a_run_that_began_under_old_names_is_read_without_a_warning(tmp_path: Path) -> None:
     recipe = load_recipe("gpt/quickstart", ["data.streams=4"]).recipe
     old = dump_recipe(recipe).replace("streams: 4", "lanes: 4").replace("drop_inputs: false", "blind: false")
-    assert "streams" not in old and "drop_inputs" not in old
+    assert "streams" not in old
+    assert "drop_inputs" not in old
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(old)
     assert load_recipe(str(resolved)).recipe == recipe
