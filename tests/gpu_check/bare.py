@@ -232,7 +232,7 @@ def _steps(setting: Setting, name: str, *, micro_batch: int) -> dict[str, Any]:
     """Train on one batch again and again: bf16 weights, their copy in fp32 in the optimizer, as at ZeRO stage 0."""
     import torch
 
-    from shardyard.objectives.causal import causal_lm_loss
+    from shardyard.objectives.causal_lm.loss import causal_lm_loss
     from shardyard.tracking.metrics.meters import Throughput, device_name, peak_flops
 
     plan, model = _planned(setting, name, micro_batch)

@@ -13,8 +13,8 @@ from shardyard.engine.inference.zero_shot import measure_zero_shot
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.errors import DataError, UsageError
-from shardyard.objectives.contrastive import contrastive_loss
-from shardyard.objectives.gathering import gather_rows
+from shardyard.objectives.contrastive.gathering import gather_rows
+from shardyard.objectives.contrastive.loss import contrastive_loss
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.objectives.contrastive import recipe_fields, write_data

@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from shardyard.engine.inference.load import load_trained
 from shardyard.engine.inference.step_documents import documents_of_step
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
+from shardyard.objectives import registry
 from shardyard.recipe.loading.load import parse_recipe
-from shardyard.recipe.schema import ObjectiveName
 from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4
 STAGES = (0, 1, 2, 3)
 # causal_lm has tests of its own (test_parity, test_resume), with more families.
-OBJECTIVES = tuple(name for name in get_args(ObjectiveName) if name != "causal_lm")
+OBJECTIVES = tuple(name for name in registry.OBJECTIVES if name != "causal_lm")
 CASES = [(name, stage) for name in OBJECTIVES for stage in STAGES]
 
 

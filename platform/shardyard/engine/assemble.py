@@ -11,9 +11,9 @@ from shardyard.engine.deepspeed.engine import LearningRate, start_engine
 from shardyard.engine.hooks.hooks import EarlyStoppingHook, EvaluateHook, EventLog, Every, NullEventLog, SampleHook
 from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
+from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.metrics.machine import MachineWatch
@@ -111,7 +111,7 @@ def _early_stopping(recipe: Recipe, notes: EventLog) -> EarlyStoppingHook | None
     if settings is None:
         return None
     metric = settings.metric.rpartition("/")[2]
-    larger_is_better = OBJECTIVES[recipe.objective].metrics.get(metric, False)
+    larger_is_better = objective_spec(recipe.objective).metrics.get(metric, False)
     return EarlyStoppingHook(settings, notes, larger_is_better=larger_is_better)
 
 
@@ -131,7 +131,7 @@ def _add_hooks(session: Session, components: Components) -> None:
     if session.early_stopping is not None:
         session.hooks.append((at_evaluation, session.early_stopping))
     if recipe.sample.prompts:
-        chat = OBJECTIVES[recipe.objective].chat
+        chat = objective_spec(recipe.objective).chat
         sample = SampleHook(session.engine, session.tokenizer, recipe.sample, session.rank, session.notes, chat=chat)
         session.hooks.append((at_evaluation, sample))
     session.hooks.append((Every(plan.checkpoint_every, plan.steps), session.checkpoint))

@@ -23,10 +23,10 @@ from shardyard.engine.hooks.hooks import EvaluateHook, NullEventLog, SampleHook
 from shardyard.engine.job import Job
 from shardyard.engine.step import train_step
 from shardyard.engine.world import Rank, from_first
+from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.planning.plan_text import as_dict, resolved_text
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import shortened
 from shardyard.tracking.files import JsonlWriter, write_atomically
@@ -121,7 +121,7 @@ def measure(job: Job, rank: Rank) -> Pace:
         )
     ]
     if recipe.sample.prompts:
-        chat = OBJECTIVES[recipe.objective].chat
+        chat = objective_spec(recipe.objective).chat
         hooks.append(SampleHook(engine, components.tokenizer, recipe.sample, rank, NullEventLog(), chat=chat))
     try:
         times = _timed(lambda: train_step(engine, components.objective, next(loader), rank), rank)

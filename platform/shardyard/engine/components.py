@@ -20,9 +20,9 @@ from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.models.frozen import AdapterOff, frozen_causal_lm
 from shardyard.objectives.base import Objective
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.registry import make_objective
-from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.make import make_objective
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 
@@ -30,13 +30,13 @@ from shardyard.recipe.schema import Recipe
 @dataclass(frozen=True)
 class Components:
     """`tokenizer` is None for an objective without text, `processor` where there is none to save beside the weights;
-    `context` is that of training, and `parts` are what `objective` was made from."""
+    `context` is that of training, and `inputs` are what `objective` was made from."""
 
     tokenizer: Any
     config: PreTrainedConfig
     context: Context
     objective: Objective
-    parts: Parts
+    inputs: ObjectiveInputs
     processor: Any = None
 
 
@@ -50,7 +50,7 @@ def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrained
     Raises:
         DataError, ModelError: the tokenizer or the model's configuration cannot be had.
     """
-    if tokenizer is None and OBJECTIVES[recipe.objective].text:
+    if tokenizer is None and objective_spec(recipe.objective).text:
         tokenizer = load_tokenizer(recipe.tokenizer)
     config = config or architecture_config(
         recipe.model,
@@ -58,7 +58,7 @@ def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrained
         special_tokens=special_token_ids(tokenizer) if tokenizer is not None else None,
     )
     context = Context(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
-    parts = Parts(
+    inputs = ObjectiveInputs(
         loss=recipe.loss,
         audio=recipe.audio,
         experts=recipe.model.experts,
@@ -69,8 +69,8 @@ def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrained
         tokenizer=tokenizer,
         model=config,
     )
-    objective = make_objective(recipe.objective, parts)
-    return Components(tokenizer, config, context, objective, parts, make_processor(recipe.objective, context))
+    objective = make_objective(recipe.objective, inputs)
+    return Components(tokenizer, config, context, objective, inputs, make_processor(recipe.objective, context))
 
 
 def with_frozen(
@@ -85,10 +85,11 @@ def with_frozen(
         ModelError: the frozen model cannot be loaded, or has another vocabulary.
     """
     frozen: Callable[..., Any] | None = None
-    if recipe.objective == "preference" and recipe.model.adapter is not None and policy is not None:
+    spec = objective_spec(recipe.objective)
+    if spec.frozen == "reference" and recipe.model.adapter is not None and policy is not None:
         frozen = AdapterOff(policy)
-    elif recipe.objective in ("preference", "distillation"):
-        name = recipe.model.pretrained if recipe.objective == "preference" else recipe.distillation.teacher
+    elif spec.frozen is not None:
+        name = recipe.model.pretrained if spec.frozen == "reference" else recipe.distillation.teacher
         assert name is not None, "checked with the recipe"
         frozen = frozen_causal_lm(
             name,
@@ -99,7 +100,7 @@ def with_frozen(
         )
     if frozen is None:
         return components
-    return replace(components, objective=make_objective(recipe.objective, replace(components.parts, frozen=frozen)))
+    return replace(components, objective=make_objective(recipe.objective, replace(components.inputs, frozen=frozen)))
 
 
 def held_out(recipe: Recipe, components: Components, rows: int | None = None) -> HeldOut:

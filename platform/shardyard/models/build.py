@@ -14,8 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from shardyard.errors import ModelError
 from shardyard.models.pretrained import Loaded, load_weights, pretrained_config
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.image_tokens import picture_tokens
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Image, Model
 
 # What transformers raises for values that it cannot build a model from, depending on where it trips over them.
@@ -33,7 +33,7 @@ _REFUSALS = (
 
 def auto_class(objective: str = "causal_lm") -> Any:
     """The `Auto…` class with the head that the objective needs."""
-    return getattr(transformers, OBJECTIVES[objective].auto_class)
+    return getattr(transformers, objective_spec(objective).auto_class)
 
 
 def architecture_config(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import cross_entropy
-from shardyard.objectives.parts import Parts
 from shardyard.objectives.scores import perplexity
 
 
@@ -55,6 +55,6 @@ def _as_input(model: nn.Module, value: Tensor) -> Tensor:
     return as_model(model, value) if value.is_floating_point() else value
 
 
-def make(parts: Parts) -> Answers:
+def make(inputs: ObjectiveInputs) -> Answers:
     """From its sections of a recipe."""
-    return Answers(parts.loss.label_smoothing)
+    return Answers(inputs.loss.label_smoothing)

@@ -68,7 +68,7 @@ class Objective:
         return {f"train/loss_{term}": totals.mean(term) for term in self.weights} if len(self.weights) > 1 else {}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Metrics of an evaluation beside `loss`, by the names of `recipe/objectives.py`."""
+        """Metrics of an evaluation beside `loss`, by the names of its specification."""
         return {}
 
     def rows_to_collect(self, rows: int) -> int:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
-from shardyard.objectives.masked import num_correct, target_loss
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.masked_lm.loss import num_correct, target_loss
 from shardyard.recipe.schema import Loss
 
 TOP = 5
@@ -69,6 +69,6 @@ def _macro_f1(counts: Tensor) -> float:
     return float((2 * correct[there] / occurs[there]).mean()) if there.any() else 0.0
 
 
-def make(parts: Parts) -> Classification:
+def make(inputs: ObjectiveInputs) -> Classification:
     """From its sections of a recipe."""
-    return Classification(parts.loss)
+    return Classification(inputs.loss)

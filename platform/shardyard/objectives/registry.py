@@ -1,32 +1,72 @@
-"""Objectives by the names that recipes call them. A new one is one file beside this and one line below."""
+"""Objectives by the names that recipes call them. A new one is a folder beside this file and a name below."""
 
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 
-from shardyard.objectives.base import Objective
-from shardyard.objectives.parts import Parts
+from shardyard import plugins
+from shardyard.errors import UsageError
+from shardyard.objectives.spec import ObjectiveSpec
+from shardyard.suggest import suggestion
 
-# Name → module of this package with a function `make(parts)`; a run imports its own alone.
-_MODULES = {
-    "causal_lm": "causal",
-    "masked_lm": "masked",
-    "bert_pretraining": "bert_pretraining",
-    "seq2seq": "seq2seq",
-    "image_classification": "classification",
-    "text_classification": "classification",
-    "masked_image": "masked_image",
-    "contrastive": "contrastive",
-    "vision_language": "answers",
-    "speech_to_text": "speech_to_text",
-    "instruction": "answers",
-    "preference": "preference",
-    "distillation": "distilled",
-}
+# Each is a folder with its `spec.py`, in the order in which they are listed for people.
+OBJECTIVES = (
+    "causal_lm",
+    "masked_lm",
+    "bert_pretraining",
+    "seq2seq",
+    "image_classification",
+    "masked_image",
+    "contrastive",
+    "vision_language",
+    "speech_to_text",
+    "text_classification",
+    "instruction",
+    "preference",
+    "distillation",
+)
 
 
-def make_objective(name: str, parts: Parts) -> Objective:
-    """The objective that a recipe names."""
-    module = importlib.import_module(f"shardyard.objectives.{_MODULES[name]}")
-    return cast(Objective, module.make(parts))
+@cache
+def objective_spec(name: str) -> ObjectiveSpec:
+    """The specification of an objective: one of ours, of an installed package, or `module:name`.
+
+    Raises:
+        UsageError: there is no such objective, its code cannot be imported, or its name is taken.
+    """
+    if name in OBJECTIVES:
+        spec: ObjectiveSpec = importlib.import_module(f"shardyard.objectives.{name}.spec").SPEC
+        return spec
+    reference = plugins.find("objectives", name, OBJECTIVES)
+    if reference is None:
+        known = (*OBJECTIVES, *plugins.installed("objectives"))
+        raise UsageError(f"there is no objective {name!r}; {suggestion(name, known)}")
+    return _from_outside(name, reference)
+
+
+def specs() -> Iterator[ObjectiveSpec]:
+    """The specifications of all that come with Shardyard."""
+    return map(objective_spec, OBJECTIVES)
+
+
+def _from_outside(name: str, reference: str) -> ObjectiveSpec:
+    found = plugins.load(reference)
+    if not isinstance(found, ObjectiveSpec):
+        raise UsageError(f"{reference} is no ObjectiveSpec but {type(found).__name__}; see docs/extending.md.")
+    if found.name in OBJECTIVES:
+        raise UsageError(
+            f"{reference} calls itself {found.name!r}, which is a name of Shardyard's own; give it another name."
+        )
+    if not plugins.is_reference(name) and found.name != name:
+        raise UsageError(f"the entry point {name!r} leads to an objective called {found.name!r}; give both one name.")
+    # `:make` is in the module that the specification is in.
+    module = reference.rpartition(":")[0]
+    inside = {
+        key: module + value
+        for key in ("loss", "rows", "row_shape")
+        if (value := getattr(found, key)) is not None and value.startswith(":")
+    }
+    return replace(found, **inside)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
 
@@ -63,7 +63,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: i
         parameters //= world_size
         block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
         gathered = 2 * width * max(0, block)
-    if recipe.objective == "preference" and recipe.model.adapter is None:
+    if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
         parameters += width * architecture.parameters  # the reference model, whole on each rank
     # Weights in 4 bits are buffers, which ZeRO does not shard.
     parameters += round(NF4_BYTES_PER_WEIGHT * quantized)
@@ -105,7 +105,7 @@ def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -
     if architecture.activation_bytes_per_row is not None:
         return round(micro_batch * architecture.activation_bytes_per_row * _parameter_bytes(recipe) / 4)
     length = recipe.data.sequence_length or 0
-    tokens = micro_batch * OBJECTIVES[recipe.objective].sequences * length
+    tokens = micro_batch * objective_spec(recipe.objective).sequences * length
     scale = _parameter_bytes(recipe) / 2
     block = 34 * tokens * architecture.hidden_size * scale
     if recipe.model.attention == "eager":
@@ -117,7 +117,7 @@ def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -
 
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
     """Logits as the model gives them, in fp32 for the loss, and the gradient of both."""
-    length = (recipe.data.sequence_length or 0) * OBJECTIVES[recipe.objective].sequences
+    length = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
     logits = length * architecture.vocabulary
     if architecture.activation_bytes_per_row is not None:
         logits = architecture.logits_per_row

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardyard.errors import Problem, RecipeError
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture, flops_per_token
 from shardyard.planning.deepspeed_config import deepspeed_config
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.recipe.batching import default_streams
 from shardyard.recipe.lengths import in_steps
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
 from shardyard.recipe.schema import Precision, Recipe
 from shardyard.units import format_bytes, format_count
@@ -170,7 +170,7 @@ def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
     if architecture.tokens_per_row is not None:
         return architecture.tokens_per_row
     assert recipe.data.sequence_length is not None, "checked with the recipe"
-    return recipe.data.sequence_length * OBJECTIVES[recipe.objective].sequences
+    return recipe.data.sequence_length * objective_spec(recipe.objective).sequences
 
 
 def _check_experts(recipe: Recipe, world: World) -> None:
@@ -198,7 +198,7 @@ def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows:
             raise _refuse("train.micro_batch", f"{pinned} does not divide the {rows} rows of each rank")
         reasons["micro_batch"] = "pinned by train.micro_batch"
         return pinned
-    if OBJECTIVES[recipe.objective].whole_batch:
+    if objective_spec(recipe.objective).whole_batch:
         reasons["micro_batch"] = f"all rows of a rank: {recipe.objective} compares every row with every other"
         return rows
     limit = max(1, MAX_MICRO_BATCH_TOKENS // row_tokens(recipe, architecture))
@@ -267,7 +267,7 @@ def _flops(recipe: Recipe, architecture: Architecture, reasons: dict[str, str]) 
     if architecture.flops_per_row is not None:
         reasons["flops_per_token"] = f"3 × the products of a forward pass, counted on one row of {length} tokens"
         return flops_per_token(architecture, length)
-    length //= OBJECTIVES[recipe.objective].sequences
+    length //= objective_spec(recipe.objective).sequences
     reasons["flops_per_token"] = (
         f"6 × {format_count(architecture.matmul_parameters)} weights + 12 × {architecture.layers} layers × "
         f"{architecture.attention_width or architecture.hidden_size} × {length} (PaLM, appendix B)"

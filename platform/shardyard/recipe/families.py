@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shardyard.recipe.objectives import ObjectiveFacts
+from shardyard.objectives.spec import ObjectiveSpec
 
 # Handled by the base class for every family, beside its declared fields.
 _COMMON = frozenset(
@@ -69,9 +69,9 @@ class _Class:
     names: set[str] = field(default_factory=set)
 
 
-def families_with(objective: ObjectiveFacts) -> frozenset[str]:
+def families_with(objective: ObjectiveSpec) -> frozenset[str]:
     """Model types with the head that an objective needs."""
-    names = frozenset(_literal(_models() / "auto" / "modeling_auto.py", objective.heads) or {})
+    names = frozenset(_literal(_models() / "auto" / "modeling_auto.py", objective.head[1]) or {})
     return names if objective.families is None else names & objective.families
 
 

@@ -27,7 +27,7 @@ from shardyard.launch.run.local import run_local
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import world_of
 from shardyard.models.build import architecture_config, construct
-from shardyard.objectives.causal import causal_lm_loss
+from shardyard.objectives.causal_lm.loss import causal_lm_loss
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Cluster, Model, Network, Recipe
 from shardyard.tracking.metrics.machine import MachineWatch

@@ -22,7 +22,7 @@ from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_source, source_name
 from shardyard.data.stream.reader import START, ShareReader, share_of
 from shardyard.errors import DataError
-from shardyard.recipe.objectives import Kind
+from shardyard.objectives.spec import Kind
 from shardyard.recipe.schema import Source
 from support.data_cases import documents, write_jsonl
 

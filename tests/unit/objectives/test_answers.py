@@ -18,7 +18,7 @@ from shardyard.models.build import architecture_config, construct
 from shardyard.models.initialise import initialise
 from shardyard.objectives.answers import make
 from shardyard.objectives.base import Totals
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.recipe.schema import Data, Loss, Model, Source
 from support.tiny import CONFIGS
 
@@ -56,7 +56,7 @@ def test_the_loss_is_that_of_transformers(family: str) -> None:
     mask = torch.cat([rows["attention_mask"], torch.zeros(2, 1, dtype=torch.long)], 1)
     labels = torch.cat([torch.full((2, 1), -100), rows["labels"]], 1)
     expected = built(input_ids=ids, attention_mask=mask, labels=labels)
-    objective = make(Parts())
+    objective = make(ObjectiveInputs())
     counts = objective.counts(rows)
     assert counts == {"loss": len(" a") + len(" b, c") + len(" d") + 3}
     measured = objective.measure(built, rows)
@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_transformers(family: str) -> None:
 
 def test_padding_changes_nothing() -> None:
     rows, built = batch(), model("llama")
-    objective = make(Parts())
+    objective = make(ObjectiveInputs())
     together = objective.measure(built, rows).losses["loss"]
     length = int(rows["attention_mask"][0].sum())
     first = {name: tensor[:1, :length] for name, tensor in rows.items()}
@@ -83,7 +83,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_label_smoothing_is_that_of_the_recipe() -> None:
     rows, built = batch(), model("gpt2")
-    objective = make(Parts(loss=Loss(label_smoothing=0.1)))
+    objective = make(ObjectiveInputs(loss=Loss(label_smoothing=0.1)))
     logits = built(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
     expected = nn.functional.cross_entropy(
         logits.flatten(0, 1), rows["labels"].flatten(), label_smoothing=0.1, reduction="sum"
@@ -107,7 +107,7 @@ class Seeing(nn.Module):
 def test_everything_but_the_labels_goes_to_the_model() -> None:
     seeing = Seeing()
     rows = {"input_ids": torch.ones(1, 3, dtype=torch.long), "labels": torch.tensor([[-100, 2, -100]])}
-    measured = make(Parts()).measure(seeing, {**rows, "pixel_values": torch.ones(1, 3, 4, 4)})
+    measured = make(ObjectiveInputs()).measure(seeing, {**rows, "pixel_values": torch.ones(1, 3, 4, 4)})
     assert seeing.given.keys() == {"input_ids", "pixel_values", "use_cache"}
     assert seeing.given["pixel_values"].dtype == torch.bfloat16
     assert seeing.given["input_ids"].dtype == torch.long

@@ -10,10 +10,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
 from shardyard.objectives.base import IGNORED
-from shardyard.objectives.contrastive import LARGEST_SCALE, contrastive_loss
-from shardyard.objectives.gathering import gather_rows
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.registry import make_objective
+from shardyard.objectives.contrastive.gathering import gather_rows
+from shardyard.objectives.contrastive.loss import LARGEST_SCALE, contrastive_loss
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.make import make_objective
 
 SIDE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 END = 9
@@ -40,7 +40,7 @@ def pairs(rows: int) -> dict[str, torch.Tensor]:
 
 
 def test_the_loss_and_its_gradients_are_those_of_transformers(clip: CLIPModel) -> None:
-    batch, objective = pairs(6), make_objective("contrastive", Parts())
+    batch, objective = pairs(6), make_objective("contrastive", ObjectiveInputs())
     theirs = clip(**batch, return_loss=True).loss
     theirs.backward()
     expected = {name: p.grad.clone() for name, p in clip.named_parameters() if p.grad is not None}
@@ -54,7 +54,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(clip: CLIPModel) -
 
 
 def test_the_scale_ends_at_a_hundred(clip: CLIPModel) -> None:
-    batch, objective = pairs(4), make_objective("contrastive", Parts())
+    batch, objective = pairs(4), make_objective("contrastive", ObjectiveInputs())
     losses = []
     for scale in (LARGEST_SCALE, 10 * LARGEST_SCALE):
         clip.logit_scale.data.fill_(math.log(scale))
@@ -66,7 +66,7 @@ def test_the_scale_ends_at_a_hundred(clip: CLIPModel) -> None:
 
 
 def test_an_evaluation_compares_all_pairs_whatever_the_batches(clip: CLIPModel) -> None:
-    batch, objective = pairs(8), make_objective("contrastive", Parts())
+    batch, objective = pairs(8), make_objective("contrastive", ObjectiveInputs())
     clip.eval()
     assert objective.rows_to_collect(8) == 8
     assert float(objective.measure(clip, batch).losses["loss"]) == 0
@@ -89,7 +89,7 @@ def test_an_evaluation_compares_all_pairs_whatever_the_batches(clip: CLIPModel) 
 
 
 def test_collected_embeddings_have_length_one(clip: CLIPModel) -> None:
-    objective = make_objective("contrastive", Parts())
+    objective = make_objective("contrastive", ObjectiveInputs())
     with torch.no_grad():
         collected = objective.collect(clip.eval(), pairs(3), synchronised=False)
     for pair, scale in collected:
@@ -132,7 +132,7 @@ def test_the_loss_of_answers_is_that_of_llava() -> None:
     theirs = model(input_ids=ids, pixel_values=pixels, attention_mask=mask, labels=targets).loss
     shifted = torch.cat([targets[:, 1:], torch.full((2, 1), IGNORED)], dim=1)
     batch = {"input_ids": ids, "pixel_values": pixels, "attention_mask": mask, "labels": shifted}
-    objective = make_objective("vision_language", Parts())
+    objective = make_objective("vision_language", ObjectiveInputs())
     ours = objective.measure(model, batch).losses["loss"] / objective.counts(batch)["loss"]
     assert objective.counts(batch)["loss"] == 6
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from shardyard.models.frozen import frozen_causal_lm
 from shardyard.objectives.base import Totals
-from shardyard.objectives.distilled import make
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.distillation.loss import make
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.recipe.schema import Distillation
 from support.pretrained import write_pretrained
 
@@ -48,7 +48,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_both_terms_are_the_papers(models: tuple[Any, Any]) -> None:
     student, teacher = models
-    objective, rows = make(Parts(distillation=SETTINGS, frozen=teacher)), batch()
+    objective, rows = make(ObjectiveInputs(distillation=SETTINGS, frozen=teacher)), batch()
     measured = objective.measure(student, rows)
     inputs = {"input_ids": rows["input_ids"], "position_ids": rows["position_ids"]}
     kept = rows["labels"] != -100
@@ -68,14 +68,14 @@ def test_both_terms_are_the_papers(models: tuple[Any, Any]) -> None:
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(models: tuple[Any, Any]) -> None:
     _, teacher = models
-    measured = make(Parts(distillation=SETTINGS, frozen=teacher)).measure(teacher, batch())
+    measured = make(ObjectiveInputs(distillation=SETTINGS, frozen=teacher)).measure(teacher, batch())
     assert float(measured.losses["teacher"]) == pytest.approx(0.0, abs=1e-5)
     assert float(measured.losses["labels"]) > 1
 
 
 def test_gradients_reach_the_student_alone(models: tuple[Any, Any]) -> None:
     student, teacher = models
-    measured = make(Parts(distillation=SETTINGS, frozen=teacher)).measure(student, batch())
+    measured = make(ObjectiveInputs(distillation=SETTINGS, frozen=teacher)).measure(student, batch())
     measured.losses["teacher"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for name, parameter in student.named_parameters() if "wpe" not in name)

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.registry import make_objective
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.make import make_objective
 from shardyard.recipe import schema
 from support.objectives.image_classification import RESNET, VIT
 
@@ -39,7 +39,7 @@ def _batch(size: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_mean_is_the_loss_of_transformers(family: str) -> None:
     model, batch = _model(family), _batch(32 if family == "efficientnet" else 12)
-    objective = make_objective("image_classification", Parts(model=model.config))
+    objective = make_objective("image_classification", ObjectiveInputs(model=model.config))
     with torch.no_grad():
         mean = objective.measure(model, batch).losses["loss"] / objective.counts(batch)["loss"]
         assert float(mean) == pytest.approx(float(model(**batch).loss), rel=1e-5)
@@ -47,7 +47,9 @@ def test_the_mean_is_the_loss_of_transformers(family: str) -> None:
 
 def test_label_smoothing_is_that_of_the_recipe() -> None:
     model, batch = _model("vit"), _batch(12)
-    objective = make_objective("image_classification", Parts(loss=schema.Loss(label_smoothing=0.1), model=model.config))
+    objective = make_objective(
+        "image_classification", ObjectiveInputs(loss=schema.Loss(label_smoothing=0.1), model=model.config)
+    )
     logits = model(pixel_values=batch["pixel_values"]).logits
     expected = functional.cross_entropy(logits, batch["labels"], label_smoothing=0.1, reduction="sum")
     torch.testing.assert_close(objective.measure(model, batch).losses["loss"], expected)

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from shardyard.models.build import architecture_config, construct
 from shardyard.objectives.base import IGNORED, Objective, Totals
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.registry import make_objective
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.make import make_objective
 from shardyard.recipe.schema import Loss, Model
 
 VOCABULARY, ROWS, LENGTH, PAD = 97, 4, 20, 1
@@ -71,7 +71,7 @@ def test_masked_loss_and_gradient_are_those_of_transformers(family: str) -> None
     ours, theirs = (tiny_model(family, "masked_lm", **MASKED_FAMILIES[family]) for _ in range(2))
     expected = theirs(**masked_batch()).loss
     expected.backward()
-    found = total(make_objective("masked_lm", Parts()), ours, masked_batch())
+    found = total(make_objective("masked_lm", ObjectiveInputs()), ours, masked_batch())
     found.backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
@@ -83,7 +83,7 @@ def test_pretraining_loss_and_gradient_are_those_of_transformers(family: str) ->
     ours, theirs = (tiny_model(family, "bert_pretraining") for _ in range(2))
     expected = theirs(**pair_batch()).loss
     expected.backward()
-    found = total(make_objective("bert_pretraining", Parts()), ours, pair_batch())
+    found = total(make_objective("bert_pretraining", ObjectiveInputs()), ours, pair_batch())
     found.backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
@@ -92,7 +92,7 @@ def test_pretraining_loss_and_gradient_are_those_of_transformers(family: str) ->
 
 @pytest.mark.parametrize(("objective", "make_batch"), [("masked_lm", masked_batch), ("bert_pretraining", pair_batch)])
 def test_sums_add_up_over_micro_batches(objective: str, make_batch: Any) -> None:
-    model, batch, made = tiny_model("bert", objective), make_batch(), make_objective(objective, Parts())
+    model, batch, made = tiny_model("bert", objective), make_batch(), make_objective(objective, ObjectiveInputs())
     with torch.no_grad():
         whole = made.measure(model, batch)
         parts = [made.measure(model, rows(batch, part)) for part in (slice(0, 1), slice(1, 4))]
@@ -107,7 +107,7 @@ def test_sums_add_up_over_micro_batches(objective: str, make_batch: Any) -> None
 def test_a_batch_without_targets_adds_zero() -> None:
     model, batch = tiny_model("bert", "masked_lm"), masked_batch()
     batch["labels"] = torch.full_like(batch["labels"], IGNORED)
-    made = make_objective("masked_lm", Parts())
+    made = make_objective("masked_lm", ObjectiveInputs())
     measured = made.measure(model, batch)
     measured.losses["loss"].backward()
     assert float(measured.losses["loss"].detach()) == 0.0
@@ -117,7 +117,7 @@ def test_a_batch_without_targets_adds_zero() -> None:
 
 def test_metrics() -> None:
     model, batch = tiny_model("bert", "bert_pretraining"), pair_batch()
-    made = make_objective("bert_pretraining", Parts())
+    made = make_objective("bert_pretraining", ObjectiveInputs())
     with torch.no_grad():
         output = model(**{k: v for k, v in batch.items() if k not in ("labels", "next_sentence_label")})
         batch["labels"][batch["labels"] != IGNORED] = output.prediction_logits.argmax(-1)[batch["labels"] != IGNORED]
@@ -136,7 +136,7 @@ def test_metrics() -> None:
     assert found["nsp_accuracy"] == 0.75
     assert found["loss_mlm"] + found["loss_nsp"] == pytest.approx(made.total(totals))
     assert made.train_metrics(totals)["train/loss_nsp"] == found["loss_nsp"]
-    masked = make_objective("masked_lm", Parts())
+    masked = make_objective("masked_lm", ObjectiveInputs())
     metrics = masked.metrics(Totals({"loss": 20.0}, {"correct": torch.tensor(3)}, {"loss": 10}))
     assert metrics == {"perplexity": pytest.approx(7.389056), "accuracy": 0.3}
 
@@ -145,7 +145,7 @@ def test_the_loss_is_the_one_that_the_recipe_names() -> None:
     model, batch = tiny_model("bert", "masked_lm"), masked_batch()
     found = {}
     for loss in (Loss(), Loss(label_smoothing=0.2), Loss(name="focal", focal_gamma=0.0), Loss(name="focal")):
-        made = make_objective("masked_lm", Parts(loss=loss))
+        made = make_objective("masked_lm", ObjectiveInputs(loss=loss))
         found[loss] = float(total(made, model, batch).detach())
     plain, smooth, zero, focal = found.values()
     assert zero == pytest.approx(plain, rel=1e-6)

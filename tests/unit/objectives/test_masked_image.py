@@ -13,9 +13,9 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from shardyard.models.build import architecture_config, construct_pretrained
 from shardyard.models.initialise import initialise
 from shardyard.objectives.base import Totals
-from shardyard.objectives.masked_image import patches
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.registry import make_objective
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.make import make_objective
+from shardyard.objectives.masked_image.loss import patches
 from shardyard.recipe import schema
 from support.objectives.masked_image import MAE
 
@@ -38,7 +38,7 @@ def batch(rows: int = 6, channels: int = 1) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("channels", "mask_ratio"), [(1, 0.75), (3, 0.5), (3, 0.7)])
 def test_the_mean_is_the_loss_of_transformers(norm_pix_loss: bool, channels: int, mask_ratio: float) -> None:
     model = fresh(norm_pix_loss=norm_pix_loss, num_channels=channels, mask_ratio=mask_ratio)
-    objective = make_objective("masked_image", Parts(model=model.config))
+    objective = make_objective("masked_image", ObjectiveInputs(model=model.config))
     inputs = batch(channels=channels)
     measured, counts = objective.measure(model, inputs), objective.counts(inputs)
     totals = Totals({"loss": float(measured.losses["loss"].detach())}, {}, counts)
@@ -48,7 +48,7 @@ def test_the_mean_is_the_loss_of_transformers(norm_pix_loss: bool, channels: int
 
 def test_a_sum_over_rows_is_the_sum_over_micro_batches() -> None:
     model = fresh()
-    objective = make_objective("masked_image", Parts(model=model.config))
+    objective = make_objective("masked_image", ObjectiveInputs(model=model.config))
     inputs = batch(6)
     whole = objective.measure(model, inputs).losses["loss"]
     parts = [{name: value[cut] for name, value in inputs.items()} for cut in (slice(0, 2), slice(2, 6))]
@@ -58,7 +58,7 @@ def test_a_sum_over_rows_is_the_sum_over_micro_batches() -> None:
 def test_what_is_seen_does_not_count() -> None:
     """With a prediction that is right for hidden patches alone the loss is 0."""
     model = fresh(norm_pix_loss=False)
-    objective = make_objective("masked_image", Parts(model=model.config))
+    objective = make_objective("masked_image", ObjectiveInputs(model=model.config))
     inputs = batch(2)
     mask = model(**inputs).mask
     wrong = patches(inputs["pixel_values"], 3) + (1 - mask)[..., None] * 100

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from shardyard.models.build import architecture_config, construct
 from shardyard.objectives.base import IGNORED, count_targets
-from shardyard.objectives.causal import causal_lm_loss
+from shardyard.objectives.causal_lm.loss import causal_lm_loss
 from shardyard.recipe.schema import Model
 from support.tiny import CONFIGS
 

@@ -16,8 +16,8 @@ from shardyard.data.formats.preferences import make as make_rows
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.models.frozen import frozen_causal_lm
 from shardyard.objectives.base import Totals
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.preference import both, make
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.preference.loss import both, make
 from shardyard.recipe.schema import Data, Preference, Source
 from support.pretrained import write_pretrained
 
@@ -59,7 +59,7 @@ def log_probability(model: Any, pair: dict[str, str], answer: str) -> float:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_the_papers(models: tuple[Any, Any], smoothing: float) -> None:
     policy, reference = models
-    objective = make(Parts(preference=Preference(beta=BETA, label_smoothing=smoothing), frozen=reference))
+    objective = make(ObjectiveInputs(preference=Preference(beta=BETA, label_smoothing=smoothing), frozen=reference))
     loss, wins, margins = 0.0, 0, 0.0
     for pair in PAIRS:
         gains = {
@@ -81,7 +81,7 @@ def test_the_loss_is_the_papers(models: tuple[Any, Any], smoothing: float) -> No
 
 def test_a_policy_that_is_its_reference_loses_log_2(models: tuple[Any, Any]) -> None:
     policy, _ = models
-    objective = make(Parts(preference=Preference(beta=BETA), frozen=policy))
+    objective = make(ObjectiveInputs(preference=Preference(beta=BETA), frozen=policy))
     measured = objective.measure(policy, batch())
     assert float(measured.losses["loss"]) / 3 == pytest.approx(math.log(2), rel=1e-6)
     assert float(measured.observed["preferred"]) == 0
@@ -89,7 +89,7 @@ def test_a_policy_that_is_its_reference_loses_log_2(models: tuple[Any, Any]) -> 
 
 def test_a_step_raises_the_chosen_and_lowers_the_rejected(models: tuple[Any, Any]) -> None:
     policy, reference = models
-    objective = make(Parts(preference=Preference(beta=BETA), frozen=reference))
+    objective = make(ObjectiveInputs(preference=Preference(beta=BETA), frozen=reference))
     before = objective.measure(policy, batch())
     before.losses["loss"].backward()
     assert all(parameter.grad is None for parameter in reference.parameters())
@@ -114,7 +114,7 @@ def test_answers_of_unlike_lengths_share_a_pass() -> None:
 
 def test_how_rows_are_put_together_changes_nothing(models: tuple[Any, Any]) -> None:
     policy, reference = models
-    objective = make(Parts(preference=Preference(beta=BETA), frozen=reference))
+    objective = make(ObjectiveInputs(preference=Preference(beta=BETA), frozen=reference))
     together = objective.measure(policy, batch()).losses["loss"]
     alone = sum(objective.measure(policy, batch([pair])).losses["loss"] for pair in PAIRS)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)

@@ -15,8 +15,8 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from shardyard.errors import ModelError
 from shardyard.models.build import architecture_config, construct
 from shardyard.objectives.base import Measured, Totals
-from shardyard.objectives.causal import CausalLM, make
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.causal_lm.loss import CausalLM, make
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.routing import (
     Route,
     balance_loss,
@@ -252,7 +252,7 @@ def test_activation_checkpointing_counts_once_and_keeps_the_gradient() -> None:
 
 def test_a_dense_model_has_no_metrics_of_experts() -> None:
     model = tiny("llama", BASE)
-    objective = make(Parts(model=model.config))
+    objective = make(ObjectiveInputs(model=model.config))
     measured = objective.measure(model, batch())
     assert measured.observed == {}
     assert objective.train_metrics(totals(measured, objective.counts(batch()))) == {}

@@ -15,10 +15,10 @@ from shardyard.engine.hooks.generate import generate
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.objectives.base import Tensors
 from shardyard.objectives.decoding import decode, kept_texts
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import ctc
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.registry import make_objective
-from shardyard.objectives.seq2seq import EncoderDecoder
+from shardyard.objectives.make import make_objective
+from shardyard.objectives.seq2seq.loss import EncoderDecoder
 from shardyard.recipe.schema import Audio, Evaluate, Loss, Model
 from support.data_cases import SEPARATOR, bytes_tokenizer
 
@@ -59,7 +59,7 @@ def name_of(family: str) -> str:
 def objective(
     family: str, *, smoothing: float = 0.0, name: str = "cross_entropy", beams: int = 1, audio: Audio | None = None
 ) -> EncoderDecoder:
-    parts = Parts(
+    parts = ObjectiveInputs(
         audio=audio or Audio(),
         loss=Loss(name=name, label_smoothing=smoothing),
         evaluate=Evaluate(generate_rows=3, beams=beams),

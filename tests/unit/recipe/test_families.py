@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from shardyard import hardware
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe import families
-from shardyard.recipe.objectives import OBJECTIVES
 from support.waiting import PATIENCE_SECONDS
 
 
 def test_the_causal_families_are_those_of_transformers() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    assert families.families_with(OBJECTIVES["causal_lm"]) == frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert families.families_with(objective_spec("causal_lm")) == frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def test_the_activations_are_those_of_transformers() -> None:
@@ -63,9 +63,9 @@ def test_names_and_defaults_agree_with_the_configuration_class(family: str) -> N
 
 def test_nearly_every_family_is_understood() -> None:
     understood = [
-        name for name in families.families_with(OBJECTIVES["causal_lm"]) if families.config_fields(name) is not None
+        name for name in families.families_with(objective_spec("causal_lm")) if families.config_fields(name) is not None
     ]
-    assert len(understood) >= 0.95 * len(families.families_with(OBJECTIVES["causal_lm"]))
+    assert len(understood) >= 0.95 * len(families.families_with(objective_spec("causal_lm")))
 
 
 def test_inherited_fields_come_from_the_base_class() -> None:
@@ -80,8 +80,8 @@ def test_inherited_fields_come_from_the_base_class() -> None:
 def test_reading_is_fast_and_imports_nothing() -> None:
     script = (
         "import sys, time\nfrom shardyard.recipe import families\n"
-        "from shardyard.recipe.objectives import OBJECTIVES\nstart = time.process_time()\n"
-        "families.families_with(OBJECTIVES['causal_lm'])\n"
+        "from shardyard.objectives.registry import objective_spec\nstart = time.process_time()\n"
+        "families.families_with(objective_spec('causal_lm'))\n"
         "families.config_fields('llama'), families.activation_names()\n"
         "print(time.process_time() - start, [m for m in ('torch', 'transformers') if m in sys.modules])"
     )

@@ -50,8 +50,6 @@ Trust = Annotated[
 ]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
 
-# Objectives whose models answer with a text of its own instead of continuing the prompt.
-ANSWERING = frozenset({"seq2seq", "instruction", "preference"})
 _EXIT_CODES = {
     "finished": 0,
     "paused": 0,
@@ -345,19 +343,20 @@ def _objective_of(folder: RunFolder) -> str:
 
 
 def _next_command(folder: RunFolder) -> str:
-    from shardyard.recipe.objectives import OBJECTIVES
+    from shardyard.objectives.registry import objective_spec
 
-    if OBJECTIVES[_objective_of(folder)].generates:
+    if objective_spec(_objective_of(folder)).generates:
         return f'shardyard sample {typed(folder.path)} "your prompt"'
     return f"shardyard eval {typed(folder.path)}"
 
 
 def _last_samples(folder: RunFolder) -> list[str]:
+    from shardyard.objectives.registry import objective_spec
     from shardyard.tracking.files import read_jsonl
 
     samples = read_jsonl(folder.samples) if folder.samples.exists() else []
     last = [sample for sample in samples if sample["step"] == samples[-1]["step"]] if samples else []
-    between = " → " if _objective_of(folder) in ANSWERING else ""
+    between = " → " if objective_spec(_objective_of(folder)).answers else ""
     return [" ".join(f"{sample['prompt']}{between}{sample['text']}".split())[:160] for sample in last]
 
 

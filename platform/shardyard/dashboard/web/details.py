@@ -24,7 +24,7 @@ from shardyard.dashboard.index.files import (
     text_below,
 )
 from shardyard.dashboard.web.logs import ranks_of
-from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.objectives.registry import OBJECTIVES, objective_spec
 from shardyard.redaction import is_secret_name, scrub
 from shardyard.tracking.metrics import record
 
@@ -179,10 +179,9 @@ def commands(folder: Path, state: str) -> dict[str, str]:
     if state != "finished":
         found["resume"] = f"shardyard resume {name}"
     if objective := re.search(r"^objective: (\w+)$", text_below(folder, "resolved.yaml") or "", re.MULTILINE):
-        facts = OBJECTIVES.get(objective[1])
-        found["try"] = (
-            f'shardyard sample {name} "your prompt"' if facts and facts.generates else f"shardyard eval {name}"
-        )
+        # Only ours: to look at a run imports no code from outside.
+        generates = objective[1] in OBJECTIVES and objective_spec(objective[1]).generates
+        found["try"] = f'shardyard sample {name} "your prompt"' if generates else f"shardyard eval {name}"
     return found
 
 

@@ -1,38 +1,51 @@
-"""How the examples of each objective become rows. A new kind of row is one file here and one line below."""
+"""Row formats: how the examples of an objective become rows. A new one is one file here and its name below."""
 
 from __future__ import annotations
 
-import importlib
 from typing import cast
 
+from shardyard import plugins
 from shardyard.data.formats.inputs import Context
 from shardyard.data.stream.rows import Rows
+from shardyard.errors import UsageError
+from shardyard.objectives.registry import objective_spec
+from shardyard.suggest import suggestion
 
-__all__ = ["Context", "make_rows"]
+__all__ = ["FORMATS", "Context", "make_rows"]
 
-# Objective → module of this package with a function `make(context)`; a run imports its own alone.
-_MODULES = {
-    "causal_lm": "packed",
-    "distillation": "packed",
-    "masked_lm": "masked",
-    "bert_pretraining": "sentence_pairs",
-    "seq2seq": "translation",
-    "image_classification": "labelled_images",
-    "masked_image": "masked_images",
-    "text_classification": "labelled_text",
-    "contrastive": "captions",
-    "vision_language": "picture_answers",
-    "speech_to_text": "speech",
-    "instruction": "conversations",
-    "preference": "preferences",
-}
+# Modules of this package with a function `make(context)`.
+FORMATS = (
+    "packed",
+    "masked",
+    "sentence_pairs",
+    "translation",
+    "labelled_images",
+    "masked_images",
+    "labelled_text",
+    "captions",
+    "image_answers",
+    "speech",
+    "conversations",
+    "preferences",
+)
 
 
 def make_rows(objective: str, context: Context) -> Rows:
-    """The format of an objective.
+    """The row format of an objective; its module alone is imported.
 
     Raises:
         DataError: the tokenizer lacks a token that the format needs.
+        UsageError: the objective names a format that nobody brings.
     """
-    module = importlib.import_module(f"shardyard.data.formats.{_MODULES[objective]}")
-    return cast(Rows, module.make(context))
+    name = objective_spec(objective).rows
+    return cast(Rows, plugins.load(_reference(name))(context))
+
+
+def _reference(name: str) -> str:
+    if name in FORMATS:
+        return f"shardyard.data.formats.{name}:make"
+    found = plugins.find("formats", name, FORMATS)
+    if found is None:
+        known = (*FORMATS, *plugins.installed("formats"))
+        raise UsageError(f"there is no row format {name!r}; {suggestion(name, known)}")
+    return found

@@ -9,14 +9,14 @@ from transformers import CLIPImageProcessorPil
 from shardyard.data.formats.inputs import Context
 from shardyard.data.media.audio import feature_extractor
 from shardyard.data.media.images import Pictures
-from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.objectives.registry import objective_spec
 
 
 def make_processor(objective: str, context: Context) -> Any:
     """Something with `save_pretrained`, or None for an objective that reads text alone."""
-    if "audio" in OBJECTIVES[objective].sections:
+    if "audio" in objective_spec(objective).sections:
         return feature_extractor(context.model)
-    if "image" not in OBJECTIVES[objective].sections:
+    if "image" not in objective_spec(objective).sections:
         return None
     return image_processor(Pictures.for_model(context.image, context.model))
 

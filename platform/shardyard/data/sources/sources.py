@@ -23,8 +23,8 @@ from shardyard.data.sources import corpus
 from shardyard.data.sources.retry import TRANSIENT, Retry, Stopped
 from shardyard.data.sources.web import WEB, UnreachedError, be_patient
 from shardyard.errors import DataError, UnavailableError
+from shardyard.objectives.spec import Kind
 from shardyard.recipe.catalog.datasets import PREPARED_SETS
-from shardyard.recipe.objectives import Kind
 from shardyard.recipe.schema import Source
 from shardyard.redaction import VARIABLE_PREFIX, filled
 

@@ -12,7 +12,7 @@ from shardyard.data.stream.examples import ExampleStream
 from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.shuffle import Windows
 from shardyard.errors import DataError
-from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Source
 
 
@@ -28,8 +28,8 @@ def count_rows(context: Context, objective: str, seed: int) -> int:
             f"train.epochs: {source.path} is not a file of this machine, so its rows cannot be counted before "
             "training; give train.steps or train.tokens."
         )
-    facts = OBJECTIVES[objective]
-    opened = open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns)
+    spec = objective_spec(objective)
+    opened = open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns)
     reader = ShareReader(share_of(opened, 0, 1), Retry())
     stream = make_rows(objective, context).stream(
         Windows(reader, (seed, 0, 0), context.data.shuffle_window, repeat=False)

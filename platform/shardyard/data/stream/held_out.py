@@ -17,8 +17,8 @@ from shardyard.data.sources.sources import open_source, source_name
 from shardyard.data.stream.rows import Row, Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.errors import DataError
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe import schema
-from shardyard.recipe.objectives import OBJECTIVES
 
 SET_NAME = "validation"
 
@@ -77,14 +77,14 @@ def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "c
     Raises:
         DataError: nothing is held out, or a source cannot be read.
     """
-    data, facts = context.data, OBJECTIVES[objective]
+    data, spec = context.data, objective_spec(objective)
     chosen = validation_sources(data)
     if not chosen:
         names = ", ".join(source_name(source) for source in data.train)
         raise DataError(f"nothing is held out: give data.validation, or a `holdout` such as 0.01 to {names}.")
     retry = Retry(data.retry_seconds)
     sources = [
-        open_source(source, training=False, roles=facts.columns, optional=facts.optional_columns, retry=retry)
+        open_source(source, training=False, roles=spec.columns, optional=spec.optional_columns, retry=retry)
         for source in chosen
     ]
     format_ = make_rows(objective, context)

@@ -25,7 +25,7 @@ from shardyard.data.stream.rows import Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.errors import DataError
-from shardyard.recipe.objectives import OBJECTIVES
+from shardyard.objectives.registry import objective_spec
 
 __all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
 
@@ -171,10 +171,10 @@ class TrainLoader:
     ) -> None:
         assert streams % world_size == 0, "the world size must divide the streams"
         assert global_batch % world_size == 0, "the world size must divide the global batch"
-        data, facts = context.data, OBJECTIVES[objective]
+        data, spec = context.data, objective_spec(objective)
         retry, requests_before = Retry(data.retry_seconds), WEB.count
         opened = [
-            open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns, retry=retry)
+            open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns, retry=retry)
             for source in data.train
         ]
         self._sources = [with_shards(source, streams, retry) for source in opened]

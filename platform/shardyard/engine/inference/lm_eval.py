@@ -20,8 +20,8 @@ from shardyard.engine.checkpoint.tensor_files import only_tensors
 from shardyard.engine.inference.load import export_checkpoint, recipe_of
 from shardyard.errors import DataError, UsageError
 from shardyard.extras import install_command
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.catalog.datasets import PREPARED_SETS
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.tracking.run.folder import RunFolder
 
 # A `dataset_path` that names a prepared set instead of one of the hub.
@@ -38,7 +38,7 @@ def measure_run(
         RunFolderError, CheckpointError: there is no such model.
     """
     objective = recipe_of(folder).objective
-    if OBJECTIVES[objective].auto_class != "AutoModelForCausalLM":
+    if objective_spec(objective).auto_class != "AutoModelForCausalLM":
         raise UsageError(f"lm-eval measures models that continue text, and this run trained one for {objective}.")
     final = folder.path / "final"
     if step is None and final.is_dir():

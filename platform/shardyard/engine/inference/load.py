@@ -25,9 +25,9 @@ from shardyard.models.build import auto_class
 from shardyard.models.export.card import model_card
 from shardyard.models.export.export import export_model
 from shardyard.models.size.measure import measure_recipe
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.plan import World, make_plan
 from shardyard.recipe.loading.load import parse_recipe
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.metrics.record import evaluation_of
@@ -59,7 +59,7 @@ class Trained:
         Raises:
             UsageError: the objective gives no model that continues text.
         """
-        if not OBJECTIVES[self.recipe.objective].generates:
+        if not objective_spec(self.recipe.objective).generates:
             raise UsageError(
                 f"a model trained for {self.recipe.objective} does not continue a prompt; "
                 "`shardyard eval RUN` measures it."
@@ -73,7 +73,7 @@ class Trained:
                 device=self.device,
                 temperature=temperature,
                 seed=seed,
-                chat=OBJECTIVES[self.recipe.objective].chat,
+                chat=objective_spec(self.recipe.objective).chat,
                 tell=tell,
             )
             for prompt in prompts
@@ -121,7 +121,7 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
         model = auto_class(recipe.objective).from_pretrained(
             path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
         )
-    tokenizer = load_tokenizer(str(path)) if OBJECTIVES[recipe.objective].text else None
+    tokenizer = load_tokenizer(str(path)) if objective_spec(recipe.objective).text else None
     return Trained(recipe, model.to(device).eval(), tokenizer, device)
 
 

@@ -30,8 +30,8 @@ from shardyard.engine.components import Components, make_components
 from shardyard.engine.inference.load import recipe_of
 from shardyard.engine.inference.step_sources import check_sources
 from shardyard.errors import RunFolderError, UsageError
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.batching import default_streams
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder, typed
 
@@ -132,13 +132,11 @@ class _Maker:
     """Rows of a run, made again."""
 
     def __init__(self, recipe: Recipe, components: Components, streams: int) -> None:
-        data, facts = recipe.data, OBJECTIVES[recipe.objective]
+        data, spec = recipe.data, objective_spec(recipe.objective)
         self._streams = streams
         self._tokenizer = components.tokenizer
         self._sources: list[OpenSource] = [
-            with_shards(
-                open_source(source, training=True, roles=facts.columns, optional=facts.optional_columns), streams
-            )
+            with_shards(open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns), streams)
             for source in data.train
         ]
         self._weights = [source.weight for source in data.train]

@@ -19,6 +19,7 @@ from shardyard.engine.components import Components, held_out, make_components
 from shardyard.engine.inference.load import DEFAULT_MICRO_BATCH, Trained
 from shardyard.engine.step import to_device
 from shardyard.errors import DataError, UsageError
+from shardyard.objectives.registry import objective_spec
 from shardyard.objectives.scores import zero_shot_accuracy
 
 NAME = "{}"
@@ -42,7 +43,7 @@ def measure_zero_shot(
         DataError: the column is not there, or holds one class only.
     """
     recipe = trained.recipe
-    if recipe.objective != "contrastive":
+    if not objective_spec(recipe.objective).zero_shot:
         raise UsageError(
             f"--classes needs a model trained for contrastive; this one was trained for {recipe.objective}."
         )

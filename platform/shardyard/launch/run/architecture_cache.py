@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.recipe.catalog.shipped import PACKAGE, share_folder
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
 
@@ -118,7 +118,7 @@ def _path(recipe: Recipe) -> Path | None:
 
 
 def _tokenizer_files(recipe: Recipe) -> list[Path] | None:
-    if not OBJECTIVES[recipe.objective].text:
+    if not objective_spec(recipe.objective).text:
         return []
     given = Path(recipe.tokenizer).expanduser()
     shipped = share_folder("tokenizers") / f"{recipe.tokenizer}.yaml"

@@ -10,10 +10,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from shardyard.launch.run.architecture_cache import keep, recall
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import RunPlan, World, make_plan
 from shardyard.recipe.loading.load import parse_recipe
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
 
@@ -68,7 +68,7 @@ def _vocabulary(recipe: Recipe) -> int | None:
     """A recipe that gives the model's vocabulary can be planned without its tokenizer, which may lie on a hub."""
     from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 
-    if not OBJECTIVES[recipe.objective].text:
+    if not objective_spec(recipe.objective).text:
         return None
     text: dict[str, Any] = recipe.model.config.get("text_config", recipe.model.config)
     given = text.get("vocab_size")

@@ -21,11 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from shardyard.errors import ModelError
 from shardyard.models.adapters.nf4 import NF4Linear, dequantize
 from shardyard.models.pretrained import matching
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Adapter
 from shardyard.suggest import suggestion
 
-# Objectives whose head tells classes of the data: no pretrained model has it, so it is trained beside the adapters.
-_NEW_HEADS = frozenset({"text_classification", "image_classification"})
 _NAME = "default"
 
 
@@ -168,7 +167,7 @@ def _trained_whole(model: PreTrainedModel, adapter: Adapter, objective: str) -> 
     """The parts that the recipe names, and what lies outside the body where that is a head of classes."""
     chosen = set(_whole(model, adapter))
     body = {id(parameter) for parameter in model.base_model.parameters()}
-    new_head = objective in _NEW_HEADS
+    new_head = objective_spec(objective).new_head
     return [
         (name, parameter)
         for name, parameter in model.named_parameters()

@@ -6,28 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.plan import RunPlan
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe, Source
 from shardyard.redaction import scrub
 from shardyard.units import format_count
-
-# What the hub calls the task of an objective.
-_PIPELINES = {
-    "causal_lm": "text-generation",
-    "instruction": "text-generation",
-    "preference": "text-generation",
-    "distillation": "text-generation",
-    "masked_lm": "fill-mask",
-    "bert_pretraining": "fill-mask",
-    "seq2seq": "translation",
-    "image_classification": "image-classification",
-    "masked_image": "image-feature-extraction",
-    "contrastive": "zero-shot-image-classification",
-    "vision_language": "image-text-to-text",
-    "speech_to_text": "automatic-speech-recognition",
-    "text_classification": "text-classification",
-}
 
 
 def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], measured: Mapping[str, float]) -> str:
@@ -39,17 +22,17 @@ def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], measured:
     """
     provenance = info.get("provenance") or {}
     sources = "\n".join(f"- {_source(source)}" for source in recipe.data.train)
-    facts = OBJECTIVES[recipe.objective]
+    spec = objective_spec(recipe.objective)
     numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
     quality = f"{numbers} on {recipe.evaluate.rows} held-out rows" if numbers else "not measured"
-    vocabulary = f", {plan.architecture.vocabulary} entries" if facts.text else ""
+    vocabulary = f", {plan.architecture.vocabulary} entries" if spec.text else ""
     size = format_count(plan.architecture.parameters)
     length = f"{info.get('step', plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens"
     how = f"{plan.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
     text = f"""---
 library_name: transformers
-pipeline_tag: {_PIPELINES[recipe.objective]}
+pipeline_tag: {spec.task}
 tags: [shardyard, {recipe.model.family}]
 ---
 
@@ -62,7 +45,7 @@ tags: [shardyard, {recipe.model.family}]
 | architecture | {recipe.model.family}, {size} parameters |
 | paper | {recipe.paper or "none given"} |
 | objective | {recipe.objective} |
-| tokenizer | {recipe.tokenizer if facts.text else "none"}{vocabulary} |
+| tokenizer | {recipe.tokenizer if spec.text else "none"}{vocabulary} |
 | training | {length}, {how} |
 | optimizer | {recipe.optimizer.name}, {rate} |
 | held-out data | {quality} |
@@ -73,12 +56,18 @@ tags: [shardyard, {recipe.model.family}]
 {sources}
 
 ## Use
-
+{
+        f'''
+{spec.card}
+'''
+        if spec.card
+        else ""
+    }
 ```python
-from transformers import {facts.auto_class}{", AutoTokenizer" if facts.text else ""}
+from transformers import {spec.auto_class}{", AutoTokenizer" if spec.text else ""}
 
-model = {facts.auto_class}.from_pretrained("path/to/this/folder")
-{'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")' if facts.text else ""}
+model = {spec.auto_class}.from_pretrained("path/to/this/folder")
+{'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")' if spec.text else ""}
 ```
 
 ## Provenance

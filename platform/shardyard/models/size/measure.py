@@ -13,8 +13,8 @@ from shardyard.models.adapters.adapters import num_quantized, num_trainable
 from shardyard.models.build import architecture_config, skeleton
 from shardyard.models.pretrained import freeze
 from shardyard.models.size.row_cost import row_cost
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Model, Recipe
 
 
@@ -37,7 +37,7 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     """
     module = skeleton(recipe.model, config, recipe.objective)
     found = _trained_part(sizes(module, config, recipe.model.family), module, recipe)
-    if OBJECTIVES[recipe.objective].auto_class == "AutoModelForCausalLM":
+    if objective_spec(recipe.objective).row_shape is None:
         return found
     cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
     return replace(

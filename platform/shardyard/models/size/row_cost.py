@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,11 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shardyard.errors import ModelError
-from shardyard.recipe.image_shape import picture_shape
+from shardyard.models.size.row_shapes import row_shape
 from shardyard.recipe.schema import Data, Image
 
 # Forward and backward pass: the backward pass computes two products for each of the forward pass.
 PASSES = 3
-Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
     Raises:
         ModelError: the model does not take what its objective gives it.
     """
-    inputs, tokens = _INPUTS[objective](config, data, image)
+    inputs, tokens = row_shape(objective)(config, data, image)
     kept, products = _Kept(module), _Products()
     module.train()
     try:
@@ -151,68 +150,3 @@ def _unchecked() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def _ids(length: int) -> Tensor:
-    return torch.zeros((1, length), dtype=torch.long, device="meta")
-
-
-def _length(data: Data) -> int:
-    assert data.sequence_length is not None, "checked with the recipe"
-    return data.sequence_length
-
-
-def _text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    # Without a mask: it costs nothing, and some encoders look into it, which shapes alone cannot answer.
-    return {"input_ids": _ids(_length(data))}, _length(data)
-
-
-def _pair(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    source, target = data.source_length or _length(data), _length(data)
-    return {"input_ids": _ids(source), "decoder_input_ids": _ids(target)}, source + target
-
-
-def _picture(config: Any, image: Image) -> tuple[Tensor, int]:
-    """Pixels [1, C, H, W] and the number of patches: for convolutions those of a ViT, 16 pixels wide."""
-    shape = picture_shape(image, config)
-    patch = getattr(getattr(config, "vision_config", None) or config, "patch_size", None) or 16
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    patches = max(1, shape[1] // height) * max(1, shape[2] // width)
-    return torch.zeros((1, *shape), device="meta"), patches
-
-
-def _image(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    pixels, patches = _picture(config, image)
-    # Two rows: of one alone, normalisation over a batch refuses a feature map of one pixel.
-    return {"pixel_values": pixels.expand(2, -1, -1, -1)}, patches
-
-
-def _image_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    # Without a mask: to look into one takes its values.
-    pixels, patches = _picture(config, image)
-    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
-
-
-def _picture_answer(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    # The tokens of the picture are among those of the row; what it takes to make them is counted with the FLOPs.
-    pixels, _ = _picture(config, image)
-    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data)
-
-
-def _speech(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    frames = config.max_source_positions
-    features = torch.zeros((1, config.num_mel_bins, 2 * frames), device="meta")
-    return {"input_features": features, "decoder_input_ids": _ids(_length(data))}, frames + _length(data)
-
-
-_INPUTS: dict[str, Callable[[Any, Data, Image], tuple[Inputs, int]]] = {
-    "masked_lm": _text,
-    "bert_pretraining": _text,
-    "text_classification": _text,
-    "seq2seq": _pair,
-    "image_classification": _image,
-    "masked_image": _image,
-    "contrastive": _image_text,
-    "vision_language": _picture_answer,
-    "speech_to_text": _speech,
-}

@@ -151,6 +151,7 @@ _WORDS: dict[str, Callable[[Path, Any, Mapping[str, Any]], str]] = {
     "int_type": _number,
     "int_from_float": _number,
     "literal_error": _choice,
+    "plugins": lambda path, value, ctx: str(ctx["reason"]),
     "steps_or_share": _steps_or_share,
     "string_pattern_mismatch": _pattern,
     "float_type": _must("be a number"),

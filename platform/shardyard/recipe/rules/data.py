@@ -6,10 +6,10 @@ import glob
 import os
 from collections.abc import Iterator
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.catalog.datasets import PREPARED_SETS
 from shardyard.recipe.catalog.shipped import EMBEDDED_SOURCES
 from shardyard.recipe.fields import Path
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Data, Recipe, Source
 from shardyard.suggest import suggestion
 
@@ -65,7 +65,7 @@ def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, 
         yield "text_column", f"the embedded {name} has no columns; take it out"
         return
     named = {"text": source.text_column, **source.columns}
-    for role, kind in OBJECTIVES[objective].columns.items():
+    for role, kind in objective_spec(objective).columns.items():
         column = named.get(role, role)
         if columns.get(column) != kind:
             fitting = ", ".join(other for other, found in columns.items() if found == kind) or "none"
@@ -76,7 +76,7 @@ def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, 
 
 
 def _columns(source: Source, objective: str) -> Iterator[tuple[str, str]]:
-    roles = {**OBJECTIVES[objective].columns, **OBJECTIVES[objective].optional_columns}
+    roles = objective_spec(objective).all_columns
     for role in source.columns:
         if role not in roles:
             yield "columns", f"{objective} reads no {role!r}; {suggestion(role, roles)}"

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shardyard.objectives.registry import objective_spec, specs
 from shardyard.recipe import families
 from shardyard.recipe.fields import Path
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 
 Finding = tuple[Path, str]
 
-DECODING = ("seq2seq", "speech_to_text")
-# What answers about something, which can be left out.
-_WITH_SOURCE = (*DECODING, "vision_language")
 # Positions of Whisper's encoder; its features are made for whole seconds.
 _POSITIONS_PER_SECOND = 50
 
 
 def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
     """All findings about the fields that only encoder–decoders read."""
-    if recipe.data.source_length is not None and recipe.objective != "seq2seq":
-        yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for seq2seq; take it out"
-    if recipe.objective in DECODING:
+    spec = objective_spec(recipe.objective)
+    if recipe.data.source_length is not None and not spec.source_length:
+        owners = ", ".join(other.name for other in specs() if other.source_length)
+        yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for {owners}; take it out"
+    if spec.decodes:
         yield from _decoding(recipe)
         if recipe.model.pretrained is None:
             yield from _lengths(recipe)
@@ -32,7 +31,7 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
         yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
     if recipe.evaluate.beams > 1:
         yield ("evaluate", "beams"), f"{recipe.objective} has no decoded metrics; take it out"
-    if recipe.data.drop_inputs and recipe.objective not in _WITH_SOURCE:
+    if recipe.data.drop_inputs and not spec.reads_source:
         yield ("data", "drop_inputs"), f"{recipe.objective} has no inputs to drop; remove the field"
 
 
@@ -43,7 +42,7 @@ def _decoding(recipe: Recipe) -> Iterator[Finding]:
         yield ("evaluate", "beams"), "does nothing where no rows are decoded; set evaluate.generate_rows"
     stopping = recipe.evaluate.early_stopping
     metric = stopping.metric.rpartition("/")[2] if stopping is not None else ""
-    if metric in OBJECTIVES[recipe.objective].metrics.keys() - {"perplexity"}:
+    if metric in objective_spec(recipe.objective).metrics.keys() - {"perplexity"}:
         yield (
             ("evaluate", "early_stopping", "metric"),
             f"{metric} is measured on decoded rows, and none are decoded; set evaluate.generate_rows",

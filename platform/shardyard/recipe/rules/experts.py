@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from shardyard.objectives.registry import objective_spec, specs
 from shardyard.recipe import families
 from shardyard.recipe.expert_presets import EXPERT_PRESETS
 from shardyard.recipe.fields import Path
@@ -15,7 +16,6 @@ Finding = tuple[Path, str]
 # Names that families give to the number of experts, and to those of a token.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOICES = "num_experts_per_tok"
-_OBJECTIVE = "causal_lm"
 # DeepSpeed takes experts into groups of their own only for optimizers that it builds itself, and Muon needs whole
 # gradients, which it refuses with experts.
 _SPREAD_OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
@@ -33,10 +33,14 @@ def _losses(recipe: Recipe) -> Iterator[Finding]:
         if not getattr(recipe.model.experts, name):
             continue
         path = ("model", "experts", name)
-        if recipe.objective != _OBJECTIVE:
-            yield path, f"does nothing for the objective {recipe.objective}, only for {_OBJECTIVE}; take it out"
+        if not objective_spec(recipe.objective).experts:
+            yield path, f"does nothing for the objective {recipe.objective}, only for {_objectives()}; take it out"
         elif _is_dense(recipe):
             yield path, f"{recipe.model.family} has no experts; take it out, or use a family such as mixtral"
+
+
+def _objectives() -> str:
+    return " or ".join(spec.name for spec in specs() if spec.experts)
 
 
 def _router_without_gradient(recipe: Recipe) -> Iterator[Finding]:
@@ -85,9 +89,9 @@ def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
         (model.adapter is not None, ("model", "adapter"), f"cannot adapt {spread}; set model.experts.parallel to 1"),
         (bool(model.freeze), ("model", "freeze"), f"does not know {spread}; set model.experts.parallel to 1"),
         (
-            recipe.objective != _OBJECTIVE,
+            not objective_spec(recipe.objective).experts,
             ("model", "experts", "parallel"),
-            f"is for the objective {_OBJECTIVE}, not {recipe.objective}; set it to 1",
+            f"is for the objective {_objectives()}, not {recipe.objective}; set it to 1",
         ),
         (
             recipe.optimizer.name not in _SPREAD_OPTIMIZERS,

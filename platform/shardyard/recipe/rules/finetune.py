@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.catalog.datasets import PREPARED_SETS
 from shardyard.recipe.fields import Path
 from shardyard.recipe.initial_weights import PREPARED_FAMILIES, RUN, kind_of, recipe_of_run
@@ -13,16 +14,13 @@ from shardyard.recipe.schema import Recipe
 
 Finding = tuple[Path, str]
 
-# Objectives whose model has a head of classes that no checkpoint brings, so it is trained beside adapters.
-_NEW_HEADS = ("text_classification", "image_classification")
-
 
 def finetune_rules(recipe: Recipe) -> Iterator[Finding]:
     """All findings about pretrained weights, freezing, adapters, teachers and preferences."""
     yield from _names(recipe)
     yield from _family(recipe)
     yield from _adapter(recipe)
-    if recipe.objective == "preference" and recipe.model.pretrained is None:
+    if objective_spec(recipe.objective).frozen == "reference" and recipe.model.pretrained is None:
         yield (
             ("model",),
             "lacks pretrained: preferences tune a model that answers already; give a folder, a hub id or run:NAME",
@@ -80,7 +78,7 @@ def _adapter(recipe: Recipe) -> Iterator[Finding]:
             ("model", "adapter"),
             "adapts weights that were never trained; give model.pretrained, or take the adapter out",
         )
-    if adapter.modules_to_save and recipe.objective == "preference":
+    if adapter.modules_to_save and objective_spec(recipe.objective).frozen == "reference":
         yield (
             ("model", "adapter", "modules_to_save"),
             "would change the reference model, which is the trained one with its adapters switched off; take it out",

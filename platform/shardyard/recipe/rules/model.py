@@ -11,12 +11,12 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe import families
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec, is_file, tokenizer_specs
 from shardyard.recipe.fields import Path
 from shardyard.recipe.initial_weights import kind_of
 from shardyard.recipe.loading.problems import show
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.suggest import suggestion
 
@@ -47,7 +47,7 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
     yield from _tokenizer(recipe)
     yield from _pretrained(recipe)
     yield from _settings(recipe)
-    known = families.families_with(OBJECTIVES[recipe.objective])
+    known = families.families_with(objective_spec(recipe.objective))
     if recipe.model.family not in known:
         yield (
             ("model", "family"),
@@ -224,7 +224,7 @@ def _pretrained(recipe: Recipe) -> Iterator[Finding]:
 
 def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
     name = recipe.tokenizer
-    if not OBJECTIVES[recipe.objective].text:
+    if not objective_spec(recipe.objective).text:
         return
     if find_tokenizer_spec(name) is None and not _exists(name) and kind_of(name) == "other":
         if _looks_local(name) or name.endswith((".json", ".yaml")):

@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Iterator
 
 from shardyard import hardware
+from shardyard.errors import UsageError
+from shardyard.objectives.registry import objective_spec, specs
+from shardyard.objectives.spec import OPTIONAL_SECTIONS
 from shardyard.recipe.batching import default_streams, training_steps
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
-from shardyard.recipe.objectives import OBJECTIVES, OPTIONAL_SECTIONS
 from shardyard.recipe.rules.cluster import cluster_rules
 from shardyard.recipe.rules.data import data_rules
 from shardyard.recipe.rules.decoders import decoder_rules
@@ -47,6 +49,11 @@ _METRIC = "eval/validation/"
 
 def check(recipe: Recipe) -> list[Finding]:
     """All contradictions of a recipe whose fields are each valid, as (path, message)."""
+    try:
+        objective_spec(recipe.objective)
+    except UsageError as error:
+        # Nearly every rule asks what the objective reads.
+        return [(("objective",), str(error).removesuffix("."))]
     return [finding for rule in _RULES for finding in rule(recipe)]
 
 
@@ -171,7 +178,7 @@ def _zero(recipe: Recipe) -> Iterator[Finding]:
 
 def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
     stopping = recipe.evaluate.early_stopping
-    names = [_METRIC + name for name in ("loss", *OBJECTIVES[recipe.objective].metrics)]
+    names = [_METRIC + name for name in ("loss", *objective_spec(recipe.objective).metrics)]
     if stopping is not None and stopping.metric not in names:
         yield (
             ("evaluate", "early_stopping", "metric"),
@@ -181,19 +188,19 @@ def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
 
 def _objective(recipe: Recipe) -> Iterator[Finding]:
     """Sections and lengths against what the objective reads."""
-    facts = OBJECTIVES[recipe.objective]
+    spec = objective_spec(recipe.objective)
     for name in OPTIONAL_SECTIONS:
-        if name not in facts.sections and getattr(recipe, name) != type(getattr(recipe, name))():
-            owners = ", ".join(other for other, known in OBJECTIVES.items() if name in known.sections)
+        if name not in spec.sections and getattr(recipe, name) != type(getattr(recipe, name))():
+            owners = ", ".join(other.name for other in specs() if name in other.sections)
             yield (name,), f"does nothing for the objective {recipe.objective}, only for {owners}; take it out"
-    if facts.text and recipe.data.sequence_length is None:
+    if spec.text and recipe.data.sequence_length is None:
         yield ("data",), f"lacks sequence_length, the tokens of a row, which {recipe.objective} needs"
-    if not facts.text and recipe.train.tokens is not None:
+    if not spec.text and recipe.train.tokens is not None:
         yield ("train", "tokens"), f"{recipe.objective} has no tokens to count; give train.steps"
-    if recipe.sample.prompts and not facts.generates:
+    if recipe.sample.prompts and not spec.generates:
         yield ("sample", "prompts"), f"a model trained for {recipe.objective} continues no prompts; take them out"
     rows = recipe.train.global_batch // recipe.cluster.workers
-    if facts.whole_batch and recipe.train.micro_batch not in (None, rows):
+    if spec.whole_batch and recipe.train.micro_batch not in (None, rows):
         yield (
             ("train", "micro_batch"),
             (
@@ -203,7 +210,7 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
         )
     if recipe.loss.name == "focal" and recipe.loss.label_smoothing:
         yield ("loss", "label_smoothing"), "focal loss has none; take it out, or use cross_entropy"
-    if recipe.objective == "distillation" and recipe.distillation.teacher is None:
+    if spec.frozen == "teacher" and recipe.distillation.teacher is None:
         yield ("distillation",), "lacks teacher, the model to learn from"
 
 

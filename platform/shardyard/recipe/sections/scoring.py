@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from shardyard import plugins
+from shardyard.errors import UsageError
+from shardyard.objectives.registry import OBJECTIVES
 from shardyard.recipe.sections.base import Section, described
 
-ObjectiveName = Literal[
-    "causal_lm",
-    "masked_lm",
-    "bert_pretraining",
-    "seq2seq",
-    "image_classification",
-    "masked_image",
-    "contrastive",
-    "vision_language",
-    "speech_to_text",
-    "text_classification",
-    "instruction",
-    "preference",
-    "distillation",
-]
+
+def _one_of(value: Any, handler: ValidatorFunctionWrapHandler) -> str:
+    """A name of ours, of an installed package, or a reference; no code is imported to say so."""
+    if not isinstance(value, str) or value in OBJECTIVES:
+        return str(handler(value))
+    if plugins.is_reference(value):
+        return value
+    try:
+        others = plugins.installed("objectives", OBJECTIVES)
+    except UsageError as error:
+        raise PydanticCustomError("plugins", "{reason}", {"reason": str(error)}) from error
+    if value in others:
+        return value
+    *names, last = (repr(name) for name in (*OBJECTIVES, *others))
+    expected = f"{', '.join(names)} or {last}"
+    raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+
+
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Annotated[Literal[OBJECTIVES], WrapValidator(_one_of), PlainSerializer(str)]
 
 
 class Loss(Section):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.fields import Path, UnknownFieldError, field_at
 from shardyard.recipe.lengths import in_steps
-from shardyard.recipe.objectives import OBJECTIVES
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.schema import CHANGEABLE, FIXED, Parameter, Sweep
 from shardyard.suggest import suggestion
@@ -126,12 +126,12 @@ def _population(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
 
 def _objective(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
     metric = sweep.objective.metric
-    names = [EVALUATION + name for name in ("loss", *OBJECTIVES[recipe.objective].metrics)]
+    names = [EVALUATION + name for name in ("loss", *objective_spec(recipe.objective).metrics)]
     if metric not in names:
         hint = suggestion(metric, names)
         yield ("objective", "metric"), f"evaluations of {recipe.objective} have no {metric!r}; {hint}"
         return
-    larger = OBJECTIVES[recipe.objective].metrics.get(metric.removeprefix(EVALUATION), False)
+    larger = objective_spec(recipe.objective).metrics.get(metric.removeprefix(EVALUATION), False)
     if larger != (sweep.objective.mode == "max"):
         yield ("objective", "mode"), f"{'larger' if larger else 'smaller'} values of {metric} are better"
 

@@ -9,8 +9,8 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from shardyard.objectives import losses, scores
 from shardyard.objectives.base import Measured, Tensors, Totals, as_model
-from shardyard.objectives.parts import Parts
-from shardyard.objectives.seq2seq import EncoderDecoder
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.seq2seq.loss import EncoderDecoder
 
 # Lower case, no punctuation, no remarks in brackets: how Whisper's error rates are taken for any language.
 _normalise = BasicTextNormalizer()
@@ -23,9 +23,9 @@ class SpeechToText(EncoderDecoder):
     ends a text serves as the blank, so the model has no weight that transformers' does not have.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self._ctc, self._blank = parts.audio.ctc, parts.tokenizer.eos_token_id if parts.audio.ctc else 0
+    def __init__(self, given: ObjectiveInputs) -> None:
+        super().__init__(given)
+        self._ctc, self._blank = given.audio.ctc, given.tokenizer.eos_token_id if given.audio.ctc else 0
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
         """Log-Mel features [B, M, F] of M bins and F frames."""
@@ -55,6 +55,6 @@ class SpeechToText(EncoderDecoder):
         }
 
 
-def make(parts: Parts) -> SpeechToText:
+def make(given: ObjectiveInputs) -> SpeechToText:
     """From its sections of a recipe."""
-    return SpeechToText(parts)
+    return SpeechToText(given)

@@ -6,8 +6,8 @@ from torch import nn
 
 from shardyard.objectives import losses
 from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
-from shardyard.objectives.masked import chosen, num_correct
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.masked_lm.loss import chosen, num_correct
 
 
 class BertPretraining(Objective):
@@ -44,6 +44,6 @@ class BertPretraining(Objective):
         }
 
 
-def make(parts: Parts) -> BertPretraining:
+def make(inputs: ObjectiveInputs) -> BertPretraining:
     """From its sections of a recipe."""
     return BertPretraining()

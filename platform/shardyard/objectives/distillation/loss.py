@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.isolation import document_bounds
 from shardyard.objectives.losses import cross_entropy, distillation
-from shardyard.objectives.parts import Parts
 from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import Distillation as Settings
 
@@ -53,6 +53,6 @@ class Distilled(Objective):
         return {"perplexity": perplexity(totals.mean("labels")), **means}
 
 
-def make(parts: Parts) -> Distilled:
+def make(inputs: ObjectiveInputs) -> Distilled:
     """From its sections of a recipe, and the teacher."""
-    return Distilled(parts.distillation, parts.frozen)
+    return Distilled(inputs.distillation, inputs.frozen)

@@ -10,7 +10,7 @@ from shardyard.recipe import schema
 
 
 @dataclass(frozen=True)
-class Parts:
+class ObjectiveInputs:
     """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
 
     `sequence_length` is the most tokens of a row, and so of what is decoded. `frozen` is the teacher of a

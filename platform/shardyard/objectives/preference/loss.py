@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import dpo, sequence_log_probability
-from shardyard.objectives.parts import Parts
 from shardyard.recipe.schema import Preference as Settings
 
 _PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
@@ -71,6 +71,6 @@ def _padded(tensor: Tensor, length: int, fill: int) -> Tensor:
     return functional.pad(tensor, (0, length - tensor.shape[1]), value=fill)
 
 
-def make(parts: Parts) -> Preference:
+def make(inputs: ObjectiveInputs) -> Preference:
     """From its sections of a recipe, and the reference model."""
-    return Preference(parts.preference, parts.frozen)
+    return Preference(inputs.preference, inputs.frozen)

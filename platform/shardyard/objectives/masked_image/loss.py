@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shardyard.objectives.base import Measured, Objective, Tensors, as_model
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.inputs import ObjectiveInputs
 
 # Added to the variance of a patch before its root is divided by, as the paper's own code does.
 _EPSILON = 1e-6
@@ -48,7 +48,7 @@ def patches(pixels: Tensor, size: int) -> Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, size * size * channels)
 
 
-def make(parts: Parts) -> MaskedImage:
+def make(inputs: ObjectiveInputs) -> MaskedImage:
     """From the model's configuration."""
-    config: Any = parts.model
+    config: Any = inputs.model
     return MaskedImage(config.patch_size, config.mask_ratio, norm_pix_loss=config.norm_pix_loss)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from shardyard.objectives import losses
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import Loss
 
@@ -50,6 +50,6 @@ def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(-1) == labels).sum()
 
 
-def make(parts: Parts) -> MaskedLM:
+def make(inputs: ObjectiveInputs) -> MaskedLM:
     """From its sections of a recipe."""
-    return MaskedLM(parts.loss)
+    return MaskedLM(inputs.loss)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from shardyard.objectives.base import Measured, Objective, Tensors, as_model
-from shardyard.objectives.gathering import gather_rows
+from shardyard.objectives.contrastive.gathering import gather_rows
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import info_nce
-from shardyard.objectives.parts import Parts
 from shardyard.objectives.scores import recall_at_k
 
 LARGEST_SCALE = 100.0
@@ -104,6 +104,6 @@ def _whole_loss(images: Tensor, texts: Tensor, scale: Tensor) -> float:
     return total / len(images)
 
 
-def make(parts: Parts) -> Contrastive:
+def make(inputs: ObjectiveInputs) -> Contrastive:
     """It has no settings."""
     return Contrastive()

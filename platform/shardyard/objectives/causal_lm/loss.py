@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from shardyard.errors import ModelError
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.isolation import document_bounds
-from shardyard.objectives.parts import Parts
 from shardyard.objectives.routing import (
     balance_loss,
     expert_metrics,
@@ -106,7 +106,7 @@ class CausalLM(Objective):
         return {"loss": mean, "perplexity": perplexity(mean), **experts}
 
 
-def make(parts: Parts) -> CausalLM:
+def make(inputs: ObjectiveInputs) -> CausalLM:
     """From its sections of a recipe."""
-    has_experts = parts.model is not None and num_experts(parts.model) > 0
-    return CausalLM(parts.loss.label_smoothing, parts.experts, has_experts=has_experts)
+    has_experts = inputs.model is not None and num_experts(inputs.model) > 0
+    return CausalLM(inputs.loss.label_smoothing, inputs.experts, has_experts=has_experts)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shardyard.objectives import losses, scores
 from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
 from shardyard.objectives.decoding import decode, kept_texts
-from shardyard.objectives.parts import Parts
+from shardyard.objectives.inputs import ObjectiveInputs
 
 
 class EncoderDecoder(Objective):
@@ -22,10 +22,10 @@ class EncoderDecoder(Objective):
     B: rows, T: tokens of the longest text. `decoder_input_ids` and `labels` [B, T], and what `inputs` takes.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        assert parts.sequence_length is not None, "checked with the recipe"
-        self._loss, self._evaluate, self._tokenizer = parts.loss, parts.evaluate, parts.tokenizer
-        self._max_tokens = parts.sequence_length
+    def __init__(self, given: ObjectiveInputs) -> None:
+        assert given.sequence_length is not None, "checked with the recipe"
+        self._loss, self._evaluate, self._tokenizer = given.loss, given.evaluate, given.tokenizer
+        self._max_tokens = given.sequence_length
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
         """What the encoder reads, by the names of the model's arguments."""
@@ -91,6 +91,6 @@ class Seq2Seq(EncoderDecoder):
         }
 
 
-def make(parts: Parts) -> Seq2Seq:
+def make(given: ObjectiveInputs) -> Seq2Seq:
     """From its sections of a recipe."""
-    return Seq2Seq(parts)
+    return Seq2Seq(given)

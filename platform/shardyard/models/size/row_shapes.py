@@ -1,0 +1,98 @@
+"""One row of each kind as shapes on the meta device: what goes through a model when the cost of a row is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shardyard import plugins
+from shardyard.errors import ModelError
+from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.image_shape import picture_shape
+from shardyard.recipe.schema import Data, Image
+from shardyard.suggest import suggestion
+
+Inputs = dict[str, Tensor]
+RowShape = Callable[[Any, Data, Image], tuple[Inputs, int]]
+"""From configuration, `data` and `image` to the model's arguments [rows, …] and the positions of one row."""
+
+
+def row_shape(objective: str) -> RowShape:
+    """The shapes of an objective's rows.
+
+    Raises:
+        ModelError: the objective names shapes that there are not.
+    """
+    name = objective_spec(objective).row_shape
+    assert name is not None, "what a row of a decoder costs is computed in the plan"
+    if plugins.is_reference(name):
+        found: RowShape = plugins.load(name)
+        return found
+    if name not in _SHAPES:
+        raise ModelError(f"{objective} has rows of an unknown shape {name!r}; {suggestion(name, _SHAPES)}")
+    return _SHAPES[name]
+
+
+def _ids(length: int) -> Tensor:
+    return torch.zeros((1, length), dtype=torch.long, device="meta")
+
+
+def _length(data: Data) -> int:
+    assert data.sequence_length is not None, "checked with the recipe"
+    return data.sequence_length
+
+
+def _text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # Without a mask: it costs nothing, and some encoders look into it, which shapes alone cannot answer.
+    return {"input_ids": _ids(_length(data))}, _length(data)
+
+
+def _text_pair(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    source, target = data.source_length or _length(data), _length(data)
+    return {"input_ids": _ids(source), "decoder_input_ids": _ids(target)}, source + target
+
+
+def _picture(config: Any, image: Image) -> tuple[Tensor, int]:
+    """Pixels [1, C, H, W] and the number of patches: for convolutions those of a ViT, 16 pixels wide."""
+    shape = picture_shape(image, config)
+    patch = getattr(getattr(config, "vision_config", None) or config, "patch_size", None) or 16
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    patches = max(1, shape[1] // height) * max(1, shape[2] // width)
+    return torch.zeros((1, *shape), device="meta"), patches
+
+
+def _image_only(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    pixels, patches = _picture(config, image)
+    # Two rows: of one alone, normalisation over a batch refuses a feature map of one pixel.
+    return {"pixel_values": pixels.expand(2, -1, -1, -1)}, patches
+
+
+def _image_and_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # Without a mask: to look into one takes its values.
+    pixels, patches = _picture(config, image)
+    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
+
+
+def _image_within_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # The tokens of the picture are among those of the row; what it takes to make them is counted with the FLOPs.
+    pixels, _ = _picture(config, image)
+    return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data)
+
+
+def _speech(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    frames = config.max_source_positions
+    features = torch.zeros((1, config.num_mel_bins, 2 * frames), device="meta")
+    return {"input_features": features, "decoder_input_ids": _ids(_length(data))}, frames + _length(data)
+
+
+_SHAPES: dict[str, RowShape] = {
+    "text": _text,
+    "text_pair": _text_pair,
+    "image": _image_only,
+    "image_and_text": _image_and_text,
+    "image_within_text": _image_within_text,
+    "speech": _speech,
+}

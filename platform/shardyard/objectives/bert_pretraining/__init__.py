@@ -1,0 +1,1 @@
+"""BERT's pretraining: hidden tokens and next sentences."""

@@ -1,0 +1,18 @@
+"""The specification of `instruction`."""
+
+from __future__ import annotations
+
+from shardyard.objectives.spec import CAUSAL_LM, ObjectiveSpec
+
+SPEC = ObjectiveSpec(
+    name="instruction",
+    loss="shardyard.objectives.answers:make",
+    head=CAUSAL_LM,
+    columns={"messages": "messages"},
+    rows="conversations",
+    task="text-generation",
+    metrics={"perplexity": False, "token_accuracy": True},
+    generates=True,
+    chat=True,
+    answers=True,
+)

@@ -1,0 +1,1 @@
+"""Prediction of hidden tokens."""
