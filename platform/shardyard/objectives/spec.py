@@ -44,7 +44,7 @@ class ObjectiveSpec:
     generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template;
     answers: with a text of its own, which does not begin with the prompt.
     decodes: whether an encoder–decoder writes a text, for metrics of decoded rows; reads_source: whether it answers
-    about a source that `data.drop_inputs` can leave out; source_length: whether `data.source_length` limits that source.
+    about a source that `data.drop_inputs` drops; source_length: whether `data.source_length` limits that source.
     zero_shot: whether images and texts share a space, so that classes are found by their names.
     """
 
