@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +22,6 @@ class Rank:
     def is_first(self) -> bool:
         """Rank 0 writes what is written once."""
         return self.rank == 0
-
-
-class PendingSum:
-    """A sum over all ranks that is on its way."""
-
-    def __init__(self, values: Sequence[float], device: torch.device) -> None:
-        self._tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        self._work = distributed.all_reduce(self._tensor, async_op=True)
-
-    def wait(self) -> list[float]:
-        """The sums, one for each value given."""
-        if self._work is not None:
-            self._work.wait()
-        return [float(value) for value in self._tensor.tolist()]
-
-
-def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Element-wise sums over all ranks."""
-    return PendingSum(values, device).wait()
 
 
 def gather(value: Any, rank: Rank) -> list[Any]:

@@ -44,9 +44,10 @@ class Route:
 
     def tokens(self) -> Tensor:
         """[E], how many of the N·k choices fell on each expert."""
-        experts = self.logits.size(-1)
-        valid = self.chosen[self.chosen < experts]
-        return torch.bincount(valid.flatten(), minlength=experts)
+        # Neither a mask nor bincount: their sizes depend on values, for which the host would wait.
+        experts, chosen = self.logits.size(-1), self.chosen.flatten().long()
+        counts = torch.zeros(experts + 1, dtype=torch.int64, device=chosen.device)
+        return counts.scatter_add_(0, chosen.clamp(max=experts), torch.ones_like(chosen))[:experts]
 
 
 def num_experts(config: Any) -> int:
@@ -160,12 +161,12 @@ def z_loss(routes: Sequence[Route]) -> Tensor:
 def observe(routes: Sequence[Route]) -> dict[str, Tensor]:
     """Sums over a micro-batch of N tokens and L layers, from which `expert_metrics` is made."""
     with torch.no_grad():
-        rows = routes[0].logits.size(0)
+        rows, device = routes[0].logits.size(0), routes[0].logits.device
         return {
             _TOKENS: torch.stack([route.tokens() for route in routes]),  # [L, E]
             _ENTROPY: torch.stack([_entropy(route.probabilities()) for route in routes]),  # [L]
-            _CHOICES: torch.tensor(sum(route.chosen.numel() for route in routes)),
-            _ROUTED: torch.tensor(rows),
+            _CHOICES: torch.full((), sum(route.chosen.numel() for route in routes), device=device),
+            _ROUTED: torch.full((), rows, device=device),
             _BALANCE: balance_loss(routes) * rows,
         }
 

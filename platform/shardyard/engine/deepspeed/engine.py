@@ -182,7 +182,7 @@ def gradient_norm_unit(engine: deepspeed.DeepSpeedEngine) -> float:
     return float(engine.optimizer.loss_scale) if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0
 
 
-def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float | None:
+def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor | None:
     """The norm of the gradient, not clipped yet, of the coming update in fp32 without ZeRO, where DeepSpeed keeps none.
 
     None elsewhere, and between the micro-batches of a step. To be called after `backward`, which has averaged the
@@ -192,7 +192,7 @@ def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float | None:
     if others or not engine.is_gradient_accumulation_boundary():
         return None
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+    return torch.nn.utils.get_total_norm(gradients) if gradients else None
 
 
 class LearningRate:

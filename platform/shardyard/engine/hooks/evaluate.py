@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from shardyard.data.stream.held_out import HeldOut
-from shardyard.engine.step import Sums, to_device
-from shardyard.engine.world import Rank, gather, sum_over_ranks
+from shardyard.engine.step import to_device
+from shardyard.engine.sums import Sums, sum_over_ranks
+from shardyard.engine.world import Rank, gather
 from shardyard.objectives.base import Objective, Totals
 
 
@@ -44,7 +45,7 @@ def evaluate(
     sums, counts = _measure(model, objective, _passes(held_out, rank, held_out.num_rows, micro_batch), held_out, rank)
     terms = sorted(objective.weights)
     everything = sum_over_ranks([counts[term] for term in terms], rank.device)
-    totals, _ = sums.over_ranks(dict(zip(terms, everything, strict=True)), rank)
+    totals, _, _ = sums.over_ranks().to_host(dict(zip(terms, everything, strict=True)))
     scored: dict[str, float] = {}
     if decoded := min(held_out.num_rows, objective.rows_to_collect(held_out.num_rows)):
         passes = _passes(held_out, rank, decoded, micro_batch)
@@ -88,7 +89,7 @@ def _passes(held_out: HeldOut, rank: Rank, rows: int, micro_batch: int) -> list[
 def _measure(
     model: nn.Module, objective: Objective, passes: Sequence[list[int]], held_out: HeldOut, rank: Rank
 ) -> tuple[Sums, dict[str, float]]:
-    sums = Sums()
+    sums = Sums(rank.device)
     counts = dict.fromkeys(objective.weights, 0.0)
     with _evaluating(model):
         for rows in passes:
