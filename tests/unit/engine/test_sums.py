@@ -16,7 +16,7 @@ from shardyard.engine import step, sums
 from shardyard.engine.sums import Observed, RankSums, Sums
 from shardyard.engine.world import Rank
 from shardyard.objectives.base import Measured, Totals
-from shardyard.objectives.causal import CausalLM
+from shardyard.objectives.causal_lm.loss import CausalLM
 from shardyard.objectives.routing import Route
 from shardyard.recipe.schema import Experts
 
@@ -92,7 +92,7 @@ def test_no_micro_batch_waits_for_the_device(alone: None, monkeypatch: pytest.Mo
     """Four micro-batches of a mixture of experts on a device without values: reading one raises."""
     route = Route(torch.empty(64, 4, device=META), torch.empty(64, 2, dtype=torch.int64, device=META))
     objective = CausalLM(experts=Experts(balance=0.01, z_loss=0.01), has_experts=True)
-    monkeypatch.setattr("shardyard.objectives.causal.watching", lambda _: nullcontext([route]))
+    monkeypatch.setattr("shardyard.objectives.causal_lm.loss.watching", lambda _: nullcontext([route]))
     reads = []
     totals = Totals({"balance": 1.0, "loss": 4.0, "z": 1.0}, {}, {"balance": 1.0, "loss": 2.0, "z": 1.0})
 
