@@ -64,7 +64,7 @@ class Sums:
         distributed.all_reduce(flat)
         parts = [
             part.view(tensor.shape)
-            for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors, strict=True)
+            for part, tensor in zip(torch.split(flat, [tensor.numel() for tensor in tensors]), tensors, strict=True)
         ]
         return RankSums(
             losses=dict(zip(names, parts, strict=False)),
@@ -123,5 +123,5 @@ class Observed(Mapping[str, Tensor]):
 
 def _to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).cpu()
-    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
     return {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
