@@ -19,8 +19,9 @@ import pytest
 
 from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.run.prepare import prepare
+from shardyard.launch.schedulers.fit import world_on
 from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi
-from shardyard.launch.schedulers.ray.jobs import connect, submit, world_on
+from shardyard.launch.schedulers.ray.jobs import connect, submit
 from shardyard.recipe.loading.load import load_recipe
 from support.cli import COMMAND, write_recipe
 from support.cluster import RAY, free_port, ray_head
@@ -299,7 +300,7 @@ def test_ten_jobs_on_a_cluster_that_holds_two(cluster: Cluster, recipe: Path, ap
     loaded = load_recipe(
         str(recipe), ["cluster.workers=1", "train.steps=2", "schedule.warmup=1", "tracking.wandb.mode=disabled"]
     )
-    made = prepare(loaded.recipe, world_on(loaded.recipe, []))
+    made = prepare(loaded.recipe, world_on(loaded.recipe, None))
     sizes = [_resident(cluster)]
     ids = [
         submit(SubmitRequest(str(recipe), (), loaded, made, cluster.runs, f"job-{number}"), lambda line: None, api)

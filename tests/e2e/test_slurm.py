@@ -261,6 +261,7 @@ def test_a_job_that_can_never_start_is_said_so(cluster: Slurm, recipe: Path, tmp
     ).stdout
     (line,) = (line for line in listed.splitlines() if line.startswith(run))
     assert line.split("\t")[1:4] == ["large", "PENDING", "Slurm: PartitionConfig"]
+    assert line.endswith("\tslurm")
     with Command("stop", job_id, runs=runs) as command:
         assert command.finish()[0] == 0
     cluster.wait_for(lambda: cluster.state(job_id) == "CANCELLED", "the end of the job")

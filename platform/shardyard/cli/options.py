@@ -49,3 +49,17 @@ Try = Annotated[
     int | None,
     typer.Option("--try", min=1, metavar="STEPS", help="A short trial: so many steps, all else scaled to them."),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray's dashboard, http://HEAD:8265 (RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster started here), or "
+        "with --on kuberay a context of the kubeconfig.",
+    ),
+]
+OnScheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--on", metavar="SCHEDULER", autocompletion=complete.scheduler_names, help="Jobs of this scheduler alone."
+    ),
+]

@@ -22,6 +22,7 @@ from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.run import settle, world
 from shardyard.launch.run.settle import NodeAnswer, bf16_of_cpu_nodes, bf16_of_gpu_nodes
 from shardyard.launch.run.world import bf16_here, bf16_of_gpus, world_of
+from shardyard.launch.schedulers.registry import create
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.placement import ANYWHERE, Amount, Node, Placement, demand_of
 from shardyard.planning.plan import World, fixed, make_plan
@@ -166,7 +167,7 @@ def test_it_is_derived_for_the_devices_that_train(monkeypatch: pytest.MonkeyPatc
 def test_a_laptop_that_submits_to_gpus_plans_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "read_cpuinfo", lambda: "flags : avx2\n")
     loaded = load_recipe("gpt/quickstart", ["cluster.gpus_per_worker=1"])
-    plan = plan_of_submission(loaded, None)
+    plan = plan_of_submission(loaded, create("ray"), None)
     assert (plan.precision, plan.precision_known) == ("bf16", False)
 
 

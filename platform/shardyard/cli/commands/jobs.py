@@ -1,39 +1,25 @@
-"""`shardyard ps`, `logs`, `stop`, `wait` and `inspect`: jobs on a Ray cluster, and runs that are none."""
+"""`shardyard ps`, `logs`, `stop`, `wait` and `inspect`: jobs of every scheduler, and runs that are no jobs."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardyard.cli.commands import jobs_kuberay
-from shardyard.cli.commands.jobs_found import JobHandle, age_seconds, doing, find, folder_of, own
-from shardyard.cli.commands.submit import Address, at_address
-from shardyard.cli.options import AsJson, Quiet, RunsDir
+from shardyard.cli.options import Address, AsJson, OnScheduler, Quiet, RunsDir
 from shardyard.cli.view import complete, output
-from shardyard.cli.view.progress import whole_seconds
-from shardyard.errors import EXIT_FAILED, EXIT_TIMEOUT, ShardyardError, UsageError
-from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi
+from shardyard.cli.view import jobs as view
+from shardyard.errors import EXIT_FAILED, EXIT_TIMEOUT
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.folder import runs_folder, typed
 
 if TYPE_CHECKING:
-    from shardyard.cli.commands.jobs_slurm import SlurmFound
+    from shardyard.launch.schedulers.lookup import JobOrRun
 
-POLL_SECONDS = 1.0
-# A head that restarts, or a network that stumbles, does not end the wait for a job.
-PATIENCE_SECONDS = 120.0
-_Answer = TypeVar("_Answer")
-_COLUMNS = ("job", "name", "state", "doing", "age", "tags")
-
-OnKubernetes = Annotated[
-    Literal["kuberay"] | None, typer.Option("--on", help="kuberay: jobs of Kubernetes, by the ids that `ps` shows.")
-]
 JobName = Annotated[
     str,
     typer.Argument(
@@ -47,32 +33,31 @@ JobName = Annotated[
 def ps(
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Ended jobs, too.")] = False,
     address: Address = None,
-    on: OnKubernetes = None,
+    on: OnScheduler = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the jobs of a Ray cluster, and of Slurm where it is here, the newest first."""
-    from shardyard.cli.commands.jobs_slurm import list_in_slurm
-    from shardyard.launch.schedulers.ray.jobs import connect
+    """List the jobs of all schedulers that this host is set up for, the newest first."""
+    from shardyard.launch.schedulers.lookup import list_jobs
+    from shardyard.launch.schedulers.registry import chosen
 
-    if on == "kuberay":
-        jobs_kuberay.show(ended=show_all, as_json=as_json, quiet=quiet)
-        return
-    if address is None and (there := list_in_slurm(ended=show_all)):
-        _show_slurm(there, as_json=as_json, quiet=quiet)
-        return
-    api = connect(address)
-    listed = [job for job in reversed(own(api.jobs())) if show_all or job["status"] not in TERMINAL]
+    asked = chosen(on, address)
+    listing = list_jobs(asked, ended=show_all)
+    for scheduler, error in listing.failures:
+        output.note(f"warning: jobs of {scheduler.name} are not shown: {' '.join(str(error).split())}")
+    listed = list(reversed(listing.jobs))
     if quiet:
         for job in listed:
-            output.line(str(job["submission_id"]))
+            output.line(view.shown_id(job))
     elif as_json:
-        output.print_json([_facts(JobHandle(job, api, folder_of(job))) for job in listed])
+        output.print_json([view.job_facts(job) for job in listed])
     elif not listed:
-        more = "" if show_all else f"; `shardyard ps --all{at_address(address)}` lists those that have ended"
-        output.note(f"No job is waiting or running at {api.cluster.url}{more}.")
+        silent = {scheduler.name for scheduler, _ in listing.failures}
+        where = " and ".join(scheduler.where for scheduler in asked if scheduler.name not in silent)
+        more = "" if show_all else f"; `shardyard ps --all{reach(on, address)}` lists those that have ended"
+        output.note(f"No job is waiting or running at {where}{more}.")
     else:
-        output.print_table(_COLUMNS, [_row(job, api) for job in listed])
+        output.print_table(view.COLUMNS, [view.row(job) for job in listed])
 
 
 def logs(
@@ -81,17 +66,16 @@ def logs(
     rank: Annotated[int | None, typer.Option("--rank", min=0, help="The log of this rank.")] = None,
     lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines so far.")] = None,
     address: Address = None,
-    on: OnKubernetes = None,
+    on: OnScheduler = None,
     runs_dir: RunsDir = None,
 ) -> int:
     """Show what a job or a run wrote; with -f until it ends, and end with its exit code."""
-    if on == "kuberay":
-        return jobs_kuberay.logs(job, follow=follow_log)
-    found = find(job, address, runs_folder(runs_dir))
-    if follow_log:
-        return follow(found, rank=rank, lines=lines)
-    _write(_tail(_reader(found, rank)(), lines))
-    return 0
+    from shardyard.launch.schedulers.lookup import find
+
+    found = find(job, runs_folder(runs_dir), on=on, address=address)
+    file = None if rank is None else f"rank-{rank}.log"
+    write(found.logs(follow_log=follow_log, lines=lines, file=file))
+    return found.wait().exit_code if follow_log else 0
 
 
 def stop(
@@ -102,16 +86,14 @@ def stop(
         ),
     ],
     address: Address = None,
-    on: OnKubernetes = None,
+    on: OnScheduler = None,
     runs_dir: RunsDir = None,
 ) -> int:
     """Ask jobs or runs to end, each with a checkpoint. Exit code 1: the process of one was gone already."""
-    if on == "kuberay":
-        for name in jobs:
-            jobs_kuberay.stop(name)
-        return 0
+    from shardyard.launch.schedulers.lookup import find
+
     code = 0
-    for found in [find(name, address, runs_folder(runs_dir)) for name in jobs]:
+    for found in [find(name, runs_folder(runs_dir), on=on, address=address) for name in jobs]:
         if found.state == "lost":
             name = typed(found.folder.path) if found.folder is not None else found.id
             output.note(f"{found.id} {_gone_driver(found)}; `shardyard resume {name}` goes on with it.")
@@ -121,21 +103,9 @@ def stop(
             output.note(f"{found.id} has ended before ({found.state}).")
             continue
         found.stop()
-        output.note(f"{found.id} ends after this step, with a checkpoint; `{_wait(found, address)}` waits for it.")
+        waiting = f"`{_wait_command(found, on, address)}` waits for it"
+        output.note(f"{found.id} ends after this step, with a checkpoint; {waiting}.")
     return code
-
-
-def _wait(found: JobHandle, address: str | None) -> str:
-    """The command that waits for it, with what finds it."""
-    if found.job is None and found.folder is not None:
-        return f"shardyard wait {typed(found.folder.path)}"
-    return f"shardyard wait {found.id}{at_address(address)}"
-
-
-def _gone_driver(found: JobHandle) -> str:
-    """What became of a run that is lost."""
-    driver = (found.folder.info().get("driver") or {}) if found.folder is not None else {}
-    return f"cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone"
 
 
 def wait(
@@ -144,29 +114,32 @@ def wait(
         float | None, typer.Option("--timeout", min=0.0, help="Seconds to wait at most; then the exit code is 124.")
     ] = None,
     address: Address = None,
-    on: OnKubernetes = None,
+    on: OnScheduler = None,
     runs_dir: RunsDir = None,
 ) -> int:
     """Wait until a job or run ends, and end with its exit code."""
-    if on == "kuberay":
-        return jobs_kuberay.wait(job, timeout)
-    found = find(job, address, runs_folder(runs_dir))
-    deadline = time.monotonic() + timeout if timeout is not None else None
-    while not found.ended:
-        left = deadline - time.monotonic() if deadline is not None else POLL_SECONDS
-        if left <= 0:
-            output.note(f"{found.id} is still {found.state} after {timeout:g} s.")
-            return EXIT_TIMEOUT
-        time.sleep(min(POLL_SECONDS, left))
-        found = patiently(found.refreshed)
+    from shardyard.launch.schedulers.lookup import find
+
+    found = find(job, runs_folder(runs_dir), on=on, address=address).wait(timeout)
+    if not found.ended:
+        output.note(f"{found.id} is still {found.state} after {timeout:g} s.")
+        return EXIT_TIMEOUT
     output.note(f"{found.id} has ended: {found.state}, exit code {found.exit_code}.")
     return found.exit_code
 
 
-def inspect(job: JobName, address: Address = None, runs_dir: RunsDir = None, as_json: AsJson = False) -> None:
+def inspect(
+    job: JobName,
+    address: Address = None,
+    on: OnScheduler = None,
+    runs_dir: RunsDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Show everything about a job or a run: where it is, what it needs, how it ended."""
-    found = find(job, address, runs_folder(runs_dir))
-    facts = _facts(found)
+    from shardyard.launch.schedulers.lookup import find
+
+    found = find(job, runs_folder(runs_dir), on=on, address=address)
+    facts = view.facts(found)
     if as_json:
         output.print_json(facts | {"run": json.loads(encode(found.folder.info())) if found.folder else None})
         return
@@ -178,127 +151,30 @@ def inspect(job: JobName, address: Address = None, runs_dir: RunsDir = None, as_
         "ranks": info.get("world_size"),
         **{name: plan.get(name) for name in ("bundle", "placement", "network")},
     }
-    rows = [(name.replace("_", " "), _text(value)) for name, value in facts.items() if value not in (None, "", [])]
-    output.print_table(("", ""), rows)
+    output.print_table(("", ""), list(view.lines(facts)))
 
 
-def follow(found: JobHandle, *, rank: int | None = None, lines: int | None = None, shown: bool = True) -> int:
-    """Show the log of a job or run as it grows, to its end; returns its exit code."""
-    read, seen = _reader(found, rank, wait=True), 0
-    while True:
-        # Asked before the log is read, so that nothing is missed after the end.
-        found = patiently(found.refreshed)
-        ended, text = found.ended, patiently(read)
-        if shown:
-            _write(_tail(text, lines) if not seen else text[seen:])
-        seen = max(seen, len(text))
-        if ended:
-            return found.exit_code
-        time.sleep(POLL_SECONDS)
+def reach(on: str | None, address: str | None) -> str:
+    """The options that find the same scheduler again; "" where the environment says it."""
+    there = f" --on {on}" if on is not None else ""
+    return there + (f" --address {shlex.quote(address)}" if address is not None else "")
 
 
-def patiently(ask: Callable[[], _Answer]) -> _Answer:
-    """The answer of a cluster, which may be out of reach for a while.
-
-    Raises:
-        ShardyardError: it does not answer for too long.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return ask()
-        except ShardyardError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(POLL_SECONDS)
+def write(pieces: Iterable[str]) -> None:
+    """Print pieces of a log as they come."""
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
 
 
-def _reader(found: JobHandle, rank: int | None, *, wait: bool = False) -> Callable[[], str]:
-    """What gives the log so far.
-
-    Raises:
-        UsageError: this machine cannot read it.
-    """
-    if rank is None and found.job is not None and found.api is not None:
-        api, job_id = found.api, found.id
-        return lambda: api.logs(job_id)
-    name = found.log_name if rank is None else f"rank-{rank}.log"
-    folder = Path(found.folder.path if found.folder else (found.job or {})["metadata"]["shardyard_run_folder"])
-    path = folder / "logs" / name
-    if not wait and not path.is_file():
-        there = sorted(item.name for item in path.parent.glob("*.log"))
-        raise UsageError(
-            f"{path} is not there, or not on this machine; " + (f"there is {', '.join(there)}." if there else "try -f.")
-        )
-    return lambda: path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+def _wait_command(found: JobOrRun, on: str | None, address: str | None) -> str:
+    """The command that waits for it, with what finds it."""
+    if found.job is None and found.folder is not None:
+        return f"shardyard wait {typed(found.folder.path)}"
+    return f"shardyard wait {found.id}{reach(on, address)}"
 
 
-def _show_slurm(listed: Sequence[SlurmFound], *, as_json: bool, quiet: bool) -> None:
-    if quiet:
-        for found in listed:
-            output.line(found.id)
-    elif as_json:
-        output.print_json([_facts(found) for found in listed])
-    else:
-        output.print_table(_COLUMNS, [found.row() for found in listed])
-
-
-def _row(job: dict[str, Any], api: JobsApi) -> tuple[str, ...]:
-    metadata, folder = job["metadata"], folder_of(job)
-    log = api.logs(job["submission_id"]) if folder is None and job["status"] == "RUNNING" else None
-    return (
-        str(job["submission_id"]),
-        str(metadata.get("job_name", "")),
-        str(job["status"]),
-        doing(job, folder, log),
-        whole_seconds(age_seconds(job)),
-        str(metadata.get("shardyard_tags", "")),
-    )
-
-
-def _facts(found: JobHandle) -> dict[str, Any]:
-    """A job or run as plain data."""
-    job, folder = found.job, found.folder
-    if job is None:
-        assert folder is not None
-        code = found.exit_code if found.ended else None
-        return {"id": found.id, "state": found.state, "exit_code": code, "run_folder": str(folder.path)} | found.facts()
-    metadata = job["metadata"]
-    return {
-        "id": found.id,
-        "name": metadata.get("job_name"),
-        "state": job["status"],
-        "doing": doing(job, folder),
-        "exit_code": found.exit_code if found.ended else None,
-        "needs": metadata.get("shardyard_needs"),
-        "recipe": metadata.get("shardyard_recipe"),
-        "tags": [tag for tag in metadata.get("shardyard_tags", "").split(",") if tag],
-        "submitted": _moment(job.get("start_time")),
-        "ended": _moment(job.get("end_time")),
-        "age_seconds": round(age_seconds(job), 1),
-        "run_folder": metadata.get("shardyard_run_folder"),
-        "address": found.api.cluster.url if found.api is not None else None,
-        "message": job.get("message"),
-    }
-
-
-def _moment(milliseconds: int | None) -> str | None:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat() if milliseconds else None
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _tail(text: str, lines: int | None) -> str:
-    if lines is None:
-        return text
-    kept = text.splitlines(keepends=True)
-    return "".join(kept[len(kept) - min(lines, len(kept)) :])
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def _gone_driver(found: JobOrRun) -> str:
+    """What became of a run that is lost."""
+    driver = (found.folder.info().get("driver") or {}) if found.folder is not None else {}
+    return f"cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone"

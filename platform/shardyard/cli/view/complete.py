@@ -54,6 +54,13 @@ def run_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in (*ids, "latest") if ids and name.startswith(incomplete)]
 
 
+def scheduler_names(incomplete: str) -> list[str]:
+    """What carries out jobs."""
+    from shardyard.launch.schedulers.registry import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 def sweep_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     """Sweeps of the runs folder, by their folders."""
     from shardyard.tracking.run.folder import runs_folder

@@ -6,31 +6,35 @@ import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.files import select
 from shardyard.recipe.schema import Recipe
 
+# Where a job finds the files that a recipe names by relative path: they `travel` with it (--working-dir), its nodes
+# `share` the folder from which it was submitted, or it sees `none` of them.
+Files = Literal["travel", "share", "none"]
 _FIELDS = ("path", "tokenizer", "pretrained", "teacher")
 
 
-def refuse_unseen_files(recipe: Recipe, scheduler: str, working_dir: Path | None) -> None:
+def refuse_unseen_files(recipe: Recipe, files: Files, working_dir: Path | None) -> None:
     """Pass if every relative path or pattern of the recipe leads to files where the job runs.
 
-    On Ray a job runs in the folder that travels with it, under Slurm in the same folder as here or in `working_dir`,
-    which its nodes share, and on Kubernetes where nothing of this folder is.
+    Args:
+        files: whether a job runs in the folder that travels with it, in the same folder as here or in `working_dir`,
+            which its nodes share, or where nothing of this folder is.
 
     Raises:
         UsageError: one does not.
     """
     for field, pattern in relative_files(recipe):
-        if scheduler == "kuberay":
+        if files == "none":
             raise UsageError(
                 f"{field} is {pattern}, files of this folder, which pods do not see: put them into the image or onto "
                 "the claim of the runs, and give their absolute path there."
             )
-        if scheduler == "ray" and working_dir is None:
+        if files == "travel" and working_dir is None:
             raise UsageError(
                 f"{field} is {pattern}, files of this folder, which the cluster does not see: send the folder along "
                 "with --working-dir ., or give an absolute path that all nodes see."
@@ -43,7 +47,7 @@ def refuse_unseen_files(recipe: Recipe, scheduler: str, working_dir: Path | None
                 f"{field} is {pattern}, and --working-dir {working_dir} has no such files: name the folder that the "
                 "path starts from, or give an absolute path that all nodes see."
             )
-        if scheduler == "ray" and not _travels(working_dir.expanduser().absolute(), found):
+        if files == "travel" and not _travels(working_dir.expanduser().absolute(), found):
             raise UsageError(
                 f"{field} is {pattern}, whose files in {working_dir} stay behind, because they are ignored there: "
                 "change what is ignored, or give an absolute path that all nodes see."

@@ -36,15 +36,15 @@ def test_files_of_this_folder_do_not_go_to_a_cluster_by_themselves(pattern: str,
     recipe = recipe_for(pattern, here)
     assert list(relative_files(recipe)) == [("data.train[0].path", pattern)]
     with pytest.raises(UsageError, match=r"data.train\[0\].path is .*cluster does not see: send the folder along"):
-        refuse_unseen_files(recipe, "ray", None)
+        refuse_unseen_files(recipe, "travel", None)
     with pytest.raises(UsageError, match="which pods do not see"):
-        refuse_unseen_files(recipe, "kuberay", here)
-    refuse_unseen_files(recipe, "slurm", None)  # it runs in this folder, which its nodes share
-    refuse_unseen_files(recipe, "ray", here)
+        refuse_unseen_files(recipe, "none", here)
+    refuse_unseen_files(recipe, "share", None)  # it runs in this folder, which its nodes share
+    refuse_unseen_files(recipe, "travel", here)
     with pytest.raises(UsageError, match="has no such files: name the folder that the path starts from"):
-        refuse_unseen_files(recipe, "ray", here / "data" / "deep")
+        refuse_unseen_files(recipe, "travel", here / "data" / "deep")
     with pytest.raises(UsageError, match="has no such files"):
-        refuse_unseen_files(recipe, "slurm", here / "data" / "deep")
+        refuse_unseen_files(recipe, "share", here / "data" / "deep")
 
 
 def test_absolute_paths_and_names_are_left_alone(here: Path) -> None:
@@ -55,7 +55,7 @@ def test_absolute_paths_and_names_are_left_alone(here: Path) -> None:
 def test_files_that_are_ignored_do_not_travel(here: Path) -> None:
     (here / ".gitignore").write_text("data/\n")
     with pytest.raises(UsageError, match="stay behind, because they are ignored there"):
-        refuse_unseen_files(recipe_for("data/*.jsonl", here), "ray", here)
+        refuse_unseen_files(recipe_for("data/*.jsonl", here), "travel", here)
 
 
 def test_submit_refuses_a_pattern(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardyard.errors import ShardyardError
-from shardyard.launch.schedulers.ray.api import JobsApi, Target
+from shardyard.errors import ShardyardError, UsageError
+from shardyard.launch.schedulers.base import JobHandle, JobNotFoundError
+from shardyard.launch.schedulers.ray.api import JobsApi, Target, target
+from shardyard.launch.schedulers.ray.scheduler import RayScheduler
 
 
 class Server(HTTPServer):
@@ -104,3 +107,45 @@ def test_packages_that_are_there_and_not_there(server: Server) -> None:
     server.status = 403
     with pytest.raises(ShardyardError, match="does not take this token"):
         _api(server).has_package("a.zip")
+
+
+def test_jobs_of_others_are_left_to_ray(server: Server) -> None:
+    scheduler = RayScheduler()
+    scheduler._api = _api(server)
+    theirs = {"type": "SUBMISSION", "submission_id": "raysubmit_1", "metadata": None, "status": "RUNNING"}
+    ours = {
+        **{"type": "SUBMISSION", "submission_id": "gpt-1", "status": "STOPPED", "start_time": 1000, "end_time": 3000},
+        "metadata": {"shardyard_run": "gpt-1", "job_name": "first", "shardyard_tags": "a,b", "shardyard_cpus": "4"},
+    }
+    server.body = json.dumps([theirs, ours]).encode()
+    assert scheduler.list() == []
+    (job,) = scheduler.list(ended=True)
+    assert (job.job.id, job.name, job.state, job.submitted, job.ended_at) == ("gpt-1", "first", "STOPPED", 1.0, 3.0)
+    assert (job.tags, job.resources.cpus, job.exit_code) == (("a", "b"), 4.0, None)
+    server.body = json.dumps(theirs).encode()
+    with pytest.raises(JobNotFoundError, match=r"raysubmit_1 at .* is a job of Ray, and not one of Shardyard"):
+        scheduler.status(JobHandle("ray", "raysubmit_1"))
+    server.status = 404
+    with pytest.raises(JobNotFoundError, match="there is no job 'none' at http"):
+        scheduler.status(JobHandle("ray", "none"))
+
+
+def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SHARDYARD_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="--address http://HEAD:8265"):
+        target(None)
+    with pytest.raises(UsageError, match="no address of Ray's Jobs API"):
+        target("ftp://somewhere")
+
+
+def test_the_address_that_is_given_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDYARD_HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "http://second:8265")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert target("http://first:8265/").url == "http://first:8265"
+    assert target(None).url == "http://second:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://third:8265")
+    assert target(None).url == "http://third:8265"
+    assert target(None).token == "secret"

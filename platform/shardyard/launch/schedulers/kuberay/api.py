@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,25 +237,32 @@ def newest_pod(api: KubeApi, namespace: str, job: str) -> Any:
     return max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
 
-def pod_log(api: KubeApi, namespace: str, pod: str, *, follow: bool) -> Iterator[str]:
-    """Lines of a pod's output, without line ends; with `follow` until the pod ends."""
+def pod_log(api: KubeApi, namespace: str, pod: str, *, follow: bool, lines: int | None = None) -> Iterator[str]:
+    """Lines of a pod's output, without line ends, from its last `lines`; with `follow` until the pod ends."""
     with explained(api.server, f"the log of {namespace}/{pod}"):
         response = api.core.read_namespaced_pod_log(
             pod,
             namespace,
             follow=follow,
+            tail_lines=lines,
             _preload_content=False,
             _request_timeout=FOLLOW_TIMEOUTS if follow else TIMEOUTS,
         )
         rest = b""
         try:
             for chunk in response.stream(decode_content=True):
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in lines)
+                *whole, rest = (rest + chunk).split(b"\n")
+                yield from (line.decode(errors="replace") for line in whole)
             if rest:
                 yield rest.decode(errors="replace")
         finally:
             response.release_conn()
+
+
+def is_configured() -> bool:
+    """Whether this host has a kubeconfig, or is a pod, and the package that speaks to Kubernetes."""
+    files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+    return (_any_exists(files) or IN_A_POD.is_file()) and find_spec("kubernetes") is not None
 
 
 def _any_exists(files: str) -> bool:

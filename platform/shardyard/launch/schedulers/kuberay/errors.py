@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from shardyard.errors import ShardyardError, UsageError
+from shardyard.launch.schedulers.base import JobNotFoundError
 
 # Time-out of a request, and too many of them.
 _LATER = (408, 429)
+_MISSING = "it is not there"
 
 
 class RefusedError(UsageError):
@@ -20,6 +22,10 @@ class RefusedError(UsageError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class MissingError(RefusedError, JobNotFoundError):
+    """The server answered that the object is not there."""
 
 
 class UnreachableError(ShardyardError):
@@ -31,6 +37,7 @@ def explained(server: str, what: str) -> Iterator[None]:
     """Errors of the API as one paragraph.
 
     Raises:
+        MissingError: (a JobNotFoundError) the object is not there.
         RefusedError: (a UsageError) the server refused.
         UnreachableError: there is no server.
         ShardyardError: the server does not answer as it should, and may have done what was asked.
@@ -45,7 +52,9 @@ def explained(server: str, what: str) -> Iterator[None]:
             raise ShardyardError(
                 f"{what}: the Kubernetes API at {server} failed: {_message(error)}. Try again in a while."
             ) from error
-        raise RefusedError(error.status, f"{what}: {_why(error, what)}") from error
+        why = _why(error, what)
+        kind = MissingError if error.status == 404 and why.startswith(_MISSING) else RefusedError
+        raise kind(error.status, f"{what}: {why}") from error
     except (HTTPError, OSError) as error:
         unsent = isinstance(getattr(error, "reason", error), (NewConnectionError, ConnectTimeoutError))
         raise (UnreachableError if unsent else ShardyardError)(
@@ -71,7 +80,7 @@ def _why(error: Any, what: str) -> str:
             "cluster/kuberay/README.md says how to install it."
         )
     if error.status == 404:
-        return f"it is not there ({message}). `kubectl get rayjobs --all-namespaces` lists the jobs."
+        return f"{_MISSING} ({message}). `kubectl get rayjobs --all-namespaces` lists the jobs."
     if error.status == 409:
         return f"{message}. Give the job another name with --name, or delete the one that is there."
     if "unknown field" in message and "authOptions" in message:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from shardyard import __version__
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UsageError
@@ -51,7 +51,7 @@ class KubeJob:
 
     id: `namespace/name`. run_id: of its run folder. state: one of Ray's PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED.
     message: what it waits for, or why it failed. exit_code: of a job that has ended.
-    created, started, ended: ISO 8601, where it got that far.
+    created, started, ended: ISO 8601, where it got that far. nodes, cpus, gpus: of its workers.
     """
 
     id: str
@@ -64,6 +64,10 @@ class KubeJob:
     started: str | None
     ended: str | None
     ray_cluster: str | None
+    tags: tuple[str, ...] = ()
+    nodes: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
 
 
 def submit(request: SubmitRequest, say: Say) -> str:
@@ -156,9 +160,15 @@ def cancel(job_id: str, context: str | None = None) -> None:
 
 
 def logs(
-    job_id: str, *, follow: bool = False, context: str | None = None, sleep: Callable[[float], None] = time.sleep
+    job_id: str,
+    *,
+    follow: bool = False,
+    lines: int | None = None,
+    context: str | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
-    """Lines of the driver's output, without line ends; with `follow` from when there is some until the job is over.
+    """Lines of the driver's output, without line ends, from its last `lines`; with `follow` from when there is some
+    until the job is over.
 
     Raises:
         ShardyardError, UsageError: there is no such job or, without `follow`, no output yet.
@@ -169,7 +179,7 @@ def logs(
         job = _job(api, kube.get_job(api, namespace, name))
         pod = kube.newest_pod(api, namespace, name)
         if pod is not None and pod.status.phase in ("Running", "Succeeded", "Failed"):
-            yield from kube.pod_log(api, namespace, pod.metadata.name, follow=follow)
+            yield from kube.pod_log(api, namespace, pod.metadata.name, follow=follow, lines=lines)
             return
         if not follow or job.state not in ("PENDING", "RUNNING"):
             raise UsageError(f"{job.id} is {job.state} and has no output{f': {job.message}' if job.message else ''}.")
@@ -208,7 +218,28 @@ def _job(api: kube.KubeApi, item: dict[str, Any]) -> KubeJob:
         started=status.get("startTime"),
         ended=status.get("endTime"),
         ray_cluster=status.get("rayClusterName") or None,
+        tags=tuple(tag for tag in annotations.get(f"{PREFIX}/tags", "").split(", ") if tag),
+        **_sizes(item),
     )
+
+
+class _Sizes(TypedDict, total=False):
+    nodes: int
+    cpus: float
+    gpus: float
+
+
+def _sizes(item: dict[str, Any]) -> _Sizes:
+    """What its workers have, as `render.cluster_spec` wrote it; empty where somebody else wrote the manifest."""
+    try:
+        groups = item["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        counts = [int(group["replicas"]) for group in groups]
+        have = [group["rayStartParams"] for group in groups]
+        cpus = sum(count * float(one["num-cpus"]) for count, one in zip(counts, have, strict=True))
+        gpus = sum(count * float(one["num-gpus"]) for count, one in zip(counts, have, strict=True))
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {"nodes": sum(counts), "cpus": cpus, "gpus": gpus}
 
 
 def _state(item: dict[str, Any]) -> tuple[str, str]:

@@ -21,10 +21,11 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.local_cluster.network import knock
 from shardyard.launch.local_cluster.nodes import ClusterRecord, read_record
 from shardyard.launch.local_cluster.token import check_token, mend_ray_token, ray_token_path
+from shardyard.launch.schedulers.base import ENDED, JobNotFoundError
 
 TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
-TERMINAL = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+TERMINAL = ENDED
 # What the head says while the process that starts drivers is not up yet; it has waited some seconds for it by then.
 _NO_AGENT = "No available agent"
 _AGENT_SECONDS = 60.0
@@ -38,6 +39,15 @@ class Target:
     url: str
     token: str | None
     record: ClusterRecord | None = None
+
+
+def is_named() -> bool:
+    """Whether the environment, or a cluster that was started on this machine, says which one is meant."""
+    given = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if given not in (None, "", "auto", "local"):
+        return True
+    record = read_record()
+    return record is not None and record.dashboard is not None
 
 
 def target(address: str | None) -> Target:
@@ -132,8 +142,18 @@ class JobsApi:
         return sorted(found, key=lambda job: (job.get("start_time") or 0, job.get("submission_id")))
 
     def job(self, submission_id: str) -> dict[str, Any]:
-        """One job."""
-        found: dict[str, Any] = self.get(f"/api/jobs/{urllib.parse.quote(submission_id)}")
+        """One job.
+
+        Raises:
+            JobNotFoundError: the cluster knows no such job.
+            ShardyardError: it does not answer.
+        """
+        try:
+            found: dict[str, Any] = self.get(f"/api/jobs/{urllib.parse.quote(submission_id, safe='')}")
+        except ShardyardError as error:
+            if getattr(error.__cause__, "code", None) == 404:
+                raise JobNotFoundError(f"there is no job {submission_id!r} at {self.cluster.url}.") from error
+            raise
         return found
 
     def logs(self, submission_id: str) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.errors import ShardyardError, UsageError
-from shardyard.hardware import computes_on_cpu
 from shardyard.launch.jobs import secrets
 from shardyard.launch.jobs.files import Selection
 from shardyard.launch.jobs.package import checked_files, in_short, listing, package
@@ -25,11 +24,10 @@ from shardyard.launch.jobs.submission import Say, SubmitRequest
 from shardyard.launch.local_cluster.nodes import home
 from shardyard.launch.local_cluster.token import ray_token_path, token_path
 from shardyard.launch.schedulers.ray.api import JobsApi, target
-from shardyard.planning.placement import Amount, Node, demand_of, judge
-from shardyard.planning.plan import World
+from shardyard.planning.placement import Amount, Node, demand_of
 from shardyard.recipe.schema import Recipe
 from shardyard.redaction import scrub_all
-from shardyard.units import format_bytes, parse_bytes
+from shardyard.units import format_bytes
 
 # Ray's own signal for `ray job stop` is SIGTERM, which also says that a node goes away; SIGINT tells a person.
 STOP_SIGNAL = "SIGINT"
@@ -74,29 +72,6 @@ def amount_of(resources: Mapping[str, Any]) -> Amount:
 def autoscales(api: JobsApi) -> bool:
     """Whether nodes may come that are not there yet."""
     return any(_NODE_GROUP in (node.get("labels") or {}) for node in api.nodes())
-
-
-def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, nodes: list[Node], url: str) -> None:
-    """Pass if the cluster could hold the workers once nobody else uses it.
-
-    Raises:
-        UsageError: it never could.
-    """
-    verdict = judge(demand_of(recipe, gpu=gpu), nodes)
-    if not verdict.ever:
-        raise UsageError(
-            f"{recipe.name} {verdict.sentence} at {url}. Lower cluster.workers or what each worker takes, which "
-            "`shardyard plan RECIPE` shows, or add nodes."
-        )
-
-
-def world_on(recipe: Recipe, nodes: list[Node]) -> World:
-    """The world of a run on these nodes; memory is known only where the recipe says it."""
-    settings = recipe.cluster
-    asked = settings.gpus_per_worker
-    gpu = not computes_on_cpu() and (asked > 0 if asked is not None else any(node.total.gpus for node in nodes))
-    memory = None if settings.memory_per_worker is None else parse_bytes(settings.memory_per_worker)
-    return World(size=settings.workers, gpu=gpu, device_bytes=memory)
 
 
 def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
@@ -179,12 +154,15 @@ def _body(
     command = entry_command(SPEC_NAME, python=python)
     if secret is not None:
         command = [*command[:-1], "--secrets", secret, command[-1]]
+    demand = demand_of(request.loaded.recipe, gpu=request.plan.world.gpu, workers=request.plan.world.size)
     metadata = {
         "job_name": request.job_name,
         "shardyard_run": str(request.run_id),
         "shardyard_run_folder": str(request.runs_dir / str(request.run_id)),
         "shardyard_recipe": request.name,
         "shardyard_needs": spec["needs"],
+        "shardyard_cpus": f"{demand.workers * demand.bundle.cpus:g}",
+        "shardyard_gpus": f"{demand.workers * demand.bundle.gpus:g}",
         "shardyard_steps": str(request.plan.steps),
         "shardyard_tags": ",".join(spec["tags"]),
         "shardyard_version": spec["version"],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from shardyard.launch.jobs.spec import spec_of
 from shardyard.launch.jobs.submission import Say, SubmitRequest
 from shardyard.launch.schedulers.ray.jobs import uninterrupted
 from shardyard.launch.schedulers.slurm.script import COMMENT, Allocation, allocation_of, render
+from shardyard.planning.placement import Amount, Node
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
 from shardyard.tracking.run.folder import RunFolder
@@ -47,6 +50,8 @@ class SlurmJob:
     exit_code: of the batch script, once it has ended.
     restarts: how often it was requeued; None where Slurm no longer says.
     run: its run folder; None for a job that Shardyard did not write.
+    submitted, started, ended_at: seconds since 1970, where Slurm says so.
+    cpus, gpus: over all nodes.
     """
 
     id: str
@@ -57,6 +62,11 @@ class SlurmJob:
     exit_code: int | None
     restarts: int | None
     run: Path | None
+    submitted: float | None = None
+    started: float | None = None
+    ended_at: float | None = None
+    cpus: float | None = None
+    gpus: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -79,6 +89,10 @@ _ENDED = frozenset(
         "TIMEOUT",
     }
 )
+# Of nodes that take jobs, now or once others have ended.
+_UP = ("idle", "mix", "alloc", "comp", "resv", "plnd")
+_NODE_COLUMNS = "NodeList:128,StateCompact:32,CPUsState:48,Memory:24,AllocMem:24,Gres:256,GresUsed:256"
+_MEBIBYTE = 1024**2
 # Beginnings of the reasons why a job waits that as things are no node will ever hold.
 _NEVER = ("Partition", "Invalid", "AccountNotAllowed", "QOSNotAllowed", "BadConstraints")
 
@@ -268,7 +282,54 @@ def _parse(text: str) -> SlurmJob:
         exit_code=_exit_code(int(code), int(signal)) if ended else None,
         restarts=int(fields.get("Restarts", 0)),
         run=Path(comment.split(" Power=")[0].split(" StdErr=")[0].strip()) if comment else None,
+        submitted=_moment(fields.get("SubmitTime")),
+        started=_moment(fields.get("StartTime")) if fields["JobState"] != "PENDING" else None,
+        # Of a job that runs it is the end of its time limit.
+        ended_at=_moment(fields.get("EndTime")) if ended else None,
+        cpus=float(fields["NumCPUs"].partition("-")[0]) if fields.get("NumCPUs") else None,
+        gpus=_gpus(text),
     )
+
+
+def _moment(text: str | None) -> float | None:
+    """Slurm's times are those of this host's clock, without a zone."""
+    try:
+        return datetime.fromisoformat(text or "").timestamp()
+    except ValueError:  # Unknown, N/A
+        return None
+
+
+def _gpus(text: str) -> float | None:
+    """GPUs of all nodes, from the line TRES=cpu=8,mem=1G,node=2,billing=8,gres/gpu=4."""
+    found = re.search(r" (?:ReqTRES|TRES)=\S*?gres/gpu=(\d+)", text)
+    if found is not None:
+        return float(found[1])
+    return 0.0 if " TRES=" in text or " ReqTRES=" in text else None
+
+
+def nodes() -> list[Node]:
+    """The nodes of the cluster that are up, with their cores, GPUs and memory.
+
+    Raises:
+        ShardyardError: Slurm does not answer.
+    """
+    _require("sinfo")
+    listed = _slurm("sinfo", "--noheader", "--Node", f"--Format={_NODE_COLUMNS}")
+    found = {}
+    for name, state_, cpus, memory, reserved, gres, used in (line.split() for line in listed.splitlines() if line):
+        if not state_.rstrip("*~#!%$@^-").startswith(_UP):
+            continue
+        allocated, idle, _, total = (float(part) for part in cpus.split("/"))
+        have = Amount(total, _gres_gpus(gres), float(memory) * _MEBIBYTE)
+        free = Amount(idle, have.gpus - _gres_gpus(used), (float(memory) - float(reserved)) * _MEBIBYTE)
+        assert allocated + idle <= total, "as sinfo documents CPUsState"
+        found[name] = Node(name, have, free)
+    return list(found.values())
+
+
+def _gres_gpus(text: str) -> float:
+    """GPUs of a list such as gpu:a100:4(S:0-1),shard:8."""
+    return float(sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", text)))
 
 
 def _from_accounting(job_id: str) -> SlurmJob | None:

@@ -1,0 +1,269 @@
+"""The interface of a scheduler: submit, list, status, logs, stop, wait, capacity; and the types that it speaks.
+
+A scheduler is a folder of its own beside this file, or a class that is registered by name (`registry`). Everything
+else, the command line included, knows schedulers by this interface alone.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+from shardyard.errors import ShardyardError, UsageError
+from shardyard.launch.jobs.named_files import Files
+from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.planning.placement import Node
+from shardyard.tracking.run.folder import RunFolder
+
+# The states of a job, the same under every scheduler; they are Ray's words.
+JobState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
+ENDED: frozenset[str] = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+
+LOG_POLL_SECONDS = 1.0
+# A scheduler that restarts, or a network that stumbles, does not end the wait for a job.
+PATIENCE_SECONDS = 120.0
+_Answer = TypeVar("_Answer")
+
+
+class JobNotFoundError(UsageError):
+    """The scheduler answers, and knows no such job."""
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """Which job; what its scheduler needs to answer for it.
+
+    scheduler: its name. id: the job's id there. run_id: id of its run; "" where unknown. run_folder: of the run, as the
+    hosts of the job see it. address: of the scheduler, where there may be several of its kind.
+    """
+
+    scheduler: str
+    id: str
+    run_id: str = ""
+    run_folder: Path | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for, over all of its nodes; None where its scheduler does not say."""
+
+    nodes: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job at one moment.
+
+    name: what the person calls it. state: see `JobState`; native_state: the scheduler's own word, which may say more.
+    reason: what it waits for or why it ended so, in the scheduler's words.
+    exit_code: of the entry point (see docs/jobs.md), once it has ended and where the scheduler keeps it.
+    submitted, started, ended_at: seconds since 1970, where it got that far and the scheduler says so.
+    needs: the resources in words. recipe, tags: as given to `submit`.
+    """
+
+    job: JobHandle
+    name: str
+    state: JobState
+    native_state: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    submitted: float | None = None
+    started: float | None = None
+    ended_at: float | None = None
+    resources: Resources = field(default_factory=Resources)
+    needs: str = ""
+    recipe: str = ""
+    tags: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a scheduler has for jobs.
+
+    nodes: those that are up, with what they have and what is free; None where it cannot say. grows: whether nodes may
+    come that are not there yet.
+    """
+
+    nodes: tuple[Node, ...] | None
+    grows: bool = False
+
+
+class Scheduler(ABC):
+    """Carries out jobs. Cheap to make: nothing is asked before the first method is called.
+
+    Every method that asks the scheduler ends within its own time limit. It raises a ShardyardError, one paragraph,
+    where there is no answer, and a UsageError where the scheduler refuses or is not set up here. A handle names a job;
+    its scheduler and id are enough.
+
+    name: by which it is registered. files: see `jobs.named_files.Files`.
+    standing: whether jobs share a cluster that is there already. Its capacity is then asked before a job is planned,
+    and what it could never hold is refused. Other schedulers start a cluster for each job, of the size that it needs.
+    poll_seconds: how often one client may ask for the state of a job.
+    """
+
+    name: ClassVar[str]
+    files: ClassVar[Files] = "share"
+    standing: ClassVar[bool] = False
+    poll_seconds: float = 1.0
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address
+
+    @classmethod
+    def is_configured(cls) -> bool:
+        """Whether this host is set up for it, so that `ps` asks it. Must be instant: look at files, not at networks."""
+        return True
+
+    @classmethod
+    def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
+        """The job of a run by what its run.json says; None for a run without one, or with one of another scheduler."""
+        job = folder.info().get("job") or {}
+        if job.get("scheduler") != cls.name:
+            return None
+        return JobHandle(cls.name, str(job.get("id") or folder.id), folder.id, folder.path)
+
+    @property
+    def where(self) -> str:
+        """Which one it is, in messages: an address, or a name."""
+        return self.address or self.name
+
+    @property
+    def options(self) -> str:
+        """Options of the command line that reach it again; begins with a space."""
+        return f" --on {self.name}"
+
+    @abstractmethod
+    def submit(self, request: SubmitRequest, say: Say) -> JobHandle | None:
+        """Submit a job. With `request.dry_run` write what would be submitted to that file and submit nothing; the
+        result is then None, or what the job would be called.
+
+        Once this returns, `list` and `status` know the job. Whatever ends it early, Ctrl-C too, leaves neither a job
+        nor a run folder behind.
+
+        Raises:
+            UsageError: the scheduler does not take the job, or never could carry it out.
+        """
+
+    @abstractmethod
+    def list(self, *, ended: bool = False) -> Sequence[JobStatus]:
+        """This user's jobs that Shardyard submitted, in any order; with `ended` those that have ended, too, as far as
+        the scheduler remembers them."""
+
+    @abstractmethod
+    def status(self, job: JobHandle) -> JobStatus:
+        """A job as it is now, with a complete handle.
+
+        Raises:
+            JobNotFoundError: there is no such job, or it has been forgotten.
+        """
+
+    @abstractmethod
+    def logs(self, job: JobHandle, *, follow: bool = False, lines: int | None = None) -> Iterator[str]:
+        """Pieces of what the job has written, in order; with `follow` go on until it has ended.
+
+        Args:
+            lines: begin with so many last lines of what there is.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            UsageError: it has no output that can be read here.
+        """
+
+    @abstractmethod
+    def stop(self, job: JobHandle) -> None:
+        """Ask a job to end, with a checkpoint where it trains; returns before it has ended. It then counts as STOPPED,
+        or its scheduler forgets it. One that has ended stays as it is.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+        """
+
+    @abstractmethod
+    def capacity(self) -> Capacity:
+        """What there is for jobs."""
+
+    def wait(self, job: JobHandle, timeout: float | None = None) -> JobStatus:
+        """The job once it has ended or, after `timeout` seconds, as it is then. Bears with a scheduler that does not
+        answer for up to two minutes. A job that disappears meanwhile was deleted, and counts as STOPPED.
+
+        Raises:
+            JobNotFoundError: there is no such job to begin with.
+        """
+        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+        found = self.status(job)
+        handle = found.job
+        while not found.ended and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(self.poll_seconds, left))
+            try:
+                found = patiently(lambda: self.status(handle))
+            except JobNotFoundError:
+                return replace(found, state="STOPPED", reason="deleted")
+        return found
+
+    def follow_text(self, job: JobHandle, read: Callable[[], str], lines: int | None) -> Iterator[str]:
+        """For `logs`: the text that `read` gives as it grows, until the job has ended."""
+        asked, over = float("-inf"), False
+
+        def ended() -> bool:
+            nonlocal asked, over
+            if time.monotonic() - asked >= self.poll_seconds:
+                try:
+                    over = self.status(job).ended
+                except JobNotFoundError:
+                    over = True
+                asked = time.monotonic()
+            return over
+
+        return follow(read, ended, lines)
+
+
+def follow(read: Callable[[], str], ended: Callable[[], bool], lines: int | None = None) -> Iterator[str]:
+    """What `read` gives as it grows, at first its last `lines`, until `ended`."""
+    seen = 0
+    while True:
+        # Asked before the text is read, so that nothing is missed after the end.
+        over, text = patiently(ended), patiently(read)
+        if new := text[seen:] if seen else tail(text, lines):
+            yield new
+        seen = max(seen, len(text))
+        if over:
+            return
+        time.sleep(LOG_POLL_SECONDS)
+
+
+def tail(text: str, lines: int | None) -> str:
+    """The last lines of a text; all of it for None."""
+    if lines is None:
+        return text
+    kept = text.splitlines(keepends=True)
+    return "".join(kept[len(kept) - min(lines, len(kept)) :])
+
+
+def patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """The answer of a scheduler, which may be out of reach for a while.
+
+    Raises:
+        ShardyardError: it does not answer for too long, or (UsageError) refuses.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except UsageError:
+            raise
+        except ShardyardError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(LOG_POLL_SECONDS)

@@ -1,0 +1,36 @@
+"""Planning a job for a cluster that is there already: the world that it offers, and what it could never hold."""
+
+from __future__ import annotations
+
+from shardyard.errors import UsageError
+from shardyard.hardware import computes_on_cpu
+from shardyard.launch.schedulers.base import Capacity
+from shardyard.planning.placement import demand_of, judge
+from shardyard.planning.plan import World
+from shardyard.recipe.schema import Recipe
+from shardyard.units import parse_bytes
+
+
+def world_on(recipe: Recipe, capacity: Capacity | None) -> World:
+    """The world of a run there; memory is known only where the recipe says it. None: the cluster was not asked."""
+    settings, nodes = recipe.cluster, (capacity.nodes if capacity is not None else None) or ()
+    asked = settings.gpus_per_worker
+    gpu = not computes_on_cpu() and (asked > 0 if asked is not None else any(node.total.gpus for node in nodes))
+    memory = None if settings.memory_per_worker is None else parse_bytes(settings.memory_per_worker)
+    return World(size=settings.workers, gpu=gpu, device_bytes=memory)
+
+
+def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, capacity: Capacity, where: str) -> None:
+    """Pass if the cluster could hold the workers once nobody else uses it, or once it has grown.
+
+    Raises:
+        UsageError: it never could.
+    """
+    if capacity.nodes is None or capacity.grows:
+        return
+    verdict = judge(demand_of(recipe, gpu=gpu), capacity.nodes)
+    if not verdict.ever:
+        raise UsageError(
+            f"{recipe.name} {verdict.sentence} at {where}. Lower cluster.workers or what each worker takes, which "
+            "`shardyard plan RECIPE` shows, or add nodes."
+        )

@@ -1,0 +1,83 @@
+"""Schedulers by name. Each is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+from shardyard.errors import UsageError
+from shardyard.launch.schedulers.base import Scheduler
+from shardyard.suggest import nearest
+
+# What carries out a job where nothing else is named.
+DEFAULT = "ray"
+_BUILT_IN: dict[str, str] = {
+    "ray": "shardyard.launch.schedulers.ray.scheduler:RayScheduler",
+    "slurm": "shardyard.launch.schedulers.slurm.scheduler:SlurmScheduler",
+    "kuberay": "shardyard.launch.schedulers.kuberay.scheduler:KubeRayScheduler",
+}
+_registered: dict[str, type[Scheduler] | str] = dict(_BUILT_IN)
+
+
+def register(name: str, scheduler: type[Scheduler] | str) -> None:
+    """Make a scheduler known by name: its class, or `package.module:Class`, which is imported when it is needed.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    if _registered.get(name, scheduler) != scheduler:
+        raise UsageError(f"there is a scheduler {name!r} already; register this one under another name.")
+    _registered[name] = scheduler
+
+
+def unregister(name: str) -> None:
+    """Forget a scheduler that was registered; those that come with Shardyard stay."""
+    if name not in _BUILT_IN:
+        _registered.pop(name, None)
+
+
+def names() -> tuple[str, ...]:
+    """All that are known, the default one first."""
+    return tuple(_registered)
+
+
+def scheduler_class(name: str) -> type[Scheduler]:
+    """The class of a scheduler.
+
+    Raises:
+        UsageError: there is none of this name, or its module cannot be imported.
+    """
+    known = _registered.get(name)
+    if known is None:
+        close = nearest(name, names())
+        hint = f"; did you mean {close!r}?" if close else "."
+        raise UsageError(f"there is no scheduler {name!r}; there are {', '.join(names())}{hint}")
+    if not isinstance(known, str):
+        return known
+    module, _, attribute = known.partition(":")
+    try:
+        found: type[Scheduler] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the scheduler {name!r} ({known}) cannot be loaded: {error}.") from error
+    _registered[name] = found if name not in _BUILT_IN else known
+    return found
+
+
+def create(name: str, address: str | None = None) -> Scheduler:
+    """A scheduler by name, at this address or at the one that its environment names.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    return scheduler_class(name)(address)
+
+
+def chosen(on: str | None = None, address: str | None = None) -> list[Scheduler]:
+    """The schedulers that a person means: the one that is named, the default one for an address alone, else all for
+    which this host is set up. Where that is none, the default one, which says what is missing.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if on is not None or address is not None:
+        return [create(on or DEFAULT, address)]
+    return [create(name) for name in names() if scheduler_class(name).is_configured()] or [create(DEFAULT)]
