@@ -46,7 +46,7 @@ def _filled(part: ast.expr) -> str:
         return str(part.value)
     # These two are options with their values, or nothing.
     assert isinstance(part, ast.FormattedValue)
-    return "" if re.match(r"(at_address|runs_dir_option)\(", ast.unparse(part.value)) else _VALUE
+    return "" if re.match(r"(reach|runs_dir_option)\(", ast.unparse(part.value)) else _VALUE
 
 
 def _has_doc(node: Any) -> bool:

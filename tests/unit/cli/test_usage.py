@@ -108,7 +108,7 @@ def test_options_and_names_that_are_none(
         "cluster join nonsense",
         "cluster up --nodes 0",
         "ps --address nonsense",
-        "ps --on slurm",
+        "ps --on slrm",
         "logs r-1 --rank 5",
         "wait r-1 --timeout -1",
         "submit gpt/quickstart --name ???",

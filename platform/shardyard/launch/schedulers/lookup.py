@@ -265,11 +265,15 @@ def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECOND
         )
     ids = [job.status.job.id for job in jobs]
     near = difflib.get_close_matches(name, ids, n=3, cutoff=0.3) or ids[-3:]
-    options = asked[0].options if len(asked) == 1 else ""
     raise UsageError(
         f"No job at {where} is called {name!r}. Nearest: {', '.join(near)}. "
-        f"`shardyard ps --all{options}` lists all.{silent}"
+        f"`shardyard ps --all{reach(asked)}` lists all.{silent}"
     )
+
+
+def reach(schedulers: Sequence[Scheduler]) -> str:
+    """The options by which the command line asks these again; "" for several, which it asks by itself."""
+    return schedulers[0].options if len(schedulers) == 1 else ""
 
 
 def _matching(name: str, jobs: Sequence[Job]) -> list[Job]:

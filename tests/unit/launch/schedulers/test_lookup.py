@@ -214,7 +214,7 @@ def test_a_run_whose_scheduler_is_gone_is_still_a_run(tmp_path: Path, only: Fake
 @pytest.fixture(autouse=True)
 def _no_schedulers_of_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this machine is asked."""
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "KUBECONFIG"):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "KUBECONFIG", "SLURM_CONF", "SLURM_CONF_SERVER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SHARDYARD_HOME", str(tmp_path / "home"))
 
@@ -224,6 +224,7 @@ def test_what_is_not_named_means_what_this_host_is_set_up_for(monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     assert [scheduler.name for scheduler in registry.chosen()] == ["ray"]
     (tmp_path / "squeue").touch(mode=0o755)
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     assert [scheduler.name for scheduler in registry.chosen()] == ["slurm"]
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     (tmp_path / ".kube").mkdir()

@@ -17,6 +17,8 @@ from shardyard.launch.schedulers.base import JobHandle, JobNotFoundError
 from shardyard.launch.schedulers.ray.api import JobsApi, Target, target
 from shardyard.launch.schedulers.ray.scheduler import RayScheduler
 
+JOB = {"type": "SUBMISSION", "submission_id": "gpt-1", "status": "STOPPED", "start_time": 1000, "end_time": 3000}
+
 
 class Server(HTTPServer):
     """Answers every request with the same status and body, and keeps what it was sent."""
@@ -112,9 +114,14 @@ def test_packages_that_are_there_and_not_there(server: Server) -> None:
 def test_jobs_of_others_are_left_to_ray(server: Server) -> None:
     scheduler = RayScheduler()
     scheduler._api = _api(server)
-    theirs = {"type": "SUBMISSION", "submission_id": "raysubmit_1", "metadata": None, "status": "RUNNING"}
-    ours = {
-        **{"type": "SUBMISSION", "submission_id": "gpt-1", "status": "STOPPED", "start_time": 1000, "end_time": 3000},
+    theirs: dict[str, Any] = {
+        "type": "SUBMISSION",
+        "submission_id": "raysubmit_1",
+        "metadata": None,
+        "status": "RUNNING",
+    }
+    ours: dict[str, Any] = {
+        **JOB,
         "metadata": {"shardyard_run": "gpt-1", "job_name": "first", "shardyard_tags": "a,b", "shardyard_cpus": "4"},
     }
     server.body = json.dumps([theirs, ours]).encode()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from shardyard.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFolderError, UsageError
 from shardyard.launch.jobs.submission import Say, SubmitRequest
@@ -22,6 +24,8 @@ from shardyard.launch.schedulers.slurm import jobs
 from shardyard.tracking.run.folder import RunFolder
 
 LOG = "slurm.log"
+# Files of which a host of a Slurm cluster has one; without a slurm.conf it fetches that, with munge's credentials.
+_SIGNS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf", "/run/munge/munge.socket.2")
 _STATES: dict[str, JobState] = {
     "PENDING": "PENDING",
     "CONFIGURING": "PENDING",
@@ -49,8 +53,9 @@ class SlurmScheduler(Scheduler):
 
     @classmethod
     def is_configured(cls) -> bool:
-        """Its commands are here."""
-        return shutil.which("squeue") is not None
+        """Its commands are here, and know their cluster: a package alone may have brought them."""
+        named = any(os.environ.get(name) for name in ("SLURM_CONF", "SLURM_CONF_SERVER"))
+        return shutil.which("squeue") is not None and (named or any(Path(path).exists() for path in _SIGNS))
 
     @classmethod
     def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
