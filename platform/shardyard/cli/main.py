@@ -59,7 +59,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "Train a recipe with many values of its fields, and find the best.",
     ),
     ("submit", "shardyard.cli.commands.submit", "submit", "Submit a recipe as a job to Ray, Slurm or Kubernetes."),
-    ("ps", "shardyard.cli.commands.jobs", "ps", "List the jobs of a Ray cluster."),
+    ("ps", "shardyard.cli.commands.jobs", "ps", "List the jobs of all schedulers."),
     ("logs", "shardyard.cli.commands.jobs", "logs", "Show what a job or a run wrote."),
     ("stop", "shardyard.cli.commands.jobs", "stop", "Ask jobs or runs to end, each with a checkpoint."),
     ("wait", "shardyard.cli.commands.jobs", "wait", "Wait until a job or run ends, and end with its exit code."),

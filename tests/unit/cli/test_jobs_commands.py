@@ -16,7 +16,7 @@ from shardyard.launch.schedulers.base import JobHandle, JobStatus
 from shardyard.launch.schedulers.lookup import Job
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.folder import RunFolder
-from support.fake_scheduler import FakeScheduler
+from support.schedulers.fake import FakeScheduler
 
 
 class SecondScheduler(FakeScheduler):

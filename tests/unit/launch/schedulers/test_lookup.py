@@ -14,7 +14,7 @@ from shardyard.launch.schedulers import registry
 from shardyard.launch.schedulers.base import JobHandle, JobState, JobStatus
 from shardyard.launch.schedulers.lookup import Job, ask_all, exit_code_of, find, list_jobs, pick
 from shardyard.tracking.run.folder import RunFolder
-from support.fake_scheduler import FakeScheduler
+from support.schedulers.fake import FakeScheduler
 
 
 class OtherScheduler(FakeScheduler):
@@ -246,8 +246,8 @@ def test_schedulers_are_registered_once() -> None:
             registry.register("ray", OtherScheduler)
     finally:
         registry.unregister("fake")
-    registry.register("by-name", "support.fake_scheduler:FakeScheduler")
-    registry.register("broken", "support.fake_scheduler:Nothing")
+    registry.register("by-name", "support.schedulers.fake:FakeScheduler")
+    registry.register("broken", "support.schedulers.fake:Nothing")
     try:
         assert isinstance(registry.create("by-name"), FakeScheduler)
         with pytest.raises(UsageError, match=r"the scheduler 'broken' .* cannot be loaded"):
