@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from shardyard.cli.commands.plan import plan_of
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.run.plans import plan_of
 from shardyard.launch.schedulers.slurm import jobs
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.tracking.run.folder import RunFolder

@@ -15,7 +15,6 @@ import torch
 from pretended import cuda  # type: ignore[import-not-found]
 
 from shardyard import hardware
-from shardyard.cli.commands.plan import rows
 from shardyard.cli.doctor.probe import check_collectives
 from shardyard.engine.inference.lm_eval import run_tasks
 from shardyard.engine.inference.load import load_trained
@@ -28,6 +27,7 @@ from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import world_of
 from shardyard.models.build import architecture_config, construct
 from shardyard.objectives.causal_lm.loss import causal_lm_loss
+from shardyard.planning.plan_text import rows
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Cluster, Model, Network, Recipe
 from shardyard.tracking.metrics.machine import MachineWatch

@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from shardyard.cli.main import run as shardyard
-from shardyard.cli.view.live import LiveView, watch
+from shardyard.cli.view.live import LiveView
 from shardyard.cli.view.plot import bars as sparkline
-from shardyard.cli.view.progress import Progress, describe
+from shardyard.launch.run.follow import follow
+from shardyard.launch.run.progress import Progress, describe
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.metrics.tracker import Tracker
 from shardyard.tracking.run.folder import RunFolder
@@ -185,7 +186,7 @@ def test_watch_follows_a_run_folder_in_the_order_of_its_times(tmp_path: Path) ->
     folder = RunFolder.create(tmp_path, "gpt", "a", "b")
     stream, stop = io.StringIO(), threading.Event()
     with LiveView(stream, folder.id, 20) as view:
-        watcher = threading.Thread(target=watch, args=(folder, view, stop, 0.01))
+        watcher = threading.Thread(target=follow, args=(folder, view, stop, 0.01))
         watcher.start()
         with Tracker(folder) as tracker:
             tracker.event("attempt", number=1, world_size=1, resumed_step=0)
@@ -210,9 +211,9 @@ def test_watch_of_a_resumed_run_leaves_its_past_out(tmp_path: Path) -> None:
     stream, stop = io.StringIO(), threading.Event()
     stop.set()
     with LiveView(stream, folder.id, 20, resumed_step=3) as view:
-        watch(folder, view, stop, from_start=False)
+        follow(folder, view, stop, from_start=False)
         assert "finished" not in stream.getvalue()
-        watch(folder, view, stop)
+        follow(folder, view, stop)
     assert "finished" in stream.getvalue()
 
 

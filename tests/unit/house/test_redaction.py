@@ -184,7 +184,7 @@ def test_only_variables_for_data_are_filled_into_urls(tmp_path: Path, monkeypatc
 
 
 def test_the_file_of_a_job_holds_none(tmp_path: Path) -> None:
-    from shardyard.cli.commands.plan import plan_of
+    from shardyard.launch.run.plans import plan_of
 
     path = write_recipe(tmp_path, write_corpus(tmp_path))
     planted = "".join(f"# {SENTENCES[kind][0].format(SECRETS[kind])}\n".replace("\n", " ") + "\n" for kind in SECRETS)

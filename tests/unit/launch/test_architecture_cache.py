@@ -52,9 +52,10 @@ def test_the_first_plan_of_a_shipped_recipe_takes_its_sizes_from_beside_it(
 
 def test_the_first_plan_imports_no_torch(tmp_path: Path) -> None:
     program = (
-        "import sys, shardyard.launch.run.driver; from shardyard.cli.commands.plan import plan_of, _located; "
+        "import sys; from pathlib import Path; import shardyard.launch.run.driver; "
+        "from shardyard.launch.run.plans import plan_of, without_weights; "
         "from shardyard.recipe.loading.load import load_recipe; "
-        "plan_of(_located(load_recipe('gpt/quickstart', [])), gpus=0); "
+        "plan_of(without_weights(load_recipe('gpt/quickstart', []), Path('runs')), gpus=0); "
         "print([name for name in ('torch', 'transformers', 'deepspeed', 'datasets') if name in sys.modules])"
     )
     found = subprocess.run(

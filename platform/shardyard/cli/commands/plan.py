@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -26,7 +25,7 @@ def plan(
 ) -> None:
     """Show what a recipe would do: steps, batches, memory, FLOPs, and whether it fits."""
     extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
-    made = plan_of(_located(load_recipe(name, [*(overrides or []), *extra])))
+    made = _planned(load_recipe(name, [*(overrides or []), *extra]))
     if deepspeed:
         output.print_json(made.deepspeed)
     elif as_json:
@@ -37,33 +36,17 @@ def plan(
 
 def explain_recipe(loaded: LoadedRecipe) -> None:
     """Print each derived value of a recipe and why it is what it is."""
-    made = plan_of(_located(loaded))
+    made = _planned(loaded)
     values = {**as_dict(made), "flops_per_token": format_count(made.flops_per_token)}
     table = [(name, str(values[name]), why) for name, why in sorted(made.reasons.items())]
     output.print_table(("derived value", "", "why"), table, title=loaded.recipe.name)
 
 
-def _located(loaded: LoadedRecipe) -> LoadedRecipe:
-    """With the paths of the weights it starts from, or their known sizes where they are not here."""
-    from shardyard.launch.run.initial import for_planning
+def _planned(loaded: LoadedRecipe) -> RunPlan:
+    from shardyard.launch.run.plans import plan_of, without_weights
     from shardyard.tracking.run.folder import runs_folder
 
-    return replace(loaded, recipe=for_planning(loaded.recipe, runs_folder()))
-
-
-def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = None, elsewhere: bool = False) -> RunPlan:
-    """The plan of a recipe, with the model's sizes counted.
-
-    Args:
-        local: one rank in this process.
-        gpus: those of the cluster, if it was asked.
-        elsewhere: for machines of a scheduler, which cannot be asked from here.
-    """
-    from shardyard.launch.run.prepare import prepare
-    from shardyard.launch.run.world import world_of
-
-    world = world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus, elsewhere=elsewhere)
-    return prepare(loaded.recipe, world, remember=True)
+    return plan_of(without_weights(loaded, runs_folder()))
 
 
 def _checked_size(text: str) -> str:

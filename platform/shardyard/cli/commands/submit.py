@@ -75,9 +75,8 @@ def submit(
 
 def _plan(loaded: LoadedRecipe, scheduler: Scheduler, capacity: Capacity | None) -> RunPlan:
     """The plan for a scheduler, whose cluster, where it has one, must be able to hold the run."""
-    from shardyard.cli.commands.launch import refuse_what_does_not_fit
-    from shardyard.cli.commands.plan import plan_of
     from shardyard.launch.run.initial import for_planning
+    from shardyard.launch.run.plans import plan_of, refuse_what_does_not_fit
     from shardyard.launch.run.prepare import prepare
     from shardyard.launch.schedulers.fit import refuse_what_never_fits, world_on
     from shardyard.tracking.run.folder import runs_folder

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from shardyard.cli.stopping import CODES, take_signals
 from shardyard.cli.view import output
 from shardyard.errors import EXIT_INTERRUPTED
+from shardyard.launch.run.signals import CODES, take_signals
 
 if TYPE_CHECKING:
     from shardyard.launch.sweep.folder import SweepFolder
@@ -36,11 +35,8 @@ def carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> tuple
 
     try:
         say(f"sweep {folder.id}")
-        # After the redirection, because importing DeepSpeed talks.
-        from shardyard.launch.sweep.sweep import drive_sweep
-
         with _signals(folder, say) as code:
-            state = _on_a_thread(lambda: drive_sweep(folder, say), _at_rest(folder))
+            state = _driven(folder, say)
     finally:
         terminal.restore()
     if state is None:
@@ -48,27 +44,26 @@ def carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> tuple
     return state, code() if state == "stopped" else 0
 
 
-def _on_a_thread(work: Callable[[], str], given_up: Callable[[], bool]) -> str | None:
+class _GivenUpError(Exception):
+    """All trials have stopped, and Ray Tune does not end."""
+
+
+def _driven(folder: SweepFolder, say: Callable[[str], None]) -> str | None:
     """Ray Tune would take over Ctrl-C on the main thread, so it gets another one. None when it is given up."""
-    results: list[str] = []
-    errors: list[BaseException] = []
+    # Imported late, after the redirection of the output, because importing DeepSpeed talks.
+    from shardyard.launch.run.threads import on_a_thread
+    from shardyard.launch.sweep.sweep import drive_sweep
 
-    def attempt() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001  raised again on the main thread
-            errors.append(error)
+    at_rest = _at_rest(folder)
 
-    thread = threading.Thread(target=attempt, name="shardyard-sweep", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        # Waiting in pieces lets Python run the signal handlers.
-        thread.join(timeout=0.2)
-        if thread.is_alive() and given_up():
-            return None
-    if errors:
-        raise errors[0]
-    return results[0]
+    def give_up() -> None:
+        if at_rest():
+            raise _GivenUpError
+
+    try:
+        return on_a_thread(lambda: drive_sweep(folder, say), "shardyard-sweep", give_up)
+    except _GivenUpError:
+        return None
 
 
 def _at_rest(folder: SweepFolder) -> Callable[[], bool]:

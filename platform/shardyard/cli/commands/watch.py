@@ -19,10 +19,10 @@ from rich.text import Text
 from shardyard.cli.options import RunsDir
 from shardyard.cli.view import complete
 from shardyard.cli.view.live import THREE_COLUMNS_WIDTH, TITLE_MARGIN, LiveView
-from shardyard.cli.view.live import watch as feed
 from shardyard.cli.view.plot import plot
-from shardyard.cli.view.progress import Progress, describe, metrics_in_words, number, whole_seconds
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, RunFolderError
+from shardyard.launch.run.follow import follow
+from shardyard.launch.run.progress import Progress, describe, metrics_in_words, number, whole_seconds
 from shardyard.tracking.files import JsonlTail
 from shardyard.tracking.metrics import record
 from shardyard.tracking.run.folder import RunFolder, runs_folder
@@ -70,7 +70,7 @@ def _print_lines(folder: RunFolder, console: Console) -> int:
     total = int(info.get("total_steps") or info.get("step") or 0)
     stop = threading.Event()
     with LiveView(console, folder.id, total) as view:
-        thread = threading.Thread(target=feed, args=(folder, view, stop), daemon=True)
+        thread = threading.Thread(target=follow, args=(folder, view, stop), daemon=True)
         thread.start()
         try:
             state = _wait(folder, stop)

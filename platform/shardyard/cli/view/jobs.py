@@ -10,8 +10,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from shardyard.cli.view.progress import number, whole_seconds
 from shardyard.errors import ShardyardError
+from shardyard.launch.run.progress import number, whole_seconds
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.summary import summarize
 

@@ -34,9 +34,10 @@ from shardyard.launch.jobs.log import IN_QUEUE, submitted_at, wait_for_earlier_s
 from shardyard.launch.jobs.policy import Again, decide
 from shardyard.launch.jobs.spec import SPEC_NAME, read_spec
 from shardyard.launch.ray.queue import QueueSlot, queue_folder, ticket_path, wait_for_turn
+from shardyard.launch.run.create import new_run
 from shardyard.tracking.run.folder import RunFolder, StopReason, owner
 
-DRIVER = "shardyard.cli.commands.job_driver"
+DRIVER = "shardyard.launch.jobs.driver"
 POLL_SECONDS = 0.2
 # A step, a checkpoint and the end of all ranks must fit in between the time limit and the end by force.
 GRACE_SECONDS = 900.0
@@ -117,16 +118,13 @@ def run_folder(spec: dict[str, Any]) -> RunFolder:
         folder = RunFolder(runs_dir / run_id)
         folder.update(job={**(folder.info().get("job") or {}), **job_of(spec)})
         return folder
-    plan = {key: value for key, value in spec["plan"].items() if key not in ("reasons", "deepspeed")}
-    return RunFolder.create(
+    return new_run(
         runs_dir,
         spec["name"],
-        spec["recipe_text"],
-        spec["resolved_text"],
+        recipe_text=spec["recipe_text"],
+        resolved_text=spec["resolved_text"],
+        plan=spec["plan"],
         run_id=run_id,
-        total_steps=plan.get("steps"),
-        world_size=plan.get("world", {}).get("size"),
-        plan=plan,
         job=job_of(spec),
         **({"trial": spec["trial"]} if spec.get("trial") else {}),
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from shardyard.engine.job import Job
-from shardyard.errors import RunFolderError, ShardyardError, TrainingError
+from shardyard.errors import RunFolderError, ShardyardError, TakenOverError, TrainingError
 from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.queue import hold_turn, placed
 from shardyard.launch.ray.resources import Resources
@@ -36,10 +36,13 @@ STOP_POLL_SECONDS = 0.25
 STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
 
 
-def drive(job: Job, *, local: bool) -> Outcome:
+def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     """Carry out a job and keep its run.json true; returns how it ended.
 
     Whoever calls has forgotten what a former process was asked for. A request that is there now is one to this.
+
+    Args:
+        carry: how it is trained: `locally`, `on_ray`, or as a trial of a sweep.
 
     Raises:
         ShardyardError: it failed; run.json says `failed`.
@@ -51,21 +54,34 @@ def drive(job: Job, *, local: bool) -> Outcome:
             job.plan.precision, job.plan.reasons["precision"], lambda text: _tell(job, kind="notice", text=text)
         )
     try:
-        outcome = _stopped(job) or (_locally(job) if local else _on_ray(job))
-    except BaseException:
+        outcome = _stopped(job) or carry(job)
+    except BaseException as error:
         # Where that cannot be written either, the run has no process soon, and counts as lost.
         with contextlib.suppress(RunFolderError):
-            job.folder.update(state="failed")
+            job.folder.update(state="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     job.folder.update(state=STATES[outcome])
     return outcome
 
 
-def _locally(job: Job) -> Outcome:
+def locally(job: Job, *, keep_group: bool = False) -> Outcome:
+    """Train as the only rank, in this process, once; `keep_group` as `run_local` has it.
+
+    Raises:
+        Exception: whatever ends it, as it comes. The events tell of it as well.
+    """
     from shardyard.launch.run.local import run_local
 
-    _count_attempt(job)
-    return run_local(job)
+    count_attempt(job)
+    try:
+        return run_local(job, keep_group=keep_group)
+    except TakenOverError:
+        raise
+    except Exception as error:
+        message = str(error).strip() or type(error).__name__
+        with contextlib.suppress(OSError):
+            _tell_failure(job, Failure({message: (0,)}, permanent=True), message)
+        raise
 
 
 def _stopped(job: Job) -> Outcome | None:
@@ -74,8 +90,13 @@ def _stopped(job: Job) -> Outcome | None:
     return STOPPED_WAITING.get(asked, "interrupted") if asked is not None else None
 
 
-def _on_ray(job: Job) -> Outcome:
-    count = Count()
+def on_ray(job: Job) -> Outcome:
+    """Train on Ray's workers, when they are free and it is this job's turn; failures are recovered from.
+
+    Raises:
+        ShardyardError: there is no Ray, or it never has what the job needs.
+        TrainingError: training failed, and there is no further attempt.
+    """
 
     def stopped() -> bool:
         return job.folder.stop_requested() is not None
@@ -86,25 +107,57 @@ def _on_ray(job: Job) -> Outcome:
         room = Resources(
             demand, cluster, lambda sentence: _tell_waiting(job, f"waiting for resources: {sentence}"), stopped
         )
-        while (outcome := _stopped(job)) is None:
+
+        def start() -> Failure | None:
             in_turn = hold_turn(stopped, lambda line: _tell_waiting(job, line))
             placement = room.wait() if in_turn else None
             if placement is None or stopped():
-                continue
+                raise NotStartedError
             settled = settle(job, cluster, demand, placement, lambda text: _tell(job, kind="notice", text=text))
-            _count_attempt(job)
+            count_attempt(job)
             try:
                 with _turn_until_placed(job):
-                    failure = attempt(settled, demand, placement)
+                    return attempt(settled, demand, placement)
             except NotPlacedError:
-                _count_attempt(job, by=-1)
+                count_attempt(job, by=-1)
                 _tell_waiting(job, "waiting for resources: what was free a moment ago is taken or gone")
-                continue
-            if failure is None:
-                return _outcome(job)
-            count = count.after(saved_step(job.folder))
-            _recover(job, failure, count)
-        return outcome
+                raise NotStartedError from None
+
+        return until_done(job, start)
+
+
+class NotStartedError(Exception):
+    """No rank has started: the run was asked to stop while it waited, or its resources were taken."""
+
+
+class GaveUpError(TrainingError):
+    """Training failed, and there is no further attempt. failure: of the last one."""
+
+    def __init__(self, message: str, failure: Failure) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+
+def until_done(job: Job, start: Callable[[], Failure | None]) -> Outcome:
+    """Start the ranks again and again, as the policy of the recipe says, until they are done or asked to stop.
+
+    Args:
+        start: starts them and waits for their end; None where they have said how the run ended.
+
+    Raises:
+        GaveUpError: they failed, and there is no further attempt.
+    """
+    count = Count()
+    while (outcome := _stopped(job)) is None:
+        try:
+            failure = start()
+        except NotStartedError:
+            continue
+        if failure is None:
+            return _outcome(job)
+        count = count.after(saved_step(job.folder))
+        _recover(job, failure, count)
+    return outcome
 
 
 @contextlib.contextmanager
@@ -133,7 +186,8 @@ def _tell_waiting(job: Job, text: str) -> None:
     _tell(job, kind="waiting", text=text)
 
 
-def _count_attempt(job: Job, by: int = 1) -> None:
+def count_attempt(job: Job, by: int = 1) -> None:
+    """Write into run.json that one more attempt starts; `by` -1 takes it back."""
     attempts = int(job.folder.info().get("attempts") or 0) + by
     job.folder.update(attempts=attempts, outcome=None, placement=None, waiting=None)
 
@@ -155,7 +209,7 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
     """Wait for the next attempt, or until the run is asked to stop.
 
     Raises:
-        TrainingError: there is none.
+        GaveUpError: there is none.
     """
     job.folder.check_held()
     if not failure.permanent and (outcome := _stopped(job)) is not None:
@@ -171,9 +225,10 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
         _tell_failure(job, failure, told)
         # A cause that names a way to go on, as after an explosion, knows better than this.
         resume = f"; `shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint"
-        raise TrainingError(
+        raise GaveUpError(
             f"training failed, and {decision.reason}:\n{told}\n"
-            f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in told else resume}."
+            f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in told else resume}.",
+            failure,
         )
     _tell_failure(job, failure, announce(failure, decision, count, job.recipe.cluster.max_failures))
     until = time.monotonic() + decision.wait_seconds

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import psutil
 
 
-def end_children() -> None:
-    """Kill all descendants of this process, Ray's daemons and workers among them."""
-    for child in psutil.Process().children(recursive=True):
+def children() -> frozenset[psutil.Process]:
+    """All descendants of this process."""
+    return frozenset(psutil.Process().children(recursive=True))
+
+
+def end_children(spare: Iterable[psutil.Process] = ()) -> None:
+    """Kill all descendants of this process but those to spare: Ray's daemons and workers, and what they started."""
+    for child in children().difference(spare):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shardyard.engine.job import Job
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.launch.ray.cluster import RayCluster
+from shardyard.launch.run.create import kept
 from shardyard.launch.run.prepare import as_fixed
 from shardyard.launch.run.world import bf16_of_gpus
 from shardyard.planning.placement import Demand, Placement
@@ -51,11 +52,8 @@ def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, 
     if ask_now:
         tell_precision(plan.precision, plan.reasons["precision"], tell)
         write_atomically(job.folder.resolved, resolved_text(recipe, plan))
-        job.folder.update(plan={name: value for name, value in as_dict(plan).items() if name not in _NOT_KEPT})
+        job.folder.update(plan=kept(as_dict(plan)))
     return replace(job, recipe=recipe, plan=plan)
-
-
-_NOT_KEPT = ("reasons", "deepspeed")
 
 
 def tell_precision(precision: Precision, why: str, tell: Callable[[str], None]) -> None:

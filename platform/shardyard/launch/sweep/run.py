@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -14,22 +13,23 @@ from shardyard.engine.loop import Outcome
 from shardyard.errors import HardwareError, RunFolderError, TrainingError, UsageError
 from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.ray.trainer import NotPlacedError, attempt
-from shardyard.launch.run.driver import STATES, saved_step
+from shardyard.launch.run.create import new_run
+from shardyard.launch.run.driver import GaveUpError, NotStartedError, count_attempt, drive, locally, until_done
 from shardyard.launch.run.initial import check_unchanged, locate
-from shardyard.launch.run.local import run_local
 from shardyard.launch.run.prepare import prepare
-from shardyard.launch.run.recovery import Count, GiveUp, decide
+from shardyard.launch.run.recovery import Failure
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.planning.placement import demand_of
 from shardyard.planning.plan import RunPlan, fixed
+from shardyard.planning.plan_text import as_dict, resolved_text
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.load import load_base
 from shardyard.recipe.sweep.schema import Sweep
 from shardyard.recipe.sweep.trials import as_overrides, trial_name
 from shardyard.tracking.files import write_atomically
-from shardyard.tracking.run.folder import RunFolder, owner
+from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.provenance import collect
 from shardyard.units import format_bytes
@@ -70,7 +70,7 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[st
     else:
         check_unchanged(run)
         run.update(sweep={**run.info()["sweep"], "parameters": parameters})
-        write_atomically(run.resolved, dump_recipe(recipe))
+        write_atomically(run.resolved, resolved_text(recipe, plan))
     folder.note(number, run=run.id, parameters=parameters, error=None)
     return Job(recipe, plan, run)
 
@@ -78,20 +78,17 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[st
 def carry_out(job: Job) -> Outcome:
     """Train to the end within this Ray worker, and keep run.json true.
 
-    One rank trains in this very process. More are workers of Ray Train, which this process drives.
+    One rank trains in this very process. More are workers of their own, which this process drives.
 
     Raises:
         TrainingError: it failed for good. ShardyardError: the same, of one rank.
     """
     with _lease_of(job.folder):
-        job.folder.update(state="running", **owner())
         try:
-            outcome = _in_this_process(job) if job.plan.world.size == 1 else _by_workers(job)
-        except BaseException:
-            job.folder.update(state="failed")
-            raise
-        job.folder.update(state=STATES[outcome])
-        return outcome
+            return drive(job, _in_this_process if job.plan.world.size == 1 else _by_workers)
+        except GaveUpError as error:
+            # Beside the trial stands the cause alone; all the rest is in its run folder.
+            raise TrainingError(error.failure.describe()) from error
 
 
 def _lease_of(folder: RunFolder) -> Lease:
@@ -124,17 +121,13 @@ def _new_run(
     plan: RunPlan,
     starting: dict[str, Any],
 ) -> RunFolder:
-    text = dump_recipe(recipe)
     fields: dict[str, Any] = {"starting": starting} if starting else {}
-    derived = {key: value for key, value in asdict(plan).items() if key not in ("reasons", "deepspeed")}
-    return RunFolder.create(
+    return new_run(
         folder.runs_dir,
         recipe.name,
-        text,
-        text,
-        total_steps=plan.steps,
-        world_size=plan.world.size,
-        plan=derived | {"tokens": plan.tokens, "flops": plan.flops},
+        recipe_text=dump_recipe(recipe),
+        resolved_text=resolved_text(recipe, plan),
+        plan=as_dict(plan),
         provenance=collect(["shardyard", "sweep", folder.id]),
         local=plan.world.size == 1,
         sweep={"id": folder.id, "trial": number, "parameters": parameters},
@@ -143,35 +136,25 @@ def _new_run(
 
 
 def _in_this_process(job: Job) -> Outcome:
-    _count_attempt(job)
     try:
-        return run_local(job, keep_group=True)
+        return locally(job, keep_group=True)
     finally:
         # The engine of the next trial would otherwise come on top of this one's.
         gc.collect()
 
 
 def _by_workers(job: Job) -> Outcome:
-    count = Count()
     cluster = RayCluster(cluster_address(job.recipe.cluster))
     demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
-    while True:
-        _count_attempt(job)
+
+    def start() -> Failure | None:
+        count_attempt(job)
         try:
-            failure = attempt(job, demand)
+            return attempt(job, demand)
         except NotPlacedError:
-            # Other trials have the room now.
+            # Other trials have the resources now.
+            count_attempt(job, by=-1)
             time.sleep(PLACE_AGAIN_SECONDS)
-            continue
-        if failure is None:
-            outcome: Outcome = job.folder.info()["outcome"]
-            return outcome
-        count = count.after(saved_step(job.folder))
-        decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
-        if isinstance(decision, GiveUp) or job.folder.stop_requested() is not None:
-            raise TrainingError(failure.describe())
-        time.sleep(decision.wait_seconds)
+            raise NotStartedError from None
 
-
-def _count_attempt(job: Job) -> None:
-    job.folder.update(attempts=int(job.folder.info().get("attempts") or 0) + 1, outcome=None)
+    return until_done(job, start)

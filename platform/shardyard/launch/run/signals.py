@@ -1,19 +1,17 @@
-"""Ctrl-C, SIGTERM and SIGHUP of the commands that train: what they end, at every moment from the first to the last."""
+"""Ctrl-C, SIGTERM and SIGHUP of a process that trains: what they end, at every moment from the first to the last."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-from shardyard.cli.view import output
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ShardyardError
-
-if TYPE_CHECKING:
-    from shardyard.tracking.run.folder import RunFolder, State, StopReason
+from shardyard.launch.run.stop import Stop
+from shardyard.tracking.run.folder import RunFolder, State, StopReason, typed
 
 # Writing to a disk that hangs must not keep a second Ctrl-C from ending the process.
 LAST_WORD_SECONDS = 2.0
@@ -51,10 +49,12 @@ class StopSignals:
     second Ctrl-C ends at once. Once training is over they do nothing: the little that is left is carried out.
 
     asked: the first signal that came.
+    stop: what a signal asks; the run is bound to it.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.stop = Stop()
         self.cut_short = False
         self._folder: RunFolder | None = None
         self._say: Callable[[str], None] | None = None
@@ -62,8 +62,12 @@ class StopSignals:
         self._held = self._over = False
 
     def install(self) -> dict[int, object]:
-        """Take the signals, which Ray also does whenever it connects; returns who had them."""
+        """Take the signals; returns who had them."""
         return take_signals(self._handle)
+
+    def install_again(self) -> None:
+        """Take the signals back from whoever has taken them since."""
+        self.install()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -84,6 +88,7 @@ class StopSignals:
         """Training is driven: signals are requests to it, and `say` tells a person what follows from them."""
         self._folder, self._begun = folder, _size(folder)
         self._say = say
+        self.stop.bind(folder)
         self._check()
         try:
             yield
@@ -96,13 +101,11 @@ class StopSignals:
         state = _STATES[self.asked]
         after = ""
         if self._folder is not None:
-            from shardyard.tracking.run.folder import typed
-
             with contextlib.suppress(ShardyardError):
                 if self._folder.state in ("pending", "running"):
                     self._folder.update(state=state, waiting=None)
             after = f" `shardyard resume {typed(self._folder.path)}` trains it."
-        output.note(f"{state.capitalize()} before training began.{after}")
+        note(f"{state.capitalize()} before training began.{after}")
         return CODES[self.asked]
 
     def note_failure(self) -> None:
@@ -139,7 +142,7 @@ class StopSignals:
         assert self.asked is not None
         problem = ""
         try:
-            self._folder.request_stop(_REASONS[self.asked])
+            self.stop.request(_REASONS[self.asked])
         except ShardyardError as error:
             problem = f" The run cannot be asked to stop: {error}"
         if not first:
@@ -208,7 +211,7 @@ def _leave_the_terminal() -> None:
 
 
 def stoppable(work: Callable[[StopSignals], int]) -> int:
-    """Carry out a command that trains, with its signals handled throughout; returns its exit code."""
+    """Carry out what trains in this process, with its signals handled throughout; returns the exit code."""
     signals = StopSignals()
     before = signals.install()
     try:
@@ -222,6 +225,11 @@ def stoppable(work: Callable[[StopSignals], int]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def note(text: str) -> None:
+    """A line beside what the process is asked for, on stderr."""
+    sys.stderr.write(f"{text}\n")
 
 
 def _size(folder: RunFolder) -> int:

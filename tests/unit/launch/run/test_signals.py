@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shardyard.cli.first import is_command
-from shardyard.cli.stopping import StopSignals, stoppable
 from shardyard.errors import TrainingError
+from shardyard.launch.run.signals import StopSignals, stoppable
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.run.folder import RunFolder
 from support.cli import COMMAND

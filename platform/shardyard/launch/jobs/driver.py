@@ -1,0 +1,116 @@
+"""The driver of a submitted job: one attempt, with the plan that travelled with the job. Started by its entry point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import ShardyardError
+from shardyard.imports import import_at_once
+from shardyard.launch.jobs.spec import new_run_id, plan_in, read_spec, spec_of, write_spec
+from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.run.ending import ending_lines
+from shardyard.launch.run.initial import check_unchanged
+from shardyard.launch.run.lines import LinesView
+from shardyard.launch.run.plans import PlannedRun, cluster_gpus_of, plan_of, with_initial_weights
+from shardyard.launch.run.prepare import as_fixed
+from shardyard.launch.run.process import EXIT_CODES, give_over
+from shardyard.launch.run.signals import StopSignals, note, stoppable
+from shardyard.planning.plan import RunPlan, make_plan
+from shardyard.planning.plan_text import resolved_text
+from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
+from shardyard.recipe.schema import Recipe
+from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.lease import Lease
+from shardyard.tracking.run.provenance import collect
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out one attempt: `SPEC RUN_FOLDER`; returns its exit code."""
+    # While nothing trains there is nothing to save, so Ctrl-C ends the process and not with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        if arguments[0] == "--make-spec":
+            return make_spec(*arguments[1:])
+        return stoppable(lambda signals: attempt(Path(arguments[0]), RunFolder(arguments[1]), signals))
+    except ShardyardError as error:
+        note(f"Error: {error}")
+        return error.exit_code
+
+
+def attempt(spec_path: Path, folder: RunFolder, signals: StopSignals) -> int:
+    """Train in a run folder from where it stands.
+
+    Raises:
+        ShardyardError: the run failed.
+    """
+    with Lease.take(folder, tell=note) as lease:
+        # What a former attempt was asked for; the entry point of the job asks again where it still holds.
+        folder.clear_stop()
+        signals.attach(folder)
+        return _attempt(spec_path, folder, signals, lease)
+
+
+def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Lease) -> int:
+    import_at_once("shardyard.launch.run.driver")
+    spec, info = read_spec(spec_path), folder.info()
+    loaded = _loaded(spec, folder)
+    if names_weights(loaded.recipe):
+        check_unchanged(folder)
+        loaded, starting = with_initial_weights(loaded, Path(spec["runs_dir"]))
+        folder.update(starting=starting)
+    if not (info.get("provenance") or {}).get("packages"):
+        folder.update(provenance=collect())
+    made = _plan(spec, loaded)
+    kept = as_fixed(loaded.recipe, folder)
+    if kept != loaded.recipe:
+        loaded, made = replace(loaded, recipe=kept), make_plan(kept, made.architecture, made.world)
+    outcome = give_over(PlannedRun(loaded, made), folder, signals, lease, view=LinesView)
+    for line in ending_lines(folder, outcome):
+        sys.stdout.write(f"{line}\n")
+    return EXIT_CODES[outcome]
+
+
+def names_weights(recipe: Recipe) -> bool:
+    """Whether a recipe starts from weights or a tokenizer that have to be found where it runs."""
+    teacher = recipe.distillation.teacher if recipe.distillation is not None else None
+    return recipe.model.pretrained is not None or teacher is not None or os.sep in (recipe.tokenizer or "")
+
+
+def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
+    """Write the file of a job from a recipe that lies where it runs, for schedulers that know the recipe alone."""
+    loaded = load_recipe(recipe)
+    made = plan_of(loaded, elsewhere=True)
+    request = SubmitRequest(
+        name=recipe,
+        overrides=(),
+        loaded=loaded,
+        plan=made,
+        runs_dir=Path(runs_dir),
+        job_name=loaded.recipe.name,
+        run_id=run_id or new_run_id(loaded.recipe.name),
+        resolved=resolved_text(loaded.recipe, made),
+    )
+    write_spec(spec_of(request), Path(path))
+    return 0
+
+
+def _loaded(spec: dict[str, Any], folder: RunFolder) -> LoadedRecipe:
+    recipe = Recipe.model_validate(spec["recipe"])
+    return LoadedRecipe(recipe, folder.recipe, spec["recipe_text"], tuple(spec["overrides"]), (folder.recipe,))
+
+
+def _plan(spec: dict[str, Any], loaded: LoadedRecipe) -> RunPlan:
+    made = plan_in(spec)
+    if made is not None:
+        return made
+    return plan_of(loaded, gpus=cluster_gpus_of(loaded, local=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

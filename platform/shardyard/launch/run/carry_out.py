@@ -1,0 +1,94 @@
+"""Carrying out a run in its folder, in a process that may have other things to do as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import psutil
+
+from shardyard.engine.job import Job
+from shardyard.imports import import_at_once
+from shardyard.launch.run.driver import drive, locally, on_ray
+from shardyard.launch.run.end_children import children, end_children
+from shardyard.launch.run.follow import Observer, following
+from shardyard.launch.run.plans import PlannedRun
+from shardyard.launch.run.stop import Stop
+from shardyard.launch.run.threads import on_a_thread
+from shardyard.planning.plan import fixed
+from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.lease import Lease
+
+if TYPE_CHECKING:
+    from shardyard.engine.loop import Outcome
+
+
+def carry_out(
+    run: PlannedRun,
+    folder: RunFolder,
+    lease: Lease,
+    *,
+    stop: Stop,
+    observer: Observer | None = None,
+    until: int | None = None,
+    trust: bool = False,
+    keep_group: bool = False,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Train in a run folder to the end; returns how it ended.
+
+    A rank in this process trains on the thread that calls. Ray's workers are driven from another one, while this one
+    waits.
+
+    Args:
+        lease: of the folder, held for as long as this takes.
+        stop: asked, it ends the run with a checkpoint. Ctrl-C, where no handler takes it, asks it too.
+        observer: is told what the run records, on a thread of its own.
+        until: pause after this step, with a checkpoint.
+        trust: execute code that the files of the run's checkpoints may hold.
+        keep_group: as `run_local` has it, for processes that train several runs.
+        while_waiting: called every now and then on this thread while Ray's workers train.
+
+    Raises:
+        ShardyardError: the run failed.
+        TakenOverError: another process has taken the run.
+        KeyboardInterrupt: Ctrl-C came a second time; whatever trained has been killed.
+    """
+    before = children()
+    folder.update(local=run.local, total_steps=run.plan.steps, world_size=run.plan.world.size)
+    stop.bind(folder)
+    job = Job(fixed(run.loaded.recipe, run.plan), run.plan, folder, until, trust)
+
+    def wait() -> None:
+        while_waiting()
+        if lease.lost.is_set():
+            _leave(folder, before)
+
+    with following(folder, observer):
+        if run.local:
+            import_at_once("shardyard.launch.run.local")
+            return drive(job, partial(locally, keep_group=keep_group))
+        return on_a_thread(lambda: drive(job, on_ray), "shardyard-driver", wait, _on_interrupt(stop, before))
+
+
+def _on_interrupt(stop: Stop, before: Iterable[psutil.Process]) -> Callable[[], None]:
+    """The first Ctrl-C asks for a checkpoint and an end; a second one ends at once."""
+
+    def interrupted() -> None:
+        if stop.reason is not None:
+            end_children(spare=before)
+            raise KeyboardInterrupt
+        stop.request("interrupt")
+
+    return interrupted
+
+
+def _leave(folder: RunFolder, before: Iterable[psutil.Process]) -> None:
+    """The run is another's: end what trains it here, which would go on writing.
+
+    Raises:
+        TakenOverError: always.
+    """
+    end_children(spare=before)
+    folder.check_held()

@@ -1,0 +1,51 @@
+"""Creating the folder of a run: the one place, whoever starts the run. Needs the standard library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shardyard.tracking.run.folder import RunFolder
+
+# Parts of a plan that run.json does without: resolved.yaml tells the reasons, and ranks compile the configuration.
+_NOT_KEPT = ("reasons", "deepspeed")
+
+
+def new_run(
+    runs_dir: Path,
+    name: str,
+    *,
+    recipe_text: str,
+    resolved_text: str,
+    plan: Mapping[str, Any],
+    run_id: str | None = None,
+    **fields: Any,
+) -> RunFolder:
+    """A new run folder in the state `pending`.
+
+    Args:
+        recipe_text: the recipe as it was given; resolved_text: with all defaults and derived values.
+        plan: as `planning.plan_text.as_dict` has it, or as it travelled with a job.
+        run_id: given where the id was told to somebody before.
+        fields: more of run.json, such as `provenance`.
+
+    Raises:
+        RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written.
+    """
+    return RunFolder.create(
+        runs_dir,
+        name,
+        recipe_text,
+        resolved_text,
+        run_id=run_id,
+        total_steps=plan.get("steps"),
+        world_size=plan.get("world", {}).get("size"),
+        plan=kept(plan),
+        **fields,
+    )
+
+
+def kept(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json keeps of a plan."""
+    return {name: value for name, value in plan.items() if name not in _NOT_KEPT}

@@ -1,0 +1,58 @@
+"""The lines that a run ends with: where everything is, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ruamel.yaml import YAML
+
+from shardyard.launch.run.progress import metrics_in_words
+from shardyard.objectives.registry import objective_spec
+from shardyard.tracking.files import read_jsonl
+from shardyard.tracking.metrics.record import evaluation_of
+from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
+
+
+def ending_lines(folder: RunFolder, outcome: str) -> Iterator[str]:
+    """What a person reads of a run that has ended as `outcome`, a line each."""
+    if outcome == "finished":
+        for sample in _last_samples(folder):
+            yield f"sample       {sample}"
+        yield f"run folder   {folder.path}"
+        yield f"model        {folder.path / 'final'}"
+        if measured := _last_evaluation(folder):
+            yield f"held out     {measured}"
+        yield f"try          {_next_command(folder)}"
+    else:
+        info = folder.info()
+        saved = "with a checkpoint" if any(folder.checkpoints.glob("step-*")) else "before its first checkpoint"
+        yield f"{outcome} at step {info['step']} of {info['total_steps']}, {saved}"
+        yield f"run folder   {folder.path}"
+        yield f"resume       shardyard resume {typed(folder.path)}"
+    if any(folder.wandb.glob("offline-run-*")):
+        yield f"W&B          shardyard wandb sync {typed(folder.path)}"
+
+
+def _last_evaluation(folder: RunFolder) -> str:
+    """`loss 0.4132, accuracy 0.8641`; "" where nothing was measured."""
+    measured = [found for line in read_metrics(folder.metrics) if (found := evaluation_of(line))]
+    return metrics_in_words(measured[-1]) if measured else ""
+
+
+def _objective_of(folder: RunFolder) -> str:
+    """Read without checks: what a recipe needs may be gone by now."""
+    fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    return str(fields["objective"])
+
+
+def _next_command(folder: RunFolder) -> str:
+    if objective_spec(_objective_of(folder)).generates:
+        return f'shardyard sample {typed(folder.path)} "your prompt"'
+    return f"shardyard eval {typed(folder.path)}"
+
+
+def _last_samples(folder: RunFolder) -> list[str]:
+    samples = read_jsonl(folder.samples) if folder.samples.exists() else []
+    last = [sample for sample in samples if sample["step"] == samples[-1]["step"]] if samples else []
+    between = " → " if objective_spec(_objective_of(folder)).answers else ""
+    return [" ".join(f"{sample['prompt']}{between}{sample['text']}".split())[:160] for sample in last]

@@ -1,0 +1,172 @@
+"""A run as about 25 plain lines, for a pipe and for the log of a job."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+from shardyard.launch.run.progress import Progress, describe, number, whole_seconds
+from shardyard.tracking.metrics import record
+from shardyard.units import format_count, format_seconds
+
+PLAIN_ROWS = 20
+# Characters that ring, go back or paint when a terminal shows them.
+_CONTROL = dict.fromkeys((7, 8, 11, 12, 13, 27))
+
+
+class Drawing(Protocol):
+    """How a run is shown: by a panel, or by lines."""
+
+    def open(self) -> None:
+        """Begin."""
+
+    def close(self) -> None:
+        """End; nothing is held back any more."""
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, which `progress` knows already."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """A line of events.jsonl, which `progress` knows already."""
+
+    def message(self, text: str) -> None:
+        """A line of text."""
+
+
+class RunView:
+    """Shows a run, as a context manager. An `Observer`; several threads may tell it something."""
+
+    def __init__(self, progress: Progress, drawing: Drawing) -> None:
+        self.progress = progress
+        self._drawing = drawing
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._drawing.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drawing.close()
+
+    def on_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Show lines of metrics.jsonl, in their order."""
+        with self._lock:
+            for line in records:
+                self.progress.add_metrics(line)
+                self._drawing.metrics(line)
+
+    def on_events(self, events: list[dict[str, Any]]) -> None:
+        """Show lines of events.jsonl, in their order."""
+        with self._lock:
+            for event in events:
+                self.progress.add_event(event)
+                self._drawing.event(event)
+
+    def message(self, text: str) -> None:
+        """Show a line of text above the panel, or among the lines."""
+        with self._lock:
+            self._drawing.message(text)
+
+
+class LinesView(RunView):
+    """A run as plain lines on a stream."""
+
+    def __init__(self, stream: IO[str], run_id: str, total_steps: int) -> None:
+        progress = Progress(run_id, total_steps)
+        super().__init__(progress, PlainLines(stream, progress))
+
+
+class PlainLines:
+    """A line for each twentieth of the run, each evaluation and checkpoint, and whatever else happens."""
+
+    def __init__(self, stream: IO[str], progress: Progress) -> None:
+        self._stream = stream
+        self._progress = progress
+        self._stride = max(1, progress.total_steps // PLAIN_ROWS)
+        self._columns: list[tuple[str, int]] = []
+        # A step is held back until the next one begins, because its evaluation and checkpoint belong on its line.
+        self._held: dict[str, Any] | None = None
+        self._last_block = -1
+
+    def open(self) -> None:
+        self.message(f"{self._progress.run_id}: {self._progress.total_steps} steps")
+
+    def close(self) -> None:
+        self._flush()
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        if self._held is not None and self._held["step"] != line.get("step"):
+            self._flush()
+        # How long it takes is known now; when the line is printed, it may already be about the next step.
+        self._held = {**(self._held or {"notes": []}), **line, "left": self._progress.seconds_left()}
+        if (loss := record.newest_eval_loss(line)) is not None:
+            self._held["eval"] = loss
+
+    def event(self, event: dict[str, Any]) -> None:
+        if self._held is not None and event.get("step") == self._held["step"]:
+            if event.get("kind") == "evaluation":
+                self._held["eval"] = event.get("loss")
+                return
+            if event.get("kind") == "checkpoint":
+                self._held["notes"].append("saved")
+                return
+        if text := describe(event):
+            self._flush()
+            self._print(f"* {text}")
+            if event.get("kind") == "attempt":
+                self._last_block = -1  # the first step after a restart shows where it goes on
+
+    def message(self, text: str) -> None:
+        self._flush()
+        self._print(text)
+
+    def _flush(self) -> None:
+        line, self._held = self._held, None
+        if line is None:
+            return
+        step = int(line["step"])
+        block = step // self._stride
+        if block == self._last_block and step < self._progress.total_steps and "eval" not in line and not line["notes"]:
+            return
+        self._last_block = block
+        if not self._columns:
+            self._columns = self._choose_columns(line)
+            self._print("  ".join(title.rjust(width) for title, width in self._columns))
+        cells = _cells(line, self._progress.total_steps)
+        row = "  ".join(cells[title].rjust(width) for title, width in self._columns)
+        self._print(" ".join([row, *line["notes"]]).rstrip())
+
+    def _choose_columns(self, line: dict[str, Any]) -> list[tuple[str, int]]:
+        widths = {"step": 2 * len(str(self._progress.total_steps)) + 1, "loss": 7, "eval": 7, "lr": 7, "grad": 6}
+        widths |= {"tok/s": 6} | ({"MFU": 5} if record.MFU in line else {}) | {"time": 6, "wait": 6, "left": 6}
+        return list(widths.items())
+
+    def _print(self, text: str) -> None:
+        self._stream.write(f"{text.translate(_CONTROL)}\n")
+
+
+def _cells(line: dict[str, Any], total_steps: int) -> dict[str, str]:
+    mfu = line.get(record.MFU)
+    return {
+        "step": f"{line['step']}/{total_steps}",
+        "loss": number(line.get(record.TRAIN_LOSS)),
+        "eval": number(line.get("eval")),
+        "lr": number(line.get(record.TRAIN_LR), ".1e"),
+        "grad": number(line.get(record.TRAIN_GRAD_NORM), ".3g"),
+        "tok/s": _count(line.get(record.TOKENS_PER_SECOND)),
+        "MFU": "" if mfu is None else f"{100 * mfu:.1f}%",
+        "time": _seconds(line.get(record.STEP_SECONDS)),
+        "wait": _seconds(line.get(record.DATA_WAIT_SECONDS)),
+        "left": whole_seconds(line["left"]),
+    }
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else format_count(value)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else format_seconds(value)

@@ -1,0 +1,162 @@
+"""What a run will train with, settled before anything starts: its recipe, its plan, and what run.json says of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shardyard.engine.checkpoint.files import rewind
+from shardyard.errors import UsageError
+from shardyard.launch.run.create import new_run
+from shardyard.launch.run.initial import check_unchanged, for_planning, locate
+from shardyard.launch.run.prepare import prepare
+from shardyard.launch.run.world import cluster_address, world_of
+from shardyard.planning.plan import RunPlan
+from shardyard.planning.plan_text import as_dict, resolved_text, rows
+from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
+from shardyard.recipe.shorten import as_trial
+from shardyard.tracking.files import JsonlWriter, write_atomically
+from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.provenance import collect
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A recipe that is ready to train.
+
+    local: one rank in this process, without Ray.
+    facts: further fields of run.json: `starting`, the weights that were found; `trial`, of a shortened run.
+    """
+
+    loaded: LoadedRecipe
+    plan: RunPlan
+    local: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def create(self, runs_dir: Path) -> RunFolder:
+        """The folder of a new run.
+
+        Raises:
+            RunFolderError: it cannot be made.
+        """
+        recipe = self.loaded.recipe
+        return new_run(
+            runs_dir,
+            recipe.name,
+            recipe_text=self.loaded.text,
+            resolved_text=resolved_text(recipe, self.plan),
+            plan=as_dict(self.plan),
+            provenance=collect(),
+            local=self.local,
+            **self.facts,
+        )
+
+
+def plan_new(loaded: LoadedRecipe, runs_dir: Path, *, local: bool = False, try_steps: int | None = None) -> PlannedRun:
+    """Plan a recipe for a new run.
+
+    Args:
+        runs_dir: where `run:NAME` is looked for.
+        try_steps: shorten the run to so many steps, with everything that is scaled to its length.
+
+    Raises:
+        ShardyardError: the recipe cannot be built, or its plan does not fit.
+    """
+    loaded, starting = with_initial_weights(loaded, runs_dir)
+    facts: dict[str, Any] = {"starting": starting} if starting else {}
+    gpus = cluster_gpus_of(loaded, local=local)
+    plan = plan_of(loaded, local=local, gpus=gpus)
+    if try_steps is not None:
+        facts["trial"] = {"steps": try_steps, "of": plan.steps}
+        loaded = replace(loaded, recipe=as_trial(loaded.recipe, try_steps, of=plan.steps))
+        plan = plan_of(loaded, local=local, gpus=gpus)
+    refuse_what_does_not_fit(plan)
+    return PlannedRun(loaded, plan, local, facts)
+
+
+def plan_resumed(
+    folder: RunFolder,
+    runs_dir: Path,
+    overrides: Sequence[str] = (),
+    *,
+    local: bool = False,
+    step: int | None = None,
+) -> PlannedRun:
+    """Plan a run that goes on, with overrides written to its resolved.yaml. Whoever calls holds its lease.
+
+    Args:
+        local: one rank in this process; a run that began so goes on so.
+        step: take the run back to the checkpoint of this step, 0 to its start; later ones are set aside.
+
+    Raises:
+        UsageError: what the run started from has changed, or it has no such checkpoint.
+    """
+    local = local or bool(folder.info().get("local", False))
+    check_unchanged(folder)
+    loaded = load_recipe(str(folder.resolved), list(overrides))
+    if overrides:
+        loaded, _ = with_initial_weights(loaded, runs_dir)
+    plan = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
+    if step is not None:
+        _go_back(folder, step)
+    if overrides:
+        write_atomically(folder.resolved, resolved_text(loaded.recipe, plan))
+    return PlannedRun(loaded, plan, local)
+
+
+def _go_back(folder: RunFolder, step: int) -> None:
+    """Make the checkpoint of `step` the newest, and note it among the events."""
+    moved = ", ".join(path.name for path in rewind(folder.checkpoints, step)) or "nothing"
+    writer = JsonlWriter(folder.events)
+    text = f"going back to step {step}, as --step says; set aside in checkpoints/: {moved}"
+    writer.append({"kind": "notice", "time": time.time(), "text": text})
+    writer.close()
+
+
+def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = None, elsewhere: bool = False) -> RunPlan:
+    """The plan of a recipe, with the model's sizes counted.
+
+    Args:
+        local: one rank in this process.
+        gpus: those of the cluster, if it was asked.
+        elsewhere: for machines of a scheduler, which cannot be asked from here.
+    """
+    world = world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus, elsewhere=elsewhere)
+    return prepare(loaded.recipe, world, remember=True)
+
+
+def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:
+    """The recipe with the paths of the weights that it starts from, or with known sizes of those that are not here."""
+    return replace(loaded, recipe=for_planning(loaded.recipe, runs_dir))
+
+
+def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRecipe, dict[str, Any]]:
+    """The recipe with the paths of the weights that it starts from, and what run.json says of them."""
+    recipe, starting = locate(loaded.recipe, runs_dir)
+    return replace(loaded, recipe=recipe), starting
+
+
+def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:
+    """GPUs of the cluster that is named; None where Ray is started here, or is not used."""
+    if local or cluster_address(loaded.recipe.cluster) is None:
+        return None
+    # Imported late, because it imports Ray.
+    from shardyard.launch.ray.cluster import cluster_gpus
+
+    return cluster_gpus(loaded.recipe.cluster)
+
+
+def refuse_what_does_not_fit(plan: RunPlan) -> None:
+    """Pass if the plan fits the device, or its memory is not known.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    if plan.fits is False:
+        verdict = list(rows(plan))[-1]
+        raise UsageError(
+            f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan RECIPE` shows what takes it."
+        )

@@ -1,0 +1,72 @@
+"""A process that is given over to one run: its output goes to a log, its signals end the run, and a view shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TextIO
+
+from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT
+from shardyard.launch.run.output import Terminal
+from shardyard.launch.run.plans import PlannedRun
+from shardyard.launch.run.signals import StopSignals
+from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.lease import Lease
+
+if TYPE_CHECKING:
+    from shardyard.engine.loop import Outcome
+    from shardyard.launch.run.lines import RunView
+
+EXIT_CODES: dict[Outcome, int] = {
+    "finished": 0,
+    "paused": 0,
+    "interrupted": EXIT_INTERRUPTED,
+    "preempted": EXIT_PREEMPTED,
+    "timeout": EXIT_TIMEOUT,
+}
+# Makes the view of a run with so many steps on a stream.
+MakeView = Callable[[TextIO, str, int], "RunView"]
+
+
+def give_over(
+    run: PlannedRun,
+    folder: RunFolder,
+    signals: StopSignals,
+    lease: Lease,
+    *,
+    view: MakeView | None = None,
+    until: int | None = None,
+    trust: bool = False,
+) -> Outcome:
+    """Train in a run folder with this process, to the end; returns how it ended.
+
+    Args:
+        view: what shows it on the stdout that the process had; None shows nothing.
+        until: pause after this step, with a checkpoint.
+        trust: execute code that the files of the run's checkpoints may hold.
+
+    Raises:
+        ShardyardError: the run failed, or another process took it over.
+    """
+    terminal = Terminal(folder.path / "logs" / "driver.log")
+    try:
+        # After the redirection, because Ray and DeepSpeed talk while they are imported.
+        from shardyard.launch.run.carry_out import carry_out
+
+        made = None if view is None else view(terminal.stream, folder.id, run.plan.steps)
+        shown: AbstractContextManager[object] = nullcontext() if made is None else made
+        say = (lambda text: None) if made is None else made.message
+        with shown, signals.driving(folder, say):
+            return carry_out(
+                run,
+                folder,
+                lease,
+                stop=signals.stop,
+                observer=made,
+                until=until,
+                trust=trust,
+                # Ray takes the signals whenever it connects.
+                while_waiting=signals.install_again,
+            )
+    finally:
+        terminal.restore()
