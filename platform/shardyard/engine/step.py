@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shardyard.data.stream.loader import Batch
 from shardyard.data.stream.rows import Tensors
-from shardyard.engine.deepspeed.engine import backward, gradient_norm_unit, plain_gradient_norm
+from shardyard.engine.deepspeed.quirks import backward, gradient_norm_unit, plain_gradient_norm
 from shardyard.engine.sums import PendingSum, Sums
 from shardyard.engine.world import Rank
 from shardyard.objectives.base import Objective, Totals

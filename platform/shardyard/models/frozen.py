@@ -5,8 +5,6 @@ They lie whole on each rank in the precision of the forward pass; ZeRO does not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from shardyard.errors import ModelError
 from shardyard.models.pretrained import load_weights, pretrained_config
+from shardyard.models.quirks import adapters_off
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,25 +61,10 @@ class AdapterOff:
         training = self._adapted.training
         self._adapted.eval()
         try:
-            with torch.no_grad(), _switched_off(self._adapted):
+            with torch.no_grad(), adapters_off(self._adapted):
                 return self._adapted(**inputs)
         finally:
             self._adapted.train(training)
-
-
-@contextmanager
-def _switched_off(model: nn.Module) -> Iterator[None]:
-    from peft.tuners.tuners_utils import BaseTunerLayer  # Half a second, which only adapters need.
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    # enable_adapters would also change what requires a gradient, which ZeRO has taken note of.
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
 
 
 def _config(name: str) -> PreTrainedConfig:

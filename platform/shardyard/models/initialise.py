@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from shardyard.models.quirks import forget_initialisation, initialisation_rule, place_patches
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 
@@ -30,16 +31,14 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
         gathered: context in which the given parameters are whole and writable (ZeRO-3), or a null context.
     """
     state = torch.get_rng_state()
-    for module in model.modules():
-        # The constructor's mark of what it has done, for which rules of transformers leave a module as it is.
-        module._is_hf_initialized = False
+    forget_initialisation(model)
     with torch.no_grad():
         for name, module, whole in _units("", model):
             with gathered(_reach(module, whole)):
                 for inner_name, inner, rule in _post_order(name, module, _rule(model, module), whole):
                     torch.manual_seed(_key(seed, inner_name))
                     rule(inner)
-                    _place_patches(inner)
+                    place_patches(inner)
     torch.set_rng_state(state)
 
 
@@ -74,19 +73,8 @@ def _post_order(
 def _rule(outer: PreTrainedModel | Callable[[nn.Module], None], module: nn.Module) -> Callable[[nn.Module], None]:
     """A sub-model brings the rule of its own family; everything else follows the model around it."""
     if isinstance(module, PreTrainedModel):
-        return module._init_weights  # type: ignore[no-any-return]
-    return outer._init_weights if isinstance(outer, PreTrainedModel) else outer
-
-
-def _place_patches(module: nn.Module) -> None:
-    """Give the decoder of a masked autoencoder its fixed table of positions.
-
-    The rule of `vit_mae` sets it to zero after the constructor has computed it, so that a model from scratch could not
-    tell one hidden patch from another (transformers 5.22).
-    """
-    if type(module).__name__ == "ViTMAEDecoder":
-        decoder: Any = module
-        decoder.initialize_weights(decoder.decoder_pos_embed.shape[1] - 1)
+        return initialisation_rule(module)
+    return initialisation_rule(outer) if isinstance(outer, PreTrainedModel) else outer
 
 
 def _key(seed: int, name: str) -> int:

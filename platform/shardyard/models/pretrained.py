@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
+from shardyard.models.quirks import commit_of
 from shardyard.suggest import suggestion
 
 _SAMPLE_BYTES = 1 << 20
@@ -46,7 +47,7 @@ def pretrained_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
 def hub_commit(name: str) -> str | None:
     """The commit that a hub id stands for now; None for a folder."""
-    return getattr(pretrained_config(name), "_commit_hash", None)
+    return commit_of(pretrained_config(name))
 
 
 def fingerprint(folder: Path) -> str:

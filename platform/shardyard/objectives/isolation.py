@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shardyard.objectives.quirks import attention_of
+
 
 def document_bounds(model: Any, position_ids: Tensor) -> dict[str, Any]:
     """Arguments by which FlashAttention keeps documents apart; none for other implementations, which need none.
@@ -18,8 +20,7 @@ def document_bounds(model: Any, position_ids: Tensor) -> dict[str, Any]:
         model: of transformers, or what DeepSpeed made of one.
         position_ids: [B, T]; a document begins where they do not go on by one.
     """
-    config = getattr(getattr(model, "module", model), "config", None)
-    if not str(getattr(config, "_attn_implementation", "")).startswith("flash_attention"):
+    if not attention_of(model).startswith("flash_attention"):
         return {}
     flat = position_ids.flatten()  # [B·T]
     starts = (flat[1:] != flat[:-1] + 1).nonzero().flatten() + 1

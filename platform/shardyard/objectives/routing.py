@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from shardyard.objectives.quirks import is_parallel_layer, recorded_routers
+
 # Names that configurations give to the number of experts.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 # What is observed of a micro-batch, and summed.
@@ -78,18 +80,10 @@ def watching(model: nn.Module) -> Iterator[list[Route]]:
 
 
 def _routers(model: nn.Module) -> Iterator[tuple[nn.Module, int | None]]:
-    """Routers and where in their output the logits are; None for those of DeepSpeed's AutoEP, which do not give them.
-
-    transformers' models say in `_can_record_outputs` which of their modules are routers.
-    """
-    known: dict[type, int] = {}
+    """Routers and where in their output the logits are; None for DeepSpeed's AutoEP, whose routers do not give them."""
+    known = dict(found for module in model.modules() for found in recorded_routers(module))
     for module in model.modules():
-        recorded = getattr(type(module), "_can_record_outputs", None) or {}
-        entries = recorded.get("router_logits", []) if isinstance(recorded, dict) else []
-        for entry in entries if isinstance(entries, list) else [entries]:
-            known[cast(type, getattr(entry, "target_class", entry))] = int(getattr(entry, "index", 1))
-    for module in model.modules():
-        if getattr(module, "_is_autoep_layer", False):
+        if is_parallel_layer(module):
             yield cast(nn.Module, module.router), None
         elif type(module) in known:
             yield module, known[type(module)]

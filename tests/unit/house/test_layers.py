@@ -18,6 +18,7 @@ LAYERS = {
     "errors": 0,
     "units": 0,
     "imports": 0,
+    "replaced": 0,
     "hardware": 0,
     "suggest": 0,
     "plugins": 1,

@@ -17,7 +17,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from shardyard import hardware
-from shardyard.launch.ray import cluster, trainer
+from shardyard.launch.ray import trainer
 from shardyard.launch.ray.group import make_ready, parted_groups, places_in_words, places_of
 from shardyard.launch.ray.process_group import rank_environment
 from shardyard.launch.ray.trainer import scaling
@@ -161,34 +161,3 @@ def test_a_rank_of_a_cluster_of_its_own_outlives_sigterm_and_its_children_do_not
         [sys.executable, "-c", _OUTLIVES, state], stdout=subprocess.PIPE, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout) == (code, text)
-
-
-def test_connecting_to_ray_leaves_the_handler_of_sigterm_alone() -> None:
-    import ray
-
-    before = signal.getsignal(signal.SIGTERM)
-    mine = signal.default_int_handler
-    signal.signal(signal.SIGTERM, mine)
-    try:
-        with cluster._signals_left_alone():
-            ray._private.utils.set_sigterm_handler(signal.SIG_DFL)
-            assert signal.getsignal(signal.SIGTERM) is mine
-        ray._private.utils.set_sigterm_handler(mine)
-        assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_rays_daemons_do_not_hear_sigterm_and_are_in_no_group_of_ours() -> None:
-    asked: list[str] = []
-    with cluster._daemons_apart():
-        daemon = cluster.services.ConsolePopen(["sleep", "1000"], preexec_fn=lambda: asked.append("as Ray does"))
-    assert cluster.services.ConsolePopen is not cluster._Apart
-    assert os.getsid(daemon.pid) == daemon.pid != os.getsid(0)
-    os.kill(daemon.pid, signal.SIGTERM)
-    status = Path(f"/proc/{daemon.pid}/status").read_text()
-    [blocked] = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
-    assert int(blocked, 16) & 1 << signal.SIGTERM - 1
-    assert daemon.poll() is None
-    daemon.terminate()
-    assert daemon.wait() == -signal.SIGKILL

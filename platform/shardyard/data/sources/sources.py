@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shardyard.data.datasets import prepared_files, prepared_fingerprint
+from shardyard.data.quirks import quiet_datasets
 from shardyard.data.sources import corpus
 from shardyard.data.sources.retry import TRANSIENT, Retry, Stopped
 from shardyard.data.sources.web import WEB, UnreachedError, be_patient
@@ -115,7 +115,7 @@ def open_source(
         DataError: no such file, split or column, a column of another kind, nothing in the source, or no way to the hub.
         UnavailableError: a server fails for now, and did so for as long as it was tried.
     """
-    be_quiet()
+    quiet_datasets()
     retry = retry or Retry()
     be_patient(retry.limit_seconds)
     # What is held out by hash lies in the training split.
@@ -131,18 +131,6 @@ def open_source(
     holdout = 0.0 if source.source is not None and split == "validation" else source.holdout
     fingerprint = {"source": name, "split": split, **fingerprint}
     return OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training)
-
-
-def be_quiet() -> None:
-    """Keep `datasets` and the hub from writing to the terminal, and leave retries to `retry.Retry`."""
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # It logs as an error what it also raises.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # It would report every opening of a local file to the hub, and wait seconds for a name server where there is none.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
-    for interval in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
-        setattr(datasets.config, f"STREAMING_{interval}_INTERVAL", 0)
 
 
 def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, Any]]:

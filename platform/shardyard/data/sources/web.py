@@ -21,8 +21,8 @@ import aiohttp
 import fsspec.config  # type: ignore[import-untyped]
 import huggingface_hub
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-from huggingface_hub.utils._http import default_client_factory
 
+from shardyard.data.quirks import hub_client
 from shardyard.data.sources.retry import LIMIT_SECONDS, wait_seconds
 from shardyard.errors import DataError, UnavailableError
 from shardyard.redaction import scrub
@@ -228,11 +228,7 @@ class _Patient(httpx.BaseTransport):
 
 
 def _hub_client() -> httpx.Client:
-    client = default_client_factory()
-    # A transport that is given to the constructor would turn proxies of the environment off.
-    client._transport = _Patient(client._transport)
-    client._mounts = {what: inner and _Patient(inner) for what, inner in client._mounts.items()}
-    return client
+    return hub_client(_Patient)
 
 
 def be_patient(limit_seconds: float | None = None) -> None:

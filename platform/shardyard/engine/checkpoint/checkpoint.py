@@ -24,6 +24,7 @@ from torch import nn
 
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refusal
+from shardyard.engine.deepspeed.quirks import leave_scripts_out
 from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.tracking.run.folder import typed
@@ -134,8 +135,7 @@ class Checkpointer:
         self._engine = engine
         self._files = WholeCheckpointEngine(trust=trust)
         engine.checkpoint_engine = self._files
-        # DeepSpeed copies conversion scripts beside each checkpoint; they would be outside the manifest.
-        engine._copy_recovery_script = lambda save_path: None
+        leave_scripts_out(engine)
         self.folder = folder
         self._rank = rank
         self._keep = keep

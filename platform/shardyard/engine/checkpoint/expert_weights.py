@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from shardyard.engine.checkpoint.tensor_files import read_tensors
+from shardyard.objectives.quirks import is_parallel_layer
 
 _PARTS = ("w1", "w2", "w3")
 # Of a layer, AutoEP's names → transformers'. Qwen2-MoE alone gates its shared expert, and has names in the singular.
@@ -30,7 +31,7 @@ _EXPERT_KEY = re.compile(r"^(?P<name>.+\.experts\.w[123])\.(?P<expert>\d+)$")
 def parallel_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers whose experts are spread over ranks, by name."""
     for name, module in model.named_modules():
-        if getattr(module, "_is_autoep_layer", False):
+        if is_parallel_layer(module):
             yield name, module
 
 

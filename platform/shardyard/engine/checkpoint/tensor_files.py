@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from shardyard.engine.deepspeed.quirks import reading_by
 from shardyard.errors import CheckpointError
 
 # What DeepSpeed stores beside tensors and what torch allows by itself: plain containers of numbers without code that
@@ -79,11 +79,11 @@ def only_tensors(*, trust: bool) -> Iterator[None]:
     """Within it, `torch.load` of others is `read_tensors`: DeepSpeed's converter would execute what files say."""
 
     def load(file: Path | str, map_location: Any = None, weights_only: bool | None = None, **options: Any) -> Any:
-        with mock.patch.object(torch, "load", plain):
+        with reading_by(plain):
             return read_tensors(file, trust=trust, map_location=map_location, **options)
 
     plain = torch.load
-    with mock.patch.object(torch, "load", load):
+    with reading_by(load):
         yield
 
 

@@ -15,6 +15,7 @@ from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.checkpoint import ENGINE_TAG
 from shardyard.engine.checkpoint.expert_weights import as_transformers, parallel_layers, read_experts, whole_experts
 from shardyard.engine.checkpoint.tensor_files import only_tensors, read_tensors
+from shardyard.engine.deepspeed.quirks import consolidated
 from shardyard.errors import CheckpointError
 from shardyard.tracking.run.folder import typed
 
@@ -25,7 +26,7 @@ def whole_weights(engine: deepspeed.DeepSpeedEngine) -> Mapping[str, Tensor] | N
     """Every weight by name on rank 0, None elsewhere; in the precision of the forward pass. All ranks call this."""
     layers = [name for name, _ in parallel_layers(engine.module)]
     if engine.zero_optimization_stage() == 3:
-        weights = _gathered(engine.module) if layers else engine._zero3_consolidated_16bit_state_dict()
+        weights = _gathered(engine.module) if layers else consolidated(engine)
     else:
         weights = {name: tensor.detach().cpu() for name, tensor in engine.module.state_dict().items()}
     experts = whole_experts(engine.module)

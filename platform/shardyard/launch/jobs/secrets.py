@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardyard.errors import ShardyardError
 from shardyard.redaction import VARIABLE_PREFIX, variables_in
@@ -92,13 +92,10 @@ def carried(environment: Mapping[str, str] | None = None, recipe: Recipe | None 
 
 def _print() -> None:
     """Take what waits under the name on stdin and print it; stdout is a pipe to the entry point."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from shardyard.launch.ray.quirks import take_internal
 
     name = sys.stdin.read()
-    client: Any = GcsClient(address=os.environ["RAY_ADDRESS"])
-    key = f"gcs://{name}".encode()
-    found = client.internal_kv_get(key, None)
-    client.internal_kv_del(key, False, None)
+    found = take_internal(os.environ["RAY_ADDRESS"], f"gcs://{name}")
     if not found:
         sys.exit(1)
     sys.stdout.buffer.write(found)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ray._private import ray_constants, services
 from ray.scripts import scripts
 
 from shardyard.launch.local_cluster.nodes import LOOPBACK
+from shardyard.launch.ray.quirks import nodes_at
 
 
 def main() -> None:
@@ -14,8 +14,7 @@ def main() -> None:
     Ray has a switch for this (`nodes.LOOPBACK_ENVIRONMENT`), made for systems on which it supports a single node.
     Further nodes need it to be off in here, and on in all that they start.
     """
-    services.get_node_ip_address = lambda address=None: LOOPBACK
-    ray_constants.ENABLE_RAY_CLUSTER = True
+    nodes_at(LOOPBACK)
     scripts.main()
 
 

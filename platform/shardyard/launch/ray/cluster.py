@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import psutil
 import ray
-from ray._private import services
-from ray._private.state import available_resources_per_node
 
 from shardyard.errors import HardwareError, ShardyardError
 from shardyard.launch.local_cluster.token import ensure_ray_token
+from shardyard.launch.ray import quirks
 from shardyard.launch.ray.local_ray import INIT_OPTIONS, on_loopback
 from shardyard.launch.run.world import cluster_address
 from shardyard.planning.placement import Amount, Demand, Node, ask, judge
@@ -47,7 +43,7 @@ class RayCluster:
 
     def nodes(self) -> list[Node]:
         """The living nodes, with what they have and what nobody has reserved."""
-        free = available_resources_per_node()
+        free = quirks.free_resources()
         return [
             Node(node["NodeID"], _amount(node["Resources"]), _amount(free.get(node["NodeID"], {})))
             for node in ray.nodes()
@@ -121,7 +117,7 @@ def _connect(settings: Cluster) -> None:
     if not address:
         ensure_ray_token()
     try:
-        with _signals_left_alone(), _daemons_apart():
+        with quirks.signals_left_alone(), quirks.daemons_apart():
             if address:
                 ray.init(address=address, **options)
             else:
@@ -135,72 +131,14 @@ def _connect(settings: Cluster) -> None:
         ) from error
 
 
-@contextmanager
-def _signals_left_alone() -> Iterator[None]:
-    """Connect without Ray's handlers of SIGTERM: one in Python that ends the process, and one in C++ that has it
-    aborted 3 s later whatever it does. The latter comes with the connection and goes when the former handler is set
-    anew, which only the main thread can: whoever connects on another has the main thread do it."""
-    before = signal.getsignal(signal.SIGTERM)
-    theirs, ray._private.utils.set_sigterm_handler = ray._private.utils.set_sigterm_handler, lambda handler: None
-    try:
-        yield
-    finally:
-        ray._private.utils.set_sigterm_handler = theirs
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-class _Apart(services.ConsolePopen):  # type: ignore[misc]
-    """A daemon in a session of its own, to which SIGTERM means nothing, nor to the processes that it starts."""
-
-    def __init__(self, *arguments: Any, preexec_fn: Callable[[], None], **settings: Any) -> None:
-        def prepare() -> None:
-            preexec_fn()
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-        super().__init__(*arguments, preexec_fn=prepare, **{**settings, "start_new_session": True})
-
-    def terminate(self) -> None:
-        """What Ray does to end it, and would wait a second for."""
-        self.kill()
-
-
-@contextmanager
-def _daemons_apart() -> Iterator[None]:
-    """Start Ray's daemons, and so all ranks, such that SIGTERM does not end them.
-
-    Shells and `timeout` send it to the whole process group, systemd and Slurm to every process of a job: the driver
-    alone knows that a checkpoint is to be written first, and ends the others after it. Should the driver be killed, the
-    kernel kills them (Ray sets PR_SET_PDEATHSIG).
-    """
-    theirs, services.ConsolePopen = services.ConsolePopen, _Apart
-    try:
-        yield
-    finally:
-        services.ConsolePopen = theirs
-
-
 def _shut_down() -> None:
     """Leave the cluster; of one that was started here nothing is left over. Ranks have ended by now, and the daemons
     that Ray would ask to end their own processes do not hear it."""
-    started = _processes_started_here()
+    started = quirks.processes_started_here()
     ray.shutdown()
     for process in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def _processes_started_here() -> list[psutil.Process]:
-    """Ray's daemons and everything below them; [] of a cluster that others have started."""
-    node = ray._private.worker._global_node
-    if node is None:
-        return []
-    found = []
-    for info in [info for infos in node.all_processes.values() for info in infos]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            daemon = psutil.Process(info.process.pid)
-            found += [daemon, *daemon.children(recursive=True)]
-    return found
 
 
 def _knock(address: str) -> None:

@@ -9,10 +9,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ray._private import ray_constants
-
 from shardyard.launch.local_cluster.nodes import LOOPBACK, LOOPBACK_ENVIRONMENT
 from shardyard.launch.local_cluster.plan import NO_METRICS
+from shardyard.launch.ray.quirks import one_node
 
 INIT_OPTIONS = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
 
@@ -23,14 +22,8 @@ def on_loopback() -> Iterator[None]:
 
     Ray's daemons inherit the environment when they start, so it is as before afterwards.
     """
-    enabled = ray_constants.ENABLE_RAY_CLUSTER
-    with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS}):
-        # Ray has read its variable when it was imported.
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        try:
-            yield
-        finally:
-            ray_constants.ENABLE_RAY_CLUSTER = enabled
+    with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS}), one_node():
+        yield
 
 
 @contextmanager

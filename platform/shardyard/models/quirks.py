@@ -1,0 +1,66 @@
+"""Faults of transformers and peft that Shardyard works around, and their private names; tests say when each is past.
+
+Seen in transformers 5.19 to 5.22 and peft 0.21; `tests/unit/models/test_transformers_quirks.py` fails where a newer
+version no longer needs one of these, or has lost a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def commit_of(config: PreTrainedConfig) -> str | None:
+    """The commit of the hub that a configuration was read from; None for one of a folder."""
+    return getattr(config, "_commit_hash", None)
+
+
+# Initialisation.
+
+
+def forget_initialisation(model: nn.Module) -> None:
+    """Take the constructor's mark of what it has initialised away: rules leave a module that bears it as it is."""
+    for module in model.modules():
+        module._is_hf_initialized = False  # type: ignore[assignment]
+
+
+def initialisation_rule(model: PreTrainedModel) -> Callable[[nn.Module], None]:
+    """By which a family initialises any one of its modules. The public `init_weights` does all of them, from one stream
+    of random numbers."""
+    return model._init_weights  # type: ignore[no-any-return]
+
+
+def place_patches(module: nn.Module) -> None:
+    """Give the decoder of a masked autoencoder its fixed table of positions.
+
+    The rule of `vit_mae` sets it to zero after the constructor has computed it, so that a model from scratch could not
+    tell one hidden patch from another (transformers 5.22).
+    """
+    if type(module).__name__ == "ViTMAEDecoder":
+        decoder: Any = module
+        decoder.initialize_weights(decoder.decoder_pos_embed.shape[1] - 1)
+
+
+# Adapters.
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Compute without adapters inside.
+
+    The public `enable_adapters` also changes what requires a gradient, which ZeRO has taken note of.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer  # Half a second, which only adapters need.
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

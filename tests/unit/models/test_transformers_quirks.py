@@ -1,0 +1,60 @@
+"""What Shardyard works around in transformers and peft: that it works, and that they still need it."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, ViTMAEConfig, ViTMAEForPreTraining
+
+from shardyard.models import quirks
+
+
+def _mae() -> ViTMAEForPreTraining:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = ViTMAEConfig(**sizes, **decoder, decoder_intermediate_size=16, image_size=8, patch_size=4)
+    return ViTMAEForPreTraining(config)
+
+
+def test_transformers_still_loses_the_positions_of_a_masked_autoencoders_decoder() -> None:
+    decoder = _mae().decoder
+    assert decoder.decoder_pos_embed.abs().max() == 0
+    quirks.place_patches(decoder)
+    assert decoder.decoder_pos_embed.abs().max() > 0.5
+
+
+def test_transformers_still_leaves_what_bears_its_mark_as_it_is() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=11, n_positions=4))
+    layer = model.transformer.h[0].mlp.c_fc
+    rule = quirks.initialisation_rule(model)
+    layer.weight.data.fill_(7.0)
+    layer.weight._is_hf_initialized = layer._is_hf_initialized = True
+    rule(layer)
+    kept = bool((layer.weight == 7.0).all())
+    del layer.weight._is_hf_initialized
+    quirks.forget_initialisation(model)
+    rule(layer)
+    assert kept
+    assert layer.weight.abs().max() < 1.0
+
+
+def test_peft_still_changes_what_is_trained_as_it_switches_adapters_off() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapted = inject_adapter_in_model(LoraConfig(target_modules=["0"], r=2, init_lora_weights=False), model)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert trained
+    rows = torch.randn(3, 4)
+    with quirks.adapters_off(adapted):
+        assert {name for name, one in adapted.named_parameters() if one.requires_grad} == trained
+        bare = adapted(rows)
+    assert not torch.equal(bare, adapted(rows))
+    adapted[0].enable_adapters(False)
+    assert torch.equal(bare, adapted(rows))
+    assert not any(parameter.requires_grad for parameter in adapted.parameters())
+
+
+def test_a_configuration_still_keeps_its_commit_under_a_private_name() -> None:
+    config = GPT2Config.from_dict({}, _commit_hash="abc")
+    assert quirks.commit_of(config) == "abc"
+    assert quirks.commit_of(GPT2Config()) is None
