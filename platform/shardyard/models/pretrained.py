@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
-from shardyard.models.quirks import commit_of
 from shardyard.suggest import suggestion
 
 _SAMPLE_BYTES = 1 << 20
@@ -47,7 +47,15 @@ def pretrained_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
 def hub_commit(name: str) -> str | None:
     """The commit that a hub id stands for now; None for a folder."""
-    return commit_of(pretrained_config(name))
+    pretrained_config(name)  # Refuses what is not there, and leaves in the cache what is.
+    if Path(name).expanduser().is_dir():
+        return None
+    asked = place(name)
+    found = try_to_load_from_cache(
+        asked["pretrained_model_name_or_path"], "config.json", revision=asked.get("revision")
+    )
+    # A file of the cache lies in `snapshots/COMMIT/`. Configurations have lost their commit in transformers 5.
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def fingerprint(folder: Path) -> str:

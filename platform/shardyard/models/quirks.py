@@ -11,13 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-
-
-def commit_of(config: PreTrainedConfig) -> str | None:
-    """The commit of the hub that a configuration was read from; None for one of a folder."""
-    return getattr(config, "_commit_hash", None)
-
+from transformers import PreTrainedModel
 
 # Initialisation.
 

@@ -11,7 +11,7 @@ from support.module_graph import PACKAGE
 
 LIBRARIES = {"deepspeed", "ray", "datasets", "transformers", "huggingface_hub", "peft", "wandb"}
 # Names that exist under one library alone, wherever the object comes from.
-KNOWN_PRIVATE = {"_attn_implementation", "_can_record_outputs", "_commit_hash", "_copy_recovery_script"}
+KNOWN_PRIVATE = {"_attn_implementation", "_can_record_outputs", "_copy_recovery_script"}
 KNOWN_PRIVATE |= {"_init_weights", "_is_autoep_layer", "_is_hf_initialized", "_zero3_consolidated_16bit_state_dict"}
 # Gone when the workers of a run are actors of our own, in public Ray.
 WAITING = {"launch/ray/group.py", "launch/ray/process_group.py", "launch/ray/trainer.py", "launch/ray/worker.py"}

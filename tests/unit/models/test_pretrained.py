@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from shardyard.data.datasets import store
 from shardyard.errors import DataError, ModelError, RecipeError, UsageError
 from shardyard.launch.run.initial import check_unchanged, for_planning, locate
 from shardyard.launch.run.prepare import prepare
+from shardyard.models import pretrained
 from shardyard.models.build import architecture_config, construct_pretrained
 from shardyard.models.pretrained import fingerprint, freeze
 from shardyard.optim.groups import parameter_groups
@@ -262,3 +264,20 @@ def test_the_plan_counts_both_answers_and_the_reference(tmp_path: Path) -> None:
     assert pairs.memory.activations_bytes == 2 * one.memory.activations_bytes
     assert pairs.memory.logits_bytes == 2 * one.memory.logits_bytes
     assert pairs.memory.parameters_bytes == 2 * one.memory.parameters_bytes
+
+
+def test_the_commit_of_a_hub_id_is_that_of_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "models--team--model"
+    for commit in ("a" * 40, "b" * 40):
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        (cache / "snapshots" / commit / "config.json").write_text("{}")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    (cache / "refs" / "v2").write_text("b" * 40)
+    asked: list[str] = []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "pretrained_config", asked.append)
+    assert pretrained.hub_commit("team/model") == "a" * 40
+    assert pretrained.hub_commit("team/model@v2") == "b" * 40
+    assert pretrained.hub_commit(str(tmp_path)) is None
+    assert asked == ["team/model", "team/model@v2", str(tmp_path)]

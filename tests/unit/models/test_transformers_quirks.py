@@ -52,9 +52,3 @@ def test_peft_still_changes_what_is_trained_as_it_switches_adapters_off() -> Non
     adapted[0].enable_adapters(False)
     assert torch.equal(bare, adapted(rows))
     assert not any(parameter.requires_grad for parameter in adapted.parameters())
-
-
-def test_a_configuration_still_keeps_its_commit_under_a_private_name() -> None:
-    config = GPT2Config.from_dict({}, _commit_hash="abc")
-    assert quirks.commit_of(config) == "abc"
-    assert quirks.commit_of(GPT2Config()) is None
