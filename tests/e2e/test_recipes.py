@@ -96,7 +96,7 @@ def _train(names: list[str], runs: Path, scratch: Path) -> dict[str, RunFolder |
         failure = error
     done: dict[str, RunFolder | Exception] = {}
     for name, job in jobs.items():
-        if job.folder.info().get("outcome") == "finished":
+        if job.folder.info().outcome == "finished":
             job.folder.update(state="finished")
             done[name] = job.folder
         else:

@@ -78,7 +78,7 @@ def found_dead(runs: Path, trial: TrialState) -> dict[str, Any]:
     run = run_of(only_sweep(runs), trial)
     saved = any(run.checkpoints.glob("step-*/manifest.json"))
     ended = trial.state in ENDED
-    return {**run.info(), "had ended": ended, "cut off": saved and not ended and trial.step < STEPS}
+    return {**run.info().raw, "had ended": ended, "cut off": saved and not ended and trial.step < STEPS}
 
 
 def wait_until_gone(processes: dict[psutil.Process, str], seconds: float = PATIENCE_SECONDS) -> None:
@@ -149,12 +149,12 @@ def test_what_had_ended_is_not_trained_again(resumed: tuple[SweepFolder, dict[st
     after = {trial.run: run_of(folder, trial).info() for trial in folder.trials()}
     for run, info in before.items():
         if info["had ended"]:
-            assert after[run]["attempts"] == info["attempts"] == 1
-            assert after[run]["ended"] == info["ended"]
+            assert after[run].attempts == info["attempts"] == 1
+            assert after[run].ended == info["ended"]
     # What was cut off went on from its newest checkpoint, in its folder.
     assert len(after) == 12
     assert sum(info["had ended"] for info in before.values()) >= 2
-    again = [after[run]["attempts"] for run, info in before.items() if info["cut off"]]
+    again = [after[run].attempts for run, info in before.items() if info["cut off"]]
     assert len(again) >= 1
     assert set(again) == {2}
     for trial in folder.trials():
@@ -167,11 +167,11 @@ def test_each_trial_is_an_ordinary_run(resumed: tuple[SweepFolder, dict[str, Any
     trial = folder.trials()[5]
     run = run_of(folder, trial)
     info = run.info()
-    assert info["name"] == "small-005"
-    assert info["sweep"] == {"id": folder.id, "trial": 5, "parameters": trial.parameters}
-    assert info["plan"]["architecture"]["parameters"] > 0
+    assert info.name == "small-005"
+    assert info.sweep == {"id": folder.id, "trial": 5, "parameters": trial.parameters}
+    assert info.plan["architecture"]["parameters"] > 0
     # Fixed once for all trials, wherever each of them runs.
-    assert f"\n  precision: {info['plan']['precision']}\n" in folder.base.read_text()
+    assert f"\n  precision: {info.plan['precision']}\n" in folder.base.read_text()
     assert f"group: {folder.id}" in run.resolved.read_text()
     assert list(run.checkpoints.glob("step-*"))
     with Command("runs", run.id, runs=folder.runs_dir) as command:
@@ -252,7 +252,7 @@ def test_optuna_goes_on_after_sigterm(corpus: Path, tmp_path: Path) -> None:
     assert [trial.state for trial in trials] == ["finished"] * 4, trials
     # What was suggested before keeps its values, and what was trained its steps.
     assert all(trials[number].parameters == trial.parameters for number, trial in first.items())
-    assert all(run_of(folder, trials[trial.number]).info()["attempts"] == 2 for trial in begun)
+    assert all(run_of(folder, trials[trial.number]).info().attempts == 2 for trial in begun)
     assert len({trial.parameters["optimizer.lr"] for trial in trials}) == 4
     assert {trial.parameters["model.config.n_head"] for trial in trials} <= {1, 2}
 
@@ -272,12 +272,12 @@ def test_a_population_takes_over_what_is_better(corpus: Path, tmp_path: Path) ->
     folder = only_sweep(tmp_path / "runs")
     trials = folder.trials()
     assert [trial.state for trial in trials] == ["finished"] * 3, (trials, output)
-    followers = [run for trial in trials if "took_over" in (run := run_of(folder, trial)).info()["sweep"]]
+    followers = [run for trial in trials if "took_over" in (run := run_of(folder, trial)).info().sweep]
     assert followers, output
     for run in followers:
         info = run.info()
-        assert info["sweep"]["took_over"][0] != info["sweep"]["trial"]
+        assert info.sweep["took_over"][0] != info.sweep["trial"]
         rates = [line["train/lr"] for line in read_metrics(run.metrics) if line["step"] > STEPS - 12]
         # The cosine schedule of the new peak, not of the one that the run began with.
-        assert max(rates) <= info["sweep"]["parameters"]["optimizer.lr"]
-        assert max(rates) > 0.05 * info["sweep"]["parameters"]["optimizer.lr"]
+        assert max(rates) <= info.sweep["parameters"]["optimizer.lr"]
+        assert max(rates) > 0.05 * info.sweep["parameters"]["optimizer.lr"]

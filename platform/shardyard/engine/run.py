@@ -22,7 +22,7 @@ from shardyard.engine.session import Hook, Session
 from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import CheckpointError, HardwareError, ShardyardError
 from shardyard.hardware import bf16_units, read_cpuinfo
-from shardyard.models.export.card import model_card
+from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.recipe.precision import precision_of
 from shardyard.tracking.metrics.record import evaluation_of
@@ -147,8 +147,8 @@ def _export(session: Session) -> str | None:
     problem = None
     if weights is not None:
         evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]
-        info = {**session.folder.info(), "step": session.engine.global_steps}
-        card = model_card(session.recipe, session.plan, info, evaluations[-1] if evaluations else {})
+        run = TrainedRun(session.folder.id, session.engine.global_steps, session.folder.info().provenance)
+        card = model_card(session.recipe, session.plan, run, evaluations[-1] if evaluations else {})
         try:
             path = _with_room(
                 session,

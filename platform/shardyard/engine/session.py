@@ -75,7 +75,7 @@ class Session:
             self.checkpoint.saved_step = done = state.step
             if self.early_stopping is not None and "early_stopping" in state.hooks:
                 self.early_stopping.load(state.hooks["early_stopping"])
-        number = self.folder.info().get("attempts")
+        number = self.folder.info().attempts
         self.notes.event("attempt", number=number, world_size=self.rank.world_size, resumed_step=done or None)
         return done
 

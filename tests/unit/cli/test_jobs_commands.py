@@ -152,10 +152,10 @@ def test_age() -> None:
 def test_a_run_without_its_process_is_not_said_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder.create(tmp_path, "tiny", "a", "b")
     run.update(state="running")
-    run.update(driver={**run.info()["driver"], "pid": 2**22 + 1})
+    run.update(driver={**run.info().driver, "pid": 2**22 + 1})
     assert command(["stop", run.id, "--runs-dir", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert f"{run.id} cannot be stopped: its process 4194305 on {run.info()['driver']['host']} is gone" in said
+    assert f"{run.id} cannot be stopped: its process 4194305 on {run.info().driver['host']} is gone" in said
     assert f"shardyard resume {run.path}" in said
     assert run.stop_requested() is None
     run.update(state="running")

@@ -234,7 +234,7 @@ def test_a_sweep_at_rest_does_not_wait_for_ray(tmp_path: Path, monkeypatch: pyte
     assert [at_rest(), at_rest()] == [False, False], "nobody asked it to stop"
     folder.request_stop()
     assert [at_rest(), at_rest()] == [False, False], "a run is at work"
-    running.update(driver={**running.info()["driver"], "pid": 2**22 + 1})
+    running.update(driver={**running.info().driver, "pid": 2**22 + 1})
     assert at_rest(), "its process is gone"
 
 

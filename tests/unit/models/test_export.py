@@ -19,7 +19,7 @@ from shardyard.errors import ModelError
 from shardyard.launch.run.prepare import prepare
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.models.export import export
-from shardyard.models.export.card import model_card
+from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.planning.plan import World
 from shardyard.recipe.schema import Model, Recipe
@@ -168,7 +168,8 @@ def test_nothing_is_allocated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def card_of(recipe: Recipe, loss: float | None = 1.23456, **info: Any) -> str:
-    return model_card(recipe, prepare(recipe, World(size=2, gpu=False)), info, {} if loss is None else {"loss": loss})
+    run = TrainedRun(info.get("id", "unknown"), info.get("step", 5), info.get("provenance", {}))
+    return model_card(recipe, prepare(recipe, World(size=2, gpu=False)), run, {} if loss is None else {"loss": loss})
 
 
 def test_the_card_has_the_facts_and_a_header_that_the_hub_reads(tmp_path: Path) -> None:

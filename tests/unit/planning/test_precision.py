@@ -235,7 +235,7 @@ def test_a_run_asks_the_nodes_of_its_workers_once(tmp_path: Path, monkeypatch: p
     assert asked == [["a"]]
     assert said == ["precision fp32: this CPU has no bf16 units"]
     assert first.recipe.train.precision == again.recipe.train.precision == first.plan.precision == "fp32"
-    assert folder.info()["plan"]["precision"] == "fp32"
+    assert folder.info().plan["precision"] == "fp32"
     assert load_recipe(str(folder.resolved)).recipe.train.precision == "fp32"
     assert "# precision: fp32  (this CPU has no bf16 units)" in folder.resolved.read_text()
     assert settle.settle(first, cluster, demand, ANYWHERE, said.append) is first  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def test_a_submitted_trial_is_marked_where_it_runs(tmp_path: Path, monkeypatch: 
     assert spec["trial"] == {"steps": 20, "of": 500}
     assert (spec["recipe"]["train"]["steps"], spec["plan"]["warmup"], spec["tags"]) == (20, 2, ["trial"])
     folder = run_folder({**spec, "runs_dir": str(tmp_path / "runs")})
-    assert folder.info()["trial"] == {"steps": 20, "of": 500}
+    assert folder.info().trial == {"steps": 20, "of": 500}
     assert run(["submit", "gpt/quickstart", "--try", "500", "--dry-run", str(written), "-q"]) == 2
 
 

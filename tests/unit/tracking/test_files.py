@@ -118,7 +118,7 @@ def test_a_killed_writer_leaves_whole_lines_and_a_whole_run_json(tmp_path: Path)
         until(lambda: run.metrics.exists() and run.metrics.stat().st_size >= enough, "more lines", every=0.001)  # noqa: B023
         writer.send_signal(signal.SIGKILL)
         writer.wait(timeout=PATIENCE_SECONDS)
-        assert run.info()["id"] == run.id
+        assert run.info().id == run.id
         complete = run.metrics.read_bytes().rpartition(b"\n")[0].split(b"\n")
         for line in complete:
             assert len(json.loads(line)["text"]) == 5000

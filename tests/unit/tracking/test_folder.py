@@ -26,8 +26,8 @@ def test_a_new_run_has_its_files_and_an_id_of_its_own(tmp_path: Path) -> None:
     assert runs[0].resolved.read_text() == "name: gpt\nall: 1\n"
     assert runs[0].logs.is_dir()
     info = runs[0].info()
-    assert (info["state"], info["total_steps"], info["attempts"]) == ("pending", 20, 0)
-    assert info["created"].endswith("+00:00")
+    assert (info.state, info.total_steps, info.attempts) == ("pending", 20, 0)
+    assert str(info.created).endswith("+00:00")
 
 
 def test_an_existing_folder_is_never_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,19 +128,13 @@ def test_the_runs_folder_is_option_then_variable_then_here(tmp_path: Path, monke
 def test_states_set_their_times_and_keep_what_others_wrote(tmp_path: Path) -> None:
     run = _run(tmp_path)
     run.update(state="running", attempts=1)
-    started = run.info()["started"]
+    started = run.info().started
     run.update(step=5)
     run.update(state="failed")
-    assert run.info()["ended"] is not None
+    assert run.info().ended is not None
     run.update(state="running", attempts=2)
     info = run.info()
-    assert (info["state"], info["step"], info["attempts"], info["started"], info["ended"]) == (
-        "running",
-        5,
-        2,
-        started,
-        None,
-    )
+    assert (info.state, info.step, info.attempts, info.started, info.ended) == ("running", 5, 2, started, None)
     with pytest.raises(AssertionError):
         run.update(state="sleeping")
 
@@ -155,7 +149,7 @@ def test_updates_of_several_processes_do_not_undo_one_another(tmp_path: Path) ->
             os._exit(0)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    assert [run.info()[f"field{who}"] for who in range(4)] == [24] * 4
+    assert [run.info().raw[f"field{who}"] for who in range(4)] == [24] * 4
 
 
 def test_a_broken_run_json_is_an_error_that_names_it(tmp_path: Path) -> None:

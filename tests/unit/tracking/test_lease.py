@@ -18,6 +18,7 @@ from shardyard.tracking.metrics.tracker import Tracker
 from shardyard.tracking.run import holder
 from shardyard.tracking.run.folder import RunFolder, owner
 from shardyard.tracking.run.holder import LEASE_NAME, is_gone, lives, process_start, read_lease, this_process
+from shardyard.tracking.run.info import RunInfo
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.summary import summarize
 from support.waiting import until
@@ -223,7 +224,7 @@ def test_runs_without_a_lease_are_judged_by_their_driver(run: RunFolder) -> None
 
 def test_a_list_of_runs_calls_another_hosts_lost_after_a_while(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lease(run, **ELSEWHERE)
-    info = {"state": "running", "driver": ELSEWHERE}
+    info = RunInfo(state="running", driver=ELSEWHERE)
     clock = iter([100.0, 101.0, 102.0, 140.0])
     monkeypatch.setattr(holder.time, "monotonic", lambda: next(clock))
     assert not is_gone(info, run.path)
@@ -236,8 +237,8 @@ def test_a_list_of_runs_calls_another_hosts_lost_after_a_while(run: RunFolder, m
 def test_who_looks_once_goes_by_the_age_of_the_file(run: RunFolder) -> None:
     write_lease(run, **ELSEWHERE)
     os.utime(run.path / LEASE_NAME, (0, 0))
-    assert is_gone({"state": "running", "driver": ELSEWHERE}, run.path)
-    assert not is_gone({"state": "finished", "driver": ELSEWHERE}, run.path)
+    assert is_gone(RunInfo(state="running", driver=ELSEWHERE), run.path)
+    assert not is_gone(RunInfo(state="finished", driver=ELSEWHERE), run.path)
 
 
 def test_a_pending_run_without_its_process_is_lost(run: RunFolder) -> None:

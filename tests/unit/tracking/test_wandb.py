@@ -57,7 +57,7 @@ def _seconds(tracker: Tracker, count: int = 300) -> float:
 def test_a_record_costs_microseconds(run: RunFolder) -> None:
     with Tracker(run) as tracker:
         assert _seconds(tracker) < 100e-6
-    assert run.info()["step"] == 299
+    assert run.info().step == 299
     assert len(read_jsonl(run.metrics)) == 300
 
 

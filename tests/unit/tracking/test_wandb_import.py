@@ -88,9 +88,9 @@ def test_a_run_of_another_tool_is_a_run_here(written: Path, tmp_path: Path, caps
     assert (summary.state, summary.step, summary.loss, summary.eval_loss) == ("finished", 5, 0.5, 2.0)
     assert "hello from the run" in (run.logs / "driver.log").read_text()
     info = run.info()
-    assert info["imported"]["summary"]["best"] == 0.5
-    assert info["imported"]["notes"] == "why"
-    assert info["started"] < info["ended"]
+    assert info.imported["summary"]["best"] == 0.5
+    assert info.imported["notes"] == "why"
+    assert (info.started or "") < (info.ended or "")
     assert command(["runs", "--runs-dir", str(runs)]) == 0
     assert "ResNet-baseline-abc" in capsys.readouterr().out
     assert command(["watch", "ResNet", "--runs-dir", str(runs)]) == 0
@@ -115,7 +115,7 @@ def test_the_dashboard_shows_it(written: Path, tmp_path: Path) -> None:
 def test_attempts_are_one_run(written: Path, tmp_path: Path) -> None:
     [found] = read_runs([written / "two"])
     run = write_run(found, tmp_path).run
-    assert run.info()["attempts"] == 2
+    assert run.info().attempts == 2
     assert summarize(run).state == "finished", "the last attempt says how it ended"
     steps = read_metrics(run.metrics)
     assert [line["step"] for line in steps] == list(range(9))

@@ -16,6 +16,7 @@ from shardyard.cli.view import jobs as view
 from shardyard.errors import EXIT_FAILED, EXIT_TIMEOUT
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.folder import runs_folder, typed
+from shardyard.tracking.run.info import RunInfo
 
 if TYPE_CHECKING:
     from shardyard.launch.schedulers.lookup import JobOrRun
@@ -141,15 +142,14 @@ def inspect(
     found = find(job, runs_folder(runs_dir), on=on, address=address)
     facts = view.facts(found)
     if as_json:
-        output.print_json(facts | {"run": json.loads(encode(found.folder.info())) if found.folder else None})
+        output.print_json(facts | {"run": json.loads(encode(found.folder.info().raw)) if found.folder else None})
         return
-    info = found.folder.info() if found.folder is not None else {}
-    plan = info.get("plan") or {}
+    info = found.folder.info() if found.folder is not None else RunInfo()
     facts |= {
-        "attempts": info.get("attempts"),
-        "retries": (info.get("job") or {}).get("retries"),
-        "ranks": info.get("world_size"),
-        **{name: plan.get(name) for name in ("bundle", "placement", "network")},
+        "attempts": info.attempts if found.folder is not None else None,
+        "retries": info.job.get("retries"),
+        "ranks": info.world_size,
+        **{name: info.plan.get(name) for name in ("bundle", "placement", "network")},
     }
     output.print_table(("", ""), list(view.lines(facts)))
 
@@ -176,5 +176,5 @@ def _wait_command(found: JobOrRun, on: str | None, address: str | None) -> str:
 
 def _gone_driver(found: JobOrRun) -> str:
     """What became of a run that is lost."""
-    driver = (found.folder.info().get("driver") or {}) if found.folder is not None else {}
+    driver = found.folder.info().driver if found.folder is not None else {}
     return f"cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone"

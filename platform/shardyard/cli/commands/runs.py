@@ -81,9 +81,9 @@ def _row(summary: Summary) -> tuple[str, ...]:
 def _show(run: RunFolder, as_json: bool) -> None:
     info, summary = run.info(), summarize(run)
     if as_json:
-        _print_json({**info, **asdict(summary)})
+        _print_json({**info.raw, **asdict(summary)})
         return
-    provenance = info.get("provenance") or {}
+    provenance = info.provenance
     packages = " ".join(f"{name} {version}" for name, version in (provenance.get("packages") or {}).items())
     git = provenance.get("git") or {}
     commit = f"{git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else None
@@ -95,9 +95,9 @@ def _show(run: RunFolder, as_json: bool) -> None:
         "eval loss": number(summary.eval_loss) or None,
         "ranks": summary.world_size,
         "attempts": summary.attempts,
-        "created": info.get("created"),
-        "started": info.get("started"),
-        "ended": info.get("ended"),
+        "created": info.created,
+        "started": info.started,
+        "ended": info.ended,
         "host": provenance.get("host"),
         "git": commit,
         "packages": packages,

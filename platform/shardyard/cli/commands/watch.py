@@ -67,7 +67,7 @@ def watch(
 def _print_lines(folder: RunFolder, console: Console) -> int:
     """The lines that `launch` prints in a pipe, from the beginning of the run."""
     info = folder.info()
-    total = int(info.get("total_steps") or info.get("step") or 0)
+    total = info.total_steps or info.step
     stop = threading.Event()
     with LiveView(console, folder.id, total) as view:
         thread = threading.Thread(target=follow, args=(folder, view, stop), daemon=True)
@@ -101,7 +101,7 @@ class Watched:
         info = folder.info()
         self.folder = folder
         self.metric = metric
-        self.progress = Progress(folder.id, int(info.get("total_steps") or 0))
+        self.progress = Progress(folder.id, info.total_steps or 0)
         self.points: dict[float, float] = {}
         self.evaluations: deque[tuple[int, dict[str, float]]] = deque(maxlen=EVALUATIONS)
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS)

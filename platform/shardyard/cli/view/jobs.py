@@ -58,8 +58,8 @@ def in_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
         info, summary = folder.info(), summarize(folder)
     except (ShardyardError, OSError):
         return ""
-    if info.get("waiting") and not ended:
-        return str(info["waiting"])
+    if info.waiting and not ended:
+        return info.waiting
     if not summary.step:
         return ""
     loss = f", loss {number(summary.loss)}" if summary.loss is not None else ""

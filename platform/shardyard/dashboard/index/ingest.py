@@ -22,12 +22,13 @@ import yaml  # type: ignore[import-untyped]
 from shardyard.dashboard.charts.columns import Floats, Parsed, average, parse, positions_of
 from shardyard.dashboard.charts.sparkline import Sparkline
 from shardyard.dashboard.index.files import opened_below, pread, read_below, stat_below
+from shardyard.errors import RunFolderError
 from shardyard.recipe.renamed import with_current_names
 from shardyard.redaction import scrub_all
 from shardyard.tracking.files import decode
 from shardyard.tracking.metrics import record
-from shardyard.tracking.run.folder import STATES
 from shardyard.tracking.run.holder import is_gone
+from shardyard.tracking.run.info import STATES, RunInfo
 
 # Read at once; a longer file takes several turns, so that memory stays bounded and other runs are not kept waiting.
 TURN_BYTES = 8 * 1024**2
@@ -94,10 +95,11 @@ def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
         info = decode(read_below(folder, "run.json", most=MOST_INFO_BYTES))
         if not isinstance(info, dict):
             raise ValueError("it is not a JSON object")
+        RunInfo.from_json(info)  # refuses what a newer version wrote
     except FileNotFoundError:
         info = {"problem": "run.json is missing: the folder is half written or damaged"}
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+    except (OSError, ValueError, RecursionError, RunFolderError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         info = {"problem": f"run.json cannot be read: {reason}"}
     # Runs of before may hold some; the index then does not.
     info = scrub_all(info)
@@ -110,29 +112,30 @@ def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
     return {"info_stamp": stamp, **_columns_of(info), **_lost(info, folder, before, turn)}
 
 
-def _columns_of(info: dict[str, Any]) -> dict[str, Any]:
+def _columns_of(raw: dict[str, Any]) -> dict[str, Any]:
+    info = RunInfo.from_json({**raw, "format": None})
     columns: dict[str, Any] = {
-        "name": _text(info.get("name")) or "",
-        "state": _text(info.get("state")) if info.get("state") in STATES else "unknown",
-        "created_text": _text(info.get("created")),
-        "created": _seconds(info.get("created")),
-        "started": _text(info.get("started")),
-        "ended": _text(info.get("ended")),
-        "total_steps": _whole(info.get("total_steps")),
-        "world_size": _whole(info.get("world_size")),
-        "attempts": _whole(info.get("attempts")) or 0,
-        "waiting": _text(info.get("waiting")),
-        "info": json.dumps(info, default=str, ensure_ascii=False),
+        "name": info.name,
+        "state": info.state if info.state in STATES else "unknown",
+        "created_text": info.created,
+        "created": _seconds(info.created),
+        "started": info.started,
+        "ended": info.ended,
+        "total_steps": info.total_steps,
+        "world_size": info.world_size,
+        "attempts": info.attempts,
+        "waiting": info.waiting,
+        "info": json.dumps(raw, default=str, ensure_ascii=False),
     }
-    step = _whole(info.get("step"))
-    return columns | ({"step": step} if step else {})
+    return columns | ({"step": info.step} if info.step else {})
 
 
-def _lost(info: dict[str, Any], folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
+def _lost(raw: dict[str, Any], folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
     """`lost` in place of `pending` or `running` where the driver is gone, which no file says."""
-    if info.get("state") not in ("pending", "running"):
+    info = RunInfo.from_json({**raw, "format": None})
+    if info.state not in ("pending", "running"):
         return {}
-    state = "lost" if is_gone(info, folder) else str(info["state"])
+    state = "lost" if is_gone(info, folder) else info.state
     turn.changed = turn.changed or state != before["state"]
     return {"state": state}
 
@@ -343,14 +346,6 @@ def _count(connection: sqlite3.Connection, key: int, name: str, values: Floats) 
     # SQLite keeps NaN as NULL.
     row = (key, name, count + values.size, float(values[-1]), best, most, state / mass if mass else None, state, mass)
     connection.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-
-
-def _text(value: Any) -> str | None:
-    return value[:500] if isinstance(value, str) else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if type(value) is int and abs(value) < 2**53 else None
 
 
 def _seconds(value: Any) -> float | None:

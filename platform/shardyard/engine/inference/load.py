@@ -22,7 +22,7 @@ from shardyard.engine.hooks.evaluate import evaluate_alone
 from shardyard.engine.hooks.generate import generate
 from shardyard.errors import CheckpointError, RunFolderError, UsageError
 from shardyard.models.build import auto_class
-from shardyard.models.export.card import model_card
+from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.models.size.measure import measure_recipe
 from shardyard.objectives.registry import objective_spec
@@ -150,7 +150,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
     world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
     plan = make_plan(recipe, measure_recipe(recipe, components.config), world)
     done = read_manifest(checkpoint)["step"]
-    card = model_card(recipe, plan, {**folder.info(), "step": done}, _measured_at(folder, done))
+    card = model_card(recipe, plan, TrainedRun(folder.id, done, folder.info().provenance), _measured_at(folder, done))
     weights = weights_of_checkpoint(checkpoint, precision=precision_of(recipe), trust=trust)
     return export_model(
         destination,

@@ -68,12 +68,12 @@ def documents_of_step(
         ShardyardError: recipe, tokenizer or data are not there any more, or cannot be read.
     """
     recipe, info = recipe_of(folder), folder.info()
-    last = info.get("total_steps") or recipe.train.steps
+    last = info.total_steps or recipe.train.steps
     if step < 1 or (last is not None and step > last):
         raise UsageError(f"{folder.id} has no step {step}; its steps are 1 to {last}.")
     if only_from is not None:
         check_sources(recipe, only_from, f"shardyard data rows {typed(folder.path)} --step {step}")
-    stored = info.get("data") or {}
+    stored = info.data
     streams = int(
         stored.get("streams")
         or stored.get("lanes")
@@ -81,7 +81,7 @@ def documents_of_step(
         or default_streams(recipe.train.global_batch)
     )
     maker = _Maker(recipe, make_components(recipe), streams)
-    batch, world = recipe.train.global_batch, int(info.get("world_size") or 1)
+    batch, world = recipe.train.global_batch, info.world_size or 1
     first = (step - 1) * batch
     shown = range(first, first + min(batch, most_rows))
     start = _nearest_state(folder, step - 1)

@@ -64,7 +64,7 @@ def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Le
         check_unchanged(folder)
         loaded, starting = with_initial_weights(loaded, Path(spec["runs_dir"]))
         folder.update(starting=starting)
-    if not (info.get("provenance") or {}).get("packages"):
+    if not info.provenance.get("packages"):
         folder.update(provenance=collect())
     made = _plan(spec, loaded)
     kept = as_fixed(loaded.recipe, folder)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shardyard.errors import (
     EXIT_FAILED,
@@ -36,6 +36,7 @@ from shardyard.launch.jobs.spec import SPEC_NAME, read_spec
 from shardyard.launch.ray.queue import QueueSlot, queue_folder, ticket_path, wait_for_turn
 from shardyard.launch.run.create import new_run
 from shardyard.tracking.run.folder import RunFolder, StopReason, owner
+from shardyard.tracking.run.info import JobInfo
 
 DRIVER = "shardyard.launch.jobs.driver"
 POLL_SECONDS = 0.2
@@ -116,7 +117,7 @@ def run_folder(spec: dict[str, Any]) -> RunFolder:
     runs_dir, run_id = Path(spec["runs_dir"]).expanduser(), spec["run_id"]
     if (runs_dir / run_id / "run.json").is_file():
         folder = RunFolder(runs_dir / run_id)
-        folder.update(job={**(folder.info().get("job") or {}), **job_of(spec)})
+        folder.update(job={**folder.info().job, **job_of(spec)})
         return folder
     return new_run(
         runs_dir,
@@ -130,7 +131,7 @@ def run_folder(spec: dict[str, Any]) -> RunFolder:
     )
 
 
-def job_of(spec: dict[str, Any]) -> dict[str, Any]:
+def job_of(spec: dict[str, Any]) -> JobInfo:
     """What run.json says of the job: where it is listed, and by which name."""
     scheduler = {
         "submission_id": spec["run_id"],
@@ -140,7 +141,8 @@ def job_of(spec: dict[str, Any]) -> dict[str, Any]:
     known = {key: value for key, value in scheduler.items() if value}
     if "address" not in known:
         known.pop("submission_id")
-    return {**known, "name": spec["job_name"], "submitted": spec["submitted"], "tags": spec.get("tags", [])}
+    known |= {"name": spec["job_name"], "submitted": spec["submitted"], "tags": spec.get("tags", [])}
+    return cast("JobInfo", known)
 
 
 def carry_out(spec: dict[str, Any], path: Path, folder: RunFolder, stop: Stop, secrets: str | None) -> int:
@@ -170,7 +172,7 @@ def carry_out(spec: dict[str, Any], path: Path, folder: RunFolder, stop: Stop, s
             folder.update(exit_code=decision.exit_code, waiting=None)
             return decision.exit_code
         say(decision.reason)
-        folder.update(job={**folder.info()["job"], "retries": _retries(folder) + 1})
+        folder.update(job={**folder.info().job, "retries": _retries(folder) + 1})
         _sleep(decision.wait_seconds, stop)
         ticket = _take(place)
 
@@ -275,7 +277,7 @@ def _end_with_parent() -> None:
 
 
 def _retries(folder: RunFolder) -> int:
-    return int((folder.info().get("job") or {}).get("retries") or 0)
+    return int(folder.info().job.get("retries") or 0)
 
 
 def _sleep(seconds: float, stop: Stop) -> None:

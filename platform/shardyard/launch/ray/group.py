@@ -24,6 +24,7 @@ from shardyard.launch.ray.network import apply, derive, in_words, this_host
 from shardyard.recipe.schema import Network
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.run.folder import RunFolder, now_text
+from shardyard.tracking.run.info import Place
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,9 @@ def outlive_sigterm() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def places_of(workers: Sequence[Any]) -> list[dict[str, Any]]:
+def places_of(workers: Sequence[Any]) -> list[Place]:
     """Nodes in the order of ranks: id, address, host name, ranks, and of each rank its process and GPUs."""
-    places: dict[str, dict[str, Any]] = {}
+    places: dict[str, Place] = {}
     for rank, worker in enumerate(workers):
         found = worker.metadata
         place = places.setdefault(

@@ -243,7 +243,7 @@ def _host(text: str) -> str:
 def _death(job: Job, rank: int, ray_says: str, killed_before: int | None) -> str:
     killed = count_oom_kills()
     more = killed - killed_before if killed is not None and killed_before is not None else None
-    places = job.folder.info().get("placement") or []
+    places = job.folder.info().placement
     return describe_death(job.folder.logs / f"rank-{rank}.log", rank, places, ray_says, oom_kills=more)
 
 

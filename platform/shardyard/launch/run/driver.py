@@ -168,7 +168,7 @@ def _turn_until_placed(job: Job) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(PLACED_POLL_SECONDS):
             with contextlib.suppress(RunFolderError):
-                if job.folder.info().get("placement"):
+                if job.folder.info().placement:
                     return placed()
         return None
 
@@ -188,15 +188,15 @@ def _tell_waiting(job: Job, text: str) -> None:
 
 def count_attempt(job: Job, by: int = 1) -> None:
     """Write into run.json that one more attempt starts; `by` -1 takes it back."""
-    attempts = int(job.folder.info().get("attempts") or 0) + by
+    attempts = job.folder.info().attempts + by
     job.folder.update(attempts=attempts, outcome=None, placement=None, waiting=None)
 
 
 def _outcome(job: Job) -> Outcome:
-    outcome = job.folder.info().get("outcome")
+    outcome = job.folder.info().outcome
     if outcome not in STATES:
         raise ShardyardError(f"all ranks ended, but none said how; see {job.folder.path / 'logs'}")
-    return outcome  # type: ignore[no-any-return]
+    return outcome
 
 
 def saved_step(folder: RunFolder) -> int:

@@ -26,7 +26,7 @@ def ending_lines(folder: RunFolder, outcome: str) -> Iterator[str]:
     else:
         info = folder.info()
         saved = "with a checkpoint" if any(folder.checkpoints.glob("step-*")) else "before its first checkpoint"
-        yield f"{outcome} at step {info['step']} of {info['total_steps']}, {saved}"
+        yield f"{outcome} at step {info.step} of {info.total_steps}, {saved}"
         yield f"run folder   {folder.path}"
         yield f"resume       shardyard resume {typed(folder.path)}"
     if any(folder.wandb.glob("offline-run-*")):

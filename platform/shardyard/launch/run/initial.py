@@ -53,7 +53,7 @@ def check_unchanged(folder: RunFolder) -> None:
     Raises:
         UsageError: they are gone or changed.
     """
-    for field, value in (folder.info().get("starting") or {}).items():
+    for field, value in folder.info().starting.items():
         path = Path(value["path"])
         if "sha256" in value and (not path.is_dir() or _fingerprint(path) != value["sha256"]):
             state = "changed" if path.is_dir() else "gone"
@@ -139,7 +139,7 @@ def _final_of(name: str, runs_dir: Path, field: str) -> Path:
     wanted = name.removeprefix(RUN)
     for run in list_runs(runs_dir):
         info = run.info()
-        if info.get("name") == wanted and info.get("state") == "finished" and (run.final / "config.json").is_file():
+        if info.name == wanted and info.state == "finished" and (run.final / "config.json").is_file():
             return run.final
     raise UsageError(f"{field}: {runs_dir} has no finished run of the recipe {wanted}; {launch_advice(name)}.")
 

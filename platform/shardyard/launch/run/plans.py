@@ -94,7 +94,7 @@ def plan_resumed(
     Raises:
         UsageError: what the run started from has changed, or it has no such checkpoint.
     """
-    local = local or bool(folder.info().get("local", False))
+    local = local or folder.info().local
     check_unchanged(folder)
     loaded = load_recipe(str(folder.resolved), list(overrides))
     if overrides:

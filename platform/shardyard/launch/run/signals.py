@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ShardyardError
 from shardyard.launch.run.stop import Stop
-from shardyard.tracking.run.folder import RunFolder, State, StopReason, typed
+from shardyard.tracking.run.folder import RunFolder, StopReason, typed
+from shardyard.tracking.run.info import State
 
 # Writing to a disk that hangs must not keep a second Ctrl-C from ending the process.
 LAST_WORD_SECONDS = 2.0

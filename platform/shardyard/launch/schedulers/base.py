@@ -129,7 +129,7 @@ class Scheduler(ABC):
     @classmethod
     def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
         """The job of a run by what its run.json says; None for a run without one, or with one of another scheduler."""
-        job = folder.info().get("job") or {}
+        job = folder.info().job
         if job.get("scheduler") != cls.name:
             return None
         return JobHandle(cls.name, str(job.get("id") or folder.id), folder.id, folder.path)

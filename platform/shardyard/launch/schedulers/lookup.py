@@ -313,7 +313,7 @@ def _advice(matches: Sequence[Job]) -> str:
 
 def _recorded(folder: RunFolder, on: str | None, address: str | None) -> tuple[Scheduler, JobHandle] | None:
     """The scheduler and the job that a run folder names, unless another scheduler is meant."""
-    if not folder.info().get("job"):
+    if not folder.info().job:
         return None
     for name in names() if on is None and address is None else (on or DEFAULT,):
         handle = scheduler_class(name).recorded_in(folder)
@@ -327,7 +327,7 @@ def _status(scheduler: Scheduler, handle: JobHandle) -> Job:
 
 
 def _is_driven_here(folder: RunFolder | None) -> bool:
-    return folder is not None and summarize(folder).state == "running" and sees(folder.info().get("driver") or {})
+    return folder is not None and summarize(folder).state == "running" and sees(folder.info().driver)
 
 
 def exit_code_of(status: JobStatus, folder: RunFolder | None) -> int:
@@ -341,7 +341,7 @@ def exit_code_of(status: JobStatus, folder: RunFolder | None) -> int:
 
 
 def _exit_code_in(folder: RunFolder) -> int:
-    code = folder.info().get("exit_code")
+    code = folder.info().exit_code
     return int(code) if code is not None else _EXIT_OF_STATE.get(summarize(folder).state, EXIT_FAILED)
 
 

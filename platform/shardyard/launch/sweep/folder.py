@@ -30,6 +30,7 @@ from shardyard.redaction import scrub, scrub_all
 from shardyard.tracking.files import decode, encode, write_atomically
 from shardyard.tracking.run.folder import RunFolder, now_text, owner, read_metrics, runs_dir_option, typed
 from shardyard.tracking.run.holder import lives
+from shardyard.tracking.run.info import RunInfo
 
 FOLDER = "sweeps"
 ENDED = ("finished", "stopped early", "failed")
@@ -142,7 +143,7 @@ class SweepFolder:
     def training(self) -> bool:
         """Whether a run of the sweep is at work, as far as this host can see."""
         runs = [run.info() for record in self.records() if (run := self.run_of(int(record["trial"]))) is not None]
-        return any(info["state"] == "running" and _lives(info.get("driver") or {}) for info in runs)
+        return any(info.state == "running" and _lives(info.driver) for info in runs)
 
     def request_stop(self) -> None:
         """Ask the driver to stop all trials, with checkpoints, and end."""
@@ -224,10 +225,10 @@ def list_sweeps(runs_dir: Path) -> list[SweepFolder]:
 def trial_state(folder: SweepFolder, record: Mapping[str, Any], metric: str) -> TrialState:
     """A trial from what is kept of it and from its run."""
     run = folder.run_of(int(record["trial"]))
-    info: dict[str, Any] = run.info() if run is not None else {}
+    info = run.info() if run is not None else None
     lines = read_metrics(run.metrics) if run is not None else []
     measured = [line for line in lines if metric in line]
-    plan = info.get("plan") or {}
+    plan = info.plan if info is not None else {}
     sizes = plan.get("architecture") or {}
     step = int(lines[-1]["step"]) if lines else 0
     return TrialState(
@@ -236,7 +237,7 @@ def trial_state(folder: SweepFolder, record: Mapping[str, Any], metric: str) -> 
         run=run.id if run is not None else None,
         state=_state(folder, record, info),
         step=step,
-        total_steps=info.get("total_steps"),
+        total_steps=info.total_steps if info is not None else None,
         tokens=step * int(plan.get("tokens_per_step") or 0),
         value=float(measured[-1][metric]) if measured else None,
         model_parameters=sizes.get("parameters"),
@@ -268,12 +269,12 @@ def require_best(folder: SweepFolder) -> TrialState:
     return found
 
 
-def _lives(driver: Mapping[str, Any]) -> bool:
+def _lives(driver: Mapping[str, object]) -> bool:
     return lives(driver) is not False
 
 
-def _state(folder: SweepFolder, record: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    state = str(info.get("state", "failed" if record.get("error") else "waiting"))
+def _state(folder: SweepFolder, record: Mapping[str, Any], info: RunInfo | None) -> str:
+    state = info.state if info is not None else "failed" if record.get("error") else "waiting"
     if state == "finished":
         return state
     if record.get("stopped"):

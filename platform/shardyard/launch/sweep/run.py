@@ -69,7 +69,7 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[st
         run = _new_run(folder, number, parameters, recipe, plan, starting)
     else:
         check_unchanged(run)
-        run.update(sweep={**run.info()["sweep"], "parameters": parameters})
+        run.update(sweep={**run.info().sweep, "parameters": parameters})
         write_atomically(run.resolved, resolved_text(recipe, plan))
     folder.note(number, run=run.id, parameters=parameters, error=None)
     return Job(recipe, plan, run)

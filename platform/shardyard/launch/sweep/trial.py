@@ -127,7 +127,7 @@ def _begin_run(
     redirect_output(job.folder.path / "logs" / "rank-0.log" if job.plan.world.size == 1 else folder.logs / "trials.log")
     if taken is not None:
         adopt(job, Path(taken["checkpoint"]))
-        job.folder.update(sweep={**job.folder.info()["sweep"], "took_over": [taken["trial"], taken["checkpoint"]]})
+        job.folder.update(sweep={**job.folder.info().sweep, "took_over": [taken["trial"], taken["checkpoint"]]})
     if sweep.population is not None:
         return _StretchedRun(job, number, folder, sweep.population.every)
     return _FollowedRun(job, number, folder, ended=bool(folder.record(number).get("stopped")))

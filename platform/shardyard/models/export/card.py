@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from shardyard.objectives.registry import objective_spec
@@ -13,21 +14,29 @@ from shardyard.redaction import scrub
 from shardyard.units import format_count
 
 
-def model_card(recipe: Recipe, plan: RunPlan, info: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a card says of the run behind a model: its id, its last step, and where it comes from."""
+
+    id: str
+    step: int
+    provenance: Mapping[str, Any]
+
+
+def model_card(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping[str, float]) -> str:
     """Text of README.md, with the metadata block that the Hugging Face hub reads.
 
     Args:
-        info: the run's run.json (id, provenance).
         measured: metrics of the newest evaluation by name, empty if there was none.
     """
-    provenance = info.get("provenance") or {}
+    provenance = run.provenance
     sources = "\n".join(f"- {_source(source)}" for source in recipe.data.train)
     spec = objective_spec(recipe.objective)
     numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
     quality = f"{numbers} on {recipe.evaluate.rows} held-out rows" if numbers else "not measured"
     vocabulary = f", {plan.architecture.vocabulary} entries" if spec.text else ""
     size = format_count(plan.architecture.parameters)
-    length = f"{info.get('step', plan.steps)} of {plan.steps} steps of {plan.tokens_per_step} tokens"
+    length = f"{run.step} of {plan.steps} steps of {plan.tokens_per_step} tokens"
     how = f"{plan.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
     text = f"""---
@@ -49,7 +58,7 @@ tags: [shardyard, {recipe.model.family}]
 | training | {length}, {how} |
 | optimizer | {recipe.optimizer.name}, {rate} |
 | held-out data | {quality} |
-| run | {info.get("id", "unknown")} |
+| run | {run.id} |
 
 ## Data
 

@@ -19,17 +19,16 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack
 
 from shardyard.errors import EXIT_FAILED, RunFolderError, TakenOverError
 from shardyard.redaction import scrub
 from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
 from shardyard.tracking.run.holder import read_lease, this_process
+from shardyard.tracking.run.info import FORMAT, STATES, ProcessInfo, RunFields, RunInfo
 
-State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
 StopReason = Literal["interrupt", "preempt", "timeout"]
 
-STATES: tuple[str, ...] = get_args(State)
 RUNS_VARIABLE = "SHARDYARD_RUNS"
 DEFAULT_RUNS = "runs"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
@@ -97,7 +96,7 @@ class RunFolder:
         resolved_text: str,
         *,
         run_id: str | None = None,
-        **fields: Any,
+        **fields: Unpack[RunFields],
     ) -> RunFolder:
         """A new folder `<name>-<date>-<time>-<4 random>` (UTC) in the state `pending`; never an existing one.
 
@@ -141,12 +140,15 @@ class RunFolder:
             raise RunFolderError(f"{path} is not a run folder: it has no run.json. `shardyard runs` lists the runs.")
         return _find(list_runs(runs_dir), text.rstrip(os.sep), runs_dir)
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> RunInfo:
         """What run.json says.
 
         Raises:
-            RunFolderError: run.json is missing or is not a JSON object.
+            RunFolderError: run.json is missing, is not a JSON object, or comes from a newer version of Shardyard.
         """
+        return RunInfo.from_json(self._read())
+
+    def _read(self) -> dict[str, Any]:
         try:
             info = decode(self.info_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -158,8 +160,9 @@ class RunFolder:
             raise RunFolderError(f"{self.info_file} is not a JSON object; restore it or remove the folder.")
         return info
 
-    def update(self, **fields: Any) -> dict[str, Any]:
-        """Change fields of run.json and return all of them; updates of several processes do not undo one another.
+    def update(self, **fields: Unpack[RunFields]) -> RunInfo:
+        """Change fields of run.json and return what it says then; updates of several processes do not undo one another,
+        and keys that this version does not know stay.
 
         A change of `state` also sets `started` (first `running`) or `ended` (a state that ends the run). Whoever sets
         `running` counts as the driver: when that process is gone, the run is shown as lost.
@@ -168,15 +171,16 @@ class RunFolder:
             RunFolderError: run.json cannot be read or written.
             TakenOverError: another process trains the run by now, so this one has nothing to say about it.
         """
-        assert fields.get("state", "pending") in STATES, fields["state"]
+        assert fields.get("state", "pending") in STATES, fields.get("state")
         try:
             with locked(self.path):
                 self.check_held()
-                info = {**self.info(), **_times(self.info(), fields), **fields}
-                write_atomically(self.info_file, _pretty(info))
+                before = self.info()
+                found = {**before.raw, **_times(before, fields.get("state")), **fields}
+                write_atomically(self.info_file, _pretty(found))
         except OSError as error:
             raise unwritable(self.path, error) from error
-        return info
+        return RunInfo.from_json(found)
 
     def check_held(self) -> None:
         """Pass unless another process has taken the run from the one that this folder was given for.
@@ -194,7 +198,7 @@ class RunFolder:
     @property
     def state(self) -> str:
         """One of `STATES`."""
-        return str(self.info()["state"])
+        return self.info().state
 
     def request_stop(self, reason: StopReason) -> None:
         """Ask the training loop to write a checkpoint and stop; a later request replaces an earlier one.
@@ -222,12 +226,13 @@ class RunFolder:
         """Forget a request, as a resumed run does before it starts."""
         self._stop.unlink(missing_ok=True)
 
-    def _fill(self, name: str, recipe_text: str, resolved_text: str, fields: dict[str, Any]) -> None:
+    def _fill(self, name: str, recipe_text: str, resolved_text: str, fields: RunFields) -> None:
         # Comments may hold secrets; a recipe with any in its fields has been refused.
         write_atomically(self.recipe, scrub(recipe_text))
         write_atomically(self.resolved, resolved_text)
         self.logs.mkdir(exist_ok=True)
         info: dict[str, Any] = {
+            "format": FORMAT,
             "id": self.id,
             "name": name,
             "state": "pending",
@@ -240,8 +245,14 @@ class RunFolder:
         write_atomically(self.info_file, _pretty({**info, **counts, **owner(), **fields}))
 
 
-def owner() -> dict[str, Any]:
-    """The process that drives a run, for run.json; a run that says `running` while its driver is gone is lost."""
+class Owner(TypedDict):
+    """The part of run.json that names the process that drives the run."""
+
+    driver: ProcessInfo
+
+
+def owner() -> Owner:
+    """This process as the driver of a run, for run.json; a run that says `running` while its driver is gone is lost."""
     return {"driver": this_process()}
 
 
@@ -260,7 +271,7 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
     dated = []
     for run in found:
         with contextlib.suppress(RunFolderError):
-            dated.append((str(run.info().get("created")), run.id, run))
+            dated.append((str(run.info().created), run.id, run))
     return [run for _, _, run in sorted(dated, key=lambda item: item[:2], reverse=True)]
 
 
@@ -327,12 +338,11 @@ def _never_trained(run: RunFolder) -> bool:
     return ended and not (run.metrics.is_file() and run.metrics.stat().st_size)
 
 
-def _times(before: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    state = fields.get("state")
+def _times(before: RunInfo, state: str | None) -> dict[str, Any]:
     if state is None or state == "pending":
         return {}
     if state == "running":
-        return {"started": before.get("started") or now_text(), "ended": None, **owner()}
+        return {"started": before.started or now_text(), "ended": None, **owner()}
     return {"ended": now_text()}
 
 

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from shardyard.tracking.run.info import ProcessInfo, RunInfo
+
 LEASE_NAME = "lease.json"
 BEAT_SECONDS = 5.0
 # A holder that was not heard of for so long is gone: several beats, and what caches of network disks hold back.
@@ -29,7 +31,7 @@ _MOST_BYTES = 4096
 _seen: dict[str, tuple[tuple[str, int], float]] = {}
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> ProcessInfo:
     """What tells this process from all others, of other hosts and other times too."""
     return {
         "host": socket.gethostname(),
@@ -40,19 +42,19 @@ def this_process() -> dict[str, Any]:
     }
 
 
-def sees(driver: Mapping[str, Any]) -> bool:
+def sees(driver: Mapping[str, object]) -> bool:
     """Whether the pid of a driver, as run.json holds it, means something to this process: a container or a job may
     have pids of its own, and another machine the same name."""
     ours = driver.get("host") == socket.gethostname() and driver.get("boot_id", _boot_id()) == _boot_id()
     return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
 
 
-def same_kernel(driver: Mapping[str, Any]) -> bool:
+def same_kernel(driver: Mapping[str, object]) -> bool:
     """Whether a process runs on this machine, if perhaps in a container; locks of files are then the truth."""
     return bool(driver.get("boot_id")) and driver.get("boot_id") == _boot_id()
 
 
-def lives(driver: Mapping[str, Any]) -> bool | None:
+def lives(driver: Mapping[str, object]) -> bool | None:
     """Whether this process lives; None where it cannot be seen from here. Pids come again, start times do not."""
     pid = driver.get("pid")
     if not isinstance(pid, int) or pid <= 0 or not sees(driver):
@@ -98,17 +100,16 @@ def parse_lease(data: bytes) -> dict[str, Any] | None:
     return None
 
 
-def is_gone(info: Mapping[str, Any], folder: Path) -> bool:
+def is_gone(info: RunInfo, folder: Path) -> bool:
     """Whether a run that says that it runs, or is about to, has no process any more: it is lost.
 
     Of a process on another host that is so once its lease was not renewed for `EXPIRY_SECONDS` while this process
     looked on, or for `LOOKED_ONCE_SECONDS` by the time stamp of the file. What was written without a lease counts as
     alive.
     """
-    driver = info.get("driver")
-    if info.get("state") not in ("pending", "running") or not isinstance(driver, dict):
+    if info.state not in ("pending", "running") or not info.driver:
         return False
-    alive = lives(driver)
+    alive = lives(info.driver)
     if alive is not None:
         return not alive
     lease = read_lease(folder)

@@ -166,8 +166,8 @@ def _refuse_held(folder: RunFolder, lease: Mapping[str, Any] | None, tell: Calla
 def _refuse_without_lease(folder: RunFolder) -> None:
     """Of a run that was written before there were leases."""
     info = folder.info()
-    driver = info.get("driver") or {}
-    if info.get("state") != "running" or not driver or lives(driver) is False or driver.get("pid") == os.getpid():
+    driver = info.driver
+    if info.state != "running" or not driver or lives(driver) is False or driver.get("pid") == os.getpid():
         return
     raise _held_by(folder, driver)
 

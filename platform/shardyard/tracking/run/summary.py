@@ -47,16 +47,16 @@ def summarize(run: RunFolder) -> Summary:
     metrics = newest_metrics(run)
     return Summary(
         id=run.id,
-        name=str(info.get("name", "")),
-        state="lost" if is_gone(info, run.path) else str(info["state"]),
-        step=int(metrics.get("step", info.get("step") or 0)),
-        total_steps=info.get("total_steps"),
+        name=info.name,
+        state="lost" if is_gone(info, run.path) else info.state,
+        step=int(metrics.get("step", info.step)),
+        total_steps=info.total_steps,
         loss=_number(metrics.get(record.TRAIN_LOSS)),
         eval_loss=record.newest_eval_loss(metrics),
-        world_size=info.get("world_size"),
-        attempts=int(info.get("attempts") or 0),
-        created=str(info.get("created", "")),
-        age_seconds=_age_seconds(info.get("created")),
+        world_size=info.world_size,
+        attempts=info.attempts,
+        created=info.created or "",
+        age_seconds=_age_seconds(info.created),
         path=str(run.path),
     )
 

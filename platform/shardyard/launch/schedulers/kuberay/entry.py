@@ -26,9 +26,9 @@ def ended_with(spec: dict[str, Any]) -> int | None:
         info = RunFolder(Path(spec["runs_dir"]) / spec["run_id"]).info()
     except RunFolderError:
         return None
-    if (info.get("job") or {}).get("submitted") != spec["submitted"]:
+    if info.job.get("submitted") != spec["submitted"]:
         return None
-    code = info.get("exit_code")
+    code = info.exit_code
     if code == EXIT_PREEMPTED and spec["policy"]["on_preempted"] == "resume":
         return None
     return code

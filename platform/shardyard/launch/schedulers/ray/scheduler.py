@@ -50,7 +50,7 @@ class RayScheduler(Scheduler):
     @classmethod
     def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
         """Ray's jobs are recorded with the address of their cluster."""
-        job = folder.info().get("job") or {}
+        job = folder.info().job
         if "submission_id" not in job:
             return None
         return JobHandle(cls.name, str(job["submission_id"]), folder.id, folder.path, job.get("address"))

@@ -166,7 +166,7 @@ def of_run(run: RunFolder) -> SlurmJob | None:
     Raises:
         ShardyardError: Slurm does not answer.
     """
-    job_id = (run.info().get("job") or {}).get("slurm_job_id")
+    job_id = run.info().job.get("slurm_job_id")
     if job_id is None or shutil.which("scontrol") is None:
         return None
     job = state(str(job_id))
@@ -199,7 +199,7 @@ def _submit(script: str, spec: dict[str, Any], allocation: Allocation, recipe: R
             job_id, complaint = _sbatch(path)
             if not job_id:
                 raise _refused(complaint, allocation, recipe)
-            folder.update(job={**folder.info()["job"], "slurm_job_id": job_id})
+            folder.update(job={**folder.info().job, "slurm_job_id": job_id})
     except BaseException:
         if job_id:
             with suppress(ShardyardError):

@@ -60,7 +60,7 @@ class SlurmScheduler(Scheduler):
     @classmethod
     def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
         """The number is written when the job is submitted."""
-        number = (folder.info().get("job") or {}).get("slurm_job_id")
+        number = folder.info().job.get("slurm_job_id")
         return None if number is None else JobHandle(cls.name, str(number), folder.id, folder.path)
 
     @property
@@ -144,10 +144,10 @@ def _remembered(job: JobHandle, folder: RunFolder) -> JobStatus | None:
     """How a run ended, by its folder; None where it has not, or cannot be read."""
     with suppress(RunFolderError):
         info = folder.info()
-        state = _RUN_STATES.get(str(info["state"]))
-        name = str((info.get("job") or {}).get("name") or folder.id)
+        state = _RUN_STATES.get(info.state)
+        name = str(info.job.get("name") or folder.id)
         if state is not None:
-            return JobStatus(job, name, state, str(info["state"]), "Slurm has forgotten it", info.get("exit_code"))
+            return JobStatus(job, name, state, info.state, "Slurm has forgotten it", info.exit_code)
     return None
 
 
@@ -160,5 +160,5 @@ def _tags(job: jobs.SlurmJob) -> tuple[str, ...]:
     """Slurm knows none; the run folder does, where it can be read."""
     with suppress(RunFolderError, OSError):
         if job.run is not None:
-            return tuple(map(str, (RunFolder(job.run).info().get("job") or {}).get("tags") or ()))
+            return tuple(map(str, RunFolder(job.run).info().job.get("tags") or ()))
     return ()
