@@ -168,7 +168,7 @@ def test_nothing_is_allocated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def card_of(recipe: Recipe, loss: float | None = 1.23456, **info: Any) -> str:
-    run = TrainedRun(info.get("id", "unknown"), info.get("step", 5), info.get("provenance", {}))
+    run = TrainedRun(info.get("id", "unknown"), info.get("step", 20), info.get("provenance", {}))
     return model_card(recipe, prepare(recipe, World(size=2, gpu=False)), run, {} if loss is None else {"loss": loss})
 
 
