@@ -131,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
         if key not in self.cluster.objects:
             raise Refusal(404, f'{kind} "{rest[0]}" not found', {"name": rest[0], "kind": kind})
         if rest[1:] == ["log"]:
-            return "".join(f"{line}\n" for line in self.cluster.logs[rest[0]])
+            lines = self.cluster.logs[rest[0]]
+            kept = lines[len(lines) - min(int(query["tailLines"]), len(lines)) :] if "tailLines" in query else lines
+            return "".join(f"{line}\n" for line in kept)
         if method == "DELETE":
             self.cluster.remove(*key)
             return {"kind": "Status", "status": "Success"}

@@ -134,6 +134,7 @@ def run_folder(spec: dict[str, Any]) -> RunFolder:
 def job_of(spec: dict[str, Any]) -> JobInfo:
     """What run.json says of the job: where it is listed, and by which name."""
     scheduler = {
+        "scheduler": spec.get("scheduler"),
         "submission_id": spec["run_id"],
         "address": spec.get("address"),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),

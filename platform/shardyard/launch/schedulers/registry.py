@@ -1,9 +1,8 @@
-"""Schedulers by name. Each is imported when it is asked for."""
+"""Schedulers by name: ours, those that are registered, and those of installed packages (`shardyard.schedulers`)."""
 
 from __future__ import annotations
 
-import importlib
-
+from shardyard import plugins
 from shardyard.errors import UsageError
 from shardyard.launch.schedulers.base import Scheduler
 from shardyard.suggest import nearest
@@ -36,29 +35,28 @@ def unregister(name: str) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """All that are known, the default one first."""
-    return tuple(_registered)
+    """All that are known, the default one first.
+
+    Raises:
+        UsageError: an installed package brings one under a name that is taken.
+    """
+    return (*_registered, *plugins.installed("schedulers", _registered))
 
 
 def scheduler_class(name: str) -> type[Scheduler]:
-    """The class of a scheduler.
+    """The class of a scheduler, by its name or as `package.module:Class` or `file.py:Class`.
 
     Raises:
         UsageError: there is none of this name, or its module cannot be imported.
     """
-    known = _registered.get(name)
+    known = _registered.get(name) or plugins.find("schedulers", name, _registered)
     if known is None:
         close = nearest(name, names())
         hint = f"; did you mean {close!r}?" if close else "."
         raise UsageError(f"there is no scheduler {name!r}; there are {', '.join(names())}{hint}")
-    if not isinstance(known, str):
-        return known
-    module, _, attribute = known.partition(":")
-    try:
-        found: type[Scheduler] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"the scheduler {name!r} ({known}) cannot be loaded: {error}.") from error
-    _registered[name] = found if name not in _BUILT_IN else known
+    found = plugins.load(known) if isinstance(known, str) else known
+    if not (isinstance(found, type) and issubclass(found, Scheduler)):
+        raise UsageError(f"{known} is no scheduler: a class that derives from {Scheduler.__module__}.Scheduler is.")
     return found
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shardyard import plugins
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.schedulers import registry
 from shardyard.launch.schedulers.base import JobHandle, JobState, JobStatus
@@ -250,7 +252,7 @@ def test_schedulers_are_registered_once() -> None:
     registry.register("broken", "support.schedulers.fake:Nothing")
     try:
         assert isinstance(registry.create("by-name"), FakeScheduler)
-        with pytest.raises(UsageError, match=r"the scheduler 'broken' .* cannot be loaded"):
+        with pytest.raises(UsageError, match=r"support.schedulers.fake has no 'Nothing'"):
             registry.create("broken")
     finally:
         registry.unregister("by-name")
@@ -262,3 +264,17 @@ def test_schedulers_are_registered_once() -> None:
 def test_a_job_whose_folder_is_elsewhere_has_none(tmp_path: Path, fake: FakeScheduler) -> None:
     job = fake.jobs[fake.add("far-1", folder=tmp_path / "far-1").id]
     assert Job(fake, job).folder is None
+
+
+def test_schedulers_of_installed_packages_are_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("theirs", "support.schedulers.fake:FakeScheduler", "shardyard.schedulers")
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: (point,) if group == point.group else ())
+    assert registry.names() == ("ray", "slurm", "kuberay", "theirs")
+    assert isinstance(registry.create("theirs"), FakeScheduler)
+    assert isinstance(registry.create("support.schedulers.fake:FakeScheduler"), FakeScheduler)
+    with pytest.raises(UsageError, match=r"support.schedulers.fake:replace is no scheduler"):
+        registry.create("support.schedulers.fake:replace")
+    same = EntryPoint("slurm", "support.schedulers.fake:FakeScheduler", "shardyard.schedulers")
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: (same,))
+    with pytest.raises(UsageError, match=r"brings 'slurm' as one of shardyard.schedulers, which is a name of"):
+        registry.names()

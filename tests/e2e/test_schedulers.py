@@ -1,0 +1,110 @@
+"""The contract of a scheduler with real jobs: a Ray head, Slurm's daemons, and the example of docs/jobs.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shardyard.cli.commands.plan import plan_of
+from shardyard.cli.main import run
+from shardyard.launch.jobs.spec import new_run_id
+from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.schedulers import registry
+from shardyard.launch.schedulers.base import JobHandle, Scheduler
+from shardyard.recipe.loading.load import load_recipe
+from support.cli import write_recipe
+from support.cluster import ray_head
+from support.docs.pages import blocks
+from support.schedulers.contract import (
+    Case,
+    check_a_job_that_is_stopped,
+    check_a_job_that_succeeds,
+    check_questions_about_nothing,
+)
+from support.slurm import slurm_cluster
+from support.tiny import write_corpus
+from support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+ENDLESS = ("train.steps=100000", "checkpoint.every=100000")
+SHORT = ("train.steps=2", "schedule.warmup=1")
+EXAMPLE = "# processes.py\n"
+
+
+@pytest.fixture(scope="module", params=["processes", "ray", "slurm"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            patch.delenv(name, raising=False)
+        if request.param == "processes":
+            patch.setenv("PROCESSES_HOME", str(folder / "processes"))
+            registry.register("processes", type(registry.create(_example(folder))))
+            try:
+                yield _case(registry.create("processes"), folder)
+            finally:
+                registry.unregister("processes")
+        elif request.param == "ray":
+            with ray_head(folder, dashboard=True) as environment:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                yield _case(registry.create("ray"), folder)
+        else:
+            with slurm_cluster(folder / "s", cpus=4) as slurm:
+                patch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+                yield _case(registry.create("slurm"), folder)
+
+
+def _example(folder: Path) -> str:
+    """The example of the page as a file, as `--on` names it."""
+    (text,) = (block.text for block in blocks() if block.page == "docs/jobs.md" and block.text.startswith(EXAMPLE))
+    (folder / "processes.py").write_text(text, encoding="utf-8")
+    return f"{folder / 'processes.py'}:ProcessScheduler"
+
+
+def _case(scheduler: Scheduler, folder: Path) -> Case:
+    recipe = write_recipe(
+        folder,
+        write_corpus(folder),
+        train={"threads": 1},
+        evaluate={"every": 100_000},
+        sample={"prompts": []},
+        cluster={"workers": 1, "gpus_per_worker": 0},
+    )
+
+    def request(*overrides: str) -> SubmitRequest:
+        loaded = load_recipe(str(recipe), list(overrides))
+        plan, run_id = plan_of(loaded, elsewhere=True), new_run_id("tiny")
+        return SubmitRequest(str(recipe), overrides, loaded, plan, folder / "runs", job_name="tiny", run_id=run_id)
+
+    def begin(job: JobHandle) -> None:
+        metrics = folder / "runs" / job.run_id / "metrics.jsonl"
+        until(lambda: metrics.exists() and metrics.read_text(), lambda: f"{scheduler.status(job)} trains")
+        until(lambda: scheduler.status(job).state == "RUNNING", "its scheduler says that it runs")
+
+    return Case(
+        scheduler,
+        short=lambda: request(*SHORT),
+        endless=lambda: request(*ENDLESS),
+        begin=begin,
+        finish=lambda job: None,  # which following its log waits for
+        words="2/2",
+    )
+
+
+def test_questions_about_nothing(case: Case, tmp_path: Path) -> None:
+    check_questions_about_nothing(case, tmp_path)
+
+
+def test_a_job_that_is_stopped(case: Case) -> None:
+    check_a_job_that_is_stopped(case)
+
+
+def test_a_job_that_succeeds(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    check_a_job_that_succeeds(case)
+    jobs = case.scheduler.list(ended=True)
+    assert run(["ps", "--all", "-q"]) == 0
+    assert {job.job.run_id for job in jobs} <= set(capsys.readouterr().out.split())

@@ -1,0 +1,119 @@
+"""The contract of a scheduler, in memory and against a stand-in for Kubernetes; e2e/test_schedulers.py has the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.schedulers import registry
+from shardyard.launch.schedulers.base import JobHandle
+from shardyard.launch.schedulers.kuberay.scheduler import KubeRayScheduler
+from shardyard.recipe.loading.load import load_recipe
+from support.kuberay.cases import CLAIM, recipe_and_plan
+from support.kuberay.server import Cluster, kube_server
+from support.schedulers.contract import (
+    Case,
+    check_a_job_that_is_stopped,
+    check_a_job_that_succeeds,
+    check_questions_about_nothing,
+)
+from support.schedulers.fake import FakeScheduler
+
+WORDS = "  2/2   1.9300  1.0e-3\n"
+
+
+@pytest.fixture(params=["memory", "kubernetes"])
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+    runs = tmp_path / "runs"
+    if request.param == "memory":
+        scheduler = FakeScheduler()
+        monkeypatch.setitem(
+            registry._registered, "fake", type("Known", (FakeScheduler,), {"__new__": lambda cls, _=None: scheduler})
+        )
+        yield _in_memory(scheduler, runs)
+        return
+    with kube_server(tmp_path) as (cluster, config):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        monkeypatch.setattr(KubeRayScheduler, "poll_seconds", 0.01)
+        yield _on_kubernetes(cluster, runs)
+
+
+def _request(runs: Path, run_id: str) -> SubmitRequest:
+    loaded, plan = load_recipe("gpt/quickstart", [CLAIM]), recipe_and_plan("gpt/quickstart", CLAIM)[1]
+    return SubmitRequest("gpt/quickstart", (CLAIM,), loaded, plan, runs, job_name="gpt-quickstart", run_id=run_id)
+
+
+def _in_memory(scheduler: FakeScheduler, runs: Path) -> Case:
+    def finish(job: JobHandle) -> None:
+        scheduler.start(job)
+        scheduler.write(job, f"begin\n{WORDS}")
+        scheduler.end(job, 0)
+
+    return Case(
+        scheduler,
+        lambda: _request(runs, "short-1"),
+        lambda: _request(runs, "long-1"),
+        scheduler.start,
+        finish,
+        WORDS,
+        folders=False,
+    )
+
+
+def _on_kubernetes(cluster: Cluster, runs: Path) -> Case:
+    def set_status(job: JobHandle, **status: Any) -> None:
+        cluster.objects["rayjobs", "default", job.id.rpartition("/")[2]]["status"] = status
+
+    def begin(job: JobHandle) -> None:
+        set_status(job, jobDeploymentStatus="Running", jobStatus="RUNNING", startTime="2026-01-02T03:05:00Z")
+
+    def finish(job: JobHandle) -> None:
+        times = {"startTime": "2026-01-02T03:05:00Z", "endTime": "2026-01-02T03:06:00Z"}
+        set_status(job, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", **times)
+        pod = {"name": "pod-1", "labels": {"job-name": job.run_id}, "creationTimestamp": "2026-01-02T03:04:05Z"}
+        cluster.objects["pods", "default", "pod-1"] = {"metadata": pod, "status": {"phase": "Succeeded"}}
+        cluster.logs["pod-1"] = ["begin", WORDS.rstrip("\n")]
+
+    return Case(
+        KubeRayScheduler(),
+        lambda: _request(runs, "short-1"),
+        lambda: _request(runs, "long-1"),
+        begin,
+        finish,
+        WORDS,
+        folders=False,
+    )
+
+
+def test_questions_about_nothing(case: Case, tmp_path: Path) -> None:
+    check_questions_about_nothing(case, tmp_path)
+
+
+def test_a_job_that_is_stopped(case: Case) -> None:
+    check_a_job_that_is_stopped(case)
+
+
+def test_a_job_that_succeeds(case: Case) -> None:
+    check_a_job_that_succeeds(case)
+
+
+def test_a_job_that_is_deleted_while_it_is_waited_for_counts_as_stopped(case: Case) -> None:
+    scheduler = case.scheduler
+    handle = scheduler.submit(case.endless(), lambda line: None)
+    assert handle is not None
+    real, asked = scheduler.status, 0
+
+    def status(job: JobHandle) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            return real(job)
+        return real(JobHandle(job.scheduler, "none-such"))
+
+    scheduler.status = status  # type: ignore[method-assign]
+    ended = scheduler.wait(handle)
+    assert (ended.state, ended.reason, asked) == ("STOPPED", "deleted", 3)
