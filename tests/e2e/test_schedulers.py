@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.cli.commands.plan import plan_of
 from shardyard.cli.main import run
 from shardyard.launch.jobs.spec import new_run_id
 from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.run.plans import plan_of
 from shardyard.launch.schedulers import registry
 from shardyard.launch.schedulers.base import JobHandle, Scheduler
 from shardyard.recipe.loading.load import load_recipe

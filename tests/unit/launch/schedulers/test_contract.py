@@ -1,4 +1,4 @@
-"""The contract of a scheduler, in memory and against a stand-in for Kubernetes; e2e/test_schedulers.py has the real ones."""
+"""The contract of a scheduler, in memory and with a stand-in for Kubernetes; real ones are in e2e/test_schedulers.py."""
 
 from __future__ import annotations
 
