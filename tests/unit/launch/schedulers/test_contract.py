@@ -1,4 +1,4 @@
-"""The contract of a scheduler, in memory and with a stand-in for Kubernetes; real ones are in e2e/test_schedulers.py."""
+"""The contract of a scheduler, in memory and with a stand-in for Kubernetes; e2e/test_schedulers.py has real ones."""
 
 from __future__ import annotations
 
