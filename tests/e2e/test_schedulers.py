@@ -16,13 +16,13 @@ from shardyard.launch.schedulers.base import JobHandle, Scheduler
 from shardyard.recipe.loading.load import load_recipe
 from support.cli import write_recipe
 from support.cluster import ray_head
-from support.docs.pages import blocks
 from support.schedulers.contract import (
     Case,
     check_a_job_that_is_stopped,
     check_a_job_that_succeeds,
     check_questions_about_nothing,
 )
+from support.schedulers.example import example
 from support.slurm import slurm_cluster
 from support.tiny import write_corpus
 from support.waiting import until
@@ -31,7 +31,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ENDLESS = ("train.steps=100000", "checkpoint.every=100000")
 SHORT = ("train.steps=2", "schedule.warmup=1")
-EXAMPLE = "# processes.py\n"
 
 
 @pytest.fixture(scope="module", params=["processes", "ray", "slurm"])
@@ -42,11 +41,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             patch.delenv(name, raising=False)
         if request.param == "processes":
             patch.setenv("PROCESSES_HOME", str(folder / "processes"))
-            registry.register("processes", type(registry.create(_example(folder))))
-            try:
-                yield _case(registry.create("processes"), folder)
-            finally:
-                registry.unregister("processes")
+            with example(folder) as (scheduler_class, _):
+                yield _case(scheduler_class(), folder)
         elif request.param == "ray":
             with ray_head(folder, dashboard=True) as environment:
                 for name, value in environment.items():
@@ -56,13 +52,6 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             with slurm_cluster(folder / "s", cpus=4) as slurm:
                 patch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
                 yield _case(registry.create("slurm"), folder)
-
-
-def _example(folder: Path) -> str:
-    """The example of the page as a file, as `--on` names it."""
-    (text,) = (block.text for block in blocks() if block.page == "docs/jobs.md" and block.text.startswith(EXAMPLE))
-    (folder / "processes.py").write_text(text, encoding="utf-8")
-    return f"{folder / 'processes.py'}:ProcessScheduler"
 
 
 def _case(scheduler: Scheduler, folder: Path) -> Case:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.schedulers import registry
-from shardyard.launch.schedulers.base import JobHandle
+from shardyard.launch.schedulers.base import JobHandle, Scheduler
 from shardyard.launch.schedulers.kuberay.scheduler import KubeRayScheduler
 from shardyard.recipe.loading.load import load_recipe
 from support.kuberay.cases import CLAIM, recipe_and_plan
@@ -21,12 +23,32 @@ from support.schedulers.contract import (
     check_a_job_that_succeeds,
     check_questions_about_nothing,
 )
+from support.schedulers.example import example
 from support.schedulers.fake import FakeScheduler
+from support.waiting import until
 
 WORDS = "  2/2   1.9300  1.0e-3\n"
 
 
-@pytest.fixture(params=["memory", "kubernetes"])
+# In place of a run: a process that makes the run folder and, if it is a long one, goes on until it is interrupted.
+STAND_IN = """
+import json, signal, sys, time
+from pathlib import Path
+from shardyard.launch.jobs.entry import run_folder
+spec = json.loads(Path(sys.argv[1]).read_text())
+stopped = []
+signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+folder = run_folder(spec)
+print("begin")
+print("  2/2   1.9300  1.0e-3", flush=True)
+folder.metrics.write_text("{}")
+while "long" in spec["run_id"] and not stopped:
+    signal.sigtimedwait([], 0.01)
+sys.exit(130 if stopped else 0)
+"""
+
+
+@pytest.fixture(params=["memory", "kubernetes", "example"])
 def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     runs = tmp_path / "runs"
     if request.param == "memory":
@@ -35,6 +57,15 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
             registry._registered, "fake", type("Known", (FakeScheduler,), {"__new__": lambda cls, _=None: scheduler})
         )
         yield _in_memory(scheduler, runs)
+        return
+    if request.param == "example":
+        monkeypatch.setenv("PROCESSES_HOME", str(tmp_path / "processes"))
+        with example(tmp_path) as (scheduler_class, module):
+            stand_in = tmp_path / "stand_in.py"
+            stand_in.write_text(STAND_IN, encoding="utf-8")
+            monkeypatch.setattr(module, "entry_command", lambda spec, python: [python, str(stand_in), spec])
+            monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+            yield _by_the_example(scheduler_class(), runs)
         return
     with kube_server(tmp_path) as (cluster, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
@@ -61,6 +92,22 @@ def _in_memory(scheduler: FakeScheduler, runs: Path) -> Case:
         finish,
         WORDS,
         folders=False,
+    )
+
+
+def _by_the_example(scheduler: Scheduler, runs: Path) -> Case:
+    scheduler.poll_seconds = 0.01
+
+    def begin(job: JobHandle) -> None:
+        until((runs / job.run_id / "metrics.jsonl").exists, "the job has begun")
+
+    return Case(
+        scheduler,
+        lambda: _request(runs, "short-1"),
+        lambda: _request(runs, "long-1"),
+        begin,
+        lambda job: None,
+        WORDS,
     )
 
 
