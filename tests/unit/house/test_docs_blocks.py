@@ -49,7 +49,7 @@ SPEC = "kind: bpe\ndescription: A part.\nspecial_tokens: {bos_token: <s>, eos_to
 NO_FIELDS = re.compile(r"\.json$|^train\.loss$")
 # Options of other programs that stand alone, by page.
 OTHERS_OPTIONS = {
-    "README.md": {"--arms"},
+    "docs/speed.md": {"--arms"},
     "docs/gpu.md": {"--part", "--rehearse"},
     "cluster/cloud/README.md": {"--device"},
     "cluster/image/README.md": {"--shm-size", "--device", "--ulimit"},
@@ -311,9 +311,9 @@ def test_options_and_fields_that_the_text_names_exist() -> None:
     assert seen > 80
 
 
-def test_the_table_of_commands_in_the_readme() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", text.partition("## Command line")[2].partition("\n## ")[0], re.M)
+def test_the_table_of_commands() -> None:
+    text = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", text.partition("\n## ")[0], re.M)
     names = {row[0] for row in COMMANDS}
     found: set[str] = set()
     for cell, _ in rows:
