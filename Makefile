@@ -17,7 +17,11 @@ EVERYTHING := $(RUNTIME),eval,sweep,kubernetes,test,check
 STAMP := $(VENV)/.shardyard-setup
 ALL := $(VENV)/.shardyard-setup-all
 
-.PHONY: help setup setup-all demo data test-fast test test-clusters bench gpu-check check schema clean
+JS := tests/javascript
+STATIC := platform/shardyard/dashboard/static
+JS_BIN = $(BIN)/node $(JS)/node_modules/.bin
+
+.PHONY: help setup setup-all demo data test-fast test test-clusters bench gpu-check check check-js schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,11 +57,16 @@ bench: $(ALL) ## compare step times and whole runs with DeepSpeed alone, in ten 
 gpu-check: $(STAMP) ## check on a GPU what only a GPU shows; see docs/gpu.md
 	@$(BIN)/python tests/gpu_check/run.py
 
-check: $(ALL) ## check format, lint, types and layers
+check: $(ALL) check-js ## check format, lint, types and layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/unit/house/test_layers.py tests/unit/house/test_house.py
+
+check-js: $(JS)/node_modules/.package-lock.json ## check format, lint and types of the dashboard's JavaScript
+	@$(JS_BIN)/prettier --check --log-level warn --config $(JS)/.prettierrc.json $(STATIC) $(JS)/*.js
+	@$(JS_BIN)/eslint --config $(JS)/eslint.config.js $(STATIC)
+	@$(JS_BIN)/tsc --project $(JS)
 
 schema: $(STAMP) ## rewrite recipes/schema.json, and the pages of docs/ that come from the code
 	@$(BIN)/python -m shardyard.recipe.catalog.json_schema
@@ -68,6 +77,11 @@ schema: $(STAMP) ## rewrite recipes/schema.json, and the pages of docs/ that com
 clean: ## remove .venv and caches; runs/ stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	@find platform tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Node comes from PyPI with the extra `check`; the tools are those of the lock file.
+$(JS)/node_modules/.package-lock.json: $(JS)/package-lock.json $(ALL)
+	@$(BIN)/npm ci --silent --prefix $(JS)
+	@touch $@
 
 $(STAMP): pyproject.toml
 	@./setup.sh $(VENV) "$(PYTHON)" $(RUNTIME)

@@ -27,10 +27,21 @@ let mounted = null;
 let turn = 0;
 
 function drawNavigation(name) {
-  fill(document.getElementById("nav"), h("ul", {}, NAVIGATION.map(([view, title, , others]) => {
-    const current = view === name || others.includes(name);
-    return h("li", {}, h("a", { href: `#/${view}`, "aria-current": current ? "page" : null, class: `nav-${view}` }, title));
-  })));
+  fill(
+    document.getElementById("nav"),
+    h(
+      "ul",
+      {},
+      NAVIGATION.map(([view, title, , others]) => {
+        const current = view === name || others.includes(name);
+        return h(
+          "li",
+          {},
+          h("a", { href: `#/${view}`, "aria-current": current ? "page" : null, class: `nav-${view}` }, title),
+        );
+      }),
+    ),
+  );
 }
 
 function drawFoot(session) {
@@ -41,8 +52,19 @@ function drawFoot(session) {
   say();
   fill(
     document.getElementById("side-foot"),
-    session && h("div.where", { title: session.runs_dir }, h("span.label", {}, "Runs in"), h("code", {}, h("bdi", {}, session.runs_dir))),
-    h("div.buttons", {}, button, h("button.ghost.small", { type: "button", onclick: keys.help, title: "Keyboard shortcuts (?)" }, "Keys")),
+    session &&
+      h(
+        "div.where",
+        { title: session.runs_dir },
+        h("span.label", {}, "Runs in"),
+        h("code", {}, h("bdi", {}, session.runs_dir)),
+      ),
+    h(
+      "div.buttons",
+      {},
+      button,
+      h("button.ghost.small", { type: "button", onclick: keys.help, title: "Keyboard shortcuts (?)" }, "Keys"),
+    ),
     session && h("div.version", {}, `Shardyard ${session.version}`),
   );
 }
@@ -60,7 +82,14 @@ async function show() {
   scrollTo(0, 0);
   if (!view) {
     title("Nothing here");
-    fill(root, failure("There is no such page", `Nothing is called ${name} here.`, h("a.button", { href: "#/runs" }, "Show the runs")));
+    fill(
+      root,
+      failure(
+        "There is no such page",
+        `Nothing is called ${name} here.`,
+        h("a.button", { href: "#/runs" }, "Show the runs"),
+      ),
+    );
     return;
   }
   title(view.title);

@@ -15,7 +15,9 @@ export function plotly() {
     script.onerror = () => {
       loading = null;
       script.remove();
-      reject(new Error("The charts cannot be drawn: plotly was not sent by the server. Is the package `plotly` installed?"));
+      reject(
+        new Error("The charts cannot be drawn: plotly was not sent by the server. Is the package `plotly` installed?"),
+      );
     };
     document.head.append(script);
   });
@@ -24,18 +26,58 @@ export function plotly() {
 
 export class Chart {
   // `draw()` → {traces, layout}, asked again when the colours change; `rows()` → rows of the CSV, titles first.
-  constructor({ title, subtitle = "", draw, rows, describe, height = 240, onZoom, onPick, large = false, onLarge, tools = [] }) {
-    Object.assign(this, { title, draw, rows, describe, height, onZoom, onPick, onLarge });
+  constructor({
+    title,
+    subtitle = "",
+    draw,
+    rows,
+    describe = undefined,
+    height = 240,
+    onZoom = undefined,
+    onPick = undefined,
+    large = false,
+    onLarge = undefined,
+    tools = [],
+  }) {
+    this.title = title;
+    this.draw = draw;
+    this.rows = rows;
+    this.describe = describe;
+    this.height = height;
+    this.onZoom = onZoom;
+    this.onPick = onPick;
+    this.onLarge = onLarge;
+    // What its owner draws it from.
+    this.series = undefined;
+    this.metrics = undefined;
     this.plot = h("div.plot", { role: "img", "aria-label": `Chart of ${title}` });
     this.plot.style.height = `${height}px`;
     this.note = h("span.note", {}, subtitle);
-    this.element = h("figure.chart", {},
-      h("figcaption", {}, h("span.title", { title }, title), this.note, h("span.tools", {}, tools,
-        this.tool("PNG", "picture", () => this.png()), this.tool("CSV", "table", () => this.table()),
-        this.larger = this.tool("⤢", "larger or smaller", () => this.enlarge(!this.element.classList.contains("large"))))),
-      this.plot);
+    this.element = h(
+      "figure.chart",
+      {},
+      h(
+        "figcaption",
+        {},
+        h("span.title", { title }, title),
+        this.note,
+        h(
+          "span.tools",
+          {},
+          tools,
+          this.tool("PNG", "picture", () => this.png()),
+          this.tool("CSV", "table", () => this.table()),
+          (this.larger = this.tool("⤢", "larger or smaller", () =>
+            this.enlarge(!this.element.classList.contains("large")),
+          )),
+        ),
+      ),
+      this.plot,
+    );
     if (large) this.enlarge(true);
-    this.resize = new ResizeObserver(() => this.drawn && this.plot.isConnected && this.plot.clientWidth && window.Plotly.Plots.resize(this.plot));
+    this.resize = new ResizeObserver(
+      () => this.drawn && this.plot.isConnected && this.plot.clientWidth && window.Plotly.Plots.resize(this.plot),
+    );
     this.resize.observe(this.plot);
     this.stopTheme = onTheme(() => this.drawn && this.render());
     // It comes while the numbers do; if it does not, drawing says so.
@@ -43,7 +85,11 @@ export class Chart {
   }
 
   tool(text, what, action) {
-    const button = h("button.ghost.tiny", { type: "button", "aria-label": `${this.title}: ${what}`, title: what, onclick: () => action(button) }, text);
+    const button = h(
+      "button.ghost.tiny",
+      { type: "button", "aria-label": `${this.title}: ${what}`, title: what, onclick: () => action(button) },
+      text,
+    );
     return button;
   }
 
@@ -51,7 +97,11 @@ export class Chart {
     const library = await plotly();
     if (this.gone) return;
     const { traces, layout = {} } = this.draw();
-    await library.react(this.plot, traces, merged(base(), layout), { displayModeBar: false, responsive: false, doubleClick: false });
+    await library.react(this.plot, traces, merged(base(), layout), {
+      displayModeBar: false,
+      responsive: false,
+      doubleClick: false,
+    });
     if (this.gone) return;
     if (this.describe) this.plot.setAttribute("aria-label", `Chart of ${this.title}: ${this.describe()}`);
     if (!this.drawn) this.listen();
@@ -68,7 +118,12 @@ export class Chart {
   }
 
   async png() {
-    const image = await window.Plotly.toImage(this.plot, { format: "png", width: Math.max(800, this.plot.clientWidth), height: Math.max(450, this.plot.clientHeight), scale: 2 });
+    const image = await window.Plotly.toImage(this.plot, {
+      format: "png",
+      width: Math.max(800, this.plot.clientWidth),
+      height: Math.max(450, this.plot.clientHeight),
+      scale: 2,
+    });
     download(`${fileName(this.title)}.png`, image);
   }
 
@@ -103,18 +158,41 @@ export function fileName(text) {
 
 function axis() {
   return {
-    gridcolor: colour("grid"), linecolor: colour("line-strong"), zerolinecolor: colour("grid"), tickcolor: colour("line-strong"),
-    automargin: true, exponentformat: "SI", minexponent: 4, separatethousands: true, title: { font: { size: 11, color: colour("text-dim") }, standoff: 6 },
-    tickfont: { size: 11, color: colour("text-dim") }, hoverformat: ".5~g", spikethickness: 1, spikecolor: colour("text-dim"), spikedash: "dot",
+    gridcolor: colour("grid"),
+    linecolor: colour("line-strong"),
+    zerolinecolor: colour("grid"),
+    tickcolor: colour("line-strong"),
+    automargin: true,
+    exponentformat: "SI",
+    minexponent: 4,
+    separatethousands: true,
+    title: { font: { size: 11, color: colour("text-dim") }, standoff: 6 },
+    tickfont: { size: 11, color: colour("text-dim") },
+    hoverformat: ".5~g",
+    spikethickness: 1,
+    spikecolor: colour("text-dim"),
+    spikedash: "dot",
   };
 }
 
 function base() {
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: FONT, size: 12, color: colour("text") },
-    margin: { l: 44, r: 10, t: 6, b: 30 }, showlegend: false, hovermode: "x", dragmode: "zoom",
-    hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("line-strong"), font: { family: FONT, size: 12, color: colour("text") }, namelength: 40 },
-    xaxis: axis(), yaxis: axis(), legend: { orientation: "h", y: -0.2, font: { size: 11 } },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: FONT, size: 12, color: colour("text") },
+    margin: { l: 44, r: 10, t: 6, b: 30 },
+    showlegend: false,
+    hovermode: "x",
+    dragmode: "zoom",
+    hoverlabel: {
+      bgcolor: colour("surface"),
+      bordercolor: colour("line-strong"),
+      font: { family: FONT, size: 12, color: colour("text") },
+      namelength: 40,
+    },
+    xaxis: axis(),
+    yaxis: axis(),
+    legend: { orientation: "h", y: -0.2, font: { size: 11 } },
   };
 }
 
@@ -148,7 +226,17 @@ export async function svgPng(element, name) {
   download(`${fileName(name)}.png`, canvas.toDataURL("image/png"));
 }
 
-const DRAWN = ["fill", "stroke", "stroke-width", "opacity", "font-size", "font-family", "text-anchor", "font-weight", "stroke-opacity"];
+const DRAWN = [
+  "fill",
+  "stroke",
+  "stroke-width",
+  "opacity",
+  "font-size",
+  "font-family",
+  "text-anchor",
+  "font-weight",
+  "stroke-opacity",
+];
 
 function inline(from, to) {
   const style = getComputedStyle(from);
@@ -158,8 +246,23 @@ function inline(from, to) {
 
 // A card for a drawing that is not plotly's: an SVG with its table.
 export function drawing(title, picture, rows, ...more) {
-  const tool = (text, what, action) => h("button.ghost.tiny", { type: "button", "aria-label": `${title}: ${what}`, title: what, onclick: action }, text);
-  return h("figure.chart", {}, h("figcaption", {}, h("span.title", {}, title), h("span.tools", {},
-    tool("PNG", "picture", () => svgPng(picture, title)), tool("CSV", "table", () => download(`${fileName(title)}.csv`, csv(rows()))))), more,
-  h("div.scroll-x", { tabindex: "0", role: "region", "aria-label": title }, picture));
+  const tool = (text, what, action) =>
+    h("button.ghost.tiny", { type: "button", "aria-label": `${title}: ${what}`, title: what, onclick: action }, text);
+  return h(
+    "figure.chart",
+    {},
+    h(
+      "figcaption",
+      {},
+      h("span.title", {}, title),
+      h(
+        "span.tools",
+        {},
+        tool("PNG", "picture", () => svgPng(picture, title)),
+        tool("CSV", "table", () => download(`${fileName(title)}.csv`, csv(rows()))),
+      ),
+    ),
+    more,
+    h("div.scroll-x", { tabindex: "0", role: "region", "aria-label": title }, picture),
+  );
 }

@@ -1,4 +1,4 @@
-// Curves of one run or of many: charts by prefix of the metric, drawn when they come into sight, all under one control bar.
+// Curves of one run or of many: charts by prefix of the metric, drawn when they come into sight, under one control bar.
 
 import { get, id as quoted } from "../lib/api.js";
 import { Chart } from "./charts.js";
@@ -16,7 +16,12 @@ const ORDER = ["train", "eval", "perf", "memory", "moe"];
 export class Curves {
   // runs: [{id, label, colour(), group, info}]; metrics: {prefix: [names]}. A single run has marks of what happened.
   constructor({ runs, metrics, params, canBand = false }) {
-    Object.assign(this, { runs, metrics, canBand });
+    this.runs = runs;
+    this.metrics = metrics;
+    this.canBand = canBand;
+    // Called with nothing: after each answer, and when the run behind the page has news.
+    this.onFetched = undefined;
+    this.told = undefined;
     this.marks = [];
     this.settings = settingsFrom(params);
     this.origins = originsOf(runs);
@@ -36,27 +41,58 @@ export class Curves {
 
   bar() {
     const { settings } = this;
-    const slider = h("input", { type: "range", min: 0, max: 0.999, step: 0.001, value: settings.smooth, "aria-describedby": "smooth-value" });
+    const slider = h("input", {
+      type: "range",
+      min: 0,
+      max: 0.999,
+      step: 0.001,
+      value: settings.smooth,
+      "aria-describedby": "smooth-value",
+    });
     const shown = h("output", { id: "smooth-value" }, settings.smooth.toFixed(3));
     slider.addEventListener("input", () => {
       shown.textContent = Number(slider.value).toFixed(3);
       this.change({ smooth: Number(slider.value) }, { smooth: slider.value });
     });
-    const search = h("input", { type: "search", value: settings.only, placeholder: "loss, perf/…", "data-search": "yes", oninput: () => {
-      this.settings.only = search.value;
-      setParams({ only: search.value });
-      this.draw();
-    } });
-    const flag = (label, name, normal) => toggle(label, settings[name], (on) => this.change({ [name]: on }, { [name]: on === normal ? null : on ? "1" : "0" }));
-    this.reset = h("button.small", { type: "button", hidden: !settings.from && !settings.to, onclick: () => this.zoom(null, null) }, "Whole range");
+    const search = h("input", {
+      type: "search",
+      value: settings.only,
+      placeholder: "loss, perf/…",
+      "data-search": "yes",
+      oninput: () => {
+        this.settings.only = search.value;
+        setParams({ only: search.value });
+        this.draw();
+      },
+    });
+    const flag = (label, name, normal) =>
+      toggle(label, settings[name], (on) =>
+        this.change({ [name]: on }, { [name]: on === normal ? null : on ? "1" : "0" }),
+      );
+    this.reset = h(
+      "button.small",
+      { type: "button", hidden: !settings.from && !settings.to, onclick: () => this.zoom(null, null) },
+      "Whole range",
+    );
     this.key = h("ul.mark-key", { "aria-label": "Marks" });
-    return h("div.toolbar", {},
+    return h(
+      "div.toolbar",
+      {},
       field("Smoothing", h("span.slider", {}, slider, shown), { inline: true }),
-      field("x", select(Object.entries(AXES), settings.x, (x) => this.axis(x)), { inline: true }),
-      flag("log x", "logx", false), flag("log y", "logy", false), flag("outliers", "outliers", true),
+      field(
+        "x",
+        select(Object.entries(AXES), settings.x, (x) => this.axis(x)),
+        { inline: true },
+      ),
+      flag("log x", "logx", false),
+      flag("log y", "logy", false),
+      flag("outliers", "outliers", true),
       this.runs.length === 1 ? flag("events", "marks", true) : null,
       this.canBand ? flag("bands over seeds", "bands", false) : null,
-      field("Metrics", search, { inline: true }), this.reset, this.key);
+      field("Metrics", search, { inline: true }),
+      this.reset,
+      this.key,
+    );
   }
 
   axis(x) {
@@ -71,7 +107,7 @@ export class Curves {
     try {
       const { marks } = await get(`/api/runs/${quoted(this.runs[0].id)}/marks`, { x });
       if (x !== this.settings.x) return;
-      const origin = x === "time" ? this.origins[this.runs[0].id] ?? 0 : 0;
+      const origin = x === "time" ? (this.origins[this.runs[0].id] ?? 0) : 0;
       this.marks = marks.map((mark) => ({ ...mark, x: mark.x - origin }));
     } catch {
       // Curves without marks are still true.
@@ -86,10 +122,19 @@ export class Curves {
 
   drawKey() {
     const kinds = Object.keys(MARKS).filter((kind) => this.marks.some((mark) => mark.kind === kind));
-    fill(this.key, this.settings.marks && kinds.map((kind) => {
-      const [ink, dash, word] = MARKS[kind];
-      return h("li", {}, h("span", { class: `stroke stroke-${ink} dash-${dash}`, "aria-hidden": "true" }), `${word} (${this.marks.filter((mark) => mark.kind === kind).length})`);
-    }));
+    fill(
+      this.key,
+      this.settings.marks &&
+        kinds.map((kind) => {
+          const [ink, dash, word] = MARKS[kind];
+          return h(
+            "li",
+            {},
+            h("span", { class: `stroke stroke-${ink} dash-${dash}`, "aria-hidden": "true" }),
+            `${word} (${this.marks.filter((mark) => mark.kind === kind).length})`,
+          );
+        }),
+    );
   }
 
   change(settings, parameters) {
@@ -117,7 +162,10 @@ export class Curves {
     const wanted = this.settings.only.trim().toLowerCase();
     const order = (prefix) => (ORDER.includes(prefix) ? ORDER.indexOf(prefix) : ORDER.length);
     return Object.entries(this.metrics)
-      .map(([prefix, names]) => [prefix, lossFirst(names.filter((name) => isCurve(name) && name.toLowerCase().includes(wanted)))])
+      .map(([prefix, names]) => {
+        const found = lossFirst(names.filter((name) => isCurve(name) && name.toLowerCase().includes(wanted)));
+        return /** @type {[string, string[]]} */ ([prefix, found]);
+      })
       .filter(([, names]) => names.length)
       .sort((a, b) => order(a[0]) - order(b[0]) || a[0].localeCompare(b[0]));
   }
@@ -132,12 +180,33 @@ export class Curves {
       this.charts.delete(name);
     }
     if (!groups.length) {
-      fill(this.grid, empty(this.settings.only ? "No metric is called so" : "No metrics yet", this.settings.only ? "Change the text above to see others." : "They appear with the first step."));
+      fill(
+        this.grid,
+        empty(
+          this.settings.only ? "No metric is called so" : "No metrics yet",
+          this.settings.only ? "Change the text above to see others." : "They appear with the first step.",
+        ),
+      );
       return;
     }
-    fill(this.grid, groups.map(([prefix, names]) => h("details.group", { open: !this.settings.closed.has(prefix), ontoggle: (event) => this.keep("closed", prefix, !event.target.open) },
-      h("summary", {}, h("h2", {}, prefix), h("span.count", {}, String(names.length))),
-      h("div", { class: names.length < 3 ? "chart-grid two" : "chart-grid" }, names.map((name) => this.chart(name).element)))));
+    fill(
+      this.grid,
+      groups.map(([prefix, names]) =>
+        h(
+          "details.group",
+          {
+            open: !this.settings.closed.has(prefix),
+            ontoggle: (event) => this.keep("closed", prefix, !event.target.open),
+          },
+          h("summary", {}, h("h2", {}, prefix), h("span.count", {}, String(names.length))),
+          h(
+            "div",
+            { class: names.length < 3 ? "chart-grid two" : "chart-grid" },
+            names.map((name) => this.chart(name).element),
+          ),
+        ),
+      ),
+    );
   }
 
   // What is folded and what is large stays so when the page is read again.
@@ -152,9 +221,14 @@ export class Curves {
   chart(name) {
     if (this.charts.has(name)) return this.charts.get(name);
     const chart = new Chart({
-      title: name, draw: () => this.figure(name), rows: () => this.rows(name), describe: () => this.describe(name),
-      onZoom: (from, to) => this.zoom(from, to), onPick: (point) => this.picked(name, point),
-      large: this.settings.large.has(name), onLarge: (large) => this.keep("large", name, large),
+      title: name,
+      draw: () => this.figure(name),
+      rows: () => this.rows(name),
+      describe: () => this.describe(name),
+      onZoom: (from, to) => this.zoom(from, to),
+      onPick: (point) => this.picked(name, point),
+      large: this.settings.large.has(name),
+      onLarge: (large) => this.keep("large", name, large),
     });
     chart.plot.classList.add("loading");
     chart.element.dataset.metric = name;
@@ -180,7 +254,12 @@ export class Curves {
   picked(name, point) {
     if (this.runs.length !== 1 || this.settings.x !== "step" || !/^(train|moe)\//.test(name)) return;
     const step = Math.round(point.x);
-    this.charts.get(name).say([`${number(point.y)} at `, h("a", { href: link(["run", this.runs[0].id], { tab: "documents", step }) }, `step ${whole(step)}: documents`)]);
+    this.charts
+      .get(name)
+      .say([
+        `${number(point.y)} at `,
+        h("a", { href: link(["run", this.runs[0].id], { tab: "documents", step }) }, `step ${whole(step)}: documents`),
+      ]);
   }
 
   // What the data of a chart depends on.
@@ -191,7 +270,12 @@ export class Curves {
 
   async fetchVisible() {
     const stamp = this.stamp();
-    const names = [...this.charts].filter(([name, chart]) => (chart.visible || this.waiting.has(name)) && (chart.stamp !== stamp || this.waiting.has(name))).map(([name]) => name);
+    const names = [...this.charts]
+      .filter(
+        ([name, chart]) =>
+          (chart.visible || this.waiting.has(name)) && (chart.stamp !== stamp || this.waiting.has(name)),
+      )
+      .map(([name]) => name);
     const rest = [...this.charts].filter(([, chart]) => chart.visible && chart.stamp === stamp);
     this.waiting.clear();
     for (const [, chart] of rest) this.render(chart);
@@ -201,7 +285,14 @@ export class Curves {
     this.abort = new AbortController();
     const width = this.charts.get(names[0]).plot.clientWidth;
     const { smooth, x } = this.settings;
-    const asked = { runs: this.runs.map((run) => run.id), metrics: names, x, smooth, ...this.range(), origins: this.origins };
+    const asked = {
+      runs: this.runs.map((run) => run.id),
+      metrics: names,
+      x,
+      smooth,
+      ...this.range(),
+      origins: this.origins,
+    };
     let answer;
     try {
       answer = await fetchSeries({ ...asked, count: points(width, this.runs.length), signal: this.abort.signal });
@@ -238,13 +329,20 @@ export class Curves {
       for (const { run, cursor } of chart.series) cursors.set(run, Math.min(cursor ?? 0, cursors.get(run) ?? Infinity));
     }
     if (!cursors.size) return {};
-    return { runs: [...cursors.keys()], metrics: drawn.map(([name]) => name), x: this.settings.x, cursors: [...cursors].map(([run, cursor]) => `${run}:${cursor}`) };
+    return {
+      runs: [...cursors.keys()],
+      metrics: drawn.map(([name]) => name),
+      x: this.settings.x,
+      cursors: [...cursors].map(([run, cursor]) => `${run}:${cursor}`),
+    };
   }
 
   async render(chart) {
     if (!chart.series) return;
     chart.plot.classList.remove("loading");
-    chart.say(this.runs.length === 1 && chart.series[0]?.y.length ? metricText(chart.title, chart.series[0].y.at(-1)) : "");
+    chart.say(
+      this.runs.length === 1 && chart.series[0]?.y.length ? metricText(chart.title, chart.series[0].y.at(-1)) : "",
+    );
     try {
       await chart.render();
     } catch (error) {
@@ -258,7 +356,8 @@ export class Curves {
       const chart = this.charts.get(news.metric);
       const series = chart?.series?.find((one) => one.run === news.run);
       if (!series || this.settings.to) continue;
-      chart.added = (chart.added ?? 0) + (news.replace ? REFRESH_AFTER + 1 : extend(series, news, this.settings.smooth));
+      chart.added =
+        (chart.added ?? 0) + (news.replace ? REFRESH_AFTER + 1 : extend(series, news, this.settings.smooth));
       series.cursor = news.cursor;
       this.dirty.add(chart);
     }
@@ -296,8 +395,19 @@ export class Curves {
   }
 
   lines(list) {
-    const look = { smooth: this.settings.smooth, raised: this.raised, together: list.length, alone: this.runs.length === 1 };
-    return list.flatMap((series) => runTraces(series, this.runs.find((one) => one.id === series.run), look));
+    const look = {
+      smooth: this.settings.smooth,
+      raised: this.raised,
+      together: list.length,
+      alone: this.runs.length === 1,
+    };
+    return list.flatMap((series) =>
+      runTraces(
+        series,
+        this.runs.find((one) => one.id === series.run),
+        look,
+      ),
+    );
   }
 
   layout(name, list) {
@@ -305,13 +415,26 @@ export class Curves {
     const log = (value) => (settings.logx ? Math.log10(Math.max(Number(value), 1e-12)) : Number(value));
     const range = settings.from !== "" && settings.to !== "" ? [log(settings.from), log(settings.to)] : undefined;
     const lists = list.flatMap((series) => (settings.smooth > 0 ? [series.y] : [series.min, series.max]));
-    const yRange = (settings.outliers ? undefined : typicalRange(lists, settings.logy)) ?? levelRange(lists, settings.logy);
+    const yRange =
+      (settings.outliers ? undefined : typicalRange(lists, settings.logy)) ?? levelRange(lists, settings.logy);
     return {
       showlegend: this.settings.bands && this.canBand,
       legend: { x: 1, xanchor: "right", y: 1, orientation: "v", bgcolor: "rgba(0,0,0,0)" },
       hovermode: list.length > 12 ? "closest" : "x unified",
-      xaxis: { type: settings.logx ? "log" : "linear", range, autorange: !range, title: { text: AXES[settings.x] + (settings.x === "time" ? " (s)" : "") }, hoverformat: ",~r" },
-      yaxis: { type: settings.logy ? "log" : "linear", range: yRange, autorange: !yRange, fixedrange: true, ticksuffix: name.endsWith("_bytes") ? "B" : "" },
+      xaxis: {
+        type: settings.logx ? "log" : "linear",
+        range,
+        autorange: !range,
+        title: { text: AXES[settings.x] + (settings.x === "time" ? " (s)" : "") },
+        hoverformat: ",~r",
+      },
+      yaxis: {
+        type: settings.logy ? "log" : "linear",
+        range: yRange,
+        autorange: !yRange,
+        fixedrange: true,
+        ticksuffix: name.endsWith("_bytes") ? "B" : "",
+      },
       shapes: settings.marks ? markShapes(this.marks) : [],
     };
   }
@@ -327,7 +450,11 @@ export class Curves {
   describe(name) {
     const list = this.charts.get(name)?.series ?? [];
     if (!list.length) return "no values";
-    if (list.length > 1) return `${list.length} runs; last values ${list.slice(0, 6).map((series) => number(series.y.at(-1))).join(", ")}`;
+    if (list.length > 1)
+      return `${list.length} runs; last values ${list
+        .slice(0, 6)
+        .map((series) => number(series.y.at(-1)))
+        .join(", ")}`;
     const { x, y } = list[0];
     return `from ${number(y[0])} to ${number(y.at(-1))}, at ${this.settings.x} ${this.settings.x === "time" ? moment(x.at(-1)) : number(x.at(-1))}`;
   }

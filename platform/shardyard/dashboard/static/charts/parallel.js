@@ -16,10 +16,23 @@ export function parallel(runs, axes, open, room = 0) {
   const kept = axes.map(() => null);
   const result = scales.at(-1);
   const lines = runs.map((run) => {
-    const path = axes.map((axis, index) => [at(index), scales[index].place(axis.of(run.id))]).filter(([, y]) => y !== null);
+    const path = axes
+      .map((axis, index) => [at(index), scales[index].place(axis.of(run.id))])
+      .filter(([, y]) => y !== null);
     const part = result.place(axes.at(-1).of(run.id));
-    const line = svg("path.run-line", { d: `M${path.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`, stroke: tint(part), tabindex: "0", role: "link", "aria-label": said(run, axes), onclick: () => open(run.id), onkeydown: (event) => event.key === "Enter" && open(run.id) },
-      svg("title", {}, said(run, axes)));
+    const line = svg(
+      "path.run-line",
+      {
+        d: `M${path.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`,
+        stroke: tint(part),
+        tabindex: "0",
+        role: "link",
+        "aria-label": said(run, axes),
+        onclick: () => open(run.id),
+        onkeydown: (event) => event.key === "Enter" && open(run.id),
+      },
+      svg("title", {}, said(run, axes)),
+    );
     return { run, line };
   });
   const filter = () => {
@@ -31,11 +44,25 @@ export function parallel(runs, axes, open, room = 0) {
       line.classList.toggle("out", !passes);
     }
   };
-  const picture = svg("svg.parallel", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "group", "aria-label": `Parallel coordinates of ${runs.length} runs over ${axes.map((axis) => axis.name).join(", ")}` }, lines.map(({ line }) => line));
-  axes.forEach((axis, index) => picture.append(axisOf(axis, scales[index], at(index), index === 0, picture, (range) => {
-    kept[index] = range;
-    filter();
-  })));
+  const picture = svg(
+    "svg.parallel",
+    {
+      width,
+      height: HEIGHT,
+      viewBox: `0 0 ${width} ${HEIGHT}`,
+      role: "group",
+      "aria-label": `Parallel coordinates of ${runs.length} runs over ${axes.map((axis) => axis.name).join(", ")}`,
+    },
+    lines.map(({ line }) => line),
+  );
+  axes.forEach((axis, index) =>
+    picture.append(
+      axisOf(axis, scales[index], at(index), index === 0, picture, (range) => {
+        kept[index] = range;
+        filter();
+      }),
+    ),
+  );
   return picture;
 }
 
@@ -60,14 +87,18 @@ function scaleOf(values) {
   }
   const texts = [...new Set(known.map(plain))].sort();
   const y = (text) => TOP + span * (texts.length === 1 ? 0.5 : 1 - texts.indexOf(text) / (texts.length - 1));
-  return { place: (value) => (value === undefined || value === null ? null : y(plain(value))), ticks: texts.slice(0, 12).map((text) => [y(text), text.slice(0, 14)]) };
+  return {
+    place: (value) => (value === undefined || value === null ? null : y(plain(value))),
+    ticks: texts.slice(0, 12).map((text) => [y(text), text.slice(0, 14)]),
+  };
 }
 
 function axisOf(axis, scale, x, first, picture, keep) {
   const shade = svg("rect.brush", { x: x - 9, y: 0, width: 18, height: 0 });
   const catcher = svg("rect.catch", { x: x - 14, y: TOP, width: 28, height: HEIGHT - TOP - BOTTOM });
   let from = null;
-  const place = (event) => Math.max(TOP, Math.min(HEIGHT - BOTTOM, event.clientY - picture.getBoundingClientRect().top));
+  const place = (event) =>
+    Math.max(TOP, Math.min(HEIGHT - BOTTOM, event.clientY - picture.getBoundingClientRect().top));
   catcher.addEventListener("pointerdown", (event) => {
     from = place(event);
     catcher.setPointerCapture(event.pointerId);
@@ -85,21 +116,33 @@ function axisOf(axis, scale, x, first, picture, keep) {
     keep(null);
   });
   const short = axis.name.length > 22 ? `…${axis.name.slice(-21)}` : axis.name;
-  return svg("g", {}, svg("line.axis", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }), shade,
+  return svg(
+    "g",
+    {},
+    svg("line.axis", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }),
+    shade,
     svg("text.name", { x, y: 16, "text-anchor": "middle" }, short, svg("title", {}, axis.name)),
-    scale.ticks.map(([y, text]) => tick(x, y, text, first)), catcher);
+    scale.ticks.map(([y, text]) => tick(x, y, text, first)),
+    catcher,
+  );
 }
 
 // Left of the first axis, where no lines are; elsewhere on a ground that hides them.
 function tick(x, y, text, first) {
   if (first) return svg("text.tick", { x: x - 7, y: y + 4, "text-anchor": "end" }, text);
-  return [svg("rect.tick-ground", { x: x + 4, y: y - 7, width: 6.4 * text.length + 4, height: 14, rx: 2 }), svg("text.tick", { x: x + 6, y: y + 4 }, text)];
+  return [
+    svg("rect.tick-ground", { x: x + 4, y: y - 7, width: 6.4 * text.length + 4, height: 14, rx: 2 }),
+    svg("text.tick", { x: x + 6, y: y + 4 }, text),
+  ];
 }
 
 // From blue for what lies low on the axis of the result to orange for what lies high.
 function tint(y) {
   if (y === null) return "#8a929c";
   const part = 1 - (y - TOP) / (HEIGHT - TOP - BOTTOM);
-  const [low, high] = [[58, 110, 220], [222, 110, 20]];
+  const [low, high] = [
+    [58, 110, 220],
+    [222, 110, 20],
+  ];
   return `rgb(${low.map((value, index) => Math.round(value + (high[index] - value) * part)).join(",")})`;
 }

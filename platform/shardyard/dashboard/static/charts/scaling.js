@@ -10,7 +10,14 @@ const STEPS = 40;
 
 // points: [{run?, label?, parameters, tokens, loss}]; fit: {constants} of the law, or null.
 export function scalingPlot(title, points, fit) {
-  return new Chart({ title, height: 360, draw: () => figure(points, fit), rows: () => rows(points), describe: () => `${points.length} runs, losses from ${number(Math.min(...points.map((one) => one.loss)))}`, onPick: (point) => point.customdata && go(["run", point.customdata]) });
+  return new Chart({
+    title,
+    height: 360,
+    draw: () => figure(points, fit),
+    rows: () => rows(points),
+    describe: () => `${points.length} runs, losses from ${number(Math.min(...points.map((one) => one.loss)))}`,
+    onPick: (point) => point.customdata && go(["run", point.customdata]),
+  });
 }
 
 function figure(points, fit) {
@@ -20,11 +27,31 @@ function figure(points, fit) {
     const mine = points.filter((point) => point.parameters === size).sort((a, b) => a.tokens - b.tokens);
     const name = `${count(size)} parameters`;
     const dots = {
-      type: "scatter", mode: "markers", name, x: mine.map((point) => 6 * size * point.tokens), y: mine.map((point) => point.loss), customdata: mine.map((point) => point.run),
-      text: mine.map((point) => `${safe(point.label ?? point.run ?? "")}<br>${count(point.tokens)} tokens`), marker: { size: 9, color: ink }, hovertemplate: "%{text}<br>loss %{y:.4f}<extra>%{fullData.name}</extra>",
+      type: "scatter",
+      mode: "markers",
+      name,
+      x: mine.map((point) => 6 * size * point.tokens),
+      y: mine.map((point) => point.loss),
+      customdata: mine.map((point) => point.run),
+      text: mine.map((point) => `${safe(point.label ?? point.run ?? "")}<br>${count(point.tokens)} tokens`),
+      marker: { size: 9, color: ink },
+      hovertemplate: "%{text}<br>loss %{y:.4f}<extra>%{fullData.name}</extra>",
     };
     const line = predicted(fit, size, mine);
-    return line ? [dots, { type: "scatter", mode: "lines", x: line.x, y: line.y, line: { color: ink, width: 1.2, dash: "dot" }, hoverinfo: "skip", showlegend: false }] : [dots];
+    return line
+      ? [
+          dots,
+          {
+            type: "scatter",
+            mode: "lines",
+            x: line.x,
+            y: line.y,
+            line: { color: ink, width: 1.2, dash: "dot" },
+            hoverinfo: "skip",
+            showlegend: false,
+          },
+        ]
+      : [dots];
   });
   const compute = points.map((point) => Math.log10(6 * point.parameters * point.tokens));
   const narrow = matchMedia("(max-width: 720px)").matches;
@@ -32,7 +59,20 @@ function figure(points, fit) {
   const decades = Math.max(...compute) - Math.min(...compute);
   return {
     traces,
-    layout: { hovermode: "closest", showlegend: sizes.length <= 12, margin: { b: 40 }, xaxis: { type: "log", title: { text: "Training FLOPs, 6·N·D" }, dtick: decades < 1.5 ? Math.log10(narrow ? 4 : 2) : 1, tickformat: ".1~e", tickangle: 0 }, yaxis: { type: "log", title: { text: "Loss" } }, legend: { ...legend, bgcolor: "rgba(0,0,0,0)", font: { color: colour("text") } } },
+    layout: {
+      hovermode: "closest",
+      showlegend: sizes.length <= 12,
+      margin: { b: 40 },
+      xaxis: {
+        type: "log",
+        title: { text: "Training FLOPs, 6·N·D" },
+        dtick: decades < 1.5 ? Math.log10(narrow ? 4 : 2) : 1,
+        tickformat: ".1~e",
+        tickangle: 0,
+      },
+      yaxis: { type: "log", title: { text: "Loss" } },
+      legend: { ...legend, bgcolor: "rgba(0,0,0,0)", font: { color: colour("text") } },
+    },
   };
 }
 
@@ -52,5 +92,14 @@ function lossOf(law) {
 }
 
 function rows(points) {
-  return [["run", "parameters", "tokens", "flops", "loss"], ...points.map((point) => [point.run ?? "", point.parameters, point.tokens, 6 * point.parameters * point.tokens, point.loss])];
+  return [
+    ["run", "parameters", "tokens", "flops", "loss"],
+    ...points.map((point) => [
+      point.run ?? "",
+      point.parameters,
+      point.tokens,
+      6 * point.parameters * point.tokens,
+      point.loss,
+    ]),
+  ];
 }

@@ -16,16 +16,29 @@ export function points(width, runs) {
 
 // Ask for metrics of runs; the answer maps metric to a list of series, one a run that has it.
 // On the axis of time, each run begins at 0: `origins` has the Unix time of each run's start.
-export async function fetchSeries({ runs, metrics, x, smooth, from, to, count, signal, origins = {} }) {
+export async function fetchSeries({
+  runs,
+  metrics,
+  x,
+  smooth,
+  from = undefined,
+  to = undefined,
+  count,
+  signal = undefined,
+  origins = {},
+}) {
   const found = new Map(metrics.map((metric) => [metric, []]));
   const problems = [];
   const parts = [];
-  for (let index = 0; index < metrics.length; index += MOST_METRICS) parts.push(metrics.slice(index, index + MOST_METRICS));
-  const answers = await Promise.all(parts.map((part) =>
-    get("/api/series", { runs, metrics: part, x, smooth, from, to, points: count }, signal)));
+  for (let index = 0; index < metrics.length; index += MOST_METRICS)
+    parts.push(metrics.slice(index, index + MOST_METRICS));
+  const answers = await Promise.all(
+    parts.map((part) => get("/api/series", { runs, metrics: part, x, smooth, from, to, points: count }, signal)),
+  );
   for (const answer of answers) {
     problems.push(...(answer.problems ?? []));
-    for (const series of answer.series) found.get(series.metric)?.push(ready(series, x === "time" ? origins[series.run] ?? 0 : 0));
+    for (const series of answer.series)
+      found.get(series.metric)?.push(ready(series, x === "time" ? (origins[series.run] ?? 0) : 0));
   }
   return { found, problems };
 }
@@ -73,7 +86,10 @@ export function extend(series, news, smooth) {
 
 // Range of y that leaves out the outermost hundredth on both sides.
 export function typicalRange(lists, log) {
-  const values = lists.flat().filter((value) => Number.isFinite(value) && (!log || value > 0)).sort((a, b) => a - b);
+  const values = lists
+    .flat()
+    .filter((value) => Number.isFinite(value) && (!log || value > 0))
+    .sort((a, b) => a - b);
   if (values.length < 20) return undefined;
   let low = values[Math.floor(values.length * 0.01)];
   let high = values[Math.ceil(values.length * 0.99) - 1];
@@ -92,7 +108,12 @@ export function levelRange(lists, log) {
 
 // When runs started, in Unix seconds, by id.
 export function originsOf(runs) {
-  return Object.fromEntries(runs.map(({ id, info = {} }) => [id, new Date(info.started ?? info.created ?? 0) / 1000 || 0]));
+  return Object.fromEntries(
+    runs.map(({ id, info = /** @type {Record<string, any>} */ ({}) }) => [
+      id,
+      new Date(info.started ?? info.created ?? 0).getTime() / 1000 || 0,
+    ]),
+  );
 }
 
 // Metrics that are numbers over steps and belong into charts: tables of experts have a view of their own.

@@ -23,6 +23,10 @@ export function sparkline(values, { width = 96, height = 20, label = "loss" } = 
   });
   const last = numbers.findLastIndex(Number.isFinite);
   const text = `${label} from ${finite[0].toPrecision(3)} to ${finite.at(-1).toPrecision(3)}`;
-  return svg("svg.spark", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": text },
-    svg("path", { d: path }), svg("circle", { cx: x(last).toFixed(1), cy: y(numbers[last]).toFixed(1), r: 1.8 }));
+  return svg(
+    "svg.spark",
+    { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": text },
+    svg("path", { d: path }),
+    svg("circle", { cx: x(last).toFixed(1), cy: y(numbers[last]).toFixed(1), r: 1.8 }),
+  );
 }

@@ -40,15 +40,23 @@ export function fill(element, ...children) {
 
 // Sentences with `commands` between backticks, which are shown as such.
 export function prose(text) {
-  return String(text).split(/`([^`]+)`/).map((part, index) => (index % 2 ? h("code", {}, part) : part));
+  return String(text)
+    .split(/`([^`]+)`/)
+    .map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
 // A field with its label above or before it.
-export function field(label, control, { hint, inline = false } = {}) {
+export function field(label, control, { hint = undefined, inline = false } = {}) {
   // Else the options of a list would count to its name.
   const named = control.matches("input, select, textarea") ? control : control.querySelector("input");
   if (!named.hasAttribute("aria-label")) named.setAttribute("aria-label", label);
-  return h(inline ? "label.field.inline" : "label.field", {}, h("span.label", {}, label), control, hint && h("span.hint", {}, hint));
+  return h(
+    inline ? "label.field.inline" : "label.field",
+    {},
+    h("span.label", {}, label),
+    control,
+    hint && h("span.hint", {}, hint),
+  );
 }
 
 export function select(options, value, onchange, attributes = {}) {
@@ -86,18 +94,24 @@ export function throttle(action, milliseconds) {
   let last = 0;
   const often = () => {
     if (timer) return;
-    timer = setTimeout(() => {
-      timer = 0;
-      last = Date.now();
-      action();
-    }, Math.max(0, milliseconds - (Date.now() - last)));
+    timer = setTimeout(
+      () => {
+        timer = 0;
+        last = Date.now();
+        action();
+      },
+      Math.max(0, milliseconds - (Date.now() - last)),
+    );
   };
   often.cancel = () => clearTimeout(timer);
   return often;
 }
 
 export function download(name, content, type = "text/csv;charset=utf-8") {
-  const url = typeof content === "string" && content.startsWith("data:") ? content : URL.createObjectURL(new Blob([content], { type }));
+  const url =
+    typeof content === "string" && content.startsWith("data:")
+      ? content
+      : URL.createObjectURL(new Blob([content], { type }));
   const link = h("a", { href: url, download: name });
   document.body.append(link);
   link.click();
@@ -120,7 +134,11 @@ export function shell(text) {
 
 // A command to type, with a button that copies it.
 export function command(text) {
-  const button = h("button.ghost.small", { type: "button", onclick: () => copy(text, button), "aria-label": `Copy: ${text}` }, "Copy");
+  const button = h(
+    "button.ghost.small",
+    { type: "button", onclick: () => copy(text, button), "aria-label": `Copy: ${text}` },
+    "Copy",
+  );
   return h("div.command", {}, h("code", {}, text), button);
 }
 
@@ -138,7 +156,17 @@ export function confirm(title, text, action) {
   return new Promise((resolve) => {
     const box = dialog(title, h("p", {}, text), [
       h("button", { type: "button", onclick: () => box.close() }, "Cancel"),
-      h("button.danger", { type: "button", onclick: () => { box.returnValue = "yes"; box.close("yes"); } }, action),
+      h(
+        "button.danger",
+        {
+          type: "button",
+          onclick: () => {
+            box.returnValue = "yes";
+            box.close("yes");
+          },
+        },
+        action,
+      ),
     ]);
     box.addEventListener("close", () => resolve(box.returnValue === "yes"));
   });

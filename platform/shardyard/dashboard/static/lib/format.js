@@ -21,7 +21,9 @@ export function number(value, digits = 4) {
   const size = Math.abs(found);
   if (Number.isInteger(found) && size < 1e7) return found.toLocaleString("en-US");
   if (size < 1e-3 || size >= 1e7) return found.toExponential(digits - 2).replace("e+", "e");
-  return size >= 1000 ? found.toLocaleString("en-US", { maximumFractionDigits: 0 }) : String(Number(found.toPrecision(digits)));
+  return size >= 1000
+    ? found.toLocaleString("en-US", { maximumFractionDigits: 0 })
+    : String(Number(found.toPrecision(digits)));
 }
 
 // As many digits in every row of a column, so that they can be compared down the page.

@@ -17,7 +17,7 @@ export function listen() {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     if (typing(event.target)) {
-      if (event.key === "Escape") event.target.blur();
+      if (event.key === "Escape") /** @type {HTMLElement} */ (event.target).blur();
       return;
     }
     const keys = pending ? `${pending} ${event.key}` : event.key;
@@ -50,9 +50,23 @@ function find(keys) {
 export function help() {
   const close = h("button", { type: "button", onclick: () => box.close() }, "Close");
   const groups = layers.map((layer) =>
-    h("section", {}, h("h3", {}, layer.title), h("dl.keys", {}, layer.shortcuts.map(([keys, what]) => [
-      h("dt", {}, keys.split(" ").map((key) => h("kbd", {}, key))),
-      h("dd", {}, what),
-    ]))));
+    h(
+      "section",
+      {},
+      h("h3", {}, layer.title),
+      h(
+        "dl.keys",
+        {},
+        layer.shortcuts.map(([keys, what]) => [
+          h(
+            "dt",
+            {},
+            keys.split(" ").map((key) => h("kbd", {}, key)),
+          ),
+          h("dd", {}, what),
+        ]),
+      ),
+    ),
+  );
   const box = dialog("Keyboard shortcuts", h("div.sheet", {}, groups), [close]);
 }

@@ -14,7 +14,9 @@ function decoded(text) {
 }
 
 export function link(path, params = {}) {
-  const query = new URLSearchParams(Object.entries(params).filter(([, value]) => value !== undefined && value !== null && value !== ""));
+  const query = new URLSearchParams(
+    Object.entries(params).filter(([, value]) => value !== undefined && value !== null && value !== ""),
+  );
   // Commas and colons are readable and allowed in a fragment.
   const text = query.toString().replaceAll("%2C", ",").replaceAll("%3A", ":").replaceAll("%2F", "/");
   return `#/${path.map(encodeURIComponent).join("/")}${text ? `?${text}` : ""}`;

@@ -3,14 +3,28 @@
 import { command, h, prose, shell } from "./dom.js";
 
 export const STATES = {
-  running: "running", finished: "finished", failed: "failed", interrupted: "interrupted", preempted: "preempted",
-  pending: "pending", waiting: "waiting", lost: "lost", stopped: "stopped", damaged: "damaged", unknown: "unknown",
+  running: "running",
+  finished: "finished",
+  failed: "failed",
+  interrupted: "interrupted",
+  preempted: "preempted",
+  pending: "pending",
+  waiting: "waiting",
+  lost: "lost",
+  stopped: "stopped",
+  damaged: "damaged",
+  unknown: "unknown",
 };
 
 // The state of a run or job: a dot, and always the word beside it.
 export function badge(state) {
   const known = STATES[state] ?? "unknown";
-  return h("span.badge", { class: `badge state-${known}` }, h("span.dot", { "aria-hidden": "true" }), String(state ?? "unknown"));
+  return h(
+    "span.badge",
+    { class: `badge state-${known}` },
+    h("span.dot", { "aria-hidden": "true" }),
+    String(state ?? "unknown"),
+  );
 }
 
 export function skeleton(lines = 6, kind = "line") {

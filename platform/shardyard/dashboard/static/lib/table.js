@@ -8,8 +8,30 @@ const KEPT_PAGES = 30;
 
 // load(offset, limit) → {total, runs}; columns: [{key, title, cell(row), numeric, sortable, width}]
 export class VirtualTable {
-  constructor({ label, columns, load, rowHeight = 34, onOpen, onSelect, sort, onSort, onTotal, onError, before }) {
-    Object.assign(this, { label, columns, load, rowHeight, onOpen, onSelect, sort, onSort, onTotal, onError, before });
+  constructor({
+    label,
+    columns,
+    load,
+    rowHeight = 34,
+    onOpen = undefined,
+    onSelect = undefined,
+    sort = undefined,
+    onSort = undefined,
+    onTotal = undefined,
+    onError = undefined,
+    before = undefined,
+  }) {
+    this.label = label;
+    this.columns = columns;
+    this.load = load;
+    this.rowHeight = rowHeight;
+    this.onOpen = onOpen;
+    this.onSelect = onSelect;
+    this.sort = sort;
+    this.onSort = onSort;
+    this.onTotal = onTotal;
+    this.onError = onError;
+    this.before = before;
     this.pages = new Map();
     this.asked = new Map();
     this.total = 0;
@@ -19,7 +41,11 @@ export class VirtualTable {
     this.head = h("thead");
     this.body = h("tbody");
     this.table = h("table.grid", { "aria-label": label }, this.head, this.body);
-    this.element = h("div.scroll", { tabindex: "0", role: "region", "aria-label": label, onscroll: () => this.later() }, this.table);
+    this.element = h(
+      "div.scroll",
+      { tabindex: "0", role: "region", "aria-label": label, onscroll: () => this.later() },
+      this.table,
+    );
     this.observer = new ResizeObserver(() => this.later());
     this.observer.observe(this.element);
     this.drawHead();
@@ -76,20 +102,22 @@ export class VirtualTable {
   async fetch(page, forget = false) {
     if (this.asked.has(page)) return this.asked.get(page);
     const generation = this.generation;
-    const question = this.load(page * PAGE, PAGE).then((answer) => {
-      if (generation !== this.generation) return;
-      if (forget) this.pages.clear();
-      this.pages.set(page, answer.runs);
-      if (this.pages.size > KEPT_PAGES) this.forgetFarFrom(page);
-      this.total = answer.total;
-      this.active = Math.min(this.active, Math.max(0, this.total - 1));
-      this.onTotal?.(answer);
-      this.draw();
-    }).catch((error) => {
-      if (generation !== this.generation || error.name === "AbortError") return;
-      this.asked.delete(page);
-      this.onError?.(error);
-    });
+    const question = this.load(page * PAGE, PAGE)
+      .then((answer) => {
+        if (generation !== this.generation) return;
+        if (forget) this.pages.clear();
+        this.pages.set(page, answer.runs);
+        if (this.pages.size > KEPT_PAGES) this.forgetFarFrom(page);
+        this.total = answer.total;
+        this.active = Math.min(this.active, Math.max(0, this.total - 1));
+        this.onTotal?.(answer);
+        this.draw();
+      })
+      .catch((error) => {
+        if (generation !== this.generation || error.name === "AbortError") return;
+        this.asked.delete(page);
+        this.onError?.(error);
+      });
     this.asked.set(page, question);
     return question;
   }
@@ -113,8 +141,9 @@ export class VirtualTable {
 
   draw() {
     const [first, last] = this.visible();
-    const focused = document.activeElement?.closest?.("tr")?.dataset.index;
-    const control = document.activeElement?.dataset?.control;
+    const active = /** @type {HTMLElement | null} */ (document.activeElement);
+    const focused = /** @type {HTMLElement | null} */ (active?.closest?.("tr"))?.dataset.index;
+    const control = active?.dataset?.control;
     const rows = [];
     for (let page = Math.floor(first / PAGE); page <= Math.floor(Math.max(first, last - 1) / PAGE); page += 1) {
       if (!this.pages.has(page) && this.total) this.fetch(page);
@@ -123,7 +152,9 @@ export class VirtualTable {
     fill(this.body, this.gap(first), rows, this.gap(this.total - last));
     this.table.setAttribute("aria-rowcount", this.total + 1);
     if (focused !== undefined && control) {
-      this.body.querySelector(`tr[data-index="${focused}"] [data-control="${control}"]`)?.focus({ preventScroll: true });
+      this.body
+        .querySelector(`tr[data-index="${focused}"] [data-control="${control}"]`)
+        ?.focus({ preventScroll: true });
     }
   }
 
@@ -154,23 +185,42 @@ export class VirtualTable {
   }
 
   drawCell(column, row, previous) {
-    const classes = [column.numeric && "numeric", column.sticky && "sticky", column.key && `cell-${column.key.replaceAll(/[^a-z_]/g, "-")}`];
-    const cell = h(column.heads ? "th" : "td", { class: classes.filter(Boolean).join(" "), scope: column.heads ? "row" : null });
+    const classes = [
+      column.numeric && "numeric",
+      column.sticky && "sticky",
+      column.key && `cell-${column.key.replaceAll(/[^a-z_]/g, "-")}`,
+    ];
+    const cell = h(column.heads ? "th" : "td", {
+      class: classes.filter(Boolean).join(" "),
+      scope: column.heads ? "row" : null,
+    });
     return fill(cell, column.cell(row, previous));
   }
 
   drawHead() {
-    fill(this.head, h("tr", { "aria-rowindex": 1 }, this.columns.map((column) => {
-      const sorted = this.sort?.field === column.sort && column.sort ? this.sort.direction : null;
-      const order = sorted && (sorted === "asc" ? "ascending" : "descending");
-      const classes = [column.numeric && "numeric", column.sticky && "sticky"].filter(Boolean).join(" ");
-      const title = column.sort
-        ? h("button.sort", { type: "button", onclick: () => this.onSort?.(column.sort, column) }, column.title, sorted && h("span", { "aria-hidden": "true" }, sorted === "asc" ? " ↑" : " ↓"))
-        : column.title;
-      const cell = h("th", { scope: "col", class: classes, "aria-sort": order }, title);
-      if (column.hint) cell.title = column.hint;
-      return cell;
-    })));
+    fill(
+      this.head,
+      h(
+        "tr",
+        { "aria-rowindex": 1 },
+        this.columns.map((column) => {
+          const sorted = this.sort?.field === column.sort && column.sort ? this.sort.direction : null;
+          const order = sorted && (sorted === "asc" ? "ascending" : "descending");
+          const classes = [column.numeric && "numeric", column.sticky && "sticky"].filter(Boolean).join(" ");
+          const title = column.sort
+            ? h(
+                "button.sort",
+                { type: "button", onclick: () => this.onSort?.(column.sort, column) },
+                column.title,
+                sorted && h("span", { "aria-hidden": "true" }, sorted === "asc" ? " ↑" : " ↓"),
+              )
+            : column.title;
+          const cell = h("th", { scope: "col", class: classes, "aria-sort": order }, title);
+          if (column.hint) cell.title = column.hint;
+          return cell;
+        }),
+      ),
+    );
   }
 
   // Move the active row for the keyboard.
@@ -180,7 +230,8 @@ export class VirtualTable {
     const { scrollTop, clientHeight } = this.element;
     const head = this.head.offsetHeight;
     if (top < scrollTop) this.element.scrollTop = top;
-    else if (top + this.rowHeight + head > scrollTop + clientHeight) this.element.scrollTop = top + this.rowHeight + head - clientHeight;
+    else if (top + this.rowHeight + head > scrollTop + clientHeight)
+      this.element.scrollTop = top + this.rowHeight + head - clientHeight;
     this.draw();
   }
 
@@ -196,8 +247,36 @@ export class VirtualTable {
 // A short table that is all there: rows of cells, of which the first names the row.
 export function simpleTable(label, titles, rows, { numeric = [], className = "" } = {}) {
   const side = (index) => (numeric.includes(index) ? "numeric" : null);
-  return h("div.scroll-x", { tabindex: "0", role: "region", "aria-label": label }, h("table.plain", { "aria-label": label, class: `plain ${className}` },
-    h("thead", {}, h("tr", {}, titles.map((title, index) => h("th", { scope: "col", class: side(index) }, title)))),
-    h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, index) =>
-      index === 0 ? h("th", { scope: "row", class: side(index) }, cell) : h("td", { class: side(index), "data-title": titles[index] }, cell)))))));
+  return h(
+    "div.scroll-x",
+    { tabindex: "0", role: "region", "aria-label": label },
+    h(
+      "table.plain",
+      { "aria-label": label, class: `plain ${className}` },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          titles.map((title, index) => h("th", { scope: "col", class: side(index) }, title)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) =>
+          h(
+            "tr",
+            {},
+            row.map((cell, index) =>
+              index === 0
+                ? h("th", { scope: "row", class: side(index) }, cell)
+                : h("td", { class: side(index), "data-title": titles[index] }, cell),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 }

@@ -54,8 +54,34 @@ export function colour(name) {
 // Colours of runs, told apart by eye on both grounds; the first eight also by people who see no red or green.
 export function runColours() {
   return dark()
-    ? ["#7aa2ff", "#f2a65a", "#4cc9b0", "#e879b9", "#c9d05c", "#a78bfa", "#63c5ea", "#f0736a", "#8fbf7f", "#c7a17a", "#9db2c9", "#e3c5f2"]
-    : ["#2f5bd0", "#c2600a", "#0b8a73", "#b8327f", "#7d7a00", "#6d3fc9", "#0a7ea4", "#c23b31", "#3d7a2e", "#7c5a35", "#50657d", "#8a4fa3"];
+    ? [
+        "#7aa2ff",
+        "#f2a65a",
+        "#4cc9b0",
+        "#e879b9",
+        "#c9d05c",
+        "#a78bfa",
+        "#63c5ea",
+        "#f0736a",
+        "#8fbf7f",
+        "#c7a17a",
+        "#9db2c9",
+        "#e3c5f2",
+      ]
+    : [
+        "#2f5bd0",
+        "#c2600a",
+        "#0b8a73",
+        "#b8327f",
+        "#7d7a00",
+        "#6d3fc9",
+        "#0a7ea4",
+        "#c23b31",
+        "#3d7a2e",
+        "#7c5a35",
+        "#50657d",
+        "#8a4fa3",
+      ];
 }
 
 system.addEventListener("change", () => apply());

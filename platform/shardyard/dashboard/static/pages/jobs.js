@@ -15,9 +15,22 @@ const EVERY = 4000;
 class JobsView {
   constructor(root) {
     this.root = root;
+    this.runsDir = undefined;
     this.wrong = h("div");
     this.place = h("div");
-    fill(root, h("div.head", {}, h("h1", {}, "Jobs"), this.count = h("span.count"), h("div.grow"), h("a.button.primary.small", { href: "#/submit" }, "Submit a recipe")), this.wrong, this.place);
+    fill(
+      root,
+      h(
+        "div.head",
+        {},
+        h("h1", {}, "Jobs"),
+        (this.count = h("span.count")),
+        h("div.grow"),
+        h("a.button.primary.small", { href: "#/submit" }, "Submit a recipe"),
+      ),
+      this.wrong,
+      this.place,
+    );
     fill(this.place, skeleton(6));
     this.unregister = register("Jobs", [["n", "Submit a recipe", () => (location.hash = "#/submit")]]);
     this.onVisibility = () => !document.hidden && this.load();
@@ -46,30 +59,76 @@ class JobsView {
     this.drawn = true;
     if (!answer.available) {
       this.count.textContent = "";
-      fill(this.place, empty("No cluster", sentence(answer.why || "the dashboard knows of no Ray cluster."), h("p", {}, "Start one on this machine, then this dashboard with its address:"), command("shardyard cluster up"), command(`shardyard dashboard --address http://127.0.0.1:8265 --runs-dir ${shell(this.runsDir)}`),
-        h("p.dim", {}, "Runs that ", h("code", {}, "shardyard launch"), " started need no cluster and are listed under Runs.")));
+      fill(
+        this.place,
+        empty(
+          "No cluster",
+          sentence(answer.why || "the dashboard knows of no Ray cluster."),
+          h("p", {}, "Start one on this machine, then this dashboard with its address:"),
+          command("shardyard cluster up"),
+          command(`shardyard dashboard --address http://127.0.0.1:8265 --runs-dir ${shell(this.runsDir)}`),
+          h(
+            "p.dim",
+            {},
+            "Runs that ",
+            h("code", {}, "shardyard launch"),
+            " started need no cluster and are listed under Runs.",
+          ),
+        ),
+      );
       return;
     }
     const jobs = answer.jobs ?? [];
     const open = jobs.filter((job) => !job.ended);
     const over = jobs.filter((job) => job.ended);
     this.count.textContent = `${open.length} at work or waiting`;
-    fill(this.place,
-      h("section", { "aria-labelledby": "nodes" }, h("h2", { id: "nodes" }, "Nodes"), (answer.nodes ?? []).length ? h("ul.nodes", {}, answer.nodes.map(node)) : h("p.dim", {}, "The cluster names no nodes.")),
-      h("section.panel", {}, h("h2", {}, "Queue"), open.length ? this.table(open, true) : h("p.dim", {}, "Nothing runs and nothing waits.")),
-      over.length > 0 && h("section.panel", {}, h("h2", {}, "Ended"), this.table(over, false)));
+    fill(
+      this.place,
+      h(
+        "section",
+        { "aria-labelledby": "nodes" },
+        h("h2", { id: "nodes" }, "Nodes"),
+        (answer.nodes ?? []).length
+          ? h("ul.nodes", {}, answer.nodes.map(node))
+          : h("p.dim", {}, "The cluster names no nodes."),
+      ),
+      h(
+        "section.panel",
+        {},
+        h("h2", {}, "Queue"),
+        open.length ? this.table(open, true) : h("p.dim", {}, "Nothing runs and nothing waits."),
+      ),
+      over.length > 0 && h("section.panel", {}, h("h2", {}, "Ended"), this.table(over, false)),
+    );
   }
 
   table(jobs, open) {
     const rows = jobs.map((job) => [
-      job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : job.name ?? job.id, badge(stateOf(job)), h("span.reason", {}, open ? job.waiting || job.doing : job.message || job.doing),
-      job.recipe ?? "", job.needs ?? "", when(job), open ? h("button.small", { type: "button", onclick: () => this.stop(job) }, "Stop") : h("code", {}, job.id),
+      job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : (job.name ?? job.id),
+      badge(stateOf(job)),
+      h("span.reason", {}, open ? job.waiting || job.doing : job.message || job.doing),
+      job.recipe ?? "",
+      job.needs ?? "",
+      when(job),
+      open ? h("button.small", { type: "button", onclick: () => this.stop(job) }, "Stop") : h("code", {}, job.id),
     ]);
-    return simpleTable(open ? "Jobs in the queue" : "Ended jobs", ["Job", "State", open ? "What it does" : "How it ended", "Recipe", "Needs", "When", open ? "" : "Id"], rows, { className: "stacked" });
+    return simpleTable(
+      open ? "Jobs in the queue" : "Ended jobs",
+      ["Job", "State", open ? "What it does" : "How it ended", "Recipe", "Needs", "When", open ? "" : "Id"],
+      rows,
+      { className: "stacked" },
+    );
   }
 
   async stop(job) {
-    if (!(await confirm("Stop this job?", `${job.name ?? job.id} writes a checkpoint and ends; it can be resumed.`, "Stop"))) return;
+    if (
+      !(await confirm(
+        "Stop this job?",
+        `${job.name ?? job.id} writes a checkpoint and ends; it can be resumed.`,
+        "Stop",
+      ))
+    )
+      return;
     try {
       await post(`/api/jobs/${quoted(job.id)}/stop`);
       announce(`${job.name ?? job.id} is being stopped`);
@@ -94,33 +153,66 @@ function sentence(text) {
 // Ray's words for the states of jobs, in ours; a job that runs while its workers wait for room is waiting.
 function stateOf(job) {
   if (job.state === "RUNNING") return job.waiting ? "waiting" : "running";
-  return { PENDING: "pending", STOPPED: "stopped", SUCCEEDED: "finished", FAILED: "failed" }[job.state] ?? String(job.state).toLowerCase();
+  return (
+    { PENDING: "pending", STOPPED: "stopped", SUCCEEDED: "finished", FAILED: "failed" }[job.state] ??
+    String(job.state).toLowerCase()
+  );
 }
 
 function when(job) {
   const now = Date.now() / 1000;
-  if (job.ended_at) return [ago(now - job.ended_at), job.submitted ? h("span.dim", {}, `, after ${duration(job.ended_at - job.submitted)}`) : null];
+  if (job.ended_at)
+    return [
+      ago(now - job.ended_at),
+      job.submitted ? h("span.dim", {}, `, after ${duration(job.ended_at - job.submitted)}`) : null,
+    ];
   return job.submitted ? h("span", { title: moment(job.submitted) }, `submitted ${ago(now - job.submitted)}`) : "–";
 }
 
 function node(one) {
   const reserved = ["CPU", "GPU"].map((name) => {
     const all = one.total?.[name];
-    return all ? meter(name, one.free ? (all - (one.free[name] ?? 0)) / all : null, one.free ? `${number(all - (one.free[name] ?? 0))} of ${number(all)} reserved` : `${number(all)} in all`) : null;
+    return all
+      ? meter(
+          name,
+          one.free ? (all - (one.free[name] ?? 0)) / all : null,
+          one.free ? `${number(all - (one.free[name] ?? 0))} of ${number(all)} reserved` : `${number(all)} in all`,
+        )
+      : null;
   });
   const busy = [
     known(one.cpu_percent) && meter("Load", one.cpu_percent / 100, `${Math.round(one.cpu_percent)} %`),
     one.memory && meter("Memory", one.memory[0] / one.memory[1], `${bytes(one.memory[0])} of ${bytes(one.memory[1])}`),
   ];
-  return h("li.node", {}, h("div.head", {}, h("strong", {}, one.name ?? one.address ?? "node"), one.head && h("span.tag", {}, "head"), h("div.grow"), badge(one.state === "ALIVE" ? "running" : "lost")),
-    one.address && one.address !== one.name && h("p.dim", {}, one.address), reserved, busy, (one.gpus ?? []).map(gpu), one.state === "ALIVE" && !one.total?.GPU && h("p.dim", {}, "No GPU"), one.problem && h("p.bad", {}, one.problem));
+  return h(
+    "li.node",
+    {},
+    h(
+      "div.head",
+      {},
+      h("strong", {}, one.name ?? one.address ?? "node"),
+      one.head && h("span.tag", {}, "head"),
+      h("div.grow"),
+      badge(one.state === "ALIVE" ? "running" : "lost"),
+    ),
+    one.address && one.address !== one.name && h("p.dim", {}, one.address),
+    reserved,
+    busy,
+    (one.gpus ?? []).map(gpu),
+    one.state === "ALIVE" && !one.total?.GPU && h("p.dim", {}, "No GPU"),
+    one.problem && h("p.bad", {}, one.problem),
+  );
 }
 
 // How busy a GPU is and how full its memory, whoever uses it.
 function gpu(one, index) {
   const [used, all] = one.memory;
   const percent = known(one.percent) ? `${Math.round(one.percent)} %, ` : "";
-  return h("div", { title: one.name }, meter(`GPU ${index}`, known(one.percent) ? one.percent / 100 : null, `${percent}${bytes(used)} of ${bytes(all)}`));
+  return h(
+    "div",
+    { title: one.name },
+    meter(`GPU ${index}`, known(one.percent) ? one.percent / 100 : null, `${percent}${bytes(used)} of ${bytes(all)}`),
+  );
 }
 
 function known(value) {

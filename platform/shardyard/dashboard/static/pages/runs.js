@@ -11,8 +11,20 @@ import { VirtualTable } from "../lib/table.js";
 
 export const title = "Runs";
 
-const QUICK = [["", "All"], ["state = running", "Running"], ["state = failed or state = lost", "Failed"], ["state = finished", "Finished"]];
-const SORTS = [["created", "Newest first"], ["name", "Name"], ["state", "State"], ["step", "Step"], ["loss", "Training loss"], ["eval.loss", "Evaluation loss"]];
+const QUICK = [
+  ["", "All"],
+  ["state = running", "Running"],
+  ["state = failed or state = lost", "Failed"],
+  ["state = finished", "Finished"],
+];
+const SORTS = [
+  ["created", "Newest first"],
+  ["name", "Name"],
+  ["state", "State"],
+  ["step", "Step"],
+  ["loss", "Training loss"],
+  ["eval.loss", "Evaluation loss"],
+];
 
 class RunsView {
   constructor(root, params) {
@@ -42,8 +54,14 @@ class RunsView {
 
   frame() {
     this.search = h("input.query", {
-      type: "search", value: this.query, spellcheck: "false", autocomplete: "off", "data-search": "yes", "aria-describedby": "query-help query-error",
-      placeholder: 'state = running and eval.loss < 3 and name ~ "gpt"', oninput: debounce(() => this.ask({ query: this.search.value.trim() }), 250),
+      type: "search",
+      value: this.query,
+      spellcheck: "false",
+      autocomplete: "off",
+      "data-search": "yes",
+      "aria-describedby": "query-help query-error",
+      placeholder: 'state = running and eval.loss < 3 and name ~ "gpt"',
+      oninput: debounce(() => this.ask({ query: this.search.value.trim() }), 250),
     });
     this.error = h("div.query-error", { id: "query-error", role: "alert", hidden: true });
     this.quick = h("div.chips", { role: "group", "aria-label": "Common searches" });
@@ -53,7 +71,10 @@ class RunsView {
     this.place = h("div.table-place");
     this.sortBar = h("div.sort-bar");
     this.table = new VirtualTable({
-      label: "Runs", columns: this.cells(), rowHeight: 34, sort: this.sort,
+      label: "Runs",
+      columns: this.cells(),
+      rowHeight: 34,
+      sort: this.sort,
       load: (offset, limit) => this.load(offset, limit),
       onOpen: (row) => go(["run", row.id]),
       onSelect: () => this.drawSelection(),
@@ -61,14 +82,47 @@ class RunsView {
       onTotal: (answer) => this.told(answer),
       onError: (error) => this.failed(error),
     });
-    fill(this.root,
+    fill(
+      this.root,
       h("div.head", {}, h("h1", {}, "Runs"), this.total, h("div.grow"), this.quick),
-      h("div.toolbar.runs-bar", {},
-        field("Search", this.search), this.sortBar,
-        field("Group", select([["", "none"], ["sweep", "sweep"], ["recipe", "recipe"], ["state", "state"]], this.group, (group) => this.ask({ group })), { inline: true }),
-        h("button.small", { type: "button", onclick: () => chooseColumns(this.available, this.columns, (columns) => this.setColumns(columns)) }, "Columns…")),
-      this.error, h("p.hint", { id: "query-help" }, "Fields: state, name, tag, group, step, age, loss, eval.*, train.*, perf.*, recipe.*. Operators: = != < <= > >= ~ in, and, or, not, brackets."),
-      this.problems, this.bar, this.place);
+      h(
+        "div.toolbar.runs-bar",
+        {},
+        field("Search", this.search),
+        this.sortBar,
+        field(
+          "Group",
+          select(
+            [
+              ["", "none"],
+              ["sweep", "sweep"],
+              ["recipe", "recipe"],
+              ["state", "state"],
+            ],
+            this.group,
+            (group) => this.ask({ group }),
+          ),
+          { inline: true },
+        ),
+        h(
+          "button.small",
+          {
+            type: "button",
+            onclick: () => chooseColumns(this.available, this.columns, (columns) => this.setColumns(columns)),
+          },
+          "Columns…",
+        ),
+      ),
+      this.error,
+      h(
+        "p.hint",
+        { id: "query-help" },
+        "Fields: state, name, tag, group, step, age, loss, eval.*, train.*, perf.*, recipe.*. Operators: = != < <= > >= ~ in, and, or, not, brackets.",
+      ),
+      this.problems,
+      this.bar,
+      this.place,
+    );
     fill(this.place, skeleton(12));
     this.drawQuick();
     this.drawSort();
@@ -87,12 +141,24 @@ class RunsView {
 
   load(offset, limit) {
     const server = this.columns.filter((name) => name.includes("."));
-    return get("/api/runs", { query: this.query, sort: writeSort(this.sort), columns: server, offset, limit, group: this.group });
+    return get("/api/runs", {
+      query: this.query,
+      sort: writeSort(this.sort),
+      columns: server,
+      offset,
+      limit,
+      group: this.group,
+    });
   }
 
   ask(changes) {
     Object.assign(this, changes);
-    setParams({ query: this.query, group: this.group, sort: isUsual(this.sort) ? null : writeSort(this.sort), columns: this.columns.join(",") });
+    setParams({
+      query: this.query,
+      group: this.group,
+      sort: isUsual(this.sort) ? null : writeSort(this.sort),
+      columns: this.columns.join(","),
+    });
     this.drawQuick();
     this.drawSort();
     this.table.setColumns(this.cells());
@@ -107,7 +173,13 @@ class RunsView {
   sortBy(name) {
     const same = this.sort.field === name;
     const first = ["created", "step"].includes(name) ? "desc" : "asc";
-    this.ask({ sort: { field: name, how: same ? this.sort.how : "last", direction: same ? (this.sort.direction === "asc" ? "desc" : "asc") : first } });
+    this.ask({
+      sort: {
+        field: name,
+        how: same ? this.sort.how : "last",
+        direction: same ? (this.sort.direction === "asc" ? "desc" : "asc") : first,
+      },
+    });
   }
 
   told(answer) {
@@ -120,7 +192,17 @@ class RunsView {
     fill(this.problems, (answer.problems ?? []).slice(0, 3).map(warning));
     if (answer.total || this.query) {
       if (this.table.element.parentNode !== this.place) fill(this.place, this.table.element);
-      if (!answer.total) fill(this.place, h("div.notice-box", {}, h("h2", {}, "No run matches"), h("p", {}, "Change the search, or show all runs."), h("button", { type: "button", onclick: () => this.searchFor("") }, "Show all")));
+      if (!answer.total)
+        fill(
+          this.place,
+          h(
+            "div.notice-box",
+            {},
+            h("h2", {}, "No run matches"),
+            h("p", {}, "Change the search, or show all runs."),
+            h("button", { type: "button", onclick: () => this.searchFor("") }, "Show all"),
+          ),
+        );
     } else if (!answer.unread) {
       who().then((session) => fill(this.place, noRuns(session.runs_dir)));
     }
@@ -130,11 +212,24 @@ class RunsView {
     if (error.position !== undefined) {
       this.error.hidden = false;
       this.search.setAttribute("aria-invalid", "true");
-      if (!this.table.element.isConnected) fill(this.place, h("p.dim.unread", {}, "Runs are listed as soon as the search can be read."));
-      fill(this.error, pointed(this.query, error), error.nearest && h("button.small", { type: "button", onclick: () => this.repair(error) }, `Use ${error.nearest}`));
+      if (!this.table.element.isConnected)
+        fill(this.place, h("p.dim.unread", {}, "Runs are listed as soon as the search can be read."));
+      fill(
+        this.error,
+        pointed(this.query, error),
+        error.nearest &&
+          h("button.small", { type: "button", onclick: () => this.repair(error) }, `Use ${error.nearest}`),
+      );
       return;
     }
-    fill(this.place, failure("The runs cannot be listed", error.message, h("button", { type: "button", onclick: () => this.table.reload() }, "Try again")));
+    fill(
+      this.place,
+      failure(
+        "The runs cannot be listed",
+        error.message,
+        h("button", { type: "button", onclick: () => this.table.reload() }, "Try again"),
+      ),
+    );
   }
 
   repair(error) {
@@ -153,26 +248,69 @@ class RunsView {
   }
 
   drawQuick() {
-    fill(this.quick, QUICK.map(([query, text]) => h("button.chip", { type: "button", "aria-pressed": String(this.query === query), onclick: () => this.searchFor(query) }, text)));
+    fill(
+      this.quick,
+      QUICK.map(([query, text]) =>
+        h(
+          "button.chip",
+          { type: "button", "aria-pressed": String(this.query === query), onclick: () => this.searchFor(query) },
+          text,
+        ),
+      ),
+    );
   }
 
   drawSort() {
-    const extra = this.columns.filter((name) => name.includes(".") && !SORTS.some(([known]) => known === name)).map((name) => [name, name]);
+    const extra = this.columns
+      .filter((name) => name.includes(".") && !SORTS.some(([known]) => known === name))
+      .map((name) => [name, name]);
     const metric = /^(eval|train|perf|memory|moe)\.|^loss$/.test(this.sort.field);
-    fill(this.sortBar,
-      field("Sort", select([...SORTS, ...extra], this.sort.field, (name) => this.sortBy(name)), { inline: true }),
-      metric && select([["last", "last"], ["best", "best"], ["smoothed", "smoothed"]], this.sort.how, (how) => this.ask({ sort: { ...this.sort, how } }), { "aria-label": "Value to sort by" }),
-      h("button.small", { type: "button", "aria-label": this.sort.direction === "asc" ? "Ascending; change to descending" : "Descending; change to ascending", onclick: () => this.sortBy(this.sort.field) }, this.sort.direction === "asc" ? "↑" : "↓"));
+    fill(
+      this.sortBar,
+      field(
+        "Sort",
+        select([...SORTS, ...extra], this.sort.field, (name) => this.sortBy(name)),
+        { inline: true },
+      ),
+      metric &&
+        select(
+          [
+            ["last", "last"],
+            ["best", "best"],
+            ["smoothed", "smoothed"],
+          ],
+          this.sort.how,
+          (how) => this.ask({ sort: { ...this.sort, how } }),
+          { "aria-label": "Value to sort by" },
+        ),
+      h(
+        "button.small",
+        {
+          type: "button",
+          "aria-label":
+            this.sort.direction === "asc" ? "Ascending; change to descending" : "Descending; change to ascending",
+          onclick: () => this.sortBy(this.sort.field),
+        },
+        this.sort.direction === "asc" ? "↑" : "↓",
+      ),
+    );
   }
 
   drawSelection() {
     const ids = [...this.table.selected];
     this.bar.hidden = ids.length === 0;
     setParams({ chosen: ids.join(",") });
-    fill(this.bar, h("strong", {}, `${ids.length} chosen`),
+    fill(
+      this.bar,
+      h("strong", {}, `${ids.length} chosen`),
       h("a.button.primary.small", { href: link(["compare"], { runs: ids.join(",") }) }, "Compare"),
-      h("a.button.small", { href: `/api/report?runs=${ids.map(encodeURIComponent).join(",")}`, download: "" }, "Report"),
-      h("button.ghost.small", { type: "button", onclick: () => this.choose([]) }, "Choose none"));
+      h(
+        "a.button.small",
+        { href: `/api/report?runs=${ids.map(encodeURIComponent).join(",")}`, download: "" },
+        "Report",
+      ),
+      h("button.ghost.small", { type: "button", onclick: () => this.choose([]) }, "Choose none"),
+    );
     announce(ids.length ? `${ids.length} runs chosen` : "No run chosen");
   }
 
@@ -208,11 +346,15 @@ class RunsView {
 // The query with a mark under the place where it stops making sense.
 function pointed(query, error) {
   const at = Math.max(0, Math.min(error.position ?? query.length, query.length));
-  return [h("p", {}, error.message[0].toUpperCase() + error.message.slice(1)), query && h("pre", { "aria-hidden": "true" }, `${query}\n${" ".repeat(at)}^`)];
+  return [
+    h("p", {}, error.message[0].toUpperCase() + error.message.slice(1)),
+    query && h("pre", { "aria-hidden": "true" }, `${query}\n${" ".repeat(at)}^`),
+  ];
 }
 
 function readSort(text) {
-  const [name = "created", how = "last", direction = "desc"] = (text ?? "").split(":").length === 3 ? text.split(":") : [];
+  const [name = "created", how = "last", direction = "desc"] =
+    (text ?? "").split(":").length === 3 ? text.split(":") : [];
   return { field: name, how, direction };
 }
 

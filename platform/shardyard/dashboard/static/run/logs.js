@@ -11,7 +11,8 @@ const MOST_SHOWN = 5000;
 
 export class Logs {
   constructor(place, view, params) {
-    Object.assign(this, { place, view });
+    this.place = place;
+    this.view = view;
     this.rank = params.get("rank") ?? "driver";
     this.search = params.get("search") ?? "";
     this.errors = params.get("errors") === "1";
@@ -32,20 +33,44 @@ export class Logs {
 
   drawBar() {
     const ranks = ["driver", ...(this.view.run.ranks ?? []).map(String)];
-    const search = h("input", { type: "search", value: this.search, placeholder: "text", "data-search": "yes", oninput: debounce(() => this.ask({ search: search.value }), 250) });
+    const search = h("input", {
+      type: "search",
+      value: this.search,
+      placeholder: "text",
+      "data-search": "yes",
+      oninput: debounce(() => this.ask({ search: search.value }), 250),
+    });
     this.followBox = toggle("follow", this.follow, (on) => {
       this.follow = on;
       setParams({ follow: on ? null : "0" });
       if (on) this.toEnd();
     });
-    fill(this.bar, field("Log of", select(ranks.map((rank) => [rank, rank === "driver" ? "driver" : `rank ${rank}`]), this.rank, (rank) => this.ask({ rank })), { inline: true }),
-      field("Find", search, { inline: true }), toggle("errors only", this.errors, (errors) => this.ask({ errors })), this.followBox,
-      this.more, this.size);
+    fill(
+      this.bar,
+      field(
+        "Log of",
+        select(
+          ranks.map((rank) => [rank, rank === "driver" ? "driver" : `rank ${rank}`]),
+          this.rank,
+          (rank) => this.ask({ rank }),
+        ),
+        { inline: true },
+      ),
+      field("Find", search, { inline: true }),
+      toggle("errors only", this.errors, (errors) => this.ask({ errors })),
+      this.followBox,
+      this.more,
+      this.size,
+    );
   }
 
   ask(changes) {
     Object.assign(this, changes, { count: LINES });
-    setParams({ rank: this.rank === "driver" ? null : this.rank, search: this.search, errors: this.errors ? "1" : null });
+    setParams({
+      rank: this.rank === "driver" ? null : this.rank,
+      search: this.search,
+      errors: this.errors ? "1" : null,
+    });
     this.load();
   }
 
@@ -56,12 +81,27 @@ export class Logs {
   async load() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     try {
-      const answer = await get(this.path(), { rank: this.rank, cursor: -1, search: this.search, errors: this.errors ? 1 : null, lines: this.count });
+      const answer = await get(this.path(), {
+        rank: this.rank,
+        cursor: -1,
+        search: this.search,
+        errors: this.errors ? 1 : null,
+        lines: this.count,
+      });
       if (turn !== this.turn) return;
       this.cursor = answer.cursor;
       this.show(answer.lines ?? []);
       this.more.hidden = !(this.first > 1 || answer.left_out) || this.count === MOST_LINES;
-      this.size.textContent = [bytes(answer.total_bytes), this.search || this.errors ? `${answer.matches ?? 0} lines match` : this.first > 1 ? `from line ${whole(this.first)}` : ""].filter(Boolean).join(", ");
+      this.size.textContent = [
+        bytes(answer.total_bytes),
+        this.search || this.errors
+          ? `${answer.matches ?? 0} lines match`
+          : this.first > 1
+            ? `from line ${whole(this.first)}`
+            : "",
+      ]
+        .filter(Boolean)
+        .join(", ");
       this.view.stream?.restart();
     } catch (error) {
       if (turn !== this.turn) return;
@@ -72,13 +112,23 @@ export class Logs {
 
   show(lines) {
     this.first = lines[0]?.[0] ?? 0;
-    fill(this.box, lines.length ? lines.map((line) => this.line(line)) : h("span.dim", {}, this.search || this.errors ? "No line matches." : "Nothing was written yet."));
+    fill(
+      this.box,
+      lines.length
+        ? lines.map((line) => this.line(line))
+        : h("span.dim", {}, this.search || this.errors ? "No line matches." : "Nothing was written yet."),
+    );
     if (this.follow) this.toEnd();
   }
 
   line([number, text, level]) {
     const parts = this.search ? marked(text, this.search) : text;
-    return h("span.line", { class: `line level-${["error", "warning"].includes(level) ? level : "usual"}` }, h("span.nr", { "aria-hidden": "true" }, number === null ? "" : String(number)), h("span.text", {}, parts, "\n"));
+    return h(
+      "span.line",
+      { class: `line level-${["error", "warning"].includes(level) ? level : "usual"}` },
+      h("span.nr", { "aria-hidden": "true" }, number === null ? "" : String(number)),
+      h("span.text", {}, parts, "\n"),
+    );
   }
 
   older() {
@@ -92,7 +142,9 @@ export class Logs {
     if (String(event.rank) !== this.rank) return;
     this.cursor = event.cursor ?? this.cursor;
     const wanted = this.search.toLowerCase();
-    const fresh = (event.lines ?? []).filter(([, text, level]) => text.toLowerCase().includes(wanted) && (!this.errors || level === "error"));
+    const fresh = (event.lines ?? []).filter(
+      ([, text, level]) => text.toLowerCase().includes(wanted) && (!this.errors || level === "error"),
+    );
     if (!fresh.length) return;
     this.box.querySelector(":scope > .dim")?.remove();
     this.box.append(...fresh.map((line) => this.line(line)));
@@ -107,11 +159,46 @@ export class Logs {
   // Errors first: what went wrong on any rank, before a person looks for it.
   async firstErrors() {
     const ranks = ["driver", ...(this.view.run.ranks ?? []).map(String)].slice(0, 9);
-    const answers = await Promise.all(ranks.map((rank) => get(this.path(), { rank, cursor: -1, errors: 1, lines: 3 }).then((answer) => [rank, answer.lines ?? []], () => [rank, []])));
+    const answers = await Promise.all(
+      ranks.map((rank) =>
+        get(this.path(), { rank, cursor: -1, errors: 1, lines: 3 }).then(
+          (answer) => [rank, answer.lines ?? []],
+          () => [rank, []],
+        ),
+      ),
+    );
     const found = answers.filter(([, lines]) => lines.length);
     if (!found.length) return;
-    fill(this.wrong, h("div.first-errors", {}, h("h2", {}, "Errors"), h("ul", {}, found.map(([rank, lines]) => h("li", {},
-      h("button.ghost.small", { type: "button", onclick: () => this.ask({ rank, errors: true }) || this.drawBar() }, rank === "driver" ? "driver" : `rank ${rank}`), h("code", {}, lines.at(-1)[1].slice(0, 300)))))));
+    fill(
+      this.wrong,
+      h(
+        "div.first-errors",
+        {},
+        h("h2", {}, "Errors"),
+        h(
+          "ul",
+          {},
+          found.map(([rank, lines]) =>
+            h(
+              "li",
+              {},
+              h(
+                "button.ghost.small",
+                {
+                  type: "button",
+                  onclick: () => {
+                    this.ask({ rank, errors: true });
+                    this.drawBar();
+                  },
+                },
+                rank === "driver" ? "driver" : `rank ${rank}`,
+              ),
+              h("code", {}, lines.at(-1)[1].slice(0, 300)),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
   scrolled() {

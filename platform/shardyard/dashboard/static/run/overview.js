@@ -24,10 +24,29 @@ export class Overview {
     this.sent = h("div", { role: "status" });
     this.charts = [];
     this.curves = h("div");
-    fill(place, this.progress, this.tiles, this.curves,
-      h("div.columns", {},
-        h("section.panel", { "aria-labelledby": "happened" }, h("div.head", {}, h("h2", { id: "happened" }, "What happened"), h("div.grow"), this.alert), this.sent, this.timeline),
-        h("section.panel", { "aria-labelledby": "about" }, h("div.head", {}, h("h2", { id: "about" }, "About")), this.facts)));
+    fill(
+      place,
+      this.progress,
+      this.tiles,
+      this.curves,
+      h(
+        "div.columns",
+        {},
+        h(
+          "section.panel",
+          { "aria-labelledby": "happened" },
+          h("div.head", {}, h("h2", { id: "happened" }, "What happened"), h("div.grow"), this.alert),
+          this.sent,
+          this.timeline,
+        ),
+        h(
+          "section.panel",
+          { "aria-labelledby": "about" },
+          h("div.head", {}, h("h2", { id: "about" }, "About")),
+          this.facts,
+        ),
+      ),
+    );
     this.redraw = throttle(() => {
       this.readCurves();
       this.latest();
@@ -40,7 +59,8 @@ export class Overview {
   // Charts of the metrics that there are; a young run has none, and its first evaluation comes late.
   drawCharts() {
     const names = Object.values(this.view.run.metrics ?? {}).flat();
-    const evaluation = names.find((name) => name === "eval/validation/loss") ?? names.find((name) => /^eval\/.*\/loss$/.test(name));
+    const evaluation =
+      names.find((name) => name === "eval/validation/loss") ?? names.find((name) => /^eval\/.*\/loss$/.test(name));
     const wanted = [
       names.includes("train/loss") && ["Loss", ["train/loss", evaluation].filter(Boolean)],
       names.includes("perf/tokens_per_second") && ["Tokens per second", ["perf/tokens_per_second"]],
@@ -50,13 +70,31 @@ export class Overview {
     this.said = said;
     for (const chart of this.charts) chart.destroy();
     this.charts = wanted.map(([title, metrics]) => this.chart(title, metrics));
-    fill(this.curves, this.charts.length ? h("div.chart-grid.two", {}, this.charts.map((chart) => chart.element))
-      : empty("No steps yet", "Curves appear with the first step; the logs say what the run is doing.", h("a.button.small", { href: link(["run", this.view.id], { tab: "logs" }) }, "Show the logs")));
+    fill(
+      this.curves,
+      this.charts.length
+        ? h(
+            "div.chart-grid.two",
+            {},
+            this.charts.map((chart) => chart.element),
+          )
+        : empty(
+            "No steps yet",
+            "Curves appear with the first step; the logs say what the run is doing.",
+            h("a.button.small", { href: link(["run", this.view.id], { tab: "logs" }) }, "Show the logs"),
+          ),
+    );
     this.readCurves();
   }
 
   chart(title, metrics) {
-    const chart = new Chart({ title, height: 220, draw: () => this.figure(chart, metrics), rows: () => rowsOf(chart.series ?? []), describe: () => `last ${number(chart.series?.[0]?.y.at(-1))}` });
+    const chart = new Chart({
+      title,
+      height: 220,
+      draw: () => this.figure(chart, metrics),
+      rows: () => rowsOf(chart.series ?? []),
+      describe: () => `last ${number(chart.series?.[0]?.y.at(-1))}`,
+    });
     chart.metrics = metrics;
     return chart;
   }
@@ -66,7 +104,13 @@ export class Overview {
     const width = this.charts[0].plot.clientWidth;
     const metrics = [...new Set(this.charts.flatMap((chart) => chart.metrics))];
     try {
-      const { found } = await fetchSeries({ runs: [this.view.id], metrics, x: "step", smooth: 0.6, count: points(width, 1) });
+      const { found } = await fetchSeries({
+        runs: [this.view.id],
+        metrics,
+        x: "step",
+        smooth: 0.6,
+        count: points(width, 1),
+      });
       this.cursor = found.get(metrics[0])?.[0]?.cursor;
       this.view.stream?.restart();
       for (const chart of this.charts) {
@@ -82,28 +126,69 @@ export class Overview {
     const colours = [colour("accent"), colour("second")];
     const traces = (chart.series ?? []).flatMap((series) => {
       const ink = colours[metrics.indexOf(series.metric)];
-      const line = { type: "scatter", mode: series.x.length <= 40 ? "lines+markers" : "lines", marker: { size: 4, color: ink } };
+      const line = {
+        type: "scatter",
+        mode: series.x.length <= 40 ? "lines+markers" : "lines",
+        marker: { size: 4, color: ink },
+      };
       const raw = series.x.length > 40 ? envelope(series) : null;
       return [
-        ...(raw ? [{ ...line, mode: "lines", x: raw.x, y: raw.y, line: { color: ink, width: 1 }, opacity: 0.25, hoverinfo: "skip", showlegend: false }] : []),
-        { ...line, x: series.x, y: series.x.length <= 40 ? series.max : series.y, line: { color: ink, width: 1.7 }, name: series.metric, hovertemplate: "%{y:.5~g}<extra>%{fullData.name}</extra>" },
+        ...(raw
+          ? [
+              {
+                ...line,
+                mode: "lines",
+                x: raw.x,
+                y: raw.y,
+                line: { color: ink, width: 1 },
+                opacity: 0.25,
+                hoverinfo: "skip",
+                showlegend: false,
+              },
+            ]
+          : []),
+        {
+          ...line,
+          x: series.x,
+          y: series.x.length <= 40 ? series.max : series.y,
+          line: { color: ink, width: 1.7 },
+          name: series.metric,
+          hovertemplate: "%{y:.5~g}<extra>%{fullData.name}</extra>",
+        },
       ];
     });
-    return { traces, layout: { hovermode: "x unified", showlegend: metrics.length > 1, xaxis: { title: { text: "Step" }, fixedrange: true }, yaxis: { fixedrange: true }, legend: { x: 1, xanchor: "right", y: 1, bgcolor: "rgba(0,0,0,0)" } } };
+    return {
+      traces,
+      layout: {
+        hovermode: "x unified",
+        showlegend: metrics.length > 1,
+        xaxis: { title: { text: "Step" }, fixedrange: true },
+        yaxis: { fixedrange: true },
+        legend: { x: 1, xanchor: "right", y: 1, bgcolor: "rgba(0,0,0,0)" },
+      },
+    };
   }
 
   // What the tiles show and the summary of the server lacks: memory, power, and the energy that it adds up to.
   async latest() {
     const names = Object.values(this.view.run.metrics ?? {}).flat();
     const power = names.filter((name) => POWER.test(name)).slice(0, MOST_GPUS);
-    const wanted = [...["memory/peak_allocated_bytes", "memory/rss_bytes"].filter((name) => names.includes(name)), ...power];
+    const wanted = [
+      ...["memory/peak_allocated_bytes", "memory/rss_bytes"].filter((name) => names.includes(name)),
+      ...power,
+    ];
     if (!wanted.length) return;
     try {
       const { found } = await fetchSeries({ runs: [this.view.id], metrics: wanted, x: "time", smooth: 0, count: 400 });
       const list = [...found].filter(([, all]) => all[0]?.y.length).map(([name, all]) => [name, all[0]]);
       this.newest = Object.fromEntries(list.map(([name, series]) => [name, series.y.at(-1)]));
       const measured = list.filter(([name]) => power.includes(name)).map(([, series]) => series);
-      if (measured.length) this.energy = { watts: total(measured.map((series) => series.y.at(-1))), joules: total(measured.map(area)), gpus: measured.length };
+      if (measured.length)
+        this.energy = {
+          watts: total(measured.map((series) => series.y.at(-1))),
+          joules: total(measured.map(area)),
+          gpus: measured.length,
+        };
       this.told();
     } catch {
       // The tiles without these are still right.
@@ -119,8 +204,10 @@ export class Overview {
     const running = (summary.state ?? info.state) === "running";
     const memory = newest["memory/peak_allocated_bytes"] ?? newest["memory/rss_bytes"];
     // A run that was lost ended with the last thing it wrote.
-    const end = info.ended ? new Date(info.ended) : new Date(running || !progress.last_time ? Date.now() : progress.last_time * 1000);
-    const spent = info.started && end - new Date(info.started);
+    const end = info.ended
+      ? new Date(info.ended)
+      : new Date(running || !progress.last_time ? Date.now() : progress.last_time * 1000);
+    const spent = info.started && end.getTime() - new Date(info.started).getTime();
     const tiles = [
       ["Step", total ? `${whole(step)} / ${whole(total)}` : whole(step)],
       running ? ["Time left", duration(progress.seconds_left)] : spent > 0 && ["Took", duration(spent / 1000)],
@@ -130,10 +217,21 @@ export class Overview {
       progress.mfu !== null && progress.mfu !== undefined && ["MFU", percent(progress.mfu)],
       memory && [newest["memory/peak_allocated_bytes"] ? "Peak memory" : "Rank 0 memory", bytes(memory)],
       progress.tokens && ["Tokens", count(progress.tokens)],
-      this.energy && [`Power, ${this.energy.gpus} ${this.energy.gpus === 1 ? "GPU" : "GPUs"}`, `${whole(this.energy.watts)} W`],
-      this.energy && ["Energy", this.energy.joules < 3.6e6 ? `${number(this.energy.joules / 3600, 3)} Wh` : `${number(this.energy.joules / 3.6e6, 3)} kWh`],
+      this.energy && [
+        `Power, ${this.energy.gpus} ${this.energy.gpus === 1 ? "GPU" : "GPUs"}`,
+        `${whole(this.energy.watts)} W`,
+      ],
+      this.energy && [
+        "Energy",
+        this.energy.joules < 3.6e6
+          ? `${number(this.energy.joules / 3600, 3)} Wh`
+          : `${number(this.energy.joules / 3.6e6, 3)} kWh`,
+      ],
     ];
-    fill(this.tiles, tiles.filter(Boolean).map(([name, value]) => h("div.tile", {}, h("dt", {}, name), h("dd", {}, value))));
+    fill(
+      this.tiles,
+      tiles.filter(Boolean).map(([name, value]) => h("div.tile", {}, h("dt", {}, name), h("dd", {}, value))),
+    );
     this.drawProgress(step, total, running);
     this.drawFacts(info, summary);
   }
@@ -141,7 +239,18 @@ export class Overview {
   drawProgress(step, total, running) {
     if (!total) return fill(this.progress);
     const part = Math.min(1, step / total);
-    const bar = h("div.bar.wide", { role: "progressbar", "aria-label": "Steps done", "aria-valuenow": Math.round(part * 100), "aria-valuemin": 0, "aria-valuemax": 100, class: `bar wide ${running ? "moving" : ""}` }, h("span"));
+    const bar = h(
+      "div.bar.wide",
+      {
+        role: "progressbar",
+        "aria-label": "Steps done",
+        "aria-valuenow": Math.round(part * 100),
+        "aria-valuemin": 0,
+        "aria-valuemax": 100,
+        class: `bar wide ${running ? "moving" : ""}`,
+      },
+      h("span"),
+    );
     bar.firstChild.style.width = `${(part * 100).toFixed(2)}%`;
     return fill(this.progress, bar, h("span.dim", {}, `${Math.floor(part * 100)} %`));
   }
@@ -158,18 +267,39 @@ export class Overview {
       ["Outcome", info.outcome],
       ["Ranks", info.world_size],
       ["Attempts", info.attempts],
-      ["Model", architecture.family && `${architecture.family}, ${count(architecture.parameters)} parameters${architecture.active_parameters && architecture.active_parameters !== architecture.parameters ? `, ${count(architecture.active_parameters)} active` : ""}`],
-      ["Batch", plan.tokens_per_step && `${count(plan.tokens_per_step)} tokens a step: ${plan.micro_batch} rows × ${plan.accumulation} × ${plan.world?.size} ranks`],
+      [
+        "Model",
+        architecture.family &&
+          `${architecture.family}, ${count(architecture.parameters)} parameters${architecture.active_parameters && architecture.active_parameters !== architecture.parameters ? `, ${count(architecture.active_parameters)} active` : ""}`,
+      ],
+      [
+        "Batch",
+        plan.tokens_per_step &&
+          `${count(plan.tokens_per_step)} tokens a step: ${plan.micro_batch} rows × ${plan.accumulation} × ${plan.world?.size} ranks`,
+      ],
       ["Training", plan.tokens && `${count(plan.tokens)} tokens, ${count(plan.flops)} FLOPs`],
-      ["Host", from.host && `${from.host}${from.gpus?.length ? `, ${from.gpus.length} × ${from.gpus[0]}` : `, ${from.cpu ?? "CPU"}`}`],
+      [
+        "Host",
+        from.host &&
+          `${from.host}${from.gpus?.length ? `, ${from.gpus.length} × ${from.gpus[0]}` : `, ${from.cpu ?? "CPU"}`}`,
+      ],
       ["Code", from.git && `${String(from.git.commit).slice(0, 12)}${from.git.dirty ? ", with changes" : ""}`],
-      ["Packages", Object.entries(packages).slice(0, 6).map(([name, version]) => `${name} ${version}`).join(", ")],
+      [
+        "Packages",
+        Object.entries(packages)
+          .slice(0, 6)
+          .map(([name, version]) => `${name} ${version}`)
+          .join(", "),
+      ],
       ["Sweep", summary.sweep && h("a", { href: link(["sweeps", summary.sweep]) }, summary.sweep)],
       ["Command", from.command && h("code", {}, from.command.map(plain).join(" "))],
     ];
     const known = facts.filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false);
     if (!known.length) known.push(["This run", "nothing more is known"]);
-    fill(this.facts, known.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    fill(
+      this.facts,
+      known.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+    );
   }
 
   // Whether the alerts that the recipe asks for arrive.
@@ -185,7 +315,10 @@ export class Overview {
   }
 
   eventsChanged() {
-    const shown = this.view.events.filter((event) => !QUIET.includes(event.kind)).slice(-60).reverse();
+    const shown = this.view.events
+      .filter((event) => !QUIET.includes(event.kind))
+      .slice(-60)
+      .reverse();
     fill(this.timeline, shown.length ? shown.map(happened) : h("li.dim", {}, "Nothing yet."));
   }
 
@@ -195,7 +328,9 @@ export class Overview {
 
   // Only that there is something new counts here: the curves are then read again, in buckets.
   streamParams() {
-    return this.cursor === undefined ? {} : { runs: this.view.id, metrics: this.charts[0].metrics[0], cursors: `${this.view.id}:${this.cursor}` };
+    return this.cursor === undefined
+      ? {}
+      : { runs: this.view.id, metrics: this.charts[0].metrics[0], cursors: `${this.view.id}:${this.cursor}` };
   }
 
   destroy() {
@@ -215,21 +350,32 @@ function area({ x, y }) {
 
 function happened(event) {
   const wrong = ["failure", "alert", "spike"].includes(event.kind);
-  return h("li", { class: `event event-${wrong ? "wrong" : ["attempt", "resize", "waiting"].includes(event.kind) ? "turn" : "usual"}` },
-    h("span.when", {}, moment(event.time).slice(5)), h("span.what", {}, h("strong", {}, event.kind), " ", told(event)));
+  return h(
+    "li",
+    {
+      class: `event event-${wrong ? "wrong" : ["attempt", "resize", "waiting"].includes(event.kind) ? "turn" : "usual"}`,
+    },
+    h("span.when", {}, moment(event.time).slice(5)),
+    h("span.what", {}, h("strong", {}, event.kind), " ", told(event)),
+  );
 }
 
 function told(event) {
   const step = event.step !== undefined && event.step !== null ? `step ${whole(event.step)}` : "";
-  if (event.kind === "checkpoint") return `${step}${event.bytes ? `, ${bytes(event.bytes)}` : ""}${event.seconds ? ` in ${duration(event.seconds)}` : ""}`;
+  if (event.kind === "checkpoint")
+    return `${step}${event.bytes ? `, ${bytes(event.bytes)}` : ""}${event.seconds ? ` in ${duration(event.seconds)}` : ""}`;
   if (event.kind === "evaluation") return `${step}, loss ${number(event.loss)}`;
-  if (event.kind === "attempt") return `${event.number} with ${event.world_size} ranks${event.resumed_step ? `, from step ${whole(event.resumed_step)}` : ""}`;
+  if (event.kind === "attempt")
+    return `${event.number} with ${event.world_size} ranks${event.resumed_step ? `, from step ${whole(event.resumed_step)}` : ""}`;
   const text = event.text ?? event.message ?? event.reason ?? "";
   return [step, text].filter(Boolean).join(": ");
 }
 
 function rowsOf(list) {
   const rows = [["metric", "step", "smoothed", "min", "max"]];
-  for (const series of list) series.x.forEach((x, index) => rows.push([series.metric, x, series.y[index], series.min[index], series.max[index]]));
+  for (const series of list)
+    series.x.forEach((x, index) =>
+      rows.push([series.metric, x, series.y[index], series.min[index], series.max[index]]),
+    );
   return rows;
 }

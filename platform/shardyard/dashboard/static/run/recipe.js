@@ -20,9 +20,15 @@ export class RecipeTab {
       fill(this.place, failure("The recipe cannot be read", error.message));
       return;
     }
-    fill(this.place, h("div.columns", {},
-      h("div", {}, text("As given", answer.given), text("Resolved, with every default", answer.resolved, false)),
-      h("div", {}, derived(answer.derived ?? []), provenance(answer.provenance ?? {}))));
+    fill(
+      this.place,
+      h(
+        "div.columns",
+        {},
+        h("div", {}, text("As given", answer.given), text("Resolved, with every default", answer.resolved, false)),
+        h("div", {}, derived(answer.derived ?? []), provenance(answer.provenance ?? {})),
+      ),
+    );
   }
 
   destroy() {}
@@ -30,7 +36,13 @@ export class RecipeTab {
 
 function text(title, content, open = true) {
   const button = h("button.ghost.small", { type: "button", onclick: () => copy(content ?? "", button) }, "Copy");
-  return h("details.panel", { open }, h("summary", {}, h("h2", {}, title)), content && h("div.copy-line", {}, button), content ? yaml(content) : h("p.dim", {}, "This file is missing from the run folder."));
+  return h(
+    "details.panel",
+    { open },
+    h("summary", {}, h("h2", {}, title)),
+    content && h("div.copy-line", {}, button),
+    content ? yaml(content) : h("p.dim", {}, "This file is missing from the run folder."),
+  );
 }
 
 // YAML with its keys and comments set apart, line by line.
@@ -47,17 +59,37 @@ export function yaml(content) {
 
 function derived(rows) {
   if (!rows.length) return null;
-  return h("section.panel", {}, h("h2", {}, "Derived"), simpleTable("Derived values", ["What", "Value", "Why"], rows.map(([what, value, why]) => [what, plain(value), h("span.dim", {}, why ?? "")]), { className: "stacked" }));
+  return h(
+    "section.panel",
+    {},
+    h("h2", {}, "Derived"),
+    simpleTable(
+      "Derived values",
+      ["What", "Value", "Why"],
+      rows.map(([what, value, why]) => [what, plain(value), h("span.dim", {}, why ?? "")]),
+      { className: "stacked" },
+    ),
+  );
 }
 
 function provenance(from) {
   const rows = flat(from).filter(([, value]) => value !== "" && value !== "null");
   if (!rows.length) return null;
-  return h("section.panel", {}, h("h2", {}, "Provenance"), h("dl.facts", {}, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, h("code", {}, value))])));
+  return h(
+    "section.panel",
+    {},
+    h("h2", {}, "Provenance"),
+    h(
+      "dl.facts",
+      {},
+      rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, h("code", {}, value))]),
+    ),
+  );
 }
 
 function flat(value, prefix = "") {
   if (Array.isArray(value)) return [[prefix, value.map(plain).join(" ")]];
-  if (value && typeof value === "object") return Object.entries(value).flatMap(([key, item]) => flat(item, prefix ? `${prefix} ${key}` : key));
+  if (value && typeof value === "object")
+    return Object.entries(value).flatMap(([key, item]) => flat(item, prefix ? `${prefix} ${key}` : key));
   return [[prefix, plain(value)]];
 }

@@ -23,7 +23,9 @@ const LIVING = ["pending", "running", "waiting"];
 
 class RunView {
   constructor(root, id, run, params, setTitle) {
-    Object.assign(this, { root, id, run });
+    this.root = root;
+    this.id = id;
+    this.run = run;
     setTitle(run.info?.name ?? id);
     this.events = [];
     this.eventCursor = 0;
@@ -53,8 +55,15 @@ class RunView {
     const names = Object.values(this.run.metrics ?? {}).flat();
     const experts = names.some((name) => /(^|\/)moe\//.test(name));
     return [
-      ["overview", "Overview"], ["curves", "Curves"], ["recipe", "Recipe"], ["logs", "Logs"], ["checkpoints", "Checkpoints"],
-      ["samples", "Samples"], ["documents", "Documents"], ...(experts ? [["experts", "Experts"]] : []), ["system", "System"],
+      ["overview", "Overview"],
+      ["curves", "Curves"],
+      ["recipe", "Recipe"],
+      ["logs", "Logs"],
+      ["checkpoints", "Checkpoints"],
+      ["samples", "Samples"],
+      ["documents", "Documents"],
+      ...(experts ? [["experts", "Experts"]] : []),
+      ["system", "System"],
     ];
   }
 
@@ -64,37 +73,89 @@ class RunView {
     const known = summary.state ?? info.state ?? "unknown";
     const state = problem && known === "unknown" ? "damaged" : known;
     const name = info.name ?? this.id;
-    const idButton = h("button.ghost.tiny", { type: "button", title: "Copy the id", "aria-label": `Copy the id ${this.id}`, onclick: () => copy(this.id, idButton) }, h("code", {}, this.id));
-    fill(this.head,
-      h("div.crumbs", {}, h("a", { href: "#/runs" }, "Runs"), h("span", { "aria-hidden": "true" }, "›"), idButton),
-      h("div.head", {}, h("h1", {}, name), badge(state), (summary.tags ?? []).map((tag) => h("span.tag", {}, tag)), h("div.grow"), this.buttons(state)),
-      problem && warning(`${problem.replace(/\.?$/, ".")} What can be read is shown.`), summary.waiting && state === "running" && warning(summary.waiting));
-    fill(this.tabs, h("ul", {}, this.known.map(([tab, text]) => h("li", {}, h("a", {
-      href: link(["run", this.id], { tab: tab === "overview" ? null : tab }), "aria-current": tab === this.current ? "page" : null,
-      onclick: (event) => {
-        if (event.metaKey || event.ctrlKey || event.shiftKey) return;
-        event.preventDefault();
-        this.choose(tab);
+    const idButton = h(
+      "button.ghost.tiny",
+      {
+        type: "button",
+        title: "Copy the id",
+        "aria-label": `Copy the id ${this.id}`,
+        onclick: () => copy(this.id, idButton),
       },
-    }, text)))));
+      h("code", {}, this.id),
+    );
+    fill(
+      this.head,
+      h("div.crumbs", {}, h("a", { href: "#/runs" }, "Runs"), h("span", { "aria-hidden": "true" }, "›"), idButton),
+      h(
+        "div.head",
+        {},
+        h("h1", {}, name),
+        badge(state),
+        (summary.tags ?? []).map((tag) => h("span.tag", {}, tag)),
+        h("div.grow"),
+        this.buttons(state),
+      ),
+      problem && warning(`${problem.replace(/\.?$/, ".")} What can be read is shown.`),
+      summary.waiting && state === "running" && warning(summary.waiting),
+    );
+    fill(
+      this.tabs,
+      h(
+        "ul",
+        {},
+        this.known.map(([tab, text]) =>
+          h(
+            "li",
+            {},
+            h(
+              "a",
+              {
+                href: link(["run", this.id], { tab: tab === "overview" ? null : tab }),
+                "aria-current": tab === this.current ? "page" : null,
+                onclick: (event) => {
+                  if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+                  event.preventDefault();
+                  this.choose(tab);
+                },
+              },
+              text,
+            ),
+          ),
+        ),
+      ),
+    );
     // On a narrow screen the tabs scroll; the current one is in sight.
     const current = this.tabs.querySelector("[aria-current]");
-    if (current) this.tabs.scrollLeft = current.offsetLeft - this.tabs.offsetLeft - (this.tabs.clientWidth - current.offsetWidth) / 2;
+    if (current)
+      this.tabs.scrollLeft =
+        current.offsetLeft - this.tabs.offsetLeft - (this.tabs.clientWidth - current.offsetWidth) / 2;
   }
 
   buttons(state) {
     const online = /^https?:\/\//.test(this.run.wandb ?? "") ? this.run.wandb : null;
-    return h("div.buttons", {},
+    return h(
+      "div.buttons",
+      {},
       online && h("a.button.small", { href: online, rel: "noreferrer noopener", target: "_blank" }, "W&B"),
       h("a.button.small", { href: link(["compare"], { runs: this.id }) }, "Compare"),
       h("a.button.small", { href: `/api/report?runs=${quoted(this.id)}`, download: "" }, "Report"),
       h("a.button.small", { href: `/api/export.csv?run=${quoted(this.id)}`, download: "" }, "CSV"),
       LIVING.includes(state) && h("button.small", { type: "button", onclick: () => this.stop() }, "Stop…"),
-      ENDED.includes(state) && state !== "finished" && h("button.small", { type: "button", onclick: () => this.resume() }, "Resume…"));
+      ENDED.includes(state) &&
+        state !== "finished" &&
+        h("button.small", { type: "button", onclick: () => this.resume() }, "Resume…"),
+    );
   }
 
   async stop() {
-    if (!(await confirm("Stop this run?", "It writes a checkpoint after the current step and ends; it can be resumed.", "Stop"))) return;
+    if (
+      !(await confirm(
+        "Stop this run?",
+        "It writes a checkpoint after the current step and ends; it can be resumed.",
+        "Stop",
+      ))
+    )
+      return;
     try {
       await post(`/api/jobs/${quoted(this.id)}/stop`);
       announce("The run is being stopped");
@@ -104,7 +165,14 @@ class RunView {
   }
 
   async resume() {
-    if (!(await confirm("Resume this run?", "It goes on from its newest whole checkpoint, on the machine of this dashboard, and does not end with it.", "Resume"))) return;
+    if (
+      !(await confirm(
+        "Resume this run?",
+        "It goes on from its newest whole checkpoint, on the machine of this dashboard, and does not end with it.",
+        "Resume",
+      ))
+    )
+      return;
     try {
       await post(`/api/runs/${quoted(this.id)}/resume`);
       announce("The run is resumed");
@@ -115,7 +183,9 @@ class RunView {
   }
 
   choose(tab) {
-    const keep = Object.fromEntries(["smooth", "x", "logx", "logy", "outliers", "marks"].map((name) => [name, route().params.get(name)]));
+    const keep = Object.fromEntries(
+      ["smooth", "x", "logx", "logy", "outliers", "marks"].map((name) => [name, route().params.get(name)]),
+    );
     history.pushState(null, "", link(["run", this.id], { tab: tab === "overview" ? null : tab, ...keep }));
     this.open(tab, route().params);
     announce(`${this.known.find(([name]) => name === tab)?.[1]} is shown`);
@@ -127,9 +197,15 @@ class RunView {
     this.drawHead();
     const place = fill(this.place, skeleton(6));
     const make = {
-      overview: () => new Overview(place, this), curves: () => this.curves(place, params), recipe: () => new RecipeTab(place, this.id),
-      logs: () => new Logs(place, this, params), checkpoints: () => new Checkpoints(place, this), samples: () => new Samples(place, this), documents: () => new Documents(place, this),
-      experts: () => new Experts(place, this), system: () => this.system(place, params),
+      overview: () => new Overview(place, this),
+      curves: () => this.curves(place, params),
+      recipe: () => new RecipeTab(place, this.id),
+      logs: () => new Logs(place, this, params),
+      checkpoints: () => new Checkpoints(place, this),
+      samples: () => new Samples(place, this),
+      documents: () => new Documents(place, this),
+      experts: () => new Experts(place, this),
+      system: () => this.system(place, params),
     };
     this.tab = make[this.current]();
     this.stream?.restart();
@@ -137,7 +213,15 @@ class RunView {
 
   curves(place, params, groups = (metrics) => metrics) {
     const metrics = () => groups(this.run.metrics ?? {});
-    const runs = [{ id: this.id, label: this.run.info?.name ?? this.id, colour: () => colour("accent"), group: "", info: this.run.info }];
+    const runs = [
+      {
+        id: this.id,
+        label: this.run.info?.name ?? this.id,
+        colour: () => colour("accent"),
+        group: "",
+        info: this.run.info,
+      },
+    ];
     const curves = new Curves({ runs, metrics: metrics(), params });
     fill(place, curves.element);
     curves.onFetched = () => this.stream?.restart();
@@ -148,7 +232,9 @@ class RunView {
   system(place, params) {
     if (Object.keys(machineGroups(this.run.metrics ?? {})).length) return this.curves(place, params, machineGroups);
     fill(place, empty("Nothing was measured", "This run has written no metrics of speed or memory yet."));
-    return { told: () => Object.keys(machineGroups(this.run.metrics ?? {})).length && this.open("system", route().params) };
+    return {
+      told: () => Object.keys(machineGroups(this.run.metrics ?? {})).length && this.open("system", route().params),
+    };
   }
 
   async moreEvents() {
@@ -196,7 +282,15 @@ export async function mount(root, { path, params }, { title: setTitle }) {
   } catch (error) {
     const gone = error.status === 404;
     const advice = gone && h("p.dim", {}, "A run that is just starting is shown as soon as its folder is there.");
-    fill(root, failure(gone ? "This run is not here" : "This run cannot be shown", error.message, advice, h("a.button", { href: "#/runs" }, "Show all runs")));
+    fill(
+      root,
+      failure(
+        gone ? "This run is not here" : "This run cannot be shown",
+        error.message,
+        advice,
+        h("a.button", { href: "#/runs" }, "Show all runs"),
+      ),
+    );
     return gone ? new Awaited(root, id, params, setTitle) : {};
   }
 }
@@ -213,7 +307,8 @@ class Awaited {
       const [root, id, params, setTitle] = this.place;
       try {
         const { total } = await get("/api/runs", { query: `id = ${JSON.stringify(id)}`, limit: 1 });
-        if (total && !this.gone) this.shown = new RunView(root, id, await get(`/api/runs/${quoted(id)}`), params, setTitle);
+        if (total && !this.gone)
+          this.shown = new RunView(root, id, await get(`/api/runs/${quoted(id)}`), params, setTitle);
       } catch {
         // The frame of the page says when the server does not answer.
       }

@@ -8,7 +8,8 @@ import { empty, failure } from "../lib/states.js";
 
 export class Samples {
   constructor(place, view) {
-    Object.assign(this, { place, view });
+    this.place = place;
+    this.view = view;
     this.prompt = route().params.get("prompt");
     this.load();
   }
@@ -26,17 +27,55 @@ export class Samples {
 
   draw() {
     if (!this.samples.length) {
-      fill(this.place, empty("No samples", "`sample.prompts` in the recipe says what the model is asked, and `evaluate.every` how often."));
+      fill(
+        this.place,
+        empty(
+          "No samples",
+          "`sample.prompts` in the recipe says what the model is asked, and `evaluate.every` how often.",
+        ),
+      );
       return;
     }
     const prompts = [...new Set(this.samples.map((sample) => sample.prompt ?? ""))];
     const chosen = this.prompt !== null && prompts.includes(this.prompt) ? this.prompt : prompts[0];
-    const list = this.samples.filter((sample) => (sample.prompt ?? "") === chosen).sort((a, b) => real(b.step) - real(a.step));
-    fill(this.place,
-      prompts.length > 1 && h("div.toolbar", {}, h("label.field.inline", {}, h("span.label", {}, "Prompt"), select(prompts.map((prompt, index) => [String(index), prompt.slice(0, 90) || "(none)"]), String(prompts.indexOf(chosen)), (index) => this.choose(prompts[Number(index)])))),
-      h("section.panel", {}, h("h2", {}, "Samples"), h("ol.samples", {}, list.map((sample) => h("li", {},
-        h("span.step", {}, `step ${whole(sample.step)}`),
-        h("p", {}, h("span.prompt", {}, sample.prompt ?? ""), h("span.text", {}, String(sample.text ?? ""))))))));
+    const list = this.samples
+      .filter((sample) => (sample.prompt ?? "") === chosen)
+      .sort((a, b) => real(b.step) - real(a.step));
+    fill(
+      this.place,
+      prompts.length > 1 &&
+        h(
+          "div.toolbar",
+          {},
+          h(
+            "label.field.inline",
+            {},
+            h("span.label", {}, "Prompt"),
+            select(
+              prompts.map((prompt, index) => [String(index), prompt.slice(0, 90) || "(none)"]),
+              String(prompts.indexOf(chosen)),
+              (index) => this.choose(prompts[Number(index)]),
+            ),
+          ),
+        ),
+      h(
+        "section.panel",
+        {},
+        h("h2", {}, "Samples"),
+        h(
+          "ol.samples",
+          {},
+          list.map((sample) =>
+            h(
+              "li",
+              {},
+              h("span.step", {}, `step ${whole(sample.step)}`),
+              h("p", {}, h("span.prompt", {}, sample.prompt ?? ""), h("span.text", {}, String(sample.text ?? ""))),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
   choose(prompt) {
