@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,17 @@ def _terminal(monkeypatch: pytest.MonkeyPatch, width: int = 100, **variables: st
     stream.flush()
     assert isinstance(stream.buffer, io.BytesIO)
     return stream.buffer.getvalue().decode()
+
+
+def test_what_libraries_print_is_not_shown_above_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both streams lead to driver.log while a run is driven."""
+    log, screen = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", log)
+    with LiveView(Console(file=screen, force_terminal=True, width=100, height=40), "run-1", 40) as view:
+        _tell(view)
+        print("Requesting resources", file=sys.stderr)
+    assert log.getvalue() == "Requesting resources\n"
+    assert "Requesting" not in screen.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])

@@ -52,6 +52,9 @@ class _PanelView:
             refresh_per_second=REFRESH_PER_SECOND,
             # A terminal of few lines gets the top of the panel, not a flood of copies of it.
             vertical_overflow="crop",
+            # What libraries print goes to driver.log, where both streams lead by now, and not above the panel.
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
 
     def open(self) -> None:
