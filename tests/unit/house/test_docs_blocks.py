@@ -46,7 +46,7 @@ OURS = [command for command in ALL if command.words[0] == "shardyard"]
 BASE = "gpt/quickstart"
 SPEC = "kind: bpe\ndescription: A part.\nspecial_tokens: {bos_token: <s>, eos_token: <s>}\nvocabulary: 8000\n"
 # Names of files and of queries that look like fields of a recipe.
-NO_FIELDS = re.compile(r"\.json$|^train\.loss$")
+NO_FIELDS = re.compile(r"\.(json|py)$|^train\.loss$")
 # Options of other programs that stand alone, by page.
 OTHERS_OPTIONS = {
     "docs/speed.md": {"--arms"},
