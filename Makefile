@@ -70,9 +70,9 @@ check-js: $(JS)/node_modules/.package-lock.json ## check format, lint and types 
 
 schema: $(STAMP) ## rewrite recipes/schema.json, and the pages of docs/ that come from the code
 	@$(BIN)/python -m shardyard.recipe.catalog.json_schema
-	@$(BIN)/python docs/write_fields.py
-	@$(BIN)/python docs/write_house.py
-	@$(BIN)/python docs/write_recipes.py
+	@$(BIN)/python docs/develop/write_fields.py
+	@$(BIN)/python docs/develop/write_house.py
+	@$(BIN)/python docs/develop/write_recipes.py
 
 clean: ## remove .venv and caches; runs/ stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -130,7 +130,7 @@ def test_what_libraries_print_is_not_shown_above_the_panel(monkeypatch: pytest.M
     monkeypatch.setattr("sys.stderr", log)
     with LiveView(Console(file=screen, force_terminal=True, width=100, height=40), "run-1", 40) as view:
         _tell(view)
-        print("Requesting resources", file=sys.stderr)
+        sys.stderr.write("Requesting resources\n")
     assert log.getvalue() == "Requesting resources\n"
     assert "Requesting" not in screen.getvalue()
 

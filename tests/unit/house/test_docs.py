@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-PAGES = sorted(path for folder in (".", "docs", "cluster", "cluster/*") for path in REPOSITORY.glob(f"{folder}/*.md"))
+PAGES = sorted(
+    path
+    for folder in (".", "docs", "docs/develop", "cluster", "cluster/*")
+    for path in REPOSITORY.glob(f"{folder}/*.md")
+)
 # Text, then the file (empty for a place on the same page), then the place.
 _LINK = re.compile(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)")
 
 
 def test_the_page_of_fields_is_current() -> None:
-    written = runpy.run_path(str(REPOSITORY / "docs" / "write_fields.py"))
+    written = runpy.run_path(str(REPOSITORY / "docs" / "develop" / "write_fields.py"))
     assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), "`make schema` writes docs/fields.md anew"
     assert "| `global_batch` | whole number (at least 1; sequences) |" in written["page"]()
 
@@ -66,7 +70,7 @@ def _places(page: Path) -> set[str]:
 
 
 def test_the_page_of_files_is_current_and_has_a_line_for_each() -> None:
-    written = runpy.run_path(str(REPOSITORY / "docs" / "write_house.py"))
+    written = runpy.run_path(str(REPOSITORY / "docs" / "develop" / "write_house.py"))
     text = written["page"]()
     assert written["PAGE"].read_text(encoding="utf-8") == text, "`make schema` writes docs/house.md anew"
     modules = list((REPOSITORY / "platform" / "shardyard").rglob("*.py"))

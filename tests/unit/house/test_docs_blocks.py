@@ -49,7 +49,7 @@ SPEC = "kind: bpe\ndescription: A part.\nspecial_tokens: {bos_token: <s>, eos_to
 NO_FIELDS = re.compile(r"\.(json|py)$|^train\.loss$")
 # Options of other programs that stand alone, by page.
 OTHERS_OPTIONS = {
-    "docs/speed.md": {"--arms"},
+    "docs/develop/speed.md": {"--arms"},
     "docs/gpu.md": {"--part", "--rehearse"},
     "cluster/cloud/README.md": {"--device"},
     "cluster/image/README.md": {"--shm-size", "--device", "--ulimit"},

@@ -57,7 +57,7 @@ def violations(path: str, source: str) -> list[str]:
     """Walls that a module crosses; `path` is relative to the package, as in `data/loader.py`."""
     room = _room(path.removesuffix(".py").replace("/", "."))
     if room not in LAYERS and room != "__init__":
-        return [f"{path}: {room} is not a room; give it a layer in this test and in docs/architecture.md"]
+        return [f"{path}: {room} is not a room; give it a layer in this test and in docs/develop/architecture.md"]
     found = []
     for line, name in imports(path, source):
         if problem := _crossed(room, name):

@@ -20,7 +20,7 @@ FAMILIES = ("gpt", "bert", "moe", "seq2seq", "vision", "multimodal", "speech", "
 SWEEPS = [shipped.path for shipped in shipped_sweeps()]
 FILES = sorted(path for path in share_folder("recipes").rglob("*.y*ml") if path not in SWEEPS)
 NAMES = [shipped.name for shipped in shipped_recipes()]
-WRITER = runpy.run_path(str(Path(__file__).resolve().parents[3] / "docs" / "write_recipes.py"))
+WRITER = runpy.run_path(str(Path(__file__).resolve().parents[3] / "docs" / "develop" / "write_recipes.py"))
 _AUTHORS_AND_YEAR = re.compile(r"[A-Z][\w-]+.* (19|20)\d\d, \S")
 
 
@@ -121,7 +121,7 @@ def test_a_recipe_can_be_planned(name: str) -> None:
 def test_the_page_of_recipes_is_current(name: str) -> None:
     found = planned(name)
     line = WRITER["line"](name, found.recipe, found.plan.architecture)
-    assert line in WRITER["PAGE"].read_text(encoding="utf-8"), "`python docs/write_recipes.py` writes it anew"
+    assert line in WRITER["PAGE"].read_text(encoding="utf-8"), "`python docs/develop/write_recipes.py` writes it anew"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +130,7 @@ def test_the_sizes_that_come_with_recipes_are_current(name: str) -> None:
     recipe = for_planning(found.recipe, NO_RUNS)
     told = architecture_cache.shipped_sizes([(recipe, found.plan.architecture)])
     shipped = json.loads((share_folder("recipes") / architecture_cache.SIZES).read_text(encoding="utf-8"))
-    assert json.loads(told).items() <= shipped.items(), "`python docs/write_recipes.py` writes them anew"
+    assert json.loads(told).items() <= shipped.items(), "`python docs/develop/write_recipes.py` writes them anew"
 
 
 def test_the_page_of_recipes_lists_nothing_else() -> None:

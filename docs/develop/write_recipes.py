@@ -1,4 +1,4 @@
-"""Writes the tables of docs/recipes.md, and recipes/sizes.json: `python docs/write_recipes.py`; tests compare them."""
+"""Writes the tables of docs/recipes.md and recipes/sizes.json; `make schema` runs it, and tests compare both."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from shardyard.recipe.schema import Recipe
 from shardyard.units import format_count
 
 NO_RUNS = Path("/nonexistent")
-PAGE = Path(__file__).with_name("recipes.md")
-START, END = "<!-- written by docs/write_recipes.py -->\n", "<!-- end -->\n"
+PAGE = Path(__file__).parents[1] / "recipes.md"
+START, END = "<!-- written by docs/develop/write_recipes.py -->\n", "<!-- end -->\n"
 HEAD = "| recipe | parameters | ranks | paper |\n|---|---|---|---|\n"
 # In the order in which a person meets them.
 FAMILIES = ("gpt", "bert", "moe", "seq2seq", "vision", "multimodal", "speech", "finetune")

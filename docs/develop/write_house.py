@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("house.md")
+PAGE = Path(__file__).parents[1] / "house.md"
 PACKAGE = PAGE.parents[1] / "platform" / "shardyard"
 HEAD = """# The house
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from shardyard.recipe.explain import FieldExplanation, explain_field
 from shardyard.recipe.fields import all_paths
 
-PAGE = Path(__file__).with_name("fields.md")
+PAGE = Path(__file__).parents[1] / "fields.md"
 HEAD = """# Fields of a recipe
 
 Written by `make schema` from `platform/shardyard/recipe/sections/`; change it there. `shardyard explain FIELD` prints
