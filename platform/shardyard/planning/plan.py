@@ -93,7 +93,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
 
     Raises:
         RecipeError: the world does not divide the batch or the streams (a recipe's own `cluster.workers` is checked
-            before; this guards other worlds).
+            before; this guards other worlds), or its ranks would share a GPU.
     """
     reasons: dict[str, str] = {}
     chosen = choose_precision(recipe.train.precision, world.bf16, gpu=world.gpu)
@@ -101,6 +101,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     reasons["precision"] = chosen.why
     rows_per_rank = _rows_per_rank(recipe, world)
     _check_experts(recipe, world)
+    _check_shared_gpus(recipe, world)
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {world.size} ranks"
     micro_batch = _micro_batch(recipe, architecture, world, rows_per_rank, reasons)
     accumulation = rows_per_rank // micro_batch
@@ -182,6 +183,16 @@ def _check_experts(recipe: Recipe, world: World) -> None:
 
 def _refuse(path: str, message: str) -> RecipeError:
     return RecipeError("plan", [Problem("", path, message)])
+
+
+def _check_shared_gpus(recipe: Recipe, world: World) -> None:
+    gpus = recipe.cluster.gpus_per_worker
+    if world.gpu and gpus and gpus <= 0.5 and world.size > 1:
+        raise _refuse(
+            "cluster.gpus_per_worker",
+            f"workers of {gpus:g} GPUs may share one, and NCCL refuses two ranks of a run on one GPU; use 1 or 0, "
+            "or cluster.workers 1 (several runs may share a GPU)",
+        )
 
 
 def _rows_per_rank(recipe: Recipe, world: World) -> int:

@@ -379,3 +379,12 @@ def test_activations_and_logits_by_hand() -> None:
     assert of().logits_bytes == 2 * tokens * 50257 * (2 + 4)
     assert of(attention="eager").activations_bytes == 12 * (block + 5 * 12 * tokens * 1024)
     assert of(activation_checkpointing=True).activations_bytes == 12 * 2 * tokens * 768 + block
+
+
+def test_ranks_of_a_run_do_not_share_a_gpu() -> None:
+    half = {"workers": 2, "gpus_per_worker": 0.5}
+    with pytest.raises(RecipeError, match="NCCL refuses two ranks of a run on one GPU"):
+        plan_of(size=2, gpu=True, cluster=half)
+    assert plan_of(size=2, gpu=False, cluster=half).world.size == 2
+    assert plan_of(size=1, gpu=True, cluster={**half, "workers": 1}).world.size == 1
+    assert plan_of(size=2, gpu=True, cluster={**half, "gpus_per_worker": 0.75}).world.size == 2

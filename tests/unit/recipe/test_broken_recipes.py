@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from shardyard import hardware
 from shardyard.cli.main import run
 from support.waiting import PATIENCE_SECONDS
 
@@ -441,7 +440,6 @@ CONTRADICTIONS = [
         "evaluate.early_stopping.metric: 'loss' is not a metric of causal_lm",
         new="evaluate: {early_stopping: {patience: 2, metric: loss}}\n",
     ),
-    Broken("fp16-cpu", ":10: train.precision: fp16 would run on the CPU here", "bf16", "fp16"),
     Broken(
         "flash-cpu",
         "model.attention: flash_attention_2 needs a GPU",
@@ -462,13 +460,6 @@ CONTRADICTIONS = [
     ),
 ]
 BROKEN = [*SCHEMA, *FILES, *OVERRIDES, *CONTRADICTIONS]
-
-
-@pytest.fixture(autouse=True)
-def _plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages about hardware are those of a machine without fp16 arithmetic and without a GPU."""
-    monkeypatch.setattr(hardware, "read_cpuinfo", lambda: "flags\t\t: fpu avx2 avx512_bf16\n")
-    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
 
 
 def validate(path: Path, overrides: tuple[str, ...] = ()) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from shardyard import hardware
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.rules.cluster import cluster_rules
 from shardyard.recipe.rules.rules import check
@@ -29,11 +28,6 @@ def recipe(parallel: int = 1, **cluster: Any) -> Recipe:
             "cluster": {"workers": 4, **cluster},
         }
     )
-
-
-@pytest.fixture(autouse=True)
-def _on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", None)
 
 
 @pytest.mark.parametrize(
@@ -63,15 +57,9 @@ def test_what_works_is_not_refused(cluster: dict[str, Any]) -> None:
             "workers_per_node",
             "2 is no multiple of 4: 4 ranks share the experts",
         ),
-        ({"gpus_per_worker": 0.5, "workers": 2}, "gpus_per_worker", "NCCL refuses two ranks of a run on one GPU"),
     ],
 )
 def test_what_cannot_work_is_refused(cluster: dict[str, Any], path: str, words: str) -> None:
     found = [message for where, message in check(recipe(**cluster)) if where == ("cluster", path)]
     assert len(found) == 1
     assert words in found[0]
-
-
-def test_ranks_on_the_cpu_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", "cpu")
-    assert list(cluster_rules(recipe(gpus_per_worker=0.5, workers=2))) == []

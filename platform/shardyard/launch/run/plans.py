@@ -11,12 +11,13 @@ from typing import Any
 from shardyard.engine.checkpoint.files import rewind
 from shardyard.errors import UsageError
 from shardyard.launch.run.create import new_run
+from shardyard.launch.run.host import refuse_on_this_host
 from shardyard.launch.run.initial import check_unchanged, for_planning, locate
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, resolved_text, rows
-from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
+from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
 from shardyard.recipe.shorten import as_trial
 from shardyard.tracking.files import JsonlWriter, write_atomically
 from shardyard.tracking.run.folder import RunFolder
@@ -123,8 +124,14 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
         local: one rank in this process.
         gpus: those of the cluster, if it was asked.
         elsewhere: for machines of a scheduler, which cannot be asked from here.
+
+    Raises:
+        RecipeError: the devices that it would train on cannot do what the recipe names.
     """
-    world = world_of(loaded.recipe.cluster, local=local, cluster_gpus=gpus, elsewhere=elsewhere)
+    settings = loaded.recipe.cluster
+    world = world_of(settings, local=local, cluster_gpus=gpus, elsewhere=elsewhere)
+    if local or not (elsewhere or cluster_address(settings)):
+        refuse_on_this_host(loaded.recipe, gpu=world.gpu, source=shown_path(loaded.path))
     return prepare(loaded.recipe, world, remember=True)
 
 

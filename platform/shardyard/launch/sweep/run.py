@@ -15,6 +15,7 @@ from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.ray.trainer import NotPlacedError, attempt
 from shardyard.launch.run.create import new_run
 from shardyard.launch.run.driver import GaveUpError, NotStartedError, count_attempt, drive, locally, until_done
+from shardyard.launch.run.host import refuse_on_this_host
 from shardyard.launch.run.initial import check_unchanged, locate
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.recovery import Failure
@@ -57,7 +58,10 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[st
     """
     loaded = load_base(folder.base, trial_overrides(sweep, folder.id, number, parameters))
     recipe, starting = locate(loaded.recipe, folder.runs_dir)
-    plan = prepare(recipe, _world(recipe))
+    world = _world(recipe)
+    if cluster_address(recipe.cluster) is None:
+        refuse_on_this_host(recipe, gpu=world.gpu)
+    plan = prepare(recipe, world)
     recipe = fixed(recipe, plan)
     if plan.fits is False:
         needed = format_bytes(plan.memory.device_bytes)

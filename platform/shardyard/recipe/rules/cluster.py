@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shardyard import hardware
 from shardyard.recipe.fields import Path
 from shardyard.recipe.schema import Recipe
 
@@ -13,7 +12,7 @@ Finding = tuple[Path, str]
 
 def cluster_rules(recipe: Recipe) -> Iterator[Finding]:
     """All of them."""
-    for rule in (_strategy, _groups, _shared_gpus):
+    for rule in (_strategy, _groups):
         yield from rule(recipe)
 
 
@@ -39,15 +38,3 @@ def _groups(recipe: Recipe) -> Iterator[Finding]:
         yield ("cluster", "placement"), f"strict_spread has one rank a node, but {together}; use pack or spread"
     elif settings.workers_per_node is not None and settings.workers_per_node % group:
         yield ("cluster", "workers_per_node"), f"{settings.workers_per_node} is no multiple of {group}: {together}"
-
-
-def _shared_gpus(recipe: Recipe) -> Iterator[Finding]:
-    gpus = recipe.cluster.gpus_per_worker
-    if gpus and gpus <= 0.5 and recipe.cluster.workers > 1 and not hardware.computes_on_cpu():
-        yield (
-            ("cluster", "gpus_per_worker"),
-            (
-                f"workers of {gpus:g} GPUs may share one, and NCCL refuses two ranks of a run on one GPU; use 1 or 0, "
-                "or cluster.workers 1 (several runs may share a GPU)"
-            ),
-        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from shardyard import hardware
 from shardyard.errors import UsageError
 from shardyard.objectives.registry import objective_spec, specs
 from shardyard.objectives.spec import OPTIONAL_SECTIONS
@@ -45,6 +44,7 @@ _SCHEDULE_FIELDS = {
 }
 # data.validation is one set, called validation.
 _METRIC = "eval/validation/"
+NO_FLASH_ON_CPU = "flash_attention_2 needs a GPU; use sdpa on the CPU"
 
 
 def check(recipe: Recipe) -> list[Finding]:
@@ -215,19 +215,11 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _precision(recipe: Recipe) -> Iterator[Finding]:
-    gpus = recipe.cluster.gpus_per_worker
-    # Workers of another cluster are not this machine, so only a local run is judged by what is found here.
-    local = recipe.cluster.address is None
-    on_cpu = hardware.computes_on_cpu() or gpus == 0 or (gpus is None and local and not hardware.has_gpu())
+    """What depends on the machine is left to the plan, so that a recipe is as valid on one host as on another."""
     fp16 = recipe.train.precision == "fp16"
-    if fp16 and on_cpu and local and hardware.computes_fp16(hardware.read_cpuinfo()) is False:
-        yield (
-            ("train", "precision"),
-            ("fp16 would run on the CPU here, which has no fp16 arithmetic; use bf16 or fp32, or a GPU"),
-        )
     if recipe.model.attention == "flash_attention_2":
-        if on_cpu:
-            yield ("model", "attention"), "flash_attention_2 needs a GPU; use sdpa on the CPU"
+        if recipe.cluster.gpus_per_worker == 0:
+            yield ("model", "attention"), NO_FLASH_ON_CPU
         if recipe.train.precision == "fp32":
             yield ("model", "attention"), "flash_attention_2 wants bf16 or fp16; change train.precision or use sdpa"
     if not fp16 and _changed(recipe.train, "initial_loss_scale"):

@@ -1,0 +1,36 @@
+"""What a recipe asks of the devices of this host that they do not have; asked when a run is planned to train here.
+
+`validate` asks none of it: its verdict is the same on every host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardyard import hardware
+from shardyard.errors import Problem, RecipeError
+from shardyard.recipe.rules.rules import NO_FLASH_ON_CPU
+from shardyard.recipe.schema import Recipe
+
+
+def refuse_on_this_host(recipe: Recipe, *, gpu: bool, source: str = "plan") -> None:
+    """Pass if the devices of this host can do what the recipe names.
+
+    Args:
+        gpu: whether ranks compute on GPUs.
+        source: what messages call the recipe, as its file.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    problems = [] if gpu else list(_on_cpu(recipe))
+    if problems:
+        raise RecipeError(source, problems)
+
+
+def _on_cpu(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.train.precision == "fp16" and hardware.computes_fp16(hardware.read_cpuinfo()) is False:
+        message = "fp16 would run on the CPU here, which has no fp16 arithmetic; use bf16 or fp32, or a GPU"
+        yield Problem("", "train.precision", message)
+    if recipe.model.attention == "flash_attention_2":
+        yield Problem("", "model.attention", NO_FLASH_ON_CPU)
