@@ -1,4 +1,4 @@
-"""The contract of a scheduler, in memory and with a stand-in for Kubernetes; e2e/test_schedulers.py has real ones."""
+"""The contract of a scheduler, in memory and with stand-ins for two; e2e/test_schedulers.py has real ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.schedulers import registry
 from shardyard.launch.schedulers.base import JobHandle, Scheduler
 from shardyard.launch.schedulers.kuberay.scheduler import KubeRayScheduler
+from shardyard.launch.schedulers.ray.scheduler import RayScheduler
 from shardyard.recipe.loading.load import load_recipe
 from support.kuberay.cases import CLAIM, recipe_and_plan
 from support.kuberay.server import Cluster, kube_server
@@ -25,6 +26,7 @@ from support.schedulers.contract import (
 )
 from support.schedulers.example import example
 from support.schedulers.fake import FakeScheduler
+from support.schedulers.ray_stub import RayStub, ray_stub
 from support.waiting import until
 
 WORDS = "  2/2   1.9300  1.0e-3\n"
@@ -48,7 +50,7 @@ sys.exit(130 if stopped else 0)
 """
 
 
-@pytest.fixture(params=["memory", "kubernetes", "example"])
+@pytest.fixture(params=["memory", "kubernetes", "ray", "example"])
 def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     runs = tmp_path / "runs"
     if request.param == "memory":
@@ -57,6 +59,12 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
             registry._registered, "fake", type("Known", (FakeScheduler,), {"__new__": lambda cls, _=None: scheduler})
         )
         yield _in_memory(scheduler, runs)
+        return
+    if request.param == "ray":
+        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+        monkeypatch.setattr(RayScheduler, "poll_seconds", 0.01)
+        with ray_stub() as stub:
+            yield _on_ray(stub, runs)
         return
     if request.param == "example":
         monkeypatch.setenv("PROCESSES_HOME", str(tmp_path / "processes"))
@@ -89,6 +97,26 @@ def _in_memory(scheduler: FakeScheduler, runs: Path) -> Case:
         lambda: _request(runs, "short-1"),
         lambda: _request(runs, "long-1"),
         scheduler.start,
+        finish,
+        WORDS,
+        folders=False,
+    )
+
+
+def _on_ray(stub: RayStub, runs: Path) -> Case:
+    def begin(job: JobHandle) -> None:
+        stub.jobs[job.id]["status"] = "RUNNING"
+
+    def finish(job: JobHandle) -> None:
+        stub.logs[job.id] = f"begin\n{WORDS}"
+        stub.end(job.id, "SUCCEEDED", 0)
+
+    scheduler = RayScheduler(stub.url)
+    return Case(
+        scheduler,
+        lambda: _request(runs, "short-1"),
+        lambda: _request(runs, "long-1"),
+        begin,
         finish,
         WORDS,
         folders=False,

@@ -14,11 +14,15 @@ import pytest
 
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.schedulers.base import JobHandle, JobNotFoundError, Resources
 from shardyard.launch.schedulers.slurm import jobs
+from shardyard.launch.schedulers.slurm.scheduler import SlurmScheduler
 from shardyard.launch.schedulers.slurm.script import Allocation, allocation_of, render
 from shardyard.planning.architecture import Architecture
+from shardyard.planning.placement import Amount
 from shardyard.planning.plan import RunPlan, World, make_plan
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
+from shardyard.tracking.run.folder import RunFolder
 from support.waiting import PATIENCE_SECONDS
 
 # What a shell might make something of.
@@ -203,3 +207,73 @@ def test_without_slurm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match=r"no `sbatch` on this host.*--dry-run"):
         jobs.submit(request(tmp_path), lambda text: None)
     assert not (tmp_path / "runs").exists()
+
+
+def test_nodes_as_sinfo_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a partition, with a mark behind the state of nodes that change; those that are down hold nothing."""
+    rows = [
+        "n1 mix 24/8/0/32 128000 64000 gpu:a100:4(S:0-1),shard:8 gpu:a100:3(IDX:0-2),shard:0",
+        "n1 mix 24/8/0/32 128000 64000 gpu:a100:4(S:0-1),shard:8 gpu:a100:3(IDX:0-2),shard:0",
+        "n2 idle~ 0/16/0/16 64000 0 (null) (null)",
+        "n3 down* 0/0/16/16 64000 0 gpu:2 gpu:0",
+    ]
+    monkeypatch.setattr(jobs, "_require", lambda command: None)
+    monkeypatch.setattr(jobs, "_slurm", lambda *command: "".join(f"{row} \n" for row in rows))
+    first, second = jobs.nodes()
+    assert (first.id, first.total, first.free) == (
+        "n1",
+        Amount(32.0, 4.0, 128000 * 1024**2),
+        Amount(8.0, 1.0, 64000 * 1024**2),
+    )
+    assert (second.id, second.free) == ("n2", Amount(16.0, 0.0, 64000 * 1024**2))
+
+
+SHOWN = (
+    "JobId=12 JobName=tiny UserId=me(1) JobState={state} Reason=Resources Restarts=0 ExitCode={exit} "
+    "SubmitTime=2026-01-02T03:04:05 StartTime=2026-01-02T03:05:05 EndTime=2026-01-02T03:06:05 NumNodes=2 NumCPUs=8 "
+    "TRES=cpu=8,mem=1G,node=2,billing=8,gres/gpu=4 Command=job.sh Comment={comment} {run} Power="
+)
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "expected", "code"),
+    [
+        ("PENDING", "0:0", "PENDING", None),
+        ("RUNNING", "0:0", "RUNNING", None),
+        ("COMPLETING", "0:0", "RUNNING", None),
+        ("COMPLETED", "0:0", "SUCCEEDED", 0),
+        ("CANCELLED", "0:0", "STOPPED", 130),
+        ("CANCELLED", "0:15", "STOPPED", 143),
+        ("FAILED", "130:0", "STOPPED", 130),
+        ("FAILED", "124:0", "FAILED", 124),
+        ("NODE_FAIL", "1:0", "FAILED", 1),
+        ("TIMEOUT", "0:15", "FAILED", 143),
+    ],
+)
+def test_states_of_slurm_in_the_words_of_all_schedulers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, exit_code: str, expected: str, code: int | None
+) -> None:
+    shown = SHOWN.format(state=state, exit=exit_code, comment=jobs.COMMENT, run=tmp_path / "tiny-1")
+    monkeypatch.setattr(jobs, "_require", lambda command: None)
+    monkeypatch.setattr(jobs, "_slurm", lambda *command: shown)
+    found = SlurmScheduler().status(JobHandle("slurm", "12"))
+    assert (found.state, found.native_state, found.exit_code) == (expected, state, code)
+    assert found.job == JobHandle("slurm", "12", "tiny-1", tmp_path / "tiny-1")
+    assert found.resources == Resources(2, 8.0, 4.0)
+    assert found.submitted is not None
+    assert found.started == (None if state == "PENDING" else found.submitted + 60)
+    assert found.ended_at == (found.submitted + 120 if found.ended else None)
+
+
+def test_a_job_that_slurm_has_forgotten_ended_as_its_folder_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "state", lambda job_id: None)
+    run = RunFolder.create(tmp_path, "tiny", "", "", job={"slurm_job_id": "12", "name": "mine"})
+    handle = SlurmScheduler.recorded_in(run)
+    assert handle == JobHandle("slurm", "12", run.id, run.path)
+    with pytest.raises(JobNotFoundError, match="Slurm knows no job '12' of Shardyard"):
+        SlurmScheduler().status(handle)
+    run.update(state="finished", exit_code=0)
+    found = SlurmScheduler().status(handle)
+    assert (found.state, found.name, found.exit_code) == ("SUCCEEDED", "mine", 0)
