@@ -273,7 +273,7 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
         (["-s", "cluster.gpus_per_worker=1"], {"DS_ACCELERATOR": ""}, 2, "needs 2 GPUs; 0 in the cluster"),
         (["--working-dir", large], {}, 2, "Ray takes 512.0 MiB at most. Largest entries: weights.bin 600.0 MiB"),
         (["-s", "train.steps=many"], {}, 2, "train.steps"),
-        (["--name", "no spaces"], {}, 2, "is no name"),
+        (["--name", "no spaces"], {}, 2, "is not a valid name"),
     ]
     for options, variables, code, message in cases:
         found, out, err = cluster.run("submit", recipe, *options, "--runs-dir", tmp_path / "runs", **variables)

@@ -253,7 +253,7 @@ def test_a_job_that_is_not_there(cluster: Cluster) -> None:
     for ask in (jobs.state, jobs.cancel, lambda job_id: next(jobs.logs(job_id))):
         with pytest.raises(UsageError, match=r"the RayJob default/none: it is not there"):
             ask("default/none")
-    with pytest.raises(UsageError, match="'a/b/c' is no job of Kubernetes"):
+    with pytest.raises(UsageError, match="'a/b/c' is not the id of a Kubernetes job"):
         jobs.state("a/b/c")
 
 

@@ -79,7 +79,7 @@ def test_what_is_no_task_is_said(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         run_tasks(model, [str(tmp_path / "none.yaml")])
     (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(UsageError, match="is no task of lm-eval: it lacks `task`"):
+    with pytest.raises(UsageError, match="is not an lm-eval task: it lacks `task`"):
         run_tasks(model, [str(tmp_path / "list.yaml")])
     with pytest.raises(DataError, match="there is no prepared set 'docstrings'"):
         run_tasks(model, [task(tmp_path, "shardyard:docstrings")])

@@ -215,7 +215,7 @@ def _unit(vectors: Vectors) -> Tensor:
 def _found(similarity: Tensor, right: Tensor, k: int) -> Tensor:
     """Whether fewer than k wrong keys come before the best right one; [Q] of [Q, K] and [Q, K]."""
     best = similarity.masked_fill(~right, -torch.inf).amax(-1, keepdim=True)
-    # Not `>=`, which is false where a similarity is no number.
+    # Not `>=`, which is false where a similarity is not a number.
     before = ~(similarity < best) & ~right
     return before.sum(-1) < k
 
@@ -234,7 +234,9 @@ def _same_number(name: str, first: Any, second: Any, firsts: str = "predictions"
     assert not isinstance(first, str), f"{name} takes a list of texts, not a text"
     assert not isinstance(second, str), f"{name} takes a list of texts, not a text"
     if len(first) != len(second):
-        raise DataError(f"{name}: {len(first)} {firsts} and {len(second)} {seconds}; give as many of both, in order.")
+        raise DataError(
+            f"{name}: {len(first)} {firsts} and {len(second)} {seconds}; give equally many of both, in the same order."
+        )
     if len(first) == 0:
         raise DataError(f"{name}: there are no {firsts}, so there is nothing to score; check the evaluation set.")
 

@@ -110,7 +110,7 @@ def type_words(annotation: Any) -> str:
         return f"steps or share of the run{null}"
     item = item_type(bare)
     if item is not None:
-        return f"list of {'sections' if section_type(item) else _NAMES.get(item, 'values') + 's'}{null}"
+        return f"list of {'sections' if section_type(item) else _NAMES.get(item, 'value') + 's'}{null}"
     choices = literal_values(bare)
     if choices:
         return f"one of {', '.join(map(str, choices))}{null}"

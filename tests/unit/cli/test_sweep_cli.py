@@ -56,7 +56,7 @@ def test_sweeps_are_listed_and_refused_by_name(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.strip() == folder.id
     assert run(["sweep", "list", "--json", *runs]) == 0
     assert json.loads(capsys.readouterr().out) == [{"sweep": folder.id, "state": "pending", "ended": 0, "best": None}]
-    assert run(["runs", *runs]) == 0, "a sweep is no run"
+    assert run(["runs", *runs]) == 0, "a sweep is not a run"
     assert folder.id not in capsys.readouterr().out
     for arguments, expected in (
         (["stop", "latest"], "is not running"),

@@ -62,7 +62,7 @@ def test_foreign_names_stay_out() -> None:
 def test_names_of_proxies() -> None:
     assert checked_names(["Runs.Example.org", "fd00::5"]) == ["runs.example.org", "fd00::5"]
     for wrong in ("https://runs.example.org", "runs.example.org/x", "*", "", "a b"):
-        with pytest.raises(UsageError, match="is no host name"):
+        with pytest.raises(UsageError, match="is not a host name"):
             checked_names([wrong])
 
 
@@ -173,7 +173,7 @@ def test_what_is_said_of_a_server_for_others(
     assert "clear text" not in capsys.readouterr().err
     assert run([*start, "--allow-host", "http://x"]) == 2
     assert run([*start, "--data-dir", str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_link_local_addresses_are_answered_and_not_printed() -> None:

@@ -145,7 +145,7 @@ def test_pages_columns_and_groups(index: Index) -> None:
     } | ({} if answer["runs"][0]["state"] == "running" else {"lost": 1})
     with pytest.raises(QueryError, match="not by 'colour'"):
         list_runs(index.store.reader, Asked(group="colour"))
-    with pytest.raises(QueryError, match="'upwards' is no order"):
+    with pytest.raises(QueryError, match="'upwards' is not a sort order"):
         list_runs(index.store.reader, Asked(sort="name:upwards"))
 
 

@@ -35,7 +35,7 @@ def names(checkpoints: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("losses", "step", "exploded", "spoiled"),
     [
-        # Saved right before the loss that is no number.
+        # Saved right before the loss that is not a number.
         ({1: 5.0, 2: 4.0}, 2, 3, True),
         # The step after it was fine.
         ({1: 5.0, 2: 4.0, 3: 3.9}, 2, 4, False),

@@ -12,7 +12,7 @@ from shardyard.recipe.synonyms import SYNONYMS
 
 def test_a_number_with_unit_and_range() -> None:
     explained = explain_field("train.global_batch")
-    assert explained.meaning == "Rows in one optimizer step, over all ranks."
+    assert explained.meaning == "Rows per optimizer step, over all ranks."
     assert (explained.unit, explained.type, explained.range) == ("sequences", "whole number", "at least 1")
     assert explained.default == "none, must be given"
     assert "  unit: sequences\n" in str(explained)
@@ -34,7 +34,7 @@ def test_ranges_choices_and_defaults() -> None:
 
 @pytest.mark.parametrize("path", ["data.train.weight", "data.train.0.weight"])
 def test_the_items_of_a_list_with_and_without_index(path: str) -> None:
-    assert explain_field(path).meaning.startswith("Share of this source")
+    assert explain_field(path).meaning.startswith("Weight of this source")
 
 
 def test_a_section_lists_its_fields() -> None:

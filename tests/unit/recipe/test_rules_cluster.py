@@ -55,7 +55,7 @@ def test_what_works_is_not_refused(cluster: dict[str, Any]) -> None:
         (
             {"parallel": 4, "workers_per_node": 2},
             "workers_per_node",
-            "2 is no multiple of 4: 4 ranks share the experts",
+            "2 is not a multiple of 4: 4 ranks share the experts",
         ),
     ],
 )

@@ -179,7 +179,7 @@ def test_overrides_reach_the_sweep_and_the_recipe(tmp_path: Path) -> None:
         ({"budget": {"trials": "many"}}, "must be a whole number, got 'many' (text)"),
         ({"recipe": "gpt/quickstrat"}, "did you mean 'gpt/quickstart'?"),
         ({"parameters": {"optimzer.lr": LR}}, "unknown key 'optimzer'; did you mean 'optimizer'?"),
-        ({"parameters": {"size": LR}}, "a name that is no field goes with `settings`"),
+        ({"parameters": {"size": LR}}, "a name that is not a field goes with `settings`"),
         (
             {"parameters": {"optimizer.lr": {"values": [0.1, -1]}}},
             "got -1 (with optimizer.lr=-1)",

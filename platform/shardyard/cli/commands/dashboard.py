@@ -105,7 +105,7 @@ def _checked_folders(folders: list[Path]) -> list[Path]:
     """
     for folder in folders:
         if not folder.expanduser().is_dir():
-            raise UsageError(f"--data-dir {folder} is no folder.")
+            raise UsageError(f"--data-dir {folder} is not a folder.")
     return [folder.expanduser().resolve() for folder in folders]
 
 

@@ -57,11 +57,11 @@ def submit(
 ) -> int:
     """Submit a recipe as a job."""
     if job_name is not None and not _JOB_NAME.match(job_name):
-        raise UsageError(f"--name {job_name!r} is no name: up to 80 letters, digits, '.', '_' and '-'.")
+        raise UsageError(f"--name {job_name!r} is not a valid name: use up to 80 letters, digits, '.', '_' and '-'.")
     if job_name is not None and holds_secret(job_name):
         raise UsageError("--name holds what looks like a secret; everyone who lists the jobs sees it.")
     if working_dir is not None and not working_dir.is_dir():
-        raise UsageError(f"--working-dir {working_dir} is no folder.")
+        raise UsageError(f"--working-dir {working_dir} is not a folder.")
     from shardyard.launch.schedulers.registry import create
 
     scheduler = create(on, address)

@@ -33,7 +33,7 @@ Address = Annotated[
 
 
 class _SweepGroup(TyperGroup):
-    """`shardyard sweep FILE` runs a sweep; what is no name of a command is taken for a file."""
+    """`shardyard sweep FILE` runs a sweep; what is not a name of a command is taken for a file."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):

@@ -115,13 +115,13 @@ def train(
 
 
 def _refuse_existing(destination: Path, *, replace: bool) -> None:
-    """What is no trained tokenizer is never replaced: it may be anything."""
+    """What is not a trained tokenizer is never replaced: it may be anything."""
     from shardyard.data.tokenizers.tokenizer import REPORT
 
     if not destination.exists():
         return
     if not is_file(destination / REPORT):
-        raise UsageError(f"{destination} is there and is no trained tokenizer; name another folder with --output DIR.")
+        raise UsageError(f"{destination} exists and is not a trained tokenizer; name another folder with --output DIR.")
     if not replace:
         raise UsageError(f"{destination} is there already; --replace trains it anew, --output DIR writes another.")
 

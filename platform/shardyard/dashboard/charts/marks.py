@@ -59,7 +59,7 @@ def _place(at: int, steps: Floats, times: Floats, places: Floats) -> dict[str, A
 
 
 def spikes(values: Floats) -> list[int]:
-    """Where a value is over twice the median of the 50 records before it, or is no number; of neighbours the first."""
+    """Where a value is over twice the median of the 50 records before it, or is NaN; of neighbours the first."""
     skipped = max(0, values.size - _MOST_RECORDS)
     values = values[skipped:]
     if values.size <= SPIKE_WINDOW:

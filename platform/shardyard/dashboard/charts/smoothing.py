@@ -22,7 +22,7 @@ _BLOCK = 400.0
 
 
 def smoothed(x: Floats, y: Floats, smooth: float) -> Floats:
-    """The smoothed y; x ascends. A y that is no finite number is left as it is and counts for nothing."""
+    """The smoothed y; x ascends. A y that is not a finite number is left as it is and counts for nothing."""
     finite = np.isfinite(y)
     if smooth <= 0 or finite.sum() < 2:
         return y

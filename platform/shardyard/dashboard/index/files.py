@@ -16,7 +16,7 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class UnsafePathError(OSError):
-    """A path that is no plain file or folder below the one that it should lie in."""
+    """A path that is not a plain file or folder below the one that it should lie in."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def opened_below(folder: Path, *parts: str) -> Iterator[int]:
 
     Raises:
         FileNotFoundError: it is not there.
-        OSError: it cannot be read, is a link or lies behind one, or is no plain file.
+        OSError: it cannot be read, is a link or lies behind one, or is not a plain file.
     """
     descriptor = _walk(folder, parts, os.O_RDONLY)
     try:
@@ -126,5 +126,5 @@ def _walk(folder: Path, parts: Sequence[str], flags: int) -> int:
 
 def _checked(part: str) -> str:
     if part in ("", ".", "..") or "/" in part or "\0" in part:
-        raise UnsafePathError(f"{part!r} is no name of a file")
+        raise UnsafePathError(f"{part!r} is not a file name")
     return part

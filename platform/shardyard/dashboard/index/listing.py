@@ -123,7 +123,9 @@ def _order(asked: Asked, compiler: Compiler) -> str:
     statistic = next((part for part in rest if part in STATISTICS), "last")
     unknown = [part for part in rest if part not in (*STATISTICS, "asc", "desc")]
     if unknown:
-        raise QueryError(f"{unknown[0]!r} is no order; write field:last|best|max|smoothed:asc|desc", 0, asked.sort)
+        raise QueryError(
+            f"{unknown[0]!r} is not a sort order; write field:last|best|max|smoothed:asc|desc", 0, asked.sort
+        )
     expression = compiler.value(field, statistic)
     direction = "DESC" if "desc" in rest else "ASC"
     # What has no value comes last, whichever way.

@@ -86,7 +86,7 @@ def checked_names(names: Iterable[str]) -> list[str]:
         plain = _plain(name)
         if not _NAME.fullmatch(plain) and not _is_address(plain):
             raise UsageError(
-                f"--allow-host {name} is no host name: give the name that stands in the browser's address, such as "
+                f"--allow-host {name} is not a host name: give the name that stands in the browser's address, such as "
                 "runs.example.org, without https://, port or path."
             )
         checked.append(plain)

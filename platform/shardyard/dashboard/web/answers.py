@@ -112,7 +112,7 @@ def whole(request: Request, name: str, default: int, least: int, most: int) -> i
     try:
         return max(least, min(most, int(text)))
     except ValueError as error:
-        raise BadRequestError(f"{name} is {text[:50]!r}, which is no whole number", name) from error
+        raise BadRequestError(f"{name} is {text[:50]!r}, which is not an integer", name) from error
 
 
 def real(request: Request, name: str) -> float | None:
@@ -129,7 +129,7 @@ def real(request: Request, name: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise BadRequestError(f"{name} is {text[:50]!r}, which is no number", name)
+        raise BadRequestError(f"{name} is {text[:50]!r}, which is not a number", name)
     return value
 
 

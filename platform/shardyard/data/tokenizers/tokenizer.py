@@ -50,7 +50,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / REPORT} cannot be read: {error}. Train the tokenizer again.") from error
     if not isinstance(report, dict):
-        raise DataError(f"{folder / REPORT} is no report of a tokenizer; train the tokenizer again.")
+        raise DataError(f"{folder / REPORT} is not a tokenizer report; train the tokenizer again.")
     return report
 
 

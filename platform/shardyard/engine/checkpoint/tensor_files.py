@@ -67,7 +67,7 @@ def code_in(path: Path) -> list[str]:
 
 def refusal(what: str, names: list[str]) -> str:
     """Why a file is not read, and what to do."""
-    named = ", ".join(name for name in names if name) or "what is no tensor"
+    named = ", ".join(name for name in names if name) or "what is not a tensor"
     return (
         f"{what} holds more than tensors and plain values ({named}): reading it could execute code that its author put "
         "there. If you know who wrote it, add --trust; otherwise leave it alone."

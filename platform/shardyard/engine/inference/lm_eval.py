@@ -60,7 +60,7 @@ def run_tasks(
         trust: execute code that the files of the model may hold.
 
     Raises:
-        UsageError: lm-eval is not installed, or a task is not there or is no task.
+        UsageError: lm-eval is not installed, or a task is not there or is not a task.
         CheckpointError: the model holds more than tensors.
         DataError: a prepared set is not there.
     """
@@ -102,7 +102,7 @@ def _task(name: str) -> str | dict[str, Any]:
     except (OSError, YAMLError) as error:
         raise UsageError(f"the task {name} cannot be read: {_first_line(error)}") from error
     if not isinstance(config, dict) or "task" not in config:
-        raise UsageError(f"{name} is no task of lm-eval: it lacks `task`; docs/evaluation.md shows one.")
+        raise UsageError(f"{name} is not an lm-eval task: it lacks `task`; docs/evaluation.md shows one.")
     source = str(config.get("dataset_path", ""))
     if source.startswith(PREPARED):
         config |= _from_prepared(source.removeprefix(PREPARED), name)

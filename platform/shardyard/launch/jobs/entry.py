@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         spec = read_spec(path)
         folder = run_folder(spec)
     except (OSError, ValueError) as error:
-        return _refuse(f"{options.spec} is no job: {error}")
+        return _refuse(f"{options.spec} is not a job specification: {error}")
     except ShardyardError as error:
         return _refuse(str(error))
     try:

@@ -86,7 +86,7 @@ def rule_of(line: str) -> Rule | None:
     """A line of an ignore file: a pattern with `*`, `?`, `[…]` and `**`; None for comments and empty lines.
 
     Raises:
-        UsageError: it is no pattern.
+        UsageError: it is not a pattern.
     """
     text = line.rstrip()
     if not text or text.startswith("#"):
@@ -100,7 +100,7 @@ def rule_of(line: str) -> Rule | None:
     try:
         matches = re.compile(f"{prefix}{_as_regex(body)}", re.DOTALL)
     except re.error as error:
-        raise UsageError(f"{line.strip()!r} in {IGNORE_FILE} or .gitignore is no pattern: {error}.") from error
+        raise UsageError(f"{line.strip()!r} in {IGNORE_FILE} or .gitignore is not a pattern: {error}.") from error
     return Rule(line.strip(), matches, folders_only, takes_back) if body else None
 
 

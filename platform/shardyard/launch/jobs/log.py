@@ -44,7 +44,7 @@ def submitted_at(spec: dict[str, Any], log: Path | None = None) -> float:
 def wait_for_earlier_starts(
     submitted: float, stopped: Callable[[], bool] = lambda: False, log: Path | None = None
 ) -> None:
-    """Wait until each job that was submitted before has its place in the queue, is no job of Shardyard, or is late."""
+    """Wait until each job submitted before has its place in the queue, is not a job of Shardyard, or is late."""
     log = log or own_log()
     while log is not None and not stopped() and _starting_before(submitted, log):
         time.sleep(POLL_SECONDS)

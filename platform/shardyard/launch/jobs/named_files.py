@@ -60,7 +60,7 @@ def relative_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
         leaf = field.rpartition(".")[2]
         if leaf not in _FIELDS or Path(value).is_absolute():
             continue
-        # A name without a slash or a suffix, such as `bytes`, is no path even where a file is called so.
+        # A name without a slash or a suffix, such as `bytes`, is not a path even where a file is called so.
         is_path = "/" in value or bool(Path(value).suffix) or glob.has_magic(value)
         if is_path and glob.glob(value, recursive=True):
             yield field, value

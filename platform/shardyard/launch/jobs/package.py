@@ -51,7 +51,7 @@ def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_B
         UsageError: there is no such folder, it cannot be read, or its files are together larger than `limit`.
     """
     if not folder.is_dir():
-        raise UsageError(f"--working-dir {folder} is no folder.")
+        raise UsageError(f"--working-dir {folder} is not a folder.")
     try:
         found = select(folder, never)
     except OSError as error:

@@ -161,7 +161,7 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UsageError(f"{address!r} is no address of a head; it reads HOST:PORT, such as 10.0.0.1:6379.")
+        raise UsageError(f"{address!r} is not a head address; write HOST:PORT, such as 10.0.0.1:6379.")
     return host, int(port)
 
 

@@ -57,7 +57,7 @@ def check_token(path: Path) -> None:
     try:
         text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise ShardyardError(
             f"the token in {path} cannot be read: {reason}. `shardyard cluster token` on the host of the head says "
             "where its token is; copy that file here, readable by you alone."

@@ -111,7 +111,7 @@ _held: QueueSlot | None = None
 def hold_turn(stopped: Callable[[], bool] = lambda: False, say: Callable[[str], None] = lambda line: None) -> bool:
     """Driver: wait until it is the turn of this job to have its workers placed; it lasts until `placed()`.
 
-    Returns at once for a run that is no job, and for the first attempt, whose turn it is when it is started. A later
+    Returns at once for a run that is not a job, and for the first attempt, whose turn it is when it is started. A later
     attempt has the place in the order that the job always had.
 
     Returns:
@@ -124,7 +124,7 @@ def hold_turn(stopped: Callable[[], bool] = lambda: False, say: Callable[[str], 
 
 
 def placed() -> None:
-    """Driver: the workers have what they need, so the next job may go. Harmless for a run that is no job."""
+    """Driver: the workers have what they need, so the next job may go. Harmless for a run that is not a job."""
     if _held is not None:
         _held.give_back()
 

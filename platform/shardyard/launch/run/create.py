@@ -31,7 +31,7 @@ def new_run(
         fields: more of run.json, such as `provenance`.
 
     Raises:
-        RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written.
+        RunFolderError: the name is not a folder name, the id is taken, or the runs folder cannot be written.
     """
     return RunFolder.create(
         runs_dir,

@@ -213,7 +213,7 @@ def find(name: str, runs_dir: Path, *, on: str | None = None, address: str | Non
     """The job or run that has this id, unique beginning of an id, path, or name of a job; `latest` is the one that was
     submitted last.
 
-    A run of this runs folder that is no job is found without asking any scheduler.
+    A run of this runs folder that is not a job is found without asking any scheduler.
 
     Args:
         on, address: the scheduler that is meant; see `registry.chosen`.

@@ -122,7 +122,9 @@ class SweepFolder:
         try:
             info = decode(self.info_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.info_file} cannot be read ({error}); this is no whole sweep.") from error
+            raise RunFolderError(
+                f"{self.info_file} cannot be read ({error}); this is not a complete sweep folder."
+            ) from error
         assert isinstance(info, dict)
         return info
 

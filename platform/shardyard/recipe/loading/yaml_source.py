@@ -251,7 +251,9 @@ class _Builder:
         """Text that can be written again: an escape such as \\ud800 alone stands for no character."""
         text = str(node.value)
         if any("\ud800" <= character <= "\udfff" for character in text):
-            self.complain(node, path, "holds half of a surrogate pair, which is no character; write \\U and 8 digits")
+            self.complain(
+                node, path, "holds half of a surrogate pair, which is not a valid character; write \\U and 8 digits"
+            )
             return text.encode("utf-8", "replace").decode()
         return text
 

@@ -37,4 +37,4 @@ def _groups(recipe: Recipe) -> Iterator[Finding]:
     if settings.placement == "strict_spread":
         yield ("cluster", "placement"), f"strict_spread has one rank a node, but {together}; use pack or spread"
     elif settings.workers_per_node is not None and settings.workers_per_node % group:
-        yield ("cluster", "workers_per_node"), f"{settings.workers_per_node} is no multiple of {group}: {together}"
+        yield ("cluster", "workers_per_node"), f"{settings.workers_per_node} is not a multiple of {group}: {together}"

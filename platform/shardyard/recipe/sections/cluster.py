@@ -12,14 +12,14 @@ class Network(Section):
 
     interface: str | None = described(
         None,
-        "Network interface, or the beginning of its name, of gloo and of NCCL's bootstrap. Default: on each host the "
-        "one whose address Ray knows the host by.",
+        "Network interface of gloo and of NCCL's bootstrap, or a prefix of its name. Default: on each host, the "
+        "interface of the address that Ray uses.",
     )
     rdma: Literal["auto", "off"] = described(
         "auto", "auto leaves InfiniBand, RoCE and EFA to NCCL; off makes it use TCP (NCCL_IB_DISABLE=1)."
     )
     timeout: float = described(
-        1800.0, "Longest wait of a collective operation before the attempt counts as failed.", "seconds", gt=0.0
+        1800.0, "Timeout of a collective operation, after which the attempt fails.", "seconds", gt=0.0
     )
 
 
@@ -27,7 +27,7 @@ class Slurm(Section):
     """What `shardyard submit --on slurm` puts into the head of its batch script."""
 
     partition: str | None = described(None, "Partition (--partition).")
-    account: str | None = described(None, "Account that pays (--account).")
+    account: str | None = described(None, "Account to charge (--account).")
     qos: str | None = described(None, "Quality of service (--qos).")
     constraint: str | None = described(None, "Features that the nodes must have (--constraint).")
     nodes: int | None = described(None, "Nodes. Default: cluster.workers over cluster.workers_per_node.", "nodes", ge=1)
@@ -35,8 +35,8 @@ class Slurm(Section):
     signal_seconds: int = described(
         120, "How long before the time limit Slurm sends SIGTERM, for a last checkpoint.", "seconds", ge=10
     )
-    setup: list[str] = described([], "Lines of shell that run first on each node, such as `module load cuda`.")
-    options: list[str] = described([], "More options of sbatch, such as --mail-type=END.")
+    setup: list[str] = described([], "Shell lines that run first on each node, such as `module load cuda`.")
+    options: list[str] = described([], "Additional sbatch options, such as --mail-type=END.")
 
 
 class Kubernetes(Section):
@@ -73,17 +73,17 @@ class Kubernetes(Section):
 
 
 class Cluster(Section):
-    workers: int = described(1, "Ray workers; one rank each (the world size).", "ranks", ge=1)
+    workers: int = described(1, "Number of Ray workers, one rank each (the world size).", "ranks", ge=1)
     workers_per_node: int | None = described(
         None,
-        "Ranks that share a node. Default: as many as the fullest node of the cluster holds; Slurm and Kubernetes take "
+        "Ranks per node. Default: as many as the largest node of the cluster holds; Slurm and Kubernetes take "
         "8 where workers have GPUs and there are more than 8 of them.",
         "ranks",
         ge=1,
     )
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] | None = described(
         None,
-        "How workers fall on nodes, in Ray's words. Default: pack, so neighbours share a node; strict_spread where "
+        "Placement strategy of Ray. Default: pack, so neighbours share a node; strict_spread where "
         "workers_per_node is 1.",
     )
     gpus_per_worker: float | None = described(
@@ -97,14 +97,14 @@ class Cluster(Section):
     cpus_per_worker: int = described(1, "CPU cores that Ray reserves for each worker.", "cores", ge=1)
     memory_per_worker: str | None = described(
         None,
-        "Memory of a worker's device, such as 80GiB, that the plan must fit. Default: that of the GPU found here.",
+        "Device memory of a worker, such as 80GiB, that the plan must fit. Default: that of the GPU found here.",
         "bytes",
         pattern=BYTES_PATTERN,
     )
     address: str | None = described(None, "Ray cluster to use (RAY_ADDRESS wins); by default a local one is started.")
     max_failures: int = described(
         3,
-        "Restarts after failures, each from the newest whole checkpoint; a new checkpoint starts the count anew.",
+        "Restarts after failures, each from the newest committed checkpoint; a new checkpoint resets the count.",
         "restarts",
         ge=0,
     )
@@ -121,10 +121,10 @@ class Job(Section):
     )
     time_limit: str | None = described(
         None,
-        "Longest time of an attempt, such as 90m, 12h or 2d; training then ends with a checkpoint and exit code 124.",
+        "Time limit of an attempt, such as 90m, 12h or 2d; training then ends with a checkpoint and exit code 124.",
         pattern=r"^\d+(\.\d+)?(s|m|h|d)$",
     )
-    retries: int = described(0, "How often the job goes on by itself after one of the ends below.", ge=0)
+    retries: int = described(0, "How often the job restarts automatically after one of the outcomes below.", ge=0)
     on_failed: Literal["resume", "end"] = described(
         "end", "After exit code 1 (the run failed, and cluster.max_failures is used up)."
     )

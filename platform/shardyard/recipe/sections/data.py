@@ -15,7 +15,7 @@ class Source(Section):
     )
     path: str | None = described(
         None,
-        "Hub id, folder, or file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed). A URL "
+        "Hub id, folder, file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed). A URL "
         "takes logins and signatures from variables, ${DATA_…}.",
     )
     config: str | None = described(None, "Configuration (subset) of a hub dataset.")
@@ -25,9 +25,9 @@ class Source(Section):
     )
     text_column: str = described("text", "Column that holds the text of a document.")
     columns: dict[str, str] = described(
-        {}, "Where columns are called otherwise than the objective calls them, such as {image: picture, text: caption}."
+        {}, "Names of columns that differ from those the objective expects, such as {image: picture, text: caption}."
     )
-    weight: float = described(1.0, "Share of this source in the rows of training, relative to the others.", gt=0.0)
+    weight: float = described(1.0, "Weight of this source in the training mixture, relative to the others.", gt=0.0)
     holdout: float = described(
         0.0,
         "Fraction of the documents, chosen by the hash of their text, that is kept for validation: a source under "
@@ -40,11 +40,13 @@ class Source(Section):
 class Data(Section):
     sequence_length: int | None = described(
         None,
-        "Length of a row; longer examples are cut, and counted. Needed by every objective with text.",
+        "Length of a row. Longer examples are truncated and counted. Required by every objective with text.",
         "tokens",
         ge=2,
     )
-    source_length: int | None = described(None, "Longest source of seq2seq. Default: sequence_length.", "tokens", ge=2)
+    source_length: int | None = described(
+        None, "Maximum length of the source text (seq2seq). Default: sequence_length.", "tokens", ge=2
+    )
     drop_inputs: bool = described(
         False,
         "Blank the source text, recording or image in training and evaluation. This gives the baseline that a model "
@@ -52,14 +54,14 @@ class Data(Section):
     )
     train: list[Source] = described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
     validation: list[Source] = described(
-        [], "Sources of held-out documents; by default what the training sources hold out."
+        [], "Sources of validation documents. Default: what the training sources hold out."
     )
     isolate_documents: bool = described(
-        True, "Documents that share a row do not attend to each other and each starts at position 0."
+        True, "Documents packed into one row do not attend to each other, and each starts at position 0."
     )
     shuffle_window: int = described(
         256,
-        "Documents that each stream reads and shuffles together; 1 keeps the order of the source.",
+        "Size of the shuffle window of each stream; 1 keeps the order of the source.",
         "documents",
         ge=1,
     )
@@ -77,57 +79,68 @@ class Data(Section):
         "seconds",
         ge=0.0,
     )
-    prefetch: int = described(4, "Global batches that are made ready in the background.", "batches", ge=1, le=1024)
+    prefetch: int = described(4, "Global batches that are prepared ahead in the background.", "batches", ge=1, le=1024)
 
 
 class Masking(Section):
     """Which tokens BERT predicts (Devlin et al. 2018): 80% become the mask token, 10% a random one, 10% stay."""
 
-    probability: float = described(0.15, "Share of the tokens that are predicted.", gt=0.0, lt=1.0)
-    whole_word: bool = described(False, "Choose whole words instead of single pieces of them.")
+    probability: float = described(0.15, "Fraction of the tokens that are masked and predicted.", gt=0.0, lt=1.0)
+    whole_word: bool = described(False, "Mask whole words instead of single subword tokens.")
     short_probability: float = described(
-        0.1, "Share of the rows that are cut to a random length, so that short texts are known too.", ge=0.0, le=1.0
+        0.1,
+        "Fraction of the rows that are cut to a random length, so that the model also sees short texts.",
+        ge=0.0,
+        le=1.0,
     )
 
 
 class Image(Section):
-    """How pictures become tensors."""
+    """How images become tensors."""
 
     size: int | None = described(
         None,
-        "Height and width of the pictures. Default: image_size of the model's configuration, or 224 where it has none.",
+        "Height and width of the images. Default: image_size of the model's configuration, or 224 where it has none.",
         "pixels",
         ge=1,
     )
-    mean: list[float] = described([0.5], "Mean of each channel (one value for all), of values in 0 … 1.", min_length=1)
-    std: list[float] = described([0.5], "Standard deviation of each channel, likewise.", min_length=1)
-    flip: bool = described(False, "Training: mirror every second picture.")
+    mean: list[float] = described(
+        [0.5],
+        "Mean of each channel for normalisation, of values in 0 … 1; one value serves all channels.",
+        min_length=1,
+    )
+    std: list[float] = described([0.5], "Standard deviation of each channel for normalisation, likewise.", min_length=1)
+    flip: bool = described(False, "Training: flip half of the images horizontally.")
     crop_padding: int = described(
-        0, "Training: pad by so many pixels and cut the size out again at a random place.", "pixels", ge=0
+        0, "Training: pad by this many pixels, then crop to the size at a random position.", "pixels", ge=0
     )
     min_scale: float = described(
-        1.0, "Training: least area of a random crop that is resized; 1 takes the whole picture.", gt=0.0, le=1.0
+        1.0,
+        "Training: smallest area of a random resized crop, as a fraction of the image; 1 takes the whole image.",
+        gt=0.0,
+        le=1.0,
     )
     rotate: float = described(0.0, "Training: largest random rotation.", "degrees", ge=0.0, le=180.0)
-    erase: float = described(0.0, "Training: probability that a random rectangle is blanked.", ge=0.0, le=1.0)
+    erase: float = described(0.0, "Training: probability of erasing a random rectangle.", ge=0.0, le=1.0)
 
 
 class Audio(Section):
     """How recordings are changed in training; their length and features are those of the model's configuration."""
 
-    shift: float = described(0.0, "Longest random silence that is put before the recording.", "seconds", ge=0.0)
-    speed: float = described(
-        0.0, "Largest random change of the speed, as a share of it (Ko et al. 2015).", ge=0.0, lt=1.0
-    )
-    time_masks: int = described(0, "Stretches of time that are blanked (SpecAugment, Park et al. 2019).", ge=0)
-    time_mask_frames: int = described(20, "Longest of them, in frames of 10 ms.", "frames", ge=1)
-    frequency_masks: int = described(0, "Bands of frequencies that are blanked.", ge=0)
-    frequency_mask_bins: int = described(10, "Widest of them.", "Mel bins", ge=1)
+    shift: float = described(0.0, "Longest random silence inserted before the recording.", "seconds", ge=0.0)
+    speed: float = described(0.0, "Largest random change of the speed, as a fraction (Ko et al. 2015).", ge=0.0, lt=1.0)
+    time_masks: int = described(0, "Number of time masks (SpecAugment, Park et al. 2019).", ge=0)
+    time_mask_frames: int = described(20, "Length of the longest time mask, in frames of 10 ms.", "frames", ge=1)
+    frequency_masks: int = described(0, "Number of frequency masks (SpecAugment).", ge=0)
+    frequency_mask_bins: int = described(10, "Width of the widest frequency mask.", "Mel bins", ge=1)
     join: int = described(
-        1, "Most recordings, drawn at random, that follow each other in a row as far as they fit.", "recordings", ge=1
+        1,
+        "Largest number of randomly drawn recordings that are joined in a row, as far as they fit.",
+        "recordings",
+        ge=1,
     )
     plain_text: bool = described(
-        False, "Train on texts in lower case without punctuation, which is how error rates are taken."
+        False, "Train on lower-case transcripts without punctuation, as error rates are computed."
     )
     ctc: float = described(
         0.0,

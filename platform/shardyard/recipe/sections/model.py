@@ -30,12 +30,13 @@ class Experts(Section):
 
     parallel: int = described(
         1,
-        "Ranks over which the experts of each layer are spread (DeepSpeed AutoEP); 1 keeps all on each.",
+        "Expert-parallel size: ranks that share the experts of a layer (DeepSpeed AutoEP); 1 keeps all experts on "
+        "each rank.",
         "ranks",
         ge=1,
     )
     balance: float = described(
-        0.0, "Weight of the load-balancing loss (Fedus et al. 2021), added to the loss of the targets.", ge=0.0
+        0.0, "Weight of the load-balancing loss (Fedus et al. 2021), added to the training loss.", ge=0.0
     )
     z_loss: float = described(
         0.0, "Weight of the router z-loss (Zoph et al. 2022), which keeps the routers' logits small.", ge=0.0
@@ -45,10 +46,10 @@ class Experts(Section):
 class Model(Section):
     family: str = described(
         REQUIRED,
-        "Model type of transformers that has the head which the objective needs, such as gpt2, llama or qwen2.",
+        "Model type of transformers, such as gpt2, llama or qwen2; it must have the head that the objective needs.",
     )
     config: dict[str, Any] = described(
-        {}, "Fields of the family's transformers configuration; whatever is not named keeps its default there."
+        {}, "Fields of the family's transformers configuration; others keep their defaults."
     )
     pretrained: str | None = described(
         None,
@@ -56,7 +57,7 @@ class Model(Section):
         "configuration is used, `config` overrides it.",
     )
     dropout: float | None = described(
-        None, "Probability of every dropout in the model; by default what the configuration says.", ge=0.0, lt=1.0
+        None, "Probability of every dropout in the model. Default: that of the configuration.", ge=0.0, lt=1.0
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = described(
         None, "Attention implementation of transformers. Default: sdpa where the family has it, else eager."
@@ -66,9 +67,9 @@ class Model(Section):
     )
     compile: bool = described(False, "Compile the model with torch.compile; needs a C++ compiler.")
     freeze: list[str] = described(
-        [], "Names of parts that are not trained, such as model.vision_tower.*; * stands for anything."
+        [], "Names of parameters that are not trained, such as model.vision_tower.*; * matches any text."
     )
     adapter: Adapter | None = described(
         None, "Train low-rank adapters on the linear layers instead of the weights themselves (LoRA)."
     )
-    experts: Experts = described(Experts(), "Mixtures of experts: balance and where experts live.")
+    experts: Experts = described(Experts(), "Mixture of experts: load balancing and expert parallelism.")

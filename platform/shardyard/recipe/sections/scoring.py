@@ -39,18 +39,22 @@ else:
 class Loss(Section):
     """The loss of a target."""
 
-    name: Literal["cross_entropy", "focal"] = described("cross_entropy", "Loss of a target.")
+    name: Literal["cross_entropy", "focal"] = described("cross_entropy", "Loss function.")
     label_smoothing: float = described(
-        0.0, "Probability that the target gives to all classes alike (Szegedy et al. 2016).", ge=0.0, lt=1.0
+        0.0, "Probability mass that is spread evenly over all classes (Szegedy et al. 2016).", ge=0.0, lt=1.0
     )
-    focal_gamma: float = described(2.0, "How much focal loss plays down what is predicted well.", ge=0.0)
+    focal_gamma: float = described(
+        2.0, "Focusing parameter of focal loss: larger values give well-classified targets less weight.", ge=0.0
+    )
 
 
 class Preference(Section):
     """Direct preference optimisation (Rafailov et al. 2023)."""
 
-    beta: float = described(0.1, "Strength of the pull towards the reference model.", gt=0.0)
-    label_smoothing: float = described(0.0, "Share of the preferences that are taken to be wrong.", ge=0.0, lt=0.5)
+    beta: float = described(0.1, "Beta of DPO: how strongly the model is kept close to the reference model.", gt=0.0)
+    label_smoothing: float = described(
+        0.0, "Fraction of the preference labels that are assumed to be wrong.", ge=0.0, lt=0.5
+    )
 
 
 class Distillation(Section):
@@ -59,5 +63,7 @@ class Distillation(Section):
     teacher: str | None = described(
         None, "Hub id, folder, or run:NAME of the teacher, a model with the same tokenizer."
     )
-    temperature: float = described(2.0, "Temperature of both distributions.", gt=0.0)
-    weight: float = described(0.5, "Share of the teacher's loss; the labels' has the rest.", ge=0.0, le=1.0)
+    temperature: float = described(2.0, "Softmax temperature of teacher and student.", gt=0.0)
+    weight: float = described(
+        0.5, "Weight of the distillation loss; the loss of the labels has the rest.", ge=0.0, le=1.0
+    )

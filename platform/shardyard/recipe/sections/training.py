@@ -15,7 +15,7 @@ ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "step", "
 
 
 class Train(Section):
-    global_batch: int = described(REQUIRED, "Rows in one optimizer step, over all ranks.", "sequences", ge=1)
+    global_batch: int = described(REQUIRED, "Rows per optimizer step, over all ranks.", "sequences", ge=1)
     steps: int | None = described(None, "Optimizer steps; give this, `tokens` or `epochs`.", "steps", ge=1)
     tokens: int | None = described(
         None, "Training tokens, rounded up to whole steps; give this, `steps` or `epochs`.", "tokens", ge=1
@@ -48,13 +48,11 @@ class Train(Section):
         "Number format of the forward and backward pass; master weights are fp32. Default: bf16 where the devices that "
         "train have units for it, else fp32; fixed when the run starts.",
     )
-    gradient_clipping: float = described(1.0, "Largest norm of the gradient; 0 turns clipping off.", ge=0.0)
+    gradient_clipping: float = described(1.0, "Maximum norm of the gradient; 0 turns clipping off.", ge=0.0)
     initial_loss_scale: int = described(
-        16, "First loss scale of fp16 as a power of two; it then adapts.", "log2", ge=0, le=32
+        16, "Initial dynamic loss scale of fp16, as a power of two.", "log2", ge=0, le=32
     )
-    threads: int | None = described(
-        None, "CPU threads a rank computes with. Default: cluster.cpus_per_worker.", "threads", ge=1
-    )
+    threads: int | None = described(None, "CPU threads per rank. Default: cluster.cpus_per_worker.", "threads", ge=1)
 
 
 class Optimizer(Section):
@@ -62,7 +60,8 @@ class Optimizer(Section):
     lr: float = described(REQUIRED, "Peak learning rate, which the schedule scales.", gt=0.0)
     weight_decay: float = described(
         0.0,
-        "Weight decay on all weights but norms and biases; decoupled, L2 for adam, sgd, adagrad and rmsprop.",
+        "Weight decay on all weights except norms and biases. Decoupled; an L2 penalty for adam, sgd, adagrad and "
+        "rmsprop.",
         ge=0.0,
     )
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = described(
@@ -78,7 +77,7 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    name: ScheduleName = described("cosine", "Shape of the learning rate after the warm-up.")
+    name: ScheduleName = described("cosine", "Shape of the schedule after the warm-up.")
     warmup: Annotated[int | float, StepsOrShare(least=0)] = described(
         0, "Steps, or share of the run, over which the learning rate rises linearly to its peak.", "steps"
     )
@@ -116,5 +115,8 @@ class Checkpoint(Section):
         "steps",
     )
     keep: int = described(
-        3, "Newest checkpoints to keep; older ones are removed once a newer one is whole.", "checkpoints", ge=1
+        3,
+        "Number of newest checkpoints to keep; older ones are removed once a newer one is committed.",
+        "checkpoints",
+        ge=1,
     )

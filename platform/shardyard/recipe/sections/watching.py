@@ -15,7 +15,7 @@ class EarlyStopping(Section):
     patience: int = described(
         REQUIRED, "Evaluations without improvement after which training ends.", "evaluations", ge=1
     )
-    min_delta: float = described(0.0, "Least change that counts as an improvement.", ge=0.0)
+    min_delta: float = described(0.0, "Smallest change that counts as an improvement.", ge=0.0)
 
 
 class Evaluate(Section):
@@ -25,22 +25,24 @@ class Evaluate(Section):
         "end.",
         "steps",
     )
-    rows: int = described(64, "Held-out rows in one evaluation, the same ones each time.", "sequences", ge=1)
+    rows: int = described(64, "Held-out rows per evaluation; always the same rows.", "sequences", ge=1)
     generate_rows: int = described(
-        0, "Held-out rows that are also decoded, for BLEU, chrF and error rates; 0 decodes none.", "sequences", ge=0
+        0, "Held-out rows that are also generated, for BLEU, chrF and error rates; 0 generates none.", "sequences", ge=0
     )
-    beams: int = described(1, "Beams of the decoding; 1 is greedy.", ge=1)
-    early_stopping: EarlyStopping | None = described(None, "End when a validation metric no longer improves.")
+    beams: int = described(1, "Beam size of generation; 1 is greedy.", ge=1)
+    early_stopping: EarlyStopping | None = described(None, "Stop when a validation metric no longer improves.")
 
 
 class Sample(Section):
-    prompts: list[str] = described([], "Prompts that are continued after each evaluation, into samples.jsonl.")
+    prompts: list[str] = described(
+        [], "Prompts that are continued after each evaluation; the results are written to samples.jsonl."
+    )
     temperature: float = described(
         0.0,
-        "Randomness of the continuation: 0 takes the likeliest token, 1 draws from the model's probabilities.",
+        "Sampling temperature: 0 is greedy, 1 samples from the model's distribution.",
         ge=0.0,
     )
-    max_new_tokens: int = described(64, "Length of each continuation.", "tokens", ge=1)
+    max_new_tokens: int = described(64, "Maximum length of each continuation.", "tokens", ge=1)
 
 
 class Wandb(Section):
@@ -54,24 +56,24 @@ class Wandb(Section):
 
 class Alerts(Section):
     when: list[Literal["failed", "loss_spike", "no_progress", "finished"]] = described(
-        [], "What the dashboard tells of while it runs: failed, loss_spike, no_progress, finished."
+        [], "Events that raise an alert: failed, loss_spike, no_progress, finished."
     )
     loss_spike: float = described(
-        2.0, "A training loss this many times the median of the records before it is a spike.", gt=1.0
+        2.0, "Ratio of the training loss to the median of the records before it that counts as a spike.", gt=1.0
     )
     no_progress_seconds: int = described(
-        1800, "Time without a step after which a running run is told of.", "seconds", ge=10
+        1800, "Time without a step after which a run raises no_progress.", "seconds", ge=10
     )
     webhook: str | None = described(
-        None, "Environment variable with an address that alerts are posted to as JSON.", pattern=_VARIABLE
+        None, "Environment variable with the URL that alerts are posted to as JSON.", pattern=_VARIABLE
     )
     slack: str | None = described(
-        None, "Environment variable with the address of an incoming webhook of Slack.", pattern=_VARIABLE
+        None, "Environment variable with the URL of a Slack incoming webhook.", pattern=_VARIABLE
     )
-    email: list[str] = described([], "Addresses that alerts are mailed to.")
+    email: list[str] = described([], "Email addresses that alerts are sent to.")
     smtp: str = described(
         "SHARDYARD_SMTP_URL",
-        "Environment variable with the mail server: smtps://user:password@host:465.",
+        "Environment variable with the URL of the mail server: smtps://user:password@host:465.",
         pattern=_VARIABLE,
     )
 
@@ -80,6 +82,6 @@ class Tracking(Section):
     every: Annotated[int | float, StepsOrShare(least=1)] = described(
         1, "Steps, or share of the run, between two records in metrics.jsonl.", "steps"
     )
-    tags: list[str] = described([], "Free labels of the run.")
-    wandb: Wandb = described(Wandb(), "Weights & Biases, which mirrors the run folder.")
-    alerts: Alerts = described(Alerts(), "What is told of, and to whom, while the dashboard runs.")
+    tags: list[str] = described([], "Tags of the run.")
+    wandb: Wandb = described(Wandb(), "Weights & Biases, a mirror of the run folder.")
+    alerts: Alerts = described(Alerts(), "Alerts that the dashboard sends while it runs.")

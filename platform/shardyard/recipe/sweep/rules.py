@@ -52,7 +52,7 @@ def _fields(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
         try:
             field_at(field.split("."))
         except UnknownFieldError as unknown:
-            hint = "" if "." in field else "; a name that is no field goes with `settings`"
+            hint = "" if "." in field else "; a name that is not a field goes with `settings`"
             yield at, f"{field}: {unknown.message}{hint}"
             continue
         if field.partition(".")[0] in FIXED:

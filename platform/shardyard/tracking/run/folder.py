@@ -104,7 +104,7 @@ class RunFolder:
         `total_steps`, `world_size` and `provenance`.
 
         Raises:
-            RunFolderError: the name is no folder name, the id is taken, or the runs folder cannot be written.
+            RunFolderError: the name is not a folder name, the id is taken, or the runs folder cannot be written.
         """
         if not _NAME.match(name):
             raise RunFolderError(
@@ -153,7 +153,7 @@ class RunFolder:
             info = decode(self.info_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunFolderError(
-                f"{self.info_file} cannot be read ({error}), so {self.path} is no whole run folder. "
+                f"{self.info_file} cannot be read ({error}), so {self.path} is not a complete run folder. "
                 "`shardyard runs` lists the runs that are."
             ) from error
         if not isinstance(info, dict):
@@ -301,7 +301,7 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
 
 
 def _named_folder(runs_dir: Path, run_id: str) -> Path:
-    """A folder without run.json is no run yet: a scheduler may have written its log there."""
+    """A folder without run.json is not a run yet: a scheduler may have written its log there."""
     path = runs_dir / run_id
     path.mkdir(exist_ok=True)
     if (path / "run.json").exists():

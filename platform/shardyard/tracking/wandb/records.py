@@ -37,7 +37,9 @@ class Records:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from error
         if head != MAGIC:
-            raise DataError(f"{path} is no file of W&B's, or of a version that is not known: its first bytes say so.")
+            raise DataError(
+                f"{path} is not a file of W&B's, or of a version that is not known: its first bytes say so."
+            )
 
     def __iter__(self) -> Iterator[Any]:
         from wandb.proto import wandb_internal_pb2 as messages

@@ -119,7 +119,7 @@ def test_a_folder_that_is_no_tokenizer_is_never_replaced(tmp_path: Path, capsys:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious").touch()
     assert cli.run(["tokenizer", "train", str(spec), "--replace"]) == 2
-    assert "is no trained tokenizer" in capsys.readouterr().err
+    assert "is not a trained tokenizer" in capsys.readouterr().err
     assert (tmp_path / "mine" / "precious").exists()
 
 

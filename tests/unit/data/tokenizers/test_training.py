@@ -292,5 +292,5 @@ def test_a_changed_folder_or_spec_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"report.json cannot be read"):
         load_tokenizer(str(path))
     (folder / "report.json").write_text("[]")
-    with pytest.raises(DataError, match="is no report"):
+    with pytest.raises(DataError, match="is not a tokenizer report"):
         load_tokenizer(str(path))

@@ -117,7 +117,7 @@ def test_patterns_are_those_of_git(line: str, matching: list[str], others: list[
 
 def test_lines_that_are_no_patterns() -> None:
     assert [rule_of(line) for line in ("", "  ", "# comment", "/")] == [None] * 4
-    with pytest.raises(UsageError, match="is no pattern"):
+    with pytest.raises(UsageError, match="is not a pattern"):
         rule_of("[z-a]")
 
 

@@ -63,7 +63,7 @@ def test_what_is_too_large_when_packed_is_refused_before_anything_is_sent(tmp_pa
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         checked_files(tmp_path / "nowhere")
 
 

@@ -126,4 +126,4 @@ def test_a_job_without_a_run_folder_is_carried_out(tmp_path: Path) -> None:
 def test_a_job_file_that_is_none_is_refused_by_the_entry(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "shardyard.launch.schedulers.kuberay.entry", str(tmp_path / "none.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
-    assert (done.returncode, "is no job" in done.stderr) == (2, True)
+    assert (done.returncode, "is not a job" in done.stderr) == (2, True)

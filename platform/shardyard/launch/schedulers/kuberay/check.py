@@ -27,28 +27,28 @@ def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not names.is_namespace(settings.namespace):
         yield (
             f"{_SECTION}.namespace",
-            f"{settings.namespace!r} is no name of a namespace: lower-case letters, digits and '-', at most 63",
+            f"{settings.namespace!r} is not a valid namespace: use lower-case letters, digits and '-', at most 63",
         )
     named = [("service_account", settings.service_account), ("runs_claim", settings.runs_claim)]
     for field, name in [*named, *(("secrets", secret) for secret in settings.secrets)]:
         if name is not None and not names.is_subdomain(name):
             yield (
                 f"{_SECTION}.{field}",
-                f"{name!r} is no name of an object of Kubernetes: lower-case letters, digits, '-' and '.'",
+                f"{name!r} is not a valid name of a Kubernetes object: use lower-case letters, digits, '-' and '.'",
             )
     resource = settings.rdma_resource
     if resource is not None and not names.is_resource_name(resource):
-        yield f"{_SECTION}.rdma_resource", f"{resource!r} is no extended resource; they look like rdma/hca"
+        yield f"{_SECTION}.rdma_resource", f"{resource!r} is not an extended resource; they look like rdma/hca"
 
 
 def _labels(recipe: Recipe) -> Iterator[tuple[str, str]]:
     settings = recipe.cluster.kubernetes
     for path, value in ((f"{_SECTION}.queue", settings.queue), ("job.priority", recipe.job.priority)):
         if value is not None and not (value and names.is_label_value(value)):
-            yield path, f"{value!r} is no value of a label: letters, digits, '-', '_' and '.', at most 63"
+            yield path, f"{value!r} is not a valid label value: use letters, digits, '-', '_' and '.', at most 63"
     for key, value in settings.node_selector.items():
         if not (names.is_label_key(key) and names.is_label_value(value)):
-            yield f"{_SECTION}.node_selector", f"{key}: {value} is no label of a node"
+            yield f"{_SECTION}.node_selector", f"{key}: {value} is not a valid node label"
 
 
 def _of_a_job(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -195,7 +195,7 @@ def split_id(job_id: str) -> tuple[str, str]:
     namespace, slash, name = job_id.rpartition("/")
     if not name or "/" in namespace or (slash and not namespace):
         raise UsageError(
-            f"{job_id!r} is no job of Kubernetes; ids are NAMESPACE/NAME, as `shardyard submit` says them."
+            f"{job_id!r} is not the id of a Kubernetes job; ids are NAMESPACE/NAME, as `shardyard submit` prints them."
         )
     return namespace or DEFAULT_NAMESPACE, name
 

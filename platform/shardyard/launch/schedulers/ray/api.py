@@ -72,7 +72,7 @@ def target(address: str | None) -> Target:
     if "://" not in given:
         given = _dashboard_of(given)
     if urllib.parse.urlsplit(given).scheme not in ("http", "https"):
-        raise UsageError(f"{given} is no address of Ray's Jobs API; it looks like http://HEAD:8265.")
+        raise UsageError(f"{given} is not an address of Ray's Jobs API, such as http://HEAD:8265.")
     return Target(given.rstrip("/"), _token(None))
 
 
@@ -80,7 +80,7 @@ def _dashboard_of(gcs: str) -> str:
     """URL of the Jobs API of the cluster whose head listens at `host:port`, as RAY_ADDRESS has it."""
     host, _, port = gcs.rpartition(":")
     if not host or not port.isdecimal():
-        raise UsageError(f"{gcs} is no address of a Ray cluster; it looks like http://HEAD:8265 or HEAD:6379.")
+        raise UsageError(f"{gcs} is not the address of a Ray cluster, such as http://HEAD:8265 or HEAD:6379.")
     if (problem := knock(host, int(port))) is not None:
         raise ShardyardError(
             f"the Ray cluster at {gcs} does not answer: {problem}. Check the address that `ray start --head` printed."

@@ -387,7 +387,7 @@ def _slurm(*command: str) -> str:
 def _require(command: str) -> None:
     if shutil.which(command) is None:
         raise UsageError(
-            f"there is no `{command}` on this host, so it is no login node of a Slurm cluster. Submit from one, or "
+            f"there is no `{command}` on this host, so it is not a login node of a Slurm cluster. Submit from one, or "
             "write the script with --dry-run FILE and take it there."
         )
 
