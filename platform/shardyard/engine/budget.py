@@ -29,7 +29,8 @@ from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.planning.plan_text import as_dict, resolved_text
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import shortened
-from shardyard.tracking.files import JsonlWriter, write_atomically
+from shardyard.tracking.files import JsonlWriter
+from shardyard.tracking.run.plan_file import keep_plan
 
 # The first steps allocate memory and choose kernels; what counts is how long the others take.
 UNTIMED_STEPS = 2
@@ -149,9 +150,7 @@ def _timed(step: Callable[[], object], rank: Rank) -> list[float]:
 
 
 def _keep(job: Job, recipe: Recipe, plan: RunPlan, why: str) -> None:
-    write_atomically(job.folder.resolved, resolved_text(recipe, plan))
-    kept = {name: value for name, value in as_dict(plan).items() if name not in ("reasons", "deepspeed")}
-    job.folder.update(total_steps=plan.steps, plan=kept)
+    keep_plan(job.folder, resolved_text(recipe, plan), as_dict(plan))
     events = JsonlWriter(job.folder.events)
     events.append({"time": time.time(), "kind": "length", "steps": plan.steps, "text": why})
     events.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from shardyard.planning.plan import RunPlan, fixed
 from shardyard.recipe.loading.load import dump_recipe
@@ -16,6 +18,25 @@ def as_dict(plan: RunPlan) -> dict[str, Any]:
     """The plan as plain data, with its totals."""
     totals = {"tokens": plan.tokens, "flops": plan.flops, "fits": plan.fits}
     return asdict(plan) | totals | {"device_bytes": plan.memory.device_bytes}
+
+
+def from_dict(found: Mapping[str, Any]) -> RunPlan:
+    """The inverse of `as_dict`.
+
+    Raises:
+        ValueError: it is no plan, or one of another version of Shardyard that has other fields.
+    """
+    names = {field.name for field in fields(RunPlan)}
+    plan = TypeAdapter(RunPlan).validate_python({name: value for name, value in found.items() if name in names})
+    if missing := _REASONS - plan.reasons.keys():
+        raise ValueError(f"the plan lacks the reasons of {', '.join(sorted(missing))}")
+    return plan
+
+
+# What `rows` asks for.
+_REASONS = frozenset(
+    ("bundle", "placement", "network", "precision", "micro_batch", "accumulation", "tokens_per_step", "steps")
+) | {"flops_per_token", "streams", "warmup", "evaluate_every", "checkpoint_every"}
 
 
 def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:

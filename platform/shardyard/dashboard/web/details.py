@@ -25,6 +25,7 @@ from shardyard.dashboard.index.files import (
 )
 from shardyard.dashboard.web.logs import ranks_of
 from shardyard.objectives.registry import OBJECTIVES, objective_spec
+from shardyard.planning.plan_text import from_dict, rows
 from shardyard.redaction import is_secret_name, scrub
 from shardyard.tracking.metrics import record
 
@@ -201,13 +202,19 @@ def recipe(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     return {
         "given": scrub(text_below(folder, "recipe.yaml") or ""),
         "resolved": scrub(body),
-        "derived": [
-            [found["what"], found["value"], found["why"] or ""]
-            for line in derived.splitlines()
-            if (found := _DERIVED.match(line))
-        ],
+        "derived": without_secrets(_derived(folder, derived)),
         "provenance": without_secrets(info.get("provenance") or {}),
     }
+
+
+def _derived(folder: Path, comments: str) -> list[list[str]]:
+    """What follows from the recipe: name, value, why. Folders written before plan.json have it as comments alone."""
+    try:
+        plan = from_dict(json.loads(read_below(folder, "plan.json", most=MOST_BYTES)))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        found = (_DERIVED.match(line) for line in comments.splitlines())
+        return [[one["what"], one["value"], one["why"] or ""] for one in found if one]
+    return [list(row) for row in rows(plan)]
 
 
 def events(folder: Path, cursor: int = 0) -> dict[str, Any]:

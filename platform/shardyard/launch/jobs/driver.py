@@ -6,19 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from shardyard.errors import ShardyardError
 from shardyard.imports import import_at_once
-from shardyard.launch.jobs.spec import new_run_id, plan_in, read_spec, spec_of, write_spec
+from shardyard.launch.jobs.spec import JobSpec, new_run_id, plan_in, read_spec, spec_of, write_spec
 from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.initial import check_unchanged
 from shardyard.launch.run.lines import LinesView
 from shardyard.launch.run.plans import PlannedRun, cluster_gpus_of, plan_of, with_initial_weights
-from shardyard.launch.run.prepare import as_fixed
+from shardyard.launch.run.prepare import recipe_in
 from shardyard.launch.run.process import EXIT_CODES, give_over
 from shardyard.launch.run.signals import StopSignals, note, stoppable
 from shardyard.planning.plan import RunPlan, make_plan
@@ -41,6 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     except ShardyardError as error:
         note(f"Error: {error}")
         return error.exit_code
+
+
+# Sections that change neither the sizes of the model nor where it trains.
+_WITHOUT_SIZE = frozenset(("train", "optimizer", "schedule", "checkpoint", "evaluate", "sample", "tracking", "job"))
 
 
 def attempt(spec_path: Path, folder: RunFolder, signals: StopSignals) -> int:
@@ -67,9 +69,6 @@ def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Le
     if not info.provenance.get("packages"):
         folder.update(provenance=collect())
     made = _plan(spec, loaded)
-    kept = as_fixed(loaded.recipe, folder)
-    if kept != loaded.recipe:
-        loaded, made = replace(loaded, recipe=kept), make_plan(kept, made.architecture, made.world)
     outcome = give_over(PlannedRun(loaded, made), folder, signals, lease, view=LinesView)
     for line in ending_lines(folder, outcome):
         sys.stdout.write(f"{line}\n")
@@ -100,15 +99,25 @@ def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
     return 0
 
 
-def _loaded(spec: dict[str, Any], folder: RunFolder) -> LoadedRecipe:
-    recipe = Recipe.model_validate(spec["recipe"])
+def _loaded(spec: JobSpec, folder: RunFolder) -> LoadedRecipe:
+    """What the run trains with: its resolved.yaml, which earlier attempts and `resume -s` may have changed."""
+    recipe = recipe_in(folder)
     return LoadedRecipe(recipe, folder.recipe, spec["recipe_text"], tuple(spec["overrides"]), (folder.recipe,))
 
 
-def _plan(spec: dict[str, Any], loaded: LoadedRecipe) -> RunPlan:
-    made = plan_in(spec)
-    if made is not None:
+def _of_one_size(recipe: Recipe, other: Recipe) -> bool:
+    """Whether what was counted and asked for one holds for the other: the model's sizes, and the devices."""
+    changed = {name for name in Recipe.model_fields if getattr(recipe, name) != getattr(other, name)}
+    return changed <= _WITHOUT_SIZE
+
+
+def _plan(spec: JobSpec, loaded: LoadedRecipe) -> RunPlan:
+    """The plan that travelled with the job, as far as it still holds; else a new one."""
+    made, submitted = plan_in(spec), Recipe.model_validate(spec["recipe"])
+    if made is not None and loaded.recipe == submitted:
         return made
+    if made is not None and _of_one_size(loaded.recipe, submitted):
+        return make_plan(loaded.recipe, made.architecture, made.world)
     return plan_of(loaded, gpus=cluster_gpus_of(loaded, local=False))
 
 

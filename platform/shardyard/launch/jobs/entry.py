@@ -32,7 +32,7 @@ from shardyard.errors import (
 from shardyard.launch.jobs import secrets as job_secrets
 from shardyard.launch.jobs.log import IN_QUEUE, submitted_at, wait_for_earlier_starts
 from shardyard.launch.jobs.policy import Again, decide
-from shardyard.launch.jobs.spec import SPEC_NAME, read_spec
+from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, read_spec
 from shardyard.launch.ray.queue import QueueSlot, queue_folder, ticket_path, wait_for_turn
 from shardyard.launch.run.create import new_run
 from shardyard.tracking.run.folder import RunFolder, StopReason, owner
@@ -108,7 +108,7 @@ def _spec_of_recipe(options: argparse.Namespace) -> Path:
     return path
 
 
-def run_folder(spec: dict[str, Any]) -> RunFolder:
+def run_folder(spec: JobSpec) -> RunFolder:
     """The run folder of a job: a new one, or the one that an earlier start of the job made.
 
     Raises:
@@ -131,7 +131,7 @@ def run_folder(spec: dict[str, Any]) -> RunFolder:
     )
 
 
-def job_of(spec: dict[str, Any]) -> JobInfo:
+def job_of(spec: JobSpec) -> JobInfo:
     """What run.json says of the job: where it is listed, and by which name."""
     scheduler = {
         "scheduler": spec.get("scheduler"),
@@ -139,14 +139,14 @@ def job_of(spec: dict[str, Any]) -> JobInfo:
         "address": spec.get("address"),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
-    known = {key: value for key, value in scheduler.items() if value}
+    known: dict[str, Any] = {key: value for key, value in scheduler.items() if value}
     if "address" not in known:
         known.pop("submission_id")
     known |= {"name": spec["job_name"], "submitted": spec["submitted"], "tags": spec.get("tags", [])}
     return cast("JobInfo", known)
 
 
-def carry_out(spec: dict[str, Any], path: Path, folder: RunFolder, stop: Stop, secrets: str | None) -> int:
+def carry_out(spec: JobSpec, path: Path, folder: RunFolder, stop: Stop, secrets: str | None) -> int:
     """Attempts until the policy of the recipe ends them; returns the exit code of the job.
 
     Raises:
@@ -212,7 +212,7 @@ def _stopped_before(folder: RunFolder, stop: Stop) -> int:
 
 
 def _attempt(
-    spec: dict[str, Any], path: Path, folder: RunFolder, ticket: QueueSlot, stop: Stop, environment: dict[str, str]
+    spec: JobSpec, path: Path, folder: RunFolder, ticket: QueueSlot, stop: Stop, environment: dict[str, str]
 ) -> int:
     """Run the driver to its end; returns its exit code, negative where a signal ended it."""
     folder.update(waiting=None, **owner())
@@ -243,7 +243,7 @@ def _attempt(
     return _CODES[asked] if asked is not None and driver.returncode < 0 else driver.returncode
 
 
-def _driver_environment(spec: dict[str, Any]) -> dict[str, str]:
+def _driver_environment(spec: JobSpec) -> dict[str, str]:
     """This environment, in which the job's runtime environment does not reach the ranks, unless they need its files.
 
     Ray would start a worker process anew for each job whose runtime environment differs, and it has some ready.

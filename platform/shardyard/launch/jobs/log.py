@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+from shardyard.launch.jobs.spec import JobSpec
 
 # An earlier job that has not started by then, for instance because its environment is still installed, is not waited
 # for any longer.
@@ -34,7 +35,7 @@ def own_log() -> Path | None:
     return path if path.name.startswith(_PREFIX) and path.suffix == _SUFFIX else None
 
 
-def submitted_at(spec: dict[str, Any], log: Path | None = None) -> float:
+def submitted_at(spec: JobSpec, log: Path | None = None) -> float:
     """When the server took the job, in seconds since 1970."""
     log = log or own_log()
     taken = first_time(_head(log)) if log is not None else None

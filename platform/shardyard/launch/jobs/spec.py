@@ -12,10 +12,11 @@ import secrets
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from shardyard import __version__
 from shardyard.redaction import scrub_all
+from shardyard.tracking.run.info import ShortenedInfo
 
 if TYPE_CHECKING:
     from shardyard.launch.jobs.submission import SubmitRequest
@@ -23,7 +24,50 @@ if TYPE_CHECKING:
     from shardyard.recipe.schema import Recipe
 
 SPEC_NAME = "job.json"
+# Of job.json; it grows when a key that readers know changes its meaning. Files written before it existed count as 0.
+FORMAT = 1
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Policy(TypedDict):
+    """The section `job` of a recipe: what follows each end of an attempt. `time_limit` in seconds."""
+
+    retries: int
+    on_failed: str
+    on_timeout: str
+    on_preempted: str
+    time_limit: float | None
+
+
+class JobSpec(TypedDict):
+    """The keys of job.json.
+
+    run_id, runs_dir: the run folder that the job makes, or goes on with. resolved_text becomes its resolved.yaml, which
+        is from then on what the job trains with, after `resume -s` too.
+    recipe, plan: as they were submitted; `plan` serves while resolved.yaml says the same and `version` made it.
+    given, overrides: the recipe as the person named it. submitted: seconds since 1970. needs: in words.
+    address: of the Ray cluster. working_dir: whether files travel with the job.
+    """
+
+    format: NotRequired[int]
+    version: str
+    run_id: str
+    job_name: str
+    name: str
+    given: str
+    overrides: list[str]
+    runs_dir: str
+    submitted: float
+    needs: str
+    tags: list[str]
+    trial: ShortenedInfo | None
+    policy: Policy
+    recipe_text: str
+    resolved_text: str
+    recipe: dict[str, Any]
+    plan: dict[str, Any]
+    address: NotRequired[str]
+    working_dir: NotRequired[bool]
 
 
 def new_run_id(name: str) -> str:
@@ -31,7 +75,7 @@ def new_run_id(name: str) -> str:
     return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str, Any]:
+def spec_of(request: SubmitRequest, submitted: float | None = None) -> JobSpec:
     """What a job needs to know, as plain data.
 
     Args:
@@ -46,7 +90,8 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str,
     plan = request.plan
     recipe = fixed(request.loaded.recipe, plan)
     demand = demand_of(recipe, gpu=plan.world.gpu, workers=plan.world.size)
-    known = {
+    known: JobSpec = {
+        "format": FORMAT,
         "version": __version__,
         "run_id": request.run_id or new_run_id(recipe.name),
         "job_name": request.job_name,
@@ -57,7 +102,7 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str,
         "submitted": time.time() if submitted is None else submitted,
         "needs": judge(demand, []).sentence.partition(";")[0],
         "tags": list(recipe.tracking.tags),
-        "trial": request.trial,
+        "trial": cast("ShortenedInfo | None", request.trial),
         "policy": policy_of(recipe),
         "recipe_text": request.loaded.text,
         "resolved_text": request.resolved or dump_recipe(recipe),
@@ -65,10 +110,10 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> dict[str,
         "plan": TypeAdapter(RunPlan).dump_python(plan, mode="json"),
     }
     # The recipe holds none, but its comments, the overrides and the names that were given may.
-    return dict(scrub_all(known))
+    return cast("JobSpec", scrub_all(known))
 
 
-def policy_of(recipe: Recipe) -> dict[str, Any]:
+def policy_of(recipe: Recipe) -> Policy:
     """The section `job` of a recipe as the entry reads it; `time_limit` in seconds."""
     job = recipe.job
     return {
@@ -87,12 +132,12 @@ def limit_seconds(text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def write_spec(spec: dict[str, Any], path: Path) -> None:
+def write_spec(spec: JobSpec, path: Path) -> None:
     """Write the file."""
     path.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
 
 
-def read_spec(path: Path) -> dict[str, Any]:
+def read_spec(path: Path) -> JobSpec:
     """Read the file.
 
     Raises:
@@ -102,10 +147,12 @@ def read_spec(path: Path) -> dict[str, Any]:
     spec = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(spec, dict) or not {"run_id", "runs_dir", "policy"} <= spec.keys():
         raise ValueError(f"{path} was not written by `shardyard submit`")
-    return spec
+    if int(spec.get("format") or 0) > FORMAT:
+        raise ValueError(f"a newer version of Shardyard wrote it (format {spec['format']}); upgrade Shardyard here")
+    return cast("JobSpec", spec)
 
 
-def plan_in(spec: dict[str, Any]) -> RunPlan | None:
+def plan_in(spec: JobSpec) -> RunPlan | None:
     """The plan that travelled with the job; None where another version of Shardyard made it."""
     from pydantic import TypeAdapter, ValidationError
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.tracking.run.folder import RunFolder
-
-# Parts of a plan that run.json does without: resolved.yaml tells the reasons, and ranks compile the configuration.
-_NOT_KEPT = ("reasons", "deepspeed")
+from shardyard.tracking.run.plan_file import in_short, plan_json
 
 
 def new_run(
@@ -41,11 +39,7 @@ def new_run(
         run_id=run_id,
         total_steps=plan.get("steps"),
         world_size=plan.get("world", {}).get("size"),
-        plan=kept(plan),
+        plan_text=plan_json(plan),
+        plan=in_short(plan),
         **fields,
     )
-
-
-def kept(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json keeps of a plan."""
-    return {name: value for name, value in plan.items() if name not in _NOT_KEPT}

@@ -19,8 +19,9 @@ from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, resolved_text, rows
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
 from shardyard.recipe.shorten import as_trial
-from shardyard.tracking.files import JsonlWriter, write_atomically
+from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.plan_file import keep_plan
 from shardyard.tracking.run.provenance import collect
 
 
@@ -104,7 +105,7 @@ def plan_resumed(
     if step is not None:
         _go_back(folder, step)
     if overrides:
-        write_atomically(folder.resolved, resolved_text(loaded.recipe, plan))
+        keep_plan(folder, resolved_text(loaded.recipe, plan), as_dict(plan))
     return PlannedRun(loaded, plan, local)
 
 

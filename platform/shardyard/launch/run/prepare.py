@@ -48,9 +48,14 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
     return count_rows(make_components(recipe).context, recipe.objective, recipe.train.seed)
 
 
+def recipe_in(folder: RunFolder) -> Recipe:
+    """What a run trains with, as its resolved.yaml says."""
+    return parse_recipe(YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8")))
+
+
 def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
     """The recipe with what earlier attempts of its run have fixed."""
-    fixed = parse_recipe(YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8")))
+    fixed = recipe_in(folder)
     return recipe.model_copy(update={name: getattr(fixed, name) for name in _FIXED_SECTIONS})
 
 

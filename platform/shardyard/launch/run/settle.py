@@ -13,7 +13,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shardyard.engine.job import Job
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.launch.ray.cluster import RayCluster
-from shardyard.launch.run.create import kept
 from shardyard.launch.run.prepare import as_fixed
 from shardyard.launch.run.world import bf16_of_gpus
 from shardyard.planning.placement import Demand, Placement
@@ -21,7 +20,7 @@ from shardyard.planning.plan import make_plan
 from shardyard.planning.plan_text import as_dict, resolved_text
 from shardyard.recipe.precision import GIVEN, Bf16, with_precision
 from shardyard.recipe.schema import Precision
-from shardyard.tracking.files import write_atomically
+from shardyard.tracking.run.plan_file import keep_plan
 
 # A node that says nothing for so long is taken for one without bf16 units.
 ASK_SECONDS = 60.0
@@ -51,8 +50,7 @@ def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, 
     recipe = with_precision(recipe, plan.precision)
     if ask_now:
         tell_precision(plan.precision, plan.reasons["precision"], tell)
-        write_atomically(job.folder.resolved, resolved_text(recipe, plan))
-        job.folder.update(plan=kept(as_dict(plan)))
+        keep_plan(job.folder, resolved_text(recipe, plan), as_dict(plan))
     return replace(job, recipe=recipe, plan=plan)
 
 

@@ -29,9 +29,9 @@ from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.load import load_base
 from shardyard.recipe.sweep.schema import Sweep
 from shardyard.recipe.sweep.trials import as_overrides, trial_name
-from shardyard.tracking.files import write_atomically
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.lease import Lease
+from shardyard.tracking.run.plan_file import keep_plan
 from shardyard.tracking.run.provenance import collect
 from shardyard.units import format_bytes
 
@@ -74,7 +74,7 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[st
     else:
         check_unchanged(run)
         run.update(sweep={**run.info().sweep, "parameters": parameters})
-        write_atomically(run.resolved, resolved_text(recipe, plan))
+        keep_plan(run, resolved_text(recipe, plan), as_dict(plan))
     folder.note(number, run=run.id, parameters=parameters, error=None)
     return Job(recipe, plan, run)
 

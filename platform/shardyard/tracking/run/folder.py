@@ -1,7 +1,7 @@
 """The folder of a run: its id, its state, its files, and the request to stop it. Plain files are the truth.
 
-Files are named in design order: recipe.yaml, resolved.yaml, run.json, metrics.jsonl, events.jsonl, samples.jsonl,
-logs/, wandb/, checkpoints/, final/. Only `RunFolder` writes run.json, always by replacement.
+Files are named in design order: recipe.yaml, resolved.yaml, plan.json, run.json, metrics.jsonl, events.jsonl,
+samples.jsonl, logs/, wandb/, checkpoints/, final/. Only `RunFolder` writes run.json, always by replacement.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.resolved = self.path / "resolved.yaml"
         self.info_file = self.path / "run.json"
+        self.plan = self.path / "plan.json"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.samples = self.path / "samples.jsonl"
@@ -96,12 +97,13 @@ class RunFolder:
         resolved_text: str,
         *,
         run_id: str | None = None,
+        plan_text: str | None = None,
         **fields: Unpack[RunFields],
     ) -> RunFolder:
         """A new folder `<name>-<date>-<time>-<4 random>` (UTC) in the state `pending`; never an existing one.
 
-        `run_id` is given where the id was told to somebody before. `fields` are added to run.json, such as
-        `total_steps`, `world_size` and `provenance`.
+        `run_id` is given where the id was told to somebody before. `plan_text` becomes plan.json. `fields` are added to
+        run.json, such as `total_steps`, `world_size` and `provenance`.
 
         Raises:
             RunFolderError: the name is not a folder name, the id is taken, or the runs folder cannot be written.
@@ -118,7 +120,7 @@ class RunFolder:
             raise unwritable(runs_dir, error) from error
         run = cls(path)
         try:
-            run._fill(name, recipe_text, resolved_text, fields)
+            run._fill(name, recipe_text, resolved_text, plan_text, fields)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             raise unwritable(runs_dir, error) from error
@@ -226,10 +228,12 @@ class RunFolder:
         """Forget a request, as a resumed run does before it starts."""
         self._stop.unlink(missing_ok=True)
 
-    def _fill(self, name: str, recipe_text: str, resolved_text: str, fields: RunFields) -> None:
+    def _fill(self, name: str, recipe_text: str, resolved_text: str, plan_text: str | None, fields: RunFields) -> None:
         # Comments may hold secrets; a recipe with any in its fields has been refused.
         write_atomically(self.recipe, scrub(recipe_text))
         write_atomically(self.resolved, resolved_text)
+        if plan_text is not None:
+            write_atomically(self.plan, plan_text)
         self.logs.mkdir(exist_ok=True)
         info: dict[str, Any] = {
             "format": FORMAT,

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from shardyard.errors import EXIT_PREEMPTED, RunFolderError
 from shardyard.launch.jobs import entry
-from shardyard.launch.jobs.spec import read_spec
+from shardyard.launch.jobs.spec import JobSpec, read_spec
 from shardyard.tracking.run.folder import RunFolder
 
 
-def ended_with(spec: dict[str, Any]) -> int | None:
+def ended_with(spec: JobSpec) -> int | None:
     """The exit code that a job has ended with for good; None where it is to be carried out, for the first time or on.
 
     A run that is submitted again is another job of the same run folder.

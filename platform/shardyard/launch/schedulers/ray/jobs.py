@@ -19,7 +19,7 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.jobs import secrets
 from shardyard.launch.jobs.files import Selection
 from shardyard.launch.jobs.package import checked_files, in_short, listing, package
-from shardyard.launch.jobs.spec import SPEC_NAME, entry_command, new_run_id, spec_of
+from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, entry_command, new_run_id, spec_of
 from shardyard.launch.jobs.submission import Say, SubmitRequest
 from shardyard.launch.local_cluster.nodes import home
 from shardyard.launch.local_cluster.token import ray_token_path, token_path
@@ -81,7 +81,7 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
         ShardyardError: the cluster does not take it. Nothing is left behind then, nor after Ctrl-C.
     """
     request = replace(request, run_id=request.run_id or new_run_id(request.loaded.recipe.name))
-    spec = {**spec_of(request), "working_dir": request.working_dir is not None}
+    spec: JobSpec = {**spec_of(request), "working_dir": request.working_dir is not None}
     folder = request.working_dir.expanduser().absolute() if request.working_dir is not None else None
     selection = _selected(request, folder) if folder is not None else None
     if request.dry_run is not None:
@@ -148,7 +148,7 @@ def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
 
 
 def _body(
-    request: SubmitRequest, spec: dict[str, Any], package_uri: str, secret: str | None = None, python: str = "python"
+    request: SubmitRequest, spec: JobSpec, package_uri: str, secret: str | None = None, python: str = "python"
 ) -> dict[str, Any]:
     """What the Jobs API is sent; `python` is the interpreter on the head."""
     command = entry_command(SPEC_NAME, python=python)

@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.jobs.entry import run_folder
-from shardyard.launch.jobs.spec import spec_of
+from shardyard.launch.jobs.spec import JobSpec, spec_of
 from shardyard.launch.jobs.submission import Say, SubmitRequest
 from shardyard.launch.schedulers.ray.jobs import uninterrupted
 from shardyard.launch.schedulers.slurm.script import COMMENT, Allocation, allocation_of, render
@@ -105,7 +104,7 @@ def submit(request: SubmitRequest, say: Say) -> str:
         ShardyardError: Slurm does not answer.
     """
     recipe = request.loaded.recipe
-    spec = {**spec_of(request), "runs_dir": str(request.runs_dir.resolve())}
+    spec: JobSpec = {**spec_of(request), "runs_dir": str(request.runs_dir.resolve())}
     run = Path(spec["runs_dir"]) / spec["run_id"]
     gpu = _on_gpus(recipe, planned=request.plan.world.gpu, say=say)
     if gpu != request.plan.world.gpu:
@@ -184,7 +183,7 @@ def cancel(job_id: str) -> None:
     _slurm("scancel", job_id)
 
 
-def _submit(script: str, spec: dict[str, Any], allocation: Allocation, recipe: Recipe) -> str:
+def _submit(script: str, spec: JobSpec, allocation: Allocation, recipe: Recipe) -> str:
     """Make the run folder and hand the script to sbatch. Whatever goes wrong, or Ctrl-C, leaves neither behind."""
     run = Path(spec["runs_dir"]) / spec["run_id"]
     existed = run.exists()

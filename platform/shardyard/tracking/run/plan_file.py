@@ -1,0 +1,43 @@
+"""plan.json: the numbers of a run's plan with their reasons, and how a plan that has changed is kept.
+
+Only the standard library is imported here: the entry point of a job makes run folders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from shardyard.tracking.files import encode, write_atomically
+from shardyard.tracking.run.folder import RunFolder, unwritable
+from shardyard.tracking.run.info import FORMAT
+
+# What run.json does without: plan.json has the reasons, and ranks compile the configuration.
+_NOT_IN_RUN_JSON = ("reasons", "deepspeed", "format")
+
+
+def plan_json(plan: Mapping[str, Any]) -> str:
+    """The text of plan.json; `plan` as `planning.plan_text.as_dict` has it, or as it travelled with a job."""
+    return json.dumps(json.loads(encode({"format": FORMAT, **plan})), indent=2, ensure_ascii=False) + "\n"
+
+
+def in_short(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json keeps of a plan, so that lists of runs read one file."""
+    return {name: value for name, value in plan.items() if name not in _NOT_IN_RUN_JSON}
+
+
+def keep_plan(folder: RunFolder, resolved_text: str, plan: Mapping[str, Any]) -> None:
+    """Write what a run trains with from now on: resolved.yaml, plan.json, and the plan in run.json.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+        TakenOverError: another process trains the run by now.
+    """
+    folder.check_held()
+    try:
+        write_atomically(folder.resolved, resolved_text)
+        write_atomically(folder.plan, plan_json(plan))
+    except OSError as error:
+        raise unwritable(folder.path, error) from error
+    folder.update(total_steps=plan.get("steps"), plan=in_short(plan))
