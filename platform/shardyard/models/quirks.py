@@ -8,10 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
+
+# What a model says of itself.
+
+
+def attention_of(model: Any) -> str:
+    """Which implementation of attention a model computes with, such as `sdpa`; "" where it does not say."""
+    config = getattr(getattr(model, "module", model), "config", None)
+    return str(getattr(config, "_attn_implementation", ""))
+
+
+def recorded_routers(module: nn.Module) -> Iterator[tuple[type, int]]:
+    """The classes of routers that a model of transformers names, each with the place of its logits in its output."""
+    recorded = getattr(type(module), "_can_record_outputs", None) or {}
+    entries = recorded.get("router_logits", []) if isinstance(recorded, dict) else []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        yield cast(type, getattr(entry, "target_class", entry)), int(getattr(entry, "index", 1))
+
 
 # Initialisation.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardyard.objectives.quirks import attention_of
+from shardyard.models.quirks import attention_of
 
 
 def document_bounds(model: Any, position_ids: Tensor) -> dict[str, Any]:

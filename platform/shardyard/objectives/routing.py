@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from shardyard.objectives.quirks import is_parallel_layer, recorded_routers
+from shardyard.models.quirks import recorded_routers
+from shardyard.objectives.quirks import is_parallel_layer
 
 # Names that configurations give to the number of experts.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from shardyard.models import quirks
 
@@ -52,3 +62,18 @@ def test_peft_still_changes_what_is_trained_as_it_switches_adapters_off() -> Non
     adapted[0].enable_adapters(False)
     assert torch.equal(bare, adapted(rows))
     assert not any(parameter.requires_grad for parameter in adapted.parameters())
+
+
+def test_a_configuration_says_its_attention() -> None:
+    config = GPT2Config(attn_implementation="sdpa")
+    assert quirks.attention_of(SimpleNamespace(config=config)) == "sdpa"
+    assert quirks.attention_of(SimpleNamespace(module=SimpleNamespace(config=config))) == "sdpa"
+    assert quirks.attention_of(object()) == ""
+
+
+def test_a_mixture_names_its_routers() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 11}
+    config = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, num_local_experts=2)
+    model = MixtralForCausalLM(config)
+    found = [pair for module in model.modules() for pair in quirks.recorded_routers(module)]
+    assert set(found) == {(MixtralTopKRouter, 0)}

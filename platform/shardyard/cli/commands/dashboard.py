@@ -8,6 +8,8 @@ import os
 import socket
 import sys
 import tempfile
+import threading
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -128,7 +130,4 @@ def entry_file(address: str) -> Iterator[Path]:
 
 def _open_browser(page: Path) -> None:
     """In the background; a machine without one is left alone."""
-    import threading
-    import webbrowser
-
     threading.Timer(0.8, lambda: webbrowser.open(page.as_uri())).start()

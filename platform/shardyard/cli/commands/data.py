@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
+import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -269,8 +270,6 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 def _describe(value: dict[str, Any]) -> str:
     content: bytes = value["bytes"]
     if content[:4] == b"RIFF":
-        import wave
-
         with wave.open(io.BytesIO(content)) as file:
             seconds = file.getnframes() / file.getframerate()
             return f"<{value['path']}: WAV, {file.getframerate()} Hz, {seconds:.1f} s>"

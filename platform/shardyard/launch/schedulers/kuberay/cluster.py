@@ -11,11 +11,14 @@ import sys
 from collections.abc import Sequence
 
 from shardyard.errors import ShardyardError
+from shardyard.launch.run.initial import for_planning
+from shardyard.launch.run.prepare import prepare
 from shardyard.launch.schedulers.kuberay.names import MAX_CLUSTER_NAME, dns_name
 from shardyard.launch.schedulers.kuberay.render import describe, render_cluster
 from shardyard.launch.schedulers.kuberay.yaml import to_yaml
 from shardyard.planning.plan import World
 from shardyard.recipe.loading.load import load_recipe
+from shardyard.tracking.run.folder import runs_folder
 
 
 def manifest(name_or_path: str, overrides: Sequence[str] = (), name: str | None = None) -> str:
@@ -24,10 +27,6 @@ def manifest(name_or_path: str, overrides: Sequence[str] = (), name: str | None 
     Raises:
         RecipeError: Kubernetes would not take what the recipe says.
     """
-    from shardyard.launch.run.initial import for_planning
-    from shardyard.launch.run.prepare import prepare
-    from shardyard.tracking.run.folder import runs_folder
-
     recipe = for_planning(load_recipe(name_or_path, overrides).recipe, runs_folder())
     plan = prepare(recipe, World(size=recipe.cluster.workers, gpu=bool(recipe.cluster.gpus_per_worker)))
     options = [part for override in overrides for part in ("-s", override)] + (["--name", name] if name else [])

@@ -1,0 +1,82 @@
+"""Imports inside functions: where start-up time, or a library that may be missing, needs them. One list, with reasons.
+
+An import at the top shows what a file depends on, and fails when the program starts instead of an hour later.
+"""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from support.module_graph import PACKAGE
+
+# Files, or folders with a slash at their end → what an import at the top would cost.
+LATE = {
+    "cli/commands/": "a command imports what it does when it is called: `--help` and completion read its file too",
+    "cli/doctor/checks.py": "a check asks for a package that may be missing or broken",
+    "cli/doctor/doctor.py": "rich, for output to a terminal alone",
+    "cli/view/complete.py": "a shell waits for the completion of one name",
+    "cli/view/jobs.py": "schedulers, where a job is shown",
+    "cli/view/output.py": "rich, for output to a terminal alone",
+    "dashboard/web/sweeps.py": "the fit of a scaling law imports torch",
+    "data/sources/corpus.py": "some Pythons come without pydoc_data",
+    "engine/inference/lm_eval.py": "lm-eval is an extra",
+    "launch/jobs/secrets.py": "Ray, in the process that takes the variables",
+    "launch/jobs/spec.py": "the entry point of a job imports the standard library alone",
+    "launch/local_cluster/status.py": "Ray reads its token from the environment when it is imported",
+    "launch/ray/group.py": "torch, in workers alone",
+    "launch/ray/process_group.py": "torch, in workers alone",
+    "launch/ray/trainer.py": "torch and DeepSpeed, in workers alone",
+    "launch/run/driver.py": "torch and DeepSpeed, where a run trains in this process",
+    "launch/run/initial.py": "torch, where a recipe starts from weights",
+    "launch/run/plans.py": "Ray, where a cluster is named",
+    "launch/run/prepare.py": "torch and transformers: a plan whose sizes are remembered does without",
+    "launch/run/process.py": "Ray, once the run has its process",
+    "launch/run/signals.py": "psutil, where a run is ended at once",
+    "launch/run/world.py": "torch, where there is a GPU",
+    "launch/schedulers/": "Ray and the Kubernetes client, once a scheduler is asked",
+    "launch/sweep/plot.py": "matplotlib is an extra",
+    "launch/sweep/scaling_laws.py": "scipy is an extra, and numpy takes longer than a list of sweeps",
+    "launch/sweep/search.py": "optuna is an extra",
+    "models/adapters/adapters.py": "peft takes half a second, which only adapters need",
+    "models/quirks.py": "peft takes half a second, which only adapters need",
+    "tracking/wandb/": "wandb takes half a second, which runs without it spare",
+}
+
+
+def late(source: str) -> list[str]:
+    """`line: import` of each import inside a function."""
+    inner = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    found = {node for function in inner for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)}
+    return [f"{node.lineno}: {ast.unparse(node)}" for node in sorted(found, key=lambda node: node.lineno)]
+
+
+def _entry(name: str) -> str | None:
+    return next((entry for entry in LATE if name == entry or (entry[-1] == "/" and name.startswith(entry))), None)
+
+
+def test_imports_inside_functions_are_those_of_the_list() -> None:
+    found = {path.relative_to(PACKAGE).as_posix(): late(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+    wrong = [f"{name}:{one}" for name, some in sorted(found.items()) if _entry(name) is None for one in some]
+    assert not wrong, "import at the top, or say in this test why not:\n" + "\n".join(wrong)
+
+
+def test_a_late_import_is_of_what_takes_time() -> None:
+    """The standard library and what a file has imported anyway gain nothing by waiting."""
+    light = {"threading", "webbrowser", "wave", "json", "os", "re", "shutil", "subprocess", "datetime", "time"}
+    found = [
+        f"{path.relative_to(PACKAGE)}:{one}"
+        for path in PACKAGE.rglob("*.py")
+        for one in late(path.read_text("utf-8"))
+        if one.split()[2].partition(".")[0] in light
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [("import os", 0), ("def f():\n    import os", 1), ("class A:\n    def f(self):\n        from a import b", 1)],
+)
+def test_an_import_inside_a_function_is_seen(source: str, count: int) -> None:
+    assert len(late(source)) == count
