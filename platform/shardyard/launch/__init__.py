@@ -1,1 +1,31 @@
-"""Where ranks come from: Ray clusters, Ray Train, or this very process. The room of Ray."""
+"""Placing and driving work: runs, jobs, schedulers, Ray and sweeps. Called, it launches a recipe (see `launch.api`)."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inspect import Signature
+
+
+class _CallablePackage(ModuleType):
+    """`from shardyard import launch` gives this package, which is bound in `shardyard` once a module of it has been
+    imported, whatever else had that name before. It is the function of the public API as well."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from shardyard.launch.api import launch
+
+        return launch(*arguments, **options)
+
+    @property
+    def __signature__(self) -> Signature:
+        from inspect import signature
+
+        from shardyard.launch.api import launch
+
+        return signature(launch)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from shardyard.cli.commands.submit import _plan as plan_of_submission
 from shardyard.engine.job import Job
 from shardyard.engine.run import slow_bf16
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.launch.jobs.spec import spec_of
 from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.jobs.submit import plan_for
 from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.run import settle, world
 from shardyard.launch.run.settle import NodeAnswer, bf16_of_cpu_nodes, bf16_of_gpu_nodes
@@ -167,7 +167,7 @@ def test_it_is_derived_for_the_devices_that_train(monkeypatch: pytest.MonkeyPatc
 def test_a_laptop_that_submits_to_gpus_plans_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "read_cpuinfo", lambda: "flags : avx2\n")
     loaded = load_recipe("gpt/quickstart", ["cluster.gpus_per_worker=1"])
-    plan = plan_of_submission(loaded, create("ray"), None)
+    plan = plan_for(loaded, create("ray"), None)
     assert (plan.precision, plan.precision_known) == ("bf16", False)
 
 
