@@ -218,7 +218,7 @@ class Run:
     @property
     def step(self) -> int:
         """The last step that was trained."""
-        return int(self._folder.info()["step"])
+        return self._folder.info().step
 
     def metrics(self) -> list[dict[str, Any]]:
         """A dictionary a step, ascending: `step`, `time` in seconds since 1970, and what was measured then."""
