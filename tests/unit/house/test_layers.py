@@ -45,10 +45,11 @@ OPENS_EVERYTHING = "cli"
 HOMES = {"deepspeed": "engine", "ray": "launch", "wandb": "tracking"}
 # Modules above that are started as processes of their own, by name.
 STARTED = {
-    ("launch/jobs/entry.py", "shardyard.cli.commands.job_driver"),
     ("dashboard/web/cluster.py", "shardyard.cli.main"),
     ("dashboard/web/documents.py", "shardyard.cli.main"),
 }
+# Where the names of the public API are.
+PUBLIC = {"errors", "launch"}
 # These are pure, so that a broken one is refused before any of these has been imported.
 PURE = {"plugins", "objective specs", "recipe", "planning"}
 TOO_HEAVY_FOR_THE_RECIPE = {"torch", "transformers", "ray", "deepspeed", "datasets", "wandb", "tokenizers"}
@@ -94,7 +95,8 @@ def _crossed_inside(room: str, other: str) -> str | None:
     if other not in LAYERS or other == room or room == OPENS_EVERYTHING:
         return None
     if room == "__init__":
-        return "the package itself imports nothing"
+        # Only when a name is used, which `test_public_api.py` measures.
+        return None if other in PUBLIC else "the package itself has the names of the public API alone"
     if LAYERS[other] == LAYERS[room]:
         return f"{room} and {other} are of one layer and do not know each other"
     if LAYERS[other] > LAYERS[room]:
@@ -135,7 +137,7 @@ def test_no_module_crosses_a_wall(name: str) -> None:
         ("dashboard/a.py", "from shardyard.cli import output", "do not know each other"),
         ("errors.py", "from shardyard.units import format_bytes", "do not know each other"),
         ("units.py", "from shardyard.recipe import plan", "recipe is above units"),
-        ("__init__.py", "from shardyard.errors import ShardyardError", "imports nothing"),
+        ("__init__.py", "from shardyard.recipe.schema import Recipe", "the public API alone"),
         ("launch/a.py", "import deepspeed", "deepspeed is imported in engine/ only"),
         ("engine/a.py", "from ray import train", "ray is imported in launch/ only"),
         ("cli/a.py", "def f():\n    import wandb.sdk", "wandb is imported in tracking/ only"),
@@ -157,6 +159,7 @@ def test_a_crossed_wall_is_seen(path: str, source: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
+        ("__init__.py", "HOMES = {'Run': 'shardyard.launch.api', 'ShardyardError': 'shardyard.errors'}"),
         ("cli/a.py", "from shardyard import __version__\nfrom shardyard.dashboard import server"),
         (
             "data/a.py",
