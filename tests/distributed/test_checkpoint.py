@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.weights import weights_of_checkpoint
-from shardyard.engine.hooks.hooks import CheckpointHook
+from shardyard.engine.hooks.checkpoints import CheckpointHook
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank, gather
 from shardyard.errors import CheckpointError, ShardyardError

@@ -8,7 +8,11 @@ from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.checkpoint.checkpoint import Checkpointer
 from shardyard.engine.components import Components, held_out, make_components, with_frozen
 from shardyard.engine.deepspeed.engine import LearningRate, start_engine
-from shardyard.engine.hooks.hooks import EarlyStoppingHook, EvaluateHook, EventLog, Every, NullEventLog, SampleHook
+from shardyard.engine.hooks.base import EventLog, NullEventLog
+from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
+from shardyard.engine.hooks.evaluate import EvaluateHook
+from shardyard.engine.hooks.registry import HookInputs, outside_hooks
+from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
 from shardyard.objectives.registry import objective_spec
@@ -72,7 +76,6 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         meter=_meter(recipe, plan),
         machine=_machine(folder, rank),
         processor=components.processor,
-        early_stopping=_early_stopping(recipe, notes),
     )
     _add_hooks(session, components)
     if rank.is_first:
@@ -106,32 +109,36 @@ def _machine(folder: RunFolder, rank: Rank) -> MachineWatch | None:
     return MachineWatch(where, socket.gethostname(), collects=rank.is_first, gpu=gpu)
 
 
-def _early_stopping(recipe: Recipe, notes: EventLog) -> EarlyStoppingHook | None:
+def _early_stopping(recipe: Recipe, events: EventLog, every: int) -> EarlyStoppingHook | None:
     settings = recipe.evaluate.early_stopping
     if settings is None:
         return None
     metric = settings.metric.rpartition("/")[2]
     larger_is_better = objective_spec(recipe.objective).metrics.get(metric, False)
-    return EarlyStoppingHook(settings, notes, larger_is_better=larger_is_better)
+    return EarlyStoppingHook(settings, events, every=every, larger_is_better=larger_is_better)
 
 
 def _add_hooks(session: Session, components: Components) -> None:
-    """In the order in which they run after a step: what is measured first is saved last."""
-    recipe, plan = session.recipe, session.plan
-    at_evaluation = Every(plan.evaluate_every, plan.steps)
+    """In the order in which they run after a step: measure, record what was measured, act on it, save."""
+    recipe, every, events = session.recipe, session.plan.evaluate_every, session.notes
     evaluate = EvaluateHook(
         session.engine,
         components.objective,
         held_out(recipe, components),
         session.rank,
-        micro_batch=plan.micro_batch,
-        notes=session.notes,
+        micro_batch=session.plan.micro_batch,
+        events=events,
+        every=every,
     )
-    session.hooks.append((at_evaluation, evaluate))
-    if session.early_stopping is not None:
-        session.hooks.append((at_evaluation, session.early_stopping))
+    stopping = _early_stopping(recipe, events, every)
+    sample = None
     if recipe.sample.prompts:
         chat = objective_spec(recipe.objective).chat
-        sample = SampleHook(session.engine, session.tokenizer, recipe.sample, session.rank, session.notes, chat=chat)
-        session.hooks.append((at_evaluation, sample))
-    session.hooks.append((Every(plan.checkpoint_every, plan.steps), session.checkpoint))
+        sample = SampleHook(
+            session.engine, session.tokenizer, recipe.sample, session.rank, events, every=every, chat=chat
+        )
+    acting = [hook for hook in (stopping, sample, session.checkpoint) if hook is not None]
+    ours = [evaluate, session.recorder, *acting]
+    inputs = HookInputs(recipe, session.engine.module, session.rank, events)
+    outside = outside_hooks(inputs, [hook.name for hook in ours])
+    session.hooks += [evaluate, *outside, session.recorder, *acting]

@@ -19,7 +19,9 @@ import torch
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.components import held_out, make_components, with_frozen
 from shardyard.engine.deepspeed.engine import LearningRate, start_engine
-from shardyard.engine.hooks.hooks import EvaluateHook, NullEventLog, SampleHook
+from shardyard.engine.hooks.base import Hook, NullEventLog
+from shardyard.engine.hooks.evaluate import EvaluateHook
+from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.job import Job
 from shardyard.engine.step import train_step
 from shardyard.engine.world import Rank, from_first
@@ -30,6 +32,7 @@ from shardyard.planning.plan_text import as_dict, resolved_text
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import shortened
 from shardyard.tracking.files import JsonlWriter
+from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.plan_file import keep_plan
 
 # The first steps allocate memory and choose kernels; what counts is how long the others take.
@@ -111,14 +114,14 @@ def measure(job: Job, rank: Rank) -> Pace:
         world_size=rank.world_size,
     )
     LearningRate(engine).set(learning_rate_factor(recipe.schedule, plan.steps)(0))
-    hooks: list[Callable[[int, dict[str, float]], None]] = [
+    hooks: list[Hook] = [
         EvaluateHook(
             engine,
             components.objective,
             held_out(recipe, components),
             rank,
             micro_batch=plan.micro_batch,
-            notes=NullEventLog(),
+            events=NullEventLog(),
         )
     ]
     if recipe.sample.prompts:
@@ -128,7 +131,7 @@ def measure(job: Job, rank: Rank) -> Pace:
         times = _timed(lambda: train_step(engine, components.objective, next(loader), rank), rank)
         started = time.monotonic()
         for hook in hooks:
-            hook(0, {})
+            hook.on_step(StepRecord(0, {}))
         return Pace(median(times), time.monotonic() - started)
     finally:
         loader.close()

@@ -44,14 +44,8 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
     for step in range(done + 1, session.plan.steps + 1):
         if session.stopped_early:
             break
-        metrics, asked = _one_step(session, step)
-        session.tell(StepRecord(step, metrics))
-        measured: dict[str, float] = {}
-        for due, hook in session.hooks:
-            if due(step):
-                hook(step, measured)
-        if measured:
-            session.tell(StepRecord(step, measured))
+        record, asked = _one_step(session, step)
+        session.after_step(record)
         outcome: Outcome | None = asked or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
             session.checkpoint.save(step)
@@ -59,8 +53,8 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
     return "finished"
 
 
-def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | None]:
-    """Train on one global batch; returns its metrics, and how the run is to end if someone asked for that."""
+def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
+    """Train on one global batch; returns its record, and how the run is to end if someone asked for that."""
     started = time.monotonic()
     learning_rate = session.learning_rate.set(session.factor(step - 1))
     batch = session.next_batch()
@@ -69,7 +63,9 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
     _check(session, result, step)
     session.statistics.average()
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
-    metrics |= session.objective.train_metrics(result.totals)
+    wanted = session.needs_metrics(step)
+    if wanted:
+        metrics |= session.objective.train_metrics(result.totals)
     if result.grad_norm is not None:
         metrics[names.TRAIN_GRAD_NORM] = result.grad_norm
     if not result.applied:
@@ -78,8 +74,10 @@ def _one_step(session: Session, step: int) -> tuple[dict[str, float], Outcome | 
         metrics["train/loss_scale"] = float(session.engine.optimizer.loss_scale)
     metrics[names.TRAIN_TOKENS] = step * session.plan.tokens_per_step
     metrics |= session.meter.update(session.plan.tokens_per_step, time.monotonic() - started, waited)
-    metrics |= memory_metrics()
-    return metrics, next((outcome for ask, outcome in _ASKS.values() if ask == result.asked), None)
+    if wanted:
+        metrics |= memory_metrics()
+    asked = next((outcome for ask, outcome in _ASKS.values() if ask == result.asked), None)
+    return StepRecord(step, metrics), asked
 
 
 def _flag(session: Session) -> float:

@@ -16,21 +16,39 @@ from shardyard.engine.assemble import assemble
 from shardyard.engine.budget import fix_steps
 from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
 from shardyard.engine.checkpoint.weights import whole_weights
+from shardyard.engine.hooks.base import Hook
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
-from shardyard.engine.session import Hook, Session
+from shardyard.engine.session import Session
 from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import CheckpointError, HardwareError, ShardyardError
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.recipe.precision import precision_of
-from shardyard.tracking.metrics.record import evaluation_of
+from shardyard.tracking.metrics.record import StepRecord, evaluation_of
 from shardyard.tracking.run.folder import read_metrics, typed
 from shardyard.units import format_bytes
 
+OnStep = Callable[[int, dict[str, float]], object]
 
-def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
+
+class CallHook(Hook):
+    """Tells the caller of each step, with the numbers that every step knows."""
+
+    name = "call"
+    reads_metrics = False
+
+    def __init__(self, on_step: OnStep) -> None:
+        super().__init__()
+        self._on_step = on_step
+
+    def on_step(self, record: StepRecord) -> None:
+        """Before evaluations and checkpoints."""
+        self._on_step(record.step, record.metrics)
+
+
+def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
     """Carry out a job as one rank; `torch.distributed` is initialised.
 
     Args:
@@ -46,7 +64,7 @@ def run_rank(job: Job, rank: Rank, on_step: Hook | None = None) -> Outcome:
     job = fix_steps(job, rank)
     session = assemble(job.recipe, job.plan, job.folder, rank, trust=job.trust)
     if on_step is not None:
-        session.hooks.insert(0, (lambda step: True, on_step))
+        session.hooks.insert(0, CallHook(on_step))
     ended = "failed"
     try:
         if rank.device.type == "cpu" and precision_of(job.recipe) == "bf16" and bf16_units(read_cpuinfo()) == "":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed
@@ -14,7 +14,9 @@ from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.checkpoint.explosion import way_back
 from shardyard.engine.deepspeed.batch_norm import RunningStatistics
 from shardyard.engine.deepspeed.engine import LearningRate
-from shardyard.engine.hooks.hooks import CheckpointHook, EarlyStoppingHook, EventLog
+from shardyard.engine.hooks.base import EventLog, Hook
+from shardyard.engine.hooks.checkpoints import CheckpointHook
+from shardyard.engine.hooks.recording import RecordHook
 from shardyard.engine.world import Rank, from_first
 from shardyard.errors import TrainingError
 from shardyard.objectives.base import Objective
@@ -25,8 +27,6 @@ from shardyard.tracking.metrics.meters import Throughput
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.metrics.tracker import Tracker
 from shardyard.tracking.run.folder import RunFolder
-
-Hook = Callable[[int, dict[str, float]], None]
 
 
 @dataclass
@@ -50,20 +50,42 @@ class Session:
     meter: Throughput
     machine: MachineWatch | None = None
     processor: Any = None
-    early_stopping: EarlyStoppingHook | None = None
-    hooks: list[tuple[Callable[[int], bool], Hook]] = field(default_factory=list)
+    hooks: list[Hook] = field(default_factory=list)
     streams: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.checkpoint = CheckpointHook(
-            self.checkpointer, self._state, self.notes, self.exploded, self.folder.check_held
+            self.checkpointer,
+            self._state,
+            self.notes,
+            self.exploded,
+            self.folder.check_held,
+            every=self.plan.checkpoint_every,
+        )
+        self.recorder = RecordHook(
+            self.tracker, self.machine, record_every=self.plan.record_every, last=self.plan.steps
         )
         self.statistics = RunningStatistics(self.engine.module, self.rank.world_size)
 
     @property
     def stopped_early(self) -> bool:
-        """Whether a validation metric has ended the run, in this process or before it was resumed."""
-        return self.early_stopping is not None and self.early_stopping.stop
+        """Whether a hook has ended the run, in this process or before it was resumed."""
+        return any(hook.stop for hook in self.hooks)
+
+    def needs_metrics(self, step: int) -> bool:
+        """Whether someone reads what the objective measured in this step, so that it has to leave the device."""
+        return self.recorder.wants(step) or any(
+            hook.reads_metrics and hook.due(step, self.plan.steps) for hook in self.hooks
+        )
+
+    def after_step(self, record: StepRecord) -> None:
+        """Call the hooks that are due, in order. What was measured is recorded whatever becomes of them."""
+        try:
+            for hook in self.hooks:
+                if hook.due(record.step, self.plan.steps):
+                    hook.on_step(record)
+        finally:
+            self.recorder.on_step(record)
 
     def restore(self) -> int:
         """Load the newest whole checkpoint if there is one; returns the number of steps that are done."""
@@ -73,8 +95,9 @@ class Session:
             state, streams = found
             self.loader.load_state(streams)
             self.checkpoint.saved_step = done = state.step
-            if self.early_stopping is not None and "early_stopping" in state.hooks:
-                self.early_stopping.load(state.hooks["early_stopping"])
+            for hook in self.hooks:
+                if hook.name in state.hooks:
+                    hook.load_state_dict(state.hooks[hook.name])
         number = self.folder.info().attempts
         self.notes.event("attempt", number=number, world_size=self.rank.world_size, resumed_step=done or None)
         return done
@@ -94,15 +117,6 @@ class Session:
         if self.rank.is_first:
             self.folder.check_held()
         return self.folder.stop_requested() if self.rank.is_first else None
-
-    def tell(self, record: StepRecord) -> None:
-        """Record a step if it is due; what an evaluation measured is always recorded."""
-        due = record.step % self.plan.record_every == 0 or record.step == self.plan.steps
-        if self.tracker is None or not (due or any(name.startswith("eval/") for name in record.metrics)):
-            return
-        if self.machine is not None:
-            record = replace(record, metrics={**record.metrics, **self.machine.take()})
-        self.tracker.record(record)
 
     def finish(self) -> None:
         """Save the last checkpoint.
@@ -126,5 +140,5 @@ class Session:
             self.tracker.close(outcome=outcome)
 
     def _state(self, step: int) -> tuple[TrainerState, dict[str, Any]]:
-        hooks = {"early_stopping": self.early_stopping.state()} if self.early_stopping is not None else {}
+        hooks = {hook.name: state for hook in self.hooks if (state := hook.state_dict())}
         return TrainerState(step=step, tokens=step * self.plan.tokens_per_step, hooks=hooks), self.streams

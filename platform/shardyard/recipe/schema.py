@@ -27,7 +27,7 @@ from shardyard.recipe.sections.training import (
     Train,
     Zero,
 )
-from shardyard.recipe.sections.watching import Alerts, EarlyStopping, Evaluate, Sample, Tracking, Wandb
+from shardyard.recipe.sections.watching import Alerts, EarlyStopping, Evaluate, HookUse, Sample, Tracking, Wandb
 
 __all__ = [
     "NAME_PATTERN",
@@ -42,6 +42,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluate",
     "Experts",
+    "HookUse",
     "Image",
     "Job",
     "Kubernetes",
@@ -93,6 +94,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = described(Checkpoint(), "When checkpoints are written.")
     evaluate: Evaluate = described(Evaluate(), "When the model is evaluated on held-out data.")
     sample: Sample = described(Sample(), "Samples to generate during training.")
+    hooks: list[HookUse] = described([], "Further work between steps, by code of yours (docs/hooks.md).")
     tracking: Tracking = described(Tracking(), "What is recorded and where.")
     cluster: Cluster = described(Cluster(), "Where the run executes.")
     job: Job = described(Job(), "Behaviour as a submitted job: retries, time limit, priority.")

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
+from shardyard.engine.hooks.base import Hook, NullEventLog
+from shardyard.engine.hooks.checkpoints import CheckpointHook
+from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
 from shardyard.engine.hooks.generate import generate
-from shardyard.engine.hooks.hooks import CheckpointHook, EarlyStoppingHook, Every, NullEventLog
 from shardyard.errors import CheckpointError, TrainingError
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import EarlyStopping, Model
+from shardyard.tracking.metrics.record import StepRecord
 from support.tiny import CONFIGS
 
 METRIC = "eval/validation/loss"
@@ -37,9 +40,8 @@ class Notebook:
 
 
 def test_every_is_due_at_multiples_and_at_the_last_step() -> None:
-    due = Every(4, last=10)
-    assert [step for step in range(1, 11) if due(step)] == [4, 8, 10]
-    assert [step for step in range(1, 4) if Every(100, last=3)(step)] == [3]
+    assert [step for step in range(1, 11) if Hook(4).due(step, 10)] == [4, 8, 10]
+    assert [step for step in range(1, 4) if Hook(100).due(step, 3)] == [3]
 
 
 def watched(losses: list[float], *, patience: int = 2, min_delta: float = 0.0) -> tuple[list[bool], Notebook]:
@@ -47,7 +49,7 @@ def watched(losses: list[float], *, patience: int = 2, min_delta: float = 0.0) -
     hook = EarlyStoppingHook(EarlyStopping(patience=patience, min_delta=min_delta), notes)
     stops = []
     for number, loss in enumerate(losses, start=1):
-        hook(10 * number, {METRIC: loss, "train/loss": 0.0})
+        hook.on_step(StepRecord(10 * number, {METRIC: loss, "train/loss": 0.0}))
         stops.append(hook.stop)
     return stops, notes
 
@@ -82,25 +84,25 @@ def test_the_state_survives_a_checkpoint() -> None:
     losses = [3.0, 2.0, 2.5, 2.4, 2.3]
     straight = EarlyStoppingHook(settings, NullEventLog())
     for number, loss in enumerate(losses):
-        straight(number, {METRIC: loss})
+        straight.on_step(StepRecord(number, {METRIC: loss}))
         resumed = EarlyStoppingHook(settings, NullEventLog())
-        resumed.load(json.loads(json.dumps(straight.state(), allow_nan=False)))
-        assert resumed.state() == straight.state()
+        resumed.load_state_dict(json.loads(json.dumps(straight.state_dict(), allow_nan=False)))
+        assert resumed.state_dict() == straight.state_dict()
         assert resumed.stop == straight.stop
-        later = [straight.state(), resumed.state()]
+        later = [straight.state_dict(), resumed.state_dict()]
         assert later[0] == later[1]
     assert straight.stop
 
 
 def test_a_state_without_a_best_is_json_and_is_read_back() -> None:
     settings = EarlyStopping(patience=1)
-    state = json.loads(json.dumps(EarlyStoppingHook(settings, NullEventLog()).state(), allow_nan=False))
+    state = json.loads(json.dumps(EarlyStoppingHook(settings, NullEventLog()).state_dict(), allow_nan=False))
     assert state == {"best": None, "best_step": 0, "without": 0}
     hook = EarlyStoppingHook(settings, NullEventLog())
-    hook.load(state)
-    hook(1, {METRIC: 1e9})
+    hook.load_state_dict(state)
+    hook.on_step(StepRecord(1, {METRIC: 1e9}))
     assert not hook.stop
-    assert hook.state()["best"] == 1e9
+    assert hook.state_dict()["best"] == 1e9
 
 
 class Failing:
@@ -127,7 +129,7 @@ class Failing:
 def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
     notes, checkpointer = Notebook(), Failing()
     hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes, exploded)  # type: ignore[arg-type,return-value]
-    hook(10, {})
+    hook.on_step(StepRecord(10, {}))
     failed = {"kind": "checkpoint_failed", "step": 10, "error": "No space left on device"}
     assert notes.events == [failed]
     assert hook.saved_step is None
@@ -135,7 +137,7 @@ def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
     with pytest.raises(CheckpointError):
         hook.save(10)
     checkpointer.full = False
-    hook(20, {})
+    hook.on_step(StepRecord(20, {}))
     assert notes.events == [
         failed,
         failed,
@@ -155,7 +157,7 @@ def test_weights_that_are_no_numbers_are_not_saved_and_end_the_run() -> None:
     checkpointer.spoiled = ["a.weight", "b.bias"]
     hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes, exploded)  # type: ignore[arg-type,return-value]
     with pytest.raises(TrainingError, match=r"11: weights are not finite after step 10 \(a\.weight, b\.bias\)"):
-        hook(10, {})
+        hook.on_step(StepRecord(10, {}))
     assert (checkpointer.saves, notes.events) == (0, [])
 
 

@@ -1,21 +1,25 @@
-"""Loss and metrics on held-out rows."""
+"""Loss and metrics on held-out rows, and the hook that measures them between steps."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import deepspeed
 import torch
 from torch import nn
 
 from shardyard.data.stream.held_out import HeldOut
+from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.engine.step import to_device
 from shardyard.engine.sums import Sums, sum_over_ranks
 from shardyard.engine.world import Rank, gather
 from shardyard.objectives.base import Objective, Totals
+from shardyard.tracking.metrics.record import StepRecord, eval_loss
 
 
 @dataclass(frozen=True)
@@ -149,3 +153,46 @@ def _set_training(model: nn.Module, training: bool) -> None:
     """DeepSpeed's engine tells the module in it and not itself, and objectives ask the engine."""
     model.train(training)
     model.training = training
+
+
+class EvaluateHook(Hook):
+    """Measures the held-out rows, and adds what it finds to the step's record."""
+
+    name = "evaluate"
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        objective: Objective,
+        held_out: HeldOut,
+        rank: Rank,
+        *,
+        micro_batch: int,
+        events: EventLog,
+        every: int = 1,
+    ) -> None:
+        super().__init__(every)
+        self._engine, self._objective, self._held_out, self._rank = engine, objective, held_out, rank
+        self._micro_batch, self._events = micro_batch, events
+
+    def on_step(self, record: StepRecord) -> None:
+        """Add the evaluation's metrics to the record."""
+        started = time.monotonic()
+        result = evaluate(
+            self._engine,
+            self._objective,
+            self._held_out,
+            self._rank,
+            micro_batch=self._micro_batch,
+            synchronised=self._engine.zero_optimization_stage() == 3 and self._rank.world_size > 1,
+        )
+        record.add({eval_loss(): result.loss})
+        record.add({f"eval/validation/{name}": value for name, value in result.metrics.items()})
+        self._events.event(
+            "evaluation",
+            step=record.step,
+            loss=result.loss,
+            **result.metrics,
+            rows=result.rows,
+            seconds=time.monotonic() - started,
+        )

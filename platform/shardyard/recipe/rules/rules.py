@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from shardyard import plugins
 from shardyard.errors import UsageError
 from shardyard.objectives.registry import objective_spec, specs
 from shardyard.objectives.spec import OPTIONAL_SECTIONS
@@ -23,6 +24,7 @@ from shardyard.recipe.rules.finetune import finetune_rules
 from shardyard.recipe.rules.model import model_rules
 from shardyard.recipe.rules.secrets import secret_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
+from shardyard.suggest import suggestion
 
 Finding = tuple[Path, str]
 
@@ -186,6 +188,19 @@ def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+def _hooks(recipe: Recipe) -> Iterator[Finding]:
+    """Whether there are such hooks; their code is imported when the run starts."""
+    for index, hook in enumerate(recipe.hooks):
+        try:
+            known = plugins.find("hooks", hook.name) is not None
+        except UsageError as error:
+            yield ("hooks", index, "name"), str(error)
+            continue
+        if not known:
+            hint = suggestion(hook.name, plugins.installed("hooks"))
+            yield ("hooks", index, "name"), f"no installed package brings a hook {hook.name!r}; {hint}"
+
+
 def _objective(recipe: Recipe) -> Iterator[Finding]:
     """Sections and lengths against what the objective reads."""
     spec = objective_spec(recipe.objective)
@@ -234,6 +249,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _schedule,
     _zero,
     _early_stopping,
+    _hooks,
     _objective,
     _precision,
     cluster_rules,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from shardyard.recipe.lengths import StepsOrShare
 from shardyard.recipe.sections.base import REQUIRED, Section, described
@@ -31,6 +31,14 @@ class Evaluate(Section):
     )
     beams: int = described(1, "Beam size of generation; 1 is greedy.", ge=1)
     early_stopping: EarlyStopping | None = described(None, "Stop when a validation metric no longer improves.")
+
+
+class HookUse(Section):
+    name: str = described(
+        REQUIRED, "Hook of an installed package (entry point shardyard.hooks), or package.module:name, or file.py:name."
+    )
+    every: int = described(1, "Steps between two calls; the last step of a run is always one.", "steps", ge=1)
+    options: dict[str, Any] = described({}, "What the hook is made with, by the names that it gives its options.")
 
 
 class Sample(Section):

@@ -57,13 +57,23 @@ def evaluation_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepRecord:
-    """The metrics of one optimizer step. `time` is in Unix seconds; a later record of the same step wins."""
+    """What one optimizer step gave: one line of metrics.jsonl.
+
+    `time` is when the step ended, in Unix seconds, whatever is added to the record after it. A later record of the same
+    step wins. `extended`: something was added, so that the step is recorded whether its turn has come or not.
+    """
 
     step: int
-    metrics: Mapping[str, float]
+    metrics: dict[str, float]
     time: float = field(default_factory=time.time)
+    extended: bool = False
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Further metrics of this step, by full name (`eval/validation/loss`)."""
+        self.metrics |= metrics
+        self.extended |= bool(metrics)
 
     def as_line(self) -> dict[str, Any]:
         """The object that metrics.jsonl holds."""

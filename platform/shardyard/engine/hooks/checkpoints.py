@@ -1,0 +1,69 @@
+"""Saving the state of the run between steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
+from shardyard.engine.hooks.base import EventLog, Hook
+from shardyard.errors import CheckpointError, TrainingError
+from shardyard.tracking.metrics.record import StepRecord
+
+
+class CheckpointHook(Hook):
+    """Saves; a checkpoint that cannot be written is told and training goes on, for the next one may succeed.
+
+    Weights that are not finite are not saved: they are no state to go on from, and end the run.
+    """
+
+    name = "checkpoint"
+    reads_metrics = False
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        state: Callable[[int], tuple[TrainerState, dict[str, Any]]],
+        events: EventLog,
+        exploded: Callable[[int, str], TrainingError],
+        may_write: Callable[[], None] = lambda: None,
+        *,
+        every: int = 1,
+    ) -> None:
+        """`exploded` makes the error of a step; `may_write` raises where the run folder is another process's by now."""
+        super().__init__(every)
+        self._checkpointer, self._state, self._events, self._exploded = checkpointer, state, events, exploded
+        self._may_write = may_write
+        self.saved_step: int | None = None
+
+    def on_step(self, record: StepRecord) -> None:
+        """Save, and report either way."""
+        with contextlib.suppress(CheckpointError):
+            self.save(record.step)
+
+    def save(self, step: int) -> None:
+        """Save unless this step is saved already.
+
+        Raises:
+            CheckpointError: it could not be written, which is told.
+            TrainingError: weights are not finite.
+            TakenOverError: another process trains the run by now.
+        """
+        if self.saved_step == step:
+            return
+        self._may_write()
+        spoiled = self._checkpointer.spoiled_weights()
+        if spoiled:
+            raise self._exploded(step + 1, f"weights are not finite after step {step} ({', '.join(spoiled)})")
+        state, streams = self._state(step)
+        try:
+            saved = self._checkpointer.save(state, streams)
+        except CheckpointError as error:
+            self._events.event("checkpoint_failed", step=step, error=str(error))
+            raise
+        self.saved_step = step
+        if saved.removed:
+            text = f"the disk is full: {', '.join(saved.removed)} made room for the checkpoint of step {step}"
+            self._events.event("notice", text=text)
+        self._events.event("checkpoint", step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes)

@@ -1,0 +1,62 @@
+"""Continuing the recipe's prompts, to be read in samples.jsonl."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+
+from shardyard.engine.hooks.base import EventLog, Hook
+from shardyard.engine.hooks.generate import generate
+from shardyard.engine.world import Rank
+from shardyard.recipe.schema import Sample
+from shardyard.tracking.metrics.record import StepRecord
+
+
+class SampleHook(Hook):
+    """Continues the recipe's prompts, on all ranks alike: under ZeRO-3 each pass is a collective."""
+
+    name = "sample"
+    reads_metrics = False
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        tokenizer: Any,
+        settings: Sample,
+        rank: Rank,
+        events: EventLog,
+        *,
+        every: int = 1,
+        chat: bool = False,
+    ) -> None:
+        super().__init__(every)
+        self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
+        self._rank, self._events, self._chat = rank, events, chat
+        self._reported: set[str] = set()
+
+    def on_step(self, record: StepRecord) -> None:
+        """Write a continuation of each prompt to samples.jsonl."""
+        self._engine.eval()
+        try:
+            for prompt in self._settings.prompts:
+                text = generate(
+                    self._engine.module,
+                    self._tokenizer,
+                    prompt,
+                    max_new_tokens=self._settings.max_new_tokens,
+                    device=self._rank.device,
+                    temperature=self._settings.temperature,
+                    seed=record.step,
+                    chat=self._chat,
+                    tell=self._report,
+                )
+                self._events.sample(record.step, prompt, text)
+        finally:
+            self._engine.train()
+
+    def _report(self, text: str) -> None:
+        """Each once, and not at every evaluation."""
+        if text not in self._reported:
+            self._reported.add(text)
+            self._events.event("notice", text=f"sample.prompts: {text}")
