@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from shardyard.dashboard.web.details import recipe
+from shardyard.dashboard.web.details import _wandb_link, recipe
 from shardyard.launch.run.plans import PlannedRun, plan_of
 from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.launch.sweep.run import make_job
@@ -68,3 +68,21 @@ def test_a_trial_shows_what_follows_from_its_recipe(tmp_path: Path) -> None:
     shown = {name: value for name, value, _ in derived(job.folder)}
     assert shown["steps"] == str(job.plan.steps)
     assert len(shown) > 15
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (
+            {"text": "W&B online: see the page", "mode": "online", "url": "https://w.example/r/1"},
+            "https://w.example/r/1",
+        ),
+        ({"text": "W&B offline: http://not.this", "mode": "offline", "url": None}, None),
+        ({"text": "W&B online: https://w.example/r/2"}, "https://w.example/r/2"),
+        ({"text": "W&B online", "mode": "online", "url": "javascript:alert(1)"}, None),
+    ],
+)
+def test_the_address_at_wandb_is_a_field(event: dict[str, Any], expected: str | None, tmp_path: Path) -> None:
+    """The third is as folders of before have it."""
+    (tmp_path / "events.jsonl").write_text(json.dumps({"kind": "wandb", "time": 1.0, **event}) + "\n")
+    assert _wandb_link(tmp_path) == expected

@@ -29,7 +29,7 @@ FIRST: dict[str, Any] = {
     "total_steps": 20,
     "provenance": {"git": {"commit": "0" * 40, "dirty": False}},
 }
-# A job that waits, as it was before its reasons were data.
+# A job that waits.
 WAITING = FIRST | {
     "state": "running",
     "ended": None,
@@ -53,7 +53,7 @@ def test_folders_of_before_are_read(tmp_path: Path) -> None:
     assert (info.driver, info.job, info.plan, info.placement, info.exit_code) == ({}, {}, {}, [], None)
     assert summarize(run).total_steps == 20
     waiting = RunInfo.from_json(WAITING)
-    assert (waiting.waiting, waiting.waits_for) == ("waiting: 1 job submitted before it is ahead", None)
+    assert waiting.waiting == "waiting: 1 job submitted before it is ahead"
     assert waiting.job.get("retries") == 2
 
 

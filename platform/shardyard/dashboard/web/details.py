@@ -190,7 +190,8 @@ def _wandb_link(folder: Path) -> str | None:
     """Address of the run at W&B, from what the run itself told."""
     for event in reversed(events(folder)["events"]):
         if event.get("kind") == "wandb":
-            found = re.search(r"https?://[^\s\"'<>]+", str(event.get("text")))
+            # Events of before have the address in their text alone. A page links to nothing but http.
+            found = re.search(r"https?://[^\s\"'<>]+", str(event.get("url") if "url" in event else event.get("text")))
             return found[0] if found else None
     return None
 

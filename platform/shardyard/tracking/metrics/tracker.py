@@ -19,6 +19,15 @@ from shardyard.tracking.run.folder import RunFolder
 logger = logging.getLogger(__name__)
 
 
+class MirrorStatus(Protocol):
+    """`mode`: starting, online, offline or disabled. `place`: URL of the run, or its folder on this disk."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def place(self) -> str | None: ...
+
+
 class Mirror(Protocol):
     """A copy of the metrics elsewhere, such as `WandbMirror`; its methods neither wait nor raise."""
 
@@ -27,7 +36,7 @@ class Mirror(Protocol):
     def start(self) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def finish(self, timeout_seconds: float, outcome: str = "finished") -> None: ...
-    def status(self) -> object: ...
+    def status(self) -> MirrorStatus: ...
 
 
 class Tracker:
@@ -100,11 +109,12 @@ class Tracker:
     def _tell_mirror(self) -> None:
         """Pass on, as events, where the mirror is to be found and what it could not do."""
         assert self._mirror is not None
-        status = str(self._mirror.status())
-        if status != self._told_status:
-            self._told_status = status
-            if not status.endswith("starting"):
-                self.event("wandb", text=status)
+        status = self._mirror.status()
+        if str(status) != self._told_status:
+            self._told_status = str(status)
+            if status.mode != "starting":
+                url = status.place if status.mode == "online" else None
+                self.event("wandb", text=str(status), mode=status.mode, url=url)
         for problem in self._mirror.problems[self._told_problems :]:
             self._told_problems += 1
             self.event("notice", text=problem)

@@ -29,14 +29,6 @@ class ProcessInfo(TypedDict, total=False):
     process_start: int | None
 
 
-class WaitInfo(TypedDict, total=False):
-    """What a run waits for. `ahead`: jobs before it in the queue. `needs`: demand and what is free, in words."""
-
-    reason: Literal["queue", "resources"]
-    ahead: int
-    needs: str
-
-
 class JobInfo(TypedDict, total=False):
     """The job that carries out a run. `submitted`: seconds since 1970. `retries`: attempts that its policy added."""
 
@@ -76,14 +68,6 @@ class Place(TypedDict, total=False):
     node: str
 
 
-class WandbInfo(TypedDict, total=False):
-    """Where W&B has the run. `mode`: online or offline. `folder`: of an offline run, on the disk of the run."""
-
-    mode: str
-    url: str
-    folder: str
-
-
 class RunFields(TypedDict, total=False):
     """The keys of run.json that `RunFolder.create` and `RunFolder.update` take; the fields of `RunInfo` say more."""
 
@@ -107,11 +91,9 @@ class RunFields(TypedDict, total=False):
     placement: list[Place] | None
     placed: str | None
     network: dict[str, list[str]]
-    waits_for: WaitInfo | None
     waiting: str | None
     outcome: str | None
     exit_code: int | None
-    wandb: WandbInfo | None
     imported: dict[str, Any]
 
 
@@ -125,8 +107,7 @@ class RunInfo:
     plan: the numbers of plan.json, without reasons.
     starting: by dotted field of the recipe, the weights that the run starts from, with path and fingerprint.
     data: fingerprint of the training data. placement, placed, network: of the newest attempt, by host.
-    waits_for: what keeps the run from training; None while nothing does. waiting: the same as a sentence, which is
-        all that older folders have.
+    waiting: what keeps the run from training, as a sentence; None while nothing does.
     outcome: how the ranks of the newest attempt ended. exit_code: of the job.
     imported: where a run comes from that was trained elsewhere.
     raw: the object as it stands in the file, with keys that this version does not know.
@@ -155,11 +136,9 @@ class RunInfo:
     placement: list[Place] = field(default_factory=list)
     placed: str | None = None
     network: dict[str, list[str]] = field(default_factory=dict)
-    waits_for: WaitInfo | None = None
     waiting: str | None = None
     outcome: str | None = None
     exit_code: int | None = None
-    wandb: WandbInfo = field(default_factory=WandbInfo)
     imported: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -205,10 +184,7 @@ def _switch(value: object) -> bool | None:
 
 _TEXTS = ("id", "name", "state", "created", "started", "ended", "placed", "waiting", "outcome")
 _COUNTS = ("format", "world_size", "attempts", "step", "total_steps", "exit_code")
-_OBJECTS = (
-    *("provenance", "driver", "plan", "job", "sweep", "trial", "starting", "data", "network", "waits_for"),
-    *("wandb", "imported"),
-)
+_OBJECTS = (*("provenance", "driver", "plan", "job", "sweep", "trial", "starting", "data", "network", "imported"),)
 _READ: dict[str, Any] = {
     **dict.fromkeys(_TEXTS, _text),
     **dict.fromkeys(_COUNTS, _whole),

@@ -277,7 +277,15 @@ def _note(plan: Plan, synced: Synced) -> None:
         ) from error
     if plan.synced is None or plan.synced.url != synced.url:
         events = JsonlWriter(plan.run.events)
-        events.append({"kind": "wandb", "time": time.time(), "text": f"W&B online: {synced.url}"})
+        events.append(
+            {
+                "kind": "wandb",
+                "time": time.time(),
+                "text": f"W&B online: {synced.url}",
+                "mode": "online",
+                "url": synced.url,
+            }
+        )
         events.close()
 
 
@@ -302,7 +310,9 @@ def _was_offline(run: RunFolder) -> bool:
         events = read_jsonl(run.events)
     except OSError:
         return False
-    return any(event.get("kind") == "wandb" and "offline" in str(event.get("text")) for event in events)
+    # Events that were written before they had a mode say it in their text.
+    told = (str(event.get("mode") or event.get("text")) for event in events if event.get("kind") == "wandb")
+    return any("offline" in text for text in told)
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
