@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.schedulers import registry
-from shardyard.launch.schedulers.base import JobHandle, Scheduler
+from shardyard.launch.schedulers.base import JobHandle, JobNotFoundError, Scheduler
 from shardyard.launch.schedulers.kuberay.scheduler import KubeRayScheduler
 from shardyard.launch.schedulers.ray.scheduler import RayScheduler
 from shardyard.recipe.loading.load import load_recipe
@@ -44,7 +45,8 @@ folder = run_folder(spec)
 print("begin")
 print("  2/2   1.9300  1.0e-3", flush=True)
 folder.metrics.write_text("{}")
-while "long" in spec["run_id"] and not stopped:
+end = time.monotonic() + 300  # whatever becomes of the test
+while "long" in spec["run_id"] and not stopped and time.monotonic() < end:
     signal.sigtimedwait([], 0.01)
 sys.exit(130 if stopped else 0)
 """
@@ -180,6 +182,7 @@ def test_a_job_that_is_deleted_while_it_is_waited_for_counts_as_stopped(case: Ca
     scheduler = case.scheduler
     handle = scheduler.submit(case.endless(), lambda line: None)
     assert handle is not None
+    case.begin(handle)
     real, asked = scheduler.status, 0
 
     def status(job: JobHandle) -> Any:
@@ -189,6 +192,10 @@ def test_a_job_that_is_deleted_while_it_is_waited_for_counts_as_stopped(case: Ca
             return real(job)
         return real(JobHandle(job.scheduler, "none-such"))
 
-    scheduler.status = status  # type: ignore[method-assign]
-    ended = scheduler.wait(handle)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "status", status)
+        ended = scheduler.wait(handle)
     assert (ended.state, ended.reason, asked) == ("STOPPED", "deleted", 3)
+    scheduler.stop(handle)
+    with suppress(JobNotFoundError):
+        assert scheduler.wait(handle).ended
