@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from shardyard.dashboard.index.index import check_folder
-from shardyard.dashboard.web import cluster, logs
+from shardyard.dashboard.web import cluster, isolated, logs
 from shardyard.dashboard.web.api import State
 from shardyard.dashboard.web.security import Gate
 from shardyard.dashboard.web.stream import Watch, _news
-from shardyard.errors import UsageError
+from shardyard.errors import ShardyardError, UsageError
+from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.holder import this_process
 from support.dash_cases import add_lines, index_of, served, write_run
 from support.waiting import PATIENCE_SECONDS
 
@@ -250,15 +252,21 @@ def test_recipes(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (problem["path"], "did you mean 'steps'" in problem["message"]) == ("train.step", True)
     calls = []
 
-    def plan(*arguments: str, timeout: float = 0) -> subprocess.CompletedProcess[str]:
-        calls.append(arguments)
-        return subprocess.CompletedProcess([], 0, 'noise\n{"fits": true}\n', "")
+    def apart(function: Any, *arguments: Any, what: str, timeout: float) -> dict[str, Any]:
+        calls.append((function, *arguments))
+        return {"fits": True}
 
-    monkeypatch.setattr(cluster, "called", plan)
+    monkeypatch.setattr(isolated, "call", apart)
     for _ in range(2):
         answer = client.post("/api/recipes/check", json={"name": "gpt/quickstart", "overrides": ["train.steps=300"]})
         assert answer.json() == {"problems": [], "plan": {"fits": True}}
-    assert calls == [("plan", "--json", "--set", "train.steps=300", "--", "gpt/quickstart")]
+    assert calls == [(cluster.planned, "gpt/quickstart", ("train.steps=300",))], "it is remembered"
+
+
+def test_a_plan_is_made_in_a_process_of_its_own(client: TestClient) -> None:
+    body = {"name": "gpt/quickstart", "overrides": ["train.steps=300", "train.minutes=null"]}
+    answer = client.post("/api/recipes/check", json=body).json()
+    assert (answer["problems"], answer["plan"]["steps"]) == ([], 300)
 
 
 def test_no_cluster_is_a_state_and_not_an_error(
@@ -272,11 +280,28 @@ def test_no_cluster_is_a_state_and_not_an_error(
     assert "shardyard cluster up" in found["why"]
 
 
-def test_a_command_that_fails_is_said_in_its_own_words(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "noise\nError: the cluster refuses: full.\n"
-    monkeypatch.setattr(cluster, "called", lambda *a, **k: subprocess.CompletedProcess([], 2, "", said))
+def test_a_call_that_fails_is_said_in_its_own_words(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     answer = client.post("/api/jobs", json={"recipe": "gpt/quickstart", "overrides": []})
-    assert (answer.status_code, answer.json()["error"]) == (400, "the cluster refuses: full.")
+    assert answer.status_code == 400
+    assert "127.0.0.1:1" in answer.json()["error"]
+    assert "Traceback" not in answer.json()["error"]
+
+
+def test_a_call_that_hangs_or_dies_is_ended_and_said() -> None:
+    with pytest.raises(ShardyardError, match="a nap has not ended after 0 s"):
+        isolated.call(time.sleep, 3600, what="a nap", timeout=0.2)
+    with pytest.raises(ShardyardError, match="the fall ended with exit code 7 and did not say why"):
+        isolated.call(os._exit, 7, what="the fall", timeout=PATIENCE_SECONDS)
+    with pytest.raises(ShardyardError, match=r"ValueError: .* This is a bug"):
+        isolated.call(int, "x", what="a number", timeout=PATIENCE_SECONDS)
+    assert isolated.call(int, "3", what="a number", timeout=PATIENCE_SECONDS) == 3
+
+
+def test_a_run_that_is_lost_is_not_stopped(client: TestClient, runs: Path) -> None:
+    RunFolder(runs / "one-1").update(state="running", driver={**this_process(), "pid": 2**22 + 1})
+    answer = client.post("/api/jobs/one-1/stop", json={})
+    assert (answer.status_code, "`shardyard resume" in answer.json()["error"]) == (400, True)
 
 
 def test_resume_reports_what_fails_at_once(client: TestClient) -> None:

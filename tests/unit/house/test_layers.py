@@ -45,7 +45,6 @@ OPENS_EVERYTHING = "cli"
 HOMES = {"deepspeed": "engine", "ray": "launch", "wandb": "tracking"}
 # Modules above that are started as processes of their own, by name.
 STARTED = {
-    ("dashboard/web/cluster.py", "shardyard.cli.main"),
     ("dashboard/web/documents.py", "shardyard.cli.main"),
 }
 # Where the names of the public API are.

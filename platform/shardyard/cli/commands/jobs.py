@@ -91,13 +91,12 @@ def stop(
     runs_dir: RunsDir = None,
 ) -> int:
     """Ask jobs or runs to end, each with a checkpoint. Exit code 1: the process of one was gone already."""
-    from shardyard.launch.schedulers.lookup import find
+    from shardyard.launch.schedulers.lookup import find, lost_in_words
 
     code = 0
     for found in [find(name, runs_folder(runs_dir), on=on, address=address) for name in jobs]:
         if found.state == "lost":
-            name = typed(found.folder.path) if found.folder is not None else found.id
-            output.note(f"{found.id} {_gone_driver(found)}; `shardyard resume {name}` goes on with it.")
+            output.note(lost_in_words(found))
             code = EXIT_FAILED
             continue
         if found.ended:
@@ -172,9 +171,3 @@ def _wait_command(found: JobOrRun, on: str | None, address: str | None) -> str:
     if found.job is None and found.folder is not None:
         return f"shardyard wait {typed(found.folder.path)}"
     return f"shardyard wait {found.id}{reach(on, address)}"
-
-
-def _gone_driver(found: JobOrRun) -> str:
-    """What became of a run that is lost."""
-    driver = found.folder.info().driver if found.folder is not None else {}
-    return f"cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone"

@@ -1,8 +1,4 @@
-"""Jobs and recipes: what the cluster says of itself, and commands of Shardyard that the page calls.
-
-Commands run as processes of their own, as a person would call them: the server imports neither Ray nor torch, stays
-quick and small, and a job behaves the same whoever submitted it.
-"""
+"""Jobs and recipes: what the cluster says of itself, and what of the library the page calls."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +18,26 @@ import yaml  # type: ignore[import-untyped]
 
 from shardyard.dashboard.index.index import Index
 from shardyard.dashboard.index.ingest import read_yaml
-from shardyard.dashboard.web import nodes
+from shardyard.dashboard.web import isolated, nodes
 from shardyard.dashboard.web.answers import BadRequestError, NotFoundError, problems_of
 from shardyard.dashboard.web.overrides import problems_of_page
 from shardyard.errors import RecipeError, ShardyardError
+from shardyard.launch import api
+from shardyard.launch.schedulers.lookup import find, lost_in_words
 from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi, target
+from shardyard.planning.plan_text import as_dict
 from shardyard.recipe.catalog.shipped import shipped_recipes
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.redaction import scrub
+from shardyard.tracking.run.folder import RunFolder
 
 FRESH_SECONDS = 2.0
 # Ray's own figures are renewed every five seconds.
 NODES_FRESH_SECONDS = 4.0
 # Ends what hangs. A plan or a submission takes a few seconds, and minutes on a slow machine that also trains.
-COMMAND_SECONDS = 600.0
-# A command that fails to start says so within this time; one that goes on after it has started.
+CALL_SECONDS = 600.0
+RESUME = "shardyard.launch.run.resume"
+# A run that fails to start says so within this time; one that goes on after it has started.
 STARTED_SECONDS = 4.0
 MOST_OVERRIDES = 100
 MOST_TEXT = 2000
@@ -126,69 +127,51 @@ def _doing(job: dict[str, Any], row: Any) -> str:
     return f"step {row['step']}/{row['total_steps']}{loss}"
 
 
-# Commands.
-
-
-def called(*arguments: str, timeout: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
-    """A command of Shardyard, to its end.
-
-    Raises:
-        ShardyardError: it takes too long.
-    """
-    try:
-        return subprocess.run(
-            [*_shardyard(), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ShardyardError(f"`shardyard {arguments[0]}` has not ended after {timeout:.0f} s.") from error
-
-
-def _shardyard() -> list[str]:
-    return [sys.executable, "-m", "shardyard.cli.main"]
-
-
-def _done(*arguments: str) -> str:
-    """What a command printed.
-
-    Raises:
-        BadRequestError: it failed, with what it said.
-    """
-    done = called(*arguments)
-    if done.returncode != 0:
-        raise BadRequestError(_said(done.stderr))
-    return done.stdout.strip()
-
-
-def _said(text: str) -> str:
-    """The paragraph that a failed command ends with."""
-    head, found, message = text.rpartition("Error: ")
-    lines = (message if found else head or text).strip().splitlines()
-    return scrub("\n".join(lines[-30:])) or "it failed and did not say why"
+# What the page asks for.
 
 
 def submit(index: Index, address: str | None, name: str, overrides: Sequence[str]) -> str:
     """Submit a recipe as a job; returns its id.
 
     Raises:
-        BadRequestError: an override brings a path, or the command failed.
+        BadRequestError: an override brings a path, or the recipe or the cluster refuses.
     """
-    sets = [part for override in overrides for part in ("--set", override)]
     if problems := problems_of_page(overrides):
         raise BadRequestError(str(problems[0]), "overrides")
-    where = ["--address", address] if address else []
-    return _done("submit", "--quiet", "--runs-dir", str(index.runs_dir), *where, *sets, "--", name).split()[-1]
+    try:
+        return str(_apart("the submission", submitted, name, tuple(overrides), address, index.runs_dir))
+    except ShardyardError as error:
+        raise BadRequestError(str(error)) from error
+
+
+def submitted(name: str, overrides: Sequence[str], address: str | None, runs_dir: Path) -> str:
+    """Called apart."""
+    return api.submit(name, overrides, address=address, runs_dir=runs_dir).id
+
+
+def planned(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Called apart: a plan as plain data."""
+    return dict(json.loads(json.dumps(as_dict(api.plan(name, overrides)), default=str)))
+
+
+def _apart(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    return isolated.call(function, *arguments, what=what, timeout=CALL_SECONDS)
 
 
 def stop(index: Index, address: str | None, name: str) -> None:
-    """Ask a job, or a run that is none, to end with a checkpoint."""
-    where = ["--address", address] if address else []
-    _done("stop", "--runs-dir", str(index.runs_dir), *where, "--", name)
+    """Ask a job, or a run that is none, to end with a checkpoint.
+
+    Raises:
+        BadRequestError: it cannot be asked.
+    """
+    try:
+        found = find(name, index.runs_dir, address=address)
+        if found.state == "lost":
+            raise BadRequestError(lost_in_words(found))
+        if not found.ended:
+            found.stop()
+    except ShardyardError as error:
+        raise BadRequestError(str(error)) from error
 
 
 def resume(index: Index, name: str) -> None:
@@ -199,9 +182,13 @@ def resume(index: Index, name: str) -> None:
     """
     if index.key_of(name) is None:
         raise NotFoundError(f"There is no run {name[:100]!r}.")
+    try:
+        folder = RunFolder.open(index.runs_dir, name).path
+    except ShardyardError as error:
+        raise BadRequestError(str(error)) from error
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         process = subprocess.Popen(
-            [*_shardyard(), "resume", "--quiet", "--runs-dir", str(index.runs_dir), "--", name],
+            [sys.executable, "-m", RESUME, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
@@ -215,7 +202,14 @@ def resume(index: Index, name: str) -> None:
             return
         if code != 0:
             said.seek(0)
-            raise BadRequestError(_said(said.read()))
+            raise BadRequestError(_last_paragraph(said.read()))
+
+
+def _last_paragraph(text: str) -> str:
+    """The error that a process ends with."""
+    head, found, message = text.rpartition("Error: ")
+    lines = (message if found else head or text).strip().splitlines()
+    return scrub("\n".join(lines[-30:])) or "it failed and did not say why"
 
 
 # Recipes.
@@ -297,11 +291,11 @@ class Plans:
         with self._lock:
             if (known := self._known.get(place)) is not None:
                 return known
-            sets = [part for override in overrides for part in ("--set", override)]
-            done = called("plan", "--json", *sets, "--", name)
-            if done.returncode != 0:
-                return {"problems": [{"where": "", "path": "", "message": _said(done.stderr)}], "plan": None}
-            found = {"problems": [], "plan": json.loads(done.stdout[done.stdout.index("{") :])}
+            try:
+                made = _apart("the plan", planned, name, tuple(overrides))
+            except ShardyardError as error:
+                return {"problems": [{"where": "", "path": "", "message": str(error)}], "plan": None}
+            found = {"problems": [], "plan": made}
             self._known[place] = found
             while len(self._known) > _MOST_PLANS:
                 self._known.popitem(last=False)

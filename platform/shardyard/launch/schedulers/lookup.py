@@ -21,7 +21,7 @@ from shardyard.errors import (
 )
 from shardyard.launch.schedulers.base import LOG_POLL_SECONDS, JobHandle, JobStatus, Scheduler, follow, tail
 from shardyard.launch.schedulers.registry import DEFAULT, chosen, create, names, scheduler_class
-from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.folder import RunFolder, typed
 from shardyard.tracking.run.holder import sees
 from shardyard.tracking.run.summary import summarize
 
@@ -236,6 +236,16 @@ def find(name: str, runs_dir: Path, *, on: str | None = None, address: str | Non
     found = JobOrRun(job, job.folder or folder)
     # Resumed on this machine after its job had ended: what goes on is the run alone.
     return JobOrRun(None, found.folder) if found.ended and _is_driven_here(found.folder) else found
+
+
+def lost_in_words(found: JobOrRun) -> str:
+    """Why a run that is lost cannot be stopped, and what goes on with it."""
+    assert found.folder is not None, "only a run can be lost"
+    driver, name = found.folder.info().driver, typed(found.folder.path)
+    return (
+        f"{found.id} cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone; "
+        f"`shardyard resume {name}` goes on with it."
+    )
 
 
 def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECONDS) -> Job:

@@ -1,0 +1,64 @@
+"""Calls of the library in a process of their own, which is ended after a time limit."""
+
+# A plan may import torch and build a model, and whether there is a GPU is asked of CUDA: gigabytes and state that a
+# server which is open for weeks must neither keep nor be ended by. So what plans runs apart; all else runs on threads.
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from shardyard.errors import ShardyardError
+
+
+def call(function: Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
+    """What a function of a module returns for these arguments. What it prints is lost.
+
+    Args:
+        what: the call in messages. timeout: seconds after which it is killed.
+
+    Raises:
+        ShardyardError: the function raised one, which has the same text; it takes too long, or its process has died.
+    """
+    command = [sys.executable, "-m", "shardyard.dashboard.web.isolated"]
+    asked = pickle.dumps((function, arguments))
+    try:
+        done = subprocess.run(command, input=asked, stdout=subprocess.PIPE, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ShardyardError(f"{what} has not ended after {timeout:.0f} s.") from error
+    if done.returncode != 0 or not done.stdout:
+        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+        raise ShardyardError(f"{what} ended with {ended} and did not say why.")
+    # From our own child, over its own pipe.
+    succeeded, answer = pickle.loads(done.stdout)
+    if not succeeded:
+        raise ShardyardError(answer)
+    return answer
+
+
+def main() -> int:
+    """Carry out the call that comes on stdin, and answer on stdout."""
+    answer = os.fdopen(os.dup(1), "wb")
+    # Libraries print while they are imported.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    function, arguments = pickle.load(sys.stdin.buffer)
+    try:
+        found = (True, function(*arguments))
+    except ShardyardError as error:
+        found = (False, str(error))
+    except Exception as error:  # noqa: BLE001  the server tells it, and goes on
+        found = (False, f"{type(error).__name__}: {error}. This is a bug in Shardyard.")
+    with answer:
+        pickle.dump(found, answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
