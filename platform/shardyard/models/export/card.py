@@ -39,6 +39,7 @@ def model_card(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping
     length = f"{run.step} of {plan.steps} steps of {plan.tokens_per_step} tokens"
     how = f"{plan.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
+    use = f"{spec.card}\n\n" if spec.card else ""
     text = f"""---
 library_name: transformers
 pipeline_tag: {spec.task}
@@ -65,14 +66,8 @@ tags: [shardyard, {recipe.model.family}]
 {sources}
 
 ## Use
-{
-        f'''
-{spec.card}
-'''
-        if spec.card
-        else ""
-    }
-```python
+
+{use}```python
 from transformers import {spec.auto_class}{", AutoTokenizer" if spec.text else ""}
 
 model = {spec.auto_class}.from_pretrained("path/to/this/folder")
