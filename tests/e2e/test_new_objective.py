@@ -1,7 +1,8 @@
-"""What docs/objectives.md says of adding an objective, carried out word for word in a copy of the package."""
+"""What docs/objectives.md and docs/extending.md say of adding an objective, carried out word for word."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -82,24 +83,48 @@ def _shardyard(package: Path, folder: Path, *words: str) -> str:
 
 def test_the_pages_objective_is_checked_planned_trained_and_exported(package: Path, tmp_path: Path) -> None:
     """Three steps, an evaluation with its metrics, and the model card."""
-    data = write_pictures(tmp_path)
-    recipe = picture_fields(data, "rotation", MODEL, train={"steps": 3, "global_batch": 8, "precision": "fp32"})
-    recipe |= {"image": {"size": SIZE}, "schedule": {"name": "constant"}, "checkpoint": {"every": 3}}
-    recipe |= {"evaluate": {"every": 3, "rows": 8, "early_stopping": None}}
-    file = tmp_path / "rotation.yaml"
-    file.write_text(json.dumps(recipe), encoding="utf-8")
-
+    file = _write_recipe(tmp_path, tmp_path, "rotation")
     _shardyard(package, tmp_path, "validate", str(file))
     plan = json.loads(_shardyard(package, tmp_path, "plan", str(file), "--json"))
     assert plan
     _shardyard(package, tmp_path, "launch", str(file), "--local")
+    _check_run(tmp_path, "rotation")
 
-    (run,) = (path.parent for path in (tmp_path / "runs").glob("*/run.json"))
+
+def test_the_file_of_the_other_page_trains_through_ray_without_touching_the_package(tmp_path: Path) -> None:
+    """It lies beside the recipe, below the current folder; its hash stands in run.json."""
+    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    (source,) = (block.text for block in blocks_of("docs/extending.md", page) if block.language == "python")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rotation.py").write_text(source, encoding="utf-8")
+    file = _write_recipe(tmp_path, tmp_path / "mine", "rotation.py:SPEC")
+    _shardyard(REPOSITORY / "platform", tmp_path, "launch", str(file))
+    run = _check_run(tmp_path, "mine/rotation.py:SPEC")
+    code = json.loads((run / "run.json").read_text(encoding="utf-8"))["provenance"]["code"]
+    digest = hashlib.sha256(b"rotation.py\0" + source.encode() + b"\0").hexdigest()
+    assert code["objective"] == {"reference": "mine/rotation.py:SPEC", "package": None, "sha256": digest}
+    assert code["rows"]["reference"] == "mine/rotation.py:make_rows"
+
+
+def _write_recipe(folder: Path, place: Path, objective: str) -> Path:
+    data = write_pictures(folder)
+    recipe = picture_fields(data, "rotation", MODEL, train={"steps": 3, "global_batch": 8, "precision": "fp32"})
+    recipe |= {"objective": objective, "image": {"size": SIZE}, "schedule": {"name": "constant"}}
+    recipe |= {"checkpoint": {"every": 3}, "evaluate": {"every": 3, "rows": 8}}
+    file = place / "rotation.yaml"
+    file.write_text(json.dumps(recipe), encoding="utf-8")
+    return file
+
+
+def _check_run(folder: Path, objective: str) -> Path:
+    """Three steps with an evaluation and its metrics, and the model card."""
+    (run,) = (path.parent for path in (folder / "runs").glob("*/run.json"))
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sum("train/loss" in record for record in records) == 3
     measured = [record for record in records if "eval/validation/accuracy" in record]
     assert {"eval/validation/loss", "eval/validation/f1"} <= measured[-1].keys()
     card = (run / "final" / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: image-classification" in card
-    assert "| objective | rotation |" in card
+    assert f"| objective | {objective} |" in card
     assert "The classes are 0, 90, 180 and 270 degrees, counterclockwise." in card
+    return run

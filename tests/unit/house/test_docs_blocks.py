@@ -38,7 +38,7 @@ from support.docs.pages import (
 )
 from support.docs.table import FOREIGN, PARSED, WALKED, extras, fate, reason
 
-LANGUAGES = {"bash", "console", "yaml", "python", ""}
+LANGUAGES = {"bash", "console", "yaml", "python", "toml", ""}
 YAML_BLOCKS = [block for block in blocks() if block.language == "yaml"]
 ALL = commands()
 OURS = [command for command in ALL if command.words[0] == "shardyard"]

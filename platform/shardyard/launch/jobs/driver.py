@@ -21,6 +21,7 @@ from shardyard.launch.run.process import EXIT_CODES, give_over
 from shardyard.launch.run.signals import StopSignals, note, stoppable
 from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.planning.plan_text import resolved_text
+from shardyard.recipe.code import origins
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
@@ -67,7 +68,7 @@ def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Le
         loaded, starting = with_initial_weights(loaded, Path(spec["runs_dir"]))
         folder.update(starting=starting)
     if not info.provenance.get("packages"):
-        folder.update(provenance=collect())
+        folder.update(provenance=collect(code=origins(loaded.recipe)))
     made = _plan(spec, loaded)
     outcome = give_over(PlannedRun(loaded, made), folder, signals, lease, view=LinesView)
     for line in ending_lines(folder, outcome):

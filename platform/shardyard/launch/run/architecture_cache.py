@@ -22,6 +22,7 @@ from typing import Any
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.recipe.catalog.shipped import PACKAGE, share_folder
+from shardyard.recipe.code import names_code
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
 
@@ -68,7 +69,7 @@ def _shipped_key(recipe: Recipe) -> str | None:
     text = recipe.model.config.get("text_config", recipe.model.config)
     # A vocabulary that is given counts, whatever the tokenizer is, which may lie on a hub.
     tokenizer = [] if isinstance(text, dict) and "vocab_size" in text else _tokenizer_files(recipe)
-    if recipe.model.pretrained is not None or tokenizer is None:
+    if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
     facts = {
         "recipe": recipe.model_dump(mode="json", include=_SIZING, exclude=_SIZELESS),
@@ -102,9 +103,9 @@ def keep(recipe: Recipe, architecture: Architecture) -> None:
 
 
 def _path(recipe: Recipe) -> Path | None:
-    """None where something outside the recipe decides, such as weights or a tokenizer on a hub."""
+    """None where something outside the recipe decides, such as weights or a tokenizer on a hub, or code of others."""
     tokenizer = _tokenizer_files(recipe)
-    if recipe.model.pretrained is not None or tokenizer is None:
+    if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
     facts = {
         "recipe": recipe.model_dump(mode="json", exclude=_APART | _DERIVED),

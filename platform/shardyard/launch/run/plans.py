@@ -17,6 +17,7 @@ from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, resolved_text, rows
+from shardyard.recipe.code import origins
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
 from shardyard.recipe.shorten import as_trial
 from shardyard.tracking.files import JsonlWriter
@@ -51,7 +52,7 @@ class PlannedRun:
             recipe_text=self.loaded.text,
             resolved_text=resolved_text(recipe, self.plan),
             plan=as_dict(self.plan),
-            provenance=collect(),
+            provenance=collect(code=origins(recipe)),
             local=self.local,
             **self.facts,
         )

@@ -24,6 +24,7 @@ from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.planning.placement import demand_of
 from shardyard.planning.plan import RunPlan, fixed
 from shardyard.planning.plan_text import as_dict, resolved_text
+from shardyard.recipe.code import origins
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.load import load_base
@@ -132,7 +133,7 @@ def _new_run(
         recipe_text=dump_recipe(recipe),
         resolved_text=resolved_text(recipe, plan),
         plan=as_dict(plan),
-        provenance=collect(["shardyard", "sweep", folder.id]),
+        provenance=collect(["shardyard", "sweep", folder.id], code=origins(recipe)),
         local=plan.world.size == 1,
         sweep={"id": folder.id, "trial": number, "parameters": parameters},
         **fields,

@@ -20,8 +20,11 @@ def collect(
     arguments: Sequence[str] | None = None,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    code: Mapping[str, Mapping[str, str | None]] | None = None,
 ) -> dict[str, Any]:
     """All that is known about this process: `git`, `packages`, `python`, `host`, `cpu`, `cpus`, `gpus`, `command`.
+
+    `code` is what the recipe takes from outside of Shardyard, by field, with the hashes of its sources.
 
     What cannot be found out is left out. `arguments` defaults to the command line, `folder` to the working
     directory, `environment` (whose secret values are removed from the command) to that of the process.
@@ -38,6 +41,7 @@ def collect(
         "gpus": gpu_names(),
         "command": hide_secrets(arguments, os.environ if environment is None else environment),
     }
+    found["code"] = dict(code) if code else None
     return {key: value for key, value in found.items() if value is not None}
 
 
