@@ -99,11 +99,12 @@ def test_the_file_of_the_other_page_trains_through_ray_without_touching_the_pack
     (tmp_path / "mine" / "rotation.py").write_text(source, encoding="utf-8")
     file = _write_recipe(tmp_path, tmp_path / "mine", "rotation.py:SPEC")
     _shardyard(REPOSITORY / "platform", tmp_path, "launch", str(file))
-    run = _check_run(tmp_path, "mine/rotation.py:SPEC")
+    where = f"{(tmp_path / 'mine').resolve()}/rotation.py"
+    run = _check_run(tmp_path, f"{where}:SPEC")
     code = json.loads((run / "run.json").read_text(encoding="utf-8"))["provenance"]["code"]
     digest = hashlib.sha256(b"rotation.py\0" + source.encode() + b"\0").hexdigest()
-    assert code["objective"] == {"reference": "mine/rotation.py:SPEC", "package": None, "sha256": digest}
-    assert code["rows"]["reference"] == "mine/rotation.py:make_rows"
+    assert code["objective"] == {"reference": f"{where}:SPEC", "package": None, "sha256": digest}
+    assert code["rows"]["reference"] == f"{where}:make_rows"
 
 
 def _write_recipe(folder: Path, place: Path, objective: str) -> Path:

@@ -58,6 +58,14 @@ def find_beside(data: dict[str, Any], folders: Sequence[Path]) -> None:
             data[field] = f"{_shown(path)}:{what}"
 
 
+def with_absolute_files(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths of code: ranks that are started here may have another current folder."""
+    if not plugins.is_file_reference(recipe.objective):
+        return recipe
+    where, _, what = recipe.objective.rpartition(":")
+    return recipe.model_copy(update={"objective": f"{Path(where).expanduser().resolve()}:{what}"})
+
+
 def _references(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     name = data.get("objective")
     if isinstance(name, str) and plugins.is_reference(name):

@@ -17,7 +17,7 @@ from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, resolved_text, rows
-from shardyard.recipe.code import origins
+from shardyard.recipe.code import origins, with_absolute_files
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
 from shardyard.recipe.shorten import as_trial
 from shardyard.tracking.files import JsonlWriter
@@ -68,6 +68,7 @@ def plan_new(loaded: LoadedRecipe, runs_dir: Path, *, local: bool = False, try_s
     Raises:
         ShardyardError: the recipe cannot be built, or its plan does not fit.
     """
+    loaded = replace(loaded, recipe=with_absolute_files(loaded.recipe))
     loaded, starting = with_initial_weights(loaded, runs_dir)
     facts: dict[str, Any] = {"starting": starting} if starting else {}
     gpus = cluster_gpus_of(loaded, local=local)
