@@ -96,7 +96,7 @@ def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
     return {**_decoder(model, text), **text, **model.config}
 
 
-def _decoder(model: Model, text: dict[str, Any]) -> dict[str, Any]:
+def _decoder(model: Model, text: dict[str, object]) -> dict[str, object]:
     """Ids of the tokenizer where an encoder–decoder's configuration defaults to those of another.
 
     The decoder starts to write after a token of its own, by default the first token of a text. None is forbidden at the

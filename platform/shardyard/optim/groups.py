@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups: matrices with weight decay, norms and biases (everything of fewer than two axes) without.
 
     Names are what DeepSpeed tells the groups apart by when it takes experts into groups of their own. Under ZeRO-3 a

@@ -7,14 +7,13 @@ https://www.deepspeed.ai/docs/config-json/.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from shardyard.recipe.expert_presets import EXPERT_PRESETS
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
 
 
-def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu: bool) -> dict[str, Any]:
+def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu: bool) -> dict[str, object]:
     """Compile the whole dictionary.
 
     Args:
@@ -23,7 +22,7 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
         accumulation: micro-batches of a rank in one optimizer step.
         gpu: ranks compute on GPUs; decides kernels and overlapping, never the mathematics.
     """
-    compiled: dict[str, Any] = {
+    compiled: dict[str, object] = {
         "train_batch_size": recipe.train.global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -43,7 +42,7 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
     return compiled
 
 
-def _precision(recipe: Recipe) -> dict[str, Any]:
+def _precision(recipe: Recipe) -> dict[str, object]:
     precision = precision_of(recipe)
     if precision == "bf16":
         bf16 = {"bf16": {"enabled": True, "check_grad_overflow": True}, "fp16": {"enabled": False}}
@@ -62,11 +61,11 @@ def _precision(recipe: Recipe) -> dict[str, Any]:
     return {"fp16": {"enabled": False}, "bf16": {"enabled": False}}
 
 
-def _zero(recipe: Recipe, *, gpu: bool) -> dict[str, Any]:
+def _zero(recipe: Recipe, *, gpu: bool) -> dict[str, object]:
     zero = recipe.zero
     # Buckets are counted in elements of at most four bytes.
     bucket = max(1, zero.bucket_bytes // 4)
-    compiled: dict[str, Any] = {"stage": zero.stage}
+    compiled: dict[str, object] = {"stage": zero.stage}
     if zero.stage >= 1:
         compiled |= {
             "contiguous_gradients": True,
@@ -95,7 +94,7 @@ def _zero(recipe: Recipe, *, gpu: bool) -> dict[str, Any]:
     return compiled
 
 
-def _expert_parallel(recipe: Recipe) -> dict[str, Any]:
+def _expert_parallel(recipe: Recipe) -> dict[str, object]:
     """AutoEP: the experts of each layer are spread over consecutive ranks, and tokens travel to them."""
     return {
         "enabled": True,
@@ -106,7 +105,7 @@ def _expert_parallel(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _optimizer(optimizer: Optimizer, zero: Zero, *, gpu: bool) -> dict[str, Any] | None:
+def _optimizer(optimizer: Optimizer, zero: Zero, *, gpu: bool) -> dict[str, object] | None:
     """DeepSpeed's `optimizer` section; None where the optimizer is our own (`optim/lion_adagrad.py`)."""
     if optimizer.name in ("lion", "adagrad") and not zero.offload_optimizer:
         return None
@@ -122,11 +121,11 @@ def _optimizer(optimizer: Optimizer, zero: Zero, *, gpu: bool) -> dict[str, Any]
     return {"type": name, "params": parameters}
 
 
-def _adam(o: Optimizer) -> tuple[str, dict[str, Any]]:
+def _adam(o: Optimizer) -> tuple[str, dict[str, object]]:
     return "AdamW" if o.name == "adamw" else "Adam", {"betas": list(o.betas), "eps": o.eps}
 
 
-_OPTIMIZERS: dict[str, Callable[[Optimizer], tuple[str, dict[str, Any]]]] = {
+_OPTIMIZERS: dict[str, Callable[[Optimizer], tuple[str, dict[str, object]]]] = {
     "adamw": _adam,
     "adam": _adam,
     "sgd": lambda o: ("SGD", {"momentum": o.momentum, "nesterov": o.nesterov}),

@@ -63,7 +63,7 @@ class ConfigFields:
 
 @dataclass
 class _Class:
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, object] = field(default_factory=dict)
     attribute_map: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, frozenset[str]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)

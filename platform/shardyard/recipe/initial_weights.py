@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -12,7 +12,7 @@ from shardyard.recipe.catalog.shipped import ShippedRecipe, shipped_recipes
 
 RUN = "run:"
 # Of the prepared models, so that a recipe can be planned before they are there.
-PREPARED_CONFIGS: dict[str, dict[str, Any]] = {
+PREPARED_CONFIGS: dict[str, dict[str, object]] = {
     "minilm": {
         "hidden_size": 384,
         "num_hidden_layers": 6,

@@ -137,7 +137,7 @@ class JsonlTail:
         lines = data[:complete].split(b"\n")
         return [record for line in lines if (record := self._object(line)) is not None]
 
-    def _object(self, line: bytes) -> dict[str, Any] | None:
+    def _object(self, line: bytes) -> dict[str, object] | None:
         if not line.strip():
             return None
         try:

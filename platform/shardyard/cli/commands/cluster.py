@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -178,7 +178,7 @@ def _amounts(free: dict[str, float], total: dict[str, float]) -> str:
     return " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
 
 
-def _status_values(found: ClusterStatus) -> dict[str, Any]:
+def _status_values(found: ClusterStatus) -> dict[str, object]:
     return {
         "healthy": found.healthy,
         "problems": found.problems,

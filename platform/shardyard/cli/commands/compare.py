@@ -74,7 +74,7 @@ def _value(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _as_json(found: Comparison) -> list[dict[str, Any]]:
+def _as_json(found: Comparison) -> list[dict[str, object]]:
     return [
         {
             "run": run,

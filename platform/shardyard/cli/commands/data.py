@@ -252,7 +252,7 @@ def show_set(
             output.line(f"{split}: " + "  ".join(f"{column}={value!r}" for column, value in row.items()))
 
 
-def _first_rows(name: str, split: str, count: int) -> list[dict[str, Any]]:
+def _first_rows(name: str, split: str, count: int) -> list[dict[str, object]]:
     import pyarrow.parquet as pq
 
     from shardyard.data.datasets.reading import prepared_files
@@ -262,7 +262,7 @@ def _first_rows(name: str, split: str, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _shown(row: dict[str, object]) -> dict[str, object]:
     """Bytes of images and audio in words."""
     return {name: _describe(value) if isinstance(value, dict) else value for name, value in row.items()}
 

@@ -126,7 +126,7 @@ def _refuse_existing(destination: Path, *, replace: bool) -> None:
         raise UsageError(f"{destination} is there already; --replace trains it anew, --output DIR writes another.")
 
 
-def _described(name: str) -> tuple[Path, dict[str, Any] | None]:
+def _described(name: str) -> tuple[Path, dict[str, object] | None]:
     """The spec file or trained folder, and the report, where there is one."""
     from shardyard.data.tokenizers.spec import read_spec
     from shardyard.data.tokenizers.tokenizer import REPORT, trained_folder, verify_folder
@@ -182,7 +182,7 @@ def _report_of(path: Path, spec: TokenizerSpec) -> dict[str, Any] | None:
     return read_report(folder) if spec.is_trained and folder.is_dir() else None
 
 
-def _encode(name: str, text: str) -> dict[str, Any]:
+def _encode(name: str, text: str) -> dict[str, object]:
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(name)

@@ -86,7 +86,7 @@ def eval(
         output.print_table(("what", "value"), [(name, _number(value)) for name, value in result.items()])
 
 
-def _on_classes(trained: Trained, classes: str, prompts: list[str], rows: int | None) -> dict[str, Any]:
+def _on_classes(trained: Trained, classes: str, prompts: list[str], rows: int | None) -> dict[str, object]:
     from shardyard.engine.inference.zero_shot import measure_zero_shot
 
     return measure_zero_shot(trained, classes, prompts, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -57,7 +57,7 @@ def _outcome(name: str, overrides: list[str]) -> str | RecipeError:
     return f"ok: {loaded.recipe.name} ({loaded.path})"
 
 
-def _json_outcome(name: str, outcome: str | RecipeError) -> dict[str, Any]:
+def _json_outcome(name: str, outcome: str | RecipeError) -> dict[str, object]:
     problems = outcome.problems if isinstance(outcome, RecipeError) else ()
     listed = [{"where": p.where, "path": p.path, "message": p.message} for p in problems]
     return {"recipe": name, "ok": not problems, "problems": listed}

@@ -73,7 +73,7 @@ def _plans(runs: list[RunFolder], project: str | None, entity: str | None, *, le
     return [plan for plan in plans if not (lenient and plan.is_done)]
 
 
-def _tell(plan: Plan) -> dict[str, Any]:
+def _tell(plan: Plan) -> dict[str, object]:
     place = f"{plan.entity or '(your default entity)'}/{plan.project}"
     if plan.is_done and plan.synced is not None:
         return {"run": plan.run.id, "done": True, "text": f"W&B has all {plan.steps} steps: {plan.synced.url}"}
@@ -81,7 +81,7 @@ def _tell(plan: Plan) -> dict[str, Any]:
     return {"run": plan.run.id, "done": False, "text": f"{plan.steps} steps{attempts} → {place}"}
 
 
-def _upload(plan: Plan) -> dict[str, Any]:
+def _upload(plan: Plan) -> dict[str, object]:
     if plan.is_done:
         return _tell(plan)
     try:

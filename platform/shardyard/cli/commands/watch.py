@@ -122,7 +122,7 @@ class Watched:
         if self.state in ("pending", "running") and time.monotonic() - self._asked >= STATE_SECONDS:
             self.state, self._asked = _state(self.folder), time.monotonic()
 
-    def _add(self, line: dict[str, Any]) -> None:
+    def _add(self, line: dict[str, object]) -> None:
         self.progress.add_metrics(line)
         step, value = line.get("step"), line.get(self.metric)
         if isinstance(step, int) and isinstance(value, int | float):
@@ -130,7 +130,7 @@ class Watched:
         if isinstance(step, int) and (found := record.evaluation_of(line)):
             self.evaluations.append((step, found))
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: dict[str, object]) -> None:
         self.progress.add_event(event)
         if (text := describe(event)) and event.get("kind") != "evaluation":
             self.events.append((_time(event), text))
@@ -217,6 +217,6 @@ def _draw(folder: RunFolder, console: Console, metric: str, *, log: bool, once: 
     return _ENDS.get(watched.state, EXIT_DONE)
 
 
-def _time(line: dict[str, Any]) -> float:
+def _time(line: dict[str, object]) -> float:
     found = line.get("time")
     return float(found) if isinstance(found, int | float) else 0.0

@@ -65,7 +65,7 @@ print("\\nPROBE" + json.dumps(out))
 """
 
 
-def probe_torch() -> dict[str, Any]:
+def probe_torch() -> dict[str, object]:
     """What torch and DeepSpeed say about themselves; `torch_error` and `deepspeed_error` if they cannot be imported."""
     try:
         done = subprocess.run(
@@ -82,7 +82,7 @@ def probe_torch() -> dict[str, Any]:
     return answer
 
 
-def check_torch(probe: dict[str, Any]) -> Check:
+def check_torch(probe: dict[str, object]) -> Check:
     if "torch_error" in probe:
         advice = "Install Shardyard again into a fresh environment: `make setup`."
         return Check("torch", "missing", f"cannot be imported: {probe['torch_error']}", advice, needed=True)
@@ -105,7 +105,7 @@ def check_gpus(probe: dict[str, Any]) -> Check:
     return Check("GPUs", "ok", "none; training runs on the CPU")
 
 
-def check_collectives(probe: dict[str, Any]) -> Check:
+def check_collectives(probe: dict[str, object]) -> Check:
     backends = [name for name in ("gloo", "nccl") if probe.get(name)]
     if "gloo" not in backends:
         advice = "Install the torch that Shardyard asks for: `make setup`."
@@ -115,7 +115,7 @@ def check_collectives(probe: dict[str, Any]) -> Check:
     return Check("collectives", "ok", ", ".join(backends), needed=True)
 
 
-def check_cpu_precision(probe: dict[str, Any]) -> Check:
+def check_cpu_precision(probe: dict[str, object]) -> Check:
     units = bf16_units(read_cpuinfo())
     model = cpu_model() or platform.machine()
     if units:

@@ -100,7 +100,7 @@ def facts(found: JobOrRun) -> dict[str, Any]:
     return {"id": found.id, "state": found.state, "exit_code": code, "run_folder": str(found.folder.path)}
 
 
-def job_facts(job: Job) -> dict[str, Any]:
+def job_facts(job: Job) -> dict[str, object]:
     """A job as plain data, for JSON."""
     from shardyard.launch.schedulers.lookup import exit_code_of
 

@@ -148,7 +148,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _post(url: str, content: dict[str, Any]) -> None:
+def _post(url: str, content: dict[str, object]) -> None:
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError("no http address")
     body = json.dumps(content).encode()

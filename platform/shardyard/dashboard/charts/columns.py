@@ -69,7 +69,7 @@ def parse(data: bytes, first_row: int = 0) -> Parsed:
     return Parsed(row - first_row, torn, columns)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _record(line: bytes) -> dict[str, object] | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -46,7 +46,7 @@ def marks(
     return sorted(found, key=lambda mark: float(mark["x"]))
 
 
-def _record_of(event: dict[str, Any], steps: Floats, times: Floats) -> int | None:
+def _record_of(event: dict[str, object], steps: Floats, times: Floats) -> int | None:
     """The record that an event stands at: the last one that is not after it."""
     for values, known in ((steps, event.get("step") or event.get("resumed_step")), (times, event.get("time"))):
         if isinstance(known, int | float) and not isinstance(known, bool):

@@ -172,7 +172,7 @@ def _joined(parts: list[Any], kind: Any) -> Any:
     return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, kind)
 
 
-def _plan(info: str) -> dict[str, Any]:
+def _plan(info: str) -> dict[str, object]:
     plan = json.loads(info).get("plan")
     return plan if isinstance(plan, dict) else {}
 

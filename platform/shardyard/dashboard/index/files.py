@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 # Larger ones are no files of a person who wants to read them in a page.
 MOST_TEXT_BYTES = 4 * 1024**2
@@ -96,7 +95,7 @@ def pread(descriptor: int, count: int, offset: int) -> bytes:
     return b"".join(pieces)
 
 
-def json_lines(data: bytes) -> list[dict[str, Any]]:
+def json_lines(data: bytes) -> list[dict[str, object]]:
     """The JSON objects among the lines; others are left out."""
     found = []
     for line in data.split(b"\n"):

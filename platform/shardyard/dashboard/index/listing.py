@@ -38,7 +38,7 @@ def names_of(connection: sqlite3.Connection) -> Names:
     return Names([name for name in metrics if name not in ("step", "time")], paths)
 
 
-def list_runs(connection: sqlite3.Connection, asked: Asked) -> dict[str, Any]:
+def list_runs(connection: sqlite3.Connection, asked: Asked) -> dict[str, object]:
     """A page of the table.
 
     Raises:
@@ -72,7 +72,7 @@ def list_runs(connection: sqlite3.Connection, asked: Asked) -> dict[str, Any]:
     }
 
 
-def row_of(row: sqlite3.Row, columns: tuple[str, ...] = ()) -> dict[str, Any]:
+def row_of(row: sqlite3.Row, columns: tuple[str, ...] = ()) -> dict[str, object]:
     """A run as the page knows it."""
     values = {name: row[f"value{index}"] for index, name in enumerate(columns[:MOST_COLUMNS])}
     spark = json.loads(row["spark"]) if row["spark"] else []
@@ -139,7 +139,9 @@ def _group(group: str) -> str:
     return expressions[group]
 
 
-def _groups(connection: sqlite3.Connection, where: str, parameters: dict[str, Any], group: str) -> list[dict[str, Any]]:
+def _groups(
+    connection: sqlite3.Connection, where: str, parameters: dict[str, object], group: str
+) -> list[dict[str, object]]:
     if not group:
         return []
     name = _group(group)

@@ -47,7 +47,7 @@ class Compiler:
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self.parameters: dict[str, Any] = {}
+        self.parameters: dict[str, object] = {}
 
     def where(self, tree: Node | None) -> str:
         """The condition of a query.

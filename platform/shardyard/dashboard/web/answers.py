@@ -146,7 +146,7 @@ def listed(request: Request, name: str, most: int) -> list[str]:
     return unique
 
 
-async def body_of(request: Request) -> dict[str, Any]:
+async def body_of(request: Request) -> dict[str, object]:
     """The JSON object that was sent.
 
     Raises:

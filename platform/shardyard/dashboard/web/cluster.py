@@ -51,8 +51,8 @@ class Cluster:
         self._index = index
         self._address = address
         self._lock = threading.Lock()
-        self._jobs: tuple[float, dict[str, Any]] | None = None
-        self._nodes: tuple[float, list[dict[str, Any]]] | None = None
+        self._jobs: tuple[float, dict[str, object]] | None = None
+        self._nodes: tuple[float, list[dict[str, object]]] | None = None
 
     def jobs(self) -> dict[str, Any]:
         """Jobs and nodes. That there is no cluster is a state like others, with the reason in words."""
@@ -108,7 +108,7 @@ class Cluster:
             "message": scrub(str(job.get("message") or "")),
         }
 
-    def _ask_nodes(self, api: JobsApi) -> list[dict[str, Any]]:
+    def _ask_nodes(self, api: JobsApi) -> list[dict[str, object]]:
         if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_SECONDS:
             self._nodes = (time.monotonic(), nodes.ask(api))
         return self._nodes[1]
@@ -247,7 +247,7 @@ def _shipped(name: str) -> Path:
     raise NotFoundError(f"There is no shipped recipe {name[:100]!r}; /api/recipes lists them.")
 
 
-def checked_request(body: dict[str, Any], key: str = "name") -> tuple[str, list[str]]:
+def checked_request(body: dict[str, object], key: str = "name") -> tuple[str, list[str]]:
     """Name and overrides of a request, of the kinds that they should be.
 
     Raises:
@@ -271,7 +271,7 @@ class Plans:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], dict[str, object]] = OrderedDict()
 
     def check(self, name: str, overrides: Sequence[str], *, plan: bool) -> dict[str, Any]:
         """The problems of a recipe, and where it has none and `plan` is wanted, its plan."""
@@ -286,7 +286,7 @@ class Plans:
             return {"problems": [], "plan": None, "name": loaded.recipe.name}
         return self._plan(name, overrides)
 
-    def _plan(self, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    def _plan(self, name: str, overrides: Sequence[str]) -> dict[str, object]:
         place = (name, *overrides)
         with self._lock:
             if (known := self._known.get(place)) is not None:

@@ -150,14 +150,16 @@ def _has_size(folder: Path, checkpoint: str, path: str, size: int) -> bool:
     return found is not None and found.st_size == size
 
 
-def files_of(folder: Path) -> list[dict[str, Any]]:
+def files_of(folder: Path) -> list[dict[str, object]]:
     """The files at the top of a run folder and among its logs, with sizes."""
     listed = [*((name,) for name in names_below(folder, most=500)), *(("logs", n) for n in names_below(folder, "logs"))]
     sizes = [("/".join(parts), stat_below(folder, *parts)) for parts in listed]
     return [{"name": name, "bytes": found.st_size} for name, found in sizes if found is not None]
 
 
-def detail(connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def detail(
+    connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summary: dict[str, object]
+) -> dict[str, object]:
     """Everything about one run but its curves and texts."""
     return {
         "id": row["id"],
@@ -225,7 +227,7 @@ def events(folder: Path, cursor: int = 0) -> dict[str, Any]:
     return {"events": [without_secrets(event) for event in plain], "cursor": end}
 
 
-def samples(folder: Path, cursor: int = 0) -> dict[str, Any]:
+def samples(folder: Path, cursor: int = 0) -> dict[str, object]:
     """Samples from a cursor on; of a long file the last ones."""
     found, end = _records(folder, "samples.jsonl", cursor)
     return {"samples": [without_secrets(sample) for sample in found], "cursor": end}
@@ -314,7 +316,7 @@ def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> dict[str, A
     return {"recipe_diff": differing, "results": results, "bands": _bands(values, keys)}
 
 
-def _in_short(info: dict[str, Any]) -> dict[str, Any]:
+def _in_short(info: dict[str, object]) -> dict[str, object]:
     """What a comparison needs of run.json, however much there is in it."""
     plan = info.get("plan")
     plan = plan if isinstance(plan, dict) else {}
@@ -329,7 +331,7 @@ def _in_short(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bands(values: dict[str, dict[str, Any]], keys: dict[str, int]) -> list[dict[str, Any]]:
+def _bands(values: dict[str, dict[str, object]], keys: dict[str, int]) -> list[dict[str, object]]:
     """Runs whose recipes differ in nothing but their seeds and names: their curves make one band."""
     apart = {"name", "train.seed", "description", "tracking.wandb.group"}
     groups: dict[str, list[str]] = defaultdict(list)

@@ -11,7 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,9 +36,9 @@ class Documents:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = folders
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str, int], dict[str, Any]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str, int], dict[str, object]] = OrderedDict()
 
-    def of_step(self, folder: Path, step: int) -> dict[str, Any]:
+    def of_step(self, folder: Path, step: int) -> dict[str, object]:
         """`step`, `rows`, `documents` and `problem`: why there are none, or what is wrong with them."""
         place = (str(folder), _stamp(folder), step)
         if not self._lock.acquire(timeout=WAIT_SECONDS):
@@ -68,7 +67,7 @@ def documents(request: Request) -> Response:
     return Answer(found.of_step(folder, step))
 
 
-def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, Any]:
+def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]:
     arguments = ["data", "rows", "--json", "--rows", str(MOST_ROWS), "--step", str(step)]
     arguments += [part for allowed in folders for part in ("--only-from", str(allowed))] + ["--", str(folder)]
     try:
@@ -100,7 +99,7 @@ def _said(text: str) -> str:
     return scrub(" ".join(message.split())[:600]) or "The data cannot be read."
 
 
-def _problem(step: int, sentence: str) -> dict[str, Any]:
+def _problem(step: int, sentence: str) -> dict[str, object]:
     return {"step": step, "rows": 0, "documents": [], "problem": sentence}
 
 

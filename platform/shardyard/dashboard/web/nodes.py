@@ -16,7 +16,7 @@ _RESOURCES = ("CPU", "GPU")
 _MEGABYTE = 1024**2
 
 
-def ask(api: JobsApi) -> list[dict[str, Any]]:
+def ask(api: JobsApi) -> list[dict[str, object]]:
     """Nodes with what of them is reserved and how busy their machines are, the head first.
 
     Raises:
@@ -35,7 +35,7 @@ def ask(api: JobsApi) -> list[dict[str, Any]]:
 
 def described(
     listed: Sequence[Mapping[str, Any]], reserved: Mapping[str, Any], machines: Sequence[Any], now: float
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The nodes that live or died a short time ago.
 
     Args:

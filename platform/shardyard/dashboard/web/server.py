@@ -85,7 +85,7 @@ def _routes() -> list[Route]:
         "/api/recipes": _recipes,
         "/api/recipes/{name:path}": _recipe,
     }
-    posts: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
+    posts: dict[str, Callable[[Request, dict[str, object]], Any]] = {
         "/api/jobs": _submit,
         "/api/jobs/{id}/stop": _stop,
         f"{run}/resume": _resume,
@@ -108,7 +108,7 @@ def _reading(handler: Answering) -> Callable[[Request], Awaitable[Response]]:
     return _safely(endpoint)
 
 
-def _posting(handler: Callable[[Request, dict[str, Any]], Any]) -> Callable[[Request], Awaitable[Response]]:
+def _posting(handler: Callable[[Request, dict[str, object]], Any]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         body = await body_of(request)
         return Answer(await to_thread.run_sync(handler, request, body))
@@ -150,13 +150,13 @@ def _recipe(request: Request) -> Response:
     return Answer({"text": cluster.recipe_text(request.path_params["name"])})
 
 
-def _check(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+def _check(request: Request, body: dict[str, object]) -> dict[str, object]:
     plans: cluster.Plans = request.app.state.plans
     name, overrides = cluster.checked_request(body)
     return plans.check(name, overrides, plan=body.get("plan", True) is not False)
 
 
-def _submit(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+def _submit(request: Request, body: dict[str, object]) -> dict[str, object]:
     state = state_of(request)
     name, overrides = cluster.checked_request(body, "recipe")
     job = cluster.submit(state.index, state.address, name, overrides)
@@ -165,7 +165,7 @@ def _submit(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     return {"id": job}
 
 
-def _stop(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+def _stop(request: Request, body: dict[str, object]) -> dict[str, object]:
     state = state_of(request)
     name = request.path_params["id"]
     known = {str(job["id"]) for job in request.app.state.cluster.jobs()["jobs"]}
@@ -177,14 +177,14 @@ def _stop(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     return {"stopping": name}
 
 
-def _resume(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+def _resume(request: Request, body: dict[str, object]) -> dict[str, object]:
     name = request.path_params["id"]
     cluster.resume(state_of(request).index, name)
     state_of(request).index.poke(name)
     return {"resumed": name}
 
 
-def _test_alert(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+def _test_alert(request: Request, body: dict[str, object]) -> dict[str, object]:
     state, run = state_of(request), body.get("run")
     if not isinstance(run, str):
         raise BadRequestError("run is missing", "run")

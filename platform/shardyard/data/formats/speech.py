@@ -59,7 +59,7 @@ class Speech(ExampleRows):
         text: str = example["text"]
         return _plain(text).strip() if self._settings.plain_text else text
 
-    def _heard(self, example: dict[str, Any], generator: np.random.Generator) -> Samples:
+    def _heard(self, example: dict[str, object], generator: np.random.Generator) -> Samples:
         samples = read_sound(example["audio"])
         return move(samples, self._settings, generator) if self._training else samples
 

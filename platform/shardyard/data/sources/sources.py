@@ -37,7 +37,7 @@ _BUILDER_OPTIONS: dict[str, dict[str, Any]] = {"text": {"sample_by": "document"}
 
 
 # A document is its text; other examples are dictionaries: role → value.
-Example = str | dict[str, Any]
+Example = str | dict[str, object]
 TEXT_ONLY: Mapping[str, Kind] = {"text": "text"}
 
 
@@ -133,7 +133,7 @@ def open_source(
     return OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training)
 
 
-def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, Any]]:
+def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, object]]:
     if name in PREPARED_SETS:
         shards = [str(path) for path in prepared_files(name, split)]
         dataset = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
@@ -145,7 +145,7 @@ def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, Any]]:
     return dataset, asdict(corpus.fingerprint(name))
 
 
-def _open_path(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
+def _open_path(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
     path = str(source.path)
     if _kind(path) is not None or "://" in path:
         return _open_files(path, source.split, retry)
@@ -190,7 +190,7 @@ def _variable(name: str) -> str:
     return value
 
 
-def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
+def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
     """A folder as `datasets` reads one: splits by the names of files and subfolders."""
     files = sorted(str(path) for path in folder.rglob("*") if path.is_file() and _kind(path.name))
     kinds = {_kind(file) for file in files}
@@ -210,7 +210,7 @@ def _fingerprint_files(files: list[str]) -> dict[str, Any]:
     return {"num_files": len(files), "num_bytes": sum(size for _, size in sizes), "names_and_sizes_sha256": digest}
 
 
-def _open_hub(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, Any]]:
+def _open_hub(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
     """A data set of the hub at the commit that `revision` (or the default branch) is at now."""
     path = str(source.path)
     try:

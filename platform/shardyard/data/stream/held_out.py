@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -35,7 +34,7 @@ class HeldOut:
     format: Rows
     row_sources: tuple[int, ...]
     sources: tuple[str, ...]
-    fingerprints: tuple[dict[str, Any], ...]
+    fingerprints: tuple[dict[str, object], ...]
     num_requested: int
 
     @property

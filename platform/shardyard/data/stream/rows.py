@@ -33,7 +33,7 @@ class Position:
     document: int = 0
     offset: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod

@@ -59,7 +59,7 @@ def measure(
     tokenizer: PreTrainedTokenizerFast,
     corpus: Corpus,
     progress: Progress = lambda phase, done, total: None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The figures of a report, as plain values.
 
     Compression, fertility and unknown pieces are of the held-out documents (of the training documents where nothing is
@@ -114,7 +114,7 @@ def _uses(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, progress: Progress
     return counts
 
 
-def _vocabulary(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _vocabulary(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
     """`size` is what a model embeds; it is below `asked` where the data has no more pieces."""
     return {"size": len(tokenizer), "asked": spec.vocabulary, "special": len(special_texts(spec))}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -39,7 +38,7 @@ def trained_folder(spec: Path) -> Path:
     return spec.with_suffix("")
 
 
-def read_report(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path) -> dict[str, object]:
     """The report of a trained tokenizer.
 
     Raises:
@@ -54,7 +53,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def verify_folder(folder: Path) -> dict[str, Any]:
+def verify_folder(folder: Path) -> dict[str, object]:
     """The report of a folder whose files are those that training wrote.
 
     Raises:
@@ -119,7 +118,7 @@ def _from_spec(path: Path, name: str) -> PreTrainedTokenizerFast:
     return _from_transformers(str(folder))
 
 
-def _check_spec(spec: TokenizerSpec, report: dict[str, Any], path: Path, name: str) -> None:
+def _check_spec(spec: TokenizerSpec, report: dict[str, object], path: Path, name: str) -> None:
     """A spec that was edited after the training would otherwise say what the tokenizer is not."""
     now, then = spec.definition(), report.get("spec")
     then = then if isinstance(then, dict) else {}

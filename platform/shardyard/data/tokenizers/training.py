@@ -38,7 +38,7 @@ from shardyard.data.tokenizers.unigram import train_unigram
 
 def train_tokenizer(
     spec: TokenizerSpec, destination: Path, progress: Progress = lambda phase, done, total: None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train, measure and write a tokenizer folder; returns its report.
 
     Args:
@@ -184,7 +184,7 @@ def _alphabet(counts: Counter[str], spec: TokenizerSpec) -> list[str]:
     return sorted(most)
 
 
-def _provenance(spec: TokenizerSpec, corpus: Corpus) -> dict[str, Any]:
+def _provenance(spec: TokenizerSpec, corpus: Corpus) -> dict[str, object]:
     libraries = {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers", "numpy")}
     return {
         "spec": spec.definition(),

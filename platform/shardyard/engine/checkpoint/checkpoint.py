@@ -146,7 +146,7 @@ class Checkpointer:
             folder.mkdir(parents=True, exist_ok=True)
             files.remove_partial(folder)
 
-    def save(self, state: TrainerState, streams: dict[str, Any]) -> Saved:
+    def save(self, state: TrainerState, streams: dict[str, object]) -> Saved:
         """Write one checkpoint; all ranks call this. Where the disk is full, older ones make room for it.
 
         Args:
@@ -172,7 +172,7 @@ class Checkpointer:
         spoiled = gather(not_finite(self._engine.module), self._rank)
         return sorted({name for names in spoiled for name in names})[:3]
 
-    def _try(self, state: TrainerState, streams: dict[str, Any], started: float) -> Saved | _NotSaved:
+    def _try(self, state: TrainerState, streams: dict[str, object], started: float) -> Saved | _NotSaved:
         partial = files.partial_folder(self.folder, state.step)
         self._engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
         self._files.kept(lambda: self._note(partial / f"rank-{self._rank.rank:05d}.json", _random_states()))

@@ -49,7 +49,7 @@ def measure_run(
 
 def run_tasks(
     model: Path, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 8, trust: bool = False
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Metrics of each task by name: task → metric → value.
 
     Args:
@@ -93,7 +93,7 @@ def run_tasks(
     return {task: _numbers(metrics) for task, metrics in found["results"].items()}
 
 
-def _task(name: str) -> str | dict[str, Any]:
+def _task(name: str) -> str | dict[str, object]:
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         return name
@@ -109,7 +109,7 @@ def _task(name: str) -> str | dict[str, Any]:
     return config
 
 
-def _from_prepared(name: str, task: str) -> dict[str, Any]:
+def _from_prepared(name: str, task: str) -> dict[str, object]:
     known = PREPARED_SETS.get(name)
     if known is None or known.kind != "rows":
         raise DataError(f"{task}: there is no prepared set {name!r}; `shardyard data list` shows all.")
@@ -117,7 +117,7 @@ def _from_prepared(name: str, task: str) -> dict[str, Any]:
     return {"dataset_path": "parquet", "dataset_kwargs": {"data_files": files}}
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+def _numbers(metrics: dict[str, object]) -> dict[str, float]:
     """`acc,none` → `acc`."""
     return {
         name.partition(",")[0]: float(value)

@@ -79,7 +79,7 @@ class Trained:
             for prompt in prompts
         ]
 
-    def evaluate(self, rows: int | None = None) -> dict[str, Any]:
+    def evaluate(self, rows: int | None = None) -> dict[str, object]:
         """Loss and the objective's metrics on the run's held-out rows."""
         components = make_components(self.recipe, tokenizer=self.tokenizer, config=self.model.config)
         components = with_frozen(self.recipe, components, self.device)

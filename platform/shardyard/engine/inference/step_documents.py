@@ -245,7 +245,7 @@ def _place(at: Position) -> str:
     return f"epoch {at.epoch}, window {at.window}, document {at.document}"
 
 
-def _nearest_state(folder: RunFolder, step: int) -> dict[str, Any] | None:
+def _nearest_state(folder: RunFolder, step: int) -> dict[str, object] | None:
     """The states of all streams after the newest step up to `step` that has a checkpoint; None: from the beginning."""
     found: list[tuple[int, Path]] = [
         (int(path.name.removeprefix("step-")), path) for path in whole_checkpoints(folder.checkpoints)
@@ -255,5 +255,5 @@ def _nearest_state(folder: RunFolder, step: int) -> dict[str, Any] | None:
             state = json.loads((path / "data.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path / 'data.json'} cannot be read: {error}") from error
-        return cast(dict[str, Any], state)
+        return cast(dict[str, object], state)
     return None

@@ -27,7 +27,7 @@ NAME = "{}"
 
 def measure_zero_shot(
     trained: Trained, column: str, templates: Sequence[str] = (NAME,), rows: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """How often the class of a held-out picture is found by its name alone.
 
     Args:

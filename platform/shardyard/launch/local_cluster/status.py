@@ -178,7 +178,7 @@ def _corrected(node: NodeStatus, gone: list[str]) -> NodeStatus:
     return NodeStatus(node.name, node.address, "DEAD", node.head, {}, {}, True, "its processes have ended")
 
 
-def _jobs(record: ClusterRecord) -> list[dict[str, Any]] | None:
+def _jobs(record: ClusterRecord) -> list[dict[str, object]] | None:
     if record.dashboard is None:
         return None
     try:

@@ -96,7 +96,7 @@ def _is_here(name: str, runs_dir: Path) -> bool:
         return False
 
 
-def _known_config(name: str) -> dict[str, Any]:
+def _known_config(name: str) -> dict[str, object]:
     if kind_of(name) == "prepared":
         return PREPARED_CONFIGS[name]
     shipped = recipe_of_run(name)

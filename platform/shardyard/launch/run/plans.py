@@ -143,7 +143,7 @@ def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:
     return replace(loaded, recipe=for_planning(loaded.recipe, runs_dir))
 
 
-def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRecipe, dict[str, Any]]:
+def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRecipe, dict[str, object]]:
     """The recipe with the paths of the weights that it starts from, and what run.json says of them."""
     recipe, starting = locate(loaded.recipe, runs_dir)
     return replace(loaded, recipe=recipe), starting

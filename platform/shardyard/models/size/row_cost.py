@@ -108,7 +108,7 @@ class _Kept:
             self._bytes[storage._cdata] = tensor.numel() * tensor.element_size()
         return tensor
 
-    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         self._inputs.append(given.numel() * given.element_size() if given is not None else 0)
         self._blocks.append(-self.total())

@@ -22,7 +22,7 @@ _EXTENDS = {
 }
 
 
-def recipe_schema() -> dict[str, Any]:
+def recipe_schema() -> dict[str, object]:
     """The JSON Schema of a recipe file, draft 2020-12, with meaning and unit of each field."""
     schema = Recipe.model_json_schema()
     definitions = schema.pop("$defs")
@@ -44,7 +44,7 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
-def sweep_schema() -> dict[str, Any]:
+def sweep_schema() -> dict[str, object]:
     """The JSON Schema of a sweep file."""
     schema = Sweep.model_json_schema()
     definitions = schema.pop("$defs")
@@ -59,7 +59,7 @@ def sweep_schema_path() -> Path:
     return share_folder("recipes") / SWEEPS / "schema.json"
 
 
-def schema_text(schema: dict[str, Any] | None = None) -> str:
+def schema_text(schema: dict[str, object] | None = None) -> str:
     """The published file's content."""
     return json.dumps(recipe_schema() if schema is None else schema, indent=2, ensure_ascii=False) + "\n"
 

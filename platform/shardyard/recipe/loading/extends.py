@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.catalog.shipped import is_file, shipped_file, shipped_recipes
@@ -87,7 +86,7 @@ def _merge(base: Document, top: Document) -> None:
 
 
 def _merge_mapping(
-    base: Document, top: Document, into: dict[str, Any], values: dict[str, Any], path: FieldPath
+    base: Document, top: Document, into: dict[str, object], values: dict[str, object], path: FieldPath
 ) -> None:
     for key, value in values.items():
         here = (*path, key)

@@ -48,7 +48,7 @@ def forget_below(document: Document, path: FieldPath) -> None:
         del document.places[place]
 
 
-def _set(data: dict[str, Any], names: Sequence[str], value: Any) -> FieldPath:
+def _set(data: dict[str, object], names: Sequence[str], value: Any) -> FieldPath:
     """Set the value, making sections on the way; returns the path with list indices as numbers."""
     here: Any = data
     path: FieldPath = ()

@@ -15,7 +15,7 @@ from shardyard.recipe.schema import Recipe
 _PLACEHOLDERS: tuple[tuple[str, str, object], ...] = (("", "name", "unnamed"), ("optimizer", "lr", 1.0))
 
 
-def mistyped_keys(data: dict[str, Any], error: ValidationError) -> dict[Path, str]:
+def mistyped_keys(data: dict[str, object], error: ValidationError) -> dict[Path, str]:
     """Unknown keys, by path, with the key that each most likely stands for, where that is not given as well."""
     found: dict[Path, str] = {}
     for item in error.errors():
@@ -32,7 +32,9 @@ def mistyped_keys(data: dict[str, Any], error: ValidationError) -> dict[Path, st
     return found
 
 
-def renamed(data: dict[str, Any], places: Mapping[Path, str], keys: Mapping[Path, str]) -> tuple[Any, dict[Path, str]]:
+def renamed(
+    data: dict[str, object], places: Mapping[Path, str], keys: Mapping[Path, str]
+) -> tuple[Any, dict[Path, str]]:
     """The data with these keys under their right names, and the places of everything in it."""
     mended, where = copy.deepcopy(data), dict(places)
     for path, name in keys.items():
@@ -44,7 +46,7 @@ def renamed(data: dict[str, Any], places: Mapping[Path, str], keys: Mapping[Path
     return mended, where
 
 
-def possible_recipes(data: dict[str, Any], error: ValidationError) -> list[Recipe]:
+def possible_recipes(data: dict[str, object], error: ValidationError) -> list[Recipe]:
     """The recipe without its invalid values. Of a value that is none of a few, such as an objective, there is one
     recipe for each that it may stand for: what holds in all of them does not follow from the mistake."""
     items = [(tuple(item["loc"]), item["type"]) for item in error.errors()]
@@ -64,13 +66,13 @@ def possible_recipes(data: dict[str, Any], error: ValidationError) -> list[Recip
     return [recipe for variant in variants if (recipe := _valid(variant)) is not None]
 
 
-def _with(data: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def _with(data: dict[str, object], path: Path, value: Any) -> dict[str, object]:
     changed = copy.deepcopy(data)
     _at(changed, path[:-1])[path[-1]] = value
     return changed
 
 
-def _valid(data: dict[str, Any]) -> Recipe | None:
+def _valid(data: dict[str, object]) -> Recipe | None:
     try:
         return Recipe.model_validate(data)
     except ValidationError:

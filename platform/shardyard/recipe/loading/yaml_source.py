@@ -220,7 +220,7 @@ class _Builder:
             values.append(self.build(item, (*path, index)))
         return values
 
-    def mapping(self, node: MappingNode, path: FieldPath) -> dict[str, Any]:
+    def mapping(self, node: MappingNode, path: FieldPath) -> dict[str, object]:
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:

@@ -75,6 +75,6 @@ class StepRecord:
         self.metrics |= metrics
         self.extended |= bool(metrics)
 
-    def as_line(self) -> dict[str, Any]:
+    def as_line(self) -> dict[str, object]:
         """The object that metrics.jsonl holds."""
         return {"step": self.step, "time": self.time, **self.metrics}

@@ -57,7 +57,7 @@ def differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ..
     return {field: values for field, values in found.items() if any(value != values[0] for value in values)}
 
 
-def flatten(value: Any, path: str = "") -> dict[str, Any]:
+def flatten(value: Any, path: str = "") -> dict[str, object]:
     """Nested sections by dotted field; lists of plain values stay whole."""
     if isinstance(value, dict) and value:
         children: list[tuple[Any, Any]] = list(value.items())
@@ -71,7 +71,7 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _fields(run: RunFolder) -> dict[str, Any]:
+def _fields(run: RunFolder) -> dict[str, object]:
     try:
         recipe = read_document(run.resolved, str(run.resolved)).data
     except RecipeError as error:

@@ -150,7 +150,7 @@ class RunFolder:
         """
         return RunInfo.from_json(self._read())
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, object]:
         try:
             info = decode(self.info_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -342,7 +342,7 @@ def _never_trained(run: RunFolder) -> bool:
     return ended and not (run.metrics.is_file() and run.metrics.stat().st_size)
 
 
-def _times(before: RunInfo, state: str | None) -> dict[str, Any]:
+def _times(before: RunInfo, state: str | None) -> dict[str, object]:
     if state is None or state == "pending":
         return {}
     if state == "running":
@@ -362,7 +362,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _pretty(info: dict[str, Any]) -> str:
+def _pretty(info: dict[str, object]) -> str:
     return json.dumps(json.loads(encode(info)), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -77,7 +77,7 @@ def process_start(pid: int) -> int | None:
     return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
-def read_lease(folder: Path) -> dict[str, Any] | None:
+def read_lease(folder: Path) -> dict[str, object] | None:
     """The lease of a run folder; None where there is none, or it is being written this moment."""
     try:
         descriptor = os.open(folder / LEASE_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -91,7 +91,7 @@ def read_lease(folder: Path) -> dict[str, Any] | None:
         os.close(descriptor)
 
 
-def parse_lease(data: bytes) -> dict[str, Any] | None:
+def parse_lease(data: bytes) -> dict[str, object] | None:
     """The lease in the bytes of its file."""
     with contextlib.suppress(ValueError):
         lease = json.loads(data)

@@ -22,7 +22,7 @@ def plan_json(plan: Mapping[str, Any]) -> str:
     return json.dumps(json.loads(encode({"format": FORMAT, **plan})), indent=2, ensure_ascii=False) + "\n"
 
 
-def in_short(plan: Mapping[str, Any]) -> dict[str, Any]:
+def in_short(plan: Mapping[str, Any]) -> dict[str, object]:
     """What run.json keeps of a plan, so that lists of runs read one file."""
     return {name: value for name, value in plan.items() if name not in _NOT_IN_RUN_JSON}
 

@@ -56,7 +56,7 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
     return versions
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> dict[str, object] | None:
     """`{"commit": ..., "dirty": ...}` of the repository around a folder; None outside of one or without git."""
     commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
     if not commit:

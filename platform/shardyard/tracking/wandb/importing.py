@@ -348,7 +348,7 @@ def _recipe(found: ImportedRun) -> dict[str, Any]:
     return {**config, "name": found.name or found.run_id, "tracking": tracking}
 
 
-def _as_yaml(fields: dict[str, Any]) -> str:
+def _as_yaml(fields: dict[str, object]) -> str:
     yaml, text = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style, yaml.allow_unicode, yaml.width = False, True, 120
     yaml.dump(json.loads(encode(fields)), text)

@@ -119,7 +119,7 @@ def _selected(request: SubmitRequest, folder: Path) -> Selection:
     return checked_files(folder, [request.runs_dir, home(), token_path(), ray_token_path()])
 
 
-def _listed(folder: Path, selection: Selection, say: Say) -> dict[str, Any]:
+def _listed(folder: Path, selection: Selection, say: Say) -> dict[str, object]:
     """What a dry run says and writes of the folder."""
     for line in listing(folder, selection):
         say(line)
@@ -151,7 +151,7 @@ def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
 
 def _body(
     request: SubmitRequest, spec: JobSpec, package_uri: str, secret: str | None = None, python: str = "python"
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the Jobs API is sent; `python` is the interpreter on the head."""
     command = entry_command(SPEC_NAME, python=python)
     if secret is not None:
