@@ -22,6 +22,8 @@ LATE = {
     "dashboard/web/sweeps.py": "the fit of a scaling law imports torch",
     "data/sources/corpus.py": "some Pythons come without pydoc_data",
     "engine/inference/lm_eval.py": "lm-eval is an extra",
+    "launch/__init__.py": "`import shardyard` is instant; the public functions import what they do",
+    "launch/api.py": "torch and Ray, where a run is carried out or loaded",
     "launch/jobs/secrets.py": "Ray, in the process that takes the variables",
     "launch/jobs/spec.py": "the entry point of a job imports the standard library alone",
     "launch/local_cluster/status.py": "Ray reads its token from the environment when it is imported",
