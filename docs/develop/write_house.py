@@ -1,12 +1,12 @@
-"""Writes docs/house.md from the first line of each file; `make schema` runs it and a test keeps the page current."""
+"""Writes docs/develop/house.md from the first line of each file; `make schema` runs it, and a test compares."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "house.md"
-PACKAGE = PAGE.parents[1] / "platform" / "shardyard"
+PAGE = Path(__file__).with_name("house.md")
+PACKAGE = PAGE.parents[2] / "platform" / "shardyard"
 HEAD = """# The house
 
 Every file of `platform/shardyard/` and what it holds, from bottom to top: imports go downwards only, and rooms of one

@@ -16,7 +16,7 @@ PAGES = [
     *sorted((REPOSITORY / "cluster").rglob("*.md")),
 ]
 # Generated from docstrings and descriptions, which other tests compare with the code; they show no terminal.
-GENERATED = ("docs/house.md", "docs/fields.md")
+GENERATED = ("docs/develop/house.md", "docs/fields.md")
 # Between shell commands of one line.
 _OPERATORS = ("&&", "||", ";", "|", "&")
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)

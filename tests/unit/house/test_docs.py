@@ -72,7 +72,7 @@ def _places(page: Path) -> set[str]:
 def test_the_page_of_files_is_current_and_has_a_line_for_each() -> None:
     written = runpy.run_path(str(REPOSITORY / "docs" / "develop" / "write_house.py"))
     text = written["page"]()
-    assert written["PAGE"].read_text(encoding="utf-8") == text, "`make schema` writes docs/house.md anew"
+    assert written["PAGE"].read_text(encoding="utf-8") == text, "`make schema` writes docs/develop/house.md anew"
     modules = list((REPOSITORY / "platform" / "shardyard").rglob("*.py"))
     assert len(modules) > 60
     assert [str(path) for path in modules if path.name != "__init__.py" and not written["first_line"](path)] == []
