@@ -44,7 +44,7 @@ def test_a_name_in_a_module_is_that_module() -> None:
     assert set(graph) == set(modules())
 
 
-@pytest.mark.parametrize("top", ["platform", "tests", "cluster", "tokenizers"])
+@pytest.mark.parametrize("top", ["platform", "tests", "cluster", "tokenizers", "docs"])
 def test_no_folder_is_a_heap(top: str) -> None:
     folders = [REPOSITORY / top, *(path for path in (REPOSITORY / top).rglob("*") if path.is_dir())]
     heaps = {folder.relative_to(REPOSITORY).as_posix(): len(_files(folder)) for folder in folders}
