@@ -103,3 +103,7 @@ class TrainingError(ShardyardError):
 
 class TakenOverError(ShardyardError):
     """Another process has taken the run over, so this one must not write to its folder any more."""
+
+
+class RenamedFieldWarning(FutureWarning):
+    """A recipe or an override uses the old name of a field."""

@@ -26,8 +26,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from shardyard import __version__
 from shardyard.cli.view import output
-from shardyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ShardyardError
-from shardyard.recipe.renamed import RenamedFieldWarning
+from shardyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, RenamedFieldWarning, ShardyardError
 
 # name, module, function (or typer app) in it, and what `shardyard --help` says.
 COMMANDS: tuple[tuple[str, str, str, str], ...] = (

@@ -6,16 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shardyard.errors import RenamedFieldWarning
+
 # Dotted path before → dotted path now. Both lie in the same section.
 RENAMED = {
     "data.blind": "data.drop_inputs",
     "data.lanes": "data.streams",
     "model.adapter.whole": "model.adapter.modules_to_save",
 }
-
-
-class RenamedFieldWarning(FutureWarning):
-    """A recipe or an override uses the old name of a field."""
 
 
 def current_path(path: Sequence[str]) -> tuple[str, ...]:

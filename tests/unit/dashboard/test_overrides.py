@@ -91,7 +91,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 def test_the_page_neither_plans_nor_submits_them(
     client: TestClient, override: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "called", None)
+    monkeypatch.setattr(cluster, "_apart", None)
     monkeypatch.setattr(cluster, "load_recipe", None)
     found = client.post("/api/recipes/check", json={"name": "gpt/quickstart", "overrides": [override]}).json()
     assert found["plan"] is None

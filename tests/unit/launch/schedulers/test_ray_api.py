@@ -143,7 +143,7 @@ def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SHARDYARD_HOME", str(tmp_path))
     with pytest.raises(UsageError, match="--address http://HEAD:8265"):
         target(None)
-    with pytest.raises(UsageError, match="no address of Ray's Jobs API"):
+    with pytest.raises(UsageError, match="is not an address of Ray's Jobs API"):
         target("ftp://somewhere")
 
 
