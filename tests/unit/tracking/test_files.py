@@ -104,7 +104,8 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     assert JsonlTail(path).torn == 0
 
 
-def test_a_killed_writer_leaves_whole_lines_and_a_whole_run_json(tmp_path: Path) -> None:
+def test_a_killed_writer_costs_at_most_a_line_and_leaves_a_whole_run_json(tmp_path: Path) -> None:
+    """Linux may end a write of more than a page half-way when its process is killed; the next writer ends that line."""
     from shardyard.tracking.run.folder import RunFolder
 
     run = RunFolder.create(tmp_path, "killed", "a: 1", "a: 1")
@@ -119,10 +120,11 @@ def test_a_killed_writer_leaves_whole_lines_and_a_whole_run_json(tmp_path: Path)
         writer.send_signal(signal.SIGKILL)
         writer.wait(timeout=PATIENCE_SECONDS)
         assert run.info().id == run.id
-        complete = run.metrics.read_bytes().rpartition(b"\n")[0].split(b"\n")
-        for line in complete:
-            assert len(json.loads(line)["text"]) == 5000
-        assert len(read_jsonl(run.metrics)) == len(complete)
+        lines = run.metrics.read_bytes().rpartition(b"\n")[0].split(b"\n")
+        whole = [line for line in lines if line.endswith(b"}")]
+        assert len(lines) - len(whole) <= attempt, "at most one torn line a kill"
+        assert {len(json.loads(line)["text"]) for line in whole} == {5000}
+        assert len(read_jsonl(run.metrics)) == len(whole)
         seen_bytes = run.metrics.stat().st_size
 
 
