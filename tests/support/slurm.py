@@ -22,6 +22,8 @@ ClusterName=test
 SlurmctldHost={host}({address})
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
+# Ports of a job's Ray follow from its number, and another Slurm may run jobs at the same time.
+FirstJobId={first_job}
 AuthType=auth/munge
 # Credentials live this long, and a requeued job waits for it.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
@@ -142,8 +144,11 @@ def _configuration(folder: Path, cpus: int, addresses: Sequence[str]) -> str:
         "RealMemory=60000 Gres=gpu:2 State=UNKNOWN"
         for number, address in enumerate(addresses, 1)
     ]
+    first_job = 1 + secrets.randbelow(60_000)
     ports = {"controller_port": free_port(), "node_port": free_port()}
-    return _CONFIGURATION.format(host=host, address=addresses[0], folder=folder, nodes="\n".join(nodes), **ports)
+    return _CONFIGURATION.format(
+        host=host, address=addresses[0], folder=folder, nodes="\n".join(nodes), **ports, first_job=first_job
+    )
 
 
 def _munged(folder: Path) -> list[str]:

@@ -50,13 +50,14 @@ def give_over(
     """
     terminal = Terminal(folder.path / "logs" / "driver.log")
     try:
-        # After the redirection, because Ray and DeepSpeed talk while they are imported.
-        from shardyard.launch.run.carry_out import carry_out
-
         made = None if view is None else view(terminal.stream, folder.id, run.plan.steps)
         shown: AbstractContextManager[object] = nullcontext() if made is None else made
         say = (lambda text: None) if made is None else made.message
         with shown, signals.driving(folder, say):
+            # After the redirection, because Ray and DeepSpeed talk while they are imported; and once a signal is a
+            # request, because an exception in the midst of an import may become another.
+            from shardyard.launch.run.carry_out import carry_out
+
             return carry_out(
                 run,
                 folder,
