@@ -130,7 +130,7 @@ def test_requeue_and_time_limit_end_in_checkpoints(cluster: Slurm, recipe: Path,
     limited, second = submitted(
         recipe, tmp_path / "second", "train.steps=1000000", "job.time_limit=60s", "cluster.slurm.signal_seconds=20"
     )
-    assert first.info()["job"]["slurm_job_id"] == requeued
+    assert first.info().job["slurm_job_id"] == requeued
     cluster.wait_for(lambda: len(records(first)) >= 5 and records(second), "the fifth step", log=log_of(first))
     assert cluster.state(requeued) == cluster.state(limited) == "RUNNING"
 
