@@ -136,7 +136,9 @@ def test_a_config_map_of_the_same_name_is_left_alone(cluster: Cluster) -> None:
 
 def test_ctrl_c_half_way_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
     cluster.hang.add(("POST", "configmaps"))
-    script = "from tests.e2e.test_kuberay_api import submit; submit()"
+    # A shell starts what it runs in the background with SIGINT ignored.
+    handled = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{handled}; from tests.e2e.test_kuberay_api import submit; submit()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True

@@ -101,6 +101,8 @@ def close(number, frame):
     raise Closed
 
 signal.signal(signal.SIGUSR1, close)
+# What the tests are started from may have it ignored, as nohup does.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 child, terminal = pty.fork()
 if child == 0:
     os.execvp(sys.argv[1], sys.argv[1:])
