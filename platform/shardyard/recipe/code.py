@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard import plugins
+from shardyard.errors import UsageError
 from shardyard.objectives.registry import OBJECTIVES, objective_spec
 from shardyard.recipe.schema import Recipe
 
@@ -14,6 +15,26 @@ from shardyard.recipe.schema import Recipe
 def names_code(recipe: Recipe) -> bool:
     """Whether anything of a run comes from outside of Shardyard."""
     return recipe.objective not in OBJECTIVES
+
+
+TRUST = "If you know who wrote it, add --trust; otherwise leave it alone."
+
+
+def refuse_code(recipe: Recipe, whose: str, remedy: str = TRUST) -> None:
+    """Pass if a recipe that may come from elsewhere names no code by reference.
+
+    Code of an installed package that is named by its entry point was chosen by who installed it, so it passes.
+
+    Args:
+        whose: what messages call the run. remedy: what to do about it, as a sentence.
+
+    Raises:
+        UsageError: it names code, which would be executed here.
+    """
+    for field, reference in _references({"objective": recipe.objective}):
+        raise UsageError(
+            f"{whose} names code of its own ({field}: {reference}), which would be executed here. {remedy}"
+        )
 
 
 def origins(recipe: Recipe) -> dict[str, dict[str, str | None]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from shardyard.engine.checkpoint import files
+from shardyard.engine.inference.lm_eval import measure_run
 from shardyard.engine.inference.load import export_checkpoint, load_trained
-from shardyard.errors import CheckpointError, RecipeError, RunFolderError
+from shardyard.engine.inference.step_documents import documents_of_step
+from shardyard.errors import CheckpointError, RecipeError, RunFolderError, UsageError
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.tracking.run.folder import RunFolder
 from support.tiny import tiny_recipe
@@ -40,6 +43,29 @@ def test_a_step_that_was_not_kept_names_those_that_were(folder: RunFolder, tmp_p
         write(folder, step)
     with pytest.raises(RunFolderError, match=r"no checkpoint of step 7, but of 9, 100\."):
         export_checkpoint(folder, 7, tmp_path / "model")
+
+
+def test_code_that_a_run_names_is_not_executed_without_trust(tmp_path: Path) -> None:
+    """A run folder may come from elsewhere, with a file of its author's choice beside it."""
+    proof, code = tmp_path / "executed", tmp_path / "theirs.py"
+    code.write_text(f"open({str(proof)!r}, 'w')\n")
+    fields = tiny_recipe(tmp_path / "corpus.jsonl").model_dump() | {"objective": f"{code}:SPEC"}
+    folder = RunFolder.create(tmp_path, "theirs", "", json.dumps(fields))
+    write(folder, 9)
+    for step in (None, 9):
+        with pytest.raises(UsageError, match=rf"objective: {code}:SPEC\), which would be executed here.*add --trust"):
+            load_trained(folder, step)
+    (folder.path / "final").mkdir()
+    with pytest.raises(UsageError, match="add --trust"):
+        load_trained(folder)
+    with pytest.raises(UsageError, match="add --trust"):
+        measure_run(folder, ["task"])
+    with pytest.raises(UsageError, match="in a terminal: shardyard data rows"):
+        documents_of_step(folder, 1, only_from=[tmp_path])
+    assert not proof.exists()
+    with pytest.raises(UsageError, match=r"theirs\.py has no 'SPEC'"):
+        load_trained(folder, trust=True)
+    assert proof.exists(), "so the code is found where it is trusted"
 
 
 @pytest.mark.parametrize(("step", "name"), [(None, "step-00000100"), (9, "step-00000009")])

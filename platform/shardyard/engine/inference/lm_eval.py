@@ -37,7 +37,7 @@ def measure_run(
         UsageError: lm-eval is not installed, a task is not there, or the model is no causal language model.
         RunFolderError, CheckpointError: there is no such model.
     """
-    objective = recipe_of(folder).objective
+    objective = recipe_of(folder, trust=trust).objective
     if objective_spec(objective).auto_class != "AutoModelForCausalLM":
         raise UsageError(f"lm-eval measures models that continue text, and this run trained one for {objective}.")
     final = folder.path / "final"

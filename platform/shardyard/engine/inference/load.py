@@ -27,6 +27,7 @@ from shardyard.models.export.export import export_model
 from shardyard.models.size.measure import measure_recipe
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.plan import World, make_plan
+from shardyard.recipe.code import refuse_code
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
@@ -98,9 +99,10 @@ def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = Fa
     """The final model of a run; with `step`, or while there is none, that of a checkpoint.
 
     Args:
-        trust: execute code that the files of the model may hold.
+        trust: execute code that the files of the model may hold, or that the recipe names.
 
     Raises:
+        UsageError: the recipe names code, and is not trusted.
         RunFolderError: the run has neither.
         CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
@@ -109,13 +111,13 @@ def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = Fa
         return _from_folder(folder, final, trust=trust)
     with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
         path = export_checkpoint(folder, step, Path(scratch) / "model", trust=trust)
-        return _from_folder(folder, path)
+        return _from_folder(folder, path, trust=trust)
 
 
 def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Trained:
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = recipe_of(folder)
+    recipe = recipe_of(folder, trust=trust)
     # The precision that was saved is the one it was trained in; another would measure another model.
     with only_tensors(trust=trust):
         model = auto_class(recipe.objective).from_pretrained(
@@ -125,27 +127,39 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
     return Trained(recipe, model.to(device).eval(), tokenizer, device)
 
 
-def recipe_of(folder: RunFolder) -> Recipe:
-    """The recipe that a run resolved to. Its contradictions were checked then; here its data need not even exist."""
+def recipe_of(folder: RunFolder, *, trust: bool) -> Recipe:
+    """The recipe that a run resolved to. Its contradictions were checked then; here its data need not even exist.
+
+    Args:
+        trust: it may name code, which whatever is made from it executes.
+
+    Raises:
+        RunFolderError, RecipeError: it cannot be read.
+        UsageError: it names code, and is not trusted.
+    """
     try:
         fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError) as error:
         raise RunFolderError(f"{folder.resolved} cannot be read: {str(error).splitlines()[0]}") from error
-    return parse_recipe(fields if isinstance(fields, dict) else {}, str(folder.resolved))
+    recipe = parse_recipe(fields if isinstance(fields, dict) else {}, str(folder.resolved))
+    if not trust:
+        refuse_code(recipe, folder.id)
+    return recipe
 
 
 def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *, trust: bool = False) -> Path:
     """Write a checkpoint (the newest, or that of `step`) as a model folder.
 
     Args:
-        trust: execute code that the files of the checkpoint may hold.
+        trust: execute code that the files of the checkpoint may hold, or that the recipe names.
 
     Raises:
+        UsageError: the recipe names code, and is not trusted.
         RunFolderError: there is no such checkpoint.
         CheckpointError: it is damaged, or holds more than tensors.
     """
     checkpoint = _pick(folder, step)
-    recipe = recipe_of(folder)
+    recipe = recipe_of(folder, trust=trust)
     components = make_components(recipe)
     world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
     plan = make_plan(recipe, measure_recipe(recipe, components.config), world)

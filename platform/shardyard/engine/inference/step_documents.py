@@ -32,6 +32,7 @@ from shardyard.engine.inference.step_sources import check_sources
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.batching import default_streams
+from shardyard.recipe.code import refuse_code
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder, typed
 
@@ -67,12 +68,14 @@ def documents_of_step(
         UsageError: the run has no such step, or names what lies elsewhere.
         ShardyardError: recipe, tokenizer or data are not there any more, or cannot be read.
     """
-    recipe, info = recipe_of(folder), folder.info()
+    recipe, info = recipe_of(folder, trust=True), folder.info()
     last = info.total_steps or recipe.train.steps
     if step < 1 or (last is not None and step > last):
         raise UsageError(f"{folder.id} has no step {step}; its steps are 1 to {last}.")
     if only_from is not None:
-        check_sources(recipe, only_from, f"shardyard data rows {typed(folder.path)} --step {step}")
+        command = f"shardyard data rows {typed(folder.path)} --step {step}"
+        refuse_code(recipe, folder.id, f"Where you know who wrote it, in a terminal: {command}")
+        check_sources(recipe, only_from, command)
     stored = info.data
     streams = int(
         stored.get("streams")
