@@ -67,9 +67,12 @@ def states(runs: Path) -> list[TrialState]:
 
 
 def in_the_middle(runs: Path) -> bool:
-    """Two trials have ended, and one has a checkpoint to go on from."""
+    """Two trials have ended; one that runs has a checkpoint to go on from, and most of its steps before it.
+
+    Ray ends the trials some time after the driver, and they train until then.
+    """
     found = states(runs)
-    begun = [trial for trial in found if trial.state == "running" and 6 < trial.step < STEPS - 6]
+    begun = [trial for trial in found if trial.state == "running" and 6 < trial.step < STEPS // 2]
     return bool(begun) and sum(trial.state in ENDED for trial in found) >= 2
 
 

@@ -191,7 +191,7 @@ def test_a_damaged_file_gives_what_is_before_the_damage(written: Path, tmp_path:
 def test_what_is_no_file_of_wandb(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.wandb").write_bytes(content)
     assert import_all(tmp_path / "runs", tmp_path / "x.wandb") == 1
-    assert "no file of W&B's" in capsys.readouterr().err
+    assert "is not a file of W&B's" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
