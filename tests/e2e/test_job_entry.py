@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from shardyard.launch.jobs.spec import policy_of, write_spec
-from shardyard.launch.ray.queue import QueueSlot, queue_folder, ticket_path
+from shardyard.launch.ray.queue import QueueSlot, queue_folder, slot_path
 from shardyard.recipe.loading.load import load_recipe
 from support.waiting import PATIENCE_SECONDS, until
 
@@ -154,7 +154,7 @@ def test_twenty_jobs_start_in_the_order_of_submission_whichever_process_is_first
     jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    gate = QueueSlot.take(ticket_path(queue_folder(ADDRESS), 0.0, "gate"))
+    gate = QueueSlot.take(slot_path(queue_folder(ADDRESS), 0.0, "gate"))
     numbers = [(7 * index) % 20 for index in range(20)]
     started = {number: jobs.start(f"job-{number:02d}", "0", submitted=1.0 + number) for number in numbers}
     until(lambda: len(list(gate.path.parent.glob("0*"))) >= 21, "twenty jobs wait at the gate")

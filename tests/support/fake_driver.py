@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from shardyard.launch.ray.queue import hold_turn, placed
+from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.tracking.run.folder import RunFolder
 from support.waiting import until
 
@@ -25,7 +25,7 @@ def main() -> int:
     done = log.read_text().count(f"{folder.id} ") if log.exists() else 0
     word = os.environ["FAKE_DRIVER"].split()[done]
     folder.clear_stop()
-    hold_turn()
+    hold_slot()
     with log.open("a") as file:
         file.write(f"{folder.id} {word}\n")
     folder.update(state="running")

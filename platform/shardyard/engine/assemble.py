@@ -37,9 +37,9 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         DataError, ModelError: a part of the recipe cannot be built here.
     """
     tracker = _tracker(recipe, folder) if rank.is_first else None
-    notes: EventLog = tracker or NullEventLog()
+    event_log: EventLog = tracker or NullEventLog()
     components = make_components(recipe)
-    engine = start_engine(recipe, plan, components.config, rank, lambda text: notes.event("notice", text=text))
+    engine = start_engine(recipe, plan, components.config, rank, lambda text: event_log.event("notice", text=text))
     components = with_frozen(recipe, components, rank.device, engine.module)
     loader = TrainLoader(
         components.context,
@@ -71,7 +71,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         checkpointer=Checkpointer(
             engine, folder.checkpoints, rank, keep=recipe.checkpoint.keep, facts=facts, trust=trust
         ),
-        notes=notes,
+        event_log=event_log,
         tracker=tracker,
         meter=_meter(recipe, plan),
         machine=_machine(folder, rank),
@@ -120,7 +120,7 @@ def _early_stopping(recipe: Recipe, events: EventLog, every: int) -> EarlyStoppi
 
 def _add_hooks(session: Session, components: Components) -> None:
     """In the order in which they run after a step: measure, record what was measured, act on it, save."""
-    recipe, every, events = session.recipe, session.plan.evaluate_every, session.notes
+    recipe, every, events = session.recipe, session.plan.evaluate_every, session.event_log
     evaluate = EvaluateHook(
         session.engine,
         components.objective,

@@ -15,7 +15,7 @@ from shardyard.tracking.metrics.record import StepRecord
 
 Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused"]
 # What rank 0 adds to the sum over ranks when someone asked the run to stop.
-_ASKS: dict[str, tuple[float, Outcome]] = {
+_STOP_FLAGS: dict[str, tuple[float, Outcome]] = {
     "interrupt": (1.0, "interrupted"),
     "preempt": (2.0, "preempted"),
     "timeout": (3.0, "timeout"),
@@ -39,14 +39,14 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
         TakenOverError: another process trains the run by now.
     """
     done = session.restore()
-    if done < session.plan.steps and (asked_before := _asked_before(session)) is not None:
-        return asked_before
+    if done < session.plan.steps and (stopped := _stopped_before_start(session)) is not None:
+        return stopped
     for step in range(done + 1, session.plan.steps + 1):
         if session.stopped_early:
             break
-        record, asked = _one_step(session, step)
+        record, stop = _one_step(session, step)
         session.after_step(record)
-        outcome: Outcome | None = asked or ("paused" if step == until else None)
+        outcome: Outcome | None = stop or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
             session.checkpoint.save(step)
             return outcome
@@ -76,19 +76,19 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
     metrics |= session.meter.update(session.plan.tokens_per_step, time.monotonic() - started, waited)
     if wanted:
         metrics |= memory_metrics()
-    asked = next((outcome for ask, outcome in _ASKS.values() if ask == result.asked), None)
-    return StepRecord(step, metrics), asked
+    stop = next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
+    return StepRecord(step, metrics), stop
 
 
 def _flag(session: Session) -> float:
     reason = session.stop_requested()
-    return _ASKS[reason][0] if reason is not None else 0.0
+    return _STOP_FLAGS[reason][0] if reason is not None else 0.0
 
 
-def _asked_before(session: Session) -> Outcome | None:
+def _stopped_before_start(session: Session) -> Outcome | None:
     """What the run ends in where it was asked to stop while it started: all that was trained is saved already."""
     flag = from_first(_flag(session), session.rank)
-    return next((outcome for ask, outcome in _ASKS.values() if ask == flag), None)
+    return next((outcome for value, outcome in _STOP_FLAGS.values() if value == flag), None)
 
 
 def _check(session: Session, result: StepResult, step: int) -> None:

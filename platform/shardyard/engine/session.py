@@ -45,7 +45,7 @@ class Session:
     factor: Callable[[int], float]
     learning_rate: LearningRate
     checkpointer: Checkpointer
-    notes: EventLog
+    event_log: EventLog
     tracker: Tracker | None
     meter: Throughput
     machine: MachineWatch | None = None
@@ -57,7 +57,7 @@ class Session:
         self.checkpoint = CheckpointHook(
             self.checkpointer,
             self._state,
-            self.notes,
+            self.event_log,
             self.exploded,
             self.folder.check_held,
             every=self.plan.checkpoint_every,
@@ -89,7 +89,7 @@ class Session:
 
     def restore(self) -> int:
         """Load the newest whole checkpoint if there is one; returns the number of steps that are done."""
-        found = self.checkpointer.restore(lambda text: self.notes.event("notice", text=text))
+        found = self.checkpointer.restore(lambda text: self.event_log.event("notice", text=text))
         done = 0
         if found is not None:
             state, streams = found
@@ -99,7 +99,7 @@ class Session:
                 if hook.name in state.hooks:
                     hook.load_state_dict(state.hooks[hook.name])
         number = self.folder.info().attempts
-        self.notes.event("attempt", number=number, world_size=self.rank.world_size, resumed_step=done or None)
+        self.event_log.event("attempt", number=number, world_size=self.rank.world_size, resumed_step=done or None)
         return done
 
     def next_batch(self) -> Batch:

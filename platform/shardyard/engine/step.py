@@ -25,14 +25,14 @@ class StepResult:
     totals: the sums that it is made of; what was observed stays on the device until somebody reads it.
     grad_norm: norm of the gradient before clipping; None where DeepSpeed does not compute it.
     applied: False when fp16 or bf16 overflowed and the update was left out.
-    asked: the sum of the flags that ranks handed in.
+    flags: the sum of the flags that ranks handed in.
     """
 
     loss: float
     totals: Totals
     grad_norm: float | None
     applied: bool
-    asked: float
+    flags: float
 
 
 def train_step(
@@ -71,13 +71,13 @@ def train_step(
     norm = engine.get_global_grad_norm() if norm is None else norm
     counts = dict(zip(terms, pending.on_device(), strict=True))
     norms = [] if norm is None else [torch.as_tensor(norm, dtype=torch.float64)]
-    totals, (asked,), norms_here = sums.over_ranks([flag]).to_host(counts, *norms)
+    totals, (flags,), norms_here = sums.over_ranks([flag]).to_host(counts, *norms)
     return StepResult(
         loss=objective.total(totals),
         totals=totals,
         grad_norm=norms_here[0] / norm_unit if norms_here else None,
         applied=bool(engine.was_step_applied()),
-        asked=asked,
+        flags=flags,
     )
 
 

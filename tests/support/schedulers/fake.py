@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardyard.errors import EXIT_DONE, EXIT_INTERRUPTED, ShardyardError, UsageError
 from shardyard.launch.jobs.spec import new_run_id
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.base import (
     Capacity,
     JobHandle,
@@ -66,7 +66,7 @@ class FakeScheduler(Scheduler):
         ended = replace(self.jobs[job.id], state=state, native_state="E", exit_code=code, ended_at=time.time())
         self.jobs[job.id] = ended
 
-    def submit(self, request: SubmitRequest, say: Say) -> JobHandle | None:
+    def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
         self._ask()
         if request.dry_run is not None:
             request.dry_run.write_text("a job\n", encoding="utf-8")

@@ -212,7 +212,7 @@ def test_as_much_of_a_prompt_as_fits_is_in_view(
     tokenizer: Any, prompt: str, new: int, asked: list[tuple[list[int], int]]
 ) -> None:
     model, told = Watched(model_of("gpt2", tokenizer)), list[str]()
-    text = generate(model, tokenizer, prompt, max_new_tokens=new, device=CPU, tell=told.append)
+    text = generate(model, tokenizer, prompt, max_new_tokens=new, device=CPU, report=told.append)
     assert model.asked == asked
     assert text == "x" * new
     cut = "the prompt has 101 tokens and 63 fit the model's context: the first 38 are left out"

@@ -116,7 +116,7 @@ def test_a_zombie_is_gone() -> None:
 def test_a_lease_of_another_host_is_free_once_nothing_changes(run: RunFolder, soon: None) -> None:
     write_lease(run, **ELSEWHERE)
     said: list[str] = []
-    with Lease.take(run, tell=said.append):
+    with Lease.take(run, report=said.append):
         assert said == [f"Process 7 on elsewhere may still train {run.id}: watching its lease for 0.3 s."]
 
 
@@ -128,7 +128,7 @@ def test_a_lease_of_another_host_that_changes_is_held_whatever_the_clocks_say(ru
         write_lease(run, **ELSEWHERE, beat=2)
 
     with pytest.raises(UsageError, match="process 7 on elsewhere"):
-        Lease.take(run, tell=renew)
+        Lease.take(run, report=renew)
 
 
 def test_a_lock_says_at_once_that_another_host_lives(run: RunFolder) -> None:
@@ -136,12 +136,12 @@ def test_a_lock_says_at_once_that_another_host_lives(run: RunFolder) -> None:
     with (run.path / LEASE_NAME).open("r+") as theirs:
         fcntl.flock(theirs, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="process 7 on elsewhere"):
-            Lease.take(run, tell=lambda text: pytest.fail("it need not be watched"))
+            Lease.take(run, report=lambda text: pytest.fail("it need not be watched"))
 
 
 def test_of_a_container_on_this_machine_the_lock_tells(run: RunFolder) -> None:
     write_lease(run, pid_namespace="pid:[1]", pid=7)
-    with Lease.take(run, tell=lambda text: pytest.fail("it need not be watched")):
+    with Lease.take(run, report=lambda text: pytest.fail("it need not be watched")):
         pass
 
 

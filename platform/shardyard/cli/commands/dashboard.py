@@ -66,7 +66,7 @@ def dashboard(
         listening.close()
         raise
     places = urls(host, chosen)
-    _say(places, folder, names, token_file, token)
+    _print_addresses(places, folder, names, token_file, token)
     if not is_loopback(host):
         _warn(chosen)
     with contextlib.ExitStack() as ending:
@@ -78,7 +78,7 @@ def dashboard(
         serve(app, listening)
 
 
-def _say(places: list[str], folder: Path, names: list[str], token_file: Path | None, token: str) -> None:
+def _print_addresses(places: list[str], folder: Path, names: list[str], token_file: Path | None, token: str) -> None:
     """Where it is. What a file keeps stands nowhere else; a token made for this run is told to its person alone."""
     ending = "" if token_file is not None else f"?token={token}"
     for index, place in enumerate(places):

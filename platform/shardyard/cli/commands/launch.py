@@ -79,7 +79,7 @@ def resume(
     def work(signals: StopSignals) -> int:
         runs = runs_folder(runs_dir)
         folder = RunFolder.open(runs, run)
-        with Lease.take(folder, take_over=take_over, tell=output.note) as lease:
+        with Lease.take(folder, take_over=take_over, report=output.note) as lease:
             from shardyard.launch.run.plans import plan_resumed
 
             folder.clear_stop()

@@ -29,14 +29,14 @@ def carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> tuple
         os.environ["RAY_ADDRESS"] = address
     terminal = Terminal(folder.logs / "driver.log")
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         if not quiet:
             terminal.stream.write(f"{text}\n")
 
     try:
-        say(f"sweep {folder.id}")
-        with _signals(folder, say) as code:
-            state = _driven(folder, say)
+        report(f"sweep {folder.id}")
+        with _signals(folder, report) as code:
+            state = _driven(folder, report)
     finally:
         terminal.restore()
     if state is None:
@@ -48,7 +48,7 @@ class _GivenUpError(Exception):
     """All trials have stopped, and Ray Tune does not end."""
 
 
-def _driven(folder: SweepFolder, say: Callable[[str], None]) -> str | None:
+def _driven(folder: SweepFolder, report: Callable[[str], None]) -> str | None:
     """Ray Tune would take over Ctrl-C on the main thread, so it gets another one. None when it is given up."""
     # Imported late, after the redirection of the output, because importing DeepSpeed talks.
     from shardyard.launch.run.threads import on_a_thread
@@ -61,7 +61,7 @@ def _driven(folder: SweepFolder, say: Callable[[str], None]) -> str | None:
             raise _GivenUpError
 
     try:
-        return on_a_thread(lambda: drive_sweep(folder, say), "shardyard-sweep", give_up)
+        return on_a_thread(lambda: drive_sweep(folder, report), "shardyard-sweep", give_up)
     except _GivenUpError:
         return None
 
@@ -99,22 +99,22 @@ def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
 
 
 @contextmanager
-def _signals(folder: SweepFolder, say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
+def _signals(folder: SweepFolder, report: Callable[[str], None]) -> Iterator[Callable[[], int]]:
     """The first signal asks all trials for a checkpoint and an end; a second Ctrl-C ends at once."""
-    asked: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        if asked and number == signal.SIGINT:
+        if received and number == signal.SIGINT:
             _end_at_once(folder)
         # Ray's own handler of SIGTERM, which runs before this, has set an alarm that would abort the process in 3 s.
         signal.alarm(0)
-        asked.append(number)
+        received.append(number)
         folder.request_stop()
-        say("Stopping all trials after this step, with checkpoints. Ctrl-C again ends at once, without them.")
+        report("Stopping all trials after this step, with checkpoints. Ctrl-C again ends at once, without them.")
 
     before = take_signals(handle)
     try:
-        yield lambda: CODES[asked[0]] if asked else 0
+        yield lambda: CODES[received[0]] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

@@ -260,12 +260,12 @@ def _progress(*, shown: bool) -> Iterator[Progress]:
 def _lines() -> Progress:
     seen: set[str] = set()
 
-    def tell(phase: str, done: int, total: int | None) -> None:
+    def report(phase: str, done: int, total: int | None) -> None:
         if phase not in seen:
             seen.add(phase)
             output.note(f"{_PHASES[phase]} …")
 
-    return tell
+    return report
 
 
 @contextmanager
@@ -277,11 +277,11 @@ def _bars() -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def tell(phase: str, done: int, total: int | None) -> None:
+        def report(phase: str, done: int, total: int | None) -> None:
             if phase not in tasks:
                 for task in tasks.values():
                     bars.stop_task(task)
                 tasks[phase] = bars.add_task(_PHASES[phase], total=total)
             bars.update(tasks[phase], completed=done, total=total)
 
-        yield tell
+        yield report

@@ -41,7 +41,9 @@ def sample(
     from shardyard.engine.inference.load import load_trained
 
     trained = load_trained(folder, step, trust=trust)
-    texts = trained.sample(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, tell=output.note)
+    texts = trained.sample(
+        prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, report=output.note
+    )
     for prompt, text in zip(prompts, texts, strict=True):
         if as_json:
             output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))

@@ -58,7 +58,7 @@ def sync_runs(
         return 0
     if not dry_run and not all(plan.is_done for plan in plans):
         check_account()
-    return _report([_tell(plan) if dry_run else _upload(plan) for plan in plans], as_json=as_json, quiet=quiet)
+    return _report([_planned(plan) if dry_run else _upload(plan) for plan in plans], as_json=as_json, quiet=quiet)
 
 
 def _plans(runs: list[RunFolder], project: str | None, entity: str | None, *, lenient: bool) -> list[Plan]:
@@ -73,7 +73,7 @@ def _plans(runs: list[RunFolder], project: str | None, entity: str | None, *, le
     return [plan for plan in plans if not (lenient and plan.is_done)]
 
 
-def _tell(plan: Plan) -> dict[str, object]:
+def _planned(plan: Plan) -> dict[str, object]:
     place = f"{plan.entity or '(your default entity)'}/{plan.project}"
     if plan.is_done and plan.synced is not None:
         return {"run": plan.run.id, "done": True, "text": f"W&B has all {plan.steps} steps: {plan.synced.url}"}
@@ -83,7 +83,7 @@ def _tell(plan: Plan) -> dict[str, object]:
 
 def _upload(plan: Plan) -> dict[str, object]:
     if plan.is_done:
-        return _tell(plan)
+        return _planned(plan)
     try:
         with _progress(plan.run.id) as progress:
             found = upload(plan, progress)

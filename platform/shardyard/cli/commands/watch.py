@@ -106,7 +106,7 @@ class Watched:
         self.evaluations: deque[tuple[int, dict[str, float]]] = deque(maxlen=EVALUATIONS)
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
         self.state = _state(folder)
-        self._asked = time.monotonic()
+        self._state_read_at = time.monotonic()
         self._metrics, self._events = JsonlTail(folder.metrics), JsonlTail(folder.events)
 
     def update(self) -> None:
@@ -114,13 +114,13 @@ class Watched:
         lines: list[tuple[dict[str, Any], Callable[[dict[str, Any]], None]]]
         try:
             lines = [(line, self._add) for line in self._metrics.new()]
-            lines += [(line, self._tell) for line in self._events.new()]
+            lines += [(line, self._print_event) for line in self._events.new()]
         except OSError:
             return
         for line, take in sorted(lines, key=lambda item: _time(item[0])):
             take(line)
-        if self.state in ("pending", "running") and time.monotonic() - self._asked >= STATE_SECONDS:
-            self.state, self._asked = _state(self.folder), time.monotonic()
+        if self.state in ("pending", "running") and time.monotonic() - self._state_read_at >= STATE_SECONDS:
+            self.state, self._state_read_at = _state(self.folder), time.monotonic()
 
     def _add(self, line: dict[str, object]) -> None:
         self.progress.add_metrics(line)
@@ -130,7 +130,7 @@ class Watched:
         if isinstance(step, int) and (found := record.evaluation_of(line)):
             self.evaluations.append((step, found))
 
-    def _tell(self, event: dict[str, object]) -> None:
+    def _print_event(self, event: dict[str, object]) -> None:
         self.progress.add_event(event)
         if (text := describe(event)) and event.get("kind") != "evaluation":
             self.events.append((_time(event), text))

@@ -150,7 +150,7 @@ class Index:
             if time.monotonic() - began > TURN_SECONDS or self._stop.is_set():
                 break
         if changed:
-            self._tell(changed)
+            self._publish(changed)
         now = time.monotonic()
         nearest = min((look.due for look in self._looks.values()), default=self._next_scan)
         return max(0.0, min(nearest, self._next_scan) - now)
@@ -176,7 +176,7 @@ class Index:
         look.due = now + min(most, least * 1.5 ** min(look.quiet, 20)) * self._factor
         look.order = (look.due, 0.0)
 
-    def _tell(self, changed: list[str]) -> None:
+    def _publish(self, changed: list[str]) -> None:
         if self.on_change is not None:
             self.on_change(changed)
         with self.changed:
@@ -300,7 +300,7 @@ class Index:
                 self._looks[name] = _Look(name, self._keys[name], order=(0.0, -names[name]))
                 self._looks[name].state = states.get(name, "unknown")
         self.version = self._written
-        self._tell([*vanished, *new])
+        self._publish([*vanished, *new])
 
 
 class _Look:

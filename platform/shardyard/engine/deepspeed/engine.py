@@ -28,12 +28,16 @@ from shardyard.recipe.schema import Recipe
 
 
 def start_engine(
-    recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, rank: Rank, tell: Callable[[str], None] = lambda text: None
+    recipe: Recipe,
+    plan: RunPlan,
+    config: PreTrainedConfig,
+    rank: Rank,
+    report: Callable[[str], None] = lambda text: None,
 ) -> deepspeed.DeepSpeedEngine:
     """Build, initialise and shard the model.
 
     Args:
-        tell: told what pretrained weights lacked, and what of them was left.
+        report: told what pretrained weights lacked, and what of them was left.
 
     Raises:
         ModelError: the model cannot be built.
@@ -43,7 +47,7 @@ def start_engine(
     quirks.import_muon(compiled=recipe.optimizer.name == "muon")
     # torch.distributed is up already; this only tells DeepSpeed to use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
-    model = _build(recipe, plan, config, tell)
+    model = _build(recipe, plan, config, report)
     freeze(model, recipe.model.freeze)
     quirks.give_axes(model)
     if precision_of(recipe) != "fp32":
@@ -64,12 +68,12 @@ def start_engine(
     return engine
 
 
-def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, tell: Callable[[str], None]) -> PreTrainedModel:
+def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Callable[[str], None]) -> PreTrainedModel:
     if recipe.model.pretrained is not None:
         loaded = construct_pretrained(recipe.model, config, recipe.objective, seed=recipe.train.seed)
         for names, what in ((loaded.new, "starts from random values"), (loaded.unused, "is not used")):
             if names:
-                tell(
+                report(
                     f"of {recipe.model.pretrained}: {textwrap.shorten(', '.join(names), 200, placeholder=' …')} {what}"
                 )
         if recipe.model.adapter is not None:

@@ -24,25 +24,25 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     chat: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> str:
     """The continuation of a prompt, without the prompt; of an encoder–decoder what it makes of the prompt.
 
     Greedy at temperature 0. With `chat` the prompt is a message, and the text the model's answer to it. The random
     choice depends on `seed` alone and leaves the generators of dropout as they were. A text that is longer than the
-    model's context goes on from its newest part. `tell` hears what of the prompt did not fit.
+    model's context goes on from its newest part. `report` hears what of the prompt did not fit.
     """
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     fixed = {"pad_token_id": tokenizer.eos_token_id, "use_cache": True, **sampling}
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         if model.config.is_encoder_decoder:
-            ids, room = _source(model, tokenizer, prompt, tell)
-            new = _generate(model, ids, min(max_new_tokens, room), device, fixed)
+            ids, room = _source(model, tokenizer, prompt, report)
+            continuation = _generate(model, ids, min(max_new_tokens, room), device, fixed)
         else:
             ids = _question(tokenizer, prompt) if chat else _beginning(tokenizer, prompt)
-            new = _continue(model, ids, max_new_tokens, device, fixed, tell)
-    return str(tokenizer.decode(new, skip_special_tokens=True))
+            continuation = _continue(model, ids, max_new_tokens, device, fixed, report)
+    return str(tokenizer.decode(continuation, skip_special_tokens=True))
 
 
 def _continue(
@@ -51,7 +51,7 @@ def _continue(
     max_new_tokens: int,
     device: torch.device,
     fixed: dict[str, Any],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> list[int]:
     """The tokens after `ids`, with as much of them in view as the model has positions for."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -59,15 +59,15 @@ def _continue(
         return _generate(model, ids, max_new_tokens, device, fixed)[len(ids) :]
     if len(ids) >= positions:
         # One position is for what comes.
-        _tell_cut(tell, len(ids), positions - 1, "first")
-    window, new = ids[-(positions - 1) :], list[int]()
+        _report_cut(report, len(ids), positions - 1, "first")
+    window, continuation = ids[-(positions - 1) :], list[int]()
     while True:
-        wanted = min(max_new_tokens - len(new), positions - len(window))
-        made = _generate(model, window, wanted, device, fixed)[len(window) :]
-        new += made
-        if len(new) >= max_new_tokens or len(made) < wanted or made[-1] in _ends(model):
-            return new
-        window = (window + made)[-max(1, int(KEPT_SHARE * positions)) :]
+        wanted = min(max_new_tokens - len(continuation), positions - len(window))
+        new_ids = _generate(model, window, wanted, device, fixed)[len(window) :]
+        continuation += new_ids
+        if len(continuation) >= max_new_tokens or len(new_ids) < wanted or new_ids[-1] in _ends(model):
+            return continuation
+        window = (window + new_ids)[-max(1, int(KEPT_SHARE * positions)) :]
 
 
 def _generate(
@@ -86,8 +86,8 @@ def _ends(model: Any) -> list[int]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
-def _tell_cut(tell: Callable[[str], None], tokens: int, fit: int, which: str) -> None:
-    tell(f"the prompt has {tokens} tokens and {fit} fit the model's context: the {which} {tokens - fit} are left out")
+def _report_cut(report: Callable[[str], None], tokens: int, fit: int, which: str) -> None:
+    report(f"the prompt has {tokens} tokens and {fit} fit the model's context: the {which} {tokens - fit} are left out")
 
 
 def _beginning(tokenizer: Any, prompt: str) -> list[int]:
@@ -103,12 +103,12 @@ def _question(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def _source(model: Any, tokenizer: Any, prompt: str, tell: Callable[[str], None]) -> tuple[list[int], int]:
+def _source(model: Any, tokenizer: Any, prompt: str, report: Callable[[str], None]) -> tuple[list[int], int]:
     """What an encoder reads, cut at its end, which the last token marks; and how much a decoder may write."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
         return [*ids, tokenizer.eos_token_id], 10**9
     if len(ids) > positions - 1:
-        _tell_cut(tell, len(ids), positions - 1, "last")
+        _report_cut(report, len(ids), positions - 1, "last")
     return [*ids[: positions - 1], tokenizer.eos_token_id], positions - 1

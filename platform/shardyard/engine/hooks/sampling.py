@@ -49,7 +49,7 @@ class SampleHook(Hook):
                     temperature=self._settings.temperature,
                     seed=record.step,
                     chat=self._chat,
-                    tell=self._report,
+                    report=self._report,
                 )
                 self._events.sample(record.step, prompt, text)
         finally:

@@ -53,9 +53,9 @@ class Trained:
         max_new_tokens: int,
         temperature: float,
         seed: int,
-        tell: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda text: None,
     ) -> list[str]:
-        """The continuation of each prompt; greedy at temperature 0. `tell` hears what of a prompt did not fit.
+        """The continuation of each prompt; greedy at temperature 0. `report` hears what of a prompt did not fit.
 
         Raises:
             UsageError: the objective gives no model that continues text.
@@ -75,7 +75,7 @@ class Trained:
                 temperature=temperature,
                 seed=seed,
                 chat=objective_spec(self.recipe.objective).chat,
-                tell=tell,
+                report=report,
             )
             for prompt in prompts
         ]

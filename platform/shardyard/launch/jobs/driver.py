@@ -52,7 +52,7 @@ def attempt(spec_path: Path, folder: RunFolder, signals: StopSignals) -> int:
     Raises:
         ShardyardError: the run failed.
     """
-    with Lease.take(folder, tell=note) as lease:
+    with Lease.take(folder, report=note) as lease:
         # What a former attempt was asked for; the entry point of the job asks again where it still holds.
         folder.clear_stop()
         signals.attach(folder)

@@ -1,7 +1,7 @@
-"""The entry point of a job: waits for its turn, runs the driver, and does what the recipe says after its exit code.
+"""The entry point of a job: waits in the queue, runs the driver, and applies the recipe's policy to its exit code.
 
-Runs under every scheduler as `python -m shardyard.launch.jobs.entry SPEC`. It imports the standard library alone, so
-that a job that waits costs some megabytes; Ray and torch come with the driver, a process of its own for each attempt.
+Runs under every scheduler as `python -m shardyard.launch.jobs.entry SPEC`. It imports only the standard library, so a
+waiting job takes a few megabytes; Ray and torch come with the driver, a new process for each attempt.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shardyard.launch.jobs import secrets as job_secrets
 from shardyard.launch.jobs.log import IN_QUEUE, submitted_at, wait_for_earlier_starts
 from shardyard.launch.jobs.policy import Again, decide
 from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, read_spec
-from shardyard.launch.ray.queue import QueueSlot, queue_folder, ticket_path, wait_for_turn
+from shardyard.launch.ray.queue import QueueSlot, queue_folder, slot_path, wait_for_slot
 from shardyard.launch.run.create import new_run
 from shardyard.tracking.run.folder import RunFolder, StopReason, owner
 from shardyard.tracking.run.info import JobInfo
@@ -47,17 +47,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Stop:
-    """What signals asked for; SIGINT is a person, SIGTERM the scheduler. The first one counts."""
+    """The stop signal: SIGINT comes from a person, SIGTERM from the scheduler. The first one counts."""
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
-        signal.signal(signal.SIGINT, lambda number, frame: self.ask("interrupt"))
-        signal.signal(signal.SIGTERM, lambda number, frame: self.ask("preempt"))
+        signal.signal(signal.SIGINT, lambda number, frame: self.request("interrupt"))
+        signal.signal(signal.SIGTERM, lambda number, frame: self.request("preempt"))
 
-    def ask(self, reason: StopReason) -> None:
+    def request(self, reason: StopReason) -> None:
         self.reason = self.reason or reason
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.reason is not None
 
 
@@ -150,35 +150,35 @@ def carry_out(spec: JobSpec, path: Path, folder: RunFolder, stop: Stop, secrets:
     """Attempts until the policy of the recipe ends them; returns the exit code of the job.
 
     Raises:
-        ShardyardError: the job cannot wait for its turn, or its secrets are gone.
+        ShardyardError: the job cannot join the queue, or its secrets are gone.
     """
     submitted = submitted_at(spec)
-    place = ticket_path(queue_folder(), submitted, spec["run_id"])
-    ticket = _take(place)
-    say(f"{IN_QUEUE}{folder.path}")
+    place = slot_path(queue_folder(), submitted, spec["run_id"])
+    slot = _take(place)
+    log(f"{IN_QUEUE}{folder.path}")
     environment = job_secrets.receive(secrets) if secrets else {}
-    wait_for_earlier_starts(submitted, stop.asked)
+    wait_for_earlier_starts(submitted, stop.requested)
     while True:
         try:
-            if not _our_turn(ticket, folder, stop):
+            if not _wait_for_slot(slot, folder, stop):
                 return _stopped_before(folder, stop)
-            code = _attempt(spec, path, folder, ticket, stop, environment)
+            code = _attempt(spec, path, folder, slot, stop, environment)
         finally:
-            ticket.give_back()
+            slot.give_back()
         _settle(folder, code)
-        decision = decide(code, spec["policy"], retries=_retries(folder), stopped=stop.asked())
+        decision = decide(code, spec["policy"], retries=_retries(folder), stopped=stop.requested())
         if not isinstance(decision, Again):
             if decision.reason:
-                say(decision.reason)
+                log(decision.reason)
             folder.update(exit_code=decision.exit_code, waiting=None)
             return decision.exit_code
-        say(decision.reason)
+        log(decision.reason)
         folder.update(job={**folder.info().job, "retries": _retries(folder) + 1})
         _sleep(decision.wait_seconds, stop)
-        ticket = _take(place)
+        slot = _take(place)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line of the job's log."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -194,12 +194,12 @@ def _take(place: Path) -> QueueSlot:
         ) from error
 
 
-def _our_turn(ticket: QueueSlot, folder: RunFolder, stop: Stop) -> bool:
-    def tell(line: str) -> None:
-        say(line)
+def _wait_for_slot(slot: QueueSlot, folder: RunFolder, stop: Stop) -> bool:
+    def report(line: str) -> None:
+        log(line)
         folder.update(waiting=line)
 
-    return wait_for_turn(ticket, stop.asked, tell)
+    return wait_for_slot(slot, stop.requested, report)
 
 
 def _stopped_before(folder: RunFolder, stop: Stop) -> int:
@@ -207,40 +207,40 @@ def _stopped_before(folder: RunFolder, stop: Stop) -> int:
     code = _CODES[stop.reason]
     state = "interrupted" if stop.reason == "interrupt" else "preempted"
     folder.update(state=state, exit_code=code, waiting=None)
-    say(f"{state} before its turn came")
+    log(f"{state} before its turn came")
     return code
 
 
 def _attempt(
-    spec: JobSpec, path: Path, folder: RunFolder, ticket: QueueSlot, stop: Stop, environment: dict[str, str]
+    spec: JobSpec, path: Path, folder: RunFolder, slot: QueueSlot, stop: Stop, environment: dict[str, str]
 ) -> int:
     """Run the driver to its end; returns its exit code, negative where a signal ended it."""
     folder.update(waiting=None, **owner())
     driver = subprocess.Popen(
         [sys.executable, "-m", DRIVER, str(path), str(folder.path)],
-        env={**_driver_environment(spec), **environment, **ticket.to_variable()},
-        pass_fds=(ticket.descriptor,),
+        env={**_driver_environment(spec), **environment, **slot.to_variable()},
+        pass_fds=(slot.descriptor,),
         preexec_fn=_end_with_parent,
     )
     limit: float | None = spec["policy"].get("time_limit")
     placed_at: float | None = None
     end_by = float("inf")
-    asked: StopReason | None = None
+    requested: StopReason | None = None
     while driver.poll() is None:
         now = time.monotonic()
-        if placed_at is None and not ticket.path.exists():
+        if placed_at is None and not slot.path.exists():
             placed_at = now
         over = limit is not None and placed_at is not None and now - placed_at > limit
         reason: StopReason | None = stop.reason or ("timeout" if over else None)
-        if reason is not None and asked is None:
-            asked, end_by = reason, now + GRACE_SECONDS
-            say(f"{'time limit reached' if reason == 'timeout' else 'asked to stop'}: ending with a checkpoint")
-        if asked is not None:
-            _insist(folder, asked)
+        if reason is not None and requested is None:
+            requested, end_by = reason, now + GRACE_SECONDS
+            log(f"{'time limit reached' if reason == 'timeout' else 'requested to stop'}: ending with a checkpoint")
+        if requested is not None:
+            _insist(folder, requested)
         if now > end_by:
             driver.kill()
         time.sleep(POLL_SECONDS)
-    return _CODES[asked] if asked is not None and driver.returncode < 0 else driver.returncode
+    return _CODES[requested] if requested is not None and driver.returncode < 0 else driver.returncode
 
 
 def _driver_environment(spec: JobSpec) -> dict[str, str]:
@@ -283,7 +283,7 @@ def _retries(folder: RunFolder) -> int:
 
 def _sleep(seconds: float, stop: Stop) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not stop.asked():
+    while time.monotonic() < deadline and not stop.requested():
         time.sleep(POLL_SECONDS)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.loading.load import LoadedRecipe
 
-# Says a line to the person who submits, such as "uploading 3 MiB".
-Say = Callable[[str], None]
+# Shows a line to the person who submits, such as "uploading 3 MiB".
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class SubmitRequest:
-    """A job to submit. Schedulers take it by `submit(request, say) -> id of the job`.
+    """A job to submit. Schedulers take it by `submit(request, report) -> id of the job`.
 
     name: recipe as given, a path or the name of a shipped one.
     overrides: `path.to.key=value`, as given.

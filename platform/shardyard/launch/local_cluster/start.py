@@ -55,7 +55,7 @@ class Wishes:
     metrics: bool = False
 
 
-def up(wishes: Wishes, say: Callable[[str], None]) -> ClusterRecord:
+def up(wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
     """Start a head and `wishes.count` - 1 further nodes on this machine; returns once all have registered.
 
     Raises:
@@ -71,18 +71,18 @@ def up(wishes: Wishes, say: Callable[[str], None]) -> ClusterRecord:
         record = _new_record("head", f"{host}:{ports.gcs}", token)
         record = replace(record, dashboard=f"http://{host}:{ports.dashboard}")
         with _whole_or_nothing(record, wishes.metrics) as starting:
-            say(f"starting a head at {record.gcs}")
+            report(f"starting a head at {record.gcs}")
             starting.start(plans[0], nodes_plan.head_command(plans[0], record, ports))
             starting.wait(lambda: knock(host, ports.gcs) is None and answers(record), "the head")
             if len(plans) > 1:
-                say(f"starting {len(plans) - 1} more node(s)")
+                report(f"starting {len(plans) - 1} more node(s)")
             for plan in plans[1:]:
                 starting.start(plan, nodes_plan.worker_command(plan, record, host))
             starting.wait_for_nodes()
             return starting.record
 
 
-def join(address: str, wishes: Wishes, say: Callable[[str], None]) -> ClusterRecord:
+def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
     """Start one node here that belongs to the cluster whose head is at `address` (`HOST:PORT`).
 
     Raises:
@@ -103,7 +103,7 @@ def join(address: str, wishes: Wishes, say: Callable[[str], None]) -> ClusterRec
         plan = replace(_plans(wishes)[0], name=nodes_plan.node_name(socket.gethostname()))
         record = _new_record("worker", address, token)
         with _whole_or_nothing(record, wishes.metrics) as starting:
-            say(f"joining the cluster at {address}")
+            report(f"joining the cluster at {address}")
             starting.start(plan, nodes_plan.worker_command(plan, record, host))
             starting.wait_for_nodes()
             joined = replace(starting.record, dashboard=dashboard_url(record))

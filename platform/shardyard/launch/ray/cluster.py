@@ -61,14 +61,14 @@ class RayCluster:
         Raises:
             HardwareError: it could not.
         """
-        verdict = judge(self.asked(demand), self.nodes())
+        verdict = judge(self.requested(demand), self.nodes())
         if not verdict.ever and not self.autoscales:
             raise HardwareError(
                 f"{self.name} cannot hold this run: it {verdict.sentence}. Lower cluster.workers or what each worker "
                 "takes, which `shardyard plan RECIPE` shows, or add nodes."
             )
 
-    def asked(self, demand: Demand) -> Demand:
+    def requested(self, demand: Demand) -> Demand:
         """What to ask of it: memory is reserved only where others share the cluster."""
         return demand if self.named else replace(demand, bundle=replace(demand.bundle, memory=0.0))
 

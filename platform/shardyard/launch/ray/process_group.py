@@ -51,7 +51,7 @@ class _Ranks(Backend):  # type: ignore[misc]
         ray.get(
             [
                 worker_group.execute_single_async(
-                    rank, meet, address, port, backend_config.backend, backend_config.timeout
+                    rank, join_process_group, address, port, backend_config.backend, backend_config.timeout
                 )
                 for rank in range(len(worker_group))
             ]
@@ -59,10 +59,10 @@ class _Ranks(Backend):  # type: ignore[misc]
 
     def on_shutdown(self, worker_group: Any, backend_config: ProcessGroup) -> None:
         with contextlib.suppress(GetTimeoutError):
-            ray.get(worker_group.execute_async(part), timeout=PARTING_SECONDS)
+            ray.get(worker_group.execute_async(leave_process_group), timeout=PARTING_SECONDS)
 
 
-def meet(address: str, port: int, backend: str, timeout: float) -> None:
+def join_process_group(address: str, port: int, backend: str, timeout: float) -> None:
     """Runs in the process of a rank: it waits for the others at rank 0's `address` and `port`."""
     import torch
     from ray import train
@@ -118,7 +118,7 @@ def own_gpu() -> torch.device:
     return get_device()  # type: ignore[no-any-return]
 
 
-def part() -> None:
+def leave_process_group() -> None:
     """Runs in the process of a rank: it leaves the group."""
     from torch import distributed
 

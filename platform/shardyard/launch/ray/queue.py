@@ -1,10 +1,10 @@
-"""Whose turn it is: jobs of one Ray cluster have their workers placed in the order in which they were submitted.
+"""The queue of a Ray cluster: workers of its jobs are placed in the order in which the jobs were submitted.
 
-Ray starts the driver of each job at once. A job therefore takes a ticket on the disk of the head, where drivers run,
-and locks it as long as it lives; it is its turn when no earlier ticket is locked. Once its workers are placed it gives
-the ticket back. The kernel frees the lock of a process that dies in whatever way, so nothing is ever stuck.
+Ray starts the driver of each job at once. A job therefore takes a queue slot, a locked file on the disk of the head,
+where drivers run. It is first in the queue when no earlier slot is locked, and gives its slot back once its workers are
+placed. The kernel frees the lock of a process that dies, however it dies, so the queue never gets stuck.
 
-Only the standard library is imported: dozens of jobs may wait at once.
+Imports only the standard library, because dozens of jobs may wait at once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# `<descriptor>:<path>` of the ticket that a job holds for the driver that it starts.
-TICKET_VARIABLE = "SHARDYARD_TICKET"
+# `<descriptor>:<path>` of the slot that a job holds for the driver that it starts.
+SLOT_VARIABLE = "SHARDYARD_QUEUE_SLOT"
 POLL_SECONDS = 0.5
 
 
 class QueueSlot:
-    """A locked file, called after the time of submission and the job.
+    """A locked file, named after the time of submission and the job.
 
     The driver inherits the descriptor, and with it the lock.
     """
@@ -36,10 +36,10 @@ class QueueSlot:
 
     @classmethod
     def take(cls, path: Path) -> QueueSlot:
-        """A locked ticket; nobody ever sees it unlocked.
+        """A locked slot; it is never visible unlocked.
 
         Raises:
-            OSError: the folder of tickets cannot be written.
+            OSError: the folder of slots cannot be written.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = path.parent / f".{secrets.token_hex(8)}"
@@ -49,12 +49,12 @@ class QueueSlot:
         return cls(path, descriptor)
 
     def ahead(self) -> int:
-        """Earlier tickets whose owners live; those of the dead are removed."""
-        earlier = [path for path in _tickets(self.path.parent) if path.name < self.path.name]
+        """The number of earlier slots whose owners are alive; the others are removed."""
+        earlier = [path for path in _slots(self.path.parent) if path.name < self.path.name]
         return sum(_is_held(path) for path in earlier)
 
     def give_back(self) -> None:
-        """Let the next one go; giving back twice is harmless."""
+        """Let the next job go. May be called twice."""
         if self.descriptor < 0:
             return
         self.path.unlink(missing_ok=True)
@@ -65,12 +65,12 @@ class QueueSlot:
         self.descriptor = -1
 
     def to_variable(self) -> dict[str, str]:
-        """What tells a driver that inherits the descriptor of the ticket."""
-        return {TICKET_VARIABLE: f"{self.descriptor}:{self.path}"}
+        """The environment variable by which a driver finds the inherited slot."""
+        return {SLOT_VARIABLE: f"{self.descriptor}:{self.path}"}
 
 
 def queue_folder(address: str | None = None) -> Path:
-    """Where the tickets of a cluster lie, on the local disk of this host: one folder a user and cluster.
+    """The folder of a cluster's queue slots, on the local disk of this host: one per user and cluster.
 
     Args:
         address: of the cluster; RAY_ADDRESS by default.
@@ -80,57 +80,57 @@ def queue_folder(address: str | None = None) -> Path:
     return Path(tempfile.gettempdir()) / f"shardyard-queue-{os.getuid()}-{name}"
 
 
-def ticket_path(folder: Path, submitted: float, job: str) -> Path:
-    """Tickets sort by name: by the time of submission in seconds since 1970, then by the id of the job."""
+def slot_path(folder: Path, submitted: float, job: str) -> Path:
+    """Slots sort by name: by the time of submission in seconds since 1970, then by the id of the job."""
     return folder / f"{int(submitted * 1000):015d}-{job}"
 
 
-def wait_for_turn(
-    ticket: QueueSlot, stopped: Callable[[], bool] = lambda: False, say: Callable[[str], None] = lambda line: None
+def wait_for_slot(
+    slot: QueueSlot, stopped: Callable[[], bool] = lambda: False, report: Callable[[str], None] = lambda line: None
 ) -> bool:
-    """Wait until no earlier ticket is held; False where `stopped()` became true before. `say` hears changes."""
-    told = None
-    while count := ticket.ahead():
+    """Wait until no earlier slot is held; False if `stopped()` became true first. `report` gets each new position."""
+    reported = None
+    while count := slot.ahead():
         if stopped():
             return False
-        if count != told:
-            say(waiting_line(count))
-            told = count
+        if count != reported:
+            report(waiting_line(count))
+            reported = count
         time.sleep(POLL_SECONDS)
     return not stopped()
 
 
 def waiting_line(ahead: int) -> str:
-    """What a job says while others are ahead of it."""
+    """The line in the log of a job that waits in the queue."""
     return f"waiting: {ahead} job{'s' if ahead != 1 else ''} submitted before it {'are' if ahead != 1 else 'is'} ahead"
 
 
 _held: QueueSlot | None = None
 
 
-def hold_turn(stopped: Callable[[], bool] = lambda: False, say: Callable[[str], None] = lambda line: None) -> bool:
-    """Driver: wait until it is the turn of this job to have its workers placed; it lasts until `placed()`.
+def hold_slot(stopped: Callable[[], bool] = lambda: False, report: Callable[[str], None] = lambda line: None) -> bool:
+    """Driver: wait until this job is first in the queue; it stays first until `placed()`.
 
-    Returns at once for a run that is not a job, and for the first attempt, whose turn it is when it is started. A later
-    attempt has the place in the order that the job always had.
+    Returns at once for a run that is not a job, and for the first attempt, which is started only when its job is first.
+    A later attempt takes the job's original position again.
 
     Returns:
-        False where `stopped()` became true before.
+        False if `stopped()` became true first.
     """
     global _held
     if _held is None or _held.descriptor < 0:
         _held = _from_environment() if _held is None else _again(_held)
-    return _held is None or wait_for_turn(_held, stopped, say)
+    return _held is None or wait_for_slot(_held, stopped, report)
 
 
 def placed() -> None:
-    """Driver: the workers have what they need, so the next job may go. Harmless for a run that is not a job."""
+    """Driver: the workers are placed, so the next job may go. Does nothing for a run that is not a job."""
     if _held is not None:
         _held.give_back()
 
 
 def _from_environment() -> QueueSlot | None:
-    descriptor, _, path = os.environ.get(TICKET_VARIABLE, "").partition(":")
+    descriptor, _, path = os.environ.get(SLOT_VARIABLE, "").partition(":")
     if not path:
         return None
     # The ranks that this process may start must not keep the lock alive.
@@ -138,14 +138,14 @@ def _from_environment() -> QueueSlot | None:
     return QueueSlot(Path(path), int(descriptor))
 
 
-def _again(ticket: QueueSlot) -> QueueSlot | None:
+def _again(slot: QueueSlot) -> QueueSlot | None:
     try:
-        return QueueSlot.take(ticket.path)
+        return QueueSlot.take(slot.path)
     except OSError:
         return None
 
 
-def _tickets(folder: Path) -> list[Path]:
+def _slots(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         return [folder / name for name in os.listdir(folder) if not name.startswith(".")]
     return []
@@ -157,7 +157,7 @@ def _is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared, so that several who look at once do not take one another for the owner.
+        # Shared, so that processes that look at the same time do not take each other for the owner.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
     except BlockingIOError:

@@ -32,7 +32,7 @@ class Cluster(Protocol):
 class Resources:
     """Finds a place for each attempt of one run.
 
-    tell: told what the run waits for, once and when it changes.
+    report: told what the run waits for, once and when it changes.
     stopped: whether the run is asked to stop.
     """
 
@@ -40,7 +40,7 @@ class Resources:
         self,
         demand: Demand,
         cluster: Cluster,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         stopped: Callable[[], bool],
         *,
         sleep: Callable[[float], None] = time.sleep,
@@ -48,12 +48,12 @@ class Resources:
     ) -> None:
         self._demand = demand
         self._cluster = cluster
-        self._tell = tell
+        self._report_to = report
         self._stopped = stopped
         self._sleep = sleep
         self._clock = clock
-        self._said = ""
-        self._said_at = 0.0
+        self._reported = ""
+        self._reported_at = 0.0
         self._tried = False
 
     def wait(self) -> Placement | None:
@@ -67,22 +67,22 @@ class Resources:
         while True:
             verdict = judge(self._demand, self._cluster.nodes())
             if verdict.now is not None:
-                self._said, self._tried = "", True
+                self._reported, self._tried = "", True
                 return verdict.now
             if self._stopped():
                 return None
             if self._cluster.autoscales:
-                self._say(f"{verdict.sentence}; its autoscaler is asked for more")
+                self._report(f"{verdict.sentence}; its autoscaler is asked for more")
                 return ANYWHERE
             if not verdict.ever and not self._tried:
                 self._cluster.refuse_what_never_fits(self._demand)
             if self._clock() - began >= QUIET_SECONDS:
-                self._say(verdict.sentence)
+                self._report(verdict.sentence)
             self._sleep(POLL_SECONDS)
 
-    def _say(self, sentence: str) -> None:
+    def _report(self, sentence: str) -> None:
         now = self._clock()
-        if sentence == self._said or (self._said and now - self._said_at < REPEAT_SECONDS):
+        if sentence == self._reported or (self._reported and now - self._reported_at < REPEAT_SECONDS):
             return
-        self._said, self._said_at = sentence, now
-        self._tell(sentence)
+        self._reported, self._reported_at = sentence, now
+        self._report_to(sentence)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from shardyard.engine.job import Job
 from shardyard.errors import RunFolderError, ShardyardError, TakenOverError, TrainingError
 from shardyard.launch.ray.cluster import ray_cluster
-from shardyard.launch.ray.queue import hold_turn, placed
+from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.launch.ray.resources import Resources
 from shardyard.launch.ray.trainer import NotPlacedError, attempt
 from shardyard.launch.run.recovery import Count, Failure, GiveUp, announce, decide
-from shardyard.launch.run.settle import settle, tell_precision
+from shardyard.launch.run.settle import report_precision, settle
 from shardyard.planning.placement import demand_of
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.run.folder import RunFolder, owner, typed
@@ -50,8 +50,8 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     """
     job.folder.update(state="running", **owner())
     if job.recipe.train.precision is not None:
-        tell_precision(
-            job.plan.precision, job.plan.reasons["precision"], lambda text: _tell(job, kind="notice", text=text)
+        report_precision(
+            job.plan.precision, job.plan.reasons["precision"], lambda text: _log_event(job, kind="notice", text=text)
         )
     try:
         outcome = _stopped(job) or carry(job)
@@ -80,7 +80,7 @@ def locally(job: Job, *, keep_group: bool = False) -> Outcome:
     except Exception as error:
         message = str(error).strip() or type(error).__name__
         with contextlib.suppress(OSError):
-            _tell_failure(job, Failure({message: (0,)}, permanent=True), message)
+            _log_failure(job, Failure({message: (0,)}, permanent=True), message)
         raise
 
 
@@ -101,26 +101,26 @@ def on_ray(job: Job) -> Outcome:
     def stopped() -> bool:
         return job.folder.stop_requested() is not None
 
-    _tell(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
+    _log_event(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
     with ray_cluster(job.recipe.cluster) as cluster:
-        demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
-        room = Resources(
-            demand, cluster, lambda sentence: _tell_waiting(job, f"waiting for resources: {sentence}"), stopped
+        demand = cluster.requested(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
+        resources = Resources(
+            demand, cluster, lambda sentence: _log_waiting(job, f"waiting for resources: {sentence}"), stopped
         )
 
         def start() -> Failure | None:
-            in_turn = hold_turn(stopped, lambda line: _tell_waiting(job, line))
-            placement = room.wait() if in_turn else None
+            is_first = hold_slot(stopped, lambda line: _log_waiting(job, line))
+            placement = resources.wait() if is_first else None
             if placement is None or stopped():
                 raise NotStartedError
-            settled = settle(job, cluster, demand, placement, lambda text: _tell(job, kind="notice", text=text))
+            settled = settle(job, cluster, demand, placement, lambda text: _log_event(job, kind="notice", text=text))
             count_attempt(job)
             try:
-                with _turn_until_placed(job):
+                with _first_until_placed(job):
                     return attempt(settled, demand, placement)
             except NotPlacedError:
                 count_attempt(job, by=-1)
-                _tell_waiting(job, "waiting for resources: what was free a moment ago is taken or gone")
+                _log_waiting(job, "waiting for resources: what was free a moment ago is taken or gone")
                 raise NotStartedError from None
 
         return until_done(job, start)
@@ -161,7 +161,7 @@ def until_done(job: Job, start: Callable[[], Failure | None]) -> Outcome:
 
 
 @contextlib.contextmanager
-def _turn_until_placed(job: Job) -> Iterator[None]:
+def _first_until_placed(job: Job) -> Iterator[None]:
     """Let the next job go as soon as the workers of this one have their resources, which run.json then says."""
     over = threading.Event()
 
@@ -172,7 +172,7 @@ def _turn_until_placed(job: Job) -> Iterator[None]:
                     return placed()
         return None
 
-    thread = threading.Thread(target=watch, name="shardyard-turn", daemon=True)
+    thread = threading.Thread(target=watch, name="shardyard-placed", daemon=True)
     thread.start()
     try:
         yield
@@ -181,9 +181,9 @@ def _turn_until_placed(job: Job) -> Iterator[None]:
         thread.join()
 
 
-def _tell_waiting(job: Job, text: str) -> None:
+def _log_waiting(job: Job, text: str) -> None:
     job.folder.update(waiting=text)
-    _tell(job, kind="waiting", text=text)
+    _log_event(job, kind="waiting", text=text)
 
 
 def count_attempt(job: Job, by: int = 1) -> None:
@@ -215,33 +215,33 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
     if not failure.permanent and (outcome := _stopped(job)) is not None:
         # Whoever asked may have ended the ranks too, as schedulers do that signal every process of a job.
         saved = f"at step {count.step}" if count.step else "before its first checkpoint"
-        _tell_failure(
+        _log_failure(
             job, failure, f"{failure.describe()}\nno checkpoint could be written: the run is {outcome} {saved}"
         )
         return
     decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
     if isinstance(decision, GiveUp):
-        told = failure.describe()
-        _tell_failure(job, failure, told)
+        message = failure.describe()
+        _log_failure(job, failure, message)
         # A cause that names a way to go on, as after an explosion, knows better than this.
         resume = f"; `shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint"
         raise GaveUpError(
-            f"training failed, and {decision.reason}:\n{told}\n"
-            f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in told else resume}.",
+            f"training failed, and {decision.reason}:\n{message}\n"
+            f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in message else resume}.",
             failure,
         )
-    _tell_failure(job, failure, announce(failure, decision, count, job.recipe.cluster.max_failures))
+    _log_failure(job, failure, announce(failure, decision, count, job.recipe.cluster.max_failures))
     until = time.monotonic() + decision.wait_seconds
     while time.monotonic() < until and _stopped(job) is None:
         time.sleep(min(STOP_POLL_SECONDS, decision.wait_seconds))
 
 
-def _tell_failure(job: Job, failure: Failure, message: str) -> None:
+def _log_failure(job: Job, failure: Failure, message: str) -> None:
     ranks = sorted(rank for group in failure.causes.values() for rank in group)
-    _tell(job, kind="failure", message=message, ranks=ranks)
+    _log_event(job, kind="failure", message=message, ranks=ranks)
 
 
-def _tell(job: Job, **event: Any) -> None:
+def _log_event(job: Job, **event: Any) -> None:
     writer = JsonlWriter(job.folder.events)
     writer.append({"time": time.time(), **event})
     writer.close()

@@ -52,8 +52,8 @@ def give_over(
     try:
         made = None if view is None else view(terminal.stream, folder.id, run.plan.steps)
         shown: AbstractContextManager[object] = nullcontext() if made is None else made
-        say = (lambda text: None) if made is None else made.message
-        with shown, signals.driving(folder, say):
+        report = (lambda text: None) if made is None else made.message
+        with shown, signals.driving(folder, report):
             # After the redirection, because Ray and DeepSpeed talk while they are imported; and once a signal is a
             # request, because an exception in the midst of an import may become another.
             from shardyard.launch.run.carry_out import carry_out

@@ -35,7 +35,7 @@ class NodeAnswer:
     gpu: tuple[int, int] | None = None
 
 
-def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, tell: Callable[[str], None]) -> Job:
+def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, report: Callable[[str], None]) -> Job:
     """The job with a precision that the nodes of its workers compute, written to resolved.yaml and run.json.
 
     A run whose precision was fixed before keeps it, wherever its workers are now.
@@ -49,15 +49,15 @@ def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, 
     plan = make_plan(recipe, job.plan.architecture, world)
     recipe = with_precision(recipe, plan.precision)
     if ask_now:
-        tell_precision(plan.precision, plan.reasons["precision"], tell)
+        report_precision(plan.precision, plan.reasons["precision"], report)
         keep_plan(job.folder, resolved_text(recipe, plan), as_dict(plan))
     return replace(job, recipe=recipe, plan=plan)
 
 
-def tell_precision(precision: Precision, why: str, tell: Callable[[str], None]) -> None:
+def report_precision(precision: Precision, why: str, report: Callable[[str], None]) -> None:
     """Say which precision it is and why; one that the recipe gives, and that suits the devices, needs no word."""
     if why != GIVEN:
-        tell(f"precision {precision}: {why}")
+        report(f"precision {precision}: {why}")
 
 
 def nodes_for(cluster: RayCluster, demand: Demand, placement: Placement) -> list[str]:

@@ -49,16 +49,16 @@ class StopSignals:
     Before training is driven they end the command. From then on the first one asks for a checkpoint and an end; a
     second Ctrl-C ends at once. Once training is over they do nothing: the little that is left is carried out.
 
-    asked: the first signal that came.
+    first_signal: the first signal that came.
     stop: what a signal asks; the run is bound to it.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.first_signal: int | None = None
         self.stop = Stop()
         self.cut_short = False
         self._folder: RunFolder | None = None
-        self._say: Callable[[str], None] | None = None
+        self._report: Callable[[str], None] | None = None
         self._begun = 0
         self._held = self._over = False
 
@@ -85,21 +85,21 @@ class StopSignals:
         self._folder = folder
 
     @contextlib.contextmanager
-    def driving(self, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
-        """Training is driven: signals are requests to it, and `say` tells a person what follows from them."""
+    def driving(self, folder: RunFolder, report: Callable[[str], None]) -> Iterator[None]:
+        """Training is driven: signals are requests to it, and `report` tells a person what follows from them."""
         self._folder, self._begun = folder, _size(folder)
-        self._say = say
+        self._report = report
         self.stop.bind(folder)
         self._check()
         try:
             yield
         finally:
-            self._say, self._over = None, True
+            self._report, self._over = None, True
 
     def settle(self) -> int:
         """Say how a command that was cut short ended, and return its exit code."""
-        assert self.asked is not None
-        state = _STATES[self.asked]
+        assert self.first_signal is not None
+        state = _STATES[self.first_signal]
         after = ""
         if self._folder is not None:
             with contextlib.suppress(ShardyardError):
@@ -107,7 +107,7 @@ class StopSignals:
                     self._folder.update(state=state, waiting=None)
             after = f" `shardyard resume {typed(self._folder.path)}` trains it."
         note(f"{state.capitalize()} before training began.{after}")
-        return CODES[self.asked]
+        return CODES[self.first_signal]
 
     def note_failure(self) -> None:
         """A run that was made and never driven is not about to start any more."""
@@ -119,19 +119,19 @@ class StopSignals:
     def _handle(self, number: int, frame: object) -> None:
         # Ray's own handler of SIGTERM, where it came first, has set an alarm that aborts the process after 3 s.
         signal.alarm(0)
-        if self._say is not None and self.asked is not None and number == signal.SIGINT:
+        if self._report is not None and self.first_signal is not None and number == signal.SIGINT:
             self._end_at_once()
-        first = self.asked is None
-        self.asked = self.asked or number
-        if self._say is not None:
+        first = self.first_signal is None
+        self.first_signal = self.first_signal or number
+        if self._report is not None:
             self._ask(first)
         elif not (self._held or self._over):
             self._check()
 
     def _check(self) -> None:
-        if self.asked is None:
+        if self.first_signal is None:
             return
-        if self._say is not None:
+        if self._report is not None:
             self._ask(first=True)
             return
         self.cut_short = True
@@ -139,21 +139,21 @@ class StopSignals:
 
     def _ask(self, first: bool) -> None:
         assert self._folder is not None
-        assert self._say is not None
-        assert self.asked is not None
+        assert self._report is not None
+        assert self.first_signal is not None
         problem = ""
         try:
-            self.stop.request(_REASONS[self.asked])
+            self.stop.request(_REASONS[self.first_signal])
         except ShardyardError as error:
             problem = f" The run cannot be asked to stop: {error}"
         if not first:
             return
-        who, again = _WHO[signal.Signals(self.asked)]
+        who, again = _WHO[signal.Signals(self.first_signal)]
         if self._trains():
             text = f"after this step, with a checkpoint. {again} ends at once, without one."
         else:
             text = f"before the first step. {again} ends at once."
-        self._say(f"{who} {text}{problem}")
+        self._report(f"{who} {text}{problem}")
 
     def _trains(self) -> bool:
         """Whether ranks have told since the start that they begin with their steps."""

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.jobs.named_files import Files
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.planning.placement import Node
 from shardyard.tracking.run.folder import RunFolder
 
@@ -145,7 +145,7 @@ class Scheduler(ABC):
         return f" --on {self.name}"
 
     @abstractmethod
-    def submit(self, request: SubmitRequest, say: Say) -> JobHandle | None:
+    def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
         """Submit a job. With `request.dry_run` write what would be submitted to that file and submit nothing; the
         result is then None, or what the job would be called.
 

@@ -150,7 +150,7 @@ def _in_this_process(job: Job) -> Outcome:
 
 def _by_workers(job: Job) -> Outcome:
     cluster = RayCluster(cluster_address(job.recipe.cluster))
-    demand = cluster.asked(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
+    demand = cluster.requested(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
 
     def start() -> Failure | None:
         count_attempt(job)

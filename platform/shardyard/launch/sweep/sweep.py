@@ -33,7 +33,7 @@ from shardyard.recipe.sweep.trials import Trial, planned_trials, shown, trial_co
 from shardyard.tracking.files import write_atomically
 from shardyard.tracking.run.folder import now_text, owner
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 TABLE_SECONDS = 5.0
 _QUIET = {
     # Results are written to run folders; copies of Tune's would only be others of the same.
@@ -48,7 +48,7 @@ _QUIET = {
 }
 
 
-def drive_sweep(folder: SweepFolder, say: Say) -> str:
+def drive_sweep(folder: SweepFolder, report: Report) -> str:
     """Carry out a sweep to its end and keep sweep.json true; returns `finished`, `stopped` or `budget used`.
 
     Raises:
@@ -57,18 +57,18 @@ def drive_sweep(folder: SweepFolder, say: Say) -> str:
     sweep = folder.sweep()
     folder.clear_stop()
     folder.update(state="running", ended=None, **owner())
-    progress = Progress(folder, sweep, say)
+    progress = Progress(folder, sweep, report)
     try:
         cluster = load_recipe(str(folder.base)).recipe.cluster
         with ray_cluster(_room(cluster, sweep)) as ray:
             world = world_of(cluster, cluster_gpus=int(ray.gpus))
-            demand = ray.asked(ask(cluster, gpu=world.gpu))
+            demand = ray.requested(ask(cluster, gpu=world.gpu))
             ray.refuse_what_never_fits(demand)
             _fix_precision(folder, ray, demand, world)
             resource = _resources(demand)
             _tune(folder, sweep, progress, resource)
             if sweep.scaling_law is not None and progress.reason is None:
-                _scaling_law(folder, sweep, progress, resource, say)
+                _scaling_law(folder, sweep, progress, resource, report)
         state = progress.reason or "finished"
         _check_measured(folder)
     except BaseException:
@@ -92,8 +92,8 @@ def _fix_precision(folder: SweepFolder, cluster: RayCluster, demand: Demand, wor
 class Progress(Callback, Stopper):  # type: ignore[misc]
     """What Tune tells, and what ends the sweep: a request, or a budget that is used up."""
 
-    def __init__(self, folder: SweepFolder, sweep: Sweep, say: Say) -> None:
-        self._folder, self._sweep, self._say = folder, sweep, say
+    def __init__(self, folder: SweepFolder, sweep: Sweep, report: Report) -> None:
+        self._folder, self._sweep, self._report = folder, sweep, report
         self._started, self._before = time.monotonic(), float(folder.info().get("seconds") or 0.0)
         self._written = 0.0
         self._tokens = {trial.run: trial.tokens for trial in folder.trials() if trial.run is not None}
@@ -125,7 +125,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
             elif late or (budget.tokens is not None and sum(self._tokens.values()) >= budget.tokens):
                 self.reason = "budget used"
             if self.reason is not None:
-                self._say(f"{self.reason}: running trials stop with a checkpoint")
+                self._report(f"{self.reason}: running trials stop with a checkpoint")
                 # Trials that begin from now on see this, those that run are asked themselves.
                 self._folder.request_stop()
                 self._stop_runs()
@@ -140,7 +140,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         if metric not in result:
             return
         value = result[metric]
-        self._say(
+        self._report(
             f"trial {number:03d}  step {result['step']:>6}  {metric} {value:.4f}  {shown(trial.config['parameters'])}"
         )
         if time.monotonic() - self._written > TABLE_SECONDS:
@@ -152,7 +152,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         run = self._folder.run_of(number)
         if self.reason is None and run is not None and not trial.last_result.get("ended"):
             self._folder.note(number, stopped=True)
-            self._say(f"trial {number:03d}  stopped early")
+            self._report(f"trial {number:03d}  stopped early")
             if run.state == "running":
                 run.request_stop("interrupt")
         self._write()
@@ -161,7 +161,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         number = self._numbers.get(trial.trial_id, trial.config["number"])
         error = self._folder.record(number).get("error")
         # Without a word of the trial itself, its process or its node went away; a resume tries it again.
-        self._say(f"trial {number:03d}  failed: {(error or 'its worker went away').splitlines()[0]}")
+        self._report(f"trial {number:03d}  failed: {(error or 'its worker went away').splitlines()[0]}")
         self._write()
 
     def close(self, state: str) -> None:
@@ -243,19 +243,19 @@ def _fit(
 
 
 def _scaling_law(
-    folder: SweepFolder, sweep: Sweep, progress: Progress, resource: PlacementGroupFactory, say: Say
+    folder: SweepFolder, sweep: Sweep, progress: Progress, resource: PlacementGroupFactory, report: Report
 ) -> None:
     """Fit, predict the loss of the larger trial, train it, and compare."""
     assert sweep.scaling_law is not None
     fitted = fit_sweep(folder, form=sweep.scaling_law.form)
     folder.update(fit=fitted.as_dict())
-    say(fitted.describe())
+    report(fitted.describe())
     number = trial_count(sweep)
     if not sweep.scaling_law.test:
         return
     if folder.info().get("prediction") is None:
         folder.update(prediction=predict(folder, fitted, number))
-    say(f"predicted for the test: {folder.info()['prediction']['loss']:.4f}")
+    report(f"predicted for the test: {folder.info()['prediction']['loss']:.4f}")
     constants = {"sweep": str(folder.path), "cwd": os.getcwd()}
     test = Trial(number, sweep.scaling_law.test)
     if folder.record(number).get("error") is None:
@@ -263,7 +263,7 @@ def _scaling_law(
     outcome = judge(folder, number)
     if outcome is not None:
         folder.update(prediction=outcome)
-        say(f"measured for the test: {outcome['measured']:.4f}, an error of {outcome['error']:+.2%}")
+        report(f"measured for the test: {outcome['measured']:.4f}, an error of {outcome['error']:+.2%}")
 
 
 def _room(cluster: Cluster, sweep: Sweep) -> Cluster:

@@ -49,8 +49,8 @@ class Tracker:
         self._events = JsonlWriter(folder.events)
         self._samples = JsonlWriter(folder.samples)
         self._step: int | None = None
-        self._told_status = ""
-        self._told_problems = 0
+        self._reported_status = ""
+        self._reported_problems = 0
         if mirror is not None:
             mirror.start()
 
@@ -73,7 +73,7 @@ class Tracker:
         self._metrics.append(record.as_line())
         if self._mirror is not None:
             self._mirror.log(record.step, record.metrics)
-            self._tell_mirror()
+            self._report_mirror()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append something that happened; `kind` is a word such as `checkpoint`."""
@@ -95,7 +95,7 @@ class Tracker:
                 self.folder.update(step=self._step)
         if self._mirror is not None:
             self._mirror.finish(timeout_seconds, outcome)
-            self._tell_mirror()
+            self._report_mirror()
         for writer in (self._metrics, self._events, self._samples):
             writer.close()
 
@@ -106,15 +106,15 @@ class Tracker:
             return False
         return True
 
-    def _tell_mirror(self) -> None:
+    def _report_mirror(self) -> None:
         """Pass on, as events, where the mirror is to be found and what it could not do."""
         assert self._mirror is not None
         status = self._mirror.status()
-        if str(status) != self._told_status:
-            self._told_status = str(status)
+        if str(status) != self._reported_status:
+            self._reported_status = str(status)
             if status.mode != "starting":
                 url = status.place if status.mode == "online" else None
                 self.event("wandb", text=str(status), mode=status.mode, url=url)
-        for problem in self._mirror.problems[self._told_problems :]:
-            self._told_problems += 1
+        for problem in self._mirror.problems[self._reported_problems :]:
+            self._reported_problems += 1
             self.event("notice", text=problem)

@@ -52,9 +52,9 @@ class Lease:
 
     @classmethod
     def take(
-        cls, folder: RunFolder, *, take_over: bool = False, tell: Callable[[str], None] = lambda text: None
+        cls, folder: RunFolder, *, take_over: bool = False, report: Callable[[str], None] = lambda text: None
     ) -> Lease:
-        """The lease of a run that nobody holds, or with `take_over` of any run. `tell` hears why it takes a while.
+        """The lease of a run that nobody holds, or with `take_over` of any run. `report` hears why it takes a while.
 
         Raises:
             UsageError: another process holds it.
@@ -63,7 +63,7 @@ class Lease:
         while True:
             seen = read_lease(folder.path)
             if not take_over:
-                _refuse_held(folder, seen, tell)
+                _refuse_held(folder, seen, report)
             token = secrets.token_hex(8)
             try:
                 with locked(folder.path):
@@ -139,7 +139,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _refuse_held(folder: RunFolder, lease: Mapping[str, Any] | None, tell: Callable[[str], None]) -> None:
+def _refuse_held(folder: RunFolder, lease: Mapping[str, Any] | None, report: Callable[[str], None]) -> None:
     """Pass if nobody holds the run.
 
     Raises:
@@ -154,7 +154,7 @@ def _refuse_held(folder: RunFolder, lease: Mapping[str, Any] | None, tell: Calla
     if alive is None and same_kernel(lease):
         alive = False
     if alive is None:
-        tell(
+        report(
             f"Process {lease.get('pid')} on {lease.get('host')} may still train {folder.id}: watching its lease for "
             f"{holder.EXPIRY_SECONDS:g} s."
         )

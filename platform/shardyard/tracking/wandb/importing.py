@@ -181,23 +181,23 @@ def _take(run: ImportedRun, message: Any) -> None:
             run.exit_code = int(message.exit.exit_code)
 
 
-def _take_run(run: ImportedRun, told: Any) -> None:
-    run.run_id, run.project, run.entity = told.run_id, told.project, told.entity
+def _take_run(run: ImportedRun, item: Any) -> None:
+    run.run_id, run.project, run.entity = item.run_id, item.project, item.entity
     run.name, run.group, run.notes = (
-        told.display_name or run.name,
-        told.run_group or run.group,
-        told.notes or run.notes,
+        item.display_name or run.name,
+        item.run_group or run.group,
+        item.notes or run.notes,
     )
-    run.host, run.tags = told.host, list(told.tags)
-    _update(run.config, told.config.update)
-    if told.HasField("start_time"):
-        run.started = run.started or told.start_time.seconds + told.start_time.nanos / 1e9
+    run.host, run.tags = item.host, list(item.tags)
+    _update(run.config, item.config.update)
+    if item.HasField("start_time"):
+        run.started = run.started or item.start_time.seconds + item.start_time.nanos / 1e9
 
 
-def _take_history(run: ImportedRun, told: Any) -> None:
+def _take_history(run: ImportedRun, item: Any) -> None:
     values: dict[str, Any] = {}
-    _update(values, told.item)
-    step = values.get("_step", told.step.num if told.HasField("step") else None)
+    _update(values, item.item)
+    step = values.get("_step", item.step.num if item.HasField("step") else None)
     if not isinstance(step, int | float):
         return
     moment = values.get("_timestamp")
@@ -208,13 +208,13 @@ def _take_history(run: ImportedRun, told: Any) -> None:
     run.steps.append(line)
 
 
-def _take_stats(run: ImportedRun, told: Any) -> None:
+def _take_stats(run: ImportedRun, stats: Any) -> None:
     """Figures of the machine have no step of their own, but that of the last record before them."""
     values: dict[str, Any] = {}
-    for item in told.item:
+    for item in stats.item:
         with contextlib.suppress(ValueError):
             values[item.key] = decode(item.value_json)
-    moment = told.timestamp.seconds + told.timestamp.nanos / 1e9
+    moment = stats.timestamp.seconds + stats.timestamp.nanos / 1e9
     numbers = {f"system/{name}": value for name, value in _numbers(values) if name not in _RESERVED}
     if numbers:
         run.steps.append({"step": run.steps[-1]["step"] if run.steps else None, "time": moment, **numbers})

@@ -139,9 +139,13 @@ class WandbMirror:
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
         if self._thread.is_alive():
-            self._say(f"W&B: did not finish within {timeout_seconds:.0f} s; what it has is in {self._root / 'wandb'}.")
+            self._report_problem(
+                f"W&B: did not finish within {timeout_seconds:.0f} s; what it has is in {self._root / 'wandb'}."
+            )
         if self.dropped:
-            self._say(f"W&B: {self.dropped} records were dropped because it was too slow; the run folder has them all.")
+            self._report_problem(
+                f"W&B: {self.dropped} records were dropped because it was too slow; the run folder has them all."
+            )
 
     def status(self) -> Status:
         """Where the mirror stands; `starting` until W&B has answered."""
@@ -159,7 +163,7 @@ class WandbMirror:
                 self._run.mark_preempting()
             self._run.finish(exit_code=EXIT_CODES.get(self._outcome, EXIT_FAILED))
         except BaseException as error:  # noqa: BLE001 - wandb raises many kinds, SystemExit too; training goes on
-            self._say(f"W&B: {_reason(error)}; continuing without.")
+            self._report_problem(f"W&B: {_reason(error)}; continuing without.")
             self._status = Status("disabled")
         finally:
             with self._changed:
@@ -180,7 +184,7 @@ class WandbMirror:
             return Status("disabled")
         if (reason := _cannot_write(self._root / "wandb")) is not None:
             # Left to itself, W&B would silently write to a temporary folder that nobody looks at.
-            self._say(f"W&B: {self._root / 'wandb'} cannot be written ({reason}); continuing without.")
+            self._report_problem(f"W&B: {self._root / 'wandb'} cannot be written ({reason}); continuing without.")
             return Status("disabled")
         try:
             self._run = self._init(mode)
@@ -188,7 +192,7 @@ class WandbMirror:
             if mode != "online":
                 raise
             later = f"upload later with `shardyard wandb sync {self._typed}`"
-            self._say(f"W&B: no connection ({_reason(error)}); continuing offline, {later}.")
+            self._report_problem(f"W&B: no connection ({_reason(error)}); continuing offline, {later}.")
             mode = "offline"
             self._release_run_id()
             self._run = self._init(mode)
@@ -223,7 +227,7 @@ class WandbMirror:
 
         wandb.teardown()
 
-    def _say(self, problem: str) -> None:
+    def _report_problem(self, problem: str) -> None:
         problem = scrub(problem)
         if problem not in self.problems:
             self.problems.append(problem)

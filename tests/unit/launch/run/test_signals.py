@@ -152,7 +152,7 @@ def test_what_is_said_follows_from_where_the_run_stands(run: RunFolder) -> None:
 
 def test_a_signal_just_before_a_run_is_driven_is_not_forgotten(run: RunFolder) -> None:
     def work(signals: StopSignals) -> int:
-        signals.asked = signal.SIGINT  # came where its exception was lost
+        signals.first_signal = signal.SIGINT  # came where its exception was lost
         with signals.driving(run, lambda text: None):
             assert run.stop_requested() == "interrupt"
         return 0

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from shardyard import __version__
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from shardyard.launch.jobs.spec import new_run_id, spec_of
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.kuberay import api as kube
 from shardyard.launch.schedulers.kuberay.names import MAX_JOB_NAME, PREFIX, dns_name
 from shardyard.launch.schedulers.kuberay.pods import RUNS_PATH
@@ -70,7 +70,7 @@ class KubeJob:
     gpus: float | None = None
 
 
-def submit(request: SubmitRequest, say: Say) -> str:
+def submit(request: SubmitRequest, report: Report) -> str:
     """Create the job, or write its manifests with `request.dry_run` (`-` is standard output).
 
     Returns:
@@ -83,13 +83,13 @@ def submit(request: SubmitRequest, say: Say) -> str:
     spec = _spec(request)
     config_map, job = render_job(spec)
     identity = f"{job['metadata']['namespace']}/{job['metadata']['name']}"
-    _warn(request, say)
+    _warn(request, report)
     if request.dry_run is not None:
-        _write(request, spec, [config_map, job], say)
+        _write(request, spec, [config_map, job], report)
         return ""
     kube.create_job(kube.connect(request.address), job, config_map)
     if QUEUE_LABEL in job["metadata"]["labels"]:
-        say(f"{identity} waits in Kueue's queue {job['metadata']['labels'][QUEUE_LABEL]} until there is room")
+        report(f"{identity} waits in Kueue's queue {job['metadata']['labels'][QUEUE_LABEL]} until there is room")
     return identity
 
 
@@ -103,15 +103,15 @@ def _spec(request: SubmitRequest) -> JobSpec:
     return JobSpec(name, run_id, recipe, request.plan, job_file)
 
 
-def _warn(request: SubmitRequest, say: Say) -> None:
+def _warn(request: SubmitRequest, report: Report) -> None:
     cluster = request.loaded.recipe.cluster
     if cluster.gpus_per_worker is None and not request.plan.world.gpu:
-        say("the pods get no GPUs, because there are none here; cluster.gpus_per_worker=1 asks for them")
+        report("the pods get no GPUs, because there are none here; cluster.gpus_per_worker=1 asks for them")
     if request.working_dir is not None:
-        say(f"files of {request.working_dir} do not travel to Kubernetes; pods see those of the image and the claim")
+        report(f"files of {request.working_dir} do not travel to Kubernetes; pods see those of the image and the claim")
 
 
-def _write(request: SubmitRequest, spec: JobSpec, manifests: list[dict[str, Any]], say: Say) -> None:
+def _write(request: SubmitRequest, spec: JobSpec, manifests: list[dict[str, Any]], report: Report) -> None:
     assert request.dry_run is not None
     comments = [
         f"shardyard submit {request.name} --on kuberay, Shardyard {__version__}",
@@ -126,7 +126,7 @@ def _write(request: SubmitRequest, spec: JobSpec, manifests: list[dict[str, Any]
         request.dry_run.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{request.dry_run} cannot be written: {error.strerror}.") from error
-    say(f"wrote {request.dry_run}; `kubectl create -f {request.dry_run}` submits it")
+    report(f"wrote {request.dry_run}; `kubectl create -f {request.dry_run}` submits it")
 
 
 def state(job_id: str, context: str | None = None) -> KubeJob:

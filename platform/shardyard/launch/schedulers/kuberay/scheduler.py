@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.base import Capacity, JobHandle, JobState, JobStatus, Resources, Scheduler
 from shardyard.launch.schedulers.kuberay import api, jobs
 from shardyard.launch.schedulers.kuberay.names import MAX_JOB_NAME, dns_name
@@ -43,9 +43,9 @@ class KubeRayScheduler(Scheduler):
         """With the context, where one was named."""
         return f" --on {self.name}" + (f" --address {self.address}" if self.address else "")
 
-    def submit(self, request: SubmitRequest, say: Say) -> JobHandle | None:
+    def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
         """Through the Kubernetes API."""
-        job_id = jobs.submit(replace(request, address=request.address or self.address), say)
+        job_id = jobs.submit(replace(request, address=request.address or self.address), report)
         return self.status(JobHandle(self.name, job_id)).job if job_id else None
 
     def list(self, *, ended: bool = False) -> Sequence[JobStatus]:

@@ -20,7 +20,7 @@ from shardyard.launch.jobs import secrets
 from shardyard.launch.jobs.files import Selection
 from shardyard.launch.jobs.package import checked_files, in_short, listing, package
 from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, entry_command, new_run_id, spec_of
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.local_cluster.nodes import home
 from shardyard.launch.local_cluster.token import ray_token_path, token_path
 from shardyard.launch.schedulers.ray.api import JobsApi, target
@@ -75,7 +75,7 @@ def autoscales(api: JobsApi) -> bool:
     return any(_NODE_GROUP in (node.get("labels") or {}) for node in api.nodes())
 
 
-def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
+def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -> str:
     """Submit a job; returns its id, which is that of its run, too.
 
     Raises:
@@ -87,9 +87,9 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
     folder = request.working_dir.expanduser().absolute() if request.working_dir is not None else None
     selection = _selected(request, folder) if folder is not None else None
     if request.dry_run is not None:
-        files = _listed(folder, selection, say) if folder is not None and selection is not None else {}
+        files = _listed(folder, selection, report) if folder is not None and selection is not None else {}
         _write(request.dry_run, {**_body(request, spec, "gcs://PACKAGE.zip"), SPEC_NAME: spec, **files})
-        say(f"wrote {request.dry_run}; nothing was submitted")
+        report(f"wrote {request.dry_run}; nothing was submitted")
         return str(request.run_id)
     api = api or connect(request.address)
     spec["address"] = api.cluster.url
@@ -97,11 +97,11 @@ def submit(request: SubmitRequest, say: Say, api: JobsApi | None = None) -> str:
     python = sys.executable if api.cluster.record is not None else "python"
     text = json.dumps(spec, ensure_ascii=False)
     if folder is not None and selection is not None:
-        say(in_short(folder, selection))
+        report(in_short(folder, selection))
     name, content = package(text, selection, folder, code=code)
     if not api.has_package(name):
         if len(content) > _TOLD_BYTES:
-            say(f"uploading {format_bytes(len(content))}")
+            report(f"uploading {format_bytes(len(content))}")
         api.upload(name, content)
     secret = _leave_secrets(api, request.loaded.recipe)
     try:
@@ -119,10 +119,10 @@ def _selected(request: SubmitRequest, folder: Path) -> Selection:
     return checked_files(folder, [request.runs_dir, home(), token_path(), ray_token_path()])
 
 
-def _listed(folder: Path, selection: Selection, say: Say) -> dict[str, object]:
+def _listed(folder: Path, selection: Selection, report: Report) -> dict[str, object]:
     """What a dry run says and writes of the folder."""
     for line in listing(folder, selection):
-        say(line)
+        report(line)
     return {
         "files": {str(path.relative_to(folder)): size for path, size in selection.files},
         "left_out": dict(selection.left_out),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.base import (
     Capacity,
     JobHandle,
@@ -76,10 +76,10 @@ class RayScheduler(Scheduler):
         """The address."""
         return f" --address {self.where}"
 
-    def submit(self, request: SubmitRequest, say: Say) -> JobHandle:
+    def submit(self, request: SubmitRequest, report: Report) -> JobHandle:
         """Through Ray's Jobs API; also for a dry run the id is settled, and is that of the run."""
         api = None if request.dry_run is not None else self.api
-        job_id = submit(request, say, api)
+        job_id = submit(request, report, api)
         return JobHandle(self.name, job_id, job_id, request.runs_dir / job_id, api.cluster.url if api else None)
 
     def list(self, *, ended: bool = False) -> Sequence[JobStatus]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.jobs.entry import run_folder
 from shardyard.launch.jobs.spec import JobSpec, spec_of
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.ray.jobs import uninterrupted
 from shardyard.launch.schedulers.slurm.script import COMMENT, Allocation, allocation_of, render
 from shardyard.planning.placement import Amount, Node
@@ -96,7 +96,7 @@ _MEBIBYTE = 1024**2
 _NEVER = ("Partition", "Invalid", "AccountNotAllowed", "QOSNotAllowed", "BadConstraints")
 
 
-def submit(request: SubmitRequest, say: Say) -> str:
+def submit(request: SubmitRequest, report: Report) -> str:
     """Submit a job, or with `dry_run` write its script only; returns its id in Slurm ("" for a script).
 
     Raises:
@@ -106,7 +106,7 @@ def submit(request: SubmitRequest, say: Say) -> str:
     recipe = request.loaded.recipe
     spec: JobSpec = {**spec_of(request), "runs_dir": str(request.runs_dir.resolve())}
     run = Path(spec["runs_dir"]) / spec["run_id"]
-    gpu = _on_gpus(recipe, planned=request.plan.world.gpu, say=say)
+    gpu = _on_gpus(recipe, planned=request.plan.world.gpu, report=report)
     if gpu != request.plan.world.gpu:
         spec["version"] = ""  # so that the job plans again, where the GPUs are
     allocation = allocation_of(recipe, request.plan, gpu=gpu)
@@ -121,13 +121,13 @@ def submit(request: SubmitRequest, say: Say) -> str:
     )
     if request.dry_run is not None:
         _write_script(request.dry_run, script)
-        say(f"by hand: mkdir -p {run / 'logs'} && sbatch {request.dry_run}")
+        report(f"by hand: mkdir -p {run / 'logs'} && sbatch {request.dry_run}")
         return ""
     _require("sbatch")
     job_id = _submit(script, spec, allocation, recipe)
     if (job := state(job_id)) is not None and job.reason.startswith(_NEVER):
         wanted = _in_words(allocation, recipe)
-        say(f"Slurm took the job and may never start it ({job.reason}): {wanted}. `scancel {job_id}` takes it back")
+        report(f"Slurm took the job and may never start it ({job.reason}): {wanted}. `scancel {job_id}` takes it back")
     return job_id
 
 
@@ -246,13 +246,13 @@ def _said(complaint: str) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
 
 
-def _on_gpus(recipe: Recipe, *, planned: bool, say: Say) -> bool:
+def _on_gpus(recipe: Recipe, *, planned: bool, report: Report) -> bool:
     """Whether workers get GPUs: as the recipe says, else where the partition has some."""
     if recipe.cluster.gpus_per_worker is not None:
         return recipe.cluster.gpus_per_worker > 0
     found = planned or _partition_has_gpus(recipe.cluster.slurm.partition)
     if not found:
-        say("asking for no GPUs, because none were found; cluster.gpus_per_worker=1 asks for them")
+        report("asking for no GPUs, because none were found; cluster.gpus_per_worker=1 asks for them")
     return found
 
 

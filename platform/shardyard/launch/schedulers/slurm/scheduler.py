@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shardyard.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFolderError, UsageError
-from shardyard.launch.jobs.submission import Say, SubmitRequest
+from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.base import (
     Capacity,
     JobHandle,
@@ -68,9 +68,9 @@ class SlurmScheduler(Scheduler):
         """There is one."""
         return "Slurm"
 
-    def submit(self, request: SubmitRequest, say: Say) -> JobHandle | None:
+    def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
         """With sbatch."""
-        job_id = jobs.submit(request, say)
+        job_id = jobs.submit(request, report)
         return self.status(JobHandle(self.name, job_id)).job if job_id else None
 
     def list(self, *, ended: bool = False) -> Sequence[JobStatus]:
