@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from turns import Turns, blocks, ratio
 
-from shardyard.data.formats import Context
+from shardyard.data.formats import FormatInputs
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.engine.run import Job, run_rank
@@ -162,7 +162,7 @@ def write_task(shared: Path, job: Job, block: int) -> None:
 def _batches(job: Job, tokenizer: Any, rank: int) -> list[tuple[torch.Tensor, ...]]:
     recipe, plan = job.recipe, job.plan
     loader = TrainLoader(
-        Context(recipe.data, tokenizer),
+        FormatInputs(recipe.data, tokenizer),
         global_batch=recipe.train.global_batch,
         streams=plan.streams,
         seed=recipe.train.seed,

@@ -59,7 +59,7 @@ def places(gallery: Gallery) -> dict[str, tuple[str, str]]:
 
 
 def shoot(page: Page, name: str, otherwise: Path, *, full_page: bool = False) -> None:
-    """A picture of the page, to be looked at, in the folder that SHARDYARD_SCREENSHOTS names."""
+    """An image of the page, to be looked at, in the folder that SHARDYARD_SCREENSHOTS names."""
     folder = Path(os.environ.get("SHARDYARD_SCREENSHOTS", otherwise))
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder / f"{name}.png", full_page=full_page)

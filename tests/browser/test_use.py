@@ -94,10 +94,10 @@ def _highest(page: Page, chart: str = ".plot") -> float:
     return drawn
 
 
-def test_charts_leave_as_pictures_and_tables(visiting: Visiting, gallery: Gallery, tmp_path: Path) -> None:
+def test_charts_leave_as_images_and_tables(visiting: Visiting, gallery: Gallery, tmp_path: Path) -> None:
     visit = visiting()
     page = visit.open(f"run/{gallery[1]['failed'].id}?tab=curves&only=train/loss", CHART)
-    for kind, starts in (("table", b"run,step,smoothed"), ("picture", b"\x89PNG")):
+    for kind, starts in (("table", b"run,step,smoothed"), ("image", b"\x89PNG")):
         with page.expect_download() as waiting:
             page.get_by_role("button", name=f"train/loss: {kind}").click()
         saved = tmp_path / waiting.value.suggested_filename
@@ -105,7 +105,7 @@ def test_charts_leave_as_pictures_and_tables(visiting: Visiting, gallery: Galler
         assert saved.read_bytes().startswith(starts)
     page = visit.open(f"run/{gallery[1]['experts'].id}?tab=experts", ".heat")
     with page.expect_download() as waiting:
-        page.get_by_role("button", name="Tokens of each expert: picture").click()
+        page.get_by_role("button", name="Tokens of each expert: image").click()
     assert waiting.value.suggested_filename.endswith(".png")
     visit.check()
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from support.docs.pages import REPOSITORY, blocks_of
-from support.pictures import SIZE, picture_fields, write_pictures
+from support.images import SIZE, image_fields, write_images
 
 pytestmark = pytest.mark.slow
 
@@ -108,8 +108,8 @@ def test_the_file_of_the_other_page_trains_through_ray_without_touching_the_pack
 
 
 def _write_recipe(folder: Path, place: Path, objective: str) -> Path:
-    data = write_pictures(folder)
-    recipe = picture_fields(data, "rotation", MODEL, train={"steps": 3, "global_batch": 8, "precision": "fp32"})
+    data = write_images(folder)
+    recipe = image_fields(data, "rotation", MODEL, train={"steps": 3, "global_batch": 8, "precision": "fp32"})
     recipe |= {"objective": objective, "image": {"size": SIZE}, "schedule": {"name": "constant"}}
     recipe |= {"checkpoint": {"every": 3}, "evaluate": {"every": 3, "rows": 8}}
     file = place / "rotation.yaml"

@@ -204,7 +204,7 @@ def test_the_best_trial_launched_again_is_the_same(
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
-def test_the_result_is_a_table_and_a_picture(resumed: tuple[SweepFolder, dict[str, Any], str], tmp_path: Path) -> None:
+def test_the_result_is_a_table_and_an_image(resumed: tuple[SweepFolder, dict[str, Any], str], tmp_path: Path) -> None:
     folder, _, _ = resumed
     with Command("sweep", "show", "latest", "--plot", tmp_path / "plot.png", runs=folder.runs_dir) as command:
         code, output = command.finish()

@@ -1,4 +1,4 @@
-"""Contrastive training: two ranks are one with the doubled batch; what it learnt classifies pictures by names."""
+"""Contrastive training: two ranks are one with the doubled batch; what it learnt classifies images by names."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_stages_have_the_gradient_norms_of_one_rank(tmp_path: Path) -> None:
             assert curve == pytest.approx(curves[0], rel=1e-5)
 
 
-def test_pictures_are_classified_by_the_names_of_classes(tmp_path: Path) -> None:
+def test_images_are_classified_by_the_names_of_classes(tmp_path: Path) -> None:
     fields = recipe_fields(write_data(tmp_path))
     fields["data"]["train"][0]["text_column"] = "colour"
     fields["data"]["validation"] = [{"path": str(tmp_path / "pairs" / "*.parquet")}]

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from shardyard.data.formats import Context
+from shardyard.data.formats import FormatInputs
 from shardyard.data.stream.loader import Batch, TrainLoader
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.recipe.schema import Data, Source
@@ -52,7 +52,7 @@ def data(train: Sequence[Source], **options: Any) -> Data:
 
 @contextmanager
 def loader(recipe: Data, **options: Any) -> Iterator[TrainLoader]:
-    context = Context(recipe, options.pop("tokenizer", bytes_tokenizer()))
+    context = FormatInputs(recipe, options.pop("tokenizer", bytes_tokenizer()))
     settings = {"global_batch": 4, "streams": 4, "seed": 7, "rank": 0, "world_size": 1}
     opened = TrainLoader(context, **{**settings, **options})
     try:

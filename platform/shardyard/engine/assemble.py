@@ -42,7 +42,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
     engine = start_engine(recipe, plan, components.config, rank, lambda text: event_log.event("notice", text=text))
     components = with_frozen(recipe, components, rank.device, engine.module)
     loader = TrainLoader(
-        components.context,
+        components.format_inputs,
         objective=recipe.objective,
         global_batch=recipe.train.global_batch,
         micro_batch=plan.micro_batch,

@@ -104,7 +104,7 @@ def measure(job: Job, rank: Rank) -> Pace:
     engine = start_engine(recipe, plan, components.config, rank)
     components = with_frozen(recipe, components, rank.device, engine.module)
     loader = TrainLoader(
-        components.context,
+        components.format_inputs,
         objective=recipe.objective,
         global_batch=recipe.train.global_batch,
         micro_batch=plan.micro_batch,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from shardyard.data.formats import Context
+from shardyard.data.formats import FormatInputs
 from shardyard.data.media.processors import make_processor
 from shardyard.data.stream.held_out import HeldOut, held_out_rows
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
@@ -30,13 +30,13 @@ from shardyard.recipe.schema import Recipe
 @dataclass(frozen=True)
 class Components:
     """`tokenizer` is None for an objective without text, `processor` where there is none to save beside the weights;
-    `context` is that of training, and `inputs` are what `objective` was made from."""
+    `format_inputs` is that of training, and `objective_inputs` are what `objective` was made from."""
 
     tokenizer: Any
     config: PreTrainedConfig
-    context: Context
+    format_inputs: FormatInputs
     objective: Objective
-    inputs: ObjectiveInputs
+    objective_inputs: ObjectiveInputs
     processor: Any = None
 
 
@@ -57,8 +57,8 @@ def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrained
         vocabulary=vocabulary_size(tokenizer) if tokenizer is not None else None,
         special_tokens=special_token_ids(tokenizer) if tokenizer is not None else None,
     )
-    context = Context(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
-    inputs = ObjectiveInputs(
+    format_inputs = FormatInputs(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
+    objective_inputs = ObjectiveInputs(
         loss=recipe.loss,
         audio=recipe.audio,
         experts=recipe.model.experts,
@@ -69,8 +69,10 @@ def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrained
         tokenizer=tokenizer,
         model=config,
     )
-    objective = make_objective(recipe.objective, inputs)
-    return Components(tokenizer, config, context, objective, inputs, make_processor(recipe.objective, context))
+    objective = make_objective(recipe.objective, objective_inputs)
+    return Components(
+        tokenizer, config, format_inputs, objective, objective_inputs, make_processor(recipe.objective, format_inputs)
+    )
 
 
 def with_frozen(
@@ -100,7 +102,9 @@ def with_frozen(
         )
     if frozen is None:
         return components
-    return replace(components, objective=make_objective(recipe.objective, replace(components.inputs, frozen=frozen)))
+    return replace(
+        components, objective=make_objective(recipe.objective, replace(components.objective_inputs, frozen=frozen))
+    )
 
 
 def held_out(recipe: Recipe, components: Components, rows: int | None = None) -> HeldOut:
@@ -109,5 +113,5 @@ def held_out(recipe: Recipe, components: Components, rows: int | None = None) ->
     Raises:
         DataError: nothing is held out, or a source cannot be read.
     """
-    context = replace(components.context, training=False)
-    return held_out_rows(context, rows or recipe.evaluate.rows, recipe.train.seed, objective=recipe.objective)
+    format_inputs = replace(components.format_inputs, training=False)
+    return held_out_rows(format_inputs, rows or recipe.evaluate.rows, recipe.train.seed, objective=recipe.objective)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from shardyard.errors import ModelError
 from shardyard.models.pretrained import Loaded, load_weights, pretrained_config
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.image_tokens import picture_tokens
+from shardyard.recipe.image_tokens import image_tokens
 from shardyard.recipe.schema import Image, Model
 
 # What transformers raises for values that it cannot build a model from, depending on where it trips over them.
@@ -65,7 +65,7 @@ def architecture_config(
     config.architectures = config.architectures or []
     config.use_cache = False
     if hasattr(config, "image_seq_length"):
-        config.image_seq_length = picture_tokens(Image(), config)
+        config.image_seq_length = image_tokens(Image(), config)
     _set_dropout(config, model.dropout)
     return config
 
@@ -88,7 +88,7 @@ def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
     if "text_config" in defaults.sub_configs:
         own = model.config.get("text_config", {})
         if hasattr(defaults, "image_token_index") and "image_token_index" not in model.config:
-            # The tokenizer knows no such token; the id behind its last stands for a part of a picture.
+            # The tokenizer knows no such token; the id behind its last stands for a part of an image.
             image = {"image_token_index": text["vocab_size"]}
             text = {**text, "vocab_size": text["vocab_size"] + 1}
             return {**image, **model.config, "text_config": {**text, **own}}

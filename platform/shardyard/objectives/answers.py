@@ -12,7 +12,7 @@ from shardyard.objectives.scores import perplexity
 
 
 class Answers(Objective):
-    """Rows of conversations, with or without pictures (`data/formats/conversations.py`, `picture_answers.py`).
+    """Rows of conversations, with or without images (`data/formats/conversations.py`, `image_answers.py`).
 
     B: rows, T: tokens in a row, V: vocabulary.
     """

@@ -1,4 +1,4 @@
-"""Classification of whole rows: of texts and of pictures."""
+"""Classification of whole rows: of texts and of images."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def recall_at_k(
     """Share of queries that have a right key among the k most similar ones, by cosine.
 
     Image to text with images as queries, text to image with texts as queries. A key is right if it has the id of the
-    query, so a picture may have several captions. A wrong key that is as similar as the best right one is ranked before
+    query, so an image may have several captions. A wrong key that is as similar as the best right one is ranked before
     it, so that embeddings that are all the same score 0, as do those that are no numbers.
 
     Args:

@@ -28,7 +28,7 @@ class ObjectiveSpec:
     head: the `Auto…` class of transformers whose models have the head, and the name of that class's table in
         transformers' `modeling_auto.py`. families: where only some of that table will do, which.
     columns: role → kind of what a row is made of. optional_columns: the same, where present.
-    rows: the row format: a name of `data/formats/`, or `module:function`, called with the format's `Context`.
+    rows: the row format: a name of `data/formats/`, or `module:function`, called with the format's `FormatInputs`.
     task: what the Hugging Face hub calls the task of the model. card: a paragraph of the model card on how it is used.
 
     sections: those of OPTIONAL_SECTIONS that it reads.

@@ -18,7 +18,7 @@ class Architecture:
     active_parameters: weights that take part in one token: all but those of experts that it is not routed to.
     expert_parameters: weights of all routed experts.
     tokens_per_row: positions that a row puts through the model, where that is not `data.sequence_length`: patches of a
-        picture, frames of sound, source and target.
+        image, frames of audio, source and target.
     trainable_parameters: weights that training changes; None where it changes all. Those of adapters are not among
         `parameters`. quantized_parameters: weights that are held in 4 bits.
     flops_per_row, activation_bytes_per_row, logits_per_row: counted on a pass of one row (fp32), where no formula for

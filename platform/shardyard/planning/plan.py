@@ -39,7 +39,7 @@ class World:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for pictures, patches.
+    """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for images, patches.
 
     precision_known: false where the devices that will train could not be asked; the launch asks them and plans anew.
     """

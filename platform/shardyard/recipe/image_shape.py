@@ -1,4 +1,4 @@
-"""The shape of the pictures that a model takes, said by its configuration and by `image.size`. Pure."""
+"""The shape of the images that a model takes, said by its configuration and by `image.size`. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardyard.recipe.schema import Image
 DEFAULT_SIZE = 224
 
 
-def picture_shape(image: Image, config: Any) -> tuple[int, int, int]:
+def image_shape(image: Image, config: Any) -> tuple[int, int, int]:
     """(channels, height, width) for a transformers configuration, of the part of it that sees where there are several.
 
     `image.size` wins over the configuration.

@@ -1,20 +1,20 @@
-"""How many tokens a picture takes in a model that reads pictures and text. Pure."""
+"""How many tokens an image takes in a model that reads images and text. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from shardyard.recipe.image_shape import picture_shape
+from shardyard.recipe.image_shape import image_shape
 from shardyard.recipe.schema import Image
 
-# Encoders whose first position stands for the whole picture; SigLIP and others have patches alone.
+# Encoders whose first position stands for the whole image; SigLIP and others have patches alone.
 _CLASS_TOKEN = frozenset({"clip_vision_model", "vit", "deit", "dinov2", "beit"})
 
 
-def picture_tokens(image: Image, config: Any) -> int:
-    """Positions of one picture for a configuration like LLaVA's: its patches, and with the strategy `full` the first
+def image_tokens(image: Image, config: Any) -> int:
+    """Positions of one image for a configuration like LLaVA's: its patches, and with the strategy `full` the first
     position of the encoder too."""
-    _, height, width = picture_shape(image, config)
+    _, height, width = image_shape(image, config)
     vision = config.vision_config
     patch = vision.patch_size
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch

@@ -16,7 +16,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 PLACES = {"above": (0, 4), "below": (8, 4), "left": (4, 0), "right": (4, 8)}
 
 
-def picture(colour: str, place: str, shade: int) -> bytes:
+def image(colour: str, place: str, shade: int) -> bytes:
     """A square of 8 pixels on a grey ground, as PNG."""
     pixels = np.full((SIZE, SIZE, 3), shade, np.uint8)
     top, left = PLACES[place]
@@ -32,7 +32,7 @@ def write_data(folder: Path) -> Path:
     data.mkdir(exist_ok=True)
     rows = [
         {
-            "image": {"bytes": picture(c, p, shade), "path": f"{c}-{p}.png"},
+            "image": {"bytes": image(c, p, shade), "path": f"{c}-{p}.png"},
             "text": f"{c} square {p} on grey {shade}",
             "colour": c,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from support.pictures import CLASSES, SIZE, picture_fields, write_pictures
+from support.images import CLASSES, SIZE, image_fields, write_images
 
 VIT: dict[str, Any] = {
     "image_size": SIZE,
@@ -29,16 +29,16 @@ RESNET: dict[str, Any] = {
 
 
 def write_data(folder: Path) -> Path:
-    """Pictures of three classes."""
-    return write_pictures(folder)
+    """Images of three classes."""
+    return write_images(folder)
 
 
 def recipe_fields(data: Path) -> dict[str, Any]:
     """A vision transformer of two layers."""
-    return picture_fields(data, "image_classification", {"family": "vit", "config": VIT}, loss={"label_smoothing": 0.1})
+    return image_fields(data, "image_classification", {"family": "vit", "config": VIT}, loss={"label_smoothing": 0.1})
 
 
 def resnet_fields(data: Path) -> dict[str, Any]:
     """A residual network with batch normalisation, whose statistics are of four rows, on one rank as on two."""
-    fields = picture_fields(data, "image_classification", {"family": "resnet", "config": RESNET})
+    fields = image_fields(data, "image_classification", {"family": "resnet", "config": RESNET})
     return fields | {"train": fields["train"] | {"micro_batch": 4}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from support.pictures import SIZE, picture_fields, write_pictures
+from support.images import SIZE, image_fields, write_images
 
 MAE: dict[str, Any] = {
     "image_size": SIZE,
@@ -24,10 +24,10 @@ MAE: dict[str, Any] = {
 
 
 def write_data(folder: Path) -> Path:
-    """Pictures with a square in one of three places."""
-    return write_pictures(folder)
+    """Images with a square in one of three places."""
+    return write_images(folder)
 
 
 def recipe_fields(data: Path) -> dict[str, Any]:
     """A masked autoencoder of two and one layers."""
-    return picture_fields(data, "masked_image", {"family": "vit_mae", "config": MAE})
+    return image_fields(data, "masked_image", {"family": "vit_mae", "config": MAE})

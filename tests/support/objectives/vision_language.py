@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from support.objectives.contrastive import COLOURS, PLACES, SIZE, picture
+from support.objectives.contrastive import COLOURS, PLACES, SIZE, image
 
 
 def write_data(folder: Path) -> Path:
@@ -17,7 +17,7 @@ def write_data(folder: Path) -> Path:
     data = folder / "questions"
     data.mkdir(exist_ok=True)
     rows = [
-        {"image": {"bytes": picture(colour, place, shade), "path": f"{colour}-{place}.png"}, "prompt": f"{asked}?"}
+        {"image": {"bytes": image(colour, place, shade), "path": f"{colour}-{place}.png"}, "prompt": f"{asked}?"}
         | {"response": colour if asked == "Colour" else place}
         for shade in range(100, 220, 40)
         for colour in COLOURS
@@ -31,7 +31,7 @@ def write_data(folder: Path) -> Path:
 
 
 def recipe_fields(data: Path) -> dict[str, Any]:
-    """Two layers on both sides, four tokens a picture; the lower half of the encoder is not trained."""
+    """Two layers on both sides, four tokens an image; the lower half of the encoder is not trained."""
     side = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     return {
         "name": "tiny-llava",

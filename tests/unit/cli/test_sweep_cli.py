@@ -64,7 +64,7 @@ def test_sweeps_are_listed_and_refused_by_name(tmp_path: Path, capsys: pytest.Ca
         (["fit", "latest"], "no trial of"),
         (["fit", "latest", "--form", "other"], "must be hoffmann or kaplan"),
         (["show", "other"], "is called 'other'"),
-        (["show", "latest", "--plot", "picture.gif"], "has to end in .svg or .png"),
+        (["show", "latest", "--plot", "figure.gif"], "has to end in .svg or .png"),
     ):
         assert run(["sweep", *arguments, *runs]) == 2, arguments
         assert expected in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Pictures become the tensors that torchvision's rules and transformers' image processors give, or an error says why
+"""Images become the tensors that torchvision's rules and transformers' image processors give, or an error says why
 not."""
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPConfig, ResNetConfig, SwinConfig, ViTConfig
 
-from shardyard.data.media.images import Pictures
+from shardyard.data.media.images import ImageTransform
 from shardyard.data.media.processors import image_processor, make_processor
 from shardyard.errors import DataError
 from shardyard.recipe import schema
-from support.pictures import png
+from support.images import png
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 PLAIN = {"mean": [0.0], "std": [1.0]}
 
 
-def pictures(size: int | tuple[int, int] = 8, channels: int = 1, **fields: Any) -> Pictures:
+def images(size: int | tuple[int, int] = 8, channels: int = 1, **fields: Any) -> ImageTransform:
     shape = (size, size) if isinstance(size, int) else size
-    return Pictures(schema.Image(**{**PLAIN, **fields}), size=shape, channels=channels)
+    return ImageTransform(schema.Image(**{**PLAIN, **fields}), size=shape, channels=channels)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -44,9 +44,9 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
+def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     pixels = noise(8, 8)
-    tensor = pictures(mean=[0.5], std=[0.25]).tensor(png(pixels), None)
+    tensor = images(mean=[0.5], std=[0.25]).tensor(png(pixels), None)
     assert tensor.shape == (1, 8, 8)
     assert tensor.dtype == np.float32
     np.testing.assert_allclose(tensor[0], (pixels / 255 - 0.5) / 0.25, atol=1e-6)
@@ -62,15 +62,15 @@ def test_every_form_of_a_value_gives_the_same(tmp_path: Path) -> None:
         {"bytes": None, "path": str(tmp_path / "a.png")},
         Image.open(io.BytesIO(data)),
     ]
-    first, *others = (pictures().tensor(form, None) for form in forms)
+    first, *others = (images().tensor(form, None) for form in forms)
     assert all(np.array_equal(first, other) for other in others)
 
 
 def test_grey_and_colour_are_converted() -> None:
     grey, colour = noise(8, 8), noise(8, 8, 3)
-    assert np.array_equal(*pictures(channels=3).tensor(png(grey), None)[:2])
+    assert np.array_equal(*images(channels=3).tensor(png(grey), None)[:2])
     luma = colour @ np.array([0.299, 0.587, 0.114]) / 255
-    np.testing.assert_allclose(pictures().tensor(png(colour), None)[0], luma, atol=1.5 / 255)
+    np.testing.assert_allclose(images().tensor(png(colour), None)[0], luma, atol=1.5 / 255)
 
 
 def test_palettes_transparency_and_sixteen_bits() -> None:
@@ -79,34 +79,34 @@ def test_palettes_transparency_and_sixteen_bits() -> None:
     palette.info["transparency"] = bytes(range(256))
     expected = np.asarray(palette.convert("RGBA").convert("RGB")).transpose(2, 0, 1) / 255
     data = encoded(palette, "png", transparency=palette.info["transparency"])
-    np.testing.assert_allclose(pictures(channels=3).tensor(data, None), expected, atol=1e-6)
+    np.testing.assert_allclose(images(channels=3).tensor(data, None), expected, atol=1e-6)
     deep = encoded(Image.fromarray(grey.astype(np.uint16) * 257), "png")
-    np.testing.assert_allclose(pictures().tensor(deep, None)[0], grey / 255, atol=1e-6)
+    np.testing.assert_allclose(images().tensor(deep, None)[0], grey / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
-def test_pictures_are_turned_upright(kind: str) -> None:
+def test_images_are_turned_upright(kind: str) -> None:
     upright = np.zeros((16, 16), np.uint8)
     upright[:8] = 255
     lying = Image.fromarray(upright).rotate(90)  # counter-clockwise, so that orientation 6 turns it back
     exif = Image.Exif()
     exif[0x0112] = 6
-    tensor = pictures(16).tensor(encoded(lying, kind, exif=exif.tobytes()), None)
+    tensor = images(16).tensor(encoded(lying, kind, exif=exif.tobytes()), None)
     np.testing.assert_allclose(tensor[0], upright / 255, atol=0.1)
 
 
 def test_the_shorter_side_is_resized_and_the_centre_cut_out() -> None:
-    picture = Image.fromarray(noise(20, 33, 3))
-    resized = np.asarray(picture.resize((int(12 * 33 / 20), 12), Image.Resampling.BICUBIC))
+    image = Image.fromarray(noise(20, 33, 3))
+    resized = np.asarray(image.resize((int(12 * 33 / 20), 12), Image.Resampling.BICUBIC))
     left = (resized.shape[1] - 12) // 2
-    tensor = pictures(12, 3).tensor(encoded(picture, "png"), None)
+    tensor = images(12, 3).tensor(encoded(image, "png"), None)
     np.testing.assert_allclose(tensor, resized[:, left : left + 12].transpose(2, 0, 1) / 255, atol=1e-6)
 
 
-def test_a_model_that_is_not_square_gets_the_whole_picture() -> None:
-    picture = Image.fromarray(noise(20, 20))
-    expected = np.asarray(picture.resize((16, 8), Image.Resampling.BICUBIC)) / 255
-    np.testing.assert_allclose(pictures((8, 16)).tensor(encoded(picture, "png"), None)[0], expected, atol=1e-6)
+def test_a_model_that_is_not_square_gets_the_whole_image() -> None:
+    image = Image.fromarray(noise(20, 20))
+    expected = np.asarray(image.resize((16, 8), Image.Resampling.BICUBIC)) / 255
+    np.testing.assert_allclose(images((8, 16)).tensor(encoded(image, "png"), None)[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -123,16 +123,16 @@ def test_a_model_that_is_not_square_gets_the_whole_picture() -> None:
 def test_the_exported_processor_gives_the_tensor_of_an_evaluation(
     shape: tuple[int, ...], size: int | tuple[int, int], channels: int
 ) -> None:
-    ours = pictures(size, channels, **(IMAGENET if channels == 3 else {"mean": [0.286], "std": [0.353]}))
-    picture = Image.fromarray(noise(*shape))
+    ours = images(size, channels, **(IMAGENET if channels == 3 else {"mean": [0.286], "std": [0.353]}))
+    image = Image.fromarray(noise(*shape))
     with tempfile.TemporaryDirectory() as folder:
         image_processor(ours).save_pretrained(folder)
         theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    expected = theirs(picture, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(ours.tensor(encoded(picture, "png"), None), expected, atol=1e-6)
+    expected = theirs(image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(ours.tensor(encoded(image, "png"), None), expected, atol=1e-6)
 
 
-def test_only_objectives_with_pictures_have_a_processor() -> None:
+def test_only_objectives_with_images_have_a_processor() -> None:
     context: Any = SimpleNamespace(image=schema.Image(), model=ViTConfig(image_size=32))
     assert make_processor("image_classification", context).crop_size == {"height": 32, "width": 32}
     assert make_processor("masked_lm", context) is None
@@ -151,22 +151,22 @@ def test_only_objectives_with_pictures_have_a_processor() -> None:
 def test_size_and_channels_are_those_of_the_model(
     config: Any, fields: dict[str, Any], expected: tuple[int, tuple[int, int]]
 ) -> None:
-    found = Pictures.for_model(schema.Image(**fields), config)
+    found = ImageTransform.for_model(schema.Image(**fields), config)
     assert (found.channels, found.size) == expected
 
 
 def test_evaluation_is_not_augmented_and_training_depends_on_the_generator_alone() -> None:
     data = png(noise(40, 30))
-    ours = pictures(16, flip=True, crop_padding=2, min_scale=0.5, rotate=20.0, erase=0.5)
-    assert np.array_equal(ours.tensor(data, None), pictures(16).tensor(data, None))
+    ours = images(16, flip=True, crop_padding=2, min_scale=0.5, rotate=20.0, erase=0.5)
+    assert np.array_equal(ours.tensor(data, None), images(16).tensor(data, None))
     assert np.array_equal(ours.tensor(data, generator(3)), ours.tensor(data, generator(3)))
     assert not np.array_equal(ours.tensor(data, generator(3)), ours.tensor(data, generator(4)))
 
 
-def test_flips_half_of_the_pictures() -> None:
+def test_flips_half_of_the_images() -> None:
     pixels = noise(8, 8)
     draws = generator()
-    made = [pictures(flip=True).tensor(png(pixels), draws)[0] for _ in range(400)]
+    made = [images(flip=True).tensor(png(pixels), draws)[0] for _ in range(400)]
     flipped = sum(np.allclose(one, pixels[:, ::-1] / 255) for one in made)
     assert all(np.allclose(one, pixels / 255) or np.allclose(one, pixels[:, ::-1] / 255) for one in made)
     assert 160 < flipped < 240
@@ -174,7 +174,7 @@ def test_flips_half_of_the_pictures() -> None:
 
 def test_padding_shifts_by_every_distance_and_fills_with_black() -> None:
     draws = generator()
-    ours = pictures(4, crop_padding=1, mean=[0.5], std=[0.5])
+    ours = images(4, crop_padding=1, mean=[0.5], std=[0.5])
     seen = set()
     for _ in range(200):
         made = ours.tensor(png(np.full((4, 4), 255, np.uint8)), draws)[0]
@@ -183,11 +183,11 @@ def test_padding_shifts_by_every_distance_and_fills_with_black() -> None:
     assert len(seen) == 9
 
 
-def test_random_crops_are_parts_of_the_picture_down_to_the_least_area() -> None:
+def test_random_crops_are_parts_of_the_image_down_to_the_least_area() -> None:
     """On a ramp a crop's values say where it was cut from."""
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
     draws = generator()
-    made = [pictures(16, min_scale=0.25).tensor(png(ramp), draws)[0] for _ in range(200)]
+    made = [images(16, min_scale=0.25).tensor(png(ramp), draws)[0] for _ in range(200)]
     spans = np.array([one[0, -1] - one[0, 0] for one in made])
     # A quarter of the area at a ratio of 3:4 is 0.43 wide.
     assert 0.35 < spans.min() < 0.6
@@ -197,14 +197,14 @@ def test_random_crops_are_parts_of_the_picture_down_to_the_least_area() -> None:
 
 def test_rotation_leaves_the_corners_black_and_the_mean_angle_at_zero() -> None:
     draws = generator()
-    made = [pictures(16, rotate=45.0).tensor(png(np.full((16, 16), 255, np.uint8)), draws)[0] for _ in range(50)]
+    made = [images(16, rotate=45.0).tensor(png(np.full((16, 16), 255, np.uint8)), draws)[0] for _ in range(50)]
     assert max(one[8, 8] for one in made) == min(one[8, 8] for one in made) == 1.0
     assert min(one[0, 0] for one in made) == 0.0
 
 
 def test_erasing_blanks_a_rectangle_with_the_mean() -> None:
     draws = generator()
-    ours = pictures(32, erase=0.5, mean=[0.25], std=[0.5])
+    ours = images(32, erase=0.5, mean=[0.25], std=[0.5])
     shares = [float((ours.tensor(png(np.full((32, 32), 255, np.uint8)), draws) == 0).mean()) for _ in range(400)]
     erased = [share for share in shares if share]
     assert 160 < len(erased) < 240
@@ -213,7 +213,7 @@ def test_erasing_blanks_a_rectangle_with_the_mean() -> None:
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
-    "not a picture": (b"hello", "no known format"),
+    "not an image": (b"hello", "no known format"),
     "nothing": (b"", "no known format"),
     "cut short": (png(noise(64, 64))[:700], "cannot be decoded"),
     "a broken chunk": (png(noise(8, 8)).replace(b"IDAT", b"IDAX"), "cannot be decoded"),
@@ -224,10 +224,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_pictures_are_errors_that_say_what_to_do(name: str) -> None:
+def test_broken_images_are_errors_that_say_what_to_do(name: str) -> None:
     value, expected = BROKEN[name]
     with pytest.raises(DataError) as caught:
-        pictures().tensor(value, None)
+        images().tensor(value, None)
     assert expected in str(caught.value)
     assert "repair the file, or take its row out" in str(caught.value)
 
@@ -235,20 +235,20 @@ def test_broken_pictures_are_errors_that_say_what_to_do(name: str) -> None:
 def test_a_bomb_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(DataError, match="cannot be decoded"):
-        pictures().tensor(png(noise(8, 8)), None)
+        images().tensor(png(noise(8, 8)), None)
 
 
-def test_channels_and_statistics_that_no_picture_has() -> None:
+def test_channels_and_statistics_that_no_image_has() -> None:
     with pytest.raises(DataError, match="num_channels"):
-        pictures(channels=4)
-    with pytest.raises(DataError, match=r"image\.mean has 3 values for pictures of 1 channels"):
-        pictures(**IMAGENET)
+        images(channels=4)
+    with pytest.raises(DataError, match=r"image\.mean has 3 values for images of 1 channels"):
+        images(**IMAGENET)
 
 
-def test_small_pictures_are_made_fast() -> None:
+def test_small_images_are_made_fast() -> None:
     """One core must feed a small model. Far below what is measured, because other work shares the core."""
     data = [{"bytes": png(noise(28, 28, seed=seed)), "path": None} for seed in range(200)]
-    ours, draws = pictures(28, flip=True, crop_padding=2), generator()
+    ours, draws = images(28, flip=True, crop_padding=2), generator()
     started = time.thread_time()
     for value in data:
         ours.tensor(value, draws)

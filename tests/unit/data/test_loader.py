@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from shardyard.data.formats import Context
+from shardyard.data.formats import FormatInputs
 from shardyard.data.sources import retry as retry_module
 from shardyard.data.sources.retry import Retry, Stopped
 from shardyard.data.stream import reader, streams
@@ -215,7 +215,9 @@ def test_close_ends_a_thread_that_waits_for_another_try(recipe: Data, monkeypatc
 
 
 def test_a_forgotten_loader_ends_its_thread(recipe: Data) -> None:
-    opened = TrainLoader(Context(recipe, bytes_tokenizer()), global_batch=4, streams=4, seed=7, rank=0, world_size=1)
+    opened = TrainLoader(
+        FormatInputs(recipe, bytes_tokenizer()), global_batch=4, streams=4, seed=7, rank=0, world_size=1
+    )
     next(opened)
     thread = opened._feed.thread
     assert thread is not None

@@ -104,12 +104,12 @@ def test_the_first_requests_may_fail_too(kind: str) -> None:
 
 
 def test_the_loader_counts_requests_that_were_repeated(server: Server) -> None:
-    from shardyard.data.formats import Context
+    from shardyard.data.formats import FormatInputs
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
     server.faults = 0.3
     data = Data(train=[Source(path=server.url("a.parquet"))], sequence_length=32, retry_seconds=60)
-    context = Context(data, load_tokenizer("bytes"))
+    context = FormatInputs(data, load_tokenizer("bytes"))
     with_faults = TrainLoader(context, global_batch=4, streams=4, seed=7, rank=0, world_size=1)
     try:
         before = with_faults.stats()["retries"]

@@ -48,7 +48,7 @@ class Trained:
         batch, streams = recipe.train.global_batch, recipe.data.streams
         assert streams is not None
         loader = TrainLoader(
-            components.context,
+            components.format_inputs,
             global_batch=batch,
             streams=streams,
             seed=recipe.train.seed,

@@ -178,11 +178,11 @@ def _python(page: str) -> str:
 def test_the_script_that_writes_a_set_writes_it(tmp_path: Path) -> None:
     import pyarrow.parquet
 
-    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "a.png").write_bytes(b"image")
     exec(_python("docs/data.md"), {"listed": [("a.png", number % 3) for number in range(128)]})
     written = pyarrow.parquet.ParquetFile("photos/train-0.parquet")
     assert (written.metadata.num_rows, written.num_row_groups) == (128, 64)
-    assert written.read().column("picture")[0].as_py() == {"bytes": b"picture", "path": "a.png"}
+    assert written.read().column("photo")[0].as_py() == {"bytes": b"image", "path": "a.png"}
 
 
 def test_the_loss_that_is_shown_is_what_it_says() -> None:

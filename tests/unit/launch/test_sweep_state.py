@@ -81,11 +81,11 @@ def test_the_state_of_a_trial_is_that_of_its_run(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["optimizer.lr"] for row in rows] == ["0.001", "0.003", "", ""]
     assert folder.info()["trials"][1]["state"] == "stopped early"
-    picture = tmp_path / "sweep.svg"
-    plot_sweep(folder, picture)
-    first = picture.read_bytes()
-    plot_sweep(folder, picture)
-    assert picture.read_bytes() == first, "the same data give the same picture"
+    figure = tmp_path / "sweep.svg"
+    plot_sweep(folder, figure)
+    first = figure.read_bytes()
+    plot_sweep(folder, figure)
+    assert figure.read_bytes() == first, "the same data give the same figure"
     assert b"optimizer.lr" in first or b"<svg" in first
 
 

@@ -1,4 +1,4 @@
-"""Models of pictures are measured whatever their family calls its sizes: weights and products as published."""
+"""Models of images are measured whatever their family calls its sizes: weights and products as published."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_other_families_by_name_alone(family: str) -> None:
     assert found.activation_bytes_per_row
 
 
-def test_pictures_of_another_size_cost_less() -> None:
+def test_images_of_another_size_cost_less() -> None:
     small, large = measured("resnet", size=112, **IMAGENET), measured("resnet", **IMAGENET)
     assert small.parameters == large.parameters
     assert small.flops_per_row == pytest.approx((large.flops_per_row or 0) / 4, rel=0.1)

@@ -55,7 +55,7 @@ def test_t5_base() -> None:
 
 
 def test_whisper_tiny() -> None:
-    """Keys and values of the decoder's second attention multiply frames; two convolutions make frames of the sound."""
+    """Keys and values of the decoder's second attention multiply frames; two convolutions make frames of the audio."""
     width, frames, length = 384, 1500, 448
     encoder = frames * 4 * _layer(width, 4 * width) + 3 * width * (80 * 2 * frames + width * frames)
     decoder = length * 4 * (_layer(width, 4 * width) + 2 * width**2) + frames * 4 * 2 * width**2
@@ -76,24 +76,24 @@ def test_whisper_tiny() -> None:
         ("vision/efficientnet-b0", 0.39e9),
     ],
 )
-def test_classifiers_of_pictures(name: str, multiply_adds: float) -> None:
+def test_classifiers_of_images(name: str, multiply_adds: float) -> None:
     assert _flops(name) / 6 == pytest.approx(multiply_adds, rel=0.015)
 
 
 def test_clip_is_its_two_towers() -> None:
     text = 77 * 12 * _layer(512, 2048) * 6 + 12 * _attention(512, 77, 77)
     patches = 6 * 49 * 3 * 32**2 * 768
-    picture = 50 * 12 * _layer(768, 3072) * 6 + 12 * _attention(768, 50, 50) + patches
-    assert _flops("multimodal/clip-vit-b32") == pytest.approx(text + picture, rel=0.01)
+    image = 50 * 12 * _layer(768, 3072) * 6 + 12 * _attention(768, 50, 50) + patches
+    assert _flops("multimodal/clip-vit-b32") == pytest.approx(text + image, rel=0.01)
 
 
-def test_a_picture_is_read_before_its_answer() -> None:
+def test_an_image_is_read_before_its_answer() -> None:
     """LLaVA: Vicuna on the row, whose places for patches are among its tokens, and all but one layer of CLIP."""
     language = planned("multimodal/llava-1.5-7b").plan.architecture.parameters - 303_507_456 - 20_979_712
     length, patches = 2048, 577
     text = 6 * length * (language - 32064 * 4096) + 32 * _attention(4096, length, length)
-    picture = 6 * patches * 24 * _layer(1024, 4096) + 24 * _attention(1024, patches, patches)
-    assert _flops("multimodal/llava-1.5-7b") == pytest.approx(text + picture, rel=0.02)
+    image = 6 * patches * 24 * _layer(1024, 4096) + 24 * _attention(1024, patches, patches)
+    assert _flops("multimodal/llava-1.5-7b") == pytest.approx(text + image, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from shardyard.data.formats.conversations import make as make_rows
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.models.build import architecture_config, construct
 from shardyard.models.initialise import initialise
@@ -35,7 +35,7 @@ TALKS = (
 
 def batch() -> dict[str, torch.Tensor]:
     data = Data(sequence_length=64, train=[Source(path="x.jsonl")])
-    rows = make_rows(Context(data, load_tokenizer("bytes")))
+    rows = make_rows(FormatInputs(data, load_tokenizer("bytes")))
     return rows.collate([rows.row({"messages": talk}, np.random.default_rng(0)) for talk in TALKS])
 
 
@@ -92,7 +92,7 @@ def test_label_smoothing_is_that_of_the_recipe() -> None:
 
 
 class Seeing(nn.Module):
-    """Takes pictures as well, and remembers what it was given."""
+    """Takes images as well, and remembers what it was given."""
 
     def __init__(self) -> None:
         super().__init__()

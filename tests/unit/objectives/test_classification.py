@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, GPT2Config, PreTrainedTokenizerFast
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.formats.labelled_text import LabelledText
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.errors import DataError
@@ -72,7 +72,7 @@ def test_metrics_are_the_scores_of_all_rows_together(classes: int) -> None:
     assert made.train_metrics(totals) == {"train/accuracy": found["accuracy"]}
 
 
-def test_pictures_come_in_the_precision_of_the_model() -> None:
+def test_images_come_in_the_precision_of_the_model() -> None:
     model = Answers(torch.bfloat16)
     batch = {"pixel_values": torch.randn(3, 4), "labels": torch.tensor([0, 1, 3])}
     measured = Classification(Loss()).measure(model, batch)
@@ -119,7 +119,7 @@ def test_loss_and_gradient_are_those_of_transformers(family: str) -> None:
 def rows_format(length: int, tokenizer: PreTrainedTokenizerFast | None = None, model: Any = None) -> LabelledText:
     recipe = Data(sequence_length=length, train=[Source(path="unread")])
     model = model or BertConfig(num_labels=3)
-    made = make_rows("text_classification", Context(recipe, tokenizer or tiny_wordpiece(), model))
+    made = make_rows("text_classification", FormatInputs(recipe, tokenizer or tiny_wordpiece(), model))
     assert isinstance(made, LabelledText)
     return made
 

@@ -1,4 +1,4 @@
-"""The loss of picture classification is that of transformers' own models, whatever their family."""
+"""The loss of image classification is that of transformers' own models, whatever their family."""
 
 from __future__ import annotations
 

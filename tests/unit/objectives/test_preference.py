@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.preferences import make as make_rows
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.models.frozen import frozen_causal_lm
@@ -42,7 +42,7 @@ def models(tmp_path: Path) -> tuple[Any, Any]:
 
 def batch(pairs: Any = PAIRS) -> dict[str, Tensor]:
     data = Data(sequence_length=64, train=[Source(path="x.jsonl")])
-    rows = make_rows(Context(data, load_tokenizer("bytes")))
+    rows = make_rows(FormatInputs(data, load_tokenizer("bytes")))
     return rows.collate([rows.row(pair, np.random.default_rng(0)) for pair in pairs])
 
 

@@ -187,7 +187,7 @@ def test_error_rates_divide_by_what_was_said_and_not_by_what_was_heard() -> None
     assert scores.word_error_rate(["a b", "noise"], ["a b", ""]) == 0.5
 
 
-# Three pictures with two captions each; the third picture is nearest to captions of the second.
+# Three images with two captions each; the third image is nearest to captions of the second.
 IMAGES = torch.eye(4)[:3]
 CAPTIONS = torch.tensor(
     [[9.0, 1, 0, 0], [0.2, 1, 0, 1], [0, 5, 1, 0], [0, 3, 2, 1], [2, 6, 1, 6], [0, 9, 0.1, 0]], dtype=torch.float32
@@ -205,13 +205,13 @@ def ranks(queries: Tensor, keys: Tensor, query_ids: list[int], key_ids: list[int
     return found
 
 
-def test_recall_counts_pictures_that_find_any_of_their_captions() -> None:
+def test_recall_counts_images_that_find_any_of_their_captions() -> None:
     assert ranks(IMAGES, CAPTIONS, [0, 1, 2], OWNERS) == [0, 1, 2]
     found = [scores.recall_at_k(IMAGES, CAPTIONS, k, [0, 1, 2], OWNERS) for k in (1, 2, 3)]
     assert found == pytest.approx([1 / 3, 2 / 3, 1])
 
 
-def test_recall_counts_captions_that_find_their_picture() -> None:
+def test_recall_counts_captions_that_find_their_image() -> None:
     expected = ranks(CAPTIONS, IMAGES, OWNERS, [0, 1, 2])
     assert sorted(expected) == [0, 0, 0, 1, 1, 2]
     for k in (1, 2, 3):

@@ -30,7 +30,7 @@ def test_a_pass_over_joined_documents_is_what_the_loader_reads(tmp_path: Path) -
     recipe = recipe_of(write_corpus(tmp_path), train={"global_batch": 4}, data={"streams": 1})
     plan = prepare(recipe, WORLD)
     loader = TrainLoader(
-        make_components(recipe).context,
+        make_components(recipe).format_inputs,
         global_batch=4,
         micro_batch=4,
         streams=1,

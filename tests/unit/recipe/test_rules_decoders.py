@@ -69,5 +69,5 @@ def test_other_objectives_decode_nothing_and_have_no_source(tmp_path: Path) -> N
     assert found.keys() == {"evaluate.generate_rows", "evaluate.beams", "data.drop_inputs", "data.source_length"}
 
 
-def test_a_question_without_its_picture_is_a_baseline() -> None:
+def test_a_question_without_its_image_is_a_baseline() -> None:
     assert load_recipe("multimodal/llava-emoji", ["data.drop_inputs=true"]).recipe.data.drop_inputs

@@ -24,7 +24,7 @@ from support.waiting import PATIENCE_SECONDS, next_second
 
 pytestmark = pytest.mark.slow
 
-# As another tool would: names of its own, nested values, a text, a picture's place, numbers that are none.
+# As another tool would: names of its own, nested values, a text, an image's place, numbers that are none.
 WRITER = """
 import os, sys
 import wandb

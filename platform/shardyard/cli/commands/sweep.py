@@ -122,7 +122,7 @@ def show(
     runs_dir: RunsDir = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Write the picture here, .svg or .png."),
+        typer.Option("--plot", help="Write the figure here, .svg or .png."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -141,10 +141,10 @@ def show(
         _print_trials(folder, trials)
     if plot is None and missing("matplotlib"):
         return
-    require("sweep", "the picture of a sweep", "matplotlib")
+    require("sweep", "the figure of a sweep", "matplotlib")
     from shardyard.launch.sweep.plot import plot_sweep
 
-    path = _picture(plot, folder.path / "sweep.svg")
+    path = _figure(plot, folder.path / "sweep.svg")
     plot_sweep(folder, path)
     output.note(f"plot: {path}")
 
@@ -200,7 +200,7 @@ def fit(
     name: SweepName,
     runs_dir: RunsDir = None,
     form: Annotated[str, typer.Option("--form", help="hoffmann or kaplan.")] = "hoffmann",
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write the picture here; .svg or .png.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write the figure here; .svg or .png.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a scaling law to the finished trials of a sweep over sizes and tokens."""
@@ -227,7 +227,7 @@ def fit(
                 f"an error of {loss / prediction['measured'] - 1:+.2%}"
             )
             prediction = {**prediction, "loss": loss, "error": loss / prediction["measured"] - 1}
-    path = _picture(plot, folder.path / f"{form}.svg")
+    path = _figure(plot, folder.path / f"{form}.svg")
     plot_law(fitted, path, prediction)
     output.note(f"plot: {path}")
 
@@ -301,7 +301,7 @@ def _frontier_lines(fitted: Any) -> Iterator[str]:
         yield f"  {format_count(budget)} FLOPs: N {size}, D {tokens}, loss {point.loss:.3f}"
 
 
-def _picture(given: Path | None, default: Path) -> Path:
+def _figure(given: Path | None, default: Path) -> Path:
     path = given or default
     if path.suffix not in (".svg", ".png"):
         raise UsageError(f"{path} has to end in .svg or .png.")

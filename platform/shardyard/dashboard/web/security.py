@@ -32,7 +32,7 @@ CSRF_HEADER = "x-shardyard-csrf"
 MOST_BODY_BYTES = 1024**2
 MOST_TARGET_BYTES = 32 * 1024
 _SAFE = frozenset({"GET", "HEAD"})
-# No inline script, no frame, nothing from elsewhere. Charts set styles; pictures of them are made in the page.
+# No inline script, no frame, nothing from elsewhere. Charts set styles; images of them are made in the page.
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "

@@ -24,8 +24,8 @@ def convert(folders: Mapping[str, Path]) -> Converted:
     )
     pixels = ((table[:, :-1] * 255 + _WHITE // 2) // _WHITE).astype(np.uint8).reshape(-1, _SIDE, _SIDE)
     rows: list[Row] = [
-        {"image": image(picture, f"digit-{index:04d}.png"), "label": int(label)}
-        for index, (picture, label) in enumerate(zip(pixels, table[:, -1], strict=True))
+        {"image": image(digit, f"digit-{index:04d}.png"), "label": int(label)}
+        for index, (digit, label) in enumerate(zip(pixels, table[:, -1], strict=True))
     ]
     splits = {"train": mixed(rows[:-NUM_HELD_OUT], "train"), "validation": mixed(rows[-NUM_HELD_OUT:], "validation")}
     return Converted(splits, {"label": tuple(str(digit) for digit in range(10))})

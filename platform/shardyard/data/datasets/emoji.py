@@ -1,4 +1,4 @@
-"""emoji-captions: the pictures of a colour font with the names of the emoji in several languages."""
+"""emoji-captions: the images of a colour font with the names of the emoji in several languages."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class Emoji:
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """Emoji that have a picture and a name in each language; those of a skin tone are left out."""
+    """Emoji that have an image and a name in each language; those of a skin tone are left out."""
     listed = list(read_list((folders["unicode-data"] / "usr/share/unicode/emoji/emoji-test.txt").read_text("utf-8")))
     plain = [emoji for emoji in listed if not _SKIN_TONES & set(emoji.codes)]
     names = {language: read_names(folders["unicode-cldr-core"], language) for language in LANGUAGES}
     (font,) = folders["fonts-noto-color-emoji"].rglob("NotoColorEmoji.ttf")
-    pictures = read_pictures(font, [emoji.codes for emoji in plain])
+    images = read_images(font, [emoji.codes for emoji in plain])
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
-    left_out = {"skin tones": len(listed) - len(plain), "no picture": 0, "no name in a language": 0}
+    left_out = {"skin tones": len(listed) - len(plain), "no image": 0, "no name in a language": 0}
     for emoji in plain:
         called = {language: names[language].get(bare(emoji.codes)) for language in LANGUAGES}
-        if emoji.codes not in pictures:
-            left_out["no picture"] += 1
+        if emoji.codes not in images:
+            left_out["no image"] += 1
         elif not all(called.values()):
             left_out["no name in a language"] += 1
         else:
-            row = _row(emoji, called, pictures[emoji.codes])
+            row = _row(emoji, called, images[emoji.codes])
             splits["validation" if is_held_out(concept(emoji.codes), HELD_OUT_PERCENT) else "train"].append(row)
     return Converted({split: mixed(rows, split) for split, rows in splits.items()}, left_out=left_out)
 
@@ -92,7 +92,7 @@ def read_names(folder: Path, language: str) -> dict[tuple[int, ...], str]:
 
 
 def bare(codes: tuple[int, ...]) -> tuple[int, ...]:
-    """The code points without what only asks for the colour picture."""
+    """The code points without what only asks for the colour image."""
     return tuple(code for code in codes if code != _PRESENTATION)
 
 
@@ -102,8 +102,8 @@ def concept(codes: tuple[int, ...]) -> str:
     return "-".join(f"{_PERSON if code in _PERSONS else code:X}" for code in kept)
 
 
-def read_pictures(font: Path, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray[Any, Any]]:
-    """Pixels (64, 64, 3) on white of each sequence of which the font has one picture (tables CBDT and GSUB)."""
+def read_images(font: Path, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray[Any, Any]]:
+    """Pixels (64, 64, 3) on white of each sequence of which the font has one image (tables CBDT and GSUB)."""
     pil = importlib.import_module("PIL.Image")
     with importlib.import_module("fontTools.ttLib").TTFont(font, lazy=True) as opened:
         characters = opened.getBestCmap()
@@ -114,8 +114,8 @@ def read_pictures(font: Path, sequences: list[tuple[int, ...]]) -> dict[tuple[in
             glyphs = tuple(characters.get(code, "") for code in bare(codes))
             glyph = glyphs[0] if len(glyphs) == 1 else ligatures.get(glyphs)
             if glyph in bitmaps:
-                picture = pil.open(io.BytesIO(bitmaps[glyph].imageData)).convert("RGBA")
-                found[codes] = shrink(on_white_square(np.asarray(picture)), SIZE)
+                image = pil.open(io.BytesIO(bitmaps[glyph].imageData)).convert("RGBA")
+                found[codes] = shrink(on_white_square(np.asarray(image)), SIZE)
     return found
 
 

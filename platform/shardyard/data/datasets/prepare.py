@@ -44,7 +44,7 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
     "docstring-answers": answers.convert_answers,
     "docstring-preferences": answers.convert_preferences,
     "emoji-questions": emoji_questions.convert,
-    "stamps": stamps.convert_pictures,
+    "stamps": stamps.convert_images,
     "stamps-es": stamps.convert_speech,
 }
 # What reading a file of another layout ends in.

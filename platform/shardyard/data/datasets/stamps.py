@@ -1,4 +1,4 @@
-"""stamps and stamps-es: pictures for children with descriptions in several languages, one of them spoken."""
+"""stamps and stamps-es: images for children with descriptions in several languages, one of them spoken."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LANGUAGE_LINE = re.compile(r"(\w+)\.utf8=(.+)")
 _NOT_SAID = re.compile(r"[\[\](){}<>@#$£€=\ufffd\d]")
 
 
-def convert_pictures(folders: Mapping[str, Path]) -> Converted:
+def convert_images(folders: Mapping[str, Path]) -> Converted:
     """PNG stamps with their names; drawings in SVG and stamps without a name in each language are left out."""
     root = _root(folders)
     texts = {
@@ -32,7 +32,7 @@ def convert_pictures(folders: Mapping[str, Path]) -> Converted:
     }
     complete = [stem for stem, text in texts.items() if text.keys() >= {"en", *LANGUAGES}]
     drawn = [stem for stem in complete if stem.with_suffix(".png").exists()]
-    rows = [_picture_row(stem, root, texts[stem]) for stem in drawn]
+    rows = [_image_row(stem, root, texts[stem]) for stem in drawn]
     left_out = {"no name in a language": len(texts) - len(complete), "no PNG": len(complete) - len(drawn)}
     return Converted(_split(rows, [row["text"] for row in rows]), left_out=left_out)
 
@@ -85,7 +85,7 @@ def _root(folders: Mapping[str, Path]) -> Path:
     return root
 
 
-def _picture_row(stem: Path, root: Path, texts: Mapping[str, str]) -> Row:
+def _image_row(stem: Path, root: Path, texts: Mapping[str, str]) -> Row:
     pillow = importlib.import_module("PIL.Image")
     with pillow.open(io.BytesIO(stem.with_suffix(".png").read_bytes())) as opened:
         square = on_white_square(np.asarray(opened.convert("RGBA")), least=SIZE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from shardyard import plugins
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs as FormatInputs
 from shardyard.data.stream.rows import Rows
 from shardyard.errors import UsageError
 from shardyard.objectives.registry import objective_spec
@@ -13,7 +13,7 @@ from shardyard.suggest import suggestion
 
 __all__ = ["FORMATS", "Context", "make_rows"]
 
-# Modules of this package with a function `make(context)`.
+# Modules of this package with a function `make(inputs)`.
 FORMATS = (
     "packed",
     "masked",
@@ -30,7 +30,7 @@ FORMATS = (
 )
 
 
-def make_rows(objective: str, context: Context) -> Rows:
+def make_rows(objective: str, inputs: FormatInputs) -> Rows:
     """The row format of an objective; its module alone is imported.
 
     Raises:
@@ -38,7 +38,7 @@ def make_rows(objective: str, context: Context) -> Rows:
         UsageError: the objective names a format that nobody brings.
     """
     name = objective_spec(objective).rows
-    return cast(Rows, plugins.load(_reference(name))(context))
+    return cast(Rows, plugins.load(_reference(name))(inputs))
 
 
 def _reference(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures with captions, for contrastive models."""
+"""Images with captions, for contrastive models."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.formats.inputs import Context
-from shardyard.data.media.images import Pictures
+from shardyard.data.formats.inputs import FormatInputs
+from shardyard.data.media.images import ImageTransform
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
@@ -16,22 +16,22 @@ from shardyard.errors import DataError
 
 
 class Captions(ExampleRows):
-    """A picture and its caption, which ends with the token that the text encoder reads its summary from.
+    """An image and its caption, which ends with the token that the text encoder reads its summary from.
 
     Rows: `pixel_values` float32 [C, H, W], `input_ids` and `attention_mask` int64 [T], T up to `sequence_length`.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._pictures = Pictures.for_model(context.image, context.model)
-        self._backend = plain_backend(context.text_tokenizer)
-        self._end = _end_token(context)
-        self._length = context.sequence_length
-        self._training = context.training
+        self._transform = ImageTransform.for_model(inputs.image, inputs.model)
+        self._backend = plain_backend(inputs.text_tokenizer)
+        self._end = _end_token(inputs)
+        self._length = inputs.sequence_length
+        self._training = inputs.training
 
     def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
         """Of one example with `image` and `text`."""
-        pixels = self._pictures.tensor(piece["image"], generator if self._training else None)
+        pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         tokens = self._backend.encode(piece["text"], add_special_tokens=False).ids
         self.num_cut += max(0, len(tokens) - (self._length - 1))
         ids = np.array([*tokens[: self._length - 1], self._end], dtype=np.int64)
@@ -42,9 +42,9 @@ class Captions(ExampleRows):
         return collate(rows, {"input_ids": self._end, "attention_mask": 0})
 
 
-def _end_token(context: Context) -> int:
+def _end_token(inputs: FormatInputs) -> int:
     """What `text_config.eos_token_id` says, because that is where the model looks."""
-    end = context.model.get_text_config().eos_token_id
+    end = inputs.model.get_text_config().eos_token_id
     if not isinstance(end, int):
         raise DataError(
             "captions need a token that ends them, and the tokenizer has no eos token; choose another, such as bytes."
@@ -58,10 +58,10 @@ def _end_token(context: Context) -> int:
     return end
 
 
-def make(context: Context) -> Captions:
+def make(inputs: FormatInputs) -> Captions:
     """From its context.
 
     Raises:
         DataError: the tokenizer has no token that can end a caption.
     """
-    return Captions(context)
+    return Captions(inputs)

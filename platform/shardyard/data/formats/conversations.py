@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardyard.data.chat import Encoded, add_chat_template, encode_conversation
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
@@ -17,11 +17,11 @@ from shardyard.data.stream.rows import Row, Tensors, collate
 class ConversationRows(ExampleRows):
     """`input_ids`, `attention_mask`, `labels` [T] of a conversation; labels are shifted, -100 outside answers."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._tokenizer = context.text_tokenizer
+        self._tokenizer = inputs.text_tokenizer
         add_chat_template(self._tokenizer)
-        self._length = context.sequence_length
+        self._length = inputs.sequence_length
         self._fill = padding(self._tokenizer)
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
@@ -53,6 +53,6 @@ def padding(tokenizer: Any) -> dict[str, float]:
     return {"input_ids": token or 0, "attention_mask": 0, "labels": IGNORED}
 
 
-def make(context: Context) -> ConversationRows:
+def make(inputs: FormatInputs) -> ConversationRows:
     """From its sections of a recipe."""
-    return ConversationRows(context)
+    return ConversationRows(inputs)

@@ -1,6 +1,6 @@
-"""Questions about pictures with their answers, for models that read both.
+"""Questions about images with their answers, for models that read both.
 
-T: tokens of a row, P: tokens of a picture.
+T: tokens of a row, P: tokens of an image.
 """
 
 from __future__ import annotations
@@ -10,51 +10,51 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.formats.inputs import Context
-from shardyard.data.media.images import Pictures
+from shardyard.data.formats.inputs import FormatInputs
+from shardyard.data.media.images import ImageTransform
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
-from shardyard.recipe.image_tokens import picture_tokens
+from shardyard.recipe.image_tokens import image_tokens
 
-# The words around picture, question and answer: Liu et al. 2023 (Improved Baselines with Visual Instruction Tuning),
+# The words around image, question and answer: Liu et al. 2023 (Improved Baselines with Visual Instruction Tuning),
 # in the form that transformers' LLaVA documents.
-BEFORE_PICTURE, AFTER_PICTURE, BEFORE_ANSWER = "USER: ", "\n", " ASSISTANT:"
+BEFORE_IMAGE, AFTER_IMAGE, BEFORE_ANSWER = "USER: ", "\n", " ASSISTANT:"
 
 
-class PictureAnswers(ExampleRows):
+class ImageAnswers(ExampleRows):
     """`USER: <P times the image token>\\nquestion ASSISTANT: answer` and the end token; the targets are the answer's.
 
     Rows: `pixel_values` float32 [C, H, W]; `input_ids`, `attention_mask`, `labels` int64 [T], T up to `sequence_length`
-    with the picture's P tokens among them. Labels are shifted: -100 outside the answer and its end.
+    with the image's P tokens among them. Labels are shifted: -100 outside the answer and its end.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        tokenizer = context.text_tokenizer
+        tokenizer = inputs.text_tokenizer
         if tokenizer.eos_token_id is None:
             raise DataError("answers need a token that ends them, and the tokenizer has no eos token; choose another.")
         self._backend = plain_backend(tokenizer)
-        self._pictures = Pictures.for_model(context.image, context.model)
-        self._length, self._training = context.sequence_length, context.training
-        self._drop_inputs = context.data.drop_inputs
+        self._transform = ImageTransform.for_model(inputs.image, inputs.model)
+        self._length, self._training = inputs.sequence_length, inputs.training
+        self._drop_inputs = inputs.data.drop_inputs
         self._end: int = tokenizer.eos_token_id
-        num_tokens = picture_tokens(context.image, context.model)
+        num_tokens = image_tokens(inputs.image, inputs.model)
         head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self._head = [*head, *self._tokens(BEFORE_PICTURE), *[context.model.image_token_id] * num_tokens]
+        self._head = [*head, *self._tokens(BEFORE_IMAGE), *[inputs.model.image_token_id] * num_tokens]
         self._fill = {"input_ids": self._end, "attention_mask": 0, "labels": IGNORED}
         if len(self._head) >= self._length:
             raise DataError(
-                f"data.sequence_length is {self._length}, and a picture alone takes {num_tokens} tokens; leave room "
+                f"data.sequence_length is {self._length}, and an image alone takes {num_tokens} tokens; leave room "
                 "for question and answer."
             )
 
     def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
         """Of one example with `image`, `prompt` and `response`; with `data.drop_inputs` the image is blank."""
-        pixels = self._pictures.tensor(piece["image"], generator if self._training else None)
-        asked = [*self._head, *self._tokens(f"{AFTER_PICTURE}{piece['prompt']}{BEFORE_ANSWER}")]
+        pixels = self._transform.tensor(piece["image"], generator if self._training else None)
+        asked = [*self._head, *self._tokens(f"{AFTER_IMAGE}{piece['prompt']}{BEFORE_ANSWER}")]
         ids = [*asked, *self._tokens(f" {piece['response']}"), self._end]
         self.num_cut += max(0, len(ids) - (self._length + 1))
         kept = np.array(ids[: self._length + 1], dtype=np.int64)
@@ -74,10 +74,10 @@ class PictureAnswers(ExampleRows):
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
 
-def make(context: Context) -> PictureAnswers:
+def make(inputs: FormatInputs) -> ImageAnswers:
     """From its context.
 
     Raises:
-        DataError: the tokenizer has no end token, or rows are too short for a picture.
+        DataError: the tokenizer has no end token, or rows are too short for an image.
     """
-    return PictureAnswers(context)
+    return ImageAnswers(inputs)

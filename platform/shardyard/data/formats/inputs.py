@@ -11,10 +11,10 @@ from shardyard.recipe import schema
 
 
 @dataclass(frozen=True)
-class Context:
+class FormatInputs:
     """Settings of one format.
 
-    `model` is the transformers configuration of the model: sizes of pictures, lengths of sound and ids of special
+    `model` is the transformers configuration of the model: sizes of images, lengths of audio and ids of special
     tokens are read from it, so that there is one place that says them. `training` turns augmentation on.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.masked import padding
 from shardyard.data.formats.sentences import check_positions, has_segments
 from shardyard.data.stream.examples import ExampleRows
@@ -29,15 +29,15 @@ class LabelledText(ExampleRows):
         DataError: the tokenizer has no padding token, the model too few positions; from `row`: a label is no class.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        tokenizer = context.text_tokenizer
-        check_positions(context.sequence_length, context.model)
+        tokenizer = inputs.text_tokenizer
+        check_positions(inputs.sequence_length, inputs.model)
         self._backend = plain_backend(tokenizer)
-        self._length = context.sequence_length
+        self._length = inputs.sequence_length
         self._num_special = {pair: tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)}
-        self._classes = int(getattr(context.model, "num_labels", 0))
-        self._segments = has_segments(context.model)
+        self._classes = int(getattr(inputs.model, "num_labels", 0))
+        self._segments = has_segments(inputs.model)
         self._padding = padding(tokenizer)
 
     def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
@@ -80,6 +80,6 @@ def _shares(lengths: list[int], room: int) -> list[int]:
     return [short, room - short] if first <= second else [room - short, short]
 
 
-def make(context: Context) -> LabelledText:
+def make(inputs: FormatInputs) -> LabelledText:
     """From its context."""
-    return LabelledText(context)
+    return LabelledText(inputs)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.masking import Masker
 from shardyard.data.formats.sentences import (
     DocumentReader,
@@ -41,22 +41,22 @@ class MaskedRows(ExampleRows):
         DataError: the tokenizer lacks a special token or words, the model positions.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        tokenizer = context.text_tokenizer
-        self._room = context.sequence_length - 2
+        tokenizer = inputs.text_tokenizer
+        self._room = inputs.sequence_length - 2
         if self._room < SHORTEST:
-            raise DataError(f"data.sequence_length is {context.sequence_length}; masked rows need at least 4 tokens.")
-        check_positions(context.sequence_length, context.model)
-        self._masker = Masker(tokenizer, context.masking)
+            raise DataError(f"data.sequence_length is {inputs.sequence_length}; masked rows need at least 4 tokens.")
+        check_positions(inputs.sequence_length, inputs.model)
+        self._masker = Masker(tokenizer, inputs.masking)
         self._reader = DocumentReader(tokenizer)
-        if context.masking.whole_word:
+        if inputs.masking.whole_word:
             self._reader.check_words()
-        self._short = context.masking.short_probability
-        self._isolate = context.data.isolate_documents
+        self._short = inputs.masking.short_probability
+        self._isolate = inputs.data.isolate_documents
         self._first = special_id(tokenizer, "cls_token", "bos_token")
         self._last = special_id(tokenizer, "sep_token", "eos_token")
-        self._segments = has_segments(context.model)
+        self._segments = has_segments(inputs.model)
         self._padding = padding(tokenizer)
 
     def pieces(self, examples: Sequence[Any], generator: np.random.Generator) -> list[Segment]:
@@ -103,6 +103,6 @@ def padding(tokenizer: Any) -> dict[str, float]:
     return {"input_ids": pad, "labels": IGNORED, "attention_mask": 0, "token_type_ids": 0}
 
 
-def make(context: Context) -> MaskedRows:
+def make(inputs: FormatInputs) -> MaskedRows:
     """From its context."""
-    return MaskedRows(context)
+    return MaskedRows(inputs)

@@ -1,4 +1,4 @@
-"""Pictures of which most patches are hidden (He et al. 2021, Masked Autoencoders Are Scalable Vision Learners)."""
+"""Images of which most patches are hidden (He et al. 2021, Masked Autoencoders Are Scalable Vision Learners)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.formats.inputs import Context
-from shardyard.data.media.images import Pictures
+from shardyard.data.formats.inputs import FormatInputs
+from shardyard.data.media.images import ImageTransform
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row
 from shardyard.errors import DataError
@@ -20,27 +20,27 @@ class MaskedImages(ExampleRows):
     hides the same patches on whichever rank and after whichever restart; in evaluation always the same ones.
     """
 
-    def __init__(self, pictures: Pictures, patch_size: int, *, training: bool) -> None:
+    def __init__(self, transform: ImageTransform, patch_size: int, *, training: bool) -> None:
         super().__init__()
-        height, width = pictures.size
+        height, width = transform.size
         if height % patch_size or width % patch_size or height != width:
             raise DataError(
-                f"pictures of {height}×{width} pixels are not squares of whole patches of {patch_size}; choose "
+                f"images of {height}×{width} pixels are not squares of whole patches of {patch_size}; choose "
                 "image_size in model.config as a multiple of patch_size."
             )
         self._num_patches = (height // patch_size) * (width // patch_size)
-        self._pictures, self._training = pictures, training
+        self._transform, self._training = transform, training
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
         """Augmented in training."""
         noise = generator.random(self._num_patches, np.float32)
         return {
-            "pixel_values": self._pictures.tensor(piece["image"], generator if self._training else None),
+            "pixel_values": self._transform.tensor(piece["image"], generator if self._training else None),
             "noise": noise,
         }
 
 
-def make(context: Context) -> MaskedImages:
+def make(inputs: FormatInputs) -> MaskedImages:
     """From its context."""
-    pictures = Pictures.for_model(context.image, context.model)
-    return MaskedImages(pictures, context.model.patch_size, training=context.training)
+    transform = ImageTransform.for_model(inputs.image, inputs.model)
+    return MaskedImages(transform, inputs.model.patch_size, training=inputs.training)

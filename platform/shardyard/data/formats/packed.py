@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.packing import DocumentEncoder, TokenStream
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.stream.shuffle import Windows
@@ -13,11 +13,11 @@ from shardyard.data.stream.shuffle import Windows
 class PackedRows:
     """Rows of `sequence_length` tokens without waste; nothing is cut."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         self.num_cut = 0
-        self._length = context.sequence_length
-        self._isolate = context.data.isolate_documents
-        self._encoder = DocumentEncoder(context.text_tokenizer)
+        self._length = inputs.sequence_length
+        self._isolate = inputs.data.isolate_documents
+        self._encoder = DocumentEncoder(inputs.text_tokenizer)
 
     def stream(self, windows: Windows) -> TokenStream:
         """Rows of one (stream, source)."""
@@ -28,6 +28,6 @@ class PackedRows:
         return collate(rows)
 
 
-def make(context: Context) -> PackedRows:
+def make(inputs: FormatInputs) -> PackedRows:
     """From its context."""
-    return PackedRows(context)
+    return PackedRows(inputs)

@@ -9,7 +9,7 @@ import numpy as np
 
 from shardyard.data.chat import add_chat_template, encode_conversation
 from shardyard.data.formats.conversations import answer_row, padding
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
 
@@ -19,11 +19,11 @@ ANSWERS = ("chosen", "rejected")
 class PreferenceRows(ExampleRows):
     """`chosen_…` and `rejected_…`: `input_ids`, `attention_mask`, `labels` [T] of the prompt with each answer."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._tokenizer = context.text_tokenizer
+        self._tokenizer = inputs.text_tokenizer
         add_chat_template(self._tokenizer)
-        self._length = context.sequence_length
+        self._length = inputs.sequence_length
         fill = padding(self._tokenizer)
         self._fill = {f"{answer}_{name}": value for answer in ANSWERS for name, value in fill.items()}
 
@@ -45,6 +45,6 @@ class PreferenceRows(ExampleRows):
         return collate(rows, self._fill)
 
 
-def make(context: Context) -> PreferenceRows:
+def make(inputs: FormatInputs) -> PreferenceRows:
     """From its sections of a recipe."""
-    return PreferenceRows(context)
+    return PreferenceRows(inputs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.masked import padding
 from shardyard.data.formats.masking import Masker
 from shardyard.data.formats.sentences import (
@@ -72,24 +72,24 @@ class SentencePairs(ExampleRows):
         DataError: the tokenizer lacks a special token or words, or windows hold one document.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        tokenizer = context.text_tokenizer
-        self._room = context.sequence_length - SPECIAL_TOKENS
+        tokenizer = inputs.text_tokenizer
+        self._room = inputs.sequence_length - SPECIAL_TOKENS
         if self._room < 4:
-            raise DataError(f"data.sequence_length is {context.sequence_length}; pairs need at least 7 tokens.")
-        if context.data.shuffle_window < 2:
+            raise DataError(f"data.sequence_length is {inputs.sequence_length}; pairs need at least 7 tokens.")
+        if inputs.data.shuffle_window < 2:
             raise DataError(
                 "next-sentence prediction takes every second B from another document of the window; set "
                 "data.shuffle_window to 2 or more."
             )
-        self._masker = Masker(tokenizer, context.masking)
+        self._masker = Masker(tokenizer, inputs.masking)
         self._reader = DocumentReader(tokenizer)
-        if context.masking.whole_word:
+        if inputs.masking.whole_word:
             self._reader.check_words()
-        self._short = context.masking.short_probability
+        self._short = inputs.masking.short_probability
         self._first, self._between = special_id(tokenizer, "cls_token"), special_id(tokenizer, "sep_token")
-        self._segments = has_segments(context.model)
+        self._segments = has_segments(inputs.model)
         self._padding = padding(tokenizer)
 
     def pieces(self, examples: Sequence[Any], generator: np.random.Generator) -> list[Pair]:
@@ -201,6 +201,6 @@ def _shortened(segment: Segment, front: bool) -> Segment:
     return segment.part(1, len(segment)) if front else segment.part(0, len(segment) - 1)
 
 
-def make(context: Context) -> SentencePairs:
+def make(inputs: FormatInputs) -> SentencePairs:
     """From its context."""
-    return SentencePairs(context)
+    return SentencePairs(inputs)

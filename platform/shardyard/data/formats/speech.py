@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder
-from shardyard.data.media.audio import FRAME, RATE, Features, feature_extractor, mask, move, read_sound
+from shardyard.data.media.audio import FRAME, RATE, Features, feature_extractor, mask, move, read_audio
 from shardyard.data.media.resampling import Samples
 from shardyard.data.sources.sources import Example
 from shardyard.data.stream.examples import ExampleRows
@@ -29,11 +29,11 @@ class Speech(ExampleRows):
 
     padding = PADDING | TEXT_PADDING
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._extractor = feature_extractor(context.model)
-        self._target = TargetText(context, TextEncoder(context))
-        self._settings, self._training, self._drop_inputs = context.audio, context.training, context.data.drop_inputs
+        self._extractor = feature_extractor(inputs.model)
+        self._target = TargetText(inputs, TextEncoder(inputs))
+        self._settings, self._training, self._drop_inputs = inputs.audio, inputs.training, inputs.data.drop_inputs
 
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
         """Each example once at the head of a list; those after it are drawn from the same window."""
@@ -60,7 +60,7 @@ class Speech(ExampleRows):
         return _plain(text).strip() if self._settings.plain_text else text
 
     def _heard(self, example: dict[str, object], generator: np.random.Generator) -> Samples:
-        samples = read_sound(example["audio"])
+        samples = read_audio(example["audio"])
         return move(samples, self._settings, generator) if self._training else samples
 
     def _features(self, samples: Samples, generator: np.random.Generator) -> Features:
@@ -73,11 +73,11 @@ class Speech(ExampleRows):
         return features
 
 
-def make(context: Context) -> Speech:
+def make(inputs: FormatInputs) -> Speech:
     """From its context.
 
     Raises:
         DataError: the tokenizer or the model lacks a token that begins or ends a text, or the model takes no whole
             number of seconds.
     """
-    return Speech(context)
+    return Speech(inputs)

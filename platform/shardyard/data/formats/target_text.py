@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.rows import Row
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
@@ -26,8 +26,8 @@ class TextEncoder:
         DataError: the tokenizer has no token that ends a text.
     """
 
-    def __init__(self, context: Context) -> None:
-        tokenizer = context.text_tokenizer
+    def __init__(self, inputs: FormatInputs) -> None:
+        tokenizer = inputs.text_tokenizer
         if tokenizer.eos_token_id is None:
             raise DataError(
                 "the tokenizer has no eos token, so a decoder could not say where a text ends; choose another."
@@ -48,15 +48,15 @@ class TargetText:
         DataError: neither the tokenizer nor the model's configuration has a token to start with.
     """
 
-    def __init__(self, context: Context, encoder: TextEncoder) -> None:
-        start = getattr(context.model, "decoder_start_token_id", None)
+    def __init__(self, inputs: FormatInputs, encoder: TextEncoder) -> None:
+        start = getattr(inputs.model, "decoder_start_token_id", None)
         if start is None:
             raise DataError(
                 "the decoder has no token to start with: set model.config.decoder_start_token_id, or choose a "
                 "tokenizer with a bos or pad token."
             )
         self._start: int = start
-        self._encoder, self._length, self._training = encoder, context.sequence_length, context.training
+        self._encoder, self._length, self._training = encoder, inputs.sequence_length, inputs.training
 
     def fits(self, text: str) -> bool:
         """Whether nothing of a text would be cut."""

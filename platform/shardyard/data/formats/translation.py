@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder, as_bytes, ints
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row
@@ -21,12 +21,12 @@ class Translation(ExampleRows):
 
     padding = PADDING | TEXT_PADDING
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._encoder = TextEncoder(context)
-        self._target = TargetText(context, self._encoder)
-        self._length = context.data.source_length or context.sequence_length
-        self._drop_inputs, self._training = context.data.drop_inputs, context.training
+        self._encoder = TextEncoder(inputs)
+        self._target = TargetText(inputs, self._encoder)
+        self._length = inputs.data.source_length or inputs.sequence_length
+        self._drop_inputs, self._training = inputs.data.drop_inputs, inputs.training
 
     def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
         """Of one pair; with `data.drop_inputs` the source is its end token alone."""
@@ -37,10 +37,10 @@ class Translation(ExampleRows):
         return row if self._training else {**row, "source_text": as_bytes(piece["source"])}
 
 
-def make(context: Context) -> Translation:
+def make(inputs: FormatInputs) -> Translation:
     """From its context.
 
     Raises:
         DataError: the tokenizer or the model lacks a token that begins or ends a text.
     """
-    return Translation(context)
+    return Translation(inputs)

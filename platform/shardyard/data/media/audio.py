@@ -36,14 +36,14 @@ def feature_extractor(config: PreTrainedConfig) -> WhisperFeatureExtractor:
     if positions % POSITIONS_PER_SECOND:
         raise DataError(
             f"model.config.max_source_positions is {positions}, which is {positions / POSITIONS_PER_SECOND} seconds of "
-            f"sound; set a multiple of {POSITIONS_PER_SECOND}, a whole number of seconds."
+            f"audio; set a multiple of {POSITIONS_PER_SECOND}, a whole number of seconds."
         )
     return WhisperFeatureExtractor(
         feature_size=config.num_mel_bins, sampling_rate=RATE, chunk_length=positions // POSITIONS_PER_SECOND
     )
 
 
-def read_sound(value: Any) -> Samples:
+def read_audio(value: Any) -> Samples:
     """Samples [T] of one channel at 16 kHz, from -1 to 1.
 
     Args:

@@ -1,9 +1,9 @@
-"""From the bytes of a picture to a tensor: decoding, geometry, augmentation, normalisation.
+"""From the bytes of an image to a tensor: decoding, geometry, augmentation, normalisation.
 
-Pictures stay in whole numbers from 0 to 255 until the last step, so that evaluation gives what the image processors of
+Images stay in whole numbers from 0 to 255 until the last step, so that evaluation gives what the image processors of
 transformers give.
 
-    C: channels, H, W: height and width that the model takes, h, w: those of the picture that was read
+    C: channels, H, W: height and width that the model takes, h, w: those of the image that was read
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from shardyard.errors import DataError
 from shardyard.recipe import schema
-from shardyard.recipe.image_shape import picture_shape
+from shardyard.recipe.image_shape import image_shape
 
 Pixels = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[np.float32]
@@ -33,7 +33,7 @@ _CROP_TRIES = 10
 # Area and aspect ratio of an erased rectangle: Zhong et al. 2017 (Random Erasing Data Augmentation), section 3.
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_RATIOS = (0.3, 1 / 0.3)
-# What Pillow raises for bytes that are no picture, or half of one.
+# What Pillow raises for bytes that are no image, or half of one.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -46,43 +46,43 @@ _BROKEN = (
 )
 
 
-class Pictures:
-    """Makes tensors of one shape from pictures of any.
+class ImageTransform:
+    """Makes tensors of one shape from images of any.
 
     Evaluation: the shorter side is resized (bicubic, antialiased) and the centre cut out; for a model whose height and
-    width differ the whole picture is resized to them. Training, in this order and each as the recipe's section says: a
+    width differ the whole image is resized to them. Training, in this order and each as the recipe's section says: a
     random resized crop, rotation, crop with padding, flip, erasing. Padding and what rotation uncovers are black (0);
     what is erased has the value 0 after normalisation.
 
     Args:
-        image: the recipe's section.
+        settings: the recipe's section.
         size: (H, W).
-        channels: 1 (grey) or 3 (RGB); pictures are converted.
+        channels: 1 (grey) or 3 (RGB); images are converted.
 
     Raises:
-        DataError: there is no picture of so many channels, or `mean` and `std` are not for as many.
+        DataError: there is no image of so many channels, or `mean` and `std` are not for as many.
     """
 
-    def __init__(self, image: schema.Image, *, size: tuple[int, int], channels: int) -> None:
+    def __init__(self, settings: schema.Image, *, size: tuple[int, int], channels: int) -> None:
         if channels not in _MODES:
             raise DataError(
-                f"the model takes pictures of {channels} channels, and pictures have 1 (grey) or 3 (RGB); set "
+                f"the model takes images of {channels} channels, and images have 1 (grey) or 3 (RGB); set "
                 "num_channels in model.config to one of these."
             )
-        self.image, self.size, self.channels = image, size, channels
-        self.mean, self.std = (_per_channel(getattr(image, name), channels, name) for name in ("mean", "std"))
+        self.settings, self.size, self.channels = settings, size, channels
+        self.mean, self.std = (_per_channel(getattr(settings, name), channels, name) for name in ("mean", "std"))
         values = np.arange(256, dtype=np.float64) / 255
         tables = [(values - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
         self._normalised = np.stack(tables).astype(np.float32)  # [C, 256]
 
     @classmethod
-    def for_model(cls, image: schema.Image, config: Any) -> Pictures:
-        """Pictures as a transformers configuration wants them (that of its part which sees, where it has several)."""
-        channels, height, width = picture_shape(image, config)
-        return cls(image, size=(height, width), channels=channels)
+    def for_model(cls, settings: schema.Image, config: Any) -> ImageTransform:
+        """Images as a transformers configuration wants them (that of its part which sees, where it has several)."""
+        channels, height, width = image_shape(settings, config)
+        return cls(settings, size=(height, width), channels=channels)
 
     def tensor(self, value: Any, generator: np.random.Generator | None) -> Tensor:
-        """One picture, normalised: float32 [C, H, W].
+        """One image, normalised: float32 [C, H, W].
 
         Args:
             value: the struct {bytes, path} of `datasets`, bytes of a file, or an image of Pillow.
@@ -91,54 +91,54 @@ class Pictures:
         Raises:
             DataError: it cannot be decoded.
         """
-        picture = decoded(value, _MODES[self.channels])
+        image = decoded(value, _MODES[self.channels])
         if generator is None:
-            return self._normalise(_pixels(self._centre(picture)))
-        return self._augmented(picture, generator)
+            return self._normalise(_pixels(self._centre(image)))
+        return self._augmented(image, generator)
 
-    def _augmented(self, picture: Image.Image, generator: np.random.Generator) -> Tensor:
-        image = self.image
-        picture = self._random_crop(picture, generator) if image.min_scale < 1 else self._centre(picture)
-        if image.rotate:
-            angle = generator.uniform(-image.rotate, image.rotate)
-            picture = picture.rotate(angle, Image.Resampling.BILINEAR)
-        pixels = _pixels(picture)
-        if image.crop_padding:
-            pixels = _shifted(pixels, image.crop_padding, generator)
-        if image.flip and generator.random() < 0.5:
+    def _augmented(self, image: Image.Image, generator: np.random.Generator) -> Tensor:
+        settings = self.settings
+        image = self._random_crop(image, generator) if settings.min_scale < 1 else self._centre(image)
+        if settings.rotate:
+            angle = generator.uniform(-settings.rotate, settings.rotate)
+            image = image.rotate(angle, Image.Resampling.BILINEAR)
+        pixels = _pixels(image)
+        if settings.crop_padding:
+            pixels = _shifted(pixels, settings.crop_padding, generator)
+        if settings.flip and generator.random() < 0.5:
             pixels = pixels[:, ::-1]
         tensor = self._normalise(pixels)
-        if image.erase and generator.random() < image.erase:
+        if settings.erase and generator.random() < settings.erase:
             _erase(tensor, generator)
         return tensor
 
-    def _centre(self, picture: Image.Image) -> Image.Image:
+    def _centre(self, image: Image.Image) -> Image.Image:
         """The centre in evaluation's geometry."""
         height, width = self.size
-        if picture.size == (width, height):
-            return picture
+        if image.size == (width, height):
+            return image
         if height != width:
-            return picture.resize((width, height), Image.Resampling.BICUBIC)
-        w, h = picture.size
+            return image.resize((width, height), Image.Resampling.BICUBIC)
+        w, h = image.size
         short, long = min(w, h), max(w, h)
         longer = int(width * long / short)
         resized = (width, longer) if w <= h else (longer, height)
-        picture = picture.resize(resized, Image.Resampling.BICUBIC) if resized != picture.size else picture
+        image = image.resize(resized, Image.Resampling.BICUBIC) if resized != image.size else image
         left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
-        return picture.crop((left, top, left + width, top + height))
+        return image.crop((left, top, left + width, top + height))
 
-    def _random_crop(self, picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    def _random_crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         """A part of random area and aspect ratio, resized; the centre where none fits in ten tries."""
-        w, h = picture.size
+        w, h = image.size
         for _ in range(_CROP_TRIES):
-            area = w * h * generator.uniform(self.image.min_scale, 1.0)
+            area = w * h * generator.uniform(self.settings.min_scale, 1.0)
             ratio = _ratio(_CROP_RATIOS, generator)
             width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < width <= w and 0 < height <= h:
                 left, top = int(generator.integers(w - width + 1)), int(generator.integers(h - height + 1))
                 box = (left, top, left + width, top + height)
-                return picture.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
-        return self._centre(picture)
+                return image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
+        return self._centre(image)
 
     def _normalise(self, pixels: Pixels) -> Tensor:
         """(value / 255 - mean) / std by table; [C, H, W] of [H, W] or [H, W, C]."""
@@ -150,17 +150,17 @@ class Pictures:
 
 
 def decoded(value: Any, mode: str) -> Image.Image:
-    """A picture upright (by its EXIF orientation) in the mode `L` or `RGB`.
+    """An image upright (by its EXIF orientation) in the mode `L` or `RGB`.
 
     Raises:
         DataError: it is none, or half of one.
     """
     try:
-        picture = value if isinstance(value, Image.Image) else Image.open(_file(value))
-        picture.load()
-        if "exif" in picture.info or picture.format in ("TIFF", "MPO"):
-            picture = ImageOps.exif_transpose(picture)
-        return _converted(picture, mode)
+        image = value if isinstance(value, Image.Image) else Image.open(_file(value))
+        image.load()
+        if "exif" in image.info or image.format in ("TIFF", "MPO"):
+            image = ImageOps.exif_transpose(image)
+        return _converted(image, mode)
     except _BROKEN as error:
         raise DataError(
             f"{_name(value)} cannot be decoded: {_first_line(error)}; repair the file, or take its row out of the "
@@ -179,25 +179,25 @@ def _file(value: Any) -> Any:
     raise ValueError("there are neither bytes nor a path")
 
 
-def _converted(picture: Image.Image, mode: str) -> Image.Image:
-    if picture.mode == mode:
-        return picture
-    if picture.mode.startswith("I;16"):
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16"):
         # Pillow would cut 16 bits off at 255.
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture.convert(mode)
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
 
 
 def _name(value: Any) -> str:
-    """How to find the picture again."""
+    """How to find the image again."""
     if isinstance(value, dict) and value.get("path"):
-        return f"the picture {value['path']!r}"
+        return f"the image {value['path']!r}"
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes):
-        return f"a picture of {len(data)} bytes (SHA-256 {hashlib.sha256(data).hexdigest()[:16]}…)"
-    return "a picture"
+        return f"an image of {len(data)} bytes (SHA-256 {hashlib.sha256(data).hexdigest()[:16]}…)"
+    return "an image"
 
 
 def _first_line(error: BaseException) -> str:
@@ -206,9 +206,9 @@ def _first_line(error: BaseException) -> str:
     return "no known format" if "cannot identify" in text else text
 
 
-def _pixels(picture: Image.Image) -> Pixels:
+def _pixels(image: Image.Image) -> Pixels:
     """[H, W] or [H, W, 3]."""
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _shifted(pixels: Pixels, padding: int, generator: np.random.Generator) -> Pixels:
@@ -241,7 +241,7 @@ def _ratio(bounds: tuple[float, float], generator: np.random.Generator) -> float
 def _per_channel(values: list[float], channels: int, name: str) -> tuple[float, ...]:
     if len(values) not in (1, channels):
         raise DataError(
-            f"image.{name} has {len(values)} values for pictures of {channels} channels; give one for each channel, or "
+            f"image.{name} has {len(values)} values for images of {channels} channels; give one for each channel, or "
             "one for all."
         )
     return tuple(values if len(values) == channels else values * channels)

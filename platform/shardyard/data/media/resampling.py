@@ -1,4 +1,4 @@
-"""Sound at another rate, by the Fourier transform."""
+"""Resampling of audio by the Fourier transform."""
 
 from __future__ import annotations
 

@@ -364,7 +364,7 @@ def _type_of(feature: Any) -> str:
 
 
 def _is_kind(feature: Any, kind: Kind) -> bool:
-    """Pictures and sound are the features of `datasets`, a struct with `bytes`, or plain bytes."""
+    """Images and audio are the features of `datasets`, a struct with `bytes`, or plain bytes."""
     if kind == "text":
         return _type_of(feature) in _TEXT_TYPES
     if kind == "label":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_source
 from shardyard.data.stream.examples import ExampleStream
@@ -16,13 +16,13 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Source
 
 
-def count_rows(context: Context, objective: str, seed: int) -> int:
+def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
     """Rows of one pass over the only source of `data.train`; the last one of joined documents may be part full.
 
     Raises:
         DataError: the source is not on this machine, or cannot be read.
     """
-    (source,) = context.data.train
+    (source,) = inputs.data.train
     if not _is_local(source):
         raise DataError(
             f"train.epochs: {source.path} is not a file of this machine, so its rows cannot be counted before "
@@ -31,8 +31,8 @@ def count_rows(context: Context, objective: str, seed: int) -> int:
     spec = objective_spec(objective)
     opened = open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns)
     reader = ShareReader(share_of(opened, 0, 1), Retry())
-    stream = make_rows(objective, context).stream(
-        Windows(reader, (seed, 0, 0), context.data.shuffle_window, repeat=False)
+    stream = make_rows(objective, inputs).stream(
+        Windows(reader, (seed, 0, 0), inputs.data.shuffle_window, repeat=False)
     )
     try:
         if isinstance(stream, ExampleStream):

@@ -80,7 +80,7 @@ class ExampleStream:
         return row
 
     def count_pieces(self) -> int:
-        """The rows that are left, without making them: pictures are not decoded."""
+        """The rows that are left, without making them: images are not decoded."""
         windows = iter(self._windows.next, None)
         return sum(len(self._rows.pieces(window.examples, _generator(window))) for window in windows)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_source, source_name
 from shardyard.data.stream.rows import Row, Rows, Tensors
@@ -67,7 +67,7 @@ def validation_sources(data: schema.Data) -> list[schema.Source]:
     return embedded + [source for source in data.train if source.source is None and source.holdout > 0.0]
 
 
-def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "causal_lm") -> HeldOut:
+def held_out_rows(inputs: FormatInputs, rows: int, seed: int, *, objective: str = "causal_lm") -> HeldOut:
     """The first `rows` rows of the validation sources, mixed by their weights, in an order that `seed` decides.
 
     No example comes twice: where the data ends there are fewer rows, and the last of a source may hold padding without
@@ -76,7 +76,7 @@ def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "c
     Raises:
         DataError: nothing is held out, or a source cannot be read.
     """
-    data, spec = context.data, objective_spec(objective)
+    data, spec = inputs.data, objective_spec(objective)
     chosen = validation_sources(data)
     if not chosen:
         names = ", ".join(source_name(source) for source in data.train)
@@ -86,7 +86,7 @@ def held_out_rows(context: Context, rows: int, seed: int, *, objective: str = "c
         open_source(source, training=False, roles=spec.columns, optional=spec.optional_columns, retry=retry)
         for source in chosen
     ]
-    format_ = make_rows(objective, context)
+    format_ = make_rows(objective, inputs)
     settings = StreamSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False)
     stream = Stream(0, sources, [source.weight for source in chosen], settings, retry)
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry, Stopped
 from shardyard.data.sources.sources import open_source
 from shardyard.data.sources.web import WEB
@@ -159,7 +159,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        context: Context,
+        inputs: FormatInputs,
         *,
         objective: str = "causal_lm",
         global_batch: int,
@@ -171,14 +171,14 @@ class TrainLoader:
     ) -> None:
         assert streams % world_size == 0, "the world size must divide the streams"
         assert global_batch % world_size == 0, "the world size must divide the global batch"
-        data, spec = context.data, objective_spec(objective)
+        data, spec = inputs.data, objective_spec(objective)
         retry, requests_before = Retry(data.retry_seconds), WEB.count
         opened = [
             open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns, retry=retry)
             for source in data.train
         ]
         self._sources = [with_shards(source, streams, retry) for source in opened]
-        rows_per_batch, format_ = global_batch // world_size, make_rows(objective, context)
+        rows_per_batch, format_ = global_batch // world_size, make_rows(objective, inputs)
         settings = StreamSettings(format_.stream, data.shuffle_window, streams, seed)
         weights = [source.weight for source in data.train]
         own = range(rank, streams, world_size)
@@ -196,7 +196,7 @@ class TrainLoader:
         self._stats: dict[str, Any] = {"retries": self._feed.retries(), "cut": 0, "sources": rows.counts()}
         self._failure: BaseException | None = None
         self._provenance = {
-            "tokenizer": tokenizers.fingerprint(context.tokenizer) if context.tokenizer is not None else None,
+            "tokenizer": tokenizers.fingerprint(inputs.tokenizer) if inputs.tokenizer is not None else None,
             "streams": streams,
             "seed": seed,
             "sources": [source.fingerprint for source in self._sources],

@@ -143,7 +143,7 @@ class _Maker:
             for source in data.train
         ]
         self._weights = [source.weight for source in data.train]
-        format_ = make_rows(recipe.objective, components.context)
+        format_ = make_rows(recipe.objective, components.format_inputs)
         self._settings = StreamSettings(
             lambda windows: format_.stream(cast(Windows, _Seen(windows))),
             data.shuffle_window,

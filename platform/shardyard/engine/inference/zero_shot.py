@@ -1,6 +1,6 @@
-"""Zero-shot classification: a picture is of the class whose name is nearest to it (Radford et al. 2021, section 3.1).
+"""Zero-shot classification: an image is of the class whose name is nearest to it (Radford et al. 2021, section 3.1).
 
-Legend: N = held-out pictures, C = classes, D = size of an embedding.
+Legend: N = held-out images, C = classes, D = size of an embedding.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ NAME = "{}"
 def measure_zero_shot(
     trained: Trained, column: str, templates: Sequence[str] = (NAME,), rows: int | None = None
 ) -> dict[str, object]:
-    """How often the class of a held-out picture is found by its name alone.
+    """How often the class of a held-out image is found by its name alone.
 
     Args:
         column: of the run's validation sources; its texts are the names of the classes.
         templates: sentences with `{}` for the name; a class is the mean of their embeddings.
-        rows: pictures; by default the recipe's.
+        rows: images; by default the recipe's.
 
     Returns:
         `zero_shot_accuracy`, what guessing gives (`chance`, `most_frequent_class`), `classes`, `rows`.
 
     Raises:
-        UsageError: the model has no common space of pictures and texts, or a template has no place for the name.
+        UsageError: the model has no common space of images and texts, or a template has no place for the name.
         DataError: the column is not there, or holds one class only.
     """
     recipe = trained.recipe
@@ -50,7 +50,7 @@ def measure_zero_shot(
     for template in templates:
         if template.count(NAME) != 1:
             raise UsageError(f"--prompt {template!r} needs one {NAME} where the name of a class goes.")
-    # A class is read in the place of the caption, so its rows hold pictures and the names of their classes.
+    # A class is read in the place of the caption, so its rows hold images and the names of their classes.
     update = {"validation": [_captioned_by(source, column) for source in validation_sources(recipe.data)]}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
     components = make_components(recipe, tokenizer=trained.tokenizer, config=trained.model.config)
@@ -84,20 +84,22 @@ def _class_texts(
     templates: Sequence[str],
 ) -> Tensor:
     """[C, D]: for each class the mean over templates."""
-    picture, by_template = held.rows[0]["pixel_values"], []
+    image, by_template = held.rows[0]["pixel_values"], []
     for template in templates:
-        made: list[Row] = []
+        rows: list[Row] = []
         for ids in classes:
             text = template.replace(NAME, trained.tokenizer.decode(ids[:-1]))
-            tokens = trained.tokenizer.encode(text, add_special_tokens=False)[: components.context.sequence_length - 1]
+            tokens = trained.tokenizer.encode(text, add_special_tokens=False)[
+                : components.format_inputs.sequence_length - 1
+            ]
             own = np.array([*tokens, ids[-1]] if template != NAME else ids, dtype=np.int64)
-            made.append({"pixel_values": picture, "input_ids": own, "attention_mask": np.ones_like(own)})
-        by_template.append(_embeddings(trained, components, held, made)[1])
+            rows.append({"pixel_values": image, "input_ids": own, "attention_mask": np.ones_like(own)})
+        by_template.append(_embeddings(trained, components, held, rows)[1])
     return torch.stack(by_template).mean(0)
 
 
 def _embeddings(trained: Trained, components: Components, held: HeldOut, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Of pictures and of texts, [N, D] each, of length 1."""
+    """Of images and of texts, [N, D] each, of length 1."""
     size = trained.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
     pairs: list[Any] = []
     with torch.no_grad():

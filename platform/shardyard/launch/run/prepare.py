@@ -45,7 +45,7 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
     from shardyard.data.stream.count import count_rows
     from shardyard.engine.components import make_components
 
-    return count_rows(make_components(recipe).context, recipe.objective, recipe.train.seed)
+    return count_rows(make_components(recipe).format_inputs, recipe.objective, recipe.train.seed)
 
 
 def recipe_in(folder: RunFolder) -> Recipe:

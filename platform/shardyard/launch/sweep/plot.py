@@ -1,4 +1,4 @@
-"""The pictures of a sweep: the objective over each parameter and over steps, and its scaling law. SVG by matplotlib."""
+"""The figures of a sweep: the objective over each parameter and over steps, and its scaling law. SVG by matplotlib."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def export_model(
         weights: every parameter by name, whole, in the precision to export.
         tokenizer: saved beside the model; None for an objective without text.
         card: text of README.md.
-        processor: what prepares pictures or sound for the model; has `save_pretrained`.
+        processor: what prepares images or audio for the model; has `save_pretrained`.
         adapter: of the model that was trained; it is merged into the weights, which are then those of a plain model.
 
     Raises:

@@ -120,7 +120,7 @@ def _has_tied_head(module: Any) -> bool:
     """Whether the logits are products with the table of embeddings, which is then also multiplied with."""
     try:
         head, table = module.get_output_embeddings(), module.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # a model of pictures has neither
+    except (NotImplementedError, AttributeError):  # a model of images has neither
         return False
     return head is not None and getattr(head, "weight", None) is getattr(table, "weight", 0)
 

@@ -139,7 +139,7 @@ class _Products(TorchDispatchMode):
 
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """Without transformers' checks of values, such as one place in the text for each patch of a picture."""
+    """Without transformers' checks of values, such as one place in the text for each patch of an image."""
     name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
     before = os.environ.get(name)
     os.environ[name] = "1"

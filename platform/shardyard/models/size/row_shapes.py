@@ -11,7 +11,7 @@ from torch import Tensor
 from shardyard import plugins
 from shardyard.errors import ModelError
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.image_shape import picture_shape
+from shardyard.recipe.image_shape import image_shape
 from shardyard.recipe.schema import Data, Image
 from shardyard.suggest import suggestion
 
@@ -55,9 +55,9 @@ def _text_pair(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     return {"input_ids": _ids(source), "decoder_input_ids": _ids(target)}, source + target
 
 
-def _picture(config: Any, image: Image) -> tuple[Tensor, int]:
+def _image(config: Any, image: Image) -> tuple[Tensor, int]:
     """Pixels [1, C, H, W] and the number of patches: for convolutions those of a ViT, 16 pixels wide."""
-    shape = picture_shape(image, config)
+    shape = image_shape(image, config)
     patch = getattr(getattr(config, "vision_config", None) or config, "patch_size", None) or 16
     height, width = (patch, patch) if isinstance(patch, int) else patch
     patches = max(1, shape[1] // height) * max(1, shape[2] // width)
@@ -65,20 +65,20 @@ def _picture(config: Any, image: Image) -> tuple[Tensor, int]:
 
 
 def _image_only(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    pixels, patches = _picture(config, image)
+    pixels, patches = _image(config, image)
     # Two rows: of one alone, normalisation over a batch refuses a feature map of one pixel.
     return {"pixel_values": pixels.expand(2, -1, -1, -1)}, patches
 
 
 def _image_and_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     # Without a mask: to look into one takes its values.
-    pixels, patches = _picture(config, image)
+    pixels, patches = _image(config, image)
     return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
 
 
 def _image_within_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    # The tokens of the picture are among those of the row; what it takes to make them is counted with the FLOPs.
-    pixels, _ = _picture(config, image)
+    # The tokens of the image are among those of the row; what it takes to make them is counted with the FLOPs.
+    pixels, _ = _image(config, image)
     return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data)
 
 

@@ -1,4 +1,4 @@
-"""Contrastive language–image pretraining: a picture finds its caption among all of the batch, and the other way round.
+"""Contrastive language–image pretraining: an image finds its caption among all of the batch, and the other way round.
 
 Radford et al. 2021 (Learning Transferable Visual Models From Natural Language Supervision), section 2.3.
 
@@ -26,7 +26,7 @@ _ROWS_AT_A_TIME = 1024
 
 
 class Contrastive(Objective):
-    """Rows of pictures with captions (`data/formats/captions.py`).
+    """Rows of images with captions (`data/formats/captions.py`).
 
     Training compares each row with those of all ranks. An evaluation compares all held-out pairs with each other, so
     that neither ranks nor micro-batches change what it gives; chance is ln N for the loss and k / N for recall at k.
@@ -85,7 +85,7 @@ def contrastive_loss(
 
 
 def _embed(model: Any, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of pictures and of texts, [B, D] each, of length 1 in fp32, and the scale.
+    """Embeddings of images and of texts, [B, D] each, of length 1 in fp32, and the scale.
 
     The scale is limited to 100, as in the paper, where the loss is computed: beyond that its gradient is zero and the
     parameter rests, while the paper cuts the parameter itself after each step.

@@ -2,7 +2,7 @@
 
 He et al. 2021, Masked Autoencoders Are Scalable Vision Learners, section 3.
 
-    B: rows, C: channels, H, W: height and width, N: patches of a picture, P: pixels along a patch, D = P·P·C
+    B: rows, C: channels, H, W: height and width, N: patches of an image, P: pixels along a patch, D = P·P·C
 """
 
 from __future__ import annotations

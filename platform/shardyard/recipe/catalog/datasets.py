@@ -55,7 +55,7 @@ _MIB = 1 << 20
 _FONT = Package("debian", "fonts-noto-color-emoji", 10 * _MIB)
 _NAMES = (Package("debian", "unicode-data", 8 * _MIB), Package("debian", "unicode-cldr-core", 17 * _MIB))
 _STAMPS = Package("debian", "tuxpaint-stamps-default", 161 * _MIB)
-_EMOJI_LICENCE = "OFL-1.1 (pictures), Unicode-DFS-2016 (names)"
+_EMOJI_LICENCE = "OFL-1.1 (images), Unicode-DFS-2016 (names)"
 _EMOJI_ATTRIBUTION = "Noto Color Emoji, © Google Inc.; Unicode CLDR and Unicode Character Database, © Unicode, Inc."
 
 
@@ -106,7 +106,7 @@ _SETS = (
     _prompts("ru", "Russian", "IVR Voice, provided by Maxim Topal", "CC-BY-3.0", {"train": 436, "validation": 105}),
     PreparedSet(
         name="emoji-captions",
-        what="pictures of emoji, 64×64 RGB on white, with their names in six languages",
+        what="images of emoji, 64×64 RGB on white, with their names in six languages",
         licence=_EMOJI_LICENCE,
         attribution=_EMOJI_ATTRIBUTION,
         packages=(_FONT, *_NAMES),
@@ -133,13 +133,13 @@ _SETS = (
     ),
     PreparedSet(
         name="emoji-questions",
-        what="questions about the pictures of emoji-captions with answers: name, group, yes or no",
+        what="questions about the images of emoji-captions with answers: name, group, yes or no",
         licence=_EMOJI_LICENCE,
         attribution=_EMOJI_ATTRIBUTION,
         packages=(_FONT, *_NAMES),
         columns={"image": "image", "prompt": "text", "response": "text"},
         num_rows={"train": 4_974, "validation": 573},
-        held_out="the pictures that emoji-captions holds out",
+        held_out="the images that emoji-captions holds out",
         libraries=("fontTools", "PIL"),
     ),
     PreparedSet(
@@ -182,7 +182,7 @@ _SETS = (
     ),
     PreparedSet(
         name="stamps",
-        what="pictures for children, 96×96 RGB on white, with descriptions in six languages",
+        what="images for children, 96×96 RGB on white, with descriptions in six languages",
         licence="GPL-2.0-or-later",
         attribution="Tux Paint stamps, © 2002-2022 Bill Kendrick and contributors",
         packages=(_STAMPS,),

@@ -25,7 +25,7 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
         yield from _decoding(recipe)
         if recipe.model.pretrained is None:
             yield from _lengths(recipe)
-            yield from _sound(recipe)
+            yield from _audio(recipe)
         return
     if recipe.evaluate.generate_rows:
         yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
@@ -63,7 +63,7 @@ def _lengths(recipe: Recipe) -> Iterator[Finding]:
             )
 
 
-def _sound(recipe: Recipe) -> Iterator[Finding]:
+def _audio(recipe: Recipe) -> Iterator[Finding]:
     family, config = recipe.model.family, recipe.model.config
     positions = families.config_value(family, config, "max_source_positions")
     if type(positions) is int and positions % _POSITIONS_PER_SECOND:

@@ -1,4 +1,4 @@
-"""The data of a recipe: sources and how documents, pictures and recordings become rows."""
+"""The data of a recipe: sources and how documents, images and recordings become rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Source(Section):
     )
     text_column: str = described("text", "Column that holds the text of a document.")
     columns: dict[str, str] = described(
-        {}, "Names of columns that differ from those the objective expects, such as {image: picture, text: caption}."
+        {}, "Names of columns that differ from those the objective expects, such as {image: photo, text: caption}."
     )
     weight: float = described(1.0, "Weight of this source in the training mixture, relative to the others.", gt=0.0)
     holdout: float = described(

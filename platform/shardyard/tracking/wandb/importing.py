@@ -238,7 +238,7 @@ def _update(values: dict[str, Any], items: Iterable[Any]) -> None:
 
 
 def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers by name, nested ones with points between, as W&B shows them; pictures, tables and texts stay out."""
+    """Numbers by name, nested ones with points between, as W&B shows them; images, tables and texts stay out."""
     for name, value in values.items():
         where = f"{path}.{name}" if path else str(name)
         if isinstance(value, Mapping):

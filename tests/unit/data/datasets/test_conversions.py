@@ -56,20 +56,20 @@ def pixels(content: bytes) -> np.ndarray:
 
 
 def test_fashion_mnist(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(1).integers(0, 256, (30, 28, 28))
+    images = np.random.default_rng(1).integers(0, 256, (30, 28, 28))
     labels = np.arange(30) % 10
     folder = "usr/share/datasets/fashion-mnist"
     files = {
-        f"{folder}/train-images-idx3-ubyte.gz": idx(pictures[:20]),
+        f"{folder}/train-images-idx3-ubyte.gz": idx(images[:20]),
         f"{folder}/train-labels-idx1-ubyte.gz": idx(labels[:20]),
-        f"{folder}/t10k-images-idx3-ubyte.gz": idx(pictures[20:]),
+        f"{folder}/t10k-images-idx3-ubyte.gz": idx(images[20:]),
         f"{folder}/t10k-labels-idx1-ubyte.gz": idx(labels[20:]),
     }
     rows = converted("fashion-mnist", [deb(tmp_path, "dataset-fashion-mnist", files)])
     assert (len(rows["train"]), len(rows["validation"])) == (20, 10)
     assert [row["label"] for row in rows["validation"]] == labels[20:].tolist()
     assert rows["train"][7]["image"]["path"] == "train-00007.png"
-    np.testing.assert_array_equal(pixels(rows["train"][7]["image"]["bytes"]), pictures[7])
+    np.testing.assert_array_equal(pixels(rows["train"][7]["image"]["bytes"]), images[7])
     assert read_manifest("fashion-mnist").label_names["label"][9] == "ankle boot"
 
     del files[f"{folder}/t10k-labels-idx1-ubyte.gz"]
@@ -283,10 +283,10 @@ def test_stamps(tmp_path: Path) -> None:
     assert len(rows["train"]) + len(rows["validation"]) == 59
     row = next(row for row in rows["train"] + rows["validation"] if row["text"] == "Fruit number 7.")
     assert (row["id"], row["group"], row["text_de"]) == ("food/fruit/a7", "food", "Name in de")
-    picture = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
-    assert picture.shape == (96, 96, 3)
-    assert picture[0, 0].tolist() == picture[48, 10].tolist() == [255, 255, 255], "white where it is transparent"
-    assert picture[48, 80].tolist() == [0, 0, 255]
+    image = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+    assert image.shape == (96, 96, 3)
+    assert image[0, 0].tolist() == image[48, 10].tolist() == [255, 255, 255], "white where it is transparent"
+    assert image[48, 80].tolist() == [0, 0, 255]
     assert read_manifest("stamps").left_out == {"no name in a language": 1, "no PNG": 1}
 
 
@@ -307,7 +307,7 @@ def test_spoken_stamps(tmp_path: Path) -> None:
     assert len(rows["train"]) + len(rows["validation"]) == 60
     heard, rate = read_wav(rows["train"][0]["audio"]["bytes"])
     assert rate == 16_000
-    assert 0.98 < len(heard) / 16_000 < 1.25, "a second of sound, and at most a tenth of silence on each side"
+    assert 0.98 < len(heard) / 16_000 < 1.25, "a second of audio, and at most a tenth of silence on each side"
     assert read_manifest("stamps-es").left_out == {
         "no text, or signs and figures in it": 2,
         "length unlike the text": 1,

@@ -1,4 +1,4 @@
-"""Rows of pictures with captions, and of questions on pictures."""
+"""Rows of images with captions, and of questions on images."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
 
-from shardyard.data.formats import Context, captions, image_answers
+from shardyard.data.formats import FormatInputs, captions, image_answers
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.errors import DataError
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.recipe import schema
-from shardyard.recipe.image_tokens import picture_tokens
-from support.objectives.contrastive import picture, recipe_fields
+from shardyard.recipe.image_tokens import image_tokens
+from support.objectives.contrastive import image, recipe_fields
 from support.objectives.vision_language import recipe_fields as question_fields
 
 GENERATOR = np.random.default_rng(0)
 SIDE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def context(fields: dict[str, Any], tokenizer_name: str = "bytes", **data: Any) -> Context:
+def context(fields: dict[str, Any], tokenizer_name: str = "bytes", **data: Any) -> FormatInputs:
     tokenizer = load_tokenizer(tokenizer_name)
     config = architecture_config(
         schema.Model(**fields["model"]),
@@ -33,11 +33,11 @@ def context(fields: dict[str, Any], tokenizer_name: str = "bytes", **data: Any) 
         special_tokens=special_token_ids(tokenizer),
     )
     section = schema.Data(sequence_length=32, train=[schema.Source(path="x")], **data)
-    return Context(section, tokenizer, config, training=False)
+    return FormatInputs(section, tokenizer, config, training=False)
 
 
 @pytest.fixture(scope="module")
-def clip() -> Context:
+def clip() -> FormatInputs:
     return context(recipe_fields_of("contrastive"))
 
 
@@ -46,10 +46,10 @@ def recipe_fields_of(objective: str) -> dict[str, Any]:
 
 
 def example(text: str) -> dict[str, Any]:
-    return {"image": {"bytes": picture("red", "left", 120), "path": "red.png"}, "text": text}
+    return {"image": {"bytes": image("red", "left", 120), "path": "red.png"}, "text": text}
 
 
-def test_a_caption_ends_with_the_token_that_the_model_reads_at(clip: Context) -> None:
+def test_a_caption_ends_with_the_token_that_the_model_reads_at(clip: FormatInputs) -> None:
     row = captions.make(clip).row(example("red <|endoftext|>"), GENERATOR)
     assert row["pixel_values"].shape == (3, 16, 16)
     assert row["pixel_values"].dtype == np.float32
@@ -59,14 +59,14 @@ def test_a_caption_ends_with_the_token_that_the_model_reads_at(clip: Context) ->
     assert row["attention_mask"].tolist() == [1] * len(row["input_ids"])
 
 
-def test_a_long_caption_is_cut_and_counted_but_keeps_its_end(clip: Context) -> None:
+def test_a_long_caption_is_cut_and_counted_but_keeps_its_end(clip: FormatInputs) -> None:
     rows = captions.make(clip)
     row = rows.row(example("x" * 40), GENERATOR)
     assert row["input_ids"].tolist() == [*b"x" * 31, clip.model.text_config.eos_token_id]
     assert rows.num_cut == 9
 
 
-def test_padding_changes_no_embedding(clip: Context) -> None:
+def test_padding_changes_no_embedding(clip: FormatInputs) -> None:
     torch.manual_seed(0)
     model = AutoModelForZeroShotImageClassification.from_config(clip.model).eval()
     rows = captions.make(clip)
@@ -79,7 +79,7 @@ def test_padding_changes_no_embedding(clip: Context) -> None:
     assert not torch.allclose(padded.text_embeds[0], padded.text_embeds[1], atol=1e-3)
 
 
-def test_augmentation_is_for_training_alone(clip: Context) -> None:
+def test_augmentation_is_for_training_alone(clip: FormatInputs) -> None:
     image = schema.Image(crop_padding=4)
     rows = captions.make(replace(clip, image=image, training=True))
     still = captions.make(replace(clip, image=image))
@@ -96,7 +96,7 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
         image_answers.make(context(recipe_fields_of("vision_language"), "wordpiece-docs-4k"))
 
 
-def test_the_end_token_that_clip_does_not_look_for_is_refused(clip: Context) -> None:
+def test_the_end_token_that_clip_does_not_look_for_is_refused(clip: FormatInputs) -> None:
     fields = recipe_fields_of("contrastive")
     fields["model"]["config"]["text_config"]["eos_token_id"] = 2
     with pytest.raises(DataError, match="the id 2"):
@@ -104,15 +104,15 @@ def test_the_end_token_that_clip_does_not_look_for_is_refused(clip: Context) -> 
 
 
 @pytest.fixture(scope="module")
-def llava() -> Context:
+def llava() -> FormatInputs:
     return context(recipe_fields_of("vision_language"))
 
 
 def question(prompt: str = "Hm?", response: str = "red") -> dict[str, Any]:
-    return {"image": picture("red", "left", 120), "prompt": prompt, "response": response}
+    return {"image": image("red", "left", 120), "prompt": prompt, "response": response}
 
 
-def test_the_targets_are_the_answer_and_its_end(llava: Context) -> None:
+def test_the_targets_are_the_answer_and_its_end(llava: FormatInputs) -> None:
     rows = image_answers.make(replace(llava, data=llava.data.model_copy(update={"sequence_length": 64})))
     row = rows.row(question(), GENERATOR)
     end, image = 256, llava.model.image_token_id
@@ -126,14 +126,14 @@ def test_the_targets_are_the_answer_and_its_end(llava: Context) -> None:
     assert rows.num_cut == 0
 
 
-def test_a_long_answer_is_cut_and_counted(llava: Context) -> None:
+def test_a_long_answer_is_cut_and_counted(llava: FormatInputs) -> None:
     rows = image_answers.make(llava)
     row = rows.row(question(response="x" * 20), GENERATOR)
     assert len(row["input_ids"]) == len(row["labels"]) == 32
     assert rows.num_cut == 1 + 6 + 4 + len("\nHm? ASSISTANT: ") + 20 + 1 - 33
 
 
-def test_a_blind_model_is_given_an_empty_picture(llava: Context) -> None:
+def test_a_blind_model_is_given_an_empty_image(llava: FormatInputs) -> None:
     blind = replace(llava, data=llava.data.model_copy(update={"drop_inputs": True}))
     seen, unseen = (image_answers.make(one).row(question(), GENERATOR) for one in (llava, blind))
     assert seen["pixel_values"].any()
@@ -141,15 +141,15 @@ def test_a_blind_model_is_given_an_empty_picture(llava: Context) -> None:
     assert unseen["input_ids"].tolist() == seen["input_ids"].tolist()
 
 
-def test_a_row_has_room_for_more_than_the_picture(llava: Context) -> None:
+def test_a_row_has_room_for_more_than_the_image(llava: FormatInputs) -> None:
     short = replace(llava, data=llava.data.model_copy(update={"sequence_length": 11}))
-    with pytest.raises(DataError, match="a picture alone takes 4 tokens"):
+    with pytest.raises(DataError, match="an image alone takes 4 tokens"):
         image_answers.make(short)
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
 @pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model", "dinov2"])
-def test_a_picture_has_as_many_tokens_as_the_model_makes(tower: str, strategy: str) -> None:
+def test_an_image_has_as_many_tokens_as_the_model_makes(tower: str, strategy: str) -> None:
     fields = recipe_fields_of("vision_language")["model"]
     side = {name: value for name, value in SIDE.items() if tower != "dinov2" or name != "intermediate_size"}
     fields["config"]["vision_config"] = {**side, "model_type": tower, "image_size": 24, "patch_size": 8}
@@ -161,4 +161,4 @@ def test_a_picture_has_as_many_tokens_as_the_model_makes(tower: str, strategy: s
             torch.zeros(1, 3, 24, 24), vision_feature_layer=-2, vision_feature_select_strategy=strategy
         )
     (made,) = features.pooler_output
-    assert picture_tokens(schema.Image(), config) == config.image_seq_length == len(made)
+    assert image_tokens(schema.Image(), config) == config.image_seq_length == len(made)

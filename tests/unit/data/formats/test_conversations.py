@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shardyard.data.chat import PLAIN_TEMPLATE, add_chat_template, chat_prompt, encode_conversation
 from shardyard.data.formats.conversations import make
-from shardyard.data.formats.inputs import Context
+from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.preferences import make as make_preferences
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.errors import DataError
@@ -40,8 +40,8 @@ def tokenizer(template: str | None = None, name: str = "bytes", **special: Any) 
     return found
 
 
-def context(length: int, found: PreTrainedTokenizerFast) -> Context:
-    return Context(Data(sequence_length=length, train=[Source(path="x.jsonl")]), found)
+def context(length: int, found: PreTrainedTokenizerFast) -> FormatInputs:
+    return FormatInputs(Data(sequence_length=length, train=[Source(path="x.jsonl")]), found)
 
 
 def answers(found: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> list[str]:

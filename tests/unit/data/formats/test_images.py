@@ -1,4 +1,4 @@
-"""Rows of pictures: with a class, or with the noise that decides which patches are hidden."""
+"""Rows of images: with a class, or with the noise that decides which patches are hidden."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTMAEConfig
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.stream.held_out import held_out_rows
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.errors import DataError
 from shardyard.recipe import schema
-from support.pictures import CLASSES, SIZE, png, write_pictures
+from support.images import CLASSES, SIZE, png, write_images
 
 VIT = ViTConfig(image_size=SIZE, patch_size=3, num_channels=1, num_labels=CLASSES)
 MAE = ViTMAEConfig(image_size=SIZE, patch_size=3, num_channels=1)
 AUGMENTED = schema.Image(flip=True, crop_padding=2)
 
 
-def context(data: Path | None, model: Any, **fields: Any) -> Context:
+def context(data: Path | None, model: Any, **fields: Any) -> FormatInputs:
     source = schema.Source(path=str(data), holdout=0.25)
-    return Context(schema.Data(train=[source], streams=4, shuffle_window=8), model=model, **fields)
+    return FormatInputs(schema.Data(train=[source], streams=4, shuffle_window=8), model=model, **fields)
 
 
 def loader(data: Path, objective: str, model: Any, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
@@ -42,7 +42,7 @@ def loader(data: Path, objective: str, model: Any, *, rank: int = 0, world_size:
     )
 
 
-def test_a_row_is_a_picture_and_its_class() -> None:
+def test_a_row_is_an_image_and_its_class() -> None:
     rows = make_rows("image_classification", context(Path("unused"), VIT, training=False))
     pixels = np.full((SIZE, SIZE), 255, np.uint8)
     row = rows.row({"image": png(pixels), "label": 2}, np.random.default_rng(0))  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def test_a_label_that_the_model_does_not_have_is_an_error(label: int) -> None:
 
 @pytest.mark.parametrize(("objective", "model"), [("image_classification", VIT), ("masked_image", MAE)])
 def test_the_global_batch_does_not_depend_on_the_ranks(tmp_path: Path, objective: str, model: Any) -> None:
-    data = write_pictures(tmp_path)
+    data = write_images(tmp_path)
     alone = loader(data, objective, model)
     both = [loader(data, objective, model, rank=rank, world_size=2) for rank in range(2)]
     for _ in range(3):
@@ -76,7 +76,7 @@ def test_the_global_batch_does_not_depend_on_the_ranks(tmp_path: Path, objective
 
 @pytest.mark.parametrize(("objective", "model"), [("image_classification", VIT), ("masked_image", MAE)])
 def test_a_restart_makes_the_same_rows(tmp_path: Path, objective: str, model: Any) -> None:
-    data = write_pictures(tmp_path)
+    data = write_images(tmp_path)
     straight = loader(data, objective, model)
     state = [next(straight) for _ in range(3)][-1].state
     resumed = loader(data, objective, model)
@@ -87,8 +87,8 @@ def test_a_restart_makes_the_same_rows(tmp_path: Path, objective: str, model: An
     resumed.close()
 
 
-def test_evaluation_hides_the_same_patches_of_the_plain_picture_each_time(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path)
+def test_evaluation_hides_the_same_patches_of_the_plain_image_each_time(tmp_path: Path) -> None:
+    data = write_images(tmp_path)
     evaluated = [
         held_out_rows(context(data, MAE, image=image, training=False), 8, 1, objective="masked_image")
         for image in (AUGMENTED, schema.Image())
@@ -101,29 +101,29 @@ def test_evaluation_hides_the_same_patches_of_the_plain_picture_each_time(tmp_pa
 
 
 def test_training_hides_other_patches_in_every_epoch(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path, count=32)
+    data = write_images(tmp_path, count=32)
     rows = loader(data, "masked_image", MAE)
     seen = {tuple(row.tolist()) for _ in range(12) for row in next(rows)["noise"]}
     rows.close()
-    assert len(seen) == 12 * 8, "32 pictures, three epochs, and no two rows alike"
+    assert len(seen) == 12 * 8, "32 images, three epochs, and no two rows alike"
 
 
-def test_pictures_that_are_no_whole_patches_are_refused() -> None:
+def test_images_that_are_no_whole_patches_are_refused() -> None:
     with pytest.raises(DataError, match="12×12 pixels are not squares of whole patches of 5"):
         make_rows("masked_image", context(Path("unused"), ViTMAEConfig(image_size=12, patch_size=5, num_channels=1)))
 
 
-def test_a_broken_picture_names_its_source_and_itself(tmp_path: Path) -> None:
+def test_a_broken_image_names_its_source_and_itself(tmp_path: Path) -> None:
     good = png(np.zeros((SIZE, SIZE), np.uint8))
     rows = [{"image": {"bytes": good, "path": f"{index}.png"}, "label": 0} for index in range(40)]
     rows[7]["image"] = {"bytes": good[:40], "path": "seven.png"}
     data = tmp_path / "broken.parquet"
     pq.write_table(pa.Table.from_pylist(rows), data)
     source = schema.Source(path=str(data))
-    settings = Context(schema.Data(train=[source]), model=VIT)
+    settings = FormatInputs(schema.Data(train=[source]), model=VIT)
     reading = TrainLoader(
         settings, objective="image_classification", global_batch=8, streams=4, seed=1, rank=0, world_size=1
     )
-    with pytest.raises(DataError, match=r"source .*broken\.parquet: the picture 'seven\.png' cannot be decoded"):
+    with pytest.raises(DataError, match=r"source .*broken\.parquet: the image 'seven\.png' cannot be decoded"):
         list(itertools.islice(reading, 5))
     reading.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, ModernBertConfig, PreTrainedTokenizerFast, RobertaConfig
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.formats.masked import MaskedRows
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.errors import DataError
@@ -34,7 +34,7 @@ def rows_format(
 ) -> MaskedRows:
     settings = Masking(**{"short_probability": 0.0, **masking})
     recipe = Data(sequence_length=length, isolate_documents=isolate, train=[Source(path="unread")])
-    made = make_rows("masked_lm", Context(recipe, tokenizer or tiny_wordpiece(), model, settings))
+    made = make_rows("masked_lm", FormatInputs(recipe, tokenizer or tiny_wordpiece(), model, settings))
     assert isinstance(made, MaskedRows)
     return made
 

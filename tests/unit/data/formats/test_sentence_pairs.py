@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.formats.sentence_pairs import SentencePairs
 from shardyard.data.formats.sentences import sentence_starts
 from shardyard.errors import DataError
@@ -53,7 +53,7 @@ def places(tokens: Any) -> list[tuple[int, int]]:
 def pairs_format(*, length: int = 64, window: int = 256, **masking: Any) -> SentencePairs:
     recipe = Data(sequence_length=length, shuffle_window=window, train=[Source(path="unread")])
     settings = Masking(**{"short_probability": 0.0, **masking})
-    made = make_rows("bert_pretraining", Context(recipe, numbered(), BertConfig(), settings))
+    made = make_rows("bert_pretraining", FormatInputs(recipe, numbered(), BertConfig(), settings))
     assert isinstance(made, SentencePairs)
     return made
 

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 from transformers import AutoConfig, AutoFeatureExtractor, WhisperFeatureExtractor
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.formats.speech import Speech
-from shardyard.data.media import audio as sound
+from shardyard.data.media import audio
 from shardyard.data.media.processors import make_processor
 from shardyard.errors import DataError
 from shardyard.recipe.schema import Audio, Source
@@ -32,7 +32,7 @@ def speech(audio: Audio | None = None, *, training: bool = False, **options: Any
     recipe = data([Source(path="clips.parquet")], **options)
     rows = make_rows(
         "speech_to_text",
-        Context(recipe, bytes_tokenizer(), whisper(), audio=audio or Audio(), training=training),
+        FormatInputs(recipe, bytes_tokenizer(), whisper(), audio=audio or Audio(), training=training),
     )
     assert isinstance(rows, Speech)
     return rows
@@ -42,11 +42,11 @@ def sine(hertz: float, rate: int, seconds: float = 1.0) -> npt.NDArray[np.float3
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
 
 
-def noise(seconds: float, rate: int = sound.RATE) -> npt.NDArray[np.float32]:
+def noise(seconds: float, rate: int = audio.RATE) -> npt.NDArray[np.float32]:
     return np.random.default_rng(3).uniform(-0.3, 0.3, round(seconds * rate)).astype(np.float32)
 
 
-def wav(samples: npt.NDArray[np.float32], rate: int = sound.RATE) -> bytes:
+def wav(samples: npt.NDArray[np.float32], rate: int = audio.RATE) -> bytes:
     stream = io.BytesIO()
     soundfile.write(stream, samples, rate, format="WAV", subtype="FLOAT")
     return stream.getvalue()
@@ -57,31 +57,31 @@ def test_bytes_paths_and_plain_bytes_are_read_alike(tmp_path: Path) -> None:
     (tmp_path / "clip.wav").write_bytes(content)
     values = (content, {"bytes": content, "path": "gone.wav"}, {"bytes": None, "path": str(tmp_path / "clip.wav")})
     for value in values:
-        np.testing.assert_array_equal(sound.read_sound(value), noise(0.1))
+        np.testing.assert_array_equal(audio.read_audio(value), noise(0.1))
 
 
 def test_channels_are_averaged() -> None:
-    left, right = sine(300, sound.RATE), sine(500, sound.RATE)
-    np.testing.assert_allclose(sound.read_sound(wav(np.stack([left, right], 1))), (left + right) / 2, atol=1e-7)
+    left, right = sine(300, audio.RATE), sine(500, audio.RATE)
+    np.testing.assert_allclose(audio.read_audio(wav(np.stack([left, right], 1))), (left + right) / 2, atol=1e-7)
 
 
 @pytest.mark.parametrize("value", [b"no sound", {"bytes": None, "path": "/gone.wav"}, {"bytes": None, "path": None}])
 def test_what_is_no_recording_is_told(value: Any) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        sound.read_sound(value)
+        audio.read_audio(value)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_a_tone_stays_a_tone_at_another_rate(rate: int) -> None:
-    heard = sound.read_sound(wav(sine(440, rate), rate))
-    assert len(heard) == sound.RATE
+    heard = audio.read_audio(wav(sine(440, rate), rate))
+    assert len(heard) == audio.RATE
     inner = slice(800, -800)
-    assert np.abs(heard - sine(440, sound.RATE))[inner].max() < 2e-3
+    assert np.abs(heard - sine(440, audio.RATE))[inner].max() < 2e-3
 
 
 def test_what_the_lower_rate_cannot_hold_is_removed_and_not_mirrored() -> None:
     """11 kHz would sound as 5 kHz at 16 kHz."""
-    heard = sound.resample(sine(11_000, 44_100), 44_100, sound.RATE)
+    heard = audio.resample(sine(11_000, 44_100), 44_100, audio.RATE)
     assert np.abs(heard[800:-800]).max() < 1e-3
 
 
@@ -96,7 +96,7 @@ def test_features_are_those_of_transformers() -> None:
 
 
 def test_the_extractor_is_what_is_exported(tmp_path: Path) -> None:
-    context = Context(data([Source(path="clips.parquet")]), bytes_tokenizer(), whisper())
+    context = FormatInputs(data([Source(path="clips.parquet")]), bytes_tokenizer(), whisper())
     make_processor("speech_to_text", context).save_pretrained(tmp_path)
     loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
     clip = noise(0.7)
@@ -140,7 +140,7 @@ def test_a_blind_model_hears_the_same_of_everything() -> None:
 
 def test_a_fraction_of_a_second_is_refused() -> None:
     with pytest.raises(DataError, match="multiple of 50"):
-        sound.feature_extractor(whisper(max_source_positions=120))
+        audio.feature_extractor(whisper(max_source_positions=120))
 
 
 AUGMENTED = Audio(shift=0.3, speed=0.1, time_masks=2, time_mask_frames=20, frequency_masks=1, frequency_mask_bins=4)
@@ -162,12 +162,12 @@ def test_augmentation_follows_the_generator_and_only_training_has_it() -> None:
 def test_a_shift_puts_silence_before_and_speed_changes_the_length() -> None:
     clip, generator = noise(1.0), np.random.default_rng(0)
     for _ in range(5):
-        moved = sound.move(clip, Audio(shift=0.5), generator)
+        moved = audio.move(clip, Audio(shift=0.5), generator)
         silence = len(moved) - len(clip)
-        assert 0 <= silence <= sound.RATE / 2
+        assert 0 <= silence <= audio.RATE / 2
         assert not moved[:silence].any()
         np.testing.assert_array_equal(moved[silence:], clip)
-    lengths = [len(sound.move(clip, Audio(speed=0.2), generator)) for _ in range(20)]
+    lengths = [len(audio.move(clip, Audio(speed=0.2), generator)) for _ in range(20)]
     assert min(lengths) < 0.95 * len(clip)
     assert max(lengths) > 1.05 * len(clip)
     assert min(lengths) > 0.83 * len(clip)
@@ -175,10 +175,10 @@ def test_a_shift_puts_silence_before_and_speed_changes_the_length() -> None:
 
 
 def test_a_change_of_speed_changes_the_pitch() -> None:
-    tone = sine(400, sound.RATE)
-    faster = sound.resample(tone, 125, 100)
+    tone = sine(400, audio.RATE)
+    faster = audio.resample(tone, 125, 100)
     assert len(faster) == pytest.approx(0.8 * len(tone), abs=1)
-    np.testing.assert_allclose(faster[800:-800], sine(500, sound.RATE, 0.8)[800 : len(faster) - 800], atol=2e-3)
+    np.testing.assert_allclose(faster[800:-800], sine(500, audio.RATE, 0.8)[800 : len(faster) - 800], atol=2e-3)
 
 
 def test_masks_are_narrow_and_leave_the_silence_alone() -> None:
@@ -186,12 +186,12 @@ def test_masks_are_narrow_and_leave_the_silence_alone() -> None:
     widest = {"time": 0, "frequency": 0}
     for seed in range(60):
         generator = np.random.default_rng(seed)
-        changed = sound.mask(features, 80, Audio(time_masks=1, time_mask_frames=15), generator) != features
+        changed = audio.mask(features, 80, Audio(time_masks=1, time_mask_frames=15), generator) != features
         assert not changed[:, 80:].any()
         frames = changed.all(axis=0)
         assert changed.any(axis=0).sum() == frames.sum() <= 15
         widest["time"] = max(widest["time"], int(frames.sum()))
-        bands = sound.mask(features, 80, Audio(frequency_masks=1, frequency_mask_bins=5), generator) != features
+        bands = audio.mask(features, 80, Audio(frequency_masks=1, frequency_mask_bins=5), generator) != features
         assert bands.any(axis=1).sum() == bands.all(axis=1).sum() <= 5
         widest["frequency"] = max(widest["frequency"], int(bands.all(axis=1).sum()))
     assert widest == {"time": 15, "frequency": 5}

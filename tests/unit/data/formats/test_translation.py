@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
-from shardyard.data.formats import Context, make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.formats.translation import Translation
 from shardyard.errors import DataError
 from shardyard.recipe.schema import Source
@@ -19,11 +19,11 @@ from support.data_cases import SEPARATOR, bytes_tokenizer, data
 START = 7
 
 
-def context(**options: Any) -> Context:
+def context(**options: Any) -> FormatInputs:
     settings = {name: options.pop(name) for name in ("training", "tokenizer", "model") if name in options}
     model = AutoConfig.for_model("marian", decoder_start_token_id=START)
     fields = {"tokenizer": bytes_tokenizer(), "model": model} | settings
-    return Context(data([Source(path="pairs.jsonl")], **options), **fields)
+    return FormatInputs(data([Source(path="pairs.jsonl")], **options), **fields)
 
 
 def row(source: str, target: str, **options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-// Charts: plotly in the page's colours, as cards with a title, a picture and a table to take away.
+// Charts: plotly in the page's colours, as cards with a title, an image and a table to take away.
 
 import { download, fill, h } from "../lib/dom.js";
 import { csv } from "../lib/format.js";
@@ -65,7 +65,7 @@ export class Chart {
           "span.tools",
           {},
           tools,
-          this.tool("PNG", "picture", () => this.png()),
+          this.tool("PNG", "image", () => this.png()),
           this.tool("CSV", "table", () => this.table()),
           (this.larger = this.tool("⤢", "larger or smaller", () =>
             this.enlarge(!this.element.classList.contains("large")),
@@ -245,7 +245,7 @@ function inline(from, to) {
 }
 
 // A card for a drawing that is not plotly's: an SVG with its table.
-export function drawing(title, picture, rows, ...more) {
+export function drawing(title, image, rows, ...more) {
   const tool = (text, what, action) =>
     h("button.ghost.tiny", { type: "button", "aria-label": `${title}: ${what}`, title: what, onclick: action }, text);
   return h(
@@ -258,11 +258,11 @@ export function drawing(title, picture, rows, ...more) {
       h(
         "span.tools",
         {},
-        tool("PNG", "picture", () => svgPng(picture, title)),
+        tool("PNG", "image", () => svgPng(image, title)),
         tool("CSV", "table", () => download(`${fileName(title)}.csv`, csv(rows()))),
       ),
     ),
     more,
-    h("div.scroll-x", { tabindex: "0", role: "region", "aria-label": title }, picture),
+    h("div.scroll-x", { tabindex: "0", role: "region", "aria-label": title }, image),
   );
 }

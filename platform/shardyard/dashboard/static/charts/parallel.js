@@ -44,7 +44,7 @@ export function parallel(runs, axes, open, room = 0) {
       line.classList.toggle("out", !passes);
     }
   };
-  const picture = svg(
+  const image = svg(
     "svg.parallel",
     {
       width,
@@ -56,14 +56,14 @@ export function parallel(runs, axes, open, room = 0) {
     lines.map(({ line }) => line),
   );
   axes.forEach((axis, index) =>
-    picture.append(
-      axisOf(axis, scales[index], at(index), index === 0, picture, (range) => {
+    image.append(
+      axisOf(axis, scales[index], at(index), index === 0, image, (range) => {
         kept[index] = range;
         filter();
       }),
     ),
   );
-  return picture;
+  return image;
 }
 
 function said(run, axes) {
@@ -93,12 +93,12 @@ function scaleOf(values) {
   };
 }
 
-function axisOf(axis, scale, x, first, picture, keep) {
+function axisOf(axis, scale, x, first, image, keep) {
   const shade = svg("rect.brush", { x: x - 9, y: 0, width: 18, height: 0 });
   const catcher = svg("rect.catch", { x: x - 14, y: TOP, width: 28, height: HEIGHT - TOP - BOTTOM });
   let from = null;
   const place = (event) =>
-    Math.max(TOP, Math.min(HEIGHT - BOTTOM, event.clientY - picture.getBoundingClientRect().top));
+    Math.max(TOP, Math.min(HEIGHT - BOTTOM, event.clientY - image.getBoundingClientRect().top));
   catcher.addEventListener("pointerdown", (event) => {
     from = place(event);
     catcher.setPointerCapture(event.pointerId);

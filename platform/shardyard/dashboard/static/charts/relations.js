@@ -59,7 +59,7 @@ export class Relations {
       toggle("log result", this.log, (log) => this.change({ log }, { logm: log ? "1" : null })),
     );
     const chosen = [...this.axes.slice(0, MOST_AXES - 1), this.metric];
-    const picture =
+    const image =
       chosen.length > 1 ? parallel(this.runs, chosen, (run) => go(["run", run]), this.place.clientWidth - 22) : null;
     this.scatter =
       this.first &&
@@ -74,10 +74,10 @@ export class Relations {
     fill(
       this.place,
       bar,
-      picture &&
+      image &&
         drawing(
           "Parallel coordinates",
-          picture,
+          image,
           () => this.rows(chosen),
           h(
             "p.dim",

@@ -1,4 +1,4 @@
-"""Made-up pictures: PNG in Parquet, the same on every machine."""
+"""Made-up images: PNG in Parquet, the same on every machine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def png(pixels: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
-def write_pictures(folder: Path, count: int = 96) -> Path:
-    """Grey pictures with a bright square whose place is the class, under noise."""
+def write_images(folder: Path, count: int = 96) -> Path:
+    """Grey images with a bright square whose place is the class, under noise."""
     generator = np.random.Generator(np.random.Philox(7))
     rows = []
     for index in range(count):
@@ -31,13 +31,13 @@ def write_pictures(folder: Path, count: int = 96) -> Path:
         pixels = (generator.random((SIZE, SIZE)) * 96).astype(np.uint8)
         pixels[3 * label : 3 * label + 5, 3 * label : 3 * label + 5] += 120
         rows.append({"image": {"bytes": png(pixels), "path": f"{index}.png"}, "label": label})
-    path = folder / "pictures.parquet"
+    path = folder / "images.parquet"
     # A row group for each of a few rows, so that streams read groups of their own.
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=8)
     return path
 
 
-def picture_fields(data: Path, objective: str, model: dict[str, Any], **sections: Any) -> dict[str, Any]:
+def image_fields(data: Path, objective: str, model: dict[str, Any], **sections: Any) -> dict[str, Any]:
     """A whole recipe of eight steps."""
     fields: dict[str, Any] = {
         "name": objective,
