@@ -5,10 +5,10 @@ T: tokens of a conversation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +24,13 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-Message = dict[str, Any]
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     return _render(tokenizer, [{"role": "user", "content": prompt}], answering=True)
 
 
-def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> Encoded:
+def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, object]]) -> Encoded:
     """Tokens of a conversation in the tokenizer's template.
 
     An answer is what the template writes for an assistant's message after the words that prompt it, up to and including
@@ -79,7 +85,7 @@ def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[M
     return Encoded(ids, is_answer)
 
 
-def _checked(message: Message) -> Message:
+def _checked(message: Mapping[str, object]) -> Message:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
         raise DataError(f"a message needs a role and a content, both text; got {sorted(message)} in {message!r:.120}")
@@ -87,7 +93,7 @@ def _checked(message: Message) -> Message:
 
 
 def _answers(message: Message) -> bool:
-    return bool(message["role"] == "assistant")
+    return message["role"] == "assistant"
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, answering: bool = False) -> str:

@@ -10,6 +10,7 @@ import deepspeed
 from transformers import PreTrainedConfig
 
 from shardyard.data.stream.loader import Batch, TrainLoader
+from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.checkpoint.explosion import way_back
 from shardyard.engine.deepspeed.batch_norm import RunningStatistics
@@ -51,7 +52,7 @@ class Session:
     machine: MachineWatch | None = None
     processor: Any = None
     hooks: list[Hook] = field(default_factory=list)
-    streams: dict[str, Any] = field(default_factory=dict)
+    streams: StreamStates = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.checkpoint = CheckpointHook(
@@ -139,6 +140,6 @@ class Session:
         if self.tracker is not None:
             self.tracker.close(outcome=outcome)
 
-    def _state(self, step: int) -> tuple[TrainerState, dict[str, Any]]:
+    def _state(self, step: int) -> tuple[TrainerState, StreamStates]:
         hooks = {hook.name: state for hook in self.hooks if (state := hook.state_dict())}
         return TrainerState(step=step, tokens=step * self.plan.tokens_per_step, hooks=hooks), self.streams

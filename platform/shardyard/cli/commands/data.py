@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
@@ -20,6 +20,9 @@ from shardyard.errors import DataError, UsageError
 from shardyard.recipe.catalog.datasets import PREPARED_SETS, PreparedSet
 from shardyard.suggest import suggestion
 from shardyard.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from shardyard.data.datasets.rows import MediaFile
 
 SMALL_DOWNLOAD_BYTES = 64 << 20
 
@@ -48,7 +51,23 @@ def list_sets(as_json: AsJson = False, quiet: Quiet = False) -> None:
         output.print_table(columns, [_cells(row) for row in rows])
 
 
-def _state(set_: PreparedSet) -> dict[str, Any]:
+class _Standing(TypedDict):
+    """A set of the list, and whether it is prepared here."""
+
+    name: str
+    what: str
+    kind: str
+    num_rows: dict[str, int]
+    licence: str
+    packages: list[str]
+    download_bytes: int
+    prepared: bool
+    num_bytes: int | None
+    folder: str | None
+    problem: str | None
+
+
+def _state(set_: PreparedSet) -> _Standing:
     from shardyard.data.datasets.store import data_root, read_manifest
 
     try:
@@ -72,10 +91,12 @@ def _state(set_: PreparedSet) -> dict[str, Any]:
     }
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: _Standing) -> tuple[str, ...]:
     counts = " + ".join(f"{count:,}" for count in row["num_rows"].values())
     download = f"no: {format_bytes(row['download_bytes'])} to fetch" if row["download_bytes"] else "no"
-    here = format_bytes(row["num_bytes"]) if row["prepared"] else "damaged or stale" if row["problem"] else download
+    here = (
+        format_bytes(row["num_bytes"] or 0) if row["prepared"] else "damaged or stale" if row["problem"] else download
+    )
     return row["name"], row["what"], counts or "-", row["licence"], here
 
 
@@ -213,9 +234,18 @@ def show_rows(
         return
     if found["problem"]:
         output.note(f"Note: {found['problem']}")
-    columns = ("row", "rank", "source", "document", "tokens", "text")
-    cells = [[str(part[name] if part[name] is not None else "-") for name in columns] for part in found["documents"]]
-    output.print_table(columns, [[*row[:-1], " ".join(row[-1].split())[:200]] for row in cells])
+    rows_ = [
+        (
+            str(part["row"]),
+            str(part["rank"]),
+            part["source"],
+            part["document"],
+            "-" if part["tokens"] is None else str(part["tokens"]),
+            " ".join(part["text"].split())[:200],
+        )
+        for part in found["documents"]
+    ]
+    output.print_table(("row", "rank", "source", "document", "tokens", "text"), rows_)
 
 
 @data.command("show")
@@ -258,17 +288,19 @@ def _first_rows(name: str, split: str, count: int) -> list[dict[str, object]]:
     from shardyard.data.datasets.reading import prepared_files
 
     batches = pq.ParquetFile(prepared_files(name, split)[0]).iter_batches(batch_size=max(1, count))
-    found: list[dict[str, Any]] = next(batches).to_pylist()[:count]
+    found: list[dict[str, object]] = next(batches).to_pylist()[:count]
     return found
 
 
 def _shown(row: dict[str, object]) -> dict[str, object]:
     """Bytes of images and audio in words."""
-    return {name: _describe(value) if isinstance(value, dict) else value for name, value in row.items()}
+    return {
+        name: _describe(cast("MediaFile", value)) if isinstance(value, dict) else value for name, value in row.items()
+    }
 
 
-def _describe(value: dict[str, Any]) -> str:
-    content: bytes = value["bytes"]
+def _describe(value: MediaFile) -> str:
+    content = value["bytes"]
     if content[:4] == b"RIFF":
         with wave.open(io.BytesIO(content)) as file:
             seconds = file.getnframes() / file.getframerate()

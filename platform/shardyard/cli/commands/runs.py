@@ -87,7 +87,7 @@ def _show(run: RunFolder, as_json: bool) -> None:
     packages = " ".join(f"{name} {version}" for name, version in (provenance.get("packages") or {}).items())
     git = provenance.get("git") or {}
     commit = f"{git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else None
-    rows: dict[str, Any] = {
+    rows: dict[str, object] = {
         "run": run.id,
         "state": summary.state,
         "step": _steps(summary),

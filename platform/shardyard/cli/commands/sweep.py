@@ -100,19 +100,19 @@ def list_all(runs_dir: RunsDir = None, as_json: AsJson = False, quiet: Quiet = F
         for one in found:
             output.line(one.id)
         return
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[str, str, int, float | None]] = []
     for one in found:
         trials = one.trials()
         best = best_trial(one, trials)
         ended = sum(trial.state in ("finished", "stopped early", "failed") for trial in trials)
-        rows.append({"sweep": one.id, "state": _state(one), "ended": ended, "best": best.value if best else None})
+        rows.append((one.id, _state(one), ended, best.value if best else None))
     if as_json:
-        output.print_json(rows)
+        output.print_json([dict(zip(("sweep", "state", "ended", "best"), row, strict=True)) for row in rows])
     elif not rows:
         place = runs_dir_option(runs_folder(runs_dir))
         output.note(f"There are no sweeps. Start one with `shardyard sweep sweeps/lr-batch{place}`.")
     else:
-        table = [(r["sweep"], r["state"], str(r["ended"]), _number(r["best"])) for r in rows]
+        table = [(name, state, str(ended), _number(value)) for name, state, ended, value in rows]
         output.print_table(("sweep", "state", "ended trials", "best"), table)
 
 
@@ -219,14 +219,13 @@ def fit(
         output.line(fitted.describe())
         for line in _frontier_lines(fitted):
             output.line(line)
-        if prediction is not None and prediction.get("measured") is not None:
-            n, d = prediction["parameters"], prediction["tokens"]
-            loss = fitted.law.loss(n, d)
+        if prediction is not None and (measured := prediction.get("measured")) is not None:
+            loss = fitted.law.loss(prediction["parameters"], prediction["tokens"])
+            error = loss / measured - 1
             output.line(
-                f"test of a larger model: predicted {loss:.4f}, measured {prediction['measured']:.4f}, "
-                f"an error of {loss / prediction['measured'] - 1:+.2%}"
+                f"test of a larger model: predicted {loss:.4f}, measured {measured:.4f}, an error of {error:+.2%}"
             )
-            prediction = {**prediction, "loss": loss, "error": loss / prediction["measured"] - 1}
+            prediction = {**prediction, "loss": loss, "error": error}
     path = _figure(plot, folder.path / f"{form}.svg")
     plot_law(fitted, path, prediction)
     output.note(f"plot: {path}")

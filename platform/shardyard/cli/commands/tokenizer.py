@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -18,7 +18,10 @@ from shardyard.suggest import suggestion
 from shardyard.units import format_bytes
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from shardyard.data.tokenizers.corpus import Progress
+    from shardyard.data.tokenizers.report_format import Figures, Report
     from shardyard.data.tokenizers.spec import TokenizerSpec
 
 tokenizer = typer.Typer(
@@ -126,7 +129,7 @@ def _refuse_existing(destination: Path, *, replace: bool) -> None:
         raise UsageError(f"{destination} is there already; --replace trains it anew, --output DIR writes another.")
 
 
-def _described(name: str) -> tuple[Path, dict[str, object] | None]:
+def _described(name: str) -> tuple[Path, Report | None]:
     """The spec file or trained folder, and the report, where there is one."""
     from shardyard.data.tokenizers.spec import read_spec
     from shardyard.data.tokenizers.tokenizer import REPORT, trained_folder, verify_folder
@@ -153,36 +156,60 @@ def _nearest(name: str) -> str:
     return suggestion(name, tokenizer_specs())
 
 
-def _row(name: str) -> dict[str, Any]:
+class _Row(TypedDict):
+    """A spec of the list."""
+
+    name: str
+    path: str
+    kind: str
+    vocabulary: int | None
+    description: str
+
+
+class _Encoded(TypedDict):
+    """A text as tokens."""
+
+    ids: list[int]
+    pieces: list[str]
+    decoded: str
+
+
+def _row(name: str) -> _Row:
     """A spec that is broken stays in the list and says so: a person edits checkouts."""
     from shardyard.data.tokenizers.spec import read_spec
 
     path = find_tokenizer_spec(name)
     assert path is not None, name
-    row: dict[str, Any] = {"name": name, "path": str(path), "kind": "", "vocabulary": None}
     try:
         spec = read_spec(path)
         report = _report_of(path, spec)
     except DataError as error:
-        return {**row, "description": f"broken: {str(error).splitlines()[0]}"}
+        broken = f"broken: {str(error).splitlines()[0]}"
+        return {"name": name, "path": str(path), "kind": "", "vocabulary": None, "description": broken}
     size = report["vocabulary"]["size"] if report else None
     if not spec.is_trained:
         size = 256 + len(set(spec.special_tokens.values()))
-    return {**row, "kind": spec.kind, "vocabulary": size, "description": spec.description}
+    return {
+        "name": name,
+        "path": str(path),
+        "kind": spec.kind,
+        "vocabulary": size,
+        "description": spec.description,
+    }
 
 
 def _size(size: int | None) -> str:
     return "not trained" if size is None else str(size)
 
 
-def _report_of(path: Path, spec: TokenizerSpec) -> dict[str, Any] | None:
+def _report_of(path: Path, spec: TokenizerSpec) -> Report | None:
     from shardyard.data.tokenizers.tokenizer import read_report, trained_folder
 
     folder = trained_folder(path)
     return read_report(folder) if spec.is_trained and folder.is_dir() else None
 
 
-def _encode(name: str, text: str) -> dict[str, object]:
+def _encode(name: str, text: str) -> _Encoded:
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(name)
@@ -194,7 +221,7 @@ def _encode(name: str, text: str) -> dict[str, object]:
     }
 
 
-def _encoded_rows(encoded: dict[str, Any]) -> list[tuple[str, str]]:
+def _encoded_rows(encoded: _Encoded) -> list[tuple[str, str]]:
     return [
         ("pieces", " ".join(encoded["pieces"])),
         ("ids", " ".join(map(str, encoded["ids"]))),
@@ -202,7 +229,7 @@ def _encoded_rows(encoded: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: Report) -> None:
     output.print_table(("what", "value"), list(_report_rows(report)))
     figures = report["by_label"]
     if len(figures) > 1:
@@ -210,14 +237,14 @@ def _print_report(report: dict[str, Any]) -> None:
         output.line()
         output.print_table(("language or source", "documents", "bytes/token", "tokens/word", "unknown"), rows)
     vocabulary = report["vocabulary"]
-    if vocabulary["size"] < vocabulary["asked"]:
+    if vocabulary["asked"] is not None and vocabulary["size"] < vocabulary["asked"]:
         output.note(
             f"The spec asks for {vocabulary['asked']} tokens; the data gives only {vocabulary['size']}. Train on more "
             "documents, lower min_frequency, or set vocabulary to what there is."
         )
 
 
-def _report_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _report_rows(report: Report) -> Iterator[tuple[str, str]]:
     vocabulary, documents, pieces = report["vocabulary"], report["documents"], report["pieces"]
     count, compression, fertility, unknown = _figures(report["overall"])
     yield "vocabulary", f"{vocabulary['size']} tokens, {vocabulary['special']} of them special"
@@ -232,8 +259,8 @@ def _report_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "fingerprint", report["fingerprint"]
 
 
-def _figures(tally: dict[str, Any]) -> tuple[str, str, str, str]:
-    compression, fertility = (_number(tally[name]) for name in ("bytes_per_token", "tokens_per_word"))
+def _figures(tally: Figures) -> tuple[str, str, str, str]:
+    compression, fertility = _number(tally["bytes_per_token"]), _number(tally["tokens_per_word"])
     return str(tally["documents"]), compression, fertility, _percent(tally["unknown_share"])
 
 
@@ -275,7 +302,7 @@ def _bars() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report(phase: str, done: int, total: int | None) -> None:
             if phase not in tasks:

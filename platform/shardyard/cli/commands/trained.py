@@ -94,7 +94,9 @@ def _on_classes(trained: Trained, classes: str, prompts: list[str], rows: int | 
     return measure_zero_shot(trained, classes, prompts, rows)
 
 
-def _on_tasks(folder: RunFolder, tasks: list[str], step: int | None, limit: int | None, trust: bool) -> dict[str, Any]:
+def _on_tasks(
+    folder: RunFolder, tasks: list[str], step: int | None, limit: int | None, trust: bool
+) -> dict[str, object]:
     from shardyard.engine.inference.lm_eval import measure_run
 
     measured = measure_run(folder, tasks, step=step, limit=limit, trust=trust)

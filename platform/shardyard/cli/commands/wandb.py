@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -92,15 +92,15 @@ def _upload(plan: Plan) -> dict[str, object]:
     return {"run": plan.run.id, "done": True, "text": f"{found.sent} steps sent: {found.url}", **asdict(found)}
 
 
-def _report(results: list[dict[str, Any]], *, as_json: bool, quiet: bool) -> int:
+def _report(results: list[dict[str, object]], *, as_json: bool, quiet: bool) -> int:
     failed = [result for result in results if "error" in result]
     if as_json:
         output.print_json(results)
     for result in results:
         if "error" in result:
-            output.print_error(result["error"])
+            output.print_error(str(result["error"]))
         elif not as_json:
-            output.line(result["run"] if quiet else f"{result['run']}: {result['text']}")
+            output.line(str(result["run"]) if quiet else f"{result['run']}: {result['text']}")
     return EXIT_FAILED if failed else 0
 
 
@@ -130,7 +130,7 @@ def import_runs(
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} is not there.")
-    results: list[dict[str, Any]] = []
+    results: list[dict[str, object]] = []
     for found in read_runs(paths):
         try:
             written = write_run(found, folder, again=again)

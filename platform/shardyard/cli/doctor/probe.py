@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.tracking.run.provenance import cpu_model, gpu_names
@@ -31,6 +31,26 @@ class Check:
     detail: str
     advice: str = ""
     needed: bool = False
+
+
+class Probe(TypedDict, total=False):
+    """What `_PROBE` finds. Without the error of a library, all that it says about itself is there."""
+
+    torch_error: str
+    torch: str
+    cuda: str | None
+    hip: str | None
+    gloo: bool
+    nccl: bool
+    sum: float
+    gpus: list[str]
+    capability: list[int] | None
+    gpu_bf16: bool
+    deepspeed_error: str
+    deepspeed: str
+    accelerator: str
+    fp16: bool
+    ops: dict[str, bool]
 
 
 # Kept as text because torch and DeepSpeed must not enter this process; see above.
@@ -65,7 +85,7 @@ print("\\nPROBE" + json.dumps(out))
 """
 
 
-def probe_torch() -> dict[str, object]:
+def probe_torch() -> Probe:
     """What torch and DeepSpeed say about themselves; `torch_error` and `deepspeed_error` if they cannot be imported."""
     try:
         done = subprocess.run(
@@ -78,11 +98,11 @@ def probe_torch() -> dict[str, object]:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         reason = f"importing it ended with exit code {done.returncode} ({last})"
         return {"torch_error": reason, "deepspeed_error": reason}
-    answer: dict[str, Any] = json.loads(found[-1])
+    answer: Probe = json.loads(found[-1])
     return answer
 
 
-def check_torch(probe: dict[str, object]) -> Check:
+def check_torch(probe: Probe) -> Check:
     if "torch_error" in probe:
         advice = "Install Shardyard again into a fresh environment: `make setup`."
         return Check("torch", "missing", f"cannot be imported: {probe['torch_error']}", advice, needed=True)
@@ -90,7 +110,7 @@ def check_torch(probe: dict[str, object]) -> Check:
     return Check("torch", "ok", f"{probe['torch']}, {build} build", needed=True)
 
 
-def check_gpus(probe: dict[str, Any]) -> Check:
+def check_gpus(probe: Probe) -> Check:
     seen, driver = probe.get("gpus") or [], gpu_names()
     if seen:
         return Check("GPUs", "ok", _counted(seen))
@@ -105,8 +125,8 @@ def check_gpus(probe: dict[str, Any]) -> Check:
     return Check("GPUs", "ok", "none; training runs on the CPU")
 
 
-def check_collectives(probe: dict[str, object]) -> Check:
-    backends = [name for name in ("gloo", "nccl") if probe.get(name)]
+def check_collectives(probe: Probe) -> Check:
+    backends = [name for name, there in (("gloo", probe.get("gloo")), ("nccl", probe.get("nccl"))) if there]
     if "gloo" not in backends:
         advice = "Install the torch that Shardyard asks for: `make setup`."
         return Check("collectives", "missing", "this torch has no gloo", advice, needed=True)
@@ -115,7 +135,7 @@ def check_collectives(probe: dict[str, object]) -> Check:
     return Check("collectives", "ok", ", ".join(backends), needed=True)
 
 
-def check_cpu_precision(probe: dict[str, object]) -> Check:
+def check_cpu_precision(probe: Probe) -> Check:
     units = bf16_units(read_cpuinfo())
     model = cpu_model() or platform.machine()
     if units:
@@ -130,17 +150,17 @@ def check_cpu_precision(probe: dict[str, object]) -> Check:
     )
 
 
-def check_gpu_precision(probe: dict[str, Any]) -> Check:
+def check_gpu_precision(probe: Probe) -> Check:
     if not probe.get("gpus"):
         return Check("GPU numbers", "ok", "no GPU")
-    major, minor = probe["capability"]
+    major, minor = probe["capability"] or (0, 0)
     if probe["gpu_bf16"]:
         return Check("GPU numbers", "ok", f"fp32, bf16, fp16 (compute capability {major}.{minor})")
     advice = "Train with `-s train.precision=fp16`, or fp32."
     return Check("GPU numbers", "warn", f"no bf16 units (compute capability {major}.{minor})", advice)
 
 
-def check_deepspeed(probe: dict[str, Any]) -> Check:
+def check_deepspeed(probe: Probe) -> Check:
     if "deepspeed_error" in probe:
         return Check(
             "DeepSpeed",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardyard.errors import ShardyardError
 from shardyard.launch.run.progress import number, whole_seconds
@@ -91,7 +91,7 @@ def age_seconds(status: JobStatus, now: float | None = None) -> float | None:
     return max(0.0, (time.time() if now is None else now) - status.submitted)
 
 
-def facts(found: JobOrRun) -> dict[str, Any]:
+def facts(found: JobOrRun) -> dict[str, object]:
     """A job or a run as plain data, for JSON."""
     if found.job is not None:
         return job_facts(found.job)
@@ -129,7 +129,7 @@ def job_facts(job: Job) -> dict[str, object]:
     }
 
 
-def lines(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def lines(known: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Rows for people of what is known."""
     for name, value in known.items():
         if isinstance(value, dict):

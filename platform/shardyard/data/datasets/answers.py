@@ -54,7 +54,7 @@ def _row(answer: Answer) -> Row:
 
 def _preferences(answers: Sequence[Answer]) -> list[Row]:
     by_length = sorted(answers, key=lambda answer: (len(answer.response), answer.name))
-    rows = []
+    rows: list[Row] = []
     for index, answer in enumerate(by_length):
         first = max(0, min(index - NUM_RIVALS // 2, len(by_length) - NUM_RIVALS - 1))
         rivals = [rival for rival in by_length[first : first + NUM_RIVALS + 1] if rival is not answer]

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.datasets.rows import SAMPLING_RATE
+from shardyard.data.datasets.rows import SAMPLING_RATE, MediaFile
 from shardyard.data.media import resampling
 
 WAV_HEADER_BYTES = 44
 
 
-def audio(path: Path) -> dict[str, Any]:
+def audio(path: Path) -> MediaFile:
     """A column's value from a 16-bit mono WAV file, resampled to 16 kHz.
 
     Raises:

@@ -22,14 +22,14 @@ def convert(folders: Mapping[str, Path]) -> Converted:
 
 
 def _rows(captions: Sequence[Row]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for caption in captions:
-        number = int.from_bytes(hashlib.sha256(caption["hexcode"].encode()).digest()[:8], "big")
-        name, other = caption["text"], captions[number // 2 % len(captions)]["text"]
+        number = int.from_bytes(hashlib.sha256(str(caption["hexcode"]).encode()).digest()[:8], "big")
+        name, other = str(caption["text"]), str(captions[number // 2 % len(captions)]["text"])
         is_so = number % 2 == 0 or other == name
         asked = (
             (_NAME[number % len(_NAME)], sentence(name)),
-            (_GROUP[number % len(_GROUP)], sentence(caption["group"])),
+            (_GROUP[number % len(_GROUP)], sentence(str(caption["group"]))),
             (_CHECK.format(name=_phrase(name if is_so else other)), "Yes." if is_so else f"No. {sentence(name)}"),
         )
         for prompt, response in asked:

@@ -70,7 +70,7 @@ def convert(folders: Mapping[str, Path]) -> Converted:
     folder = folders["wordnet-base"] / "usr/share/wordnet"
     for part in _PARTS:
         for row in read_glosses((folder / f"data.{part}").read_text(encoding="utf-8"), part):
-            definition = " ".join(words(row["text"].partition('; "')[0]))
+            definition = " ".join(words(str(row["text"]).partition('; "')[0]))
             splits["validation" if is_held_out(definition, HELD_OUT_PERCENT) else "train"].append(row)
     return Converted({split: mixed(rows, split) for split, rows in splits.items()}, {"label": CLASSES})
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from shardyard.data.datasets.rows import MediaFile
+
 _COLOUR_TYPES = {1: 0, 3: 2}
 _IDX_BYTES = 0x08
 
 
-def image(pixels: np.ndarray[Any, Any], path: str) -> dict[str, Any]:
+def image(pixels: np.ndarray[Any, Any], path: str) -> MediaFile:
     """A column's value from pixels of shape (H, W) or (H, W, 3), uint8."""
     return {"bytes": png(pixels), "path": path}
 

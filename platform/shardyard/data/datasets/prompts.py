@@ -6,10 +6,9 @@ import gzip
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from shardyard.data.datasets.audio import WAV_HEADER_BYTES, audio
-from shardyard.data.datasets.rows import SAMPLING_RATE, Converted, Row, mixed
+from shardyard.data.datasets.rows import SAMPLING_RATE, Converted, MediaFile, Row, mixed
 from shardyard.data.datasets.splits import is_held_out, near_duplicates, words
 
 HELD_OUT_PERCENT = 20.0
@@ -47,7 +46,7 @@ def convert(folders: Mapping[str, Path]) -> Converted:
     return Converted(_split(spoken, usable, heard), left_out=left_out)
 
 
-def _split(ids: list[str], texts: Mapping[str, str], clips: Mapping[str, dict[str, Any]]) -> dict[str, list[Row]]:
+def _split(ids: list[str], texts: Mapping[str, str], clips: Mapping[str, MediaFile]) -> dict[str, list[Row]]:
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for id_, key in zip(ids, near_duplicates([texts[id_] for id_ in ids]), strict=True):
         row = {"audio": clips[id_], "text": texts[id_], "id": id_}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from shardyard.data.datasets.store import data_root, known, read_manifest
 from shardyard.errors import DataError
@@ -24,7 +23,7 @@ def prepared_files(name: str, split: str) -> list[Path]:
     return [data_root() / name / file for file in manifest.files if file.startswith(f"{split}-")]
 
 
-def prepared_fingerprint(name: str) -> dict[str, Any]:
+def prepared_fingerprint(name: str) -> dict[str, object]:
     """What the set holds, for the provenance of a run: equal fingerprints mean equal rows in equal order.
 
     Raises DataError as `prepared_files` does.

@@ -8,27 +8,35 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardyard.recipe.catalog.datasets import ColumnKind
 
-Row = dict[str, Any]
+# Column → value; `_TYPES` says which value a kind of column takes.
+Row = Mapping[str, object]
 # So many streams read a row group each; more streams share groups.
 NUM_GROUPS = 64
 LEAST_GROUP_ROWS = 10
 SAMPLING_RATE = 16_000
 
 _FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_TYPES: dict[str, Any] = {
+_TYPES: dict[ColumnKind, pa.DataType] = {
     "text": pa.string(),
     "label": pa.int64(),
     "image": _FILE,
     "audio": _FILE,
     "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
 }
+
+
+class MediaFile(TypedDict):
+    """The value of a column of images or audio: the bytes of a file, and its name."""
+
+    bytes: bytes
+    path: str
 
 
 @dataclass

@@ -34,7 +34,7 @@ def convert_images(folders: Mapping[str, Path]) -> Converted:
     drawn = [stem for stem in complete if stem.with_suffix(".png").exists()]
     rows = [_image_row(stem, root, texts[stem]) for stem in drawn]
     left_out = {"no name in a language": len(texts) - len(complete), "no PNG": len(complete) - len(drawn)}
-    return Converted(_split(rows, [row["text"] for row in rows]), left_out=left_out)
+    return Converted(_split(rows, [str(row["text"]) for row in rows]), left_out=left_out)
 
 
 def convert_speech(folders: Mapping[str, Path], *, language: str = "es") -> Converted:
@@ -58,7 +58,7 @@ def convert_speech(folders: Mapping[str, Path], *, language: str = "es") -> Conv
             continue
         id_ = stem.relative_to(root).as_posix()
         rows.append({"audio": {"bytes": wav(heard), "path": f"{stem.name}.wav"}, "text": text, "id": id_})
-    return Converted(_split(rows, [row["text"] for row in rows]), left_out=left_out)
+    return Converted(_split(rows, [str(row["text"]) for row in rows]), left_out=left_out)
 
 
 def read_texts(text: str) -> dict[str, str]:

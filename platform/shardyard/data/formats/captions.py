@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -13,6 +13,13 @@ from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
+
+
+class Caption(TypedDict):
+    """An example; `image` as `ImageTransform.tensor` takes it."""
+
+    image: object
+    text: str
 
 
 class Captions(ExampleRows):
@@ -29,7 +36,7 @@ class Captions(ExampleRows):
         self._length = inputs.sequence_length
         self._training = inputs.training
 
-    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+    def row(self, piece: Caption, generator: np.random.Generator) -> Row:
         """Of one example with `image` and `text`."""
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         tokens = self._backend.encode(piece["text"], add_special_tokens=False).ids

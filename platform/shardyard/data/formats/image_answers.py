@@ -6,7 +6,7 @@ T: tokens of a row, P: tokens of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,6 +22,14 @@ from shardyard.recipe.image_tokens import image_tokens
 # The words around image, question and answer: Liu et al. 2023 (Improved Baselines with Visual Instruction Tuning),
 # in the form that transformers' LLaVA documents.
 BEFORE_IMAGE, AFTER_IMAGE, BEFORE_ANSWER = "USER: ", "\n", " ASSISTANT:"
+
+
+class Question(TypedDict):
+    """An example; `image` as `ImageTransform.tensor` takes it."""
+
+    image: object
+    prompt: str
+    response: str
 
 
 class ImageAnswers(ExampleRows):
@@ -51,7 +59,7 @@ class ImageAnswers(ExampleRows):
                 "for question and answer."
             )
 
-    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+    def row(self, piece: Question, generator: np.random.Generator) -> Row:
         """Of one example with `image`, `prompt` and `response`; with `data.drop_inputs` the image is blank."""
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         asked = [*self._head, *self._tokens(f"{AFTER_IMAGE}{piece['prompt']}{BEFORE_ANSWER}")]

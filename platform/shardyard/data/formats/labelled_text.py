@@ -6,7 +6,7 @@ Legend: T = sequence length in tokens, C = classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,14 @@ from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
+
+
+class Labelled(TypedDict):
+    """An example: a text, or a pair of texts, and the index of its class."""
+
+    text: str
+    text_pair: NotRequired[str]
+    label: int
 
 
 class LabelledText(ExampleRows):
@@ -40,7 +48,7 @@ class LabelledText(ExampleRows):
         self._segments = has_segments(inputs.model)
         self._padding = padding(tokenizer)
 
-    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+    def row(self, piece: Labelled, generator: np.random.Generator) -> Row:
         """From an example with `text`, `label` and maybe `text_pair`."""
         texts = [piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])]
         parts = [self._backend.encode(text, add_special_tokens=False) for text in texts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
@@ -17,6 +17,13 @@ from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row
 
 _plain = BasicTextNormalizer()
+
+
+class Recording(TypedDict):
+    """An example; `audio` as `read_audio` takes it."""
+
+    audio: object
+    text: str
 
 
 class Speech(ExampleRows):
@@ -43,7 +50,7 @@ class Speech(ExampleRows):
         chosen = [generator.integers(len(examples), size=number) for number in numbers]
         return [[example, *(examples[c] for c in more)] for example, more in zip(examples, chosen, strict=True)]
 
-    def row(self, piece: list[dict[str, Any]], generator: np.random.Generator) -> Row:
+    def row(self, piece: list[Recording], generator: np.random.Generator) -> Row:
         """Of the recordings that fit, at least the first; with `data.drop_inputs` they are silent."""
         samples, texts = self._heard(piece[0], generator), [self._text(piece[0])]
         for example in piece[1:]:
@@ -55,11 +62,11 @@ class Speech(ExampleRows):
         self.num_cut += cut + max(0, len(samples) - self._extractor.n_samples) // (2 * FRAME)
         return {"input_features": self._features(samples, generator), **target}
 
-    def _text(self, example: dict[str, Any]) -> str:
-        text: str = example["text"]
+    def _text(self, example: Recording) -> str:
+        text = example["text"]
         return _plain(text).strip() if self._settings.plain_text else text
 
-    def _heard(self, example: dict[str, object], generator: np.random.Generator) -> Samples:
+    def _heard(self, example: Recording, generator: np.random.Generator) -> Samples:
         samples = read_audio(example["audio"])
         return move(samples, self._settings, generator) if self._training else samples
 

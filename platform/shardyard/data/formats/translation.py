@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -10,6 +10,13 @@ from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder, as_bytes, ints
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row
+
+
+class Pair(TypedDict):
+    """An example: one text in two languages, or before and after."""
+
+    source: str
+    target: str
 
 
 class Translation(ExampleRows):
@@ -28,7 +35,7 @@ class Translation(ExampleRows):
         self._length = inputs.data.source_length or inputs.sequence_length
         self._drop_inputs, self._training = inputs.data.drop_inputs, inputs.training
 
-    def row(self, piece: dict[str, Any], generator: np.random.Generator) -> Row:
+    def row(self, piece: Pair, generator: np.random.Generator) -> Row:
         """Of one pair; with `data.drop_inputs` the source is its end token alone."""
         source, cut = self._encoder.encode("" if self._drop_inputs else piece["source"], self._length)
         target, target_cut = self._target.row(piece["target"])

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _TEXT_TYPES = ("string", "large_string", "string_view")
 # A text file is one document; its lines alone would have no context.
-_BUILDER_OPTIONS: dict[str, dict[str, Any]] = {"text": {"sample_by": "document"}}
+_BUILDER_OPTIONS: dict[str, dict[str, str]] = {"text": {"sample_by": "document"}}
 
 
 # A document is its text; other examples are dictionaries: role → value.
@@ -53,7 +53,7 @@ class OpenSource:
     dataset: Any
     columns: Mapping[str, str]
     kinds: Mapping[str, Kind]
-    fingerprint: dict[str, Any]
+    fingerprint: Mapping[str, object]
     holdout: float
     training: bool
 
@@ -162,14 +162,15 @@ def _kind(path: str) -> str | None:
     return _KINDS.get(Path(path.split("?")[0].removesuffix(".gz")).suffix.lower())
 
 
-def _open_files(path: str, split: str | None, retry: Retry) -> tuple[Any, dict[str, Any]]:
+def _open_files(path: str, split: str | None, retry: Retry) -> tuple[Any, dict[str, object]]:
     kind = _kind(path)
     if kind is None:
         raise DataError(f"{path}: files end in {', '.join(_KINDS)}, each with .gz after it or not.")
     if split not in (None, "train"):
         raise DataError(f"{path} has no split {split!r}: files have no splits; leave `split` out.")
+    fingerprint: dict[str, object] = {"url": path}
     if "://" in path:
-        files, fingerprint = [filled(path, _variable)], {"url": path}
+        files = [filled(path, _variable)]
     else:
         files = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
         if not files:
@@ -203,7 +204,7 @@ def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str,
     return _load(str(folder), retry, str(folder), split=split, **options), _fingerprint_files(files)
 
 
-def _fingerprint_files(files: list[str]) -> dict[str, Any]:
+def _fingerprint_files(files: list[str]) -> dict[str, object]:
     """Names and sizes: hashing the content would read every byte once before training."""
     sizes = [(Path(file).name, Path(file).stat().st_size) for file in files]
     digest = hashlib.sha256(repr(sizes).encode()).hexdigest()

@@ -5,7 +5,7 @@ Legend: E = rows that there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class HeldOut:
     format: Rows
     row_sources: tuple[int, ...]
     sources: tuple[str, ...]
-    fingerprints: tuple[dict[str, object], ...]
+    fingerprints: tuple[Mapping[str, object], ...]
     num_requested: int
 
     @property

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -22,7 +22,7 @@ from shardyard.data.sources.web import WEB
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Rows, Tensors
-from shardyard.data.stream.streams import Stream, StreamSettings
+from shardyard.data.stream.streams import Stream, StreamSettings, StreamStates
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
@@ -30,6 +30,47 @@ from shardyard.objectives.registry import objective_spec
 __all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
 
 POLL_SECONDS = 0.1
+
+
+class SourceCounts(TypedDict):
+    """What was read of one source, as `TrainLoader.stats` explains it."""
+
+    rows: int
+    tokens: int
+    documents: int
+    skipped: int
+    epochs: int
+
+
+class NamedCounts(SourceCounts):
+    """With the name of the source."""
+
+    name: str
+
+
+class Counts(TypedDict):
+    """Counts up to a batch, of this rank's streams."""
+
+    retries: int
+    cut: int
+    sources: list[SourceCounts]
+
+
+class LoaderStats(TypedDict):
+    """What `TrainLoader.stats` gives."""
+
+    retries: int
+    cut: int
+    sources: list[NamedCounts]
+
+
+class DataFingerprint(TypedDict):
+    """What decides the order of the data beside the recipe. `tokenizer`: SHA-256."""
+
+    tokenizer: str | None
+    streams: int
+    seed: int
+    sources: list[Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +84,7 @@ class Batch:
 
     micro_batches: tuple[Tensors, ...]
     row_sources: tuple[int, ...]
-    state: dict[str, Any]
+    state: StreamStates
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.cat([tensors[name] for tensors in self.micro_batches])
@@ -84,7 +125,7 @@ class _OwnRows:
             if stream.num_rows != len(range(index, position, self.num_streams)):
                 raise DataError("the streams' data states are of different steps; resume from one whole checkpoint.")
 
-    def counts(self) -> list[dict[str, int]]:
+    def counts(self) -> list[SourceCounts]:
         """Per source, summed over this rank's streams since the loader began."""
         columns = zip(*(stream.by_source for stream in self.streams.values()), strict=True)
         return [
@@ -105,7 +146,7 @@ class _Feed:
 
     rows: _OwnRows
     retry: Retry
-    ready: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException]
+    ready: queue.Queue[tuple[Batch, Counts] | BaseException]
     requests_before: int = 0
     thread: threading.Thread | None = None
     closed: threading.Event = field(default_factory=threading.Event)
@@ -114,7 +155,11 @@ class _Feed:
         try:
             while not self.closed.is_set():
                 batch = self.rows.next_batch()
-                counts = {"retries": self.retries(), "cut": self.rows.format.num_cut, "sources": self.rows.counts()}
+                counts: Counts = {
+                    "retries": self.retries(),
+                    "cut": self.rows.format.num_cut,
+                    "sources": self.rows.counts(),
+                }
                 self._put((batch, counts))
         except Stopped:
             return
@@ -128,7 +173,7 @@ class _Feed:
         """Tries that were repeated: of reads, and of requests since the loader began to open sources."""
         return self.retry.count + WEB.count - self.requests_before
 
-    def _put(self, item: tuple[Batch, dict[str, Any]] | BaseException) -> None:
+    def _put(self, item: tuple[Batch, Counts] | BaseException) -> None:
         while not self.closed.is_set():
             try:
                 self.ready.put(item, timeout=POLL_SECONDS)
@@ -193,16 +238,16 @@ class TrainLoader:
         )
         self._feed = _Feed(rows, retry, queue.Queue(maxsize=data.prefetch), requests_before)
         self._finalizer = weakref.finalize(self, self._feed.close)
-        self._stats: dict[str, Any] = {"retries": self._feed.retries(), "cut": 0, "sources": rows.counts()}
+        self._stats: Counts = {"retries": self._feed.retries(), "cut": 0, "sources": rows.counts()}
         self._failure: BaseException | None = None
-        self._provenance = {
+        self._provenance: DataFingerprint = {
             "tokenizer": tokenizers.fingerprint(inputs.tokenizer) if inputs.tokenizer is not None else None,
             "streams": streams,
             "seed": seed,
             "sources": [source.fingerprint for source in self._sources],
         }
 
-    def load_state(self, states_by_stream: Mapping[str, Any]) -> None:
+    def load_state(self, states_by_stream: StreamStates) -> None:
         """Continue after the batch whose states these are; call it before the first `next`.
 
         `states_by_stream` holds `Batch.state` of all ranks of any world size, merged; this rank takes its own streams.
@@ -245,11 +290,11 @@ class TrainLoader:
         """End the background thread; a second call does nothing. After it the loader yields no more."""
         self._finalizer()
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> DataFingerprint:
         """What decides the order of the data beside the recipe: tokenizer (SHA-256), streams, seed, sources."""
         return self._provenance
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> LoaderStats:
         """Counts up to the newest batch handed out, since this loader began and for this rank's streams.
 
         `retries` (also of requests, from opening on), `cut` (tokens that did not fit a row), and per source
@@ -257,7 +302,7 @@ class TrainLoader:
         window early) and `epochs` (finished passes of the furthest stream).
         """
         counted = zip(self._sources, self._stats["sources"], strict=True)
-        named = [{"name": source.name, **counts} for source, counts in counted]
+        named: list[NamedCounts] = [{"name": source.name, **counts} for source, counts in counted]
         return {"retries": self._stats["retries"], "cut": self._stats["cut"], "sources": named}
 
     def _start(self) -> None:

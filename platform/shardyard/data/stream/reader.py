@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import pyarrow as pa
 
@@ -17,6 +17,14 @@ from shardyard.errors import DataError, ShardyardError, UnavailableError
 TABLE_ROWS = 256
 
 
+class CursorState(TypedDict):
+    """A cursor in the data state of a checkpoint."""
+
+    state: Mapping[str, object] | None
+    example: int
+    row: int
+
+
 @dataclass(frozen=True)
 class Cursor:
     """Where a share is to be read on.
@@ -25,7 +33,7 @@ class Cursor:
     the shard before this table, `row` the rows of it that are done.
     """
 
-    state: dict[str, Any] | None = None
+    state: Mapping[str, object] | None = None
     example: int = 0
     row: int = 0
 

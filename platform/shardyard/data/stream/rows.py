@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shardyard.data.stream.reader import START, Cursor
+from shardyard.data.stream.reader import START, Cursor, CursorState
 from shardyard.data.stream.shuffle import Windows
 
 # Name → array of one row; the name is that of the model's argument where there is one.
 Row = dict[str, npt.NDArray[Any]]
 Tensors = dict[str, Tensor]
+
+
+class PositionState(TypedDict):
+    """A position in the data state of a checkpoint."""
+
+    epoch: int
+    window: int
+    cursor: CursorState
+    document: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,12 @@ class Position:
     document: int = 0
     offset: int = 0
 
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
+    def to_json(self) -> PositionState:
+        return cast(PositionState, asdict(self))
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Position:
-        return cls(**{**value, "cursor": Cursor(**value["cursor"])})
+    def from_json(cls, value: PositionState) -> Position:
+        return replace(cls(**cast(Any, value)), cursor=Cursor(**value["cursor"]))
 
 
 class RowStream(Protocol):

@@ -8,9 +8,9 @@ Legend: L = streams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource
 from shardyard.data.stream.reader import ShareReader, share_of
-from shardyard.data.stream.rows import Position, Row, RowStream
+from shardyard.data.stream.rows import Position, PositionState, Row, RowStream
 from shardyard.data.stream.shuffle import MIXTURE_STREAM, Windows, keyed_words
 from shardyard.errors import DataError
 
@@ -64,6 +64,17 @@ class StreamSettings:
     repeat: bool = True
 
 
+class StreamState(TypedDict):
+    """A stream in the data state of a checkpoint: its rows so far, and the position in each source."""
+
+    rows: int
+    sources: list[PositionState]
+
+
+# Number of a stream, as JSON has it → its state: data.json of a checkpoint.
+StreamStates = Mapping[str, StreamState]
+
+
 class Stream:
     """One stream: endless rows, or with `repeat=False` each document once."""
 
@@ -103,11 +114,11 @@ class Stream:
             self._mixture.drop(source)
         return None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> StreamState:
         """JSON-able, below 1 KB a source; `load_state` of the same stream continues with bitwise the same rows."""
         return {"rows": self.num_rows, "sources": [rows.position.to_json() for rows in self.by_source]}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: StreamState) -> None:
         """Continue where `state` was taken.
 
         Raises:

@@ -119,7 +119,7 @@ def _set_template(backend: Tokenizer, spec: TokenizerSpec) -> None:
 
 
 def _wrapped(backend: Tokenizer, spec: TokenizerSpec) -> PreTrainedTokenizerFast:
-    options: dict[str, Any] = {str(name): text for name, text in spec.special_tokens.items()}
+    options: dict[str, object] = {str(name): text for name, text in spec.special_tokens.items()}
     if spec.kind not in BYTE_LEVEL:
         types = ["token_type_ids"] if spec.template == "bert" else []
         options["model_input_names"] = ["input_ids", *types, "attention_mask"]

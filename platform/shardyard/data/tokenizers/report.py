@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.tokenizers.build import special_texts
 from shardyard.data.tokenizers.corpus import Corpus, Progress
+from shardyard.data.tokenizers.report_format import Figures, Measurements, Pieces, Vocabulary
 from shardyard.data.tokenizers.spec import TokenizerSpec
 from shardyard.data.tokenizers.tokenizer import plain_backend
 
@@ -41,7 +42,7 @@ class Tally:
         self.tokens += other.tokens
         self.unknown += other.unknown
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """Counts and ratios; a ratio without a denominator is None."""
         return {
             "documents": self.documents,
@@ -59,8 +60,8 @@ def measure(
     tokenizer: PreTrainedTokenizerFast,
     corpus: Corpus,
     progress: Progress = lambda phase, done, total: None,
-) -> dict[str, object]:
-    """The figures of a report, as plain values.
+) -> Measurements:
+    """The figures of a report.
 
     Compression, fertility and unknown pieces are of the held-out documents (of the training documents where nothing is
     held out), by label and in all; rare pieces are counted over the training documents.
@@ -114,12 +115,12 @@ def _uses(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, progress: Progress
     return counts
 
 
-def _vocabulary(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+def _vocabulary(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """`size` is what a model embeds; it is below `asked` where the data has no more pieces."""
     return {"size": len(tokenizer), "asked": spec.vocabulary, "special": len(special_texts(spec))}
 
 
-def _pieces(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast, uses: Any) -> dict[str, Any]:
+def _pieces(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast, uses: Any) -> Pieces:
     special = set(tokenizer.all_special_ids)
     ids = [index for index in range(len(tokenizer)) if index not in special]
     counts = uses[ids]

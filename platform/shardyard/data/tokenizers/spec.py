@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -130,7 +131,7 @@ class TokenizerSpec(Section):
         assert self.vocabulary is not None, self.kind
         return self.vocabulary
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> dict[str, object]:
         """What the result depends on: everything but the description."""
         return self.model_dump(mode="json", exclude={"description"})
 
@@ -146,7 +147,7 @@ def read_spec(path: Path) -> TokenizerSpec:
         spec = TokenizerSpec.model_validate(data)
     except ValidationError as error:
         problems = [
-            Problem(where(item["loc"], places, str(path)), _dotted(item["loc"]), _message(dict(item)))
+            Problem(where(item["loc"], places, str(path)), _dotted(item["loc"]), _message(item))
             for item in error.errors(include_url=False)
         ]
         raise _refused(path, problems) from error
@@ -199,13 +200,13 @@ def _places(node: Any, loc: Loc, shown: str) -> Iterator[tuple[Loc, str]]:
             yield from _places(node[key], (*loc, key), shown)
 
 
-def _message(item: dict[str, Any]) -> str:
+def _message(item: ErrorDetails) -> str:
     loc, kind = item["loc"], item["type"]
     if kind == "extra_forbidden":
         section = TokenizerSource if len(loc) > 1 else TokenizerSpec
         return f"unknown key {loc[-1]!r}; {suggestion(str(loc[-1]), section.model_fields)}"
     if kind == "missing":
-        return f"is missing: {TokenizerSpec.model_fields[loc[-1]].description}"
+        return f"is missing: {TokenizerSpec.model_fields[str(loc[-1])].description}"
     if kind == "literal_error":
         return f"must be one of {item['ctx']['expected'].replace(chr(39), '')}, got {show(item['input'])}"
     return f"{item['msg'][0].lower()}{item['msg'][1:]}, got {show(item['input'])}"

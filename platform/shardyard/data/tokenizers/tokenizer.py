@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shardyard.data.tokenizers.build import bytes_tokenizer
+from shardyard.data.tokenizers.report_format import Report
 from shardyard.data.tokenizers.spec import TokenizerSpec, read_spec
 from shardyard.errors import DataError
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec
@@ -38,14 +39,14 @@ def trained_folder(spec: Path) -> Path:
     return spec.with_suffix("")
 
 
-def read_report(folder: Path) -> dict[str, object]:
+def read_report(folder: Path) -> Report:
     """The report of a trained tokenizer.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report: Report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / REPORT} cannot be read: {error}. Train the tokenizer again.") from error
     if not isinstance(report, dict):
@@ -53,7 +54,7 @@ def read_report(folder: Path) -> dict[str, object]:
     return report
 
 
-def verify_folder(folder: Path) -> dict[str, object]:
+def verify_folder(folder: Path) -> Report:
     """The report of a folder whose files are those that training wrote.
 
     Raises:
@@ -62,8 +63,7 @@ def verify_folder(folder: Path) -> dict[str, object]:
     report = read_report(folder)
     found = file_hashes(folder)
     if folder_fingerprint(found) != report.get("fingerprint"):
-        stated = report.get("files")
-        stated = stated if isinstance(stated, dict) else {}
+        stated = report.get("files", {})
         changed = sorted(name for name in found.keys() | stated.keys() if found.get(name) != stated.get(name))
         raise DataError(
             f"tokenizer {folder} is not what was trained: {', '.join(changed) or REPORT} differs from the fingerprint "
@@ -118,10 +118,9 @@ def _from_spec(path: Path, name: str) -> PreTrainedTokenizerFast:
     return _from_transformers(str(folder))
 
 
-def _check_spec(spec: TokenizerSpec, report: dict[str, object], path: Path, name: str) -> None:
+def _check_spec(spec: TokenizerSpec, report: Report, path: Path, name: str) -> None:
     """A spec that was edited after the training would otherwise say what the tokenizer is not."""
-    now, then = spec.definition(), report.get("spec")
-    then = then if isinstance(then, dict) else {}
+    now, then = spec.definition(), report.get("spec", {})
     # As text, because the order of the special tokens is that of their ids.
     changed = sorted(key for key in now.keys() | then.keys() if json.dumps(now.get(key)) != json.dumps(then.get(key)))
     if changed:

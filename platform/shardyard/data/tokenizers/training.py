@@ -31,6 +31,7 @@ from shardyard.data.tokenizers.build import (
 )
 from shardyard.data.tokenizers.corpus import Corpus, Progress, read_corpus
 from shardyard.data.tokenizers.report import measure
+from shardyard.data.tokenizers.report_format import Described, Provenance, Report
 from shardyard.data.tokenizers.spec import TokenizerSpec
 from shardyard.data.tokenizers.tokenizer import REPORT, file_hashes, folder_fingerprint
 from shardyard.data.tokenizers.unigram import train_unigram
@@ -38,7 +39,7 @@ from shardyard.data.tokenizers.unigram import train_unigram
 
 def train_tokenizer(
     spec: TokenizerSpec, destination: Path, progress: Progress = lambda phase, done, total: None
-) -> dict[str, object]:
+) -> Report:
     """Train, measure and write a tokenizer folder; returns its report.
 
     Args:
@@ -54,11 +55,10 @@ def train_tokenizer(
     corpus = read_corpus(spec, progress)
     try:
         tokenizer = fit(spec, corpus, progress)
-        report = {**measure(spec, tokenizer, corpus, progress), **_provenance(spec, corpus)}
+        measured = measure(spec, tokenizer, corpus, progress)
     finally:
         corpus.close()
-    write_folder(tokenizer, report, destination)
-    return report
+    return write_folder(tokenizer, {**measured, **_provenance(spec, corpus)}, destination)
 
 
 def fit(spec: TokenizerSpec, corpus: Corpus, progress: Progress = lambda phase, done, total: None) -> Any:
@@ -67,19 +67,20 @@ def fit(spec: TokenizerSpec, corpus: Corpus, progress: Progress = lambda phase, 
     return trained_tokenizer(spec, learn(spec, corpus, progress))
 
 
-def write_folder(tokenizer: PreTrainedTokenizerFast, report: dict[str, Any], destination: Path) -> None:
-    """Tokenizer files and report.json, which gains their hashes, written aside and renamed."""
+def write_folder(tokenizer: PreTrainedTokenizerFast, described: Described, destination: Path) -> Report:
+    """Tokenizer files and report.json, which gains their hashes, written aside and renamed; returns the report."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         tokenizer.save_pretrained(aside)
         # Without line breaks between its pieces the file is half as large.
         (aside / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
-        report["files"] = file_hashes(aside)
-        report["fingerprint"] = folder_fingerprint(report["files"])
+        hashes = file_hashes(aside)
+        report: Report = {**described, "files": hashes, "fingerprint": folder_fingerprint(hashes)}
         (aside / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         aside.chmod(0o755)
         _replace(aside, destination)
+        return report
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -184,7 +185,7 @@ def _alphabet(counts: Counter[str], spec: TokenizerSpec) -> list[str]:
     return sorted(most)
 
 
-def _provenance(spec: TokenizerSpec, corpus: Corpus) -> dict[str, object]:
+def _provenance(spec: TokenizerSpec, corpus: Corpus) -> Provenance:
     libraries = {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers", "numpy")}
     return {
         "spec": spec.definition(),

@@ -11,10 +11,10 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NotRequired, TypedDict, cast
 
 import deepspeed
 import numpy
@@ -22,9 +22,11 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from torch import nn
 
+from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refusal
 from shardyard.engine.deepspeed.quirks import leave_scripts_out
+from shardyard.engine.hooks.base import HookState
 from shardyard.engine.world import Rank, from_first, gather
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.tracking.run.folder import typed
@@ -90,13 +92,22 @@ class WholeCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
             self.size_bytes += file.size_bytes
 
 
+class RandomStates(TypedDict):
+    """rank-NNNNN.json: the state of every generator that dropout or user code draws from; tensors in base64."""
+
+    python: list[Any]
+    numpy: list[Any]
+    torch: str
+    cuda: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class TrainerState:
     """What the loop needs to go on: the step that is done, and what hooks remember (JSON-able)."""
 
     step: int
     tokens: int
-    hooks: dict[str, Any]
+    hooks: Mapping[str, HookState]
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ class Checkpointer:
         rank: Rank,
         *,
         keep: int,
-        facts: dict[str, Any],
+        facts: Mapping[str, object],
         trust: bool = False,
     ):
         self._engine = engine
@@ -146,7 +157,7 @@ class Checkpointer:
             folder.mkdir(parents=True, exist_ok=True)
             files.remove_partial(folder)
 
-    def save(self, state: TrainerState, streams: dict[str, object]) -> Saved:
+    def save(self, state: TrainerState, streams: StreamStates) -> Saved:
         """Write one checkpoint; all ranks call this. Where the disk is full, older ones make room for it.
 
         Args:
@@ -172,7 +183,7 @@ class Checkpointer:
         spoiled = gather(not_finite(self._engine.module), self._rank)
         return sorted({name for names in spoiled for name in names})[:3]
 
-    def _try(self, state: TrainerState, streams: dict[str, object], started: float) -> Saved | _NotSaved:
+    def _try(self, state: TrainerState, streams: StreamStates, started: float) -> Saved | _NotSaved:
         partial = files.partial_folder(self.folder, state.step)
         self._engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
         self._files.kept(lambda: self._note(partial / f"rank-{self._rank.rank:05d}.json", _random_states()))
@@ -230,7 +241,7 @@ class Checkpointer:
         size_bytes = sum(entry.size_bytes for entry in entries.values())
         return Saved(path, state.step, size_bytes, time.monotonic() - started)
 
-    def restore(self, warn: Callable[[str], None]) -> tuple[TrainerState, dict[str, Any]] | None:
+    def restore(self, warn: Callable[[str], None]) -> tuple[TrainerState, StreamStates] | None:
         """Load the newest whole checkpoint that is good; all ranks call this.
 
         Args:
@@ -273,12 +284,13 @@ class Checkpointer:
             found = str(error)
         return "; ".join(sorted({text for text in gather(found, self._rank) if text}))
 
-    def _load(self, folder: Path) -> tuple[TrainerState, dict[str, Any]]:
+    def _load(self, folder: Path) -> tuple[TrainerState, StreamStates]:
         manifest = files.read_manifest(folder)
+        known: Mapping[str, object] = manifest
         for key, value in self._facts.items():
-            if manifest.get(key) != value:
+            if known.get(key) != value:
                 raise CheckpointError(
-                    f"{folder} was written with {key} {manifest.get(key)}, this run has {value}; "
+                    f"{folder} was written with {key} {known.get(key)}, this run has {value}; "
                     f"resume with the same {key}, or start a new run"
                 )
         self._refuse_code(folder, manifest)
@@ -289,7 +301,7 @@ class Checkpointer:
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
         return state, json.loads((folder / "data.json").read_text())
 
-    def _refuse_code(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def _refuse_code(self, folder: Path, manifest: files.Manifest) -> None:
         """All ranks look before any of them reads, so that none waits for one that refused."""
         if self._trust:
             return
@@ -313,11 +325,11 @@ def not_finite(model: nn.Module) -> list[str]:
     return [name for name, test in tests.items() if not bool(test)]
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states() -> RandomStates:
     """State of every generator that dropout or user code draws from, as JSON."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))
-    states = {
+    states: RandomStates = {
         "python": [version, list(internal), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],
         "torch": _pack(torch.get_rng_state()),
@@ -327,7 +339,7 @@ def _random_states() -> dict[str, Any]:
     return states
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def _set_random_states(states: RandomStates) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from shardyard.errors import CheckpointError, UsageError
 
@@ -38,6 +38,31 @@ _CHUNK_BYTES = 1 << 22
 @dataclass(frozen=True)
 class FileEntry:
     """Size and SHA-256 of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """manifest.json. `world_size`, `zero_stage`, `precision` and `expert_parallel` are those of the run that wrote it.
+
+    good: whether a run may go on from it; `why` is the reason, where that was noted.
+    """
+
+    format: int
+    step: int
+    good: NotRequired[bool]
+    why: NotRequired[str]
+    world_size: int
+    zero_stage: int
+    precision: str
+    expert_parallel: NotRequired[int]
+    files: dict[str, FileFields]
+    sha256: str
+
+
+class FileFields(TypedDict):
+    """A `FileEntry` in a manifest."""
 
     size_bytes: int
     sha256: str
@@ -246,7 +271,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(body: Mapping[str, Any]) -> str:
+def _digest(body: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -263,14 +288,14 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of one checkpoint.
 
     Raises:
         CheckpointError: it is missing, garbled, changed, or of a format that this version does not know.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        manifest: Manifest = json.loads((folder / MANIFEST).read_text())
         body = {key: value for key, value in manifest.items() if key != "sha256"}
         intact = manifest["sha256"] == _digest(body)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -282,7 +307,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def damaged_files(folder: Path, manifest: Mapping[str, Any], *, part: int = 0, parts: int = 1) -> list[str]:
+def damaged_files(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:
     """Files of a checkpoint that are missing, differ from its manifest, or are not in it; of `parts` shares, only one.
 
     Ranks share the reading: rank r checks every file i with i mod parts = r. A file too many counts as damage because
@@ -293,7 +318,7 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any], *, part: int = 0, p
     return bad + (_unlisted(folder, manifest) if part == 0 else [])
 
 
-def _unlisted(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
     found = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
     present = {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
     return sorted(present - set(manifest["files"]) - {MANIFEST})

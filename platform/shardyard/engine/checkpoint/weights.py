@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -72,7 +71,7 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
         )
     if manifest["zero_stage"] == 3:
         with only_tensors(trust=trust):
-            weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG)
+            weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG)
         return {name: tensor.to(DTYPES[precision]) for name, tensor in weights.items()}
     states = read_tensors(folder / ENGINE_TAG / "mp_rank_00_model_states.pt", trust=trust)
     experts = read_experts(folder / ENGINE_TAG, trust=trust) if parallel > 1 else {}

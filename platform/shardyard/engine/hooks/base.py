@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 from pydantic import JsonValue
 
 from shardyard.tracking.metrics.record import StepRecord
+
+# What a hook remembers, as a checkpoint keeps it: JSON.
+HookState = Mapping[str, JsonValue]
 
 
 class EventLog(Protocol):
@@ -56,9 +60,9 @@ class Hook:
         """Called after a step with its record; `record.add` puts further metrics into it."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, JsonValue]:
+    def state_dict(self) -> HookState:
         """What a checkpoint keeps, as rank 0 has it; nothing where there is nothing to remember."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: HookState) -> None:
         """Take up what `state_dict` gave when the checkpoint was written. Every rank calls this."""

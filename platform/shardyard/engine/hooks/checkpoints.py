@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
+from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.errors import CheckpointError, TrainingError
@@ -24,7 +24,7 @@ class CheckpointHook(Hook):
     def __init__(
         self,
         checkpointer: Checkpointer,
-        state: Callable[[int], tuple[TrainerState, dict[str, Any]]],
+        state: Callable[[int], tuple[TrainerState, StreamStates]],
         events: EventLog,
         exploded: Callable[[int, str], TrainingError],
         may_write: Callable[[], None] = lambda: None,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict, cast
 
-from pydantic import JsonValue
-
-from shardyard.engine.hooks.base import EventLog, Hook
+from shardyard.engine.hooks.base import EventLog, Hook, HookState
 from shardyard.recipe.schema import EarlyStopping
 from shardyard.tracking.metrics.record import StepRecord
+
+
+class _State(TypedDict):
+    best: float | None
+    best_step: int
+    without: int
 
 
 class EarlyStoppingHook(Hook):
@@ -49,12 +53,13 @@ class EarlyStoppingHook(Hook):
                 best_step=self._best_step,
             )
 
-    def state_dict(self) -> dict[str, JsonValue]:
+    def state_dict(self) -> HookState:
         """Infinity is not JSON, so no best yet is None."""
         best = None if math.isinf(self._best) else self._best
         return {"best": best, "best_step": self._best_step, "without": self._without}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: HookState) -> None:
         """Go on with the best and the patience of the checkpoint."""
-        self._best = math.inf if state["best"] is None else state["best"]
-        self._best_step, self._without = state["best_step"], state["without"]
+        kept = cast(_State, state)
+        self._best = math.inf if kept["best"] is None else kept["best"]
+        self._best_step, self._without = kept["best_step"], kept["without"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ def _continue(
     ids: list[int],
     max_new_tokens: int,
     device: torch.device,
-    fixed: dict[str, Any],
+    fixed: Mapping[str, object],
     report: Callable[[str], None],
 ) -> list[int]:
     """The tokens after `ids`, with as much of them in view as the model has positions for."""
@@ -71,7 +71,7 @@ def _continue(
 
 
 def _generate(
-    model: Any, ids: list[int], max_new_tokens: int, device: torch.device, fixed: dict[str, Any]
+    model: Any, ids: list[int], max_new_tokens: int, device: torch.device, fixed: Mapping[str, object]
 ) -> list[int]:
     inputs = torch.tensor([ids], device=device)
     output = model.generate(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -56,7 +55,7 @@ def outside_hooks(inputs: HookInputs, taken: Iterable[str]) -> list[Hook]:
     return made
 
 
-def _make(inputs: HookInputs, name: str, options: dict[str, Any]) -> Hook:
+def _make(inputs: HookInputs, name: str, options: Mapping[str, object]) -> Hook:
     reference = plugins.find("hooks", name)
     if reference is None:
         raise UsageError(f"hooks: there is no hook {name!r}; {suggestion(name, plugins.installed('hooks'))}")

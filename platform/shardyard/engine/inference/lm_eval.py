@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -30,7 +29,7 @@ PREPARED = "shardyard:"
 
 def measure_run(
     folder: RunFolder, tasks: Sequence[str], *, step: int | None = None, limit: int | None = None, trust: bool = False
-) -> dict[str, Any]:
+) -> dict[str, dict[str, float]]:
     """`run_tasks` on the final model of a run, or on that of a checkpoint.
 
     Raises:
@@ -49,7 +48,7 @@ def measure_run(
 
 def run_tasks(
     model: Path, tasks: Sequence[str], *, limit: int | None = None, batch_size: int = 8, trust: bool = False
-) -> dict[str, object]:
+) -> dict[str, dict[str, float]]:
     """Metrics of each task by name: task → metric → value.
 
     Args:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from shardyard.data.stream.packing import TokenStream
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
-from shardyard.data.stream.streams import Stream, StreamSettings
+from shardyard.data.stream.streams import Stream, StreamSettings, StreamStates
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.engine.checkpoint.files import whole_checkpoints
 from shardyard.engine.components import Components, make_components
@@ -40,8 +40,7 @@ MOST_CHARACTERS = 2000
 _KEPT_WINDOWS = 8
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(TypedDict):
     """One document, or the part of it that lies in a row.
 
     `row` counts from 0 in the global batch, `rank` is the one that trained on it. `document` says where in the stream
@@ -56,9 +55,18 @@ class Part:
     tokens: int | None
 
 
+class StepDocuments(TypedDict):
+    """`rows`: how many the global batch has. `problem`: that the data has changed since the run was trained."""
+
+    step: int
+    rows: int
+    documents: list[Part]
+    problem: str | None
+
+
 def documents_of_step(
     folder: RunFolder, step: int, most_rows: int = 64, *, only_from: Sequence[Path] | None = None
-) -> dict[str, Any]:
+) -> StepDocuments:
     """`step`, `rows` of its global batch, `documents` of the first `most_rows` of them, and `problem` or None.
 
     A `problem` beside documents says that the data has changed since the run was trained. `only_from` names folders
@@ -96,7 +104,7 @@ def documents_of_step(
     return {
         "step": step,
         "rows": batch,
-        "documents": [asdict(part) for part in parts],
+        "documents": parts,
         "problem": maker.changed_since(stored),
     }
 
@@ -151,7 +159,7 @@ class _Maker:
             recipe.train.seed,
         )
 
-    def rows(self, numbers: range, start: dict[str, Any] | None) -> Iterator[tuple[int, _Made]]:
+    def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _Made]]:
         """The rows with these numbers in the order of the run; streams that none of them needs are left alone."""
         retry, streams = Retry(), dict[int, Stream]()
         try:
@@ -171,17 +179,17 @@ class _Maker:
         source, row = self._sources[made.source].name, made.row
         if not isinstance(made.stream, TokenStream):
             tokens = len(row["input_ids"]) if "input_ids" in row else None
-            yield Part(source, _place(made.before), rank, row_number, self._described(row), tokens)
+            yield _part(source, made.before, rank, row_number, self._described(row), tokens)
             return
         ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is a target alone
         separator = made.stream._encoder.separator
         starts = [0, *(np.flatnonzero(ids[1:-1] == separator) + 1).tolist(), len(ids) - 1]
         at = made.before
         for begin, end in pairwise(starts):
-            yield Part(source, _place(at), rank, row_number, self._text(ids[begin:end]), end - begin)
+            yield _part(source, at, rank, row_number, self._text(ids[begin:end]), end - begin)
             at = _after(at, made.windows.lengths)
 
-    def changed_since(self, stored: dict[str, Any]) -> str | None:
+    def changed_since(self, stored: Mapping[str, Any]) -> str | None:
         """What differs from the data that the run was trained on; None where nothing does, or it is not known."""
         if not stored:
             return None
@@ -244,19 +252,20 @@ def _after(at: Position, lengths: dict[tuple[int, int], int]) -> Position:
     return Position(epoch, window)
 
 
-def _place(at: Position) -> str:
-    return f"epoch {at.epoch}, window {at.window}, document {at.document}"
+def _part(source: str, at: Position, rank: int, row: int, text: str, tokens: int | None) -> Part:
+    document = f"epoch {at.epoch}, window {at.window}, document {at.document}"
+    return Part(source=source, document=document, rank=rank, row=row, text=text, tokens=tokens)
 
 
-def _nearest_state(folder: RunFolder, step: int) -> dict[str, object] | None:
+def _nearest_state(folder: RunFolder, step: int) -> StreamStates | None:
     """The states of all streams after the newest step up to `step` that has a checkpoint; None: from the beginning."""
     found: list[tuple[int, Path]] = [
         (int(path.name.removeprefix("step-")), path) for path in whole_checkpoints(folder.checkpoints)
     ]
     for _, path in sorted((item for item in found if item[0] <= step), reverse=True):
         try:
-            state = json.loads((path / "data.json").read_text(encoding="utf-8"))
+            state: StreamStates = json.loads((path / "data.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path / 'data.json'} cannot be read: {error}") from error
-        return cast(dict[str, object], state)
+        return state
     return None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from shardyard.errors import UsageError
 from shardyard.launch.run.prepare import prepare
-from shardyard.launch.sweep.folder import SweepFolder, TrialState
+from shardyard.launch.sweep.folder import Prediction, SweepFolder, TrialState
 from shardyard.launch.sweep.run import trial_overrides
 from shardyard.launch.sweep.scaling_laws import Fit, Point, fit_hoffmann, fit_kaplan
 from shardyard.planning.plan import World
@@ -22,7 +22,8 @@ def fit_sweep(folder: SweepFolder, *, form: Form = "hoffmann") -> Fit:
     Raises:
         UsageError: they are too few, or of too few sizes.
     """
-    tested = (folder.info().get("prediction") or {}).get("trial")
+    prediction = folder.info().get("prediction")
+    tested = prediction["trial"] if prediction is not None else None
     points = [point for trial in folder.trials() if trial.number != tested and (point := as_point(trial)) is not None]
     if not points:
         raise UsageError(
@@ -38,7 +39,7 @@ def as_point(trial: TrialState) -> Point | None:
     return Point(float(trial.matmul_parameters), float(trial.tokens), trial.value)
 
 
-def predict(folder: SweepFolder, fit: Fit, number: int) -> dict[str, Any]:
+def predict(folder: SweepFolder, fit: Fit, number: int) -> Prediction:
     """What the fit says of the test of the sweep, before it is trained."""
     sweep = folder.sweep()
     assert sweep.scaling_law is not None
@@ -48,10 +49,10 @@ def predict(folder: SweepFolder, fit: Fit, number: int) -> dict[str, Any]:
     return {"trial": number, "parameters": n, "tokens": d, "loss": fit.law.loss(n, d), "measured": None, "error": None}
 
 
-def judge(folder: SweepFolder, number: int) -> dict[str, Any] | None:
+def judge(folder: SweepFolder, number: int) -> Prediction | None:
     """The prediction beside what was measured, with its relative error; None where the test did not finish."""
     trial = next((trial for trial in folder.trials() if trial.number == number), None)
-    prediction: dict[str, Any] | None = folder.info().get("prediction")
+    prediction = folder.info().get("prediction")
     if trial is None or trial.state != "finished" or trial.value is None or prediction is None:
         return None
     return {**prediction, "measured": trial.value, "error": prediction["loss"] / trial.value - 1}

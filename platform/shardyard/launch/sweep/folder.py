@@ -15,25 +15,66 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from shardyard.errors import RunFolderError, UsageError
+from shardyard.launch.sweep.scaling_laws import FitData
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.sweep.load import LoadedSweep
 from shardyard.recipe.sweep.schema import Sweep
-from shardyard.recipe.sweep.trials import flat
+from shardyard.recipe.sweep.trials import Parameters, flat
 from shardyard.redaction import scrub, scrub_all
 from shardyard.tracking.files import decode, encode, write_atomically
 from shardyard.tracking.run.folder import RunFolder, now_text, owner, read_metrics, runs_dir_option, typed
 from shardyard.tracking.run.holder import lives
-from shardyard.tracking.run.info import RunInfo
+from shardyard.tracking.run.info import ProcessInfo, RunInfo
 
 FOLDER = "sweeps"
 ENDED = ("finished", "stopped early", "failed")
+
+
+class Prediction(TypedDict):
+    """What the law of a sweep says of its test: weights, tokens, loss; and once it is trained, the measured loss and
+    the relative error."""
+
+    trial: int
+    parameters: int
+    tokens: int
+    loss: float
+    measured: float | None
+    error: float | None
+
+
+class SweepFile(TypedDict, total=False):
+    """sweep.json. `seconds`: wall time over all resumes; `sweep`: what was asked for; `fit`: `Fit.as_dict`."""
+
+    id: str
+    name: str
+    state: str
+    created: str
+    ended: str | None
+    seconds: float
+    recipe: str
+    driver: ProcessInfo
+    sweep: Mapping[str, object]
+    trials: Sequence[Mapping[str, object]]
+    fit: FitData
+    prediction: Prediction
+
+
+class TrialRecord(TypedDict, total=False):
+    """trials/NNN.json. `stopped`: early, by the scheduler; `tune_id`: the name that Ray Tune has for the trial."""
+
+    trial: int
+    run: str
+    tune_id: str
+    parameters: Parameters
+    error: str | None
+    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -41,7 +82,7 @@ class TrialState:
     """One trial as it stands. `value` is the objective at its last evaluation, `parameters_of_model` is counted."""
 
     number: int
-    parameters: dict[str, Any]
+    parameters: Parameters
     run: str | None
     state: str
     step: int
@@ -113,14 +154,14 @@ class SweepFolder:
         there = f"there are {listed}" if listed else f"there is none; `{start}` starts one"
         raise RunFolderError(f"No sweep in {place} is called {name!r}; {there}.")
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> SweepFile:
         """What sweep.json says.
 
         Raises:
             RunFolderError: it cannot be read.
         """
         try:
-            info = decode(self.info_file.read_text(encoding="utf-8"))
+            info: SweepFile = decode(self.info_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunFolderError(
                 f"{self.info_file} cannot be read ({error}); this is not a complete sweep folder."
@@ -128,7 +169,7 @@ class SweepFolder:
         assert isinstance(info, dict)
         return info
 
-    def update(self, **fields: Any) -> None:
+    def update(self, **fields: Unpack[SweepFile]) -> None:
         """Change fields of sweep.json, which one process at a time writes: the driver of the sweep."""
         self._write({**self.info(), **fields})
 
@@ -159,20 +200,19 @@ class SweepFolder:
         """Forget the request, as a resumed sweep does."""
         self._stop.unlink(missing_ok=True)
 
-    def record(self, number: int) -> dict[str, Any]:
+    def record(self, number: int) -> TrialRecord:
         """What is kept of a trial; {} where it has not begun."""
         with contextlib.suppress(FileNotFoundError):
-            found: dict[str, Any] = json.loads(self._trial(number).read_text(encoding="utf-8"))
+            found: TrialRecord = json.loads(self._trial(number).read_text(encoding="utf-8"))
             return found
         return {}
 
-    def note(self, number: int, **fields: Any) -> dict[str, Any]:
+    def note(self, number: int, **fields: Unpack[TrialRecord]) -> None:
         """Change what is kept of a trial."""
         record = {"trial": number, **self.record(number), **fields}
         write_atomically(self._trial(number), json.dumps(scrub_all(record), indent=1) + "\n")
-        return record
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[TrialRecord]:
         """What is kept of all trials that have begun, by number."""
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.trials_dir.glob("*.json"))]
 
@@ -212,7 +252,7 @@ class SweepFolder:
     def _trial(self, number: int) -> Path:
         return self.trials_dir / f"{number:03d}.json"
 
-    def _write(self, info: Mapping[str, Any]) -> None:
+    def _write(self, info: Mapping[str, object]) -> None:
         write_atomically(
             self.info_file, json.dumps(json.loads(encode(dict(info))), indent=1, ensure_ascii=False) + "\n"
         )
@@ -224,7 +264,7 @@ def list_sweeps(runs_dir: Path) -> list[SweepFolder]:
     return sorted(found, key=lambda one: (str(one.info().get("created")), one.id), reverse=True)
 
 
-def trial_state(folder: SweepFolder, record: Mapping[str, Any], metric: str) -> TrialState:
+def trial_state(folder: SweepFolder, record: TrialRecord, metric: str) -> TrialState:
     """A trial from what is kept of it and from its run."""
     run = folder.run_of(int(record["trial"]))
     info = run.info() if run is not None else None
@@ -275,7 +315,7 @@ def _lives(driver: Mapping[str, object]) -> bool:
     return lives(driver) is not False
 
 
-def _state(folder: SweepFolder, record: Mapping[str, Any], info: RunInfo | None) -> str:
+def _state(folder: SweepFolder, record: TrialRecord, info: RunInfo | None) -> str:
     state = info.state if info is not None else "failed" if record.get("error") else "waiting"
     if state == "finished":
         return state

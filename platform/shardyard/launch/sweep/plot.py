@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shardyard.launch.sweep.folder import SweepFolder, TrialState
+from shardyard.launch.sweep.folder import Prediction, SweepFolder, TrialState
 from shardyard.launch.sweep.scaling_laws import FLOPS_PER_WEIGHT_AND_TOKEN, Fit, Point, frontier
 from shardyard.recipe.sweep.trials import flat, varying
 from shardyard.tracking.run.folder import read_metrics
@@ -28,7 +28,7 @@ def plot_sweep(folder: SweepFolder, path: Path) -> None:
             _over(panel, trials, name, metric)
 
 
-def plot_law(fit: Fit, path: Path, test: dict[str, Any] | None = None) -> None:
+def plot_law(fit: Fit, path: Path, test: Prediction | None = None) -> None:
     """Loss over FLOPs with a line for each model size and the compute-optimal frontier; and predicted over measured."""
     with _Figure(2, path) as (left, right):
         _iso_sizes(left, fit)
@@ -83,9 +83,10 @@ def _curves(panel: Any, folder: SweepFolder, trials: Sequence[TrialState], metri
 def _over(panel: Any, trials: Sequence[TrialState], name: str, metric: str) -> None:
     found = [trial for trial in trials if trial.value is not None and name in flat(trial.parameters)]
     values = [flat(trial.parameters)[name] for trial in found]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(values):
         values = [str(value) for value in values]
-    elif values and min(values) > 0 and max(values) / min(values) >= 8:
+    elif numbers and min(numbers) > 0 and max(numbers) / min(numbers) >= 8:
         panel.set_xscale("log")
     panel.scatter(values, [trial.value for trial in found], c=[_COLOURS.get(t.state, "tab:grey") for t in found], s=18)
     panel.set_xlabel(name)
@@ -115,15 +116,15 @@ def _iso_sizes(panel: Any, fit: Fit) -> None:
     panel.legend(fontsize="x-small")
 
 
-def _against(panel: Any, fit: Fit, test: dict[str, Any] | None) -> None:
+def _against(panel: Any, fit: Fit, test: Prediction | None) -> None:
     measured = [point.loss for point in fit.points]
     predicted = [_loss(fit, point) for point in fit.points]
     panel.scatter(measured, predicted, s=16, label="fitted")
     ends = [*measured, *predicted]
-    if test is not None and test.get("measured") is not None:
+    if test is not None and (value := test.get("measured")) is not None:
         label = f"larger model: {test['error']:+.2%}"
-        panel.scatter([test["measured"]], [test["loss"]], s=40, marker="*", color="tab:red", label=label)
-        ends += [test["measured"], test["loss"]]
+        panel.scatter([value], [test["loss"]], s=40, marker="*", color="tab:red", label=label)
+        ends += [value, test["loss"]]
     panel.plot([min(ends), max(ends)], [min(ends), max(ends)], color="tab:grey", linewidth=1)
     panel.set_xlabel("measured loss")
     panel.set_ylabel("predicted loss")

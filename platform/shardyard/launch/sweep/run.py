@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TypedDict
 
 import ray
 
@@ -22,14 +23,14 @@ from shardyard.launch.run.recovery import Failure
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.planning.placement import demand_of
-from shardyard.planning.plan import RunPlan, fixed
+from shardyard.planning.plan import RunPlan, World, fixed
 from shardyard.planning.plan_text import as_dict, resolved_text
 from shardyard.recipe.code import origins
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.load import load_base
 from shardyard.recipe.sweep.schema import Sweep
-from shardyard.recipe.sweep.trials import as_overrides, trial_name
+from shardyard.recipe.sweep.trials import Parameters, as_overrides, trial_name
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.plan_file import keep_plan
@@ -40,16 +41,16 @@ PLACE_AGAIN_SECONDS = 2.0
 LEASE_PATIENCE_SECONDS = 60.0
 
 
-def trial_overrides(sweep: Sweep, sweep_id: str, number: int, parameters: dict[str, Any]) -> list[str]:
+def trial_overrides(sweep: Sweep, sweep_id: str, number: int, parameters: Parameters) -> list[str]:
     """What makes the recipe of a trial of the recipe of all trials."""
-    fixed: dict[str, Any] = {"name": trial_name(sweep.name, number), "tracking.wandb.group": sweep_id}
+    fixed: dict[str, object] = {"name": trial_name(sweep.name, number), "tracking.wandb.group": sweep_id}
     if sweep.population is not None:
         # Members compare at the same steps, and each comparison may need the checkpoint of that step.
         fixed |= {"evaluate.every": sweep.population.every, "checkpoint.every": sweep.population.every}
     return as_overrides({**parameters, **fixed})
 
 
-def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: dict[str, Any]) -> Job:
+def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: Parameters) -> Job:
     """The job of a trial, in the run folder that it had before or in a new one.
 
     Raises:
@@ -112,21 +113,25 @@ def _lease_of(folder: RunFolder) -> Lease:
         time.sleep(1.0)
 
 
-def _world(recipe: Recipe) -> Any:
+def _world(recipe: Recipe) -> World:
     if recipe.cluster.workers == 1:
         return world_of(recipe.cluster, local=True)
     return world_of(recipe.cluster, cluster_gpus=int(ray.cluster_resources().get("GPU", 0)))
 
 
+class _Starting(TypedDict, total=False):
+    starting: Mapping[str, object]
+
+
 def _new_run(
     folder: SweepFolder,
     number: int,
-    parameters: dict[str, Any],
+    parameters: Parameters,
     recipe: Recipe,
     plan: RunPlan,
-    starting: dict[str, Any],
+    starting: Mapping[str, object],
 ) -> RunFolder:
-    fields: dict[str, Any] = {"starting": starting} if starting else {}
+    fields: _Starting = {"starting": starting} if starting else {}
     return new_run(
         folder.runs_dir,
         recipe.name,

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from shardyard.errors import UsageError
 
@@ -100,6 +100,16 @@ class Kaplan:
 Law = Hoffmann | Kaplan
 
 
+class FitData(TypedDict):
+    """A fit as plain data. `constants` by their names in the law; `exponents` of the compute-optimal frontier."""
+
+    form: Literal["hoffmann", "kaplan"]
+    constants: dict[str, float]
+    exponents: dict[str, float]
+    rms_error: float
+    points: list[dict[str, float]]
+
+
 @dataclass(frozen=True)
 class Fit:
     """A law and how well it describes its points: root mean square of the relative errors."""
@@ -108,7 +118,7 @@ class Fit:
     points: tuple[Point, ...]
     rms_error: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> FitData:
         """Plain data: form, constants, exponents of the compute-optimal frontier, error, points."""
         a, b = self.law.exponents
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
@@ -21,15 +21,29 @@ from shardyard.recipe.sweep.trials import Parameters, Trial, choices, rounded
 NO_END = 1 << 40
 
 
+class Constants(TypedDict):
+    """What all trials are told: the path of the sweep's folder, and the working directory."""
+
+    sweep: str
+    cwd: str
+
+
+class TrialConfig(Constants):
+    """What Tune hands to a trial: also its number, and the values of its fields by dotted path."""
+
+    number: int
+    parameters: dict[str, object]
+
+
 class Bayesian(Searcher):  # type: ignore[misc]
     """Optuna's suggestions as numbered trials; what an interrupted sweep measured is told to it before.
 
     Choices are told to Optuna by their index: settings of several fields are no values that it knows.
     """
 
-    def __init__(self, sweep: Sweep, before: Sequence[TrialState], constants: Mapping[str, Any]) -> None:
+    def __init__(self, sweep: Sweep, before: Sequence[TrialState], constants: Constants) -> None:
         super().__init__(metric=sweep.objective.metric, mode=sweep.objective.mode)
-        self._sweep, self._constants = sweep, dict(constants)
+        self._sweep, self._constants = sweep, constants
         # What ended is known; what was running or lost goes on, under its number.
         ended = [trial for trial in before if trial.state in ("finished", "stopped early") and trial.value is not None]
         self._waiting = [trial for trial in before if trial.state not in ("finished", "stopped early", "failed")]
@@ -53,11 +67,11 @@ class Bayesian(Searcher):  # type: ignore[misc]
         self._own.add(trial_id)
         return self._config(number, _decoded(self._sweep, self._optuna.suggest(trial_id)))
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         if trial_id in self._own:
             self._optuna.on_trial_result(trial_id, result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False) -> None:
         if trial_id in self._own:
             self._optuna.on_trial_complete(trial_id, result=result, error=error)
 
@@ -67,14 +81,14 @@ class Bayesian(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as above."""
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **_: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, config: object, **_: Any) -> bool:
         return True
 
-    def _config(self, number: int, parameters: Parameters) -> dict[str, Any]:
-        return {**self._constants, "number": number, "parameters": parameters}
+    def _config(self, number: int, parameters: Parameters) -> TrialConfig:
+        return {**self._constants, "number": number, "parameters": dict(parameters)}
 
 
-def listed(trials: Sequence[Trial], constants: Mapping[str, Any]) -> dict[str, Any]:
+def listed(trials: Sequence[Trial], constants: Constants) -> dict[str, object]:
     """A parameter space of Tune that holds these very trials, in their order."""
     # One axis for both: two axes would be multiplied.
     table = {trial.number: trial.parameters for trial in trials}
@@ -122,9 +136,10 @@ class _Clamp:
     def __init__(self, sweep: Sweep) -> None:
         self._ranges = {name: p for name, p in sweep.parameters.items() if p.min is not None}
 
-    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, config: TrialConfig) -> TrialConfig:
+        values = config["parameters"]
         for name, parameter in self._ranges.items():
-            config["parameters"][name] = rounded(parameter, config["parameters"][name])
+            values[name] = rounded(parameter, cast(float, values[name]))
         return config
 
 
@@ -172,19 +187,19 @@ def _distribution(name: str, parameter: Parameter) -> Any:
     return FloatDistribution(parameter.min, parameter.max, log=log)
 
 
-def _decoded(sweep: Sweep, suggested: Mapping[str, Any] | None) -> Parameters:
+def _decoded(sweep: Sweep, suggested: Mapping[str, float] | None) -> Parameters:
     if suggested is None:
         raise ShardyardError("Optuna suggested nothing")
-    found: Parameters = {}
+    found: dict[str, object] = {}
     for name, parameter in sweep.parameters.items():
         options = choices(name, parameter)
-        found |= {name: rounded(parameter, suggested[name])} if options is None else options[suggested[name]]
+        found |= {name: rounded(parameter, suggested[name])} if options is None else options[int(suggested[name])]
     return found
 
 
-def _encoded(sweep: Sweep, parameters: Parameters) -> dict[str, Any]:
+def _encoded(sweep: Sweep, parameters: Parameters) -> dict[str, object]:
     """The inverse of `_decoded`."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, parameter in sweep.parameters.items():
         options = choices(name, parameter)
         if options is None:

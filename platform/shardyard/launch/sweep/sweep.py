@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from shardyard.launch.run.settle import bf16_of_nodes, nodes_for
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.launch.sweep.fit import fit_sweep, judge, predict
 from shardyard.launch.sweep.folder import SweepFolder, TrialState
-from shardyard.launch.sweep.search import Bayesian, listed, scheduler_of
+from shardyard.launch.sweep.search import Bayesian, Constants, listed, scheduler_of
 from shardyard.launch.sweep.trial import SweepTrial
 from shardyard.planning.placement import ANYWHERE, Demand, ask
 from shardyard.planning.plan import World
@@ -100,7 +100,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         self._numbers: dict[str, int] = {}
         self.reason: str | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Tune keeps a copy of what it was given, which nobody reads here."""
         return {}
 
@@ -112,7 +112,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         """Wall time of the sweep, over all resumes."""
         return self._before + time.monotonic() - self._started
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: object) -> bool:
         return False
 
     def stop_all(self) -> bool:
@@ -131,7 +131,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
                 self._stop_runs()
         return self.reason is not None
 
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **_: Any) -> None:
         metric = self._sweep.objective.metric
         if result["run"] is not None:
             self._tokens[result["run"]] = max(result["tokens"], self._tokens.get(result["run"], 0))
@@ -183,7 +183,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
 
 def _tune(folder: SweepFolder, sweep: Sweep, progress: Progress, resource: PlacementGroupFactory) -> None:
     before = folder.trials()
-    constants = {"sweep": str(folder.path), "cwd": os.getcwd()}
+    constants: Constants = {"sweep": str(folder.path), "cwd": os.getcwd()}
     if sweep.search.name == "bayesian":
         search = Bayesian(sweep, before, constants)
         left = trial_count(sweep) - sum(trial.state in ("finished", "stopped early", "failed") for trial in before)
@@ -210,7 +210,7 @@ def _fit(
     folder: SweepFolder,
     progress: Progress,
     resource: PlacementGroupFactory,
-    space: dict[str, Any],
+    space: Mapping[str, object],
     config: TuneConfig,
     sweep: Sweep,
     count: int,
@@ -227,7 +227,7 @@ def _fit(
     try:
         tune.Tuner(
             tune.with_resources(SweepTrial, resource),
-            param_space=space,
+            param_space=dict(space),
             tune_config=config,
             run_config=RunConfig(
                 name="tune",
@@ -253,10 +253,12 @@ def _scaling_law(
     number = trial_count(sweep)
     if not sweep.scaling_law.test:
         return
-    if folder.info().get("prediction") is None:
-        folder.update(prediction=predict(folder, fitted, number))
-    report(f"predicted for the test: {folder.info()['prediction']['loss']:.4f}")
-    constants = {"sweep": str(folder.path), "cwd": os.getcwd()}
+    prediction = folder.info().get("prediction")
+    if prediction is None:
+        prediction = predict(folder, fitted, number)
+        folder.update(prediction=prediction)
+    report(f"predicted for the test: {prediction['loss']:.4f}")
+    constants: Constants = {"sweep": str(folder.path), "cwd": os.getcwd()}
     test = Trial(number, sweep.scaling_law.test)
     if folder.record(number).get("error") is None:
         _fit(folder, progress, resource, listed([test], constants), TuneConfig(num_samples=1), sweep, 1)

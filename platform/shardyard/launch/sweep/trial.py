@@ -14,8 +14,10 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ray import tune
 
@@ -33,12 +35,31 @@ from shardyard.errors import CheckpointError
 from shardyard.launch.run.output import redirect_output
 from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.launch.sweep.run import carry_out, make_job
+from shardyard.launch.sweep.search import TrialConfig
+from shardyard.recipe.sweep.trials import Parameters
 from shardyard.tracking.files import JsonlTail
 from shardyard.tracking.metrics.record import TRAIN_TOKENS
 from shardyard.tracking.run.folder import read_metrics
 
 LOOK_SECONDS = 0.05
 STOP_TIMEOUT_SECONDS = 600.0
+
+
+class TrialCheckpoint(TypedDict):
+    """What Tune keeps of a trial, and hands to the one that takes over: its number, and its newest checkpoint."""
+
+    trial: int
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The objective as a run measured it; `step` 0 and no value where it was stopped before."""
+
+    run: str | None
+    step: int = 0
+    tokens: int = 0
+    value: float | None = None
 
 
 class TrialError(Exception):
@@ -53,39 +74,40 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
 
     _folder: SweepFolder
     _number: int
-    _parameters: dict[str, Any]
-    _from: dict[str, Any] | None
+    _parameters: Parameters
+    _metric: str
+    _from: TrialCheckpoint | None
     _run: _FollowedRun | _StretchedRun | None
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: TrialConfig) -> None:
         self._begin(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: TrialConfig) -> bool:
         self._end()
         self._begin(new_config)
         return True
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """The next evaluation of the run; with `done` when it has ended."""
         try:
             if self._run is None and self._folder.stop_requested():
-                return {"step": 0, "tokens": 0, "run": None, "number": self._number, "done": True, "ended": True}
+                return self._result(Evaluation(run=None), ended=True)
             if self._run is None:
                 self._run = _begin_run(self._folder, self._number, self._parameters, self._from)
-            return self._run.next_result()
+            return self._result(*self._run.next_result())
         except Exception as error:  # noqa: BLE001  whatever ends a trial is told to the sweep
             traceback.print_exc()
             message = str(error).strip() or type(error).__name__
             self._folder.note(self._number, error=message)
             raise TrialError(message) from None
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+    def save_checkpoint(self, checkpoint_dir: str) -> TrialCheckpoint:
         """Where the newest checkpoint of the run is: checkpoints themselves stay in run folders."""
         run = self._folder.run_of(self._number)
         whole = whole_checkpoints(run.checkpoints) if run is not None else []
         return {"trial": self._number, "checkpoint": str(whole[-1]) if whole else None}
 
-    def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
+    def load_checkpoint(self, checkpoint: TrialCheckpoint | str | None) -> None:
         """What `save_checkpoint` of this trial, or of a better one, returned."""
         assert isinstance(checkpoint, dict)
         if checkpoint["trial"] != self._number and checkpoint["checkpoint"] is not None:
@@ -94,15 +116,24 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         self._end()
 
-    def _begin(self, config: dict[str, Any]) -> None:
+    def _begin(self, config: TrialConfig) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         with contextlib.suppress(OSError):  # another host has other folders; recipes then name absolute ones
             os.chdir(config["cwd"])
         self._folder = SweepFolder(config["sweep"])
+        self._metric = self._folder.sweep().objective.metric
         self._parameters = config["parameters"]
         self._number = _number(self._folder, config["number"], self.trial_id, self._parameters)
         self._from = None
         self._run = None
+
+    def _result(self, found: Evaluation, ended: bool) -> dict[str, object]:
+        """For Tune. `ended` is the run's own word; `done` Tune sets as well when a scheduler ends a trial."""
+        result: dict[str, object] = {"step": found.step, "tokens": found.tokens, "run": found.run}
+        result["number"] = self._number
+        if found.value is not None:
+            result[self._metric] = found.value
+        return {**result, "done": True, "ended": True} if ended else result
 
     def _end(self) -> None:
         if self._run is not None:
@@ -110,7 +141,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
             self._run = None
 
 
-def _number(folder: SweepFolder, number: int, tune_id: str, parameters: dict[str, Any]) -> int:
+def _number(folder: SweepFolder, number: int, tune_id: str, parameters: Parameters) -> int:
     """Number of the trial. A member of a population that took over another's values keeps its own number."""
     owner = next((record for record in folder.records() if record.get("tune_id") == tune_id), None)
     if owner is None:
@@ -120,28 +151,28 @@ def _number(folder: SweepFolder, number: int, tune_id: str, parameters: dict[str
 
 
 def _begin_run(
-    folder: SweepFolder, number: int, parameters: dict[str, Any], taken: dict[str, Any] | None
+    folder: SweepFolder, number: int, parameters: Parameters, taken: TrialCheckpoint | None
 ) -> _FollowedRun | _StretchedRun:
     sweep = folder.sweep()
     job = make_job(folder, sweep, number, parameters)
     redirect_output(job.folder.path / "logs" / "rank-0.log" if job.plan.world.size == 1 else folder.logs / "trials.log")
-    if taken is not None:
+    if taken is not None and taken["checkpoint"] is not None:
         adopt(job, Path(taken["checkpoint"]))
         job.folder.update(sweep={**job.folder.info().sweep, "took_over": [taken["trial"], taken["checkpoint"]]})
     if sweep.population is not None:
-        return _StretchedRun(job, number, folder, sweep.population.every)
-    return _FollowedRun(job, number, folder, ended=bool(folder.record(number).get("stopped")))
+        return _StretchedRun(job, folder, sweep.population.every)
+    return _FollowedRun(job, folder, ended=bool(folder.record(number).get("stopped")))
 
 
 class _FollowedRun:
     """A run on a thread; results are read from its folder. One that has ended before is only read."""
 
-    def __init__(self, job: Job, number: int, folder: SweepFolder, *, ended: bool) -> None:
-        self._job, self._number, self._folder = job, number, folder
+    def __init__(self, job: Job, folder: SweepFolder, *, ended: bool) -> None:
+        self._job, self._folder = job, folder
         self._metric = folder.sweep().objective.metric
         self._tail = JsonlTail(job.folder.metrics)
-        self._found: deque[dict[str, Any]] = deque()
-        self._last: dict[str, Any] | None = None
+        self._found: deque[Evaluation] = deque()
+        self._last: Evaluation | None = None
         self._error: BaseException | None = None
         self._outcome: Outcome = "finished"
         self._thread: threading.Thread | None = None
@@ -151,8 +182,8 @@ class _FollowedRun:
             self._job.folder.clear_stop()
             self._thread.start()
 
-    def next_result(self) -> dict[str, Any]:
-        """Blocks until the next evaluation, or the end."""
+    def next_result(self) -> tuple[Evaluation, bool]:
+        """Blocks until the next evaluation, or the end; and whether it is the end."""
         while True:
             alive = self._thread is not None and self._thread.is_alive()
             self._look()
@@ -180,38 +211,36 @@ class _FollowedRun:
             self._error = error
 
     def _look(self) -> None:
-        seen = self._found[-1]["step"] if self._found else self._last["step"] if self._last else 0
+        seen = self._found[-1].step if self._found else self._last.step if self._last else 0
         for line in self._tail.new():
             if self._metric in line and line["step"] > seen:
                 seen = line["step"]
-                self._found.append(line)
+                self._found.append(_evaluation(self._job, line, self._metric))
 
-    def _result(self, line: dict[str, Any]) -> dict[str, Any]:
-        self._last = line
-        if line["step"] < self._job.plan.steps:
-            return _as_result(self._job, self._number, line, self._metric)
+    def _result(self, found: Evaluation) -> tuple[Evaluation, bool]:
+        self._last = found
+        if found.step < self._job.plan.steps:
+            return found, False
         # The model is exported after the last evaluation; the trial is done when that is.
         if self._thread is not None:
             self._thread.join()
         return self._ended()
 
-    def _ended(self) -> dict[str, Any]:
+    def _ended(self) -> tuple[Evaluation, bool]:
         if self._error is not None:
             raise self._error
-        if self._last is None:
-            return _unmeasured(self._job, self._number, self._outcome)
-        return {**_as_result(self._job, self._number, self._last, self._metric), "done": True, "ended": True}
+        return self._last or _unmeasured(self._job, self._outcome), True
 
 
 class _StretchedRun:
     """A run that pauses at each multiple of `every` steps, with a checkpoint that others may go on from."""
 
-    def __init__(self, job: Job, number: int, folder: SweepFolder, every: int) -> None:
-        self._job, self._number, self._folder, self._every = job, number, folder, every
+    def __init__(self, job: Job, folder: SweepFolder, every: int) -> None:
+        self._job, self._folder, self._every = job, folder, every
         self._metric = folder.sweep().objective.metric
 
-    def next_result(self) -> dict[str, Any]:
-        """Train to the next pause."""
+    def next_result(self) -> tuple[Evaluation, bool]:
+        """Train to the next pause; and whether the run has ended."""
         whole = whole_checkpoints(self._job.folder.checkpoints)
         step = int(whole[-1].name.removeprefix("step-")) if whole else 0
         target = min((step // self._every + 1) * self._every, self._job.plan.steps)
@@ -224,15 +253,14 @@ class _StretchedRun:
         measured = [line for line in read_metrics(self._job.folder.metrics) if self._metric in line]
         reached = [line for line in measured if line["step"] <= target]
         if not reached:
-            return _unmeasured(self._job, self._number, outcome)
-        found = _as_result(self._job, self._number, reached[-1], self._metric)
-        return found if outcome == "paused" else {**found, "done": True, "ended": True}
+            return _unmeasured(self._job, outcome), True
+        return _evaluation(self._job, reached[-1], self._metric), outcome != "paused"
 
     def end(self) -> None:
         """Nothing runs between two stretches."""
 
 
-def _unmeasured(job: Job, number: int, outcome: Outcome) -> dict[str, Any]:
+def _unmeasured(job: Job, outcome: Outcome) -> Evaluation:
     """The result of a run that someone stopped before its first evaluation.
 
     Raises:
@@ -240,13 +268,13 @@ def _unmeasured(job: Job, number: int, outcome: Outcome) -> dict[str, Any]:
     """
     if outcome == "finished":
         raise TrialError(f"{job.folder.id} ended without an evaluation")
-    return {"step": 0, "tokens": 0, "run": job.folder.id, "number": number, "done": True, "ended": True}
+    return Evaluation(job.folder.id)
 
 
-def _as_result(job: Job, number: int, line: dict[str, Any], metric: str) -> dict[str, Any]:
+def _evaluation(job: Job, line: Mapping[str, Any], metric: str) -> Evaluation:
+    """From a line of metrics.jsonl that has the metric."""
     tokens = line.get(TRAIN_TOKENS, line["step"] * job.plan.tokens_per_step)
-    # `ended` is the run's own word; `done` Tune sets as well when a scheduler ends a trial.
-    return {"step": line["step"], metric: line[metric], "tokens": tokens, "run": job.folder.id, "number": number}
+    return Evaluation(job.folder.id, line["step"], tokens, line[metric])
 
 
 def adopt(job: Job, source: Path) -> None:

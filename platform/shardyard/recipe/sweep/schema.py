@@ -29,7 +29,7 @@ class Parameter(Section):
     """What one field may be: `values`, or a range from `min` to `max`; or `settings` of several fields together."""
 
     values: list[Any] | None = described(None, "Values of the field to choose from.", min_length=1)
-    settings: list[dict[str, Any]] | None = described(
+    settings: list[dict[str, object]] | None = described(
         None, "Values of several fields that change together: mappings of dotted paths.", min_length=1
     )
     min: float | None = described(None, "Least value of a range.")
@@ -92,7 +92,7 @@ class ScalingLaw(Section):
     form: Literal["hoffmann", "kaplan"] = described(
         "hoffmann", "hoffmann: E + A/N^alpha + B/D^beta (2022); kaplan: equation 1.5 of Kaplan et al. 2020."
     )
-    test: dict[str, Any] = described(
+    test: dict[str, object] = described(
         {}, "Fields of a larger trial, by dotted path: its loss is predicted from the others, then measured."
     )
 
@@ -107,7 +107,7 @@ class Sweep(Section):
     paper: str | None = described(None, "Where the method comes from.")
     expected: str | None = described(None, "What the sweep gives, and on what hardware.")
     recipe: str = described(REQUIRED, "The recipe: a path relative to this file, or a shipped name.", min_length=1)
-    overrides: dict[str, Any] = described({}, "Fields of the recipe, by dotted path, for all trials.")
+    overrides: dict[str, object] = described({}, "Fields of the recipe, by dotted path, for all trials.")
     parameters: dict[str, Parameter] = described(
         REQUIRED, "What varies: fields by dotted path, or any names for `settings`.", min_length=1
     )

@@ -8,11 +8,11 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from shardyard.recipe.sweep.schema import Parameter, Sweep
 
-Parameters = dict[str, Any]
+# Values of fields by dotted path. They are handed to the recipe as they are, which checks them.
+Parameters = Mapping[str, object]
 DRAWS_FOR_A_NEW_TRIAL = 100
 NAME_LENGTH = 80
 
@@ -51,7 +51,7 @@ def probes(sweep: Sweep) -> list[Parameters]:
     return planned
 
 
-def choices(name: str, parameter: Parameter) -> list[Parameters] | None:
+def choices(name: str, parameter: Parameter) -> Sequence[Parameters] | None:
     """The choices of a parameter as values by path; None for a range."""
     if parameter.settings is not None:
         return parameter.settings
@@ -66,7 +66,7 @@ def rounded(parameter: Parameter, value: float) -> float | int:
     return round(value) if parameter.integer else min(parameter.max, max(parameter.min, float(f"{value:.6g}")))
 
 
-def as_overrides(parameters: Mapping[str, Any]) -> list[str]:
+def as_overrides(parameters: Parameters) -> list[str]:
     """`-s` texts that set these fields."""
     return [f"{path}={json.dumps(value)}" for path, value in parameters.items()]
 
@@ -77,14 +77,14 @@ def trial_name(sweep: str, number: int) -> str:
     return sweep[: NAME_LENGTH - len(ending)] + ending
 
 
-def shown(parameters: Mapping[str, Any]) -> str:
+def shown(parameters: Parameters) -> str:
     """`optimizer.lr=0.003 train.global_batch=16`."""
     return " ".join(f"{path}={value}" for path, value in flat(parameters).items())
 
 
-def flat(parameters: Mapping[str, Any]) -> Parameters:
+def flat(parameters: Parameters) -> Parameters:
     """With the keys of mappings as fields of their own: `model.config={n_embd: 64}` → `model.config.n_embd=64`."""
-    found: Parameters = {}
+    found: dict[str, object] = {}
     for path, value in parameters.items():
         if isinstance(value, dict) and value:
             found |= flat({f"{path}.{key}": below for key, below in value.items()})
@@ -93,7 +93,7 @@ def flat(parameters: Mapping[str, Any]) -> Parameters:
     return found
 
 
-def varying(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
+def varying(parameters: Sequence[Parameters]) -> list[str]:
     """Fields, as `flat` has them, of which not all have the same value; all fields where none has another."""
     rows = [flat(one) for one in parameters]
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -46,7 +46,7 @@ class SweepInfo(TypedDict, total=False):
 
     id: str
     trial: int
-    parameters: dict[str, Any]
+    parameters: Mapping[str, object]
     took_over: list[Any]
 
 
@@ -86,8 +86,8 @@ class RunFields(TypedDict, total=False):
     job: JobInfo | None
     sweep: SweepInfo | None
     trial: ShortenedInfo | None
-    starting: dict[str, Any]
-    data: dict[str, Any]
+    starting: Mapping[str, object]
+    data: Mapping[str, object]
     placement: list[Place] | None
     placed: str | None
     network: dict[str, list[str]]
