@@ -19,7 +19,8 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
     Args:
         recipe: the whole recipe.
         micro_batch: rows that a rank puts through the model at once.
-        accumulation: micro-batches of a rank in one optimizer step.
+        accumulation: micro-batches of a rank in one optimizer step; times `micro_batch` and the data-parallel size it
+            is the global batch.
         gpu: ranks compute on GPUs; decides kernels and overlapping, never the mathematics.
     """
     compiled: dict[str, object] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
+from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
 
@@ -38,29 +39,29 @@ class Memory:
         )
 
 
-def estimate_memory(recipe: Recipe, architecture: Architecture, *, world_size: int, micro_batch: int) -> Memory:
+def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, micro_batch: int) -> Memory:
     """Model states after Rajbhandari et al. 2020 (ZeRO), section 3, in the layout that DeepSpeed allocates.
 
-    Sharded parts are divided by the world size; what is offloaded counts for the host and not for the device.
+    What ZeRO shards is divided by the data-parallel size; what is offloaded counts for the host and not for the device.
     """
     stage, width = recipe.zero.stage, _parameter_bytes(recipe)
     count = architecture.parameters if architecture.trainable_parameters is None else architecture.trainable_parameters
     adapters = count if recipe.model.adapter is not None else 0
     quantized = architecture.quantized_parameters
-    # Experts that live on other ranks; what ZeRO shards further is divided by the world size all the same.
-    elsewhere = architecture.expert_parameters - architecture.expert_parameters // recipe.model.experts.parallel
+    # Experts that live on other ranks; what ZeRO shards further is divided by the data-parallel size all the same.
+    elsewhere = architecture.expert_parameters - architecture.expert_parameters // mesh.expert
     parameters = width * (architecture.parameters + adapters - quantized - (elsewhere if stage < 3 else 0))
     gradients = (4 if stage else width) * (count - (elsewhere if stage < 2 else 0))
     # ZeRO keeps an fp32 master copy of its partition even when the parameters are fp32 themselves.
     master = 4 * count if stage or width == 2 else 0
     optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
     if stage >= 1:
-        optimizer //= world_size
+        optimizer //= mesh.data
     if stage >= 2:
-        gradients //= world_size
+        gradients //= mesh.data
     gathered = 0
     if stage == 3:
-        parameters //= world_size
+        parameters //= mesh.data
         block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
         gathered = 2 * width * max(0, block)
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Cluster, Network, Recipe
 from shardyard.units import format_bytes, parse_bytes
 
@@ -91,7 +92,7 @@ def demand_of(recipe: Recipe, *, gpu: bool, workers: int | None = None) -> Deman
         gpu: whether ranks compute on GPUs; decides about GPUs where `cluster.gpus_per_worker` is not given.
         workers: ranks of the plan, where they differ from `cluster.workers`.
     """
-    return replace(ask(recipe.cluster, gpu=gpu, workers=workers), group=recipe.model.experts.parallel)
+    return replace(ask(recipe.cluster, gpu=gpu, workers=workers), group=ranks_together(recipe))
 
 
 def ask(settings: Cluster, *, gpu: bool, workers: int | None = None) -> Demand:

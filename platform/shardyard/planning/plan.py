@@ -17,6 +17,7 @@ from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.recipe.batching import default_streams
 from shardyard.recipe.lengths import in_steps
+from shardyard.recipe.mesh import MeshShape, mesh_shape
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
 from shardyard.recipe.schema import Precision, Recipe
 from shardyard.units import format_bytes, format_count
@@ -26,8 +27,9 @@ MAX_MICRO_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class World:
-    """Where a run takes place: `size` ranks, each on a GPU or not, with `device_bytes` of memory if that is known.
+    """Where a run takes place: `size` ranks in all, each on a GPU or not.
 
+    device_bytes: memory of each, if it is known.
     bf16: whether these devices have units for it; not those of the machine that plans, where others train.
     """
 
@@ -41,10 +43,13 @@ class World:
 class RunPlan:
     """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for images, patches.
 
+    mesh: how the ranks of `world` are arranged.
+    rows_per_rank: rows of a global batch that a data-parallel rank reads.
     precision_known: false where the devices that will train could not be asked; the launch asks them and plans anew.
     """
 
     world: World
+    mesh: MeshShape
     precision: Precision
     precision_known: bool
     rows_per_rank: int
@@ -92,18 +97,20 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         rows: of one pass over the training data; needed where `train.epochs` says how long to train.
 
     Raises:
-        RecipeError: the world does not divide the batch or the streams (a recipe's own `cluster.workers` is checked
-            before; this guards other worlds), or its ranks would share a GPU.
+        RecipeError: the world does not divide into the recipe's axes, or its data-parallel ranks do not divide the
+            batch or the streams (a recipe's own `cluster.workers` is checked before; this guards other worlds), or its
+            ranks would share a GPU.
     """
     reasons: dict[str, str] = {}
     chosen = choose_precision(recipe.train.precision, world.bf16, gpu=world.gpu)
     recipe = with_precision(recipe, chosen.precision)
     reasons["precision"] = chosen.why
-    rows_per_rank = _rows_per_rank(recipe, world)
-    _check_experts(recipe, world)
+    mesh = mesh_shape(recipe, world.size)
+    reasons["mesh"] = "all ranks are data-parallel; groups of model.experts.parallel share experts"
+    rows_per_rank = _rows_per_rank(recipe, mesh)
     _check_shared_gpus(recipe, world)
-    reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {world.size} ranks"
-    micro_batch = _micro_batch(recipe, architecture, world, rows_per_rank, reasons)
+    reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {mesh.data} ranks"
+    micro_batch = _micro_batch(recipe, architecture, world, mesh, reasons)
     accumulation = rows_per_rank // micro_batch
     reasons["accumulation"] = f"{rows_per_rank} rows a rank / micro-batch of {micro_batch}"
     tokens_per_row = row_tokens(recipe, architecture)
@@ -115,6 +122,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"
     return RunPlan(
         world=world,
+        mesh=mesh,
         precision=chosen.precision,
         precision_known=chosen.known,
         rows_per_rank=rows_per_rank,
@@ -123,14 +131,14 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         steps=steps,
         tokens_per_row=tokens_per_row,
         tokens_per_step=tokens_per_step,
-        streams=_streams(recipe, world, reasons),
+        streams=_streams(recipe, mesh, reasons),
         warmup=_warmup(recipe.schedule.warmup, steps, reasons),
         evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
         checkpoint_every=_every(recipe.checkpoint.every, steps, "checkpoint_every", reasons),
         record_every=_every(recipe.tracking.every, steps, "record_every", reasons),
         architecture=architecture,
         flops_per_token=_flops(recipe, architecture, reasons),
-        memory=estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch),
+        memory=estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch),
         deepspeed=deepspeed_config(recipe, micro_batch=micro_batch, accumulation=accumulation, gpu=world.gpu),
         **_whereabouts(recipe, world, reasons),
         reasons=reasons,
@@ -174,13 +182,6 @@ def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
     return recipe.data.sequence_length * objective_spec(recipe.objective).sequences
 
 
-def _check_experts(recipe: Recipe, world: World) -> None:
-    parallel = recipe.model.experts.parallel
-    if world.size % parallel:
-        message = f"{world.size} rank(s) cannot be cut into groups of {parallel} that share experts; set it to 1"
-        raise _refuse("model.experts.parallel", message)
-
-
 def _refuse(path: str, message: str) -> RecipeError:
     return RecipeError("plan", [Problem("", path, message)])
 
@@ -195,15 +196,17 @@ def _check_shared_gpus(recipe: Recipe, world: World) -> None:
         )
 
 
-def _rows_per_rank(recipe: Recipe, world: World) -> int:
-    rows, rest = divmod(recipe.train.global_batch, world.size)
+def _rows_per_rank(recipe: Recipe, mesh: MeshShape) -> int:
+    rows, rest = divmod(recipe.train.global_batch, mesh.data)
     if rest:
-        raise _refuse("train.global_batch", f"{recipe.train.global_batch} rows cannot be shared by {world.size} ranks")
+        raise _refuse("train.global_batch", f"{recipe.train.global_batch} rows cannot be shared by {mesh.data} ranks")
     return rows
 
 
-def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows: int, reasons: dict[str, str]) -> int:
-    pinned = recipe.train.micro_batch
+def _micro_batch(
+    recipe: Recipe, architecture: Architecture, world: World, mesh: MeshShape, reasons: dict[str, str]
+) -> int:
+    pinned, rows = recipe.train.micro_batch, _rows_per_rank(recipe, mesh)
     if pinned is not None:
         if rows % pinned:
             raise _refuse("train.micro_batch", f"{pinned} does not divide the {rows} rows of each rank")
@@ -214,7 +217,7 @@ def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows:
         return rows
     limit = max(1, MAX_MICRO_BATCH_TOKENS // row_tokens(recipe, architecture))
     candidates = [m for m in range(min(rows, limit), 0, -1) if rows % m == 0]
-    fitting = next((m for m in candidates if _holds(recipe, architecture, world, m)), None)
+    fitting = next((m for m in candidates if _holds(recipe, architecture, world, mesh, m)), None)
     why = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
     if world.device_bytes is not None:
         device = format_bytes(world.device_bytes)
@@ -223,10 +226,10 @@ def _micro_batch(recipe: Recipe, architecture: Architecture, world: World, rows:
     return fitting or 1
 
 
-def _holds(recipe: Recipe, architecture: Architecture, world: World, micro_batch: int) -> bool:
+def _holds(recipe: Recipe, architecture: Architecture, world: World, mesh: MeshShape, micro_batch: int) -> bool:
     if world.device_bytes is None:
         return True
-    estimate = estimate_memory(recipe, architecture, world_size=world.size, micro_batch=micro_batch)
+    estimate = estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch)
     return estimate.device_bytes <= world.device_bytes
 
 
@@ -244,10 +247,10 @@ def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict
     return math.ceil(recipe.train.tokens / tokens_per_step)
 
 
-def _streams(recipe: Recipe, world: World, reasons: dict[str, str]) -> int:
+def _streams(recipe: Recipe, mesh: MeshShape, reasons: dict[str, str]) -> int:
     streams = recipe.data.streams or default_streams(recipe.train.global_batch)
-    if streams % world.size:
-        raise _refuse("data.streams", f"{streams} streams cannot be shared by {world.size} ranks; set a multiple of it")
+    if streams % mesh.data:
+        raise _refuse("data.streams", f"{streams} streams cannot be shared by {mesh.data} ranks; set a multiple of it")
     reasons["streams"] = (
         "given by data.streams" if recipe.data.streams else "largest divisor of the global batch up to 64"
     )

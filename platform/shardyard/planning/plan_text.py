@@ -27,10 +27,22 @@ def from_dict(found: Mapping[str, Any]) -> RunPlan:
         ValueError: it is no plan, or one of another version of Shardyard that has other fields.
     """
     names = {field.name for field in fields(RunPlan)}
+    if "mesh" not in found:
+        found = {**found, "mesh": _mesh_before(found)}
     plan = TypeAdapter(RunPlan).validate_python({name: value for name, value in found.items() if name in names})
     if missing := _REASONS - plan.reasons.keys():
         raise ValueError(f"the plan lacks the reasons of {', '.join(sorted(missing))}")
     return plan
+
+
+def _mesh_before(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The mesh of a plan that was written before plans had one, when experts were the only axis beside data."""
+    try:
+        ranks = found["world"]["size"]
+        expert = found["deepspeed"].get("expert_parallel", {}).get("autoep_size", 1)
+        return {"axes": (("expert_data", ranks // expert), ("expert", expert))}
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError("it is no plan") from error
 
 
 # What `rows` asks for.

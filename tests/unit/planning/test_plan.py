@@ -20,6 +20,7 @@ from shardyard.planning.architecture import Architecture, flops_per_token
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.plan import MAX_MICRO_BATCH_TOKENS, RunPlan, World, make_plan
 from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.mesh import data_mesh
 from shardyard.recipe.schema import Recipe
 from support.waiting import PATIENCE_SECONDS
 
@@ -221,7 +222,7 @@ def test_a_world_that_does_not_divide_is_refused(size: int, sections: dict[str, 
 def test_the_micro_batch_shrinks_until_the_estimate_fits() -> None:
     """What a micro-batch needs, as the plan itself estimates it, and one byte less."""
     recipe = recipe_of()
-    needs = {m: estimate_memory(recipe, GPT2, world_size=1, micro_batch=m).device_bytes for m in (1, 2, 4, 8)}
+    needs = {m: estimate_memory(recipe, GPT2, data_mesh(1), micro_batch=m).device_bytes for m in (1, 2, 4, 8)}
     assert sorted(needs.values()) == list(needs.values())
     for micro_batch, smaller in ((8, 4), (4, 2), (2, 1)):
         assert plan_of(device_bytes=needs[micro_batch]).micro_batch == micro_batch
@@ -313,7 +314,7 @@ SMALL = dataclasses.replace(GPT2, parameters=1024, largest_block_parameters=256)
 )
 def test_model_states_by_hand(precision: str, stage: int, expected: tuple[int, int, int]) -> None:
     recipe = recipe_of(train={"precision": precision}, zero={"stage": stage})
-    assert states(estimate_memory(recipe, SMALL, world_size=4, micro_batch=1)) == expected
+    assert states(estimate_memory(recipe, SMALL, data_mesh(4), micro_batch=1)) == expected
 
 
 @pytest.mark.parametrize(
@@ -331,18 +332,18 @@ def test_model_states_by_hand(precision: str, stage: int, expected: tuple[int, i
 )
 def test_each_optimizer_keeps_its_own_states(optimizer: dict[str, Any], numbers: int) -> None:
     recipe = recipe_of(optimizer=optimizer, zero={"stage": 0})
-    memory = estimate_memory(recipe, SMALL, world_size=1, micro_batch=1)
+    memory = estimate_memory(recipe, SMALL, data_mesh(1), micro_batch=1)
     assert memory.optimizer_bytes == (4 + 4 * numbers) * 1024
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("world_size", [2, 8, 64])
-def test_a_higher_stage_never_needs_more_for_model_states(precision: str, world_size: int) -> None:
+@pytest.mark.parametrize("ranks", [2, 8, 64])
+def test_a_higher_stage_never_needs_more_for_model_states(precision: str, ranks: int) -> None:
     def total(stage: int) -> int:
         recipe = recipe_of(train={"precision": precision}, zero={"stage": stage})
         # Blocks that stage 3 gathers come on top of what it shards; they are not part of this.
         bare = dataclasses.replace(GPT2, largest_block_parameters=0)
-        return sum(states(estimate_memory(recipe, bare, world_size=world_size, micro_batch=1)))
+        return sum(states(estimate_memory(recipe, bare, data_mesh(ranks), micro_batch=1)))
 
     totals = [total(stage) for stage in (0, 1, 2, 3)]
     assert totals == sorted(totals, reverse=True)
@@ -352,15 +353,15 @@ def test_a_higher_stage_never_needs_more_for_model_states(precision: str, world_
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_more_ranks_never_need_more_memory_each(stage: int) -> None:
     recipe = recipe_of(zero={"stage": stage})
-    needed = [estimate_memory(recipe, GPT2, world_size=n, micro_batch=1).device_bytes for n in (1, 2, 4, 8, 64)]
+    needed = [estimate_memory(recipe, GPT2, data_mesh(n), micro_batch=1).device_bytes for n in (1, 2, 4, 8, 64)]
     assert needed == sorted(needed, reverse=True)
     assert len(set(needed)) == (1 if stage == 0 else 5)
 
 
 def test_what_is_offloaded_counts_for_the_host() -> None:
-    held = estimate_memory(recipe_of(zero={"stage": 3}), SMALL, world_size=4, micro_batch=1)
+    held = estimate_memory(recipe_of(zero={"stage": 3}), SMALL, data_mesh(4), micro_batch=1)
     zero = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
-    moved = estimate_memory(recipe_of(zero=zero), SMALL, world_size=4, micro_batch=1)
+    moved = estimate_memory(recipe_of(zero=zero), SMALL, data_mesh(4), micro_batch=1)
     gathered = 2 * 2 * 256
     assert (moved.optimizer_bytes, moved.parameters_bytes) == (0, gathered)
     assert moved.offloaded_bytes == held.optimizer_bytes + held.parameters_bytes - gathered
@@ -373,7 +374,7 @@ def test_activations_and_logits_by_hand() -> None:
     block = 34 * tokens * 768
 
     def of(**model: Any) -> Memory:
-        return estimate_memory(recipe_of(model=model), GPT2, world_size=1, micro_batch=2)
+        return estimate_memory(recipe_of(model=model), GPT2, data_mesh(1), micro_batch=2)
 
     assert of().activations_bytes == 12 * block
     assert of().logits_bytes == 2 * tokens * 50257 * (2 + 4)

@@ -13,6 +13,7 @@ from shardyard.planning.deepspeed_config import EXPERT_PRESETS, deepspeed_config
 from shardyard.planning.memory import estimate_memory
 from shardyard.planning.plan import World, make_plan
 from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.mesh import mesh_shape
 from shardyard.recipe.rules.experts import expert_rules
 from shardyard.recipe.rules.rules import check
 from shardyard.recipe.schema import Recipe
@@ -158,14 +159,14 @@ def test_a_world_of_another_size_is_refused() -> None:
 
 
 def test_memory_counts_the_experts_of_one_rank() -> None:
-    """What ZeRO shards anyway is divided by the world size, however experts are spread."""
+    """What ZeRO shards anyway is divided by the data-parallel size, however experts are spread."""
     sizes: Architecture = measure(recipe().model, vocabulary=257)
     assert sizes.expert_parameters == 2 * 4 * 3 * 32 * 64
     elsewhere = sizes.expert_parameters // 2
     for stage in (1, 2, 3):
         all_here, spread = (
-            estimate_memory(recipe(parallel, zero={"stage": stage}), sizes, world_size=2, micro_batch=1)
-            for parallel in (1, 2)
+            estimate_memory(made, sizes, mesh_shape(made, 2), micro_batch=1)
+            for made in (recipe(parallel, zero={"stage": stage}) for parallel in (1, 2))
         )
         assert spread.optimizer_bytes == all_here.optimizer_bytes
         assert all_here.gradients_bytes - spread.gradients_bytes == (4 * elsewhere if stage == 1 else 0)

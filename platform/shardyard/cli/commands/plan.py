@@ -37,7 +37,7 @@ def plan(
 def explain_recipe(loaded: LoadedRecipe) -> None:
     """Print each derived value of a recipe and why it is what it is."""
     made = _planned(loaded)
-    values = {**as_dict(made), "flops_per_token": format_count(made.flops_per_token)}
+    values = {**as_dict(made), "flops_per_token": format_count(made.flops_per_token), "mesh": made.mesh}
     table = [(name, str(values[name]), why) for name, why in sorted(made.reasons.items())]
     output.print_table(("derived value", "", "why"), table, title=loaded.recipe.name)
 

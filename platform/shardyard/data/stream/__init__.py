@@ -1,1 +1,1 @@
-"""From documents to batches, in an order that no world size changes."""
+"""From documents to batches, in an order that no number of ranks changes."""

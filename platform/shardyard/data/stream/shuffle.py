@@ -100,5 +100,5 @@ class Windows:
             )
         return (
             f"source {self._reader.name} has no documents for stream {share.stream} of {share.streams}; use fewer "
-            "streams (data.streams, a divisor of the global batch that the world size divides) or more data."
+            "streams (data.streams, a divisor of the global batch that the data-parallel size divides) or more data."
         )

@@ -1,4 +1,4 @@
-"""Canonical streams: their number is fixed, which makes the order of rows independent of the world size.
+"""Canonical streams: their number is fixed, which makes the order of rows independent of the number of ranks.
 
 Row g of a run comes from stream g mod L. Each stream owns its share of each source, its own mixture draws, windows and
 packing carry, so what it yields is a function of recipe, tokenizer and seed alone, whichever rank reads it.

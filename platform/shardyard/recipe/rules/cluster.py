@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shardyard.recipe.fields import Path
+from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Recipe
 
 Finding = tuple[Path, str]
@@ -30,7 +31,7 @@ def _strategy(recipe: Recipe) -> Iterator[Finding]:
 
 def _groups(recipe: Recipe) -> Iterator[Finding]:
     """Ranks that share experts exchange activations in every layer, so they share a node."""
-    settings, group = recipe.cluster, recipe.model.experts.parallel
+    settings, group = recipe.cluster, ranks_together(recipe)
     if group == 1:
         return
     together = f"{group} ranks share the experts of a layer (model.experts.parallel) and stay on one node"

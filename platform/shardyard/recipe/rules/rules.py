@@ -16,6 +16,7 @@ from shardyard.objectives.spec import OPTIONAL_SECTIONS
 from shardyard.recipe.batching import default_streams, training_steps
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
+from shardyard.recipe.mesh import data_size
 from shardyard.recipe.rules.cluster import cluster_rules
 from shardyard.recipe.rules.data import data_rules
 from shardyard.recipe.rules.decoders import decoder_rules
@@ -84,7 +85,7 @@ def _length(recipe: Recipe) -> Iterator[Finding]:
 
 def _sharing(recipe: Recipe) -> Iterator[Finding]:
     """How a global batch falls on workers, micro-batches and streams."""
-    batch, workers = recipe.train.global_batch, recipe.cluster.workers
+    batch, workers = recipe.train.global_batch, data_size(recipe, recipe.cluster.workers)
     rows, rest = divmod(batch, workers)
     if rest:
         better = workers * max(1, round(batch / workers))
@@ -214,7 +215,7 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
         yield ("train", "tokens"), f"{recipe.objective} has no tokens to count; give train.steps"
     if recipe.sample.prompts and not spec.generates:
         yield ("sample", "prompts"), f"a model trained for {recipe.objective} continues no prompts; take them out"
-    rows = recipe.train.global_batch // recipe.cluster.workers
+    rows = recipe.train.global_batch // data_size(recipe, recipe.cluster.workers)
     if spec.whole_batch and recipe.train.micro_batch not in (None, rows):
         yield (
             ("train", "micro_batch"),

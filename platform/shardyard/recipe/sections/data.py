@@ -68,7 +68,8 @@ class Data(Section):
     streams: int | None = described(
         None,
         "Number of canonical streams that the data is split into. Row j of a global batch comes from stream j modulo "
-        "this number, so the world size must divide it. Default: the largest divisor of the global batch up to 64.",
+        "this number, so the data-parallel size, the number of workers that read different rows, must divide it. "
+        "Default: the largest divisor of the global batch up to 64.",
         ge=1,
     )
     retry_seconds: float = described(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shardyard.errors import Problem, RecipeError
 from shardyard.planning.host_memory import GPUS_PER_NODE, host_memory, whole_gpus
 from shardyard.planning.plan import RunPlan
+from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, parse_bytes
 
@@ -90,7 +91,7 @@ def ranks_per_pod(recipe: Recipe, plan: RunPlan) -> tuple[int, str]:
     Raises:
         RecipeError: pods of one size cannot hold the ranks as the recipe wants them.
     """
-    settings, workers, group = recipe.cluster, plan.world.size, recipe.model.experts.parallel
+    settings, workers, group = recipe.cluster, plan.world.size, ranks_together(recipe)
     if settings.workers_per_node is not None:
         return _checked_ranks(settings.workers_per_node, workers, group), "cluster.workers_per_node"
     if settings.placement == "strict_spread":

@@ -16,6 +16,7 @@ from shardyard.launch.jobs.spec import entry_command, limit_seconds
 from shardyard.planning.host_memory import GPUS_PER_NODE, host_memory, whole_gpus
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.catalog.shipped import share_folder
+from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, parse_bytes
 
@@ -91,7 +92,7 @@ def render(
 
 def _workers_per_node(recipe: Recipe, *, gpu: bool) -> int:
     """Ranks of a node, in whole groups of those that share experts."""
-    settings, group = recipe.cluster, recipe.model.experts.parallel
+    settings, group = recipe.cluster, ranks_together(recipe)
     if settings.workers_per_node is not None:
         return min(settings.workers_per_node, settings.workers)
     if settings.placement == "strict_spread":
