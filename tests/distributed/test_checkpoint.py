@@ -43,7 +43,7 @@ def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
 
 def good(checkpoints: Path) -> list[str]:
     """Names of all checkpoints that look whole; they must be."""
-    found = files.whole_checkpoints(checkpoints)
+    found = files.committed_checkpoints(checkpoints)
     for folder in found:
         assert files.damaged_files(folder, files.read_manifest(folder)) == []
     return [folder.name for folder in found]
@@ -153,7 +153,7 @@ def hardly_any_room(
         found.append((outcome, good(job.folder.checkpoints), (job.folder.final / "model.safetensors").is_file()))
         gather(None, rank)
         if rank.is_first:
-            for folder in files.whole_checkpoints(job.folder.checkpoints):
+            for folder in files.committed_checkpoints(job.folder.checkpoints):
                 shutil.rmtree(folder)
     return found
 
@@ -237,12 +237,12 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     jobs = {name: tiny_job(recipe, folder, world_size=2, until=8) for name in names}
     assert run_ranks(2, in_order, [straight, *jobs.values()])[1] == ["finished"] + ["paused"] * len(jobs)
 
-    newest = {name: files.whole_checkpoints(job.folder.checkpoints)[-1] for name, job in jobs.items()}
+    newest = {name: files.committed_checkpoints(job.folder.checkpoints)[-1] for name, job in jobs.items()}
     damage(newest["shard"], "rank_1_mp_rank_00_optim_states.pt")
     damage(newest["rank 1's share"], "rank-00000.json")
     damage(newest["manifest"], "manifest.json")
     (newest["a file too many"] / "engine" / "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt").write_bytes(b"\x80")
-    for checkpoint in files.whole_checkpoints(jobs["all"].folder.checkpoints):
+    for checkpoint in files.committed_checkpoints(jobs["all"].folder.checkpoints):
         damage(checkpoint, "trainer.json")
 
     own = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
@@ -313,7 +313,7 @@ def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job,
     assert "--step 0` starts from the beginning" in outcome
     assert len(events(job.folder, "notice")) == 2
     # Nothing is renamed: a run that starts anew by accident would be worse than one that does not start.
-    names = [folder.name for folder in files.whole_checkpoints(job.folder.checkpoints)]
+    names = [folder.name for folder in files.committed_checkpoints(job.folder.checkpoints)]
     assert names == ["step-00000004", "step-00000008"]
     with pytest.raises(CheckpointError, match=r"step-00000008 is damaged: trainer\.json; use an older checkpoint"):
         weights_of_checkpoint(job.folder.checkpoints / "step-00000008", precision="fp32")

@@ -175,7 +175,7 @@ def tensors(setting: Setting) -> dict[str, Any]:
         model, optimizer = begin()
         first = train(model, optimizer, range(3))
         _save(Path(scratch), model, optimizer, setting)
-        folder = files.whole_checkpoints(Path(scratch))[-1]
+        folder = files.committed_checkpoints(Path(scratch))[-1]
         if damaged := files.damaged_files(folder, files.read_manifest(folder)):
             raise Failed(f"{damaged} differ from the manifest")
         model, optimizer = begin()

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
-from shardyard.engine.checkpoint.weights import whole_weights
+from shardyard.engine.checkpoint.weights import consolidated_weights
 from shardyard.engine.inference.load import export_checkpoint, load_trained
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.step import train_step
@@ -139,7 +139,7 @@ def weights_and_curves(
 def _initial_weights(rank: Rank, recipe: Recipe, runs: Path) -> dict[str, Tensor]:
     job = tiny_job(recipe, runs, world_size=rank.world_size)
     session = assemble(recipe, job.plan, job.folder, rank)
-    weights = {name: tensor.clone() for name, tensor in (whole_weights(session.engine) or {}).items()}
+    weights = {name: tensor.clone() for name, tensor in (consolidated_weights(session.engine) or {}).items()}
     session.close()
     return weights
 

@@ -81,7 +81,7 @@ def test_what_is_no_task_is_said(model: Path, tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(UsageError, match="is not an lm-eval task: it lacks `task`"):
         run_tasks(model, [str(tmp_path / "list.yaml")])
-    with pytest.raises(DataError, match="there is no prepared set 'docstrings'"):
+    with pytest.raises(DataError, match="there is no dataset 'docstrings'"):
         run_tasks(model, [task(tmp_path, "shardyard:docstrings")])
     with pytest.raises(UsageError, match="lm-eval cannot run no-such-task"):
         run_tasks(model, ["no-such-task"])

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
-from shardyard.engine.checkpoint.weights import whole_weights
+from shardyard.engine.checkpoint.weights import consolidated_weights
 from shardyard.engine.step import train_step
 from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Recipe
@@ -97,7 +97,7 @@ def with_batches(rank: Rank, recipe: Recipe, runs: Path) -> dict[str, Any]:
     """Losses of a run, with what a reference needs to repeat it: initial weights and every batch."""
     job = tiny_job(recipe, runs, world_size=rank.world_size)
     session = assemble(recipe, job.plan, job.folder, rank)
-    weights = {name: tensor.clone() for name, tensor in (whole_weights(session.engine) or {}).items()}
+    weights = {name: tensor.clone() for name, tensor in (consolidated_weights(session.engine) or {}).items()}
     losses, batches = [], []
     for step in range(STEPS):
         session.learning_rate.set(session.factor(step))

@@ -51,7 +51,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         rank=rank.rank,
         world_size=rank.world_size,
     )
-    facts = {
+    metadata = {
         "zero_stage": recipe.zero.stage,
         "precision": precision_of(recipe),
         "expert_parallel": recipe.model.experts.parallel,
@@ -69,7 +69,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         factor=learning_rate_factor(recipe.schedule, plan.steps),
         learning_rate=LearningRate(engine),
         checkpointer=Checkpointer(
-            engine, folder.checkpoints, rank, keep=recipe.checkpoint.keep, facts=facts, trust=trust
+            engine, folder.checkpoints, rank, keep=recipe.checkpoint.keep, metadata=metadata, trust=trust
         ),
         event_log=event_log,
         tracker=tracker,

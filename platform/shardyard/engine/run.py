@@ -15,7 +15,7 @@ from torch import distributed
 from shardyard.engine.assemble import assemble
 from shardyard.engine.budget import fix_steps
 from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
-from shardyard.engine.checkpoint.weights import whole_weights
+from shardyard.engine.checkpoint.weights import consolidated_weights
 from shardyard.engine.hooks.base import Hook
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
@@ -161,7 +161,7 @@ def _finish(session: Session) -> None:
 
 def _export(session: Session) -> str | None:
     """Write final/; returns why it could not be written, on all ranks, so that none waits for rank 0."""
-    weights = whole_weights(session.engine)
+    weights = consolidated_weights(session.engine)
     problem = None
     if weights is not None:
         evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]

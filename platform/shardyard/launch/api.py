@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.engine.checkpoint.files import step_of, whole_checkpoints
+from shardyard.engine.checkpoint.files import committed_checkpoints, step_of
 from shardyard.errors import ShardyardError
 from shardyard.launch.jobs.submit import check_names, make_request
 from shardyard.launch.run.plans import PlannedRun, plan_new, plan_of, plan_resumed, without_weights
@@ -236,7 +236,7 @@ class Run:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Those that are whole, oldest first."""
-        return [Checkpoint(step_of(path), path) for path in whole_checkpoints(self._folder.checkpoints)]
+        return [Checkpoint(step_of(path), path) for path in committed_checkpoints(self._folder.checkpoints)]
 
     def sample(
         self,

@@ -33,9 +33,9 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
     state = torch.get_rng_state()
     forget_initialisation(model)
     with torch.no_grad():
-        for name, module, whole in _units("", model):
-            with gathered(_reach(module, whole)):
-                for inner_name, inner, rule in _post_order(name, module, _rule(model, module), whole):
+        for name, module, subtree in _units("", model):
+            with gathered(_reach(module, subtree)):
+                for inner_name, inner, rule in _post_order(name, module, _rule(model, module), subtree):
                     torch.manual_seed(_key(seed, inner_name))
                     rule(inner)
                     place_patches(inner)
@@ -52,9 +52,9 @@ def _units(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]
     yield name, module, False
 
 
-def _reach(module: nn.Module, whole: bool) -> list[nn.Parameter]:
+def _reach(module: nn.Module, subtree: bool) -> list[nn.Parameter]:
     """What the rule of a module may write to: some set the weights of their children (CLIP its projections)."""
-    if whole:
+    if subtree:
         return list(module.parameters())
     near = (module, *(child for child in module.children() if not list(child.children())))
     return list(dict.fromkeys(parameter for part in near for parameter in part.parameters(recurse=False)))

@@ -181,7 +181,7 @@ def _count(name: str, predictions: Classes, labels: Classes) -> _Counts:
 def _pairs(name: str, predictions: Classes, labels: Classes) -> tuple[Tensor, Tensor]:
     """Predicted and labelled classes [N] of all labels but -100."""
     _same_number(name, predictions, labels)
-    predicted, labelled = _whole_numbers(predictions), _whole_numbers(labels)
+    predicted, labelled = _integers(predictions), _integers(labels)
     if predicted.shape != labelled.shape:
         raise DataError(
             f"{name}: predictions are of shape {tuple(predicted.shape)} and labels of {tuple(labelled.shape)}; "
@@ -193,7 +193,7 @@ def _pairs(name: str, predictions: Classes, labels: Classes) -> tuple[Tensor, Te
     return predicted[kept], labelled[kept]
 
 
-def _whole_numbers(values: Classes) -> Tensor:
+def _integers(values: Classes) -> Tensor:
     numbers = torch.as_tensor(values)
     assert not numbers.is_floating_point(), f"classes and ids are whole numbers, not {numbers.dtype}"
     return numbers.long().cpu()
@@ -204,7 +204,7 @@ def _ids(name: str, vectors: Vectors, ids: Classes | None) -> Tensor:
     if ids is None:
         return torch.arange(len(vectors))
     _same_number(name, vectors, ids, "embeddings", "ids")
-    return _whole_numbers(ids)
+    return _integers(ids)
 
 
 def _unit(vectors: Vectors) -> Tensor:

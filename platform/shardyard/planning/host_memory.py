@@ -27,11 +27,11 @@ def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tupl
     if recipe.zero.stage < 3:
         each += 4 * count
         return ranks * each, f"{ranks} × {format_bytes(each)} ({why}, and the weights)"
-    whole = 2 * count
-    text = f"{ranks} × {format_bytes(each)} ({why}) and {format_bytes(whole)} (the gathered weights)"
-    return ranks * each + whole, text
+    total = 2 * count
+    text = f"{ranks} × {format_bytes(each)} ({why}) and {format_bytes(total)} (the gathered weights)"
+    return ranks * each + total, text
 
 
-def whole_gpus(each: float, ranks: int) -> int:
+def gpus_of_node(each: float, ranks: int) -> int:
     """GPUs of a node whose ranks take `each` of them: a rank's fraction lies on one."""
     return math.ceil(ranks / math.floor(1 / each)) if each else 0

@@ -134,9 +134,9 @@ def room(demand: Demand, amount: Amount) -> int:
     ranks = _times(amount.cpus, bundle.cpus)
     if bundle.gpus:
         # A worker's fraction lies on one GPU, so what two GPUs have left does not add up.
-        whole = math.floor(amount.gpus + _STEP)
+        num_whole = math.floor(amount.gpus + _STEP)
         each = _times(1.0, bundle.gpus)
-        ranks = min(ranks, whole * each + _times(amount.gpus - whole, bundle.gpus))
+        ranks = min(ranks, num_whole * each + _times(amount.gpus - num_whole, bundle.gpus))
     if bundle.memory:
         ranks = min(ranks, _times(amount.memory, bundle.memory))
     if demand.most_per_node is not None:

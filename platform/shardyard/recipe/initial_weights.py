@@ -7,12 +7,12 @@ from typing import Literal
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.catalog.shipped import ShippedRecipe, shipped_recipes
 
 RUN = "run:"
 # Of the prepared models, so that a recipe can be planned before they are there.
-PREPARED_CONFIGS: dict[str, dict[str, object]] = {
+PRETRAINED_CONFIGS: dict[str, dict[str, object]] = {
     "minilm": {
         "hidden_size": 384,
         "num_hidden_layers": 6,
@@ -22,15 +22,15 @@ PREPARED_CONFIGS: dict[str, dict[str, object]] = {
         "vocab_size": 30522,
     },
 }
-PREPARED_FAMILIES = {"minilm": "bert"}
+PRETRAINED_FAMILIES = {"minilm": "bert"}
 
 
-def kind_of(name: str) -> Literal["run", "prepared", "other"]:
+def kind_of(name: str) -> Literal["run", "dataset", "other"]:
     """Whether a name stands for a run, a prepared model, or else for a folder or hub id as it is."""
     if name.startswith(RUN):
         return "run"
-    found = PREPARED_SETS.get(name)
-    return "prepared" if found is not None and found.kind == "model" else "other"
+    found = DATASETS.get(name)
+    return "dataset" if found is not None and found.kind == "model" else "other"
 
 
 def recipe_of_run(name: str) -> ShippedRecipe | None:

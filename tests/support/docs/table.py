@@ -85,7 +85,7 @@ PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard resume", "tests/e2e/test_launch.py resumes runs"),
     (r"shardyard dashboard", "a server that does not end; tests/browser uses it"),
     (r"shardyard data prepare", "fetches packages; `make data` does so before the tests"),
-    (r"shardyard data (show|verify)", "needs the prepared sets; tests/unit/data/datasets/test_real.py"),
+    (r"shardyard data (show|verify)", "needs the datasets; tests/unit/data/datasets/test_real.py"),
     (r"shardyard eval latest --classes", "needs a run of CLIP; tests/numerics/test_contrastive.py"),
     (r"shardyard eval (RUN|latest) --task", "tests/numerics/test_harness.py"),
     (

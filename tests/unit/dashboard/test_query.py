@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardyard.dashboard.index.index import Index
-from shardyard.dashboard.index.listing import Asked, list_runs
+from shardyard.dashboard.index.listing import ListingQuery, list_runs
 from shardyard.dashboard.index.query import MOST_CHARACTERS, Compare, QueryError, Search, parse, value_of
 from support.dash_cases import add_lines, index_of, write_run
 
@@ -28,8 +28,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     made.stop()
 
 
-def found(index: Index, query: str, **asked: object) -> list[str]:
-    answer = list_runs(index.store.reader, Asked(query=query, **asked))  # type: ignore[arg-type]
+def found(index: Index, query: str, **wanted: object) -> list[str]:
+    answer = list_runs(index.store.reader, ListingQuery(query=query, **wanted))  # type: ignore[arg-type]
     return [row["id"].partition("-")[0] for row in answer["runs"]]
 
 
@@ -132,21 +132,21 @@ def test_runs_are_sorted_and_what_has_no_value_comes_last(index: Index, sort: st
 
 
 def test_pages_columns_and_groups(index: Index) -> None:
-    asked = Asked(sort="name:asc", offset=1, limit=2, columns=("recipe.zero.stage", "train.loss:best"))
-    answer = list_runs(index.store.reader, asked)
+    wanted = ListingQuery(sort="name:asc", offset=1, limit=2, columns=("recipe.zero.stage", "train.loss:best"))
+    answer = list_runs(index.store.reader, wanted)
     assert (answer["total"], [row["name"] for row in answer["runs"]]) == (4, ["alpha", "beta"])
     assert answer["runs"][1]["values"] == {"recipe.zero.stage": 3, "train.loss:best": 1.0}
     assert {"train.loss", "recipe.optimizer.lr", "eval.other.accuracy", "state"} <= set(answer["columns"])
-    grouped = list_runs(index.store.reader, Asked(group="state"))
+    grouped = list_runs(index.store.reader, ListingQuery(group="state"))
     assert {group["name"]: group["runs"] for group in grouped["groups"]} == {
         "running": 1,
         "failed": 1,
         "finished": 2,
     } | ({} if answer["runs"][0]["state"] == "running" else {"lost": 1})
     with pytest.raises(QueryError, match="not by 'colour'"):
-        list_runs(index.store.reader, Asked(group="colour"))
+        list_runs(index.store.reader, ListingQuery(group="colour"))
     with pytest.raises(QueryError, match="'upwards' is not a sort order"):
-        list_runs(index.store.reader, Asked(sort="name:upwards"))
+        list_runs(index.store.reader, ListingQuery(sort="name:upwards"))
 
 
 def test_trees_and_values() -> None:

@@ -22,7 +22,7 @@ from shardyard.errors import CheckpointError
 CONTENTS = {"engine/model.pt": b"weights" * 100, "engine/optimizer_0.pt": b"states" * 50, "data.json": b"{}"}
 
 
-def write(checkpoints: Path, step: int, contents: dict[str, bytes] = CONTENTS, **facts: Any) -> Path:
+def write(checkpoints: Path, step: int, contents: dict[str, bytes] = CONTENTS, **metadata: Any) -> Path:
     """A checkpoint as the engine writes one."""
     partial = files.partial_folder(checkpoints, step)
     entries = {}
@@ -35,7 +35,7 @@ def write(checkpoints: Path, step: int, contents: dict[str, bytes] = CONTENTS, *
         except BaseException:
             file.discard()
             raise
-    return files.commit(checkpoints, step, entries, **{"world_size": 2, **facts})
+    return files.commit(checkpoints, step, entries, **{"world_size": 2, **metadata})
 
 
 def is_good(folder: Path) -> bool:
@@ -164,11 +164,11 @@ def test_a_format_of_the_future_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_newest_are_kept_and_never_the_last_one_lost(tmp_path: Path) -> None:
     for step in (100, 20, 1_000_000_000, 3):
         write(tmp_path, step)
-    names = [path.name for path in files.whole_checkpoints(tmp_path)]
+    names = [path.name for path in files.committed_checkpoints(tmp_path)]
     # By number and not by name: a step of ten digits comes after one of eight.
     assert names == ["step-00000003", "step-00000020", "step-00000100", "step-1000000000"]
     assert [path.name for path in files.rotate(tmp_path, 2)] == names[:2]
-    assert [path.name for path in files.whole_checkpoints(tmp_path)] == names[2:]
+    assert [path.name for path in files.committed_checkpoints(tmp_path)] == names[2:]
     assert files.rotate(tmp_path, 2) == files.rotate(tmp_path, 5) == []
     files.rotate(tmp_path, 1)
     files.rotate(tmp_path, 1)
@@ -219,14 +219,14 @@ def test_one_that_cannot_be_removed_fails_no_rotation(tmp_path: Path, monkeypatc
 
 
 def test_only_folders_of_that_name_are_checkpoints(tmp_path: Path) -> None:
-    assert files.whole_checkpoints(tmp_path / "nowhere") == []
+    assert files.committed_checkpoints(tmp_path / "nowhere") == []
     (tmp_path / "a-file").write_text("")
-    assert files.whole_checkpoints(tmp_path / "a-file") == []
+    assert files.committed_checkpoints(tmp_path / "a-file") == []
     for name in ("step-1", "step-0000000x", "step-00000001.bak", "Step-00000001", ".step-00000002", "final", "step-"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000003").write_text("a file")
     (tmp_path / "step-00000004").symlink_to(tmp_path / "nowhere")
-    assert files.whole_checkpoints(tmp_path) == []
+    assert files.committed_checkpoints(tmp_path) == []
 
 
 def test_links_are_followed_for_reading_and_only_unlinked_by_rotation(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_links_are_followed_for_reading_and_only_unlinked_by_rotation(tmp_path: 
     write(elsewhere, 1)
     (checkpoints / "step-00000001").symlink_to(elsewhere / "step-00000001")
     write(checkpoints, 2)
-    assert all(is_good(folder) for folder in files.whole_checkpoints(checkpoints))
+    assert all(is_good(folder) for folder in files.committed_checkpoints(checkpoints))
     files.rotate(checkpoints, 1)
     assert os.listdir(checkpoints) == ["step-00000002"]
     assert is_good(elsewhere / "step-00000001")
@@ -254,7 +254,7 @@ def test_a_damaged_one_gives_up_its_name_and_keeps_its_files(tmp_path: Path) -> 
         aside = files.set_aside(folder)
         assert aside == tmp_path / "damaged-step-00000005"
         assert (aside / "data.json").read_bytes() == b"[]"
-        assert files.whole_checkpoints(tmp_path) == []
+        assert files.committed_checkpoints(tmp_path) == []
     assert files.set_aside(tmp_path / "step-00000006") is None
 
 
@@ -279,7 +279,7 @@ def die_of(writer: Callable[[], None], seconds: float | None = None) -> int:
 def write_for_ever(checkpoints: Path) -> None:
     """Go on from the newest step; each second one is written a second time, as after a restart from an older one."""
     files.remove_partial(checkpoints)
-    newest = files.whole_checkpoints(checkpoints)[-1:]
+    newest = files.committed_checkpoints(checkpoints)[-1:]
     step = int(newest[0].name.removeprefix("step-")) if newest else 0
     while True:
         step += 1
@@ -294,10 +294,10 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_that_only_looks_whole(tmp_
     for _ in range(60):
         status = die_of(lambda: write_for_ever(tmp_path), seconds=generator.uniform(0.0, 0.1))
         assert status == -signal.SIGKILL
-        assert all(is_good(folder) for folder in files.whole_checkpoints(tmp_path))
+        assert all(is_good(folder) for folder in files.committed_checkpoints(tmp_path))
         # The next run begins with this.
         files.remove_partial(tmp_path)
-        whole = files.whole_checkpoints(tmp_path)
+        whole = files.committed_checkpoints(tmp_path)
         assert all(is_good(folder) for folder in whole), whole
         # Once there has been a checkpoint, there is one.
         assert len(whole) >= min(seen, 1)
@@ -305,8 +305,8 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_that_only_looks_whole(tmp_
     assert seen >= 2
     # Each kill between a commit and its rotation leaves one more; one rotation makes up for all of them.
     files.rotate(tmp_path, 2)
-    assert len(files.whole_checkpoints(tmp_path)) == 2
-    assert sorted(os.listdir(tmp_path)) == [folder.name for folder in files.whole_checkpoints(tmp_path)]
+    assert len(files.committed_checkpoints(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == [folder.name for folder in files.committed_checkpoints(tmp_path)]
 
 
 DISK_EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "os.scandir"})
@@ -334,7 +334,7 @@ def test_a_kill_before_each_single_operation_leaves_only_whole_ones(tmp_path: Pa
         for step in (1, 2):
             write(checkpoints, step)
         status = die_of(lambda fatal=fatal, checkpoints=checkpoints: write_and_die(checkpoints, fatal))
-        whole = files.whole_checkpoints(checkpoints)
+        whole = files.committed_checkpoints(checkpoints)
         assert whole, fatal
         assert all(is_good(folder) for folder in whole), (fatal, whole)
         if status == 0:
@@ -342,7 +342,7 @@ def test_a_kill_before_each_single_operation_leaves_only_whole_ones(tmp_path: Pa
         assert status == -signal.SIGKILL
         # The next run begins with this; step 2 is there, the old one or the new one.
         files.remove_partial(checkpoints)
-        assert is_good(files.whole_folder(checkpoints, 2)), fatal
+        assert is_good(files.committed_folder(checkpoints, 2)), fatal
     assert fatal > 20
     assert [folder.name for folder in whole] == ["step-00000002"]
 
@@ -363,7 +363,7 @@ def test_a_full_disk_leaves_no_checkpoint_and_the_next_one_succeeds(tmp_path: Pa
         write(disk, 1)
         with pytest.raises(OSError, match="No space left"):
             write(disk, 2, {"engine/model.pt": bytes(2 << 20)})
-        assert [folder.name for folder in files.whole_checkpoints(disk)] == ["step-00000001"]
+        assert [folder.name for folder in files.committed_checkpoints(disk)] == ["step-00000001"]
         assert is_good(disk / "step-00000001")
         files.remove_partial(disk)
         assert is_good(write(disk, 2))
@@ -381,7 +381,7 @@ def test_a_disk_too_full_for_the_manifest_leaves_no_checkpoint(tmp_path: Path) -
             (disk / "filler").write_bytes(bytes(1 << 20))
         with pytest.raises(OSError, match="No space left"):
             files.commit(disk, 1, entries)
-        assert files.whole_checkpoints(disk) == []
+        assert files.committed_checkpoints(disk) == []
 
 
 def test_json_is_written_whole_or_raises(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from shardyard.tracking.run.folder import RunFolder
 from support.tiny import tiny_recipe, write_corpus
 
 
-def write(checkpoints: Path, step: int, **facts: object) -> Path:
+def write(checkpoints: Path, step: int, **metadata: object) -> Path:
     partial = files.partial_folder(checkpoints, step)
     partial.mkdir(parents=True)
     entry = files.write_json(partial / "trainer.json", {"step": step})
-    return files.commit(checkpoints, step, {"trainer.json": entry}, world_size=1, **facts)
+    return files.commit(checkpoints, step, {"trainer.json": entry}, world_size=1, **metadata)
 
 
 def names(checkpoints: Path) -> list[str]:
@@ -76,7 +76,7 @@ def test_the_advice_names_the_newest_checkpoint_from_before(folder: RunFolder) -
     assert shlex.split(command) == [
         *("shardyard", "resume", str(folder.path), "--step", "3", "-s", "optimizer.lr=0.0003"),
     ]
-    found = {files.step_of(path): files.bad_because(path) for path in files.whole_checkpoints(folder.checkpoints)}
+    found = {files.step_of(path): files.bad_because(path) for path in files.committed_checkpoints(folder.checkpoints)}
     why = "it was saved during an explosion (the loss is nan at step 6)"
     assert found == {2: None, 3: None, 4: why, 5: why}
     assert all(files.damaged_files(path, files.read_manifest(path)) == [] for path in folder.checkpoints.iterdir())
@@ -99,7 +99,7 @@ def test_going_back_puts_later_checkpoints_by_and_removes_none(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"no checkpoint of this step.*there: 2; 0 .*aside-step-00000006-2; rename"):
         files.rewind(tmp_path, 4)
     files.rewind(tmp_path, 0)
-    assert files.whole_checkpoints(tmp_path) == []
+    assert files.committed_checkpoints(tmp_path) == []
     assert len(names(tmp_path)) == 4
     with pytest.raises(UsageError, match="there: none"):
         files.rewind(tmp_path, 2)

@@ -20,7 +20,7 @@ from shardyard.models.build import architecture_config, construct_pretrained
 from shardyard.models.pretrained import fingerprint, freeze
 from shardyard.optim.groups import parameter_groups
 from shardyard.planning.plan import World
-from shardyard.recipe.initial_weights import PREPARED_CONFIGS, PREPARED_FAMILIES
+from shardyard.recipe.initial_weights import PRETRAINED_CONFIGS, PRETRAINED_FAMILIES
 from shardyard.recipe.rules import rules
 from shardyard.recipe.schema import Model, Recipe
 from shardyard.tracking.run.folder import RunFolder
@@ -131,9 +131,9 @@ def test_the_known_sizes_of_a_prepared_model_are_its_own() -> None:
     stored = store.data_root() / "minilm" / "config.json"
     if stored.is_file():
         config = json.loads(stored.read_text())
-        assert {key: config[key] for key in PREPARED_CONFIGS["minilm"]} == PREPARED_CONFIGS["minilm"]
-        assert config["model_type"] == PREPARED_FAMILIES["minilm"]
-    assert PREPARED_CONFIGS.keys() == PREPARED_FAMILIES.keys()
+        assert {key: config[key] for key in PRETRAINED_CONFIGS["minilm"]} == PRETRAINED_CONFIGS["minilm"]
+        assert config["model_type"] == PRETRAINED_FAMILIES["minilm"]
+    assert PRETRAINED_CONFIGS.keys() == PRETRAINED_FAMILIES.keys()
 
 
 @pytest.mark.parametrize(

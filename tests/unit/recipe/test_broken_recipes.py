@@ -385,7 +385,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "corpus",
-        ":9: data.train.0.source: no embedded corpus or prepared set 'python-dosc'; did you mean 'python-docs'?",
+        ":9: data.train.0.source: no embedded corpus or dataset 'python-dosc'; did you mean 'python-docs'?",
         "python-docs",
         "python-dosc",
     ),

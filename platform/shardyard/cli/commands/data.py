@@ -1,4 +1,4 @@
-"""`shardyard data`: list, prepare, verify and show the prepared sets; the documents behind a step."""
+"""`shardyard data`: list, prepare, verify and show the datasets; the documents behind a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.cli.view import complete, output
 from shardyard.errors import DataError, UsageError
-from shardyard.recipe.catalog.datasets import PREPARED_SETS, PreparedSet
+from shardyard.recipe.catalog.datasets import DATASETS, DatasetSpec
 from shardyard.suggest import suggestion
 from shardyard.units import format_bytes, format_seconds
 
@@ -40,7 +40,7 @@ SetName = Annotated[
 @data.command("list")
 def list_sets(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the sets, and which of them are prepared here."""
-    rows = [_state(set_) for set_ in PREPARED_SETS.values()]
+    rows = [_state(dataset) for dataset in DATASETS.values()]
     if as_json:
         output.print_json(rows)
     elif quiet:
@@ -67,26 +67,26 @@ class _Standing(TypedDict):
     problem: str | None
 
 
-def _state(set_: PreparedSet) -> _Standing:
+def _state(dataset: DatasetSpec) -> _Standing:
     from shardyard.data.datasets.store import data_root, read_manifest
 
     try:
-        manifest = read_manifest(set_.name)
+        manifest = read_manifest(dataset.name)
     except DataError as error:
-        here, problem = None, str(error) if (data_root() / set_.name).exists() else None
+        here, problem = None, str(error) if (data_root() / dataset.name).exists() else None
     else:
         here, problem = manifest, None
     return {
-        "name": set_.name,
-        "what": set_.what,
-        "kind": set_.kind,
-        "num_rows": here.num_rows if here else dict(set_.num_rows),
-        "licence": set_.licence,
-        "packages": [package.name for package in set_.packages],
-        "download_bytes": set_.num_bytes,
+        "name": dataset.name,
+        "what": dataset.what,
+        "kind": dataset.kind,
+        "num_rows": here.num_rows if here else dict(dataset.num_rows),
+        "licence": dataset.licence,
+        "packages": [package.name for package in dataset.packages],
+        "download_bytes": dataset.num_bytes,
         "prepared": here is not None,
         "num_bytes": here.num_bytes if here else None,
-        "folder": str(data_root() / set_.name) if here else None,
+        "folder": str(data_root() / dataset.name) if here else None,
         "problem": problem,
     }
 
@@ -148,7 +148,7 @@ def _chosen(names: list[str], everything: bool, small: bool, given: list[Path]) 
         raise UsageError("--from goes with one set: shardyard data prepare NAME --from FILE.")
     if small and not everything:
         raise UsageError("--small goes with --all.")
-    every = [s.name for s in PREPARED_SETS.values() if not small or s.num_bytes <= SMALL_DOWNLOAD_BYTES]
+    every = [s.name for s in DATASETS.values() if not small or s.num_bytes <= SMALL_DOWNLOAD_BYTES]
     for file in given:
         if not file.is_file():
             raise UsageError(f"--from {file}: there is no such file.")
@@ -161,8 +161,8 @@ def known_set(name: str) -> str:
     Raises:
         UsageError: there is none of this name.
     """
-    if name not in PREPARED_SETS:
-        raise UsageError(f"there is no prepared set {name!r}; {suggestion(name, PREPARED_SETS, shown=20)}")
+    if name not in DATASETS:
+        raise UsageError(f"there is no dataset {name!r}; {suggestion(name, DATASETS, shown=20)}")
     return name
 
 
@@ -189,12 +189,12 @@ def verify_sets(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte of prepared sets and compare the checksums."""
+    """Read every byte of datasets and compare the checksums."""
     from shardyard.data.datasets.store import damaged_files, data_root
 
     found = {}
     chosen = [known_set(name) for name in names or []]
-    for name in chosen or [name for name in PREPARED_SETS if (data_root() / name).is_dir()]:
+    for name in chosen or [name for name in DATASETS if (data_root() / name).is_dir()]:
         try:
             damaged = damaged_files(name)
             found[name] = f"damaged: {', '.join(damaged)}" if damaged else "ok"
@@ -254,7 +254,7 @@ def show_set(
     rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Rows to show of each split.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Show a prepared set: columns, licence, attribution, first rows."""
+    """Show a dataset: columns, licence, attribution, first rows."""
     from shardyard.data.datasets.store import read_manifest
 
     manifest = read_manifest(known_set(name))
@@ -262,8 +262,8 @@ def show_set(
     if as_json:
         output.print_json({**asdict(manifest), "samples": samples})
         return
-    output.line(f"{name}: {PREPARED_SETS[name].what}")
-    facts = {
+    output.line(f"{name}: {DATASETS[name].what}")
+    fields = {
         "licence": manifest.licence,
         "attribution": manifest.attribution,
         "from": ", ".join(f"{package} {version}" for package, version in manifest.packages.items()),
@@ -274,7 +274,7 @@ def show_set(
         "labels": ", ".join(label for names in manifest.label_names.values() for label in names),
         "size": format_bytes(manifest.num_bytes),
     }
-    for label, text in facts.items():
+    for label, text in fields.items():
         if text:
             output.line(f"  {label}: {text}")
     for split, shown in samples.items():
@@ -285,9 +285,9 @@ def show_set(
 def _first_rows(name: str, split: str, count: int) -> list[dict[str, object]]:
     import pyarrow.parquet as pq
 
-    from shardyard.data.datasets.reading import prepared_files
+    from shardyard.data.datasets.reading import dataset_files
 
-    batches = pq.ParquetFile(prepared_files(name, split)[0]).iter_batches(batch_size=max(1, count))
+    batches = pq.ParquetFile(dataset_files(name, split)[0]).iter_batches(batch_size=max(1, count))
     found: list[dict[str, object]] = next(batches).to_pylist()[:count]
     return found
 

@@ -42,8 +42,8 @@ def ps(
     from shardyard.launch.schedulers.lookup import list_jobs
     from shardyard.launch.schedulers.registry import chosen
 
-    asked = chosen(on, address)
-    listing = list_jobs(asked, ended=show_all)
+    schedulers = chosen(on, address)
+    listing = list_jobs(schedulers, ended=show_all)
     for scheduler, error in listing.failures:
         output.note(f"warning: jobs of {scheduler.name} are not shown: {' '.join(str(error).split())}")
     listed = list(reversed(listing.jobs))
@@ -51,10 +51,10 @@ def ps(
         for job in listed:
             output.line(view.shown_id(job))
     elif as_json:
-        output.print_json([view.job_facts(job) for job in listed])
+        output.print_json([view.job_fields(job) for job in listed])
     elif not listed:
         silent = {scheduler.name for scheduler, _ in listing.failures}
-        where = " and ".join(scheduler.where for scheduler in asked if scheduler.name not in silent)
+        where = " and ".join(scheduler.where for scheduler in schedulers if scheduler.name not in silent)
         more = "" if show_all else f"; `shardyard ps --all{reach(on, address)}` lists those that have ended"
         output.note(f"No job is waiting or running at {where}{more}.")
     else:
@@ -139,18 +139,18 @@ def inspect(
     from shardyard.launch.schedulers.lookup import find
 
     found = find(job, runs_folder(runs_dir), on=on, address=address)
-    facts = view.facts(found)
+    fields = view.fields(found)
     if as_json:
-        output.print_json(facts | {"run": json.loads(encode(found.folder.info().raw)) if found.folder else None})
+        output.print_json(fields | {"run": json.loads(encode(found.folder.info().raw)) if found.folder else None})
         return
     info = found.folder.info() if found.folder is not None else RunInfo()
-    facts |= {
+    fields |= {
         "attempts": info.attempts if found.folder is not None else None,
         "retries": info.job.get("retries"),
         "ranks": info.world_size,
         **{name: info.plan.get(name) for name in ("bundle", "placement", "network")},
     }
-    output.print_table(("", ""), list(view.lines(facts)))
+    output.print_table(("", ""), list(view.lines(fields)))
 
 
 def reach(on: str | None, address: str | None) -> str:

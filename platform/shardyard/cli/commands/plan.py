@@ -25,20 +25,20 @@ def plan(
 ) -> None:
     """Show what a recipe would do: steps, batches, memory, FLOPs, and whether it fits."""
     extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
-    made = _planned(load_recipe(name, [*(overrides or []), *extra]))
+    plan = _planned(load_recipe(name, [*(overrides or []), *extra]))
     if deepspeed:
-        output.print_json(made.deepspeed)
+        output.print_json(plan.deepspeed)
     elif as_json:
-        output.print_json(as_dict(made))
+        output.print_json(as_dict(plan))
     else:
-        output.print_table(("what", "value", ""), rows(made), title=f"plan of {name}")
+        output.print_table(("what", "value", ""), rows(plan), title=f"plan of {name}")
 
 
 def explain_recipe(loaded: LoadedRecipe) -> None:
     """Print each derived value of a recipe and why it is what it is."""
-    made = _planned(loaded)
-    values = {**as_dict(made), "flops_per_token": format_count(made.flops_per_token), "mesh": made.mesh}
-    table = [(name, str(values[name]), why) for name, why in sorted(made.reasons.items())]
+    plan = _planned(loaded)
+    values = {**as_dict(plan), "flops_per_token": format_count(plan.flops_per_token), "mesh": plan.mesh}
+    table = [(name, str(values[name]), why) for name, why in sorted(plan.reasons.items())]
     output.print_table(("derived value", "", "why"), table, title=loaded.recipe.name)
 
 

@@ -11,7 +11,7 @@ import typer
 from shardyard.cli.options import AsJson, Quiet, RunsDir, listed_folder
 from shardyard.cli.view import complete, output
 from shardyard.cli.view.plot import bars, plot
-from shardyard.launch.run.progress import number, whole_seconds
+from shardyard.launch.run.progress import number, rounded_seconds
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.run.summary import Summary, curve, summarize
@@ -75,7 +75,7 @@ def curve_in_text(run: RunFolder, columns: int = _CURVE_COLUMNS) -> str:
 
 def _row(summary: Summary) -> tuple[str, ...]:
     losses = (number(summary.loss) or "-", number(summary.eval_loss) or "-")
-    return (summary.id, summary.state, _steps(summary), *losses, whole_seconds(summary.age_seconds) or "-")
+    return (summary.id, summary.state, _steps(summary), *losses, rounded_seconds(summary.age_seconds) or "-")
 
 
 def _show(run: RunFolder, as_json: bool) -> None:

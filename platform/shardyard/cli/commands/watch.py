@@ -22,7 +22,7 @@ from shardyard.cli.view.live import THREE_COLUMNS_WIDTH, TITLE_MARGIN, LiveView
 from shardyard.cli.view.plot import plot
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, RunFolderError
 from shardyard.launch.run.follow import follow
-from shardyard.launch.run.progress import Progress, describe, metrics_in_words, number, whole_seconds
+from shardyard.launch.run.progress import Progress, describe, metrics_in_words, number, rounded_seconds
 from shardyard.tracking.files import JsonlTail
 from shardyard.tracking.metrics import record
 from shardyard.tracking.run.folder import RunFolder, runs_folder
@@ -180,7 +180,7 @@ class Watched:
             "learning rate": number(metrics.get(record.TRAIN_LR), ".2e"),
             "tokens/s": "" if rate is None else format_count(rate),
             "step time": "" if seconds is None else format_seconds(seconds),
-            "time left": whole_seconds(left),
+            "time left": rounded_seconds(left),
             "grad norm": number(metrics.get(record.TRAIN_GRAD_NORM), ".3g"),
             "MFU": "" if mfu is None else f"{100 * mfu:.1f}%",
             "memory": "" if memory is None else format_bytes(memory),

@@ -1,4 +1,4 @@
-"""What a shell offers for a half-typed word: recipes, sweeps, runs, fields and prepared sets.
+"""What a shell offers for a half-typed word: recipes, sweeps, runs, fields and datasets.
 
 Each answers a press of Tab, so it imports only what it needs, and what cannot be read is no error here.
 """
@@ -77,10 +77,10 @@ def spec_names(incomplete: str) -> list[str]:
 
 
 def set_names(incomplete: str) -> list[str]:
-    """Prepared sets."""
-    from shardyard.recipe.catalog.datasets import PREPARED_SETS
+    """Datasets."""
+    from shardyard.recipe.catalog.datasets import DATASETS
 
-    return [name for name in PREPARED_SETS if name.startswith(incomplete)]
+    return [name for name in DATASETS if name.startswith(incomplete)]
 
 
 def _runs_dir(ctx: typer.Context) -> Any:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from shardyard.errors import ShardyardError
-from shardyard.launch.run.progress import number, whole_seconds
+from shardyard.launch.run.progress import number, rounded_seconds
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.summary import summarize
 
@@ -28,7 +28,7 @@ _LAST_LINES = 50
 def row(job: Job) -> tuple[str, ...]:
     """A line of `shardyard ps`."""
     status = job.status
-    age = whole_seconds(age_seconds(status)) or "-"
+    age = rounded_seconds(age_seconds(status)) or "-"
     return (shown_id(job), status.name, status.state, doing(job), age, ",".join(status.tags), job.scheduler.name)
 
 
@@ -91,16 +91,16 @@ def age_seconds(status: JobStatus, now: float | None = None) -> float | None:
     return max(0.0, (time.time() if now is None else now) - status.submitted)
 
 
-def facts(found: JobOrRun) -> dict[str, object]:
+def fields(found: JobOrRun) -> dict[str, object]:
     """A job or a run as plain data, for JSON."""
     if found.job is not None:
-        return job_facts(found.job)
+        return job_fields(found.job)
     assert found.folder is not None
     code = found.exit_code if found.ended else None
     return {"id": found.id, "state": found.state, "exit_code": code, "run_folder": str(found.folder.path)}
 
 
-def job_facts(job: Job) -> dict[str, object]:
+def job_fields(job: Job) -> dict[str, object]:
     """A job as plain data, for JSON."""
     from shardyard.launch.schedulers.lookup import exit_code_of
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from shardyard.cli.view.plot import bars as sparkline
 from shardyard.launch.run.lines import PlainLines, RunView
-from shardyard.launch.run.progress import Progress, describe, number, whole_seconds
+from shardyard.launch.run.progress import Progress, describe, number, rounded_seconds
 from shardyard.tracking.metrics import record
 from shardyard.units import format_count, format_seconds
 
@@ -107,10 +107,10 @@ class _PanelView:
         items = [
             ("train loss", number(metrics.get(record.TRAIN_LOSS))),
             ("tokens/s", _count(metrics.get(record.TOKENS_PER_SECOND))),
-            ("time left", whole_seconds(progress.seconds_left())),
+            ("time left", rounded_seconds(progress.seconds_left())),
             ("eval loss", number(progress.eval_loss)),
             ("step time", _seconds(metrics.get(record.STEP_SECONDS))),
-            ("elapsed", whole_seconds(time.monotonic() - self._started)),
+            ("elapsed", rounded_seconds(time.monotonic() - self._started)),
             ("grad norm", number(metrics.get(record.TRAIN_GRAD_NORM), ".3g")),
             ("data wait", _seconds(metrics.get(record.DATA_WAIT_SECONDS))),
             ("ranks", ranks),

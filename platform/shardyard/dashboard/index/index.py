@@ -205,19 +205,19 @@ class Index:
             return True
         # Before it is read: what changes meanwhile is seen the next time.
         look.stamps = self._stamps(look.id)
-        turn = ingest(connection, folder, look.key)
-        if turn.changed:
+        result = ingest(connection, folder, look.key)
+        if result.changed:
             self._written += 1
             look.state = connection.execute(
                 "UPDATE runs SET version = ? WHERE key = ? RETURNING state", (self._written, look.key)
             ).fetchone()[0]
-        look.unread = turn.more
-        look.quiet = 0 if turn.changed else look.quiet + 1
+        look.unread = result.more
+        look.quiet = 0 if result.changed else look.quiet + 1
         self._put_off(look, now)
-        if turn.more:
+        if result.more:
             look.due = now
             look.order = (now, 0.0)
-        return turn.changed
+        return result.changed
 
     def _vanished(self, connection: sqlite3.Connection, run_id: str) -> None:
         key = self._keys.pop(run_id)

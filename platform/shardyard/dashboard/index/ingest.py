@@ -42,7 +42,7 @@ _PARTS = ("recipe.yaml", "resolved.yaml", "metrics.jsonl", "events.jsonl", "logs
 
 
 @dataclass
-class Turn:
+class IngestResult:
     """What reading a run once did. `more`: a file has bytes left that can be read now."""
 
     changed: bool = False
@@ -55,23 +55,23 @@ def looks_like_a_run(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in _PARTS)
 
 
-def ingest(connection: sqlite3.Connection, folder: Path, key: int) -> Turn:
+def ingest(connection: sqlite3.Connection, folder: Path, key: int) -> IngestResult:
     """Bring the rows of one run up to date, in the transaction that is open."""
     row = connection.execute(f"SELECT {', '.join(_STATE)} FROM runs WHERE key = ?", (key,)).fetchone()
     before = dict(zip(_STATE, row, strict=True))
-    turn = Turn()
+    result = IngestResult()
     values: dict[str, Any] = {}
-    values |= _info(folder, before, turn)
-    values |= _recipe(connection, folder, key, before, turn)
-    values |= _metrics(connection, folder, key, before, turn)
-    problem = "; ".join(turn.problems) or None
+    values |= _info(folder, before, result)
+    values |= _recipe(connection, folder, key, before, result)
+    values |= _metrics(connection, folder, key, before, result)
+    problem = "; ".join(result.problems) or None
     if problem != before["problem"]:
-        turn.changed = True
-    if turn.changed:
+        result.changed = True
+    if result.changed:
         values["problem"] = problem
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         connection.execute(f"UPDATE runs SET {assignments} WHERE key = :key", {**values, "key": key})
-    return turn
+    return result
 
 
 _STATE = (
@@ -84,13 +84,13 @@ def _stamp(found: os.stat_result | None) -> str:
     return "" if found is None else f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
 
 
-def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
+def _info(folder: Path, before: dict[str, Any], result: IngestResult) -> dict[str, Any]:
     """What run.json says, where it has changed."""
     stamp = _stamp(stat_below(folder, "run.json"))
     if stamp == before["info_stamp"] and stamp:
         known = json.loads(before["info"])
-        turn.problems += [known["problem"]] if "problem" in known else []
-        return _lost(known, folder, before, turn)
+        result.problems += [known["problem"]] if "problem" in known else []
+        return _lost(known, folder, before, result)
     try:
         info = decode(read_below(folder, "run.json", most=MOST_INFO_BYTES))
         if not isinstance(info, dict):
@@ -104,12 +104,12 @@ def _info(folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
     # Runs of before may hold some; the index then does not.
     info = scrub_all(info)
     if "problem" in info:
-        turn.problems.append(str(info["problem"]))
+        result.problems.append(str(info["problem"]))
         # What was read before the file was damaged still holds.
         kept = json.loads(before["info"])
         info = {**kept, "problem": info["problem"]}
-    turn.changed = turn.changed or stamp != before["info_stamp"]
-    return {"info_stamp": stamp, **_columns_of(info), **_lost(info, folder, before, turn)}
+    result.changed = result.changed or stamp != before["info_stamp"]
+    return {"info_stamp": stamp, **_columns_of(info), **_lost(info, folder, before, result)}
 
 
 def _columns_of(raw: dict[str, Any]) -> dict[str, Any]:
@@ -130,13 +130,13 @@ def _columns_of(raw: dict[str, Any]) -> dict[str, Any]:
     return columns | ({"step": info.step} if info.step else {})
 
 
-def _lost(raw: dict[str, Any], folder: Path, before: dict[str, Any], turn: Turn) -> dict[str, Any]:
+def _lost(raw: dict[str, Any], folder: Path, before: dict[str, Any], result: IngestResult) -> dict[str, Any]:
     """`lost` in place of `pending` or `running` where the driver is gone, which no file says."""
     info = RunInfo.from_json({**raw, "format": None})
     if info.state not in ("pending", "running"):
         return {}
     state = "lost" if is_gone(info, folder) else info.state
-    turn.changed = turn.changed or state != before["state"]
+    result.changed = result.changed or state != before["state"]
     return {"state": state}
 
 
@@ -168,13 +168,13 @@ def read_yaml(data: bytes) -> Any:
 
 
 def _recipe(
-    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], turn: Turn
+    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], result: IngestResult
 ) -> dict[str, Any]:
     """The resolved recipe, flat, where it has changed."""
     stamp = _stamp(stat_below(folder, "resolved.yaml"))
     if stamp == before["recipe_stamp"]:
         return {}
-    turn.changed = True
+    result.changed = True
     fields: dict[str, Any] = {}
     try:
         found = with_current_names(scrub_all(read_yaml(read_below(folder, "resolved.yaml", most=MOST_INFO_BYTES))))
@@ -223,21 +223,21 @@ def zip_most(items: Iterator[tuple[str, Any]], most: int) -> Iterator[tuple[str,
 
 
 def _metrics(
-    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], turn: Turn
+    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], result: IngestResult
 ) -> dict[str, Any]:
     """What was added to metrics.jsonl, at most one turn of it."""
     found = stat_below(folder, "metrics.jsonl")
     if found is None:
         if os.path.lexists(folder / "metrics.jsonl"):
-            turn.problems.append("metrics.jsonl is not a plain file")
+            result.problems.append("metrics.jsonl is not a plain file")
         if before["metrics_offset"]:
-            turn.problems.append("metrics.jsonl has vanished")
+            result.problems.append("metrics.jsonl has vanished")
         return {}
     values: dict[str, Any] = {}
     offset, rows, torn = before["metrics_offset"], before["rows"], before["torn"]
     same_file = found.st_ino == before["metrics_inode"]
     if same_file and found.st_size == offset:
-        _say_torn(torn, turn)
+        _note_torn(torn, result)
         return {}
     try:
         with opened_below(folder, "metrics.jsonl") as descriptor:
@@ -246,34 +246,34 @@ def _metrics(
                 _forget(connection, key)
                 offset = rows = torn = 0
                 before = {**before, "spark_state": None}
-                turn.changed = True
+                result.changed = True
                 values |= {"loss": None, "eval_loss": None, "step": 0}
             data = pread(descriptor, TURN_BYTES, offset)
     except OSError as error:
-        turn.problems.append(f"metrics.jsonl cannot be read: {error.strerror or error}")
+        result.problems.append(f"metrics.jsonl cannot be read: {error.strerror or error}")
         return {}
     taken = data.rfind(b"\n") + 1
     if not taken and len(data) >= MOST_LINE_BYTES:
         taken, torn = len(data), torn + 1  # no line of ours is so long; its rest is torn as well
-    turn.more = len(data) == TURN_BYTES
+    result.more = len(data) == TURN_BYTES
     values |= {"metrics_inode": found.st_ino, "metrics_offset": offset + taken}
     if not before["metrics_head"] or offset == 0:
         values["metrics_head"] = f"{len(head)}:{hashlib.sha256(head).hexdigest()}"
     if taken:
-        turn.changed = True
+        result.changed = True
         parsed = parse(data[:taken], rows)
         torn += parsed.torn
         values |= {"rows": rows + parsed.rows, "torn": torn}
         values |= _keep(connection, key, parsed, before)
-    _say_torn(torn, turn)
+    _note_torn(torn, result)
     if values.get("metrics_inode") != before["metrics_inode"]:
-        turn.changed = True
+        result.changed = True
     return values
 
 
-def _say_torn(torn: int, turn: Turn) -> None:
+def _note_torn(torn: int, result: IngestResult) -> None:
     if torn:
-        turn.problems.append(f"metrics.jsonl: {torn} line{'s' if torn != 1 else ''} cannot be read")
+        result.problems.append(f"metrics.jsonl: {torn} line{'s' if torn != 1 else ''} cannot be read")
 
 
 def _begins_as(head: str | None, data: bytes) -> bool:

@@ -20,7 +20,7 @@ _SHOWN = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class ListingQuery:
     """What is asked of the table. `sort` is `field[:last|best|max|smoothed][:asc|desc]`."""
 
     query: str = ""
@@ -38,7 +38,7 @@ def names_of(connection: sqlite3.Connection) -> Names:
     return Names([name for name in metrics if name not in ("step", "time")], paths)
 
 
-def list_runs(connection: sqlite3.Connection, asked: Asked) -> dict[str, object]:
+def list_runs(connection: sqlite3.Connection, wanted: ListingQuery) -> dict[str, object]:
     """A page of the table.
 
     Raises:
@@ -46,21 +46,21 @@ def list_runs(connection: sqlite3.Connection, asked: Asked) -> dict[str, object]
     """
     names = names_of(connection)
     compiler = Compiler(names)
-    where = compiler.where(parse(asked.query))
+    where = compiler.where(parse(wanted.query))
     now = {"now": time.time()}
     total = connection.execute(f"SELECT COUNT(*) FROM runs r WHERE {where}", compiler.parameters | now).fetchone()[0]
-    groups = _groups(connection, where, compiler.parameters | now, asked.group)
-    order = _order(asked, compiler)
-    extra = "".join(f", {_column(name, compiler)} AS value{i}" for i, name in enumerate(asked.columns[:MOST_COLUMNS]))
+    groups = _groups(connection, where, compiler.parameters | now, wanted.group)
+    order = _order(wanted, compiler)
+    extra = "".join(f", {_column(name, compiler)} AS value{i}" for i, name in enumerate(wanted.columns[:MOST_COLUMNS]))
     shown = ", ".join(f"r.{name}" for name in _SHOWN)
-    limits = {"limit": max(0, min(asked.limit, MOST_ROWS)), "offset": max(0, asked.offset)}
+    limits = {"limit": max(0, min(wanted.limit, MOST_ROWS)), "offset": max(0, wanted.offset)}
     rows = connection.execute(
         f"SELECT {shown}{extra} FROM runs r WHERE {where} ORDER BY {order} LIMIT :limit OFFSET :offset",
         compiler.parameters | now | limits,
     ).fetchall()
     return {
         "total": total,
-        "runs": [row_of(row, asked.columns) for row in rows],
+        "runs": [row_of(row, wanted.columns) for row in rows],
         "columns": [
             *COLUMNS,
             "tag",
@@ -114,17 +114,17 @@ def _column(name: str, compiler: Compiler) -> str:
     return compiler.value(field, statistic or "last")
 
 
-def _order(asked: Asked, compiler: Compiler) -> str:
+def _order(wanted: ListingQuery, compiler: Compiler) -> str:
     newest = "r.created DESC, r.id"
-    first = f"{_group(asked.group)}, " if asked.group else ""
-    if not asked.sort:
+    first = f"{_group(wanted.group)}, " if wanted.group else ""
+    if not wanted.sort:
         return f"{first}{newest}"
-    field, *rest = asked.sort.split(":")
+    field, *rest = wanted.sort.split(":")
     statistic = next((part for part in rest if part in STATISTICS), "last")
     unknown = [part for part in rest if part not in (*STATISTICS, "asc", "desc")]
     if unknown:
         raise QueryError(
-            f"{unknown[0]!r} is not a sort order; write field:last|best|max|smoothed:asc|desc", 0, asked.sort
+            f"{unknown[0]!r} is not a sort order; write field:last|best|max|smoothed:asc|desc", 0, wanted.sort
         )
     expression = compiler.value(field, statistic)
     direction = "DESC" if "desc" in rest else "ASC"

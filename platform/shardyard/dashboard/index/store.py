@@ -96,7 +96,7 @@ class Store:
         try:
             connection = self._connect()
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found == VERSION and self._is_whole(connection):
+            if found == VERSION and self._is_intact(connection):
                 return connection
             connection.close()
         except sqlite3.DatabaseError as error:
@@ -107,7 +107,7 @@ class Store:
         connection.executescript(f"{_TABLES}PRAGMA user_version = {VERSION};")
         return connection
 
-    def _is_whole(self, connection: sqlite3.Connection) -> bool:
+    def _is_intact(self, connection: sqlite3.Connection) -> bool:
         """Whether the file has the length that it should have; reading all of it would take as long as building it."""
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (pages,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))

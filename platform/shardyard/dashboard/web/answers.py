@@ -100,7 +100,7 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def whole(request: Request, name: str, default: int, least: int, most: int) -> int:
+def integer(request: Request, name: str, default: int, least: int, most: int) -> int:
     """A whole number of the query string, within bounds.
 
     Raises:

@@ -20,9 +20,9 @@ from shardyard import __version__
 from shardyard.dashboard.charts.marks import marks as marks_of
 from shardyard.dashboard.charts.series import AXES, MOST_POINTS, Reader, chart
 from shardyard.dashboard.index.index import Index
-from shardyard.dashboard.index.listing import Asked, list_runs, row_of
+from shardyard.dashboard.index.listing import ListingQuery, list_runs, row_of
 from shardyard.dashboard.web import details, logs
-from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, listed, numbers, real, whole
+from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, integer, listed, numbers, real
 from shardyard.dashboard.web.report import html_report
 from shardyard.dashboard.web.security import Gate
 from shardyard.launch.local_cluster.nodes import record_path
@@ -103,15 +103,15 @@ def runs(request: Request) -> Response:
     """The table."""
     state, query = state_of(request), request.query_params
     began = time.perf_counter()
-    asked = Asked(
+    wanted = ListingQuery(
         query=query.get("query", ""),
         sort=query.get("sort", ""),
         columns=tuple(listed(request, "columns", 40)),
-        offset=whole(request, "offset", 0, 0, 10**9),
-        limit=whole(request, "limit", 100, 0, 1000),
+        offset=integer(request, "offset", 0, 0, 10**9),
+        limit=integer(request, "limit", 100, 0, 1000),
         group=query.get("group", ""),
     )
-    found = list_runs(state.connection, asked)
+    found = list_runs(state.connection, wanted)
     found |= {"problems": state.index.problems, "unread": state.index.unread, "version": state.index.version}
     answer = Answer(found)
     answer.headers["server-timing"] = f"list;dur={(time.perf_counter() - began) * 1000:.1f}"
@@ -134,7 +134,7 @@ def recipe(request: Request) -> Response:
 def events(request: Request) -> Response:
     """What happened in a run."""
     _, folder = state_of(request).run(request)
-    return Answer(details.events(folder, whole(request, "cursor", 0, 0, 2**53)))
+    return Answer(details.events(folder, integer(request, "cursor", 0, 0, 2**53)))
 
 
 def marks(request: Request) -> Response:
@@ -148,13 +148,13 @@ def marks(request: Request) -> Response:
 def samples(request: Request) -> Response:
     """What the model wrote."""
     _, folder = state_of(request).run(request)
-    return Answer(details.samples(folder, whole(request, "cursor", 0, 0, 2**53)))
+    return Answer(details.samples(folder, integer(request, "cursor", 0, 0, 2**53)))
 
 
 def experts(request: Request) -> Response:
     """Balance of the experts."""
     _, folder = state_of(request).run(request)
-    step = whole(request, "step", -1, -1, 2**53)
+    step = integer(request, "step", -1, -1, 2**53)
     return Answer(details.experts(folder, None if step < 0 else step))
 
 
@@ -169,10 +169,10 @@ def log(request: Request) -> Response:
         found = logs.read_log(
             folder,
             rank,
-            cursor=whole(request, "cursor", -1, -1, 2**53),
+            cursor=integer(request, "cursor", -1, -1, 2**53),
             search=query.get("search", "")[:200],
             errors=query.get("errors") in ("1", "true"),
-            lines=whole(request, "lines", 500, 1, logs.MOST_LINES),
+            lines=integer(request, "lines", 500, 1, logs.MOST_LINES),
         )
     except FileNotFoundError as error:
         raise NotFoundError(
@@ -203,7 +203,7 @@ def series(request: Request) -> Response:
     if len(keys) * len(metrics) > MOST_SERIES:
         raise BadRequestError(f"{len(keys) * len(metrics)} curves are too many; at most {MOST_SERIES}", "metrics")
     axis = axis_of(request)
-    points = whole(request, "points", 1500, 2, MOST_POINTS)
+    points = integer(request, "points", 1500, 2, MOST_POINTS)
     smooth = min(max(real(request, "smooth") or 0.0, 0.0), 0.9999)
     begin, end = real(request, "from"), real(request, "to")
     found = []

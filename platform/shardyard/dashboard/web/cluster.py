@@ -292,10 +292,10 @@ class Plans:
             if (known := self._known.get(place)) is not None:
                 return known
             try:
-                made = _apart("the plan", planned, name, tuple(overrides))
+                plan = _apart("the plan", planned, name, tuple(overrides))
             except ShardyardError as error:
                 return {"problems": [{"where": "", "path": "", "message": str(error)}], "plan": None}
-            found = {"problems": [], "plan": made}
+            found = {"problems": [], "plan": plan}
             self._known[place] = found
             while len(self._known) > _MOST_PLANS:
                 self._known.popitem(last=False)

@@ -278,11 +278,11 @@ def _lines_with(folder: Path, name: str, words: bytes) -> list[dict[str, Any]]:
                 if not block:
                     break
                 position += len(block)
-                whole, _, rest = (rest + block).rpartition(b"\n")
+                lines, _, rest = (rest + block).rpartition(b"\n")
                 if len(rest) > MOST_BYTES:
                     rest = b""
-                if words in whole:
-                    found += json_lines(b"\n".join(line for line in whole.split(b"\n") if words in line))
+                if words in lines:
+                    found += json_lines(b"\n".join(line for line in lines.split(b"\n") if words in line))
     except OSError:
         return []
     return found[-MOST_RECORDS:]

@@ -15,7 +15,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shardyard.dashboard.web.answers import Answer, BadRequestError, whole
+from shardyard.dashboard.web.answers import Answer, BadRequestError, integer
 from shardyard.dashboard.web.api import state_of
 from shardyard.redaction import scrub
 
@@ -59,7 +59,7 @@ class Documents:
 
 def documents(request: Request) -> Response:
     """`GET /api/runs/{id}/documents?step=N`."""
-    step = whole(request, "step", 0, 0, 2**53)
+    step = integer(request, "step", 0, 0, 2**53)
     if step < 1:
         raise BadRequestError("step is missing; the first one is 1", "step")
     _, folder = state_of(request).run(request)

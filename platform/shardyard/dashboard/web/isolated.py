@@ -26,9 +26,9 @@ def call(function: Callable[..., Any], *arguments: Any, what: str, timeout: floa
         ShardyardError: the function raised one, which has the same text; it takes too long, or its process has died.
     """
     command = [sys.executable, "-m", "shardyard.dashboard.web.isolated"]
-    asked = pickle.dumps((function, arguments))
+    request = pickle.dumps((function, arguments))
     try:
-        done = subprocess.run(command, input=asked, stdout=subprocess.PIPE, timeout=timeout, check=False)
+        done = subprocess.run(command, input=request, stdout=subprocess.PIPE, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
         raise ShardyardError(f"{what} has not ended after {timeout:.0f} s.") from error
     if done.returncode != 0 or not done.stdout:

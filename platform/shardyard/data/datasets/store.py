@@ -1,4 +1,4 @@
-"""Prepared sets on the disk: `<root>/<name>/<split>-*.parquet` and `manifest.json`, whole or not there."""
+"""Datasets on the disk: `<root>/<name>/<split>-*.parquet` and `manifest.json`, whole or not there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.errors import DataError
-from shardyard.recipe.catalog.datasets import PREPARED_SETS, PreparedSet
+from shardyard.recipe.catalog.datasets import DATASETS, DatasetSpec
 from shardyard.suggest import suggestion
 
 MANIFEST = "manifest.json"
@@ -32,7 +32,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared set is: origin, licence, and what each file holds.
+    """What a dataset is: origin, licence, and what each file holds.
 
     `packages` are versions by name; `rows_sha256` is over the rows of a split, whatever wrote the file; `left_out`
     counts what the packages hold and the set does not, by reason.
@@ -57,7 +57,7 @@ class Manifest:
 
 
 def data_root() -> Path:
-    """Where prepared sets lie: `SHARDYARD_DATA`, else `data` in `SHARDYARD_CACHE`, else in ~/.cache/shardyard."""
+    """Where datasets lie: `SHARDYARD_DATA`, else `data` in `SHARDYARD_CACHE`, else in ~/.cache/shardyard."""
     configured = os.environ.get("SHARDYARD_DATA")
     if configured:
         return Path(configured).expanduser()
@@ -65,15 +65,15 @@ def data_root() -> Path:
     return (Path(cache).expanduser() if cache else Path.home() / ".cache" / "shardyard") / "data"
 
 
-def known(name: str) -> PreparedSet:
+def known(name: str) -> DatasetSpec:
     """The set of this name, prepared or not.
 
     Raises:
         DataError: there is none.
     """
-    if name not in PREPARED_SETS:
-        raise DataError(f"there is no prepared set {name!r}; {suggestion(name, PREPARED_SETS, shown=20)}")
-    return PREPARED_SETS[name]
+    if name not in DATASETS:
+        raise DataError(f"there is no dataset {name!r}; {suggestion(name, DATASETS, shown=20)}")
+    return DATASETS[name]
 
 
 def read_manifest(name: str) -> Manifest:
@@ -82,15 +82,15 @@ def read_manifest(name: str) -> Manifest:
     Raises:
         DataError: there is no such set, it is not prepared, stale or not whole.
     """
-    set_, folder = known(name), data_root() / name
+    dataset, folder = known(name), data_root() / name
     advice = f"run `shardyard data prepare {name}`"
     try:
         manifest = _parse((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{name} is not prepared here; {advice}.") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder} cannot be read as a prepared set ({error}); {advice}.") from error
-    if manifest.conversion != set_.conversion:
+        raise DataError(f"{folder} cannot be read as a dataset ({error}); {advice}.") from error
+    if manifest.conversion != dataset.conversion:
         raise DataError(f"{name} was prepared by another version of its conversion; {advice}.")
     for file, record in manifest.files.items():
         found = (folder / file).stat().st_size if (folder / file).is_file() else None
@@ -191,15 +191,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def manifest_of(set_: PreparedSet, packages: dict[str, str], **fields: Any) -> Manifest:
+def manifest_of(dataset: DatasetSpec, packages: dict[str, str], **fields: Any) -> Manifest:
     """A manifest with what is known of a set before its conversion."""
     return Manifest(
-        name=set_.name,
-        conversion=set_.conversion,
+        name=dataset.name,
+        conversion=dataset.conversion,
         packages=packages,
-        licence=set_.licence,
-        attribution=set_.attribution,
-        held_out=set_.held_out,
-        columns=dict(set_.columns),
+        licence=dataset.licence,
+        attribution=dataset.attribution,
+        held_out=dataset.held_out,
+        columns=dict(dataset.columns),
         **fields,
     )

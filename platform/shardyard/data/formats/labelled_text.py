@@ -57,9 +57,9 @@ class LabelledText(ExampleRows):
         for part, length in zip(parts, lengths, strict=True):
             self.num_cut += len(part) - length
             part.truncate(length)
-        whole = self._backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)
-        names = {"input_ids": whole.ids, "attention_mask": whole.attention_mask}
-        names |= {"token_type_ids": whole.type_ids} if self._segments else {}
+        joined = self._backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)
+        names = {"input_ids": joined.ids, "attention_mask": joined.attention_mask}
+        names |= {"token_type_ids": joined.type_ids} if self._segments else {}
         row: Row = {name: np.array(values, dtype=np.int64) for name, values in names.items()}
         row["labels"] = np.array(self._label(piece["label"]))
         return row

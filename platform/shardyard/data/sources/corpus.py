@@ -117,25 +117,25 @@ def _cache_root() -> Path:
 
 def _ensure(folder: Path, name: str) -> Path:
     """`folder`, built aside and renamed if it is not whole: two processes at once both end with one whole folder."""
-    if _is_whole(folder):
+    if _is_complete(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write(aside, name, list(CORPORA[name](_modules())))
-        if folder.exists() and not _is_whole(folder):
+        if folder.exists() and not _is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)
         try:
             aside.rename(folder)
         except OSError:
-            if not _is_whole(folder):  # Not the other builder's work: the file system refuses.
+            if not _is_complete(folder):  # Not the other builder's work: the file system refuses.
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / "manifest.json").read_text())["file_bytes"]
         return all((folder / file).stat().st_size == size for file, size in sizes.items())

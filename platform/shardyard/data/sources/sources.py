@@ -17,14 +17,14 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from shardyard.data.datasets import prepared_files, prepared_fingerprint
+from shardyard.data.datasets import dataset_files, dataset_fingerprint
 from shardyard.data.quirks import quiet_datasets
 from shardyard.data.sources import corpus
 from shardyard.data.sources.retry import TRANSIENT, Retry, Stopped
 from shardyard.data.sources.web import WEB, UnreachedError, be_patient
 from shardyard.errors import DataError, UnavailableError
 from shardyard.objectives.spec import Kind
-from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.schema import Source
 from shardyard.redaction import VARIABLE_PREFIX, filled
 
@@ -134,10 +134,10 @@ def open_source(
 
 
 def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, object]]:
-    if name in PREPARED_SETS:
-        shards = [str(path) for path in prepared_files(name, split)]
+    if name in DATASETS:
+        shards = [str(path) for path in dataset_files(name, split)]
         dataset = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
-        return dataset, prepared_fingerprint(name)
+        return dataset, dataset_fingerprint(name)
     files = corpus.corpus_files(name)
     if split not in files:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(files)}.")

@@ -58,7 +58,7 @@ class HeldOut:
 def validation_sources(data: schema.Data) -> list[schema.Source]:
     """The sources of evaluation: data.validation, or else what the training sources hold out (possibly nothing).
 
-    An embedded corpus or prepared set holds out its split `validation`, another source what `holdout` keeps back.
+    An embedded corpus or dataset holds out its split `validation`, another source what `holdout` keeps back.
     """
     if data.validation:
         return list(data.validation)

@@ -103,19 +103,19 @@ class _OwnRows:
     format: Rows
 
     def next_batch(self) -> Batch:
-        made = [self._next_row() for _ in range(self.rows_per_batch)]
-        rows = [row for row, _ in made]
+        drawn = [self._next_row() for _ in range(self.rows_per_batch)]
+        rows = [row for row, _ in drawn]
         cuts = range(0, self.rows_per_batch, self.micro_batch)
         micro_batches = tuple(self.format.collate(rows[cut : cut + self.micro_batch]) for cut in cuts)
         state = {str(index): stream.state() for index, stream in self.streams.items()}
-        return Batch(micro_batches, tuple(source for _, source in made), state)
+        return Batch(micro_batches, tuple(source for _, source in drawn), state)
 
     def _next_row(self) -> Any:
         done = sum(stream.num_rows for stream in self.streams.values())
         stream = self.streams[(self.rank + done * self.world_size) % self.num_streams]
-        made = stream.next_row()
-        assert made is not None, "a training stream never ends"
-        return made
+        drawn = stream.next_row()
+        assert drawn is not None, "a training stream never ends"
+        return drawn
 
     def check_aligned(self) -> None:
         """Raise DataError unless all streams stand at the same global row."""

@@ -53,7 +53,7 @@ def _field(default: Any, description: str, unit: str = "", **constraints: Any) -
 class TokenizerSource(Section):
     """A source of a recipe, read whole: without weight, and with as many columns of text as there are."""
 
-    source: str | None = _field(None, "Embedded corpus or prepared set, as in a recipe.")
+    source: str | None = _field(None, "Embedded corpus or dataset, as in a recipe.")
     path: str | None = _field(None, "Files, a folder or a hub id, as in a recipe.")
     config: str | None = _field(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = _field(None, "Git revision of a hub dataset: pin it to repeat a training exactly.")
@@ -153,7 +153,7 @@ def read_spec(path: Path) -> TokenizerSpec:
         raise _refused(path, problems) from error
     problems = [
         Problem(where(loc, places, str(path)), _dotted(loc), message)
-        for loc, message in _contradictions(spec, set(data))
+        for loc, message in _rule_violations(spec, set(data))
     ]
     if problems:
         raise _refused(path, problems)
@@ -212,7 +212,7 @@ def _message(item: ErrorDetails) -> str:
     return f"{item['msg'][0].lower()}{item['msg'][1:]}, got {show(item['input'])}"
 
 
-def _contradictions(spec: TokenizerSpec, given: set[str]) -> Iterator[tuple[Loc, str]]:
+def _rule_violations(spec: TokenizerSpec, given: set[str]) -> Iterator[tuple[Loc, str]]:
     """Fields that are each valid and do not go together."""
     for name, kinds in _ONLY_FOR.items():
         if name in given and spec.kind not in kinds:

@@ -35,7 +35,7 @@ from shardyard.units import format_bytes
 ENGINE_TAG = "engine"
 
 
-class WholeCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
+class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     """DeepSpeed's interface for writing files, with hashing and syncing, and errors that are kept for later.
 
     `full` says that some error was for lack of room, `size_bytes` how much all files need, written or not.
@@ -140,18 +140,18 @@ class Checkpointer:
         rank: Rank,
         *,
         keep: int,
-        facts: Mapping[str, object],
+        metadata: Mapping[str, object],
         trust: bool = False,
     ):
         self._engine = engine
-        self._files = WholeCheckpointEngine(trust=trust)
+        self._files = AtomicCheckpointEngine(trust=trust)
         engine.checkpoint_engine = self._files
         leave_scripts_out(engine)
         self.folder = folder
         self._rank = rank
         self._keep = keep
         self._trust = trust
-        self._facts = {"world_size": rank.world_size, **facts}
+        self._metadata = {"world_size": rank.world_size, **metadata}
         self._last_size_bytes = 0
         if rank.is_first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ class Checkpointer:
         try:
             entries["data.json"] = files.write_json(partial / "data.json", streams)
             entries["trainer.json"] = files.write_json(partial / "trainer.json", state.__dict__)
-            path = files.commit(self.folder, state.step, entries, good=True, **self._facts)
+            path = files.commit(self.folder, state.step, entries, good=True, **self._metadata)
             files.rotate(self.folder, self._keep)
         except OSError as error:
             return _NotSaved(f"rank 0: {error}", files.is_full(error), size_bytes)
@@ -254,7 +254,7 @@ class Checkpointer:
             CheckpointError: a checkpoint is there, but of another world, stage or precision; it holds code; or none is
                 whole and good.
         """
-        candidates = from_first(files.whole_checkpoints(self.folder), self._rank)
+        candidates = from_first(files.committed_checkpoints(self.folder), self._rank)
         passed: list[tuple[Path, Callable[[Path], Path | None]]] = []
         for folder in reversed(candidates):
             damage = self._damage(folder)
@@ -287,7 +287,7 @@ class Checkpointer:
     def _load(self, folder: Path) -> tuple[TrainerState, StreamStates]:
         manifest = files.read_manifest(folder)
         known: Mapping[str, object] = manifest
-        for key, value in self._facts.items():
+        for key, value in self._metadata.items():
             if known.get(key) != value:
                 raise CheckpointError(
                     f"{folder} was written with {key} {known.get(key)}, this run has {value}; "

@@ -35,16 +35,16 @@ def parallel_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def whole_experts(model: nn.Module) -> dict[str, Tensor]:
+def consolidated_experts(model: nn.Module) -> dict[str, Tensor]:
     """`….experts.w1` → [E, …] on the CPU of rank 0, nothing elsewhere. All ranks call this."""
     found: dict[str, Tensor] = {}
     for name, layer in parallel_layers(model):
         experts: nn.Module = layer.get_submodule("experts")
         with deepspeed.zero.GatheredParameters(list(experts.parameters())):
             for part in _PARTS:
-                whole = _gathered(getattr(experts, part).detach(), cast(Any, layer).ep_group)
-                if whole is not None:
-                    found[f"{name}.experts.{part}"] = whole
+                gathered = _gathered(getattr(experts, part).detach(), cast(Any, layer).ep_group)
+                if gathered is not None:
+                    found[f"{name}.experts.{part}"] = gathered
     return found
 
 

@@ -61,7 +61,7 @@ def _losses(folder: RunFolder) -> dict[int, float]:
 
 def _newest_good(checkpoints: Path, losses: Mapping[int, float], step: int, what: str) -> int:
     """Its step; 0 where there is none."""
-    for folder in reversed(files.whole_checkpoints(checkpoints)):
+    for folder in reversed(files.committed_checkpoints(checkpoints)):
         at = files.step_of(folder)
         if at >= step or is_spoiled(losses, at, step):
             files.mark(folder, good=False, why=f"it was saved during an explosion ({what})")

@@ -30,7 +30,7 @@ from shardyard.errors import CheckpointError, UsageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_WHOLE = re.compile(r"^step-(\d{8,})$")
+_COMMITTED = re.compile(r"^step-(\d{8,})$")
 _REPLACED = ".replaced.partial"
 _CHUNK_BYTES = 1 << 22
 
@@ -136,7 +136,7 @@ def partial_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f".step-{step:08d}.partial"
 
 
-def whole_folder(checkpoints: Path, step: int) -> Path:
+def committed_folder(checkpoints: Path, step: int) -> Path:
     """The name of a whole checkpoint."""
     return checkpoints / f"step-{step:08d}"
 
@@ -144,15 +144,15 @@ def whole_folder(checkpoints: Path, step: int) -> Path:
 def remove_partial(checkpoints: Path) -> None:
     """Remove what interrupted writers left behind; a replacement that was cut short is undone first."""
     for replaced in checkpoints.glob(f".step-*{_REPLACED}"):
-        whole = checkpoints / replaced.name.removeprefix(".").removesuffix(_REPLACED)
-        if not whole.exists():
+        committed = checkpoints / replaced.name.removeprefix(".").removesuffix(_REPLACED)
+        if not committed.exists():
             with contextlib.suppress(OSError):
-                replaced.rename(whole)
+                replaced.rename(committed)
     for left in checkpoints.glob(".step-*.partial"):
         _remove(left)
 
 
-def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **facts: Any) -> Path:
+def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **metadata: Any) -> Path:
     """Write the manifest and give the folder its name; from here on the checkpoint exists.
 
     Raises:
@@ -162,23 +162,23 @@ def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **facts
     body = {
         "format": FORMAT,
         "step": step,
-        **facts,
+        **metadata,
         "files": {name: asdict(entry) for name, entry in sorted(files.items())},
     }
     write_json(partial / MANIFEST, {**body, "sha256": _digest(body)})
     for folder in sorted({(partial / name).parent for name in files} | {partial}):
         _sync_folder(folder)
-    whole = whole_folder(checkpoints, step)
+    committed = committed_folder(checkpoints, step)
     # A checkpoint of this step from before a restart holds the same state; the new one takes its place. The old one
     # leaves by a rename, because one that is cut short in the middle of its removal would still look whole.
-    replaced = checkpoints / f".{whole.name}{_REPLACED}"
+    replaced = checkpoints / f".{committed.name}{_REPLACED}"
     _remove(replaced)
-    if whole.exists() or whole.is_symlink():
-        whole.rename(replaced)
-    partial.rename(whole)
+    if committed.exists() or committed.is_symlink():
+        committed.rename(replaced)
+    partial.rename(committed)
     _sync_folder(checkpoints)
     _remove(replaced)
-    return whole
+    return committed
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -218,7 +218,7 @@ def rewind(checkpoints: Path, step: int) -> list[Path]:
         UsageError: there is no checkpoint of this step; names those that are.
         CheckpointError: a later one could not be renamed.
     """
-    found = {step_of(path): path for path in whole_checkpoints(checkpoints)}
+    found = {step_of(path): path for path in committed_checkpoints(checkpoints)}
     if step and step not in found:
         others = ", ".join(map(str, found)) or "none"
         aside = ", ".join(sorted(path.name for path in checkpoints.glob("aside-*")))
@@ -275,11 +275,11 @@ def _digest(body: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def whole_checkpoints(checkpoints: Path) -> list[Path]:
+def committed_checkpoints(checkpoints: Path) -> list[Path]:
     """Folders with the name of a whole checkpoint, oldest first."""
     if not checkpoints.is_dir():
         return []
-    found = [path for path in checkpoints.iterdir() if _WHOLE.match(path.name) and path.is_dir()]
+    found = [path for path in checkpoints.iterdir() if _COMMITTED.match(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -340,7 +340,7 @@ def _matches(path: Path, entry: FileEntry) -> bool:
 def rotate(checkpoints: Path, keep: int) -> list[Path]:
     """Remove all but the `keep` newest whole checkpoints; returns what was removed."""
     assert keep >= 1, "checked with the recipe"
-    return [folder for folder in whole_checkpoints(checkpoints)[:-keep] if _drop(folder)]
+    return [folder for folder in committed_checkpoints(checkpoints)[:-keep] if _drop(folder)]
 
 
 def make_room(checkpoints: Path, needed_bytes: int) -> list[Path]:
@@ -348,13 +348,13 @@ def make_room(checkpoints: Path, needed_bytes: int) -> list[Path]:
 
     The newest good one always stays, whatever is needed. Links free nothing here, so they stay too.
     """
-    whole = whole_checkpoints(checkpoints)
-    last_good = next((folder for folder in reversed(whole) if _is_marked_good(folder)), None)
+    committed = committed_checkpoints(checkpoints)
+    last_good = next((folder for folder in reversed(committed) if _is_marked_good(folder)), None)
     removed: list[Path] = []
-    for folder in whole:
+    for folder in committed:
         if removed and free_bytes(checkpoints) >= needed_bytes:
             break
-        if folder != (last_good or whole[-1]) and not folder.is_symlink() and _drop(folder):
+        if folder != (last_good or committed[-1]) and not folder.is_symlink() and _drop(folder):
             removed.append(folder)
     return removed
 

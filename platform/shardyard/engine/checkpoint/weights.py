@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.checkpoint import ENGINE_TAG
-from shardyard.engine.checkpoint.expert_weights import as_transformers, parallel_layers, read_experts, whole_experts
+from shardyard.engine.checkpoint.expert_weights import (
+    as_transformers,
+    consolidated_experts,
+    parallel_layers,
+    read_experts,
+)
 from shardyard.engine.checkpoint.tensor_files import only_tensors, read_tensors
 from shardyard.engine.deepspeed.quirks import consolidated
 from shardyard.errors import CheckpointError
@@ -21,14 +26,14 @@ from shardyard.tracking.run.folder import typed
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def whole_weights(engine: deepspeed.DeepSpeedEngine) -> Mapping[str, Tensor] | None:
+def consolidated_weights(engine: deepspeed.DeepSpeedEngine) -> Mapping[str, Tensor] | None:
     """Every weight by name on rank 0, None elsewhere; in the precision of the forward pass. All ranks call this."""
     layers = [name for name, _ in parallel_layers(engine.module)]
     if engine.zero_optimization_stage() == 3:
         weights = _gathered(engine.module) if layers else consolidated(engine)
     else:
         weights = {name: tensor.detach().cpu() for name, tensor in engine.module.state_dict().items()}
-    experts = whole_experts(engine.module)
+    experts = consolidated_experts(engine.module)
     if torch.distributed.get_rank() != 0:
         return None
     return as_transformers({**weights, **experts}, layers)

@@ -59,7 +59,7 @@ def start_engine(
         config=plan.deepspeed,
         dist_init_required=False,
     )
-    quirks.keep_scalars_whole(model)
+    quirks.keep_scalars_unpartitioned(model)
     quirks.undo_trial_step(engine)
     if recipe.model.compile:
         engine.compile()

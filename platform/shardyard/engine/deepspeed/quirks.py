@@ -69,7 +69,7 @@ def _give_axis(parameter: nn.Parameter) -> None:
         parameter.data = parameter.data.reshape(1)
 
 
-def keep_scalars_whole(model: nn.Module) -> None:
+def keep_scalars_unpartitioned(model: nn.Module) -> None:
     """Under ZeRO-3 keep them where they are used, because contrastive losses multiply with one beside the model.
 
     DeepSpeed marks so what a module returns, and shares out again all the same what the optimizer made of it.

@@ -14,17 +14,17 @@ import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from shardyard.data.datasets import prepared_files
+from shardyard.data.datasets import dataset_files
 from shardyard.engine.checkpoint.tensor_files import only_tensors
 from shardyard.engine.inference.load import export_checkpoint, recipe_of
 from shardyard.errors import DataError, UsageError
 from shardyard.extras import install_command
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.tracking.run.folder import RunFolder
 
-# A `dataset_path` that names a prepared set instead of one of the hub.
-PREPARED = "shardyard:"
+# A `dataset_path` that names a dataset instead of one of the hub.
+DATASET_PREFIX = "shardyard:"
 
 
 def measure_run(
@@ -53,7 +53,7 @@ def run_tasks(
 
     Args:
         model: folder that `AutoModelForCausalLM` loads.
-        tasks: names of tasks that lm-eval has, or paths of task files (YAML); a file may read a prepared set by
+        tasks: names of tasks that lm-eval has, or paths of task files (YAML); a file may read a dataset by
             `dataset_path: shardyard:NAME`.
         limit: documents of each task.
         trust: execute code that the files of the model may hold.
@@ -61,7 +61,7 @@ def run_tasks(
     Raises:
         UsageError: lm-eval is not installed, or a task is not there or is not a task.
         CheckpointError: the model holds more than tensors.
-        DataError: a prepared set is not there.
+        DataError: a dataset is not there.
     """
     try:
         import lm_eval
@@ -103,16 +103,16 @@ def _task(name: str) -> str | dict[str, object]:
     if not isinstance(config, dict) or "task" not in config:
         raise UsageError(f"{name} is not an lm-eval task: it lacks `task`; docs/evaluation.md shows one.")
     source = str(config.get("dataset_path", ""))
-    if source.startswith(PREPARED):
-        config |= _from_prepared(source.removeprefix(PREPARED), name)
+    if source.startswith(DATASET_PREFIX):
+        config |= _from_dataset(source.removeprefix(DATASET_PREFIX), name)
     return config
 
 
-def _from_prepared(name: str, task: str) -> dict[str, object]:
-    known = PREPARED_SETS.get(name)
+def _from_dataset(name: str, task: str) -> dict[str, object]:
+    known = DATASETS.get(name)
     if known is None or known.kind != "rows":
-        raise DataError(f"{task}: there is no prepared set {name!r}; `shardyard data list` shows all.")
-    files = {split: [str(path) for path in prepared_files(name, split)] for split in known.num_rows}
+        raise DataError(f"{task}: there is no dataset {name!r}; `shardyard data list` shows all.")
+    files = {split: [str(path) for path in dataset_files(name, split)] for split in known.num_rows}
     return {"dataset_path": "parquet", "dataset_kwargs": {"data_files": files}}
 
 

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from transformers.utils import logging as transformers_logging
 
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
-from shardyard.engine.checkpoint.files import bad_because, read_manifest, step_of, whole_checkpoints
+from shardyard.engine.checkpoint.files import bad_because, committed_checkpoints, read_manifest, step_of
 from shardyard.engine.checkpoint.tensor_files import only_tensors
 from shardyard.engine.checkpoint.weights import weights_of_checkpoint
 from shardyard.engine.components import held_out, make_components, with_frozen
@@ -179,7 +179,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
 
 
 def _pick(folder: RunFolder, step: int | None) -> Path:
-    found = {step_of(path): path for path in whole_checkpoints(folder.checkpoints)}
+    found = {step_of(path): path for path in committed_checkpoints(folder.checkpoints)}
     if not found:
         raise RunFolderError(
             f"{folder.path} has no final model and no checkpoint yet; "

@@ -25,7 +25,7 @@ from shardyard.data.stream.rows import Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
 from shardyard.data.stream.streams import Stream, StreamSettings, StreamStates
 from shardyard.data.tokenizers import tokenizer as tokenizers
-from shardyard.engine.checkpoint.files import whole_checkpoints
+from shardyard.engine.checkpoint.files import committed_checkpoints
 from shardyard.engine.components import Components, make_components
 from shardyard.engine.inference.load import recipe_of
 from shardyard.engine.inference.step_sources import check_sources
@@ -260,7 +260,7 @@ def _part(source: str, at: Position, rank: int, row: int, text: str, tokens: int
 def _nearest_state(folder: RunFolder, step: int) -> StreamStates | None:
     """The states of all streams after the newest step up to `step` that has a checkpoint; None: from the beginning."""
     found: list[tuple[int, Path]] = [
-        (int(path.name.removeprefix("step-")), path) for path in whole_checkpoints(folder.checkpoints)
+        (int(path.name.removeprefix("step-")), path) for path in committed_checkpoints(folder.checkpoints)
     ]
     for _, path in sorted((item for item in found if item[0] <= step), reverse=True):
         try:

@@ -65,12 +65,12 @@ def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Le
     loaded = _loaded(spec, folder)
     if names_weights(loaded.recipe):
         check_unchanged(folder)
-        loaded, starting = with_initial_weights(loaded, Path(spec["runs_dir"]))
-        folder.update(starting=starting)
+        loaded, initial_weights = with_initial_weights(loaded, Path(spec["runs_dir"]))
+        folder.update(starting=initial_weights)
     if not info.provenance.get("packages"):
         folder.update(provenance=collect(code=origins(loaded.recipe)))
-    made = _plan(spec, loaded)
-    outcome = give_over(PlannedRun(loaded, made), folder, signals, lease, view=LinesView)
+    plan = _plan(spec, loaded)
+    outcome = give_over(PlannedRun(loaded, plan), folder, signals, lease, view=LinesView)
     for line in ending_lines(folder, outcome):
         sys.stdout.write(f"{line}\n")
     return EXIT_CODES[outcome]
@@ -85,16 +85,16 @@ def names_weights(recipe: Recipe) -> bool:
 def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
     """Write the file of a job from a recipe that lies where it runs, for schedulers that know the recipe alone."""
     loaded = load_recipe(recipe)
-    made = plan_of(loaded, elsewhere=True)
+    plan = plan_of(loaded, elsewhere=True)
     request = SubmitRequest(
         name=recipe,
         overrides=(),
         loaded=loaded,
-        plan=made,
+        plan=plan,
         runs_dir=Path(runs_dir),
         job_name=loaded.recipe.name,
         run_id=run_id or new_run_id(loaded.recipe.name),
-        resolved=resolved_text(loaded.recipe, made),
+        resolved=resolved_text(loaded.recipe, plan),
     )
     write_spec(spec_of(request), Path(path))
     return 0
@@ -114,11 +114,11 @@ def _of_one_size(recipe: Recipe, other: Recipe) -> bool:
 
 def _plan(spec: JobSpec, loaded: LoadedRecipe) -> RunPlan:
     """The plan that travelled with the job, as far as it still holds; else a new one."""
-    made, submitted = plan_in(spec), Recipe.model_validate(spec["recipe"])
-    if made is not None and loaded.recipe == submitted:
-        return made
-    if made is not None and _of_one_size(loaded.recipe, submitted):
-        return make_plan(loaded.recipe, made.architecture, made.world)
+    plan, submitted = plan_in(spec), Recipe.model_validate(spec["recipe"])
+    if plan is not None and loaded.recipe == submitted:
+        return plan
+    if plan is not None and _of_one_size(loaded.recipe, submitted):
+        return make_plan(loaded.recipe, plan.architecture, plan.world)
     return plan_of(loaded, gpus=cluster_gpus_of(loaded, local=False))
 
 

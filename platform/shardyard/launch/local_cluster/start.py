@@ -70,16 +70,16 @@ def up(wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
         plans = _plans(wishes)
         record = _new_record("head", f"{host}:{ports.gcs}", token)
         record = replace(record, dashboard=f"http://{host}:{ports.dashboard}")
-        with _whole_or_nothing(record, wishes.metrics) as starting:
+        with _all_or_nothing(record, wishes.metrics) as startup:
             report(f"starting a head at {record.gcs}")
-            starting.start(plans[0], nodes_plan.head_command(plans[0], record, ports))
-            starting.wait(lambda: knock(host, ports.gcs) is None and answers(record), "the head")
+            startup.start(plans[0], nodes_plan.head_command(plans[0], record, ports))
+            startup.wait(lambda: knock(host, ports.gcs) is None and answers(record), "the head")
             if len(plans) > 1:
                 report(f"starting {len(plans) - 1} more node(s)")
             for plan in plans[1:]:
-                starting.start(plan, nodes_plan.worker_command(plan, record, host))
-            starting.wait_for_nodes()
-            return starting.record
+                startup.start(plan, nodes_plan.worker_command(plan, record, host))
+            startup.wait_for_nodes()
+            return startup.record
 
 
 def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
@@ -102,11 +102,11 @@ def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> Cluster
         host = own_address(wishes.host) if wishes.host else None
         plan = replace(_plans(wishes)[0], name=nodes_plan.node_name(socket.gethostname()))
         record = _new_record("worker", address, token)
-        with _whole_or_nothing(record, wishes.metrics) as starting:
+        with _all_or_nothing(record, wishes.metrics) as startup:
             report(f"joining the cluster at {address}")
-            starting.start(plan, nodes_plan.worker_command(plan, record, host))
-            starting.wait_for_nodes()
-            joined = replace(starting.record, dashboard=dashboard_url(record))
+            startup.start(plan, nodes_plan.worker_command(plan, record, host))
+            startup.wait_for_nodes()
+            joined = replace(startup.record, dashboard=dashboard_url(record))
             nodes.write_record(joined)
             return joined
 
@@ -124,7 +124,7 @@ def down() -> ClusterRecord | None:
         return record
 
 
-class _Starting:
+class _Startup:
     """A cluster on its way up: what was started so far, and what became of it."""
 
     def __init__(self, record: ClusterRecord, metrics: bool) -> None:
@@ -182,16 +182,16 @@ class _Starting:
 
 
 @contextmanager
-def _whole_or_nothing(record: ClusterRecord, metrics: bool) -> Iterator[_Starting]:
+def _all_or_nothing(record: ClusterRecord, metrics: bool) -> Iterator[_Startup]:
     """Whatever goes wrong inside, Ctrl-C included, nothing that was started stays."""
-    starting = _Starting(record, metrics)
+    startup = _Startup(record, metrics)
     try:
         nodes.write_record(record)
-        yield starting
+        yield startup
     except BaseException:
         with _deaf_to_interrupts():
-            _end(starting.record)
-            for process in starting.processes.values():
+            _end(startup.record)
+            for process in startup.processes.values():
                 process.wait()
         raise
 

@@ -71,12 +71,12 @@ def _shipped_key(recipe: Recipe) -> str | None:
     tokenizer = [] if isinstance(text, dict) and "vocab_size" in text else _tokenizer_files(recipe)
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
-    facts = {
+    contents = {
         "recipe": recipe.model_dump(mode="json", include=_SIZING, exclude=_SIZELESS),
         "versions": [metadata.version(name) for name in _counting(recipe)],
         "files": [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in tokenizer],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _counting(recipe: Recipe) -> tuple[str, ...]:
@@ -107,12 +107,12 @@ def _path(recipe: Recipe) -> Path | None:
     tokenizer = _tokenizer_files(recipe)
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
-    facts = {
+    contents = {
         "recipe": recipe.model_dump(mode="json", exclude=_APART | _DERIVED),
         "versions": [metadata.version(name) for name in _PACKAGES],
         "files": [_stamp(path) for path in (*sorted(PACKAGE.rglob("*.py")), *tokenizer)],
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
     cache = os.environ.get("SHARDYARD_CACHE")
     root = Path(cache).expanduser() if cache else Path.home() / ".cache" / "shardyard"
     return root / "measured" / f"{digest[:32]}.json"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shardyard.data.datasets.reading import prepared_model
+from shardyard.data.datasets.reading import pretrained_folder
 from shardyard.errors import DataError, ModelError, Problem, RecipeError, UsageError
 from shardyard.recipe.fields import dotted
-from shardyard.recipe.initial_weights import PREPARED_CONFIGS, RUN, kind_of, recipe_of_run
+from shardyard.recipe.initial_weights import PRETRAINED_CONFIGS, RUN, kind_of, recipe_of_run
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.rules import rules
 from shardyard.recipe.rules.finetune import launch_advice
@@ -97,8 +97,8 @@ def _is_here(name: str, runs_dir: Path) -> bool:
 
 
 def _known_config(name: str) -> dict[str, object]:
-    if kind_of(name) == "prepared":
-        return PREPARED_CONFIGS[name]
+    if kind_of(name) == "dataset":
+        return PRETRAINED_CONFIGS[name]
     shipped = recipe_of_run(name)
     if shipped is None:
         raise UsageError(f"model.pretrained: {name} is not here, so its sizes are not known; {launch_advice(name)}.")
@@ -127,8 +127,8 @@ def _with(recipe: Recipe, values: dict[str, str]) -> Recipe:
 
 def _path(name: str, runs_dir: Path, field: str) -> Path | None:
     """The folder that a name stands for; None for a hub id."""
-    if kind_of(name) == "prepared":
-        return prepared_model(name).resolve()
+    if kind_of(name) == "dataset":
+        return pretrained_folder(name).resolve()
     if kind_of(name) == "run":
         return _final_of(name, runs_dir, field)
     folder = Path(name).expanduser()

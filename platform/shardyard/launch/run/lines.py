@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
-from shardyard.launch.run.progress import Progress, describe, number, whole_seconds
+from shardyard.launch.run.progress import Progress, describe, number, rounded_seconds
 from shardyard.tracking.metrics import record
 from shardyard.units import format_count, format_seconds
 
@@ -160,7 +160,7 @@ def _cells(line: dict[str, Any], total_steps: int) -> dict[str, str]:
         "MFU": "" if mfu is None else f"{100 * mfu:.1f}%",
         "time": _seconds(line.get(record.STEP_SECONDS)),
         "wait": _seconds(line.get(record.DATA_WAIT_SECONDS)),
-        "left": whole_seconds(line["left"]),
+        "left": rounded_seconds(line["left"]),
     }
 
 

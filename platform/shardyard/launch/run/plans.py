@@ -31,13 +31,13 @@ class PlannedRun:
     """A recipe that is ready to train.
 
     local: one rank in this process, without Ray.
-    facts: further fields of run.json: `starting`, the weights that were found; `trial`, of a shortened run.
+    run_fields: further fields of run.json: `starting`, the weights that were found; `trial`, of a shortened run.
     """
 
     loaded: LoadedRecipe
     plan: RunPlan
     local: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
+    run_fields: dict[str, Any] = field(default_factory=dict)
 
     def create(self, runs_dir: Path) -> RunFolder:
         """The folder of a new run.
@@ -54,7 +54,7 @@ class PlannedRun:
             plan=as_dict(self.plan),
             provenance=collect(code=origins(recipe)),
             local=self.local,
-            **self.facts,
+            **self.run_fields,
         )
 
 
@@ -69,16 +69,16 @@ def plan_new(loaded: LoadedRecipe, runs_dir: Path, *, local: bool = False, try_s
         ShardyardError: the recipe cannot be built, or its plan does not fit.
     """
     loaded = replace(loaded, recipe=with_absolute_files(loaded.recipe))
-    loaded, starting = with_initial_weights(loaded, runs_dir)
-    facts: dict[str, Any] = {"starting": starting} if starting else {}
+    loaded, initial_weights = with_initial_weights(loaded, runs_dir)
+    run_fields: dict[str, Any] = {"starting": initial_weights} if initial_weights else {}
     gpus = cluster_gpus_of(loaded, local=local)
     plan = plan_of(loaded, local=local, gpus=gpus)
     if try_steps is not None:
-        facts["trial"] = {"steps": try_steps, "of": plan.steps}
+        run_fields["trial"] = {"steps": try_steps, "of": plan.steps}
         loaded = replace(loaded, recipe=as_trial(loaded.recipe, try_steps, of=plan.steps))
         plan = plan_of(loaded, local=local, gpus=gpus)
     refuse_what_does_not_fit(plan)
-    return PlannedRun(loaded, plan, local, facts)
+    return PlannedRun(loaded, plan, local, run_fields)
 
 
 def plan_resumed(
@@ -145,8 +145,8 @@ def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:
 
 def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRecipe, dict[str, object]]:
     """The recipe with the paths of the weights that it starts from, and what run.json says of them."""
-    recipe, starting = locate(loaded.recipe, runs_dir)
-    return replace(loaded, recipe=recipe), starting
+    recipe, initial_weights = locate(loaded.recipe, runs_dir)
+    return replace(loaded, recipe=recipe), initial_weights
 
 
 def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:

@@ -50,9 +50,9 @@ def give_over(
     """
     terminal = Terminal(folder.path / "logs" / "driver.log")
     try:
-        made = None if view is None else view(terminal.stream, folder.id, run.plan.steps)
-        shown: AbstractContextManager[object] = nullcontext() if made is None else made
-        report = (lambda text: None) if made is None else made.message
+        live_view = None if view is None else view(terminal.stream, folder.id, run.plan.steps)
+        shown: AbstractContextManager[object] = nullcontext() if live_view is None else live_view
+        report = (lambda text: None) if live_view is None else live_view.message
         with shown, signals.driving(folder, report):
             # After the redirection, because Ray and DeepSpeed talk while they are imported; and once a signal is a
             # request, because an exception in the midst of an import may become another.
@@ -63,7 +63,7 @@ def give_over(
                 folder,
                 lease,
                 stop=signals.stop,
-                observer=made,
+                observer=live_view,
                 until=until,
                 trust=trust,
                 # Ray takes the signals whenever it connects.

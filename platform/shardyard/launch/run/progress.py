@@ -122,7 +122,7 @@ def number(value: object, style: str = ".4f") -> str:
     return format(value, style) if isinstance(value, int | float) else "" if value is None else str(value)
 
 
-def whole_seconds(value: float | None) -> str:
+def rounded_seconds(value: float | None) -> str:
     """A time that nobody reads to the millisecond: `12 s`, `3m05s`; "" for one that is not known."""
     return "" if value is None else f"{round(value)} s" if value < 59.5 else format_seconds(value)
 

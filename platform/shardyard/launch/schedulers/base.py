@@ -214,16 +214,16 @@ class Scheduler(ABC):
 
     def follow_text(self, job: JobHandle, read: Callable[[], str], lines: int | None) -> Iterator[str]:
         """For `logs`: the text that `read` gives as it grows, until the job has ended."""
-        asked, over = float("-inf"), False
+        polled_at, over = float("-inf"), False
 
         def ended() -> bool:
-            nonlocal asked, over
-            if time.monotonic() - asked >= self.poll_seconds:
+            nonlocal polled_at, over
+            if time.monotonic() - polled_at >= self.poll_seconds:
                 try:
                     over = self.status(job).ended
                 except JobNotFoundError:
                     over = True
-                asked = time.monotonic()
+                polled_at = time.monotonic()
             return over
 
         return follow(read, ended, lines)

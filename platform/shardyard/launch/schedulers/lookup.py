@@ -256,17 +256,17 @@ def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECOND
         ShardyardError: none of the schedulers answers.
     """
     answers = ask_all(schedulers, lambda scheduler: scheduler.list(ended=True), seconds)
-    asked = [scheduler for scheduler, _ in answers.found]
+    schedulers = [scheduler for scheduler, _ in answers.found]
     jobs = [Job(scheduler, status) for scheduler, listed in answers.found for status in listed]
     jobs.sort(key=lambda job: (job.status.submitted or 0.0, job.status.job.id))
     if name == "latest" and jobs:
         return jobs[-1]
-    matches = (_matching(name, jobs) or _known_by_id(name, asked)) if name else []
+    matches = (_matching(name, jobs) or _known_by_id(name, schedulers)) if name else []
     if len(matches) == 1:
         return matches[0]
-    where = " and ".join(scheduler.where for scheduler in asked)
+    where = " and ".join(scheduler.where for scheduler in schedulers)
     if matches:
-        shown = ", ".join(_shown(job, asked) for job in matches[:5]) + (", …" if len(matches) > 5 else "")
+        shown = ", ".join(_shown(job, schedulers) for job in matches[:5]) + (", …" if len(matches) > 5 else "")
         raise UsageError(f"{name!r} may be any of {len(matches)} jobs at {where}: {shown}. {_advice(matches)}")
     silent = "".join(f" {scheduler.name} did not answer: {error}" for scheduler, error in answers.failures)
     if not jobs:
@@ -277,7 +277,7 @@ def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECOND
     near = difflib.get_close_matches(name, ids, n=3, cutoff=0.3) or ids[-3:]
     raise UsageError(
         f"No job at {where} is called {name!r}. Nearest: {', '.join(near)}. "
-        f"`shardyard ps --all{reach(asked)}` lists all.{silent}"
+        f"`shardyard ps --all{reach(schedulers)}` lists all.{silent}"
     )
 
 
@@ -309,8 +309,8 @@ def _known_by_id(name: str, schedulers: Sequence[Scheduler]) -> list[Job]:
     return found
 
 
-def _shown(job: Job, asked: Sequence[Scheduler]) -> str:
-    return job.status.job.id if len(asked) == 1 else f"{job.status.job.id} ({job.scheduler.name})"
+def _shown(job: Job, schedulers: Sequence[Scheduler]) -> str:
+    return job.status.job.id if len(schedulers) == 1 else f"{job.status.job.id} ({job.scheduler.name})"
 
 
 def _advice(matches: Sequence[Job]) -> str:

@@ -59,7 +59,7 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: Paramet
         DataError, ModelError, UsageError: something that it starts from is not there.
     """
     loaded = load_base(folder.base, trial_overrides(sweep, folder.id, number, parameters))
-    recipe, starting = locate(loaded.recipe, folder.runs_dir)
+    recipe, initial_weights = locate(loaded.recipe, folder.runs_dir)
     world = _world(recipe)
     if cluster_address(recipe.cluster) is None:
         refuse_on_this_host(recipe, gpu=world.gpu)
@@ -72,7 +72,7 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: Paramet
         )
     run = folder.run_of(number)
     if run is None:
-        run = _new_run(folder, number, parameters, recipe, plan, starting)
+        run = _new_run(folder, number, parameters, recipe, plan, initial_weights)
     else:
         check_unchanged(run)
         run.update(sweep={**run.info().sweep, "parameters": parameters})
@@ -119,7 +119,7 @@ def _world(recipe: Recipe) -> World:
     return world_of(recipe.cluster, cluster_gpus=int(ray.cluster_resources().get("GPU", 0)))
 
 
-class _Starting(TypedDict, total=False):
+class _InitialWeights(TypedDict, total=False):
     starting: Mapping[str, object]
 
 
@@ -129,9 +129,9 @@ def _new_run(
     parameters: Parameters,
     recipe: Recipe,
     plan: RunPlan,
-    starting: Mapping[str, object],
+    initial_weights: Mapping[str, object],
 ) -> RunFolder:
-    fields: _Starting = {"starting": starting} if starting else {}
+    fields: _InitialWeights = {"starting": initial_weights} if initial_weights else {}
     return new_run(
         folder.runs_dir,
         recipe.name,

@@ -22,12 +22,12 @@ from typing import Any, TypedDict
 from ray import tune
 
 from shardyard.engine.checkpoint.files import (
+    committed_checkpoints,
+    committed_folder,
     damaged_files,
     partial_folder,
     read_manifest,
     remove_partial,
-    whole_checkpoints,
-    whole_folder,
 )
 from shardyard.engine.job import Job
 from shardyard.engine.loop import Outcome
@@ -104,8 +104,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
     def save_checkpoint(self, checkpoint_dir: str) -> TrialCheckpoint:
         """Where the newest checkpoint of the run is: checkpoints themselves stay in run folders."""
         run = self._folder.run_of(self._number)
-        whole = whole_checkpoints(run.checkpoints) if run is not None else []
-        return {"trial": self._number, "checkpoint": str(whole[-1]) if whole else None}
+        committed = committed_checkpoints(run.checkpoints) if run is not None else []
+        return {"trial": self._number, "checkpoint": str(committed[-1]) if committed else None}
 
     def load_checkpoint(self, checkpoint: TrialCheckpoint | str | None) -> None:
         """What `save_checkpoint` of this trial, or of a better one, returned."""
@@ -241,8 +241,8 @@ class _StretchedRun:
 
     def next_result(self) -> tuple[Evaluation, bool]:
         """Train to the next pause; and whether the run has ended."""
-        whole = whole_checkpoints(self._job.folder.checkpoints)
-        step = int(whole[-1].name.removeprefix("step-")) if whole else 0
+        committed = committed_checkpoints(self._job.folder.checkpoints)
+        step = int(committed[-1].name.removeprefix("step-")) if committed else 0
         target = min((step // self._every + 1) * self._every, self._job.plan.steps)
         outcome: Outcome = "finished"
         if self._folder.stop_requested():
@@ -287,7 +287,7 @@ def adopt(job: Job, source: Path) -> None:
     checkpoints.mkdir(parents=True, exist_ok=True)
     remove_partial(checkpoints)
     step = int(source.name.removeprefix("step-"))
-    partial, whole = partial_folder(checkpoints, step), whole_folder(checkpoints, step)
+    partial, committed = partial_folder(checkpoints, step), committed_folder(checkpoints, step)
     try:
         shutil.copytree(source, partial)
     except OSError as error:
@@ -296,7 +296,7 @@ def adopt(job: Job, source: Path) -> None:
     if damaged:
         raise CheckpointError(f"{source} cannot be taken over: {', '.join(damaged)} differ from the manifest")
     # What this run trained itself from that step on is worse, and would be taken for its newest state.
-    for own in whole_checkpoints(checkpoints):
+    for own in committed_checkpoints(checkpoints):
         if int(own.name.removeprefix("step-")) >= step:
             shutil.rmtree(own)
-    partial.rename(whole)
+    partial.rename(committed)

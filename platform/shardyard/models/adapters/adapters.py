@@ -41,7 +41,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
         ModelError: a target is no linear layer of the model, or a name of a whole part matches nothing.
     """
     names, layers = target_names(model, adapter), _adaptable(model, adapter)
-    trained = [parameter for _, parameter in _trained_whole(model, adapter, objective)]
+    trained = [parameter for _, parameter in _fully_trained(model, adapter, objective)]
     model.requires_grad_(False)
     if adapter.quantize is not None:
         for name in layers:
@@ -68,7 +68,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
 def num_trainable(model: PreTrainedModel, adapter: Adapter, objective: str) -> int:
     """Parameters that `attach` leaves to train, counted on shapes alone."""
     adapters = sum(adapter.rank * sum(_shape(model, name)) for name in target_names(model, adapter))
-    return adapters + sum(parameter.numel() for _, parameter in _trained_whole(model, adapter, objective))
+    return adapters + sum(parameter.numel() for _, parameter in _fully_trained(model, adapter, objective))
 
 
 def num_quantized(model: PreTrainedModel, adapter: Adapter) -> int:
@@ -135,11 +135,11 @@ def _dequantized(weights: Mapping[str, Tensor], name: str, layer: nn.Module) -> 
 
 def _adaptable(model: PreTrainedModel, adapter: Adapter) -> list[str]:
     """The linear layers of the body that are not trained whole."""
-    whole = set(_whole(model, adapter))
-    return [name for name in _linear_layers(model) if f"{name}.weight" not in whole]
+    full = set(_fully_trained_names(model, adapter))
+    return [name for name in _linear_layers(model) if f"{name}.weight" not in full]
 
 
-def _whole(model: PreTrainedModel, adapter: Adapter) -> list[str]:
+def _fully_trained_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
     return matching(
         (name for name, _ in model.named_parameters()), adapter.modules_to_save, "model.adapter.modules_to_save"
     )
@@ -163,9 +163,9 @@ def _shape(model: PreTrainedModel, name: str) -> tuple[int, int]:
     return (int(weight.shape[0]), int(weight.shape[1]))
 
 
-def _trained_whole(model: PreTrainedModel, adapter: Adapter, objective: str) -> list[tuple[str, nn.Parameter]]:
+def _fully_trained(model: PreTrainedModel, adapter: Adapter, objective: str) -> list[tuple[str, nn.Parameter]]:
     """The parts that the recipe names, and what lies outside the body where that is a head of classes."""
-    chosen = set(_whole(model, adapter))
+    chosen = set(_fully_trained_names(model, adapter))
     body = {id(parameter) for parameter in model.base_model.parameters()}
     new_head = objective_spec(objective).new_head
     return [

@@ -61,7 +61,7 @@ class Contrastive(Objective):
         pairs = torch.from_numpy(np.stack([pair for pair, _ in collected]))
         images, texts = pairs.chunk(2, dim=-1)  # [N, D] each
         scale = torch.tensor(collected[0][1])
-        scores = {"loss": _whole_loss(images, texts, scale)}
+        scores = {"loss": _full_batch_loss(images, texts, scale)}
         for k in RECALLS_AT:
             scores[f"image_to_text_recall_at_{k}"] = recall_at_k(images, texts, k)
             scores[f"text_to_image_recall_at_{k}"] = recall_at_k(texts, images, k)
@@ -96,7 +96,7 @@ def _embed(model: Any, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     return output.image_embeds.float(), output.text_embeds.float(), scale
 
 
-def _whole_loss(images: Tensor, texts: Tensor, scale: Tensor) -> float:
+def _full_batch_loss(images: Tensor, texts: Tensor, scale: Tensor) -> float:
     total = 0.0
     for first in range(0, len(images), _ROWS_AT_A_TIME):
         part = slice(first, first + _ROWS_AT_A_TIME)

@@ -1,6 +1,6 @@
-"""The prepared sets as plain data: what each holds and where it comes from, for validation and for tables.
+"""The datasets as plain data: what each holds and where it comes from, for validation and for tables.
 
-`data/prepared/` fetches and converts them; nothing here needs its libraries.
+`data/datasets/` fetches and converts them; nothing here needs its libraries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class PreparedSet:
+class DatasetSpec:
     """A set, or a pretrained model, that `shardyard data prepare NAME` makes.
 
     `num_rows` are those of the package versions that were current when the conversion was written; `held_out` says by
@@ -59,8 +59,8 @@ _EMOJI_LICENCE = "OFL-1.1 (images), Unicode-DFS-2016 (names)"
 _EMOJI_ATTRIBUTION = "Noto Color Emoji, © Google Inc.; Unicode CLDR and Unicode Character Database, © Unicode, Inc."
 
 
-def _prompts(code: str, language: str, voice: str, licence: str, num_rows: Mapping[str, int]) -> PreparedSet:
-    return PreparedSet(
+def _prompts(code: str, language: str, voice: str, licence: str, num_rows: Mapping[str, int]) -> DatasetSpec:
+    return DatasetSpec(
         name=f"prompts-{code}",
         what=f"{language} speech: telephone prompts of one voice, with transcripts",
         licence=licence,
@@ -76,7 +76,7 @@ def _prompts(code: str, language: str, voice: str, licence: str, num_rows: Mappi
 
 
 _SETS = (
-    PreparedSet(
+    DatasetSpec(
         name="fashion-mnist",
         what="images of clothes, 28×28 grey, in 10 classes",
         licence="MIT",
@@ -86,7 +86,7 @@ _SETS = (
         num_rows={"train": 60_000, "validation": 10_000},
         held_out="the set's own test images",
     ),
-    PreparedSet(
+    DatasetSpec(
         name="verses-en-es",
         what="translation, English to Spanish: verses of two Bibles",
         licence="public domain",
@@ -104,7 +104,7 @@ _SETS = (
         "it", "Italian", "Carlo Flora, translated by Silvia Petrin", "CC-BY-3.0", {"train": 416, "validation": 124}
     ),
     _prompts("ru", "Russian", "IVR Voice, provided by Maxim Topal", "CC-BY-3.0", {"train": 436, "validation": 105}),
-    PreparedSet(
+    DatasetSpec(
         name="emoji-captions",
         what="images of emoji, 64×64 RGB on white, with their names in six languages",
         licence=_EMOJI_LICENCE,
@@ -121,7 +121,7 @@ _SETS = (
         held_out="10% of the emoji by hash, all variants of one (gender, hair) on one side; skin tones are left out",
         libraries=("fontTools", "PIL"),
     ),
-    PreparedSet(
+    DatasetSpec(
         name="wordnet-glosses",
         what="glosses of WordNet 3.0 in the 45 classes of its lexicographer files",
         licence="WordNet-3.0",
@@ -131,7 +131,7 @@ _SETS = (
         num_rows={"train": 111_798, "validation": 5_861},
         held_out="5% of the definitions by hash",
     ),
-    PreparedSet(
+    DatasetSpec(
         name="emoji-questions",
         what="questions about the images of emoji-captions with answers: name, group, yes or no",
         licence=_EMOJI_LICENCE,
@@ -142,7 +142,7 @@ _SETS = (
         held_out="the images that emoji-captions holds out",
         libraries=("fontTools", "PIL"),
     ),
-    PreparedSet(
+    DatasetSpec(
         name="digits",
         what="images of handwritten digits, 8×8 grey",
         licence="CC-BY-4.0",
@@ -152,7 +152,7 @@ _SETS = (
         num_rows={"train": 1437, "validation": 360},
         held_out="the last 360 images of the file, in which neighbours are of one writer",
     ),
-    PreparedSet(
+    DatasetSpec(
         name="plays",
         what="plays of Shakespeare, scene by scene",
         licence="public domain (text), MIT (package)",
@@ -162,7 +162,7 @@ _SETS = (
         num_rows={"train": 746, "validation": 37},
         held_out="two plays: A Midsummer Night's Dream, Macbeth",
     ),
-    PreparedSet(
+    DatasetSpec(
         name="docstring-answers",
         what="questions on names of Python's standard library, answered from their docstrings",
         licence="PSF-2.0",
@@ -171,7 +171,7 @@ _SETS = (
         num_rows={"train": 3_800, "validation": 276},
         held_out="the modules that the embedded corpora hold out, and 5% of the groups of like answers by hash",
     ),
-    PreparedSet(
+    DatasetSpec(
         name="docstring-preferences",
         what="the questions of docstring-answers with the right answer and one of another name",
         licence="PSF-2.0",
@@ -180,7 +180,7 @@ _SETS = (
         num_rows={"train": 3_800, "validation": 276},
         held_out="the modules that the embedded corpora hold out, and 5% of the groups of like answers by hash",
     ),
-    PreparedSet(
+    DatasetSpec(
         name="stamps",
         what="images for children, 96×96 RGB on white, with descriptions in six languages",
         licence="GPL-2.0-or-later",
@@ -197,7 +197,7 @@ _SETS = (
         held_out="10% of the groups of descriptions that share five words in a row, by hash",
         libraries=("PIL",),
     ),
-    PreparedSet(
+    DatasetSpec(
         name="stamps-es",
         what="Spanish speech: the descriptions of stamps, read aloud",
         licence="GPL-2.0-or-later",
@@ -208,7 +208,7 @@ _SETS = (
         held_out="10% of the groups of descriptions that share five words in a row, by hash",
         libraries=("soundfile",),
     ),
-    PreparedSet(
+    DatasetSpec(
         name="minilm",
         what="a pretrained BERT encoder of 22M parameters (all-MiniLM-L6-v2), with its WordPiece tokenizer",
         licence="Apache-2.0 (weights), MIT (package)",
@@ -218,4 +218,4 @@ _SETS = (
     ),
 )
 
-PREPARED_SETS: dict[str, PreparedSet] = {set_.name: set_ for set_ in _SETS}
+DATASETS: dict[str, DatasetSpec] = {dataset.name: dataset for dataset in _SETS}

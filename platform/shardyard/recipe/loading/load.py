@@ -134,7 +134,7 @@ def _checked(document: Document, shown: str) -> Recipe:
     broken = {problem.path.partition(".")[0] for problem in problems}
     problems += [
         Problem(where(path, places, shown), dotted(path), message)
-        for path, message in _contradictions(possible)
+        for path, message in _rule_violations(possible)
         # What a section with problems of its own contradicts may only be the mistake.
         if path[0] not in broken
     ]
@@ -156,7 +156,7 @@ def _order(problem: Problem) -> tuple[str, int]:
     return (file, int(line)) if line.isdecimal() else (problem.where, 0)
 
 
-def _contradictions(possible: Sequence[Recipe]) -> list[tuple[FieldPath, str]]:
+def _rule_violations(possible: Sequence[Recipe]) -> list[tuple[FieldPath, str]]:
     """What contradicts in each of these recipes."""
     found = [rules.check(recipe) for recipe in possible]
     return [finding for finding in found[0] if all(finding in others for others in found[1:])] if found else []

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.catalog.shipped import EMBEDDED_SOURCES
 from shardyard.recipe.fields import Path
 from shardyard.recipe.schema import Data, Recipe, Source
@@ -44,15 +44,15 @@ def _source(source: Source, objective: str) -> Iterator[tuple[str, str]]:
 
 
 def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, str]]:
-    prepared = PREPARED_SETS.get(name)
-    known = [*EMBEDDED_SOURCES, *(other for other, found in PREPARED_SETS.items() if found.kind == "rows")]
+    dataset = DATASETS.get(name)
+    known = [*EMBEDDED_SOURCES, *(other for other, found in DATASETS.items() if found.kind == "rows")]
     if name not in known:
         yield (
             "source",
-            f"no embedded corpus or prepared set {name!r}; {suggestion(name, known)} Hub data goes under `path`",
+            f"no embedded corpus or dataset {name!r}; {suggestion(name, known)} Hub data goes under `path`",
         )
         return
-    splits = tuple(prepared.num_rows) if prepared is not None else _EMBEDDED_SPLITS
+    splits = tuple(dataset.num_rows) if dataset is not None else _EMBEDDED_SPLITS
     if source.split is not None and source.split not in splits:
         yield "split", f"{name} has the splits {' and '.join(splits)}, not {source.split!r}"
     if source.holdout:
@@ -60,8 +60,8 @@ def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, 
     for key in ("config", "revision"):
         if getattr(source, key) is not None:
             yield key, f"belongs to hub datasets (`path`), not to {name}; take it out"
-    columns: dict[str, str] = dict(prepared.columns) if prepared is not None else {"text": "text"}
-    if prepared is None and source.text_column != Source.model_fields["text_column"].default:
+    columns: dict[str, str] = dict(dataset.columns) if dataset is not None else {"text": "text"}
+    if dataset is None and source.text_column != Source.model_fields["text_column"].default:
         yield "text_column", f"the embedded {name} has no columns; take it out"
         return
     named = {"text": source.text_column, **source.columns}

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.fields import Path
-from shardyard.recipe.initial_weights import PREPARED_FAMILIES, RUN, kind_of, recipe_of_run
+from shardyard.recipe.initial_weights import PRETRAINED_FAMILIES, RUN, kind_of, recipe_of_run
 from shardyard.recipe.schema import Recipe
 
 Finding = tuple[Path, str]
@@ -39,7 +39,7 @@ def _names(recipe: Recipe) -> Iterator[Finding]:
             continue
         if name == RUN:
             yield path, "lacks the name of a recipe, as in run:gpt-quickstart: the newest finished run of it is used"
-        found = PREPARED_SETS.get(name)
+        found = DATASETS.get(name)
         if found is not None and found.kind == "rows":
             yield path, f"{name} is a set of rows, not a pretrained model; name it as a source of data"
 
@@ -52,7 +52,7 @@ def _family(recipe: Recipe) -> Iterator[Finding]:
     name, family = recipe.model.pretrained, recipe.model.family
     if name is None:
         return
-    found = PREPARED_FAMILIES.get(name) or _model_type(name)
+    found = PRETRAINED_FAMILIES.get(name) or _model_type(name)
     if found is not None and found != family and (found, family) not in _SAME_BODY:
         yield ("model", "family"), f"is {family}, but {name} holds a model of type {found}; write {found}"
 
@@ -92,7 +92,7 @@ def _adapter(recipe: Recipe) -> Iterator[Finding]:
 
 def launch_advice(name: str) -> str:
     """The command that makes what `run:NAME` or a prepared model stands for."""
-    if kind_of(name) == "prepared":
+    if kind_of(name) == "dataset":
         return f"run `shardyard data prepare {name}`"
     shipped = recipe_of_run(name)
     recipe = shipped.name if shipped is not None else f"a recipe whose name is {name.removeprefix(RUN)}"

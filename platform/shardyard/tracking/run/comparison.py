@@ -15,7 +15,7 @@ from shardyard.tracking.run.summary import newest_metrics, summarize
 # What a recipe says of itself changes nothing of a run.
 _PROSE = frozenset({"name", "description", "paper", "expected"})
 # Beside the loss and what evaluations measure; seconds and bytes of single steps say little at the end of a run.
-_TOLD = (record.TRAIN_LOSS, record.TRAIN_TOKENS, record.TOKENS_PER_SECOND, record.MFU)
+_SHOWN = (record.TRAIN_LOSS, record.TRAIN_TOKENS, record.TOKENS_PER_SECOND, record.MFU)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _fields(run: RunFolder) -> dict[str, object]:
 
 def _metric_names(newest: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for values in newest for name in values)
-    return [name for name in names if name in _TOLD or (name.startswith("eval/") and name.count("/") == 2)]
+    return [name for name in names if name in _SHOWN or (name.startswith("eval/") and name.count("/") == 2)]
 
 
 def _number(value: object) -> float | None:

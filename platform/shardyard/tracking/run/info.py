@@ -149,7 +149,7 @@ class RunInfo:
         Raises:
             RunFolderError: a newer version of Shardyard wrote it.
         """
-        written = _whole(found.get("format")) or 0
+        written = _integer(found.get("format")) or 0
         if written > FORMAT:
             raise RunFolderError(
                 f"the run {found.get('id')} was written by a newer version of Shardyard (format {written}, this one "
@@ -163,7 +163,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _whole(value: object) -> int | None:
+def _integer(value: object) -> int | None:
     """A count. What no count reaches is none: files of others may hold anything."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
         return None
@@ -187,7 +187,7 @@ _COUNTS = ("format", "world_size", "attempts", "step", "total_steps", "exit_code
 _OBJECTS = (*("provenance", "driver", "plan", "job", "sweep", "trial", "starting", "data", "network", "imported"),)
 _READ: dict[str, Any] = {
     **dict.fromkeys(_TEXTS, _text),
-    **dict.fromkeys(_COUNTS, _whole),
+    **dict.fromkeys(_COUNTS, _integer),
     **dict.fromkeys(_OBJECTS, _object),
     "placement": _list,
     "local": _switch,

@@ -74,10 +74,10 @@ def newest_metrics(run: RunFolder) -> dict[str, Any]:
     for line in JsonlTail(run.metrics, begin).new():
         found |= line
     if begin > 0 and record.newest_eval_loss(found) is None:
-        whole: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for line in JsonlTail(run.metrics).new():
-            whole |= line
-        return whole
+            merged |= line
+        return merged
     return found
 
 

@@ -44,14 +44,14 @@ class Records:
     def __iter__(self) -> Iterator[Any]:
         from wandb.proto import wandb_internal_pb2 as messages
 
-        for data in self._whole():
+        for data in self._records():
             try:
                 yield messages.Record.FromString(data)
             except Exception as error:  # noqa: BLE001 - protobuf's kinds of errors differ between its versions
                 self.problem = f"a record is damaged ({type(error).__name__}); what comes after it is left out"
                 return
 
-    def _whole(self) -> Iterator[bytes]:
+    def _records(self) -> Iterator[bytes]:
         """Records put together from their fragments."""
         gathered = b""
         for kind, data in self._fragments():

@@ -113,7 +113,7 @@ def plan_upload(run: RunFolder, project: str | None = None, entity: str | None =
     state = summarize(run).state
     if state == "running" and not _was_offline(run):
         raise RunFolderError(f"{run.id} still trains, and uploads its metrics itself; wait until it has ended.")
-    steps = _steps(run, whole=state != "running")
+    steps = _steps(run, complete=state != "running")
     if not steps:
         raise RunFolderError(f"{run.id} has no metrics yet, so there is nothing to upload.")
     return Plan(
@@ -158,7 +158,7 @@ def upload(plan: Plan, progress: Progress = lambda done, total: None) -> Uploade
         ShardyardError: W&B cannot be reached, refuses the key, or has not confirmed the last step.
     """
     check_account()
-    steps = _steps(plan.run, whole=plan.state != "running")
+    steps = _steps(plan.run, complete=plan.state != "running")
     with _quiet(), tempfile.TemporaryDirectory(prefix="shardyard-wandb-") as scratch:
         try:
             url, entity, sent = _send(plan, steps, Path(scratch), progress)
@@ -289,13 +289,13 @@ def _note(plan: Plan, synced: Synced) -> None:
         events.close()
 
 
-def _steps(run: RunFolder, *, whole: bool) -> list[dict[str, Any]]:
+def _steps(run: RunFolder, *, complete: bool) -> list[dict[str, Any]]:
     """One record a step; of a run that still trains the last one may lack its evaluation, and is left for later."""
     try:
         steps = read_metrics(run.metrics)
     except OSError as error:
         raise RunFolderError(f"{run.metrics} cannot be read: {error.strerror}.") from error
-    return steps if whole else steps[:-1]
+    return steps if complete else steps[:-1]
 
 
 def _attempts(run: RunFolder) -> list[Path]:

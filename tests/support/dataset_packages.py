@@ -1,4 +1,4 @@
-"""Tiny packages of the forms that prepared sets are made from, with tiny content."""
+"""Tiny packages of the forms that datasets are made from, with tiny content."""
 
 from __future__ import annotations
 
