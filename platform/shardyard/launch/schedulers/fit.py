@@ -14,10 +14,9 @@ from shardyard.units import parse_bytes
 def world_on(recipe: Recipe, capacity: Capacity | None) -> World:
     """The world of a run there; memory is known only where the recipe says it. None: the cluster was not asked."""
     settings, nodes = recipe.cluster, (capacity.nodes if capacity is not None else None) or ()
-    gpus_per_worker = settings.gpus_per_worker
-    gpu = not computes_on_cpu() and (
-        gpus_per_worker > 0 if gpus_per_worker is not None else any(node.total.gpus for node in nodes)
-    )
+    gpus = settings.gpus_per_worker
+    wanted = gpus > 0 if gpus is not None else any(node.total.gpus for node in nodes)
+    gpu = wanted and not computes_on_cpu()
     memory = None if settings.memory_per_worker is None else parse_bytes(settings.memory_per_worker)
     return World(size=settings.workers, gpu=gpu, device_bytes=memory)
 
