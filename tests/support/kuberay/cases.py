@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from shardyard.launch.schedulers.kuberay.names import dns_name
-from shardyard.launch.schedulers.kuberay.render import JobSpec
+from shardyard.launch.schedulers.kuberay.render import RayJobInputs
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import RunPlan, World, make_plan
 from shardyard.recipe.loading.load import load_recipe
@@ -81,12 +81,12 @@ def recipe_and_plan(name: str, *overrides: str) -> tuple[Recipe, RunPlan]:
     return recipe, make_plan(recipe, LLAMA2_7B if recipe.model.family == "llama" else SMALL, world)
 
 
-def spec(name: str, *overrides: str, run_id: str = "run-1") -> JobSpec:
+def spec(name: str, *overrides: str, run_id: str = "run-1") -> RayJobInputs:
     """A job of a recipe."""
-    return JobSpec(dns_name(run_id), run_id, *recipe_and_plan(name, *overrides), JOB_FILE)
+    return RayJobInputs(dns_name(run_id), run_id, *recipe_and_plan(name, *overrides), JOB_FILE)
 
 
-def case(name: str) -> JobSpec:
+def case(name: str) -> RayJobInputs:
     """One of `CASES`."""
     recipe, overrides, run_id = CASES[name]
     return spec(recipe, *overrides, run_id=run_id)

@@ -289,13 +289,22 @@ def test_a_call_that_fails_is_said_in_its_own_words(client: TestClient, monkeypa
 
 
 def test_a_call_that_hangs_or_dies_is_ended_and_said() -> None:
-    with pytest.raises(ShardyardError, match="a nap has not ended after 0 s"):
+    with pytest.raises(isolated.CallTimeoutError, match="a nap has not ended after 0 s"):
         isolated.call(time.sleep, 3600, what="a nap", timeout=0.2)
     with pytest.raises(ShardyardError, match="the fall ended with exit code 7 and did not say why"):
         isolated.call(os._exit, 7, what="the fall", timeout=PATIENCE_SECONDS)
     with pytest.raises(ShardyardError, match=r"ValueError: .* This is a bug"):
         isolated.call(int, "x", what="a number", timeout=PATIENCE_SECONDS)
     assert isolated.call(int, "3", what="a number", timeout=PATIENCE_SECONDS) == 3
+
+
+def test_a_call_has_the_variables_that_it_is_given_and_may_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDYARD_TEST_INHERITED", "there")
+    given = {"SHARDYARD_TEST_GIVEN": "as well"}
+    for name, expected in [("SHARDYARD_TEST_INHERITED", "there"), ("SHARDYARD_TEST_GIVEN", "as well")]:
+        found = isolated.call(os.getenv, name, what="a variable", timeout=PATIENCE_SECONDS, environment=given)
+        assert found == expected
+    assert isolated.call(print, "noise", what="a line", timeout=PATIENCE_SECONDS) is None
 
 
 def test_a_run_that_is_lost_is_not_stopped(client: TestClient, runs: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardyard.cli.main import run as command
-from shardyard.dashboard.web import documents
+from shardyard.dashboard.web import documents, isolated
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.components import make_components
 from shardyard.engine.inference.step_documents import documents_of_step
@@ -161,7 +161,7 @@ def test_the_dashboard_answers(trained: Trained, no_cache: Path, monkeypatch: py
         assert {*found["documents"][0]} == {"source", "document", "rank", "row", "text", "tokens"}
         assert rows_of(found) == rows_of(documents_of_step(run, 7))
         # The second time nothing is started.
-        monkeypatch.setattr(documents.subprocess, "run", None)
+        monkeypatch.setattr(isolated, "call", None)
         assert client.get(f"/api/runs/{run.id}/documents", params={"step": 7}).json() == found
         assert client.get(f"/api/runs/{run.id}/documents").status_code == 400
         assert client.get(f"/api/runs/{run.id}/documents", params={"step": "x"}).status_code == 400

@@ -71,8 +71,9 @@ def test_what_lies_in_named_folders_is_read(allowed: Path) -> None:
 )
 def test_nothing_else_is(allowed: Path, path: str, what: str) -> None:
     named = path.format(allowed=allowed, top=allowed.parent)
-    with pytest.raises(UsageError, match=what):
-        check_sources(recipe(allowed, train=[{"path": named}]), [allowed])
+    with pytest.raises(UsageError, match=what) as caught:
+        check_sources(recipe(allowed, train=[{"path": named}]), [allowed], "shardyard data rows RUN --step 3")
+    assert "`shardyard data rows RUN --step 3` in a terminal reads what the run names" in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["tokenizer", "model"])

@@ -19,6 +19,7 @@ LATE = {
     "cli/view/complete.py": "a shell waits for the completion of one name",
     "cli/view/jobs.py": "schedulers, where a job is shown",
     "cli/view/output.py": "rich, for output to a terminal alone",
+    "dashboard/web/documents.py": "torch, in the process that reads documents alone",
     "dashboard/web/sweeps.py": "the fit of a scaling law imports torch",
     "data/sources/corpus.py": "some Pythons come without pydoc_data",
     "engine/inference/lm_eval.py": "lm-eval is an extra",

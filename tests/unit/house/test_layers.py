@@ -43,10 +43,6 @@ SPECS = re.compile(r"objectives\.(spec|registry|\w+\.spec)(\.|$)")
 OPENS_EVERYTHING = "cli"
 # Each of these libraries is known to one room.
 HOMES = {"deepspeed": "engine", "ray": "launch", "wandb": "tracking"}
-# Modules above that are started as processes of their own, by name.
-STARTED = {
-    ("dashboard/web/documents.py", "shardyard.cli.main"),
-}
 # Where the names of the public API are.
 PUBLIC = {"errors", "launch"}
 # These are pure, so that a broken one is refused before any of these has been imported.
@@ -69,7 +65,7 @@ def violations(path: str, source: str) -> list[str]:
         # A specification names the code of its objective, for whoever makes one to import.
         if room == "objective specs" and name.startswith("shardyard.objectives."):
             continue
-        if problem and (line, name) not in imported and (path, name) not in STARTED:
+        if problem and (line, name) not in imported:
             found.append(f"{path}:{line}: names {name}: {problem}")
     return found
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,9 +11,12 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from shardyard.dashboard.web import isolated
 from shardyard.dashboard.web.answers import Answer, BadRequestError, integer
 from shardyard.dashboard.web.api import state_of
+from shardyard.errors import ShardyardError
 from shardyard.redaction import scrub
+from shardyard.tracking.run.folder import RunFolder
 
 LIMIT_SECONDS = 300.0
 WAIT_SECONDS = 60.0
@@ -68,35 +67,43 @@ def documents(request: Request) -> Response:
 
 
 def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]:
-    arguments = ["data", "rows", "--json", "--rows", str(MOST_ROWS), "--step", str(step)]
-    arguments += [part for allowed in folders for part in ("--only-from", str(allowed))] + ["--", str(folder)]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "shardyard.cli.main", *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
+        found: dict[str, object] = isolated.call(
+            read_here,
+            folder,
+            step,
+            tuple(folders),
+            what="Reading the documents",
             timeout=LIMIT_SECONDS,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            env={**os.environ, **_OFFLINE},
+            environment=_OFFLINE,
         )
-    except subprocess.TimeoutExpired:
+    except isolated.CallTimeoutError:
         sentence = (
             f"Reading the data up to step {step} takes longer than {LIMIT_SECONDS:.0f} s: it begins at the newest "
             f"checkpoint before it. In a terminal: shardyard data rows {shlex.quote(str(folder))} --step {step}"
         )
         return _problem(step, sentence) | {"lasting": False}
-    if done.returncode != 0:
-        return _problem(step, _said(done.stderr)) | {"lasting": False}
-    found = json.loads(done.stdout[done.stdout.index("{") :])
+    except ShardyardError as error:
+        return _problem(step, _in_short(error)) | {"lasting": False}
+    return found
+
+
+def read_here(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]:
+    """Called in a process of its own, which from then on uses no network: the documents of a step without secrets.
+
+    Raises:
+        ShardyardError: they cannot be read, or lie outside of `folders`.
+    """
+    from shardyard.engine.inference.step_documents import documents_of_step
+    from shardyard.engine.inference.step_sources import refuse_network
+
+    refuse_network()
+    found = documents_of_step(RunFolder(folder), step, MOST_ROWS, only_from=folders)
     return {**found, "documents": [part | {"text": scrub(part["text"])} for part in found["documents"]]}
 
 
-def _said(text: str) -> str:
-    """The sentence that a failed command ends with."""
-    message = text.rpartition("Error: ")[2].strip()
-    return scrub(" ".join(message.split())[:600]) or "The data cannot be read."
+def _in_short(error: ShardyardError) -> str:
+    return scrub(" ".join(str(error).split())[:600]) or "The data cannot be read."
 
 
 def _problem(step: int, sentence: str) -> dict[str, object]:

@@ -10,27 +10,42 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shardyard.errors import ShardyardError
 
 
-def call(function: Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
+class CallTimeoutError(ShardyardError):
+    """A call did not end in time."""
+
+
+def call(
+    function: Callable[..., Any],
+    *arguments: Any,
+    what: str,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
     """What a function of a module returns for these arguments. What it prints is lost.
 
     Args:
         what: the call in messages. timeout: seconds after which it is killed.
+        environment: variables of the process beside those of this one, set before it imports anything.
 
     Raises:
-        ShardyardError: the function raised one, which has the same text; it takes too long, or its process has died.
+        CallTimeoutError: it takes too long.
+        ShardyardError: the function raised one, which has the same text; or its process has died.
     """
     command = [sys.executable, "-m", "shardyard.dashboard.web.isolated"]
     request = pickle.dumps((function, arguments))
+    variables = {**os.environ, **(environment or {})}
     try:
-        done = subprocess.run(command, input=request, stdout=subprocess.PIPE, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, input=request, stdout=subprocess.PIPE, timeout=timeout, check=False, env=variables
+        )
     except subprocess.TimeoutExpired as error:
-        raise ShardyardError(f"{what} has not ended after {timeout:.0f} s.") from error
+        raise CallTimeoutError(f"{what} has not ended after {timeout:.0f} s.") from error
     if done.returncode != 0 or not done.stdout:
         ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
         raise ShardyardError(f"{what} ended with {ended} and did not say why.")

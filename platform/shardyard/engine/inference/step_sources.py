@@ -35,7 +35,7 @@ def check_sources(recipe: Recipe, folders: Sequence[Path], command: str = "shard
     for field, message in _findings(recipe, within):
         raise UsageError(
             f"{field} {message}. A run from elsewhere may name anything, so the dashboard reads documents from "
-            "Shardyard's own data, the runs folder and folders that its --data-dir names. `{command}` "
+            f"Shardyard's own data, the runs folder and folders that its --data-dir names. `{command}` "
             "in a terminal reads what the run names."
         )
 

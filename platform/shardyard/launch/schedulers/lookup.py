@@ -6,7 +6,7 @@ import difflib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -99,10 +99,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Listing:
-    """Jobs, the one that was submitted first at the beginning, and the schedulers that did not answer."""
+    """Jobs, the one that was submitted first at the beginning; the schedulers that answered, and those that did not."""
 
     jobs: tuple[Job, ...]
-    failures: tuple[tuple[Scheduler, ShardyardError], ...] = field(default=())
+    answered: tuple[Scheduler, ...]
+    failures: tuple[tuple[Scheduler, ShardyardError], ...] = ()
 
 
 def list_jobs(schedulers: Sequence[Scheduler], *, ended: bool, seconds: float = ASK_SECONDS) -> Listing:
@@ -114,7 +115,7 @@ def list_jobs(schedulers: Sequence[Scheduler], *, ended: bool, seconds: float = 
     answers = ask_all(schedulers, lambda scheduler: scheduler.list(ended=ended), seconds)
     jobs = [Job(scheduler, status) for scheduler, listed in answers.found for status in listed]
     jobs.sort(key=lambda job: (job.status.submitted or 0.0, job.status.job.id))
-    return Listing(tuple(jobs), answers.failures)
+    return Listing(tuple(jobs), tuple(scheduler for scheduler, _ in answers.found), answers.failures)
 
 
 @dataclass(frozen=True)
@@ -255,10 +256,8 @@ def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECOND
         UsageError: there is none, or more than one; says which schedulers have them.
         ShardyardError: none of the schedulers answers.
     """
-    answers = ask_all(schedulers, lambda scheduler: scheduler.list(ended=True), seconds)
-    schedulers = [scheduler for scheduler, _ in answers.found]
-    jobs = [Job(scheduler, status) for scheduler, listed in answers.found for status in listed]
-    jobs.sort(key=lambda job: (job.status.submitted or 0.0, job.status.job.id))
+    listing = list_jobs(schedulers, ended=True, seconds=seconds)
+    jobs, schedulers = listing.jobs, listing.answered
     if name == "latest" and jobs:
         return jobs[-1]
     matches = (_matching(name, jobs) or _known_by_id(name, schedulers)) if name else []
@@ -268,7 +267,7 @@ def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECOND
     if matches:
         shown = ", ".join(_shown(job, schedulers) for job in matches[:5]) + (", …" if len(matches) > 5 else "")
         raise UsageError(f"{name!r} may be any of {len(matches)} jobs at {where}: {shown}. {_advice(matches)}")
-    silent = "".join(f" {scheduler.name} did not answer: {error}" for scheduler, error in answers.failures)
+    silent = "".join(f" {scheduler.name} did not answer: {error}" for scheduler, error in listing.failures)
     if not jobs:
         raise UsageError(
             f"There are no jobs of Shardyard at {where}; `shardyard submit RECIPE` starts one.{silent}",

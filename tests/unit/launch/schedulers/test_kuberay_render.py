@@ -352,7 +352,7 @@ def test_names_and_tags_are_kept_readable() -> None:
 
 def test_a_job_that_no_config_map_holds_is_refused() -> None:
     large = spec("gpt/quickstart", CLAIM)
-    large = render.JobSpec(large.name, large.run_id, large.recipe, large.plan, "x" * 1_000_001)
+    large = render.RayJobInputs(large.name, large.run_id, large.recipe, large.plan, "x" * 1_000_001)
     with pytest.raises(RecipeError, match="a ConfigMap holds 1 MiB"):
         render_job(large)
 

@@ -22,7 +22,7 @@ from shardyard.launch.schedulers.kuberay.render import (
     MANAGED_LABELS,
     QUEUE_LABEL,
     RUN_ANNOTATION,
-    JobSpec,
+    RayJobInputs,
     describe,
     render_job,
 )
@@ -93,14 +93,14 @@ def submit(request: SubmitRequest, report: Report) -> str:
     return identity
 
 
-def _spec(request: SubmitRequest) -> JobSpec:
+def _spec(request: SubmitRequest) -> RayJobInputs:
     recipe = request.loaded.recipe
     run_id = request.run_id or new_run_id(recipe.name)
     # A name of its own is kept as it is, so that a second job of this name is refused.
     name = dns_name(run_id if request.job_name == recipe.name else request.job_name, MAX_JOB_NAME)
     inside = replace(request, run_id=run_id, runs_dir=Path(RUNS_PATH))
     job_file = json.dumps(spec_of(inside), indent=1)
-    return JobSpec(name, run_id, recipe, request.plan, job_file)
+    return RayJobInputs(name, run_id, recipe, request.plan, job_file)
 
 
 def _warn(request: SubmitRequest, report: Report) -> None:
@@ -111,7 +111,7 @@ def _warn(request: SubmitRequest, report: Report) -> None:
         report(f"files of {request.working_dir} do not travel to Kubernetes; pods see those of the image and the claim")
 
 
-def _write(request: SubmitRequest, spec: JobSpec, manifests: list[dict[str, Any]], report: Report) -> None:
+def _write(request: SubmitRequest, spec: RayJobInputs, manifests: list[dict[str, Any]], report: Report) -> None:
     assert request.dry_run is not None
     comments = [
         f"shardyard submit {request.name} --on kuberay, Shardyard {__version__}",

@@ -46,11 +46,11 @@ MAX_JOB_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
-class JobSpec:
+class RayJobInputs:
     """What a RayJob is made from.
 
-    name: of the job, from `kuberay_names.dns_name`; run_id: of the run folder, which later attempts go on with.
-    job_file: text of the file that carries the job (`job_spec.spec_of`), the recipe in it.
+    name: of the job, from `names.dns_name`; run_id: of the run folder, which later attempts go on with.
+    job_file: text of the file that carries the job (`jobs.spec.spec_of`), the recipe in it.
     """
 
     name: str
@@ -60,7 +60,7 @@ class JobSpec:
     job_file: str
 
 
-def render_job(spec: JobSpec) -> list[Data]:
+def render_job(spec: RayJobInputs) -> list[Data]:
     """A ConfigMap with the file of the job, and the RayJob that carries it out.
 
     Raises:
@@ -136,7 +136,7 @@ def cluster_spec(context: PodContext) -> Data:
     }
 
 
-def _job_settings(spec: JobSpec, pods: Pods) -> Data:
+def _job_settings(spec: RayJobInputs, pods: Pods) -> Data:
     job, kubernetes = spec.recipe.job, spec.recipe.cluster.kubernetes
     settings: Data = {
         "entrypoint": shlex.join(
@@ -161,7 +161,7 @@ def _job_settings(spec: JobSpec, pods: Pods) -> Data:
 def retries_of(recipe: Recipe) -> int:
     """Clusters that KubeRay makes for a job after its first, when that had to go.
 
-    The driver itself goes on after a failed or timed-out attempt, on the same cluster (`job_policy.decide`).
+    The driver itself goes on after a failed or timed-out attempt, on the same cluster (`jobs.policy.decide`).
     """
     return recipe.job.retries if recipe.job.on_preempted == "resume" else 0
 

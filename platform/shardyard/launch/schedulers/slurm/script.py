@@ -79,7 +79,7 @@ def render(
         cwd: what relative paths of the recipe start from.
         name: of the job.
         python: the interpreter that has Shardyard and Ray on every node.
-        spec: of the run, as `job_spec.spec_of` makes it; travels inside the script.
+        spec: of the run, as `jobs.spec.spec_of` makes it; travels inside the script.
 
     Raises:
         UsageError: a line of the recipe's cannot stand in the script.
