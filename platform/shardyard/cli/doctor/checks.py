@@ -26,6 +26,7 @@ from shardyard.cli.doctor.probe import (
     check_torch,
     probe_torch,
 )
+from shardyard.engine.deepspeed import build_locks
 from shardyard.recipe.schema import Wandb
 from shardyard.tracking.run.folder import runs_folder
 from shardyard.tracking.run.provenance import PACKAGES
@@ -47,6 +48,7 @@ def all_checks(runs_dir: str | None = None) -> Iterator[Check]:
     yield check_gpu_precision(probe)
     yield check_compilers()
     yield check_deepspeed(probe)
+    yield check_build_locks()
     yield check_shared_memory()
     yield check_runs_folder(runs_dir)
     yield check_corpus_cache()
@@ -118,6 +120,25 @@ def check_compilers() -> Check:
 def _beside_python(name: str) -> str | None:
     path = Path(sys.executable).with_name(name)
     return str(path) if os.access(path, os.X_OK) else None
+
+
+def check_build_locks() -> Check:
+    """Compilations of DeepSpeed's operations: those under way, and what ones that were killed have left."""
+    folder = build_locks.root()
+    found = [(path, state) for path in build_locks.locks(folder) if (state := build_locks.look(path)) is not None]
+    stale = [str(path) for path, state in found if state.stale]
+    if stale:
+        return Check(
+            "compilations",
+            "warn",
+            f"killed ones have left {', '.join(stale)}",
+            f"A launch that needs one removes its lock; other programs wait for ever: rm {' '.join(stale)}",
+        )
+    unsure = [build_locks.in_words(path, state) for path, state in found if state.pid is None]
+    if unsure:
+        return Check("compilations", "warn", "; ".join(unsure), "A launch that needs one waits, and says so.")
+    under_way = [f"process {state.pid} compiles {path.parent.name}" for path, state in found]
+    return Check("compilations", "ok", "; ".join(under_way) or f"none under way in {folder}")
 
 
 def check_shared_memory() -> Check:

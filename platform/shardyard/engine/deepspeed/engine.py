@@ -37,13 +37,14 @@ def start_engine(
     """Build, initialise and shard the model.
 
     Args:
-        report: told what pretrained weights lacked, and what of them was left.
+        report: told what pretrained weights lacked, what of them was left, and what a compilation waits for.
 
     Raises:
         ModelError: the model cannot be built.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     quirks.compile_no_operation()
+    quirks.compile_beside_others(report)
     quirks.import_muon(compiled=recipe.optimizer.name == "muon")
     # torch.distributed is up already; this only tells DeepSpeed to use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)

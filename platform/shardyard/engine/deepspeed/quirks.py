@@ -1,15 +1,19 @@
 """DeepSpeed's faults and habits that Shardyard works around, and its private names; tests say when each is past.
 
-Seen in DeepSpeed 0.19.8, which pyproject.toml pins. `tests/unit/engine/test_deepspeed_quirks.py` fails where a newer
-version no longer needs one of these.
+Seen in DeepSpeed 0.19.8, and in torch 2.13 that compiles its operations; pyproject.toml pins both.
+`tests/unit/engine/test_deepspeed_quirks.py` and `test_build_locks.py` fail where a newer version no longer needs one of
+these.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -17,10 +21,17 @@ import torch
 from deepspeed.runtime import compiler
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
+from torch.utils import cpp_extension
+from torch.utils.file_baton import FileBaton
 
+from shardyard.engine.deepspeed import build_locks
+from shardyard.errors import HardwareError
 from shardyard.replaced import replaced
 
 _MUON = "deepspeed.runtime.zero.muon"
+# Another rank, or another run, compiles for a minute or two; longer waits are reported.
+REPORTED_SECONDS = 20.0
+_LOOK_SECONDS = 2.0
 
 
 # Starting.
@@ -50,6 +61,62 @@ def import_muon(*, compiled: bool) -> None:
     with replaced(compiler, "compile", lambda *_: lambda function: function):
         for name in ("original_muon", "muon_optimizer"):
             importlib.import_module(f"{_MUON}.{name}").__dict__["_plain"] = True
+
+
+class BuildLock(FileBaton):
+    """The lock of an operation that torch compiles, without waiting for a process that is gone."""
+
+    def __init__(self, lock_file_path: str, *, report: Callable[[str], None], **others: Any) -> None:
+        super().__init__(lock_file_path, **others)
+        self._path, self._report = Path(lock_file_path), report
+
+    def try_acquire(self) -> bool:
+        """Take the lock, also from a process that was killed while it compiled."""
+        self.fd = build_locks.take(self._path)
+        if self.fd is None and build_locks.remove_stale(self._path):
+            self._report(f"removed {self._path}, which a compilation that was killed has left")
+            self.fd = build_locks.take(self._path)
+        return self.fd is not None
+
+    def wait(self) -> None:
+        """Until the other process has compiled.
+
+        Raises:
+            HardwareError: it was killed meanwhile.
+        """
+        began = looked = time.monotonic()
+        reported = False
+        while self._path.exists():
+            time.sleep(self.wait_seconds)
+            now = time.monotonic()
+            if now - looked < _LOOK_SECONDS:
+                continue
+            looked = now
+            if build_locks.remove_stale(self._path):
+                raise HardwareError(
+                    f"the process that compiled {self._path.parent.name} in {self._path.parent} was ended; what it "
+                    "left was removed. Start the run again."
+                )
+            if not reported and now - began > REPORTED_SECONDS and (state := build_locks.look(self._path)) is not None:
+                reported = True
+                self._report(f"waits for {self._path.parent.name}: {build_locks.in_words(self._path, state)}")
+
+
+def compile_beside_others(report: Callable[[str], None]) -> None:
+    """Let no compilation of an operation wait for one that was killed, or for another without a word.
+
+    torch's lock is a file that whoever compiles removes at its end. One that was killed leaves it, and every later
+    process waits for it for ever and says nothing.
+
+    Args:
+        report: told what is waited for, and what was removed; the log of the rank has it as well.
+    """
+
+    def both(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+        report(text)
+
+    cpp_extension.FileBaton = partial(BuildLock, report=both)  # type: ignore[misc, assignment]
 
 
 # Parameters.
