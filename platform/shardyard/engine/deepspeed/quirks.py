@@ -72,11 +72,12 @@ class BuildLock(FileBaton):
 
     def try_acquire(self) -> bool:
         """Take the lock, also from a process that was killed while it compiled."""
-        self.fd = build_locks.take(self._path)
-        if self.fd is None and build_locks.remove_stale(self._path):
+        held = build_locks.take(self._path)
+        if held is None and build_locks.remove_stale(self._path):
             self._report(f"removed {self._path}, which a compilation that was killed has left")
-            self.fd = build_locks.take(self._path)
-        return self.fd is not None
+            held = build_locks.take(self._path)
+        self.fd = held  # type: ignore[assignment]
+        return held is not None
 
     def wait(self) -> None:
         """Until the other process has compiled.
@@ -116,7 +117,7 @@ def compile_beside_others(report: Callable[[str], None]) -> None:
         sys.stderr.write(f"{text}\n")
         report(text)
 
-    cpp_extension.FileBaton = partial(BuildLock, report=both)  # type: ignore[misc, assignment]
+    cpp_extension.FileBaton = partial(BuildLock, report=both)  # type: ignore[attr-defined]
 
 
 # Parameters.
