@@ -117,7 +117,7 @@ def compile_beside_others(report: Callable[[str], None]) -> None:
         sys.stderr.write(f"{text}\n")
         report(text)
 
-    cpp_extension.FileBaton = partial(BuildLock, report=both)  # type: ignore[attr-defined]
+    cpp_extension.FileBaton = partial(BuildLock, report=both)  # type: ignore[attr-defined, assignment]
 
 
 # Parameters.
