@@ -46,7 +46,7 @@ except ShardyardError as error:
     print("refused:", error)
 run = Run("exploding")
 assert run.state == "failed"
-assert [event["kind"] for event in run.events()][-1] == "failure"
+assert [event.kind for event in run.events()][-1] == "failure"
 """
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from shardyard.launch.describe import describe
+from shardyard.tracking.run.events import event_of
 from support.cli import Command, write_recipe
 from support.cluster import RAY, ray_head, wait_until_started
 from support.tiny import write_corpus
@@ -98,14 +100,15 @@ def test_a_run_waits_for_resources_and_says_for_what(nodes: Nodes, corpus: Path,
         first.wait_for_step(2)
         assert ranks_of(first) == [[0], [1]]
         (told,) = first.events("placement")
-        assert "2 ranks on 2 nodes" in told["text"]
+        assert "2 ranks on 2 nodes" in describe(event_of(told))
         with launch(nodes, shared, tmp_path / "second", DS_ACCELERATOR="cpu") as second:
             second.wait_for(lambda: list(second.runs.glob("*/events.jsonl")) and second.events("waiting"))
             (waiting,) = second.events("waiting")
-            assert waiting["text"].startswith(
+            assert second.info()["waiting"] == waiting["wait"]
+            assert (waiting["wait"]["reason"], waiting["wait"]["shortage"]["workers_held"]) == ("placement", 1)
+            assert describe(event_of(waiting)).startswith(
                 "waiting for resources: needs 1 GPU on 1 node; 1 free, but they hold 1 of 2"
             )
-            assert second.info()["waiting"] == waiting["text"]
             assert second.info()["attempts"] == 0
             first.interrupt()
             assert first.finish()[0] == 130

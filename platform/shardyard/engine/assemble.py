@@ -23,6 +23,7 @@ from shardyard.recipe.schema import Recipe
 from shardyard.tracking.metrics.machine import MachineWatch
 from shardyard.tracking.metrics.meters import Throughput, device_name, peak_flops
 from shardyard.tracking.metrics.tracker import Tracker
+from shardyard.tracking.run.events import Notice
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.wandb.mirror import WandbMirror
 
@@ -39,7 +40,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
     tracker = _tracker(recipe, folder) if rank.is_first else None
     event_log: EventLog = tracker or NullEventLog()
     components = make_components(recipe)
-    engine = start_engine(recipe, plan, components.config, rank, lambda text: event_log.event("notice", text=text))
+    engine = start_engine(recipe, plan, components.config, rank, lambda text: event_log.event(Notice(text=text)))
     components = with_frozen(recipe, components, rank.device, engine.module)
     loader = TrainLoader(
         components.format_inputs,

@@ -31,8 +31,8 @@ from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.planning.plan_text import as_dict, resolved_text
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import shortened
-from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.run.events import Length, write_event
 from shardyard.tracking.run.plan_file import keep_plan
 
 # The first steps allocate memory and choose kernels; what counts is how long the others take.
@@ -154,6 +154,4 @@ def _timed(step: Callable[[], object], rank: Rank) -> list[float]:
 
 def _keep(job: Job, recipe: Recipe, plan: RunPlan, why: str) -> None:
     keep_plan(job.folder, resolved_text(recipe, plan), as_dict(plan))
-    events = JsonlWriter(job.folder.events)
-    events.append({"time": time.time(), "kind": "length", "steps": plan.steps, "text": why})
-    events.close()
+    write_event(job.folder.events, Length(steps=plan.steps, text=why))

@@ -27,6 +27,7 @@ from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.recipe.precision import precision_of
 from shardyard.tracking.metrics.record import StepRecord, evaluation_of
+from shardyard.tracking.run.events import DataRead, Finished, Notice
 from shardyard.tracking.run.folder import read_metrics, typed
 from shardyard.units import format_bytes
 
@@ -68,7 +69,7 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
     ended = "failed"
     try:
         if rank.device.type == "cpu" and precision_of(job.recipe) == "bf16" and bf16_units(read_cpuinfo()) == "":
-            session.event_log.event("notice", text=slow_bf16(bf16_factor()))
+            session.event_log.event(Notice(text=slow_bf16(bf16_factor())))
         outcome = train(session, until=job.until)
         _log_data_counts(session)
         if outcome == "finished":
@@ -120,7 +121,7 @@ def _log_data_counts(session: Session) -> None:
     stats = gather(session.loader.stats(), session.rank)
     skipped = sum(source["skipped"] for one in stats for source in one["sources"])
     retries, cut = (sum(one[name] for one in stats) for name in ("retries", "cut"))
-    session.event_log.event("data", skipped=skipped, retries=retries, cut=cut, ranks=stats)
+    session.event_log.event(DataRead(skipped=skipped, retries=retries, cut=cut, ranks=stats))
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -182,7 +183,7 @@ def _export(session: Session) -> str | None:
                     adapter=session.recipe.model.adapter,
                 ),
             )
-            session.event_log.event("finished", step=session.engine.global_steps, path=path.name)
+            session.event_log.event(Finished(step=session.engine.global_steps, path=path.name))
         except (OSError, ShardyardError) as error:
             problem = f"the trained model could not be written to {session.folder.path / 'final'}: {error}"
     return cast("str | None", from_first(problem, session.rank))
@@ -205,4 +206,4 @@ def _with_room(session: Session, size_bytes: int, write: Callable[[], Path]) -> 
                 free = format_bytes(free_bytes(session.folder.path))
                 raise ShardyardError(f"{error}: it needs {format_bytes(size_bytes)} and {free} are free") from error
             text = f"the disk is full: {', '.join(path.name for path in removed)} made room for the trained model"
-            session.event_log.event("notice", text=text)
+            session.event_log.event(Notice(text=text))

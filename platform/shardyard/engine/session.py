@@ -27,6 +27,7 @@ from shardyard.tracking.metrics.machine import MachineWatch
 from shardyard.tracking.metrics.meters import Throughput
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.metrics.tracker import Tracker
+from shardyard.tracking.run.events import Attempt, Notice
 from shardyard.tracking.run.folder import RunFolder
 
 
@@ -90,7 +91,7 @@ class Session:
 
     def restore(self) -> int:
         """Load the newest whole checkpoint if there is one; returns the number of steps that are done."""
-        found = self.checkpointer.restore(lambda text: self.event_log.event("notice", text=text))
+        found = self.checkpointer.restore(lambda text: self.event_log.event(Notice(text=text)))
         done = 0
         if found is not None:
             state, streams = found
@@ -100,7 +101,7 @@ class Session:
                 if hook.name in state.hooks:
                     hook.load_state_dict(state.hooks[hook.name])
         number = self.folder.info().attempts
-        self.event_log.event("attempt", number=number, world_size=self.rank.world_size, resumed_step=done or None)
+        self.event_log.event(Attempt(number=number, world_size=self.rank.world_size, resumed_step=done or None))
         return done
 
     def next_batch(self) -> Batch:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shardyard.engine.checkpoint.files import committed_checkpoints, step_of
 from shardyard.errors import ShardyardError
@@ -18,7 +18,7 @@ from shardyard.planning.plan import RunPlan
 from shardyard.recipe.loading import load
 from shardyard.recipe.loading.load import LoadedRecipe
 from shardyard.recipe.sweep.trials import as_overrides
-from shardyard.tracking.files import read_jsonl
+from shardyard.tracking.run.events import Event, read_events
 from shardyard.tracking.run.folder import RunFolder, read_metrics, runs_folder
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.summary import summarize
@@ -28,7 +28,9 @@ Overrides = Mapping[str, Any] | Sequence[str]
 # A recipe's path, the name of a shipped one, or one that `load_recipe` gave.
 AnyRecipe = str | os.PathLike[str] | LoadedRecipe
 AnyFolder = str | os.PathLike[str]
-Callback = Callable[[dict[str, Any]], None]
+_Record = TypeVar("_Record")
+MetricsCallback = Callable[[dict[str, Any]], None]
+EventCallback = Callable[[Event], None]
 
 
 def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> LoadedRecipe:
@@ -64,8 +66,8 @@ def launch(
     local: bool = False,
     until: int | None = None,
     try_steps: int | None = None,
-    on_metrics: Callback | None = None,
-    on_event: Callback | None = None,
+    on_metrics: MetricsCallback | None = None,
+    on_event: EventCallback | None = None,
     stop: Stop | None = None,
 ) -> Run:
     """Train a recipe in a new run folder, to its end; returns the run.
@@ -75,8 +77,8 @@ def launch(
         local: one rank in this process, without Ray.
         until: pause after this step, with a checkpoint.
         try_steps: shorten the run to so many steps, with everything that is scaled to its length.
-        on_metrics, on_event: called with each line of metrics.jsonl and events.jsonl, on another thread. What they
-            raise stops the run and is raised once it has ended.
+        on_metrics, on_event: called with each line of metrics.jsonl and each event, on another thread. What they raise
+            stops the run and is raised once it has ended.
         stop: asked by another thread, ends the run with a checkpoint.
 
     Raises:
@@ -101,8 +103,8 @@ def resume(
     step: int | None = None,
     trust: bool = False,
     take_over: bool = False,
-    on_metrics: Callback | None = None,
-    on_event: Callback | None = None,
+    on_metrics: MetricsCallback | None = None,
+    on_event: EventCallback | None = None,
     stop: Stop | None = None,
 ) -> Run:
     """Go on with a run from its newest whole checkpoint, to its end; returns the run. The rest is as in `launch`.
@@ -230,9 +232,9 @@ class Run:
         wanted = names or tuple(dict.fromkeys(name for line in lines for name in line))
         return {name: [line.get(name) for line in lines] for name in wanted}
 
-    def events(self) -> list[dict[str, Any]]:
-        """What happened, in order: attempts, checkpoints, failures, notices. `kind` says which."""
-        return list(read_jsonl(self._folder.events)) if self._folder.events.exists() else []
+    def events(self) -> list[Event]:
+        """What happened, in order: attempts, checkpoints, failures, notices; see `shardyard.tracking.run.events`."""
+        return read_events(self._folder.events)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Those that are whole, oldest first."""
@@ -281,7 +283,7 @@ class Run:
 class _Callbacks:
     """Hands what a run records to functions; the first error of one stops the run."""
 
-    def __init__(self, on_metrics: Callback | None, on_event: Callback | None, stop: Stop) -> None:
+    def __init__(self, on_metrics: MetricsCallback | None, on_event: EventCallback | None, stop: Stop) -> None:
         self.stop = stop
         self.error: Exception | None = None
         self._on_metrics, self._on_event = on_metrics, on_event
@@ -289,15 +291,15 @@ class _Callbacks:
     def on_metrics(self, records: list[dict[str, Any]]) -> None:
         self._call(self._on_metrics, records)
 
-    def on_events(self, events: list[dict[str, Any]]) -> None:
+    def on_events(self, events: list[Event]) -> None:
         self._call(self._on_event, events)
 
-    def _call(self, callback: Callback | None, lines: list[dict[str, Any]]) -> None:
+    def _call(self, callback: Callable[[_Record], None] | None, records: list[_Record]) -> None:
         if callback is None or self.error is not None:
             return
         try:
-            for line in lines:
-                callback(line)
+            for one in records:
+                callback(one)
         except Exception as error:  # noqa: BLE001  raised again once the run has ended
             self.error = error
             self.stop.request()

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from shardyard.planning.shortage import Constraint, Resource, Shortage, shortage_in_words, worker_in_words
 from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Cluster, Network, Recipe
-from shardyard.units import format_bytes, parse_bytes
+from shardyard.units import parse_bytes
 
 Strategy = Literal["pack", "spread", "strict_pack", "strict_spread"]
 
 # Ray counts resources in steps of 1/10000; sums of fractions end a little beside them.
 _STEP = 1e-4
+_RESOURCES: tuple[Resource, ...] = ("gpus", "cpus", "memory")
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,17 @@ class Verdict:
 
     now: where its workers go on what is free; None where they do not fit at the moment.
     ever: whether they fit once nobody else uses the cluster.
-    sentence: what it needs and what there is, such as `needs 8 GPUs on 2 nodes; 4 free`.
+    shortage: what it needs, and what there is where that does not suffice.
     """
 
     now: Placement | None
     ever: bool
-    sentence: str
+    shortage: Shortage
+
+    @property
+    def sentence(self) -> str:
+        """What it needs and what there is, such as `needs 8 GPUs on 2 nodes; 4 free`."""
+        return shortage_in_words(self.shortage)
 
 
 def demand_of(recipe: Recipe, *, gpu: bool, workers: int | None = None) -> Demand:
@@ -110,17 +117,17 @@ def ask(settings: Cluster, *, gpu: bool, workers: int | None = None) -> Demand:
 
 
 def judge(demand: Demand, nodes: Sequence[Node]) -> Verdict:
-    """Whether and where a run fits, now and ever, in numbers and in words."""
+    """Whether and where a run fits, now and ever, and what it lacks."""
     now = place(demand, nodes)
     ever = now or _place(demand, {node.id: node.total for node in nodes})
-    where = _where(demand, ever)
+    count = _num_nodes(demand, ever)
     if now is not None:
-        sentence = f"needs {_needed(demand)}{where}"
+        shortage = Shortage(_main(demand), _needed(demand, _main(demand)), count)
     elif ever is not None:
-        sentence = f"needs {_needs(demand, [node.free for node in nodes], where, 'free')}"
+        shortage = _shortage(demand, [node.free for node in nodes], count, "free")
     else:
-        sentence = f"needs {_needs(demand, [node.total for node in nodes], where, 'in the cluster')}"
-    return Verdict(now, ever is not None, sentence)
+        shortage = _shortage(demand, [node.total for node in nodes], count, "cluster")
+    return Verdict(now, ever is not None, shortage)
 
 
 def place(demand: Demand, nodes: Sequence[Node]) -> Placement | None:
@@ -191,58 +198,73 @@ def _times(have: float, need: float) -> int:
     return math.floor((have + _STEP) / need)
 
 
-def _where(demand: Demand, ever: Placement | None) -> str:
+def _num_nodes(demand: Demand, ever: Placement | None) -> int | None:
     if ever is not None:
-        count = len(ever.ranks)
-    elif demand.strategy == "strict_pack":
-        count = 1
-    elif demand.strategy == "strict_spread":
-        count = demand.workers
-    elif demand.most_per_node is not None:
-        count = math.ceil(demand.workers / demand.most_per_node)
-    else:
-        return ""
-    return f" on {count} node{'s' if count != 1 else ''}"
+        return len(ever.ranks)
+    if demand.strategy == "strict_pack":
+        return 1
+    if demand.strategy == "strict_spread":
+        return demand.workers
+    return None if demand.most_per_node is None else math.ceil(demand.workers / demand.most_per_node)
 
 
-def _needed(demand: Demand) -> str:
-    name = "gpus" if demand.bundle.gpus else "cpus"
-    return _amount(name, demand.workers * getattr(demand.bundle, name))
+def _main(demand: Demand) -> Resource:
+    """The resource that ranks are counted by."""
+    return "gpus" if demand.bundle.gpus else "cpus"
 
 
-def _needs(demand: Demand, amounts: Sequence[Amount], where: str, there: str) -> str:
+def _of(amount: Amount, resource: Resource) -> float:
+    return {"gpus": amount.gpus, "cpus": amount.cpus, "memory": amount.memory}[resource]
+
+
+def _needed(demand: Demand, resource: Resource) -> float:
+    return demand.workers * _of(demand.bundle, resource)
+
+
+def _shortage(
+    demand: Demand, amounts: Sequence[Amount], num_nodes: int | None, of: Literal["free", "cluster"]
+) -> Shortage:
     """What is needed, what there is of it, and, where the sum would do, why it still does not fit."""
-    for name in ("gpus", "cpus", "memory"):
-        needed = demand.workers * getattr(demand.bundle, name)
-        have = sum(getattr(amount, name) for amount in amounts)
+    for resource in _RESOURCES:
+        needed, have = _needed(demand, resource), sum(_of(amount, resource) for amount in amounts)
         if needed > have + _STEP:
-            return f"{_amount(name, needed)}{where}; {_number(name, have)} {there}"
-    name = "gpus" if demand.bundle.gpus else "cpus"
-    have = sum(getattr(amount, name) for amount in amounts)
+            return Shortage(resource, needed, num_nodes, have, of)
+    main = _main(demand)
     rooms = [room(demand, amount) for amount in amounts]
-    held = max(rooms, default=0) if demand.strategy == "strict_pack" else sum(rooms)
-    return (
-        f"{_needed(demand)}{where}; {_number(name, have)} {there}, but they hold {held} of {demand.workers} workers"
-        f"{_because(demand)}"
+    constraint, limit = _constraint(demand)
+    return Shortage(
+        main,
+        _needed(demand, main),
+        num_nodes,
+        sum(_of(amount, main) for amount in amounts),
+        of,
+        workers=demand.workers,
+        workers_held=max(rooms, default=0) if demand.strategy == "strict_pack" else sum(rooms),
+        constraint=constraint,
+        limit=limit,
+        worker=_worker(demand.bundle),
     )
 
 
-def _because(demand: Demand) -> str:
+def _constraint(demand: Demand) -> tuple[Constraint, int | None]:
     if demand.strategy == "strict_pack":
-        return " on one node, as cluster.placement strict_pack asks"
+        return "one_node", None
     if demand.strategy == "strict_spread":
-        return ", one a node"
+        return "one_per_node", None
     if demand.group > 1:
-        return f", {demand.group} that share experts on one node (model.experts.parallel)"
+        return "experts", demand.group
     if demand.most_per_node is not None:
-        return f", at most {demand.most_per_node} a node (cluster.workers_per_node)"
-    return f", each with {bundle_in_words(demand.bundle)}"
+        return "workers_per_node", demand.most_per_node
+    return "worker", None
+
+
+def _worker(bundle: Amount) -> tuple[tuple[Resource, float], ...]:
+    return tuple((resource, value) for resource in _RESOURCES if (value := _of(bundle, resource)))
 
 
 def bundle_in_words(bundle: Amount) -> str:
     """`1 GPU and 4 CPU cores`."""
-    parts = [_amount(name, value) for name in ("gpus", "cpus", "memory") if (value := getattr(bundle, name))]
-    return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return worker_in_words(_worker(bundle))
 
 
 def placement_in_words(demand: Demand) -> str:
@@ -262,13 +284,3 @@ def network_in_words(network: Network, *, gpu: bool) -> str:
     )
     rdma = "" if not gpu else ", RDMA left to NCCL" if network.rdma == "auto" else ", TCP without RDMA"
     return f"{interface}{rdma}; a collective may take {network.timeout:g} s"
-
-
-def _amount(name: str, value: float) -> str:
-    unit = {"gpus": "GPU", "cpus": "CPU core", "memory": "of memory"}[name]
-    plural = "s" if name != "memory" and value != 1 else ""
-    return f"{_number(name, value)} {unit}{plural}"
-
-
-def _number(name: str, value: float) -> str:
-    return format_bytes(int(value)) if name == "memory" else f"{round(value, 4):g}"

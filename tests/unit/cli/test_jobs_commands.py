@@ -14,8 +14,10 @@ from shardyard.errors import ShardyardError
 from shardyard.launch.schedulers import registry
 from shardyard.launch.schedulers.base import JobHandle, JobStatus
 from shardyard.launch.schedulers.lookup import Job
+from shardyard.planning.shortage import Shortage
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.waiting import Wait
 from support.schedulers.fake import FakeScheduler
 
 
@@ -131,7 +133,8 @@ def _job(state: Any = "RUNNING", *, folder: Path | None = None, code: int | None
 
 def test_what_a_job_does_comes_from_the_run_folder_or_the_log(tmp_path: Path) -> None:
     waiting = "waiting for resources: needs 2 CPU cores; 0 free"
-    folder = RunFolder.create(tmp_path, "tiny", "", "", total_steps=500, waiting=waiting)
+    wait = Wait("resources", shortage=Shortage("cpus", 2.0, available=0.0))
+    folder = RunFolder.create(tmp_path, "tiny", "", "", total_steps=500, waiting=wait)
     assert doing(_job("PENDING", folder=folder.path)) == "Ray prepares it"
     assert doing(_job(folder=folder.path)) == waiting
     folder.update(waiting=None)

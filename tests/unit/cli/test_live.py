@@ -15,10 +15,23 @@ from rich.console import Console
 from shardyard.cli.main import run as shardyard
 from shardyard.cli.view.live import LiveView
 from shardyard.cli.view.plot import bars as sparkline
+from shardyard.launch.describe import describe
 from shardyard.launch.run.follow import follow
-from shardyard.launch.run.progress import Progress, describe
+from shardyard.launch.run.progress import Progress
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.metrics.tracker import Tracker
+from shardyard.tracking.run.events import (
+    Attempt,
+    AttemptFailed,
+    CheckpointFailed,
+    CheckpointSaved,
+    DataRead,
+    Evaluated,
+    Finished,
+    Length,
+    WandbStatus,
+    event_of,
+)
 from shardyard.tracking.run.folder import RunFolder
 from support.waiting import PATIENCE_SECONDS
 
@@ -64,17 +77,17 @@ def _line(step: int, **more: float) -> dict[str, Any]:
 
 
 def _tell(view: LiveView) -> None:
-    view.on_events([{"kind": "attempt", "number": 1, "world_size": 2, "resumed_step": 0}])
-    view.on_events([{"kind": "wandb", "text": "W&B offline: runs/run-1/wandb"}])
+    view.on_events([Attempt(number=1, world_size=2, resumed_step=0)])
+    view.on_events([WandbStatus(mode="offline", folder="runs/run-1/wandb")])
     view.on_metrics([_line(1), _line(2)])
-    view.on_events([{"kind": "failure", "message": "killed", "ranks": [1]}])
-    view.on_events([{"kind": "attempt", "number": 2, "world_size": 2, "resumed_step": 1}])
+    view.on_events([AttemptFailed(message="killed", ranks=(1,))])
+    view.on_events([Attempt(number=2, world_size=2, resumed_step=1)])
     view.on_metrics([_line(2), _line(3), _line(4)])
-    view.on_events([{"kind": "evaluation", "step": 4, "loss": 3.0}, {"kind": "checkpoint", "step": 4, "bytes": 10}])
+    view.on_events([Evaluated(step=4, loss=3.0), CheckpointSaved(step=4, bytes=10)])
     view.on_metrics([{"step": 4, "time": 2.1, "eval/validation/loss": 3.0}, _line(5)])
-    view.on_events([{"kind": "checkpoint", "step": 5}, {"kind": "checkpoint_failed", "step": 3, "error": "disk full"}])
+    view.on_events([CheckpointSaved(step=5), CheckpointFailed(step=3, error="disk full")])
     view.on_metrics([_line(40, **{"train/loss": math.nan})])
-    view.on_events([{"kind": "finished", "step": 40}])
+    view.on_events([Finished(step=40)])
 
 
 def test_a_pipe_gets_aligned_lines() -> None:
@@ -92,9 +105,7 @@ def test_a_long_run_takes_about_25_lines(steps: int, every: int) -> None:
         for step in range(every, steps + 1, every):
             view.on_metrics([_line(step, **{"perf/mfu": 0.4})])
             if step % (steps // 5 // every * every) == 0:
-                view.on_events(
-                    [{"kind": "evaluation", "step": step, "loss": 2.0}, {"kind": "checkpoint", "step": step}]
-                )
+                view.on_events([Evaluated(step=step, loss=2.0), CheckpointSaved(step=step)])
     lines = stream.getvalue().splitlines()
     assert 15 <= len(lines) <= 32
     assert max(map(len, lines)) <= 100
@@ -163,7 +174,7 @@ def test_a_sparkline_shows_means_and_gaps() -> None:
 def test_a_time_budget_tells_the_last_step() -> None:
     stream = io.StringIO()
     with LiveView(stream, "budgeted", 500) as view:
-        view.on_events([{"kind": "length", "time": 1.0, "steps": 400, "text": "4.5 minutes hold 400 of 500 steps"}])
+        view.on_events([Length(steps=400, text="4.5 minutes hold 400 of 500 steps")])
         view.on_metrics([_line(400)])
     assert "4.5 minutes hold 400 of 500 steps" in stream.getvalue()
     assert "400/400" in stream.getvalue()
@@ -175,14 +186,14 @@ def test_time_left_follows_the_newest_pace() -> None:
     for step in (1, 2, 3):
         progress.add_metrics({"step": step, "time": 10.0 * step, "train/loss": 1.0})
     assert progress.seconds_left() == pytest.approx(970.0)
-    progress.add_event({"kind": "attempt", "number": 2})
+    progress.add_event(Attempt(number=2))
     assert progress.seconds_left() is None, "the time between two attempts is no pace"
 
 
 @pytest.mark.parametrize(
     ("event", "text"),
     [({"kind": "checkpoint", "step": 5, "bytes": 2048, "seconds": 0.5}, "checkpoint at step 5 (2.0 KiB, 500 ms)"),
-     ({"kind": "stop_requested", "reason": "preempt"}, "stop requested (preempt): writing a checkpoint"),
+     ({"kind": "checkpoint", "step": 5, "seconds": math.nan}, "checkpoint at step 5"),
      ({"kind": "early_stop", "metric": "eval/v/loss", "best": 1.5, "step": 9},
       "stopped early at step 9: eval/v/loss no longer improves on 1.5000"),
      ({"kind": "attempt", "number": 1, "world_size": 1, "resumed_step": 7}, "training on 1 rank from step 7"),
@@ -191,7 +202,7 @@ def test_time_left_follows_the_newest_pace() -> None:
      ({"kind": "notice", "text": "hello"}, "hello"), ({"kind": "something_new"}, "something_new")],
 )  # fmt: skip
 def test_events_read_as_sentences(event: dict[str, Any], text: str) -> None:
-    assert describe(event) == text
+    assert describe(event_of(event)) == text
 
 
 def test_watch_follows_a_run_folder_in_the_order_of_its_times(tmp_path: Path) -> None:
@@ -201,12 +212,12 @@ def test_watch_follows_a_run_folder_in_the_order_of_its_times(tmp_path: Path) ->
         watcher = threading.Thread(target=follow, args=(folder, view, stop, 0.01))
         watcher.start()
         with Tracker(folder) as tracker:
-            tracker.event("attempt", number=1, world_size=1, resumed_step=0)
+            tracker.event(Attempt(number=1, world_size=1, resumed_step=0))
             for step in range(1, 21):
                 tracker.record(StepRecord(step, {"train/loss": 1.0}))
                 if step % 10 == 0:
-                    tracker.event("checkpoint", step=step, path="x", seconds=0.1, bytes=10)
-            tracker.event("finished", step=20)
+                    tracker.event(CheckpointSaved(step=step, path="x", seconds=0.1, bytes=10))
+            tracker.event(Finished(step=20))
         stop.set()
         watcher.join(timeout=PATIENCE_SECONDS)
     lines = stream.getvalue().splitlines()
@@ -219,7 +230,7 @@ def test_watch_follows_a_run_folder_in_the_order_of_its_times(tmp_path: Path) ->
 def test_watch_of_a_resumed_run_leaves_its_past_out(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "gpt", "a", "b")
     with Tracker(folder) as tracker:
-        tracker.event("finished", step=3)
+        tracker.event(Finished(step=3))
     stream, stop = io.StringIO(), threading.Event()
     stop.set()
     with LiveView(stream, folder.id, 20, resumed_step=3) as view:
@@ -293,5 +304,5 @@ def test_the_default_runs_folder_need_not_be_there(
 
 
 def test_what_reading_left_out_is_told_and_nothing_else() -> None:
-    assert describe({"kind": "data", "skipped": 0, "retries": 0}) == ""
-    assert describe({"kind": "data", "skipped": 3, "retries": 1}) == "data: 3 examples skipped, 1 retries"
+    assert describe(DataRead(skipped=0, retries=0)) == ""
+    assert describe(DataRead(skipped=3, retries=1)) == "data: 3 examples skipped, 1 retries"

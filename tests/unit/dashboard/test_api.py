@@ -185,7 +185,7 @@ def test_events_samples_and_experts(client: TestClient, runs: Path) -> None:
     folder = runs / "one-1"
     (folder / "events.jsonl").write_text('{"kind": "attempt", "moe/tokens/x": 1}\ngarbage\n{"kind": "half"')
     found = got(client, "/api/runs/one-1/events")
-    assert found["events"] == [{"kind": "attempt"}]
+    assert found["events"] == [{"kind": "attempt", "severity": "info", "words": "training on 1 rank"}]
     assert got(client, "/api/runs/one-1/events", cursor=found["cursor"])["events"] == []
     (folder / "samples.jsonl").write_text('{"step": 1, "prompt": "NaN", "text": "Infinity"}\n')
     assert got(client, "/api/runs/one-1/samples")["samples"] == [{"step": 1, "prompt": "NaN", "text": "Infinity"}]

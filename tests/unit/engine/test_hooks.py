@@ -20,6 +20,7 @@ from shardyard.models.build import architecture_config, construct, special_token
 from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import EarlyStopping, Model
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.run.events import CheckpointFailed, CheckpointSaved, EarlyStop, Event, Notice
 from support.tiny import CONFIGS
 
 METRIC = "eval/validation/loss"
@@ -30,13 +31,12 @@ class Notebook:
     """Keeps what a hook tells."""
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
 
-    def event(self, kind: str, **fields: Any) -> None:
-        self.events.append({"kind": kind, **fields})
+    def event(self, event: Event) -> None:
+        self.events.append(event)
 
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        self.event("sample", step=step, prompt=prompt, text=text)
+    def sample(self, step: int, prompt: str, text: str) -> None: ...
 
 
 def test_every_is_due_at_multiples_and_at_the_last_step() -> None:
@@ -57,13 +57,15 @@ def watched(losses: list[float], *, patience: int = 2, min_delta: float = 0.0) -
 def test_patience_runs_out_after_evaluations_without_improvement() -> None:
     stops, notes = watched([3.0, 2.0, 2.5, 2.0])
     assert stops == [False, False, False, True]
-    assert notes.events == [{"kind": "early_stop", "step": 40, "metric": METRIC, "best": 2.0, "best_step": 20}]
+    assert notes.events == [EarlyStop(step=40, metric=METRIC, best=2.0, best_step=20)]
 
 
 def test_an_improvement_restores_patience() -> None:
     stops, notes = watched([3.0, 3.1, 2.9, 3.0, 2.8, 2.9, 2.85])
     assert stops == [False] * 6 + [True]
-    assert notes.events[0]["best_step"] == 50
+    (event,) = notes.events
+    assert isinstance(event, EarlyStop)
+    assert event.best_step == 50
 
 
 def test_an_improvement_is_more_than_the_least_change() -> None:
@@ -76,7 +78,9 @@ def test_an_improvement_is_more_than_the_least_change() -> None:
 def test_a_loss_that_is_no_number_is_no_improvement() -> None:
     stops, notes = watched([math.nan, math.inf])
     assert stops == [False, True]
-    assert math.isinf(notes.events[0]["best"])
+    (event,) = notes.events
+    assert isinstance(event, EarlyStop)
+    assert event.best == math.inf
 
 
 def test_the_state_survives_a_checkpoint() -> None:
@@ -130,7 +134,7 @@ def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
     notes, checkpointer = Notebook(), Failing()
     hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes, exploded)  # type: ignore[arg-type,return-value]
     hook.on_step(StepRecord(10, {}))
-    failed = {"kind": "checkpoint_failed", "step": 10, "error": "No space left on device"}
+    failed = CheckpointFailed(step=10, error="No space left on device")
     assert notes.events == [failed]
     assert hook.saved_step is None
     # At the end of a run there is no next one: the error is the run's.
@@ -141,8 +145,8 @@ def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
     assert notes.events == [
         failed,
         failed,
-        {"kind": "notice", "text": "the disk is full: step-00000010 made room for the checkpoint of step 20"},
-        {"kind": "checkpoint", "step": 20, "path": "step-00000020", "seconds": 0.5, "bytes": 7},
+        Notice(text="the disk is full: step-00000010 made room for the checkpoint of step 20"),
+        CheckpointSaved(step=20, path="step-00000020", seconds=0.5, bytes=7),
     ]
     hook.save(20)
     assert checkpointer.saves == 3

@@ -17,8 +17,9 @@ import torch
 from torch.distributed import distributed_c10d
 
 from shardyard import hardware
+from shardyard.launch.describe import places_in_words
 from shardyard.launch.ray import trainer
-from shardyard.launch.ray.group import make_ready, parted_groups, places_in_words, places_of
+from shardyard.launch.ray.group import make_ready, parted_groups, places_of
 from shardyard.launch.ray.process_group import rank_environment
 from shardyard.launch.ray.trainer import scaling
 from shardyard.launch.ray.worker import limit_collectives

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from shardyard.errors import HardwareError
+from shardyard.launch.describe import wait_in_words
 from shardyard.launch.ray.resources import Resources
 from shardyard.planning.placement import Amount, Demand, Node, Placement
+from shardyard.planning.shortage import Shortage
+from shardyard.tracking.run.waiting import Wait
 
 TWO = Demand(workers=2, bundle=Amount(1.0), group=1, strategy="pack", most_per_node=None)
 APART = Demand(workers=2, bundle=Amount(1.0), group=1, strategy="strict_spread", most_per_node=1)
@@ -26,6 +29,7 @@ class Scene:
         self.autoscales = autoscales
         self.now = 0.0
         self.told: list[tuple[float, str]] = []
+        self.waits: list[Wait] = []
 
     def nodes(self) -> Sequence[Node]:
         return self.seconds[min(int(self.now), len(self.seconds) - 1)]
@@ -38,8 +42,9 @@ class Scene:
             self.now += seconds
             assert self.now < 1000, "it waits forever"
 
-        def tell(sentence: str) -> None:
-            self.told.append((self.now, sentence))
+        def tell(wait: Wait) -> None:
+            self.waits.append(wait)
+            self.told.append((self.now, wait_in_words(wait).removeprefix("waiting for resources: ")))
 
         return Resources(demand, self, tell, stopped, sleep=sleep, clock=lambda: self.now)
 
@@ -58,6 +63,7 @@ def test_waiting_is_said_once_and_when_it_changes() -> None:
         (3, "needs 2 CPU cores on 1 node; 0 free"),
         (30, "needs 2 CPU cores on 1 node; 1 free"),
     ]
+    assert scene.waits[0] == Wait("resources", shortage=Shortage("cpus", 2.0, nodes=1, available=0.0))
 
 
 def test_resources_that_come_back_in_a_moment_are_not_spoken_of() -> None:
@@ -99,6 +105,9 @@ def test_a_run_that_lost_a_node_waits_for_it() -> None:
     assert [sentence for _, sentence in scene.told] == [
         "needs 2 CPU cores on 2 nodes; 2 in the cluster, but they hold 1 of 2 workers, one a node"
     ]
+    (wait,) = scene.waits
+    assert wait.shortage is not None
+    assert (wait.reason, wait.shortage.workers_held, wait.shortage.constraint) == ("placement", 1, "one_per_node")
 
 
 def test_a_spread_run_shrinks_to_the_node_that_is_left() -> None:

@@ -14,6 +14,7 @@ from shardyard.errors import RunFolderError
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.info import FORMAT, RunFields, RunInfo
 from shardyard.tracking.run.summary import summarize
+from shardyard.tracking.run.waiting import Wait
 
 # As the first version wrote it, before there were leases, plans, jobs and a format.
 FIRST: dict[str, Any] = {
@@ -53,7 +54,7 @@ def test_folders_of_before_are_read(tmp_path: Path) -> None:
     assert (info.driver, info.job, info.plan, info.placement, info.exit_code) == ({}, {}, {}, [], None)
     assert summarize(run).total_steps == 20
     waiting = RunInfo.from_json(WAITING)
-    assert waiting.waiting == "waiting: 1 job submitted before it is ahead"
+    assert waiting.waiting == Wait("unknown", text="waiting: 1 job submitted before it is ahead")
     assert waiting.job.get("retries") == 2
 
 

@@ -16,6 +16,7 @@ import pytest
 from shardyard.errors import RunFolderError, TakenOverError, UsageError
 from shardyard.tracking.metrics.tracker import Tracker
 from shardyard.tracking.run import holder
+from shardyard.tracking.run.events import Notice
 from shardyard.tracking.run.folder import RunFolder, owner
 from shardyard.tracking.run.holder import LEASE_NAME, is_gone, lives, process_start, read_lease, this_process
 from shardyard.tracking.run.info import RunInfo
@@ -183,7 +184,7 @@ def test_the_former_holder_notices_and_writes_nothing(run: RunFolder, soon: None
             run.check_held()
         with pytest.raises(TakenOverError):
             run.update(state="failed")
-        tracker.event("notice", text="a word")
+        tracker.event(Notice(text="a word"))
         tracker.sample(1, "a", "b")
         tracker.close()
         assert not run.events.exists()

@@ -15,6 +15,7 @@ from shardyard.recipe.schema import Wandb
 from shardyard.tracking.files import read_jsonl
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.metrics.tracker import Tracker
+from shardyard.tracking.run.events import CheckpointSaved, Notice
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.wandb.mirror import WandbMirror, has_key, resolve_mode
 from shardyard.tracking.wandb.records import Records
@@ -63,7 +64,7 @@ def test_a_record_costs_microseconds(run: RunFolder) -> None:
 
 def test_the_tracker_writes_events_and_samples(run: RunFolder) -> None:
     with Tracker(run) as tracker:
-        tracker.event("checkpoint", step=3, path="checkpoints/step-00000003")
+        tracker.event(CheckpointSaved(step=3, path="checkpoints/step-00000003"))
         tracker.sample(3, "Once", " upon")
     [event] = read_jsonl(run.events)
     assert (event["kind"], event["step"]) == ("checkpoint", 3)
@@ -75,7 +76,7 @@ def test_a_run_folder_that_vanishes_or_is_full_fails_no_run(run: RunFolder) -> N
     run.metrics.symlink_to("/dev/full")
     tracker = Tracker(run)
     tracker.record(StepRecord(1, METRICS))
-    tracker.event("notice", text="x")
+    tracker.event(Notice(text="x"))
     assert tracker.lost == 1
     import shutil
 

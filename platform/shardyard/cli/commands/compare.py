@@ -13,7 +13,7 @@ from shardyard.cli.commands.runs import curve_in_text
 from shardyard.cli.options import AsJson, RunsDir, listed_folder
 from shardyard.cli.view import complete, output
 from shardyard.errors import UsageError
-from shardyard.launch.run.progress import number
+from shardyard.launch.describe import number
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.comparison import Comparison
 from shardyard.tracking.run.comparison import compare as side_by_side

@@ -11,7 +11,8 @@ import typer
 from shardyard.cli.options import AsJson, Quiet, RunsDir, listed_folder
 from shardyard.cli.view import complete, output
 from shardyard.cli.view.plot import bars, plot
-from shardyard.launch.run.progress import number, rounded_seconds
+from shardyard.launch.describe import number
+from shardyard.launch.run.progress import rounded_seconds
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.run.summary import Summary, curve, summarize

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -21,10 +20,12 @@ from shardyard.cli.view import complete
 from shardyard.cli.view.live import THREE_COLUMNS_WIDTH, TITLE_MARGIN, LiveView
 from shardyard.cli.view.plot import plot
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, RunFolderError
-from shardyard.launch.run.follow import follow
-from shardyard.launch.run.progress import Progress, describe, metrics_in_words, number, rounded_seconds
+from shardyard.launch.describe import describe, metrics_in_words, number
+from shardyard.launch.run.follow import follow, in_order
+from shardyard.launch.run.progress import Progress, rounded_seconds
 from shardyard.tracking.files import JsonlTail
 from shardyard.tracking.metrics import record
+from shardyard.tracking.run.events import Evaluated, Event, EventTail
 from shardyard.tracking.run.folder import RunFolder, runs_folder
 from shardyard.tracking.run.summary import summarize
 from shardyard.units import format_bytes, format_count, format_seconds
@@ -107,18 +108,19 @@ class Watched:
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
         self.state = _state(folder)
         self._state_read_at = time.monotonic()
-        self._metrics, self._events = JsonlTail(folder.metrics), JsonlTail(folder.events)
+        self._metrics, self._events = JsonlTail(folder.metrics), EventTail(folder.events)
 
     def update(self) -> None:
         """Read what is new; a file that cannot be read for a while is tried again."""
-        lines: list[tuple[dict[str, Any], Callable[[dict[str, Any]], None]]]
         try:
-            lines = [(line, self._add) for line in self._metrics.new()]
-            lines += [(line, self._print_event) for line in self._events.new()]
+            new = in_order(self._metrics.new(), self._events.new())
         except OSError:
             return
-        for line, take in sorted(lines, key=lambda item: _time(item[0])):
-            take(line)
+        for one in new:
+            if isinstance(one, Event):
+                self._add_event(one)
+            else:
+                self._add(one)
         if self.state in ("pending", "running") and time.monotonic() - self._state_read_at >= STATE_SECONDS:
             self.state, self._state_read_at = _state(self.folder), time.monotonic()
 
@@ -130,10 +132,10 @@ class Watched:
         if isinstance(step, int) and (found := record.evaluation_of(line)):
             self.evaluations.append((step, found))
 
-    def _print_event(self, event: dict[str, object]) -> None:
+    def _add_event(self, event: Event) -> None:
         self.progress.add_event(event)
-        if (text := describe(event)) and event.get("kind") != "evaluation":
-            self.events.append((_time(event), text))
+        if not isinstance(event, Evaluated) and (text := describe(event)):
+            self.events.append((event.time or 0.0, text))
 
     def drawn(self, console: Console, *, log: bool) -> RenderableType:
         """The whole view, as large as the terminal."""
@@ -215,8 +217,3 @@ def _draw(folder: RunFolder, console: Console, metric: str, *, log: bool, once: 
         watched.update()
         live.update(watched.drawn(console, log=log), refresh=True)
     return _ENDS.get(watched.state, EXIT_DONE)
-
-
-def _time(line: dict[str, object]) -> float:
-    found = line.get("time")
-    return float(found) if isinstance(found, int | float) else 0.0

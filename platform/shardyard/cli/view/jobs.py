@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from shardyard.errors import ShardyardError
-from shardyard.launch.run.progress import number, rounded_seconds
+from shardyard.launch.describe import number, wait_in_words
+from shardyard.launch.run.progress import rounded_seconds
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.summary import summarize
 
@@ -59,7 +60,7 @@ def in_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
     except (ShardyardError, OSError):
         return ""
     if info.waiting and not ended:
-        return info.waiting
+        return wait_in_words(info.waiting)
     if not summary.step:
         return ""
     loss = f", loss {number(summary.loss)}" if summary.loss is not None else ""

@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from shardyard.cli.view.plot import bars as sparkline
+from shardyard.launch.describe import describe, number
 from shardyard.launch.run.lines import PlainLines, RunView
-from shardyard.launch.run.progress import Progress, describe, number, rounded_seconds
+from shardyard.launch.run.progress import Progress, rounded_seconds
 from shardyard.tracking.metrics import record
+from shardyard.tracking.run.events import Event
 from shardyard.units import format_count, format_seconds
 
 REFRESH_PER_SECOND = 4
@@ -66,10 +68,10 @@ class _PanelView:
     def metrics(self, line: dict[str, Any]) -> None:
         """The next refresh shows it."""
 
-    def event(self, event: dict[str, Any]) -> None:
-        if event.get("kind") in ("failure", "checkpoint_failed", "notice", "waiting", "length"):
+    def event(self, event: Event) -> None:
+        if event.severity != "info":
             # What a person may have to act on stays on the screen when the next event replaces it in the panel.
-            self.message(describe(event), "red" if event.get("kind") == "failure" else "yellow")
+            self.message(describe(event), "red" if event.severity == "error" else "yellow")
 
     def message(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style))

@@ -11,6 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from shardyard.dashboard.charts.columns import Floats
 from shardyard.dashboard.charts.series import Reader
+from shardyard.tracking.run.events import Attempt, AttemptFailed, CheckpointFailed, CheckpointSaved, Event
 
 LOSS = "train/loss"
 SPIKE_WINDOW = 50
@@ -18,11 +19,11 @@ SPIKE_FACTOR = 2.0
 MOST_SPIKES = 100
 # Records whose spikes are looked for; a longer run is searched in its last ones.
 _MOST_RECORDS = 200_000
-_KINDS = frozenset({"attempt", "resize", "failure", "checkpoint", "checkpoint_failed", "alert"})
+_MARKED = Attempt | AttemptFailed | CheckpointSaved | CheckpointFailed
 
 
 def marks(
-    reader: Reader, connection: sqlite3.Connection, key: int, events: Iterable[dict[str, Any]], axis: str
+    reader: Reader, connection: sqlite3.Connection, key: int, events: Iterable[Event], axis: str
 ) -> list[dict[str, Any]]:
     """What happened as `kind`, `step`, `time` and `x`, its place on `axis`, in the order of x.
 
@@ -37,19 +38,21 @@ def marks(
         return []
     found = []
     for event in events:
-        if event.get("kind") not in _KINDS or event.get("number") == 1:
+        if not isinstance(event, _MARKED) or (isinstance(event, Attempt) and event.number == 1):
             continue
         at = _record_of(event, steps.x, times.x)
         if at is not None:
-            found.append({"kind": event["kind"], **_place(at, steps.x, times.x, places.x)})
+            found.append({"kind": event.kind, **_place(at, steps.x, times.x, places.x)})
     found += [{"kind": "spike", **_place(at, steps.x, times.x, places.x)} for at in spikes(steps.y)]
     return sorted(found, key=lambda mark: float(mark["x"]))
 
 
-def _record_of(event: dict[str, object], steps: Floats, times: Floats) -> int | None:
+def _record_of(event: Event, steps: Floats, times: Floats) -> int | None:
     """The record that an event stands at: the last one that is not after it."""
-    for values, known in ((steps, event.get("step") or event.get("resumed_step")), (times, event.get("time"))):
-        if isinstance(known, int | float) and not isinstance(known, bool):
+    step = event.resumed_step if isinstance(event, Attempt) else None
+    step = event.step if isinstance(event, CheckpointSaved | CheckpointFailed) else step
+    for values, known in ((steps, step or None), (times, event.time)):
+        if known is not None:
             return max(0, int(np.searchsorted(values, known, side="right")) - 1)
     return None
 

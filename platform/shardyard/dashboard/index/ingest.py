@@ -23,6 +23,7 @@ from shardyard.dashboard.charts.columns import Floats, Parsed, average, parse, p
 from shardyard.dashboard.charts.sparkline import Sparkline
 from shardyard.dashboard.index.files import opened_below, pread, read_below, stat_below
 from shardyard.errors import RunFolderError
+from shardyard.launch.describe import wait_in_words
 from shardyard.recipe.renamed import with_current_names
 from shardyard.redaction import scrub_all
 from shardyard.tracking.files import decode
@@ -124,7 +125,7 @@ def _columns_of(raw: dict[str, Any]) -> dict[str, Any]:
         "total_steps": info.total_steps,
         "world_size": info.world_size,
         "attempts": info.attempts,
-        "waiting": info.waiting,
+        "waiting": wait_in_words(info.waiting) if info.waiting is not None else None,
         "info": json.dumps(raw, default=str, ensure_ascii=False),
     }
     return columns | ({"step": info.step} if info.step else {})

@@ -141,7 +141,7 @@ def marks(request: Request) -> Response:
     """Restarts, failures, checkpoints and spikes, on the x axis of the curves."""
     state = state_of(request)
     row, folder = state.run(request)
-    happened = details.events(folder)["events"]
+    happened = details.happened(folder)
     return Answer({"marks": marks_of(state.reader, state.connection, row["key"], happened, axis_of(request))})
 
 

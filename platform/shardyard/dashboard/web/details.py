@@ -24,10 +24,12 @@ from shardyard.dashboard.index.files import (
     text_below,
 )
 from shardyard.dashboard.web.logs import ranks_of
+from shardyard.launch.describe import describe
 from shardyard.objectives.registry import OBJECTIVES, objective_spec
 from shardyard.planning.plan_text import from_dict, rows
 from shardyard.redaction import is_secret_name, scrub
 from shardyard.tracking.metrics import record
+from shardyard.tracking.run.events import Event, WandbStatus, event_of
 
 MOST_RECORDS = 2000
 MOST_BYTES = 4 * 1024**2
@@ -190,12 +192,10 @@ def commands(folder: Path, state: str) -> dict[str, str]:
 
 def _wandb_link(folder: Path) -> str | None:
     """Address of the run at W&B, from what the run itself told."""
-    for event in reversed(events(folder)["events"]):
-        if event.get("kind") == "wandb":
-            # Events of before have the address in their text alone. A page links to nothing but http.
-            found = re.search(r"https?://[^\s\"'<>]+", str(event.get("url") if "url" in event else event.get("text")))
-            return found[0] if found else None
-    return None
+    told = next((event for event in reversed(happened(folder)) if isinstance(event, WandbStatus)), None)
+    # A page links to nothing but http.
+    found = re.match(r"https?://[^\s\"'<>]+", told.url) if told is not None and told.url else None
+    return scrub(found[0]) if found else None
 
 
 def recipe(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -220,11 +220,22 @@ def _derived(folder: Path, comments: str) -> list[list[str]]:
     return [list(row) for row in rows(plan)]
 
 
-def events(folder: Path, cursor: int = 0) -> dict[str, Any]:
-    """Events from a cursor on, without the tables in them; of a long file the last ones."""
+def events(folder: Path, cursor: int = 0) -> dict[str, object]:
+    """Events from a cursor on, with their severity and in words, without the tables in them; of a long file the last
+    ones."""
     found, end = _records(folder, "events.jsonl", cursor)
-    plain = [{name: value for name, value in event.items() if TABLES not in name} for event in found]
-    return {"events": [without_secrets(event) for event in plain], "cursor": end}
+    return {"events": [without_secrets(_shown(line)) for line in found], "cursor": end}
+
+
+def _shown(line: dict[str, Any]) -> dict[str, object]:
+    event = event_of(line)
+    plain = {name: value for name, value in line.items() if TABLES not in name}
+    return {**plain, "severity": event.severity, "words": describe(event)}
+
+
+def happened(folder: Path) -> list[Event]:
+    """The events of a run; of a long file the last ones."""
+    return [event_of(line) for line in _records(folder, "events.jsonl", 0)[0]]
 
 
 def samples(folder: Path, cursor: int = 0) -> dict[str, object]:

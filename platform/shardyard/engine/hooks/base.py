@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from pydantic import JsonValue
 
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.run.events import Event
 
 # What a hook remembers, as a checkpoint keeps it: JSON.
 HookState = Mapping[str, JsonValue]
@@ -16,14 +17,14 @@ HookState = Mapping[str, JsonValue]
 class EventLog(Protocol):
     """Where a hook reports what happened; only rank 0's reaches the run folder."""
 
-    def event(self, kind: str, **fields: Any) -> None: ...
+    def event(self, event: Event) -> None: ...
     def sample(self, step: int, prompt: str, text: str) -> None: ...
 
 
 class NullEventLog:
     """The event log of every rank but the first."""
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, event: Event) -> None:
         """Drop it."""
 
     def sample(self, step: int, prompt: str, text: str) -> None:

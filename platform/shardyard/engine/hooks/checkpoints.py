@@ -10,6 +10,7 @@ from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.errors import CheckpointError, TrainingError
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.run.events import CheckpointFailed, CheckpointSaved, Notice
 
 
 class CheckpointHook(Hook):
@@ -60,10 +61,12 @@ class CheckpointHook(Hook):
         try:
             saved = self._checkpointer.save(state, streams)
         except CheckpointError as error:
-            self._events.event("checkpoint_failed", step=step, error=str(error))
+            self._events.event(CheckpointFailed(step=step, error=str(error)))
             raise
         self.saved_step = step
         if saved.removed:
             text = f"the disk is full: {', '.join(saved.removed)} made room for the checkpoint of step {step}"
-            self._events.event("notice", text=text)
-        self._events.event("checkpoint", step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes)
+            self._events.event(Notice(text=text))
+        self._events.event(
+            CheckpointSaved(step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes)
+        )

@@ -8,6 +8,7 @@ from typing import TypedDict, cast
 from shardyard.engine.hooks.base import EventLog, Hook, HookState
 from shardyard.recipe.schema import EarlyStopping
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.run.events import EarlyStop
 
 
 class _State(TypedDict):
@@ -46,11 +47,12 @@ class EarlyStoppingHook(Hook):
         self._without += 1
         if self.stop:
             self._events.event(
-                "early_stop",
-                step=record.step,
-                metric=self._settings.metric,
-                best=self._sign * self._best,
-                best_step=self._best_step,
+                EarlyStop(
+                    step=record.step,
+                    metric=self._settings.metric,
+                    best=self._sign * self._best,
+                    best_step=self._best_step,
+                )
             )
 
     def state_dict(self) -> HookState:

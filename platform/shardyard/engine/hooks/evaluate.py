@@ -20,6 +20,7 @@ from shardyard.engine.sums import Sums, sum_over_ranks
 from shardyard.engine.world import Rank, gather
 from shardyard.objectives.base import Objective, Totals
 from shardyard.tracking.metrics.record import StepRecord, eval_loss
+from shardyard.tracking.run.events import Evaluated
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,11 @@ class EvaluateHook(Hook):
         record.add({eval_loss(): result.loss})
         record.add({f"eval/validation/{name}": value for name, value in result.metrics.items()})
         self._events.event(
-            "evaluation",
-            step=record.step,
-            loss=result.loss,
-            **result.metrics,
-            rows=result.rows,
-            seconds=time.monotonic() - started,
+            Evaluated(
+                step=record.step,
+                loss=result.loss,
+                metrics=result.metrics,
+                rows=result.rows,
+                seconds=time.monotonic() - started,
+            )
         )

@@ -11,6 +11,7 @@ from shardyard.engine.hooks.generate import generate
 from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Sample
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.run.events import Notice
 
 
 class SampleHook(Hook):
@@ -59,4 +60,4 @@ class SampleHook(Hook):
         """Each once, and not at every evaluation."""
         if text not in self._reported:
             self._reported.add(text)
-            self._events.event("notice", text=f"sample.prompts: {text}")
+            self._events.event(Notice(text=f"sample.prompts: {text}"))

@@ -29,6 +29,7 @@ from shardyard.errors import (
     RunFolderError,
     ShardyardError,
 )
+from shardyard.launch.describe import wait_in_words
 from shardyard.launch.jobs import secrets as job_secrets
 from shardyard.launch.jobs.log import IN_QUEUE, submitted_at, wait_for_earlier_starts
 from shardyard.launch.jobs.policy import Again, decide
@@ -37,6 +38,7 @@ from shardyard.launch.ray.queue import QueueSlot, queue_folder, slot_path, wait_
 from shardyard.launch.run.create import new_run
 from shardyard.tracking.run.folder import RunFolder, StopReason, owner
 from shardyard.tracking.run.info import JobInfo
+from shardyard.tracking.run.waiting import Wait
 
 DRIVER = "shardyard.launch.jobs.driver"
 POLL_SECONDS = 0.2
@@ -195,9 +197,10 @@ def _take(place: Path) -> QueueSlot:
 
 
 def _wait_for_slot(slot: QueueSlot, folder: RunFolder, stop: Stop) -> bool:
-    def report(line: str) -> None:
-        log(line)
-        folder.update(waiting=line)
+    def report(ahead: int) -> None:
+        wait = Wait("queue", jobs_ahead=ahead)
+        log(wait_in_words(wait))
+        folder.update(waiting=wait)
 
     return wait_for_slot(slot, stop.requested, report)
 

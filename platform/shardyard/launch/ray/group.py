@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from shardyard.hardware import computes_on_cpu
 from shardyard.imports import import_at_once
 from shardyard.launch.ray.network import apply, derive, in_words, this_host
 from shardyard.recipe.schema import Network
-from shardyard.tracking.files import JsonlWriter
+from shardyard.tracking.run.events import Notice, Placed, write_event
 from shardyard.tracking.run.folder import RunFolder, now_text
 from shardyard.tracking.run.info import Place
 
@@ -91,18 +90,11 @@ class Group(WorkerGroupCallback):  # type: ignore[misc]
         }
         self._folder.update(network=by_host)
         if len(places) > 1:
-            self._tell(kind="placement", text=places_in_words(places), placement=places, network=by_host)
+            write_event(self._folder.events, Placed(placement=places, network=by_host))
         if parted := parted_groups(places, self._group):
-            self._tell(
-                kind="notice",
-                text=f"{parted} group(s) of {self._group} ranks that share experts lie on several nodes, which is slow",
-            )
+            text = f"{parted} group(s) of {self._group} ranks that share experts lie on several nodes, which is slow"
+            write_event(self._folder.events, Notice(text=text))
         return {}
-
-    def _tell(self, **event: Any) -> None:
-        writer = JsonlWriter(self._folder.events)
-        writer.append({"time": time.time(), **event})
-        writer.close()
 
 
 def make_ready(
@@ -166,25 +158,11 @@ def places_of(workers: Sequence[Any]) -> list[Place]:
     return list(places.values())
 
 
-def places_in_words(places: Sequence[Mapping[str, Any]]) -> str:
-    """`4 ranks on 2 nodes: 10.0.0.1 has 0–1, 10.0.0.2 has 2–3`."""
-    total = sum(len(place["ranks"]) for place in places)
-    each = ", ".join(f"{place['address']} has {_range(place['ranks'])}" for place in places)
-    return f"{total} ranks on {len(places)} nodes: {each}"
-
-
 def parted_groups(places: Sequence[Mapping[str, Any]], group: int) -> int:
     """How many groups of consecutive ranks lie on more than one node."""
     node = {rank: place["node"] for place in places for rank in place["ranks"]}
     starts = range(0, len(node), group)
     return sum(1 for start in starts if len({node[rank] for rank in range(start, start + group)}) > 1)
-
-
-def _range(ranks: Sequence[int]) -> str:
-    first, last = ranks[0], ranks[-1]
-    if len(ranks) == last - first + 1:
-        return str(first) if first == last else f"{first}–{last}"
-    return ", ".join(map(str, ranks))
 
 
 def _no_gpu(address: str) -> str:

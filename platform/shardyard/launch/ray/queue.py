@@ -86,29 +86,25 @@ def slot_path(folder: Path, submitted: float, job: str) -> Path:
 
 
 def wait_for_slot(
-    slot: QueueSlot, stopped: Callable[[], bool] = lambda: False, report: Callable[[str], None] = lambda line: None
+    slot: QueueSlot, stopped: Callable[[], bool] = lambda: False, report: Callable[[int], None] = lambda ahead: None
 ) -> bool:
-    """Wait until no earlier slot is held; False if `stopped()` became true first. `report` gets each new position."""
+    """Wait until no earlier slot is held; False if `stopped()` became true first. `report` gets each new number of jobs
+    that are ahead."""
     reported = None
     while count := slot.ahead():
         if stopped():
             return False
         if count != reported:
-            report(waiting_line(count))
+            report(count)
             reported = count
         time.sleep(POLL_SECONDS)
     return not stopped()
 
 
-def waiting_line(ahead: int) -> str:
-    """The line in the log of a job that waits in the queue."""
-    return f"waiting: {ahead} job{'s' if ahead != 1 else ''} submitted before it {'are' if ahead != 1 else 'is'} ahead"
-
-
 _held: QueueSlot | None = None
 
 
-def hold_slot(stopped: Callable[[], bool] = lambda: False, report: Callable[[str], None] = lambda line: None) -> bool:
+def hold_slot(stopped: Callable[[], bool] = lambda: False, report: Callable[[int], None] = lambda ahead: None) -> bool:
     """Driver: wait until this job is first in the queue; it stays first until `placed()`.
 
     Returns at once for a run that is not a job, and for the first attempt, which is started only when its job is first.

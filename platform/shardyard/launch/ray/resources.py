@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shardyard.planning.placement import ANYWHERE, Demand, Node, Placement, judge
+from shardyard.tracking.run.waiting import Wait
 
 POLL_SECONDS = 1.0
 # Resources of an attempt that just ended come back a moment later; that is no waiting to speak of.
@@ -40,7 +41,7 @@ class Resources:
         self,
         demand: Demand,
         cluster: Cluster,
-        report: Callable[[str], None],
+        report: Callable[[Wait], None],
         stopped: Callable[[], bool],
         *,
         sleep: Callable[[float], None] = time.sleep,
@@ -52,7 +53,7 @@ class Resources:
         self._stopped = stopped
         self._sleep = sleep
         self._clock = clock
-        self._reported = ""
+        self._reported: Wait | None = None
         self._reported_at = 0.0
         self._tried = False
 
@@ -67,22 +68,22 @@ class Resources:
         while True:
             verdict = judge(self._demand, self._cluster.nodes())
             if verdict.now is not None:
-                self._reported, self._tried = "", True
+                self._reported, self._tried = None, True
                 return verdict.now
             if self._stopped():
                 return None
             if self._cluster.autoscales:
-                self._report(f"{verdict.sentence}; its autoscaler is asked for more")
+                self._report(Wait.for_resources(verdict.shortage, autoscaler=True))
                 return ANYWHERE
             if not verdict.ever and not self._tried:
                 self._cluster.refuse_what_never_fits(self._demand)
             if self._clock() - began >= QUIET_SECONDS:
-                self._report(verdict.sentence)
+                self._report(Wait.for_resources(verdict.shortage))
             self._sleep(POLL_SECONDS)
 
-    def _report(self, sentence: str) -> None:
+    def _report(self, wait: Wait) -> None:
         now = self._clock()
-        if sentence == self._reported or (self._reported and now - self._reported_at < REPEAT_SECONDS):
+        if wait == self._reported or (self._reported is not None and now - self._reported_at < REPEAT_SECONDS):
             return
-        self._reported, self._reported_at = sentence, now
-        self._report_to(sentence)
+        self._reported, self._reported_at = wait, now
+        self._report_to(wait)

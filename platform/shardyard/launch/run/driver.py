@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardyard.engine.job import Job
 from shardyard.errors import RunFolderError, ShardyardError, TakenOverError, TrainingError
@@ -17,8 +17,9 @@ from shardyard.launch.ray.trainer import NotPlacedError, attempt
 from shardyard.launch.run.recovery import Count, Failure, GiveUp, announce, decide
 from shardyard.launch.run.settle import report_precision, settle
 from shardyard.planning.placement import demand_of
-from shardyard.tracking.files import JsonlWriter
+from shardyard.tracking.run.events import AttemptFailed, Notice, Waiting, write_event
 from shardyard.tracking.run.folder import RunFolder, owner, typed
+from shardyard.tracking.run.waiting import Wait
 
 if TYPE_CHECKING:
     from shardyard.engine.loop import Outcome
@@ -50,9 +51,7 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     """
     job.folder.update(state="running", **owner())
     if job.recipe.train.precision is not None:
-        report_precision(
-            job.plan.precision, job.plan.reasons["precision"], lambda text: _log_event(job, kind="notice", text=text)
-        )
+        report_precision(job.plan.precision, job.plan.reasons["precision"], lambda text: _log_notice(job, text))
     try:
         outcome = _stopped(job) or carry(job)
     except BaseException as error:
@@ -101,26 +100,24 @@ def on_ray(job: Job) -> Outcome:
     def stopped() -> bool:
         return job.folder.stop_requested() is not None
 
-    _log_event(job, kind="notice", text=f"starting {job.plan.world.size} Ray workers")
+    _log_notice(job, f"starting {job.plan.world.size} Ray workers")
     with ray_cluster(job.recipe.cluster) as cluster:
         demand = cluster.requested(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
-        resources = Resources(
-            demand, cluster, lambda sentence: _log_waiting(job, f"waiting for resources: {sentence}"), stopped
-        )
+        resources = Resources(demand, cluster, lambda wait: _log_waiting(job, wait), stopped)
 
         def start() -> Failure | None:
-            is_first = hold_slot(stopped, lambda line: _log_waiting(job, line))
+            is_first = hold_slot(stopped, lambda ahead: _log_waiting(job, Wait("queue", jobs_ahead=ahead)))
             placement = resources.wait() if is_first else None
             if placement is None or stopped():
                 raise NotStartedError
-            settled = settle(job, cluster, demand, placement, lambda text: _log_event(job, kind="notice", text=text))
+            settled = settle(job, cluster, demand, placement, lambda text: _log_notice(job, text))
             count_attempt(job)
             try:
                 with _first_until_placed(job):
                     return attempt(settled, demand, placement)
             except NotPlacedError:
                 count_attempt(job, by=-1)
-                _log_waiting(job, "waiting for resources: what was free a moment ago is taken or gone")
+                _log_waiting(job, Wait("taken"))
                 raise NotStartedError from None
 
         return until_done(job, start)
@@ -181,9 +178,13 @@ def _first_until_placed(job: Job) -> Iterator[None]:
         thread.join()
 
 
-def _log_waiting(job: Job, text: str) -> None:
-    job.folder.update(waiting=text)
-    _log_event(job, kind="waiting", text=text)
+def _log_notice(job: Job, text: str) -> None:
+    write_event(job.folder.events, Notice(text=text))
+
+
+def _log_waiting(job: Job, wait: Wait) -> None:
+    job.folder.update(waiting=wait)
+    write_event(job.folder.events, Waiting(wait=wait))
 
 
 def count_attempt(job: Job, by: int = 1) -> None:
@@ -238,10 +239,4 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
 
 def _log_failure(job: Job, failure: Failure, message: str) -> None:
     ranks = sorted(rank for group in failure.causes.values() for rank in group)
-    _log_event(job, kind="failure", message=message, ranks=ranks)
-
-
-def _log_event(job: Job, **event: Any) -> None:
-    writer = JsonlWriter(job.folder.events)
-    writer.append({"time": time.time(), **event})
-    writer.close()
+    write_event(job.folder.events, AttemptFailed(message=message, ranks=tuple(ranks)))

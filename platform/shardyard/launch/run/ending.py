@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ruamel.yaml import YAML
 
-from shardyard.launch.run.progress import metrics_in_words
+from shardyard.launch.describe import metrics_in_words
 from shardyard.objectives.registry import objective_spec
 from shardyard.tracking.files import read_jsonl
 from shardyard.tracking.metrics.record import evaluation_of

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.run.events import Event, EventTail
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.reading import number
 
 
 class Observer(Protocol):
@@ -19,8 +21,8 @@ class Observer(Protocol):
     def on_metrics(self, records: list[dict[str, Any]]) -> None:
         """Lines of metrics.jsonl, in their order."""
 
-    def on_events(self, events: list[dict[str, Any]]) -> None:
-        """Lines of events.jsonl, in their order."""
+    def on_events(self, events: list[Event]) -> None:
+        """Events, in their order."""
 
 
 @contextmanager
@@ -54,21 +56,32 @@ def follow(
     `from_start=False` begins with what is added from now on: a resumed run need not tell its past again.
     Blocks, so it usually runs on a thread. A file that cannot be read for a while is tried again.
     """
-    metrics, events = (JsonlTail(path, 0 if from_start else _size(path)) for path in (folder.metrics, folder.events))
+    metrics = JsonlTail(folder.metrics, 0 if from_start else _size(folder.metrics))
+    events = EventTail(folder.events, 0 if from_start else _size(folder.events))
     while not over.is_set():
         _feed(observer, metrics, events)
         over.wait(interval_seconds)
     _feed(observer, metrics, events)
 
 
-def _feed(observer: Observer, metrics: JsonlTail, events: JsonlTail) -> None:
+def _feed(observer: Observer, metrics: JsonlTail, events: EventTail) -> None:
     """Tell what is new in the order in which it happened."""
     try:
-        new = [(line, True) for line in metrics.new()] + [(line, False) for line in events.new()]
+        new = in_order(metrics.new(), events.new())
     except OSError:
         return  # a network disk that stumbles; the next look continues where this one did
-    for line, is_metrics in sorted(new, key=lambda item: float(item[0].get("time") or 0.0)):
-        (observer.on_metrics if is_metrics else observer.on_events)([line])
+    for one in new:
+        if isinstance(one, Event):
+            observer.on_events([one])
+        else:
+            observer.on_metrics([one])
+
+
+def in_order(lines: list[dict[str, Any]], events: list[Event]) -> list[dict[str, Any] | Event]:
+    """Lines of metrics.jsonl and events by their times."""
+    timed: list[tuple[float, dict[str, Any] | Event]] = [(number(line.get("time")) or 0.0, line) for line in lines]
+    timed += [(event.time or 0.0, event) for event in events]
+    return [one for _, one in sorted(timed, key=lambda item: item[0])]
 
 
 def _size(path: Path) -> int:

@@ -6,8 +6,10 @@ import threading
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
-from shardyard.launch.run.progress import Progress, describe, number, rounded_seconds
+from shardyard.launch.describe import describe, number
+from shardyard.launch.run.progress import Progress, rounded_seconds
 from shardyard.tracking.metrics import record
+from shardyard.tracking.run.events import Attempt, CheckpointSaved, Evaluated, Event
 from shardyard.units import format_count, format_seconds
 
 PLAIN_ROWS = 20
@@ -27,8 +29,8 @@ class Drawing(Protocol):
     def metrics(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl, which `progress` knows already."""
 
-    def event(self, event: dict[str, Any]) -> None:
-        """A line of events.jsonl, which `progress` knows already."""
+    def event(self, event: Event) -> None:
+        """An event, which `progress` knows already."""
 
     def message(self, text: str) -> None:
         """A line of text."""
@@ -58,8 +60,8 @@ class RunView:
                 self.progress.add_metrics(line)
                 self._drawing.metrics(line)
 
-    def on_events(self, events: list[dict[str, Any]]) -> None:
-        """Show lines of events.jsonl, in their order."""
+    def on_events(self, events: list[Event]) -> None:
+        """Show events, in their order."""
         with self._lock:
             for event in events:
                 self.progress.add_event(event)
@@ -105,18 +107,17 @@ class PlainLines:
         if (loss := record.newest_eval_loss(line)) is not None:
             self._held["eval"] = loss
 
-    def event(self, event: dict[str, Any]) -> None:
-        if self._held is not None and event.get("step") == self._held["step"]:
-            if event.get("kind") == "evaluation":
-                self._held["eval"] = event.get("loss")
-                return
-            if event.get("kind") == "checkpoint":
-                self._held["notes"].append("saved")
-                return
+    def event(self, event: Event) -> None:
+        if self._held is not None and isinstance(event, Evaluated) and event.step == self._held["step"]:
+            self._held["eval"] = event.loss
+            return
+        if self._held is not None and isinstance(event, CheckpointSaved) and event.step == self._held["step"]:
+            self._held["notes"].append("saved")
+            return
         if text := describe(event):
             self._flush()
             self._print(f"* {text}")
-            if event.get("kind") == "attempt":
+            if isinstance(event, Attempt):
                 self._last_block = -1  # the first step after a restart shows where it goes on
 
     def message(self, text: str) -> None:

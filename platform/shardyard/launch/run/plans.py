@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from shardyard.planning.plan_text import as_dict, resolved_text, rows
 from shardyard.recipe.code import origins, with_absolute_files
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
 from shardyard.recipe.shorten import as_trial
-from shardyard.tracking.files import JsonlWriter
+from shardyard.tracking.run.events import Notice, write_event
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.plan_file import keep_plan
 from shardyard.tracking.run.provenance import collect
@@ -114,10 +113,8 @@ def plan_resumed(
 def _go_back(folder: RunFolder, step: int) -> None:
     """Make the checkpoint of `step` the newest, and note it among the events."""
     moved = ", ".join(path.name for path in rewind(folder.checkpoints, step)) or "nothing"
-    writer = JsonlWriter(folder.events)
     text = f"going back to step {step}, as --step says; set aside in checkpoints/: {moved}"
-    writer.append({"kind": "notice", "time": time.time(), "text": text})
-    writer.close()
+    write_event(folder.events, Notice(text=text))
 
 
 def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = None, elsewhere: bool = False) -> RunPlan:

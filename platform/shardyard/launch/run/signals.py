@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ShardyardError
 from shardyard.launch.run.stop import Stop
+from shardyard.tracking.run.events import Attempt, EventTail
 from shardyard.tracking.run.folder import RunFolder, StopReason, typed
 from shardyard.tracking.run.info import State
 
@@ -158,9 +159,8 @@ class StopSignals:
     def _trains(self) -> bool:
         """Whether ranks have told since the start that they begin with their steps."""
         assert self._folder is not None
-        with contextlib.suppress(OSError), self._folder.events.open("rb") as file:
-            file.seek(self._begun)
-            return b'"attempt"' in file.read()
+        with contextlib.suppress(OSError):
+            return any(isinstance(event, Attempt) for event in EventTail(self._folder.events, self._begun).new())
         return False
 
     def _end_at_once(self) -> None:

@@ -9,11 +9,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from shardyard.errors import RunFolderError, TakenOverError
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.run.events import Event, EventWriter, Notice, WandbStatus
 from shardyard.tracking.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Tracker:
         self.folder = folder
         self._mirror = mirror
         self._metrics = JsonlWriter(folder.metrics)
-        self._events = JsonlWriter(folder.events)
+        self._events = EventWriter(folder.events)
         self._samples = JsonlWriter(folder.samples)
         self._step: int | None = None
         self._reported_status = ""
@@ -75,10 +76,10 @@ class Tracker:
             self._mirror.log(record.step, record.metrics)
             self._report_mirror()
 
-    def event(self, kind: str, **fields: Any) -> None:
-        """Append something that happened; `kind` is a word such as `checkpoint`."""
+    def event(self, event: Event) -> None:
+        """Append something that happened."""
         if self._is_ours():
-            self._events.append({"kind": kind, "time": time.time(), **fields})
+            self._events.write(event)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Append a continuation that the model wrote."""
@@ -113,8 +114,14 @@ class Tracker:
         if str(status) != self._reported_status:
             self._reported_status = str(status)
             if status.mode != "starting":
-                url = status.place if status.mode == "online" else None
-                self.event("wandb", text=str(status), mode=status.mode, url=url)
+                online = status.mode == "online"
+                self.event(
+                    WandbStatus(
+                        mode=status.mode,
+                        url=status.place if online else None,
+                        folder=None if online else status.place,
+                    )
+                )
         for problem in self._mirror.problems[self._reported_problems :]:
             self._reported_problems += 1
-            self.event("notice", text=problem)
+            self.event(Notice(text=problem))

@@ -178,7 +178,7 @@ class RunFolder:
             with locked(self.path):
                 self.check_held()
                 before = self.info()
-                found = {**before.raw, **_times(before, fields.get("state")), **fields}
+                found = {**before.raw, **_times(before, fields.get("state")), **_as_json(fields)}
                 write_atomically(self.info_file, _pretty(found))
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -246,7 +246,7 @@ class RunFolder:
         }
         counts: dict[str, Any] = {"world_size": None, "attempts": 0, "step": 0, "total_steps": None, "provenance": {}}
         # run.json comes last: a folder without it is not a run yet, and no reader looks at it.
-        write_atomically(self.info_file, _pretty({**info, **counts, **owner(), **fields}))
+        write_atomically(self.info_file, _pretty({**info, **counts, **owner(), **_as_json(fields)}))
 
 
 class Owner(TypedDict):
@@ -340,6 +340,11 @@ def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
 def _never_trained(run: RunFolder) -> bool:
     ended = run.state in ("failed", "interrupted", "preempted")
     return ended and not (run.metrics.is_file() and run.metrics.stat().st_size)
+
+
+def _as_json(fields: RunFields) -> dict[str, object]:
+    wait = fields.get("waiting")
+    return {**fields, **({} if wait is None else {"waiting": wait.as_json()})}
 
 
 def _times(before: RunInfo, state: str | None) -> dict[str, object]:

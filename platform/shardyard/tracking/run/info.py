@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
 from shardyard.errors import RunFolderError
+from shardyard.tracking.run import reading
+from shardyard.tracking.run.waiting import Wait
 
 # Of run.json, events.jsonl and plan.json. It grows when a key that readers know changes its meaning; new keys do not
-# change it. Folders written before it existed count as 0 and are read alike.
+# change it, nor does a value of a new type that earlier readers take for a missing one. Folders written before it
+# existed count as 0 and are read alike.
 FORMAT = 1
 
 State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
@@ -91,7 +94,7 @@ class RunFields(TypedDict, total=False):
     placement: list[Place] | None
     placed: str | None
     network: dict[str, list[str]]
-    waiting: str | None
+    waiting: Wait | None
     outcome: str | None
     exit_code: int | None
     imported: dict[str, Any]
@@ -107,7 +110,7 @@ class RunInfo:
     plan: the numbers of plan.json, without reasons.
     starting: by dotted field of the recipe, the weights that the run starts from, with path and fingerprint.
     data: fingerprint of the training data. placement, placed, network: of the newest attempt, by host.
-    waiting: what keeps the run from training, as a sentence; None while nothing does.
+    waiting: what keeps the run from training; None while nothing does.
     outcome: how the ranks of the newest attempt ended. exit_code: of the job.
     imported: where a run comes from that was trained elsewhere.
     raw: the object as it stands in the file, with keys that this version does not know.
@@ -136,7 +139,7 @@ class RunInfo:
     placement: list[Place] = field(default_factory=list)
     placed: str | None = None
     network: dict[str, list[str]] = field(default_factory=dict)
-    waiting: str | None = None
+    waiting: Wait | None = None
     outcome: str | None = None
     exit_code: int | None = None
     imported: dict[str, Any] = field(default_factory=dict)
@@ -149,7 +152,7 @@ class RunInfo:
         Raises:
             RunFolderError: a newer version of Shardyard wrote it.
         """
-        written = _integer(found.get("format")) or 0
+        written = reading.integer(found.get("format")) or 0
         if written > FORMAT:
             raise RunFolderError(
                 f"the run {found.get('id')} was written by a newer version of Shardyard (format {written}, this one "
@@ -157,17 +160,6 @@ class RunInfo:
             )
         known = {name: value for name, read in _READ.items() if (value := read(found.get(name))) is not None}
         return cls(**known, raw=dict(found))
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _integer(value: object) -> int | None:
-    """A count. What no count reaches is none: files of others may hold anything."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
-        return None
-    return int(value)
 
 
 def _object(value: object) -> dict[str, Any] | None:
@@ -178,17 +170,14 @@ def _list(value: object) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _switch(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-_TEXTS = ("id", "name", "state", "created", "started", "ended", "placed", "waiting", "outcome")
+_TEXTS = ("id", "name", "state", "created", "started", "ended", "placed", "outcome")
 _COUNTS = ("format", "world_size", "attempts", "step", "total_steps", "exit_code")
 _OBJECTS = (*("provenance", "driver", "plan", "job", "sweep", "trial", "starting", "data", "network", "imported"),)
 _READ: dict[str, Any] = {
-    **dict.fromkeys(_TEXTS, _text),
-    **dict.fromkeys(_COUNTS, _integer),
+    **dict.fromkeys(_TEXTS, reading.text),
+    **dict.fromkeys(_COUNTS, reading.integer),
     **dict.fromkeys(_OBJECTS, _object),
     "placement": _list,
-    "local": _switch,
+    "local": reading.switch,
+    "waiting": Wait.from_json,
 }

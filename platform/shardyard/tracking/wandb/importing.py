@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, DataError, RunFolderError
 from shardyard.tracking.files import decode, encode
 from shardyard.tracking.metrics import record
+from shardyard.tracking.run.events import Notice, write_event
 from shardyard.tracking.run.folder import RunFolder, now_text
 from shardyard.tracking.wandb.records import Records
 
@@ -315,9 +316,8 @@ def _fill(folder: Path, run_id: str, found: ImportedRun) -> None:
         for line in found.steps:
             file.write(encode({names.get(name, name): value for name, value in line.items()}) + "\n")
     (folder / "logs" / "driver.log").write_text("".join(found.output), encoding="utf-8", errors="replace")
-    with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
-        for text in (f"imported from W&B: {', '.join(found.sources)}", *found.problems):
-            file.write(encode({"kind": "notice", "time": found.ended or 0.0, "text": text}) + "\n")
+    for text in (f"imported from W&B: {', '.join(found.sources)}", *found.problems):
+        write_event(folder / "events.jsonl", Notice(time=found.ended or 0.0, text=text))
     text = _as_yaml(_recipe(found))
     (folder / "resolved.yaml").write_text(text, encoding="utf-8")
     (folder / "recipe.yaml").write_text(

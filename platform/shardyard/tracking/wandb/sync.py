@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,8 @@ from shardyard.errors import (
 )
 from shardyard.recipe.loading.yaml_source import read_document
 from shardyard.redaction import scrub, scrub_all
-from shardyard.tracking.files import JsonlWriter, decode, encode, read_jsonl, write_atomically
+from shardyard.tracking.files import decode, encode, write_atomically
+from shardyard.tracking.run.events import WandbStatus, read_events, write_event
 from shardyard.tracking.run.folder import RunFolder, now_text, read_metrics
 from shardyard.tracking.run.summary import summarize
 from shardyard.tracking.wandb.mirror import has_key
@@ -276,17 +276,7 @@ def _note(plan: Plan, synced: Synced) -> None:
             f"{synced.url}."
         ) from error
     if plan.synced is None or plan.synced.url != synced.url:
-        events = JsonlWriter(plan.run.events)
-        events.append(
-            {
-                "kind": "wandb",
-                "time": time.time(),
-                "text": f"W&B online: {synced.url}",
-                "mode": "online",
-                "url": synced.url,
-            }
-        )
-        events.close()
+        write_event(plan.run.events, WandbStatus(mode="online", url=synced.url))
 
 
 def _steps(run: RunFolder, *, complete: bool) -> list[dict[str, Any]]:
@@ -307,12 +297,10 @@ def _was_offline(run: RunFolder) -> bool:
     if _attempts(run):
         return True
     try:
-        events = read_jsonl(run.events)
+        events = read_events(run.events)
     except OSError:
         return False
-    # Events that were written before they had a mode say it in their text.
-    told = (str(event.get("mode") or event.get("text")) for event in events if event.get("kind") == "wandb")
-    return any("offline" in text for text in told)
+    return any(event.mode == "offline" for event in events if isinstance(event, WandbStatus))
 
 
 def _config(run: RunFolder) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_a_trial_of_several_workers_tells_of_each_failure(job: Job, monkeypatch:
     class NoRay:
         def __init__(self, address: str | None) -> None: ...
 
-        def asked(self, demand: Any) -> Any:
+        def requested(self, demand: Any) -> Any:
             return demand
 
     monkeypatch.setattr(trial, "RayCluster", NoRay)

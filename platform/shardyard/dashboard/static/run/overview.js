@@ -349,26 +349,14 @@ function area({ x, y }) {
 }
 
 function happened(event) {
-  const wrong = ["failure", "alert", "spike"].includes(event.kind);
+  const wrong = ["error", "warning"].includes(event.severity);
+  const turn = ["attempt", "waiting"].includes(event.kind);
   return h(
     "li",
-    {
-      class: `event event-${wrong ? "wrong" : ["attempt", "resize", "waiting"].includes(event.kind) ? "turn" : "usual"}`,
-    },
+    { class: `event event-${wrong ? "wrong" : turn ? "turn" : "usual"}` },
     h("span.when", {}, moment(event.time).slice(5)),
-    h("span.what", {}, h("strong", {}, event.kind), " ", told(event)),
+    h("span.what", {}, event.words),
   );
-}
-
-function told(event) {
-  const step = event.step !== undefined && event.step !== null ? `step ${whole(event.step)}` : "";
-  if (event.kind === "checkpoint")
-    return `${step}${event.bytes ? `, ${bytes(event.bytes)}` : ""}${event.seconds ? ` in ${duration(event.seconds)}` : ""}`;
-  if (event.kind === "evaluation") return `${step}, loss ${number(event.loss)}`;
-  if (event.kind === "attempt")
-    return `${event.number} with ${event.world_size} ranks${event.resumed_step ? `, from step ${whole(event.resumed_step)}` : ""}`;
-  const text = event.text ?? event.message ?? event.reason ?? "";
-  return [step, text].filter(Boolean).join(": ");
 }
 
 function rowsOf(list) {

@@ -1,0 +1,126 @@
+"""Events, and what a run waits for, in words: the one place where they become sentences, for terminals and pages.
+
+Imports nothing heavy: the entry point of a job says with it what the job waits for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from shardyard.planning.shortage import shortage_in_words
+from shardyard.tracking.run import reading
+from shardyard.tracking.run.events import (
+    Attempt,
+    AttemptFailed,
+    CheckpointFailed,
+    CheckpointSaved,
+    DataRead,
+    EarlyStop,
+    Evaluated,
+    Event,
+    Finished,
+    Length,
+    Notice,
+    OtherEvent,
+    Placed,
+    Waiting,
+    WandbStatus,
+)
+from shardyard.tracking.run.info import Place
+from shardyard.tracking.run.waiting import Wait
+from shardyard.units import format_bytes, format_seconds
+
+# Of the metrics of an evaluation: e to the loss tells nothing more.
+_NOT_SHOWN = frozenset({"perplexity"})
+_MOST_METRICS = 6
+
+
+def describe(event: Event) -> str:
+    """An event in a few words; "" for one that says nothing to a person."""
+    match event:
+        case Attempt():
+            return _attempt(event)
+        case CheckpointSaved():
+            return f"checkpoint at step {event.step}{_size_and_time(event)}"
+        case CheckpointFailed():
+            return f"checkpoint at step {event.step} failed: {event.error}"
+        case Evaluated():
+            loss = {} if event.loss is None else {"loss": event.loss}
+            return f"evaluation at step {event.step}: {metrics_in_words({**loss, **event.metrics})}"
+        case EarlyStop():
+            return f"stopped early at step {event.step}: {event.metric} no longer improves on {number(event.best)}"
+        case AttemptFailed():
+            where = f" on rank {', '.join(map(str, event.ranks))}" if event.ranks else ""
+            return f"failed{where}: {event.message}"
+        case DataRead():
+            words = {"examples skipped": event.skipped, "tokens cut off": event.cut, "retries": event.retries}
+            told = [f"{count} {word}" for word, count in words.items() if count]
+            return f"data: {', '.join(told)}" if told else ""
+        case WandbStatus():
+            # The folder of an offline run is named at the end, with the command that uploads it.
+            return f"W&B {event.mode}: {event.url}" if event.url else f"W&B {event.mode}"
+        case Finished():
+            return f"finished at step {event.step}"
+        case Placed():
+            return places_in_words(event.placement)
+        case Waiting():
+            return wait_in_words(event.wait)
+        case Notice() | Length():
+            return event.text
+        case OtherEvent():
+            return event.text or event.kind
+    raise AssertionError(f"no words for {event.kind}")
+
+
+def wait_in_words(wait: Wait) -> str:
+    """What a run waits for: `waiting for resources: needs 8 GPUs on 2 nodes; 4 free`."""
+    if wait.reason == "queue" and wait.jobs_ahead is not None:
+        jobs, are = ("job", "is") if wait.jobs_ahead == 1 else ("jobs", "are")
+        return f"waiting: {wait.jobs_ahead} {jobs} submitted before it {are} ahead"
+    if wait.shortage is not None:
+        more = "; its autoscaler is asked for more" if wait.autoscaler else ""
+        return f"waiting for resources: {shortage_in_words(wait.shortage)}{more}"
+    if wait.reason == "taken":
+        return "waiting for resources: what was free a moment ago is taken or gone"
+    return wait.text or "waiting"
+
+
+def metrics_in_words(measured: Mapping[str, object]) -> str:
+    """`loss 0.4132, accuracy 0.8641`; tables such as the load of each expert are left to metrics.jsonl."""
+    found = {name: value for name, value in measured.items() if name not in _NOT_SHOWN and "/" not in name}
+    told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if number(value)]
+    return ", ".join(told[:_MOST_METRICS])
+
+
+def number(value: object, style: str = ".4f") -> str:
+    """A metric as text; "" for one that is not there."""
+    return format(value, style) if isinstance(value, int | float) else "" if value is None else str(value)
+
+
+def places_in_words(places: Sequence[Place]) -> str:
+    """`4 ranks on 2 nodes: 10.0.0.1 has 0–1, 10.0.0.2 has 2–3`."""
+    ranks = {str(place.get("address")): reading.integers(place.get("ranks")) or () for place in places}
+    each = ", ".join(f"{address} has {_range(found)}" for address, found in ranks.items())
+    return f"{sum(map(len, ranks.values()))} ranks on {len(places)} nodes: {each}"
+
+
+def _range(ranks: Sequence[int]) -> str:
+    if ranks and len(ranks) == ranks[-1] - ranks[0] + 1:
+        return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+    return ", ".join(map(str, ranks)) or "none"
+
+
+def _attempt(event: Attempt) -> str:
+    ranks = event.world_size or 1
+    size = f"on {ranks} rank{'s' if ranks != 1 else ''}"
+    source = f" from step {event.resumed_step}" if event.resumed_step else ""
+    if event.number > 1:
+        return f"restart: attempt {event.number} {size}{source or ' from the beginning'}"
+    return f"training {size}{source}"
+
+
+def _size_and_time(event: CheckpointSaved) -> str:
+    parts = [] if event.bytes is None else [format_bytes(event.bytes)]
+    parts += [format_seconds(event.seconds)] if event.seconds is not None and math.isfinite(event.seconds) else []
+    return f" ({', '.join(parts)})" if parts else ""

@@ -1,0 +1,85 @@
+"""What a run waits for before it trains, as data: `waiting` of run.json, and of the event of that name.
+
+Only the standard library is imported: the entry point of a job waits with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from shardyard.planning.shortage import Constraint, Resource, Shortage
+from shardyard.tracking.run import reading
+
+# queue: jobs that were submitted before. resources: too little is free. placement: enough is free, but not where its
+# workers could go. taken: another job was faster. unknown: an earlier version wrote a sentence alone.
+Reason = Literal["queue", "resources", "placement", "taken", "unknown"]
+_REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What keeps a run from training.
+
+    jobs_ahead: in the queue. shortage: of resources or places. autoscaler: whether it is asked for more nodes.
+    text: the sentence of an earlier version, which has nothing else.
+    """
+
+    reason: Reason
+    jobs_ahead: int | None = None
+    shortage: Shortage | None = None
+    autoscaler: bool = False
+    text: str = ""
+
+    @classmethod
+    def for_resources(cls, shortage: Shortage, *, autoscaler: bool = False) -> Wait:
+        """Because a cluster does not hold the run at the moment."""
+        reason: Reason = "resources" if shortage.workers_held is None else "placement"
+        return cls(reason, shortage=shortage, autoscaler=autoscaler)
+
+    @classmethod
+    def from_json(cls, value: object) -> Wait | None:
+        """The inverse of `as_json`, also of the sentence that earlier versions wrote; None where it is neither."""
+        if isinstance(value, str) and value:
+            return cls("unknown", text=value)
+        if not isinstance(value, Mapping):
+            return None
+        return cls(
+            reason=next((reason for reason in _REASONS if reason == value.get("reason")), "unknown"),
+            jobs_ahead=reading.integer(value.get("jobs_ahead")),
+            shortage=_shortage(value.get("shortage")),
+            autoscaler=value.get("autoscaler") is True,
+            text=reading.text(value.get("text")) or "",
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """As files hold it: what is not known is left out."""
+        shortage = self.shortage
+        kept = None if shortage is None else _filled({**asdict(shortage), "worker": dict(shortage.worker) or None})
+        return _filled({**asdict(self), "shortage": kept})
+
+
+def _filled(values: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
+
+
+def _shortage(value: object) -> Shortage | None:
+    if not isinstance(value, Mapping) or value.get("resource") not in get_args(Resource):
+        return None
+    counts = {name: reading.integer(value.get(name)) for name in ("nodes", "workers", "workers_held", "limit")}
+    worker = value.get("worker")
+    return Shortage(
+        resource=value["resource"],
+        needed=reading.finite(value.get("needed")) or 0.0,
+        available=reading.finite(value.get("available")),
+        of="cluster" if value.get("of") == "cluster" else "free",
+        constraint=value["constraint"] if value.get("constraint") in get_args(Constraint) else None,
+        worker=_worker(worker) if isinstance(worker, Mapping) else (),
+        **counts,
+    )
+
+
+def _worker(value: Mapping[str, object]) -> tuple[tuple[Resource, float], ...]:
+    amounts = ((resource, reading.finite(value.get(resource))) for resource in get_args(Resource))
+    return tuple((resource, amount) for resource, amount in amounts if amount is not None)

@@ -1,0 +1,197 @@
+"""events.jsonl as types: one registry, one writer, one reader, lines of every version, and words for each."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardyard.launch.describe import describe
+from shardyard.planning.shortage import Shortage
+from shardyard.tracking.run import events
+from shardyard.tracking.run.events import (
+    EVENTS,
+    Attempt,
+    AttemptFailed,
+    CheckpointFailed,
+    CheckpointSaved,
+    DataRead,
+    EarlyStop,
+    Evaluated,
+    Event,
+    EventTail,
+    EventWriter,
+    Finished,
+    Length,
+    Notice,
+    OtherEvent,
+    Placed,
+    Waiting,
+    WandbStatus,
+    event_of,
+    line_of,
+    read_events,
+    write_event,
+)
+from shardyard.tracking.run.waiting import Wait
+from support.module_graph import PACKAGE
+
+SHORT = Shortage("gpus", 8.0, 2, 8.0, "cluster", 8, 4, "experts", 8, (("gpus", 1.0), ("cpus", 4.0)))
+# Kind → severity, and an event with all of its fields.
+ONE_OF_EACH: dict[str, tuple[str, Event]] = {
+    "attempt": ("info", Attempt(time=1.0, number=2, world_size=4, resumed_step=20)),
+    "length": ("notice", Length(time=1.0, steps=400, text="4.5 minutes hold 400 of 500 steps, at 0.7 s each")),
+    "waiting": ("notice", Waiting(time=1.0, wait=Wait("placement", shortage=SHORT, autoscaler=True))),
+    "placement": (
+        "info",
+        Placed(
+            time=1.0, placement=[{"address": "10.0.0.1", "ranks": [0, 1]}], network={"10.0.0.1": ["interface eth0"]}
+        ),
+    ),
+    "evaluation": ("info", Evaluated(time=1.0, step=5, loss=2.5, metrics={"accuracy": 0.5}, rows=8, seconds=0.25)),
+    "checkpoint": ("info", CheckpointSaved(time=1.0, step=5, path="step-00000005", seconds=0.25, bytes=2048)),
+    "checkpoint_failed": ("warning", CheckpointFailed(time=1.0, step=5, error="disk full")),
+    "early_stop": ("info", EarlyStop(time=1.0, step=5, metric="eval/validation/loss", best=2.5, best_step=3)),
+    "data": ("info", DataRead(time=1.0, skipped=1, retries=2, cut=3, ranks=[{"retries": 2, "cut": 3, "sources": []}])),
+    "wandb": ("info", WandbStatus(time=1.0, mode="online", url="https://w.example/r/1", folder=None)),
+    "finished": ("info", Finished(time=1.0, step=5, path="final")),
+    "failure": ("error", AttemptFailed(time=1.0, message="rank 1: killed", ranks=(1,))),
+    "notice": ("notice", Notice(time=1.0, text="starting 2 Ray workers")),
+}
+# Lines as earlier versions wrote them, and as they are read.
+BEFORE: list[tuple[dict[str, Any], Event, str]] = [
+    (
+        {"kind": "waiting", "time": 1.0, "text": "waiting for resources: needs 8 GPUs on 2 nodes; 4 free"},
+        Waiting(time=1.0, wait=Wait("unknown", text="waiting for resources: needs 8 GPUs on 2 nodes; 4 free")),
+        "waiting for resources: needs 8 GPUs on 2 nodes; 4 free",
+    ),
+    (
+        {"kind": "wandb", "time": 1.0, "text": "W&B online: https://w.example/r/2"},
+        WandbStatus(time=1.0, mode="online", url="https://w.example/r/2"),
+        "W&B online: https://w.example/r/2",
+    ),
+    (
+        {"kind": "wandb", "time": 1.0, "text": "W&B offline: /runs/a/wandb", "mode": "offline", "url": None},
+        WandbStatus(time=1.0, mode="offline"),
+        "W&B offline",
+    ),
+    (
+        {
+            "kind": "placement",
+            "time": 1.0,
+            "text": "2 ranks on 2 nodes: a has 0, b has 1",
+            "network": {},
+            "placement": [{"address": "a", "ranks": [0]}, {"address": "b", "ranks": [1]}],
+        },
+        Placed(time=1.0, placement=[{"address": "a", "ranks": [0]}, {"address": "b", "ranks": [1]}]),
+        "2 ranks on 2 nodes: a has 0, b has 1",
+    ),
+    (
+        {"kind": "evaluation", "time": 1.0, "step": 2, "loss": 1.0, "perplexity": 2.7, "rows": 4, "seconds": 0.1},
+        Evaluated(time=1.0, step=2, loss=1.0, metrics={"perplexity": 2.7}, rows=4, seconds=0.1),
+        "evaluation at step 2: loss 1.0000",
+    ),
+    (
+        {"kind": "failure", "time": 1.0, "message": "rank 1: killed", "ranks": [1]},
+        AttemptFailed(time=1.0, message="rank 1: killed", ranks=(1,)),
+        "failed on rank 1: rank 1: killed",
+    ),
+    (
+        {"kind": "moon_phase", "time": 1.0, "text": "half", "percent": 50},
+        OtherEvent(name="moon_phase", time=1.0, text="half", fields={"percent": 50}),
+        "half",
+    ),
+]
+
+
+def test_every_kind_is_in_the_registry_with_its_fields_and_severity(tmp_path: Path) -> None:
+    assert set(ONE_OF_EACH) == set(EVENTS)
+    path = tmp_path / "events.jsonl"
+    for kind, (severity, event) in ONE_OF_EACH.items():
+        assert (event.kind, event.severity, EVENTS[kind]) == (kind, severity, type(event))
+        write_event(path, event)
+    assert read_events(path) == [event for _, event in ONE_OF_EACH.values()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, (_, event) in zip(lines, ONE_OF_EACH.values(), strict=True):
+        own = {one.name for one in fields(event)} - {"time", "metrics"}
+        assert own | {"kind", "time"} <= line.keys()
+    assert all(describe(event) for _, event in ONE_OF_EACH.values())
+
+
+def _subclasses() -> set[str]:
+    return {one.__name__ for one in Event.__subclasses__()}
+
+
+def test_all_events_of_the_package_are_written_and_read_through_the_registry() -> None:
+    """A call of `event` or `write_event` gets an event of a class of the registry, made on the spot."""
+    assert _subclasses() == {one.__name__ for one in EVENTS.values()} | {"OtherEvent"}
+    written: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        name, tree = str(path.relative_to(PACKAGE)), ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        written |= {node.func.id for node in calls if isinstance(node.func, ast.Name)} & _subclasses()
+        for call in calls:
+            function = ast.unparse(call.func)
+            if name != "tracking/run/events.py" and function.split(".")[-1] in (
+                "JsonlWriter",
+                "JsonlTail",
+                "read_jsonl",
+            ):
+                assert "events" not in ast.unparse(call), f"{name}:{call.lineno} goes around the registry"
+    assert written == _subclasses()
+
+
+@pytest.mark.parametrize(("line", "event", "words"), BEFORE)
+def test_lines_of_before_are_read(line: dict[str, Any], event: Event, words: str) -> None:
+    assert event_of(line) == event
+    assert describe(event) == words
+
+
+def test_the_time_of_writing_is_added_and_events_of_others_are_kept(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path / "events.jsonl")
+    writer.write(Notice(text="a"))
+    writer.write(OtherEvent(name="moon_phase", fields={"percent": math.inf}))
+    writer.close()
+    tail = EventTail(tmp_path / "events.jsonl")
+    first, second = tail.new()
+    assert tail.new() == []
+    assert first.time is not None
+    assert first.time > 1.6e9
+    assert (second.kind, line_of(second)["percent"]) == ("moon_phase", math.inf)
+    assert read_events(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("kind", [*EVENTS, "other", 7, None])
+@pytest.mark.parametrize("value", [None, "x", [], {}, True, 1e308, -1, math.nan, [{}], {"a": 1}, [None, "x"]])
+def test_a_line_of_any_content_is_read_and_has_words(kind: object, value: object) -> None:
+    names = {one.name for event in EVENTS.values() for one in fields(event)} | {"wait", "text"}
+    shortage = {"resource": "cpus", "needed": value, "available": value, "worker": {"gpus": value}, "workers": value}
+    for line in ({"kind": kind, **dict.fromkeys(names, value)}, {"kind": kind, "wait": {"shortage": shortage}}):
+        describe(event_of(line))
+        line_of(event_of(line))
+
+
+def test_a_wait_is_what_was_written() -> None:
+    waits = [
+        Wait("queue", jobs_ahead=2),
+        Wait("taken"),
+        Wait("resources", shortage=Shortage("memory", 2.0**31, 1, 0.0)),
+    ]
+    for wait in [*waits, Wait("placement", shortage=SHORT)]:
+        assert Wait.from_json(json.loads(json.dumps(wait.as_json()))) == wait
+    assert waits[0].as_json() == {"reason": "queue", "jobs_ahead": 2}
+    assert waits[2].as_json()["shortage"] == {
+        "resource": "memory",
+        "needed": 2.0**31,
+        "nodes": 1,
+        "available": 0.0,
+        "of": "free",
+    }
+    assert Wait.from_json({"reason": "moon"}) == Wait("unknown")
+    assert Wait.from_json(["queue"]) is None
+    assert events.Waiting().wait == Wait("unknown")
