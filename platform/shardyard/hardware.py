@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 # As this process was started: where there is no GPU, `engine/` sets the variable itself, which is nobody's wish.
-ASKED_ACCELERATOR = os.environ.get("DS_ACCELERATOR")
+CHOSEN_ACCELERATOR = os.environ.get("DS_ACCELERATOR")
 _FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "fphp"})
 # Instructions that multiply bf16. avx_ne_convert only converts it to fp32, which gains nothing over fp32 itself.
 _BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "bf16": "Arm"}
@@ -61,4 +61,4 @@ def has_gpu() -> bool:
 
 def computes_on_cpu() -> bool:
     """Whether DS_ACCELERATOR, which DeepSpeed reads too, asks for the CPU whatever devices there are."""
-    return ASKED_ACCELERATOR == "cpu"
+    return CHOSEN_ACCELERATOR == "cpu"

@@ -269,8 +269,8 @@ def _usage(error: Any) -> int:
         output.line(message)
         return EXIT_USAGE
     path = context.command_path if context is not None else "shardyard"
-    said = message if message.endswith("?") else f"{message.rstrip('.')};"
-    output.print_error(f"{said} `{path} --help` shows what can be given.")
+    text = message if message.endswith("?") else f"{message.rstrip('.')};"
+    output.print_error(f"{text} `{path} --help` shows what can be given.")
     return EXIT_USAGE
 
 

@@ -50,9 +50,9 @@ def hub_commit(name: str) -> str | None:
     pretrained_config(name)  # Refuses what is not there, and leaves in the cache what is.
     if Path(name).expanduser().is_dir():
         return None
-    asked = place(name)
+    location = place(name)
     found = try_to_load_from_cache(
-        asked["pretrained_model_name_or_path"], "config.json", revision=asked.get("revision")
+        location["pretrained_model_name_or_path"], "config.json", revision=location.get("revision")
     )
     # A file of the cache lies in `snapshots/COMMIT/`. Configurations have lost their commit in transformers 5.
     return Path(found).parent.name if isinstance(found, str) else None

@@ -107,13 +107,13 @@ def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> flo
 
     Case and punctuation count: normalise both sides alike before, where they should not.
     """
-    _something_said("word_error_rate", hypotheses, references)
+    _has_text("word_error_rate", hypotheses, references)
     return float(jiwer.wer(list(references), list(hypotheses)))
 
 
 def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """As `word_error_rate`, of characters; spaces between words count, those around a text do not."""
-    _something_said("character_error_rate", hypotheses, references)
+    _has_text("character_error_rate", hypotheses, references)
     return float(jiwer.cer(list(references), list(hypotheses)))
 
 
@@ -241,7 +241,7 @@ def _same_number(name: str, first: Any, second: Any, firsts: str = "predictions"
         raise DataError(f"{name}: there are no {firsts}, so there is nothing to score; check the evaluation set.")
 
 
-def _something_said(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> None:
+def _has_text(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> None:
     _same_number(name, hypotheses, references, "hypotheses", "references")
     if not any(reference.strip() for reference in references):
         raise DataError(f"{name}: all references are empty, so there is no rate; check the transcripts.")

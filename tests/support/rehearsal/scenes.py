@@ -99,12 +99,12 @@ def refusals(folder: Path) -> dict[str, str]:
         found["memory"] = str(world_of(Cluster(gpus_per_worker=1)).device_bytes)
     finally:
         del os.environ["CUDA_VISIBLE_DEVICES"]
-    asked, hardware.ASKED_ACCELERATOR = hardware.ASKED_ACCELERATOR, "cpu"
+    asked, hardware.CHOSEN_ACCELERATOR = hardware.CHOSEN_ACCELERATOR, "cpu"
     try:
         found["unwanted"] = make_ready(Network(), "127.0.0.1", gpu=True, one_host=True, forwarded={}).problem
         found["on the CPU"] = str(world_of(Cluster(workers=2)).gpu)
     finally:
-        hardware.ASKED_ACCELERATOR = asked
+        hardware.CHOSEN_ACCELERATOR = asked
     found["gloo only"] = check_collectives({"gloo": True, "nccl": False, "gpus": gpu_names()}).advice
     found["none"] = make_ready(Network(), "127.0.0.1", gpu=True, one_host=True, forwarded={}).problem
     return found

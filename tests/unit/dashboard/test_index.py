@@ -318,7 +318,7 @@ def test_many_writers_at_once_lose_nothing(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_long_line_is_skipped_in_bounded_memory(index: Index, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "TURN_BYTES", 4096)
+    monkeypatch.setattr(ingest, "READ_BYTES", 4096)
     monkeypatch.setattr(ingest, "MOST_LINE_BYTES", 2048)
     with (runs / "one-1" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "x": "' + "y" * 20_000 + '"}\n{"step": 4, "train/loss": 0.25}\n')

@@ -15,7 +15,7 @@ from shardyard.launch.ray.trainer import _from_workers
 
 HERE = socket.gethostname()
 PLACES = [{"host": HERE, "ranks": [0], "pids": [10]}, {"host": "far", "ranks": [1, 2], "pids": [21, 22]}]
-RAY_SAYS = (
+RAY_MESSAGE = (
     "The actor died unexpectedly before finishing this task.\n\tpid: 22\n"
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
     "unexpectedly exits with a connection error code 2. End of file. There are some potential root causes. (1) The "
@@ -43,7 +43,7 @@ def test_a_rank_that_said_nothing_was_killed(tmp_path: Path) -> None:
         "old 1 rank 2 of 3: begins on far, pid 9, cpu\n*** SIGSEGV received at time=1\n"
         "now rank 2 of 3: begins on far, pid 22, cpu\n\nreading shard 7\n",
     )
-    assert describe_death(path, 2, PLACES, RAY_SAYS, oom_kills=3) == (
+    assert describe_death(path, 2, PLACES, RAY_MESSAGE, oom_kills=3) == (
         "its process was ended by SIGKILL, or left without a word: `kill -9` does so, and the kernel when memory runs "
         "out, which `dmesg -T` there tells (pid 22 on far); last lines of rank-2.log:\n"
         "    now rank 2 of 3: begins on far, pid 22, cpu\n"
@@ -70,20 +70,20 @@ def test_the_signal_is_the_one_that_the_process_reported(tmp_path: Path, text: s
 
 def test_only_the_last_lines_are_shown_and_cut(tmp_path: Path) -> None:
     path = log(tmp_path, "".join(f"line {number} {'x' * 1000}\n" for number in range(5000)))
-    lines = describe_death(path, 2, PLACES, RAY_SAYS).splitlines()[1:]
+    lines = describe_death(path, 2, PLACES, RAY_MESSAGE).splitlines()[1:]
     assert [line.split()[1] for line in lines] == ["4995", "4996", "4997", "4998", "4999"]
     assert max(map(len, lines)) < 310
 
 
 def test_memory_that_ran_out_is_named(tmp_path: Path) -> None:
     nowhere = tmp_path / "rank-0.log"
-    assert describe_death(nowhere, 0, PLACES, RAY_SAYS, oom_kills=1) == (
+    assert describe_death(nowhere, 0, PLACES, RAY_MESSAGE, oom_kills=1) == (
         "its process was ended by SIGKILL: the kernel ran out of memory and killed 1 process(es) "
         f"(pid 10 on {HERE}); rank-0.log is empty"
     )
     monitor = "Task was killed due to the node running low on memory."
     assert "Ray's memory monitor" in describe_death(nowhere, 1, PLACES, monitor)
-    assert "SIGKILL, or left" in describe_death(nowhere, 1, PLACES, RAY_SAYS, oom_kills=1), "of another host"
+    assert "SIGKILL, or left" in describe_death(nowhere, 1, PLACES, RAY_MESSAGE, oom_kills=1), "of another host"
 
 
 def test_a_rank_whose_place_is_not_known_and_a_node_that_went(tmp_path: Path) -> None:

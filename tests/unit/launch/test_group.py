@@ -62,13 +62,13 @@ def test_ranks_of_a_cpu_run_keep_deepspeed_off_gpus(monkeypatch: pytest.MonkeyPa
 
 def test_a_host_that_cannot_take_part_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", None)
+    monkeypatch.setattr(hardware, "CHOSEN_ACCELERATOR", None)
     ready = make_ready(Network(interface="nowhere"), "127.0.0.1", gpu=False, one_host=False, forwarded={})
     assert "cluster.network.interface is nowhere, but the host 127.0.0.1 has" in ready.problem
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ready = make_ready(Network(), "127.0.0.1", gpu=True, one_host=True, forwarded={})
     assert "Ray offers GPUs on 127.0.0.1, but torch" in ready.problem
-    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", "cpu")
+    monkeypatch.setattr(hardware, "CHOSEN_ACCELERATOR", "cpu")
     assert "DS_ACCELERATOR is cpu there" in make_ready(Network(), "::1", gpu=True, one_host=True, forwarded={}).problem
 
 
@@ -123,14 +123,14 @@ def test_ray_looks_elsewhere_soon_where_places_are_named(monkeypatch: pytest.Mon
 
 
 def test_what_ranks_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", None)
+    monkeypatch.setattr(hardware, "CHOSEN_ACCELERATOR", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert world_of(Cluster(gpus_per_worker=0.5), cluster_gpus=2).gpu
     assert world_of(Cluster(gpus_per_worker=1), cluster_gpus=0).gpu
     assert not world_of(Cluster(gpus_per_worker=0), cluster_gpus=8).gpu
     assert world_of(Cluster(), cluster_gpus=8).gpu
     assert not world_of(Cluster()).gpu
-    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", "cpu")
+    monkeypatch.setattr(hardware, "CHOSEN_ACCELERATOR", "cpu")
     assert not world_of(Cluster(gpus_per_worker=1), cluster_gpus=8).gpu
 
 

@@ -38,7 +38,7 @@ RECIPES = {
 def _pretend(monkeypatch: pytest.MonkeyPatch, cpuinfo: str, gpu: bool, accelerator: str | None) -> None:
     monkeypatch.setattr(hardware, "read_cpuinfo", lambda: cpuinfo)
     monkeypatch.setattr(hardware, "has_gpu", lambda: gpu)
-    monkeypatch.setattr(hardware, "ASKED_ACCELERATOR", accelerator)
+    monkeypatch.setattr(hardware, "CHOSEN_ACCELERATOR", accelerator)
 
 
 @pytest.mark.parametrize("name", RECIPES)

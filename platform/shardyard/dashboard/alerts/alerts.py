@@ -56,7 +56,7 @@ class Seen:
 
     highest: the greatest training loss since the moment before; average: the moving average before that.
     moved: when its step last changed, in seconds of the same clock as `evaluate` is given.
-    told: rules that were told of and are not to be told of again while nothing has changed.
+    reported: rules that were told of and are not to be told of again while nothing has changed.
     """
 
     state: str
@@ -65,7 +65,7 @@ class Seen:
     highest: float | None = None
     average: float | None = None
     moved: float = 0.0
-    told: Mapping[str, float] = field(default_factory=dict)
+    reported: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate(run: str, rules: Alerts, before: Seen | None, now: Seen, clock: float) -> tuple[list[Alert], Seen]:
@@ -73,17 +73,17 @@ def evaluate(run: str, rules: Alerts, before: Seen | None, now: Seen, clock: flo
     if before is None:
         return [], replace(now, moved=clock)
     progressed = now.step != before.step
-    told = {kind: at for kind, at in before.told.items() if not (kind == "no_progress" and progressed)}
+    reported = {kind: at for kind, at in before.reported.items() if not (kind == "no_progress" and progressed)}
     moved = clock if progressed or now.state != before.state else before.moved
     found = []
     for kind, text in _findings(rules, before, now, clock - moved):
-        if kind == "loss_spike" and clock - told.get(kind, -math.inf) < SPIKE_PAUSE_SECONDS:
+        if kind == "loss_spike" and clock - reported.get(kind, -math.inf) < SPIKE_PAUSE_SECONDS:
             continue
-        if kind == "no_progress" and kind in told:
+        if kind == "no_progress" and kind in reported:
             continue
-        told[kind] = clock
+        reported[kind] = clock
         found.append(Alert(run, kind, f"{run}: {text}"))
-    return found, replace(now, moved=moved, told=told)
+    return found, replace(now, moved=moved, reported=reported)
 
 
 def _findings(rules: Alerts, before: Seen, now: Seen, quiet_seconds: float) -> list[tuple[str, str]]:

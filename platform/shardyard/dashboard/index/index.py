@@ -33,7 +33,7 @@ SCAN_SECONDS = 2.0
 UNWATCHED_FACTOR = 5.0
 WATCHED_SECONDS = 30.0
 RUNS_A_TRANSACTION = 50
-TURN_SECONDS = 0.25
+SLICE_SECONDS = 0.25
 MOST_RUNS = 200_000
 _APART = frozenset({"sweeps"})
 
@@ -146,8 +146,8 @@ class Index:
         due = sorted((look for look in due if not self._rests(look, began)), key=lambda look: look.order)
         changed: list[str] = []
         for start in range(0, len(due), RUNS_A_TRANSACTION):
-            changed += self._read(due[start : start + RUNS_A_TRANSACTION], began + TURN_SECONDS)
-            if time.monotonic() - began > TURN_SECONDS or self._stop.is_set():
+            changed += self._read(due[start : start + RUNS_A_TRANSACTION], began + SLICE_SECONDS)
+            if time.monotonic() - began > SLICE_SECONDS or self._stop.is_set():
                 break
         if changed:
             self._publish(changed)

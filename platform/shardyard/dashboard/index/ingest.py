@@ -32,8 +32,8 @@ from shardyard.tracking.run.holder import is_gone
 from shardyard.tracking.run.info import STATES, RunInfo
 
 # Read at once; a longer file takes several turns, so that memory stays bounded and other runs are not kept waiting.
-TURN_BYTES = 8 * 1024**2
-MOST_LINE_BYTES = TURN_BYTES // 2
+READ_BYTES = 8 * 1024**2
+MOST_LINE_BYTES = READ_BYTES // 2
 _HEAD_BYTES = 256
 MOST_CHUNK_ROWS = 65_536
 SMOOTHED_WEIGHT = 0.9
@@ -249,14 +249,14 @@ def _metrics(
                 before = {**before, "spark_state": None}
                 result.changed = True
                 values |= {"loss": None, "eval_loss": None, "step": 0}
-            data = pread(descriptor, TURN_BYTES, offset)
+            data = pread(descriptor, READ_BYTES, offset)
     except OSError as error:
         result.problems.append(f"metrics.jsonl cannot be read: {error.strerror or error}")
         return {}
     taken = data.rfind(b"\n") + 1
     if not taken and len(data) >= MOST_LINE_BYTES:
         taken, torn = len(data), torn + 1  # no line of ours is so long; its rest is torn as well
-    result.more = len(data) == TURN_BYTES
+    result.more = len(data) == READ_BYTES
     values |= {"metrics_inode": found.st_ino, "metrics_offset": offset + taken}
     if not before["metrics_head"] or offset == 0:
         values["metrics_head"] = f"{len(head)}:{hashlib.sha256(head).hexdigest()}"

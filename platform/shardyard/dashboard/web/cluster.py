@@ -186,12 +186,12 @@ def resume(index: Index, name: str) -> None:
         folder = RunFolder.open(index.runs_dir, name).path
     except ShardyardError as error:
         raise BadRequestError(str(error)) from error
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", RESUME, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=output,
             start_new_session=True,
         )
         try:
@@ -201,8 +201,8 @@ def resume(index: Index, name: str) -> None:
             threading.Thread(target=process.wait, daemon=True, name="shardyard-resumed").start()
             return
         if code != 0:
-            said.seek(0)
-            raise BadRequestError(_last_paragraph(said.read()))
+            output.seek(0)
+            raise BadRequestError(_last_paragraph(output.read()))
 
 
 def _last_paragraph(text: str) -> str:

@@ -41,7 +41,7 @@ class Watch:
     version: int
     log: tuple[str, str] | None = None
     log_cursor: int = -1
-    told: float = field(default_factory=time.monotonic)
+    sent_at: float = field(default_factory=time.monotonic)
 
 
 async def stream(request: Request) -> Response:
@@ -104,9 +104,9 @@ def _news(state: State, watch: Watch) -> list[bytes]:
     messages += _lines(state, watch)
     now = time.monotonic()
     if messages:
-        watch.told = now
-    elif now - watch.told > ALIVE_SECONDS:
-        watch.told = now
+        watch.sent_at = now
+    elif now - watch.sent_at > ALIVE_SECONDS:
+        watch.sent_at = now
         messages.append(b": alive\n\n")
     return messages
 

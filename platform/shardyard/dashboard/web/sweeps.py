@@ -45,7 +45,7 @@ def show(request: Request) -> Response:
     metric, mode = _objective(info)
     trials = [_trial(state, record, metric) for record in _records(runs_dir, name)]
     best = _best(trials, mode)
-    law = _asked(info).get("scaling_law") and request.query_params.get("fit") == "1"
+    law = _definition(info).get("scaling_law") and request.query_params.get("fit") == "1"
     return Answer(
         {
             "id": name,
@@ -63,14 +63,14 @@ def show(request: Request) -> Response:
     )
 
 
-def _asked(info: dict[str, Any]) -> dict[str, Any]:
+def _definition(info: dict[str, Any]) -> dict[str, Any]:
     sweep = info.get("sweep")
     return sweep if isinstance(sweep, dict) else {}
 
 
 def _objective(info: dict[str, Any]) -> tuple[str, str]:
     """The metric that is sought, and whether its least or its greatest value."""
-    objective = _asked(info).get("objective")
+    objective = _definition(info).get("objective")
     found = objective if isinstance(objective, dict) else {}
     return str(found.get("metric") or "eval/validation/loss"), str(found.get("mode") or "min")
 

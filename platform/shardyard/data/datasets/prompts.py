@@ -20,7 +20,7 @@ _LINE = re.compile(r"([\w./-]+):\s*(.+)")
 _ELLIPSIS = re.compile(r"\.{2,}|…")
 _TONES = frozenset(("beep", "beeperr", "ascending-2tone", "descending-2tone", "confbridge-join", "confbridge-leave"))
 # A description or a remark in brackets is not what is said; a question mark within a sentence is a lost accent.
-_NOT_SAID = re.compile(r"[\[\](){}<>@\ufffd]|\s\?|\?\s*[a-zà-ÿ]")
+_NOT_SPOKEN = re.compile(r"[\[\](){}<>@\ufffd]|\s\?|\?\s*[a-zà-ÿ]")
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
@@ -30,7 +30,7 @@ def convert(folders: Mapping[str, Path]) -> Converted:
     (voice,) = recordings.glob("usr/share/asterisk/sounds/*_*")
     transcripts = read_transcripts(gzip.decompress(listed.read_bytes()).decode("utf-8-sig", errors="replace"))
     clips = {path.relative_to(voice).with_suffix("").as_posix(): path for path in sorted(voice.rglob("*.wav"))}
-    usable = {id_: text for id_, text in transcripts.items() if is_said(id_, text)}
+    usable = {id_: text for id_, text in transcripts.items() if is_spoken(id_, text)}
     found = sorted(usable.keys() & clips.keys())
     left_out = {
         "no transcript": len(clips.keys() - transcripts.keys()),
@@ -65,6 +65,6 @@ def read_transcripts(text: str) -> dict[str, str]:
     return {match[1]: " ".join(_ELLIPSIS.sub(" ", match[2]).split()) for match in matches if match}
 
 
-def is_said(id_: str, text: str) -> bool:
+def is_spoken(id_: str, text: str) -> bool:
     """Whether the transcript is what the voice says, and not the description of a sound."""
-    return id_ not in _TONES and not id_.startswith("silence/") and not _NOT_SAID.search(text)
+    return id_ not in _TONES and not id_.startswith("silence/") and not _NOT_SPOKEN.search(text)

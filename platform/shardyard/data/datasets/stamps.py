@@ -21,7 +21,7 @@ LANGUAGES = ("de", "es", "fr", "it", "ru")
 # Five letters a second are slow and twenty-five fast: beyond, the recording is of another text.
 LETTERS_PER_SECOND = (4.0, 25.0)
 _LANGUAGE_LINE = re.compile(r"(\w+)\.utf8=(.+)")
-_NOT_SAID = re.compile(r"[\[\](){}<>@#$£€=\ufffd\d]")
+_NOT_SPOKEN = re.compile(r"[\[\](){}<>@#$£€=\ufffd\d]")
 
 
 def convert_images(folders: Mapping[str, Path]) -> Converted:
@@ -47,7 +47,7 @@ def convert_speech(folders: Mapping[str, Path], *, language: str = "es") -> Conv
         stem = path.with_name(path.name.removesuffix(f"_desc_{language}.ogg"))
         described = stem.with_suffix(".txt")
         text = read_texts(described.read_text("utf-8", "replace")).get(language, "") if described.exists() else ""
-        if not text or _NOT_SAID.search(text):
+        if not text or _NOT_SPOKEN.search(text):
             left_out["no text, or signs and figures in it"] += 1
             continue
         samples, rate = soundfile.read(path, dtype="int16", always_2d=True)

@@ -62,11 +62,11 @@ class ImageAnswers(ExampleRows):
     def row(self, piece: Question, generator: np.random.Generator) -> Row:
         """Of one example with `image`, `prompt` and `response`; with `data.drop_inputs` the image is blank."""
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
-        asked = [*self._head, *self._tokens(f"{AFTER_IMAGE}{piece['prompt']}{BEFORE_ANSWER}")]
-        ids = [*asked, *self._tokens(f" {piece['response']}"), self._end]
+        question = [*self._head, *self._tokens(f"{AFTER_IMAGE}{piece['prompt']}{BEFORE_ANSWER}")]
+        ids = [*question, *self._tokens(f" {piece['response']}"), self._end]
         self.num_cut += max(0, len(ids) - (self._length + 1))
         kept = np.array(ids[: self._length + 1], dtype=np.int64)
-        labels = np.where(np.arange(1, len(kept)) >= len(asked), kept[1:], IGNORED)
+        labels = np.where(np.arange(1, len(kept)) >= len(question), kept[1:], IGNORED)
         return {
             "pixel_values": np.zeros_like(pixels) if self._drop_inputs else pixels,
             "input_ids": kept[:-1],

@@ -127,9 +127,9 @@ class Tries:
             if status in _REFUSED:
                 self._web.keep(DataError(f"{self._where}: the server answers {_REFUSED[status]}."))
             return None
-        asked = retry_after_seconds(headers.get("Retry-After"), time.time())
+        wait = retry_after_seconds(headers.get("Retry-After"), time.time())
         phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
-        return self._next(f"the server answers {status} {phrase}".rstrip(), connected=True, at_least=asked)
+        return self._next(f"the server answers {status} {phrase}".rstrip(), connected=True, at_least=wait)
 
     def failed(self, error: BaseException) -> float:
         """Seconds to wait after a try without an answer.
@@ -153,10 +153,10 @@ class Tries:
     def _error(self, what: str, connected: bool, at_least: float, spent: float) -> DataError:
         if not connected and not self._web.was_reached(self._host):
             return UnreachedError(f"{self._where} cannot be reached: {what}. Check the address and the network.")
-        asked = f" and asks to wait {at_least:.0f} s" if at_least else ""
+        asks = f" and asks to wait {at_least:.0f} s" if at_least else ""
         tries = f"{self._failures} tries in {spent:.0f} s" if self._failures > 1 else "one try"
         return UnavailableError(
-            f"{self._where}: {what}{asked}, after {tries} (data.retry_seconds is {self._web.limit_seconds:g}). It may "
+            f"{self._where}: {what}{asks}, after {tries} (data.retry_seconds is {self._web.limit_seconds:g}). It may "
             "be well again later: resume the run then."
         )
 

@@ -40,7 +40,7 @@ MOST_CHARACTERS = 2000
 _KEPT_WINDOWS = 8
 
 
-class Part(TypedDict):
+class DocumentPart(TypedDict):
     """One document, or the part of it that lies in a row.
 
     `row` counts from 0 in the global batch, `rank` is the one that trained on it. `document` says where in the stream
@@ -60,7 +60,7 @@ class StepDocuments(TypedDict):
 
     step: int
     rows: int
-    documents: list[Part]
+    documents: list[DocumentPart]
     problem: str | None
 
 
@@ -110,7 +110,7 @@ def documents_of_step(
 
 
 @dataclass(frozen=True)
-class _Made:
+class _RowOrigin:
     """A row, where its stream stood before it, and the windows that its documents come from."""
 
     row: Row
@@ -159,7 +159,7 @@ class _Maker:
             recipe.train.seed,
         )
 
-    def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _Made]]:
+    def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _RowOrigin]]:
         """The rows with these numbers in the order of the run; streams that none of them needs are left alone."""
         retry, streams = Retry(), dict[int, Stream]()
         try:
@@ -174,19 +174,19 @@ class _Maker:
             for stream in streams.values():
                 stream.close()
 
-    def parts(self, made: _Made, *, row_number: int, rank: int) -> Iterator[Part]:
+    def parts(self, made: _RowOrigin, *, row_number: int, rank: int) -> Iterator[DocumentPart]:
         """The documents of a row, in their order."""
         source, row = self._sources[made.source].name, made.row
         if not isinstance(made.stream, TokenStream):
             tokens = len(row["input_ids"]) if "input_ids" in row else None
-            yield _part(source, made.before, rank, row_number, self._described(row), tokens)
+            yield _document_part(source, made.before, rank, row_number, self._described(row), tokens)
             return
         ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is a target alone
         separator = made.stream._encoder.separator
         starts = [0, *(np.flatnonzero(ids[1:-1] == separator) + 1).tolist(), len(ids) - 1]
         at = made.before
         for begin, end in pairwise(starts):
-            yield _part(source, at, rank, row_number, self._text(ids[begin:end]), end - begin)
+            yield _document_part(source, at, rank, row_number, self._text(ids[begin:end]), end - begin)
             at = _after(at, made.windows.lengths)
 
     def changed_since(self, stored: Mapping[str, Any]) -> str | None:
@@ -231,7 +231,7 @@ class _Maker:
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))[:MOST_CHARACTERS]
 
 
-def _row(stream: Stream, position: int) -> _Made:
+def _row(stream: Stream, position: int) -> _RowOrigin:
     """Row `position` of a stream; what is before it is made and forgotten."""
     while True:
         number, before = stream.num_rows, [rows.position for rows in stream.by_source]
@@ -240,7 +240,7 @@ def _row(stream: Stream, position: int) -> _Made:
         if number == position:
             row, source = made
             rows = stream.by_source[source]
-            return _Made(row, source, before[source], rows, cast(_Seen, rows.windows))
+            return _RowOrigin(row, source, before[source], rows, cast(_Seen, rows.windows))
 
 
 def _after(at: Position, lengths: dict[tuple[int, int], int]) -> Position:
@@ -252,9 +252,9 @@ def _after(at: Position, lengths: dict[tuple[int, int], int]) -> Position:
     return Position(epoch, window)
 
 
-def _part(source: str, at: Position, rank: int, row: int, text: str, tokens: int | None) -> Part:
+def _document_part(source: str, at: Position, rank: int, row: int, text: str, tokens: int | None) -> DocumentPart:
     document = f"epoch {at.epoch}, window {at.window}, document {at.document}"
-    return Part(source=source, document=document, rank=rank, row=row, text=text, tokens=tokens)
+    return DocumentPart(source=source, document=document, rank=rank, row=row, text=text, tokens=tokens)
 
 
 def _nearest_state(folder: RunFolder, step: int) -> StreamStates | None:

@@ -77,12 +77,12 @@ def in_short(folder: Path, selection: Selection) -> str:
     """One line of what travels and what stays."""
     count = len(selection.files)
     what = "1 file" if count == 1 else f"{count} files"
-    told = f"{folder}: {what}, {format_bytes(selection.num_bytes)}, to travel with the job"
+    text = f"{folder}: {what}, {format_bytes(selection.num_bytes)}, to travel with the job"
     if not selection.left_out:
-        return told
+        return text
     names = [name for name, _ in selection.left_out]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{told}; these stay: {', '.join(names[:_NAMED])}{more} (--dry-run FILE lists all, {IGNORE_FILE} changes it)"
+    return f"{text}; these stay: {', '.join(names[:_NAMED])}{more} (--dry-run FILE lists all, {IGNORE_FILE} changes it)"
 
 
 def listing(folder: Path, selection: Selection) -> Iterator[str]:

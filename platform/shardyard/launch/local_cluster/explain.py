@@ -28,8 +28,8 @@ def explain_log(log: str, what: str, record: ClusterRecord) -> str:
             "cluster token` names on the host of its head to the same place here, readable by you alone, and try again."
         )
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    said = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:]) or "  nothing"
-    return f"{what}; all that was started has been ended again. The last that `ray start` said:\n{said}"
+    shown = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:]) or "  nothing"
+    return f"{what}; all that was started has been ended again. The last that `ray start` said:\n{shown}"
 
 
 def _versions(text: str, record: ClusterRecord) -> str:

@@ -30,20 +30,20 @@ _NOISE = re.compile(
 
 
 def describe_death(
-    log: Path, rank: int, places: Sequence[Mapping[str, Any]], ray_says: str, *, oom_kills: int | None = None
+    log: Path, rank: int, places: Sequence[Mapping[str, Any]], ray_message: str, *, oom_kills: int | None = None
 ) -> str:
     """One paragraph: the signal as far as anything tells of it, the host and pid, and the last lines of the rank's log.
 
     Args:
         log: of the rank; attempts share it.
         places: hosts with their ranks and pids, as run.json has them.
-        ray_says: the message of Ray's exception.
+        ray_message: the message of Ray's exception.
         oom_kills: how many processes the kernel of this host has killed for want of memory since the attempt began.
     """
     host, pid = _where(rank, places)
-    said = _said(log, pid)
-    lines = [line.rstrip()[:_LONGEST_LINE] for line in said.splitlines() if line.strip() and not _NOISE.match(line)]
-    text = f"{_what(said, ray_says, host, oom_kills)} (pid {pid} on {host})"
+    output = _last_output(log, pid)
+    lines = [line.rstrip()[:_LONGEST_LINE] for line in output.splitlines() if line.strip() and not _NOISE.match(line)]
+    text = f"{_what(output, ray_message, host, oom_kills)} (pid {pid} on {host})"
     if not lines:
         return f"{text}; {log.name} is empty"
     return "\n".join([f"{text}; last lines of {log.name}:", *(f"    {line}" for line in lines[-LAST_LINES:])])
@@ -58,11 +58,11 @@ def count_oom_kills() -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def _what(said: str, ray_says: str, host: str, oom_kills: int | None) -> str:
-    if found := list(_REPORTED.finditer(said)):
+def _what(output: str, ray_message: str, host: str, oom_kills: int | None) -> str:
+    if found := list(_REPORTED.finditer(output)):
         signal, reason = found[-1].groups()
         return f"its process was ended by {signal or _IN_PYTHON.get(reason, reason)}"
-    lowered = ray_says.lower()
+    lowered = ray_message.lower()
     if "node" in lowered and ("died" in lowered or "terminated" in lowered) and "worker" not in lowered:
         return "its node went away"
     if "out of memory" in lowered or "low on memory" in lowered or "outofmemory" in lowered:
@@ -80,7 +80,7 @@ def _where(rank: int, places: Sequence[Mapping[str, Any]]) -> tuple[str, object]
     return "an unknown host", "unknown"
 
 
-def _said(log: Path, pid: object) -> str:
+def _last_output(log: Path, pid: object) -> str:
     """What the log of a rank holds of this process."""
     try:
         with log.open("rb") as file:

@@ -240,11 +240,11 @@ def _host(text: str) -> str:
     return found[1] if found else "the host of the launch"
 
 
-def _death(job: Job, rank: int, ray_says: str, killed_before: int | None) -> str:
+def _death(job: Job, rank: int, ray_message: str, killed_before: int | None) -> str:
     killed = count_oom_kills()
     more = killed - killed_before if killed is not None and killed_before is not None else None
     places = job.folder.info().placement
-    return describe_death(job.folder.logs / f"rank-{rank}.log", rank, places, ray_says, oom_kills=more)
+    return describe_death(job.folder.logs / f"rank-{rank}.log", rank, places, ray_message, oom_kills=more)
 
 
 def _from_workers(

@@ -85,8 +85,8 @@ def locally(job: Job, *, keep_group: bool = False) -> Outcome:
 
 def _stopped(job: Job) -> Outcome | None:
     """What a run ends in that is asked to stop while no rank trains; None while nobody asks."""
-    asked = job.folder.stop_requested()
-    return STOPPED_WAITING.get(asked, "interrupted") if asked is not None else None
+    reason = job.folder.stop_requested()
+    return STOPPED_WAITING.get(reason, "interrupted") if reason is not None else None
 
 
 def on_ray(job: Job) -> Outcome:

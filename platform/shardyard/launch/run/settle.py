@@ -98,17 +98,17 @@ def bf16_of_gpu_nodes(answers: Sequence[NodeAnswer]) -> Bf16:
 def ask(nodes: Sequence[str], *, gpu: bool) -> list[NodeAnswer]:
     """What each node says of itself, by a task of a moment on each."""
     about = ray.remote(num_cpus=0, max_retries=1)(about_this_node)
-    asked = {
+    pending = {
         about.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(gpu=gpu): node
         for node in nodes
     }
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=ASK_SECONDS) if asked else ([], [])
-    answers = [NodeAnswer(f"node {asked[one][:8]}") for one in late]
+    ready, late = ray.wait(list(pending), num_returns=len(pending), timeout=ASK_SECONDS) if pending else ([], [])
+    answers = [NodeAnswer(f"node {pending[one][:8]}") for one in late]
     for one in ready:
         try:
             answers.append(ray.get(one))
         except ray.exceptions.RayError:
-            answers.append(NodeAnswer(f"node {asked[one][:8]}"))
+            answers.append(NodeAnswer(f"node {pending[one][:8]}"))
     return answers
 
 
@@ -121,8 +121,8 @@ def _capability() -> tuple[int, int] | None:
     """The least compute capability of the GPUs here; None where there is no driver of NVIDIA's to ask."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        found = [tuple(int(part) for part in line.strip().split(".")) for line in said.splitlines() if line.strip()]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        found = [tuple(int(part) for part in line.strip().split(".")) for line in output.splitlines() if line.strip()]
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     pairs = [(one[0], one[1]) for one in found if len(one) == 2]

@@ -145,8 +145,8 @@ def _syntax_message(error: MarkedYAMLError, text: str) -> str:
     line = text.split("\n")[mark.line] if mark is not None and mark.line < text.count("\n") + 1 else ""
     if "\\t" in str(error.problem) or "\t" in line[: len(line) - len(line.lstrip())]:
         return "has a tab where YAML wants spaces; indent with spaces"
-    said = " ".join(part for part in (error.context, error.problem) if part)
-    return f"is not valid YAML: {' '.join(said.split())}"
+    message = " ".join(part for part in (error.context, error.problem) if part)
+    return f"is not valid YAML: {' '.join(message.split())}"
 
 
 def _limit(text: str, shown: str) -> None:

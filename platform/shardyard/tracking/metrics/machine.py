@@ -84,11 +84,11 @@ class MachineWatch:
     def _collect(self) -> None:
         for path in sorted(self._folder.glob("*.json")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                said = json.loads(path.read_text(encoding="utf-8"))
-                fresh = time.time() - _OLD * self._period < said["time"] != self._seen.get(path.stem)
+                line = json.loads(path.read_text(encoding="utf-8"))
+                fresh = time.time() - _OLD * self._period < line["time"] != self._seen.get(path.stem)
                 if path.stem != self._node and fresh:
-                    self._seen[path.stem] = said["time"]
-                    self._add(path.stem, {str(name): float(value) for name, value in said["sample"].items()})
+                    self._seen[path.stem] = line["time"]
+                    self._add(path.stem, {str(name): float(value) for name, value in line["sample"].items()})
 
 
 class Sampler:

@@ -23,7 +23,7 @@ from shardyard.data.datasets.alignment import moved
 from shardyard.data.datasets.audio import read_wav, resample
 from shardyard.data.datasets.images import png, read_idx, shrink
 from shardyard.data.datasets.prepare import prepare
-from shardyard.data.datasets.prompts import is_said, num_letters, read_transcripts
+from shardyard.data.datasets.prompts import is_spoken, num_letters, read_transcripts
 from shardyard.data.datasets.store import read_manifest
 from shardyard.data.datasets.sword import plain
 from shardyard.errors import DataError
@@ -216,11 +216,11 @@ def test_prompts(tmp_path: Path) -> None:
 
 def test_what_is_said() -> None:
     assert read_transcripts("; no: comment\na/b-c: two  words \nodd line\n") == {"a/b-c": "two words"}
-    assert is_said("vm-login", "Comedian Mail. Mailbox?")
-    assert is_said("vm-extension", "Внутренний номер?")
+    assert is_spoken("vm-login", "Comedian Mail. Mailbox?")
+    assert is_spoken("vm-extension", "Внутренний номер?")
     for text in ("dash [-]", "(1 second)", "<beep>", "La conferenza ? piena.", "Che sar? stato", "at @"):
-        assert not is_said("x", text), text
-    assert not is_said("beep", "un suono beep")
+        assert not is_spoken("x", text), text
+    assert not is_spoken("beep", "un suono beep")
     assert num_letters("A b2, c!") == 4
 
 

@@ -246,14 +246,14 @@ def _state(item: dict[str, Any]) -> tuple[str, str]:
     """Ray's state of a job and what there is to say of it, from KubeRay's two."""
     status = item.get("status") or {}
     deployment, ray = status.get("jobDeploymentStatus") or "", status.get("jobStatus") or ""
-    said = status.get("message") or status.get("reason") or ""
+    text = status.get("message") or status.get("reason") or ""
     if deployment in ("Failed", "ValidationFailed"):
-        return "FAILED", said
+        return "FAILED", text
     if deployment == "Complete":
-        return ray or "SUCCEEDED", said
+        return ray or "SUCCEEDED", text
     if deployment in _WAITING and (deployment or not ray):
         return "PENDING", f"waits for {_WAITING[deployment]}"
-    return ray or "PENDING", said
+    return ray or "PENDING", text
 
 
 def _exit_code(current: str, message: str) -> int | None:

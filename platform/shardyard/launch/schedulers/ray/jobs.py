@@ -36,8 +36,8 @@ STOP_SIGNAL = "SIGINT"
 STOP_WAIT_SECONDS = 900
 # Ray's autoscaler and KubeRay label the nodes that they start.
 _NODE_GROUP = "ray.io/node-group"
-_TOLD_BYTES = 1024**2
-_STARTING_SECONDS = 15.0
+LARGE_UPLOAD_BYTES = 1024**2
+HEAD_START_SECONDS = 15.0
 
 
 def connect(address: str | None) -> JobsApi:
@@ -53,7 +53,7 @@ def connect(address: str | None) -> JobsApi:
 
 def nodes_of(api: JobsApi) -> list[Node]:
     """The living nodes of a cluster with all they have; what is free is for the job to see."""
-    deadline = time.monotonic() + _STARTING_SECONDS
+    deadline = time.monotonic() + HEAD_START_SECONDS
     # A head that has just started tells of its Jobs API before it tells of itself.
     while not (listed := api.nodes()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -100,7 +100,7 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
         report(in_short(folder, selection))
     name, content = package(text, selection, folder, code=code)
     if not api.has_package(name):
-        if len(content) > _TOLD_BYTES:
+        if len(content) > LARGE_UPLOAD_BYTES:
             report(f"uploading {format_bytes(len(content))}")
         api.upload(name, content)
     secret = _leave_secrets(api, request.loaded.recipe)

@@ -224,11 +224,11 @@ def _sbatch(script: Path) -> tuple[str, str]:
 
 
 def _refused(complaint: str, allocation: Allocation, recipe: Recipe) -> ShardyardError:
-    said = _said(complaint)
+    complaint = _message(complaint)
     if "contact slurm controller" in complaint.lower():
-        return ShardyardError(f"Slurm does not answer: {said}. `scontrol ping` says whether its controller is up.")
+        return ShardyardError(f"Slurm does not answer: {complaint}. `scontrol ping` says whether its controller is up.")
     advice = next((text for word, text in _ADVICE if word.lower() in complaint.lower()), "`sinfo` shows what there is")
-    return UsageError(f"Slurm refuses the job, which asks for {_in_words(allocation, recipe)}: {said}. {advice}.")
+    return UsageError(f"Slurm refuses the job, which asks for {_in_words(allocation, recipe)}: {complaint}. {advice}.")
 
 
 def _in_words(allocation: Allocation, recipe: Recipe) -> str:
@@ -240,7 +240,7 @@ def _in_words(allocation: Allocation, recipe: Recipe) -> str:
     return nodes + (f" of the partition {where}" if where else "")
 
 
-def _said(complaint: str) -> str:
+def _message(complaint: str) -> str:
     """sbatch's message without its name, each sentence once: `sbatch: error: …` says most things twice."""
     lines = [line.split("error:", 1)[-1].strip().rstrip(".") for line in complaint.strip().splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
@@ -341,16 +341,16 @@ def _from_accounting(job_id: str) -> SlurmJob | None:
     lines = text.strip().splitlines()
     if not lines:
         return None
-    found, name, said, nodes, exits, comment = lines[-1].split("|", 5)
+    found, name, state, nodes, exits, comment = lines[-1].split("|", 5)
     code, _, signal = exits.partition(":")
     ours = comment.startswith(f"{COMMENT} ")
     return SlurmJob(
         id=found,
         name=name,
-        state=said.split()[0],  # `CANCELLED by 1000`
+        state=state.split()[0],  # `CANCELLED by 1000`
         reason="None",
         nodes=int(nodes),
-        exit_code=_exit_code(int(code), int(signal)) if said.split()[0] in _ENDED else None,
+        exit_code=_exit_code(int(code), int(signal)) if state.split()[0] in _ENDED else None,
         restarts=None,
         run=Path(comment.removeprefix(f"{COMMENT} ")) if ours else None,
     )
@@ -379,7 +379,7 @@ def _slurm(*command: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise ShardyardError(f"`{command[0]}` did not answer in {COMMAND_TIMEOUT_SECONDS:.0f} seconds.") from error
     if done.returncode:
-        raise ShardyardError(f"`{' '.join(command)}` failed: {_said(done.stderr)}.")
+        raise ShardyardError(f"`{' '.join(command)}` failed: {_message(done.stderr)}.")
     return done.stdout
 
 
