@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from shardyard.cli.main import run as command
-from shardyard.cli.view.jobs import age_seconds, doing, last_progress
+from shardyard.cli.view.jobs import age_seconds, doing, job_fields
 from shardyard.errors import ShardyardError
+from shardyard.launch.jobs.progress import JobProgress
 from shardyard.launch.schedulers import registry
 from shardyard.launch.schedulers.base import JobHandle, JobStatus
 from shardyard.launch.schedulers.lookup import Job
@@ -50,7 +51,7 @@ def test_ps_shows_the_jobs_of_all_schedulers_and_which_has_them(
     old = first.add("gpt-1", name="small")
     new = second.add("vit-2", job_id="77", folder=RunFolder.create(tmp_path, "vit", "", "", run_id="vit-2").path)
     first.start(old)
-    first.write(old, "  120/500   1.9300  1.0e-3\n")
+    first.write(old, f"{JobProgress(120, 500, 1.93).to_line()}\n")
     assert command(["ps"]) == 0
     rows = _lines(capsys)[-2:]
     assert [(row[0], row[1], row[2], row[3], row[-1]) for row in rows] == [
@@ -103,7 +104,7 @@ def test_jobs_are_named_by_id_or_run_id_and_never_by_chance(
     runs = ["--runs-dir", str(tmp_path)]
     mine, theirs = first.add("gpt-1"), second.add("gpt-2", job_id="77")
     second.start(theirs)
-    second.write(theirs, "one\ntwo\n")
+    second.write(theirs, f"one\n{JobProgress(1, 2).to_line()}\ntwo\n")
     assert command(["logs", "gpt-2", "-n", "1", *runs]) == 0
     assert capsys.readouterr().out == "two\n"
     assert command(["stop", "gpt", *runs]) == 2
@@ -141,10 +142,13 @@ def test_what_a_job_does_comes_from_the_run_folder_or_the_log(tmp_path: Path) ->
     assert doing(_job(folder=folder.path)) == "starting"
     folder.metrics.write_text(encode({"step": 120, "time": 1.0, "train/loss": 1.93}) + "\n")
     assert doing(_job(folder=folder.path)) == "step 120/500, loss 1.9300"
-    log = f"tiny: 500 steps\n* {waiting}\n"
-    assert last_progress(log) == doing(_job(log=log)) == waiting
-    assert doing(_job(log=f"{log}  120/500   1.9300  1.0e-3\n")) == "step 120/500, loss 1.9300"
+    log = f"tiny: 500 steps\n{JobProgress(waiting=wait).to_line()}\n"
+    assert doing(_job(log=log)) == waiting
+    assert doing(_job(log=f"{log}{JobProgress(120, 500, 1.93).to_line()}\n")) == "step 120/500, loss 1.9300"
+    assert doing(_job(log="  120/500   1.9300  1.0e-3\n")) == "starting", "lines for people are not parsed"
     assert doing(_job("SUCCEEDED", folder=folder.path, code=0)) == "exit code 0, step 120/500, loss 1.9300"
+    assert job_fields(_job(log=log))["progress"] == {"step": 0, "waiting": wait.as_json()}
+    assert job_fields(_job("SUCCEEDED", code=0))["progress"] is None
 
 
 def test_age() -> None:

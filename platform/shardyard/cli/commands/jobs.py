@@ -14,6 +14,7 @@ from shardyard.cli.options import Address, AsJson, OnScheduler, Quiet, RunsDir
 from shardyard.cli.view import complete, output
 from shardyard.cli.view import jobs as view
 from shardyard.errors import EXIT_FAILED, EXIT_TIMEOUT
+from shardyard.launch.jobs.progress import without_records
 from shardyard.tracking.files import encode
 from shardyard.tracking.run.folder import runs_folder, typed
 from shardyard.tracking.run.info import RunInfo
@@ -143,6 +144,7 @@ def inspect(
     if as_json:
         output.print_json(fields | {"run": json.loads(encode(found.folder.info().raw)) if found.folder else None})
         return
+    fields.pop("progress", None)  # which `doing` says in words
     info = found.folder.info() if found.folder is not None else RunInfo()
     fields |= {
         "attempts": info.attempts if found.folder is not None else None,
@@ -160,8 +162,8 @@ def reach(on: str | None, address: str | None) -> str:
 
 
 def write(pieces: Iterable[str]) -> None:
-    """Print pieces of a log as they come."""
-    for piece in pieces:
+    """Print pieces of a log as they come, without the records that are not for people."""
+    for piece in without_records(pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from shardyard.errors import ShardyardError
 from shardyard.launch.describe import number, wait_in_words
+from shardyard.launch.jobs.progress import JobProgress, newest_progress
 from shardyard.launch.run.progress import rounded_seconds
-from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.files import encode
 from shardyard.tracking.run.summary import summarize
 
 if TYPE_CHECKING:
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from shardyard.launch.schedulers.lookup import Job, JobOrRun
 
 COLUMNS = ("job", "name", "state", "doing", "age", "tags", "on")
-# A line of the log for people: `  120/500   1.9312 …`.
-_STEP_LINE = re.compile(r"^\s*(\d+/\d+)\s+([0-9.]+)\s")
-_LAST_LINES = 50
+# Of a log, where the newest record of progress is looked for.
+_LAST_LINES = 100
 
 
 def row(job: Job) -> tuple[str, ...]:
@@ -40,49 +40,49 @@ def shown_id(job: Job) -> str:
 
 def doing(job: Job) -> str:
     """What a job does, waits for, or how it ended, in a few words."""
+    return _doing(job, progress_of(job))
+
+
+def _doing(job: Job, progress: JobProgress | None) -> str:
     from shardyard.launch.schedulers.lookup import exit_code_of
 
     status, folder = job.status, job.folder
     if status.state == "PENDING":
         return status.reason
     if status.state == "RUNNING":
-        return (in_folder(folder) if folder is not None else _from_log(job)) or "starting"
-    at = in_folder(folder, ended=True)
+        return _in_words(progress) or "starting"
+    at = _step_in_words(progress)
     return f"exit code {exit_code_of(status, folder)}" + (f", {at}" if at else "")
 
 
-def in_folder(folder: RunFolder | None, *, ended: bool = False) -> str:
-    """Where a run stands, in a few words; "" where nothing is known."""
-    if folder is None:
-        return ""
-    try:
-        info, summary = folder.info(), summarize(folder)
-    except (ShardyardError, OSError):
-        return ""
-    if info.waiting and not ended:
-        return wait_in_words(info.waiting)
-    if not summary.step:
-        return ""
-    loss = f", loss {number(summary.loss)}" if summary.loss is not None else ""
-    return f"step {summary.step}/{summary.total_steps}{loss}"
-
-
-def _from_log(job: Job) -> str:
-    """What the end of its log says, for a job whose run folder cannot be read here."""
+def progress_of(job: Job) -> JobProgress | None:
+    """How far a job is: by its run folder where it can be read here, else by the records in the log of a job that runs;
+    None where neither says."""
+    if (folder := job.folder) is not None:
+        try:
+            info, summary = folder.info(), summarize(folder)
+        except (ShardyardError, OSError):
+            return None
+        return JobProgress(summary.step, summary.total_steps, summary.loss, info.waiting)
+    if job.status.state != "RUNNING":
+        return None
     log = ""
     with suppress(ShardyardError):
         log = "".join(job.scheduler.logs(job.status.job, lines=_LAST_LINES))
-    return last_progress(log)
+    return newest_progress(log)
 
 
-def last_progress(log: str) -> str:
-    """The last that a log says of progress, or of what it waits for; "" where it says neither."""
-    for line in reversed(log.splitlines()[-_LAST_LINES:]):
-        if "waiting: " in line or "waiting for resources: " in line:
-            return line.removeprefix("* ").strip()
-        if found := _STEP_LINE.match(line):
-            return f"step {found[1]}, loss {found[2]}"
-    return ""
+def _in_words(progress: JobProgress | None) -> str:
+    if progress is not None and progress.waiting is not None:
+        return wait_in_words(progress.waiting)
+    return _step_in_words(progress)
+
+
+def _step_in_words(progress: JobProgress | None) -> str:
+    if progress is None or not progress.step:
+        return ""
+    loss = f", loss {number(progress.loss)}" if progress.loss is not None else ""
+    return f"step {progress.step}/{progress.total_steps}{loss}"
 
 
 def age_seconds(status: JobStatus, now: float | None = None) -> float | None:
@@ -105,7 +105,7 @@ def job_fields(job: Job) -> dict[str, object]:
     """A job as plain data, for JSON."""
     from shardyard.launch.schedulers.lookup import exit_code_of
 
-    status, age = job.status, age_seconds(job.status)
+    status, age, progress = job.status, age_seconds(job.status), progress_of(job)
     return {
         "id": shown_id(job),
         "scheduler": job.scheduler.name,
@@ -114,7 +114,8 @@ def job_fields(job: Job) -> dict[str, object]:
         "name": status.name,
         "state": status.state,
         "scheduler_state": status.native_state,
-        "doing": doing(job),
+        "doing": _doing(job, progress),
+        "progress": json.loads(encode(progress.as_json())) if progress is not None else None,
         "exit_code": exit_code_of(status, job.folder) if status.ended else None,
         "needs": status.needs or None,
         "resources": asdict(status.resources),

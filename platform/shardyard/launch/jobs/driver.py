@@ -12,9 +12,9 @@ from shardyard.errors import ShardyardError
 from shardyard.imports import import_at_once
 from shardyard.launch.jobs.spec import JobSpec, new_run_id, plan_in, read_spec, spec_of, write_spec
 from shardyard.launch.jobs.submission import SubmitRequest
+from shardyard.launch.jobs.view import JobView
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.initial import check_unchanged
-from shardyard.launch.run.lines import LinesView
 from shardyard.launch.run.plans import PlannedRun, cluster_gpus_of, plan_of, with_initial_weights
 from shardyard.launch.run.prepare import recipe_in
 from shardyard.launch.run.process import EXIT_CODES, give_over
@@ -70,7 +70,7 @@ def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Le
     if not info.provenance.get("packages"):
         folder.update(provenance=collect(code=origins(loaded.recipe)))
     plan = _plan(spec, loaded)
-    outcome = give_over(PlannedRun(loaded, plan), folder, signals, lease, view=LinesView)
+    outcome = give_over(PlannedRun(loaded, plan), folder, signals, lease, view=JobView)
     for line in ending_lines(folder, outcome):
         sys.stdout.write(f"{line}\n")
     return EXIT_CODES[outcome]

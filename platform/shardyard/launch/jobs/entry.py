@@ -31,8 +31,9 @@ from shardyard.errors import (
 )
 from shardyard.launch.describe import wait_in_words
 from shardyard.launch.jobs import secrets as job_secrets
-from shardyard.launch.jobs.log import IN_QUEUE, submitted_at, wait_for_earlier_starts
+from shardyard.launch.jobs.order import join, wait_for_earlier
 from shardyard.launch.jobs.policy import Again, decide
+from shardyard.launch.jobs.progress import JobProgress
 from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, read_spec
 from shardyard.launch.ray.queue import QueueSlot, queue_folder, slot_path, wait_for_slot
 from shardyard.launch.run.create import new_run
@@ -154,12 +155,13 @@ def carry_out(spec: JobSpec, path: Path, folder: RunFolder, stop: Stop, secrets:
     Raises:
         ShardyardError: the job cannot join the queue, or its secrets are gone.
     """
-    submitted = submitted_at(spec)
-    place = slot_path(queue_folder(), submitted, spec["run_id"])
+    queue = queue_folder()
+    place = slot_path(queue, spec["submitted"], spec["run_id"])
     slot = _take(place)
-    log(f"{IN_QUEUE}{folder.path}")
+    join(queue, spec["run_id"])
+    log(f"run folder {folder.path}")
     environment = job_secrets.receive(secrets) if secrets else {}
-    wait_for_earlier_starts(submitted, stop.requested)
+    wait_for_earlier(queue, spec.get("after", []), stop.requested)
     while True:
         try:
             if not _wait_for_slot(slot, folder, stop):
@@ -200,6 +202,7 @@ def _wait_for_slot(slot: QueueSlot, folder: RunFolder, stop: Stop) -> bool:
     def report(ahead: int) -> None:
         wait = Wait("queue", jobs_ahead=ahead)
         log(wait_in_words(wait))
+        log(JobProgress(waiting=wait).to_line())
         folder.update(waiting=wait)
 
     return wait_for_slot(slot, stop.requested, report)

@@ -45,7 +45,8 @@ class JobSpec(TypedDict):
     run_id, runs_dir: the run folder that the job makes, or goes on with. resolved_text becomes its resolved.yaml, which
         is from then on what the job trains with, after `resume -s` too.
     recipe, plan: as they were submitted; `plan` serves while resolved.yaml says the same and `version` made it.
-    given, overrides: the recipe as the person named it. submitted: seconds since 1970. needs: in words.
+    given, overrides: the recipe as the person named it. needs: in words.
+    submitted: seconds since 1970, by which a queue sorts. after: ids of jobs that come before; see `jobs.order`.
     address: of the Ray cluster. working_dir: whether files travel with the job.
     """
 
@@ -66,6 +67,7 @@ class JobSpec(TypedDict):
     resolved_text: str
     recipe: dict[str, Any]
     plan: dict[str, Any]
+    after: NotRequired[list[str]]
     address: NotRequired[str]
     working_dir: NotRequired[bool]
 

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.jobs.named_files import Files
+from shardyard.launch.jobs.progress import is_record
 from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.planning.placement import Node
 from shardyard.tracking.run.folder import RunFolder
@@ -244,11 +245,13 @@ def follow(read: Callable[[], str], ended: Callable[[], bool], lines: int | None
 
 
 def tail(text: str, lines: int | None) -> str:
-    """The last lines of a text; all of it for None."""
+    """The last lines of a log, records of progress not counted; all of it for None."""
     if lines is None:
         return text
     kept = text.splitlines(keepends=True)
-    return "".join(kept[len(kept) - min(lines, len(kept)) :])
+    shown = [index for index, line in enumerate(kept) if not is_record(line)]
+    begin = len(kept) if lines == 0 else shown[-lines] if lines < len(shown) else 0
+    return "".join(kept[begin:])
 
 
 def patiently(ask: Callable[[], _Answer]) -> _Answer:

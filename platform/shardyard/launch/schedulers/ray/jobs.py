@@ -18,12 +18,13 @@ from typing import Any
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.jobs import secrets
 from shardyard.launch.jobs.files import Selection
+from shardyard.launch.jobs.order import position_after
 from shardyard.launch.jobs.package import checked_files, in_short, listing, package
 from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, entry_command, new_run_id, spec_of
 from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.local_cluster.nodes import home
 from shardyard.launch.local_cluster.token import ray_token_path, token_path
-from shardyard.launch.schedulers.ray.api import JobsApi, target
+from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi, target
 from shardyard.planning.placement import Amount, Node, demand_of
 from shardyard.recipe.code import code_files
 from shardyard.recipe.schema import Recipe
@@ -34,6 +35,8 @@ from shardyard.units import format_bytes
 STOP_SIGNAL = "SIGINT"
 # How long Ray waits for the last checkpoint of a job that is stopped before it kills it.
 STOP_WAIT_SECONDS = 900
+# Metadata of a job: when it counts as submitted.
+_SUBMITTED = "shardyard_submitted"
 # Ray's autoscaler and KubeRay label the nodes that they start.
 _NODE_GROUP = "ray.io/node-group"
 LARGE_UPLOAD_BYTES = 1024**2
@@ -93,6 +96,8 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
         return str(request.run_id)
     api = api or connect(request.address)
     spec["address"] = api.cluster.url
+    position = position_after(_unended(api))
+    spec["submitted"], spec["after"] = position.submitted, list(position.after)
     # The cluster of this machine has this interpreter, which need not be on the path of its processes.
     python = sys.executable if api.cluster.record is not None else "python"
     text = json.dumps(spec, ensure_ascii=False)
@@ -113,6 +118,12 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
             with suppress(ShardyardError):
                 api.upload(secret, b"")
         raise
+
+
+def _unended(api: JobsApi) -> dict[str, float]:
+    """When each job of ours counts as submitted that has not ended, by id."""
+    own = [job for job in api.jobs() if job["status"] not in TERMINAL and _SUBMITTED in (job.get("metadata") or {})]
+    return {str(job["submission_id"]): float(job["metadata"][_SUBMITTED]) for job in own}
 
 
 def _selected(request: SubmitRequest, folder: Path) -> Selection:
@@ -168,6 +179,7 @@ def _body(
         "shardyard_steps": str(request.plan.steps),
         "shardyard_tags": ",".join(spec["tags"]),
         "shardyard_version": spec["version"],
+        _SUBMITTED: f"{spec['submitted']:.3f}",
     }
     body = {
         # `exec`: no shell stays between Ray and the entry point.
