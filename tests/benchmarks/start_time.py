@@ -1,8 +1,8 @@
 """From the command to the first step: `shardyard launch` on a warm Ray cluster over torchrun, with the same model.
 
 Each turn times both commands from the start of the process to the end of the first optimizer step: torchrun with a
-script of forty lines, and the platform with all that it does before (plan, run folder, Ray Train, W&B offline).
-`difference` is that of the medians; the other figures say where the platform's time goes.
+script of forty lines, and the platform with all that it does before (plan, run folder, Ray workers, W&B offline).
+`difference` and `ratio` are those of the medians; the other figures say where the platform's time goes.
 """
 
 from __future__ import annotations
@@ -118,10 +118,12 @@ def main() -> int:
     figures = {name: statistics.median(arm[name] for arm in ours) for name in (*PHASES, "ended")}
     torchrun = statistics.median(arm["first_step"] for arm in theirs)
     figures |= {"torchrun_first_step": torchrun, "difference": figures["first_step"] - torchrun}
+    figures["ratio"] = figures["first_step"] / torchrun
     if options.json:
         sys.stdout.write(json.dumps(figures) + "\n")
     else:
-        sys.stdout.write("".join(f"{name:34} {value:10.2f} s\n" for name, value in figures.items()))
+        units = {name: "" if name == "ratio" else " s" for name in figures}
+        sys.stdout.write("".join(f"{name:34} {value:10.2f}{units[name]}\n" for name, value in figures.items()))
     return 0
 
 

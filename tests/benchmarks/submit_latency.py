@@ -1,8 +1,9 @@
 """From `shardyard submit` to the first step on a warm Ray cluster, over torchrun with the same model.
 
-`difference` is that of the medians over all turns. The other figures say where the time goes, counted from the start of
-the command: the plan is made and the job is sent (`submitted`), Ray has started the entry point (`entered`), the driver
-asks for workers (`started`), the workers have their resources (`placed`), they have built the model (`assembled`).
+`difference` and `ratio` are those of the medians over all turns. The other figures say where the time goes, counted
+from the start of the command: the plan is made and the job is sent (`submitted`), Ray has started the entry point
+(`entered`), the driver asks for workers (`started`), the workers have their resources (`placed`), they have built the
+model (`assembled`).
 """
 
 from __future__ import annotations
@@ -80,10 +81,12 @@ def main() -> int:
     figures = {name: statistics.median(arm[name] for arm in ours) for name in PHASES}
     torchrun = statistics.median(arm["first_step"] for arm in theirs)
     figures |= {"torchrun_first_step": torchrun, "difference": figures["first_step"] - torchrun}
+    figures["ratio"] = figures["first_step"] / torchrun
     if options.json:
         sys.stdout.write(json.dumps(figures) + "\n")
     else:
-        sys.stdout.write("".join(f"{name:34} {value:10.2f} s\n" for name, value in figures.items()))
+        units = {name: "" if name == "ratio" else " s" for name in figures}
+        sys.stdout.write("".join(f"{name:34} {value:10.2f}{units[name]}\n" for name, value in figures.items()))
     return 0
 
 

@@ -153,7 +153,7 @@ def test_it_reads_its_data_and_goes_on_where_it_paused(watched: Watched) -> None
 
 
 def test_nothing_listens_but_on_loopback(watched: Watched) -> None:
-    for kind in ("gcs_server", "raylet/raylet", "ray::DashboardAgent", "ray::RayTrainWorker", "shardyard.cli.main"):
+    for kind in ("gcs_server", "raylet/raylet", "ray::DashboardAgent", "ray::RankWorker", "shardyard.cli.main"):
         assert [line for line in watched.listeners.values() if kind in line], kind
     reachable = {place: line for place, line in watched.listeners.items() if not place[0].startswith(LOOPBACK)}
     assert reachable == {}

@@ -239,7 +239,7 @@ def test_jobs_on_two_hosts(pair: Pair) -> None:
     first = pair.submit("first", 300, placement="strict_spread", workers_per_node=1)
     second = pair.submit("second", 5000, workers=4)
     until(lambda: len(pair.steps(first)) > 2, f"{first} trains")
-    ranks = {host.name: [line for line in titles(host) if "RayTrainWorker" in line] for host in (pair.alpha, pair.beta)}
+    ranks = {host.name: [line for line in titles(host) if "RankWorker" in line] for host in (pair.alpha, pair.beta)}
     assert {name: len(found) for name, found in ranks.items()} == {"alpha": 1, "beta": 1}
     code, listed = pair.ask("ps", "--all")
     jobs = pair.alpha.run(RAY, "job", "list", **pair.as_client())
@@ -271,7 +271,7 @@ def test_a_run_outlives_a_host(pair: Pair) -> None:
     """Last, because the second host stays dead."""
     job = pair.submit("survivor", 300, placement="spread")
     until(lambda: len(pair.steps(job)) > 45, f"{job} trains")
-    assert any("RayTrainWorker" in line for line in titles(pair.beta))
+    assert any("RankWorker" in line for line in titles(pair.beta))
     for process in pair.beta.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -181,7 +181,7 @@ def test_a_second_interrupt_ends_at_once(corpus: Path, tmp_path: Path) -> None:
         command.wait_for_step(2)
         started = [*command.descendants()]
         for process in started:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if "RankWorker" in " ".join(process.cmdline()):
                 process.suspend()
         command.interrupt()
         command.wait_for((command.folder / "stop.json").exists)
@@ -251,7 +251,7 @@ def _newest(command: Command) -> int:
 def _kill_a_rank(command: Command, after: int) -> None:
     """The run goes on by itself from the newest checkpoint."""
     command.wait_for(lambda: _newest(command) > after)
-    workers = [process for process in command.descendants() if "RayTrainWorker" in " ".join(process.cmdline())]
+    workers = [process for process in command.descendants() if "RankWorker" in " ".join(process.cmdline())]
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     command.wait_for(lambda: command.events("failure"))

@@ -43,7 +43,7 @@ def test_ctrl_c_while_it_imports_what_it_trains_with(recipe: Path, tmp_path: Pat
 
 
 def workers(command: Command) -> list[psutil.Process]:
-    return [process for process in command.descendants() if "RayTrainWorker" in " ".join(process.cmdline())]
+    return [process for process in command.descendants() if "RankWorker" in " ".join(process.cmdline())]
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:

@@ -83,6 +83,8 @@ def wait_in_words(wait: Wait) -> str:
         return f"waiting for resources: {shortage_in_words(wait.shortage)}{more}"
     if wait.reason == "taken":
         return "waiting for resources: what was free a moment ago is taken or gone"
+    if wait.reason == "no_answer" and wait.workers is not None:
+        return f"waiting: {wait.workers} worker{'s' if wait.workers != 1 else ''} did not answer; placing all anew"
     return wait.text or "waiting"
 
 

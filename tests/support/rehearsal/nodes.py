@@ -7,11 +7,11 @@ from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster as TwoNodes
-from ray.util import placement_group, placement_group_table
+from ray.util import placement_group_table
 
 from shardyard.errors import HardwareError
 from shardyard.launch.ray.cluster import cluster_gpus, ray_cluster
-from shardyard.launch.ray.trainer import scaling
+from shardyard.launch.ray.worker_group import reserve
 from shardyard.launch.run.settle import bf16_of_nodes
 from shardyard.launch.run.world import world_of
 from shardyard.planning.placement import ask, judge
@@ -26,9 +26,7 @@ def told(settings: Cluster) -> dict[str, Any]:
     with ray_cluster(settings, gpu=world.gpu) as cluster:
         verdict = judge(demand, cluster.nodes())
         assert verdict.now is not None, verdict.sentence
-        asked = scaling(demand, verdict.now)
-        bundles = [dict(asked.resources_per_worker or {}) for _ in range(settings.workers)]
-        group = placement_group(bundles, strategy=asked.placement_strategy, bundle_label_selector=asked.label_selector)
+        group = reserve(demand, verdict.now)
         assert group.wait(60), "Ray does not place what it was said to have room for"
         bf16 = bf16_of_nodes([node.id for node in cluster.nodes()], gpu=True)
         lies = placement_group_table(group)["bundles_to_node_id"]
@@ -36,7 +34,7 @@ def told(settings: Cluster) -> dict[str, Any]:
         found = {
             "gpus": gpus,
             "sentence": verdict.sentence,
-            "bundle": bundles[0],
+            "bundle": group.bundle_specs[0],
             "counts": [count for _, count in verdict.now.ranks],
             "as told": [lies[index] for index in range(settings.workers)] == verdict.now.node_of_rank,
             "nodes": len(names),

@@ -21,7 +21,7 @@ from shardyard.engine.inference.load import load_trained
 from shardyard.engine.job import Job
 from shardyard.engine.run import check_precision
 from shardyard.errors import HardwareError
-from shardyard.launch.ray.group import make_ready
+from shardyard.launch.ray.ready import make_ready
 from shardyard.launch.run.local import run_local
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import world_of

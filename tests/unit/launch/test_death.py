@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from shardyard.launch.ray.death import count_oom_kills, describe_death
-from shardyard.launch.ray.trainer import _from_workers
+from shardyard.launch.ray.failures import failure_of
 
 HERE = socket.gethostname()
 PLACES = [{"host": HERE, "ranks": [0], "pids": [10]}, {"host": "far", "ranks": [1, 2], "pids": [21, 22]}]
@@ -98,7 +96,6 @@ def test_the_kernel_counts() -> None:
 
 
 def test_what_ray_raises_for_a_process_that_is_gone_is_looked_into() -> None:
-    checked = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(error_msg="The actor died."))
-    died = {1: checked, 2: OutOfMemoryError("low on memory")}
-    found = _from_workers(WorkerGroupError("x", {**died, 0: ValueError("odd")}), lambda rank, text: f"{rank} is gone")
+    died = {1: RayActorError(error_msg="The actor died."), 2: OutOfMemoryError("low on memory")}
+    found = failure_of({**died, 0: ValueError("odd")}, lambda rank, text: f"{rank} is gone")
     assert found.causes == {"odd": (0,), "1 is gone": (1,), "2 is gone": (2,)}

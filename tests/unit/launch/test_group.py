@@ -3,52 +3,55 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-from shardyard import hardware
+from shardyard import hardware, launch
+from shardyard.errors import HardwareError
 from shardyard.launch.describe import places_in_words
-from shardyard.launch.ray import trainer
-from shardyard.launch.ray.group import make_ready, parted_groups, places_of
-from shardyard.launch.ray.process_group import rank_environment
-from shardyard.launch.ray.trainer import scaling
+from shardyard.launch.ray import worker_group
+from shardyard.launch.ray.places import (
+    Member,
+    Seat,
+    parted_groups,
+    places_of,
+    rank_order,
+    seats_of,
+)
+from shardyard.launch.ray.process_group import open_port, rank_environment
+from shardyard.launch.ray.rank_actor import Setup
+from shardyard.launch.ray.ready import make_ready
 from shardyard.launch.ray.worker import limit_collectives
+from shardyard.launch.ray.worker_group import placement_seconds, reserve
 from shardyard.launch.run.world import world_of
-from shardyard.planning.placement import Amount, Demand, Placement
+from shardyard.planning.placement import ANYWHERE, Amount, Demand, Placement
 from shardyard.recipe.schema import Cluster, Network
 
+DEMAND = Demand(workers=3, bundle=Amount(2.0, 0.5), group=1, strategy="spread", most_per_node=None)
 
-@dataclass
-class Worker:
-    """As Ray Train describes it."""
 
-    node: str
-    gpus: list[int] = field(default_factory=list)
-
-    @property
-    def metadata(self) -> Any:
-        return SimpleNamespace(
-            node_id=self.node, node_ip=f"10.0.0.{self.node}", hostname="host", pid=7, gpu_ids=self.gpus
-        )
+def member(node: str, *gpus: str, address: str = "") -> Member:
+    return Member(node, address or f"10.0.0.{node}", "host", 7, gpus, 1000)
 
 
 def test_places_are_told_node_by_node() -> None:
-    places = places_of([Worker("1", [0]), Worker("1", [1]), Worker("2", [0]), Worker("2", [3])])
+    places = places_of([member("1", "0"), member("1", "1"), member("2", "0"), member("2", "3")])
     assert places_in_words(places) == "4 ranks on 2 nodes: 10.0.0.1 has 0–1, 10.0.0.2 has 2–3"
     assert places[1]["gpus"] == [["0"], ["3"]]
     assert parted_groups(places, 2) == 0
     assert parted_groups(places, 4) == 1
-    mixed = places_of([Worker("1"), Worker("2"), Worker("1")])
+    mixed = places_of([member("1"), member("2"), member("1")])
     assert places_in_words(mixed) == "3 ranks on 2 nodes: 10.0.0.1 has 0, 2, 10.0.0.2 has 1"
 
 
@@ -72,8 +75,38 @@ def test_a_host_that_cannot_take_part_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert "DS_ACCELERATOR is cpu there" in make_ready(Network(), "::1", gpu=True, one_host=True, forwarded={}).problem
 
 
+def test_ranks_are_numbered_by_node_and_gpu() -> None:
+    members = [member("b", "2"), member("a", "10"), member("b", "0"), member("a", "9"), member("c", "GPU-uuid")]
+    assert rank_order(members) == [2, 0, 3, 1, 4]
+    assert rank_order([member("b"), member("a"), member("b")]) == [0, 2, 1]
+    seats = seats_of([members[index] for index in rank_order(members)], gpu=True)
+    assert [(seat.rank, seat.local_rank, seat.node_rank) for seat in seats] == [
+        (0, 0, 0),
+        (1, 1, 0),
+        (2, 0, 1),
+        (3, 1, 1),
+        (4, 0, 2),
+    ]
+    # Each sees the GPUs of all ranks of its node, and knows which is its own.
+    assert [(seat.visible_gpus, seat.device) for seat in seats[:4]] == [
+        (("0", "2"), "cuda:0"),
+        (("0", "2"), "cuda:1"),
+        (("9", "10"), "cuda:0"),
+        (("9", "10"), "cuda:1"),
+    ]
+    assert {seat.local_world_size for seat in seats[:4]} == {2}
+    assert [seat.device for seat in seats_of([member("a", "0"), member("a", "0")], gpu=False)] == ["cpu", "cpu"]
+
+
+def test_two_nodes_of_ray_on_one_host_share_its_numbers_and_not_its_gpus() -> None:
+    seats = seats_of([member("a", "1", address="::1"), member("b", "0", address="::1")], gpu=True)
+    assert [(seat.local_rank, seat.local_world_size, seat.node_rank) for seat in seats] == [(0, 2, 0), (1, 2, 0)]
+    assert [(seat.visible_gpus, seat.gpu) for seat in seats] == [(("1",), 0), (("0",), 0)]
+
+
 def test_the_variables_of_a_rank_are_those_of_torchrun() -> None:
-    assert rank_environment(rank=3, world_size=4, local_rank=1, local_world_size=2, node_rank=1) == {
+    seat = Seat(rank=3, world_size=4, local_rank=1, local_world_size=2, node_rank=1)
+    expected = {
         "RANK": "3",
         "WORLD_SIZE": "4",
         "LOCAL_RANK": "1",
@@ -81,6 +114,21 @@ def test_the_variables_of_a_rank_are_those_of_torchrun() -> None:
         "NODE_RANK": "1",
         "GROUP_RANK": "1",
     }
+    assert rank_environment(seat) == expected
+    # DeepSpeed computes on the GPU with this index.
+    assert rank_environment(replace(seat, gpu=0, visible_gpus=("5",))) == {**expected, "LOCAL_RANK": "0"}
+
+
+def test_ranks_are_met_at_one_address_and_no_other() -> None:
+    listening, port = open_port("127.0.0.1", 2)
+    assert listening is not None
+    with listening:
+        assert listening.getsockname() == ("127.0.0.1", port)
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    # An address of documentation, which no interface has: torch then listens on all of them.
+    listening, port = open_port("192.0.2.1", 2)
+    assert listening is None
+    assert port > 0
 
 
 def test_later_groups_take_the_time_limit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -99,27 +147,31 @@ def test_later_groups_take_the_time_limit_too(monkeypatch: pytest.MonkeyPatch, t
     assert found[1] == timedelta(seconds=12.5)
 
 
-def test_bundles_name_their_nodes_where_there_are_several() -> None:
-    demand = Demand(workers=3, bundle=Amount(2.0, 0.5), group=1, strategy="spread", most_per_node=None)
-    config = scaling(demand, Placement((("b", 2), ("a", 1))))
-    assert config.resources_per_worker == {"CPU": 2.0, "GPU": 0.5}
-    assert config.label_selector == [{"ray.io/node-id": node} for node in ("b", "b", "a")]
-    assert (config.num_workers, config.use_gpu, config.placement_strategy) == (3, True, "PACK")
-    left_to_ray = scaling(demand, Placement(()))
-    assert (left_to_ray.label_selector, left_to_ray.placement_strategy) == (None, "SPREAD")
+def test_bundles_name_their_nodes_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        worker_group,
+        "placement_group",
+        lambda bundles, strategy, bundle_label_selector: asked.append((bundles, strategy, bundle_label_selector)),
+    )
+    reserve(DEMAND, Placement((("b", 2), ("a", 1))))
+    reserve(DEMAND, ANYWHERE)
+    bundles = [{"CPU": 2.0, "GPU": 0.5}] * 3
+    assert asked == [
+        (bundles, "PACK", [{"ray.io/node-id": node} for node in ("b", "b", "a")]),
+        (bundles, "SPREAD", None),
+    ]
 
 
-def test_ray_looks_elsewhere_soon_where_places_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {})
-    trainer._configure(pinned=True)
-    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "10"
-    trainer._configure(pinned=False)
-    assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S" not in os.environ
-    os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "99", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"}
-    monkeypatch.setattr(trainer, "_START_TIMEOUT_IS_GIVEN", True)
-    trainer._configure(pinned=True)
-    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "99"
-    assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
+def test_ranks_that_shall_compute_on_gpus_and_got_none() -> None:
+    group = worker_group.WorkerGroup(DEMAND, ANYWHERE, Setup(Network(), gpu=True, forwarded={}, private={}))
+    with pytest.raises(HardwareError, match="Ray gave no GPU to the workers on host; set "):
+        group.join([member("1"), member("2")], 1.0)
+
+
+def test_time_to_place_grows_with_the_bundles() -> None:
+    assert placement_seconds(2) == pytest.approx(10.2)
+    assert placement_seconds(1024) > 100
 
 
 def test_what_ranks_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +188,7 @@ def test_what_ranks_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _OUTLIVES = """
 import os, signal, subprocess, sys
-from shardyard.launch.ray.group import outlive_sigterm
+from shardyard.launch.ray.ready import outlive_sigterm
 if sys.argv[1] == "blocked":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 outlive_sigterm()
@@ -162,3 +214,11 @@ def test_a_rank_of_a_cluster_of_its_own_outlives_sigterm_and_its_children_do_not
         [sys.executable, "-c", _OUTLIVES, state], stdout=subprocess.PIPE, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout) == (code, text)
+
+
+def test_no_module_knows_ray_train() -> None:
+    """Workers are actors of our own; its internals change from version to version."""
+    package = Path(launch.__file__).parents[1]
+    sources = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    knows = re.compile(r"^\s*(from|import) ray( import train|\.train)", re.MULTILINE)
+    assert [name for name, text in sources.items() if knows.search(text)] == []

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
-from ray.train import ControllerError, WorkerGroupError
 
 from shardyard.errors import DataError, UnavailableError
-from shardyard.launch.ray.trainer import _from_controller, _from_workers
-from shardyard.launch.ray.worker import _rank_error
+from shardyard.launch.ray.failures import failure_of, last_line
+from shardyard.launch.ray.worker import rank_error
 from shardyard.launch.run.recovery import (
     Count,
     Failure,
@@ -91,27 +90,24 @@ def test_failures_are_counted_from_the_last_that_had_gained_a_checkpoint() -> No
     assert count == Count(3, 20)
 
 
-def worker_group_error(failures: dict[int, Exception]) -> WorkerGroupError:
-    return WorkerGroupError("Training failed due to worker errors:\n...", failures)
+def of_ranks(errors: dict[int, BaseException]) -> Failure:
+    """The failure of workers that had their ranks."""
+    return failure_of(errors, lambda rank, text: last_line(text))
 
 
 def test_a_server_that_stumbles_may_be_well_again_and_a_missing_file_is_not() -> None:
-    assert not _rank_error(UnavailableError("503 for five minutes"), stepped=False).permanent
-    assert _rank_error(DataError("404"), stepped=False).permanent
+    assert not rank_error(UnavailableError("503 for five minutes"), stepped=False).permanent
+    assert rank_error(DataError("404"), stepped=False).permanent
 
 
 def test_a_rank_error_is_read_as_it_was_raised() -> None:
-    found = _from_workers(
-        worker_group_error({1: RankError("lost its peer", False), 0: RankError("lost its peer", False)})
-    )
+    found = of_ranks({1: RankError("lost its peer", False), 0: RankError("lost its peer", False)})
     assert found == Failure({"lost its peer": (0, 1)}, permanent=False)
 
 
 def test_one_permanent_cause_makes_the_failure_permanent() -> None:
     """The others only lost their peer, which alone would be worth another try."""
-    found = _from_workers(
-        worker_group_error({0: RankError("lost its peer", False), 1: RankError("the source is empty", True)})
-    )
+    found = of_ranks({0: RankError("lost its peer", False), 1: RankError("the source is empty", True)})
     assert found == Failure({"lost its peer": (0,), "the source is empty": (1,)}, permanent=True)
 
 
@@ -128,39 +124,23 @@ def chained(cause: Exception) -> Exception:
     return error
 
 
-class LikeRaysOwnError(Exception):
-    """Shaped as Ray Train's own, which keeps the worker's exception under `_base_exc`."""
-
-    def __init__(self, inner: Exception) -> None:
-        super().__init__("Traceback ...")
-        self._base_exc = inner
-
-
-@pytest.mark.parametrize("wrap", [as_a_task_raises, chained, LikeRaysOwnError])
+@pytest.mark.parametrize("wrap", [as_a_task_raises, chained])
 def test_a_rank_error_is_found_inside_what_ray_wraps_around_it(wrap: Any) -> None:
-    found = _from_workers(worker_group_error({0: wrap(RankError("the loss is nan", True))}))
-    assert found == Failure({"the loss is nan": (0,)}, permanent=True)
-
-
-def test_rays_own_wrapper_is_understood() -> None:
-    from ray.train.v2._internal.util import UserExceptionWithTraceback as RaysOwn
-
-    wrapped = RaysOwn(RankError("the loss is nan", True), "Traceback ...")
-    found = _from_workers(worker_group_error({0: wrapped}))
+    found = of_ranks({0: wrap(RankError("the loss is nan", True))})
     assert found == Failure({"the loss is nan": (0,)}, permanent=True)
 
 
 def test_a_worker_that_died_says_its_last_line_and_may_be_retried() -> None:
-    found = _from_workers(worker_group_error({1: RayActorError(error_msg="The actor died.\n\n  exit code 137  \n")}))
+    found = of_ranks({1: RayActorError(error_msg="The actor died.\n\n  exit code 137  \n")})
     assert found == Failure({"exit code 137": (1,)}, permanent=False)
-    found = _from_workers(worker_group_error({1: RuntimeError("")}))
+    found = of_ranks({1: RuntimeError("")})
     assert found == Failure({"the worker ended without a message": (1,)}, permanent=False)
 
 
 def test_exceptions_that_cause_each_other_end() -> None:
     first, second = RuntimeError("first"), RuntimeError("second")
     first.__cause__, second.__cause__ = second, first
-    assert _from_workers(worker_group_error({0: first})).causes == {"first": (0,)}
+    assert of_ranks({0: first}).causes == {"first": (0,)}
 
 
 def test_a_rank_error_travels_through_pickle() -> None:
@@ -178,7 +158,7 @@ def raised(error: BaseException, *, cause: BaseException | None = None, during: 
 @pytest.mark.parametrize(
     ("error", "bug"),
     [
-        (AttributeError("module 'ray.train' has no attribute 'torch'"), True),
+        (AttributeError("module 'torch' has no attribute 'odd'"), True),
         (ModuleNotFoundError("No module named 'peft'"), True),
         (ImportError("libcudart.so.13: cannot open shared object file"), True),
         (TypeError("unexpected keyword"), True),
@@ -199,20 +179,20 @@ def test_a_bug_is_told_from_what_may_pass(error: Exception, bug: bool) -> None:
 
 
 def test_a_bug_before_the_first_step_is_permanent_and_names_its_host() -> None:
-    first = _rank_error(ModuleNotFoundError("No module named 'peft'"), stepped=False)
+    first = rank_error(ModuleNotFoundError("No module named 'peft'"), stepped=False)
     assert first.permanent
     assert first.message == (
         f"ModuleNotFoundError: No module named 'peft' (on {socket.gethostname()}, before the first step: a bug, or "
         "packages that are not whole there)"
     )
-    later = _rank_error(TypeError("odd batch"), stepped=True)
+    later = rank_error(TypeError("odd batch"), stepped=True)
     assert (later.message, later.permanent) == ("TypeError: odd batch", False)
-    assert not _rank_error(RuntimeError("NCCL"), stepped=False).permanent
+    assert not rank_error(RuntimeError("NCCL"), stepped=False).permanent
 
 
 def test_what_others_say_at_length_is_cut() -> None:
     """torch names all its backends on one line where a tensor is of none of them."""
-    message = _rank_error(RuntimeError("Could not run 'aten::empty' " + "on backends " * 100), stepped=True).message
+    message = rank_error(RuntimeError("Could not run 'aten::empty' " + "on backends " * 100), stepped=True).message
     assert message.startswith("RuntimeError: Could not run 'aten::empty' on")
     assert message.endswith(" …")
     assert len(message) < 330
@@ -223,7 +203,7 @@ def test_a_worker_that_cannot_import_itself_is_not_started_again() -> None:
     missing = RayTaskError(
         "work", "ray::work() (pid=7, ip=10.0.0.2)\nModuleNotFoundError: No module named 'x'", ModuleNotFoundError("x")
     )
-    found = _from_workers(worker_group_error({0: RankError("lost its peer", False), 1: missing.as_instanceof_cause()}))
+    found = of_ranks({0: RankError("lost its peer", False), 1: missing.as_instanceof_cause()})
     assert found.permanent
     assert list(found.causes)[1] == (
         "ModuleNotFoundError: No module named 'x' (on 10.0.0.2, before the first step: a bug, or packages that are "
@@ -231,13 +211,20 @@ def test_a_worker_that_cannot_import_itself_is_not_started_again() -> None:
     )
 
 
-def test_a_bug_on_the_way_to_the_meeting_is_permanent() -> None:
-    """What Ray Train's controller calls on the workers before they train: it was tried again hundreds of times."""
-    text = "ray::meet() (pid=7, ip=10.0.0.3)\nAttributeError: module 'ray.train' has no attribute 'torch'"
-    bug = RayTaskError("meet", text, AttributeError("torch")).as_instanceof_cause()
-    found = _from_controller(ControllerError(bug))
-    assert found.permanent
-    assert next(iter(found.causes)).startswith(
-        "AttributeError: module 'ray.train' has no attribute 'torch' (on 10.0.0.3"
+def test_workers_that_had_no_ranks_yet_are_not_named() -> None:
+    lost = failure_of(
+        {0: RayActorError(error_msg="its node has died"), 1: RayActorError(error_msg="its node has died")}
     )
-    assert not _from_controller(ControllerError(RuntimeError("the port is taken"))).permanent
+    assert lost == Failure({"its node has died": ()}, permanent=False)
+
+
+def test_a_host_where_a_worker_cannot_be_imported_is_not_tried_again() -> None:
+    said = (
+        "The actor with name RankWorker failed to import on the worker. This may be because needed library "
+        "dependencies are not installed in the worker environment:\n\nray::X() (pid=7, ip=10.0.0.3)\n"
+        "ModuleNotFoundError: No module named 'shardyard'"
+    )
+    found = failure_of({0: RuntimeError(said)})
+    assert found.permanent
+    assert next(iter(found.causes)).startswith("ModuleNotFoundError: No module named 'shardyard' (on 10.0.0.3")
+    assert not failure_of({0: RuntimeError("the port is taken")}).permanent

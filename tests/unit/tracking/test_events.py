@@ -180,12 +180,13 @@ def test_a_wait_is_what_was_written() -> None:
     waits = [
         Wait("queue", jobs_ahead=2),
         Wait("taken"),
+        Wait("no_answer", workers=3),
         Wait("resources", shortage=Shortage("memory", 2.0**31, 1, 0.0)),
     ]
     for wait in [*waits, Wait("placement", shortage=SHORT)]:
         assert Wait.from_json(json.loads(json.dumps(wait.as_json()))) == wait
     assert waits[0].as_json() == {"reason": "queue", "jobs_ahead": 2}
-    assert waits[2].as_json()["shortage"] == {
+    assert waits[3].as_json()["shortage"] == {
         "resource": "memory",
         "needed": 2.0**31,
         "nodes": 1,

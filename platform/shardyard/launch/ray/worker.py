@@ -1,25 +1,22 @@
-"""What runs in each Ray Train worker: one rank of a job."""
+"""What a rank does once it has joined the others: carry out a job, and report why it failed."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
-import sys
 import textwrap
 import traceback
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import torch
-from ray import train
 from torch.distributed import distributed_c10d
 
 from shardyard.engine.job import Job
+from shardyard.engine.loop import Outcome
 from shardyard.engine.run import run_rank
 from shardyard.engine.world import Rank
 from shardyard.errors import ShardyardError, UnavailableError
-from shardyard.launch.ray.process_group import own_gpu
+from shardyard.launch.ray.places import Seat
 from shardyard.launch.run.output import redirect_output
 from shardyard.launch.run.recovery import RankError, bug_in_words, is_bug
 
@@ -27,55 +24,33 @@ from shardyard.launch.run.recovery import RankError, bug_in_words, is_bug
 LONGEST_LINE = 300
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Carry out `config["job"]`, a pickled job, as the rank that Ray Train gives this worker.
+def train_job(pickled: bytes, seat: Seat) -> Outcome:
+    """Carry out a pickled job as the rank that has the seat; returns how it ended.
 
     Raises:
         RankError: the rank failed.
     """
-    job: Job = pickle.loads(config["job"])
-    context = train.get_context()
-    redirect_output(job.folder.path / "logs" / f"rank-{context.get_world_rank()}.log")
+    job: Job = pickle.loads(pickled)
+    redirect_output(job.folder.logs / f"rank-{seat.rank}.log")
     steps: list[int] = []
+    rank = Rank(
+        rank=seat.rank, world_size=seat.world_size, local_rank=seat.local_rank, device=torch.device(seat.device)
+    )
     try:
-        _carry_out(job, context, steps)
+        limit_collectives(job.recipe.cluster.network.timeout)
+        return run_rank(job, rank, on_step=lambda step, _: steps.append(step))
     except Exception as error:  # noqa: BLE001  a rank reports whatever ended it
         traceback.print_exc()
-        raise _rank_error(error, stepped=bool(steps)) from None
+        raise rank_error(error, stepped=bool(steps)) from None
 
 
-def _carry_out(job: Job, context: Any, steps: list[int]) -> None:
-    """Be the rank; `steps` is told of each step that is done."""
-    rank = Rank(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
-        device=own_gpu() if job.plan.world.gpu else torch.device("cpu"),
-    )
-    if rank.device.type == "cuda":
-        # CUDA has a current device for each thread, and Ray Train trains on one of its own.
-        torch.cuda.set_device(rank.device)
-    limit_collectives(job.recipe.cluster.network.timeout)
-    _note(rank, f"begins on {socket.gethostname()}, pid {os.getpid()}, {rank.device}")
-    outcome = run_rank(job, rank, on_step=lambda step, _: steps.append(step))
-    _note(rank, outcome)
-    if rank.is_first:
-        job.folder.update(outcome=outcome)
-
-
-def _rank_error(error: Exception, *, stepped: bool) -> RankError:
+def rank_error(error: Exception, *, stepped: bool) -> RankError:
     """Memory that ran out, lost peers, broken networks and servers that stumble may pass; what else the platform itself
     explains does not, nor does a bug that is met before anything is trained."""
     text = _one_line(error)
     if not stepped and is_bug(error):
         return RankError(bug_in_words(text, socket.gethostname()), permanent=True)
     return RankError(text, permanent=isinstance(error, ShardyardError) and not isinstance(error, UnavailableError))
-
-
-def _note(rank: Rank, what: str) -> None:
-    """Say it in the log of the rank, which attempts share."""
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    sys.stdout.write(f"{now} rank {rank.rank} of {rank.world_size}: {what}\n")
 
 
 def limit_collectives(seconds: float) -> None:

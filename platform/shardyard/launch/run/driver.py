@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shardyard.engine.job import Job
-from shardyard.errors import RunFolderError, ShardyardError, TakenOverError, TrainingError
+from shardyard.errors import RunFolderError, TakenOverError, TrainingError
+from shardyard.launch.ray.attempt import attempt
 from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.launch.ray.resources import Resources
-from shardyard.launch.ray.trainer import NotPlacedError, attempt
+from shardyard.launch.ray.worker_group import NotPlacedError
 from shardyard.launch.run.recovery import Count, Failure, GiveUp, announce, decide
 from shardyard.launch.run.settle import report_precision, settle
 from shardyard.planning.placement import demand_of
@@ -31,7 +31,6 @@ STATES: dict[Outcome, str] = {
     "timeout": "interrupted",
     "paused": "interrupted",
 }
-PLACED_POLL_SECONDS = 0.25
 STOP_POLL_SECONDS = 0.25
 # What a stop that is asked for while the run waits ends in.
 STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
@@ -49,7 +48,7 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
         ShardyardError: it failed; run.json says `failed`.
         TakenOverError: another process trains the run by now; run.json is left to that.
     """
-    job.folder.update(state="running", **owner())
+    job.folder.update(state="running", waiting=None, **owner())
     if job.recipe.train.precision is not None:
         report_precision(job.plan.precision, job.plan.reasons["precision"], lambda text: _log_notice(job, text))
     try:
@@ -59,7 +58,7 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
         with contextlib.suppress(RunFolderError):
             job.folder.update(state="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    job.folder.update(state=STATES[outcome])
+    job.folder.update(state=STATES[outcome], waiting=None)
     return outcome
 
 
@@ -105,7 +104,7 @@ def on_ray(job: Job) -> Outcome:
         demand = cluster.requested(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
         resources = Resources(demand, cluster, lambda wait: _log_waiting(job, wait), stopped)
 
-        def start() -> Failure | None:
+        def start() -> Outcome | Failure:
             is_first = hold_slot(stopped, lambda ahead: _log_waiting(job, Wait("queue", jobs_ahead=ahead)))
             placement = resources.wait() if is_first else None
             if placement is None or stopped():
@@ -113,11 +112,12 @@ def on_ray(job: Job) -> Outcome:
             settled = settle(job, cluster, demand, placement, lambda text: _log_notice(job, text))
             count_attempt(job)
             try:
-                with _first_until_placed(job):
-                    return attempt(settled, demand, placement)
-            except NotPlacedError:
+                # The next job of the queue may go as soon as the workers of this one have their resources.
+                return attempt(settled, demand, placement, on_placed=placed)
+            except NotPlacedError as error:
                 count_attempt(job, by=-1)
-                _log_waiting(job, Wait("taken"))
+                if error.wait is not None:
+                    _log_waiting(job, error.wait)
                 raise NotStartedError from None
 
         return until_done(job, start)
@@ -135,11 +135,11 @@ class GaveUpError(TrainingError):
         self.failure = failure
 
 
-def until_done(job: Job, start: Callable[[], Failure | None]) -> Outcome:
+def until_done(job: Job, start: Callable[[], Outcome | Failure]) -> Outcome:
     """Start the ranks again and again, as the policy of the recipe says, until they are done or asked to stop.
 
     Args:
-        start: starts them and waits for their end; None where they have said how the run ended.
+        start: starts them and waits for their end.
 
     Raises:
         GaveUpError: they failed, and there is no further attempt.
@@ -147,35 +147,14 @@ def until_done(job: Job, start: Callable[[], Failure | None]) -> Outcome:
     count = Count()
     while (outcome := _stopped(job)) is None:
         try:
-            failure = start()
+            ended = start()
         except NotStartedError:
             continue
-        if failure is None:
-            return _outcome(job)
+        if not isinstance(ended, Failure):
+            return ended
         count = count.after(saved_step(job.folder))
-        _recover(job, failure, count)
+        _recover(job, ended, count)
     return outcome
-
-
-@contextlib.contextmanager
-def _first_until_placed(job: Job) -> Iterator[None]:
-    """Let the next job go as soon as the workers of this one have their resources, which run.json then says."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(PLACED_POLL_SECONDS):
-            with contextlib.suppress(RunFolderError):
-                if job.folder.info().placement:
-                    return placed()
-        return None
-
-    thread = threading.Thread(target=watch, name="shardyard-placed", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _log_notice(job: Job, text: str) -> None:
@@ -190,14 +169,7 @@ def _log_waiting(job: Job, wait: Wait) -> None:
 def count_attempt(job: Job, by: int = 1) -> None:
     """Write into run.json that one more attempt starts; `by` -1 takes it back."""
     attempts = job.folder.info().attempts + by
-    job.folder.update(attempts=attempts, outcome=None, placement=None, waiting=None)
-
-
-def _outcome(job: Job) -> Outcome:
-    outcome = job.folder.info().outcome
-    if outcome not in STATES:
-        raise ShardyardError(f"all ranks ended, but none said how; see {job.folder.path / 'logs'}")
-    return outcome
+    job.folder.update(attempts=attempts, outcome=None, placement=None)
 
 
 def saved_step(folder: RunFolder) -> int:

@@ -12,8 +12,9 @@ import ray
 from shardyard.engine.job import Job
 from shardyard.engine.loop import Outcome
 from shardyard.errors import HardwareError, RunFolderError, TrainingError, UsageError
+from shardyard.launch.ray.attempt import attempt
 from shardyard.launch.ray.cluster import RayCluster
-from shardyard.launch.ray.trainer import NotPlacedError, attempt
+from shardyard.launch.ray.worker_group import NotPlacedError
 from shardyard.launch.run.create import new_run
 from shardyard.launch.run.driver import GaveUpError, NotStartedError, count_attempt, drive, locally, until_done
 from shardyard.launch.run.host import refuse_on_this_host
@@ -157,7 +158,7 @@ def _by_workers(job: Job) -> Outcome:
     cluster = RayCluster(cluster_address(job.recipe.cluster))
     demand = cluster.requested(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
 
-    def start() -> Failure | None:
+    def start() -> Outcome | Failure:
         count_attempt(job)
         try:
             return attempt(job, demand)

@@ -277,7 +277,7 @@ def _room(cluster: Cluster, sweep: Sweep) -> Cluster:
 
 
 def _resources(demand: Demand) -> PlacementGroupFactory:
-    """One rank trains in the process of its trial; more have bundles of their own, which Ray Train asks for."""
+    """One rank trains in the process of its trial; more have bundles of their own."""
     if demand.workers > 1:
         return PlacementGroupFactory([{"memory": float(1 << 20)}])
     bundle = {"CPU": demand.bundle.cpus, "GPU": demand.bundle.gpus, "memory": demand.bundle.memory}

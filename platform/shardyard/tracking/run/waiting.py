@@ -13,8 +13,9 @@ from shardyard.planning.shortage import Constraint, Resource, Shortage
 from shardyard.tracking.run import reading
 
 # queue: jobs that were submitted before. resources: too little is free. placement: enough is free, but not where its
-# workers could go. taken: another job was faster. unknown: an earlier version wrote a sentence alone.
-Reason = Literal["queue", "resources", "placement", "taken", "unknown"]
+# workers could go. taken: another job was faster. no_answer: workers have their resources, and their processes do not
+# answer. unknown: an earlier version wrote a sentence alone.
+Reason = Literal["queue", "resources", "placement", "taken", "no_answer", "unknown"]
 _REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
@@ -23,6 +24,7 @@ class Wait:
     """What keeps a run from training.
 
     jobs_ahead: in the queue. shortage: of resources or places. autoscaler: whether it is asked for more nodes.
+    workers: that do not answer.
     text: the sentence of an earlier version, which has nothing else.
     """
 
@@ -30,6 +32,7 @@ class Wait:
     jobs_ahead: int | None = None
     shortage: Shortage | None = None
     autoscaler: bool = False
+    workers: int | None = None
     text: str = ""
 
     @classmethod
@@ -50,6 +53,7 @@ class Wait:
             jobs_ahead=reading.integer(value.get("jobs_ahead")),
             shortage=_shortage(value.get("shortage")),
             autoscaler=value.get("autoscaler") is True,
+            workers=reading.integer(value.get("workers")),
             text=reading.text(value.get("text")) or "",
         )
 

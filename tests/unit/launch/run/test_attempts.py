@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,16 @@ import pytest
 
 from shardyard.engine.job import Job
 from shardyard.errors import TrainingError
+from shardyard.launch.describe import wait_in_words
+from shardyard.launch.ray.worker_group import NotPlacedError
 from shardyard.launch.run import driver
 from shardyard.launch.run.recovery import Failure
 from shardyard.launch.run.stop import Stop
 from shardyard.launch.sweep import run as trial
+from shardyard.planning.placement import Amount, Demand, Node
 from shardyard.tracking.files import read_jsonl
+from shardyard.tracking.run.events import Waiting, read_events
+from shardyard.tracking.run.waiting import Wait
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 
 LOST = Failure({"the node is gone": (1,)}, permanent=False)
@@ -82,3 +89,60 @@ def test_a_failure_in_this_process_is_an_event(job: Job, monkeypatch: pytest.Mon
         driver.drive(job, driver.locally)
     assert [(event["message"], event["ranks"]) for event in failures(job)] == [("no such column", [0])]
     assert job.folder.state == "failed"
+
+
+class Scene:
+    """A cluster of one node, and attempts that end one after the other as they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, cores: float, autoscales: bool, ends: Sequence[Any]) -> None:
+        self.autoscales = autoscales
+        self.waiting: list[Wait | None] = []
+        self._node = Node("a", Amount(cores), Amount(cores))
+        self._ends = iter(ends)
+        monkeypatch.setattr(driver, "ray_cluster", self._connect)
+        monkeypatch.setattr(driver, "settle", lambda job, *_: job)
+        monkeypatch.setattr(driver, "attempt", self._attempt)
+
+    def nodes(self) -> list[Node]:
+        return [self._node]
+
+    def requested(self, demand: Demand) -> Demand:
+        return demand
+
+    @contextmanager
+    def _connect(self, settings: object) -> Iterator[Scene]:
+        yield self
+
+    def _attempt(self, job: Job, *_: object, **__: object) -> Any:
+        self.waiting.append(job.folder.info().waiting)
+        end = next(self._ends)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+def waits(job: Job) -> list[Wait]:
+    return [event.wait for event in read_events(job.folder.events) if isinstance(event, Waiting)]
+
+
+def test_workers_that_do_not_answer_are_no_attempt_and_the_reason_is_told(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = Wait("no_answer", workers=1)
+    scene = Scene(monkeypatch, cores=2.0, autoscales=False, ends=[NotPlacedError(silent), "finished"])
+    assert driver.drive(job, driver.on_ray) == "finished"
+    assert waits(job) == [silent]
+    assert wait_in_words(silent) == "waiting: 1 worker did not answer; placing all anew"
+    assert scene.waiting == [None, silent]
+    assert (job.folder.info().attempts, job.folder.info().waiting) == (1, None)
+
+
+def test_a_run_that_waits_for_an_autoscaler_says_so_once_and_until_it_is_placed(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(monkeypatch, cores=1.0, autoscales=True, ends=[NotPlacedError(), NotPlacedError(), "finished"])
+    assert driver.drive(job, driver.on_ray) == "finished"
+    (wait,) = waits(job)
+    assert wait.autoscaler
+    assert scene.waiting == [wait] * 3
+    assert job.folder.info().waiting is None

@@ -133,7 +133,7 @@ class JobsApi:
         if there != here:
             raise ShardyardError(
                 f"the cluster at {self.cluster.url} runs Ray {there}, here is Ray {here}; install the same one, for "
-                f"instance `pip install 'ray[default,train,tune]=={there}'`."
+                f"instance `pip install 'ray[default,tune]=={there}'`."
             )
 
     def jobs(self) -> list[dict[str, Any]]:

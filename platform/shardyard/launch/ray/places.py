@@ -1,0 +1,121 @@
+"""Which worker is which rank: numbers by node and GPU, and what each rank sees of its node. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.tracking.run.info import Place
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a worker reports about its process once it has its resources.
+
+    node: the id of its node in Ray; one host may run several.
+    address: of its host, as Ray knows it.
+    gpus: ids of the GPUs that Ray gave it.
+    port: where the others join it if it becomes rank 0.
+    """
+
+    node: str
+    address: str
+    host: str
+    pid: int
+    gpus: tuple[str, ...]
+    port: int
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank stands among the others.
+
+    local_rank, local_world_size, node_rank: as torchrun counts them, host by host.
+    visible_gpus: those of all ranks of its node; NCCL reaches neighbours directly only where a process sees theirs too.
+    gpu: index of its own among these; None on a CPU.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    visible_gpus: tuple[str, ...] = ()
+    gpu: int | None = None
+
+    @property
+    def device(self) -> str:
+        """What torch calls the device of this rank."""
+        return "cpu" if self.gpu is None else f"cuda:{self.gpu}"
+
+
+def rank_order(members: Sequence[Member]) -> list[int]:
+    """Indexes of `members` in the order of ranks: node by node in the order of bundles, by GPU within a node."""
+    nodes = list(dict.fromkeys(member.node for member in members))
+
+    def key(index: int) -> tuple[int, tuple[int, int, str]]:
+        member = members[index]
+        return nodes.index(member.node), min(map(_gpu_order, member.gpus), default=(0, 0, ""))
+
+    return sorted(range(len(members)), key=key)
+
+
+def seats_of(members: Sequence[Member], *, gpu: bool) -> list[Seat]:
+    """The seats of members in the order of ranks. Ranks that compute on the CPU (not `gpu`) ignore GPUs that they
+    reserve."""
+    hosts = list(dict.fromkeys(member.address for member in members))
+    on_host: dict[str, int] = dict.fromkeys(hosts, 0)
+    on_node: dict[str, set[str]] = {}
+    for member in members:
+        on_node.setdefault(member.node, set()).update(member.gpus if gpu else ())
+    sizes = {host: sum(member.address == host for member in members) for host in hosts}
+    seats = []
+    for rank, member in enumerate(members):
+        visible = tuple(sorted(on_node[member.node], key=_gpu_order))
+        seats.append(
+            Seat(
+                rank=rank,
+                world_size=len(members),
+                local_rank=on_host[member.address],
+                local_world_size=sizes[member.address],
+                node_rank=hosts.index(member.address),
+                visible_gpus=visible,
+                gpu=visible.index(min(member.gpus, key=_gpu_order)) if visible else None,
+            )
+        )
+        on_host[member.address] += 1
+    return seats
+
+
+def places_of(members: Sequence[Member]) -> list[Place]:
+    """Nodes in the order of ranks: id, address, host name, ranks, and of each rank its process and GPUs."""
+    places: dict[str, Place] = {}
+    for rank, member in enumerate(members):
+        place = places.setdefault(
+            member.node,
+            {
+                "node": member.node,
+                "address": member.address,
+                "host": member.host,
+                "ranks": [],
+                "pids": [],
+                "gpus": [],
+            },
+        )
+        place["ranks"].append(rank)
+        place["pids"].append(member.pid)
+        place["gpus"].append(list(member.gpus))
+    return list(places.values())
+
+
+def parted_groups(places: Sequence[Mapping[str, Any]], group: int) -> int:
+    """How many groups of consecutive ranks lie on more than one node."""
+    node = {rank: place["node"] for place in places for rank in place["ranks"]}
+    starts = range(0, len(node), group)
+    return sum(1 for start in starts if len({node[rank] for rank in range(start, start + group)}) > 1)
+
+
+def _gpu_order(gpu: str) -> tuple[int, int, str]:
+    """Numbers sort as numbers, before the UUIDs that name slices of a GPU."""
+    return (0, int(gpu), "") if gpu.isdecimal() else (1, 0, gpu)

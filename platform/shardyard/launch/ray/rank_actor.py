@@ -1,0 +1,130 @@
+"""The actor of a rank: it reports where it runs, prepares its process, joins the other ranks and trains.
+
+Its methods run one after the other on the main thread of its process, the only one that may handle signals and the one
+for which CUDA's current device is set. Nothing here imports torch before a rank needs it: the driver imports this too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+from ray.util import get_node_ip_address
+
+from shardyard.imports import import_at_once
+from shardyard.launch.ray.places import Member, Seat
+from shardyard.launch.ray.process_group import join_process_group, leave_process_group, open_port
+from shardyard.launch.ray.ready import HEAVY, Ready, import_ahead, make_ready, outlive_sigterm
+from shardyard.launch.run.output import redirect_output
+from shardyard.recipe.schema import Network
+
+if TYPE_CHECKING:
+    from shardyard.engine.loop import Outcome
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all ranks of a group get.
+
+    gpu: whether they compute on GPUs.
+    forwarded: variables of the launching shell for ranks on all hosts.
+    private: variables whose values are written nowhere.
+    logs: the folder of a log for each rank; without one, Ray keeps what they write.
+    """
+
+    network: Network
+    gpu: bool
+    forwarded: Mapping[str, str]
+    private: Mapping[str, str]
+    logs: Path | None = None
+
+
+class RankWorker:
+    """One rank. A call waits until those before it have ended."""
+
+    def locate(self, setup: Setup, world_size: int) -> Member:
+        """Where this process runs and which resources it has."""
+        outlive_sigterm()
+        os.environ.update(setup.private)
+        self._setup = setup
+        self._environment = dict(os.environ)
+        context = ray.get_runtime_context()
+        self._address = get_node_ip_address()
+        self._listening, port = open_port(self._address, world_size)
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        return Member(
+            context.get_node_id(), self._address, socket.gethostname(), os.getpid(), tuple(map(str, gpus)), port
+        )
+
+    def load(self) -> None:
+        """Import what the next calls need. An error comes again there, and is reported then."""
+        # torch reads some variables when it is imported.
+        for name, value in self._setup.forwarded.items():
+            os.environ.setdefault(name, value)
+        with contextlib.suppress(Exception):
+            import_ahead(gpu=self._setup.gpu)
+
+    def prepare(self, seat: Seat, one_host: bool) -> Ready:
+        """Take a place among the ranks; `one_host`: all of them run on this host."""
+        setup = self._setup
+        self._seat = seat
+        if setup.logs is not None:
+            redirect_output(setup.logs / f"rank-{seat.rank}.log")
+        if setup.gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seat.visible_gpus)
+        _note(seat, f"begins on {socket.gethostname()}, pid {os.getpid()}, {seat.device}")
+        return make_ready(
+            setup.network,
+            self._address,
+            gpu=setup.gpu,
+            one_host=one_host,
+            forwarded=setup.forwarded,
+            environment=self._environment,
+        )
+
+    def join(self, address: str, port: int, timeout: float) -> None:
+        """Join the others at the address and port of rank 0, within `timeout` seconds."""
+        listening, self._listening = self._listening, None
+        if listening is not None and self._seat.rank > 0:
+            listening.close()
+            listening = None
+        backend = "nccl" if self._setup.gpu else "gloo"
+        try:
+            join_process_group(self._seat, address, port, backend=backend, timeout=timeout, listening=listening)
+        except Exception as error:  # noqa: BLE001  a rank reports whatever ended it
+            traceback.print_exc()
+            from shardyard.launch.ray.worker import rank_error
+
+            raise rank_error(error, stepped=False) from None
+
+    def train(self, job: bytes) -> Outcome:
+        """Carry out a pickled job; returns how it ended.
+
+        Raises:
+            RankError: this rank failed.
+        """
+        import_at_once(HEAVY)
+        from shardyard.launch.ray.worker import train_job
+
+        outcome = train_job(job, self._seat)
+        _note(self._seat, outcome)
+        return outcome
+
+    def leave(self) -> None:
+        """Leave the process group, before the process is ended."""
+        leave_process_group()
+
+
+def _note(seat: Seat, what: str) -> None:
+    """Write it to the log of the rank, which attempts share."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    sys.stdout.write(f"{now} rank {seat.rank} of {seat.world_size}: {what}\n")

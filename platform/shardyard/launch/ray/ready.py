@@ -1,0 +1,93 @@
+"""What each rank does before it joins the others: set the environment of its process, and check its device."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shardyard.errors import ShardyardError
+from shardyard.hardware import computes_on_cpu
+from shardyard.imports import import_at_once
+from shardyard.launch.ray.network import apply, derive, in_words, this_host
+from shardyard.recipe.schema import Network
+
+# What a rank on a CPU computes with: torch, transformers, DeepSpeed.
+HEAVY = "shardyard.launch.ray.worker"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a rank reports before it joins the others: its settings in words, or why it cannot take part."""
+
+    settings: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def make_ready(
+    network: Network,
+    address: str,
+    *,
+    gpu: bool,
+    one_host: bool,
+    forwarded: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+) -> Ready:
+    """Runs in the process of a rank: derive and apply its settings, and see whether it has its device.
+
+    Args:
+        forwarded: variables of the launching shell.
+        environment: variables that the host set itself, which win; those of this process by default.
+    """
+    given = dict(os.environ) if environment is None else environment
+    try:
+        host = this_host(address)
+        settings = derive(network, host, gpu=gpu, one_host=one_host, environment=given, forwarded=forwarded)
+    except ShardyardError as error:
+        return Ready(problem=str(error))
+    apply(settings)
+    import_ahead(gpu=gpu)
+    if gpu and (problem := _no_gpu(address)):
+        return Ready(problem=problem)
+    return Ready(tuple(in_words(settings, host)))
+
+
+def import_ahead(*, gpu: bool) -> None:
+    """Runs in the process of a rank: import what takes seconds."""
+    if gpu:
+        # DeepSpeed, which may look at the current device, waits until the rank knows which one is its own.
+        import_at_once("torch")
+        return
+    # DeepSpeed would take any GPU that it sees, also one that Ray gave to somebody else.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import_at_once(HEAVY)
+
+
+def outlive_sigterm() -> None:
+    """In a cluster that was started for this run, where the driver alone answers to SIGTERM, it is blocked so far. A
+    handler that does nothing is as good for this process, and those that it starts can be ended again."""
+    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        # A program that is started has no handlers of ours, a fork has.
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _no_gpu(address: str) -> str:
+    if computes_on_cpu():
+        return (
+            f"ranks on {address} shall compute on GPUs, but DS_ACCELERATOR is cpu there; unset it and start Ray anew "
+            "on that host, or set cluster.gpus_per_worker to 0."
+        )
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return (
+        f"Ray offers GPUs on {address}, but torch {torch.__version__} cannot use any there; check nvidia-smi and the "
+        "build of torch on that host, or set cluster.gpus_per_worker to 0."
+    )

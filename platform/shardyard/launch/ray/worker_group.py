@@ -1,0 +1,251 @@
+"""The workers of an attempt: a placement group with a bundle for each, and an actor in every bundle. Public Ray alone.
+
+The driver requests the actors before the bundles are placed, and they import torch while it still learns where they
+are: the calls wait in Ray's queues, one behind the other, so that nobody waits for a round trip.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayError
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from shardyard.errors import HardwareError
+from shardyard.launch.ray.places import Member, rank_order, seats_of
+from shardyard.launch.ray.rank_actor import RankWorker, Setup
+from shardyard.launch.ray.ready import Ready
+from shardyard.planning.placement import Demand, Placement
+from shardyard.tracking.run.waiting import Wait
+
+T = TypeVar("T")
+
+# A label that Ray gives every node.
+NODE_ID_LABEL = "ray.io/node-id"
+# How long bundles may take to be placed where nodes had room for them a moment ago, and for each bundle on top.
+PLACEMENT_SECONDS = 10.0
+PLACEMENT_SECONDS_A_BUNDLE = 0.1
+# How long an autoscaler is waited for at a time; a run that waits longer asks again.
+AUTOSCALER_SECONDS = 30.0
+# How long the processes of placed workers may take to answer: a host starts one after the other.
+ANSWER_SECONDS = 300.0
+STOP_POLL_SECONDS = 1.0
+# Ranks that lose a peer fail a moment later: the first to fail is seldom the only one to name a cause.
+GATHER_SECONDS = 2.0
+# What ranks get to leave their group before they are ended.
+PARTING_SECONDS = 10.0
+
+
+class NotPlacedError(Exception):
+    """No rank trains: the workers did not get what they need, or the run is asked to stop.
+
+    wait: what the run waits for from now on; None where that has not changed.
+    """
+
+    def __init__(self, wait: Wait | None = None) -> None:
+        super().__init__(wait)
+        self.wait = wait
+
+
+class WorkersFailedError(Exception):
+    """Some workers failed. errors: number of a worker → its exception; ranked: whether these numbers are ranks."""
+
+    def __init__(self, errors: dict[int, BaseException], *, ranked: bool) -> None:
+        super().__init__(f"{len(errors)} worker(s) failed")
+        self.errors = errors
+        self.ranked = ranked
+
+
+@dataclass
+class Answers(Generic[T]):
+    """What workers answered, and what they raised, by their numbers."""
+
+    values: dict[int, T] = field(default_factory=dict)
+    errors: dict[int, BaseException] = field(default_factory=dict)
+
+
+class WorkerGroup:
+    """The ranks of one job, or of several one after the other; ended with the block.
+
+    stopped: whether the run is asked to stop; it is looked at until the ranks train.
+    """
+
+    def __init__(
+        self, demand: Demand, placement: Placement, setup: Setup, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._demand = demand
+        self._placement = placement
+        self._setup = setup
+        self._stopped = stopped
+        self._workers: list[Any] = []
+        self._bundles: Any = None
+
+    def __enter__(self) -> WorkerGroup:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(gently=kind is None)
+
+    def place(self) -> list[Member]:
+        """Start the workers; returns them in the order of ranks.
+
+        Raises:
+            NotPlacedError: they did not get their resources, or do not answer, or the run is asked to stop.
+            WorkersFailedError: some ended.
+        """
+        self._bundles = reserve(self._demand, self._placement)
+        actor = ray.remote(RankWorker)
+        workers = [actor.options(**self._options(index)).remote() for index in range(self._demand.workers)]
+        self._workers = workers
+        located = [worker.locate.remote(self._setup, len(workers)) for worker in workers]
+        for worker in workers:
+            worker.load.remote()
+        self._wait_for_place()
+        answers: Answers[Member] = gather(located, limit=ANSWER_SECONDS, stopped=self._stopped)
+        if answers.errors:
+            raise WorkersFailedError(answers.errors, ranked=False)
+        if missing := len(located) - len(answers.values):
+            raise NotPlacedError(None if self._stopped() else Wait("no_answer", workers=missing))
+        members = [answers.values[index] for index in range(len(workers))]
+        order = rank_order(members)
+        self._workers = [workers[index] for index in order]
+        return [members[index] for index in order]
+
+    def join(self, members: Sequence[Member], timeout: float) -> list[Ready]:
+        """Prepare the ranks and join them into a process group, within `timeout` seconds.
+
+        Raises:
+            HardwareError: a host lacks what the recipe asks for.
+            NotPlacedError: the run is asked to stop.
+            WorkersFailedError: some failed.
+        """
+        if bare := self._without_device(members):
+            raise HardwareError(
+                f"Ray gave no GPU to the workers on {', '.join(bare)}; set cluster.gpus_per_worker to what each needs, "
+                "or to 0 for ranks that compute on the CPU."
+            )
+        one_host = len({member.address for member in members}) == 1
+        seats = seats_of(members, gpu=self._setup.gpu)
+        ready: list[Ready] = self._of_all(
+            [worker.prepare.remote(seat, one_host) for worker, seat in zip(self._workers, seats, strict=True)],
+            self._stopped,
+        )
+        if problems := dict.fromkeys(answer.problem for answer in ready if answer.problem):
+            raise HardwareError("\n".join(problems))
+        first = members[0]
+        self._of_all(
+            [worker.join.remote(first.address, first.port, timeout) for worker in self._workers], self._stopped
+        )
+        return ready
+
+    def train(self, job: bytes) -> Any:
+        """Have all ranks carry out a pickled job; returns how it ended.
+
+        Raises:
+            WorkersFailedError: some failed.
+        """
+        shared = ray.put(job)
+        return self._of_all([worker.train.remote(shared) for worker in self._workers])[0]
+
+    def close(self, *, gently: bool) -> None:
+        """End the workers and free their resources; `gently`: they leave their process group first."""
+        if gently and self._workers:
+            gather([worker.leave.remote() for worker in self._workers], limit=PARTING_SECONDS)
+        for worker in self._workers:
+            with contextlib.suppress(RayError):
+                ray.kill(worker)
+        self._workers = []
+        if self._bundles is not None:
+            with contextlib.suppress(RayError):
+                remove_placement_group(self._bundles)
+            self._bundles = None
+
+    def _options(self, index: int) -> dict[str, Any]:
+        bundle = self._demand.bundle
+        where = PlacementGroupSchedulingStrategy(self._bundles, placement_group_bundle_index=index)
+        # Without a runtime environment of its own it may be a process that Ray has ready.
+        options: dict[str, Any] = {"num_cpus": bundle.cpus, "num_gpus": bundle.gpus, "scheduling_strategy": where}
+        if bundle.memory:
+            options["memory"] = bundle.memory
+        return options
+
+    def _wait_for_place(self) -> None:
+        limit = placement_seconds(self._demand.workers) if self._placement.ranks else AUTOSCALER_SECONDS
+        until = time.monotonic() + limit
+        while not self._bundles.wait(STOP_POLL_SECONDS):
+            if self._stopped():
+                raise NotPlacedError
+            if time.monotonic() > until:
+                raise NotPlacedError(Wait("taken") if self._placement.ranks else None)
+
+    def _without_device(self, members: Sequence[Member]) -> list[str]:
+        return list(dict.fromkeys(member.host for member in members if self._setup.gpu and not member.gpus))
+
+    def _of_all(self, calls: list[Any], stopped: Callable[[], bool] | None = None) -> list[Any]:
+        answers: Answers[Any] = gather(calls, stopped=stopped)
+        if answers.errors:
+            raise WorkersFailedError(answers.errors, ranked=True)
+        if len(answers.values) < len(calls):
+            raise NotPlacedError
+        return [answers.values[rank] for rank in range(len(calls))]
+
+
+def placement_seconds(bundles: int) -> float:
+    """How long so many bundles may take to be placed on nodes that have room for them."""
+    return PLACEMENT_SECONDS + PLACEMENT_SECONDS_A_BUNDLE * bundles
+
+
+def reserve(demand: Demand, placement: Placement) -> Any:
+    """Ray's placement group for a demand; it need not have its place yet.
+
+    Each bundle names its node: packing by Ray itself fills nodes to the brim and may cut a group of ranks in two. A
+    placement without ranks leaves the choice to Ray.
+    """
+    amount = demand.bundle
+    wanted = {"CPU": amount.cpus, "GPU": amount.gpus, "memory": amount.memory}
+    bundle = {name: value for name, value in wanted.items() if value}
+    pinned = [{NODE_ID_LABEL: node} for node in placement.node_of_rank]
+    return placement_group(
+        [bundle] * demand.workers,
+        strategy="PACK" if pinned else demand.strategy.upper(),
+        bundle_label_selector=pinned or None,
+    )
+
+
+def gather(
+    calls: Sequence[Any], *, limit: float | None = None, stopped: Callable[[], bool] | None = None
+) -> Answers[Any]:
+    """What calls answer, in the order in which they end: all of them, or those that end soon after one has failed.
+
+    Args:
+        limit: seconds after which the rest is not waited for.
+        stopped: looked at every second; once it is true, nothing is waited for.
+    """
+    answers: Answers[Any] = Answers()
+    number = {call: index for index, call in enumerate(calls)}
+    until = None if limit is None else time.monotonic() + limit
+    while number:
+        left = None if until is None else max(0.0, until - time.monotonic())
+        poll = left if stopped is None else min(STOP_POLL_SECONDS, math.inf if left is None else left)
+        ended, _ = ray.wait(list(number), timeout=poll)
+        if not ended and (poll == left or (stopped is not None and stopped())):
+            break
+        for call in ended:
+            index = number.pop(call)
+            try:
+                answers.values[index] = ray.get(call)
+            except Exception as error:  # noqa: BLE001  whatever a worker raises comes as it is
+                if not answers.errors:
+                    until = time.monotonic() + GATHER_SECONDS
+                answers.errors[index] = error
+    return answers
