@@ -141,7 +141,7 @@ def write_task(shared: Path, job: Job, block: int) -> None:
     model = construct(recipe.model, config, recipe.objective)
     initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
     model.save_pretrained(shared / "model")
-    for rank in range(plan.world.size):
+    for rank in range(plan.mesh.data):
         torch.save(_batches(job, tokenizer, rank), shared / f"batches-{rank}.pt")
     optimizer = recipe.optimizer
     task = {
@@ -166,8 +166,8 @@ def _batches(job: Job, tokenizer: Any, rank: int) -> list[tuple[torch.Tensor, ..
         global_batch=recipe.train.global_batch,
         streams=plan.streams,
         seed=recipe.train.seed,
-        rank=rank,
-        world_size=plan.world.size,
+        dp_rank=rank,
+        dp_size=plan.mesh.data,
     )
     read = [next(loader) for _ in range(plan.steps)]
     loader.close()

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.weights import weights_of_checkpoint
 from shardyard.engine.hooks.checkpoints import CheckpointHook
 from shardyard.engine.run import Job, run_rank
-from shardyard.engine.world import Rank, gather
+from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.launch.run.prepare import prepare
 from shardyard.planning.plan import World
@@ -86,7 +87,7 @@ def on_a_full_disk(rank: Rank, jobs: list[Job], disk: Path) -> list[tuple[str, l
     def watched(hook: CheckpointHook, step: int) -> None:
         if rank.is_first:
             leave_free(disk, FREE_BYTES[step - 1] if step <= len(FREE_BYTES) else DISK_BYTES)
-        gather(None, rank)
+        distributed.barrier()
         try:
             save(hook, step)
         except CheckpointError as error:
@@ -102,7 +103,7 @@ def on_a_full_disk(rank: Rank, jobs: list[Job], disk: Path) -> list[tuple[str, l
         if rank.is_first:
             (disk / "filler").unlink(missing_ok=True)
             shutil.rmtree(disk / job.folder.id)
-        gather(None, rank)
+        distributed.barrier()
     return results
 
 
@@ -148,10 +149,10 @@ def hardly_any_room(
     for job, free in zip(jobs, free_bytes, strict=True):
         if rank.is_first:
             leave_free(disk, free)
-        gather(None, rank)
+        distributed.barrier()
         outcome = _outcome(rank, job)
         found.append((outcome, good(job.folder.checkpoints), (job.folder.final / "model.safetensors").is_file()))
-        gather(None, rank)
+        distributed.barrier()
         if rank.is_first:
             for folder in files.committed_checkpoints(job.folder.checkpoints):
                 shutil.rmtree(folder)

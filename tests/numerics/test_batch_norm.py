@@ -17,7 +17,7 @@ from shardyard.engine.world import Rank
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.objectives import image_classification
-from support.ranks import run_ranks
+from support.ranks import data_axis, run_ranks
 from support.tiny import tiny_job
 
 pytestmark = pytest.mark.slow
@@ -115,5 +115,5 @@ def _averaged(rank: Rank) -> list[list[float]]:
     layer.running_mean.fill_(rank.rank)
     layer.running_var.fill_(1 + rank.rank)
     layer.num_batches_tracked.fill_(3)
-    RunningStatistics(nn.Sequential(nn.Linear(2, 2), layer), rank.world_size).average()
+    RunningStatistics(nn.Sequential(nn.Linear(2, 2), layer), data_axis(rank)).average()
     return [buffer.flatten().tolist() for buffer in layer.buffers()]

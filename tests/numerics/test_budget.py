@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from shardyard.engine import budget
 from shardyard.engine.budget import Pace, fix_steps, steps_within
+from shardyard.engine.mesh import single_process
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.launch.run.prepare import as_fixed
@@ -39,7 +40,7 @@ def test_steps_and_their_evaluations_fit_the_time() -> None:
 def test_a_run_of_a_few_steps_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "measure", lambda *_: pytest.fail("measured"))
     recipe = tiny_recipe(write_corpus(tmp_path), train={"steps": 5, "minutes": 3.0}, schedule={"warmup": 1})
-    job = fix_steps(tiny_job(recipe, tmp_path / "runs"), Rank(0, 1, 0, torch.device("cpu")))
+    job = fix_steps(tiny_job(recipe, tmp_path / "runs"), single_process(torch.device("cpu")))
     assert (job.plan.steps, job.recipe.train.minutes) == (5, None)
     assert "5 steps are too few to measure how many 3 minutes hold" in job.folder.resolved.read_text()
 

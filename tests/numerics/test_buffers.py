@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
 from shardyard.engine.inference.load import load_trained
+from shardyard.engine.mesh import make_mesh
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.tracking.run.folder import read_metrics
@@ -23,7 +24,7 @@ def train_and_show(rank: Rank, jobs: list[Job]) -> list[torch.Tensor]:
     """Train each job; rotary frequencies as its engine has them."""
     shown = []
     for job in jobs:
-        session = assemble(job.recipe, job.plan, job.folder, rank)
+        session = assemble(job.recipe, job.plan, job.folder, make_mesh(job.plan.mesh, rank))
         shown.append(session.engine.module.model.rotary_emb.inv_freq.clone())
         session.close()
         run_rank(job, rank)

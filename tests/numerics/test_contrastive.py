@@ -18,7 +18,7 @@ from shardyard.objectives.contrastive.loss import contrastive_loss
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.objectives.contrastive import recipe_fields, write_data
-from support.ranks import run_ranks
+from support.ranks import data_axis, run_ranks
 from support.tiny import tiny_job
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def _gradients(rank: Rank) -> tuple[float, Tensor, Tensor, Tensor]:
     own = slice(rank.rank * share, (rank.rank + 1) * share)
     images, texts = (one[own].clone().requires_grad_() for one in _embeddings())
     scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
-    everything, first = gather_rows(torch.cat([images, texts], dim=-1))
+    everything, first = gather_rows(torch.cat([images, texts], dim=-1), data_axis(rank).group)
     assert first == own.start
     loss = contrastive_loss(images, texts, *everything.chunk(2, dim=-1), scale, first)
     loss.backward()

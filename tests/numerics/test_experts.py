@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
+from shardyard.engine.checkpoint.expert_weights import parallel_layers
 from shardyard.engine.checkpoint.weights import consolidated_weights
 from shardyard.engine.inference.load import export_checkpoint, load_trained
+from shardyard.engine.mesh import make_mesh
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.step import train_step
 from shardyard.engine.world import Rank
@@ -76,11 +78,14 @@ def curves(rank: Rank, recipes: list[Recipe], runs: Path, steps: int = STEPS) ->
 
 def _curve(rank: Rank, recipe: Recipe, runs: Path, steps: int) -> list[dict[str, float]]:
     job = tiny_job(recipe, runs, world_size=rank.world_size)
-    session = assemble(recipe, job.plan, job.folder, rank)
+    session = assemble(recipe, job.plan, job.folder, make_mesh(job.plan.mesh, rank))
+    for _, layer in parallel_layers(session.engine.module):
+        # DeepSpeed makes a group of its own for its layers. It has to be the one that the mesh says.
+        assert distributed.get_process_group_ranks(layer.ep_group) == list(session.mesh.expert.ranks)
     found = []
     for step in range(steps):
         session.learning_rate.set(session.factor(step))
-        result = train_step(session.engine, session.objective, session.next_batch(), rank)
+        result = train_step(session.engine, session.objective, session.next_batch(), session.mesh)
         metrics = session.objective.train_metrics(result.totals)
         found.append({"loss": result.loss, "grad_norm": result.grad_norm or 0.0, **metrics})
     session.close()
@@ -138,8 +143,10 @@ def weights_and_curves(
 
 def _initial_weights(rank: Rank, recipe: Recipe, runs: Path) -> dict[str, Tensor]:
     job = tiny_job(recipe, runs, world_size=rank.world_size)
-    session = assemble(recipe, job.plan, job.folder, rank)
-    weights = {name: tensor.clone() for name, tensor in (consolidated_weights(session.engine) or {}).items()}
+    session = assemble(recipe, job.plan, job.folder, make_mesh(job.plan.mesh, rank))
+    weights = {
+        name: tensor.clone() for name, tensor in (consolidated_weights(session.engine, session.mesh) or {}).items()
+    }
     session.close()
     return weights
 

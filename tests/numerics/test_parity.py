@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from shardyard.engine.assemble import assemble
 from shardyard.engine.checkpoint.weights import consolidated_weights
+from shardyard.engine.mesh import make_mesh
 from shardyard.engine.step import train_step
 from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Recipe
@@ -34,11 +35,11 @@ def curves(rank: Rank, recipes: list[Recipe], runs: Path) -> list[list[float]]:
 
 def _curve(rank: Rank, recipe: Recipe, runs: Path) -> list[float]:
     job = tiny_job(recipe, runs, world_size=rank.world_size)
-    session = assemble(recipe, job.plan, job.folder, rank)
+    session = assemble(recipe, job.plan, job.folder, make_mesh(job.plan.mesh, rank))
     losses = []
     for step in range(STEPS):
         session.learning_rate.set(session.factor(step))
-        result = train_step(session.engine, session.objective, session.next_batch(), rank)
+        result = train_step(session.engine, session.objective, session.next_batch(), session.mesh)
         losses.append(result.loss)
     session.close()
     return losses
@@ -96,14 +97,16 @@ def test_accumulation_shares_one_golden_list(corpus: Path, tmp_path: Path) -> No
 def with_batches(rank: Rank, recipe: Recipe, runs: Path) -> dict[str, Any]:
     """Losses of a run, with what a reference needs to repeat it: initial weights and every batch."""
     job = tiny_job(recipe, runs, world_size=rank.world_size)
-    session = assemble(recipe, job.plan, job.folder, rank)
-    weights = {name: tensor.clone() for name, tensor in (consolidated_weights(session.engine) or {}).items()}
+    session = assemble(recipe, job.plan, job.folder, make_mesh(job.plan.mesh, rank))
+    weights = {
+        name: tensor.clone() for name, tensor in (consolidated_weights(session.engine, session.mesh) or {}).items()
+    }
     losses, batches = [], []
     for step in range(STEPS):
         session.learning_rate.set(session.factor(step))
         batch = session.next_batch()
         batches.append((batch["input_ids"], batch["labels"], batch["position_ids"]))
-        losses.append(train_step(session.engine, session.objective, batch, rank).loss)
+        losses.append(train_step(session.engine, session.objective, batch, session.mesh).loss)
     session.close()
     return {"losses": losses, "batches": batches, "weights": weights, "config": session.config}
 

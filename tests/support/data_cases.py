@@ -53,7 +53,7 @@ def data(train: Sequence[Source], **options: Any) -> Data:
 @contextmanager
 def loader(recipe: Data, **options: Any) -> Iterator[TrainLoader]:
     context = FormatInputs(recipe, options.pop("tokenizer", bytes_tokenizer()))
-    settings = {"global_batch": 4, "streams": 4, "seed": 7, "rank": 0, "world_size": 1}
+    settings = {"global_batch": 4, "streams": 4, "seed": 7, "dp_rank": 0, "dp_size": 1}
     opened = TrainLoader(context, **{**settings, **options})
     try:
         yield opened
@@ -77,17 +77,17 @@ def rows(batch: Batch) -> list[Row]:
     return list(zip(*columns, strict=True))
 
 
-def global_rows(recipe: Data, count: int, world_size: int, **options: Any) -> list[list[Row]]:
+def global_rows(recipe: Data, count: int, dp_size: int, **options: Any) -> list[list[Row]]:
     """The rows of `count` global batches in the order of j, put together from all ranks."""
-    ranks = [batches(recipe, count, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    ranks = [batches(recipe, count, dp_rank=rank, dp_size=dp_size, **options) for rank in range(dp_size)]
     return [[row for parts in zip(*map(rows, step), strict=True) for row in parts] for step in zip(*ranks, strict=True)]
 
 
-def merged_state(recipe: Data, steps: int, world_size: int, **options: Any) -> dict[str, Any]:
+def merged_state(recipe: Data, steps: int, dp_size: int, **options: Any) -> dict[str, Any]:
     """The states of all streams after `steps` batches, as a checkpoint holds them."""
     merged: dict[str, Any] = {}
-    for rank in range(world_size):
-        merged |= batches(recipe, steps, rank=rank, world_size=world_size, **options)[-1].state
+    for rank in range(dp_size):
+        merged |= batches(recipe, steps, dp_rank=rank, dp_size=dp_size, **options)[-1].state
     return merged
 
 

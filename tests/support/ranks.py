@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
+from shardyard.engine.mesh import Axis, make_mesh
 from shardyard.engine.world import Rank
+from shardyard.recipe.mesh import data_mesh
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -38,6 +40,11 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
     failures = [f"rank {rank}:\n{text}" for rank, (good, text) in enumerate(results) if not good]
     assert not failures, "\n".join(failures)
     return [value for _, value in results]
+
+
+def data_axis(rank: Rank) -> Axis:
+    """The axis along which all ranks read rows of their own."""
+    return make_mesh(data_mesh(rank.world_size), rank).data
 
 
 def _result(scratch: Path, rank: int) -> tuple[bool, Any]:

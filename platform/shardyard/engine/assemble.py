@@ -13,8 +13,8 @@ from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
 from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.hooks.registry import HookInputs, outside_hooks
 from shardyard.engine.hooks.sampling import SampleHook
+from shardyard.engine.mesh import Mesh
 from shardyard.engine.session import Session
-from shardyard.engine.world import Rank
 from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan
@@ -28,7 +28,7 @@ from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.wandb.mirror import WandbMirror
 
 
-def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, trust: bool = False) -> Session:
+def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, trust: bool = False) -> Session:
     """Everything that the loop needs.
 
     Args:
@@ -37,11 +37,11 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
     Raises:
         DataError, ModelError: a part of the recipe cannot be built here.
     """
-    tracker = _tracker(recipe, folder) if rank.is_first else None
+    tracker = _tracker(recipe, folder) if mesh.is_first else None
     event_log: EventLog = tracker or NullEventLog()
-    components = make_components(recipe)
-    engine = start_engine(recipe, plan, components.config, rank, lambda text: event_log.event(Notice(text=text)))
-    components = with_frozen(recipe, components, rank.device, engine.module)
+    components = make_components(recipe, data_group=mesh.data.group)
+    engine = start_engine(recipe, plan, components.config, mesh, lambda text: event_log.event(Notice(text=text)))
+    components = with_frozen(recipe, components, mesh.device, engine.module)
     loader = TrainLoader(
         components.format_inputs,
         objective=recipe.objective,
@@ -49,18 +49,14 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         micro_batch=plan.micro_batch,
         streams=plan.streams,
         seed=recipe.train.seed,
-        rank=rank.rank,
-        world_size=rank.world_size,
+        dp_rank=mesh.data.index,
+        dp_size=mesh.data.size,
     )
-    metadata = {
-        "zero_stage": recipe.zero.stage,
-        "precision": precision_of(recipe),
-        "expert_parallel": recipe.model.experts.parallel,
-    }
+    metadata = {"zero_stage": recipe.zero.stage, "precision": precision_of(recipe)}
     session = Session(
         recipe=recipe,
         plan=plan,
-        rank=rank,
+        mesh=mesh,
         folder=folder,
         tokenizer=components.tokenizer,
         config=components.config,
@@ -70,16 +66,16 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, rank: Rank, *, tr
         factor=learning_rate_factor(recipe.schedule, plan.steps),
         learning_rate=LearningRate(engine),
         checkpointer=Checkpointer(
-            engine, folder.checkpoints, rank, keep=recipe.checkpoint.keep, metadata=metadata, trust=trust
+            engine, folder.checkpoints, mesh, keep=recipe.checkpoint.keep, metadata=metadata, trust=trust
         ),
         event_log=event_log,
         tracker=tracker,
         meter=_meter(recipe, plan),
-        machine=_machine(folder, rank),
+        machine=_machine(folder, mesh),
         processor=components.processor,
     )
     _add_hooks(session, components)
-    if rank.is_first:
+    if mesh.is_first:
         folder.update(data=loader.fingerprint())
     return session
 
@@ -99,15 +95,16 @@ def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:
 
 def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:
     peak = peak_flops(device_name(), precision_of(recipe))
-    return Throughput(flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.world.size)
+    # Tokens are those of the global batch, and all ranks compute on them, along whatever axes.
+    return Throughput(flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.mesh.world)
 
 
-def _machine(folder: RunFolder, rank: Rank) -> MachineWatch | None:
+def _machine(folder: RunFolder, mesh: Mesh) -> MachineWatch | None:
     """One a node."""
-    if rank.local_rank:
+    if mesh.here.local_rank:
         return None
-    where, gpu = folder.path / "logs" / "machines", rank.device.type == "cuda"
-    return MachineWatch(where, socket.gethostname(), collects=rank.is_first, gpu=gpu)
+    where, gpu = folder.path / "logs" / "machines", mesh.device.type == "cuda"
+    return MachineWatch(where, socket.gethostname(), collects=mesh.is_first, gpu=gpu)
 
 
 def _early_stopping(recipe: Recipe, events: EventLog, every: int) -> EarlyStoppingHook | None:
@@ -126,7 +123,7 @@ def _add_hooks(session: Session, components: Components) -> None:
         session.engine,
         components.objective,
         held_out(recipe, components),
-        session.rank,
+        session.mesh,
         micro_batch=session.plan.micro_batch,
         events=events,
         every=every,
@@ -136,10 +133,10 @@ def _add_hooks(session: Session, components: Components) -> None:
     if recipe.sample.prompts:
         chat = objective_spec(recipe.objective).chat
         sample = SampleHook(
-            session.engine, session.tokenizer, recipe.sample, session.rank, events, every=every, chat=chat
+            session.engine, session.tokenizer, recipe.sample, session.mesh.device, events, every=every, chat=chat
         )
     acting = [hook for hook in (stopping, sample, session.checkpoint) if hook is not None]
     ours = [evaluate, session.recorder, *acting]
-    inputs = HookInputs(recipe, session.engine.module, session.rank, events)
+    inputs = HookInputs(recipe, session.engine.module, session.mesh, events)
     outside = outside_hooks(inputs, [hook.name for hook in ours])
     session.hooks += [evaluate, *outside, session.recorder, *acting]

@@ -23,8 +23,8 @@ from shardyard.engine.hooks.base import Hook, NullEventLog
 from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.job import Job
+from shardyard.engine.mesh import Mesh
 from shardyard.engine.step import train_step
-from shardyard.engine.world import Rank, from_first
 from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan, make_plan
@@ -52,7 +52,7 @@ class Pace:
     evaluation_seconds: float
 
 
-def fix_steps(job: Job, rank: Rank) -> Job:
+def fix_steps(job: Job, mesh: Mesh) -> Job:
     """The job with the steps that its time budget holds, which the run folder keeps; all ranks call this.
 
     Without `train.minutes`, or when the budget was turned into steps before, it is the job as it was.
@@ -64,19 +64,19 @@ def fix_steps(job: Job, rank: Rank) -> Job:
     if most <= UNTIMED_STEPS + LEAST_TIMED_STEPS:
         steps, why = most, f"{most} steps are too few to measure how many {minutes:g} minutes hold"
     else:
-        pace = measure(job, rank)
+        pace = measure(job, mesh)
         # The engine of training would otherwise come on top of that one.
         gc.collect()
-        if rank.device.type == "cuda":
+        if mesh.device.type == "cuda":
             torch.cuda.empty_cache()
         steps = steps_within(60 * minutes * (1 - RESERVE), pace, most, lambda count: _evaluations(job, count))
-        steps, pace = from_first((steps, pace), rank)
+        steps, pace = mesh.from_first((steps, pace))
         held = "hold all" if steps == most else "hold"
         why = f"{minutes:g} minutes {held} {steps} of {most} steps, at {pace.step_seconds:.3g} s each"
     recipe = shortened(job.recipe, steps, of=most)
     plan = make_plan(recipe, job.plan.architecture, job.plan.world)
     plan.reasons["steps"] = why
-    if rank.is_first:
+    if mesh.is_first:
         _keep(job, recipe, plan, why)
     return replace(job, recipe=recipe, plan=plan)
 
@@ -97,12 +97,12 @@ def _evaluations(job: Job, steps: int) -> int:
     return math.ceil(steps / plan.evaluate_every)
 
 
-def measure(job: Job, rank: Rank) -> Pace:
+def measure(job: Job, mesh: Mesh) -> Pace:
     """Time some steps and an evaluation on an engine that is thrown away; all ranks call this."""
     recipe, plan = job.recipe, job.plan
-    components = make_components(recipe)
-    engine = start_engine(recipe, plan, components.config, rank)
-    components = with_frozen(recipe, components, rank.device, engine.module)
+    components = make_components(recipe, data_group=mesh.data.group)
+    engine = start_engine(recipe, plan, components.config, mesh)
+    components = with_frozen(recipe, components, mesh.device, engine.module)
     loader = TrainLoader(
         components.format_inputs,
         objective=recipe.objective,
@@ -110,8 +110,8 @@ def measure(job: Job, rank: Rank) -> Pace:
         micro_batch=plan.micro_batch,
         streams=plan.streams,
         seed=recipe.train.seed,
-        rank=rank.rank,
-        world_size=rank.world_size,
+        dp_rank=mesh.data.index,
+        dp_size=mesh.data.size,
     )
     LearningRate(engine).set(learning_rate_factor(recipe.schedule, plan.steps)(0))
     hooks: list[Hook] = [
@@ -119,16 +119,16 @@ def measure(job: Job, rank: Rank) -> Pace:
             engine,
             components.objective,
             held_out(recipe, components),
-            rank,
+            mesh,
             micro_batch=plan.micro_batch,
             events=NullEventLog(),
         )
     ]
     if recipe.sample.prompts:
         chat = objective_spec(recipe.objective).chat
-        hooks.append(SampleHook(engine, components.tokenizer, recipe.sample, rank, NullEventLog(), chat=chat))
+        hooks.append(SampleHook(engine, components.tokenizer, recipe.sample, mesh.device, NullEventLog(), chat=chat))
     try:
-        times = _timed(lambda: train_step(engine, components.objective, next(loader), rank), rank)
+        times = _timed(lambda: train_step(engine, components.objective, next(loader), mesh), mesh)
         started = time.monotonic()
         for hook in hooks:
             hook.on_step(StepRecord(0, {}))
@@ -138,7 +138,7 @@ def measure(job: Job, rank: Rank) -> Pace:
         engine.destroy()
 
 
-def _timed(step: Callable[[], object], rank: Rank) -> list[float]:
+def _timed(step: Callable[[], object], mesh: Mesh) -> list[float]:
     """Seconds of each step after the first ones; all ranks stop after the same."""
     times: list[float] = []
     for number in range(UNTIMED_STEPS + MOST_TIMED_STEPS):
@@ -147,7 +147,7 @@ def _timed(step: Callable[[], object], rank: Rank) -> list[float]:
         if number >= UNTIMED_STEPS:
             times.append(time.monotonic() - started)
         enough = len(times) >= LEAST_TIMED_STEPS and sum(times) >= TIMED_SECONDS
-        if from_first(enough, rank):
+        if mesh.from_first(enough):
             break
     return times
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedConfig
 
 from shardyard.data.formats import FormatInputs
@@ -40,12 +41,19 @@ class Components:
     processor: Any = None
 
 
-def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrainedConfig | None = None) -> Components:
+def make_components(
+    recipe: Recipe,
+    *,
+    tokenizer: Any = None,
+    config: PreTrainedConfig | None = None,
+    data_group: ProcessGroup | None = None,
+) -> Components:
     """Everything but the weights.
 
     Args:
         tokenizer: that of an exported model, in the place of the recipe's.
         config: likewise, so that the weights which it began with need not be there any more.
+        data_group: the data-parallel ranks, for an objective that compares rows of all of them; None for one alone.
 
     Raises:
         DataError, ModelError: the tokenizer or the model's configuration cannot be had.
@@ -68,6 +76,7 @@ def make_components(recipe: Recipe, *, tokenizer: Any = None, config: PreTrained
         sequence_length=recipe.data.sequence_length,
         tokenizer=tokenizer,
         model=config,
+        data_group=data_group,
     )
     objective = make_objective(recipe.objective, objective_inputs)
     return Components(

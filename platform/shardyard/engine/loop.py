@@ -8,7 +8,6 @@ from typing import Literal
 
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, train_step
-from shardyard.engine.world import from_first
 from shardyard.tracking.metrics import record as names
 from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
@@ -59,7 +58,7 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
     learning_rate = session.learning_rate.set(session.factor(step - 1))
     batch = session.next_batch()
     waited = time.monotonic() - started
-    result = train_step(session.engine, session.objective, batch, session.rank, flag=_flag(session))
+    result = train_step(session.engine, session.objective, batch, session.mesh, flag=_flag(session))
     _check(session, result, step)
     session.statistics.average()
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
@@ -87,7 +86,7 @@ def _flag(session: Session) -> float:
 
 def _stopped_before_start(session: Session) -> Outcome | None:
     """What the run ends in where it was asked to stop while it started: all that was trained is saved already."""
-    flag = from_first(_flag(session), session.rank)
+    flag = session.mesh.from_first(_flag(session))
     return next((outcome for value, outcome in _STOP_FLAGS.values() if value == flag), None)
 
 

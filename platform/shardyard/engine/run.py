@@ -19,8 +19,9 @@ from shardyard.engine.checkpoint.weights import consolidated_weights
 from shardyard.engine.hooks.base import Hook
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
+from shardyard.engine.mesh import make_mesh
 from shardyard.engine.session import Session
-from shardyard.engine.world import Rank, from_first, gather
+from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError, HardwareError, ShardyardError
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.models.export.card import TrainedRun, model_card
@@ -62,8 +63,9 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
     torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker)
     if rank.device.type == "cpu":
         keep_freed_memory()
-    job = fix_steps(job, rank)
-    session = assemble(job.recipe, job.plan, job.folder, rank, trust=job.trust)
+    mesh = make_mesh(job.plan.mesh, rank)
+    job = fix_steps(job, mesh)
+    session = assemble(job.recipe, job.plan, job.folder, mesh, trust=job.trust)
     if on_step is not None:
         session.hooks.insert(0, CallHook(on_step))
     ended = "failed"
@@ -117,8 +119,8 @@ def keep_freed_memory() -> None:
 
 
 def _log_data_counts(session: Session) -> None:
-    """What reading cost and left out, over all ranks, so that nothing is dropped in silence."""
-    stats = gather(session.loader.stats(), session.rank)
+    """What reading cost and left out, over all ranks that read, so that nothing is dropped in silence."""
+    stats = session.mesh.data.gather(session.loader.stats())
     skipped = sum(source["skipped"] for one in stats for source in one["sources"])
     retries, cut = (sum(one[name] for one in stats) for name in ("retries", "cut"))
     session.event_log.event(DataRead(skipped=skipped, retries=retries, cut=cut, ranks=stats))
@@ -162,7 +164,7 @@ def _finish(session: Session) -> None:
 
 def _export(session: Session) -> str | None:
     """Write final/; returns why it could not be written, on all ranks, so that none waits for rank 0."""
-    weights = consolidated_weights(session.engine)
+    weights = consolidated_weights(session.engine, session.mesh)
     problem = None
     if weights is not None:
         evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]
@@ -186,7 +188,7 @@ def _export(session: Session) -> str | None:
             session.event_log.event(Finished(step=session.engine.global_steps, path=path.name))
         except (OSError, ShardyardError) as error:
             problem = f"the trained model could not be written to {session.folder.path / 'final'}: {error}"
-    return cast("str | None", from_first(problem, session.rank))
+    return cast("str | None", session.mesh.from_first(problem))
 
 
 def _with_room(session: Session, size_bytes: int, write: Callable[[], Path]) -> Path:

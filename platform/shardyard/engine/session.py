@@ -18,7 +18,7 @@ from shardyard.engine.deepspeed.engine import LearningRate
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.engine.hooks.checkpoints import CheckpointHook
 from shardyard.engine.hooks.recording import RecordHook
-from shardyard.engine.world import Rank, from_first
+from shardyard.engine.mesh import Mesh
 from shardyard.errors import TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.planning.plan import RunPlan
@@ -37,7 +37,7 @@ class Session:
 
     recipe: Recipe
     plan: RunPlan
-    rank: Rank
+    mesh: Mesh
     folder: RunFolder
     tokenizer: Any
     config: PreTrainedConfig
@@ -67,7 +67,7 @@ class Session:
         self.recorder = RecordHook(
             self.tracker, self.machine, record_every=self.plan.record_every, last=self.plan.steps
         )
-        self.statistics = RunningStatistics(self.engine.module, self.rank.world_size)
+        self.statistics = RunningStatistics(self.engine.module, self.mesh.data)
 
     @property
     def stopped_early(self) -> bool:
@@ -101,7 +101,7 @@ class Session:
                 if hook.name in state.hooks:
                     hook.load_state_dict(state.hooks[hook.name])
         number = self.folder.info().attempts
-        self.event_log.event(Attempt(number=number, world_size=self.rank.world_size, resumed_step=done or None))
+        self.event_log.event(Attempt(number=number, world_size=self.mesh.world.size, resumed_step=done or None))
         return done
 
     def next_batch(self) -> Batch:
@@ -116,9 +116,9 @@ class Session:
         Raises:
             TakenOverError: another process trains the run by now.
         """
-        if self.rank.is_first:
+        if self.mesh.is_first:
             self.folder.check_held()
-        return self.folder.stop_requested() if self.rank.is_first else None
+        return self.folder.stop_requested() if self.mesh.is_first else None
 
     def finish(self) -> None:
         """Save the last checkpoint.
@@ -130,8 +130,8 @@ class Session:
 
     def exploded(self, step: int, what: str) -> TrainingError:
         """The error that ends a run of which a value is no number at `step`; all ranks call this."""
-        text = way_back(self.folder, self.recipe.optimizer.lr, step, what) if self.rank.is_first else ""
-        return TrainingError(from_first(text, self.rank))
+        text = way_back(self.folder, self.recipe.optimizer.lr, step, what) if self.mesh.is_first else ""
+        return TrainingError(self.mesh.from_first(text))
 
     def close(self, outcome: str = "failed") -> None:
         """Stop reading ahead and let tracking finish; `outcome` is how the run ended."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from shardyard.data.stream.loader import Batch
 from shardyard.data.stream.rows import Tensors
 from shardyard.engine.deepspeed.quirks import backward, gradient_norm_unit, plain_gradient_norm
+from shardyard.engine.mesh import Mesh
 from shardyard.engine.sums import PendingSum, Sums
-from shardyard.engine.world import Rank
 from shardyard.objectives.base import Objective, Totals
 
 
@@ -36,32 +36,32 @@ class StepResult:
 
 
 def train_step(
-    engine: deepspeed.DeepSpeedEngine, objective: Objective, batch: Batch, rank: Rank, *, flag: float = 0.0
+    engine: deepspeed.DeepSpeedEngine, objective: Objective, batch: Batch, mesh: Mesh, *, flag: float = 0.0
 ) -> StepResult:
     """Forward, backward and update.
 
     Each loss term is divided by its targets in the whole global batch, so neither the number of ranks nor that of
-    micro-batches changes what is minimised. DeepSpeed averages gradients over ranks; multiplying by the world size
-    makes that the sum that this mean needs.
+    micro-batches changes what is minimised. DeepSpeed averages gradients over the data-parallel ranks; multiplying by
+    their number makes that the sum that this mean needs.
 
     Nothing waits for the device between micro-batches: sums are added up there, and once a step the few numbers that
     every step needs (losses, counts, gradient norm, flags) come to the host together.
 
     Args:
         batch: this rank's rows.
-        flag: a number that is summed over ranks along with the loss, so that ranks agree without a message of its own.
+        flag: a number that is summed over all ranks beside the loss, so that they agree without a message of its own.
     """
     terms = sorted(objective.weights)
     own_counts = [objective.counts(part) for part in batch.micro_batches]
-    pending = PendingSum([sum(counts[term] for counts in own_counts) for term in terms], rank.device)
+    pending = PendingSum([sum(counts[term] for counts in own_counts) for term in terms], mesh)
     norm_unit = gradient_norm_unit(engine)
     scales: Tensor | None = None
     norm: float | Tensor | None = None
-    sums = Sums(rank.device)
+    sums = Sums(mesh.device)
     for part in batch.micro_batches:
-        measured = objective.measure(engine, to_device(part, rank.device))
+        measured = objective.measure(engine, to_device(part, mesh.device))
         if scales is None:
-            scales = _scales([objective.weights[term] * rank.world_size for term in terms], pending.on_device())
+            scales = _scales([objective.weights[term] * mesh.data.size for term in terms], pending.on_device())
         losses = [measured.losses[term] for term in terms]
         loss = torch.stack([value * scale.to(value.dtype) for value, scale in zip(losses, scales, strict=True)]).sum()
         backward(engine, loss)
@@ -71,7 +71,7 @@ def train_step(
     norm = engine.get_global_grad_norm() if norm is None else norm
     counts = dict(zip(terms, pending.on_device(), strict=True))
     norms = [] if norm is None else [torch.as_tensor(norm, dtype=torch.float64)]
-    totals, (flags,), norms_here = sums.over_ranks([flag]).to_host(counts, *norms)
+    totals, (flags,), norms_here = sums.over_ranks(mesh, [flag]).to_host(counts, *norms)
     return StepResult(
         loss=objective.total(totals),
         totals=totals,

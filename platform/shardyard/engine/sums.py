@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from shardyard.engine.mesh import Mesh
 from shardyard.objectives.base import Measured, Totals
 
 
 class PendingSum:
-    """A sum over all ranks that is on its way."""
+    """A sum over the data-parallel ranks that is on its way."""
 
-    def __init__(self, values: Sequence[float], device: torch.device) -> None:
-        self._tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        self._work = distributed.all_reduce(self._tensor, async_op=True)
+    def __init__(self, values: Sequence[float], mesh: Mesh) -> None:
+        self._tensor = torch.tensor(values, dtype=torch.float64, device=mesh.device)
+        self._work = mesh.data.start_sum(self._tensor)
 
     def on_device(self) -> Tensor:
         """The sums [N] in fp64, one for each value given; the host does not wait for the device."""
@@ -29,9 +30,9 @@ class PendingSum:
         return [float(value) for value in self.on_device().tolist()]
 
 
-def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Element-wise sums over all ranks."""
-    return PendingSum(values, device).wait()
+def sum_over_ranks(values: Sequence[float], mesh: Mesh) -> list[float]:
+    """Element-wise sums over the data-parallel ranks."""
+    return PendingSum(values, mesh).wait()
 
 
 class Sums:
@@ -49,32 +50,32 @@ class Sums:
                 wide = value.detach().to(self._device, torch.float64)
                 into[name] = into[name] + wide if name in into else wide
 
-    def totals(self, counts: Mapping[str, float]) -> Totals:
-        """Those of this process alone."""
-        losses = {name: float(value) for name, value in self._losses.items()}
-        return Totals(losses, Observed(self._observed), counts)
+    def over_ranks(self, mesh: Mesh, extras: Sequence[float] = ()) -> RankSums:
+        """The sums over the data-parallel ranks: others read the same rows, and would count them again.
 
-    def over_ranks(self, extras: Sequence[float] = ()) -> RankSums:
-        """The sums over all ranks, in one collective, with `extras` summed beside them. All ranks call this."""
+        `extras` are summed over all ranks, in the same collective where all of them are data-parallel. All ranks call
+        this.
+        """
         names, observed = sorted(self._losses), sorted(self._observed)
         tensors = [self._losses[name] for name in names] + [self._observed[name] for name in observed]
-        if extras:
-            tensors.append(torch.tensor(extras, dtype=torch.float64, device=self._device))
+        tensors.append(torch.tensor(extras, dtype=torch.float64, device=self._device))
+        sizes = [tensor.numel() for tensor in tensors]
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        distributed.all_reduce(flat)
-        parts = [
-            part.view(tensor.shape)
-            for part, tensor in zip(torch.split(flat, [tensor.numel() for tensor in tensors]), tensors, strict=True)
-        ]
+        if mesh.data.size == mesh.world.size:
+            mesh.data.sum(flat)
+        else:
+            mesh.data.sum(flat[: sum(sizes[:-1])])
+            mesh.world.sum(flat[sum(sizes[:-1]) :])
+        parts = [part.view(tensor.shape) for part, tensor in zip(torch.split(flat, sizes), tensors, strict=True)]
         return RankSums(
             losses=dict(zip(names, parts, strict=False)),
             observed=dict(zip(observed, parts[len(names) :], strict=False)),
-            extras=parts[-1] if extras else flat[:0],
+            extras=parts[-1],
         )
 
 
 class RankSums:
-    """Sums over all ranks, still on the device."""
+    """Sums over ranks, still on the device."""
 
     def __init__(self, losses: dict[str, Tensor], observed: dict[str, Tensor], extras: Tensor) -> None:
         self._losses, self._observed, self._extras = losses, observed, extras

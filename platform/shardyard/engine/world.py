@@ -1,17 +1,19 @@
-"""Where this process stands among the ranks, and the few collectives that the engine needs."""
+"""What a launch tells a process about its place among all ranks. `engine/mesh.py` makes the mesh of a run from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import distributed
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run; `torch.distributed` is initialised when one exists."""
+    """One process of a run; `torch.distributed` is initialised when one exists.
+
+    world_size: the number of all ranks, whatever axes they are arranged along.
+    local_rank: its number on its node.
+    """
 
     rank: int
     world_size: int
@@ -22,17 +24,3 @@ class Rank:
     def is_first(self) -> bool:
         """Rank 0 writes what is written once."""
         return self.rank == 0
-
-
-def gather(value: Any, rank: Rank) -> list[Any]:
-    """Every rank's `value` in rank order, on every rank."""
-    gathered: list[Any] = [None] * rank.world_size
-    distributed.all_gather_object(gathered, value)
-    return gathered
-
-
-def from_first(value: Any, rank: Rank) -> Any:
-    """Rank 0's `value`, on every rank."""
-    holder = [value if rank.is_first else None]
-    distributed.broadcast_object_list(holder, src=0)
-    return holder[0]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardyard.recipe import schema
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class ObjectiveInputs:
 
     `sequence_length` is the most tokens of a row, and so of what is decoded. `frozen` is the teacher of a
     distillation or the reference model of a preference: called like a model, it gives logits without gradients.
+    `data_group` are the ranks that read the other rows of a global batch; None where this one reads all.
     """
 
     loss: schema.Loss = field(default_factory=schema.Loss)
@@ -27,3 +31,4 @@ class ObjectiveInputs:
     tokenizer: Any = None
     model: Any = None
     frozen: Callable[..., Any] | None = None
+    data_group: ProcessGroup | None = None

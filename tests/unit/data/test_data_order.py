@@ -39,7 +39,7 @@ def two_sources(folder: Path, **options: object) -> Data:
     return data([Source(path=many, weight=0.6), Source(path=few, weight=0.4)], **options)
 
 
-def test_the_world_size_does_not_change_the_order(tmp_path: Path) -> None:
+def test_the_number_of_ranks_does_not_change_the_order(tmp_path: Path) -> None:
     recipe = two_sources(tmp_path)
     one = global_rows(recipe, 12, 1)
     assert one == global_rows(recipe, 12, 2)
@@ -65,7 +65,7 @@ def test_more_streams_than_rows_in_a_batch(tmp_path: Path) -> None:
     worlds=st.sampled_from([(1, 1), (1, 4), (2, 4), (4, 2), (4, 1)]),
     isolate=st.booleans(),
 )
-def test_resume_at_any_step_onto_any_world_size(
+def test_resume_at_any_step_onto_any_number_of_ranks(
     step: int, length: int, window: int, weight: float, worlds: tuple[int, int], isolate: bool
 ) -> None:
     before, after = worlds
@@ -75,7 +75,7 @@ def test_resume_at_any_step_onto_any_world_size(
         recipe = recipe.model_copy(update={"train": [recipe.train[0], second]})
         undisturbed = [rows(batch) for batch in batches(recipe, step + 3)]
         state = merged_state(recipe, step, before)
-        resumed = [batches(recipe, 3, state, rank=rank, world_size=after) for rank in range(after)]
+        resumed = [batches(recipe, 3, state, dp_rank=rank, dp_size=after) for rank in range(after)]
         joined = [
             [row for parts in zip(*map(rows, ranks), strict=True) for row in parts]
             for ranks in zip(*resumed, strict=True)

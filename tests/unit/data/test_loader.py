@@ -76,7 +76,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, which: set[in
 
 
 def test_shapes_and_types(recipe: Data) -> None:
-    with loader(recipe, global_batch=8, streams=4, rank=1, world_size=2) as opened:
+    with loader(recipe, global_batch=8, streams=4, dp_rank=1, dp_size=2) as opened:
         batch = next(opened)
     for tensor in (batch["input_ids"], batch["labels"], batch["position_ids"]):
         assert tensor.shape == (4, 16)
@@ -120,7 +120,7 @@ def test_stats_count_tokens_documents_skips_and_epochs(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_the_same_on_every_rank(recipe: Data) -> None:
-    with loader(recipe, rank=0, world_size=2) as one, loader(recipe, rank=1, world_size=2) as two:
+    with loader(recipe, dp_rank=0, dp_size=2) as one, loader(recipe, dp_rank=1, dp_size=2) as two:
         assert one.fingerprint() == two.fingerprint()
         assert one.fingerprint()["sources"][0]["num_files"] == 2
     with loader(recipe, seed=8) as other:
@@ -216,7 +216,7 @@ def test_close_ends_a_thread_that_waits_for_another_try(recipe: Data, monkeypatc
 
 def test_a_forgotten_loader_ends_its_thread(recipe: Data) -> None:
     opened = TrainLoader(
-        FormatInputs(recipe, bytes_tokenizer()), global_batch=4, streams=4, seed=7, rank=0, world_size=1
+        FormatInputs(recipe, bytes_tokenizer()), global_batch=4, streams=4, seed=7, dp_rank=0, dp_size=1
     )
     next(opened)
     thread = opened._feed.thread

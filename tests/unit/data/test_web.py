@@ -110,7 +110,7 @@ def test_the_loader_counts_requests_that_were_repeated(server: Server) -> None:
     server.faults = 0.3
     data = Data(train=[Source(path=server.url("a.parquet"))], sequence_length=32, retry_seconds=60)
     context = FormatInputs(data, load_tokenizer("bytes"))
-    with_faults = TrainLoader(context, global_batch=4, streams=4, seed=7, rank=0, world_size=1)
+    with_faults = TrainLoader(context, global_batch=4, streams=4, seed=7, dp_rank=0, dp_size=1)
     try:
         before = with_faults.stats()["retries"]
         assert before >= 1

@@ -52,8 +52,8 @@ class Trained:
             global_batch=batch,
             streams=streams,
             seed=recipe.train.seed,
-            rank=rank,
-            world_size=world_size,
+            dp_rank=rank,
+            dp_size=world_size,
         )
         self.run.update(data=loader.fingerprint())
         state: dict[str, Any] = {}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from shardyard.data.stream.loader import Batch
 from shardyard.engine import step, sums
+from shardyard.engine.mesh import single_process
 from shardyard.engine.sums import Observed, RankSums, Sums
-from shardyard.engine.world import Rank
 from shardyard.objectives.base import Measured, Totals
 from shardyard.objectives.causal_lm.loss import CausalLM
 from shardyard.objectives.routing import Route
@@ -23,26 +23,21 @@ from shardyard.recipe.schema import Experts
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One rank, whose collectives have nothing to do."""
-    monkeypatch.setattr(sums, "distributed", SimpleNamespace(all_reduce=lambda tensor, async_op=False: None))
-
-
-def test_sums_are_those_of_python_floats_to_the_last_bit(alone: None) -> None:
+def test_sums_are_those_of_python_floats_to_the_last_bit() -> None:
     torch.manual_seed(0)
     losses = [torch.rand(()) * 10**n for n in range(-3, 6)]
     tables = [torch.randint(0, 9, (2, 3)) for _ in losses]
     own = Sums(CPU)
     for loss, table in zip(losses, tables, strict=True):
         own.add(Measured({"loss": loss}, {"table": table, "half": loss.bfloat16()}))
-    totals, extras, more = own.over_ranks([3.0, 4.0]).to_host({"loss": torch.tensor(7.0)}, torch.tensor(0.1))
+    totals, extras, more = own.over_ranks(single_process(CPU), [3.0, 4.0]).to_host(
+        {"loss": torch.tensor(7.0)}, torch.tensor(0.1)
+    )
     assert totals.losses["loss"] == sum(float(loss) for loss in losses)
     assert totals.observed["half"] == sum(float(loss.bfloat16()) for loss in losses)
     assert totals.observed["table"].tolist() == torch.stack(tables).sum(0).tolist()
     assert totals.observed["table"].dtype == torch.float64
     assert (totals.counts, extras, more) == ({"loss": 7.0}, [3.0, 4.0], [float(torch.tensor(0.1))])
-    assert own.totals({"loss": 7.0}).losses == totals.losses
 
 
 def test_what_was_observed_travels_when_it_is_read_and_then_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +83,7 @@ class OnMeta:
         return True
 
 
-def test_no_micro_batch_waits_for_the_device(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_micro_batch_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four micro-batches of a mixture of experts on a device without values: reading one raises."""
     route = Route(torch.empty(64, 4, device=META), torch.empty(64, 2, dtype=torch.int64, device=META))
     objective = CausalLM(experts=Experts(balance=0.01, z_loss=0.01), has_experts=True)
@@ -104,14 +99,14 @@ def test_no_micro_batch_waits_for_the_device(alone: None, monkeypatch: pytest.Mo
     ids = torch.zeros(2, 32, dtype=torch.int64)
     batch = Batch(({"input_ids": ids, "labels": ids, "position_ids": ids},) * 4, (), {})
     engine: Any = OnMeta()
-    result = step.train_step(engine, objective, batch, Rank(0, 1, 0, META))
+    result = step.train_step(engine, objective, batch, single_process(META))
     assert (engine.steps, len(reads)) == (4, 1)
     assert (result.loss, result.grad_norm) == (pytest.approx(2.0 + 0.01 + 0.01), 2.0)
 
 
-def test_a_loss_that_is_no_number_arrives_as_such(alone: None) -> None:
+def test_a_loss_that_is_no_number_arrives_as_such() -> None:
     own = Sums(CPU)
     own.add(Measured({"loss": torch.tensor(torch.nan)}))
     own.add(Measured({"loss": torch.tensor(1.0)}))
-    totals, _, _ = own.over_ranks().to_host({"loss": 1.0})
+    totals, _, _ = own.over_ranks(single_process(CPU)).to_host({"loss": 1.0})
     assert totals.losses["loss"] != totals.losses["loss"]

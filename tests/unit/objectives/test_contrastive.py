@@ -110,7 +110,7 @@ def test_parts_of_the_rows_add_up_to_the_whole() -> None:
 
 def test_alone_rows_stay_as_they_are() -> None:
     rows = torch.randn(3, 2)
-    gathered, first = gather_rows(rows)
+    gathered, first = gather_rows(rows, None)
     assert gathered is rows
     assert first == 0
 

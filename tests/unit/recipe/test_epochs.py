@@ -35,8 +35,8 @@ def test_a_pass_over_joined_documents_is_what_the_loader_reads(tmp_path: Path) -
         micro_batch=4,
         streams=1,
         seed=recipe.train.seed,
-        rank=0,
-        world_size=1,
+        dp_rank=0,
+        dp_size=1,
     )
     try:
         steps = 0

@@ -1,6 +1,7 @@
 """The training loader: this rank's rows of every global batch, made ready by one background thread.
 
-Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = streams, N = ranks.
+Ranks are data-parallel ranks: those that read different rows. Others read what one of them reads.
+Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = streams, N = data-parallel ranks.
 """
 
 from __future__ import annotations
@@ -92,12 +93,12 @@ class Batch:
 
 @dataclass
 class _OwnRows:
-    """The rows g ≡ rank (mod N) in their order, made on demand."""
+    """The rows g ≡ dp_rank (mod N) in their order, made on demand."""
 
     streams: dict[int, Stream]
     num_streams: int
-    rank: int
-    world_size: int
+    dp_rank: int
+    dp_size: int
     rows_per_batch: int
     micro_batch: int
     format: Rows
@@ -112,7 +113,7 @@ class _OwnRows:
 
     def _next_row(self) -> Any:
         done = sum(stream.num_rows for stream in self.streams.values())
-        stream = self.streams[(self.rank + done * self.world_size) % self.num_streams]
+        stream = self.streams[(self.dp_rank + done * self.dp_size) % self.num_streams]
         drawn = stream.next_row()
         assert drawn is not None, "a training stream never ends"
         return drawn
@@ -120,7 +121,7 @@ class _OwnRows:
     def check_aligned(self) -> None:
         """Raise DataError unless all streams stand at the same global row."""
         done = sum(stream.num_rows for stream in self.streams.values())
-        position = self.rank + done * self.world_size
+        position = self.dp_rank + done * self.dp_size
         for index, stream in self.streams.items():
             if stream.num_rows != len(range(index, position, self.num_streams)):
                 raise DataError("the streams' data states are of different steps; resume from one whole checkpoint.")
@@ -195,8 +196,9 @@ class _Feed:
 class TrainLoader:
     """Endless batches of this rank, in the global order of the recipe.
 
-    Row g = step · global_batch + j of the run comes from stream g mod `streams`; rank `rank` of `world_size` makes the
-    rows with g mod `world_size` = `rank`, in the order of g. `world_size` must divide `streams` and `global_batch`.
+    Row g = step · global_batch + j of the run comes from stream g mod `streams`; data-parallel rank `dp_rank` of
+    `dp_size` makes the rows with g mod `dp_size` = `dp_rank`, in the order of g. `dp_size` must divide `streams` and
+    `global_batch`.
 
     Raises:
         DataError: a source cannot be opened; from `next` also what went wrong while reading ahead.
@@ -211,11 +213,11 @@ class TrainLoader:
         micro_batch: int | None = None,
         streams: int,
         seed: int,
-        rank: int,
-        world_size: int,
+        dp_rank: int,
+        dp_size: int,
     ) -> None:
-        assert streams % world_size == 0, "the world size must divide the streams"
-        assert global_batch % world_size == 0, "the world size must divide the global batch"
+        assert streams % dp_size == 0, "the data-parallel size must divide the streams"
+        assert global_batch % dp_size == 0, "the data-parallel size must divide the global batch"
         data, spec = inputs.data, objective_spec(objective)
         retry, requests_before = Retry(data.retry_seconds), WEB.count
         opened = [
@@ -223,15 +225,15 @@ class TrainLoader:
             for source in data.train
         ]
         self._sources = [with_shards(source, streams, retry) for source in opened]
-        rows_per_batch, format_ = global_batch // world_size, make_rows(objective, inputs)
+        rows_per_batch, format_ = global_batch // dp_size, make_rows(objective, inputs)
         settings = StreamSettings(format_.stream, data.shuffle_window, streams, seed)
         weights = [source.weight for source in data.train]
-        own = range(rank, streams, world_size)
+        own = range(dp_rank, streams, dp_size)
         rows = _OwnRows(
             streams={index: Stream(index, self._sources, weights, settings, retry) for index in own},
             num_streams=streams,
-            rank=rank,
-            world_size=world_size,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
             rows_per_batch=rows_per_batch,
             micro_batch=micro_batch or rows_per_batch,
             format=format_,
@@ -250,7 +252,7 @@ class TrainLoader:
     def load_state(self, states_by_stream: StreamStates) -> None:
         """Continue after the batch whose states these are; call it before the first `next`.
 
-        `states_by_stream` holds `Batch.state` of all ranks of any world size, merged; this rank takes its own streams.
+        `states_by_stream` holds `Batch.state` of all ranks, however many they were, merged; this rank takes its own.
 
         Raises:
             DataError: a stream is missing, or its state is of other sources or another step.

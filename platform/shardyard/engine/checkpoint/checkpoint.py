@@ -27,7 +27,7 @@ from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refusal
 from shardyard.engine.deepspeed.quirks import leave_scripts_out
 from shardyard.engine.hooks.base import HookState
-from shardyard.engine.world import Rank, from_first, gather
+from shardyard.engine.mesh import Mesh
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.tracking.run.folder import typed
 from shardyard.units import format_bytes
@@ -137,7 +137,7 @@ class Checkpointer:
         self,
         engine: deepspeed.DeepSpeedEngine,
         folder: Path,
-        rank: Rank,
+        mesh: Mesh,
         *,
         keep: int,
         metadata: Mapping[str, object],
@@ -148,12 +148,13 @@ class Checkpointer:
         engine.checkpoint_engine = self._files
         leave_scripts_out(engine)
         self.folder = folder
-        self._rank = rank
+        self._mesh = mesh
         self._keep = keep
         self._trust = trust
-        self._metadata = {"world_size": rank.world_size, **metadata}
+        self._layout = mesh.shape.layout()
+        self._metadata = {**self._layout, **metadata}
         self._last_size_bytes = 0
-        if rank.is_first:
+        if mesh.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             files.remove_partial(folder)
 
@@ -180,39 +181,39 @@ class Checkpointer:
 
     def spoiled_weights(self) -> list[str]:
         """Names of weights that are not finite on any rank, the first few; all ranks call this."""
-        spoiled = gather(not_finite(self._engine.module), self._rank)
+        spoiled = self._mesh.world.gather(not_finite(self._engine.module))
         return sorted({name for names in spoiled for name in names})[:3]
 
     def _try(self, state: TrainerState, streams: StreamStates, started: float) -> Saved | _NotSaved:
         partial = files.partial_folder(self.folder, state.step)
         self._engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
-        self._files.kept(lambda: self._note(partial / f"rank-{self._rank.rank:05d}.json", _random_states()))
+        self._files.kept(lambda: self._note(partial / f"rank-{self._mesh.rank:05d}.json", _random_states()))
         own = self._files
-        everything = gather((streams, own.errors, self._entries(partial), own.full, own.size_bytes), self._rank)
+        everything = self._mesh.world.gather((streams, own.errors, self._entries(partial), own.full, own.size_bytes))
         errors = [f"rank {rank}: {text}" for rank, (_, texts, *_) in enumerate(everything) for text in texts]
         full, size_bytes = any(row[3] for row in everything), sum(row[4] for row in everything)
         outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), full, size_bytes) if errors else None
-        if self._rank.is_first:
+        if self._mesh.is_first:
             outcome = outcome or self._commit(partial, state, everything, started)
             if isinstance(outcome, _NotSaved):
                 shutil.rmtree(partial, ignore_errors=True)
-        return cast("Saved | _NotSaved", from_first(outcome, self._rank))
+        return cast("Saved | _NotSaved", self._mesh.from_first(outcome))
 
     def _is_short(self) -> bool:
         """Whether there is less room than the last checkpoint took."""
         return bool(
-            from_first(self._rank.is_first and files.free_bytes(self.folder) < self._last_size_bytes, self._rank)
+            self._mesh.from_first(self._mesh.is_first and files.free_bytes(self.folder) < self._last_size_bytes)
         )
 
     def _make_room(self, needed_bytes: int) -> list[str]:
-        removed = files.make_room(self.folder, needed_bytes) if self._rank.is_first else []
-        return cast("list[str]", from_first([path.name for path in removed], self._rank))
+        removed = files.make_room(self.folder, needed_bytes) if self._mesh.is_first else []
+        return cast("list[str]", self._mesh.from_first([path.name for path in removed]))
 
     def _refusal(self, step: int, failed: _NotSaved) -> str:
         text = f"the checkpoint of step {step} could not be written: {failed.text}"
         if not failed.full:
             return text
-        free = from_first(files.free_bytes(self.folder) if self._rank.is_first else 0, self._rank)
+        free = self._mesh.from_first(files.free_bytes(self.folder) if self._mesh.is_first else 0)
         return (
             f"{text}\n{self.folder} needs {format_bytes(failed.size_bytes)} for it and has {format_bytes(free)} free. "
             f"Free some space there, or keep fewer checkpoints (checkpoint.keep is {self._keep}; at full disks older "
@@ -254,7 +255,7 @@ class Checkpointer:
             CheckpointError: a checkpoint is there, but of another world, stage or precision; it holds code; or none is
                 whole and good.
         """
-        candidates = from_first(files.committed_checkpoints(self.folder), self._rank)
+        candidates = self._mesh.from_first(files.committed_checkpoints(self.folder))
         passed: list[tuple[Path, Callable[[Path], Path | None]]] = []
         for folder in reversed(candidates):
             damage = self._damage(folder)
@@ -264,7 +265,7 @@ class Checkpointer:
                 passed.append((folder, files.set_aside if damage else files.put_by))
                 continue
             loaded = self._load(folder)
-            if self._rank.is_first:
+            if self._mesh.is_first:
                 for bad, moved in passed:
                     moved(bad)
             return loaded
@@ -278,26 +279,28 @@ class Checkpointer:
     def _damage(self, folder: Path) -> str:
         try:
             manifest = files.read_manifest(folder)
-            bad = files.damaged_files(folder, manifest, part=self._rank.rank, parts=self._rank.world_size)
+            bad = files.damaged_files(folder, manifest, part=self._mesh.rank, parts=self._mesh.world.size)
             found = f"{', '.join(bad)} differ{'s' if len(bad) == 1 else ''} from the manifest" if bad else ""
         except CheckpointError as error:
             found = str(error)
-        return "; ".join(sorted({text for text in gather(found, self._rank) if text}))
+        return "; ".join(sorted({text for text in self._mesh.world.gather(found) if text}))
 
     def _load(self, folder: Path) -> tuple[TrainerState, StreamStates]:
         manifest = files.read_manifest(folder)
         known: Mapping[str, object] = manifest
         for key, value in self._metadata.items():
-            if known.get(key) != value:
+            # One that was written before there was such an axis has one rank along it.
+            written = known.get(key, 1 if key in self._layout else None)
+            if written != value:
                 raise CheckpointError(
-                    f"{folder} was written with {key} {known.get(key)}, this run has {value}; "
+                    f"{folder} was written with {key} {written}, this run has {value}; "
                     f"resume with the same {key}, or start a new run"
                 )
         self._refuse_code(folder, manifest)
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
         if loaded is None:
             raise ShardyardError(f"DeepSpeed could not load {folder}")
-        _set_random_states(json.loads((folder / f"rank-{self._rank.rank:05d}.json").read_text()))
+        _set_random_states(json.loads((folder / f"rank-{self._mesh.rank:05d}.json").read_text()))
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
         return state, json.loads((folder / "data.json").read_text())
 
@@ -306,9 +309,9 @@ class Checkpointer:
         if self._trust:
             return
         own = sorted(name for name in manifest["files"] if name.endswith(".pt"))[
-            self._rank.rank :: self._rank.world_size
+            self._mesh.rank :: self._mesh.world.size
         ]
-        found = gather([name for file in own for name in code_in(folder / file)], self._rank)
+        found = self._mesh.world.gather([name for file in own for name in code_in(folder / file)])
         names = sorted({name for names in found for name in names})
         if names:
             raise CheckpointError(refusal(str(folder), names))

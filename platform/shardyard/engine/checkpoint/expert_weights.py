@@ -11,13 +11,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import deepspeed
 import torch
 from torch import Tensor, distributed, nn
 
 from shardyard.engine.checkpoint.tensor_files import read_tensors
+from shardyard.engine.mesh import Axis
 from shardyard.objectives.quirks import is_parallel_layer
 
 _PARTS = ("w1", "w2", "w3")
@@ -35,26 +35,29 @@ def parallel_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def consolidated_experts(model: nn.Module) -> dict[str, Tensor]:
-    """`….experts.w1` → [E, …] on the CPU of rank 0, nothing elsewhere. All ranks call this."""
+def consolidated_experts(model: nn.Module, axis: Axis) -> dict[str, Tensor]:
+    """`….experts.w1` → [E, …] on the CPU of rank 0, nothing elsewhere. All ranks call this.
+
+    Args:
+        axis: the ranks that hold the experts of a layer together.
+    """
     found: dict[str, Tensor] = {}
     for name, layer in parallel_layers(model):
         experts: nn.Module = layer.get_submodule("experts")
         with deepspeed.zero.GatheredParameters(list(experts.parameters())):
             for part in _PARTS:
-                gathered = _gathered(getattr(experts, part).detach(), cast(Any, layer).ep_group)
+                gathered = _gathered(getattr(experts, part).detach(), axis)
                 if gathered is not None:
                     found[f"{name}.experts.{part}"] = gathered
     return found
 
 
-def _gathered(own: Tensor, group: distributed.ProcessGroup) -> Tensor | None:
+def _gathered(own: Tensor, axis: Axis) -> Tensor | None:
     """Rank 0's group alone sends: the others hold the same experts."""
-    ranks = distributed.get_process_group_ranks(group)
-    if 0 not in ranks:
+    if axis.ranks[0] != 0:
         return None
-    parts = [torch.empty_like(own) for _ in ranks] if distributed.get_rank() == 0 else None
-    distributed.gather(own.contiguous(), parts, dst=0, group=group)
+    parts = [torch.empty_like(own) for _ in axis.ranks] if axis.index == 0 else None
+    distributed.gather(own.contiguous(), parts, dst=0, group=axis.group)
     return None if parts is None else torch.cat([part.cpu() for part in parts])
 
 

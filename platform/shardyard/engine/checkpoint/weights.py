@@ -20,32 +20,33 @@ from shardyard.engine.checkpoint.expert_weights import (
 )
 from shardyard.engine.checkpoint.tensor_files import only_tensors, read_tensors
 from shardyard.engine.deepspeed.quirks import consolidated
+from shardyard.engine.mesh import Mesh
 from shardyard.errors import CheckpointError
 from shardyard.tracking.run.folder import typed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def consolidated_weights(engine: deepspeed.DeepSpeedEngine) -> Mapping[str, Tensor] | None:
+def consolidated_weights(engine: deepspeed.DeepSpeedEngine, mesh: Mesh) -> Mapping[str, Tensor] | None:
     """Every weight by name on rank 0, None elsewhere; in the precision of the forward pass. All ranks call this."""
     layers = [name for name, _ in parallel_layers(engine.module)]
     if engine.zero_optimization_stage() == 3:
-        weights = _gathered(engine.module) if layers else consolidated(engine)
+        weights = _gathered(engine.module, mesh) if layers else consolidated(engine)
     else:
         weights = {name: tensor.detach().cpu() for name, tensor in engine.module.state_dict().items()}
-    experts = consolidated_experts(engine.module)
-    if torch.distributed.get_rank() != 0:
+    experts = consolidated_experts(engine.module, mesh.expert)
+    if not mesh.is_first:
         return None
     return as_transformers({**weights, **experts}, layers)
 
 
-def _gathered(model: nn.Module) -> dict[str, Tensor]:
+def _gathered(model: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
     """The weights under ZeRO-3 on rank 0, with its own experts alone, one module at a time."""
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         parameters = list(module.parameters(recurse=False))
         with deepspeed.zero.GatheredParameters(parameters):
-            if torch.distributed.get_rank() == 0:
+            if mesh.is_first:
                 own = module.state_dict(prefix=f"{prefix}." if prefix else "")
                 direct = {name for name, _ in module.named_parameters(prefix=prefix, recurse=False)}
                 direct |= {name for name, _ in module.named_buffers(prefix=prefix, recurse=False)} & own.keys()

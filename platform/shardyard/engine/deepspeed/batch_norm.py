@@ -13,26 +13,28 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from shardyard.engine.mesh import Axis
 
 
 class RunningStatistics:
     """The running means and variances of a model; nothing where it has none."""
 
-    def __init__(self, model: nn.Module, world_size: int) -> None:
-        self._world_size = world_size
+    def __init__(self, model: nn.Module, data: Axis) -> None:
+        self._data = data
         self._layers = list(_tracked(model))
 
     def average(self) -> None:
-        """Replace them by their mean over all ranks, in one collective. All ranks call this."""
+        """Replace them by their mean over the data-parallel ranks, in one collective. All ranks call this."""
         buffers = self._buffers()
-        if not buffers or self._world_size == 1:
+        if not buffers or self._data.size == 1:
             return
         flat = torch.cat([buffer.flatten() for buffer in buffers])
-        distributed.all_reduce(flat)
-        flat /= self._world_size
+        self._data.sum(flat)
+        flat /= self._data.size
         means = torch.split(flat, [buffer.numel() for buffer in buffers])
         for buffer, mean in zip(buffers, means, strict=True):
             buffer.copy_(mean.view_as(buffer))

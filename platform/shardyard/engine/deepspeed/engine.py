@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
-from shardyard.engine.world import Rank
+from shardyard.engine.mesh import Mesh
 from shardyard.models.adapters.adapters import attach
 from shardyard.models.build import construct, construct_pretrained
 from shardyard.models.initialise import initialise
@@ -31,7 +31,7 @@ def start_engine(
     recipe: Recipe,
     plan: RunPlan,
     config: PreTrainedConfig,
-    rank: Rank,
+    mesh: Mesh,
     report: Callable[[str], None] = lambda text: None,
 ) -> deepspeed.DeepSpeedEngine:
     """Build, initialise and shard the model.
@@ -64,8 +64,9 @@ def start_engine(
     quirks.undo_trial_step(engine)
     if recipe.model.compile:
         engine.compile()
-    # Ranks draw their own dropout masks; the weights above came from generators of their own.
-    torch.manual_seed(recipe.train.seed + rank.rank)
+    # Ranks draw their own dropout masks, unless they read the same rows; the weights above came from generators of
+    # their own.
+    torch.manual_seed(recipe.train.seed + mesh.data.index)
     return engine
 
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from shardyard.data.stream.held_out import HeldOut
 from shardyard.engine.hooks.base import EventLog, Hook
+from shardyard.engine.mesh import Axis, Mesh
 from shardyard.engine.step import to_device
 from shardyard.engine.sums import Sums, sum_over_ranks
-from shardyard.engine.world import Rank, gather
 from shardyard.objectives.base import Objective, Totals
 from shardyard.tracking.metrics.record import StepRecord, eval_loss
 from shardyard.tracking.run.events import Evaluated
@@ -37,45 +37,26 @@ def evaluate(
     model: nn.Module,
     objective: Objective,
     held_out: HeldOut,
-    rank: Rank,
+    mesh: Mesh,
     *,
     micro_batch: int,
     synchronised: bool = False,
 ) -> Evaluation:
-    """Measure on all ranks together; rank r takes rows r, r + N, …
+    """Measure on all ranks together; data-parallel rank r of N takes rows r, r + N, …
 
     Under ZeRO-3 (`synchronised`) a forward pass is a collective, so every rank makes the same number of them; one that
     has no rows left repeats a row that does not count.
     """
-    sums, counts = _measure(model, objective, _passes(held_out, rank, held_out.num_rows, micro_batch), held_out, rank)
+    sums, counts = _measure(model, objective, _passes(mesh.data, held_out.num_rows, micro_batch), held_out, mesh)
     terms = sorted(objective.weights)
-    everything = sum_over_ranks([counts[term] for term in terms], rank.device)
-    totals, _, _ = sums.over_ranks().to_host(dict(zip(terms, everything, strict=True)))
+    everything = sum_over_ranks([counts[term] for term in terms], mesh)
+    totals, _, _ = sums.over_ranks(mesh).to_host(dict(zip(terms, everything, strict=True)))
     scored: dict[str, float] = {}
     if decoded := min(held_out.num_rows, objective.rows_to_collect(held_out.num_rows)):
-        passes = _passes(held_out, rank, decoded, micro_batch)
-        own = _collect(model, objective, passes, held_out, rank.device, synchronised=synchronised)
-        scored = objective.score(_in_order(gather(own, rank)))
+        passes = _passes(mesh.data, decoded, micro_batch)
+        own = _collect(model, objective, passes, held_out, mesh.device, synchronised=synchronised)
+        scored = objective.score(_in_order(mesh.data.gather(own)))
     return _evaluation(objective, totals, scored, held_out)
-
-
-def evaluate_alone(
-    model: nn.Module,
-    objective: Objective,
-    held_out: HeldOut,
-    *,
-    micro_batch: int,
-    device: torch.device,
-) -> Evaluation:
-    """The same measurement in one process, for a model that was exported."""
-    alone = Rank(rank=0, world_size=1, local_rank=0, device=device)
-    sums, counts = _measure(model, objective, _passes(held_out, alone, held_out.num_rows, micro_batch), held_out, alone)
-    scored: dict[str, float] = {}
-    if decoded := min(held_out.num_rows, objective.rows_to_collect(held_out.num_rows)):
-        passes = _passes(held_out, alone, decoded, micro_batch)
-        own = _collect(model, objective, passes, held_out, device, synchronised=False)
-        scored = objective.score(_in_order([own]))
-    return _evaluation(objective, sums.totals(counts), scored, held_out)
 
 
 def _evaluation(objective: Objective, totals: Totals, scored: dict[str, float], held_out: HeldOut) -> Evaluation:
@@ -84,22 +65,22 @@ def _evaluation(objective: Objective, totals: Totals, scored: dict[str, float], 
     return Evaluation(metrics.pop("loss"), metrics, held_out.num_rows, targets)
 
 
-def _passes(held_out: HeldOut, rank: Rank, rows: int, micro_batch: int) -> list[list[int]]:
+def _passes(data: Axis, rows: int, micro_batch: int) -> list[list[int]]:
     """The rows of each pass of this rank; as many passes on every rank, so that some may be empty."""
-    own = list(range(rank.rank, rows, rank.world_size))
-    number = math.ceil(math.ceil(rows / rank.world_size) / micro_batch)
+    own = list(range(data.index, rows, data.size))
+    number = math.ceil(math.ceil(rows / data.size) / micro_batch)
     return [own[index * micro_batch : (index + 1) * micro_batch] for index in range(number)]
 
 
 def _measure(
-    model: nn.Module, objective: Objective, passes: Sequence[list[int]], held_out: HeldOut, rank: Rank
+    model: nn.Module, objective: Objective, passes: Sequence[list[int]], held_out: HeldOut, mesh: Mesh
 ) -> tuple[Sums, dict[str, float]]:
-    sums = Sums(rank.device)
+    sums = Sums(mesh.device)
     counts = dict.fromkeys(objective.weights, 0.0)
     with _evaluating(model):
         for rows in passes:
             batch = held_out.pick(rows or [0])
-            measured = objective.measure(model, to_device(batch, rank.device))
+            measured = objective.measure(model, to_device(batch, mesh.device))
             if not rows:
                 measured = _nothing(measured)
             else:
@@ -166,14 +147,14 @@ class EvaluateHook(Hook):
         engine: deepspeed.DeepSpeedEngine,
         objective: Objective,
         held_out: HeldOut,
-        rank: Rank,
+        mesh: Mesh,
         *,
         micro_batch: int,
         events: EventLog,
         every: int = 1,
     ) -> None:
         super().__init__(every)
-        self._engine, self._objective, self._held_out, self._rank = engine, objective, held_out, rank
+        self._engine, self._objective, self._held_out, self._mesh = engine, objective, held_out, mesh
         self._micro_batch, self._events = micro_batch, events
 
     def on_step(self, record: StepRecord) -> None:
@@ -183,9 +164,9 @@ class EvaluateHook(Hook):
             self._engine,
             self._objective,
             self._held_out,
-            self._rank,
+            self._mesh,
             micro_batch=self._micro_batch,
-            synchronised=self._engine.zero_optimization_stage() == 3 and self._rank.world_size > 1,
+            synchronised=self._engine.zero_optimization_stage() == 3 and self._mesh.data.size > 1,
         )
         record.add({eval_loss(): result.loss})
         record.add({f"eval/validation/{name}": value for name, value in result.metrics.items()})

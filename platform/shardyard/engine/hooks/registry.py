@@ -9,6 +9,7 @@ from torch import nn
 
 from shardyard import plugins
 from shardyard.engine.hooks.base import EventLog, Hook
+from shardyard.engine.mesh import Mesh
 from shardyard.engine.world import Rank
 from shardyard.errors import UsageError
 from shardyard.recipe.schema import Recipe
@@ -20,13 +21,19 @@ class HookInputs:
     """What a hook from outside is made from.
 
     model: the module that is trained; under ZeRO-3 each rank holds its part of every weight.
+    mesh: this rank with its device, and the axes to sum or gather along.
     events: where it reports; only rank 0's events reach the run folder.
     """
 
     recipe: Recipe
     model: nn.Module
-    rank: Rank
+    mesh: Mesh
     events: EventLog
+
+    @property
+    def rank(self) -> Rank:
+        """This rank among all."""
+        return self.mesh.here
 
 
 HookFactory = Callable[..., Hook]

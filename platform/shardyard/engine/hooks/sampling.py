@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import deepspeed
+import torch
 
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.engine.hooks.generate import generate
-from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Sample
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import Notice
@@ -25,7 +25,7 @@ class SampleHook(Hook):
         engine: deepspeed.DeepSpeedEngine,
         tokenizer: Any,
         settings: Sample,
-        rank: Rank,
+        device: torch.device,
         events: EventLog,
         *,
         every: int = 1,
@@ -33,7 +33,7 @@ class SampleHook(Hook):
     ) -> None:
         super().__init__(every)
         self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
-        self._rank, self._events, self._chat = rank, events, chat
+        self._device, self._events, self._chat = device, events, chat
         self._reported: set[str] = set()
 
     def on_step(self, record: StepRecord) -> None:
@@ -46,7 +46,7 @@ class SampleHook(Hook):
                     self._tokenizer,
                     prompt,
                     max_new_tokens=self._settings.max_new_tokens,
-                    device=self._rank.device,
+                    device=self._device,
                     temperature=self._settings.temperature,
                     seed=record.step,
                     chat=self._chat,

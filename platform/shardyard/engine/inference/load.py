@@ -18,8 +18,9 @@ from shardyard.engine.checkpoint.files import bad_because, committed_checkpoints
 from shardyard.engine.checkpoint.tensor_files import only_tensors
 from shardyard.engine.checkpoint.weights import weights_of_checkpoint
 from shardyard.engine.components import held_out, make_components, with_frozen
-from shardyard.engine.hooks.evaluate import evaluate_alone
+from shardyard.engine.hooks.evaluate import evaluate
 from shardyard.engine.hooks.generate import generate
+from shardyard.engine.mesh import single_process
 from shardyard.errors import CheckpointError, RunFolderError, UsageError
 from shardyard.models.build import auto_class
 from shardyard.models.export.card import TrainedRun, model_card
@@ -85,12 +86,12 @@ class Trained:
         components = make_components(self.recipe, tokenizer=self.tokenizer, config=self.model.config)
         components = with_frozen(self.recipe, components, self.device)
         micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
-        result = evaluate_alone(
+        result = evaluate(
             self.model,
             components.objective,
             held_out(self.recipe, components, rows),
+            single_process(self.device),
             micro_batch=micro_batch,
-            device=self.device,
         )
         return {"loss": result.loss, **result.metrics, "rows": result.rows, "targets": result.targets}
 

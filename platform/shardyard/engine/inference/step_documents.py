@@ -33,6 +33,7 @@ from shardyard.errors import RunFolderError, UsageError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.batching import default_streams
 from shardyard.recipe.code import refuse_code
+from shardyard.recipe.mesh import data_size
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder, typed
 
@@ -43,8 +44,8 @@ _KEPT_WINDOWS = 8
 class DocumentPart(TypedDict):
     """One document, or the part of it that lies in a row.
 
-    `row` counts from 0 in the global batch, `rank` is the one that trained on it. `document` says where in the stream
-    of its stream it stands; epochs, windows and documents count from 0. `tokens` is None for what has none.
+    `row` counts from 0 in the global batch, `rank` is the data-parallel rank that trained on it. `document` says
+    where in its stream it stands; epochs, windows and documents count from 0. `tokens` is None for what has none.
     """
 
     source: str
@@ -92,14 +93,14 @@ def documents_of_step(
         or default_streams(recipe.train.global_batch)
     )
     maker = _Maker(recipe, make_components(recipe), streams)
-    batch, world = recipe.train.global_batch, info.world_size or 1
+    batch, readers = recipe.train.global_batch, data_size(recipe, info.world_size or 1)
     first = (step - 1) * batch
     shown = range(first, first + min(batch, most_rows))
     start = _nearest_state(folder, step - 1)
     parts = [
         part
         for number, row in maker.rows(shown, start)
-        for part in maker.parts(row, row_number=number - first, rank=number % world)
+        for part in maker.parts(row, row_number=number - first, rank=number % readers)
     ]
     return {
         "step": step,

@@ -1,4 +1,4 @@
-"""Rows of all ranks on each rank, with gradients."""
+"""Rows of all data-parallel ranks on each of them, with gradients."""
 
 from __future__ import annotations
 
@@ -6,38 +6,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 
 
 class _GatherRows(torch.autograd.Function):
     """Forward: all ranks' rows, in rank order. Backward: what all ranks' losses say of the own rows, summed."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows.contiguous())
+    def forward(ctx: Any, rows: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(rows) for _ in range(group.size())]
+        distributed.all_gather(parts, rows.contiguous(), group=group)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         summed = gradient.contiguous().clone()
-        distributed.all_reduce(summed)
-        return summed.chunk(distributed.get_world_size())[distributed.get_rank()]
+        distributed.all_reduce(summed, group=ctx.group)
+        return summed.chunk(ctx.group.size())[ctx.group.rank()], None
 
 
-def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows of all ranks, and where the own ones begin among them.
+def gather_rows(rows: Tensor, group: ProcessGroup | None) -> tuple[Tensor, int]:
+    """The rows of all ranks of a group, and where the own ones begin among them.
 
     The gradient is that of the sum of all ranks' losses, so every rank has to call this alike and to go backward
-    through it. In a single process the rows come back as they are.
+    through it. Without a group the rows come back as they are.
 
     Args:
         rows: [B, …], of one shape on every rank.
+        group: the data-parallel ranks; None for one alone.
 
     Returns:
         [G, …] with G = ranks · B, in rank order, and rank · B.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if group is None:
         return rows, 0
-    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
-    return gathered, distributed.get_rank() * rows.shape[0]
+    gathered: Tensor = _GatherRows.apply(rows, group)  # type: ignore[no-untyped-call]
+    return gathered, group.rank() * rows.shape[0]

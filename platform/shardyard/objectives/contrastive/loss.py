@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from shardyard.objectives.base import Measured, Objective, Tensors, as_model
 from shardyard.objectives.contrastive.gathering import gather_rows
@@ -30,7 +31,13 @@ class Contrastive(Objective):
 
     Training compares each row with those of all ranks. An evaluation compares all held-out pairs with each other, so
     that neither ranks nor micro-batches change what it gives; chance is ln N for the loss and k / N for recall at k.
+
+    Args:
+        group: the ranks that read the other rows; None for one alone.
     """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self._group = group
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target a row: the mean of its two directions."""
@@ -42,7 +49,7 @@ class Contrastive(Objective):
             return Measured({"loss": torch.zeros(())})
         images, texts, scale = _embed(model, batch)
         # One collective for both sides.
-        everything, first = gather_rows(torch.cat([images, texts], dim=-1))  # [G, 2·D]
+        everything, first = gather_rows(torch.cat([images, texts], dim=-1), self._group)  # [G, 2·D]
         all_images, all_texts = everything.chunk(2, dim=-1)
         return Measured({"loss": contrastive_loss(images, texts, all_images, all_texts, scale, first)})
 
@@ -106,4 +113,4 @@ def _full_batch_loss(images: Tensor, texts: Tensor, scale: Tensor) -> float:
 
 def make(inputs: ObjectiveInputs) -> Contrastive:
     """It has no settings."""
-    return Contrastive()
+    return Contrastive(inputs.data_group)

@@ -30,15 +30,15 @@ def context(data: Path | None, model: Any, **fields: Any) -> FormatInputs:
     return FormatInputs(schema.Data(train=[source], streams=4, shuffle_window=8), model=model, **fields)
 
 
-def loader(data: Path, objective: str, model: Any, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
+def loader(data: Path, objective: str, model: Any, *, dp_rank: int = 0, dp_size: int = 1) -> TrainLoader:
     return TrainLoader(
         context(data, model, image=AUGMENTED),
         objective=objective,
         global_batch=8,
         streams=4,
         seed=1,
-        rank=rank,
-        world_size=world_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
     )
 
 
@@ -64,7 +64,7 @@ def test_a_label_that_the_model_does_not_have_is_an_error(label: int) -> None:
 def test_the_global_batch_does_not_depend_on_the_ranks(tmp_path: Path, objective: str, model: Any) -> None:
     data = write_images(tmp_path)
     alone = loader(data, objective, model)
-    both = [loader(data, objective, model, rank=rank, world_size=2) for rank in range(2)]
+    both = [loader(data, objective, model, dp_rank=rank, dp_size=2) for rank in range(2)]
     for _ in range(3):
         expected, parts = next(alone), [next(one) for one in both]
         for name in expected.micro_batches[0]:
@@ -122,7 +122,7 @@ def test_a_broken_image_names_its_source_and_itself(tmp_path: Path) -> None:
     source = schema.Source(path=str(data))
     settings = FormatInputs(schema.Data(train=[source]), model=VIT)
     reading = TrainLoader(
-        settings, objective="image_classification", global_batch=8, streams=4, seed=1, rank=0, world_size=1
+        settings, objective="image_classification", global_batch=8, streams=4, seed=1, dp_rank=0, dp_size=1
     )
     with pytest.raises(DataError, match=r"source .*broken\.parquet: the image 'seven\.png' cannot be decoded"):
         list(itertools.islice(reading, 5))

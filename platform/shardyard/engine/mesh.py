@@ -1,0 +1,110 @@
+"""The mesh as one rank sees it: its place along each axis, the ranks beside it, and collectives along the axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed
+
+from shardyard.engine.world import Rank
+from shardyard.recipe.mesh import MeshShape, data_mesh
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis, or several joined, from the place of this rank.
+
+    size: ranks along it. index: the place of this rank among them. ranks: their numbers in the world, in that order.
+    group: what they talk through; None where there is nobody to talk to.
+    """
+
+    size: int
+    index: int
+    ranks: tuple[int, ...]
+    group: distributed.ProcessGroup | None
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the ranks of the axis; all of them call this."""
+        if self.group is not None:
+            distributed.all_reduce(tensor, group=self.group)
+
+    def start_sum(self, tensor: Tensor) -> distributed.Work | None:
+        """The same, on its way: the tensor is the sum once the work is done, at once where there is none."""
+        return None if self.group is None else distributed.all_reduce(tensor, group=self.group, async_op=True)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable `value` of each rank of the axis, by index; all of them call this."""
+        if self.group is None:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        distributed.all_gather_object(gathered, value, group=self.group)
+        return gathered
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Where this rank stands. Whoever needs a size or a group asks the axis that it means.
+
+    world: all ranks: what is agreed on, and files that each rank writes or checks a part of.
+    data: the ranks that read different rows: data streams, losses, metrics; ZeRO shards over them.
+    expert: the data-parallel ranks that hold the experts of a layer together.
+    """
+
+    shape: MeshShape
+    here: Rank
+    world: Axis
+    data: Axis
+    expert: Axis
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank in the world."""
+        return self.here.rank
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.here.device
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes what is written once."""
+        return self.here.is_first
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's picklable `value`, on every rank; all ranks call this."""
+        if self.world.group is None:
+            return value
+        holder = [value if self.is_first else None]
+        distributed.broadcast_object_list(holder, src=0)
+        return holder[0]
+
+
+def make_mesh(shape: MeshShape, here: Rank) -> Mesh:
+    """The mesh of a rank, with its process groups; all ranks call this, and `torch.distributed` is initialised."""
+    assert here.world_size == shape.world, f"a plan for {shape.world} ranks is carried out by {here.world_size}"
+    return Mesh(shape, here, **{name: _axis(shape, name, here.rank) for name in ("world", "data", "expert")})
+
+
+def single_process(device: torch.device) -> Mesh:
+    """The mesh of a process that needs no other, without `torch.distributed`."""
+    one = Axis(size=1, index=0, ranks=(0,), group=None)
+    return Mesh(data_mesh(1), Rank(rank=0, world_size=1, local_rank=0, device=device), one, one, one)
+
+
+def _axis(shape: MeshShape, name: str, rank: int) -> Axis:
+    return Axis(shape.size(name), shape.index(name, rank), shape.ranks(name, rank), _group(shape, name))
+
+
+def _group(shape: MeshShape, name: str) -> distributed.ProcessGroup | None:
+    """This rank's group along an axis. An axis that runs over all ranks needs none of its own."""
+    if shape.size(name) == 1:
+        return None
+    if shape.size(name) == shape.world:
+        return distributed.group.WORLD
+    # Each rank takes part in the making of all groups, in one order.
+    groups = [list(group) for group in shape.groups(name)]
+    own, _ = distributed.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
+    return cast("distributed.ProcessGroup", own)
