@@ -1,19 +1,15 @@
-"""Everything that Shardyard raises for a person to read.
+"""The exceptions of Shardyard, whose messages are written for users.
 
-    ShardyardError              exit code 1
-    ├── UsageError              exit code 2: a command line that cannot be carried out
-    │   ├── RecipeError         an invalid recipe; carries every problem found
-    │   └── RunFolderError      a run that is not there, or is not whole
-    ├── DataError               a source that cannot be read, or yields nothing
-    │   └── UnavailableError    one whose server or storage fails for now
-    ├── ModelError              an architecture or weights that cannot be built
-    ├── HardwareError           a device, precision or library that this machine lacks
-    ├── CheckpointError         a checkpoint that cannot be written, or does not verify
-    ├── TrainingError           the run failed; names the cause of each rank
-    └── TakenOverError          another process trains the run now; this one stops without writing
+    ShardyardError exit code 1 ├── UsageError exit code 2: a command line that cannot be carried out │ ├── RecipeError
+    an invalid recipe; carries every problem found │ └── RunFolderError a run that is missing or incomplete ├──
+    DataError a source that cannot be read or is empty │ └── UnavailableError one whose server or storage fails
+    temporarily ├── ModelError an architecture or weights that cannot be built ├── HardwareError a device, precision or
+    library that this machine lacks ├── CheckpointError a checkpoint that cannot be written, or does not verify ├──
+    TrainingError the run failed; names the cause of each rank └── TakenOverError another process trains the run now;
+    this one stops without writing
 
-Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are
-`assert`s, never these. Secrets are taken out as the error is made, so that no reader has to.
+Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are `assert`s,
+never these. Secrets are removed when the error is created, so callers need not do it.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ EXIT_PREEMPTED = 143
 
 
 class ShardyardError(Exception):
-    """Base of all errors that are shown to a person as a paragraph, not a traceback."""
+    """Base of all errors that are shown as a paragraph instead of a traceback."""
 
     exit_code = EXIT_FAILED
 
@@ -78,11 +74,11 @@ class RunFolderError(UsageError):
 
 
 class DataError(ShardyardError):
-    """A data source that cannot be read, or that holds nothing to train on."""
+    """A data source that cannot be read or is empty."""
 
 
 class UnavailableError(DataError):
-    """A source whose server or storage fails for now: the same attempt may succeed later."""
+    """A source whose server or storage fails temporarily: a later attempt may succeed."""
 
 
 class ModelError(ShardyardError):

@@ -1,4 +1,4 @@
-"""Libraries that only some commands need (the extras of pyproject.toml): which are missing, and how to add them."""
+"""Libraries that only some commands need (the extras of pyproject.toml): which are missing, and how to install them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardyard.errors import UsageError
 def install_command(extra: str) -> str:
     """The command that adds an extra to this installation.
 
-    It names the libraries themselves, so that it works for a clone and for a wheel: no index has Shardyard.
+    It lists the libraries themselves, so that it works for a clone and for a wheel: Shardyard is on no package index.
     """
     try:
         declared = metadata.requires("shardyard") or []
@@ -23,12 +23,12 @@ def install_command(extra: str) -> str:
 
 
 def missing(*modules: str) -> list[str]:
-    """Those of the modules that are not installed."""
+    """The modules that are not installed."""
     return [name for name in modules if find_spec(name) is None]
 
 
 def require(extra: str, purpose: str, *modules: str) -> None:
-    """Pass if the modules, which `extra` brings, are installed. `purpose` is what needs them, as in "the dashboard".
+    """Check that the modules that `extra` installs are there. `purpose` is what needs them, as in "the dashboard".
 
     Raises:
         UsageError: some are not; names them and the command that installs them.

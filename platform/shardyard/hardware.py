@@ -1,4 +1,4 @@
-"""What this machine can compute with, read from /proc and /dev. Pure of torch, so that checks stay instant."""
+"""The CPUs and GPUs of this machine, read from /proc and /dev. Does not import torch, so checks stay fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-# As this process was started: where there is no GPU, `engine/` sets the variable itself, which is nobody's wish.
+# As this process was started: where there is no GPU, `engine/` sets the variable itself, which no user asked for.
 CHOSEN_ACCELERATOR = os.environ.get("DS_ACCELERATOR")
 _FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "fphp"})
 # Instructions that multiply bf16. avx_ne_convert only converts it to fp32, which gains nothing over fp32 itself.
@@ -26,13 +26,13 @@ def cpu_flags(cpuinfo: str) -> frozenset[str]:
 
 
 def computes_fp16(cpuinfo: str) -> bool | None:
-    """Whether the CPU has arithmetic in fp16; None where the text does not say."""
+    """Whether the CPU has fp16 arithmetic; None if the text does not tell."""
     flags = cpu_flags(cpuinfo)
     return bool(flags & _FP16_FLAGS) if flags else None
 
 
 def bf16_units(cpuinfo: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """What multiplies bf16 in the CPU, such as `AMX`; "" where nothing does, None where the text does not say.
+    """The CPU's bf16 unit, such as `AMX`; "" if it has none, None if the text does not tell.
 
     torch answers by `torch.ops.mkldnn._is_mkldnn_bf16_supported()`, which also takes CPUs with AVX-512 alone. Those
     convert each number: half the speed of fp32.
@@ -47,7 +47,7 @@ def bf16_units(cpuinfo: str, environment: Mapping[str, str] = os.environ) -> str
 
 
 def read_cpuinfo() -> str:
-    """The text of /proc/cpuinfo; empty where there is none (macOS, Windows)."""
+    """The text of /proc/cpuinfo; empty on systems without it (macOS, Windows)."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -55,7 +55,7 @@ def read_cpuinfo() -> str:
 
 
 def has_gpu() -> bool:
-    """Whether the driver of an NVIDIA or AMD GPU shows a device here, or Windows passes one on to Linux."""
+    """Whether the driver of an NVIDIA or AMD GPU lists a device here, or WSL passes one through."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", name).exists() for name in ("kfd", "dxg"))
 
 

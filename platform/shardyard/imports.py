@@ -1,4 +1,4 @@
-"""Importing much at once, as processes do that begin with torch, Ray and their like."""
+"""Imports of large libraries (torch, Ray) in one go, with garbage collection off."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import importlib
 
 
 def import_at_once(*modules: str) -> None:
-    """Import modules while no garbage is collected, which takes a quarter of the time of importing torch or Ray.
+    """Import modules with garbage collection off: the collector takes a quarter of the time that importing torch or Ray
+    needs.
 
-    What is imported stays for good, so the collector need not look at it later either.
+    Imported modules are never freed, so they are also frozen for later collections.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,6 +1,7 @@
 """Code from outside: entry points of installed packages, and references (`package.module:name`, `file.py:name`).
 
-Nothing is imported before its name is used. A name that one of ours has, or that two packages bring, is refused.
+Nothing is imported before its name is used. A name that Shardyard uses itself, or that two packages provide, is
+refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Kind = Literal["objectives", "models", "formats", "hooks", "trackers", "schedule
 
 @dataclass(frozen=True)
 class Origin:
-    """Where code from outside was taken from: its reference, the package that brings it and the hash of its source."""
+    """The origin of code from outside: its reference, its package and the hash of its source."""
 
     reference: str
     package: str | None
@@ -33,7 +34,7 @@ class Origin:
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name says where its code is: `package.module:name` or `file.py:name`."""
+    """Whether a name is a reference to code: `package.module:name` or `file.py:name`."""
     where, colon, what = name.rpartition(":")
     return bool(colon and where and what.isidentifier())
 
@@ -44,7 +45,7 @@ def is_file_reference(name: str) -> bool:
 
 
 def load(reference: str) -> Any:
-    """What a reference names. A relative path of a file starts at the current folder.
+    """The object that a reference names. A relative path starts at the current folder.
 
     Raises:
         UsageError: the module cannot be imported, or has no such name.
@@ -59,23 +60,23 @@ def load(reference: str) -> Any:
 
 
 def installed(kind: Kind, ours: Iterable[str] = ()) -> Mapping[str, EntryPoint]:
-    """What installed packages bring of a kind, by name.
+    """What installed packages provide of a kind, by name.
 
     Raises:
-        UsageError: a name is one of ours, or two packages bring it.
+        UsageError: Shardyard uses a name itself, or two packages provide it.
     """
     found: dict[str, EntryPoint] = {}
     known = frozenset(ours)
     for point in _entry_points(f"shardyard.{kind}"):
         if point.name in known:
             raise UsageError(
-                f"the package {_package(point)} brings {point.name!r} as one of shardyard.{kind}, which is a name of "
-                "Shardyard's own; rename its entry point, or uninstall the package."
+                f"the package {_package(point)} provides {point.name!r} as one of shardyard.{kind}, a name that "
+                "Shardyard uses itself; rename its entry point, or uninstall the package."
             )
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise UsageError(
-                f"{point.name!r} of shardyard.{kind} is brought by two packages, {_package(other)} and "
+                f"{point.name!r} of shardyard.{kind} is provided by two packages, {_package(other)} and "
                 f"{_package(point)}; uninstall one, or rename its entry point."
             )
     return found
@@ -123,7 +124,7 @@ def _package(point: EntryPoint) -> str:
 
 
 def _sha256(files: Iterable[Path]) -> str:
-    """Of the names and contents of files, the names as seen from the first one's folder."""
+    """SHA-256 of the names and contents of files; names are relative to the first file's folder."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -147,7 +148,7 @@ def _module(where: str, reference: str) -> ModuleType:
 
 @cache
 def _from_file(path: Path) -> ModuleType:
-    """A module of its own for a file; under one name for as long as the process lives, so that it can be pickled."""
+    """Import a file as a module, under one name for the life of the process, so that its objects can be pickled."""
     name = f"shardyard_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "its name ends in .py"

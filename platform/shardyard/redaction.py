@@ -1,7 +1,7 @@
-"""Secrets in text: what they look like, and text without them. Imports nothing of ours.
+"""Finding and removing secrets in text. Imports no other module of Shardyard.
 
-All that is written or shown passes through here: errors as they are made, run.json, events, logs, model cards, what W&B
-is told, and the package of a job. A recipe is not redacted but refused (`recipe/rules/secrets.py`).
+Everything that is written or shown passes through here: errors as they are made, run.json, events, logs, model cards,
+what W&B receives, and the package of a job. A recipe is not redacted but refused (`recipe/rules/secrets.py`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _PARAMETER = (
     r"(?:[\w.-]*(?:token|signature|credential|secret|passw(?:or)?d|api[-_]?key|access[-_]?key(?:id)?|security)[\w.-]*"
     r"|sig|se?ckey|auth|authorization|key|pwd|hmac|code)"
 )
-# What a value may not begin with: a variable, a placeholder, or what is hidden already.
+# A value that begins like this is a variable, a placeholder, or hidden already.
 _GIVEN = r"(?!\$\{|\[hidden\]|<)"
 # Longer than a word, or of letters and digits.
 _VALUE = r"(?=\S{20}|[^\s\"',;&]*[a-z][^\s\"',;&]*\d|[^\s\"',;&]*\d[^\s\"',;&]*[a-z])[^\s\"',;&()\[\]{}]{8,}"
-# Whole values, whose form alone says what they are.
+# Whole values that are recognised by their form.
 _FORMS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|\b(?:hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}"
@@ -54,7 +54,7 @@ _AFTER = (
     re.compile(rf"(\b(?:Bearer|Basic)\s+){_GIVEN}(?=[\w.~+/-]*[\d=])[\w.~+/-]{{12,}}=*", re.IGNORECASE),
     re.compile(rf"(\b{_NAMED}[\"']?\s*[=:]\s*[\"']?){_GIVEN}{_VALUE}", re.IGNORECASE),
 )
-# Most text holds none of these, and is done with at once.
+# Most text holds none of these, which is quick to check.
 _HINT = re.compile(
     r"://|-----BEGIN|hf_|api_org_|wandb_v|gh[pousr]_|github_pat|glpat-|sk-|xox|A[KS]IA|AIza|npm_|pypi-|eyJ"
     r"|bearer|basic|key|token|secret|passw|passphrase|credential|[?&;]",

@@ -1,4 +1,4 @@
-"""A name of a library that stands for something else while a block runs. For the quirks modules."""
+"""Temporarily replacing an attribute of a library. For the quirks modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """`owner.name` is `value` inside, for all threads."""
+    """Within the context, `owner.name` is `value`, for all threads."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -1,4 +1,4 @@
-"""Numbers for people: bytes, counts, seconds and FLOPs, to and from text. Imports nothing of ours."""
+"""Bytes, counts, seconds and FLOPs to and from text. Imports no other module of Shardyard."""
 
 from __future__ import annotations
 

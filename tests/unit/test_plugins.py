@@ -139,10 +139,10 @@ def test_unknown_names_are_refused_with_those_that_packages_bring(beside: Path, 
 @pytest.mark.parametrize(
     ("brought", "expected"),
     [
-        ([("causal_lm", "a:SPEC")], r"brings 'causal_lm' .* a name of Shardyard's own; rename its entry point"),
+        ([("causal_lm", "a:SPEC")], r"provides 'causal_lm' .* a name that Shardyard uses itself; rename its entry point"),
         (
             [("mine", "a:SPEC"), ("mine", "b:SPEC")],
-            r"'mine' .* is brought by two packages, a:SPEC and b:SPEC; uninstall",
+            r"'mine' .* is provided by two packages, a:SPEC and b:SPEC; uninstall",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The shape of a model, as far as the arithmetic of the plan needs it. Measured by `models/size/measure.py`."""
+"""The shape of a model, as far as the plan needs it. Measured by `models/size/measure.py`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Architecture:
         values differ in width, their mean.
     active_parameters: weights that take part in one token: all but those of experts that it is not routed to.
     expert_parameters: weights of all routed experts.
-    tokens_per_row: positions that a row puts through the model, where that is not `data.sequence_length`: patches of a
+    tokens_per_row: positions that a row puts through the model, where that is not `data.sequence_length`: patches of an
         image, frames of audio, source and target.
     trainable_parameters: weights that training changes; None where it changes all. Those of adapters are not among
         `parameters`. quantized_parameters: weights that are held in 4 bits.
-    flops_per_row, activation_bytes_per_row, logits_per_row: counted on a pass of one row (fp32), where no formula for
-        decoders holds; of checkpointed blocks only the inputs and one block.
+    flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), where the
+        formulas for decoders do not apply; of checkpointed blocks only the inputs and one block.
     """
 
     family: str
@@ -49,8 +49,9 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     """FLOPs of forward and backward pass for one token: 6·N + 12·L·w·T, with w the width of all heads.
 
     Chowdhery et al. 2022 (PaLM), appendix B: a multiply and an add for each weight in the forward pass, twice that in
-    the backward pass, and the attention's products with keys and values, causal masks not discounted. Recomputation
-    is not counted, as is usual for model FLOPs utilisation. What is no decoder was counted on a pass instead.
+    the backward pass, and the attention's products with keys and values, causal masks not discounted. Recomputation is
+    not counted, as is usual for model FLOPs utilisation. Models that are not decoders were counted on a forward pass
+    instead.
     """
     if architecture.flops_per_row is not None:
         return architecture.flops_per_row / (architecture.tokens_per_row or sequence_length)

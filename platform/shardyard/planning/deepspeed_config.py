@@ -31,7 +31,7 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
         "steps_per_print": None,
         "wall_clock_breakdown": False,
         "zero_optimization": _zero(recipe, gpu=gpu),
-        # All of them work element by element (Muon has code of its own), so partitions of a flat buffer suit them.
+        # All of them work element by element (Muon has its own code), so they can run on partitions of a flat buffer.
         "zero_allow_untested_optimizer": True,
         **_precision(recipe),
     }
@@ -101,7 +101,7 @@ def _expert_parallel(recipe: Recipe) -> dict[str, object]:
         "enabled": True,
         "autoep_size": recipe.model.experts.parallel,
         "preset_model": EXPERT_PRESETS.get(recipe.model.family),
-        # Balance is the objective's business, by a loss that is visible.
+        # Load balancing is left to the objective, whose loss is recorded.
         "load_balance_coeff": None,
     }
 

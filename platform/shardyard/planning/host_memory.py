@@ -1,4 +1,4 @@
-"""What the ranks of a node hold in the memory of its host, and how many GPUs they take: asked of schedulers."""
+"""Host memory and GPUs that the ranks of a node need, to request from schedulers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from shardyard.planning.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes
 
-GPUS_PER_NODE = 8  # of the machines that large runs are trained on
+GPUS_PER_NODE = 8  # of typical machines for large runs
 # Interpreter, torch, Ray's worker and the loader's buffers; with a GPU also CUDA's context and pinned memory.
 RANK_BYTES = 2 * 1024**3
 GPU_RANK_BYTES = 8 * 1024**3
 
 
 def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tuple[int, str]:
-    """Bytes that `ranks` ranks hold on a host, and what for: without GPUs also what they would hold on one."""
+    """Bytes that `ranks` ranks need on a host, and why. Without GPUs this includes the device memory."""
     memory, count = plan.memory, plan.architecture.parameters
     if gpu:
         # A checkpoint copies optimizer states to the host before it writes them.
@@ -33,5 +33,5 @@ def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tupl
 
 
 def gpus_of_node(each: float, ranks: int) -> int:
-    """GPUs of a node whose ranks take `each` of them: a rank's fraction lies on one."""
+    """GPUs of a node whose ranks take `each` of one: a fraction is never split over two GPUs."""
     return math.ceil(ranks / math.floor(1 / each)) if each else 0

@@ -1,4 +1,4 @@
-"""Memory of one rank, estimated before anything is allocated."""
+"""The memory of one rank, estimated before anything is allocated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one rank needs, by what they hold; `device` is the accelerator (or, without one, the same RAM)."""
+    """Bytes that one rank needs, by purpose; `device` is the accelerator, or the same RAM without one."""
 
     parameters_bytes: int
     gradients_bytes: int
@@ -28,7 +28,7 @@ class Memory:
 
     @property
     def device_bytes(self) -> int:
-        """What must fit the device at the peak of a step."""
+        """Peak device memory of a step."""
         return (
             self.parameters_bytes
             + self.gradients_bytes
@@ -98,8 +98,8 @@ def _states_per_parameter(optimizer: Optimizer) -> int:
 
 
 def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
-    """Korthikanti et al. 2022, section 4: 34·T·B·d bytes a block in 16 bits, attention matrices not stored;
-    models that are no decoders were counted on a pass.
+    """Korthikanti et al. 2022, section 4: 34·T·B·d bytes a block in 16 bits, attention matrices not stored; models that
+    are not decoders were counted on a forward pass.
 
     With activation checkpointing only each block's input stays, beside one block that is being recomputed.
     """

@@ -18,14 +18,14 @@ from shardyard.units import parse_bytes
 
 Strategy = Literal["pack", "spread", "strict_pack", "strict_spread"]
 
-# Ray counts resources in steps of 1/10000; sums of fractions end a little beside them.
+# Ray counts resources in steps of 1/10000; this absorbs rounding errors in sums of fractions.
 _STEP = 1e-4
 _RESOURCES: tuple[Resource, ...] = ("gpus", "cpus", "memory")
 
 
 @dataclass(frozen=True)
 class Amount:
-    """Resources in Ray's sense: cores, GPUs, and bytes of the host's memory."""
+    """Resources as Ray counts them: cores, GPUs, and bytes of host memory."""
 
     cpus: float
     gpus: float = 0.0
@@ -34,7 +34,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a cluster: its id in Ray, what it has, and what nobody has reserved."""
+    """A node of a cluster: its id in Ray, its resources, and those that are free."""
 
     id: str
     total: Amount
@@ -43,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run asks of a cluster.
+    """The resources that a run requests from a cluster.
 
     workers: ranks, one bundle each.
     group: consecutive ranks that must share a node; divides `workers`.
@@ -77,9 +77,9 @@ ANYWHERE = Placement(())
 class Verdict:
     """Whether a cluster holds a run.
 
-    now: where its workers go on what is free; None where they do not fit at the moment.
-    ever: whether they fit once nobody else uses the cluster.
-    shortage: what it needs, and what there is where that does not suffice.
+    now: where its workers go on free resources; None if they do not fit at the moment.
+    ever: whether they fit once the cluster is idle.
+    shortage: what is missing, if it does not fit.
     """
 
     now: Placement | None
@@ -88,12 +88,12 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """What it needs and what there is, such as `needs 8 GPUs on 2 nodes; 4 free`."""
+        """Needed and free resources, such as `needs 8 GPUs on 2 nodes; 4 free`."""
         return shortage_in_words(self.shortage)
 
 
 def demand_of(recipe: Recipe, *, gpu: bool, workers: int | None = None) -> Demand:
-    """What the ranks of `recipe` ask for.
+    """The resources that the ranks of `recipe` request.
 
     Args:
         gpu: whether ranks compute on GPUs; decides about GPUs where `cluster.gpus_per_worker` is not given.
@@ -103,7 +103,7 @@ def demand_of(recipe: Recipe, *, gpu: bool, workers: int | None = None) -> Deman
 
 
 def ask(settings: Cluster, *, gpu: bool, workers: int | None = None) -> Demand:
-    """What ranks that share nothing ask for; arguments as those of `demand_of`."""
+    """The request of ranks that share nothing; arguments as for `demand_of`."""
     gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(gpu)
     # On a CPU rank the device is the host, so its memory is the host's.
     memory = 0 if gpu or settings.memory_per_worker is None else parse_bytes(settings.memory_per_worker)
@@ -131,16 +131,16 @@ def judge(demand: Demand, nodes: Sequence[Node]) -> Verdict:
 
 
 def place(demand: Demand, nodes: Sequence[Node]) -> Placement | None:
-    """Where the workers go on what is free; None where they do not fit."""
+    """Where the workers go on free resources; None if they do not fit."""
     return _place(demand, {node.id: node.free for node in nodes})
 
 
 def room(demand: Demand, amount: Amount) -> int:
-    """Ranks that may go to a node with so much, in whole groups."""
+    """Number of ranks that fit on a node with `amount`, in whole groups."""
     bundle = demand.bundle
     ranks = _times(amount.cpus, bundle.cpus)
     if bundle.gpus:
-        # A worker's fraction lies on one GPU, so what two GPUs have left does not add up.
+        # A worker's fraction lies on one GPU, so the remainders of two GPUs cannot be added.
         num_whole = math.floor(amount.gpus + _STEP)
         each = _times(1.0, bundle.gpus)
         ranks = min(ranks, num_whole * each + _times(amount.gpus - num_whole, bundle.gpus))
@@ -173,7 +173,7 @@ def _place_anywhere(demand: Demand, amounts: Mapping[str, Amount]) -> Placement 
 
 
 def _pack(demand: Demand, rooms: Mapping[str, int]) -> dict[str, int]:
-    """As few nodes as possible; the last ranks take the smallest node that holds them, so that large ones stay free."""
+    """Use as few nodes as possible; the last ranks take the smallest node that fits, so that large nodes stay free."""
     counts: dict[str, int] = {}
     left = demand.workers
     while left:
@@ -186,7 +186,7 @@ def _pack(demand: Demand, rooms: Mapping[str, int]) -> dict[str, int]:
 
 
 def _spread(demand: Demand, rooms: Mapping[str, int]) -> dict[str, int]:
-    """As evenly as nodes have room, one group at a time."""
+    """Spread as evenly as possible, one group at a time."""
     counts = dict.fromkeys(rooms, 0)
     for _ in range(demand.workers // demand.group):
         open_nodes = [node for node in rooms if counts[node] < rooms[node]]
@@ -278,7 +278,7 @@ def placement_in_words(demand: Demand) -> str:
 
 
 def network_in_words(network: Network, *, gpu: bool) -> str:
-    """What can be said of the network before any host is known."""
+    """The network settings that are known before the hosts are."""
     interface = (
         f"interface {network.interface}" if network.interface else "interface of the address Ray knows a host by"
     )

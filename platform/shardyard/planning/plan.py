@@ -1,6 +1,6 @@
 """The plan: everything that follows from a recipe and a world, computed before anything starts.
 
-Pure arithmetic. `RunPlan` is what workers receive; `RunPlan.reasons` says of each derived value why it is what it is.
+Pure arithmetic. Workers receive a `RunPlan`; `RunPlan.reasons` explains each derived value.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_MICRO_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class World:
-    """Where a run takes place: `size` ranks in all, each on a GPU or not.
+    """The ranks of a run: `size` in all, each on a GPU or not.
 
     device_bytes: memory of each, if it is known.
-    bf16: whether these devices have units for it; not those of the machine that plans, where others train.
+    bf16: whether the devices that train have bf16 units (not the machine that plans).
     """
 
     size: int
@@ -45,7 +45,7 @@ class RunPlan:
 
     mesh: how the ranks of `world` are arranged.
     rows_per_rank: rows of a global batch that a data-parallel rank reads.
-    precision_known: false where the devices that will train could not be asked; the launch asks them and plans anew.
+    precision_known: false if the devices that will train could not be queried; the launch queries them and plans again.
     """
 
     world: World
@@ -84,7 +84,7 @@ class RunPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the estimate fits the device; None where its memory is not known."""
+        """Whether the estimate fits the device; None if its memory is not known."""
         if self.world.device_bytes is None:
             return None
         return self.memory.device_bytes <= self.world.device_bytes
@@ -94,7 +94,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     """Derive everything.
 
     Args:
-        rows: of one pass over the training data; needed where `train.epochs` says how long to train.
+        rows: of one pass over the training data; needed with `train.epochs`.
 
     Raises:
         RecipeError: the world does not divide into the recipe's axes, or its data-parallel ranks do not divide the
@@ -146,7 +146,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
 
 
 def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
-    """The recipe with the derived values that must never be derived anew, on whatever machine the run goes on."""
+    """The recipe with the derived values that stay fixed when the run continues on another machine."""
     if recipe.train.epochs is not None:
         train = recipe.train.model_copy(update={"steps": plan.steps, "epochs": None})
         recipe = recipe.model_copy(update={"train": train})
@@ -154,7 +154,7 @@ def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
 
 
 def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[str, str]:
-    """What each worker reserves, how workers fall on nodes, and what they talk over, in words."""
+    """The resources of each worker, the placement of workers on nodes, and their network, in words."""
     demand, settings = demand_of(recipe, gpu=world.gpu, workers=world.size), recipe.cluster
     given = settings.gpus_per_worker is not None
     gpus = "cluster.gpus_per_worker" if given else "one GPU a rank" if world.gpu else "no GPU found"
@@ -164,7 +164,7 @@ def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[
     elif demand.strategy == "strict_spread":
         reasons["placement"] = "cluster.workers_per_node is 1"
     else:
-        reasons["placement"] = "neighbours in rank share a node, because they talk most"
+        reasons["placement"] = "neighbouring ranks share a node, because they communicate most"
     backend = "NCCL, as ranks compute on GPUs" if world.gpu else "gloo, as ranks compute on the CPU"
     reasons["network"] = f"{backend}; each host derives its own variables, run.json lists them"
     return {
@@ -221,7 +221,7 @@ def _micro_batch(
     why = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
     if world.device_bytes is not None:
         device = format_bytes(world.device_bytes)
-        why = f"{why} that fits {device}" if fitting else f"the least there is; not even one row fits {device}"
+        why = f"{why} that fits {device}" if fitting else f"the minimum; not even one row fits {device}"
     reasons["micro_batch"] = why
     return fitting or 1
 
@@ -238,7 +238,7 @@ def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict
         reasons["steps"] = "given by train.steps"
         return recipe.train.steps
     if recipe.train.epochs is not None:
-        assert rows is not None, "counted by whoever plans"
+        assert rows is not None, "counted while planning"
         epochs, batch = recipe.train.epochs, recipe.train.global_batch
         reasons["steps"] = f"{epochs:g} epochs of {rows} rows / {batch} rows a step, rounded up"
         return max(1, math.ceil(epochs * rows / batch))
@@ -267,7 +267,7 @@ def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) 
 
 def _warmup(given: float, steps: int, reasons: dict[str, str]) -> int:
     if isinstance(given, int) and given >= max(1, steps):
-        raise _refuse("schedule.warmup", f"{given} steps of warm-up leave nothing of the {steps} steps of training")
+        raise _refuse("schedule.warmup", f"{given} steps of warm-up take all of the {steps} steps of training")
     reasons["warmup"] = _by_the_recipe(given, steps)
     return in_steps(given, steps, most=steps - 1)
 

@@ -1,4 +1,4 @@
-"""A plan as plain data, as lines for people, and as the comments of a run's resolved.yaml."""
+"""A plan as plain data, as text, and as the comments of a run's resolved.yaml."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def from_dict(found: Mapping[str, Any]) -> RunPlan:
     """The inverse of `as_dict`.
 
     Raises:
-        ValueError: it is no plan, or one of another version of Shardyard that has other fields.
+        ValueError: it is not a plan, or one of another version of Shardyard with other fields.
     """
     names = {field.name for field in fields(RunPlan)}
     if "mesh" not in found:
@@ -45,14 +45,14 @@ def _mesh_before(found: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("it is no plan") from error
 
 
-# What `rows` asks for.
+# The format of `rows`.
 _REASONS = frozenset(
     ("bundle", "placement", "network", "precision", "micro_batch", "accumulation", "tokens_per_step", "steps")
 ) | {"flops_per_token", "streams", "warmup", "evaluate_every", "checkpoint_every"}
 
 
 def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
-    """What the plan says, as lines for people: name, value, why."""
+    """The plan as lines of text: name, value, reason."""
     why = plan.reasons
     size, memory = plan.architecture, plan.memory
     yield "parameters", format_count(size.parameters), f"{format_count(size.matmul_parameters)} multiply each token"
@@ -83,7 +83,7 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
 
 def _verdict(plan: RunPlan) -> str:
     if plan.world.device_bytes is None:
-        return "the device's memory is not known; give --memory 80GiB to compare"
+        return "the device memory is not known; pass --memory 80GiB to compare"
     have = format_bytes(plan.world.device_bytes)
     if plan.fits:
         return f"fits {have}"
@@ -91,6 +91,6 @@ def _verdict(plan: RunPlan) -> str:
 
 
 def resolved_text(recipe: Recipe, plan: RunPlan) -> str:
-    """The recipe with every default and fixed value, and below it, as comments, what follows from it."""
+    """The recipe with every default and fixed value, followed by the derived values as comments."""
     derived = "\n".join(f"# {what}: {value}{f'  ({why})' if why else ''}" for what, value, why in rows(plan))
     return f"{dump_recipe(fixed(recipe, plan))}\n# Derived:\n{derived}\n"

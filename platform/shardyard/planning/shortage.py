@@ -1,4 +1,4 @@
-"""What keeps a run from being placed, in numbers, and the same in words. Imports the standard library alone."""
+"""Why a run cannot be placed, in numbers and in words. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from shardyard.units import format_bytes
 
-# What is short: GPUs, CPU cores, or bytes of the hosts' memory.
+# The resource that is short: GPUs, CPU cores, or bytes of host memory.
 Resource = Literal["gpus", "cpus", "memory"]
 # Why workers do not fit although their sum would: all on one node, one a node, groups of experts that share a node, an
 # upper limit a node, or what a single worker takes.
@@ -16,7 +16,7 @@ Constraint = Literal["one_node", "one_per_node", "experts", "workers_per_node", 
 
 @dataclass(frozen=True)
 class Shortage:
-    """What a run needs, and what there is of it.
+    """The resources that a run needs and that are available.
 
     resource: the one that is short, or that workers are counted by. needed: over all workers.
     nodes: that they need; None where their number is open.

@@ -1,1 +1,1 @@
-"""From YAML to a strict recipe, its plan and the DeepSpeed configuration. Pure: no torch, Ray or DeepSpeed."""
+"""From YAML to a strict recipe. Pure: no torch, Ray or DeepSpeed."""

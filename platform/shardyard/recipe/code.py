@@ -1,4 +1,4 @@
-"""Code from outside that a recipe names: its objective, the objective's row format, and files beside the recipe."""
+"""Code from outside that a recipe uses: its objective, the objective's row format, and files beside the recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardyard.recipe.schema import Recipe
 
 
 def names_code(recipe: Recipe) -> bool:
-    """Whether anything of a run comes from outside of Shardyard."""
+    """Whether a recipe uses code from outside Shardyard."""
     return recipe.objective not in OBJECTIVES
 
 
@@ -21,20 +21,18 @@ TRUST = "If you know who wrote it, add --trust; otherwise leave it alone."
 
 
 def refuse_code(recipe: Recipe, whose: str, remedy: str = TRUST) -> None:
-    """Pass if a recipe that may come from elsewhere names no code by reference.
+    """Refuse a recipe from elsewhere that names code by reference.
 
-    Code of an installed package that is named by its entry point was chosen by who installed it, so it passes.
+    Code of an installed package, named by its entry point, is allowed: whoever installed it chose it.
 
     Args:
-        whose: what messages call the run. remedy: what to do about it, as a sentence.
+        whose: how messages call the run. remedy: what to do about it, as a sentence.
 
     Raises:
         UsageError: it names code, which would be executed here.
     """
     for field, reference in _references({"objective": recipe.objective}):
-        raise UsageError(
-            f"{whose} names code of its own ({field}: {reference}), which would be executed here. {remedy}"
-        )
+        raise UsageError(f"{whose} names its own code ({field}: {reference}), which would be executed here. {remedy}")
 
 
 def origins(recipe: Recipe) -> dict[str, dict[str, str | None]]:
@@ -64,7 +62,7 @@ def code_files(recipe: Recipe) -> Iterator[Path]:
 
 
 def find_beside(data: dict[str, Any], folders: Sequence[Path]) -> None:
-    """Let references to files that are not below the current folder lead to those beside the recipe, in place.
+    """Make references to files that are not below the current folder point to those beside the recipe, in place.
 
     Args:
         data: of a recipe.
@@ -94,6 +92,6 @@ def _references(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _shown(path: Path) -> Path:
-    """Relative to the current folder where it is below it, so that it holds where the folder travels to."""
+    """Relative to the current folder if it is below it, so that it stays valid where the folder is uploaded to."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""The families whose experts DeepSpeed's AutoEP can spread over ranks, and its names of their layouts."""
+"""The model families that DeepSpeed's AutoEP supports, and its names of their layouts."""
 
 from __future__ import annotations
 

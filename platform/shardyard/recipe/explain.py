@@ -1,4 +1,4 @@
-"""What a field of a recipe means: unit, type, allowed range and default, from the schema itself."""
+"""The meaning of a field: unit, type, allowed range and default, from the schema."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or fals
 
 @dataclass(frozen=True)
 class FieldExplanation:
-    """One field, in words. `fields` lists (name, meaning) of what lies below a section; `note` says which
-    name it was asked by."""
+    """One field, in words. `fields` lists (name, meaning) of what lies below a section; `note` says by which other name
+    it was requested."""
 
     path: str
     meaning: str
@@ -53,13 +53,13 @@ class FieldExplanation:
         return "\n".join(lines)
 
     def details(self) -> tuple[tuple[str, str], ...]:
-        """What beside meaning and type there is to say, as (label, text)."""
+        """Further properties of a field, as (label, text)."""
         return (("unit", self.unit), ("range", self.range), ("default", self.default))
 
 
 def explain_field(path: str) -> FieldExplanation:
-    """Explain a field or a section by its dotted path, such as `train.global_batch` or `data.train.weight`, or by what
-    other tools call it, such as `learning_rate`.
+    """Explain a field or a section by its dotted path, such as `train.global_batch` or `data.train.weight`, or by its
+    name in other tools, such as `learning_rate`.
 
     Raises:
         UsageError: no such field; names the nearest.
@@ -125,7 +125,7 @@ def _is_steps_or_share(annotation: Any) -> bool:
 def _meaning(info: FieldInfo | None, section: type[Section] | None) -> str:
     if info is not None and info.description:
         return info.description
-    return (section.__doc__ if section is not None else None) or "A value that is passed on as it is."
+    return (section.__doc__ if section is not None else None) or "A value that is passed on unchanged."
 
 
 def _unit(info: FieldInfo | None) -> str:

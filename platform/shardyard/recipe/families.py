@@ -1,7 +1,7 @@
-"""What `transformers` knows of its model types, read from its sources without importing it.
+"""The model types of `transformers`, read from its sources without importing it.
 
-Importing transformers brings torch along and takes a second; its sources parse in milliseconds. Only literals are
-read: a default that is computed is unknown here, and then nothing is checked against it.
+Importing transformers also imports torch and takes a second; its sources parse in milliseconds. Only literals are read:
+a computed default is unknown here, and nothing is checked against it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from shardyard.objectives.spec import ObjectiveSpec
 
-# Handled by the base class for every family, beside its declared fields.
+# Fields that the base class handles for every family.
 _COMMON = frozenset(
     {
         "rope_parameters",
@@ -85,7 +85,7 @@ def activation_names() -> frozenset[str]:
 
 @cache
 def config_fields(family: str) -> ConfigFields | None:
-    """The fields of a family's configuration; None where its sources are not laid out as usual."""
+    """The fields of a family's configuration; None if its sources have an unusual layout."""
     class_name = _config_classes().get(family)
     path = _config_file(family)
     if class_name is None or path is None:
@@ -98,7 +98,7 @@ def config_fields(family: str) -> ConfigFields | None:
 
 
 def config_value(family: str, config: Mapping[str, Any], standard_name: str) -> Any | None:
-    """What a configuration has under a standard name: as given in `config`, else the family's default, else None.
+    """The value of a standard name in a configuration: from `config`, else the family's default, else None.
 
     `config_value("gpt2", {}, "max_position_embeddings")` is 1024, which GPT-2 calls `n_positions`.
     """
@@ -151,7 +151,7 @@ def _literal(path: Path, name: str) -> dict[str, str]:
 
 
 def _evaluate(node: ast.expr) -> Any | None:
-    """A literal or a product or power of two, such as `4096 * 32`; None for what would have to be run."""
+    """A literal, or a product or power of two such as `4096 * 32`; None for anything that would have to be executed."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Pow):
         left, right = _evaluate(node.left), _evaluate(node.right)
         if isinstance(left, int | float) and isinstance(right, int | float) and abs(right) < 10**6:

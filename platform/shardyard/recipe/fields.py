@@ -1,4 +1,4 @@
-"""Walking the schema by dotted path: which fields there are, which may be null, what lies below them."""
+"""Walking the schema by dotted path: fields, whether they may be null, and what is below them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shardyard.recipe.synonyms import SYNONYMS, synonym
 from shardyard.suggest import nearest
 
 Path = tuple[str | int, ...]
-# How alike a name of another section has to be: what is merely similar there misleads.
+# The similarity that a name of another section must have: a merely similar one would mislead.
 FAR = 0.8
 
 
@@ -46,7 +46,7 @@ def section_type(annotation: Any) -> type[Section] | None:
 
 
 def item_type(annotation: Any) -> Any:
-    """The type of a list's items; None for what is not a list."""
+    """The type of a list's items; None if it is not a list."""
     bare = without_none(annotation)
     if typing.get_origin(bare) is typing.Annotated:
         bare = typing.get_args(bare)[0]
@@ -80,7 +80,7 @@ class UnknownFieldError(LookupError):
 
     @property
     def message(self) -> str:
-        """What is wrong, with the field that was most likely meant: of this section, else of the whole recipe."""
+        """The error, with the field that was most likely meant: of this section, else of the whole recipe."""
         return f"unknown key {self.name!r}; {self._hint()}"
 
     @property
@@ -91,7 +91,7 @@ class UnknownFieldError(LookupError):
     def _hint(self) -> str:
         if self.root is Recipe and (renamed := RENAMED.get(dotted((*self.parent, self.name)))) is not None:
             return f"it is now called {renamed}"
-        valid = ", ".join(self.candidates) or "nothing, this field holds a value"
+        valid = ", ".join(self.candidates) or "this field holds a value and has no keys"
         if self.root is Recipe and (elsewhere := self._exactly_elsewhere()) is not None:
             return elsewhere
         if self.meant is not None:
@@ -108,7 +108,7 @@ class UnknownFieldError(LookupError):
         return f"did you mean {SYNONYMS[word].path!r}?" if word is not None else f"valid: {valid}"
 
     def _exactly_elsewhere(self) -> str | None:
-        """Where a name belongs that is right but for its place, or that other tools have for a field."""
+        """Where a name belongs that is valid elsewhere, or that other tools use for a field."""
         if self.parent and self.name in Recipe.model_fields:
             place = dotted(self.parent)
             return f"it belongs at the top of the recipe, not below {place}; in a file, check its indentation"
@@ -133,7 +133,7 @@ def _is_path(path: str) -> bool:
 
 @dataclass(frozen=True)
 class FieldAt:
-    """What lies at a path: its annotation, and the field where it is one and not the item of a list."""
+    """The annotation at a path, and the field if it is one and not the item of a list."""
 
     annotation: Any
     info: FieldInfo | None
@@ -143,7 +143,7 @@ def field_at(path: Sequence[str], root: type[Section] = Recipe) -> FieldAt:
     """Walk from the recipe (or another `root`) down; an index of a list may be given or left out (`data.train.weight`).
 
     Raises:
-        UnknownFieldError: a part of the path names no field.
+        UnknownFieldError: a part of the path is not a field.
     """
     annotation: Any = root
     info: FieldInfo | None = None

@@ -1,4 +1,4 @@
-"""The shape of the images that a model takes, said by its configuration and by `image.size`. Pure."""
+"""The shape of the images that a model takes, from its configuration and `image.size`. Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from shardyard.recipe.schema import Image
 
-# Of families whose configuration names no size, because any will do (ResNet, ConvNeXt): that of ImageNet's crops.
+# For families that take any size and name none (ResNet, ConvNeXt): the size of ImageNet's crops.
 DEFAULT_SIZE = 224
 
 
 def image_shape(image: Image, config: Any) -> tuple[int, int, int]:
-    """(channels, height, width) for a transformers configuration, of the part of it that sees where there are several.
+    """(channels, height, width) for a transformers configuration, of its vision part if it has several.
 
     `image.size` wins over the configuration.
     """

@@ -1,4 +1,4 @@
-"""What a recipe may start from, by name: `run:NAME`, a prepared model, a folder, or a hub id with a revision."""
+"""Names of initial weights: `run:NAME`, a prepared model, a folder, or a hub id with a revision."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRETRAINED_FAMILIES = {"minilm": "bert"}
 
 
 def kind_of(name: str) -> Literal["run", "dataset", "other"]:
-    """Whether a name stands for a run, a prepared model, or else for a folder or hub id as it is."""
+    """Whether a name is a run, a prepared model, or else a folder or hub id."""
     if name.startswith(RUN):
         return "run"
     found = DATASETS.get(name)

@@ -1,4 +1,4 @@
-"""Lengths in steps, given as steps or as a share of the run; and runs that are shortened with all that scales."""
+"""Lengths in steps, given as steps or as a share of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StepsOrShare:
 
     @property
     def rule(self) -> str:
-        """What a value must be, in words."""
+        """The rule for a value, in words."""
         return f"must be whole steps from {self.least} on, or a share of the run such as 0.1"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

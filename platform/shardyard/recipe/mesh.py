@@ -1,6 +1,6 @@
 """The mesh: the axes along which a run arranges its ranks, their sizes, and which ranks form a group. Pure numbers.
 
-`engine/mesh.py` is the same mesh as one rank sees it, with process groups.
+`engine/mesh.py` is the same mesh from the view of one rank, with process groups.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MeshShape:
 
     @property
     def world(self) -> int:
-        """The number of all ranks: what is started, and what meets."""
+        """The number of all ranks."""
         return self.size("world")
 
     @property
@@ -96,7 +96,7 @@ class MeshShape:
 
 
 def data_mesh(ranks: int) -> MeshShape:
-    """Data parallelism alone: each rank reads rows of its own and has all of the model, or its shard."""
+    """Data parallelism alone: each rank reads different rows and holds the whole model or its shard."""
     return MeshShape((("expert_data", ranks), ("expert", 1)))
 
 
@@ -130,5 +130,5 @@ def data_size(recipe: Recipe, ranks: int) -> int:
 
 
 def _inner_axes(recipe: Recipe) -> tuple[tuple[str, int], ...]:
-    """The axes whose sizes a recipe says, outermost first; what they leave of the ranks is `expert_data`."""
+    """The axes whose sizes a recipe says, outermost first; the rest of the ranks is `expert_data`."""
     return (("expert", recipe.model.experts.parallel),)

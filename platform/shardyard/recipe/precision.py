@@ -1,4 +1,4 @@
-"""The number format of a run whose recipe names none: bf16 where the devices have units for it, else fp32."""
+"""The default precision of a run: bf16 if the devices have units for it, else fp32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GIVEN = "given by train.precision"
 
 @dataclass(frozen=True)
 class Bf16:
-    """Whether the devices that train multiply bf16 in hardware; None where that is not known. `why` is in words."""
+    """Whether the devices that train have bf16 units; None if that is not known. `why` is the reason in words."""
 
     units: bool | None = None
     why: str = ""
@@ -19,7 +19,7 @@ class Bf16:
 
 @dataclass(frozen=True)
 class ChosenPrecision:
-    """The precision of a run and why. `known`: nothing that is found out later can change it."""
+    """The precision of a run and why. `known`: it is final."""
 
     precision: Precision
     known: bool
@@ -30,7 +30,7 @@ def choose_precision(given: Precision | None, bf16: Bf16, *, gpu: bool) -> Chose
     """The precision of a recipe on devices of one kind.
 
     GPUs without bf16 units get fp32 and not fp16: its narrow range needs a loss scale and makes some models diverge, so
-    it is for the recipe to ask for.
+    the recipe must ask for it.
     """
     if given is not None:
         slow = (
@@ -45,7 +45,7 @@ def choose_precision(given: Precision | None, bf16: Bf16, *, gpu: bool) -> Chose
         faster = "; `-s train.precision=fp16` is faster, with a narrower range" if gpu else ""
         return ChosenPrecision("fp32", known=True, why=bf16.why + faster)
     if gpu:
-        why = "GPUs from compute capability 8.0 on have bf16 units; those of the workers are asked when it starts"
+        why = "GPUs from compute capability 8.0 on have bf16 units; those of the workers are checked when it starts"
         return ChosenPrecision("bf16", known=False, why=why)
     why = "decided when it starts: bf16 if the CPUs of all workers have units for it"
     return ChosenPrecision("fp32", known=False, why=why)
@@ -57,6 +57,6 @@ def with_precision(recipe: Recipe, precision: Precision) -> Recipe:
 
 
 def precision_of(recipe: Recipe) -> Precision:
-    """The precision of a recipe that is carried out."""
+    """The precision of a recipe that has been planned."""
     assert recipe.train.precision is not None, "fixed by the plan before a run starts"
     return recipe.train.precision

@@ -17,7 +17,7 @@ RENAMED = {
 
 
 def current_path(path: Sequence[str]) -> tuple[str, ...]:
-    """The path as fields are called now; a path without an old name as it is."""
+    """The path with current field names."""
     for length in range(len(path), 0, -1):
         new = RENAMED.get(".".join(path[:length]))
         if new is not None:
@@ -31,7 +31,7 @@ def current_name(dotted: str) -> str:
 
 
 def with_current_names(recipe: Any) -> Any:
-    """Plain data of a recipe with the fields under their present names; what is not a recipe as it is.
+    """Plain data of a recipe with current field names; other data is returned unchanged.
 
     A field that is given under both names keeps both, so that the schema refuses the old one.
     """
@@ -56,7 +56,7 @@ def _renamed(section: Mapping[str, Any], above: Sequence[str], old: str, new: st
 
 
 def message(old: str) -> str:
-    """What a person is told who uses the old name."""
+    """The warning about an old name."""
     return f"{old} is now called {RENAMED[old]}; the old name still works, but will be removed"
 
 

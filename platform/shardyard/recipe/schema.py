@@ -1,8 +1,8 @@
 """The recipe: every field with its meaning, unit, default and allowed range.
 
-Pure data. A recipe says *what* to train; what follows from it (accumulation, number of steps, memory, the
-DeepSpeed configuration) is computed in `plan.py`. Fields use the standard terms of the field and are strict: an
-unknown key, a string where a number belongs or a value out of range is an error.
+Pure data. A recipe says *what* to train; everything derived from it (accumulation, number of steps, memory, the
+DeepSpeed configuration) is computed in `plan.py`. Fields use the standard terms of the field and are strict: an unknown
+key, a string where a number belongs or a value out of range is an error.
 """
 
 from __future__ import annotations
@@ -102,5 +102,5 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, data: Any) -> Any:
-        """Run folders and jobs keep recipes that were written before a field had its present name."""
+        """Run folders and jobs keep recipes that still have old field names."""
         return with_current_names(data)

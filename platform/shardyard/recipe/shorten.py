@@ -1,4 +1,4 @@
-"""A run made shorter with everything that belongs to its length: warm-up, drops of the rate, and cadences."""
+"""Shortening a run together with warm-up, decay and intervals."""
 
 from __future__ import annotations
 

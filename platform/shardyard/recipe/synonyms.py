@@ -1,7 +1,7 @@
-"""What other tools call a field: transformers' TrainingArguments, axolotl, Lightning, torchtune, litgpt, nanoGPT, NeMo.
+"""Field names of other tools: transformers' TrainingArguments, axolotl, Lightning, torchtune, litgpt, nanoGPT, NeMo.
 
-A name that is found here is never taken silently: the same word often means something else (a batch of one device
-instead of the global batch), so the message says which field it is and where they differ.
+Such a name is never accepted silently: the same word often means something else (the batch of one device instead of the
+global batch), so the message names the field and the difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Synonym:
-    """The field that a name stands for, by dotted path, and how it differs; "" where it does not."""
+    """The field that a name stands for, by dotted path, and the difference, if any."""
 
     path: str
     difference: str = ""
@@ -177,5 +177,5 @@ SYNONYMS: dict[str, Synonym] = {
 
 
 def synonym(name: str) -> Synonym | None:
-    """What a name of another tool stands for here; letter case and dashes do not count."""
+    """The field for a name of another tool; letter case and dashes are ignored."""
     return SYNONYMS.get(name.strip().lower().replace("-", "_"))

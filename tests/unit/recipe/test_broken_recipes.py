@@ -175,10 +175,10 @@ OVERRIDES = [
 ]
 CONTRADICTIONS = [
     Broken("no-length", ":10: train: has no length; give train.steps, train.tokens or", "steps: 100, ", ""),
-    Broken("only-minutes", "or train.epochs: the most that `minutes` may hold", "steps: 100", "minutes: 3"),
-    Broken("three-lengths", "steps and tokens and epochs all say", "steps: 100", "steps: 100, tokens: 5, epochs: 1"),
+    Broken("only-minutes", "or train.epochs: the upper limit for `minutes`", "steps: 100", "minutes: 3"),
+    Broken("three-lengths", "steps and tokens and epochs all set", "steps: 100", "steps: 100, tokens: 5, epochs: 1"),
     Broken("no-epochs", "train.epochs: must be more than 0", "steps: 100", "epochs: 0.0"),
-    Broken("two-lengths", ":10: train.tokens: steps and tokens both say", "steps: 100", "steps: 100, tokens: 5"),
+    Broken("two-lengths", ":10: train.tokens: steps and tokens both set", "steps: 100", "steps: 100, tokens: 5"),
     Broken(
         "batch-workers",
         ":10: train.global_batch: 7 rows cannot be shared by 2 workers; set a multiple of 2 such as 8",
@@ -235,7 +235,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "config-float",
-        "layer_norm_epsilon: must be a number with a point, got 1; write 1.0",
+        "layer_norm_epsilon: must be a decimal number, got 1; write 1.0",
         "n_layer: 2",
         "layer_norm_epsilon: 1",
     ),
@@ -317,7 +317,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "warmup",
-        ":12: schedule.warmup: 100 steps of warm-up leave nothing of the 100 steps",
+        ":12: schedule.warmup: 100 steps of warm-up take all of the 100 steps",
         "warmup: 10",
         "warmup: 100",
     ),
@@ -342,7 +342,7 @@ CONTRADICTIONS = [
         "name: cosine, warmup: 10",
         "name: wsd, warmup: 0.5, decay_fraction: 0.6",
     ),
-    Broken("warmup-tokens", "leave nothing of the 10 steps", "steps: 100", "tokens: 10240"),
+    Broken("warmup-tokens", "take all of the 10 steps", "steps: 100", "tokens: 10240"),
     Broken("step-size", ":12: schedule.name: the step schedule needs schedule.step_size", "name: cosine", "name: step"),
     Broken(
         "step-size-cosine",
@@ -375,7 +375,7 @@ CONTRADICTIONS = [
         "betas", "optimizer.betas: must be at least 0 and less than 1 each", "lr: 1e-3", "lr: 1e-3, betas: [0.9, 1.5]"
     ),
     Broken(
-        "no-source", ":9: data.train.0: names nothing to read; give `source`", "{source: python-docs}", "{weight: 2.0}"
+        "no-source", ":9: data.train.0: names no data; give `source`", "{source: python-docs}", "{weight: 2.0}"
     ),
     Broken(
         "two-sources",
@@ -395,10 +395,10 @@ CONTRADICTIONS = [
         "python-docs}",
         "python-docs, text_column: body}",
     ),
-    Broken("corpus-config", "data.train.0.config: belongs to hub datasets", "python-docs}", "python-docs, config: en}"),
+    Broken("corpus-config", "data.train.0.config: is for hub datasets", "python-docs}", "python-docs, config: en}"),
     Broken(
         "corpus-holdout",
-        "data.train.0.holdout: python-docs has a validation split of its own",
+        "data.train.0.holdout: python-docs has its own validation split",
         "python-docs}",
         "python-docs, holdout: 0.1}",
     ),
@@ -419,7 +419,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "leak",
-        "data.validation.0: is the very data that data.train reads",
+        "data.validation.0: is the data that data.train reads",
         "- {source: python-docs}",
         "- {path: org/name}\n  validation:\n    - {path: org/name, split: train}",
     ),
@@ -431,7 +431,7 @@ CONTRADICTIONS = [
     ),
     Broken(
         "leak-corpus",
-        "data.validation.0: is the very split that data.train reads",
+        "data.validation.0: is the split that data.train reads",
         "- {source: python-docs}",
         "- {source: python-docs}\n  validation:\n    - {source: python-docs, split: train}",
     ),

@@ -82,5 +82,5 @@ def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
         (("train", "epochs"), "several sources that are mixed by weight end at different times")
     ]
     long = tiny_recipe(corpus, train={"steps": None, "epochs": 0.001}, schedule={"warmup": 1000})
-    with pytest.raises(RecipeError, match="1000 steps of warm-up leave nothing of the 1 steps of training"):
+    with pytest.raises(RecipeError, match="1000 steps of warm-up take all of the 1 steps of training"):
         prepare(long, WORLD)

@@ -94,7 +94,7 @@ def test_every_synonym_stands_for_a_field() -> None:
         ("lerning_rate", "did you mean 'optimizer.lr'?"),
         ("train.model", "it belongs at the top of the recipe, not below train; in a file, check its indentation."),
         ("quantum", "valid: name"),
-        ("train.steps.x", "nothing, this field holds a value"),
+        ("train.steps.x", "this field holds a value and has no keys"),
         ("", "valid: name"),
     ],
 )

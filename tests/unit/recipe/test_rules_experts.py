@@ -73,12 +73,12 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     (
         {"model": {"family": "llama", "config": {}, "experts": {"balance": 0.01}}},
         ("model", "experts", "balance"),
-        "llama has no experts; take it out",
+        "llama has no experts; remove it",
     ),
     (
         {"model": {"family": "llama", "config": {}, "experts": {"z_loss": 0.01}}},
         ("model", "experts", "z_loss"),
-        "llama has no experts; take it out",
+        "llama has no experts; remove it",
     ),
     (
         {"objective": "instruction", "model": {"experts": {"balance": 0.01}}},
@@ -103,12 +103,12 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     (
         {"model": {"config": SIZES | {"router_jitter_noise": 0.1}}},
         ("model", "config", "router_jitter_noise"),
-        "without noise; set it to 0",
+        "has no router noise; set it to 0",
     ),
-    ({"zero": {"stage": 0}}, ("zero", "stage"), "norm of each rank alone; use stage 1, 2 or 3"),
+    ({"zero": {"stage": 0}}, ("zero", "stage"), "norm of each rank alone with expert parallelism; use stage 1, 2 or 3"),
     ({"zero": {"stage": 2, "offload_optimizer": True}}, ("zero", "offload_optimizer"), "set it to false"),
     ({"zero": {"stage": 3, "offload_parameters": True}}, ("zero", "offload_parameters"), "set it to false"),
-    ({"model": {"compile": True}}, ("model", "compile"), "cannot trace experts"),
+    ({"model": {"compile": True}}, ("model", "compile"), "cannot trace models with expert parallelism"),
     ({"model": {"adapter": {"rank": 4}}}, ("model", "adapter"), "set model.experts.parallel to 1"),
     ({"model": {"freeze": ["model.embed_tokens.*"]}}, ("model", "freeze"), "set model.experts.parallel to 1"),
     ({"optimizer": {"name": "lion", "lr": 1e-4}}, ("optimizer", "name"), "use one of adamw, adam, sgd, rmsprop"),

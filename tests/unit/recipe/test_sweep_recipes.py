@@ -227,7 +227,7 @@ def test_all_contradictions_are_said_together(tmp_path: Path) -> None:
     )
     found = "\n".join(problems(path))
     for expected in (
-        "optimizer.weight_decay cannot change when a run goes on from a checkpoint",
+        "optimizer.weight_decay cannot change when a run continues from a checkpoint",
         "members of a population change single fields",
         "a population replaces members instead of stopping them",
         "leave none in a run of 500 steps",

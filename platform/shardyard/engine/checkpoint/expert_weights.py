@@ -1,4 +1,4 @@
-"""The weights of experts that are spread over ranks (DeepSpeed AutoEP), whole and by the names of transformers.
+"""The weights of expert parallelism (DeepSpeed AutoEP), whole and by the names of transformers.
 
 AutoEP replaces each mixture of experts by a layer of its own: `experts.w1`, `w3` and `w2` [E/P, …] hold the gate, up
 and down projections of a rank's experts, and `router.gate` the router. Consecutive ranks hold consecutive experts.

@@ -61,8 +61,7 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
         trust: execute code that the files of the checkpoint may hold.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, holds more than tensors, or is of ZeRO-3 with experts that are
-            spread over ranks.
+        CheckpointError: the checkpoint is damaged, holds more than tensors, or is of ZeRO-3 with expert parallelism.
     """
     manifest = files.read_manifest(folder)
     damaged = files.damaged_files(folder, manifest)

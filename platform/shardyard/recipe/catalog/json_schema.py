@@ -1,6 +1,7 @@
-"""recipes/schema.json and recipes/sweeps/schema.json: what an editor completes and checks recipes and sweeps with.
+"""recipes/schema.json and recipes/sweeps/schema.json: for completion and checks in editors.
 
-`python -m shardyard.recipe.catalog.json_schema` writes them anew after a change of the schemas; a test says when.
+`python -m shardyard.recipe.catalog.json_schema` regenerates them after a change of the schemas; a test fails if they
+are stale.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def schema_path() -> Path:
 
 
 def _required_below(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Take the required keys of each section out of its definition, to be asked for at the top."""
+    """Move the required keys of each section out of its definition, to the top level."""
     found = {}
     for name, spec in schema["properties"].items():
         keys = definitions.get(spec.get("$ref", "").rpartition("/")[2], {}).pop("required", None)

@@ -1,6 +1,6 @@
-"""Where the recipes, tokenizer specs and cluster templates that come with Shardyard lie.
+"""Paths of the recipes, tokenizer specs and cluster templates that ship with Shardyard.
 
-A checkout has them at its top; an installed wheel carries them in `shardyard/share`.
+In a checkout they are at the top level, in an installed wheel in `shardyard/share`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from shardyard.errors import Problem, RecipeError
 from shardyard.suggest import nearest
 
 PACKAGE = Path(__file__).resolve().parents[2]
-# Sweeps lie among the recipes, in a folder of their own.
+# Sweeps have their own folder among the recipes.
 SWEEPS = "sweeps"
 KINDS = ("recipes", "tokenizers", "cluster")
-# Corpora that every Python installation holds; `data/` reads them.
+# Corpora that every Python installation contains; `data/` reads them.
 EMBEDDED_SOURCES = ("python-docs", "python-docstrings", "python-code")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
@@ -62,7 +62,7 @@ def shipped_file(name: str) -> Path | None:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file that a person means: an existing path, else a shipped recipe by name.
+    """The file for a name: an existing path, else a shipped recipe.
 
     Raises:
         RecipeError: (a UsageError) there is neither; names the nearest.
@@ -90,7 +90,7 @@ def tokenizer_specs() -> list[str]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file (or pipe); a name that no file can have is just not there."""
+    """Whether there is such a file (or pipe); an invalid file name counts as missing."""
     return _exists(path) and not path.is_dir()
 
 

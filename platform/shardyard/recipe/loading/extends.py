@@ -18,7 +18,7 @@ MAX_BASES = 50
 
 
 def read_with_bases(path: Path, shown: str) -> tuple[Document, list[Path]]:
-    """The recipe merged over everything that it extends, and the files it is made of (itself first).
+    """The recipe merged over everything that it extends, and the files involved (itself first).
 
     Mappings merge key by key, anything else replaces; of several bases a later one wins over an earlier.
 

@@ -64,7 +64,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     apply_overrides(document, overrides)
     find_beside(document.data, [source.parent for source in sources])
     for old, place in document.renamed.items():
-        # Nobody writes resolved.yaml: a run that began under old names is read without a word.
+        # resolved.yaml is generated: old names in it are read without a warning.
         if not place.startswith(f"{shown}:") or path.name != RESOLVED:
             warn(place, old)
     recipe = _checked(document, shown)
@@ -96,7 +96,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 class _Representer(SafeRepresenter):
-    """Writes text so that it reads back the same: line breaks that readers fold, such as U+0085, become escapes."""
+    """Writes text so that it reads back unchanged: line breaks that readers fold, such as U+0085, become escapes."""
 
     def text(self, text: str) -> Any:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
@@ -123,7 +123,7 @@ def _checked(document: Document, shown: str) -> Recipe:
         possible = [Recipe.model_validate(data)]
     except ValidationError as first:
         error: ValidationError | None = first
-        # What lies below a mistyped section shows once that has its right name.
+        # Problems below a mistyped section show once its name is right.
         while error is not None and (keys := mistyped_keys(data, error)):
             named = {dotted(path) for path in keys}
             problems += [problem for problem in problems_of(error, places, shown) if problem.path in named]
@@ -135,7 +135,7 @@ def _checked(document: Document, shown: str) -> Recipe:
     problems += [
         Problem(where(path, places, shown), dotted(path), message)
         for path, message in _rule_violations(possible)
-        # What a section with problems of its own contradicts may only be the mistake.
+        # A rule that a section with other problems breaks may be broken only because of these.
         if path[0] not in broken
     ]
     if problems:
@@ -157,7 +157,7 @@ def _order(problem: Problem) -> tuple[str, int]:
 
 
 def _rule_violations(possible: Sequence[Recipe]) -> list[tuple[FieldPath, str]]:
-    """What contradicts in each of these recipes."""
+    """The rules that each of these recipes breaks."""
     found = [rules.check(recipe) for recipe in possible]
     return [finding for finding in found[0] if all(finding in others for others in found[1:])] if found else []
 

@@ -13,7 +13,8 @@ from shardyard.recipe.renamed import current_path
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Set each field in the document's data, in the order given; what cannot be set joins its problems."""
+    """Set each field in the document's data, in the order given; values that cannot be set are added to its
+    problems."""
     for text in overrides:
         problem = _apply(document, text)
         if problem is not None:
@@ -43,7 +44,7 @@ def _apply(document: Document, text: str) -> Problem | None:
 
 
 def forget_below(document: Document, path: FieldPath) -> None:
-    """Drop the places of a value that is about to be replaced, and of everything in it."""
+    """Drop the positions of a value that is about to be replaced, and of everything in it."""
     for place in [place for place in document.places if place[: len(path)] == path]:
         del document.places[place]
 

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a recipe, said for people: where, which field, what value, what would be right."""
+"""Pydantic's errors as messages for users: where, which field, which value, and what is valid."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PATTERNS = {
 
 
 def show(value: Any) -> str:
-    """A value as it is named in messages: `'many' (text)`, `true`, `a list of 2`."""
+    """A value as messages show it: `'many' (text)`, `true`, `a list of 2`."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -43,7 +43,7 @@ def show(value: Any) -> str:
 
 
 def where(path: Path, places: Places, source: str) -> str:
-    """The place of the key itself, else of the nearest section above it, else the first line."""
+    """The position of the key itself, else of the nearest section above it, else the first line."""
     for length in range(len(path), 0, -1):
         place = places.get(path[:length])
         if place is not None:

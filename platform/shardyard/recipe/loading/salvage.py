@@ -1,4 +1,4 @@
-"""What a broken recipe still says, so that one mistake is one problem and the others are found all the same."""
+"""The valid part of a broken recipe, so that one mistake is one problem and others are still found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLACEHOLDERS: tuple[tuple[str, str, object], ...] = (("", "name", "unnamed"), (
 
 
 def mistyped_keys(data: dict[str, object], error: ValidationError) -> dict[Path, str]:
-    """Unknown keys, by path, with the key that each most likely stands for, where that is not given as well."""
+    """Unknown keys, by path, with the key that each most likely stands for, unless that is given too."""
     found: dict[Path, str] = {}
     for item in error.errors():
         path: Path = tuple(item["loc"])
@@ -35,7 +35,7 @@ def mistyped_keys(data: dict[str, object], error: ValidationError) -> dict[Path,
 def renamed(
     data: dict[str, object], places: Mapping[Path, str], keys: Mapping[Path, str]
 ) -> tuple[Any, dict[Path, str]]:
-    """The data with these keys under their right names, and the places of everything in it."""
+    """The data with these keys under their right names, and the positions of everything in it."""
     mended, where = copy.deepcopy(data), dict(places)
     for path, name in keys.items():
         here = _at(mended, path[:-1])
@@ -47,8 +47,8 @@ def renamed(
 
 
 def possible_recipes(data: dict[str, object], error: ValidationError) -> list[Recipe]:
-    """The recipe without its invalid values. Of a value that is none of a few, such as an objective, there is one
-    recipe for each that it may stand for: what holds in all of them does not follow from the mistake."""
+    """The recipe without its invalid values. If one of a few choices is mistyped, such as an objective, one recipe is
+    returned for each likely choice: a problem that all of them have does not follow from the mistake."""
     items = [(tuple(item["loc"]), item["type"]) for item in error.errors()]
     trimmed = copy.deepcopy(data)
     for path, _ in sorted(items, key=lambda item: len(item[0]), reverse=True):
@@ -80,7 +80,7 @@ def _valid(data: dict[str, object]) -> Recipe | None:
 
 
 def _at(data: Any, path: Path) -> Any:
-    """What lies at a path; None where nothing does."""
+    """The value at a path; None if there is none."""
     for step in path:
         try:
             data = data[step]

@@ -1,4 +1,4 @@
-"""YAML 1.2 text to plain values that remember their lines.
+"""From YAML 1.2 text to plain values with their line numbers.
 
 The node graph is read rather than a constructor's result: it knows the line of every key, shows both lines of a
 duplicate, and lets aliases be counted before they multiply.
@@ -33,7 +33,7 @@ _TAG = "tag:yaml.org,2002:"
 class Document:
     """Plain data of one file, under the present names of fields.
 
-    `places` says of each path where its key stands (`file:line`), `renamed` of each old name of a field likewise.
+    `places` has the position (`file:line`) of each path's key, `renamed` that of each old field name.
     """
 
     data: dict[str, Any]
@@ -47,7 +47,7 @@ def read_document(path: Path, shown: str) -> Document:
     """Read a recipe file, called `shown` in messages.
 
     Raises:
-        RecipeError: the file cannot be read, is not YAML text, or holds something else than a mapping.
+        RecipeError: the file cannot be read, is not YAML text, or is not a mapping.
     """
     text = _read_text(path, shown)
     node = _compose(text, shown)
@@ -66,7 +66,7 @@ def _use_current_names(document: Document) -> None:
     document.data = dict(with_current_names(document.data))
     for old, new in RENAMED.items():
         _move(document, old, tuple(old.split(".")), tuple(new.split(".")))
-    for section in ("parameters", "overrides"):  # A sweep has fields of its recipe as keys.
+    for section in ("parameters", "overrides"):  # A sweep uses fields of its recipe as keys.
         fields = document.data.get(section)
         if isinstance(fields, dict) and not fields.keys().isdisjoint(RENAMED):
             document.data[section] = {current_name(name): value for name, value in fields.items()}
@@ -150,7 +150,7 @@ def _syntax_message(error: MarkedYAMLError, text: str) -> str:
 
 
 def _limit(text: str, shown: str) -> None:
-    """Stop at the first sign of junk or of a bomb, before any of it is composed."""
+    """Stop at the first sign of malformed or malicious input, before any of it is composed."""
     nodes = depth = aliases = documents = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         here = f"{shown}:{event.start_mark.line + 1}"
@@ -177,7 +177,7 @@ def _tag_message(node: Node) -> str:
 
 
 class _Builder:
-    """Turns nodes into plain values, noting places and every problem on the way."""
+    """Turns nodes into plain values and collects their positions and all problems."""
 
     def __init__(self, shown: str, document: Document) -> None:
         self.shown = shown
@@ -248,7 +248,7 @@ class _Builder:
         return None
 
     def text(self, node: ScalarNode, path: FieldPath) -> str:
-        """Text that can be written again: an escape such as \\ud800 alone stands for no character."""
+        """Text that can be encoded again: an escape such as \\ud800 alone is not a character."""
         text = str(node.value)
         if any("\ud800" <= character <= "\udfff" for character in text):
             self.complain(

@@ -1,1 +1,1 @@
-"""Rules that the schema cannot see: fields that are each valid and yet do not go together."""
+"""Rules that the schema cannot express: fields that are valid alone but not together."""

@@ -1,4 +1,4 @@
-"""Contradictions around where ranks go: how many share a node, and how many share a GPU."""
+"""Rules for placement: how many ranks share a node or a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Finding = tuple[Path, str]
 
 
 def cluster_rules(recipe: Recipe) -> Iterator[Finding]:
-    """All of them."""
+    """All rules of this file."""
     for rule in (_strategy, _groups):
         yield from rule(recipe)
 
@@ -21,11 +21,14 @@ def _strategy(recipe: Recipe) -> Iterator[Finding]:
     settings, path = recipe.cluster, ("cluster", "placement")
     share = settings.workers_per_node
     if settings.placement == "strict_spread" and share not in (None, 1):
-        yield path, f"strict_spread puts each rank on a node of its own, workers_per_node is {share}; take out one"
+        yield path, f"strict_spread puts one rank on each node, but workers_per_node is {share}; remove one of them"
     if settings.placement == "strict_pack" and share is not None and share < settings.workers:
         yield (
             path,
-            f"strict_pack puts all {settings.workers} workers on one node, workers_per_node is {share}; take out one",
+            (
+                f"strict_pack puts all {settings.workers} workers on one node, but workers_per_node is {share}; remove "
+                "one of them"
+            ),
         )
 
 

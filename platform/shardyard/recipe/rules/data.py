@@ -1,4 +1,4 @@
-"""Contradictions around the data: sources that are nothing, two things at once, or not there."""
+"""Rules for data: sources that are incomplete, ambiguous or missing."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
 def _source(source: Source, objective: str) -> Iterator[tuple[str, str]]:
     """Findings about one source as (key, message); an empty key is the source itself."""
     if source.source is None and source.path is None:
-        yield "", "names nothing to read; give `source` (an embedded corpus) or `path` (hub id, folder, file or URL)"
+        yield "", "names no data; give `source` (an embedded corpus) or `path` (hub id, folder, file or URL)"
     elif source.source is not None and source.path is not None:
-        yield "path", "a source has either `source` or `path`; keep one, and list the other as a source of its own"
+        yield "path", "a source has either `source` or `path`; keep one, and list the other as a separate source"
     elif source.source is not None:
         yield from _embedded(source, source.source, objective)
     elif source.path is not None:
@@ -56,13 +56,13 @@ def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, 
     if source.split is not None and source.split not in splits:
         yield "split", f"{name} has the splits {' and '.join(splits)}, not {source.split!r}"
     if source.holdout:
-        yield "holdout", f"{name} has a validation split of its own; take holdout out"
+        yield "holdout", f"{name} has its own validation split; remove holdout"
     for key in ("config", "revision"):
         if getattr(source, key) is not None:
-            yield key, f"belongs to hub datasets (`path`), not to {name}; take it out"
+            yield key, f"is for hub datasets (`path`), not for {name}; remove it"
     columns: dict[str, str] = dict(dataset.columns) if dataset is not None else {"text": "text"}
     if dataset is None and source.text_column != Source.model_fields["text_column"].default:
-        yield "text_column", f"the embedded {name} has no columns; take it out"
+        yield "text_column", f"the embedded {name} has no columns; remove it"
         return
     named = {"text": source.text_column, **source.columns}
     for role, kind in objective_spec(objective).columns.items():
@@ -106,7 +106,7 @@ def _held_out(data: Data) -> Iterator[Finding]:
 
 
 def _leaks(data: Data) -> Iterator[Finding]:
-    """Validation that reads what training reads."""
+    """Validation that reads the training data."""
     trained = {_identity(source, "train"): source for source in data.train}
     for index, source in enumerate(data.validation):
         twin = trained.get(_identity(source, "validation"))
@@ -114,9 +114,9 @@ def _leaks(data: Data) -> Iterator[Finding]:
             continue
         path = ("data", "validation", index)
         if source.source is not None:
-            yield path, "is the very split that data.train reads; leave `split` out on both"
+            yield path, "is the split that data.train reads; leave `split` out on both"
         elif twin.holdout == 0 or source.holdout == 0:
-            yield path, "is the very data that data.train reads; set the same `holdout` above 0 on both, or a split"
+            yield path, "is the data that data.train reads; set the same `holdout` above 0 on both, or a split"
         elif twin.holdout != source.holdout:
             yield (
                 (*path, "holdout"),
@@ -125,7 +125,7 @@ def _leaks(data: Data) -> Iterator[Finding]:
 
 
 def _identity(source: Source, split: str) -> tuple[str | None, ...]:
-    # Files have no splits, and what is held out by hash lies in the training split.
+    # Files have no splits, and documents held out by hash are in the training split.
     if source.path is not None and (source.holdout or source.path.endswith(_SUFFIXES)):
         split = "train"
     return (source.source, source.path, source.config, source.revision, source.split or split)

@@ -1,4 +1,4 @@
-"""Contradictions around encoder–decoders: what they decode, and how much their two sides hold."""
+"""Rules for encoder–decoders: what they decode, and the lengths of their two sides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
     spec = objective_spec(recipe.objective)
     if recipe.data.source_length is not None and not spec.source_length:
         owners = ", ".join(other.name for other in specs() if other.source_length)
-        yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for {owners}; take it out"
+        yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for {owners}; remove it"
     if spec.decodes:
         yield from _decoding(recipe)
         if recipe.model.pretrained is None:
@@ -28,9 +28,9 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
             yield from _audio(recipe)
         return
     if recipe.evaluate.generate_rows:
-        yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; take it out"
+        yield ("evaluate", "generate_rows"), f"{recipe.objective} has no decoded metrics; remove it"
     if recipe.evaluate.beams > 1:
-        yield ("evaluate", "beams"), f"{recipe.objective} has no decoded metrics; take it out"
+        yield ("evaluate", "beams"), f"{recipe.objective} has no decoded metrics; remove it"
     if recipe.data.drop_inputs and not spec.reads_source:
         yield ("data", "drop_inputs"), f"{recipe.objective} has no inputs to drop; remove the field"
 
@@ -70,7 +70,10 @@ def _audio(recipe: Recipe) -> Iterator[Finding]:
         better = _POSITIONS_PER_SECOND * max(1, round(positions / _POSITIONS_PER_SECOND))
         yield (
             ("model", "config", "max_source_positions"),
-            f"{positions} positions are no whole number of seconds, of {_POSITIONS_PER_SECOND} each; set {better}",
+            (
+                f"{positions} positions are not a whole number of seconds ({_POSITIONS_PER_SECOND} positions each); "
+                f"set {better}"
+            ),
         )
     if config.get("apply_spec_augment"):
         yield (

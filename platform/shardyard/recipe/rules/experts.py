@@ -1,4 +1,4 @@
-"""Contradictions of a mixture of experts: balance, and experts that are spread over ranks."""
+"""Rules for mixtures of experts: load balancing and expert parallelism."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ Finding = tuple[Path, str]
 # Names that families give to the number of experts, and to those of a token.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOICES = "num_experts_per_tok"
-# DeepSpeed takes experts into groups of their own only for optimizers that it builds itself, and Muon needs whole
-# gradients, which it refuses with experts.
+# DeepSpeed puts experts into separate groups only for optimizers that it builds itself, and Muon needs whole gradients,
+# which it refuses with experts.
 _SPREAD_OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 
 
 def expert_rules(recipe: Recipe) -> Iterator[Finding]:
-    """All of them."""
+    """All rules of this file."""
     for rule in (_losses, _router_without_gradient, _parallel):
         yield from rule(recipe)
 
 
 def _losses(recipe: Recipe) -> Iterator[Finding]:
-    """Losses of routers need routers, and an objective that adds them."""
+    """Router losses need routers, and an objective that adds them."""
     for name in ("balance", "z_loss"):
         if not getattr(recipe.model.experts, name):
             continue
         path = ("model", "experts", name)
         if not objective_spec(recipe.objective).experts:
-            yield path, f"does nothing for the objective {recipe.objective}, only for {_objectives()}; take it out"
+            yield path, f"does nothing for the objective {recipe.objective}, only for {_objectives()}; remove it"
         elif _is_dense(recipe):
-            yield path, f"{recipe.model.family} has no experts; take it out, or use a family such as mixtral"
+            yield path, f"{recipe.model.family} has no experts; remove it, or use a family such as mixtral"
 
 
 def _objectives() -> str:
@@ -44,19 +44,22 @@ def _objectives() -> str:
 
 
 def _router_without_gradient(recipe: Recipe) -> Iterator[Finding]:
-    """A weight that is normalised over one choice is 1 whatever the router says."""
+    """With one expert a token, the normalised weight is always 1."""
     model = recipe.model
     chosen, normalised = _value(recipe, _CHOICES), _value(recipe, "norm_topk_prob")
     if chosen == 1 and (model.family == "mixtral" or (model.family in ("qwen2_moe", "qwen3_moe") and normalised)):
         advice = "use family qwen3_moe" if model.family == "mixtral" else "set norm_topk_prob to false"
         yield (
             ("model", "config", _CHOICES),
-            f"one expert a token has weight 1 whatever the router says, so it learns nothing; {advice}, as Switch does",
+            (
+                f"with one expert a token the normalised weight is always 1, so the router learns nothing; {advice}, "
+                "as Switch does"
+            ),
         )
 
 
 def _parallel(recipe: Recipe) -> Iterator[Finding]:
-    """What DeepSpeed's AutoEP can spread over ranks, and what it cannot be combined with."""
+    """The experts that DeepSpeed's AutoEP supports, and the settings that it cannot be combined with."""
     parallel, path = recipe.model.experts.parallel, ("model", "experts", "parallel")
     if parallel == 1:
         return
@@ -78,16 +81,24 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
-    """(whether it is there, where, why not)."""
-    zero, model, spread = recipe.zero, recipe.model, "experts that are spread over ranks"
+    """(whether the setting is used, its path, why it is refused)."""
+    zero, model, spread = recipe.zero, recipe.model, "expert parallelism"
     noisy = bool(_value(recipe, "router_jitter_noise"))
     return [
-        (zero.stage == 0, ("zero", "stage"), f"0 clips {spread} by the norm of each rank alone; use stage 1, 2 or 3"),
+        (
+            zero.stage == 0,
+            ("zero", "stage"),
+            f"0 clips gradients by the norm of each rank alone with {spread}; use stage 1, 2 or 3",
+        ),
         (zero.offload_optimizer, ("zero", "offload_optimizer"), f"is not tested with {spread}; set it to false"),
         (zero.offload_parameters, ("zero", "offload_parameters"), f"is not tested with {spread}; set it to false"),
-        (model.compile, ("model", "compile"), f"cannot trace {spread}; set it to false"),
-        (model.adapter is not None, ("model", "adapter"), f"cannot adapt {spread}; set model.experts.parallel to 1"),
-        (bool(model.freeze), ("model", "freeze"), f"does not know {spread}; set model.experts.parallel to 1"),
+        (model.compile, ("model", "compile"), f"cannot trace models with {spread}; set it to false"),
+        (
+            model.adapter is not None,
+            ("model", "adapter"),
+            f"cannot be combined with {spread}; set model.experts.parallel to 1",
+        ),
+        (bool(model.freeze), ("model", "freeze"), f"does not support {spread}; set model.experts.parallel to 1"),
         (
             not objective_spec(recipe.objective).experts,
             ("model", "experts", "parallel"),
@@ -96,12 +107,12 @@ def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
         (
             recipe.optimizer.name not in _SPREAD_OPTIMIZERS,
             ("optimizer", "name"),
-            f"{recipe.optimizer.name} does not know {spread}; use one of {', '.join(_SPREAD_OPTIMIZERS)}",
+            f"{recipe.optimizer.name} does not support {spread}; use one of {', '.join(_SPREAD_OPTIMIZERS)}",
         ),
         (
             noisy,
             ("model", "config", "router_jitter_noise"),
-            f"{spread} are chosen without noise; set it to 0, or model.experts.parallel to 1",
+            f"{spread} has no router noise; set it to 0, or model.experts.parallel to 1",
         ),
     ]
 
@@ -113,7 +124,7 @@ def _is_dense(recipe: Recipe) -> bool:
 
 
 def _experts(recipe: Recipe) -> int | None:
-    """Experts of a layer, None where the recipe does not tell."""
+    """Number of experts of a layer; None if the recipe does not give it."""
     found = next((value for name in EXPERT_COUNTS if (value := _value(recipe, name)) is not None), None)
     return found if isinstance(found, int) else None
 

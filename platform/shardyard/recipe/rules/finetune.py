@@ -1,4 +1,4 @@
-"""Contradictions of fine-tuning: where weights come from, what is trained of them, teachers and references."""
+"""Rules for fine-tuning: pretrained weights, trained parameters, teachers and reference models."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ def finetune_rules(recipe: Recipe) -> Iterator[Finding]:
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.pretrained is None:
         yield (
             ("model",),
-            "lacks pretrained: preferences tune a model that answers already; give a folder, a hub id or run:NAME",
+            (
+                "lacks pretrained: preference tuning needs a model that answers already; give a folder, a hub id or "
+                "run:NAME"
+            ),
         )
 
 
 def _names(recipe: Recipe) -> Iterator[Finding]:
-    """Names that stand for something else: `run:` needs a name, and a prepared model must be one."""
+    """Special names: `run:` needs a run name, and a dataset's name must be that of a model."""
     named: tuple[tuple[Path, str | None], ...] = (
         (("model", "pretrained"), recipe.model.pretrained),
         (("distillation", "teacher"), recipe.distillation.teacher),
@@ -58,7 +61,7 @@ def _family(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _model_type(name: str) -> str | None:
-    """That of a folder here; None for what is elsewhere or unreadable."""
+    """The model type of a local folder; None if it is elsewhere or unreadable."""
     if kind_of(name) != "other":
         return None
     try:
@@ -76,22 +79,22 @@ def _adapter(recipe: Recipe) -> Iterator[Finding]:
     if model.pretrained is None:
         yield (
             ("model", "adapter"),
-            "adapts weights that were never trained; give model.pretrained, or take the adapter out",
+            "adapts weights that were never trained; give model.pretrained, or remove the adapter",
         )
     if adapter.modules_to_save and objective_spec(recipe.objective).frozen == "reference":
         yield (
             ("model", "adapter", "modules_to_save"),
-            "would change the reference model, which is the trained one with its adapters switched off; take it out",
+            "would change the reference model, which is the trained one with its adapters switched off; remove it",
         )
     if model.freeze:
         yield (
             ("model", "freeze"),
-            "does nothing beside model.adapter, which freezes all weights but its own and new heads; take it out",
+            "does nothing beside model.adapter, which freezes all weights but the adapter's and new heads; remove it",
         )
 
 
 def launch_advice(name: str) -> str:
-    """The command that makes what `run:NAME` or a prepared model stands for."""
+    """The command that creates the weights named by `run:NAME` or a prepared model."""
     if kind_of(name) == "dataset":
         return f"run `shardyard data prepare {name}`"
     shipped = recipe_of_run(name)

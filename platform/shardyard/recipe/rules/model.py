@@ -1,4 +1,4 @@
-"""Contradictions around the model: its family, its configuration, its tokenizer."""
+"""Rules for the model: its family, its configuration, its tokenizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXPERT_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_expert
 _PYTHON = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": list}
 _WORDS = {
     "int": "a whole number",
-    "float": "a number with a point",
+    "float": "a decimal number",
     "str": "text",
     "bool": "true or false",
     "list": "a list",
@@ -156,7 +156,7 @@ def _config_path(recipe: Recipe, name: str) -> Path:
 
 
 def _muon(recipe: Recipe) -> Iterator[Finding]:
-    """DeepSpeed's BF16 optimizer, which stage 1 uses in bf16, refuses muon on the stacked weights of experts.
+    """DeepSpeed's BF16 optimizer, used at stage 1 in bf16, refuses Muon for the stacked weights of experts.
 
     From stage 1 on DeepSpeed clips after orthogonalising, where the norm is that of the update (about the root of the
     number of rows, summed over matrices) and not of the gradient: every update would shrink to a fraction.
@@ -169,7 +169,7 @@ def _muon(recipe: Recipe) -> Iterator[Finding]:
         )
     fields = families.config_fields(recipe.model.family)
     experts = fields is not None and bool(fields.names & _EXPERT_COUNTS)
-    # A derived precision may be bf16.
+    # The derived precision may be bf16.
     stage_1_bf16 = recipe.zero.stage == 1 and recipe.train.precision in ("bf16", None)
     if recipe.optimizer.name == "muon" and stage_1_bf16 and experts:
         yield (
@@ -184,7 +184,7 @@ def _settings(recipe: Recipe) -> Iterator[Finding]:
     if model.activation_checkpointing and model.config.get("use_cache") is True:
         yield (
             ("model", "config", "use_cache"),
-            ("keeps what activation_checkpointing drops; take it out, or turn model.activation_checkpointing off"),
+            ("keeps what activation_checkpointing drops; remove it, or turn model.activation_checkpointing off"),
         )
     if model.dropout is not None:
         for key, value in model.config.items():
@@ -202,7 +202,7 @@ def _is_number(value: Any) -> bool:
 def _exists(name: str) -> bool:
     try:
         return FilePath(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # names that no file can have, users that there are not
+    except (OSError, ValueError, RuntimeError):  # invalid file names, unknown users
         return False
 
 
@@ -242,8 +242,8 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
         yield (
             ("model", "config", "vocab_size"),
             (
-                f"{size} is less than the {vocabulary} entries of the tokenizer {name}; set at least {vocabulary}, "
-                "or leave it out"
+                f"{size} is less than the {vocabulary} entries of the tokenizer {name}; set at least {vocabulary}, or "
+                "remove it"
             ),
         )
 

@@ -1,6 +1,6 @@
-"""What the schema cannot see: fields that are each valid and yet do not go together.
+"""Rules that the schema cannot express: fields that are valid alone but not together.
 
-Each rule yields a path and a message that says what to do. `check` runs them all, so that a person sees everything at
+Each rule yields a path and a message that says what to do. `check` runs all of them, so that users see all problems at
 once.
 """
 
@@ -30,7 +30,7 @@ from shardyard.suggest import suggestion
 Finding = tuple[Path, str]
 
 _CPU_OPTIMIZERS = ("adamw", "adam", "adagrad", "lion")
-# Which optimizers and schedules a setting belongs to; elsewhere it would change nothing.
+# The optimizers and schedules that use a setting; for others it would have no effect.
 _OPTIMIZER_FIELDS = {
     "betas": ("adamw", "adam", "lion", "muon"),
     "eps": ("adamw", "adam", "adagrad", "rmsprop", "muon"),
@@ -45,23 +45,23 @@ _SCHEDULE_FIELDS = {
     "step_size": ("step",),
     "gamma": ("step", "exponential"),
 }
-# data.validation is one set, called validation.
+# data.validation is one dataset, called validation.
 _METRIC = "eval/validation/"
 NO_FLASH_ON_CPU = "flash_attention_2 needs a GPU; use sdpa on the CPU"
 
 
 def check(recipe: Recipe) -> list[Finding]:
-    """All contradictions of a recipe whose fields are each valid, as (path, message)."""
+    """All rules that a recipe with valid fields breaks, as (path, message)."""
     try:
         objective_spec(recipe.objective)
     except UsageError as error:
-        # Nearly every rule asks what the objective reads.
+        # Nearly every rule needs to know what the objective reads.
         return [(("objective",), str(error).removesuffix("."))]
     return [finding for rule in _RULES for finding in rule(recipe)]
 
 
 def _changed(section: Section, name: str) -> bool:
-    """Whether a field differs from its default; a default spelt out, as in resolved.yaml, changes nothing."""
+    """Whether a field differs from its default; an explicit default, as in resolved.yaml, does not count."""
     return bool(getattr(section, name) != type(section).model_fields[name].default)
 
 
@@ -69,12 +69,15 @@ def _length(recipe: Recipe) -> Iterator[Finding]:
     train = recipe.train
     given = [name for name in ("steps", "tokens", "epochs") if getattr(train, name) is not None]
     if not given:
-        most = ": the most that `minutes` may hold" if train.minutes is not None else ""
+        most = ": the upper limit for `minutes`" if train.minutes is not None else ""
         yield ("train",), f"has no length; give train.steps, train.tokens or train.epochs{most}"
     if len(given) > 1:
         yield (
             ("train", given[-1]),
-            f"{' and '.join(given)} {'both' if len(given) == 2 else 'all'} say how long to train; keep one of them",
+            (
+                f"{' and '.join(given)} {'both' if len(given) == 2 else 'all'} set the length of training; keep one of "
+                "them"
+            ),
         )
     if train.epochs is not None and len(recipe.data.train) > 1:
         yield (
@@ -84,7 +87,7 @@ def _length(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _sharing(recipe: Recipe) -> Iterator[Finding]:
-    """How a global batch falls on workers, micro-batches and streams."""
+    """How a global batch is divided over workers, micro-batches and streams."""
     batch, workers = recipe.train.global_batch, data_size(recipe, recipe.cluster.workers)
     rows, rest = divmod(batch, workers)
     if rest:
@@ -121,7 +124,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Finding]:
     optimizer: Optimizer = recipe.optimizer
     for name, owners in _OPTIMIZER_FIELDS.items():
         if optimizer.name not in owners and _changed(optimizer, name):
-            yield ("optimizer", name), (f"does nothing for {optimizer.name}, only for {', '.join(owners)}; take it out")
+            yield ("optimizer", name), (f"does nothing for {optimizer.name}, only for {', '.join(owners)}; remove it")
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield ("optimizer", "nesterov"), "needs momentum above 0; set optimizer.momentum, 0.9 for example"
     if any(not 0 <= beta < 1 for beta in optimizer.betas):
@@ -135,8 +138,8 @@ def _schedule(recipe: Recipe) -> Iterator[Finding]:
         yield (
             ("schedule", "warmup"),
             (
-                f"{schedule.warmup} steps of warm-up leave nothing of the {steps} steps of training; set fewer, or a "
-                "share of the run such as 0.1"
+                f"{schedule.warmup} steps of warm-up take all of the {steps} steps of training; set fewer, or a share "
+                "of the run such as 0.1"
             ),
         )
     elif schedule.name == "wsd" and (overlap := _overlap(schedule, steps)):
@@ -145,11 +148,11 @@ def _schedule(recipe: Recipe) -> Iterator[Finding]:
         yield ("schedule", "name"), "the step schedule needs schedule.step_size, the steps between two drops"
     for name, owners in _SCHEDULE_FIELDS.items():
         if schedule.name not in owners and _changed(schedule, name):
-            yield ("schedule", name), f"does nothing for {schedule.name}, only for {', '.join(owners)}; take it out"
+            yield ("schedule", name), f"does nothing for {schedule.name}, only for {', '.join(owners)}; remove it"
 
 
 def _overlap(schedule: Schedule, steps: int | None) -> str:
-    """Why warm-up and decay of wsd do not fit one run; "" where they do. Shares are compared unrounded."""
+    """Why the warm-up and decay of wsd do not fit the run; "" if they do. Shares are compared unrounded."""
     fraction = schedule.decay_fraction
     if not isinstance(schedule.warmup, int):
         if schedule.warmup + fraction <= 1 + 1e-9:
@@ -190,7 +193,7 @@ def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _hooks(recipe: Recipe) -> Iterator[Finding]:
-    """Whether there are such hooks; their code is imported when the run starts."""
+    """Check that the hooks exist; their code is imported when the run starts."""
     for index, hook in enumerate(recipe.hooks):
         try:
             known = plugins.find("hooks", hook.name) is not None
@@ -208,39 +211,39 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
     for name in OPTIONAL_SECTIONS:
         if name not in spec.sections and getattr(recipe, name) != type(getattr(recipe, name))():
             owners = ", ".join(other.name for other in specs() if name in other.sections)
-            yield (name,), f"does nothing for the objective {recipe.objective}, only for {owners}; take it out"
+            yield (name,), f"does nothing for the objective {recipe.objective}, only for {owners}; remove it"
     if spec.text and recipe.data.sequence_length is None:
         yield ("data",), f"lacks sequence_length, the tokens of a row, which {recipe.objective} needs"
     if not spec.text and recipe.train.tokens is not None:
         yield ("train", "tokens"), f"{recipe.objective} has no tokens to count; give train.steps"
     if recipe.sample.prompts and not spec.generates:
-        yield ("sample", "prompts"), f"a model trained for {recipe.objective} continues no prompts; take them out"
+        yield ("sample", "prompts"), f"a model trained for {recipe.objective} cannot continue prompts; remove them"
     rows = recipe.train.global_batch // data_size(recipe, recipe.cluster.workers)
     if spec.whole_batch and recipe.train.micro_batch not in (None, rows):
         yield (
             ("train", "micro_batch"),
             (
                 f"{recipe.objective} compares all rows with each other, so a worker's {rows} rows go through the model "
-                "at once; take it out"
+                "at once; remove it"
             ),
         )
     if recipe.loss.name == "focal" and recipe.loss.label_smoothing:
-        yield ("loss", "label_smoothing"), "focal loss has none; take it out, or use cross_entropy"
+        yield ("loss", "label_smoothing"), "focal loss has none; remove it, or use cross_entropy"
     if spec.frozen == "teacher" and recipe.distillation.teacher is None:
         yield ("distillation",), "lacks teacher, the model to learn from"
 
 
 def _precision(recipe: Recipe) -> Iterator[Finding]:
-    """What depends on the machine is left to the plan, so that a recipe is as valid on one host as on another."""
+    """Checks that depend on the machine are left to the plan, so that a recipe is valid on every host or on none."""
     fp16 = recipe.train.precision == "fp16"
     if recipe.model.attention == "flash_attention_2":
         if recipe.cluster.gpus_per_worker == 0:
             yield ("model", "attention"), NO_FLASH_ON_CPU
         if recipe.train.precision == "fp32":
-            yield ("model", "attention"), "flash_attention_2 wants bf16 or fp16; change train.precision or use sdpa"
+            yield ("model", "attention"), "flash_attention_2 needs bf16 or fp16; change train.precision or use sdpa"
     if not fp16 and _changed(recipe.train, "initial_loss_scale"):
         other = recipe.train.precision or "the derived train.precision, which never is fp16"
-        yield ("train", "initial_loss_scale"), f"only fp16 has a loss scale, not {other}; take it out"
+        yield ("train", "initial_loss_scale"), f"only fp16 has a loss scale, not {other}; remove it"
 
 
 _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (

@@ -1,4 +1,4 @@
-"""Recipes hold no secrets: they are copied into run folders, model cards, packages of jobs and W&B as they are."""
+"""Recipes must not contain secrets: they are copied unchanged into run folders, model cards, job packages and W&B."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Finding = tuple[Path, str]
 
 
 def secret_rules(recipe: Recipe) -> Iterator[Finding]:
-    """Texts that look like secrets, and variables in URLs that no recipe may name."""
+    """Text that looks like a secret, and variables in URLs that a recipe may not use."""
     for path, text in _texts(recipe.model_dump(), ()):
         if holds_secret(text):
             yield path, _advice("://" in text)
@@ -24,11 +24,10 @@ def secret_rules(recipe: Recipe) -> Iterator[Finding]:
 
 def _advice(url: bool) -> str:
     where = (
-        f"name an environment variable in its place, such as ${{{VARIABLE_PREFIX}LOGIN}}, which is filled in where the "
-        "data is read"
+        f"use an environment variable instead, such as ${{{VARIABLE_PREFIX}LOGIN}}, which is filled in where the data "
+        "is read"
         if url
-        else "take it out; tokens are read from variables such as HF_TOKEN, and those of URLs from "
-        f"${{{VARIABLE_PREFIX}…}}"
+        else "remove it; tokens are read from variables such as HF_TOKEN, and those of URLs from ${{VARIABLE_PREFIX}…}"
     )
     return f"holds what looks like a secret, and recipes are copied to where others read them; {where}"
 

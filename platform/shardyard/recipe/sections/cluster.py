@@ -8,7 +8,7 @@ from shardyard.recipe.sections.base import BYTES_PATTERN, Section, described
 
 
 class Network(Section):
-    """How ranks find and reach each other; what is not given is derived, and `shardyard plan` says from what."""
+    """How ranks reach each other. Missing values are derived; `shardyard plan` shows how."""
 
     interface: str | None = described(
         None,
@@ -24,7 +24,7 @@ class Network(Section):
 
 
 class Slurm(Section):
-    """What `shardyard submit --on slurm` puts into the head of its batch script."""
+    """Options of the batch script that `shardyard submit --on slurm` writes."""
 
     partition: str | None = described(None, "Partition (--partition).")
     account: str | None = described(None, "Account to charge (--account).")
@@ -40,7 +40,7 @@ class Slurm(Section):
 
 
 class Kubernetes(Section):
-    """What the manifests of `shardyard submit --on kuberay` say that a recipe does not say elsewhere."""
+    """Settings of the manifests that `shardyard submit --on kuberay` writes."""
 
     namespace: str = described("default", "Namespace of the job.")
     image: str = described(
@@ -114,7 +114,7 @@ class Cluster(Section):
 
 
 class Job(Section):
-    """What happens around the run when it is submitted as a job, on every scheduler alike."""
+    """Settings of a run that is submitted as a job, the same for every scheduler."""
 
     priority: str | None = described(
         None, "Priority class of the scheduler below: Kueue's WorkloadPriorityClass, Slurm's QOS; plain Ray has none."

@@ -14,7 +14,7 @@ from shardyard.recipe.sections.base import Section, described
 
 
 def _one_of(value: Any, handler: ValidatorFunctionWrapHandler) -> str:
-    """A name of ours, of an installed package, or a reference; no code is imported to say so."""
+    """A built-in name, one of an installed package, or a reference. Checked without importing code."""
     if not isinstance(value, str) or value in OBJECTIVES:
         return str(handler(value))
     if plugins.is_reference(value):

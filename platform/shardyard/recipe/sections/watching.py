@@ -1,4 +1,4 @@
-"""What is measured, sampled and recorded while a recipe trains."""
+"""Evaluation, sampling, hooks and tracking during training."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def _without_budget(base: LoadedRecipe) -> LoadedRecipe:
 
 
 def is_sweep(name_or_path: str) -> bool:
-    """Whether a file looks like a sweep: it names a recipe and has parameters."""
+    """Whether a file looks like a sweep, with a recipe and parameters."""
     try:
         path = find_recipe(name_or_path)
         return {"recipe", "parameters"} <= read_document(path, str(path)).data.keys()
@@ -103,7 +103,7 @@ def _override(document: Document, overrides: Sequence[str]) -> None:
         except ValueError as error:
             document.problems.append(Problem(f"-s {text[:60]}", "", str(error)))
             continue
-        # What a sweep and a recipe both have, such as `name`, is the sweep's.
+        # A field of both, such as `name`, is the sweep's.
         path = tuple(names) if names[0] in Sweep.model_fields else ("overrides", current_name(".".join(names)))
         if ".".join(names) in RENAMED:
             document.renamed[".".join(names)] = f"-s {text[:60]}"
@@ -160,7 +160,7 @@ def _in_sweep(problem: Problem, place: str, sweep: Sweep, document: Document, so
 
 
 def _problems_of_trials(sweep: Sweep, base: LoadedRecipe, document: Document, source: str) -> list[Problem]:
-    """What is wrong with the recipes of the trials, each thing once, with the first trial that has it."""
+    """The problems of the trials' recipes, each once, with the first trial that has it."""
     found: dict[tuple[str, str], Problem] = {}
     candidates = probes(sweep)[:MAX_PROBES]
     if sweep.scaling_law is not None and sweep.scaling_law.test:
@@ -177,7 +177,7 @@ def _problems_of_trials(sweep: Sweep, base: LoadedRecipe, document: Document, so
 
 
 def _place(path: str, sweep: Sweep, document: Document, source: str) -> str:
-    """The parameter that has this field, else the list of parameters."""
+    """The parameter that sets this field, else the list of parameters."""
     for name, parameter in sweep.parameters.items():
         if path == name or any(path in setting for setting in parameter.settings or ()):
             return where(("parameters", name), document.places, source)

@@ -1,4 +1,4 @@
-"""What the schema of sweeps cannot see: fields that are each valid and yet do not go together."""
+"""Rules that the schema of sweeps cannot express: fields that are valid alone but not together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Finding = tuple[Path, str]
 
 
 def check(sweep: Sweep, recipe: Recipe) -> list[Finding]:
-    """All contradictions of a sweep and its recipe: where, and what is wrong."""
+    """All rules that a sweep and its recipe break: where, and what is wrong."""
     rules = (_parameters, _fields, _twice, _search, _population, _objective, _stopping, _scaling_law)
     return [finding for rule in rules for finding in rule(sweep, recipe)]
 
@@ -47,7 +47,7 @@ def _range(at: Path, parameter: Parameter) -> Iterator[Finding]:
 
 
 def _fields(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
-    """Every dotted path is a field of recipes, and one that may vary."""
+    """Every dotted path must be a field of recipes that may vary."""
     for at, field in _paths(sweep):
         try:
             field_at(field.split("."))
@@ -115,7 +115,7 @@ def _population(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
             yield ("parameters", name), "members of a population change single fields; give values or a range"
         elif name not in CHANGEABLE:
             message = (
-                f"{name} cannot change when a run goes on from a checkpoint; those that can: {', '.join(CHANGEABLE)}"
+                f"{name} cannot change when a run continues from a checkpoint; fields that can: {', '.join(CHANGEABLE)}"
             )
             yield ("parameters", name), message
     steps = recipe.train.steps

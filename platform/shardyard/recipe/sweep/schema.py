@@ -1,4 +1,4 @@
-"""Sweeps: a recipe, the fields of it that vary, and how good values are looked for. The schema of recipes/sweeps/."""
+"""Sweeps: a recipe, the fields that vary, and the search. The schema of recipes/sweeps/."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, desc
 
 SearchName = Literal["grid", "random", "bayesian", "population"]
 
-# A member of a population goes on from a checkpoint of another with other values. DeepSpeed restores the rest of the
-# optimizer's settings (weight decay, clipping, momenta) with the checkpoint, so changing them there would do nothing.
+# A member of a population continues from another member's checkpoint with other values. DeepSpeed restores the rest of
+# the optimizer's settings (weight decay, clipping, momenta) with the checkpoint, so changing them there would do
+# nothing.
 CHANGEABLE = (
     "optimizer.lr",
     "optimizer.aux_lr",
@@ -21,7 +22,7 @@ CHANGEABLE = (
     "distillation.weight",
     "preference.beta",
 )
-# What a sweep itself decides, or what has to be the same for all trials.
+# Fields that the sweep itself sets, or that must be the same for all trials.
 FIXED = ("name", "description", "paper", "expected", "cluster", "job", "tracking")
 
 
@@ -50,14 +51,14 @@ class Search(Section):
 
 
 class Target(Section):
-    """What is to become small or large."""
+    """The value to minimise or maximise."""
 
     metric: str = described("eval/validation/loss", "Metric of the evaluations, as runs record it.")
     mode: Literal["min", "max"] = described("min", "Whether smaller or larger values are better.")
 
 
 class Budget(Section):
-    """Where a sweep ends, whatever comes first; running trials then stop with a checkpoint."""
+    """The limits of a sweep, whichever is reached first; running trials then stop with a checkpoint."""
 
     trials: int | None = described(None, "Trials in all. A grid has as many as it has combinations.", "trials", ge=1)
     tokens: int | None = described(None, "Training tokens of all trials together.", "tokens", ge=1)
@@ -100,19 +101,17 @@ class ScalingLaw(Section):
 class Sweep(Section):
     """Many runs of one recipe, with other values of some of its fields."""
 
-    name: str = described(
-        REQUIRED, "Name of the sweep; its folder and its runs are called after it.", pattern=NAME_PATTERN
-    )
+    name: str = described(REQUIRED, "Name of the sweep, of its folder and of its runs.", pattern=NAME_PATTERN)
     description: str = described("", "What this sweep is for, in a sentence or two.")
     paper: str | None = described(None, "Where the method comes from.")
-    expected: str | None = described(None, "What the sweep gives, and on what hardware.")
+    expected: str | None = described(None, "The result of the sweep, and the hardware it was measured on.")
     recipe: str = described(REQUIRED, "The recipe: a path relative to this file, or a shipped name.", min_length=1)
     overrides: dict[str, object] = described({}, "Fields of the recipe, by dotted path, for all trials.")
     parameters: dict[str, Parameter] = described(
-        REQUIRED, "What varies: fields by dotted path, or any names for `settings`.", min_length=1
+        REQUIRED, "The values that vary: fields by dotted path, or any names for `settings`.", min_length=1
     )
     search: Search = described(Search(), "How values are chosen.")
-    objective: Target = described(Target(), "What is to become small or large.")
+    objective: Target = described(Target(), "The value to minimise or maximise.")
     budget: Budget = described(Budget(), "Where the sweep ends.")
     parallel: int | None = described(
         None, "Trials at a time. Default: as many as the cluster has room for.", "trials", ge=1

@@ -1,4 +1,4 @@
-"""The trials of a sweep: which values each has. Pure functions: the same sweep gives the same trials."""
+"""The trials of a sweep and their values. Pure functions: the same sweep gives the same trials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shardyard.recipe.sweep.schema import Parameter, Sweep
 
-# Values of fields by dotted path. They are handed to the recipe as they are, which checks them.
+# Values of fields by dotted path. They are passed unchanged to the recipe, which checks them.
 Parameters = Mapping[str, object]
 DRAWS_FOR_A_NEW_TRIAL = 100
 NAME_LENGTH = 80
@@ -26,7 +26,7 @@ class Trial:
 
 
 def planned_trials(sweep: Sweep) -> list[Trial]:
-    """The trials that are known before the sweep begins; of a Bayesian search, none is."""
+    """The trials that are known before the sweep begins; none for a Bayesian search."""
     if sweep.search.name == "grid":
         found: Iterator[Parameters] = _grid(sweep)
     elif sweep.search.name == "bayesian":
@@ -106,7 +106,7 @@ def _grid(sweep: Sweep) -> Iterator[Parameters]:
 
 
 def _draws(sweep: Sweep) -> Iterator[Parameters]:
-    """Independent draws. A combination that was drawn before is drawn anew, as long as there are others."""
+    """Independent draws. A repeated combination is drawn again, as long as there are others."""
     generator = random.Random(sweep.search.seed)
     seen: set[str] = set()
     for _ in range(sweep.budget.trials or 0):
