@@ -139,7 +139,7 @@ def test_unknown_names_are_refused_with_those_that_packages_bring(beside: Path, 
 @pytest.mark.parametrize(
     ("brought", "expected"),
     [
-        ([("causal_lm", "a:SPEC")], r"provides 'causal_lm' .* a name that Shardyard uses itself; rename its entry point"),
+        ([("causal_lm", "a:SPEC")], r"provides 'causal_lm' .* a name that Shardyard uses itself; rename"),
         (
             [("mine", "a:SPEC"), ("mine", "b:SPEC")],
             r"'mine' .* is provided by two packages, a:SPEC and b:SPEC; uninstall",

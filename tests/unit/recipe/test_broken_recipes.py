@@ -374,9 +374,7 @@ CONTRADICTIONS = [
     Broken(
         "betas", "optimizer.betas: must be at least 0 and less than 1 each", "lr: 1e-3", "lr: 1e-3, betas: [0.9, 1.5]"
     ),
-    Broken(
-        "no-source", ":9: data.train.0: names no data; give `source`", "{source: python-docs}", "{weight: 2.0}"
-    ),
+    Broken("no-source", ":9: data.train.0: names no data; give `source`", "{source: python-docs}", "{weight: 2.0}"),
     Broken(
         "two-sources",
         ":9: data.train.0.path: a source has either `source` or `path`",

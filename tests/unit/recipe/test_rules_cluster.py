@@ -49,7 +49,7 @@ def test_what_works_is_not_refused(cluster: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("cluster", "path", "words"),
     [
-        ({"placement": "strict_spread", "workers_per_node": 2}, "placement", "workers_per_node is 2; remove one of them"),
+        ({"placement": "strict_spread", "workers_per_node": 2}, "placement", "workers_per_node is 2; remove one"),
         ({"placement": "strict_pack", "workers_per_node": 2}, "placement", "all 4 workers on one node"),
         ({"parallel": 2, "placement": "strict_spread"}, "placement", "use pack or spread"),
         (
