@@ -76,7 +76,15 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     )
     _add_hooks(session, components)
     if mesh.is_first:
-        folder.update(data=loader.fingerprint())
+        data = loader.fingerprint()
+        folder.update(
+            data={
+                "tokenizer": data["tokenizer"],
+                "streams": data["streams"],
+                "seed": data["seed"],
+                "sources": data["sources"],
+            }
+        )
     return session
 
 

@@ -29,7 +29,7 @@ Overrides = Mapping[str, Any] | Sequence[str]
 AnyRecipe = str | os.PathLike[str] | LoadedRecipe
 AnyFolder = str | os.PathLike[str]
 _Record = TypeVar("_Record")
-MetricsCallback = Callable[[dict[str, Any]], None]
+MetricsCallback = Callable[[dict[str, float]], None]
 EventCallback = Callable[[Event], None]
 
 
@@ -222,11 +222,11 @@ class Run:
         """The last step that was trained."""
         return self._folder.info().step
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[dict[str, float]]:
         """A dictionary a step, ascending: `step`, `time` in seconds since 1970, and what was measured then."""
         return read_metrics(self._folder.metrics) if self._folder.metrics.exists() else []
 
-    def columns(self, *names: str) -> dict[str, list[Any]]:
+    def columns(self, *names: str) -> dict[str, list[float | None]]:
         """Metrics by name, a value a step, None where a step has none; `pandas.DataFrame` takes it. All by default."""
         lines = self.metrics()
         wanted = names or tuple(dict.fromkeys(name for line in lines for name in line))
@@ -288,7 +288,7 @@ class _Callbacks:
         self.error: Exception | None = None
         self._on_metrics, self._on_event = on_metrics, on_event
 
-    def on_metrics(self, records: list[dict[str, Any]]) -> None:
+    def on_metrics(self, records: list[dict[str, float]]) -> None:
         self._call(self._on_metrics, records)
 
     def on_events(self, events: list[Event]) -> None:

@@ -102,9 +102,9 @@ def number(value: object, style: str = ".4f") -> str:
 
 def places_in_words(places: Sequence[Place]) -> str:
     """`4 ranks on 2 nodes: 10.0.0.1 has 0–1, 10.0.0.2 has 2–3`."""
-    ranks = {str(place.get("address")): reading.integers(place.get("ranks")) or () for place in places}
-    each = ", ".join(f"{address} has {_range(found)}" for address, found in ranks.items())
-    return f"{sum(map(len, ranks.values()))} ranks on {len(places)} nodes: {each}"
+    ranks = [reading.integers(place.get("ranks")) or () for place in places]
+    each = ", ".join(f"{place.get('address')} has {_range(found)}" for place, found in zip(places, ranks, strict=True))
+    return f"{sum(map(len, ranks))} ranks on {len(places)} nodes: {each}"
 
 
 def _range(ranks: Sequence[int]) -> str:

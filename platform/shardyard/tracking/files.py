@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class JsonlWriter:
         self._descriptor: int | None = None
         self._torn = False
 
-    def append(self, record: dict[str, Any]) -> bool:
+    def append(self, record: Mapping[str, object]) -> bool:
         """Write one line; False when it is lost. Never raises."""
         try:
             line = encode(record).encode("utf-8", errors="replace") + b"\n"
@@ -118,7 +119,7 @@ class JsonlTail:
         self.torn = 0
         self._parse = decode if numbers else json.loads
 
-    def new(self) -> list[dict[str, Any]]:
+    def new(self) -> list[dict[str, object]]:
         """The objects of the lines that are complete by now and were not returned before; [] without a file.
 
         Raises:
@@ -150,7 +151,26 @@ class JsonlTail:
         return record
 
 
-def read_jsonl(path: Path, numbers: bool = True) -> list[dict[str, Any]]:
+class MetricsTail:
+    """Reads what was added to metrics.jsonl since the last look, as `JsonlTail` does: of each line its numbers."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._lines = JsonlTail(path, offset)
+
+    def new(self) -> list[dict[str, float]]:
+        """Lines that are complete by now and were not returned before: `step`, `time`, and metrics by name.
+
+        Raises:
+            OSError: the file is there but cannot be read.
+        """
+        return [_numbers(line) for line in self._lines.new()]
+
+
+def _numbers(line: Mapping[str, object]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if isinstance(value, int | float)}
+
+
+def read_jsonl(path: Path, numbers: bool = True) -> list[dict[str, object]]:
     """All complete lines of a file, in their order; a torn last line is left out.
 
     `numbers=False` leaves texts such as "NaN" as they are, which samples need.

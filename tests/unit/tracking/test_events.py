@@ -84,12 +84,12 @@ BEFORE: list[tuple[dict[str, Any], Event, str]] = [
         {
             "kind": "placement",
             "time": 1.0,
-            "text": "2 ranks on 2 nodes: a has 0, b has 1",
+            "text": "2 ranks on 2 nodes: a has 0, a has 1",
             "network": {},
-            "placement": [{"address": "a", "ranks": [0]}, {"address": "b", "ranks": [1]}],
+            "placement": [{"address": "a", "ranks": [0]}, {"address": "a", "ranks": [1]}],
         },
-        Placed(time=1.0, placement=[{"address": "a", "ranks": [0]}, {"address": "b", "ranks": [1]}]),
-        "2 ranks on 2 nodes: a has 0, b has 1",
+        Placed(time=1.0, placement=[{"address": "a", "ranks": [0]}, {"address": "a", "ranks": [1]}]),
+        "2 ranks on 2 nodes: a has 0, a has 1",
     ),
     (
         {"kind": "evaluation", "time": 1.0, "step": 2, "loss": 1.0, "perplexity": 2.7, "rows": 4, "seconds": 0.1},

@@ -23,7 +23,7 @@ from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREE
 from shardyard.launch.describe import describe, metrics_in_words, number
 from shardyard.launch.run.follow import follow, in_order
 from shardyard.launch.run.progress import Progress, rounded_seconds
-from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.files import MetricsTail
 from shardyard.tracking.metrics import record
 from shardyard.tracking.run.events import Evaluated, Event, EventTail
 from shardyard.tracking.run.folder import RunFolder, runs_folder
@@ -108,7 +108,7 @@ class Watched:
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
         self.state = _state(folder)
         self._state_read_at = time.monotonic()
-        self._metrics, self._events = JsonlTail(folder.metrics), EventTail(folder.events)
+        self._metrics, self._events = MetricsTail(folder.metrics), EventTail(folder.events)
 
     def update(self) -> None:
         """Read what is new; a file that cannot be read for a while is tried again."""
@@ -124,12 +124,14 @@ class Watched:
         if self.state in ("pending", "running") and time.monotonic() - self._state_read_at >= STATE_SECONDS:
             self.state, self._state_read_at = _state(self.folder), time.monotonic()
 
-    def _add(self, line: dict[str, object]) -> None:
+    def _add(self, line: dict[str, float]) -> None:
         self.progress.add_metrics(line)
-        step, value = line.get("step"), line.get(self.metric)
-        if isinstance(step, int) and isinstance(value, int | float):
-            self.points[step] = float(value)
-        if isinstance(step, int) and (found := record.evaluation_of(line)):
+        if "step" not in line:
+            return
+        step = int(line["step"])
+        if self.metric in line:
+            self.points[step] = line[self.metric]
+        if found := record.evaluation_of(line):
             self.evaluations.append((step, found))
 
     def _add_event(self, event: Event) -> None:

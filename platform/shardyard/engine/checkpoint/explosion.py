@@ -56,7 +56,7 @@ def _losses(folder: RunFolder) -> dict[int, float]:
         lines = read_metrics(folder.metrics)
     except OSError:
         return {}
-    return {line["step"]: float(line[TRAIN_LOSS]) for line in lines if isinstance(line.get(TRAIN_LOSS), int | float)}
+    return {int(line["step"]): float(line[TRAIN_LOSS]) for line in lines if TRAIN_LOSS in line}
 
 
 def _newest_good(checkpoints: Path, losses: Mapping[int, float], step: int, what: str) -> int:

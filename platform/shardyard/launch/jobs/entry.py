@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from shardyard.errors import (
     EXIT_FAILED,
@@ -38,7 +37,7 @@ from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, read_spec
 from shardyard.launch.ray.queue import QueueSlot, queue_folder, slot_path, wait_for_slot
 from shardyard.launch.run.create import new_run
 from shardyard.tracking.run.folder import RunFolder, StopReason, owner
-from shardyard.tracking.run.info import JobInfo
+from shardyard.tracking.run.info import JobInfo, RunFields
 from shardyard.tracking.run.waiting import Wait
 
 DRIVER = "shardyard.launch.jobs.driver"
@@ -122,6 +121,9 @@ def run_folder(spec: JobSpec) -> RunFolder:
         folder = RunFolder(runs_dir / run_id)
         folder.update(job={**folder.info().job, **job_of(spec)})
         return folder
+    fields: RunFields = {"job": job_of(spec)}
+    if trial := spec.get("trial"):
+        fields["trial"] = trial
     return new_run(
         runs_dir,
         spec["name"],
@@ -129,24 +131,20 @@ def run_folder(spec: JobSpec) -> RunFolder:
         resolved_text=spec["resolved_text"],
         plan=spec["plan"],
         run_id=run_id,
-        job=job_of(spec),
-        **({"trial": spec["trial"]} if spec.get("trial") else {}),
+        fields=fields,
     )
 
 
 def job_of(spec: JobSpec) -> JobInfo:
     """What run.json says of the job: where it is listed, and by which name."""
-    scheduler = {
-        "scheduler": spec.get("scheduler"),
-        "submission_id": spec["run_id"],
-        "address": spec.get("address"),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
-    known: dict[str, Any] = {key: value for key, value in scheduler.items() if value}
-    if "address" not in known:
-        known.pop("submission_id")
-    known |= {"name": spec["job_name"], "submitted": spec["submitted"], "tags": spec.get("tags", [])}
-    return cast("JobInfo", known)
+    known: JobInfo = {"name": spec["job_name"], "submitted": spec["submitted"], "tags": spec.get("tags", [])}
+    if scheduler := spec.get("scheduler"):
+        known["scheduler"] = scheduler
+    if address := spec.get("address"):
+        known["submission_id"], known["address"] = spec["run_id"], address
+    if number := os.environ.get("SLURM_JOB_ID"):
+        known["slurm_job_id"] = number
+    return known
 
 
 def carry_out(spec: JobSpec, path: Path, folder: RunFolder, stop: Stop, secrets: str | None) -> int:

@@ -47,7 +47,7 @@ class JobSpec(TypedDict):
     recipe, plan: as they were submitted; `plan` serves while resolved.yaml says the same and `version` made it.
     given, overrides: the recipe as the person named it. needs: in words.
     submitted: seconds since 1970, by which a queue sorts. after: ids of jobs that come before; see `jobs.order`.
-    address: of the Ray cluster. working_dir: whether files travel with the job.
+    scheduler: of another package. address: of the Ray cluster. working_dir: whether files travel with the job.
     """
 
     format: NotRequired[int]
@@ -68,6 +68,7 @@ class JobSpec(TypedDict):
     recipe: dict[str, Any]
     plan: dict[str, Any]
     after: NotRequired[list[str]]
+    scheduler: NotRequired[str]
     address: NotRequired[str]
     working_dir: NotRequired[bool]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO
 
 from shardyard.launch.jobs.progress import JobProgress
 from shardyard.launch.run.lines import PLAIN_ROWS, LinesView
@@ -19,7 +19,7 @@ class JobView(LinesView):
         self._log = stream
         self._last_block = -1
 
-    def on_metrics(self, records: list[dict[str, Any]]) -> None:
+    def on_metrics(self, records: list[dict[str, float]]) -> None:
         """Show lines of metrics.jsonl, in their order."""
         super().on_metrics(records)
         step, total = self.progress.step, self.progress.total_steps

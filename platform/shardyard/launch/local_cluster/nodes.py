@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.tracking.files import write_atomically
@@ -106,7 +106,7 @@ def read_record() -> ClusterRecord | None:
     """
     path = record_path()
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
         nodes = tuple(StartedNode(**node) for node in values.pop("nodes"))
         return ClusterRecord(**values, nodes=nodes)
     except FileNotFoundError:

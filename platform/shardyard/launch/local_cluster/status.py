@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from shardyard.errors import ShardyardError
 from shardyard.launch.local_cluster import processes
@@ -42,6 +42,15 @@ class NodeStatus:
     problem: str | None = None
 
 
+class ListedJob(TypedDict):
+    """A job as Ray's Jobs API lists it. `start`: seconds since 1970."""
+
+    id: str | None
+    status: str | None
+    entrypoint: str | None
+    start: float
+
+
 @dataclass(frozen=True)
 class ClusterStatus:
     """A cluster at this moment.
@@ -52,7 +61,7 @@ class ClusterStatus:
 
     record: ClusterRecord
     nodes: list[NodeStatus]
-    jobs: list[dict[str, Any]] | None
+    jobs: list[ListedJob] | None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -178,24 +187,23 @@ def _corrected(node: NodeStatus, gone: list[str]) -> NodeStatus:
     return NodeStatus(node.name, node.address, "DEAD", node.head, {}, {}, True, "its processes have ended")
 
 
-def _jobs(record: ClusterRecord) -> list[dict[str, object]] | None:
+def _jobs(record: ClusterRecord) -> list[ListedJob] | None:
     if record.dashboard is None:
         return None
     try:
         jobs = _get(record, "/api/jobs/")
     except (OSError, ValueError):
         return None
-    shown = [
+    submitted = [job for job in jobs if job.get("type") == "SUBMISSION"]
+    return [
         {
             "id": job.get("submission_id") or job.get("job_id"),
             "status": job.get("status"),
             "entrypoint": job.get("entrypoint"),
             "start": (job.get("start_time") or 0) / 1000,
         }
-        for job in jobs
-        if job.get("type") == "SUBMISSION"
+        for job in sorted(submitted, key=lambda job: -(job.get("start_time") or 0))
     ]
-    return sorted(shown, key=lambda job: -job["start"])
 
 
 def _get(record: ClusterRecord, path: str) -> Any:

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
@@ -28,19 +27,12 @@ from shardyard.tracking.files import write_atomically
 
 SIZES = "sizes.json"
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
-# Sections that no model is built from. All others count, also such as do not matter today.
-_APART: dict[str, Any] = {
-    "name": True,
-    "description": True,
-    "cluster": True,
-    "job": True,
-    "tracking": True,
-    "checkpoint": True,
+# Sections that no model is built from, and what a run's resolved.yaml gives where its recipe leaves it to be derived.
+# All others count, also such as do not matter today.
+_EXCLUDED: dict[str, bool | dict[str, bool]] = {
+    **dict.fromkeys(("name", "description", "cluster", "job", "tracking", "checkpoint"), True),
+    "train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True),
 }
-# A run's resolved.yaml gives these where its recipe leaves them to be derived.
-_DERIVED: dict[str, Any] = {"train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True)}
-
-
 # What the sizes of a model follow from, beside the tokenizer; where the data lies does not matter.
 _SIZING = {"model", "objective", "tokenizer", "data", "image"}
 _SIZELESS = {"data": {"train", "validation"}}
@@ -108,7 +100,7 @@ def _path(recipe: Recipe) -> Path | None:
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
     contents = {
-        "recipe": recipe.model_dump(mode="json", exclude=_APART | _DERIVED),
+        "recipe": recipe.model_dump(mode="json", exclude=_EXCLUDED),
         "versions": [metadata.version(name) for name in _PACKAGES],
         "files": [_stamp(path) for path in (*sorted(PACKAGE.rglob("*.py")), *tokenizer)],
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.info import RunFields
 from shardyard.tracking.run.plan_file import in_short, plan_json
+from shardyard.tracking.run.reading import integer
 
 
 def new_run(
@@ -16,9 +17,9 @@ def new_run(
     *,
     recipe_text: str,
     resolved_text: str,
-    plan: Mapping[str, Any],
+    plan: Mapping[str, object],
     run_id: str | None = None,
-    **fields: Any,
+    fields: RunFields,
 ) -> RunFolder:
     """A new run folder in the state `pending`.
 
@@ -31,15 +32,13 @@ def new_run(
     Raises:
         RunFolderError: the name is not a folder name, the id is taken, or the runs folder cannot be written.
     """
-    return RunFolder.create(
-        runs_dir,
-        name,
-        recipe_text,
-        resolved_text,
-        run_id=run_id,
-        total_steps=plan.get("steps"),
-        world_size=plan.get("world", {}).get("size"),
-        plan_text=plan_json(plan),
-        plan=in_short(plan),
+    world = plan.get("world")
+    known: RunFields = {
         **fields,
+        "total_steps": integer(plan.get("steps")),
+        "world_size": integer(world.get("size")) if isinstance(world, Mapping) else None,
+        "plan": in_short(plan),
+    }
+    return RunFolder.create(
+        runs_dir, name, recipe_text, resolved_text, run_id=run_id, plan_text=plan_json(plan), **known
     )

@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.files import MetricsTail
 from shardyard.tracking.run.events import Event, EventTail
 from shardyard.tracking.run.folder import RunFolder
-from shardyard.tracking.run.reading import number
 
 
 class Observer(Protocol):
     """Who is told what a run records. Nobody needs to know who writes it."""
 
-    def on_metrics(self, records: list[dict[str, Any]]) -> None:
+    def on_metrics(self, records: list[dict[str, float]]) -> None:
         """Lines of metrics.jsonl, in their order."""
 
     def on_events(self, events: list[Event]) -> None:
@@ -56,7 +55,7 @@ def follow(
     `from_start=False` begins with what is added from now on: a resumed run need not tell its past again.
     Blocks, so it usually runs on a thread. A file that cannot be read for a while is tried again.
     """
-    metrics = JsonlTail(folder.metrics, 0 if from_start else _size(folder.metrics))
+    metrics = MetricsTail(folder.metrics, 0 if from_start else _size(folder.metrics))
     events = EventTail(folder.events, 0 if from_start else _size(folder.events))
     while not over.is_set():
         _feed(observer, metrics, events)
@@ -64,7 +63,7 @@ def follow(
     _feed(observer, metrics, events)
 
 
-def _feed(observer: Observer, metrics: JsonlTail, events: EventTail) -> None:
+def _feed(observer: Observer, metrics: MetricsTail, events: EventTail) -> None:
     """Tell what is new in the order in which it happened."""
     try:
         new = in_order(metrics.new(), events.new())
@@ -77,9 +76,9 @@ def _feed(observer: Observer, metrics: JsonlTail, events: EventTail) -> None:
             observer.on_metrics([one])
 
 
-def in_order(lines: list[dict[str, Any]], events: list[Event]) -> list[dict[str, Any] | Event]:
+def in_order(lines: list[dict[str, float]], events: list[Event]) -> list[dict[str, float] | Event]:
     """Lines of metrics.jsonl and events by their times."""
-    timed: list[tuple[float, dict[str, Any] | Event]] = [(number(line.get("time")) or 0.0, line) for line in lines]
+    timed: list[tuple[float, dict[str, float] | Event]] = [(line.get("time", 0.0), line) for line in lines]
     timed += [(event.time or 0.0, event) for event in events]
     return [one for _, one in sorted(timed, key=lambda item: item[0])]
 

@@ -15,12 +15,13 @@ from shardyard.recipe.rules import rules
 from shardyard.recipe.rules.finetune import launch_advice
 from shardyard.recipe.schema import Model, Recipe
 from shardyard.tracking.run.folder import RunFolder, list_runs
+from shardyard.tracking.run.info import WeightsInfo
 
 # Fields of a recipe that name weights, or a tokenizer that lies with them.
 _FIELDS = ("model.pretrained", "distillation.teacher", "tokenizer")
 
 
-def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> tuple[Recipe, dict[str, Any]]:
+def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> tuple[Recipe, dict[str, WeightsInfo]]:
     """The recipe with paths in the place of names, and for run.json what was found: name, path and fingerprint.
 
     `run:NAME` is the newest finished run of the recipe NAME in `runs_dir`; a hub id is pinned to its commit.
@@ -30,7 +31,7 @@ def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> t
         DataError: a prepared model is not there; tells how to prepare it.
         RecipeError: what was found contradicts the recipe.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, WeightsInfo] = {}
     for field in fields:
         name = _value(recipe, field)
         if name is None or (field == "tokenizer" and kind_of(name) == "other"):

@@ -26,7 +26,7 @@ class Drawing(Protocol):
     def close(self) -> None:
         """End; nothing is held back any more."""
 
-    def metrics(self, line: dict[str, Any]) -> None:
+    def metrics(self, line: dict[str, float]) -> None:
         """A line of metrics.jsonl, which `progress` knows already."""
 
     def event(self, event: Event) -> None:
@@ -53,7 +53,7 @@ class RunView:
     ) -> None:
         self._drawing.close()
 
-    def on_metrics(self, records: list[dict[str, Any]]) -> None:
+    def on_metrics(self, records: list[dict[str, float]]) -> None:
         """Show lines of metrics.jsonl, in their order."""
         with self._lock:
             for line in records:
@@ -99,7 +99,7 @@ class PlainLines:
     def close(self) -> None:
         self._flush()
 
-    def metrics(self, line: dict[str, Any]) -> None:
+    def metrics(self, line: dict[str, float]) -> None:
         if self._held is not None and self._held["step"] != line.get("step"):
             self._flush()
         # How long it takes is known now; when the line is printed, it may already be about the next step.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from shardyard.engine.checkpoint.files import rewind
 from shardyard.errors import UsageError
@@ -21,6 +20,7 @@ from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
 from shardyard.recipe.shorten import as_trial
 from shardyard.tracking.run.events import Notice, write_event
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.info import RunFields, WeightsInfo
 from shardyard.tracking.run.plan_file import keep_plan
 from shardyard.tracking.run.provenance import collect
 
@@ -36,7 +36,7 @@ class PlannedRun:
     loaded: LoadedRecipe
     plan: RunPlan
     local: bool = False
-    run_fields: dict[str, Any] = field(default_factory=dict)
+    run_fields: RunFields = field(default_factory=RunFields)
 
     def create(self, runs_dir: Path) -> RunFolder:
         """The folder of a new run.
@@ -51,9 +51,7 @@ class PlannedRun:
             recipe_text=self.loaded.text,
             resolved_text=resolved_text(recipe, self.plan),
             plan=as_dict(self.plan),
-            provenance=collect(code=origins(recipe)),
-            local=self.local,
-            **self.run_fields,
+            fields={**self.run_fields, "provenance": collect(code=origins(recipe)), "local": self.local},
         )
 
 
@@ -69,7 +67,7 @@ def plan_new(loaded: LoadedRecipe, runs_dir: Path, *, local: bool = False, try_s
     """
     loaded = replace(loaded, recipe=with_absolute_files(loaded.recipe))
     loaded, initial_weights = with_initial_weights(loaded, runs_dir)
-    run_fields: dict[str, Any] = {"starting": initial_weights} if initial_weights else {}
+    run_fields: RunFields = {"starting": initial_weights} if initial_weights else {}
     gpus = cluster_gpus_of(loaded, local=local)
     plan = plan_of(loaded, local=local, gpus=gpus)
     if try_steps is not None:
@@ -140,7 +138,7 @@ def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:
     return replace(loaded, recipe=for_planning(loaded.recipe, runs_dir))
 
 
-def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRecipe, dict[str, object]]:
+def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRecipe, dict[str, WeightsInfo]]:
     """The recipe with the paths of the weights that it starts from, and what run.json says of them."""
     recipe, initial_weights = locate(loaded.recipe, runs_dir)
     return replace(loaded, recipe=recipe), initial_weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 from shardyard.launch.describe import describe
 from shardyard.tracking.metrics import record
@@ -31,7 +30,7 @@ class Progress:
         self.ended = False
         self._pace: deque[tuple[int, float]] = deque(maxlen=PACE_RECORDS)
 
-    def add_metrics(self, line: dict[str, Any]) -> None:
+    def add_metrics(self, line: dict[str, float]) -> None:
         """Take in a line of metrics.jsonl."""
         step = int(line.get("step", self.step))
         if step < self.step:  # a restart went back to a checkpoint

@@ -311,7 +311,7 @@ def require_best(folder: SweepFolder) -> TrialState:
     return found
 
 
-def _lives(driver: Mapping[str, object]) -> bool:
+def _lives(driver: ProcessInfo) -> bool:
     return lives(driver) is not False
 
 

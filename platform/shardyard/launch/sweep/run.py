@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping
-from typing import TypedDict
 
 import ray
 
@@ -33,6 +32,7 @@ from shardyard.recipe.sweep.load import load_base
 from shardyard.recipe.sweep.schema import Sweep
 from shardyard.recipe.sweep.trials import Parameters, as_overrides, trial_name
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.info import RunFields, WeightsInfo
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.plan_file import keep_plan
 from shardyard.tracking.run.provenance import collect
@@ -120,29 +120,27 @@ def _world(recipe: Recipe) -> World:
     return world_of(recipe.cluster, cluster_gpus=int(ray.cluster_resources().get("GPU", 0)))
 
 
-class _InitialWeights(TypedDict, total=False):
-    starting: Mapping[str, object]
-
-
 def _new_run(
     folder: SweepFolder,
     number: int,
     parameters: Parameters,
     recipe: Recipe,
     plan: RunPlan,
-    initial_weights: Mapping[str, object],
+    initial_weights: Mapping[str, WeightsInfo],
 ) -> RunFolder:
-    fields: _InitialWeights = {"starting": initial_weights} if initial_weights else {}
+    fields: RunFields = {"starting": initial_weights} if initial_weights else {}
     return new_run(
         folder.runs_dir,
         recipe.name,
         recipe_text=dump_recipe(recipe),
         resolved_text=resolved_text(recipe, plan),
         plan=as_dict(plan),
-        provenance=collect(["shardyard", "sweep", folder.id], code=origins(recipe)),
-        local=plan.world.size == 1,
-        sweep={"id": folder.id, "trial": number, "parameters": parameters},
-        **fields,
+        fields={
+            **fields,
+            "provenance": collect(["shardyard", "sweep", folder.id], code=origins(recipe)),
+            "local": plan.world.size == 1,
+            "sweep": {"id": folder.id, "trial": number, "parameters": parameters},
+        },
     )
 
 

@@ -37,7 +37,7 @@ from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.launch.sweep.run import carry_out, make_job
 from shardyard.launch.sweep.search import TrialConfig
 from shardyard.recipe.sweep.trials import Parameters
-from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.files import MetricsTail
 from shardyard.tracking.metrics.record import TRAIN_TOKENS
 from shardyard.tracking.run.folder import read_metrics
 
@@ -170,7 +170,7 @@ class _FollowedRun:
     def __init__(self, job: Job, folder: SweepFolder, *, ended: bool) -> None:
         self._job, self._folder = job, folder
         self._metric = folder.sweep().objective.metric
-        self._tail = JsonlTail(job.folder.metrics)
+        self._tail = MetricsTail(job.folder.metrics)
         self._found: deque[Evaluation] = deque()
         self._last: Evaluation | None = None
         self._error: BaseException | None = None
@@ -214,7 +214,7 @@ class _FollowedRun:
         seen = self._found[-1].step if self._found else self._last.step if self._last else 0
         for line in self._tail.new():
             if self._metric in line and line["step"] > seen:
-                seen = line["step"]
+                seen = int(line["step"])
                 self._found.append(_evaluation(self._job, line, self._metric))
 
     def _result(self, found: Evaluation) -> tuple[Evaluation, bool]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 TRAIN_LOSS = "train/loss"
 """Mean loss per target token of the global batch."""
@@ -34,7 +33,7 @@ def eval_loss(dataset: str = "validation") -> str:
     return f"eval/{dataset}/loss"
 
 
-def newest_eval_loss(metrics: Mapping[str, Any]) -> float | None:
+def newest_eval_loss(metrics: Mapping[str, object]) -> float | None:
     """The loss on a held-out set in a record: that of `validation` if there, else the first one by name."""
     names = sorted(name for name in metrics if name.startswith("eval/") and name.endswith("/loss"))
     chosen = eval_loss() if eval_loss() in names else names[0] if names else None
@@ -46,7 +45,7 @@ def newest_eval_loss(metrics: Mapping[str, Any]) -> float | None:
 _TABLES = "moe/tokens/"
 
 
-def evaluation_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+def evaluation_of(metrics: Mapping[str, object]) -> dict[str, float]:
     """Metrics on the set `validation` in a record by their short names: `loss`, `accuracy`, …; no tables."""
     prefix = "eval/validation/"
     found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}

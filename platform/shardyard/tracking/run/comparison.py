@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from shardyard.errors import RecipeError, RunFolderError
 from shardyard.recipe.loading.yaml_source import read_document
@@ -29,7 +28,7 @@ class Comparison:
     runs: tuple[str, ...]
     states: tuple[str, ...]
     steps: tuple[int, ...]
-    recipe: dict[str, tuple[Any, ...]]
+    recipe: dict[str, tuple[object, ...]]
     metrics: dict[str, tuple[float | None, ...]]
 
 
@@ -50,22 +49,22 @@ def compare(runs: Sequence[RunFolder]) -> Comparison:
     )
 
 
-def differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+def differences(recipes: Sequence[Mapping[str, object]]) -> dict[str, tuple[object, ...]]:
     """The dotted fields whose values are not the same in all, in the order of the first recipe that has them."""
     fields = dict.fromkeys(field for recipe in recipes for field in recipe)
     found = {field: tuple(recipe.get(field) for recipe in recipes) for field in fields}
     return {field: values for field, values in found.items() if any(value != values[0] for value in values)}
 
 
-def flatten(value: Any, path: str = "") -> dict[str, object]:
+def flatten(value: object, path: str = "") -> dict[str, object]:
     """Nested sections by dotted field; lists of plain values stay whole."""
     if isinstance(value, dict) and value:
-        children: list[tuple[Any, Any]] = list(value.items())
+        children: list[tuple[object, object]] = list(value.items())
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         children = list(enumerate(value))
     else:
         return {path: value}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, child in children:
         found |= flatten(child, f"{path}.{key}" if path else str(key))
     return found
@@ -79,7 +78,7 @@ def _fields(run: RunFolder) -> dict[str, object]:
     return flatten({section: value for section, value in recipe.items() if section not in _PROSE})
 
 
-def _metric_names(newest: Sequence[Mapping[str, Any]]) -> list[str]:
+def _metric_names(newest: Sequence[Mapping[str, float]]) -> list[str]:
     names = dict.fromkeys(name for values in newest for name in values)
     return [name for name in names if name in _SHOWN or (name.startswith("eval/") and name.count("/") == 2)]
 

@@ -19,13 +19,14 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 from shardyard.errors import EXIT_FAILED, RunFolderError, TakenOverError
 from shardyard.redaction import scrub
-from shardyard.tracking.files import decode, encode, read_jsonl, write_atomically
+from shardyard.tracking.files import MetricsTail, decode, encode, write_atomically
 from shardyard.tracking.run.holder import read_lease, this_process
 from shardyard.tracking.run.info import FORMAT, STATES, ProcessInfo, RunFields, RunInfo
+from shardyard.tracking.run.reading import integer
 
 StopReason = Literal["interrupt", "preempt", "timeout"]
 
@@ -235,7 +236,7 @@ class RunFolder:
         if plan_text is not None:
             write_atomically(self.plan, plan_text)
         self.logs.mkdir(exist_ok=True)
-        info: dict[str, Any] = {
+        info: dict[str, object] = {
             "format": FORMAT,
             "id": self.id,
             "name": name,
@@ -244,7 +245,7 @@ class RunFolder:
             "started": None,
             "ended": None,
         }
-        counts: dict[str, Any] = {"world_size": None, "attempts": 0, "step": 0, "total_steps": None, "provenance": {}}
+        counts = RunFields(world_size=None, attempts=0, step=0, total_steps=None, provenance={})
         # run.json comes last: a folder without it is not a run yet, and no reader looks at it.
         write_atomically(self.info_file, _pretty({**info, **counts, **owner(), **_as_json(fields)}))
 
@@ -279,7 +280,7 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
     return [run for _, _, run in sorted(dated, key=lambda item: item[:2], reverse=True)]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, float]]:
     """metrics.jsonl by step, ascending: a torn line is ignored, a later value for the same step replaces an earlier.
 
     Values are replaced one by one, so that the evaluation of a step may have a line of its own.
@@ -287,10 +288,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         OSError: the file is there but cannot be read.
     """
-    steps: dict[int, dict[str, Any]] = {}
-    for record in read_jsonl(path):
-        if isinstance(record.get("step"), int):
-            steps.setdefault(record["step"], {}).update(record)
+    steps: dict[int, dict[str, float]] = {}
+    for record in MetricsTail(path).new():
+        if (step := integer(record.get("step"))) is not None:
+            steps.setdefault(step, {}).update(record)
     return [steps[step] for step in sorted(steps)]
 
 

@@ -12,10 +12,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Required, cast
 
 from shardyard.tracking.run.info import ProcessInfo, RunInfo
 
@@ -31,6 +30,15 @@ _MOST_BYTES = 4096
 _seen: dict[str, tuple[tuple[str, int], float]] = {}
 
 
+class LeaseInfo(ProcessInfo):
+    """The file of a lease. token: of its holder, anew each time. beat: how often it was renewed. renewed: ISO 8601."""
+
+    token: Required[str]
+    beat: Required[int]
+    released: bool
+    renewed: str
+
+
 def this_process() -> ProcessInfo:
     """What tells this process from all others, of other hosts and other times too."""
     return {
@@ -42,19 +50,19 @@ def this_process() -> ProcessInfo:
     }
 
 
-def sees(driver: Mapping[str, object]) -> bool:
+def sees(driver: ProcessInfo) -> bool:
     """Whether the pid of a driver, as run.json holds it, means something to this process: a container or a job may
     have pids of its own, and another machine the same name."""
     ours = driver.get("host") == socket.gethostname() and driver.get("boot_id", _boot_id()) == _boot_id()
     return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
 
 
-def same_kernel(driver: Mapping[str, object]) -> bool:
+def same_kernel(driver: ProcessInfo) -> bool:
     """Whether a process runs on this machine, if perhaps in a container; locks of files are then the truth."""
     return bool(driver.get("boot_id")) and driver.get("boot_id") == _boot_id()
 
 
-def lives(driver: Mapping[str, object]) -> bool | None:
+def lives(driver: ProcessInfo) -> bool | None:
     """Whether this process lives; None where it cannot be seen from here. Pids come again, start times do not."""
     pid = driver.get("pid")
     if not isinstance(pid, int) or pid <= 0 or not sees(driver):
@@ -77,7 +85,7 @@ def process_start(pid: int) -> int | None:
     return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
-def read_lease(folder: Path) -> dict[str, object] | None:
+def read_lease(folder: Path) -> LeaseInfo | None:
     """The lease of a run folder; None where there is none, or it is being written this moment."""
     try:
         descriptor = os.open(folder / LEASE_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -91,12 +99,12 @@ def read_lease(folder: Path) -> dict[str, object] | None:
         os.close(descriptor)
 
 
-def parse_lease(data: bytes) -> dict[str, object] | None:
+def parse_lease(data: bytes) -> LeaseInfo | None:
     """The lease in the bytes of its file."""
     with contextlib.suppress(ValueError):
         lease = json.loads(data)
         if isinstance(lease, dict) and isinstance(lease.get("token"), str) and isinstance(lease.get("beat"), int):
-            return lease
+            return cast("LeaseInfo", lease)
     return None
 
 
@@ -116,8 +124,8 @@ def is_gone(info: RunInfo, folder: Path) -> bool:
     return lease is not None and not lease.get("released") and _is_expired(folder / LEASE_NAME, lease)
 
 
-def _is_expired(path: Path, lease: Mapping[str, Any]) -> bool:
-    beat, now = (str(lease["token"]), int(lease["beat"])), time.monotonic()
+def _is_expired(path: Path, lease: LeaseInfo) -> bool:
+    beat, now = (lease["token"], lease["beat"]), time.monotonic()
     known, since = _seen.get(str(path), (None, now))
     if known != beat:
         since = now

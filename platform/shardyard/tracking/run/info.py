@@ -5,9 +5,9 @@ Only the standard library is imported: the entry point of a job waits with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypedDict, get_args
 
 from shardyard.errors import RunFolderError
 from shardyard.tracking.run import reading
@@ -33,8 +33,13 @@ class ProcessInfo(TypedDict, total=False):
 
 
 class JobInfo(TypedDict, total=False):
-    """The job that carries out a run. `submitted`: seconds since 1970. `retries`: attempts that its policy added."""
+    """The job that carries out a run. `submitted`: seconds since 1970. `retries`: attempts that its policy added.
 
+    `scheduler`, `id`: of a scheduler of another package, and the job there. `submission_id`, `address`: of Ray.
+    """
+
+    scheduler: str
+    id: str
     submission_id: str
     address: str
     slurm_job_id: str
@@ -50,7 +55,7 @@ class SweepInfo(TypedDict, total=False):
     id: str
     trial: int
     parameters: Mapping[str, object]
-    took_over: list[Any]
+    took_over: list[int | str]
 
 
 class ShortenedInfo(TypedDict):
@@ -58,6 +63,65 @@ class ShortenedInfo(TypedDict):
 
     steps: int
     of: int
+
+
+class GitInfo(TypedDict, total=False):
+    """The state of the repository. `dirty`: whether files differ from the commit; None where git does not say."""
+
+    commit: str
+    dirty: bool | None
+
+
+class Provenance(TypedDict, total=False):
+    """Where a run comes from; see `provenance.collect`. `packages`: versions by name. `code`: by field of the recipe,
+    what it takes from outside, with the hashes of its sources."""
+
+    git: GitInfo
+    packages: dict[str, str]
+    python: str
+    host: str | None
+    system: str
+    cpu: str
+    cpus: int
+    gpus: list[str]
+    command: list[str]
+    code: Mapping[str, Mapping[str, str | None]]
+
+
+class SizesInfo(TypedDict, total=False):
+    """Counted parameters of a model."""
+
+    parameters: int
+    matmul_parameters: int
+
+
+class PlanInfo(TypedDict, total=False):
+    """What is read of a plan in run.json, which has more: see `planning.plan.RunPlan`."""
+
+    steps: int
+    tokens_per_step: int
+    architecture: SizesInfo
+    bundle: str
+    placement: str
+    network: str
+
+
+class WeightsInfo(TypedDict, total=False):
+    """Weights that a run starts from: as the recipe names them, where they are, and their fingerprint."""
+
+    name: str
+    path: str
+    sha256: str
+
+
+class DataInfo(TypedDict, total=False):
+    """What decides the order of the training data. `tokenizer`: SHA-256. `lanes`: the former name of `streams`."""
+
+    tokenizer: str | None
+    streams: int
+    lanes: int
+    seed: int
+    sources: list[Mapping[str, object]]
 
 
 class Place(TypedDict, total=False):
@@ -82,22 +146,22 @@ class RunFields(TypedDict, total=False):
     attempts: int
     step: int
     total_steps: int | None
-    provenance: dict[str, Any]
+    provenance: Provenance
     driver: ProcessInfo
     local: bool
-    plan: dict[str, Any] | None
+    plan: PlanInfo | None
     job: JobInfo | None
     sweep: SweepInfo | None
     trial: ShortenedInfo | None
-    starting: Mapping[str, object]
-    data: Mapping[str, object]
+    starting: Mapping[str, WeightsInfo]
+    data: DataInfo
     placement: list[Place] | None
     placed: str | None
     network: dict[str, list[str]]
     waiting: Wait | None
     outcome: str | None
     exit_code: int | None
-    imported: dict[str, Any]
+    imported: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -127,26 +191,26 @@ class RunInfo:
     attempts: int = 0
     step: int = 0
     total_steps: int | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     driver: ProcessInfo = field(default_factory=ProcessInfo)
     local: bool = False
-    plan: dict[str, Any] = field(default_factory=dict)
+    plan: PlanInfo = field(default_factory=PlanInfo)
     job: JobInfo = field(default_factory=JobInfo)
     sweep: SweepInfo = field(default_factory=SweepInfo)
     trial: ShortenedInfo | None = None
-    starting: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
+    starting: dict[str, WeightsInfo] = field(default_factory=dict)
+    data: DataInfo = field(default_factory=DataInfo)
     placement: list[Place] = field(default_factory=list)
     placed: str | None = None
     network: dict[str, list[str]] = field(default_factory=dict)
     waiting: Wait | None = None
     outcome: str | None = None
     exit_code: int | None = None
-    imported: dict[str, Any] = field(default_factory=dict)
-    raw: dict[str, Any] = field(default_factory=dict, repr=False)
+    imported: dict[str, object] = field(default_factory=dict)
+    raw: dict[str, object] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> RunInfo:
+    def from_json(cls, found: Mapping[str, object]) -> RunInfo:
         """Read the object of run.json, of any version up to this one.
 
         Raises:
@@ -159,21 +223,21 @@ class RunInfo:
                 f"reads up to {FORMAT}); upgrade Shardyard to work with it."
             )
         known = {name: value for name, read in _READ.items() if (value := read(found.get(name))) is not None}
-        return cls(**known, raw=dict(found))
+        return replace(cls(raw=dict(found)), **known)  # type: ignore[arg-type]
 
 
-def _object(value: object) -> dict[str, Any] | None:
+def _object(value: object) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def _list(value: object) -> list[Any] | None:
+def _list(value: object) -> list[object] | None:
     return value if isinstance(value, list) else None
 
 
 _TEXTS = ("id", "name", "state", "created", "started", "ended", "placed", "outcome")
 _COUNTS = ("format", "world_size", "attempts", "step", "total_steps", "exit_code")
 _OBJECTS = (*("provenance", "driver", "plan", "job", "sweep", "trial", "starting", "data", "network", "imported"),)
-_READ: dict[str, Any] = {
+_READ: dict[str, Callable[[object], object]] = {
     **dict.fromkeys(_TEXTS, reading.text),
     **dict.fromkeys(_COUNTS, reading.integer),
     **dict.fromkeys(_OBJECTS, _object),

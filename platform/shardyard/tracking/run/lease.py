@@ -15,13 +15,13 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from shardyard.errors import TakenOverError, UsageError
 from shardyard.tracking.run import holder
 from shardyard.tracking.run.folder import RunFolder, locked, now_text, typed, unwritable
-from shardyard.tracking.run.holder import LEASE_NAME, lives, read_lease, same_kernel, this_process
+from shardyard.tracking.run.holder import LEASE_NAME, LeaseInfo, lives, read_lease, same_kernel, this_process
+from shardyard.tracking.run.info import ProcessInfo
 
 POLL_SECONDS = 1.0
 # Where a disk has no locks, two may take at once: the one whose file stays has it.
@@ -139,7 +139,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _refuse_held(folder: RunFolder, lease: Mapping[str, Any] | None, report: Callable[[str], None]) -> None:
+def _refuse_held(folder: RunFolder, lease: LeaseInfo | None, report: Callable[[str], None]) -> None:
     """Pass if nobody holds the run.
 
     Raises:
@@ -172,7 +172,7 @@ def _refuse_without_lease(folder: RunFolder) -> None:
     raise _held_by(folder, driver)
 
 
-def _held_by(folder: RunFolder, who: Mapping[str, Any]) -> UsageError:
+def _held_by(folder: RunFolder, who: ProcessInfo) -> UsageError:
     name = typed(folder.path)
     return UsageError(
         f"{folder.id} is being trained by process {who.get('pid')} on {who.get('host')}; `shardyard stop {name}` "
@@ -180,7 +180,7 @@ def _held_by(folder: RunFolder, who: Mapping[str, Any]) -> UsageError:
     )
 
 
-def _changes(folder: RunFolder, lease: Mapping[str, Any]) -> bool:
+def _changes(folder: RunFolder, lease: LeaseInfo) -> bool:
     """Whether the file changes while this process looks on."""
     began = time.monotonic()
     while time.monotonic() - began < holder.EXPIRY_SECONDS:
@@ -208,5 +208,5 @@ def _is_locked(folder: RunFolder) -> bool:
     return False
 
 
-def _beat_of(lease: Mapping[str, Any] | None) -> tuple[str, int] | None:
-    return (str(lease["token"]), int(lease["beat"])) if lease is not None else None
+def _beat_of(lease: LeaseInfo | None) -> tuple[str, int] | None:
+    return (lease["token"], lease["beat"]) if lease is not None else None

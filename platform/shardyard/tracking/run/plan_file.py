@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from shardyard.tracking.files import encode, write_atomically
 from shardyard.tracking.run.folder import RunFolder, unwritable
-from shardyard.tracking.run.info import FORMAT
+from shardyard.tracking.run.info import FORMAT, PlanInfo
 
 # What run.json does without: plan.json has the reasons, and ranks compile the configuration.
 _NOT_IN_RUN_JSON = ("reasons", "deepspeed", "format")
 
 
-def plan_json(plan: Mapping[str, Any]) -> str:
+def plan_json(plan: Mapping[str, object]) -> str:
     """The text of plan.json; `plan` as `planning.plan_text.as_dict` has it, or as it travelled with a job."""
     return json.dumps(json.loads(encode({"format": FORMAT, **plan})), indent=2, ensure_ascii=False) + "\n"
 
 
-def in_short(plan: Mapping[str, Any]) -> dict[str, object]:
+def in_short(plan: Mapping[str, object]) -> PlanInfo:
     """What run.json keeps of a plan, so that lists of runs read one file."""
-    return {name: value for name, value in plan.items() if name not in _NOT_IN_RUN_JSON}
+    return cast("PlanInfo", {name: value for name, value in plan.items() if name not in _NOT_IN_RUN_JSON})
 
 
-def keep_plan(folder: RunFolder, resolved_text: str, plan: Mapping[str, Any]) -> None:
+def keep_plan(folder: RunFolder, resolved_text: str, plan: Mapping[str, object]) -> None:
     """Write what a run trains with from now on: resolved.yaml, plan.json, and the plan in run.json.
 
     Raises:
@@ -40,4 +40,5 @@ def keep_plan(folder: RunFolder, resolved_text: str, plan: Mapping[str, Any]) ->
         write_atomically(folder.plan, plan_json(plan))
     except OSError as error:
         raise unwritable(folder.path, error) from error
-    folder.update(total_steps=plan.get("steps"), plan=in_short(plan))
+    short = in_short(plan)
+    folder.update(total_steps=short.get("steps"), plan=short)

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from shardyard.redaction import hide_secrets
+from shardyard.tracking.run.info import Provenance
 
 PACKAGES = ("shardyard", "torch", "deepspeed", "ray", "transformers", "datasets", "wandb", "tokenizers")
 
@@ -21,7 +22,7 @@ def collect(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     code: Mapping[str, Mapping[str, str | None]] | None = None,
-) -> dict[str, Any]:
+) -> Provenance:
     """All that is known about this process: `git`, `packages`, `python`, `host`, `cpu`, `cpus`, `gpus`, `command`.
 
     `code` is what the recipe takes from outside of Shardyard, by field, with the hashes of its sources.
@@ -30,7 +31,7 @@ def collect(
     directory, `environment` (whose secret values are removed from the command) to that of the process.
     """
     arguments = sys.argv if arguments is None else arguments
-    found: dict[str, Any] = {
+    found = {
         "git": git_state(folder or Path.cwd()),
         "packages": package_versions(),
         "python": platform.python_version(),
@@ -41,8 +42,8 @@ def collect(
         "gpus": gpu_names(),
         "command": hide_secrets(arguments, os.environ if environment is None else environment),
     }
-    found["code"] = dict(code) if code else None
-    return {key: value for key, value in found.items() if value is not None}
+    known = {**found, "code": dict(code) if code else None}
+    return cast("Provenance", {key: value for key, value in known.items() if value is not None})
 
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:

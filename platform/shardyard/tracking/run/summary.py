@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from shardyard.tracking.files import JsonlTail
+from shardyard.tracking.files import MetricsTail
 from shardyard.tracking.metrics import record
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.holder import is_gone
+from shardyard.tracking.run.reading import integer
 
 _TAIL_BYTES = 64 * 1024
 
@@ -61,7 +61,7 @@ def summarize(run: RunFolder) -> Summary:
     )
 
 
-def newest_metrics(run: RunFolder) -> dict[str, Any]:
+def newest_metrics(run: RunFolder) -> dict[str, float]:
     """The newest value of every metric in the last lines; the whole file only if no evaluation is among them.
 
     Raises:
@@ -69,13 +69,13 @@ def newest_metrics(run: RunFolder) -> dict[str, Any]:
     """
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     begin = max(0, size - _TAIL_BYTES)
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     # The first line of a tail is cut off and so left out like any torn line.
-    for line in JsonlTail(run.metrics, begin).new():
+    for line in MetricsTail(run.metrics, begin).new():
         found |= line
     if begin > 0 and record.newest_eval_loss(found) is None:
-        merged: dict[str, Any] = {}
-        for line in JsonlTail(run.metrics).new():
+        merged: dict[str, float] = {}
+        for line in MetricsTail(run.metrics).new():
             merged |= line
         return merged
     return found
@@ -89,10 +89,10 @@ def curve(run: RunFolder, metric: str = record.TRAIN_LOSS, most_bytes: int = 16 
     """
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     found: dict[int, float] = {}
-    for line in JsonlTail(run.metrics, max(0, size - most_bytes)).new():
-        step, value = line.get("step"), _number(line.get(metric))
-        if isinstance(step, int) and value is not None:
-            found[step] = value
+    for line in MetricsTail(run.metrics, max(0, size - most_bytes)).new():
+        step = integer(line.get("step"))
+        if step is not None and metric in line:
+            found[step] = float(line[metric])
     return sorted(found.items())
 
 

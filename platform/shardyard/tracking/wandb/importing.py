@@ -50,9 +50,9 @@ class ImportedRun:
     notes: str = ""
     host: str = ""
     tags: list[str] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, object] = field(default_factory=dict)
+    summary: dict[str, object] = field(default_factory=dict)
+    steps: list[dict[str, float]] = field(default_factory=list)
     output: list[str] = field(default_factory=list)
     started: float | None = None
     ended: float | None = None
@@ -134,8 +134,8 @@ def read_file(path: Path) -> ImportedRun:
     if records.problem:
         run.problems.append(f"{path.name}: {records.problem}")
     # Figures of the machine from before the first step are shown with it.
-    first = next((line["step"] for line in run.steps if line["step"] is not None), 0)
-    run.steps = [{**line, "step": first if line["step"] is None else line["step"]} for line in run.steps]
+    first = next((line["step"] for line in run.steps if "step" in line), 0)
+    run.steps = [{"step": first, **line} for line in run.steps]
     if not run.output:
         run.output = _captured(path.parent / "files" / "output.log")
     return run
@@ -196,13 +196,13 @@ def _take_run(run: ImportedRun, item: Any) -> None:
 
 
 def _take_history(run: ImportedRun, item: Any) -> None:
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     _update(values, item.item)
     step = values.get("_step", item.step.num if item.HasField("step") else None)
     if not isinstance(step, int | float):
         return
     moment = values.get("_timestamp")
-    line: dict[str, Any] = {"step": int(step)}
+    line: dict[str, float] = {"step": int(step)}
     if isinstance(moment, int | float):
         line["time"] = run.ended = float(moment)
     line |= {name: value for name, value in _numbers(values) if name not in _RESERVED}
@@ -211,17 +211,19 @@ def _take_history(run: ImportedRun, item: Any) -> None:
 
 def _take_stats(run: ImportedRun, stats: Any) -> None:
     """Figures of the machine have no step of their own, but that of the last record before them."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for item in stats.item:
         with contextlib.suppress(ValueError):
             values[item.key] = decode(item.value_json)
     moment = stats.timestamp.seconds + stats.timestamp.nanos / 1e9
     numbers = {f"system/{name}": value for name, value in _numbers(values) if name not in _RESERVED}
     if numbers:
-        run.steps.append({"step": run.steps[-1]["step"] if run.steps else None, "time": moment, **numbers})
+        before = run.steps[-1] if run.steps else {}
+        step = {"step": before["step"]} if "step" in before else {}
+        run.steps.append({**step, "time": moment, **numbers})
 
 
-def _update(values: dict[str, Any], items: Iterable[Any]) -> None:
+def _update(values: dict[str, object], items: Iterable[Any]) -> None:
     """Items of a config, history or summary: `nested_key` is a path, `key` a name."""
     for item in items:
         path = list(item.nested_key) or [item.key]
@@ -229,16 +231,14 @@ def _update(values: dict[str, Any], items: Iterable[Any]) -> None:
             value = decode(item.value_json)
         except ValueError:
             continue
-        inner = values
+        inner: object = values
         for name in path[:-1]:
-            inner = inner.setdefault(name, {})
-            if not isinstance(inner, dict):
-                break
-        else:
+            inner = inner.setdefault(name, {}) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
             inner[path[-1]] = value
 
 
-def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, float]]:
     """Numbers by name, nested ones with points between, as W&B shows them; images, tables and texts stay out."""
     for name, value in values.items():
         where = f"{path}.{name}" if path else str(name)
@@ -341,7 +341,7 @@ def _renamed(found: ImportedRun) -> dict[str, str]:
     }
 
 
-def _recipe(found: ImportedRun) -> dict[str, Any]:
+def _recipe(found: ImportedRun) -> dict[str, object]:
     """The configuration as W&B had it, below what our tables read."""
     config = {name: value for name, value in found.config.items() if name not in ("_wandb", "wandb_version")}
     tracking = {"tags": found.tags, "wandb": {"project": found.project or None, "group": found.group or None}}
@@ -355,7 +355,7 @@ def _as_yaml(fields: dict[str, object]) -> str:
     return text.getvalue()
 
 
-def _info(run_id: str, found: ImportedRun, names: dict[str, str]) -> dict[str, Any]:
+def _info(run_id: str, found: ImportedRun, names: dict[str, str]) -> dict[str, object]:
     steps = found.last_step
     return {
         "id": run_id,

@@ -78,6 +78,16 @@ def has_key(environment: Mapping[str, str] | None = None) -> bool:
     return bool(settings.get("api_key")) or _in_netrc(urlsplit(server).netloc, environment)
 
 
+@dataclass(frozen=True)
+class _Identity:
+    """What W&B knows a run by, without secrets."""
+
+    id: str
+    name: str
+    tags: list[str]
+    config: dict[str, object]
+
+
 class WandbMirror:
     """Copies records to W&B in the background.
 
@@ -91,7 +101,7 @@ class WandbMirror:
         run_id: str,
         name: str,
         tags: Sequence[str],
-        config: dict[str, Any],
+        config: Mapping[str, object],
         folder: Path,
         *,
         queue_records: int = QUEUE_RECORDS,
@@ -101,7 +111,7 @@ class WandbMirror:
         self.problems: list[str] = []
         self.dropped = 0
         self._settings = settings
-        self._identity: dict[str, Any] = scrub_all({"id": run_id, "name": name, "tags": list(tags), "config": config})
+        self._identity = _Identity(run_id, name, scrub_all(list(tags)), scrub_all(dict(config)))
         self._typed = typed(Path(folder))
         self._root = Path(os.environ.get("WANDB_DIR") or folder)
         self._init_timeout_seconds = init_timeout_seconds
@@ -217,8 +227,18 @@ class WandbMirror:
             x_disable_meta=True,
         )
         place = {"project": self._settings.project, "entity": self._settings.entity, "group": self._settings.group}
-        chosen: dict[str, Any] = {key: value for key, value in place.items() if not os.environ.get(_VARIABLES[key])}
-        return wandb.init(**self._identity, **chosen, resume="allow", settings=settings)
+        place = {key: None if os.environ.get(_VARIABLES[key]) else value for key, value in place.items()}
+        return wandb.init(
+            id=self._identity.id,
+            name=self._identity.name,
+            tags=self._identity.tags,
+            config=self._identity.config,
+            project=place["project"],
+            entity=place["entity"],
+            group=place["group"],
+            resume="allow",
+            settings=settings,
+        )
 
     @staticmethod
     def _release_run_id() -> None:

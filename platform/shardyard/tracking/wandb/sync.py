@@ -32,6 +32,7 @@ from shardyard.redaction import scrub, scrub_all
 from shardyard.tracking.files import decode, encode, write_atomically
 from shardyard.tracking.run.events import WandbStatus, read_events, write_event
 from shardyard.tracking.run.folder import RunFolder, now_text, read_metrics
+from shardyard.tracking.run.reading import text
 from shardyard.tracking.run.summary import summarize
 from shardyard.tracking.wandb.mirror import has_key
 
@@ -57,7 +58,7 @@ class Plan:
     entity: str | None
     group: str | None
     tags: tuple[str, ...]
-    config: dict[str, Any]
+    config: dict[str, object]
     state: str
     steps: int
     last_step: int | None
@@ -109,7 +110,7 @@ def plan_upload(run: RunFolder, project: str | None = None, entity: str | None =
     """
     config = _config(run)
     tracking = _section(config, "tracking")
-    wandb = _section(tracking, "wandb")
+    wandb, tags = _section(tracking, "wandb"), tracking.get("tags")
     state = summarize(run).state
     if state == "running" and not _was_offline(run):
         raise RunFolderError(f"{run.id} still trains, and uploads its metrics itself; wait until it has ended.")
@@ -119,9 +120,9 @@ def plan_upload(run: RunFolder, project: str | None = None, entity: str | None =
     return Plan(
         run=run,
         project=project or os.environ.get("WANDB_PROJECT") or str(wandb.get("project") or "shardyard"),
-        entity=entity or os.environ.get("WANDB_ENTITY") or wandb.get("entity"),
-        group=os.environ.get("WANDB_RUN_GROUP") or wandb.get("group"),
-        tags=tuple(map(str, tracking.get("tags") or ())),
+        entity=entity or os.environ.get("WANDB_ENTITY") or text(wandb.get("entity")),
+        group=os.environ.get("WANDB_RUN_GROUP") or text(wandb.get("group")),
+        tags=tuple(str(tag) for tag in tags) if isinstance(tags, list) else (),
         config=config,
         state=state,
         steps=len(steps),
@@ -177,7 +178,7 @@ def upload(plan: Plan, progress: Progress = lambda done, total: None) -> Uploade
     return Uploaded(url, sent, int(steps[-1]["step"]))
 
 
-def _send(plan: Plan, steps: list[dict[str, Any]], scratch: Path, progress: Progress) -> tuple[str, str, int]:
+def _send(plan: Plan, steps: list[dict[str, float]], scratch: Path, progress: Progress) -> tuple[str, str, int]:
     """Address, entity and the number of steps that were sent."""
     began = float(steps[0].get("time") or 0.0)
     run = _begin(plan, scratch, began)
@@ -279,7 +280,7 @@ def _note(plan: Plan, synced: Synced) -> None:
         write_event(plan.run.events, WandbStatus(mode="online", url=synced.url))
 
 
-def _steps(run: RunFolder, *, complete: bool) -> list[dict[str, Any]]:
+def _steps(run: RunFolder, *, complete: bool) -> list[dict[str, float]]:
     """One record a step; of a run that still trains the last one may lack its evaluation, and is left for later."""
     try:
         steps = read_metrics(run.metrics)
@@ -303,7 +304,7 @@ def _was_offline(run: RunFolder) -> bool:
     return any(event.mode == "offline" for event in events if isinstance(event, WandbStatus))
 
 
-def _config(run: RunFolder) -> dict[str, Any]:
+def _config(run: RunFolder) -> dict[str, object]:
     try:
         found = read_document(run.resolved, str(run.resolved)).data
     except RecipeError as error:
@@ -311,6 +312,6 @@ def _config(run: RunFolder) -> dict[str, Any]:
     return dict(decode(encode(found)))
 
 
-def _section(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _section(fields: Mapping[str, object], name: str) -> Mapping[str, object]:
     found = fields.get(name)
     return found if isinstance(found, Mapping) else {}
