@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,21 +82,23 @@ def _as_family(config: PreTrainedConfig, model: Model) -> PreTrainedConfig:
     return AutoConfig.for_model(model.family, **{**shared, **model.config})
 
 
-def _with_text(model: Model, text: dict[str, Any]) -> dict[str, Any]:
+def _with_text(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:
     """The recipe's fields over those of the tokenizer, which belong to the part of the model that reads text."""
     defaults = AutoConfig.for_model(model.family)
     if "text_config" in defaults.sub_configs:
-        own = model.config.get("text_config", {})
+        own = model.text_config if "text_config" in model.config else {}
         if hasattr(defaults, "image_token_index") and "image_token_index" not in model.config:
             # The tokenizer knows no such token; the id behind its last stands for a part of an image.
-            image = {"image_token_index": text["vocab_size"]}
-            text = {**text, "vocab_size": text["vocab_size"] + 1}
+            size = text["vocab_size"]
+            assert size is not None, "a model that reads text has a tokenizer"
+            image = {"image_token_index": size}
+            text = {**text, "vocab_size": size + 1}
             return {**image, **model.config, "text_config": {**text, **own}}
         return {**model.config, "text_config": {**text, **own}}
     return {**_decoder(model, text), **text, **model.config}
 
 
-def _decoder(model: Model, text: dict[str, object]) -> dict[str, object]:
+def _decoder(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:
     """Ids of the tokenizer where an encoder–decoder's configuration defaults to those of another.
 
     The decoder starts to write after a token of its own, by default the first token of a text. None is forbidden at the
@@ -106,7 +108,7 @@ def _decoder(model: Model, text: dict[str, object]) -> dict[str, object]:
     if not defaults.is_encoder_decoder:
         return {}
     start = next((text[name] for name in ("bos_token_id", "pad_token_id") if text.get(name) is not None), None)
-    own: dict[str, Any] = {"decoder_start_token_id": start} if start is not None else {}
+    own: dict[str, object] = {"decoder_start_token_id": start} if start is not None else {}
     return own | {name: None for name in ("begin_suppress_tokens", "forced_eos_token_id") if hasattr(defaults, name)}
 
 

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -31,13 +31,23 @@ class Loaded:
     unused: tuple[str, ...]
 
 
-def place(name: str) -> dict[str, Any]:
+class Place(TypedDict):
+    """Arguments of `from_pretrained`."""
+
+    pretrained_model_name_or_path: str
+    revision: NotRequired[str]
+
+
+def place(name: str) -> Place:
     """`from_pretrained`'s arguments for a folder, a hub id, or a hub id with a revision (`org/name@revision`)."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return {"pretrained_model_name_or_path": str(folder)}
     hub_id, _, revision = name.partition("@")
-    return {"pretrained_model_name_or_path": hub_id, **({"revision": revision} if revision else {})}
+    found: Place = {"pretrained_model_name_or_path": hub_id}
+    if revision:
+        found["revision"] = revision
+    return found
 
 
 def pretrained_config(name: str, **overrides: Any) -> PreTrainedConfig:

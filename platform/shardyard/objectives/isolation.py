@@ -10,7 +10,7 @@ from torch import Tensor
 from shardyard.models.quirks import attention_of
 
 
-def document_bounds(model: Any, position_ids: Tensor) -> dict[str, Any]:
+def document_bounds(model: Any, position_ids: Tensor) -> dict[str, Tensor | int]:
     """Arguments by which FlashAttention keeps documents apart; none for other implementations, which need none.
 
     From position ids that start again transformers makes a mask for `sdpa` and `eager`. FlashAttention takes bounds

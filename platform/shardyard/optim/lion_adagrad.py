@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -33,8 +33,24 @@ class Elementwise(Optimizer):
                     self._update(parameter, parameter.grad, state["buffer"], group)
 
     @abstractmethod
-    def _update(self, parameter: Tensor, gradient: Tensor, buffer: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, buffer: Tensor, group: Any) -> None:
         """Update `parameter` and `buffer` in place; all three tensors have the same shape."""
+
+
+class LionGroup(TypedDict):
+    """What a parameter group of Lion has besides its parameters."""
+
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+
+
+class AdagradGroup(TypedDict):
+    """What a parameter group of Adagrad has besides its parameters."""
+
+    lr: float
+    eps: float
+    weight_decay: float
 
 
 class Lion(Elementwise):
@@ -46,7 +62,7 @@ class Lion(Elementwise):
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    def _update(self, parameter: Tensor, gradient: Tensor, buffer: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, buffer: Tensor, group: LionGroup) -> None:
         beta1, beta2 = group["betas"]
         update = buffer.lerp(gradient, 1 - beta1).sign_()
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
@@ -62,7 +78,7 @@ class Adagrad(Elementwise):
     def __init__(self, params: Any, lr: float, eps: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
-    def _update(self, parameter: Tensor, gradient: Tensor, buffer: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, buffer: Tensor, group: AdagradGroup) -> None:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
         buffer.addcmul_(gradient, gradient)
         parameter.addcdiv_(gradient, buffer.sqrt().add_(group["eps"]), value=-group["lr"])

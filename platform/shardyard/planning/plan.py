@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from shardyard.errors import Problem, RecipeError
 from shardyard.objectives.registry import objective_spec
@@ -66,7 +65,7 @@ class RunPlan:
     architecture: Architecture
     flops_per_token: float
     memory: Memory
-    deepspeed: dict[str, Any]
+    deepspeed: dict[str, object]
     bundle: str
     placement: str
     network: str

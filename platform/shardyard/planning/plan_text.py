@@ -14,7 +14,7 @@ from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, format_count
 
 
-def as_dict(plan: RunPlan) -> dict[str, Any]:
+def as_dict(plan: RunPlan) -> dict[str, object]:
     """The plan as plain data, with its totals."""
     totals = {"tokens": plan.tokens, "flops": plan.flops, "fits": plan.fits}
     return asdict(plan) | totals | {"device_bytes": plan.memory.device_bytes}

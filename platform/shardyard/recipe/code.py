@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from shardyard import plugins
 from shardyard.errors import UsageError
@@ -61,7 +60,7 @@ def code_files(recipe: Recipe) -> Iterator[Path]:
             yield path
 
 
-def find_beside(data: dict[str, Any], folders: Sequence[Path]) -> None:
+def find_beside(data: dict[str, object], folders: Sequence[Path]) -> None:
     """Make references to files that are not below the current folder point to those beside the recipe, in place.
 
     Args:
@@ -85,7 +84,7 @@ def with_absolute_files(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"objective": f"{Path(where).expanduser().resolve()}:{what}"})
 
 
-def _references(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _references(data: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     name = data.get("objective")
     if isinstance(name, str) and plugins.is_reference(name):
         yield "objective", name

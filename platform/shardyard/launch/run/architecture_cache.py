@@ -58,9 +58,9 @@ def _recall_shipped(recipe: Recipe) -> Architecture | None:
 
 
 def _shipped_key(recipe: Recipe) -> str | None:
-    text = recipe.model.config.get("text_config", recipe.model.config)
+    text = recipe.model.text_config
     # A vocabulary that is given counts, whatever the tokenizer is, which may lie on a hub.
-    tokenizer = [] if isinstance(text, dict) and "vocab_size" in text else _tokenizer_files(recipe)
+    tokenizer = [] if "vocab_size" in text else _tokenizer_files(recipe)
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
     contents = {

@@ -87,7 +87,7 @@ def _is_hub_id(name: str) -> bool:
 
 def _gives_sizes(model: Model) -> bool:
     """Whether the configuration is whole, which is where it gives even the vocabulary."""
-    return "vocab_size" in model.config.get("text_config", model.config)
+    return "vocab_size" in model.text_config
 
 
 def _is_here(name: str, runs_dir: Path) -> bool:

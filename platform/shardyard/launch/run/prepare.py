@@ -5,8 +5,6 @@ torch and transformers are imported late: a plan whose sizes are remembered does
 
 from __future__ import annotations
 
-from typing import Any
-
 from ruamel.yaml import YAML
 
 from shardyard.launch.run.architecture_cache import keep, recall
@@ -75,6 +73,5 @@ def _vocabulary(recipe: Recipe) -> int | None:
 
     if not objective_spec(recipe.objective).text:
         return None
-    text: dict[str, Any] = recipe.model.config.get("text_config", recipe.model.config)
-    given = text.get("vocab_size")
-    return int(given) if given is not None else vocabulary_size(load_tokenizer(recipe.tokenizer))
+    given = recipe.model.text_config.get("vocab_size")
+    return int(given) if isinstance(given, int | float | str) else vocabulary_size(load_tokenizer(recipe.tokenizer))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from shardyard.errors import Problem
 from shardyard.recipe.fields import (
@@ -56,7 +57,7 @@ def problems_of(error: ValidationError, places: Places, source: str, root: type[
     found = []
     for item in error.errors(include_url=False):
         path: Path = tuple(item["loc"])
-        found.append(Problem(where(path, places, source), dotted(path), _message(path, dict(item), root)))
+        found.append(Problem(where(path, places, source), dotted(path), _message(path, item, root)))
     return found
 
 
@@ -85,7 +86,7 @@ def _walk_literals(data: Any, annotation: Any, path: Path, report: Callable[[Pat
         report(path, f"must be one of {', '.join(map(str, literal_values(annotation)))}, got {show(data)}")
 
 
-def _message(path: Path, item: dict[str, Any], root: type[Section]) -> str:
+def _message(path: Path, item: ErrorDetails, root: type[Section]) -> str:
     words = _WORDS.get(item["type"])
     if words is None:
         return f"{item['msg'].lower()}, got {show(item['input'])}"

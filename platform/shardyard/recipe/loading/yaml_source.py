@@ -36,7 +36,7 @@ class Document:
     `places` has the position (`file:line`) of each path's key, `renamed` that of each old field name.
     """
 
-    data: dict[str, Any]
+    data: dict[str, object]
     places: dict[FieldPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     text: str = ""
@@ -221,7 +221,7 @@ class _Builder:
         return values
 
     def mapping(self, node: MappingNode, path: FieldPath) -> dict[str, object]:
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             key = self.key(key_node, path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
@@ -48,7 +49,7 @@ class Model(Section):
         REQUIRED,
         "Model type of transformers, such as gpt2, llama or qwen2; it must have the head that the objective needs.",
     )
-    config: dict[str, Any] = described(
+    config: dict[str, object] = described(
         {}, "Fields of the family's transformers configuration; others keep their defaults."
     )
     pretrained: str | None = described(
@@ -73,3 +74,9 @@ class Model(Section):
         None, "Train low-rank adapters on the linear layers instead of the weights themselves (LoRA)."
     )
     experts: Experts = described(Experts(), "Mixture of experts: load balancing and expert parallelism.")
+
+    @property
+    def text_config(self) -> Mapping[str, object]:
+        """What `config` says of the part of the model that reads text: all of it where the model has no parts."""
+        found = self.config.get("text_config", self.config)
+        return found if isinstance(found, dict) else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from shardyard.recipe.lengths import StepsOrShare
 from shardyard.recipe.sections.base import REQUIRED, Section, described
@@ -38,7 +38,7 @@ class HookUse(Section):
         REQUIRED, "Hook of an installed package (entry point shardyard.hooks), or package.module:name, or file.py:name."
     )
     every: int = described(1, "Steps between two calls; the last step of a run is always one.", "steps", ge=1)
-    options: dict[str, Any] = described({}, "What the hook is made with, by the names that it gives its options.")
+    options: dict[str, object] = described({}, "What the hook is made with, by the names that it gives its options.")
 
 
 class Sample(Section):

@@ -111,7 +111,7 @@ def _override(document: Document, overrides: Sequence[str]) -> None:
 
 
 def _set(document: Document, path: tuple[str, ...], value: Any, place: str) -> None:
-    here: dict[str, Any] = document.data
+    here = document.data
     for name in path[:-1]:
         below = here.get(name)
         if not isinstance(below, dict):
