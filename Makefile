@@ -62,7 +62,8 @@ check: $(ALL) check-js ## check format, lint, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/unit/house/test_layers.py tests/unit/house/test_cycles.py \
-		tests/unit/house/test_quirks.py tests/unit/house/test_late_imports.py tests/unit/house/test_house.py
+		tests/unit/house/test_quirks.py tests/unit/house/test_late_imports.py tests/unit/house/test_untyped.py \
+		tests/unit/house/test_house.py
 
 check-js: $(JS)/node_modules/.package-lock.json ## check format, lint and types of the dashboard's JavaScript
 	@$(JS_BIN)/prettier --check --log-level warn --config $(JS)/.prettierrc.json $(STATIC) $(JS)/*.js
