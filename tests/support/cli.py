@@ -52,7 +52,9 @@ def write_recipe(folder: Path, corpus: Path, **sections: Any) -> Path:
 class Command:
     """A running command line in a process group of its own; ended at the latest when the `with` block is left."""
 
-    def __init__(self, *arguments: object, runs: Path, prefix: tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(
+        self, *arguments: object, runs: Path, prefix: tuple[str, ...] = (), cwd: Path | None = None, **environment: str
+    ) -> None:
         self.runs = runs
         self.process = subprocess.Popen(
             [*prefix, *COMMAND, *map(str, arguments), "--runs-dir", str(runs)],
@@ -61,6 +63,7 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            cwd=cwd,
             env={**os.environ, **environment},
         )
 
