@@ -16,6 +16,7 @@ from support.tiny import write_corpus
 pytestmark = pytest.mark.slow
 
 PAGE = "docs/hooks.md"
+CHART = '[data-metric="weights/norm"]'
 HEADING = "## Adding a metric with its chart"
 
 
@@ -40,7 +41,10 @@ def trained(dashboard: Dashboard, tmp_path: Path) -> Command:
 def test_the_metric_of_the_page_has_a_chart_in_a_group_of_its_own(visiting: Visiting, trained: Command) -> None:
     (run,) = trained.runs.glob("charted-*")
     visit = visiting()
-    page = visit.open(f"run/{run.name}?tab=curves", '[data-metric="weights/norm"] .plot[data-drawn]')
+    page = visit.open(f"run/{run.name}?tab=curves", CHART)
+    # A chart is drawn once it comes into sight.
+    page.locator(CHART).scroll_into_view_if_needed()
+    page.wait_for_selector(f"{CHART} .plot[data-drawn]")
     trace = "document.querySelector('[data-metric=\"weights/norm\"] .plot').data.at(-1)"
     until(page, f"Array.from({trace}.x).join() === '2,4'")
     assert all(0 < value < 1000 for value in page.evaluate(f"Array.from({trace}.y)"))

@@ -6,14 +6,15 @@ An import at the top shows what a file depends on, and fails when the program st
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Iterator, Mapping
 
 import pytest
 
-from support.module_graph import PACKAGE
+from support.module_graph import PACKAGE, imports, modules
 
 # Files, or folders with a slash at their end → what an import at the top would cost.
 LATE = {
-    "cli/commands/": "a command imports what it does when it is called: `--help` and completion read its file too",
+    "cli/commands/": "what takes over 25 ms, when it is called: `--help` and completion read the file of a command too",
     "cli/doctor/checks.py": "a check asks for a package that may be missing or broken",
     "cli/doctor/doctor.py": "rich, for output to a terminal alone",
     "cli/view/complete.py": "a shell waits for the completion of one name",
@@ -36,11 +37,10 @@ LATE = {
     "launch/run/plans.py": "Ray, where a cluster is named",
     "launch/run/prepare.py": "torch and transformers: a plan whose sizes are remembered does without",
     "launch/run/process.py": "Ray, once the run has its process",
-    "launch/run/signals.py": "psutil, where a run is ended at once",
     "launch/run/world.py": "torch, where there is a GPU",
     "launch/schedulers/": "Ray and the Kubernetes client, once a scheduler is asked",
     "launch/sweep/plot.py": "matplotlib is an extra",
-    "launch/sweep/scaling_laws.py": "scipy is an extra, and numpy takes longer than a list of sweeps",
+    "launch/sweep/law_fits.py": "scipy is an extra",
     "launch/sweep/search.py": "optuna is an extra",
     "models/adapters/adapters.py": "peft takes half a second, which only adapters need",
     "models/quirks.py": "peft takes half a second, which only adapters need",
@@ -75,6 +75,58 @@ def test_a_late_import_is_of_what_takes_time() -> None:
         if one.split()[2].partition(".")[0] in light
     ]
     assert found == []
+
+
+def test_a_late_import_is_of_what_is_not_there_already() -> None:
+    """What the top of a file imports, directly or by a long way, costs nothing to import at the top as well."""
+    at_the_top = {
+        name: {other for _, other in top_level(name, path.read_text("utf-8")) if other in modules()}
+        for name, path in modules().items()
+    }
+    found = []
+    for name, path in modules().items():
+        source = path.read_text("utf-8")
+        for other in late_modules(name, source) & reached(name, at_the_top):
+            found.append(f"{path.relative_to(PACKAGE)}: {other}")
+    assert found == []
+
+
+def top_level(name: str, source: str) -> Iterator[tuple[int, str]]:
+    """The modules that are imported with a module: neither in functions nor for the type checker alone."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((node.lineno, other) for other in _modules_of(name, node))
+
+
+def late_modules(name: str, source: str) -> set[str]:
+    inner = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    nodes = [node for function in inner for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {other for node in nodes for other in _modules_of(name, node)}
+
+
+def _modules_of(name: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    path = modules()[name].relative_to(PACKAGE).as_posix()
+    for _, imported in imports(path, ast.unparse(node)):
+        yield from (one for one in (imported, imported.rpartition(".")[0]) if one in modules())
+
+
+def reached(start: str, graph: Mapping[str, Collection[str]]) -> set[str]:
+    """All that is imported with a module, itself not among it."""
+    found: set[str] = set()
+    left = [start]
+    while left:
+        new = set(graph[left.pop()]) - found
+        found |= new
+        left += new
+    return found - {start}
+
+
+def test_what_is_there_already_is_seen() -> None:
+    graph = {"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}
+    assert reached("a", graph) == {"b", "c"}
+    source = "from shardyard.units import a\ndef f():\n    import shardyard.errors\n    from shardyard import hardware"
+    assert [name for _, name in top_level("shardyard.suggest", source)] == ["shardyard.units"]
+    assert late_modules("shardyard.suggest", source) >= {"shardyard.errors", "shardyard.hardware"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import random
 import pytest
 
 from shardyard.errors import UsageError
-from shardyard.launch.sweep.scaling_laws import Hoffmann, Kaplan, Law, Point, fit_hoffmann, fit_kaplan, frontier
+from shardyard.launch.sweep.law_fits import fit_hoffmann, fit_kaplan
+from shardyard.launch.sweep.scaling_laws import Hoffmann, Kaplan, Law, Point, frontier
 
 # Hoffmann et al. 2022, equation 10.
 PUBLISHED = Hoffmann(irreducible=1.69, a=406.4, b=410.7, alpha=0.34, beta=0.28)

@@ -11,6 +11,8 @@ import typer
 from shardyard.cli.options import AsJson
 from shardyard.cli.view import output
 from shardyard.errors import EXIT_FAILED, UsageError
+from shardyard.launch.local_cluster.nodes import exclusively, read_record
+from shardyard.launch.local_cluster.token import ensure_token, new_token
 
 if TYPE_CHECKING:
     from shardyard.launch.local_cluster.nodes import ClusterRecord
@@ -115,9 +117,6 @@ def token(
     new: Annotated[bool, typer.Option("--new", help="Make a fresh token in place of the old one.")] = False,
 ) -> None:
     """Say where the token lies, making one where there is none; it is never shown itself."""
-    from shardyard.launch.local_cluster.nodes import exclusively, read_record
-    from shardyard.launch.local_cluster.token import ensure_token, new_token
-
     with exclusively():
         if new and read_record() is not None:
             raise UsageError("a cluster is up with the old token; `shardyard cluster down` first.")
@@ -125,7 +124,6 @@ def token(
 
 
 def _record() -> ClusterRecord:
-    from shardyard.launch.local_cluster.nodes import read_record
 
     record = read_record()
     if record is None:

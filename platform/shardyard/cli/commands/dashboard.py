@@ -18,6 +18,8 @@ import typer
 
 from shardyard.cli.options import RunsDir
 from shardyard.cli.view import output
+from shardyard.dashboard.web.addresses import bound, checked_names, hosts_of, is_loopback, urls
+from shardyard.dashboard.web.security import Gate, new_token, token_in
 from shardyard.errors import UsageError
 from shardyard.extras import require
 from shardyard.tracking.run.folder import runs_folder
@@ -47,8 +49,6 @@ def dashboard(
     """Show runs, curves, logs and jobs in the browser."""
     require("dashboard", "the dashboard", "starlette", "uvicorn", "plotly")
     from shardyard.dashboard.index.index import Index, check_folder
-    from shardyard.dashboard.web.addresses import bound, checked_names, hosts_of, is_loopback, urls
-    from shardyard.dashboard.web.security import Gate, new_token, token_in
     from shardyard.dashboard.web.server import make_app, serve
 
     folder = runs_folder(runs_dir)

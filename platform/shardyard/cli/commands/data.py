@@ -16,9 +16,12 @@ import typer
 
 from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.cli.view import complete, output
+from shardyard.data.datasets.reading import dataset_files
+from shardyard.data.datasets.store import damaged_files, data_root, read_manifest
 from shardyard.errors import DataError, UsageError
 from shardyard.recipe.catalog.datasets import DATASETS, DatasetSpec
 from shardyard.suggest import suggestion
+from shardyard.tracking.run.folder import RunFolder, runs_folder
 from shardyard.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -68,8 +71,6 @@ class _Standing(TypedDict):
 
 
 def _state(dataset: DatasetSpec) -> _Standing:
-    from shardyard.data.datasets.store import data_root, read_manifest
-
     try:
         manifest = read_manifest(dataset.name)
     except DataError as error:
@@ -190,8 +191,6 @@ def verify_sets(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of datasets and compare the checksums."""
-    from shardyard.data.datasets.store import damaged_files, data_root
-
     found = {}
     chosen = [known_set(name) for name in names or []]
     for name in chosen or [name for name in DATASETS if (data_root() / name).is_dir()]:
@@ -224,7 +223,6 @@ def show_rows(
     """Show the documents that a run trained on in a step; they are read again, so the data must be here."""
     from shardyard.engine.inference.step_documents import documents_of_step
     from shardyard.engine.inference.step_sources import refuse_network
-    from shardyard.tracking.run.folder import RunFolder, runs_folder
 
     if only_from:
         refuse_network()
@@ -255,8 +253,6 @@ def show_set(
     as_json: AsJson = False,
 ) -> None:
     """Show a dataset: columns, licence, attribution, first rows."""
-    from shardyard.data.datasets.store import read_manifest
-
     manifest = read_manifest(known_set(name))
     samples = {split: [_shown(row) for row in _first_rows(name, split, rows)] for split in manifest.num_rows}
     if as_json:
@@ -284,8 +280,6 @@ def show_set(
 
 def _first_rows(name: str, split: str, count: int) -> list[dict[str, object]]:
     import pyarrow.parquet as pq
-
-    from shardyard.data.datasets.reading import dataset_files
 
     batches = pq.ParquetFile(dataset_files(name, split)[0]).iter_batches(batch_size=max(1, count))
     found: list[dict[str, object]] = next(batches).to_pylist()[:count]

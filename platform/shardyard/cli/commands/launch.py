@@ -8,6 +8,7 @@ import typer
 
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir, Try
 from shardyard.cli.view import output
+from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.signals import StopSignals, stoppable
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.tracking.run.folder import RunFolder, runs_folder
@@ -106,7 +107,6 @@ def _train(
         ShardyardError: the run failed, or another process took it over.
     """
     from shardyard.cli.view.live import LiveView
-    from shardyard.launch.run.ending import ending_lines
     from shardyard.launch.run.process import EXIT_CODES, give_over
 
     view = None if quiet else LiveView

@@ -8,9 +8,11 @@ import typer
 
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import output
+from shardyard.launch.run.plans import plan_of, without_weights
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, rows
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
+from shardyard.tracking.run.folder import runs_folder
 from shardyard.units import format_count, parse_bytes
 
 
@@ -43,8 +45,6 @@ def explain_recipe(loaded: LoadedRecipe) -> None:
 
 
 def _planned(loaded: LoadedRecipe) -> RunPlan:
-    from shardyard.launch.run.plans import plan_of, without_weights
-    from shardyard.tracking.run.folder import runs_folder
 
     return plan_of(without_weights(loaded, runs_folder()))
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from shardyard.cli.commands.sweep_run import carry_out
 from shardyard.cli.options import AsJson, Overrides, Quiet, RunsDir, listed_folder
 from shardyard.cli.view import complete, output
 from shardyard.errors import UsageError
 from shardyard.extras import missing, require
-from shardyard.recipe.sweep.load import load_sweep
-from shardyard.recipe.sweep.trials import flat, shown, varying
+from shardyard.launch.sweep.folder import SweepFolder, TrialState, best_trial, list_sweeps, require_best
+from shardyard.launch.sweep.plot import plot_law, plot_sweep
+from shardyard.launch.sweep.scaling_laws import FLOPS_PER_WEIGHT_AND_TOKEN, frontier
+from shardyard.recipe.loading.load import dump_recipe
+from shardyard.recipe.sweep.load import load_base, load_sweep
+from shardyard.recipe.sweep.schema import Sweep
+from shardyard.recipe.sweep.trials import as_overrides, flat, shown, varying
 from shardyard.suggest import nearest
 from shardyard.tracking.run.folder import runs_dir_option, runs_folder, typed
-
-if TYPE_CHECKING:
-    from shardyard.launch.sweep.folder import SweepFolder, TrialState
-    from shardyard.recipe.sweep.schema import Sweep
+from shardyard.units import format_count
 
 SweepName = Annotated[
     str,
@@ -71,7 +74,6 @@ def run_sweep(
     """Run a sweep: every trial is an ordinary run."""
     loaded = load_sweep(name, overrides or [])
     _require_libraries(loaded.sweep)
-    from shardyard.launch.sweep.folder import SweepFolder
 
     return _carry_out(SweepFolder.create(runs_folder(runs_dir), loaded), address, quiet=quiet)
 
@@ -93,8 +95,6 @@ def resume_sweep(name: SweepName, runs_dir: RunsDir = None, address: Address = N
 @sweep.command("list")
 def list_all(runs_dir: RunsDir = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List sweeps, the newest first."""
-    from shardyard.launch.sweep.folder import best_trial, list_sweeps
-
     found = list_sweeps(listed_folder(runs_dir))
     if quiet:
         for one in found:
@@ -142,7 +142,6 @@ def show(
     if plot is None and missing("matplotlib"):
         return
     require("sweep", "the figure of a sweep", "matplotlib")
-    from shardyard.launch.sweep.plot import plot_sweep
 
     path = _figure(plot, folder.path / "sweep.svg")
     plot_sweep(folder, path)
@@ -157,11 +156,6 @@ def best(
     quiet: Quiet = False,
 ) -> None:
     """Print the recipe of the best trial, ready to launch."""
-    from shardyard.launch.sweep.folder import require_best
-    from shardyard.recipe.loading.load import dump_recipe
-    from shardyard.recipe.sweep.load import load_base
-    from shardyard.recipe.sweep.trials import as_overrides
-
     folder = _open(name, runs_dir)
     trial = require_best(folder)
     if quiet:
@@ -209,7 +203,6 @@ def fit(
     folder = _open(name, runs_dir)
     require("sweep", "the fit of a scaling law", "scipy", "matplotlib")
     from shardyard.launch.sweep.fit import fit_sweep
-    from shardyard.launch.sweep.plot import plot_law
 
     fitted = fit_sweep(folder, form=form)  # type: ignore[arg-type]
     prediction = folder.info().get("prediction")
@@ -232,7 +225,6 @@ def fit(
 
 
 def _open(name: str, runs_dir: Path | None) -> SweepFolder:
-    from shardyard.launch.sweep.folder import SweepFolder
 
     return SweepFolder.open(runs_folder(runs_dir), name)
 
@@ -246,7 +238,6 @@ def _require_libraries(sweep: Sweep) -> None:
 
 
 def _carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> int:
-    from shardyard.cli.commands.sweep_run import carry_out
 
     state, code = carry_out(folder, address, quiet=quiet)
     if quiet:
@@ -291,9 +282,6 @@ def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
 
 def _frontier_lines(fitted: Any) -> Iterator[str]:
     """The best model for a few budgets around those that were tried."""
-    from shardyard.launch.sweep.scaling_laws import FLOPS_PER_WEIGHT_AND_TOKEN, frontier
-    from shardyard.units import format_count
-
     flops = [FLOPS_PER_WEIGHT_AND_TOKEN * point.parameters * point.tokens for point in fitted.points]
     for budget, point in frontier(fitted.law, min(flops), 16 * max(flops), count=5):
         size, tokens = format_count(point.parameters), format_count(point.tokens)

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from shardyard.cli.view import output
 from shardyard.errors import EXIT_INTERRUPTED
+from shardyard.launch.run.end_children import end_children
+from shardyard.launch.run.output import Terminal
 from shardyard.launch.run.signals import CODES, take_signals
-
-if TYPE_CHECKING:
-    from shardyard.launch.sweep.folder import SweepFolder
+from shardyard.launch.run.threads import on_a_thread
+from shardyard.launch.sweep.folder import SweepFolder
+from shardyard.tracking.run.folder import now_text, typed
 
 # How long Tune may take to end after all trials have.
 REST_SECONDS = 30.0
@@ -23,8 +25,6 @@ REST_SECONDS = 30.0
 
 def carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> tuple[str, int]:
     """Run it to its end; returns its state and the exit code."""
-    from shardyard.launch.run.output import Terminal
-
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
     terminal = Terminal(folder.logs / "driver.log")
@@ -51,7 +51,6 @@ class _GivenUpError(Exception):
 def _driven(folder: SweepFolder, report: Callable[[str], None]) -> str | None:
     """Ray Tune would take over Ctrl-C on the main thread, so it gets another one. None when it is given up."""
     # Imported late, after the redirection of the output, because importing DeepSpeed talks.
-    from shardyard.launch.run.threads import on_a_thread
     from shardyard.launch.sweep.sweep import drive_sweep
 
     at_rest = _at_rest(folder)
@@ -87,9 +86,6 @@ def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
 
 def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
     """End without Ray, which would hold up the end of the process as well."""
-    from shardyard.launch.run.end_children import end_children
-    from shardyard.tracking.run.folder import now_text, typed
-
     folder.update(state="stopped", ended=now_text())
     folder.write_table()
     output.note(f"Ray went away; all trials have stopped. Go on with `shardyard sweep resume {typed(folder.path)}`.")
@@ -121,7 +117,6 @@ def _signals(folder: SweepFolder, report: Callable[[str], None]) -> Iterator[Cal
 
 
 def _end_at_once(folder: SweepFolder) -> None:
-    from shardyard.launch.run.end_children import end_children
 
     folder.update(state="stopped")
     end_children()

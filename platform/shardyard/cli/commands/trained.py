@@ -11,10 +11,10 @@ import typer
 from shardyard.cli.options import AsJson, RunName, RunsDir
 from shardyard.cli.view import output
 from shardyard.errors import UsageError
+from shardyard.tracking.run.folder import RunFolder, runs_folder
 
 if TYPE_CHECKING:
     from shardyard.engine.inference.load import Trained
-    from shardyard.tracking.run.folder import RunFolder
 
 Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
 Trust = Annotated[
@@ -121,7 +121,6 @@ def export(
 
 
 def _open(run: str, runs_dir: Path | None) -> RunFolder:
-    from shardyard.tracking.run.folder import RunFolder, runs_folder
 
     return RunFolder.open(runs_folder(runs_dir), run)
 

@@ -30,6 +30,7 @@ from shardyard.engine.deepspeed import build_locks
 from shardyard.recipe.schema import Wandb
 from shardyard.tracking.run.folder import runs_folder
 from shardyard.tracking.run.provenance import PACKAGES
+from shardyard.tracking.wandb.mirror import has_key, resolve_mode
 from shardyard.units import format_bytes
 
 GIB = 1024**3
@@ -230,7 +231,6 @@ def _reachable(address: str) -> bool:
 
 
 def check_wandb() -> Check:
-    from shardyard.tracking.wandb.mirror import has_key, resolve_mode
 
     mode, key = resolve_mode(Wandb()), has_key()
     if mode == "online" and not key:

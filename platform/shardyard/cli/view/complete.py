@@ -10,19 +10,17 @@ from typing import Any
 import typer
 
 from shardyard.errors import ShardyardError
+from shardyard.recipe.catalog.datasets import DATASETS
+from shardyard.recipe.catalog.shipped import shipped_recipes, shipped_sweeps, tokenizer_specs
 
 
 def recipe_names(incomplete: str) -> list[str]:
     """Shipped recipes."""
-    from shardyard.recipe.catalog.shipped import shipped_recipes
-
     return [found.name for found in shipped_recipes() if found.name.startswith(incomplete)]
 
 
 def sweep_names(incomplete: str) -> list[str]:
     """Shipped sweeps."""
-    from shardyard.recipe.catalog.shipped import shipped_sweeps
-
     return [found.name for found in shipped_sweeps() if found.name.startswith(incomplete)]
 
 
@@ -71,15 +69,11 @@ def sweep_ids(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def spec_names(incomplete: str) -> list[str]:
     """Shipped tokenizer specs."""
-    from shardyard.recipe.catalog.shipped import tokenizer_specs
-
     return [name for name in tokenizer_specs() if name.startswith(incomplete)]
 
 
 def set_names(incomplete: str) -> list[str]:
     """Datasets."""
-    from shardyard.recipe.catalog.datasets import DATASETS
-
     return [name for name in DATASETS if name.startswith(incomplete)]
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from shardyard.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ShardyardError
+from shardyard.launch.run.end_children import end_children
 from shardyard.launch.run.stop import Stop
 from shardyard.tracking.run.events import Attempt, EventTail
 from shardyard.tracking.run.folder import RunFolder, StopReason, typed
@@ -165,8 +166,6 @@ class StopSignals:
 
     def _end_at_once(self) -> None:
         """Leave without waiting for anything; the processes that this one started go too."""
-        from shardyard.launch.run.end_children import end_children
-
         # On another thread, because this one may be in the middle of writing the same file.
         writer = threading.Thread(target=self._note_the_end, daemon=True)
         writer.start()

@@ -7,8 +7,9 @@ from typing import Literal
 from shardyard.errors import UsageError
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.sweep.folder import Prediction, SweepFolder, TrialState
+from shardyard.launch.sweep.law_fits import fit_hoffmann, fit_kaplan
 from shardyard.launch.sweep.run import trial_overrides
-from shardyard.launch.sweep.scaling_laws import Fit, Point, fit_hoffmann, fit_kaplan
+from shardyard.launch.sweep.scaling_laws import Fit, Point
 from shardyard.planning.plan import World
 from shardyard.recipe.sweep.load import load_base
 from shardyard.tracking.run.folder import typed

@@ -1,0 +1,1 @@
+"""The package seen from outside: what its modules hold, in numbers."""
