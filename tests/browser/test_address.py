@@ -110,14 +110,19 @@ def test_keys_reach_every_view_and_every_part_of_a_run(visiting: Visiting, galle
 
 def jobs_answer(run: str) -> dict[str, Any]:
     """What the server says of a cluster with three nodes: one job runs, one waits, one has ended."""
-    common: dict[str, Any] = {"tags": [], "message": "", "ended_at": None, "submitted": 1.7e9}
+    common: dict[str, Any] = {"tags": [], "message": "", "ended_at": None, "submitted": 1.7e9, "scheduler": "ray"}
     common |= {"recipe": "gpt/quickstart", "needs": "2 CPUs", "waiting": None, "doing": "", "ended": False, "run": None}
-    gpu = {"total": {"CPU": 16.0, "GPU": 8.0}, "free": {"CPU": 4.0, "GPU": 0.0}, "state": "ALIVE"}
+    gpu = {"total": {"CPU": 16.0, "GPU": 8.0}, "free": {"CPU": 4.0, "GPU": 0.0}, "up": True}
+    gpu |= {"scheduler": "ray"}
     busy: dict[str, Any] = {"cpu_percent": 31.4, "memory": [96 << 30, 512 << 30]}
     busy["gpus"] = [{"name": "H100", "percent": 97 - n, "memory": [71 << 30, 80 << 30]} for n in range(8)]
     return {
         "available": True,
-        "why": "",
+        "why": "slurm: no answer",
+        "schedulers": [
+            {"name": "ray", "where": "http://10.0.0.1:8265", "available": True, "why": "", "nodes_known": True},
+            {"name": "slurm", "where": "", "available": False, "why": "no answer for 31 s.", "nodes_known": False},
+        ],
         "jobs": [
             common | {"id": "a-1", "name": "gpt-a", "state": "RUNNING", "doing": "step 42/100, loss 2.1", "run": run},
             common | {"id": "b-2", "name": HOSTILE, "state": "RUNNING", "waiting": "needs 8 GPUs; 4 are free"},
@@ -127,7 +132,8 @@ def jobs_answer(run: str) -> dict[str, Any]:
         "nodes": [
             gpu | busy | {"name": "head", "address": "10.0.0.1", "head": True},
             gpu | {"name": "node-1", "address": "10.0.0.2"},
-            {"name": "node-2", "address": "10.0.0.3", "state": "DEAD", "problem": "the health check failed"},
+            {"name": "node-2", "address": "10.0.0.3", "up": False, "problem": "the health check failed"}
+            | {"scheduler": "ray", "total": {"CPU": 0.0, "GPU": 0.0}, "free": None},
         ],
     }  # fmt: skip
 
@@ -142,6 +148,7 @@ def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(
     def answer(route: Route) -> None:
         request = route.request
         if request.method == "POST":
+            assert request.post_data_json == {"scheduler": "ray"}
             stopped.append((request.url.rpartition("/api/")[2], request.headers.get("x-shardyard-csrf", "")))
         content = {} if request.method == "POST" else jobs_answer(gallery[1]["live"].id)
         route.fulfill(status=200, content_type="application/json", body=json.dumps(content))
@@ -155,6 +162,10 @@ def test_jobs_say_why_they_wait_and_are_stopped_after_a_question(
     expect(queue).to_contain_text("step 42/100")
     assert queue.evaluate("table => table.scrollWidth <= table.parentElement.clientWidth"), "off the screen"
     expect(page.get_by_role("table", name="Ended jobs")).to_contain_text("the loss is not finite")
+    expect(page.get_by_role("note")).to_have_text("slurm: no answer for 31 s.")
+    expect(page.locator(".capacity > p:first-child")).to_have_text(
+        "ray, http://10.0.0.1:8265: 2 nodes, 24 of 32 CPU cores reserved, 16 of 16 GPUs reserved"
+    )
     expect(page.locator(".node").first).to_contain_text("8 of 8 reserved")
     expect(page.locator(".node").first).to_contain_text("97 %, 71 GiB of 80 GiB")
     expect(page.locator(".node").last).to_contain_text("the health check failed")

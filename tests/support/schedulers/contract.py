@@ -47,9 +47,13 @@ def check_questions_about_nothing(case: Case, tmp_path: Path) -> None:
     assert {job.job.id for job in scheduler.list(ended=True)} == before
     assert not (request.runs_dir / str(request.run_id)).exists()
     capacity = scheduler.capacity()
+    nodes = scheduler.nodes()
     if capacity.nodes is None:
         assert capacity.grows
+        assert nodes is None
         return
+    assert nodes is not None
+    assert {node.id for node in capacity.nodes} <= {node.id for node in nodes if node.up}
     for node in capacity.nodes:
         assert 0 <= node.free.cpus <= node.total.cpus
         assert 0 <= node.free.gpus <= node.total.gpus

@@ -24,7 +24,7 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.holder import this_process
 from support.dash_cases import add_lines, index_of, served, write_run
-from support.waiting import PATIENCE_SECONDS
+from support.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -275,6 +275,7 @@ def test_no_cluster_is_a_state_and_not_an_error(
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SHARDYARD_HOME", str(tmp_path))
+    until(lambda: "cluster up" in got(client, "/api/jobs")["why"], "the scheduler says what is missing")
     found = got(client, "/api/jobs")
     assert (found["available"], found["jobs"], found["nodes"]) == (False, [], [])
     assert "shardyard cluster up" in found["why"]

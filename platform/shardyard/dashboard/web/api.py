@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from shardyard.dashboard.web import details, logs
 from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, integer, listed, numbers, real
 from shardyard.dashboard.web.report import html_report
 from shardyard.dashboard.web.security import Gate
-from shardyard.launch.local_cluster.nodes import record_path
+from shardyard.launch.schedulers.registry import DEFAULT, scheduler_class
 
 MOST_RUNS_AT_ONCE = 200
 MOST_METRICS_AT_ONCE = 200
@@ -87,16 +86,11 @@ def session(request: Request) -> Response:
             "csrf": state.gate.csrf,
             "version": __version__,
             "runs_dir": str(state.index.runs_dir),
-            "cluster": _names_a_cluster(state.address),
+            "cluster": state.address is not None or scheduler_class(DEFAULT).is_configured(),
             "unread": state.index.unread,
             "problems": state.index.problems,
         }
     )
-
-
-def _names_a_cluster(address: str | None) -> bool:
-    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    return bool(named) or record_path().is_file()
 
 
 def runs(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Jobs and recipes: what the cluster says of itself, and what of the library the page calls."""
+"""What of the library the page calls: submitting and stopping jobs, resuming runs, plans and recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,22 +17,19 @@ import yaml  # type: ignore[import-untyped]
 
 from shardyard.dashboard.index.index import Index
 from shardyard.dashboard.index.ingest import read_yaml
-from shardyard.dashboard.web import isolated, nodes
+from shardyard.dashboard.web import isolated
 from shardyard.dashboard.web.answers import BadRequestError, NotFoundError, problems_of
 from shardyard.dashboard.web.overrides import problems_of_page
 from shardyard.errors import RecipeError, ShardyardError
 from shardyard.launch import api
-from shardyard.launch.schedulers.lookup import find, lost_in_words
-from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi, target
+from shardyard.launch.schedulers.lookup import find, lost_in_words, recorded_job
+from shardyard.launch.schedulers.registry import DEFAULT
 from shardyard.planning.plan_text import as_dict
 from shardyard.recipe.catalog.shipped import shipped_recipes
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.redaction import scrub
 from shardyard.tracking.run.folder import RunFolder
 
-FRESH_SECONDS = 2.0
-# Ray's own figures are renewed every five seconds.
-NODES_FRESH_SECONDS = 4.0
 # Ends what hangs. A plan or a submission takes a few seconds, and minutes on a slow machine that also trains.
 CALL_SECONDS = 600.0
 RESUME = "shardyard.launch.run.resume"
@@ -42,92 +38,6 @@ STARTED_SECONDS = 4.0
 MOST_OVERRIDES = 100
 MOST_TEXT = 2000
 _MOST_PLANS = 64
-
-
-class Cluster:
-    """The Ray cluster that is meant, asked as seldom as the page allows."""
-
-    def __init__(self, index: Index, address: str | None) -> None:
-        self._index = index
-        self._address = address
-        self._lock = threading.Lock()
-        self._jobs: tuple[float, dict[str, object]] | None = None
-        self._nodes: tuple[float, list[dict[str, object]]] | None = None
-
-    def jobs(self) -> dict[str, Any]:
-        """Jobs and nodes. That there is no cluster is a state like others, with the reason in words."""
-        known = self._jobs
-        # A cluster that is slow to answer is asked by one thread; the others show what it said before.
-        if not self._lock.acquire(blocking=known is None):
-            assert known is not None
-            return known[1]
-        try:
-            if self._jobs is None or time.monotonic() - self._jobs[0] > FRESH_SECONDS:
-                found = self._ask()
-                self._jobs = (time.monotonic(), found)
-            return self._jobs[1]
-        finally:
-            self._lock.release()
-
-    def forget(self) -> None:
-        """Something was submitted or stopped; ask anew."""
-        self._jobs = None
-
-    def _ask(self) -> dict[str, Any]:
-        try:
-            api = JobsApi(target(self._address))
-            listed = api.jobs()
-            shown = self._ask_nodes(api)
-        except (ShardyardError, OSError) as error:
-            return {"available": False, "why": scrub(str(error)), "jobs": [], "nodes": []}
-        own = [job for job in listed if "shardyard_run" in (job.get("metadata") or {})]
-        jobs = [self._job(job) for job in reversed(own)]
-        return {"available": True, "why": "", "address": api.cluster.url, "jobs": jobs, "nodes": shown}
-
-    def _job(self, job: dict[str, Any]) -> dict[str, Any]:
-        metadata = job["metadata"]
-        key = self._index.key_of(str(job["submission_id"]))
-        row = None
-        if key is not None:
-            row = self._index.store.reader.execute(
-                "SELECT state, step, total_steps, loss, waiting, problem FROM runs WHERE key = ?", (key,)
-            ).fetchone()
-        return {
-            "id": job["submission_id"],
-            "name": metadata.get("job_name"),
-            "state": job["status"],
-            "ended": job["status"] in TERMINAL,
-            "doing": _doing(job, row),
-            "waiting": row["waiting"] if row is not None and job["status"] == "RUNNING" else None,
-            "needs": metadata.get("shardyard_needs"),
-            "recipe": metadata.get("shardyard_recipe"),
-            "tags": [tag for tag in metadata.get("shardyard_tags", "").split(",") if tag],
-            "run": job["submission_id"] if key is not None else None,
-            "submitted": (job.get("start_time") or 0) / 1000,
-            "ended_at": (job.get("end_time") or 0) / 1000 or None,
-            "message": scrub(str(job.get("message") or "")),
-        }
-
-    def _ask_nodes(self, api: JobsApi) -> list[dict[str, object]]:
-        if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_SECONDS:
-            self._nodes = (time.monotonic(), nodes.ask(api))
-        return self._nodes[1]
-
-
-def _doing(job: dict[str, Any], row: Any) -> str:
-    if job["status"] == "PENDING":
-        return "Ray prepares it"
-    if row is None:
-        return "starting" if job["status"] == "RUNNING" else ""
-    if row["waiting"] and job["status"] == "RUNNING":
-        return str(row["waiting"])
-    if not row["step"]:
-        return "starting" if job["status"] == "RUNNING" else str(row["state"])
-    loss = f", loss {row['loss']:.4f}" if row["loss"] is not None else ""
-    return f"step {row['step']}/{row['total_steps']}{loss}"
-
-
-# What the page asks for.
 
 
 def submit(index: Index, address: str | None, name: str, overrides: Sequence[str]) -> str:
@@ -158,20 +68,24 @@ def _apart(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     return isolated.call(function, *arguments, what=what, timeout=CALL_SECONDS)
 
 
-def stop(index: Index, address: str | None, name: str) -> None:
-    """Ask a job, or a run that is none, to end with a checkpoint.
+def stop(index: Index, address: str | None, name: str) -> str | None:
+    """Ask a run, or its job, to end with a checkpoint; returns the scheduler of the job, None for a run that is none.
 
     Raises:
         BadRequestError: it cannot be asked.
     """
     try:
-        found = find(name, index.runs_dir, address=address)
+        job = recorded_job(RunFolder.open(index.runs_dir, name))
+        # An address is that of the default scheduler; others have one of their own.
+        here = address if job is not None and job.scheduler == DEFAULT else None
+        found = find(name, index.runs_dir, address=here)
         if found.state == "lost":
             raise BadRequestError(lost_in_words(found))
         if not found.ended:
             found.stop()
     except ShardyardError as error:
         raise BadRequestError(str(error)) from error
+    return found.job.scheduler.name if found.job is not None else None
 
 
 def resume(index: Index, name: str) -> None:

@@ -19,12 +19,13 @@ from starlette.routing import Route
 
 from shardyard.dashboard.alerts import alerts
 from shardyard.dashboard.index.index import Index
-from shardyard.dashboard.web import api, cluster, documents, static_files, sweeps
-from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, body_of, failure
+from shardyard.dashboard.web import api, cluster, documents, jobs, static_files, sweeps
+from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, body_of, failure, integer
 from shardyard.dashboard.web.api import State, state_of
 from shardyard.dashboard.web.security import App, Gate, Guard
 from shardyard.dashboard.web.stream import stream
 from shardyard.errors import ShardyardError
+from shardyard.launch.schedulers.registry import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ def make_app(index: Index, gate: Gate, address: str | None = None, data_dirs: Se
     data_dirs: folders whose files are shown as documents of runs, beside the runs folder and Shardyard's own data.
     """
     dashboard = State(index, gate, address)
-    found = cluster.Cluster(index, address)
     plans = cluster.Plans()
     watcher = alerts.Watcher(index)
 
@@ -55,7 +55,7 @@ def make_app(index: Index, gate: Gate, address: str | None = None, data_dirs: Se
         index.stop()
 
     app = Starlette(routes=_routes(), lifespan=lifespan)
-    app.state.dashboard, app.state.cluster, app.state.plans = dashboard, found, plans
+    app.state.dashboard, app.state.jobs, app.state.plans = dashboard, jobs.Jobs(index, address), plans
     app.state.watcher, app.state.documents = watcher, documents.Documents([index.runs_dir, *data_dirs])
     return Guard(app, gate)
 
@@ -82,12 +82,13 @@ def _routes() -> list[Route]:
         "/api/sweeps": sweeps.list_all,
         "/api/sweeps/{id}": sweeps.show,
         "/api/jobs": _jobs,
+        "/api/jobs/{id:path}/log": _log,
         "/api/recipes": _recipes,
         "/api/recipes/{name:path}": _recipe,
     }
     posts: dict[str, Callable[[Request, dict[str, object]], Any]] = {
         "/api/jobs": _submit,
-        "/api/jobs/{id}/stop": _stop,
+        "/api/jobs/{id:path}/stop": _stop,
         f"{run}/resume": _resume,
         "/api/recipes/check": _check,
         "/api/alerts/test": _test_alert,
@@ -137,9 +138,21 @@ async def _nothing(request: Request) -> Response:
     return Answer({"error": "There is nothing at this address."}, 404)
 
 
+def _jobs_of(request: Request) -> jobs.Jobs:
+    found: jobs.Jobs = request.app.state.jobs
+    return found
+
+
 def _jobs(request: Request) -> Response:
-    found: cluster.Cluster = request.app.state.cluster
-    return Answer(found.jobs())
+    return Answer(_jobs_of(request).state())
+
+
+def _log(request: Request) -> Response:
+    name, lines = request.path_params["id"], integer(request, "lines", 200, 1, 5000)
+    text = _jobs_of(request).log(name, request.query_params.get("scheduler", ""), lines)
+    if text is None:
+        raise NotFoundError(f"There is no job {name[:100]!r} any more.")
+    return Answer({"text": text})
 
 
 def _recipes(request: Request) -> Response:
@@ -160,19 +173,28 @@ def _submit(request: Request, body: dict[str, object]) -> dict[str, object]:
     state = state_of(request)
     name, overrides = cluster.checked_request(body, "recipe")
     job = cluster.submit(state.index, state.address, name, overrides)
-    request.app.state.cluster.forget()
+    _jobs_of(request).expire(DEFAULT)
     state.index.poke()
     return {"id": job}
 
 
 def _stop(request: Request, body: dict[str, object]) -> dict[str, object]:
-    state = state_of(request)
-    name = request.path_params["id"]
-    known = {str(job["id"]) for job in request.app.state.cluster.jobs()["jobs"]}
-    if name not in known and state.index.key_of(name) is None:
+    """A job, where its scheduler is named; else a run and, where it is one, its job."""
+    state, name = state_of(request), request.path_params["id"]
+    scheduler, is_run = body.get("scheduler"), state.index.key_of(name) is not None
+    job = None
+    if scheduler is not None or not is_run:
+        _jobs_of(request).state()  # where nobody has looked at the jobs yet
+        job = _jobs_of(request).find(name, None if scheduler is None else str(scheduler))
+    if job is not None:
+        job[0].stop(job[1])
+        changed: str | None = job[0].name
+    elif scheduler is None and is_run:
+        changed = cluster.stop(state.index, state.address, name)
+    else:
         raise NotFoundError(f"There is no job or run {name[:100]!r}.")
-    cluster.stop(state.index, state.address, name)
-    request.app.state.cluster.forget()
+    if changed is not None:
+        _jobs_of(request).expire(changed)
     state.index.poke(name)
     return {"stopping": name}
 

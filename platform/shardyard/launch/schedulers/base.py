@@ -17,7 +17,7 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.jobs.named_files import Files
 from shardyard.launch.jobs.progress import is_record
 from shardyard.launch.jobs.submission import Report, SubmitRequest
-from shardyard.planning.placement import Node
+from shardyard.planning.placement import Amount, Node
 from shardyard.tracking.run.folder import RunFolder
 
 # The states of a job, the same under every scheduler; they are Ray's words.
@@ -99,6 +99,37 @@ class Capacity:
 
     nodes: tuple[Node, ...] | None
     grows: bool = False
+
+
+@dataclass(frozen=True)
+class GpuLoad:
+    """How busy a GPU is, whoever uses it. percent: None where it is not measured. memory: bytes in use, and in all."""
+
+    name: str
+    percent: float | None
+    memory: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A node at one moment, for people who look at a cluster.
+
+    head: whether it is the one that places jobs. up: whether it takes some; problem: why it does not.
+    total: what it has; free: what nobody has reserved, None where it is not known.
+    cpu_percent, memory (bytes in use, and in all), gpus: as measured there, where something measures.
+    """
+
+    id: str
+    name: str
+    total: Amount
+    free: Amount | None
+    address: str = ""
+    head: bool = False
+    up: bool = True
+    problem: str = ""
+    cpu_percent: float | None = None
+    memory: tuple[int, int] | None = None
+    gpus: tuple[GpuLoad, ...] = ()
 
 
 class Scheduler(ABC):
@@ -194,6 +225,12 @@ class Scheduler(ABC):
     @abstractmethod
     def capacity(self) -> Capacity:
         """What there is for jobs."""
+
+    def nodes(self) -> Sequence[NodeStatus] | None:
+        """The nodes, with how busy they are where it is measured; those of `capacity` by default, and None where it
+        cannot say."""
+        nodes = self.capacity().nodes
+        return None if nodes is None else [NodeStatus(node.id, node.id, node.total, node.free) for node in nodes]
 
     def wait(self, job: JobHandle, timeout: float | None = None) -> JobStatus:
         """The job once it has ended or, after `timeout` seconds, as it is then. Bears with a scheduler that does not

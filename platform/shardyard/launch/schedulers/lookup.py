@@ -320,6 +320,14 @@ def _advice(matches: Sequence[Job]) -> str:
     return "Give more of the id."
 
 
+def recorded_job(folder: RunFolder) -> JobHandle | None:
+    """The job of a run by what its run.json says; None for a run that is no job."""
+    if not folder.info().job:
+        return None
+    found = (scheduler_class(name).recorded_in(folder) for name in names())
+    return next((handle for handle in found if handle is not None), None)
+
+
 def _recorded(folder: RunFolder, on: str | None, address: str | None) -> tuple[Scheduler, JobHandle] | None:
     """The scheduler and the job that a run folder names, unless another scheduler is meant."""
     if not folder.info().job:

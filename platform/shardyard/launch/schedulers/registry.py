@@ -78,4 +78,19 @@ def chosen(on: str | None = None, address: str | None = None) -> list[Scheduler]
     """
     if on is not None or address is not None:
         return [create(on or DEFAULT, address)]
-    return [create(name) for name in names() if scheduler_class(name).is_configured()] or [create(DEFAULT)]
+    return configured()
+
+
+def configured(address: str | None = None) -> list[Scheduler]:
+    """All schedulers for which this host is set up, the default one at this address. Where that is none, the default
+    one, which says what is missing.
+
+    Raises:
+        UsageError: the module of one cannot be imported.
+    """
+    found = []
+    for name in names():
+        given = address if name == DEFAULT else None
+        if given is not None or scheduler_class(name).is_configured():
+            found.append(create(name, given))
+    return found or [create(DEFAULT)]

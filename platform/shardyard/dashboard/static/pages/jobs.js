@@ -1,7 +1,7 @@
-// The cluster: who waits for what and why, what runs where, and a way to stop it.
+// Jobs of all schedulers: who waits for what and why, what runs where, what it writes, and a way to stop it.
 
 import { get, id as quoted, post, who } from "../lib/api.js";
-import { announce, command, confirm, fill, h, shell } from "../lib/dom.js";
+import { announce, command, confirm, dialog, fill, h, shell } from "../lib/dom.js";
 import { ago, bytes, duration, moment, number } from "../lib/format.js";
 import { register } from "../lib/keys.js";
 import { link } from "../lib/router.js";
@@ -11,11 +11,17 @@ import { simpleTable } from "../lib/table.js";
 export const title = "Jobs";
 
 const EVERY = 4000;
+const LOG_LINES = 400;
+// More nodes of a scheduler than the first number are folded away, and more than the second are counted only.
+const OPEN_NODES = 8;
+const MOST_NODES = 24;
 
 class JobsView {
   constructor(root) {
     this.root = root;
     this.runsDir = undefined;
+    // Schedulers whose nodes a person has unfolded.
+    this.unfolded = new Set();
     this.wrong = h("div");
     this.place = h("div");
     fill(
@@ -47,7 +53,7 @@ class JobsView {
       fill(this.wrong);
     } catch (error) {
       if (this.drawn) fill(this.wrong, warning(error.message));
-      else fill(this.place, failure("The cluster does not say how it is", error.message));
+      else fill(this.place, failure("The jobs cannot be listed", error.message));
     }
     this.timer = setTimeout(() => this.load(), EVERY);
   }
@@ -57,25 +63,10 @@ class JobsView {
     if (said === this.said) return;
     this.said = said;
     this.drawn = true;
-    if (!answer.available) {
+    const schedulers = answer.schedulers ?? [];
+    if (!answer.available && schedulers.length < 2) {
       this.count.textContent = "";
-      fill(
-        this.place,
-        empty(
-          "No cluster",
-          sentence(answer.why || "the dashboard knows of no Ray cluster."),
-          h("p", {}, "Start one on this machine, then this dashboard with its address:"),
-          command("shardyard cluster up"),
-          command(`shardyard dashboard --address http://127.0.0.1:8265 --runs-dir ${shell(this.runsDir)}`),
-          h(
-            "p.dim",
-            {},
-            "Runs that ",
-            h("code", {}, "shardyard launch"),
-            " started need no cluster and are listed under Runs.",
-          ),
-        ),
-      );
+      fill(this.place, this.nothing(answer.why));
       return;
     }
     const jobs = answer.jobs ?? [];
@@ -84,13 +75,20 @@ class JobsView {
     this.count.textContent = `${open.length} at work or waiting`;
     fill(
       this.place,
+      schedulers.filter((one) => !one.available).map((one) => warning(`${one.name}: ${one.why}`)),
       h(
         "section",
         { "aria-labelledby": "nodes" },
         h("h2", { id: "nodes" }, "Nodes"),
-        (answer.nodes ?? []).length
-          ? h("ul.nodes", {}, answer.nodes.map(node))
-          : h("p.dim", {}, "The cluster names no nodes."),
+        schedulers
+          .filter((one) => one.available)
+          .map((one) =>
+            capacity(
+              one,
+              (answer.nodes ?? []).filter((node) => node.scheduler === one.name),
+              this.unfolded,
+            ),
+          ),
       ),
       h(
         "section.panel",
@@ -102,22 +100,75 @@ class JobsView {
     );
   }
 
+  nothing(why) {
+    return empty(
+      "No cluster",
+      sentence(why || "the dashboard knows of no cluster."),
+      h("p", {}, "Start one on this machine, then this dashboard with its address:"),
+      command("shardyard cluster up"),
+      command(`shardyard dashboard --address http://127.0.0.1:8265 --runs-dir ${shell(this.runsDir)}`),
+      h(
+        "p.dim",
+        {},
+        "Runs that ",
+        h("code", {}, "shardyard launch"),
+        " started need no cluster and are listed under Runs.",
+      ),
+    );
+  }
+
   table(jobs, open) {
     const rows = jobs.map((job) => [
       job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : (job.name ?? job.id),
-      badge(stateOf(job)),
+      h("span", { title: job.scheduler_state || null }, badge(stateOf(job))),
       h("span.reason", {}, open ? job.waiting || job.doing : job.message || job.doing),
+      job.scheduler,
       job.recipe ?? "",
       job.needs ?? "",
       when(job),
-      open ? h("button.small", { type: "button", onclick: () => this.stop(job) }, "Stop") : h("code", {}, job.id),
+      h(
+        "div.buttons",
+        {},
+        h("button.small", { type: "button", onclick: () => this.log(job) }, "Log"),
+        open && h("button.small", { type: "button", onclick: () => this.stop(job) }, "Stop"),
+        !open && h("code", {}, job.id),
+      ),
     ]);
     return simpleTable(
       open ? "Jobs in the queue" : "Ended jobs",
-      ["Job", "State", open ? "What it does" : "How it ended", "Recipe", "Needs", "When", open ? "" : "Id"],
+      [
+        "Job",
+        "State",
+        open ? "What it does" : "How it ended",
+        "Scheduler",
+        "Recipe",
+        "Needs",
+        "When",
+        open ? "" : "Id",
+      ],
       rows,
       { className: "stacked" },
     );
+  }
+
+  // What it has written, also where its run is in no folder that is read here.
+  log(job) {
+    const text = h("pre.log", { tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" }, "Reading …");
+    const read = async () => {
+      try {
+        const path = `/api/jobs/${quoted(job.id)}/log`;
+        const answer = await get(path, { scheduler: job.scheduler, lines: LOG_LINES });
+        fill(text, answer.text || "Nothing was written yet.");
+        text.scrollTop = text.scrollHeight;
+      } catch (error) {
+        fill(text, error.message);
+      }
+    };
+    const again = h("button", { type: "button", onclick: read }, "Read again");
+    const close = h("button", { type: "button", onclick: () => box.close() }, "Close");
+    const box = dialog(`Log of ${job.name ?? job.id}`, text, [again, close]);
+    box.classList.add("wide");
+    read();
   }
 
   async stop(job) {
@@ -130,7 +181,7 @@ class JobsView {
     )
       return;
     try {
-      await post(`/api/jobs/${quoted(job.id)}/stop`);
+      await post(`/api/jobs/${quoted(job.id)}/stop`, { scheduler: job.scheduler });
       announce(`${job.name ?? job.id} is being stopped`);
       this.load();
     } catch (error) {
@@ -150,7 +201,7 @@ function sentence(text) {
   return text[0].toUpperCase() + text.slice(1);
 }
 
-// Ray's words for the states of jobs, in ours; a job that runs while its workers wait for room is waiting.
+// The states of jobs in the words of runs; a job that runs while its workers wait for room is waiting.
 function stateOf(job) {
   if (job.state === "RUNNING") return job.waiting ? "waiting" : "running";
   return (
@@ -167,6 +218,48 @@ function when(job) {
       job.submitted ? h("span.dim", {}, `, after ${duration(job.ended_at - job.submitted)}`) : null,
     ];
   return job.submitted ? h("span", { title: moment(job.submitted) }, `submitted ${ago(now - job.submitted)}`) : "–";
+}
+
+// What a scheduler has, in a line, and its nodes.
+function capacity(scheduler, nodes, unfolded) {
+  const title = scheduler.where && scheduler.where !== scheduler.name ? `, ${scheduler.where}` : "";
+  const up = nodes.filter((one) => one.up);
+  const text = !scheduler.nodes_known
+    ? "does not say which nodes it has"
+    : [`${up.length} ${up.length === 1 ? "node" : "nodes"}`, ...["CPU", "GPU"].map((name) => reserved(up, name))]
+        .filter(Boolean)
+        .join(", ");
+  return h(
+    "div.capacity",
+    {},
+    h("p", {}, h("strong", {}, scheduler.name), title, ": ", text),
+    nodes.length > OPEN_NODES ? folded(scheduler.name, nodes, unfolded) : nodes.length > 0 && cards(nodes),
+  );
+}
+
+function cards(nodes) {
+  return h("ul.nodes", {}, nodes.slice(0, MOST_NODES).map(node));
+}
+
+function folded(name, nodes, unfolded) {
+  const box = h(
+    "details",
+    { open: unfolded.has(name), ontoggle: () => (box.open ? unfolded.add(name) : unfolded.delete(name)) },
+    h("summary", {}, `Nodes of ${name}`),
+    cards(nodes),
+    nodes.length > MOST_NODES && h("p.dim", {}, `and ${nodes.length - MOST_NODES} more nodes`),
+  );
+  return box;
+}
+
+// How much of a resource is reserved, over all nodes: "12 of 48 GPUs reserved".
+function reserved(nodes, name) {
+  const sum = (values) => values.reduce((total, value) => total + value, 0);
+  const all = sum(nodes.map((one) => one.total[name] ?? 0));
+  if (!all) return "";
+  const what = `${name === "CPU" ? "CPU core" : name}${all === 1 ? "" : "s"}`;
+  if (nodes.some((one) => !one.free)) return `${number(all)} ${what}`;
+  return `${number(all - sum(nodes.map((one) => one.free[name] ?? 0)))} of ${number(all)} ${what} reserved`;
 }
 
 function node(one) {
@@ -193,13 +286,13 @@ function node(one) {
       h("strong", {}, one.name ?? one.address ?? "node"),
       one.head && h("span.tag", {}, "head"),
       h("div.grow"),
-      badge(one.state === "ALIVE" ? "running" : "lost"),
+      badge(one.up ? "running" : "lost"),
     ),
     one.address && one.address !== one.name && h("p.dim", {}, one.address),
     reserved,
     busy,
     (one.gpus ?? []).map(gpu),
-    one.state === "ALIVE" && !one.total?.GPU && h("p.dim", {}, "No GPU"),
+    one.up && !one.total?.GPU && h("p.dim", {}, "No GPU"),
     one.problem && h("p.bad", {}, one.problem),
   );
 }

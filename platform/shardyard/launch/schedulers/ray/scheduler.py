@@ -13,12 +13,14 @@ from shardyard.launch.schedulers.base import (
     JobNotFoundError,
     JobState,
     JobStatus,
+    NodeStatus,
     Resources,
     Scheduler,
     tail,
 )
 from shardyard.launch.schedulers.ray.api import JobsApi, is_named
 from shardyard.launch.schedulers.ray.jobs import autoscales, connect, nodes_of, submit
+from shardyard.launch.schedulers.ray.nodes import ask
 from shardyard.tracking.run.folder import RunFolder
 
 # Metadata by which a job is known as one of Shardyard's.
@@ -111,6 +113,10 @@ class RayScheduler(Scheduler):
     def capacity(self) -> Capacity:
         """The nodes that are alive; what is free is for the job to see."""
         return Capacity(tuple(nodes_of(self.api)), grows=autoscales(self.api))
+
+    def nodes(self) -> Sequence[NodeStatus]:
+        """With what Ray's agents measure, and those that died a short time ago."""
+        return ask(self.api)
 
     def _status(self, job: Mapping[str, Any]) -> JobStatus:
         metadata, identity = job["metadata"], str(job["submission_id"])

@@ -1,4 +1,4 @@
-"""The nodes of a cluster as the page shows them, from three answers of Ray's dashboard."""
+"""The nodes of a Ray cluster and how busy they are, from three answers of Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardyard.errors import ShardyardError
+from shardyard.launch.schedulers.base import GpuLoad, NodeStatus
 from shardyard.launch.schedulers.ray.api import JobsApi
+from shardyard.planning.placement import Amount
 
 # How long a node that died is still shown, with the reason.
 DEAD_SECONDS = 900.0
-_RESOURCES = ("CPU", "GPU")
 _MEGABYTE = 1024**2
 
 
-def ask(api: JobsApi) -> list[dict[str, object]]:
+def ask(api: JobsApi) -> list[NodeStatus]:
     """Nodes with what of them is reserved and how busy their machines are, the head first.
 
     Raises:
@@ -35,7 +36,7 @@ def ask(api: JobsApi) -> list[dict[str, object]]:
 
 def described(
     listed: Sequence[Mapping[str, Any]], reserved: Mapping[str, Any], machines: Sequence[Any], now: float
-) -> list[dict[str, object]]:
+) -> list[NodeStatus]:
     """The nodes that live or died a short time ago.
 
     Args:
@@ -43,10 +44,6 @@ def described(
         reserved: by node, pairs of what is taken and what there is, by resource.
         machines: what Ray's agents measure.
         now: seconds since the epoch.
-
-    Returns:
-        For each: name, address, head, state, problem; `total` and `free` by resource (`free` is None where it is not
-        known); `cpu_percent`, `memory` as used and total bytes, and `gpus` with name, percent, used and total bytes.
     """
     by_id = {}
     for machine in machines:
@@ -57,22 +54,27 @@ def described(
         dead = node.get("state") != "ALIVE"
         if dead and now - float(node.get("end_time_ms") or 0) / 1000 > DEAD_SECONDS:
             continue
-        total = {name: float((node.get("resources_total") or {}).get(name, 0.0)) for name in _RESOURCES}
         machine = {} if dead else by_id.get(node["node_id"], {})
-        found.append(
-            {
-                "id": node["node_id"],
-                "name": _name(node, machine),
-                "address": node.get("node_ip"),
-                "head": bool(node.get("is_head_node")),
-                "state": node.get("state"),
-                "problem": node.get("state_message") if dead else None,
-                "total": {} if dead else total,
-                "free": None if dead else _free(total, reserved.get(node["node_id"])),
-                **_measured(machine),
-            }
-        )
-    return sorted(found, key=lambda one: (one["state"] != "ALIVE", not one["head"], one["name"], one["id"]))
+        found.append(_described(node, machine, None if dead else reserved.get(node["node_id"]), dead=dead))
+    return sorted(found, key=lambda one: (not one.up, not one.head, one.name, one.id))
+
+
+def _described(node: Mapping[str, Any], machine: Mapping[str, Any], reserved: Any, *, dead: bool) -> NodeStatus:
+    resources = {} if dead else node.get("resources_total") or {}
+    total = Amount(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
+    return NodeStatus(
+        id=str(node["node_id"]),
+        name=_name(node, machine),
+        total=total,
+        free=_free(total, reserved),
+        address=str(node.get("node_ip") or ""),
+        head=bool(node.get("is_head_node")),
+        up=not dead,
+        problem=str(node.get("state_message") or node.get("state") or "") if dead else "",
+        cpu_percent=_load(machine),
+        memory=_memory(machine),
+        gpus=tuple(_gpus(machine)),
+    )
 
 
 def _name(node: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
@@ -82,29 +84,33 @@ def _name(node: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     return str(machine.get("hostname") or node["node_id"][:8])
 
 
-def _free(total: Mapping[str, float], pairs: Any) -> dict[str, float] | None:
+def _free(total: Amount, pairs: Any) -> Amount | None:
     if not isinstance(pairs, Mapping):
         return None
     try:
-        return {name: there - float(pairs[name][0] if name in pairs else 0.0) for name, there in total.items()}
+        taken = {name: float(pairs[name][0]) if name in pairs else 0.0 for name in ("CPU", "GPU")}
     except (TypeError, ValueError, IndexError):
         return None
+    return Amount(total.cpus - taken["CPU"], total.gpus - taken["GPU"])
 
 
-def _measured(machine: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"cpu_percent": None, "memory": None, "gpus": []}
+def _load(machine: Mapping[str, Any]) -> float | None:
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        found["cpu_percent"] = float(machine["cpu"])
+        return float(machine["cpu"])
+    return None
+
+
+def _memory(machine: Mapping[str, Any]) -> tuple[int, int] | None:
     with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
         # In bytes: all, what is available, per cent, what is used.
-        found["memory"] = [int(machine["mem"][3]), int(machine["mem"][0])]
+        return int(machine["mem"][3]), int(machine["mem"][0])
+    return None
+
+
+def _gpus(machine: Mapping[str, Any]) -> list[GpuLoad]:
+    found = []
     for gpu in machine.get("gpus") or []:
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            found["gpus"].append(
-                {
-                    "name": str(gpu["name"]),
-                    "percent": gpu.get("utilizationGpu"),
-                    "memory": [int(gpu["memoryUsed"]) * _MEGABYTE, int(gpu["memoryTotal"]) * _MEGABYTE],
-                }
-            )
+            memory = (int(gpu["memoryUsed"]) * _MEGABYTE, int(gpu["memoryTotal"]) * _MEGABYTE)
+            found.append(GpuLoad(str(gpu["name"]), gpu.get("utilizationGpu"), memory))
     return found
