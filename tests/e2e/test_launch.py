@@ -255,7 +255,7 @@ def _kill_a_rank(command: Command, after: int) -> None:
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     command.wait_for(lambda: command.events("failure"))
-    assert "starting again" in command.events("failure")[0]["message"]
+    assert command.events("failure")[0]["then"] == "retry"
 
 
 def _kill_the_driver(command: Command) -> None:

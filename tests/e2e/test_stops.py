@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shardyard.launch.describe import describe
+from shardyard.tracking.run.events import event_of
 from support.cli import COMMAND, Command, write_recipe
 from support.tiny import write_corpus
 from support.waiting import until
@@ -135,7 +137,7 @@ def _killed_rank(command: Command) -> None:
     [worker] = workers(command)
     worker.kill()
     command.wait_for(lambda: command.events("failure"))
-    message = command.events("failure")[0]["message"]
+    message = describe(event_of(command.events("failure")[0]))
     assert "SIGKILL" in message
     assert f"(pid {worker.pid} on {socket.gethostname()})" in message
     assert "last lines of rank-0.log:\n    " in message

@@ -51,8 +51,7 @@ def describe(event: Event) -> str:
         case EarlyStop():
             return f"stopped early at step {event.step}: {event.metric} no longer improves on {number(event.best)}"
         case AttemptFailed():
-            where = f" on rank {', '.join(map(str, event.ranks))}" if event.ranks else ""
-            return f"failed{where}: {event.message}"
+            return f"failed{_causes(event)}{_what_follows(event)}"
         case DataRead():
             words = {"examples skipped": event.skipped, "tokens cut off": event.cut, "retries": event.retries}
             told = [f"{count} {word}" for word, count in words.items() if count]
@@ -120,6 +119,31 @@ def _attempt(event: Attempt) -> str:
     if event.number > 1:
         return f"restart: attempt {event.number} {size}{source or ' from the beginning'}"
     return f"training {size}{source}"
+
+
+def _causes(event: AttemptFailed) -> str:
+    causes = [(_ranks(cause["ranks"]), cause["message"]) for cause in event.causes]
+    if len(causes) == 1:
+        (ranks, message), *_ = causes
+        return f" on {ranks}: {message}" if ranks else f": {message}"
+    return "".join(f"\n{ranks}: {message}" if ranks else f"\n{message}" for ranks, message in causes)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else ""
+
+
+def _what_follows(event: AttemptFailed) -> str:
+    step = event.checkpoint_step
+    if event.then == "stopped":
+        saved = f"at step {step}" if step else "before its first checkpoint"
+        return f"\nno checkpoint could be written: the run is {event.outcome} {saved}"
+    if event.then == "retry":
+        wait = event.wait_seconds if event.wait_seconds is not None and math.isfinite(event.wait_seconds) else 0.0
+        source = f"the checkpoint of step {step}" if step else "the start"
+        counted = f"failure {event.failures} of at most {event.max_failures} without a new checkpoint"
+        return f"\nstarting again in {format_seconds(wait)} from {source} ({counted})"
+    return ""
 
 
 def _size_and_time(event: CheckpointSaved) -> str:

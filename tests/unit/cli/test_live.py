@@ -80,7 +80,7 @@ def _tell(view: LiveView) -> None:
     view.on_events([Attempt(number=1, world_size=2, resumed_step=0)])
     view.on_events([WandbStatus(mode="offline", folder="runs/run-1/wandb")])
     view.on_metrics([_line(1), _line(2)])
-    view.on_events([AttemptFailed(message="killed", ranks=(1,))])
+    view.on_events([AttemptFailed(causes=[{"message": "killed", "ranks": [1]}], ranks=(1,))])
     view.on_events([Attempt(number=2, world_size=2, resumed_step=1)])
     view.on_metrics([_line(2), _line(3), _line(4)])
     view.on_events([Evaluated(step=4, loss=3.0), CheckpointSaved(step=4, bytes=10)])

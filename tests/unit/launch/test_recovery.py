@@ -18,7 +18,6 @@ from shardyard.launch.run.recovery import (
     GiveUp,
     RankError,
     Retry,
-    announce,
     decide,
     group_causes,
     is_bug,
@@ -71,14 +70,6 @@ def test_ranks_are_grouped_by_what_they_say_the_lowest_first() -> None:
 )
 def test_a_failure_is_described_a_line_a_cause(causes: dict[str, tuple[int, ...]], text: str) -> None:
     assert Failure(causes, permanent=False).describe() == text
-
-
-def test_a_restart_is_announced_with_its_wait_and_its_count() -> None:
-    assert announce(PASSING, Retry(2.0), Count(2, 40), 3) == (
-        "rank 1: a node went away\nstarting again in 2.0 s from the checkpoint of step 40 "
-        "(failure 2 of at most 3 without a new checkpoint)"
-    )
-    assert "from the start (failure 1 of at most 3" in announce(PASSING, Retry(1.0), Count(1, 0), 3)
 
 
 def test_failures_are_counted_from_the_last_that_had_gained_a_checkpoint() -> None:

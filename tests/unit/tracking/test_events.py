@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from shardyard.tracking.run.events import (
     EVENTS,
     Attempt,
     AttemptFailed,
+    Cause,
     CheckpointFailed,
     CheckpointSaved,
     DataRead,
@@ -60,7 +61,20 @@ ONE_OF_EACH: dict[str, tuple[str, Event]] = {
     "data": ("info", DataRead(time=1.0, skipped=1, retries=2, cut=3, ranks=[{"retries": 2, "cut": 3, "sources": []}])),
     "wandb": ("info", WandbStatus(time=1.0, mode="online", url="https://w.example/r/1", folder=None)),
     "finished": ("info", Finished(time=1.0, step=5, path="final")),
-    "failure": ("error", AttemptFailed(time=1.0, message="rank 1: killed", ranks=(1,))),
+    "failure": (
+        "error",
+        AttemptFailed(
+            time=1.0,
+            causes=[{"message": "killed", "ranks": [1]}],
+            ranks=(1,),
+            then="retry",
+            wait_seconds=2.0,
+            failures=2,
+            max_failures=3,
+            checkpoint_step=40,
+            outcome=None,
+        ),
+    ),
     "notice": ("notice", Notice(time=1.0, text="starting 2 Ray workers")),
 }
 # Lines as earlier versions wrote them, and as they are read.
@@ -98,7 +112,7 @@ BEFORE: list[tuple[dict[str, Any], Event, str]] = [
     ),
     (
         {"kind": "failure", "time": 1.0, "message": "rank 1: killed", "ranks": [1]},
-        AttemptFailed(time=1.0, message="rank 1: killed", ranks=(1,)),
+        AttemptFailed(time=1.0, causes=[{"message": "rank 1: killed", "ranks": [1]}], ranks=(1,)),
         "failed on rank 1: rank 1: killed",
     ),
     (
@@ -174,6 +188,23 @@ def test_a_line_of_any_content_is_read_and_has_words(kind: object, value: object
     for line in ({"kind": kind, **dict.fromkeys(names, value)}, {"kind": kind, "wait": {"shortage": shortage}}):
         describe(event_of(line))
         line_of(event_of(line))
+
+
+def test_a_failure_says_its_causes_and_what_follows() -> None:
+    lost: Cause = {"message": "lost", "ranks": [0, 2]}
+    late: Cause = {"message": "late", "ranks": [1]}
+    assert describe(AttemptFailed(causes=[lost])) == "failed on ranks 0, 2: lost"
+    assert describe(AttemptFailed(causes=[{"message": "no workers", "ranks": []}])) == "failed: no workers"
+    assert describe(AttemptFailed(causes=[lost, late])) == "failed\nranks 0, 2: lost\nrank 1: late"
+    retry = AttemptFailed(causes=[late], then="retry", wait_seconds=2.0, failures=2, max_failures=3, checkpoint_step=40)
+    assert describe(retry) == (
+        "failed on rank 1: late\nstarting again in 2.0 s from the checkpoint of step 40 "
+        "(failure 2 of at most 3 without a new checkpoint)"
+    )
+    assert "from the start (failure 2 of" in describe(replace(retry, checkpoint_step=0))
+    stopped = AttemptFailed(causes=[late], then="stopped", outcome="preempted", checkpoint_step=5)
+    assert describe(stopped).endswith("\nno checkpoint could be written: the run is preempted at step 5")
+    assert describe(replace(stopped, checkpoint_step=0)).endswith("preempted before its first checkpoint")
 
 
 def test_a_wait_is_what_was_written() -> None:

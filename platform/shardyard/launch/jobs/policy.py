@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from shardyard.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_TIMEOUT
+from shardyard.launch.jobs.spec import Policy
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_WAIT_DOUBLINGS = 6
 
 # Exit code of an attempt → the field of `job` that says what follows, and what to call it.
-_FIELDS = {
+_FIELDS: dict[int, tuple[Literal["on_failed", "on_timeout", "on_preempted"], str]] = {
     EXIT_FAILED: ("on_failed", "the run failed"),
     EXIT_TIMEOUT: ("on_timeout", "the time limit was reached"),
     EXIT_PREEMPTED: ("on_preempted", "it was preempted"),
@@ -36,23 +36,23 @@ class End:
     reason: str = ""
 
 
-def decide(exit_code: int, policy: Mapping[str, Any], *, retries: int, stopped: bool) -> Again | End:
+def decide(exit_code: int, policy: Policy, *, retries: int, stopped: bool) -> Again | End:
     """Decide after an attempt that ended with `exit_code`.
 
     Done, an invalid recipe and an interrupt by a person end the job whatever the policy says.
 
     Args:
         exit_code: of the attempt; negative where a signal ended its process, which counts as a failed run.
-        policy: as `job_spec.policy_of` makes it.
+        policy: as `spec.policy_of` makes it.
         retries: how often the job has gone on by itself so far.
         stopped: whether a person or the scheduler asked the job itself to end: then going on is theirs to decide.
     """
     killed = f", as its process ended by signal {-exit_code}" if exit_code < 0 else ""
     code = EXIT_FAILED if exit_code < 0 else exit_code
-    field, what = _FIELDS.get(code, ("", ""))
-    if not field or stopped:
+    if code not in _FIELDS or stopped:
         return End(code)
-    allowed = int(policy["retries"])
+    field, what = _FIELDS[code]
+    allowed = policy["retries"]
     if policy[field] != "resume":
         return End(code, f"{what}{killed}; job.{field} is end")
     if retries >= allowed:

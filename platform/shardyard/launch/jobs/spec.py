@@ -12,7 +12,7 @@ import secrets
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from shardyard import __version__
 from shardyard.redaction import scrub_all
@@ -65,8 +65,8 @@ class JobSpec(TypedDict):
     policy: Policy
     recipe_text: str
     resolved_text: str
-    recipe: dict[str, Any]
-    plan: dict[str, Any]
+    recipe: dict[str, object]
+    plan: dict[str, object]
     after: NotRequired[list[str]]
     scheduler: NotRequired[str]
     address: NotRequired[str]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from shardyard.tracking.run.info import Place
 
 LAST_LINES = 5
 _TAIL_BYTES = 64 * 1024
@@ -30,7 +31,7 @@ _NOISE = re.compile(
 
 
 def describe_death(
-    log: Path, rank: int, places: Sequence[Mapping[str, Any]], ray_message: str, *, oom_kills: int | None = None
+    log: Path, rank: int, places: Sequence[Place], ray_message: str, *, oom_kills: int | None = None
 ) -> str:
     """One paragraph: the signal as far as anything tells of it, the host and pid, and the last lines of the rank's log.
 
@@ -73,7 +74,7 @@ def _what(output: str, ray_message: str, host: str, oom_kills: int | None) -> st
     return f"its process was ended by SIGKILL, or left without a word: {hint}"
 
 
-def _where(rank: int, places: Sequence[Mapping[str, Any]]) -> tuple[str, object]:
+def _where(rank: int, places: Sequence[Place]) -> tuple[str, object]:
     for place in places:
         if rank in place["ranks"]:
             return str(place["host"]), place["pids"][place["ranks"].index(rank)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from shardyard.tracking.run.info import Place
 
@@ -109,7 +108,7 @@ def places_of(members: Sequence[Member]) -> list[Place]:
     return list(places.values())
 
 
-def parted_groups(places: Sequence[Mapping[str, Any]], group: int) -> int:
+def parted_groups(places: Sequence[Place], group: int) -> int:
     """How many groups of consecutive ranks lie on more than one node."""
     node = {rank: place["node"] for place in places for rank in place["ranks"]}
     starts = range(0, len(node), group)

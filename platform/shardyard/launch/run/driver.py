@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardyard.engine.job import Job
@@ -14,10 +15,10 @@ from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.launch.ray.resources import Resources
 from shardyard.launch.ray.worker_group import NotPlacedError
-from shardyard.launch.run.recovery import Count, Failure, GiveUp, announce, decide
+from shardyard.launch.run.recovery import Count, Failure, GiveUp, decide
 from shardyard.launch.run.settle import report_precision, settle
 from shardyard.planning.placement import demand_of
-from shardyard.tracking.run.events import AttemptFailed, Notice, Waiting, write_event
+from shardyard.tracking.run.events import AttemptFailed, Cause, Notice, Waiting, write_event
 from shardyard.tracking.run.folder import RunFolder, owner, typed
 from shardyard.tracking.run.waiting import Wait
 
@@ -78,7 +79,7 @@ def locally(job: Job, *, keep_group: bool = False) -> Outcome:
     except Exception as error:
         message = str(error).strip() or type(error).__name__
         with contextlib.suppress(OSError):
-            _log_failure(job, Failure({message: (0,)}, permanent=True), message)
+            write_event(job.folder.events, _failed(Failure({message: (0,)}, permanent=True)))
         raise
 
 
@@ -187,15 +188,14 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
     job.folder.check_held()
     if not failure.permanent and (outcome := _stopped(job)) is not None:
         # Whoever asked may have ended the ranks too, as schedulers do that signal every process of a job.
-        saved = f"at step {count.step}" if count.step else "before its first checkpoint"
-        _log_failure(
-            job, failure, f"{failure.describe()}\nno checkpoint could be written: the run is {outcome} {saved}"
-        )
+        stopped = replace(_failed(failure), then="stopped", outcome=outcome, checkpoint_step=count.step)
+        write_event(job.folder.events, stopped)
         return
-    decision = decide(failure, failures=count.failures, max_failures=job.recipe.cluster.max_failures)
+    allowed = job.recipe.cluster.max_failures
+    decision = decide(failure, failures=count.failures, max_failures=allowed)
     if isinstance(decision, GiveUp):
+        write_event(job.folder.events, _failed(failure))
         message = failure.describe()
-        _log_failure(job, failure, message)
         # A cause that names a way to go on, as after an explosion, knows better than this.
         resume = f"; `shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint"
         raise GaveUpError(
@@ -203,12 +203,24 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
             f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in message else resume}.",
             failure,
         )
-    _log_failure(job, failure, announce(failure, decision, count, job.recipe.cluster.max_failures))
+    write_event(
+        job.folder.events,
+        replace(
+            _failed(failure),
+            then="retry",
+            wait_seconds=decision.wait_seconds,
+            failures=count.failures,
+            max_failures=allowed,
+            checkpoint_step=count.step,
+        ),
+    )
     until = time.monotonic() + decision.wait_seconds
     while time.monotonic() < until and _stopped(job) is None:
         time.sleep(min(STOP_POLL_SECONDS, decision.wait_seconds))
 
 
-def _log_failure(job: Job, failure: Failure, message: str) -> None:
+def _failed(failure: Failure) -> AttemptFailed:
+    """The event of a failure after which the run has ended."""
     ranks = sorted(rank for group in failure.causes.values() for rank in group)
-    write_event(job.folder.events, AttemptFailed(message=message, ranks=tuple(ranks)))
+    causes: list[Cause] = [{"message": message, "ranks": group} for message, group in failure.causes.items()]
+    return AttemptFailed(causes=causes, ranks=tuple(ranks))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Protocol, Self
 
 from shardyard.launch.describe import describe, number
 from shardyard.launch.run.progress import Progress, rounded_seconds
@@ -81,6 +82,17 @@ class LinesView(RunView):
         super().__init__(progress, PlainLines(stream, progress))
 
 
+@dataclass
+class _Row:
+    """What is printed of a step."""
+
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    eval_loss: float | None = None
+    saved: bool = False
+    seconds_left: float | None = None
+
+
 class PlainLines:
     """A line for each twentieth of the run, each evaluation and checkpoint, and whatever else happens."""
 
@@ -90,7 +102,7 @@ class PlainLines:
         self._stride = max(1, progress.total_steps // PLAIN_ROWS)
         self._columns: list[tuple[str, int]] = []
         # A step is held back until the next one begins, because its evaluation and checkpoint belong on its line.
-        self._held: dict[str, Any] | None = None
+        self._held: _Row | None = None
         self._last_block = -1
 
     def open(self) -> None:
@@ -100,19 +112,22 @@ class PlainLines:
         self._flush()
 
     def metrics(self, line: dict[str, float]) -> None:
-        if self._held is not None and self._held["step"] != line.get("step"):
+        step = int(line.get("step", self._progress.step))
+        if self._held is None or self._held.step != step:
             self._flush()
+            self._held = _Row(step)
+        self._held.metrics.update(line)
         # How long it takes is known now; when the line is printed, it may already be about the next step.
-        self._held = {**(self._held or {"notes": []}), **line, "left": self._progress.seconds_left()}
+        self._held.seconds_left = self._progress.seconds_left()
         if (loss := record.newest_eval_loss(line)) is not None:
-            self._held["eval"] = loss
+            self._held.eval_loss = loss
 
     def event(self, event: Event) -> None:
-        if self._held is not None and isinstance(event, Evaluated) and event.step == self._held["step"]:
-            self._held["eval"] = event.loss
+        if self._held is not None and isinstance(event, Evaluated) and event.step == self._held.step:
+            self._held.eval_loss = event.loss
             return
-        if self._held is not None and isinstance(event, CheckpointSaved) and event.step == self._held["step"]:
-            self._held["notes"].append("saved")
+        if self._held is not None and isinstance(event, CheckpointSaved) and event.step == self._held.step:
+            self._held.saved = True
             return
         if text := describe(event):
             self._flush()
@@ -125,22 +140,22 @@ class PlainLines:
         self._print(text)
 
     def _flush(self) -> None:
-        line, self._held = self._held, None
-        if line is None:
+        held, self._held = self._held, None
+        if held is None:
             return
-        step = int(line["step"])
-        block = step // self._stride
-        if block == self._last_block and step < self._progress.total_steps and "eval" not in line and not line["notes"]:
+        block = held.step // self._stride
+        is_more = held.saved or held.eval_loss is not None or held.step >= self._progress.total_steps
+        if block == self._last_block and not is_more:
             return
         self._last_block = block
         if not self._columns:
-            self._columns = self._choose_columns(line)
+            self._columns = self._choose_columns(held.metrics)
             self._print("  ".join(title.rjust(width) for title, width in self._columns))
-        cells = _cells(line, self._progress.total_steps)
+        cells = _cells(held, self._progress.total_steps)
         row = "  ".join(cells[title].rjust(width) for title, width in self._columns)
-        self._print(" ".join([row, *line["notes"]]).rstrip())
+        self._print(f"{row}{' saved' if held.saved else ''}".rstrip())
 
-    def _choose_columns(self, line: dict[str, Any]) -> list[tuple[str, int]]:
+    def _choose_columns(self, line: dict[str, float]) -> list[tuple[str, int]]:
         widths = {"step": 2 * len(str(self._progress.total_steps)) + 1, "loss": 7, "eval": 7, "lr": 7, "grad": 6}
         widths |= {"tok/s": 6} | ({"MFU": 5} if record.MFU in line else {}) | {"time": 6, "wait": 6, "left": 6}
         return list(widths.items())
@@ -149,19 +164,20 @@ class PlainLines:
         self._stream.write(f"{text.translate(_CONTROL)}\n")
 
 
-def _cells(line: dict[str, Any], total_steps: int) -> dict[str, str]:
+def _cells(row: _Row, total_steps: int) -> dict[str, str]:
+    line = row.metrics
     mfu = line.get(record.MFU)
     return {
-        "step": f"{line['step']}/{total_steps}",
+        "step": f"{row.step}/{total_steps}",
         "loss": number(line.get(record.TRAIN_LOSS)),
-        "eval": number(line.get("eval")),
+        "eval": number(row.eval_loss),
         "lr": number(line.get(record.TRAIN_LR), ".1e"),
         "grad": number(line.get(record.TRAIN_GRAD_NORM), ".3g"),
         "tok/s": _count(line.get(record.TOKENS_PER_SECOND)),
         "MFU": "" if mfu is None else f"{100 * mfu:.1f}%",
         "time": _seconds(line.get(record.STEP_SECONDS)),
         "wait": _seconds(line.get(record.DATA_WAIT_SECONDS)),
-        "left": rounded_seconds(line["left"]),
+        "left": rounded_seconds(row.seconds_left),
     }
 
 

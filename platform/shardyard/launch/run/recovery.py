@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardyard.redaction import scrub
-from shardyard.units import format_seconds
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
@@ -117,12 +116,3 @@ def group_causes(messages: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
     for rank in sorted(messages):
         grouped.setdefault(messages[rank], []).append(rank)
     return {message: tuple(ranks) for message, ranks in grouped.items()}
-
-
-def announce(failure: Failure, decision: Retry, count: Count, max_failures: int) -> str:
-    """What a person reads when a run starts again."""
-    source = f"the checkpoint of step {count.step}" if count.step else "the start"
-    return (
-        f"{failure.describe()}\nstarting again in {format_seconds(decision.wait_seconds)} from {source} "
-        f"(failure {count.failures} of at most {max_failures} without a new checkpoint)"
-    )

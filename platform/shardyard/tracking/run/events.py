@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypedDict, TypeVar, cast
+from typing import ClassVar, Literal, TypedDict, TypeVar, cast, get_args
 
 from shardyard.tracking.files import JsonlTail, JsonlWriter
 from shardyard.tracking.run import reading
@@ -23,6 +23,8 @@ from shardyard.tracking.run.waiting import Wait
 # attempt has failed.
 Severity = Literal["info", "notice", "warning", "error"]
 
+# What follows a failure: another attempt, the end that was asked for, or the end of a run that has failed.
+Then = Literal["retry", "stopped", "end"]
 # A line of events.jsonl.
 Line = Mapping[str, object]
 
@@ -233,13 +235,39 @@ class Finished(Event):
     path: str = ""
 
 
+class Cause(TypedDict):
+    """Why ranks failed: one message, and those that failed with it; no ranks where none had started."""
+
+    message: str
+    ranks: Sequence[int]
+
+
 @_registered("failure", "error")
 @dataclass(frozen=True, kw_only=True)
 class AttemptFailed(Event):
-    """An attempt failed. message: causes, and what follows. ranks: that failed; none where none had started."""
+    """An attempt failed, for these causes; `ranks` are those of all.
 
-    message: str = ""
+    then: what follows. wait_seconds: before the next attempt, which goes on from `checkpoint_step`, or from the start.
+    failures: so far without a new checkpoint between them, of `max_failures` at most.
+    outcome: how a run ends that was asked to stop, without a checkpoint of this attempt.
+    """
+
+    causes: Sequence[Cause] = ()
     ranks: tuple[int, ...] = ()
+    then: Then = "end"
+    wait_seconds: float | None = None
+    failures: int | None = None
+    max_failures: int | None = None
+    checkpoint_step: int | None = None
+    outcome: str | None = None
+
+    @classmethod
+    def fields_of(cls, line: Line) -> dict[str, object]:
+        """Earlier versions wrote one text, as `message`, which says what follows, too."""
+        found, message = super().fields_of(line), reading.text(line.get("message"))
+        if not found.get("causes") and message is not None:
+            found["causes"] = [{"message": message, "ranks": list(reading.integers(line.get("ranks")) or ())}]
+        return found
 
 
 @_registered("notice", "notice")
@@ -271,11 +299,18 @@ class OtherEvent(Event):
         return {**({"text": self.text} if self.text else {}), **self.fields}
 
 
+def _causes(value: object) -> list[Cause]:
+    found = [(one.get("message"), reading.integers(one.get("ranks"))) for one in reading.objects(value) or ()]
+    return [{"message": message, "ranks": list(ranks or ())} for message, ranks in found if isinstance(message, str)]
+
+
 _READERS: dict[str, Callable[[object], object]] = {
     **reading.READERS,
     "list[Place]": reading.objects,
     "dict[str, list[str]]": reading.texts_by_name,
     "Sequence[RankCounts]": reading.objects,
+    "Sequence[Cause]": _causes,
+    "Then": lambda value: value if value in get_args(Then) else None,
 }
 
 

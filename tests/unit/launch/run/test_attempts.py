@@ -87,7 +87,7 @@ def test_a_failure_in_this_process_is_an_event(job: Job, monkeypatch: pytest.Mon
     monkeypatch.setattr("shardyard.launch.run.local.run_local", fail)
     with pytest.raises(ValueError, match="no such column"):
         driver.drive(job, driver.locally)
-    assert [(event["message"], event["ranks"]) for event in failures(job)] == [("no such column", [0])]
+    assert [event["causes"] for event in failures(job)] == [[{"message": "no such column", "ranks": [0]}]]
     assert job.folder.state == "failed"
 
 
