@@ -15,11 +15,11 @@ _NAMED = re.compile(r"(shardyard(?:\.[a-z_0-9]+)+)(?::[A-Za-z_.]+)?")
 
 
 @cache
-def modules() -> dict[str, Path]:
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
     """Files of the package by the dotted names of their modules."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
@@ -54,12 +54,12 @@ def named_in_strings(source: str, known: Collection[str]) -> Iterator[tuple[int,
                 yield node.lineno, name
 
 
-def edges() -> dict[str, set[str]]:
+def edges(package: Path = PACKAGE) -> dict[str, set[str]]:
     """Which module of the package imports which others of it."""
-    found = {}
-    for name, path in modules().items():
-        relative = path.relative_to(PACKAGE).as_posix()
-        asked = (_module_of(imported, modules()) for _, imported in imports(relative, path.read_text(encoding="utf-8")))
+    found, known = {}, modules(package)
+    for name, path in known.items():
+        relative = path.relative_to(package).as_posix()
+        asked = (_module_of(imported, known) for _, imported in imports(relative, path.read_text(encoding="utf-8")))
         found[name] = {other for other in asked if other is not None and other != name}
     return found
 
