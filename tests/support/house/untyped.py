@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 DICTS = frozenset({"dict", "Dict", "typing.Dict"})
@@ -22,51 +24,78 @@ def untyped(modules: Mapping[str, str], names: frozenset[str] = DICTS) -> Counte
     A name that a module gives to such a type, also as one of a union, counts wherever it is used, and so does a name
     for that name. Types that only hold one, such as `Callback = Callable[[dict[str, Any]], None]`, count once.
     """
-    trees = {module: ast.parse(source) for module, source in modules.items()}
+    parsed = [_parse(name, source) for name, source in modules.items()]
     aliases: set[str] = set()
-    while (found := _aliases(trees, names, aliases)) != aliases:
+    while (found := {alias for module in parsed for alias in module.aliases(names, aliases)}) != aliases:
         aliases = found
-    return Counter(module for module, tree in trees.items() for _ in _uses(module, tree, names, aliases))
+    return Counter(module.name for module in parsed for _ in module.uses(names, aliases))
 
 
-def _aliases(trees: Mapping[str, ast.Module], names: frozenset[str], known: set[str]) -> set[str]:
-    """Dotted names of all that modules define as such a type, directly or by what is known to be one."""
-    found = set(known)
-    for module, tree in trees.items():
-        imported = _imported(module, tree)
-        found |= {f"{module}.{local}" for local, dotted in imported.items() if dotted in known}
-        for node in tree.body:
+@dataclass(frozen=True)
+class _Module:
+    """A module, what its local names stand for, and the nodes of it that may name a type."""
+
+    name: str
+    body: list[ast.stmt]
+    imported: Mapping[str, str]
+    subscripts: list[ast.Subscript]
+    reads: list[ast.Name | ast.Attribute]
+
+    def aliases(self, names: frozenset[str], known: set[str]) -> Iterator[str]:
+        """Dotted names of all that the module defines or imports as such a type, by what is known to be one."""
+        yield from (f"{self.name}.{local}" for local, dotted in self.imported.items() if dotted in known)
+        for node in self.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
             value = getattr(node, "value", None)
-            if isinstance(target, ast.Name) and isinstance(value, ast.expr):
-                parts = list(_union(value))
-                if any(_is_untyped(part, names) or _name(part, module, imported) in known for part in parts):
-                    found.add(f"{module}.{target.id}")
-    return found
-
-
-def _uses(module: str, tree: ast.Module, names: frozenset[str], aliases: set[str]) -> Iterator[ast.AST]:
-    imported = _imported(module, tree)
-    for node in [*ast.walk(tree), *_in_strings(tree)]:
-        is_read = isinstance(getattr(node, "ctx", None), ast.Load)
-        if _is_untyped(node, names) or (is_read and _name(node, module, imported) in aliases):
-            yield node
-
-
-def _in_strings(tree: ast.Module) -> Iterator[ast.AST]:
-    """Types in quotes, as `cast("dict[str, Any]", value)` has them."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "[" in node.value:
-            try:
-                yield from ast.walk(ast.parse(node.value, mode="eval"))
-            except SyntaxError:
+            if not isinstance(target, ast.Name) or not isinstance(value, ast.expr):
                 continue
+            if any(_is_untyped(part, names) or self.dotted(part) in known for part in _union(value)):
+                yield f"{self.name}.{target.id}"
+
+    def uses(self, names: frozenset[str], aliases: set[str]) -> Iterator[ast.expr]:
+        """Every place where the module names such a type."""
+        yield from (node for node in self.subscripts if _is_untyped(node, names))
+        last = {alias.rpartition(".")[2] for alias in aliases}
+        for node in self.reads:
+            if (node.id if isinstance(node, ast.Name) else node.attr) in last and self.dotted(node) in aliases:
+                yield node
+
+    def dotted(self, node: ast.expr) -> str | None:
+        """The dotted name that a name, or an attribute of a module, stands for."""
+        if not isinstance(node, ast.Name | ast.Attribute):
+            return None
+        first, dot, rest = ast.unparse(node).partition(".")
+        return f"{self.imported.get(first, f'{self.name}.{first}')}{dot}{rest}"
+
+
+@cache
+def _parse(name: str, source: str) -> _Module:
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    nodes += [inner for node in nodes for inner in _in_string(node)]
+    return _Module(
+        name,
+        tree.body,
+        dict(pair for node in nodes for pair in _imported(name, node)),
+        [node for node in nodes if isinstance(node, ast.Subscript)],
+        [node for node in nodes if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load)],
+    )
+
+
+def _in_string(node: ast.AST) -> Iterator[ast.AST]:
+    """Types in quotes, as `cast("dict[str, Any]", value)` has them."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and "Any]" in node.value:
+        try:
+            yield from ast.walk(ast.parse(node.value, mode="eval"))
+        except SyntaxError:
+            return
 
 
 def _is_untyped(node: ast.AST, names: frozenset[str]) -> bool:
-    if not isinstance(node, ast.Subscript) or ast.unparse(node.value) not in names:
+    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
         return False
-    return ast.unparse(node.slice).replace(" ", "").strip("()") in ("str,Any", "str,typing.Any")
+    of = [ast.unparse(element) for element in node.slice.elts]
+    return of in (["str", "Any"], ["str", "typing.Any"]) and ast.unparse(node.value) in names
 
 
 def _union(value: ast.expr) -> Iterator[ast.expr]:
@@ -77,26 +106,14 @@ def _union(value: ast.expr) -> Iterator[ast.expr]:
         yield value
 
 
-def _imported(module: str, tree: ast.Module) -> dict[str, str]:
-    """Local name → dotted name of all that a module imports."""
-    package = module.split(".")
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.asname: alias.name for alias in node.names if alias.asname}
-        elif isinstance(node, ast.ImportFrom):
-            outer = package[: len(package) - node.level] if node.level else []
-            base = ".".join([*outer, *([node.module] if node.module else [])])
-            found |= {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
-    return found
-
-
-def _name(node: ast.AST, module: str, imported: Mapping[str, str]) -> str | None:
-    """The dotted name that a name, or an attribute of a module, stands for."""
-    if not isinstance(node, ast.Name | ast.Attribute):
-        return None
-    first, dot, rest = ast.unparse(node).partition(".")
-    return f"{imported.get(first, f'{module}.{first}')}{dot}{rest}"
+def _imported(module: str, node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Local name and dotted name of what is imported."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.asname, alias.name) for alias in node.names if alias.asname)
+    elif isinstance(node, ast.ImportFrom):
+        outer = module.split(".")[: -node.level] if node.level else []
+        base = ".".join([*outer, *([node.module] if node.module else [])])
+        yield from ((alias.asname or alias.name, f"{base}.{alias.name}") for alias in node.names)
 
 
 def _dotted(path: Path) -> str:
