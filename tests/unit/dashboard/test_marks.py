@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from shardyard.dashboard.charts.marks import spikes
+from shardyard.dashboard.charts.marks import MARKED, spikes
 from support.dash_cases import served, write_run
+from support.module_graph import PACKAGE
 
 # Times are 1000 + step, tokens 10 × step; the attempt that began the run is no mark, and nobody knows when `odd` was.
 EVENTS: list[dict[str, Any]] = [
@@ -42,6 +44,13 @@ def test_events_stand_where_the_run_was(tmp_path: Path, axis: str, unit: int) ->
     ]
     before = 1000 if axis == "time" else 0
     assert [mark["x"] for mark in found] == [before + unit * mark["step"] for mark in found]
+
+
+def test_the_page_draws_each_kind_of_mark() -> None:
+    script = (PACKAGE / "dashboard/static/charts/curve_traces.js").read_text(encoding="utf-8")
+    (drawn,) = re.findall(r"MARKS = \{\n(.*?)\n\};", script, flags=re.DOTALL)
+    kinds = {event().kind for event in get_args(MARKED)}
+    assert set(re.findall(r"^  (\w+):", drawn, flags=re.MULTILINE)) == kinds | {"spike"}
 
 
 def test_a_run_without_losses_has_no_marks(tmp_path: Path) -> None:

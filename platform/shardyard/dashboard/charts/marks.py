@@ -19,7 +19,7 @@ SPIKE_FACTOR = 2.0
 MOST_SPIKES = 100
 # Records whose spikes are looked for; a longer run is searched in its last ones.
 _MOST_RECORDS = 200_000
-_MARKED = Attempt | AttemptFailed | CheckpointSaved | CheckpointFailed
+MARKED = Attempt | AttemptFailed | CheckpointSaved | CheckpointFailed
 
 
 def marks(
@@ -38,7 +38,7 @@ def marks(
         return []
     found = []
     for event in events:
-        if not isinstance(event, _MARKED) or (isinstance(event, Attempt) and event.number == 1):
+        if not isinstance(event, MARKED) or (isinstance(event, Attempt) and event.number == 1):
             continue
         at = _record_of(event, steps.x, times.x)
         if at is not None:

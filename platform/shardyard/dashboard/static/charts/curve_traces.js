@@ -9,10 +9,8 @@ const FEW = 40;
 // How each kind of mark looks: its colour, its dash, and its word in the key.
 export const MARKS = {
   attempt: ["warn", "solid", "restart"],
-  resize: ["warn", "dash", "other number of ranks"],
   failure: ["bad", "solid", "failure"],
   spike: ["bad", "dot", "spike"],
-  alert: ["bad", "dash", "alert"],
   checkpoint_failed: ["bad", "dashdot", "checkpoint failed"],
   checkpoint: ["line-strong", "dot", "checkpoint"],
 };
