@@ -12,6 +12,7 @@ import typer
 
 from shardyard.cli.options import AsJson, Quiet
 from shardyard.cli.view import complete, output
+from shardyard.data.tokenizers.folder import REPORT, Figures, Report, read_report, trained_folder, verify_folder
 from shardyard.errors import DataError, UsageError
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec, is_file, tokenizer_specs
 from shardyard.suggest import suggestion
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from shardyard.data.tokenizers.corpus import Progress
-    from shardyard.data.tokenizers.report_format import Figures, Report
     from shardyard.data.tokenizers.spec import TokenizerSpec
 
 tokenizer = typer.Typer(
@@ -98,7 +98,6 @@ def train(
 ) -> None:
     """Train a tokenizer from its spec, and report how good it is."""
     from shardyard.data.tokenizers.spec import read_spec
-    from shardyard.data.tokenizers.tokenizer import trained_folder
     from shardyard.data.tokenizers.training import train_tokenizer
 
     path = _find(name)
@@ -119,8 +118,6 @@ def train(
 
 def _refuse_existing(destination: Path, *, replace: bool) -> None:
     """What is not a trained tokenizer is never replaced: it may be anything."""
-    from shardyard.data.tokenizers.tokenizer import REPORT
-
     if not destination.exists():
         return
     if not is_file(destination / REPORT):
@@ -132,7 +129,6 @@ def _refuse_existing(destination: Path, *, replace: bool) -> None:
 def _described(name: str) -> tuple[Path, Report | None]:
     """The spec file or trained folder, and the report, where there is one."""
     from shardyard.data.tokenizers.spec import read_spec
-    from shardyard.data.tokenizers.tokenizer import REPORT, trained_folder, verify_folder
 
     folder = Path(name).expanduser()
     if is_file(folder / REPORT):
@@ -203,8 +199,6 @@ def _size(size: int | None) -> str:
 
 
 def _report_of(path: Path, spec: TokenizerSpec) -> Report | None:
-    from shardyard.data.tokenizers.tokenizer import read_report, trained_folder
-
     folder = trained_folder(path)
     return read_report(folder) if spec.is_trained and folder.is_dir() else None
 

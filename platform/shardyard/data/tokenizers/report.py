@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.tokenizers.build import special_texts
 from shardyard.data.tokenizers.corpus import Corpus, Progress
-from shardyard.data.tokenizers.report_format import Figures, Measurements, Pieces, Vocabulary
+from shardyard.data.tokenizers.folder import Figures, Measurements, Pieces, Vocabulary
 from shardyard.data.tokenizers.spec import TokenizerSpec
 from shardyard.data.tokenizers.tokenizer import plain_backend
 

@@ -10,12 +10,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shardyard.data.tokenizers.build import bytes_tokenizer
-from shardyard.data.tokenizers.report_format import Report
+from shardyard.data.tokenizers.folder import REPORT, Report, trained_folder, verify_folder
 from shardyard.data.tokenizers.spec import TokenizerSpec, read_spec
 from shardyard.errors import DataError
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec
-
-REPORT = "report.json"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -32,55 +30,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         return _from_spec(Path(name).expanduser(), name)
     spec = find_tokenizer_spec(name)
     return _from_spec(spec, name) if spec is not None else _from_folder_or_hub(name)
-
-
-def trained_folder(spec: Path) -> Path:
-    """Where the trained tokenizer of a spec file lies: beside it, under its name."""
-    return spec.with_suffix("")
-
-
-def read_report(folder: Path) -> Report:
-    """The report of a trained tokenizer.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        report: Report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / REPORT} cannot be read: {error}. Train the tokenizer again.") from error
-    if not isinstance(report, dict):
-        raise DataError(f"{folder / REPORT} is not a tokenizer report; train the tokenizer again.")
-    return report
-
-
-def verify_folder(folder: Path) -> Report:
-    """The report of a folder whose files are those that training wrote.
-
-    Raises:
-        DataError: a file is missing, was added or was changed, or the report is not whole.
-    """
-    report = read_report(folder)
-    found = file_hashes(folder)
-    if folder_fingerprint(found) != report.get("fingerprint"):
-        stated = report.get("files", {})
-        changed = sorted(name for name in found.keys() | stated.keys() if found.get(name) != stated.get(name))
-        raise DataError(
-            f"tokenizer {folder} is not what was trained: {', '.join(changed) or REPORT} differs from the fingerprint "
-            f"in {REPORT}. Restore the folder, or train it again."
-        )
-    return report
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of each file of a tokenizer folder but its report and hidden files."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != REPORT and path.name[0] != ".")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def folder_fingerprint(files: dict[str, str]) -> str:
-    """SHA-256 (hex) over the names and hashes of a folder's files: equal means the same tokenizer, byte by byte."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:

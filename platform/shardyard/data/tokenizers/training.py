@@ -30,10 +30,16 @@ from shardyard.data.tokenizers.build import (
     trained_tokenizer,
 )
 from shardyard.data.tokenizers.corpus import Corpus, Progress, read_corpus
+from shardyard.data.tokenizers.folder import (
+    REPORT,
+    Described,
+    Provenance,
+    Report,
+    file_hashes,
+    folder_fingerprint,
+)
 from shardyard.data.tokenizers.report import measure
-from shardyard.data.tokenizers.report_format import Described, Provenance, Report
 from shardyard.data.tokenizers.spec import TokenizerSpec
-from shardyard.data.tokenizers.tokenizer import REPORT, file_hashes, folder_fingerprint
 from shardyard.data.tokenizers.unigram import train_unigram
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from shardyard.data.tokenizers.folder import trained_folder, verify_folder
 from shardyard.data.tokenizers.spec import read_spec
-from shardyard.data.tokenizers.tokenizer import load_tokenizer, trained_folder, verify_folder, vocabulary_size
+from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec, tokenizer_specs
 from shardyard.recipe.rules.model import _vocabulary
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,17 @@ def test_the_list_has_name_kind_size_and_description(capsys: Captured) -> None:
     assert capsys.readouterr().out.splitlines() == [row[0] for row in rows]
     assert cli.run(["tokenizer", "list", "--json"]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize("words", [["list"], ["show", "wordpiece-docs-4k"]], ids=lambda words: words[0])
+def test_looking_at_tokenizers_loads_no_library_of_them(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom shardyard.cli import main\n"
+        f"assert main.run(['tokenizer', *{words}]) == 0\n"
+        "print('heavy:', [name for name in ('torch', 'transformers', 'tokenizers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
 def test_a_broken_or_untrained_spec_stays_in_the_list(

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shardyard.data.tokenizers.corpus import read_corpus
+from shardyard.data.tokenizers.folder import trained_folder
 from shardyard.data.tokenizers.spec import Kind, TokenizerSpec
-from shardyard.data.tokenizers.tokenizer import fingerprint, load_tokenizer, trained_folder, vocabulary_size
+from shardyard.data.tokenizers.tokenizer import fingerprint, load_tokenizer, vocabulary_size
 from shardyard.data.tokenizers.training import fit, train_tokenizer
 from shardyard.errors import DataError
 from support.tokenizer_cases import BERT, GPT2, KINDS, T5, spec_of, texts, write_documents, write_spec
