@@ -258,17 +258,18 @@ class Watcher:
 
     def _rules(self, key: int) -> Alerts | None:
         prefix = "tracking.alerts."
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
+        lists: dict[str, list[object]] = {}
         for path, value in self._index.store.reader.execute(
             "SELECT path, value FROM fields WHERE run = ? AND path LIKE 'tracking.alerts.%'", (key,)
         ):
             name, _, item = path.removeprefix(prefix).partition(".")
             if item:
-                found.setdefault(name, []).append(value)
+                lists.setdefault(name, []).append(value)
             elif value is not None:
                 found[name] = value
         try:
-            return Alerts.model_validate(found)
+            return Alerts.model_validate({**found, **lists})
         except ValueError:
             return None  # another version of Shardyard wrote it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -22,9 +22,21 @@ _MOST_RECORDS = 200_000
 MARKED = Attempt | AttemptFailed | CheckpointSaved | CheckpointFailed
 
 
-def marks(
-    reader: Reader, connection: sqlite3.Connection, key: int, events: Iterable[Event], axis: str
-) -> list[dict[str, Any]]:
+class Place(TypedDict):
+    """A record: its step, its time in seconds since 1970, and where it stands on the chosen axis."""
+
+    step: int
+    time: float
+    x: float
+
+
+class Mark(Place):
+    """What happened there: the kind of an event, or `spike`."""
+
+    kind: str
+
+
+def marks(reader: Reader, connection: sqlite3.Connection, key: int, events: Iterable[Event], axis: str) -> list[Mark]:
     """What happened as `kind`, `step`, `time` and `x`, its place on `axis`, in the order of x.
 
     Events that name no step stand where the run was at their time. The first attempt is no mark: it is the beginning.
@@ -36,7 +48,7 @@ def marks(
     places = steps if axis == "step" else reader.curve(connection, key, LOSS, axis)
     if not steps.x.size == times.x.size == places.x.size:
         return []
-    found = []
+    found: list[Mark] = []
     for event in events:
         if not isinstance(event, MARKED) or (isinstance(event, Attempt) and event.number == 1):
             continue
@@ -44,7 +56,7 @@ def marks(
         if at is not None:
             found.append({"kind": event.kind, **_place(at, steps.x, times.x, places.x)})
     found += [{"kind": "spike", **_place(at, steps.x, times.x, places.x)} for at in spikes(steps.y)]
-    return sorted(found, key=lambda mark: float(mark["x"]))
+    return sorted(found, key=lambda mark: mark["x"])
 
 
 def _record_of(event: Event, steps: Floats, times: Floats) -> int | None:
@@ -57,7 +69,7 @@ def _record_of(event: Event, steps: Floats, times: Floats) -> int | None:
     return None
 
 
-def _place(at: int, steps: Floats, times: Floats, places: Floats) -> dict[str, Any]:
+def _place(at: int, steps: Floats, times: Floats, places: Floats) -> Place:
     return {"step": int(steps[at]), "time": float(times[at]), "x": float(places[at])}
 
 

@@ -10,11 +10,11 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
@@ -51,6 +51,54 @@ class IngestResult:
     problems: list[str] = field(default_factory=list)
 
 
+class Seen(TypedDict):
+    """What the index knows of a run before it is read again: see `store` for the columns."""
+
+    info_stamp: str | None
+    recipe_stamp: str | None
+    metrics_inode: int | None
+    metrics_offset: int
+    metrics_head: str | None
+    rows: int
+    torn: int
+    spark_state: str | None
+    problem: str | None
+    state: str
+    info: str
+
+
+class Columns(TypedDict, total=False):
+    """Columns of a run that change: those of run.json, of the recipe, and of its metrics."""
+
+    info_stamp: str
+    name: str
+    state: str
+    created_text: str | None
+    created: float | None
+    started: str | None
+    ended: str | None
+    total_steps: int | None
+    world_size: int | None
+    attempts: int
+    waiting: str | None
+    info: str
+    step: int
+    recipe_stamp: str
+    sweep: str | None
+    tags: str
+    metrics_inode: int
+    metrics_offset: int
+    metrics_head: str
+    rows: int
+    torn: int
+    spark_state: str
+    spark: str
+    last_time: float | None
+    loss: float | None
+    eval_loss: float | None
+    problem: str | None
+
+
 def looks_like_a_run(folder: Path) -> bool:
     """Whether a folder without run.json seems to be a run that is half written or damaged."""
     return any(os.path.lexists(folder / name) for name in _PARTS)
@@ -58,10 +106,11 @@ def looks_like_a_run(folder: Path) -> bool:
 
 def ingest(connection: sqlite3.Connection, folder: Path, key: int) -> IngestResult:
     """Bring the rows of one run up to date, in the transaction that is open."""
-    row = connection.execute(f"SELECT {', '.join(_STATE)} FROM runs WHERE key = ?", (key,)).fetchone()
-    before = dict(zip(_STATE, row, strict=True))
+    names = tuple(Seen.__annotations__)
+    row = connection.execute(f"SELECT {', '.join(names)} FROM runs WHERE key = ?", (key,)).fetchone()
+    before = cast("Seen", dict(zip(names, row, strict=True)))
     result = IngestResult()
-    values: dict[str, Any] = {}
+    values: Columns = {}
     values |= _info(folder, before, result)
     values |= _recipe(connection, folder, key, before, result)
     values |= _metrics(connection, folder, key, before, result)
@@ -75,17 +124,11 @@ def ingest(connection: sqlite3.Connection, folder: Path, key: int) -> IngestResu
     return result
 
 
-_STATE = (
-    *("info_stamp", "recipe_stamp", "metrics_inode", "metrics_offset", "metrics_head", "rows", "torn", "spark_state"),
-    *("problem", "state", "info"),
-)
-
-
 def _stamp(found: os.stat_result | None) -> str:
     return "" if found is None else f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
 
 
-def _info(folder: Path, before: dict[str, Any], result: IngestResult) -> dict[str, Any]:
+def _info(folder: Path, before: Seen, result: IngestResult) -> Columns:
     """What run.json says, where it has changed."""
     stamp = _stamp(stat_below(folder, "run.json"))
     if stamp == before["info_stamp"] and stamp:
@@ -113,9 +156,9 @@ def _info(folder: Path, before: dict[str, Any], result: IngestResult) -> dict[st
     return {"info_stamp": stamp, **_columns_of(info), **_lost(info, folder, before, result)}
 
 
-def _columns_of(raw: dict[str, Any]) -> dict[str, Any]:
+def _columns_of(raw: Mapping[str, object]) -> Columns:
     info = RunInfo.from_json({**raw, "format": None})
-    columns: dict[str, Any] = {
+    columns: Columns = {
         "name": info.name,
         "state": info.state if info.state in STATES else "unknown",
         "created_text": info.created,
@@ -128,10 +171,12 @@ def _columns_of(raw: dict[str, Any]) -> dict[str, Any]:
         "waiting": wait_in_words(info.waiting) if info.waiting is not None else None,
         "info": json.dumps(raw, default=str, ensure_ascii=False),
     }
-    return columns | ({"step": info.step} if info.step else {})
+    if info.step:
+        columns["step"] = info.step
+    return columns
 
 
-def _lost(raw: dict[str, Any], folder: Path, before: dict[str, Any], result: IngestResult) -> dict[str, Any]:
+def _lost(raw: Mapping[str, object], folder: Path, before: Seen, result: IngestResult) -> Columns:
     """`lost` in place of `pending` or `running` where the driver is gone, which no file says."""
     info = RunInfo.from_json({**raw, "format": None})
     if info.state not in ("pending", "running"):
@@ -168,15 +213,13 @@ def read_yaml(data: bytes) -> Any:
     return yaml.load(data, _Loader)
 
 
-def _recipe(
-    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], result: IngestResult
-) -> dict[str, Any]:
+def _recipe(connection: sqlite3.Connection, folder: Path, key: int, before: Seen, result: IngestResult) -> Columns:
     """The resolved recipe, flat, where it has changed."""
     stamp = _stamp(stat_below(folder, "resolved.yaml"))
     if stamp == before["recipe_stamp"]:
         return {}
     result.changed = True
-    fields: dict[str, Any] = {}
+    fields: dict[str, object] = {}
     try:
         found = with_current_names(scrub_all(read_yaml(read_below(folder, "resolved.yaml", most=MOST_INFO_BYTES))))
         fields = dict(zip_most(flatten(found), _MOST_FIELDS)) if isinstance(found, dict) else {}
@@ -190,10 +233,9 @@ def _recipe(
     connection.executemany("INSERT OR IGNORE INTO paths VALUES (?)", [(path,) for path in fields])
     group = fields.get("tracking.wandb.group")
     tags = [str(value) for path, value in fields.items() if path.startswith("tracking.tags.")]
-    in_sweep = isinstance(group, str) and _is_sweep(folder.parent, group)
     return {
         "recipe_stamp": stamp,
-        "sweep": group if in_sweep else None,
+        "sweep": group if isinstance(group, str) and _is_sweep(folder.parent, group) else None,
         "tags": "".join(f"\n{tag}" for tag in tags) + ("\n" if tags else ""),
     }
 
@@ -223,9 +265,7 @@ def zip_most(items: Iterator[tuple[str, Any]], most: int) -> Iterator[tuple[str,
     return (item for item, _ in zip(items, range(most), strict=False))
 
 
-def _metrics(
-    connection: sqlite3.Connection, folder: Path, key: int, before: dict[str, Any], result: IngestResult
-) -> dict[str, Any]:
+def _metrics(connection: sqlite3.Connection, folder: Path, key: int, before: Seen, result: IngestResult) -> Columns:
     """What was added to metrics.jsonl, at most one turn of it."""
     found = stat_below(folder, "metrics.jsonl")
     if found is None:
@@ -234,7 +274,7 @@ def _metrics(
         if before["metrics_offset"]:
             result.problems.append("metrics.jsonl has vanished")
         return {}
-    values: dict[str, Any] = {}
+    values: Columns = {}
     offset, rows, torn = before["metrics_offset"], before["rows"], before["torn"]
     same_file = found.st_ino == before["metrics_inode"]
     if same_file and found.st_size == offset:
@@ -290,7 +330,7 @@ def _forget(connection: sqlite3.Connection, key: int) -> None:
         connection.execute(f"DELETE FROM {table} WHERE run = ?", (key,))
 
 
-def _keep(connection: sqlite3.Connection, key: int, parsed: Parsed, before: dict[str, Any]) -> dict[str, Any]:
+def _keep(connection: sqlite3.Connection, key: int, parsed: Parsed, before: Seen) -> Columns:
     """Columns into chunks, and what follows from them."""
     spark = Sparkline.load(before["spark_state"])
     if record.TRAIN_LOSS in parsed.columns:
@@ -302,7 +342,7 @@ def _keep(connection: sqlite3.Connection, key: int, parsed: Parsed, before: dict
     connection.executemany("INSERT OR IGNORE INTO names VALUES (?)", [(name,) for name in parsed.columns])
     newest = {name: column.values[-1] for name, column in parsed.columns.items()}
     loss, eval_loss = newest.get(record.TRAIN_LOSS), record.newest_eval_loss(newest)
-    changes: dict[str, Any] = {"spark_state": spark.dump(), "last_time": newest.get("time")}
+    changes: Columns = {"spark_state": spark.dump(), "last_time": newest.get("time")}
     if loss is not None:
         changes["loss"] = loss
     changes["spark"] = json.dumps(spark.shown(loss))

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from shardyard.dashboard.index.query import QueryError, parse
 from shardyard.dashboard.index.query_sql import COLUMNS, STATISTICS, Compiler, Names, dotted
@@ -29,6 +29,41 @@ class ListingQuery:
     offset: int = 0
     limit: int = 100
     group: str = ""
+
+
+class RunRow(TypedDict):
+    """A run as the page knows it.
+
+    recipe: its name. group: the sweep that it belongs to, else its name. values: of the columns that were asked for.
+    cursor: how many records of metrics have been read.
+    """
+
+    id: str
+    name: str | None
+    state: str
+    step: int
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None
+    sweep: str | None
+    world_size: int | None
+    attempts: int
+    problem: str | None
+    waiting: str | None
+    age_seconds: float | None
+    created: str | None
+    tags: list[str]
+    recipe: str | None
+    group: str | None
+    sparkline: list[float | None]
+    values: dict[str, object]
+    cursor: int
+
+
+class ChangedRow(RunRow):
+    """A run that has changed, and the version of the index that has the change."""
+
+    version: int
 
 
 def names_of(connection: sqlite3.Connection) -> Names:
@@ -72,20 +107,28 @@ def list_runs(connection: sqlite3.Connection, wanted: ListingQuery) -> dict[str,
     }
 
 
-def row_of(row: sqlite3.Row, columns: tuple[str, ...] = ()) -> dict[str, object]:
-    """A run as the page knows it."""
-    values = {name: row[f"value{index}"] for index, name in enumerate(columns[:MOST_COLUMNS])}
-    spark = json.loads(row["spark"]) if row["spark"] else []
+def row_of(row: sqlite3.Row, columns: tuple[str, ...] = ()) -> RunRow:
+    """A run as the page knows it; `columns` were asked for beside."""
     return {
-        **{name: row[name] for name in _SHOWN[:11]},
+        "id": row["id"],
+        "name": row["name"],
+        "state": row["state"],
+        "step": row["step"],
+        "total_steps": row["total_steps"],
+        "loss": row["loss"],
+        "eval_loss": row["eval_loss"],
+        "sweep": row["sweep"],
+        "world_size": row["world_size"],
+        "attempts": row["attempts"],
+        "problem": row["problem"],
         "waiting": row["waiting"],
         "age_seconds": None if row["created"] is None else max(0.0, time.time() - row["created"]),
         "created": row["created_text"],
         "tags": tags_of(row["tags"]),
         "recipe": row["name"],
         "group": row["sweep"] or row["name"],
-        "sparkline": spark,
-        "values": values,
+        "sparkline": json.loads(row["spark"]) if row["spark"] else [],
+        "values": {name: row[f"value{index}"] for index, name in enumerate(columns[:MOST_COLUMNS])},
         "cursor": row["rows"],
     }
 
@@ -97,14 +140,14 @@ def tags_of(text: str) -> list[str]:
 
 def rows_since(
     connection: sqlite3.Connection, version: int, most: int = MOST_ROWS
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[ChangedRow], list[str]]:
     """Runs that have changed since a version of the index, and ids of those that are gone."""
     shown = ", ".join(f"r.{name}" for name in _SHOWN)
     rows = connection.execute(
         f"SELECT {shown} FROM runs r WHERE r.version > ? ORDER BY r.version LIMIT ?", (version, most)
     ).fetchall()
     gone = connection.execute("SELECT id FROM gone WHERE version > ? LIMIT ?", (version, most)).fetchall()
-    return [row_of(row) | {"version": row["version"]} for row in rows], [row[0] for row in gone]
+    return [{**row_of(row), "version": row["version"]} for row in rows], [row[0] for row in gone]
 
 
 def _column(name: str, compiler: Compiler) -> str:

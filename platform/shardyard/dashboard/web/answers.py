@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from shardyard.dashboard.index.query import QueryError
-from shardyard.errors import RecipeError, RunFolderError, ShardyardError, UsageError
+from shardyard.errors import Problem, RecipeError, RunFolderError, ShardyardError, UsageError
 
 
 class BadRequestError(UsageError):
@@ -77,21 +77,29 @@ def failure(error: Exception) -> Answer:
         status = 404
     elif isinstance(error, ShardyardError) and not isinstance(error, UsageError):
         status = 502
-    content: dict[str, Any] = {"error": _sentence(error)}
+    content: dict[str, object] = {"error": _sentence(error)}
     if isinstance(error, QueryError):
         content |= {"field": error.field, "position": error.position, "nearest": error.nearest}
     elif isinstance(error, BadRequestError):
         content["field"] = error.field
     elif isinstance(error, RecipeError):
-        content["problems"] = problems_of(error)
+        content["problems"] = payload_of(error.problems)
     elif isinstance(error, RunFolderError):
         status = 404
     return Answer(content, status)
 
 
-def problems_of(error: RecipeError) -> list[dict[str, str]]:
-    """The problems of a recipe as plain data."""
-    return [{"where": one.where, "path": one.path, "message": one.message} for one in error.problems]
+class ProblemPayload(TypedDict):
+    """A problem of a recipe; where: file and line, path: the field."""
+
+    where: str
+    path: str
+    message: str
+
+
+def payload_of(problems: Iterable[Problem]) -> list[ProblemPayload]:
+    """Problems of a recipe as plain data."""
+    return [{"where": one.where, "path": one.path, "message": one.message} for one in problems]
 
 
 def _sentence(error: Exception) -> str:

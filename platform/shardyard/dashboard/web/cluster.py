@@ -11,14 +11,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import yaml  # type: ignore[import-untyped]
 
 from shardyard.dashboard.index.index import Index
 from shardyard.dashboard.index.ingest import read_yaml
 from shardyard.dashboard.web import isolated
-from shardyard.dashboard.web.answers import BadRequestError, NotFoundError, problems_of
+from shardyard.dashboard.web.answers import BadRequestError, NotFoundError, ProblemPayload, payload_of
 from shardyard.dashboard.web.overrides import problems_of_page
 from shardyard.errors import RecipeError, ShardyardError
 from shardyard.launch import api
@@ -59,7 +59,7 @@ def submitted(name: str, overrides: Sequence[str], address: str | None, runs_dir
     return api.submit(name, overrides, address=address, runs_dir=runs_dir).id
 
 
-def planned(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def planned(name: str, overrides: Sequence[str]) -> dict[str, object]:
     """Called apart: a plan as plain data."""
     return dict(json.loads(json.dumps(as_dict(api.plan(name, overrides)), default=str)))
 
@@ -129,10 +129,26 @@ def _last_paragraph(text: str) -> str:
 # Recipes.
 
 
+class RecipePayload(TypedDict):
+    """A recipe that comes with Shardyard; family: the folder that it lies in."""
+
+    name: str
+    description: str
+    family: str
+
+
+class CheckPayload(TypedDict):
+    """What is wrong with a recipe; where nothing is, its name, or its plan (`plan_text.as_dict`)."""
+
+    problems: list[ProblemPayload]
+    plan: dict[str, object] | None
+    name: NotRequired[str]
+
+
 @functools.cache
-def recipes() -> list[dict[str, Any]]:
+def recipes() -> list[RecipePayload]:
     """The shipped recipes, with what each says of itself; nothing is checked."""
-    found = []
+    found: list[RecipePayload] = []
     for shipped in shipped_recipes():
         family, _, _ = shipped.name.rpartition("/")
         try:
@@ -185,22 +201,22 @@ class Plans:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, ...], dict[str, object]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], CheckPayload] = OrderedDict()
 
-    def check(self, name: str, overrides: Sequence[str], *, plan: bool) -> dict[str, Any]:
+    def check(self, name: str, overrides: Sequence[str], *, plan: bool) -> CheckPayload:
         """The problems of a recipe, and where it has none and `plan` is wanted, its plan."""
         # Before the recipe is read: even whether a file is there is not told.
         if problems := problems_of_page(overrides):
-            return {"problems": [vars(problem) for problem in problems], "plan": None}
+            return {"problems": payload_of(problems), "plan": None}
         try:
             loaded: LoadedRecipe = load_recipe(name, overrides)
         except RecipeError as error:
-            return {"problems": problems_of(error), "plan": None}
+            return {"problems": payload_of(error.problems), "plan": None}
         if not plan:
             return {"problems": [], "plan": None, "name": loaded.recipe.name}
         return self._plan(name, overrides)
 
-    def _plan(self, name: str, overrides: Sequence[str]) -> dict[str, object]:
+    def _plan(self, name: str, overrides: Sequence[str]) -> CheckPayload:
         place = (name, *overrides)
         with self._lock:
             if (known := self._known.get(place)) is not None:
@@ -209,7 +225,7 @@ class Plans:
                 plan = _apart("the plan", planned, name, tuple(overrides))
             except ShardyardError as error:
                 return {"problems": [{"where": "", "path": "", "message": str(error)}], "plan": None}
-            found = {"problems": [], "plan": plan}
+            found: CheckPayload = {"problems": [], "plan": plan}
             self._known[place] = found
             while len(self._known) > _MOST_PLANS:
                 self._known.popitem(last=False)

@@ -8,12 +8,13 @@ import re
 import shlex
 import sqlite3
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from shardyard.dashboard.charts.columns import TABLES
+from shardyard.dashboard.charts.columns import TABLES, Floats
 from shardyard.dashboard.index.files import (
     json_lines,
     names_below,
@@ -23,6 +24,7 @@ from shardyard.dashboard.index.files import (
     stat_below,
     text_below,
 )
+from shardyard.dashboard.index.listing import RunRow
 from shardyard.dashboard.web.logs import ranks_of
 from shardyard.launch.describe import describe
 from shardyard.objectives.registry import OBJECTIVES, objective_spec
@@ -40,6 +42,91 @@ _DERIVED = re.compile(r"^# (?P<what>[^:]+(?:: [a-z_ ]+)?): (?P<value>.*?)(?:  \(
 _TABLE = re.compile(r"moe/tokens/layer_(\d+)/expert_(\d+)$")
 
 
+class Progress(TypedDict):
+    """How far a run is, how fast it goes and when it will be done at this pace. last_time: of its newest record."""
+
+    step: int
+    total_steps: int | None
+    seconds_left: float | None
+    tokens_per_second: float | None
+    mfu: float | None
+    step_seconds: float | None
+    tokens: float | None
+    last_time: float | None
+
+
+class CheckpointState(TypedDict):
+    """What the manifest of a checkpoint says; why: what is wrong with it. bytes: None where it has no manifest."""
+
+    bytes: int | None
+    state: str
+    created: float | None
+    world_size: NotRequired[int | None]
+    why: NotRequired[str]
+
+
+class CheckpointPayload(CheckpointState):
+    """A checkpoint."""
+
+    step: int
+    name: str
+
+
+class RecipeTexts(TypedDict):
+    """The recipe of a run as given and resolved, what follows from it (name, value, why), and from where it came."""
+
+    given: str
+    resolved: str
+    derived: list[list[str]]
+    provenance: dict[str, object]
+
+
+class ExpertTable(TypedDict):
+    """Tokens that each expert of each of `layers` was given; steps: those that have a table."""
+
+    layers: list[int]
+    steps: list[int]
+    table: list[list[float | None]]
+
+
+class FieldDifference(TypedDict):
+    """A field of recipes, and its value by run."""
+
+    path: str
+    values: dict[str, object]
+
+
+class ComparedRun(TypedDict):
+    """What one of several runs came to: newest values of its metrics, and the best ones of its evaluations."""
+
+    run: str
+    name: str | None
+    state: str
+    step: int
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None
+    problem: str | None
+    info: dict[str, object]
+    groups: dict[str, list[str]]
+    metrics: dict[str, float | None]
+    best: dict[str, float | None]
+
+
+class Band(TypedDict):
+    """Runs that differ in their seeds alone."""
+
+    runs: list[str]
+
+
+class Comparison(TypedDict):
+    """Runs beside one another."""
+
+    recipe_diff: list[FieldDifference]
+    results: list[ComparedRun]
+    bands: list[Band]
+
+
 def without_secrets(value: Any, name: str = "") -> Any:
     """Plain data with what looks like a secret left out, by its name or its form."""
     if isinstance(value, dict):
@@ -52,7 +139,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
     return scrub(value) if isinstance(value, str) else value
 
 
-def info_of(row: sqlite3.Row) -> dict[str, Any]:
+def info_of(row: sqlite3.Row) -> dict[str, object]:
     """run.json, as the index last read it."""
     found = json.loads(row["info"])
     assert isinstance(found, dict)
@@ -68,7 +155,7 @@ def metrics_by_prefix(connection: sqlite3.Connection, key: int) -> dict[str, lis
     return dict(groups)
 
 
-def progress(connection: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
+def progress(connection: sqlite3.Connection, row: sqlite3.Row) -> Progress:
     """How far a run is, how fast it goes and when it will be done at this pace."""
     newest = dict(
         connection.execute(
@@ -93,7 +180,7 @@ def progress(connection: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]
 
 def _seconds_a_step(connection: sqlite3.Connection, key: int) -> float | None:
     """Wall time a step over the newest records, evaluations and checkpoints included."""
-    ends: dict[str, Any] = {}
+    ends: dict[str, Floats] = {}
     for name in ("step", "time"):
         blobs = connection.execute(
             "SELECT data FROM chunks WHERE run = ? AND name = ? ORDER BY first DESC LIMIT 8", (key, name)
@@ -112,9 +199,9 @@ def _seconds_a_step(connection: sqlite3.Connection, key: int) -> float | None:
     return float((times[-1] - times[0]) / (steps[-1] - steps[0]))
 
 
-def checkpoints(folder: Path) -> list[dict[str, Any]]:
+def checkpoints(folder: Path) -> list[CheckpointPayload]:
     """Checkpoints, oldest first, judged by their manifests and the sizes of their files; nothing is hashed."""
-    found = []
+    found: list[CheckpointPayload] = []
     for name in names_below(folder, "checkpoints"):
         match = re.fullmatch(
             r"(?:(?P<damaged>damaged-)|(?P<hidden>\.))?step-(?P<step>\d{1,15})(?P<partial>\..*)?", name
@@ -129,7 +216,7 @@ def checkpoints(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["step"], one["name"]))
 
 
-def _checkpoint(folder: Path, name: str, *, damaged: bool) -> dict[str, Any]:
+def _checkpoint(folder: Path, name: str, *, damaged: bool) -> CheckpointState:
     stamp = stat_below(folder, "checkpoints", name, "manifest.json")
     try:
         manifest = json.loads(read_below(folder, "checkpoints", name, "manifest.json", most=_MOST_MANIFEST_BYTES))
@@ -138,13 +225,15 @@ def _checkpoint(folder: Path, name: str, *, damaged: bool) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "manifest.json cannot be read"
         return {"bytes": None, "state": "damaged", "created": stamp.st_mtime if stamp else None, "why": reason}
     wrong = [path for path, size in list(sizes.items())[:5000] if not _has_size(folder, name, path, size)]
-    state = {
+    state: CheckpointState = {
         "bytes": sum(sizes.values()),
         "state": "damaged" if wrong or damaged else "whole",
         "created": stamp.st_mtime if stamp else None,
         "world_size": manifest.get("world_size"),
     }
-    return state | ({"why": f"{len(wrong)} files are missing or of another size, such as {wrong[0]}"} if wrong else {})
+    if wrong:
+        state["why"] = f"{len(wrong)} files are missing or of another size, such as {wrong[0]}"
+    return state
 
 
 def _has_size(folder: Path, checkpoint: str, path: str, size: int) -> bool:
@@ -159,9 +248,7 @@ def files_of(folder: Path) -> list[dict[str, object]]:
     return [{"name": name, "bytes": found.st_size} for name, found in sizes if found is not None]
 
 
-def detail(
-    connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summary: dict[str, object]
-) -> dict[str, object]:
+def detail(connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summary: RunRow) -> dict[str, object]:
     """Everything about one run but its curves and texts."""
     return {
         "id": row["id"],
@@ -198,7 +285,7 @@ def _wandb_link(folder: Path) -> str | None:
     return scrub(found[0]) if found else None
 
 
-def recipe(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+def recipe(folder: Path, info: Mapping[str, object]) -> RecipeTexts:
     """The recipe as given and resolved, and what follows from it."""
     resolved = text_below(folder, "resolved.yaml") or ""
     body, _, derived = resolved.partition("\n# Derived:\n")
@@ -227,7 +314,7 @@ def events(folder: Path, cursor: int = 0) -> dict[str, object]:
     return {"events": [without_secrets(_shown(line)) for line in found], "cursor": end}
 
 
-def _shown(line: dict[str, Any]) -> dict[str, object]:
+def _shown(line: Mapping[str, object]) -> dict[str, object]:
     event = event_of(line)
     plain = {name: value for name, value in line.items() if TABLES not in name}
     return {**plain, "severity": event.severity, "words": describe(event)}
@@ -244,7 +331,7 @@ def samples(folder: Path, cursor: int = 0) -> dict[str, object]:
     return {"samples": [without_secrets(sample) for sample in found], "cursor": end}
 
 
-def _records(folder: Path, name: str, cursor: int) -> tuple[list[dict[str, Any]], int]:
+def _records(folder: Path, name: str, cursor: int) -> tuple[list[dict[str, object]], int]:
     try:
         with opened_below(folder, name) as descriptor:
             size = os.fstat(descriptor).st_size
@@ -256,7 +343,7 @@ def _records(folder: Path, name: str, cursor: int) -> tuple[list[dict[str, Any]]
     return json_lines(data[:end])[-MOST_RECORDS:], begin + end
 
 
-def experts(folder: Path, step: int | None = None) -> dict[str, Any]:
+def experts(folder: Path, step: int | None = None) -> ExpertTable:
     """Tokens that each expert of each layer was given in an evaluation: that of `step`, else the newest."""
     tables: dict[int, dict[tuple[int, int], float]] = {}
     for line in _lines_with(folder, "metrics.jsonl", TABLES.encode()):
@@ -265,8 +352,9 @@ def experts(folder: Path, step: int | None = None) -> dict[str, Any]:
             for name, value in line.items()
             if isinstance(value, int | float) and (found := _TABLE.search(name))
         }
-        if cells and isinstance(line.get("step"), int):
-            tables[line["step"]] = cells
+        at = line.get("step")
+        if cells and isinstance(at, int):
+            tables[at] = cells
     steps = sorted(tables)
     chosen = tables.get(step if step is not None else (steps[-1] if steps else -1), {})
     layers = sorted({layer for layer, _ in chosen})
@@ -278,9 +366,9 @@ def experts(folder: Path, step: int | None = None) -> dict[str, Any]:
     }
 
 
-def _lines_with(folder: Path, name: str, words: bytes) -> list[dict[str, Any]]:
+def _lines_with(folder: Path, name: str, words: bytes) -> list[dict[str, object]]:
     """Objects of lines that hold some bytes; a file of any length is read in pieces."""
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, object]] = []
     rest, position = b"", 0
     try:
         with opened_below(folder, name) as descriptor:
@@ -299,10 +387,10 @@ def _lines_with(folder: Path, name: str, words: bytes) -> list[dict[str, Any]]:
     return found[-MOST_RECORDS:]
 
 
-def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> dict[str, Any]:
+def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> Comparison:
     """Fields of the recipes that differ among runs, and what each run came to."""
-    values: dict[str, dict[str, Any]] = defaultdict(dict)
-    results = []
+    values: dict[str, dict[str, object]] = defaultdict(dict)
+    results: list[ComparedRun] = []
     for run_id, key in keys.items():
         for path, value in connection.execute("SELECT path, value FROM fields WHERE run = ?", (key,)):
             values[path][run_id] = value
@@ -310,8 +398,13 @@ def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> dict[str, A
         metrics = connection.execute("SELECT name, last, best FROM metrics WHERE run = ?", (key,)).fetchall()
         results.append(
             {
-                **{name: row[name] for name in ("name", "state", "step", "total_steps", "loss", "eval_loss")},
                 "run": run_id,
+                "name": row["name"],
+                "state": row["state"],
+                "step": row["step"],
+                "total_steps": row["total_steps"],
+                "loss": row["loss"],
+                "eval_loss": row["eval_loss"],
                 "problem": row["problem"],
                 "info": _in_short(without_secrets(info_of(row))),
                 "groups": metrics_by_prefix(connection, key),
@@ -319,7 +412,7 @@ def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> dict[str, A
                 "best": {name: best for name, _, best in metrics if name.startswith("eval/")},
             }
         )
-    differing = [
+    differing: list[FieldDifference] = [
         {"path": path, "values": {run_id: found.get(run_id) for run_id in keys}}
         for path, found in sorted(values.items())
         if len({json.dumps(found.get(run_id)) for run_id in keys}) > 1
@@ -342,7 +435,7 @@ def _in_short(info: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _bands(values: dict[str, dict[str, object]], keys: dict[str, int]) -> list[dict[str, object]]:
+def _bands(values: dict[str, dict[str, object]], keys: dict[str, int]) -> list[Band]:
     """Runs whose recipes differ in nothing but their seeds and names: their curves make one band."""
     apart = {"name", "train.seed", "description", "tracking.wandb.group"}
     groups: dict[str, list[str]] = defaultdict(list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from shardyard.dashboard.index.files import names_below, opened_below, pread
 from shardyard.redaction import without_forms
@@ -33,10 +33,28 @@ def level_of(line: str) -> str:
     return "warning" if _WARNING.search(line) else "info"
 
 
+LogLine = tuple[int | None, str, str]
+
+
+class LogPart(TypedDict):
+    """Lines of a log, each as number, text and level.
+
+    cursor: for what comes after them. matches: lines that were searched for; left_out: those of them that are not
+    here. searched_from: the byte where the search began, where there was one.
+    """
+
+    lines: list[LogLine]
+    cursor: int
+    total_bytes: int
+    matches: int
+    left_out: int
+    searched_from: int | None
+
+
 def read_log(
     folder: Path, rank: str, *, cursor: int = -1, search: str = "", errors: bool = False, lines: int = 500
-) -> dict[str, Any]:
-    """Lines `[number or None, text, level]` of a log, and the cursor for what comes after them.
+) -> LogPart:
+    """Lines of a log.
 
     Args:
         rank: "driver", or the number of a rank.
@@ -69,7 +87,7 @@ def read_log(
         number = None
     found = _lines(data[:end], number, search.lower(), errors)
     # Logs of today hold no secrets; those of older runs may.
-    kept = [[line_number, without_forms(text), level] for line_number, text, level in found[-most:]]
+    kept = [(line_number, without_forms(text), level) for line_number, text, level in found[-most:]]
     return {
         "lines": kept,
         "cursor": begin + end,
@@ -80,8 +98,8 @@ def read_log(
     }
 
 
-def _lines(data: bytes, number: int | None, search: str, errors: bool) -> list[list[Any]]:
-    found: list[list[Any]] = []
+def _lines(data: bytes, number: int | None, search: str, errors: bool) -> list[LogLine]:
+    found: list[LogLine] = []
     for index, line in enumerate(data.split(b"\n")[:-1]):
         # What a progress bar overwrote is not shown.
         text = line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="replace")
@@ -93,7 +111,7 @@ def _lines(data: bytes, number: int | None, search: str, errors: bool) -> list[l
             continue
         if len(text) > MOST_LINE_CHARACTERS:
             text = f"{text[:MOST_LINE_CHARACTERS]} … ({len(text) - MOST_LINE_CHARACTERS} characters more)"
-        found.append([None if number is None else number + index, text, level])
+        found.append((None if number is None else number + index, text, level))
     return found
 
 

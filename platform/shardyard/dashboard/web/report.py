@@ -6,7 +6,7 @@ import html
 import json
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 from shardyard import __version__
 from shardyard.dashboard.charts.series import Reader, chart
@@ -48,6 +48,9 @@ for (const [metric, curves] of Object.entries(data)) {
 }
 """
 
+# What the table of the results shows of each run.
+ResultName = Literal["run", "name", "state", "step", "total_steps", "loss", "eval_loss"]
+
 
 def html_report(connection: sqlite3.Connection, reader: Reader, runs_dir: Path, keys: dict[str, int]) -> str:
     """The file as text.
@@ -58,8 +61,8 @@ def html_report(connection: sqlite3.Connection, reader: Reader, runs_dir: Path, 
     compared = details.compare(connection, keys)
     charts = _charts(connection, reader, keys)
     title = next(iter(keys)) if len(keys) == 1 else f"{len(keys)} runs"
-    names = ["name", "state", "step", "total_steps", "loss", "eval_loss"]
-    results = _table(["run", *names], [[one["run"], *(one[name] for name in names)] for one in compared["results"]])
+    names: tuple[ResultName, ...] = get_args(ResultName)
+    results = _table(list(names), [[one[name] for name in names] for one in compared["results"]])
     body = [f"<h1>{_text(title)}</h1>", f"<p>Shardyard {_text(__version__)}, {_text(now_text())}</p>", results]
     if len(keys) > 1:
         rows = [[one["path"], *(one["values"][run] for run in keys)] for one in compared["recipe_diff"]]
@@ -70,13 +73,21 @@ def html_report(connection: sqlite3.Connection, reader: Reader, runs_dir: Path, 
     return _page(title, "\n".join(body), charts)
 
 
-def _charts(connection: sqlite3.Connection, reader: Reader, keys: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+class Trace(TypedDict):
+    """The curve of a run in a chart."""
+
+    run: str
+    x: list[float | None]
+    y: list[float | None]
+
+
+def _charts(connection: sqlite3.Connection, reader: Reader, keys: dict[str, int]) -> dict[str, list[Trace]]:
     names: dict[str, None] = {}
     for key in keys.values():
         for group in details.metrics_by_prefix(connection, key).values():
             names |= dict.fromkeys(group)
     ordered = [*(name for name in _FIRST if name in names), *sorted(name for name in names if name not in _FIRST)]
-    charts: dict[str, list[dict[str, Any]]] = {}
+    charts: dict[str, list[Trace]] = {}
     for name in ordered[:MOST_CHARTS]:
         for run_id, key in keys.items():
             curve = reader.curve(connection, key, name, "step")
@@ -86,7 +97,7 @@ def _charts(connection: sqlite3.Connection, reader: Reader, keys: dict[str, int]
     return charts
 
 
-def _zigzag(curve: Any, points: int) -> tuple[list[Any], list[Any]]:
+def _zigzag(curve: Any, points: int) -> tuple[list[float | None], list[float | None]]:
     """Lowest and highest of each bucket in turn, so that one line shows every spike."""
     thin = chart(curve, points, 0.0)
     if thin.raw:
@@ -117,7 +128,7 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _page(title: str, body: str, charts: dict[str, Any]) -> str:
+def _page(title: str, body: str, charts: dict[str, list[Trace]]) -> str:
     try:
         plotly = plotly_file().read_text(encoding="utf-8").replace("</script", "<\\/script")
     except OSError as error:

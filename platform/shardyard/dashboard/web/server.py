@@ -163,7 +163,7 @@ def _recipe(request: Request) -> Response:
     return Answer({"text": cluster.recipe_text(request.path_params["name"])})
 
 
-def _check(request: Request, body: dict[str, object]) -> dict[str, object]:
+def _check(request: Request, body: dict[str, object]) -> cluster.CheckPayload:
     plans: cluster.Plans = request.app.state.plans
     name, overrides = cluster.checked_request(body)
     return plans.check(name, overrides, plan=body.get("plan", True) is not False)

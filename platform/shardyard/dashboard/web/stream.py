@@ -10,10 +10,10 @@ event: log      {"run", "rank", "lines": […], "cursor": n}
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import anyio
 from anyio import to_thread
@@ -91,6 +91,17 @@ async def _events(request: Request, state: State, watch: Watch) -> AsyncIterator
         state.streams -= 1
 
 
+class NewPoints(TypedDict):
+    """Points of a curve since the last message; `replace`: in place of all before, since the file was replaced."""
+
+    run: str
+    metric: str
+    x: list[float | None]
+    y: list[float | None]
+    cursor: int
+    replace: bool
+
+
 def _news(state: State, watch: Watch) -> list[bytes]:
     """What has come since the last time; a comment now and then shows that the line stands."""
     state.index.watch()
@@ -112,7 +123,7 @@ def _news(state: State, watch: Watch) -> list[bytes]:
 
 
 def _points(state: State, watch: Watch, changed: dict[str, int]) -> list[bytes]:
-    found: list[dict[str, Any]] = []
+    found: list[NewPoints] = []
     for run_id, rows in changed.items():
         key = state.index.key_of(run_id)
         since = watch.cursors.get(run_id)
@@ -123,10 +134,8 @@ def _points(state: State, watch: Watch, changed: dict[str, int]) -> list[bytes]:
         for metric in watch.metrics:
             curve = state.reader.curve(state.connection, key, metric, watch.axis, 0 if again else since)
             if curve.x.size:
-                found.append(
-                    {"run": run_id, "metric": metric, "x": numbers(curve.x), "y": numbers(curve.y, 7)}
-                    | {"cursor": curve.rows, "replace": again}
-                )
+                x, y = numbers(curve.x), numbers(curve.y, 7)
+                found.append({"run": run_id, "metric": metric, "x": x, "y": y, "cursor": curve.rows, "replace": again})
         watch.cursors[run_id] = rows
     return [_message("series", {"series": found})] if found else []
 
@@ -147,7 +156,7 @@ def _lines(state: State, watch: Watch) -> list[bytes]:
     return [_message("log", {"run": run_id, "rank": rank, **found})] if news else []
 
 
-def _message(event: str, content: dict[str, Any], number: int | None = None) -> bytes:
+def _message(event: str, content: Mapping[str, object], number: int | None = None) -> bytes:
     # JSON has no raw line breaks, so one line of data is enough.
     name = f"id: {number}\n" if number is not None else ""
     return f"{name}event: {event}\ndata: ".encode() + encoded(content) + b"\n\n"

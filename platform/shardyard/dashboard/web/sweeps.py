@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,17 +22,72 @@ MOST_TRIALS = 5000
 _MOST_BYTES = 16 * 1024**2
 
 
+class Standing(TypedDict):
+    """How far a sweep is. trials: how many there are; best: value of the metric sought, which `best_run` has."""
+
+    trials: int
+    finished: int
+    metric: str
+    mode: str
+    best: float | None
+    best_run: str | None
+
+
+class SweepRow(Standing):
+    """A sweep in the list, as its file has it."""
+
+    id: str
+    name: object
+    state: object
+    created: object
+    ended: object
+    recipe: object
+
+
+class DamagedSweep(TypedDict):
+    """A sweep whose file cannot be read."""
+
+    id: str
+    name: str
+    state: str
+    problem: str
+
+
+class TrialPayload(TypedDict):
+    """A trial: what is kept of it, and what the index knows of its run. metric: value of the metric that is sought."""
+
+    trial: object
+    run: str | None
+    parameters: dict[str, object]
+    metric: float | None
+    state: str
+    step: int
+    tokens: float
+    model_parameters: object
+    flops: object
+    error: object
+
+
 def list_all(request: Request) -> Response:
     """All sweeps, the newest first."""
     state = state_of(request)
-    found: list[dict[str, Any]] = []
+    found: list[SweepRow | DamagedSweep] = []
     for name in names_below(state.index.runs_dir, "sweeps"):
         info = _info(state.index.runs_dir, name)
         if info is None:
             found.append({"id": name, "name": name, "state": "damaged", "problem": "sweep.json cannot be read"})
             continue
-        shown: dict[str, Any] = {key: info.get(key) for key in ("name", "state", "created", "ended", "recipe")}
-        found.append({"id": name, **shown, **_standing(state, name, info)})
+        found.append(
+            {
+                "id": name,
+                "name": info.get("name"),
+                "state": info.get("state"),
+                "created": info.get("created"),
+                "ended": info.get("ended"),
+                "recipe": info.get("recipe"),
+                **_standing(state, name, info),
+            }
+        )
     return Answer(sorted(found, key=lambda one: (str(one.get("created") or ""), str(one["id"])), reverse=True))
 
 
@@ -45,7 +101,7 @@ def show(request: Request) -> Response:
     metric, mode = _objective(info)
     trials = [_trial(state, record, metric) for record in _records(runs_dir, name)]
     best = _best(trials, mode)
-    law = _definition(info).get("scaling_law") and request.query_params.get("fit") == "1"
+    law = _section(info, "sweep").get("scaling_law") and request.query_params.get("fit") == "1"
     return Answer(
         {
             "id": name,
@@ -63,25 +119,25 @@ def show(request: Request) -> Response:
     )
 
 
-def _definition(info: dict[str, Any]) -> dict[str, Any]:
-    sweep = info.get("sweep")
-    return sweep if isinstance(sweep, dict) else {}
+def _section(known: Mapping[str, object], name: str) -> dict[str, object]:
+    """An object in an object that others wrote; empty where it is something else."""
+    found = known.get(name)
+    return found if isinstance(found, dict) else {}
 
 
-def _objective(info: dict[str, Any]) -> tuple[str, str]:
+def _objective(info: Mapping[str, object]) -> tuple[str, str]:
     """The metric that is sought, and whether its least or its greatest value."""
-    objective = _definition(info).get("objective")
-    found = objective if isinstance(objective, dict) else {}
+    found = _section(_section(info, "sweep"), "objective")
     return str(found.get("metric") or "eval/validation/loss"), str(found.get("mode") or "min")
 
 
-def _standing(state: State, name: str, info: dict[str, Any]) -> dict[str, Any]:
+def _standing(state: State, name: str, info: Mapping[str, object]) -> Standing:
     """How far a sweep is, and its best trial so far."""
     metric, mode = _objective(info)
     trials = [_trial(state, record, metric) for record in _records(state.index.runs_dir, name)]
-    best = _best(trials, mode)
+    best, listed = _best(trials, mode), info.get("trials")
     return {
-        "trials": max(len(trials), len(info.get("trials") or [])),
+        "trials": max(len(trials), len(listed) if isinstance(listed, list) else 0),
         "finished": sum(trial["state"] in ("finished", "stopped early") for trial in trials),
         "metric": metric,
         "mode": mode,
@@ -90,7 +146,7 @@ def _standing(state: State, name: str, info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _info(runs_dir: Path, name: str) -> dict[str, Any] | None:
+def _info(runs_dir: Path, name: str) -> dict[str, object] | None:
     try:
         found = json.loads(read_below(runs_dir, "sweeps", name, "sweep.json", most=_MOST_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -98,7 +154,7 @@ def _info(runs_dir: Path, name: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _records(runs_dir: Path, name: str) -> list[dict[str, Any]]:
+def _records(runs_dir: Path, name: str) -> list[dict[str, object]]:
     found = []
     for file in names_below(runs_dir, "sweeps", name, "trials")[:MOST_TRIALS]:
         try:
@@ -110,7 +166,7 @@ def _records(runs_dir: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _trial(state: State, record: dict[str, Any], metric: str) -> dict[str, Any]:
+def _trial(state: State, record: Mapping[str, object], metric: str) -> TrialPayload:
     """A trial from what is kept of it and from the index."""
     run = record.get("run")
     key = state.index.key_of(run) if isinstance(run, str) else None
@@ -122,32 +178,32 @@ def _trial(state: State, record: dict[str, Any], metric: str) -> dict[str, Any]:
             "SELECT last FROM metrics WHERE run = ? AND name = ?", (key, metric)
         ).fetchone()
         value = found[0] if found is not None else None
-    plan = json.loads(row["info"]).get("plan") if row is not None else None
-    sizes = plan.get("architecture") if isinstance(plan, dict) else None
+    plan = _section(json.loads(row["info"]), "plan") if row is not None else {}
+    tokens = plan.get("tokens_per_step")
     ended = "stopped early" if record.get("stopped") and (row is None or row["state"] != "finished") else None
     return {
         "trial": record.get("trial"),
-        "run": run if key is not None else None,
-        "parameters": record.get("parameters") or {},
+        "run": str(run) if key is not None else None,
+        "parameters": _section(record, "parameters"),
         "metric": value,
         "state": ended or (row["state"] if row is not None else "failed" if record.get("error") else "waiting"),
         "step": row["step"] if row is not None else 0,
-        "tokens": row["step"] * (plan.get("tokens_per_step") or 0) if row is not None and isinstance(plan, dict) else 0,
-        "model_parameters": sizes.get("parameters") if isinstance(sizes, dict) else None,
-        "flops": plan.get("flops") if isinstance(plan, dict) else None,
+        "tokens": row["step"] * tokens if row is not None and isinstance(tokens, int | float) else 0,
+        "model_parameters": _section(plan, "architecture").get("parameters"),
+        "flops": plan.get("flops"),
         "error": record.get("error"),
     }
 
 
-def _best(trials: list[dict[str, Any]], mode: str) -> dict[str, Any] | None:
-    measured = [trial for trial in trials if isinstance(trial["metric"], int | float)]
-    finished = [trial for trial in measured if trial["state"] == "finished"] or measured
+def _best(trials: Sequence[TrialPayload], mode: str) -> TrialPayload | None:
+    measured = [(trial["metric"], trial) for trial in trials if trial["metric"] is not None]
+    finished = [(value, trial) for value, trial in measured if trial["state"] == "finished"] or measured
     sign = -1.0 if mode == "max" else 1.0
-    return min(finished, key=lambda trial: sign * trial["metric"], default=None)
+    return min(finished, key=lambda one: sign * one[0], default=(0.0, None))[1]
 
 
 @lru_cache(maxsize=32)
-def _fit(runs_dir: Path, name: str, trials: str) -> dict[str, Any]:
+def _fit(runs_dir: Path, name: str, trials: str) -> dict[str, object]:
     """The scaling law, where enough trials have finished; else why there is none. Made anew when `trials` changed."""
     from shardyard.launch.sweep.fit import fit_sweep
     from shardyard.launch.sweep.folder import SweepFolder
