@@ -201,8 +201,8 @@ def test_the_file_of_a_job_holds_none(tmp_path: Path) -> None:
 def test_what_wandb_is_told_holds_none(tmp_path: Path) -> None:
     secret = SECRETS["slack"]
     mirror = WandbMirror(Wandb(), "id", "name", [secret], {"a": {"b": [f"x {secret}"]}}, tmp_path)
-    assert mirror._identity["tags"] == [HIDDEN]
-    assert mirror._identity["config"] == {"a": {"b": [f"x {HIDDEN}"]}}
+    assert mirror._identity.tags == [HIDDEN]
+    assert mirror._identity.config == {"a": {"b": [f"x {HIDDEN}"]}}
 
 
 class _Refusing(BaseHTTPRequestHandler):

@@ -13,7 +13,9 @@ MAY_SAY_IT = {
     "ranks meet": (
         "engine/mesh.py",
         "engine/world.py",
+        "launch/ray/places.py",
         "launch/ray/process_group.py",
+        "launch/ray/rank_actor.py",
         "launch/ray/worker.py",
         "launch/run/local.py",
     ),

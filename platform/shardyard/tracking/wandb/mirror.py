@@ -111,7 +111,7 @@ class WandbMirror:
         self.problems: list[str] = []
         self.dropped = 0
         self._settings = settings
-        self._identity = _Identity(run_id, name, scrub_all(list(tags)), scrub_all(dict(config)))
+        self._identity = _Identity(scrub(run_id), scrub(name), scrub_all(list(tags)), scrub_all(dict(config)))
         self._typed = typed(Path(folder))
         self._root = Path(os.environ.get("WANDB_DIR") or folder)
         self._init_timeout_seconds = init_timeout_seconds
