@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -70,16 +70,21 @@ def installed(kind: Kind, ours: Iterable[str] = ()) -> Mapping[str, EntryPoint]:
     for point in _entry_points(f"shardyard.{kind}"):
         if point.name in known:
             raise UsageError(
-                f"the package {_package(point)} provides {point.name!r} as one of shardyard.{kind}, a name that "
+                f"the package {package_of(point)} provides {point.name!r} as one of shardyard.{kind}, a name that "
                 "Shardyard uses itself; rename its entry point, or uninstall the package."
             )
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise UsageError(
-                f"{point.name!r} of shardyard.{kind} is provided by two packages, {_package(other)} and "
-                f"{_package(point)}; uninstall one, or rename its entry point."
+                f"{point.name!r} of shardyard.{kind} is provided by two packages, {package_of(other)} and "
+                f"{package_of(point)}; uninstall one, or rename its entry point."
             )
     return found
+
+
+def brought(kind: Kind) -> tuple[EntryPoint, ...]:
+    """All that installed packages bring of a kind, whether it can be used or not."""
+    return _entry_points(f"shardyard.{kind}")
 
 
 def find(kind: Kind, name: str, ours: Iterable[str] = ()) -> str | None:
@@ -94,24 +99,35 @@ def find(kind: Kind, name: str, ours: Iterable[str] = ()) -> str | None:
     return point.value if point is not None else None
 
 
+def problem_of(kind: Kind, name: str, ours: Iterable[str] = ()) -> str | None:
+    """Why a name leads nowhere, for a recipe's problems; None where it leads to something. No code is imported."""
+    try:
+        reference = find(kind, name, ours)
+    except UsageError as error:
+        return str(error).removesuffix(".")
+    if reference is None:
+        what = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind[:-1]}"
+        return f"no installed package brings {what} {name!r}; {suggestion(name, [*ours, *installed(kind)])}"
+    where = reference.rpartition(":")[0]
+    if is_file_reference(reference) and not Path(where).expanduser().is_file():
+        return f"there is no file {where!r}; a relative path starts at the current folder, or at that of the recipe"
+    return None
+
+
 def origin(kind: Kind, name: str) -> Origin:
     """Where the code of a name comes from, with the SHA-256 of its source: of the file, or of all of its package.
 
     Raises:
-        UsageError: the name is unknown, or its module cannot be imported.
+        UsageError: the name is unknown, or its file or package is not here.
     """
     reference = find(kind, name)
     assert reference is not None, "checked with the recipe"
     where = reference.rpartition(":")[0]
     if where.endswith(".py"):
-        _module(where, reference)
-        return Origin(reference, None, _sha256([Path(where).expanduser()]))
-    module = _module(where, reference)
-    package = sys.modules[module.__name__.partition(".")[0]]
-    folder = Path(package.__file__ or "").parent if hasattr(package, "__path__") else None
-    files = sorted(folder.rglob("*.py")) if folder is not None else [Path(package.__file__ or "")]
+        return Origin(reference, None, sha256_of([Path(where).expanduser()]))
     point = None if is_reference(name) else installed(kind)[name]
-    return Origin(reference, _package(point) if point is not None else None, _sha256(files))
+    package = package_of(point) if point is not None else _package_of(where)
+    return Origin(reference, package, sha256_of(_sources(where.partition(".")[0], reference)))
 
 
 @cache
@@ -119,15 +135,42 @@ def _entry_points(group: str) -> tuple[EntryPoint, ...]:
     return tuple(sorted(entry_points(group=group), key=lambda point: (point.name, point.value)))
 
 
-def _package(point: EntryPoint) -> str:
+def package_of(point: EntryPoint) -> str:
+    """The package that brings an entry point, with its version."""
     return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
 
 
-def _sha256(files: Iterable[Path]) -> str:
-    """SHA-256 of the names and contents of files; names are relative to the first file's folder."""
+def _package_of(module: str) -> str | None:
+    """The distribution that brings a module, with its version; None where none does, as for a folder on the path."""
+    names = packages_distributions().get(module.partition(".")[0], [])
+    return f"{names[0]} {version(names[0])}" if names else None
+
+
+def _sources(package: str, reference: str) -> list[Path]:
+    """The Python files of a package, found without importing it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise UsageError(f"{reference}: there is no module {package!r} here; install the package.")
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin is not None and Path(spec.origin).is_file() else []
+    return sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py"))
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of the names and contents of files.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        try:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        except OSError as error:
+            raise UsageError(f"{path}, which the recipe names as code, cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
 
 
@@ -141,7 +184,11 @@ def _module(where: str, reference: str) -> ModuleType:
             f"{reference}: there is no file {where!r}; a relative path starts at the current folder."
         ) from error
     except ModuleNotFoundError as error:
-        raise UsageError(f"{reference}: there is no module {error.name!r} here; install the package.") from error
+        own = error.name is not None and (where == error.name or where.startswith(f"{error.name}."))
+        why = f"there is no module {error.name!r} here"
+        raise UsageError(
+            f"{reference}: {why}; install the package." if own else f"{reference}: {where} cannot be imported: {why}."
+        ) from error
     except Exception as error:
         raise UsageError(f"{reference}: {where} cannot be imported: {type(error).__name__}: {error}") from error
 

@@ -94,7 +94,7 @@ def test_the_pages_objective_is_checked_planned_trained_and_exported(package: Pa
 def test_the_file_of_the_other_page_trains_through_ray_without_touching_the_package(tmp_path: Path) -> None:
     """It lies beside the recipe, below the current folder; its hash stands in run.json."""
     page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
-    (source,) = (block.text for block in blocks_of("docs/extending.md", page) if block.language == "python")
+    (source,) = (block.text for block in blocks_of("docs/extending.md", page) if block.mark == "rotation.py")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "rotation.py").write_text(source, encoding="utf-8")
     file = _write_recipe(tmp_path, tmp_path / "mine", "rotation.py:SPEC")

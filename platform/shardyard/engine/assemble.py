@@ -25,6 +25,8 @@ from shardyard.tracking.metrics.meters import Throughput, device_name, peak_flop
 from shardyard.tracking.metrics.tracker import Tracker
 from shardyard.tracking.run.events import Notice
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.trackers.base import TrackerInputs
+from shardyard.tracking.trackers.registry import mirrors_of
 from shardyard.tracking.wandb.mirror import WandbMirror
 
 
@@ -98,7 +100,7 @@ def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:
         config=recipe.model_dump(),
         folder=folder.path,
     )
-    return Tracker(folder, mirror)
+    return Tracker(folder, mirror, *mirrors_of(TrackerInputs(recipe, folder.id, folder.path)))
 
 
 def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:

@@ -24,6 +24,7 @@ from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError, HardwareError, ShardyardError
 from shardyard.hardware import bf16_units, read_cpuinfo
+from shardyard.models.build import module_skeleton
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.recipe.precision import precision_of
@@ -183,6 +184,7 @@ def _export(session: Session) -> str | None:
                     card=card,
                     objective=session.recipe.objective,
                     adapter=session.recipe.model.adapter,
+                    module=module_skeleton(session.recipe.model, session.config),
                 ),
             )
             session.event_log.event(Finished(step=session.engine.global_steps, path=path.name))

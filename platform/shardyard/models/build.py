@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from shardyard.errors import ModelError
-from shardyard.models.pretrained import Loaded, load_weights, pretrained_config
+from shardyard.models.outside import (
+    ModuleConfig,
+    OutsideModel,
+    load_module_weights,
+    make_module,
+    meta_device,
+    module_config,
+)
+from shardyard.models.pretrained import Loaded, load_weights, place, pretrained_config
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.image_tokens import image_tokens
 from shardyard.recipe.schema import Image, Model
@@ -39,7 +48,7 @@ def auto_class(objective: str = "causal_lm") -> Any:
 def architecture_config(
     model: Model, *, vocabulary: int | None, special_tokens: dict[str, int | None] | None = None
 ) -> PreTrainedConfig:
-    """The transformers configuration of a recipe's model.
+    """The transformers configuration of a recipe's model; a module from outside has one of its own class.
 
     Args:
         model: the recipe's section.
@@ -50,6 +59,10 @@ def architecture_config(
     Raises:
         ModelError: the family is unknown, a value is refused, or the vocabulary does not hold the tokenizer.
     """
+    if model.module is not None:
+        config = module_config(model, vocabulary=vocabulary, special_tokens=special_tokens)
+        _check_vocabulary(config, vocabulary)
+        return config
     with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
             config = pretrained_config(model.pretrained, **{**(special_tokens or {}), **model.config})
@@ -131,12 +144,14 @@ def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
                 setattr(part, key, probability)
 
 
-def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> PreTrainedModel:
+def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:
     """The module in fp32, with whatever weights its constructor gives.
 
     Raises:
-        ModelError: the attention implementation is not available.
+        ModelError: the attention implementation is not available, or a module from outside cannot be made.
     """
+    if isinstance(config, ModuleConfig):
+        return make_module(model, config)
     with _refusing(f"model: cannot build {model.family!r}", *_REFUSALS):
         built = auto_class(objective).from_config(config, dtype=torch.float32, attn_implementation=model.attention)
     _checkpoint_activations(model, built)
@@ -152,6 +167,8 @@ def construct_pretrained(
         ModelError: the attention implementation or the weights are not available, or are of another model.
     """
     assert model.pretrained is not None
+    if isinstance(config, ModuleConfig):
+        return _module_with_weights(model, config, seed)
     with _refusing(f"model: cannot load {model.pretrained!r} as {model.family!r}", *_REFUSALS):
         loaded = load_weights(
             auto_class(objective), model.pretrained, config, seed=seed, attn_implementation=model.attention
@@ -160,23 +177,43 @@ def construct_pretrained(
     return loaded
 
 
+def _module_with_weights(model: Model, config: ModuleConfig, seed: int) -> Loaded:
+    folder = Path(str(place(str(model.pretrained))["pretrained_model_name_or_path"]))
+    torch.manual_seed(seed)
+    built = make_module(model, config)
+    new, unused = load_module_weights(built, folder)
+    return Loaded(built, tuple(sorted(new)), tuple(sorted(unused)))
+
+
 def _checkpoint_activations(model: Model, built: PreTrainedModel) -> None:
     if model.activation_checkpointing:
         # The non-reentrant form keeps the random state of dropout and works with torch.compile and ZeRO-3.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> PreTrainedModel:
+def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:
     """The module on the meta device: shapes and names without any memory.
 
     Raises:
         ModelError: the configuration describes no model.
     """
+    if isinstance(config, ModuleConfig):
+        with meta_device(str(model.module)):
+            return make_module(model, config)
     # Nothing is allocated here, so a RuntimeError is about a shape and not about memory.
     refusals = (*_REFUSALS, RuntimeError)
     what = f"model: transformers refuses this configuration of {model.family!r}"
     with _refusing(what, *refusals), torch.device("meta"):
         return auto_class(objective).from_config(config)
+
+
+def module_skeleton(model: Model, config: PreTrainedConfig) -> OutsideModel | None:
+    """`skeleton` of a module from outside; None of a family.
+
+    Raises:
+        ModelError: it cannot be made.
+    """
+    return skeleton(model, config) if isinstance(config, ModuleConfig) else None
 
 
 @contextmanager

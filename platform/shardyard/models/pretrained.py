@@ -26,7 +26,7 @@ _SAMPLE_BYTES = 1 << 20
 class Loaded:
     """A pretrained model, and what did not fit: `new` parameters got random values, `unused` weights were left."""
 
-    model: PreTrainedModel
+    model: Any
     new: tuple[str, ...]
     unused: tuple[str, ...]
 

@@ -1,8 +1,10 @@
-"""Code from outside that a recipe uses: its objective, the objective's row format, and files beside the recipe."""
+"""Code from outside that a recipe names, such as its objective, model, hooks and trackers; files beside the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardyard import plugins
@@ -10,13 +12,55 @@ from shardyard.errors import UsageError
 from shardyard.objectives.registry import OBJECTIVES, objective_spec
 from shardyard.recipe.schema import Recipe
 
+# Where a run keeps the files of its code, and in it the table of them: path as a recipe has it → path of the copy.
+CODE_FOLDER = "code"
+CODE_TABLE = "files.json"
+# Trackers of ours, which have sections of their own.
+TRACKERS = ("wandb",)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name in plain data of a recipe: its field, what kind of code it is, and where it stands."""
+
+    field: str
+    kind: plugins.Kind
+    name: str
+    section: dict[str, object]
+    key: str
+
+
+def named_code(data: dict[str, object]) -> Iterator[Named]:
+    """Every field of a recipe that may name code, whose value is a text; data may be of a broken recipe."""
+    places: list[tuple[str, plugins.Kind, object, str]] = [("objective", "objectives", data, "objective")]
+    places.append(("model.module", "models", data.get("model"), "module"))
+    hooks = data.get("hooks")
+    for index, hook in enumerate(hooks if isinstance(hooks, list) else ()):
+        places.append((f"hooks[{index}].name", "hooks", hook, "name"))
+    tracking = data.get("tracking")
+    trackers = tracking.get("trackers") if isinstance(tracking, dict) else None
+    for index, tracker in enumerate(trackers if isinstance(trackers, list) else ()):
+        places.append((f"tracking.trackers[{index}].name", "trackers", tracker, "name"))
+    for field, kind, section, key in places:
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            yield Named(field, kind, section[key], section, key)
+
 
 def names_code(recipe: Recipe) -> bool:
-    """Whether a recipe uses code from outside Shardyard."""
-    return recipe.objective not in OBJECTIVES
+    """Whether the sizes of the model depend on code from outside Shardyard."""
+    return recipe.objective not in OBJECTIVES or recipe.model.module is not None
 
 
 TRUST = "If you know who wrote it, add --trust; otherwise leave it alone."
+# What is made of a run afterwards executes these; hooks and trackers run in training alone.
+_USED_AFTERWARDS = ("objective", "model.module")
+
+
+def executed_afterwards(data: dict[str, object]) -> Iterator[Named]:
+    """What sampling, evaluation and export of a run execute of the code that its recipe names by reference."""
+    for named in named_code(data):
+        if named.field in _USED_AFTERWARDS and plugins.is_reference(named.name):
+            yield named
 
 
 def refuse_code(recipe: Recipe, whose: str, remedy: str = TRUST) -> None:
@@ -30,8 +74,10 @@ def refuse_code(recipe: Recipe, whose: str, remedy: str = TRUST) -> None:
     Raises:
         UsageError: it names code, which would be executed here.
     """
-    for field, reference in _references({"objective": recipe.objective}):
-        raise UsageError(f"{whose} names its own code ({field}: {reference}), which would be executed here. {remedy}")
+    for named in executed_afterwards(recipe.model_dump()):
+        raise UsageError(
+            f"{whose} names its own code ({named.field}: {named.name}), which would be executed here. {remedy}"
+        )
 
 
 def origins(recipe: Recipe) -> dict[str, dict[str, str | None]]:
@@ -41,8 +87,11 @@ def origins(recipe: Recipe) -> dict[str, dict[str, str | None]]:
         UsageError: the code is not here.
     """
     found: dict[str, plugins.Origin] = {}
+    for named in named_code(recipe.model_dump()):
+        if named.name in OBJECTIVES and named.kind == "objectives":
+            continue
+        found[named.field] = plugins.origin(named.kind, named.name)
     if recipe.objective not in OBJECTIVES:
-        found["objective"] = plugins.origin("objectives", recipe.objective)
         rows = objective_spec(recipe.objective).rows
         if plugins.is_reference(rows) or rows in plugins.installed("formats"):
             found["rows"] = plugins.origin("formats", rows)
@@ -53,10 +102,10 @@ def origins(recipe: Recipe) -> dict[str, dict[str, str | None]]:
 
 
 def code_files(recipe: Recipe) -> Iterator[Path]:
-    """Files that a recipe names by relative path as code; they travel with a job."""
-    for _, name in _references(recipe.model_dump(include={"objective"})):
-        path = Path(name.rpartition(":")[0])
-        if plugins.is_file_reference(name) and not path.is_absolute():
+    """Files that a recipe names as code and that are here; they travel with a job. Each once."""
+    names = [named.name for named in named_code(recipe.model_dump()) if plugins.is_file_reference(named.name)]
+    for path in dict.fromkeys(Path(name.rpartition(":")[0]) for name in names):
+        if path.expanduser().is_file():
             yield path
 
 
@@ -67,27 +116,61 @@ def find_beside(data: dict[str, object], folders: Sequence[Path]) -> None:
         data: of a recipe.
         folders: of the recipe, then of the recipes that it extends.
     """
-    for field, name in list(_references(data)):
-        where, _, what = name.rpartition(":")
-        if not plugins.is_file_reference(name) or Path(where).expanduser().exists():
-            continue
+
+    def beside(where: Path) -> Path | None:
+        if where.expanduser().exists():
+            return None
         path = next((folder / where for folder in folders if (folder / where).is_file()), None)
-        if path is not None:
-            data[field] = f"{_shown(path)}:{what}"
+        return _shown(path) if path is not None else None
+
+    replace_files(data, beside)
+
+
+def kept_files(run: Path) -> dict[str, str]:
+    """The copies of code that a run folder has: path as a recipe has it → path within its `code`."""
+    try:
+        table = json.loads((run / CODE_FOLDER / CODE_TABLE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(path): str(copy) for path, copy in table.items()} if isinstance(table, dict) else {}
+
+
+def lead_to_kept(data: dict[str, object], run: Path) -> None:
+    """Let references lead to the copies of code that a run folder has, in place; also where it was moved."""
+    table, root = kept_files(run), run.resolve() / CODE_FOLDER
+
+    def copy(where: Path) -> Path | None:
+        relative = table.get(str(where))
+        if relative is None and where.parent.parent.name == CODE_FOLDER:
+            relative = f"{where.parent.name}/{where.name}"
+        return root / relative if relative is not None and (root / relative).is_file() else None
+
+    replace_files(data, copy)
+
+
+def with_file_names(recipe: Recipe) -> Recipe:
+    """The recipe with the mere names of its files of code: to compare what was submitted with what is kept."""
+    data = recipe.model_dump()
+    return Recipe.model_validate(data) if replace_files(data, lambda where: Path(where.name)) else recipe
 
 
 def with_absolute_files(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of code: ranks that are started here may have another current folder."""
-    if not plugins.is_file_reference(recipe.objective):
-        return recipe
-    where, _, what = recipe.objective.rpartition(":")
-    return recipe.model_copy(update={"objective": f"{Path(where).expanduser().resolve()}:{what}"})
+    data = recipe.model_dump()
+    changed = replace_files(data, lambda where: where.expanduser().resolve())
+    return Recipe.model_validate(data) if changed else recipe
 
 
-def _references(data: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    name = data.get("objective")
-    if isinstance(name, str) and plugins.is_reference(name):
-        yield "objective", name
+def replace_files(data: dict[str, object], other: Callable[[Path], Path | None]) -> bool:
+    """Replace the files of code in plain data of a recipe, in place; None leaves one. Whether any was replaced."""
+    changed = False
+    for named in list(named_code(data)):
+        where, _, what = named.name.rpartition(":")
+        path = other(Path(where)) if plugins.is_file_reference(named.name) else None
+        if path is not None:
+            named.section[named.key] = f"{path}:{what}"
+            changed = True
+    return changed
 
 
 def _shown(path: Path) -> Path:

@@ -27,7 +27,16 @@ from shardyard.recipe.sections.training import (
     Train,
     Zero,
 )
-from shardyard.recipe.sections.watching import Alerts, EarlyStopping, Evaluate, HookUse, Sample, Tracking, Wandb
+from shardyard.recipe.sections.watching import (
+    Alerts,
+    EarlyStopping,
+    Evaluate,
+    HookUse,
+    Sample,
+    TrackerUse,
+    Tracking,
+    Wandb,
+)
 
 __all__ = [
     "NAME_PATTERN",
@@ -62,6 +71,7 @@ __all__ = [
     "Section",
     "Slurm",
     "Source",
+    "TrackerUse",
     "Tracking",
     "Train",
     "Wandb",

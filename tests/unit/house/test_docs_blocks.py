@@ -136,6 +136,9 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("corpus/a.jsonl", "photos/train-0.parquet"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
+    for block in blocks():
+        if block.mark.endswith(".py"):
+            (tmp_path / block.mark).write_text(block.text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from shardyard.cli.doctor.plugins import check_plugins
 from shardyard.cli.doctor.probe import (
     Check,
     check_collectives,
@@ -43,6 +44,7 @@ def all_checks(runs_dir: str | None = None) -> Iterator[Check]:
     probe = probe_torch()
     yield check_torch(probe)
     yield from check_packages()
+    yield from check_plugins()
     yield check_gpus(probe)
     yield check_collectives(probe)
     yield check_cpu_precision(probe)

@@ -20,6 +20,7 @@ from shardyard.redaction import holds_secret
 _NAMES = frozenset({"path", "tokenizer", "pretrained", "teacher", "extends"})
 # Fields that name code, which would run as the person who started the server.
 _CODE = frozenset({"objective", "module"})
+_CODE_LISTS = frozenset({"hooks", "trackers"})
 _ADDRESSES = frozenset({"address"})
 # Text for people and for models; a path in it is only text.
 _TEXT = frozenset({"description", "paper", "expected", "prompts", "tags"})
@@ -67,7 +68,7 @@ def _refused(path: tuple[str, ...], value: str) -> str | None:
         return None
     if field in _ADDRESSES and value not in ("auto", "local"):
         return "the address of a cluster cannot be set in the page; start the dashboard with --address"
-    if field in _CODE and ":" in value:
+    if (field in _CODE or _CODE_LISTS & set(path)) and ":" in value:
         return "code cannot be set in the page; submit from a terminal"
     looks_so = "://" in value or value.startswith(("/", "~", "./", "../", "\\"))
     if looks_so or (field in _NAMES and not _is_name(value)):

@@ -6,11 +6,12 @@ import contextlib
 import logging
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 import deepspeed
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from shardyard.engine.deepspeed import quirks
@@ -19,6 +20,7 @@ from shardyard.engine.mesh import Mesh
 from shardyard.models.adapters.adapters import attach
 from shardyard.models.build import construct, construct_pretrained
 from shardyard.models.initialise import initialise
+from shardyard.models.outside import OutsideModel
 from shardyard.models.pretrained import freeze
 from shardyard.optim.groups import parameter_groups
 from shardyard.optim.lion_adagrad import client_optimizer
@@ -49,7 +51,8 @@ def start_engine(
     # torch.distributed is up already; this only tells DeepSpeed to use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     model = _build(recipe, plan, config, report)
-    freeze(model, recipe.model.freeze)
+    # Patterns are of the names that a module has for its own parameters.
+    freeze(model.module if isinstance(model, OutsideModel) else model, recipe.model.freeze)
     quirks.give_axes(model)
     if precision_of(recipe) != "fp32":
         normalise_in_fp32(model)
@@ -70,7 +73,7 @@ def start_engine(
     return engine
 
 
-def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Callable[[str], None]) -> PreTrainedModel:
+def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Callable[[str], None]) -> Any:
     if recipe.model.pretrained is not None:
         loaded = construct_pretrained(recipe.model, config, recipe.objective, seed=recipe.train.seed)
         for names, what in ((loaded.new, "starts from random values"), (loaded.unused, "is not used")):
@@ -83,6 +86,9 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
         return loaded.model
     # Whatever a family's own rule leaves to the constructor is the same on every rank.
     torch.manual_seed(recipe.train.seed)
+    if recipe.model.module is not None:
+        # It has no rule by module and name, so each rank makes it whole, and DeepSpeed shares it out afterwards.
+        return construct(recipe.model, config, recipe.objective)
     if recipe.zero.stage < 3:
         model = construct(recipe.model, config, recipe.objective)
         initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())

@@ -21,7 +21,7 @@ from shardyard.errors import DataError, UsageError
 from shardyard.extras import install_command
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.catalog.datasets import DATASETS
-from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.folder import RunFolder, typed
 
 # A `dataset_path` that names a dataset instead of one of the hub.
 DATASET_PREFIX = "shardyard:"
@@ -36,7 +36,13 @@ def measure_run(
         UsageError: lm-eval is not installed, a task is not there, or the model is no causal language model.
         RunFolderError, CheckpointError: there is no such model.
     """
-    objective = recipe_of(folder, trust=trust).objective
+    recipe = recipe_of(folder, trust=trust)
+    objective = recipe.objective
+    if recipe.model.module is not None:
+        raise UsageError(
+            f"lm-eval loads models of transformers, and this run trained a module of its own ({recipe.model.module}); "
+            f"`shardyard eval {typed(folder.path)}` measures it on its held-out data."
+        )
     if objective_spec(objective).auto_class != "AutoModelForCausalLM":
         raise UsageError(f"lm-eval measures models that continue text, and this run trained one for {objective}.")
     final = folder.path / "final"

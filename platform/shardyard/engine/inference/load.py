@@ -21,14 +21,15 @@ from shardyard.engine.components import held_out, make_components, with_frozen
 from shardyard.engine.hooks.evaluate import evaluate
 from shardyard.engine.hooks.generate import generate
 from shardyard.engine.mesh import single_process
-from shardyard.errors import CheckpointError, RunFolderError, UsageError
-from shardyard.models.build import auto_class
+from shardyard.errors import CheckpointError, ModelError, RunFolderError, UsageError
+from shardyard.models.build import auto_class, construct, module_skeleton
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
+from shardyard.models.outside import load_module_weights, read_config
 from shardyard.models.size.measure import measure_recipe
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.plan import World, make_plan
-from shardyard.recipe.code import refuse_code
+from shardyard.recipe.code import lead_to_kept, refuse_code
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
@@ -119,13 +120,31 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_of(folder, trust=trust)
+    tokenizer = load_tokenizer(str(path)) if objective_spec(recipe.objective).text else None
+    if recipe.model.module is not None:
+        return Trained(recipe, _module_from_folder(recipe, path).to(device).eval(), tokenizer, device)
     # The precision that was saved is the one it was trained in; another would measure another model.
     with only_tensors(trust=trust):
         model = auto_class(recipe.objective).from_pretrained(
             path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
         )
-    tokenizer = load_tokenizer(str(path)) if objective_spec(recipe.objective).text else None
     return Trained(recipe, model.to(device).eval(), tokenizer, device)
+
+
+def _module_from_folder(recipe: Recipe, path: Path) -> Any:
+    """A module of the recipe's code with the weights of a folder, in their precision."""
+    config = read_config(path)
+    if config is None:
+        raise RunFolderError(f"{path} holds no weights of a module, as `shardyard export` writes them.")
+    dtype = config.dtype
+    model = construct(recipe.model, config, recipe.objective)
+    missing, unexpected = load_module_weights(model, path)
+    if missing or unexpected:
+        raise ModelError(
+            f"the weights in {path} are not those of {recipe.model.module}: missing {missing[:3]}, unexpected "
+            f"{unexpected[:3]}; has its code changed since?"
+        )
+    return model.to(dtype)
 
 
 def recipe_of(folder: RunFolder, *, trust: bool) -> Recipe:
@@ -142,7 +161,9 @@ def recipe_of(folder: RunFolder, *, trust: bool) -> Recipe:
         fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError) as error:
         raise RunFolderError(f"{folder.resolved} cannot be read: {str(error).splitlines()[0]}") from error
-    recipe = parse_recipe(fields if isinstance(fields, dict) else {}, str(folder.resolved))
+    fields = fields if isinstance(fields, dict) else {}
+    lead_to_kept(fields, folder.path)
+    recipe = parse_recipe(fields, str(folder.resolved))
     if not trust:
         refuse_code(recipe, folder.id)
     return recipe
@@ -176,6 +197,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
         card=card,
         objective=recipe.objective,
         adapter=recipe.model.adapter,
+        module=module_skeleton(recipe.model, components.config),
     )
 
 

@@ -47,6 +47,8 @@ def measure_zero_shot(
         raise UsageError(
             f"--classes needs a model trained for contrastive; this one was trained for {recipe.objective}."
         )
+    if recipe.model.module is not None:
+        raise UsageError(f"--classes needs a model of transformers; this run trained {recipe.model.module}.")
     for template in templates:
         if template.count(NAME) != 1:
             raise UsageError(f"--prompt {template!r} needs one {NAME} where the name of a class goes.")

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shardyard.errors import ShardyardError
@@ -13,6 +14,7 @@ from shardyard.imports import import_at_once
 from shardyard.launch.jobs.spec import JobSpec, new_run_id, plan_in, read_spec, spec_of, write_spec
 from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.jobs.view import JobView
+from shardyard.launch.run.code import keep_code, store_code
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.initial import check_unchanged
 from shardyard.launch.run.plans import PlannedRun, cluster_gpus_of, plan_of, with_initial_weights
@@ -21,7 +23,7 @@ from shardyard.launch.run.process import EXIT_CODES, give_over
 from shardyard.launch.run.signals import StopSignals, note, stoppable
 from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.planning.plan_text import resolved_text
-from shardyard.recipe.code import origins
+from shardyard.recipe.code import origins, with_file_names
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
@@ -62,7 +64,9 @@ def attempt(spec_path: Path, folder: RunFolder, signals: StopSignals) -> int:
 def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Lease) -> int:
     import_at_once("shardyard.launch.run.driver")
     spec, info = read_spec(spec_path), folder.info()
+    store_code(spec.get("code", {}), folder)
     loaded = _loaded(spec, folder)
+    loaded = replace(loaded, recipe=keep_code(loaded.recipe, folder))
     if names_weights(loaded.recipe):
         check_unchanged(folder)
         loaded, initial_weights = with_initial_weights(loaded, Path(spec["runs_dir"]))
@@ -114,10 +118,11 @@ def _of_one_size(recipe: Recipe, other: Recipe) -> bool:
 
 def _plan(spec: JobSpec, loaded: LoadedRecipe) -> RunPlan:
     """The plan that travelled with the job, as far as it still holds; else a new one."""
-    plan, submitted = plan_in(spec), Recipe.model_validate(spec["recipe"])
-    if plan is not None and loaded.recipe == submitted:
+    plan, submitted = plan_in(spec), with_file_names(Recipe.model_validate(spec["recipe"]))
+    recipe = with_file_names(loaded.recipe)
+    if plan is not None and recipe == submitted:
         return plan
-    if plan is not None and _of_one_size(loaded.recipe, submitted):
+    if plan is not None and _of_one_size(recipe, submitted):
         return make_plan(loaded.recipe, plan.architecture, plan.world)
     return plan_of(loaded, gpus=cluster_gpus_of(loaded, local=False))
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.files import select
-from shardyard.recipe.code import code_files
 from shardyard.recipe.schema import Recipe
 
 # Where a job finds the files that a recipe names by relative path: they `travel` with it (--working-dir), its nodes
@@ -29,11 +28,6 @@ def refuse_unseen_files(recipe: Recipe, files: Files, working_dir: Path | None) 
     Raises:
         UsageError: one does not.
     """
-    for path in code_files(recipe) if files == "none" else ():
-        raise UsageError(
-            f"objective is code in {path}, a file of this folder, which pods do not see: put it into the image, as a "
-            "package or under an absolute path."
-        )
     for field, pattern in relative_files(recipe):
         if files == "none":
             raise UsageError(

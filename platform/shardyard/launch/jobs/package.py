@@ -27,11 +27,8 @@ def package(
     selection: Selection | None,
     folder: Path | None,
     limit: int = REQUEST_LIMIT_BYTES,
-    code: Iterable[Path] = (),
 ) -> tuple[str, bytes]:
     """Name and bytes of a zip file with the job's file, and with the selected files of `folder`, if there is one.
-
-    `code` are files of the current folder that the recipe names as code, by relative path; they travel in any case.
 
     The name follows from the content, as Ray has it.
 
@@ -44,10 +41,6 @@ def package(
         archive.writestr(SPEC_NAME, spec)
         for path, _ in found:
             archive.write(path, path.relative_to(folder or path))
-        packed = set(archive.namelist())
-        for path in code:
-            if path.as_posix() not in packed:
-                archive.write(path, path)
     data = content.getvalue()
     if selection is not None and folder is not None and len(data) >= limit:
         raise _too_large(folder, selection, f"{format_bytes(len(data))} when packed", limit)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from shardyard import __version__
-from shardyard.redaction import scrub_all
+from shardyard.errors import UsageError
+from shardyard.redaction import holds_secret, scrub_all
 from shardyard.tracking.run.info import ShortenedInfo
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class JobSpec(TypedDict):
     recipe, plan: as they were submitted; `plan` serves while resolved.yaml says the same and `version` made it.
     given, overrides: the recipe as the person named it. needs: in words.
     submitted: seconds since 1970, by which a queue sorts. after: ids of jobs that come before; see `jobs.order`.
-    scheduler: of another package. address: of the Ray cluster. working_dir: whether files travel with the job.
+    scheduler: of another package. address: of the Ray cluster. working_dir: whether files travel with the job. code: the text of each
+        file that the recipe names as code, by the path that it has there.
     """
 
     format: NotRequired[int]
@@ -71,6 +73,7 @@ class JobSpec(TypedDict):
     scheduler: NotRequired[str]
     address: NotRequired[str]
     working_dir: NotRequired[bool]
+    code: NotRequired[dict[str, str]]
 
 
 def new_run_id(name: str) -> str:
@@ -83,11 +86,15 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> JobSpec:
 
     Args:
         submitted: seconds since 1970; now by default.
+
+    Raises:
+        UsageError: a file of code that the recipe names cannot be read, or holds a secret.
     """
     from pydantic import TypeAdapter
 
     from shardyard.planning.placement import demand_of, judge
     from shardyard.planning.plan import RunPlan, fixed
+    from shardyard.recipe.code import code_files
     from shardyard.recipe.loading.load import dump_recipe
 
     plan = request.plan
@@ -113,7 +120,22 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> JobSpec:
         "plan": TypeAdapter(RunPlan).dump_python(plan, mode="json"),
     }
     # The recipe holds none, but its comments, the overrides and the names that were given may.
-    return cast("JobSpec", scrub_all(known))
+    spec = cast("JobSpec", scrub_all(known))
+    code = {path.as_posix(): _code(path) for path in code_files(recipe)}
+    return {**spec, "code": code} if code else spec
+
+
+def _code(path: Path) -> str:
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}, which the recipe names as code, cannot be read: {error}") from error
+    if holds_secret(text):
+        raise UsageError(
+            f"{path}, which the recipe names as code, holds what looks like a secret, and it would travel with the job "
+            "and stay in the run folder; read it from an environment variable."
+        )
+    return text
 
 
 def policy_of(recipe: Recipe) -> Policy:

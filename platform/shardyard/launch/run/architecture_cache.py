@@ -35,7 +35,8 @@ _EXCLUDED: dict[str, bool | dict[str, bool]] = {
 }
 # What the sizes of a model follow from, beside the tokenizer; where the data lies does not matter.
 _SIZING = {"model", "objective", "tokenizer", "data", "image"}
-_SIZELESS = {"data": {"train", "validation"}}
+# A recipe with a module is not kept at all.
+_SIZELESS = {"data": {"train", "validation"}, "model": {"module"}}
 
 
 def recall(recipe: Recipe) -> Architecture | None:

@@ -10,6 +10,7 @@ import psutil
 
 from shardyard.engine.job import Job
 from shardyard.imports import import_at_once
+from shardyard.launch.run.code import keep_code, report_changed_code
 from shardyard.launch.run.driver import drive, locally, on_ray
 from shardyard.launch.run.end_children import children, end_children
 from shardyard.launch.run.follow import Observer, following
@@ -58,7 +59,9 @@ def carry_out(
     before = children()
     folder.update(local=run.local, total_steps=run.plan.steps, world_size=run.plan.world.size)
     stop.bind(folder)
-    job = Job(fixed(run.loaded.recipe, run.plan), run.plan, folder, until, trust)
+    recipe = keep_code(fixed(run.loaded.recipe, run.plan), folder)
+    report_changed_code(recipe, folder)
+    job = Job(recipe, run.plan, folder, until, trust)
 
     def wait() -> None:
         while_waiting()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from shardyard.launch.describe import metrics_in_words
 from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.code import executed_afterwards
 from shardyard.tracking.files import read_jsonl
 from shardyard.tracking.metrics.record import evaluation_of
 from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
@@ -39,16 +41,21 @@ def _last_evaluation(folder: RunFolder) -> str:
     return metrics_in_words(measured[-1]) if measured else ""
 
 
-def _objective_of(folder: RunFolder) -> str:
+def _recipe_of(folder: RunFolder) -> dict[str, Any]:
     """Read without checks: what a recipe needs may be gone by now."""
-    fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
-    return str(fields["objective"])
+    fields: dict[str, Any] = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    return fields
+
+
+def _objective_of(folder: RunFolder) -> str:
+    return str(_recipe_of(folder)["objective"])
 
 
 def _next_command(folder: RunFolder) -> str:
+    trust = " --trust" if any(executed_afterwards(_recipe_of(folder))) else ""
     if objective_spec(_objective_of(folder)).generates:
-        return f'shardyard sample {typed(folder.path)} "your prompt"'
-    return f"shardyard eval {typed(folder.path)}"
+        return f'shardyard sample {typed(folder.path)} "your prompt"{trust}'
+    return f"shardyard eval {typed(folder.path)}{trust}"
 
 
 def _last_samples(folder: RunFolder) -> list[str]:

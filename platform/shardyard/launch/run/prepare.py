@@ -11,6 +11,7 @@ from shardyard.launch.run.architecture_cache import keep, recall
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import RunPlan, World, make_plan
+from shardyard.recipe.code import lead_to_kept
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
@@ -47,8 +48,10 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
 
 
 def recipe_in(folder: RunFolder) -> Recipe:
-    """What a run trains with, as its resolved.yaml says."""
-    return parse_recipe(YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8")))
+    """What a run trains with, as its resolved.yaml says; with the code that the run keeps."""
+    fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    lead_to_kept(fields, folder.path)
+    return parse_recipe(fields)
 
 
 def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:

@@ -9,12 +9,12 @@ from shardyard.suggest import nearest
 
 # What carries out a job where nothing else is named.
 DEFAULT = "ray"
-_BUILT_IN: dict[str, str] = {
+BUILT_IN: dict[str, str] = {
     "ray": "shardyard.launch.schedulers.ray.scheduler:RayScheduler",
     "slurm": "shardyard.launch.schedulers.slurm.scheduler:SlurmScheduler",
     "kuberay": "shardyard.launch.schedulers.kuberay.scheduler:KubeRayScheduler",
 }
-_registered: dict[str, type[Scheduler] | str] = dict(_BUILT_IN)
+_registered: dict[str, type[Scheduler] | str] = dict(BUILT_IN)
 
 
 def register(name: str, scheduler: type[Scheduler] | str) -> None:
@@ -30,7 +30,7 @@ def register(name: str, scheduler: type[Scheduler] | str) -> None:
 
 def unregister(name: str) -> None:
     """Forget a scheduler that was registered; those that come with Shardyard stay."""
-    if name not in _BUILT_IN:
+    if name not in BUILT_IN:
         _registered.pop(name, None)
 
 
@@ -83,14 +83,21 @@ def chosen(on: str | None = None, address: str | None = None) -> list[Scheduler]
 
 def configured(address: str | None = None) -> list[Scheduler]:
     """All schedulers for which this host is set up, the default one at this address. Where that is none, the default
-    one, which says what is missing.
-
-    Raises:
-        UsageError: the module of one cannot be imported.
+    one, which says what is missing. One of a package that cannot be imported is left out; `doctor` lists it.
     """
     found = []
     for name in names():
         given = address if name == DEFAULT else None
-        if given is not None or scheduler_class(name).is_configured():
+        if given is not None or _is_configured(name):
             found.append(create(name, given))
     return found or [create(DEFAULT)]
+
+
+def _is_configured(name: str) -> bool:
+    """Whether this host is set up for a scheduler; one of a package that cannot be imported is left to `doctor`."""
+    try:
+        return scheduler_class(name).is_configured()
+    except UsageError:
+        if name in BUILT_IN:
+            raise
+        return False

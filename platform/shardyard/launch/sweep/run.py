@@ -14,6 +14,7 @@ from shardyard.errors import HardwareError, RunFolderError, TrainingError, Usage
 from shardyard.launch.ray.attempt import attempt
 from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.ray.worker_group import NotPlacedError
+from shardyard.launch.run.code import keep_code
 from shardyard.launch.run.create import new_run
 from shardyard.launch.run.driver import GaveUpError, NotStartedError, count_attempt, drive, locally, until_done
 from shardyard.launch.run.host import refuse_on_this_host
@@ -79,7 +80,7 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: Paramet
         run.update(sweep={**run.info().sweep, "parameters": parameters})
         keep_plan(run, resolved_text(recipe, plan), as_dict(plan))
     folder.note(number, run=run.id, parameters=parameters, error=None)
-    return Job(recipe, plan, run)
+    return Job(keep_code(recipe, run), plan, run)
 
 
 def carry_out(job: Job) -> Outcome:

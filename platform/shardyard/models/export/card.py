@@ -41,9 +41,9 @@ def model_card(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
     use = f"{spec.card}\n\n" if spec.card else ""
     text = f"""---
-library_name: transformers
+library_name: {"transformers" if recipe.model.module is None else "pytorch"}
 pipeline_tag: {spec.task}
-tags: [shardyard, {recipe.model.family}]
+tags: [shardyard, {recipe.model.label}]
 ---
 
 # {recipe.name}
@@ -52,7 +52,7 @@ tags: [shardyard, {recipe.model.family}]
 
 | | |
 |---|---|
-| architecture | {recipe.model.family}, {size} parameters |
+| architecture | {recipe.model.label}, {size} parameters |
 | paper | {recipe.paper or "none given"} |
 | objective | {recipe.objective} |
 | tokenizer | {recipe.tokenizer if spec.text else "none"}{vocabulary} |
@@ -67,12 +67,7 @@ tags: [shardyard, {recipe.model.family}]
 
 ## Use
 
-{use}```python
-from transformers import {spec.auto_class}{", AutoTokenizer" if spec.text else ""}
-
-model = {spec.auto_class}.from_pretrained("path/to/this/folder")
-{'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")' if spec.text else ""}
-```
+{use}{_how_to_load(recipe)}
 
 ## Provenance
 
@@ -81,6 +76,29 @@ model = {spec.auto_class}.from_pretrained("path/to/this/folder")
 ```
 """
     return scrub(text)
+
+
+def _how_to_load(recipe: Recipe) -> str:
+    spec = objective_spec(recipe.objective)
+    tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")' if spec.text else ""
+    if recipe.model.module is None:
+        return f"""```python
+from transformers import {spec.auto_class}{", AutoTokenizer" if spec.text else ""}
+
+model = {spec.auto_class}.from_pretrained("path/to/this/folder"){tokenizer or chr(10)}
+```"""
+    name = recipe.model.label
+    return f"""The model is `{recipe.model.module}`, which is no part of transformers: it takes its code to load it.
+
+```python
+import json
+
+from huggingface_hub import load_torch_model{chr(10) + "from transformers import AutoTokenizer" if spec.text else ""}
+
+with open("path/to/this/folder/config.json") as file:
+    model = {name}(**json.load(file)["arguments"])
+load_torch_model(model, "path/to/this/folder"){tokenizer}
+```"""
 
 
 def _source(source: Source) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from shardyard.errors import ModelError
 from shardyard.models.adapters.adapters import merged
 from shardyard.models.build import auto_class
+from shardyard.models.outside import OutsideModel, save_module
 from shardyard.recipe.schema import Adapter
 
 
@@ -31,6 +33,7 @@ def export_model(
     objective: str = "causal_lm",
     processor: Any = None,
     adapter: Adapter | None = None,
+    module: OutsideModel | None = None,
 ) -> Path:
     """Write weights (safetensors), configuration, tokenizer and model card; whole or not at all.
 
@@ -42,6 +45,7 @@ def export_model(
         card: text of README.md.
         processor: what prepares images or audio for the model; has `save_pretrained`.
         adapter: of the model that was trained; it is merged into the weights, which are then those of a plain model.
+        module: on the meta device, where the model is one from outside; its weights are saved by its own names.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -51,7 +55,11 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _save(_model(config, weights, objective, adapter), partial)
+        if module is not None:
+            with _full_disks():
+                save_module(partial, module, weights)
+        else:
+            _save(_model(config, weights, objective, adapter), partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         if processor is not None:
@@ -93,8 +101,14 @@ def _model(
 
 
 def _save(model: Any, folder: Path) -> None:
-    try:
+    with _full_disks():
         model.save_pretrained(folder)
+
+
+@contextmanager
+def _full_disks() -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         # A full disk reaches safetensors as its own kind of error, with the number of the operating system in its text.
         number = re.search(r"code: (\d+)|os error (\d+)", str(error))

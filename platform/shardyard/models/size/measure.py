@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
+from shardyard.errors import ModelError
 from shardyard.models.adapters.adapters import num_quantized, num_trainable
 from shardyard.models.build import architecture_config, skeleton
+from shardyard.models.outside import ModuleConfig, OutsideModel, check_rows
 from shardyard.models.pretrained import freeze
 from shardyard.models.size.row_cost import row_cost
 from shardyard.objectives.registry import objective_spec
@@ -26,7 +28,7 @@ def measure(model: Model, *, vocabulary: int) -> Architecture:
     """
     no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = architecture_config(model, vocabulary=vocabulary, special_tokens=no_ids)
-    return sizes(skeleton(model, config), config, model.family)
+    return sizes(skeleton(model, config), config, model.label)
 
 
 def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
@@ -36,22 +38,29 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
         ModelError: the configuration describes no model.
     """
     module = skeleton(recipe.model, config, recipe.objective)
-    found = _trained_part(sizes(module, config, recipe.model.family), module, recipe)
-    if objective_spec(recipe.objective).row_shape is None:
+    found = _trained_part(sizes(module, config, recipe.model.label), module, recipe)
+    spec = objective_spec(recipe.objective)
+    check_rows(module, isolate_documents=recipe.data.isolate_documents, packed=spec.rows == "packed")
+    if spec.row_shape is None and not isinstance(config, ModuleConfig):
         return found
-    cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
+    try:
+        cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
+    except ModelError as error:
+        # An operation of the user's own that knows no shapes: the weights alone are counted.
+        if isinstance(config, ModuleConfig) and isinstance(error.__cause__, NotImplementedError):
+            return found
+        raise
+    kept = cost.checkpointed_bytes if recipe.model.activation_checkpointing else cost.activation_bytes
     return replace(
         found,
-        tokens_per_row=cost.tokens,
-        flops_per_row=cost.flops,
-        activation_bytes_per_row=(
-            cost.checkpointed_bytes if recipe.model.activation_checkpointing else cost.activation_bytes
-        ),
-        logits_per_row=cost.logits,
+        tokens_per_row=cost.tokens * spec.sequences,
+        flops_per_row=cost.flops * spec.sequences,
+        activation_bytes_per_row=kept * spec.sequences,
+        logits_per_row=cost.logits * spec.sequences,
     )
 
 
-def _trained_part(found: Architecture, module: PreTrainedModel, recipe: Recipe) -> Architecture:
+def _trained_part(found: Architecture, module: Any, recipe: Recipe) -> Architecture:
     adapter = recipe.model.adapter
     if adapter is not None:
         return replace(
@@ -61,7 +70,7 @@ def _trained_part(found: Architecture, module: PreTrainedModel, recipe: Recipe) 
         )
     if not recipe.model.freeze:
         return found
-    freeze(module, recipe.model.freeze)
+    freeze(module.module if isinstance(module, OutsideModel) else module, recipe.model.freeze)
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     module.requires_grad_(True)  # what a row costs is counted on this module next
     return replace(found, trainable_parameters=trained)

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shardyard.errors import ModelError
+from shardyard.models.outside import OutsideModel, blocks_of
 from shardyard.models.size.row_shapes import row_shape
 from shardyard.recipe.schema import Data, Image
 
@@ -79,7 +80,7 @@ class _Kept:
         self._inputs: list[int] = []
         self._blocks: list[int] = []
         self._handles: list[RemovableHandle] = []
-        for block in (part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)):
+        for block in _checkpointable(module):
             self._handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(block.register_forward_hook(self._leave))
 
@@ -115,6 +116,14 @@ class _Kept:
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
         self._blocks[-1] += self.total()
+
+
+def _checkpointable(module: nn.Module) -> Iterator[nn.Module]:
+    """The blocks whose activations can be computed anew."""
+    if isinstance(module, OutsideModel):
+        yield from blocks_of(module.module)
+    else:
+        yield from (part for part in module.modules() if isinstance(part, GradientCheckpointingLayer))
 
 
 class _Products(TorchDispatchMode):

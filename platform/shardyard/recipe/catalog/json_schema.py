@@ -35,6 +35,7 @@ def recipe_schema() -> dict[str, object]:
     schema["properties"] = {"extends": _EXTENDS, **schema["properties"]}
     # A file that extends another takes required keys from it, so only one without `extends` must have them all.
     required = {"required": schema.pop("required"), "properties": _required_below(schema, definitions)}
+    required["properties"]["model"] = {"anyOf": [required["properties"]["model"], {"required": ["module"]}]}
     return {
         "$schema": DIALECT,
         "title": "Shardyard recipe",

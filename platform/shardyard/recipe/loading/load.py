@@ -15,7 +15,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.catalog.shipped import find_recipe
-from shardyard.recipe.code import find_beside
+from shardyard.recipe.code import find_beside, lead_to_kept
 from shardyard.recipe.fields import Path as FieldPath
 from shardyard.recipe.fields import allows_none, dotted, item_type, section_type
 from shardyard.recipe.loading.extends import read_with_bases
@@ -62,6 +62,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
         message = f"is a sweep, not a recipe; `shardyard sweep {name_or_path}` runs it"
         raise RecipeError(shown, [Problem(shown, "", message)])
     apply_overrides(document, overrides)
+    if path.name == RESOLVED:
+        lead_to_kept(document.data, path.parent)
     find_beside(document.data, [source.parent for source in sources])
     for old, place in document.renamed.items():
         # resolved.yaml is generated: old names in it are read without a warning.

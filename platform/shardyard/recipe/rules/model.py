@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from shardyard import plugins
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe import families
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec, is_file, tokenizer_specs
@@ -18,6 +19,7 @@ from shardyard.recipe.fields import Path
 from shardyard.recipe.initial_weights import kind_of
 from shardyard.recipe.loading.problems import show
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sections.model import MODULE
 from shardyard.suggest import suggestion
 
 Finding = tuple[Path, str]
@@ -47,6 +49,10 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
     yield from _tokenizer(recipe)
     yield from _pretrained(recipe)
     yield from _settings(recipe)
+    if recipe.model.module is not None or recipe.model.family == MODULE:
+        yield from _module(recipe)
+        yield from _muon(recipe)
+        return
     known = families.families_with(objective_spec(recipe.objective))
     if recipe.model.family not in known:
         yield (
@@ -60,6 +66,35 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
     yield from _config(recipe)
     yield from _shape(recipe)
     yield from _muon(recipe)
+
+
+def _module(recipe: Recipe) -> Iterator[Finding]:
+    """What does not go together with a module from outside. Its code is imported when the recipe is planned."""
+    model = recipe.model
+    if model.module is None:
+        yield ("model", "family"), "module stands for a torch nn.Module of yours; name it in model.module"
+        return
+    if model.family != MODULE:
+        yield (
+            ("model", "family"),
+            f"is {model.family}, but model.module brings the model; write {MODULE}, or take the family out",
+        )
+    problem = plugins.problem_of("models", model.module)
+    if problem is not None:
+        yield ("model", "module"), problem
+    if model.attention is not None:
+        yield ("model", "attention"), "does nothing for model.module, which computes attention itself; take it out"
+    if model.adapter is not None:
+        yield ("model", "adapter"), "adapts families of transformers, not model.module; take it out"
+    if recipe.evaluate.generate_rows:
+        yield ("evaluate", "generate_rows"), "decodes with models of transformers, not with model.module; take it out"
+    if objective_spec(recipe.objective).frozen == "reference":
+        yield (
+            ("objective",),
+            f"{recipe.objective} compares with a frozen copy of a model of transformers, not of model.module",
+        )
+    if model.pretrained is not None and kind_of(model.pretrained) == "other" and not _exists(model.pretrained):
+        yield ("model", "pretrained"), f"no folder {model.pretrained!r}; weights of model.module are final/ of a run"
 
 
 def _config(recipe: Recipe) -> Iterator[Finding]:

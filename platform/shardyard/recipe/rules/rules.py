@@ -25,7 +25,6 @@ from shardyard.recipe.rules.finetune import finetune_rules
 from shardyard.recipe.rules.model import model_rules
 from shardyard.recipe.rules.secrets import secret_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
-from shardyard.suggest import suggestion
 
 Finding = tuple[Path, str]
 
@@ -195,14 +194,18 @@ def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
 def _hooks(recipe: Recipe) -> Iterator[Finding]:
     """Check that the hooks exist; their code is imported when the run starts."""
     for index, hook in enumerate(recipe.hooks):
-        try:
-            known = plugins.find("hooks", hook.name) is not None
-        except UsageError as error:
-            yield ("hooks", index, "name"), str(error)
-            continue
-        if not known:
-            hint = suggestion(hook.name, plugins.installed("hooks"))
-            yield ("hooks", index, "name"), f"no installed package brings a hook {hook.name!r}; {hint}"
+        problem = plugins.problem_of("hooks", hook.name)
+        if problem is not None:
+            yield ("hooks", index, "name"), problem
+
+
+def _trackers(recipe: Recipe) -> Iterator[Finding]:
+    for index, tracker in enumerate(recipe.tracking.trackers):
+        problem: str | None = "W&B is set by tracking.wandb; take it out here"
+        if tracker.name != "wandb":
+            problem = plugins.problem_of("trackers", tracker.name, ("wandb",))
+        if problem is not None:
+            yield ("tracking", "trackers", index, "name"), problem
 
 
 def _objective(recipe: Recipe) -> Iterator[Finding]:
@@ -254,6 +257,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _zero,
     _early_stopping,
     _hooks,
+    _trackers,
     _objective,
     _precision,
     cluster_rules,

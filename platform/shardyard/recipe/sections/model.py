@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from pydantic import model_validator
+
 from shardyard.recipe.sections.base import REQUIRED, Section, described
+
+# The family of a module of the user's own; also the `model_type` of its configuration.
+MODULE = "module"
 
 
 class Adapter(Section):
@@ -47,10 +52,18 @@ class Experts(Section):
 class Model(Section):
     family: str = described(
         REQUIRED,
-        "Model type of transformers, such as gpt2, llama or qwen2; it must have the head that the objective needs.",
+        "Model type of transformers, such as gpt2, llama or qwen2; it must have the head that the objective needs. "
+        "With `module` it is `module`, and may be left out.",
     )
     config: dict[str, object] = described(
-        {}, "Fields of the family's transformers configuration; others keep their defaults."
+        {},
+        "Fields of the family's transformers configuration; others keep their defaults. With `module`, the arguments "
+        "of its constructor.",
+    )
+    module: str | None = described(
+        None,
+        "A torch nn.Module instead of a family (docs/extending.md): a name that an installed package brings (entry "
+        "point shardyard.models), package.module:Class, or file.py:Class.",
     )
     pretrained: str | None = described(
         None,
@@ -80,3 +93,16 @@ class Model(Section):
         """What `config` says of the part of the model that reads text: all of it where the model has no parts."""
         found = self.config.get("text_config", self.config)
         return found if isinstance(found, dict) else {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_of_a_module(cls, data: object) -> object:
+        """Who brings a module need not name a family."""
+        if isinstance(data, dict) and data.get("module") is not None and "family" not in data:
+            return {**data, "family": MODULE}
+        return data
+
+    @property
+    def label(self) -> str:
+        """What people call the architecture: its family, or the name of the module."""
+        return self.family if self.module is None else self.module.rpartition(":")[2]

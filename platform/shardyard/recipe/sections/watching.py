@@ -62,6 +62,14 @@ class Wandb(Section):
     group: str | None = described(None, "W&B group.")
 
 
+class TrackerUse(Section):
+    name: str = described(
+        REQUIRED,
+        "Tracker of an installed package (entry point shardyard.trackers), or package.module:name, or file.py:name.",
+    )
+    options: dict[str, Any] = described({}, "What the tracker is made with, by the names that it gives its options.")
+
+
 class Alerts(Section):
     when: list[Literal["failed", "loss_spike", "no_progress", "finished"]] = described(
         [], "Events that raise an alert: failed, loss_spike, no_progress, finished."
@@ -92,4 +100,7 @@ class Tracking(Section):
     )
     tags: list[str] = described([], "Tags of the run.")
     wandb: Wandb = described(Wandb(), "Weights & Biases, a mirror of the run folder.")
+    trackers: list[TrackerUse] = described(
+        [], "Further places that records are copied to, by code of yours (docs/extending.md)."
+    )
     alerts: Alerts = described(Alerts(), "Alerts that the dashboard sends while it runs.")

@@ -1,4 +1,4 @@
-"""What the training loop tells: step records, events and samples go to the run folder, records also to W&B.
+"""What the training loop tells: records, events and samples go to the run folder, records also to trackers like W&B.
 
 Each call takes microseconds in the calling thread and never raises: watching does not hurt.
 """
@@ -8,51 +8,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
-from typing import Protocol
 
 from shardyard.errors import RunFolderError, TakenOverError
 from shardyard.tracking.files import JsonlWriter
 from shardyard.tracking.metrics.record import StepRecord
-from shardyard.tracking.run.events import Event, EventWriter, Notice, WandbStatus
+from shardyard.tracking.run.events import Event, EventWriter, Notice
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.trackers.background import Mirror, Status
 
 logger = logging.getLogger(__name__)
-
-
-class MirrorStatus(Protocol):
-    """`mode`: starting, online, offline or disabled. `place`: URL of the run, or its folder on this disk."""
-
-    @property
-    def mode(self) -> str: ...
-    @property
-    def place(self) -> str | None: ...
-
-
-class Mirror(Protocol):
-    """A copy of the metrics elsewhere, such as `WandbMirror`; its methods neither wait nor raise."""
-
-    problems: list[str]
-
-    def start(self) -> None: ...
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def finish(self, timeout_seconds: float, outcome: str = "finished") -> None: ...
-    def status(self) -> MirrorStatus: ...
 
 
 class Tracker:
     """Used by rank 0 of the training loop, one per attempt. Close it, or use it as a context manager."""
 
-    def __init__(self, folder: RunFolder, mirror: Mirror | None = None) -> None:
+    def __init__(self, folder: RunFolder, *mirrors: Mirror) -> None:
         self.folder = folder
-        self._mirror = mirror
+        self._mirrors = mirrors
         self._metrics = JsonlWriter(folder.metrics)
         self._events = EventWriter(folder.events)
         self._samples = JsonlWriter(folder.samples)
         self._step: int | None = None
-        self._reported_status = ""
-        self._reported_problems = 0
-        if mirror is not None:
+        self._reported: dict[Mirror, tuple[Status | None, int]] = dict.fromkeys(mirrors, (None, 0))
+        for mirror in mirrors:
             mirror.start()
 
     def __enter__(self) -> Tracker:
@@ -72,9 +50,9 @@ class Tracker:
             return
         self._step = record.step
         self._metrics.append(record.as_line())
-        if self._mirror is not None:
-            self._mirror.log(record.step, record.metrics)
-            self._report_mirror()
+        for mirror in self._mirrors:
+            mirror.log(record.step, record.metrics)
+            self._report_mirror(mirror)
 
     def event(self, event: Event) -> None:
         """Append something that happened."""
@@ -87,16 +65,17 @@ class Tracker:
             self._samples.append({"step": step, "time": time.time(), "prompt": prompt, "text": text})
 
     def close(self, timeout_seconds: float = 30.0, *, outcome: str = "finished") -> None:
-        """Note the last step in run.json, let the mirror finish for at most `timeout_seconds`, close the files.
+        """Note the last step in run.json, let mirrors finish for at most `timeout_seconds` together, close the files.
 
-        `outcome` is how the run ended, which the mirror tells too: as the training loop says it, or `failed`.
+        `outcome` is how the run ended, which mirrors tell too: as the training loop says it, or `failed`.
         """
         if self._step is not None:
             with contextlib.suppress(RunFolderError, TakenOverError):
                 self.folder.update(step=self._step)
-        if self._mirror is not None:
-            self._mirror.finish(timeout_seconds, outcome)
-            self._report_mirror()
+        until = time.monotonic() + timeout_seconds
+        for mirror in self._mirrors:
+            mirror.finish(max(0.0, until - time.monotonic()), outcome)
+            self._report_mirror(mirror)
         for writer in (self._metrics, self._events, self._samples):
             writer.close()
 
@@ -107,21 +86,13 @@ class Tracker:
             return False
         return True
 
-    def _report_mirror(self) -> None:
-        """Pass on, as events, where the mirror is to be found and what it could not do."""
-        assert self._mirror is not None
-        status = self._mirror.status()
-        if str(status) != self._reported_status:
-            self._reported_status = str(status)
-            if status.mode != "starting":
-                online = status.mode == "online"
-                self.event(
-                    WandbStatus(
-                        mode=status.mode,
-                        url=status.place if online else None,
-                        folder=None if online else status.place,
-                    )
-                )
-        for problem in self._mirror.problems[self._reported_problems :]:
-            self._reported_problems += 1
+    def _report_mirror(self, mirror: Mirror) -> None:
+        """Pass on, as events, where a mirror is to be found and what it could not do."""
+        before, num_problems = self._reported[mirror]
+        status = mirror.status()
+        event = mirror.status_event(status) if status != before and status.mode != "starting" else None
+        if event is not None:
+            self.event(event)
+        for problem in mirror.problems[num_problems:]:
             self.event(Notice(text=problem))
+        self._reported[mirror] = (status, len(mirror.problems))

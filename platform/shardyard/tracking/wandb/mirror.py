@@ -6,30 +6,25 @@ attempt leaves a directory of its own in `<run>/wandb`; `wandb_sync.py` uploads 
 
 from __future__ import annotations
 
-import collections
 import configparser
 import contextlib
-import logging
 import netrc
 import os
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT
 from shardyard.recipe.schema import Wandb
-from shardyard.redaction import scrub, scrub_all
+from shardyard.redaction import scrub_all
+from shardyard.tracking.run.events import Event, WandbStatus
 from shardyard.tracking.run.folder import typed
+from shardyard.tracking.trackers.background import FINISH_TIMEOUT_SECONDS, QUEUE_RECORDS, Mirror, Status, reason
+from shardyard.tracking.trackers.base import ExternalTracker
 
-logger = logging.getLogger(__name__)
-
-QUEUE_RECORDS = 10_000
 INIT_TIMEOUT_SECONDS = 15.0
-FINISH_TIMEOUT_SECONDS = 30.0
 # What W&B is told of how a run ended, as the command that trains says it; a run that pauses has done what it should.
 EXIT_CODES = {
     "finished": EXIT_DONE,
@@ -40,17 +35,6 @@ EXIT_CODES = {
     "failed": EXIT_FAILED,
 }
 _DEFAULT_SERVER = "https://api.wandb.ai"
-
-
-@dataclass(frozen=True)
-class Status:
-    """`mode` is starting, online, offline or disabled; `place` is the run's URL, or its folder on this disk."""
-
-    mode: str
-    place: str | None = None
-
-    def __str__(self) -> str:
-        return f"W&B {self.mode}: {self.place}" if self.place else f"W&B {self.mode}"
 
 
 def resolve_mode(settings: Wandb, environment: Mapping[str, str] | None = None) -> str:
@@ -88,7 +72,24 @@ class _Identity:
     config: dict[str, object]
 
 
-class WandbMirror:
+class WandbTracker(ExternalTracker):
+    """A run of W&B that is open: `run` of its library."""
+
+    run: Any = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send one record."""
+        self.run.log(dict(metrics), step=step)
+
+    def finish(self, outcome: str) -> None:
+        """Close the run as it ended."""
+        if outcome == "preempted":
+            # W&B then shows the run as preempted instead of crashed, and its sweeps queue it again.
+            self.run.mark_preempting()
+        self.run.finish(exit_code=EXIT_CODES.get(outcome, EXIT_FAILED))
+
+
+class WandbMirror(Mirror):
     """Copies records to W&B in the background.
 
     `folder` is the run folder; W&B's files go to `<folder>/wandb`, or below WANDB_DIR. `config` is shown as the
@@ -108,105 +109,48 @@ class WandbMirror:
         init_timeout_seconds: float = INIT_TIMEOUT_SECONDS,
         finish_timeout_seconds: float = FINISH_TIMEOUT_SECONDS,
     ) -> None:
-        self.problems: list[str] = []
-        self.dropped = 0
         self._settings = settings
         self._identity = _Identity(scrub(run_id), scrub(name), scrub_all(list(tags)), scrub_all(dict(config)))
         self._typed = typed(Path(folder))
         self._root = Path(os.environ.get("WANDB_DIR") or folder)
         self._init_timeout_seconds = init_timeout_seconds
         self._finish_timeout_seconds = finish_timeout_seconds
-        self._queue: collections.deque[tuple[int, Mapping[str, float]]] = collections.deque()
-        self._queue_records = queue_records
-        self._changed = threading.Condition()
-        self._closing = False
-        self._outcome = "finished"
-        self._status = Status("starting")
-        self._run: Any = None
-        self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
+        self._wandb = WandbTracker()
+        super().__init__(self._wandb, "W&B", queue_records=queue_records)
 
-    def start(self) -> None:
-        """Begin in the background; returns at once."""
-        self._thread.start()
+    def status_event(self, status: Status) -> Event:
+        """Where the run is at W&B."""
+        online = status.mode == "online"
+        return WandbStatus(
+            mode=status.mode, url=status.place if online else None, folder=None if online else status.place
+        )
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hand over one record. When W&B is slower than training, the oldest records are dropped and counted."""
-        with self._changed:
-            if self._closing or self._status.mode == "disabled":
-                return
-            if len(self._queue) >= self._queue_records:
-                self._queue.popleft()
-                self.dropped += 1
-            self._queue.append((step, metrics))
-            self._changed.notify()
+    def remains(self) -> str:
+        """W&B keeps what it has not sent."""
+        return f"what it has is in {self._root / 'wandb'}"
 
-    def finish(self, timeout_seconds: float = FINISH_TIMEOUT_SECONDS, outcome: str = "finished") -> None:
-        """Write what is left and close the run as it ended; gives up, with a problem, after the time-out."""
-        with self._changed:
-            self._outcome = outcome
-            self._closing = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_seconds)
-        if self._thread.is_alive():
-            self._report_problem(
-                f"W&B: did not finish within {timeout_seconds:.0f} s; what it has is in {self._root / 'wandb'}."
-            )
-        if self.dropped:
-            self._report_problem(
-                f"W&B: {self.dropped} records were dropped because it was too slow; the run folder has them all."
-            )
-
-    def status(self) -> Status:
-        """Where the mirror stands; `starting` until W&B has answered."""
-        return self._status
-
-    def _work(self) -> None:
-        try:
-            self._status = self._begin(resolve_mode(self._settings))
-            if self._run is None:
-                return
-            for step, metrics in self._records():
-                self._run.log(dict(metrics), step=step)
-            if self._outcome == "preempted":
-                # W&B then shows the run as preempted instead of crashed, and its sweeps queue it again.
-                self._run.mark_preempting()
-            self._run.finish(exit_code=EXIT_CODES.get(self._outcome, EXIT_FAILED))
-        except BaseException as error:  # noqa: BLE001 - wandb raises many kinds, SystemExit too; training goes on
-            self._report_problem(f"W&B: {_reason(error)}; continuing without.")
-            self._status = Status("disabled")
-        finally:
-            with self._changed:
-                self._queue.clear()
-
-    def _records(self) -> Iterator[tuple[int, Mapping[str, float]]]:
-        while True:
-            with self._changed:
-                while not self._queue and not self._closing:
-                    self._changed.wait()
-                if not self._queue:
-                    return
-                record = self._queue.popleft()
-            yield record
+    def begin(self) -> Status:
+        """Open the run at W&B in the mode that settings and environment say."""
+        return self._begin(resolve_mode(self._settings))
 
     def _begin(self, mode: str) -> Status:
         if mode == "disabled":
             return Status("disabled")
-        if (reason := _cannot_write(self._root / "wandb")) is not None:
+        if (why := _cannot_write(self._root / "wandb")) is not None:
             # Left to itself, W&B would silently write to a temporary folder that nobody looks at.
-            self._report_problem(f"W&B: {self._root / 'wandb'} cannot be written ({reason}); continuing without.")
+            self.report_problem(f"{self._root / 'wandb'} cannot be written ({why}); continuing without.")
             return Status("disabled")
         try:
-            self._run = self._init(mode)
+            self._wandb.run = self._init(mode)
         except Exception as error:  # whatever keeps W&B from its server, offline still works
             if mode != "online":
                 raise
             later = f"upload later with `shardyard wandb sync {self._typed}`"
-            self._report_problem(f"W&B: no connection ({_reason(error)}); continuing offline, {later}.")
+            self.report_problem(f"no connection ({reason(error)}); continuing offline, {later}.")
             mode = "offline"
             self._release_run_id()
-            self._run = self._init(mode)
-        return Status(mode, self._run.url if mode == "online" else str(Path(self._run.dir).parent))
+            self._wandb.run = self._init(mode)
+        return Status(mode, self._wandb.run.url if mode == "online" else str(Path(self._wandb.run.dir).parent))
 
     def _init(self, mode: str) -> Any:
         # Even its silent mode prints where the key came from, unless the variable says so too; and its own telemetry
@@ -247,19 +191,8 @@ class WandbMirror:
 
         wandb.teardown()
 
-    def _report_problem(self, problem: str) -> None:
-        problem = scrub(problem)
-        if problem not in self.problems:
-            self.problems.append(problem)
-            logger.warning("%s", problem)
-
 
 _VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP"}
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _cannot_write(folder: Path) -> str | None:

@@ -26,7 +26,6 @@ from shardyard.launch.local_cluster.nodes import home
 from shardyard.launch.local_cluster.token import ray_token_path, token_path
 from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi, target
 from shardyard.planning.placement import Amount, Node, demand_of
-from shardyard.recipe.code import code_files
 from shardyard.recipe.schema import Recipe
 from shardyard.redaction import scrub_all
 from shardyard.units import format_bytes
@@ -85,8 +84,7 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
         ShardyardError: the cluster does not take it. Nothing is left behind then, nor after Ctrl-C.
     """
     request = replace(request, run_id=request.run_id or new_run_id(request.loaded.recipe.name))
-    code = list(code_files(request.loaded.recipe))
-    spec: JobSpec = {**spec_of(request), "working_dir": request.working_dir is not None or bool(code)}
+    spec: JobSpec = {**spec_of(request), "working_dir": request.working_dir is not None}
     folder = request.working_dir.expanduser().absolute() if request.working_dir is not None else None
     selection = _selected(request, folder) if folder is not None else None
     if request.dry_run is not None:
@@ -103,7 +101,7 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
     text = json.dumps(spec, ensure_ascii=False)
     if folder is not None and selection is not None:
         report(in_short(folder, selection))
-    name, content = package(text, selection, folder, code=code)
+    name, content = package(text, selection, folder)
     if not api.has_package(name):
         if len(content) > LARGE_UPLOAD_BYTES:
             report(f"uploading {format_bytes(len(content))}")
