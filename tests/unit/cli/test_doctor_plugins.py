@@ -45,7 +45,7 @@ def test_doctor_lists_what_packages_bring_and_what_is_broken(installed: Path) ->
     told = [check.detail for check in bad]
     start = "of shardyard.models, brought by my-package 1.2, cannot be used"
     assert told[0].startswith("causal_lm of shardyard.objectives, brought by my-package 1.2, cannot be used")
-    assert "which is a name of Shardyard's own; rename its entry point" in told[0]
+    assert "a name that Shardyard uses itself; rename its entry point" in told[0]
     missing = "my_broken cannot be imported: there is no module 'a_missing_dependency' here"
     assert told[1] == f"broken {start}: my_broken:Model: {missing}"
     assert told[2] == f"lost {start}: my_models:Lost: my_models has no 'Lost'; valid: Bigram"

@@ -17,6 +17,7 @@ LATE = {
     "cli/commands/": "what takes over 25 ms, when it is called: `--help` and completion read the file of a command too",
     "cli/doctor/checks.py": "a check asks for a package that may be missing or broken",
     "cli/doctor/doctor.py": "rich, for output to a terminal alone",
+    "cli/doctor/plugins.py": "data formats import transformers, which only the process needs that imports plugins",
     "cli/view/complete.py": "a shell waits for the completion of one name",
     "cli/view/jobs.py": "schedulers, where a job is shown",
     "cli/view/output.py": "rich, for output to a terminal alone",

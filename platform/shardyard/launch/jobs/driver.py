@@ -14,7 +14,6 @@ from shardyard.imports import import_at_once
 from shardyard.launch.jobs.spec import JobSpec, new_run_id, plan_in, read_spec, spec_of, write_spec
 from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.jobs.view import JobView
-from shardyard.launch.run.code import keep_code, store_code
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.initial import check_unchanged
 from shardyard.launch.run.plans import PlannedRun, cluster_gpus_of, plan_of, with_initial_weights
@@ -26,6 +25,7 @@ from shardyard.planning.plan_text import resolved_text
 from shardyard.recipe.code import origins, with_file_names
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.recipe.schema import Recipe
+from shardyard.tracking.run.code import keep_code, store_code
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.provenance import collect

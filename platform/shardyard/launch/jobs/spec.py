@@ -48,8 +48,8 @@ class JobSpec(TypedDict):
     recipe, plan: as they were submitted; `plan` serves while resolved.yaml says the same and `version` made it.
     given, overrides: the recipe as the person named it. needs: in words.
     submitted: seconds since 1970, by which a queue sorts. after: ids of jobs that come before; see `jobs.order`.
-    scheduler: of another package. address: of the Ray cluster. working_dir: whether files travel with the job. code: the text of each
-        file that the recipe names as code, by the path that it has there.
+    scheduler: of another package. address: of the Ray cluster. working_dir: whether files travel with the job.
+    code: the text of each file that the recipe names as code, by the path that it has there.
     """
 
     format: NotRequired[int]

@@ -10,7 +10,6 @@ import psutil
 
 from shardyard.engine.job import Job
 from shardyard.imports import import_at_once
-from shardyard.launch.run.code import keep_code, report_changed_code
 from shardyard.launch.run.driver import drive, locally, on_ray
 from shardyard.launch.run.end_children import children, end_children
 from shardyard.launch.run.follow import Observer, following
@@ -18,6 +17,7 @@ from shardyard.launch.run.plans import PlannedRun
 from shardyard.launch.run.stop import Stop
 from shardyard.launch.run.threads import on_a_thread
 from shardyard.planning.plan import fixed
+from shardyard.tracking.run.code import keep_code, report_changed_code
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.lease import Lease
 

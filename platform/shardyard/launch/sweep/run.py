@@ -14,7 +14,6 @@ from shardyard.errors import HardwareError, RunFolderError, TrainingError, Usage
 from shardyard.launch.ray.attempt import attempt
 from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.ray.worker_group import NotPlacedError
-from shardyard.launch.run.code import keep_code
 from shardyard.launch.run.create import new_run
 from shardyard.launch.run.driver import GaveUpError, NotStartedError, count_attempt, drive, locally, until_done
 from shardyard.launch.run.host import refuse_on_this_host
@@ -32,6 +31,7 @@ from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.load import load_base
 from shardyard.recipe.sweep.schema import Sweep
 from shardyard.recipe.sweep.trials import Parameters, as_overrides, trial_name
+from shardyard.tracking.run.code import keep_code
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.info import RunFields, WeightsInfo
 from shardyard.tracking.run.lease import Lease

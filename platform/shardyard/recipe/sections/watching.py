@@ -67,7 +67,7 @@ class TrackerUse(Section):
         REQUIRED,
         "Tracker of an installed package (entry point shardyard.trackers), or package.module:name, or file.py:name.",
     )
-    options: dict[str, Any] = described({}, "What the tracker is made with, by the names that it gives its options.")
+    options: dict[str, object] = described({}, "What the tracker is made with, by the names that it gives its options.")
 
 
 class Alerts(Section):

@@ -13,14 +13,15 @@ from shardyard.engine.inference.load import recipe_of
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.spec import spec_of
 from shardyard.launch.jobs.submission import SubmitRequest
-from shardyard.launch.run.code import keep_code, report_changed_code, store_code
 from shardyard.launch.run.prepare import recipe_in
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import World, make_plan
 from shardyard.recipe.code import origins, with_file_names
 from shardyard.recipe.loading.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.schema import Recipe
-from shardyard.tracking.run.folder import RunFolder, read_jsonl
+from shardyard.tracking.files import read_jsonl
+from shardyard.tracking.run.code import keep_code, report_changed_code, store_code
+from shardyard.tracking.run.folder import RunFolder
 from support.tiny import tiny_recipe, write_corpus
 
 HOOK = "class Quiet: pass\n"
