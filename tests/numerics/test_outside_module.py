@@ -99,7 +99,7 @@ def test_a_run_is_paused_resumed_exported_measured_and_sampled(make: Make, tmp_p
         measure_run(job.folder, ["task"], trust=True)
 
     # The weights of one run are where another begins.
-    later = make(model={"pretrained": str(job.folder.final)}, train={"steps": 1})
+    later = make(model={"pretrained": str(job.folder.final)}, train={"steps": 2})
     found, _ = losses(later, tmp_path / "runs")
     assert found[0] < whole[0] - 0.1
 

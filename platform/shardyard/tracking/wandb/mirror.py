@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_TIMEOUT
 from shardyard.recipe.schema import Wandb
-from shardyard.redaction import scrub_all
+from shardyard.redaction import scrub, scrub_all
 from shardyard.tracking.run.events import Event, WandbStatus
 from shardyard.tracking.run.folder import typed
 from shardyard.tracking.trackers.background import FINISH_TIMEOUT_SECONDS, QUEUE_RECORDS, Mirror, Status, reason

@@ -276,5 +276,5 @@ def test_schedulers_of_installed_packages_are_known_by_name(monkeypatch: pytest.
         registry.create("support.schedulers.fake:replace")
     same = EntryPoint("slurm", "support.schedulers.fake:FakeScheduler", "shardyard.schedulers")
     monkeypatch.setattr(plugins, "_entry_points", lambda group: (same,))
-    with pytest.raises(UsageError, match=r"brings 'slurm' as one of shardyard.schedulers, which is a name of"):
+    with pytest.raises(UsageError, match=r"provides 'slurm' as one of shardyard.schedulers, a name that"):
         registry.names()
