@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from shardyard.launch.jobs import order
 from shardyard.launch.jobs.order import Position, join, position_after, wait_for_earlier
+from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec
+from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.ray.queue import QueueSlot, slot_path
+from shardyard.launch.run.plans import plan_of
 from shardyard.launch.schedulers.ray import jobs as ray_jobs
+from shardyard.launch.schedulers.ray.api import Target
+from shardyard.recipe.loading.load import load_recipe
+from support.cli import write_recipe
+from support.tiny import write_corpus
 from support.waiting import PATIENCE_SECONDS
 
 MEMBER = """
@@ -50,6 +61,50 @@ def test_only_jobs_of_ours_that_have_not_ended_count() -> None:
             ]
 
     assert ray_jobs._unended(Api()) == {"waits": 7.25, "runs": 8.5}  # type: ignore[arg-type]
+
+
+class Server:
+    """Ray's job server as far as `submit` asks it."""
+
+    def __init__(self) -> None:
+        self.cluster = Target("http://head:8265", None)
+        self.bodies: list[dict[str, Any]] = []
+        self.specs: list[JobSpec] = []
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return [{**body, "status": "PENDING"} for body in self.bodies]
+
+    def has_package(self, name: str) -> bool:
+        return False
+
+    def upload(self, name: str, content: bytes) -> None:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            self.specs.append(json.loads(archive.read(SPEC_NAME)))
+
+    def submit(self, body: dict[str, Any]) -> str:
+        self.bodies.append(body)
+        return str(body["submission_id"])
+
+
+def test_a_job_that_is_submitted_later_comes_after_even_where_the_clock_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "HF_", "HUGGING_FACE", "AWS_")):
+            monkeypatch.delenv(name)
+    path = write_recipe(tmp_path, write_corpus(tmp_path))
+    loaded = load_recipe(str(path))
+    request = SubmitRequest(str(path), (), loaded, plan_of(loaded), tmp_path / "runs", "tiny")
+    server: Any = Server()
+    clock = iter([1000.0, 400.0, 2000.0])
+    monkeypatch.setattr(order, "time", SimpleNamespace(time=lambda: next(clock)))
+    ids = [ray_jobs.submit(request, lambda text: None, server) for _ in range(3)]
+    assert [spec.get("after") for spec in server.specs] == [[], ids[:1], ids[:2]]
+    times = [spec["submitted"] for spec in server.specs]
+    assert (times[0], times[2]) == (1000.0, 2000.0)
+    assert 1000.0 < times[1] < 1000.1
+    slots = [slot_path(tmp_path, spec["submitted"], spec["run_id"]) for spec in server.specs]
+    assert slots == sorted(slots)
 
 
 def test_earlier_jobs_join_first_or_are_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
