@@ -72,7 +72,7 @@ def test_the_schemas_take_every_field(name: str) -> None:
 
 def test_the_schemas_take_a_bare_cluster() -> None:
     recipe, plan = recipe_and_plan("gpt/llama2-7b", "cluster.kubernetes.queue=research")
-    (cluster,) = render_cluster("interactive", recipe, plan)
+    cluster = render_cluster("interactive", recipe, plan)
     assert schema_problems(cluster) == []
     assert cluster["spec"]["suspend"] is True
     for template in pod_templates(cluster).values():
@@ -128,7 +128,7 @@ def _put(data: Any, path: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_kubectl_reads_what_was_meant(name: str) -> None:
-    assert list(yaml.safe_load_all(text_of(name))) == render_job(case(name))
+    assert tuple(yaml.safe_load_all(text_of(name))) == render_job(case(name))
 
 
 @pytest.mark.parametrize("text", ["on", "NO", "y", "1e3", "0o17", "0x1F", "1_000", "2026-01-02", "~", "1:30", ".5"])

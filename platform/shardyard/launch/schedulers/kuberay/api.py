@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from shardyard.errors import HardwareError, ShardyardError, UsageError
 from shardyard.extras import install_command
 from shardyard.launch.schedulers.kuberay.errors import RefusedError, UnreachableError, explained
+from shardyard.launch.schedulers.kuberay.manifests import ConfigMap, OwnerReference, RayJob
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
-
-Data = dict[str, Any]
 
 RAY_GROUP, RAY_VERSION, RAY_JOBS = "ray.io", "v1", "rayjobs"
 KUEUE_GROUP, KUEUE_VERSION, KUEUE_WORKLOADS = "kueue.x-k8s.io", "v1beta1", "workloads"
@@ -76,7 +75,7 @@ def _client(context: str | None) -> ApiClient:
     return client.ApiClient(settings)
 
 
-def create_job(api: KubeApi, job: Mapping[str, Any], config_map: Mapping[str, Any]) -> str:
+def create_job(api: KubeApi, job: RayJob, config_map: ConfigMap) -> str:
     """Create a RayJob and the ConfigMap that it owns, so that both go together; returns the job's uid.
 
     Whatever ends this early, Ctrl-C too, takes back what was created.
@@ -99,7 +98,7 @@ def create_job(api: KubeApi, job: Mapping[str, Any], config_map: Mapping[str, An
     return uid
 
 
-def _create(api: KubeApi, job: Mapping[str, Any]) -> str:
+def _create(api: KubeApi, job: RayJob) -> str:
     namespace, name = _place(job)
     with explained(api.server, f"the RayJob {namespace}/{name}"):
         # Strict: a field that the CRD does not know is refused instead of dropped.
@@ -109,7 +108,7 @@ def _create(api: KubeApi, job: Mapping[str, Any]) -> str:
     return str(created["metadata"]["uid"])
 
 
-def _create_config_map(api: KubeApi, config_map: Data) -> None:
+def _create_config_map(api: KubeApi, config_map: ConfigMap) -> None:
     namespace, name = _place(config_map)
     with explained(api.server, f"the ConfigMap {namespace}/{name}"):
         api.core.create_namespaced_config_map(
@@ -117,12 +116,12 @@ def _create_config_map(api: KubeApi, config_map: Data) -> None:
         )
 
 
-def _place(item: Mapping[str, Any]) -> tuple[str, str]:
+def _place(item: RayJob | ConfigMap) -> tuple[str, str]:
     return item["metadata"]["namespace"], item["metadata"]["name"]
 
 
-def _owned(config_map: Mapping[str, Any], job: Mapping[str, Any], uid: str) -> Data:
-    owner = {
+def _owned(config_map: ConfigMap, job: RayJob, uid: str) -> ConfigMap:
+    owner: OwnerReference = {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
         "name": job["metadata"]["name"],
@@ -133,7 +132,7 @@ def _owned(config_map: Mapping[str, Any], job: Mapping[str, Any], uid: str) -> D
     return {**config_map, "metadata": {**config_map["metadata"], "ownerReferences": [owner]}}
 
 
-def _take_back(api: KubeApi, job: Mapping[str, Any], error: BaseException) -> None:
+def _take_back(api: KubeApi, job: RayJob, error: BaseException) -> None:
     """Delete a job that may have been created, if it is this one and not another of its name.
 
     Raises:
@@ -153,26 +152,26 @@ def _take_back(api: KubeApi, job: Mapping[str, Any], error: BaseException) -> No
         ) from error
 
 
-def get_job(api: KubeApi, namespace: str, name: str) -> Data:
+def get_job(api: KubeApi, namespace: str, name: str) -> RayJob:
     """A RayJob.
 
     Raises:
         ShardyardError, UsageError: it is not there, or may not be read.
     """
     with explained(api.server, f"the RayJob {namespace}/{name}"):
-        found: Data = api.custom.get_namespaced_custom_object(
+        found: RayJob = api.custom.get_namespaced_custom_object(
             RAY_GROUP, RAY_VERSION, namespace, RAY_JOBS, name, _request_timeout=TIMEOUTS
         )
     return found
 
 
-def list_jobs(api: KubeApi, namespace: str, selector: str) -> list[Data]:
+def list_jobs(api: KubeApi, namespace: str, selector: str) -> list[RayJob]:
     """The RayJobs of a namespace with these labels.
 
     Raises:
         ShardyardError, UsageError: they may not be read, or KubeRay is not there.
     """
-    found: list[Data] = []
+    found: list[RayJob] = []
     more = None
     with explained(api.server, f"the RayJobs of the namespace {namespace}"):
         while True:

@@ -31,8 +31,8 @@ def manifest(name_or_path: str, overrides: Sequence[str] = (), name: str | None 
     plan = prepare(recipe, World(size=recipe.cluster.workers, gpu=bool(recipe.cluster.gpus_per_worker)))
     options = [part for override in overrides for part in ("-s", override)] + (["--name", name] if name else [])
     command = shlex.join(["python", "-m", "shardyard.launch.schedulers.kuberay.cluster", name_or_path, *options])
-    manifests = render_cluster(dns_name(name or recipe.name, MAX_CLUSTER_NAME), recipe, plan)
-    return to_yaml(manifests, [command, *describe(recipe, plan)])
+    cluster = render_cluster(dns_name(name or recipe.name, MAX_CLUSTER_NAME), recipe, plan)
+    return to_yaml([cluster], [command, *describe(recipe, plan)])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,10 +6,11 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.schedulers.base import JobNotFoundError
+from shardyard.launch.schedulers.kuberay.manifests import Status, StatusDetails
 
 # Time-out of a request, and too many of them.
 _LATER = (408, 429)
@@ -88,16 +89,16 @@ def _why(error: Any, what: str) -> str:
     return f"Kubernetes refuses it: {message}."
 
 
-def _status(error: Any) -> dict[str, Any]:
+def _status(error: Any) -> Status:
     """What the server says in the shape of a `Status` of Kubernetes; empty where it says it otherwise."""
     try:
         body = json.loads(error.body or "")
     except (TypeError, ValueError):
         return {}
-    return body if isinstance(body, dict) and body.get("kind") == "Status" else {}
+    return cast("Status", body) if isinstance(body, dict) and body.get("kind") == "Status" else {}
 
 
-def _details(error: Any) -> dict[str, Any]:
+def _details(error: Any) -> StatusDetails:
     return _status(error).get("details") or {}
 
 

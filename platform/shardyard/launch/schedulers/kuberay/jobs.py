@@ -6,16 +6,17 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from shardyard import __version__
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from shardyard.launch.jobs.spec import new_run_id, spec_of
 from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.kuberay import api as kube
+from shardyard.launch.schedulers.kuberay.manifests import ConfigMap, RayJob
 from shardyard.launch.schedulers.kuberay.names import MAX_JOB_NAME, PREFIX, dns_name
 from shardyard.launch.schedulers.kuberay.pods import RUNS_PATH
 from shardyard.launch.schedulers.kuberay.render import (
@@ -111,7 +112,7 @@ def _warn(request: SubmitRequest, report: Report) -> None:
         report(f"files of {request.working_dir} do not travel to Kubernetes; pods see those of the image and the claim")
 
 
-def _write(request: SubmitRequest, spec: RayJobInputs, manifests: list[dict[str, Any]], report: Report) -> None:
+def _write(request: SubmitRequest, spec: RayJobInputs, manifests: Sequence[ConfigMap | RayJob], report: Report) -> None:
     assert request.dry_run is not None
     comments = [
         f"shardyard submit {request.name} --on kuberay, Shardyard {__version__}",
@@ -200,7 +201,7 @@ def split_id(job_id: str) -> tuple[str, str]:
     return namespace or DEFAULT_NAMESPACE, name
 
 
-def _job(api: kube.KubeApi, item: dict[str, Any]) -> KubeJob:
+def _job(api: kube.KubeApi, item: RayJob) -> KubeJob:
     metadata, status = item["metadata"], item.get("status") or {}
     annotations = metadata.get("annotations") or {}
     current, message = _state(item)
@@ -229,7 +230,7 @@ class _Sizes(TypedDict, total=False):
     gpus: float
 
 
-def _sizes(item: dict[str, Any]) -> _Sizes:
+def _sizes(item: RayJob) -> _Sizes:
     """What its workers have, as `render.cluster_spec` wrote it; empty where somebody else wrote the manifest."""
     try:
         groups = item["spec"]["rayClusterSpec"]["workerGroupSpecs"]
@@ -242,7 +243,7 @@ def _sizes(item: dict[str, Any]) -> _Sizes:
     return {"nodes": sum(counts), "cpus": cpus, "gpus": gpus}
 
 
-def _state(item: dict[str, Any]) -> tuple[str, str]:
+def _state(item: RayJob) -> tuple[str, str]:
     """Ray's state of a job and what there is to say of it, from KubeRay's two."""
     status = item.get("status") or {}
     deployment, ray = status.get("jobDeploymentStatus") or "", status.get("jobStatus") or ""
@@ -266,5 +267,5 @@ def _exit_code(current: str, message: str) -> int | None:
     return int(found[1]) if found and int(found[1]) > 0 else EXIT_FAILED
 
 
-def _queue(item: dict[str, Any]) -> str:
+def _queue(item: RayJob) -> str:
     return str((item["metadata"].get("labels") or {}).get(QUEUE_LABEL, ""))

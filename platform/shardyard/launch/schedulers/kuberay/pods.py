@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
+from shardyard.launch.schedulers.kuberay.manifests import (
+    Container,
+    PodSpec,
+    PodTemplate,
+    Resources,
+    Section,
+    SecurityContext,
+)
 from shardyard.launch.schedulers.kuberay.names import PREFIX
 from shardyard.launch.schedulers.kuberay.sizes import HEAD_CPUS, STOP_SECONDS, Pods, head_bytes
 from shardyard.recipe.schema import Recipe
-
-Data = dict[str, Any]
 
 GPU_RESOURCE = "nvidia.com/gpu"
 RUNS_PATH = "/runs"
@@ -37,9 +43,9 @@ class PodContext:
     run_id: str | None = None
 
 
-def head_template(context: PodContext) -> Data:
+def head_template(context: PodContext) -> PodTemplate:
     """The pod of Ray's head, which also drives the run; no rank runs on it."""
-    container: Data = {
+    container: Container = {
         **_container(context, "ray-head", driver=True),
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
@@ -55,7 +61,7 @@ def head_template(context: PodContext) -> Data:
     return {"metadata": {"labels": context.labels}, "spec": spec}
 
 
-def worker_template(context: PodContext) -> Data:
+def worker_template(context: PodContext) -> PodTemplate:
     """The pod of a node of workers."""
     settings, pods = context.recipe.cluster.kubernetes, context.pods
     amounts = {"cpu": str(pods.cpus), "memory": quantity(pods.memory_bytes)}
@@ -64,7 +70,7 @@ def worker_template(context: PodContext) -> Data:
     rdma = rdma_resource(context)
     if rdma is not None:
         amounts[rdma] = "1"
-    container = {**_container(context, "ray-worker"), "resources": _same(amounts)}
+    container: Container = {**_container(context, "ray-worker"), "resources": _same(amounts)}
     if rdma is not None:
         # Memory that a network card reads by itself must stay where it is.
         container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
@@ -73,20 +79,21 @@ def worker_template(context: PodContext) -> Data:
         spec["nodeSelector"] = dict(settings.node_selector)
     if pods.gpus:
         spec["tolerations"] = [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}]
-    spec |= _apart(context)
+    if (affinity := _apart(context)) is not None:
+        spec["affinity"] = affinity
     return {"metadata": {"labels": context.labels}, "spec": spec}
 
 
-def submitter_template(context: PodContext) -> Data:
+def submitter_template(context: PodContext) -> PodTemplate:
     """The pod that hands the job to the cluster and shows its output. It reads no secret and no storage."""
-    container = {
+    container: Container = {
         "name": "ray-job-submitter",
         "image": context.recipe.cluster.kubernetes.image,
         "resources": _same({"cpu": "500m", "memory": "512Mi"}),
         "securityContext": _locked_down(),
     }
     # KubeRay wants Never: a submitter that starts again would find its job submitted already.
-    spec = {**_identity(context), "restartPolicy": "Never", "containers": [container]}
+    spec = _pod_spec(context, {"restartPolicy": "Never", "containers": [container]})
     return {"metadata": {"labels": context.labels}, "spec": spec}
 
 
@@ -102,13 +109,13 @@ def quantity(count: int) -> str:
     return f"{mebibytes // 1024}Gi" if mebibytes % 1024 == 0 else f"{mebibytes}Mi"
 
 
-def _container(context: PodContext, name: str, *, driver: bool = False) -> Data:
+def _container(context: PodContext, name: str, *, driver: bool = False) -> Container:
     settings = context.recipe.cluster.kubernetes
     environment = {"RAY_USAGE_STATS_ENABLED": "0"}
     if settings.runs_claim:
         # Prepared data lies on the claim too, where it is prepared once and seen by all pods.
         environment |= {"SHARDYARD_RUNS": RUNS_PATH, "SHARDYARD_CACHE": f"{RUNS_PATH}/.cache"}
-    container: Data = {
+    container: Container = {
         "name": name,
         "image": settings.image,
         "env": [{"name": key, "value": value} for key, value in environment.items()],
@@ -119,25 +126,23 @@ def _container(context: PodContext, name: str, *, driver: bool = False) -> Data:
     }
     if settings.runs_claim:
         container["volumeMounts"].append({"name": "runs", "mountPath": RUNS_PATH})
-    return {key: value for key, value in container.items() if value != []}
+    if not settings.secrets:
+        del container["envFrom"]
+    return container
 
 
-def _pod(context: PodContext, container: Data, shared_bytes: int) -> Data:
+def _pod(context: PodContext, container: Container, shared_bytes: int) -> PodSpec:
     settings = context.recipe.cluster.kubernetes
     memory = {"medium": "Memory", "sizeLimit": quantity(shared_bytes)}
-    volumes: list[Data] = [{"name": "shared-memory", "emptyDir": memory}]
+    volumes: list[Section] = [{"name": "shared-memory", "emptyDir": memory}]
     if settings.runs_claim:
         volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": settings.runs_claim}})
-    return {
-        **_identity(context),
-        "terminationGracePeriodSeconds": context.pods.grace_seconds,
-        "containers": [container],
-        "volumes": volumes,
-    }
+    grace = context.pods.grace_seconds
+    return _pod_spec(context, {"terminationGracePeriodSeconds": grace, "containers": [container], "volumes": volumes})
 
 
-def _identity(context: PodContext) -> Data:
-    """Who a pod is: never root, and no access to the Kubernetes API beyond its service account's."""
+def _pod_spec(context: PodContext, spec: PodSpec) -> PodSpec:
+    """A pod that is never root, without access to the Kubernetes API beyond its service account's."""
     account = context.recipe.cluster.kubernetes.service_account
     user = {
         "runAsNonRoot": True,
@@ -148,16 +153,15 @@ def _identity(context: PodContext) -> Data:
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    return ({"serviceAccountName": account} if account else {"automountServiceAccountToken": False}) | {
-        "securityContext": user
-    }
+    access: Section = {"serviceAccountName": account} if account else {"automountServiceAccountToken": False}
+    return cast("PodSpec", {**access, "securityContext": user, **spec})
 
 
-def _locked_down() -> Data:
+def _locked_down() -> SecurityContext:
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def _same(amounts: dict[str, str]) -> Data:
+def _same(amounts: dict[str, str]) -> Resources:
     """Requests as large as the limits: such pods are the last that a node short of memory evicts."""
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
@@ -176,15 +180,15 @@ def _farewell(context: PodContext, driver: bool) -> str:
     return f"{shlex.join(wait)}; {stop}"
 
 
-def _apart(context: PodContext) -> Data:
-    """Pods on nodes of their own, where the recipe wants its ranks spread."""
+def _apart(context: PodContext) -> Section | None:
+    """Pods on nodes of their own, where the recipe wants its ranks spread; None elsewhere."""
     placement = context.recipe.cluster.placement
     if placement not in ("spread", "strict_spread"):
-        return {}
+        return None
     selector = {"matchLabels": {f"{PREFIX}/job": context.labels[f"{PREFIX}/job"]}}
     term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
     if placement == "strict_spread":
-        rule: Data = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+        rule: Section = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
     else:
         rule = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
-    return {"affinity": {"podAntiAffinity": rule}}
+    return {"podAntiAffinity": rule}

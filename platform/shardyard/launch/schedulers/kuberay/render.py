@@ -15,9 +15,16 @@ from shardyard.launch.jobs.entry import GRACE_SECONDS
 from shardyard.launch.jobs.spec import SPEC_NAME, limit_seconds
 from shardyard.launch.schedulers.kuberay import names
 from shardyard.launch.schedulers.kuberay.check import check
+from shardyard.launch.schedulers.kuberay.manifests import (
+    ConfigMap,
+    JobSettings,
+    ObjectMeta,
+    RayCluster,
+    RayClusterSpec,
+    RayJob,
+)
 from shardyard.launch.schedulers.kuberay.pods import (
     JOB_FOLDER,
-    Data,
     PodContext,
     head_template,
     quantity,
@@ -60,7 +67,7 @@ class RayJobInputs:
     job_file: str
 
 
-def render_job(spec: RayJobInputs) -> list[Data]:
+def render_job(spec: RayJobInputs) -> tuple[ConfigMap, RayJob]:
     """A ConfigMap with the file of the job, and the RayJob that carries it out.
 
     Raises:
@@ -73,13 +80,13 @@ def render_job(spec: RayJobInputs) -> list[Data]:
     size = len(spec.job_file.encode())
     if size > MAX_JOB_FILE_BYTES:
         raise _refuse("", f"the file of the job has {format_bytes(size)}; a ConfigMap holds 1 MiB")
-    config_map = {
+    config_map: ConfigMap = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(context, queued=False),
         "data": {SPEC_NAME: spec.job_file},
     }
-    job = {
+    job: RayJob = {
         "apiVersion": API_VERSION,
         "kind": "RayJob",
         "metadata": _metadata(context, queued=True),
@@ -89,10 +96,10 @@ def render_job(spec: RayJobInputs) -> list[Data]:
             "rayClusterSpec": cluster_spec(context),
         },
     }
-    return [config_map, job]
+    return config_map, job
 
 
-def render_cluster(name: str, recipe: Recipe, plan: RunPlan) -> list[Data]:
+def render_cluster(name: str, recipe: Recipe, plan: RunPlan) -> RayCluster:
     """A RayCluster of the size that `recipe` needs, for interactive use; it runs until it is deleted.
 
     Raises:
@@ -103,12 +110,10 @@ def render_cluster(name: str, recipe: Recipe, plan: RunPlan) -> list[Data]:
     spec = cluster_spec(context)
     if recipe.cluster.kubernetes.queue is not None:
         spec = {"suspend": True, **spec}
-    return [
-        {"apiVersion": API_VERSION, "kind": "RayCluster", "metadata": _metadata(context, queued=True), "spec": spec}
-    ]
+    return {"apiVersion": API_VERSION, "kind": "RayCluster", "metadata": _metadata(context, queued=True), "spec": spec}
 
 
-def cluster_spec(context: PodContext) -> Data:
+def cluster_spec(context: PodContext) -> RayClusterSpec:
     """The spec of a Ray cluster: a head on which no rank runs, and one group of equal workers."""
     pods = context.pods
     store = {"object-store-memory": str(pods.object_store_bytes)}
@@ -136,9 +141,9 @@ def cluster_spec(context: PodContext) -> Data:
     }
 
 
-def _job_settings(spec: RayJobInputs, pods: Pods) -> Data:
+def _job_settings(spec: RayJobInputs, pods: Pods) -> JobSettings:
     job, kubernetes = spec.recipe.job, spec.recipe.cluster.kubernetes
-    settings: Data = {
+    settings: JobSettings = {
         "entrypoint": shlex.join(
             ["python", "-m", "shardyard.launch.schedulers.kuberay.entry", f"{JOB_FOLDER}/{SPEC_NAME}"]
         ),
@@ -166,7 +171,7 @@ def retries_of(recipe: Recipe) -> int:
     return recipe.job.retries if recipe.job.on_preempted == "resume" else 0
 
 
-def _metadata(context: PodContext, *, queued: bool) -> Data:
+def _metadata(context: PodContext, *, queued: bool) -> ObjectMeta:
     recipe, settings = context.recipe, context.recipe.cluster.kubernetes
     labels = {
         **context.labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -14,7 +15,7 @@ _BOOLEANS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false"})
 _NUMBER = re.compile(r"[-+]?(\d[-+.:_\dxoa-f]*|\.[-+_\de]+|\.inf|\.nan)(t[\d:.z+-]+)?", re.IGNORECASE | re.ASCII)
 
 
-def to_yaml(manifests: list[dict[str, object]], comments: list[str]) -> str:
+def to_yaml(manifests: Sequence[Mapping[str, object]], comments: Sequence[str]) -> str:
     """Manifests as one YAML text for `kubectl create -f`, with comments at its head."""
     writer = YAML()
     writer.width = 4096

@@ -15,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.local_cluster.network import knock
@@ -30,6 +30,49 @@ TERMINAL = ENDED
 _NO_AGENT = "No available agent"
 _AGENT_SECONDS = 60.0
 _UNAUTHORIZED = (401, 403)
+
+
+class RayJob(TypedDict, total=False):
+    """A job as Ray's Jobs API tells it; times in milliseconds since 1970."""
+
+    submission_id: str
+    type: str
+    status: str
+    message: str | None
+    metadata: dict[str, str] | None
+    start_time: int | None
+    end_time: int | None
+    driver_exit_code: int | None
+
+
+class RayNode(TypedDict, total=False):
+    """A node as Ray's state API tells it. resources_total: counts, and sizes as numbers or texts such as 4.000 GiB."""
+
+    node_id: str
+    node_ip: str
+    node_name: str
+    is_head_node: bool
+    state: str
+    state_message: str | None
+    end_time_ms: int | None
+    labels: dict[str, str] | None
+    resources_total: dict[str, float | str]
+
+
+class RuntimeEnv(TypedDict):
+    """Where a job runs, and its variables."""
+
+    working_dir: str
+    env_vars: dict[str, str]
+
+
+class RayJobBody(TypedDict):
+    """What the Jobs API is sent to submit a job."""
+
+    entrypoint: str
+    submission_id: str
+    metadata: dict[str, str]
+    runtime_env: RuntimeEnv
 
 
 @dataclass(frozen=True)
@@ -136,12 +179,13 @@ class JobsApi:
                 f"instance `pip install 'ray[default,tune]=={there}'`."
             )
 
-    def jobs(self) -> list[dict[str, Any]]:
+    def jobs(self) -> list[RayJob]:
         """All jobs that were submitted, Shardyard's and others', the oldest first."""
-        found = [job for job in self.get("/api/jobs/") if job.get("type") == "SUBMISSION"]
-        return sorted(found, key=lambda job: (job.get("start_time") or 0, job.get("submission_id")))
+        listed: list[RayJob] = self.get("/api/jobs/")
+        found = [job for job in listed if job.get("type") == "SUBMISSION"]
+        return sorted(found, key=lambda job: (job.get("start_time") or 0, job.get("submission_id") or ""))
 
-    def job(self, submission_id: str) -> dict[str, Any]:
+    def job(self, submission_id: str) -> RayJob:
         """One job.
 
         Raises:
@@ -149,7 +193,7 @@ class JobsApi:
             ShardyardError: it does not answer.
         """
         try:
-            found: dict[str, Any] = self.get(f"/api/jobs/{urllib.parse.quote(submission_id, safe='')}")
+            found: RayJob = self.get(f"/api/jobs/{urllib.parse.quote(submission_id, safe='')}")
         except ShardyardError as error:
             if getattr(error.__cause__, "code", None) == 404:
                 raise JobNotFoundError(f"there is no job {submission_id!r} at {self.cluster.url}.") from error
@@ -160,7 +204,7 @@ class JobsApi:
         """What the job has written so far; "" before it starts."""
         return str(self.get(f"/api/jobs/{urllib.parse.quote(submission_id)}/logs").get("logs") or "")
 
-    def submit(self, body: dict[str, Any]) -> str:
+    def submit(self, body: RayJobBody) -> str:
         """Submit a job; returns its id. A head that has just started is given the time to start its job agent."""
         deadline = time.monotonic() + _AGENT_SECONDS
         while True:
@@ -181,7 +225,7 @@ class JobsApi:
         """Ask a job to stop; False where it had ended before."""
         return bool(self._json("POST", f"/api/jobs/{urllib.parse.quote(submission_id)}/stop", b"")["stopped"])
 
-    def nodes(self, *, alive: bool = True) -> list[dict[str, Any]]:
+    def nodes(self, *, alive: bool = True) -> list[RayNode]:
         """Nodes with `node_id`, `node_ip`, `state`, `labels` and `resources_total`; by default those that are alive."""
         query = urllib.parse.urlencode({"detail": "1", "limit": 10000})
         wanted = "&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE" if alive else ""

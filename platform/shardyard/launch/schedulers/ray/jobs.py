@@ -24,7 +24,7 @@ from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, entry_command, new_ru
 from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.local_cluster.nodes import home
 from shardyard.launch.local_cluster.token import ray_token_path, token_path
-from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi, target
+from shardyard.launch.schedulers.ray.api import TERMINAL, JobsApi, RayJobBody, target
 from shardyard.planning.placement import Amount, Node, demand_of
 from shardyard.recipe.schema import Recipe
 from shardyard.redaction import scrub_all
@@ -63,7 +63,7 @@ def nodes_of(api: JobsApi) -> list[Node]:
     return [Node(name, amount, amount) for name, amount in amounts]
 
 
-def amount_of(resources: Mapping[str, Any]) -> Amount:
+def amount_of(resources: Mapping[str, float | str]) -> Amount:
     """Resources as Ray's state API lists them; sizes are texts such as `4.000 GiB`."""
     return Amount(
         cpus=float(resources.get("CPU", 0.0)),
@@ -120,8 +120,10 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
 
 def _unended(api: JobsApi) -> dict[str, float]:
     """When each job of ours counts as submitted that has not ended, by id."""
-    own = [job for job in api.jobs() if job["status"] not in TERMINAL and _SUBMITTED in (job.get("metadata") or {})]
-    return {str(job["submission_id"]): float(job["metadata"][_SUBMITTED]) for job in own}
+    unended = {
+        str(job["submission_id"]): job.get("metadata") or {} for job in api.jobs() if job["status"] not in TERMINAL
+    }
+    return {job: float(metadata[_SUBMITTED]) for job, metadata in unended.items() if _SUBMITTED in metadata}
 
 
 def _selected(request: SubmitRequest, folder: Path) -> Selection:
@@ -138,7 +140,7 @@ def _listed(folder: Path, selection: Selection, report: Report) -> dict[str, obj
     }
 
 
-def _sent(api: JobsApi, body: dict[str, Any]) -> str:
+def _sent(api: JobsApi, body: RayJobBody) -> str:
     """Submit; a job whose answer is lost on the way is there all the same."""
     try:
         return api.submit(body)
@@ -160,7 +162,7 @@ def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
 
 def _body(
     request: SubmitRequest, spec: JobSpec, package_uri: str, secret: str | None = None, python: str = "python"
-) -> dict[str, object]:
+) -> RayJobBody:
     """What the Jobs API is sent; `python` is the interpreter on the head."""
     command = entry_command(SPEC_NAME, python=python)
     if secret is not None:
@@ -179,18 +181,17 @@ def _body(
         "shardyard_version": spec["version"],
         _SUBMITTED: f"{spec['submitted']:.3f}",
     }
-    body = {
+    return {
         # `exec`: no shell stays between Ray and the entry point.
         "entrypoint": f"exec {shlex.join(command)}",
-        "submission_id": request.run_id,
-        "metadata": metadata,
+        "submission_id": str(request.run_id),
+        # The entry point holds a random name; this is text that a person gave.
+        "metadata": scrub_all(metadata),
         "runtime_env": {
             "working_dir": package_uri,
             "env_vars": {"RAY_JOB_STOP_SIGNAL": STOP_SIGNAL, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)},
         },
     }
-    # The entry point holds a random name; everything else is text that a person gave.
-    return {**body, "metadata": scrub_all(metadata)}
 
 
 @contextmanager
@@ -209,7 +210,7 @@ def uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def _write(path: Path, value: Mapping[str, object]) -> None:
     try:
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:

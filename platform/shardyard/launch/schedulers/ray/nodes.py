@@ -9,7 +9,7 @@ from typing import Any
 
 from shardyard.errors import ShardyardError
 from shardyard.launch.schedulers.base import GpuLoad, NodeStatus
-from shardyard.launch.schedulers.ray.api import JobsApi
+from shardyard.launch.schedulers.ray.api import JobsApi, RayNode
 from shardyard.planning.placement import Amount
 
 # How long a node that died is still shown, with the reason.
@@ -35,7 +35,7 @@ def ask(api: JobsApi) -> list[NodeStatus]:
 
 
 def described(
-    listed: Sequence[Mapping[str, Any]], reserved: Mapping[str, Any], machines: Sequence[Any], now: float
+    listed: Sequence[RayNode], reserved: Mapping[str, Any], machines: Sequence[Any], now: float
 ) -> list[NodeStatus]:
     """The nodes that live or died a short time ago.
 
@@ -59,7 +59,7 @@ def described(
     return sorted(found, key=lambda one: (not one.up, not one.head, one.name, one.id))
 
 
-def _described(node: Mapping[str, Any], machine: Mapping[str, Any], reserved: Any, *, dead: bool) -> NodeStatus:
+def _described(node: RayNode, machine: Mapping[str, Any], reserved: Any, *, dead: bool) -> NodeStatus:
     resources = {} if dead else node.get("resources_total") or {}
     total = Amount(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
     return NodeStatus(
@@ -77,7 +77,7 @@ def _described(node: Mapping[str, Any], machine: Mapping[str, Any], reserved: An
     )
 
 
-def _name(node: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+def _name(node: RayNode, machine: Mapping[str, Any]) -> str:
     given = node.get("node_name")
     if given and given != node.get("node_ip"):
         return str(given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.launch.schedulers.base import (
@@ -18,7 +17,7 @@ from shardyard.launch.schedulers.base import (
     Scheduler,
     tail,
 )
-from shardyard.launch.schedulers.ray.api import JobsApi, is_named
+from shardyard.launch.schedulers.ray.api import JobsApi, RayJob, is_named
 from shardyard.launch.schedulers.ray.jobs import autoscales, connect, nodes_of, submit
 from shardyard.launch.schedulers.ray.nodes import ask
 from shardyard.tracking.run.folder import RunFolder
@@ -118,8 +117,8 @@ class RayScheduler(Scheduler):
         """With what Ray's agents measure, and those that died a short time ago."""
         return ask(self.api)
 
-    def _status(self, job: Mapping[str, Any]) -> JobStatus:
-        metadata, identity = job["metadata"], str(job["submission_id"])
+    def _status(self, job: RayJob) -> JobStatus:
+        metadata, identity = job.get("metadata") or {}, str(job["submission_id"])
         folder = metadata.get("shardyard_run_folder")
         state = _STATES.get(str(job["status"]), "PENDING")
         code = job.get("driver_exit_code")
@@ -143,5 +142,5 @@ def _seconds(milliseconds: int | None) -> float | None:
     return milliseconds / 1000 if milliseconds else None
 
 
-def _number(metadata: Mapping[str, Any], key: str) -> float | None:
+def _number(metadata: Mapping[str, str], key: str) -> float | None:
     return float(metadata[key]) if key in metadata else None

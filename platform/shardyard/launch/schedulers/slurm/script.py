@@ -6,13 +6,11 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shardyard.errors import UsageError
-from shardyard.launch.jobs.spec import entry_command, limit_seconds
+from shardyard.launch.jobs.spec import JobSpec, entry_command, limit_seconds
 from shardyard.planning.host_memory import GPUS_PER_NODE, gpus_of_node, host_memory
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.catalog.shipped import share_folder
@@ -70,7 +68,7 @@ def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool) -> Allocation:
 
 
 def render(
-    recipe: Recipe, allocation: Allocation, *, run: Path, cwd: Path, name: str, python: str, spec: Mapping[str, Any]
+    recipe: Recipe, allocation: Allocation, *, run: Path, cwd: Path, name: str, python: str, spec: JobSpec
 ) -> str:
     """The whole script.
 
@@ -166,7 +164,7 @@ def _setup(recipe: Recipe) -> list[str]:
     return ["setup() { # on each node, before anything else", *lines, "}"]
 
 
-def _job_file(spec: Mapping[str, Any]) -> list[str]:
+def _job_file(spec: JobSpec) -> list[str]:
     """The file that `job_entry` reads. After a time limit Slurm gives another one by requeueing the job, so the run
     does not go on by itself."""
     policy = {**spec["policy"], "on_timeout": "end"}
