@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ray.tune.search import Searcher
 from ruamel.yaml import YAML
 
 from shardyard.cli.commands.sweep_run import _at_rest
+from shardyard.engine.job import Job
 from shardyard.errors import CheckpointError, RunFolderError, UsageError
 from shardyard.launch.sweep.fit import fit_sweep, judge, predict
 from shardyard.launch.sweep.folder import SweepFolder, TrialState, best_trial, list_sweeps, require_best
@@ -19,7 +21,7 @@ from shardyard.launch.sweep.plot import plot_law, plot_sweep
 from shardyard.launch.sweep.scaling_laws import Hoffmann
 from shardyard.launch.sweep.search import Bayesian, scheduler_of
 from shardyard.launch.sweep.sweep import Progress
-from shardyard.launch.sweep.trial import adopt
+from shardyard.launch.sweep.trial import SweepTrial, _FollowedRun, adopt
 from shardyard.recipe.sweep.load import load_sweep
 from shardyard.recipe.sweep.schema import Sweep
 from shardyard.tracking.files import JsonlWriter
@@ -87,6 +89,22 @@ def test_the_state_of_a_trial_is_that_of_its_run(tmp_path: Path) -> None:
     plot_sweep(folder, figure)
     assert figure.read_bytes() == first, "the same data give the same figure"
     assert b"optimizer.lr" in first or b"<svg" in first
+
+
+def test_tune_is_told_each_evaluation_of_a_run_and_its_end(tmp_path: Path) -> None:
+    folder = new_sweep(tmp_path)
+    run = add_trial(folder, 0, "finished", [3.0, 2.5, 2.0])
+    plan: Any = SimpleNamespace(steps=30, tokens_per_step=100)
+    followed = _FollowedRun(Job(None, plan, run), folder, ended=True)  # type: ignore[arg-type]
+    told = SweepTrial.__new__(SweepTrial)
+    told._number, told._metric, told._folder, told._run = 0, METRIC, folder, followed
+    common = {"run": run.id, "number": 0}
+    assert told.step() == {"step": 10, "tokens": 1000, METRIC: 3.0, **common}
+    assert told.step() == {"step": 20, "tokens": 2000, METRIC: 2.5, **common}
+    assert told.step() == {"step": 30, "tokens": 3000, METRIC: 2.0, "done": True, "ended": True, **common}
+    folder.request_stop()
+    told._run = None
+    assert told.step() == {"step": 0, "tokens": 0, "run": None, "number": 0, "done": True, "ended": True}
 
 
 def test_sweeps_are_found_by_their_names(tmp_path: Path) -> None:
