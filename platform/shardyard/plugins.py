@@ -44,6 +44,12 @@ def is_file_reference(name: str) -> bool:
     return is_reference(name) and name.rpartition(":")[0].endswith(".py")
 
 
+def short(name: str) -> str:
+    """A name without the folders of its file: `file.py:name`."""
+    where, colon, what = name.rpartition(":")
+    return f"{Path(where).name}{colon}{what}" if is_file_reference(name) else name
+
+
 def load(reference: str) -> Any:
     """The object that a reference names. A relative path starts at the current folder.
 

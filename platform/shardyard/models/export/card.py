@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shardyard import plugins
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.schema import Recipe, Source
@@ -54,7 +55,7 @@ tags: [shardyard, {recipe.model.label}]
 |---|---|
 | architecture | {recipe.model.label}, {size} parameters |
 | paper | {recipe.paper or "none given"} |
-| objective | {recipe.objective} |
+| objective | {spec.name} |
 | tokenizer | {recipe.tokenizer if spec.text else "none"}{vocabulary} |
 | training | {length}, {how} |
 | optimizer | {recipe.optimizer.name}, {rate} |
@@ -88,7 +89,7 @@ from transformers import {spec.auto_class}{", AutoTokenizer" if spec.text else "
 model = {spec.auto_class}.from_pretrained("path/to/this/folder"){tokenizer or chr(10)}
 ```"""
     name = recipe.model.label
-    return f"""The model is `{recipe.model.module}`, which is no part of transformers: it takes its code to load it.
+    return f"""The model is `{plugins.short(recipe.model.module)}`, not one of transformers: loading it takes its code.
 
 ```python
 import json
