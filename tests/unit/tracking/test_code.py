@@ -14,11 +14,13 @@ from shardyard.errors import UsageError
 from shardyard.launch.jobs.spec import spec_of
 from shardyard.launch.jobs.submission import SubmitRequest
 from shardyard.launch.run.prepare import recipe_in
+from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import World, make_plan
 from shardyard.recipe.code import origins, with_file_names
 from shardyard.recipe.loading.load import LoadedRecipe, dump_recipe, load_recipe
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sweep.load import load_sweep
 from shardyard.tracking.files import read_jsonl
 from shardyard.tracking.run.code import keep_code, report_changed_code, store_code
 from shardyard.tracking.run.folder import RunFolder
@@ -151,3 +153,11 @@ def test_the_hash_of_a_package_is_taken_without_importing_it(tmp_path: Path, mon
     assert found.sha256 == plugins.sha256_of([package / "__init__.py", package / "hooks.py"])
     with pytest.raises(UsageError, match="there is no module 'quiet_package' here; install the package"):
         plugins.origin("hooks", "quiet_package.hooks:Hook")
+
+
+def test_trials_of_a_sweep_find_the_code_from_any_folder(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    sweep = "name: rates\nrecipe: tiny.yaml\nparameters: {optimizer.lr: {values: [0.1, 0.2]}}\n"
+    (tmp_path / "sweep.yaml").write_text(sweep, encoding="utf-8")
+    folder = SweepFolder.create(tmp_path / "runs", load_sweep(str(tmp_path / "sweep.yaml")))
+    assert all(path.is_absolute() for path in hook_files(load_recipe(str(folder.base)).recipe))

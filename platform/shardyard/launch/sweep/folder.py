@@ -23,6 +23,7 @@ from typing import TypedDict, Unpack
 
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.launch.sweep.scaling_laws import FitData
+from shardyard.recipe.code import with_absolute_files
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.sweep.load import LoadedSweep
 from shardyard.recipe.sweep.schema import Sweep
@@ -123,7 +124,8 @@ class SweepFolder:
             folder.trials_dir.mkdir(parents=True)
             folder.logs.mkdir()
             write_atomically(folder.yaml, scrub(loaded.text))
-            write_atomically(folder.base, dump_recipe(loaded.base.recipe))
+            # The trials run in other current folders.
+            write_atomically(folder.base, dump_recipe(with_absolute_files(loaded.base.recipe)))
             info = {"id": folder.id, "name": loaded.sweep.name, "state": "pending", "created": now_text()}
             counts = {"ended": None, "seconds": 0.0, "recipe": loaded.sweep.recipe, **owner()}
             folder._write({**info, **counts, "sweep": loaded.sweep.model_dump(), "trials": []})
