@@ -91,6 +91,16 @@ def test_a_stop_ends_the_wait_for_ranks_that_do_not_answer() -> None:
     nothing_is_left(pids)
 
 
+def test_workers_that_do_not_answer_in_time_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_group, "ANSWER_SECONDS", 0.0)
+    group = WorkerGroup(DEMAND, ANYWHERE, SETUP)
+    with pytest.raises(NotPlacedError) as caught:
+        group.place()
+    group.close(gently=False)
+    assert caught.value.wait == Wait("no_answer", workers=2)
+    nothing_is_left([])
+
+
 @pytest.mark.parametrize("stopped", [True, False])
 def test_workers_that_get_no_place_leave_nothing(stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their node is gone. A run that is asked to stop does not wait for it."""
