@@ -25,7 +25,8 @@ def numbers(checkout: Path) -> dict[str, str]:
     texts = {path.relative_to(package): path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     lengths = [len(text.splitlines()) for path, text in texts.items() if path.name != "__init__.py"]
-    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Functions)]
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    functions = [node for node in nodes if isinstance(node, Functions)]
     folders = Counter(path.parent for path in texts)
     heavy = [path for path, tree in trees.items() if sum(1 for _ in _imports(tree.body)) > MOST_IMPORTS]
     names = defaultdict(set)
@@ -40,6 +41,7 @@ def numbers(checkout: Path) -> dict[str, str]:
         "most files in a folder": str(max(folders.values())),
         f"modules with more than {MOST_IMPORTS} imports": f"{len(heavy) / len(texts):.0%}",
         "`dict[str, Any]`, by any name": str(untyped(sources(package)).total()),
+        "`Any`, in all": str(sum(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)),
         "imports inside functions": str(inside),
         "import cycles": str(len(cycles(edges(package)))),
         "file names in more than one folder": str(len(twice)),
