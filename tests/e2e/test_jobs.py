@@ -266,12 +266,12 @@ def test_bad_input_is_refused_and_leaves_nothing(cluster: Cluster, recipe: Path,
     nobody = f"http://127.0.0.1:{free_port()}"
     cases: list[tuple[list[Any], dict[str, str], int, str]] = [
         (["--address", nobody], {}, 1, "does not answer: Connection refused"),
-        (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": str(wrong)}, 1, "does not take this token"),
-        (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}, 1, "asks for a token"),
+        (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": str(wrong)}, 1, "rejects this token"),
+        (["--address", cluster.url], {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}, 1, "requires a token"),
         (["-s", "cluster.workers=8", "-s", "data.streams=8"], {}, 2, "needs 8 CPU cores; 2 in the cluster"),
         (["-s", "cluster.placement=strict_spread"], {}, 2, "on 2 nodes"),
         (["-s", "cluster.gpus_per_worker=1"], {"DS_ACCELERATOR": ""}, 2, "needs 2 GPUs; 0 in the cluster"),
-        (["--working-dir", large], {}, 2, "Ray takes 512.0 MiB at most. Largest entries: weights.bin 600.0 MiB"),
+        (["--working-dir", large], {}, 2, "Ray's limit is 512.0 MiB. Largest entries: weights.bin 600.0 MiB"),
         (["-s", "train.steps=many"], {}, 2, "train.steps"),
         (["--name", "no spaces"], {}, 2, "is not a valid name"),
     ]

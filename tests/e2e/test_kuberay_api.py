@@ -69,7 +69,7 @@ def test_a_job_owns_its_config_map_and_takes_it_along(cluster: Cluster) -> None:
 def test_a_queued_job_says_what_it_waits_for(cluster: Cluster) -> None:
     said: list[str] = []
     job_id = jobs.submit(a_request(*QUEUED), said.append)
-    assert said[-1] == "default/quick-1 waits in Kueue's queue research until there is room"
+    assert said[-1] == "default/quick-1 waits in Kueue's queue research until resources are free"
     job = job_of(cluster)
     assert job["spec"]["suspend"] is True
     job["status"] = {"jobDeploymentStatus": "Suspended"}
@@ -110,7 +110,7 @@ def test_nothing_stays_where_the_answer_is_lost(cluster: Cluster) -> None:
 def test_what_may_have_stayed_is_named(cluster: Cluster) -> None:
     cluster.cut.add(("POST", "rayjobs"))
     cluster.refuse["DELETE", "rayjobs"] = 403
-    with pytest.raises(ShardyardError, match=r"may be there all the same.*kubectl delete rayjob --namespace default q"):
+    with pytest.raises(ShardyardError, match=r"may exist nevertheless.*kubectl delete rayjob --namespace default q"):
         submit()
 
 
@@ -163,7 +163,7 @@ def test_a_cluster_without_kuberay(cluster: Cluster) -> None:
 
 def test_a_cluster_whose_kuberay_knows_no_token(cluster: Cluster) -> None:
     cluster.knows_tokens_of_ray = False
-    with pytest.raises(UsageError, match=r"older than 1\.5\.1, so its clusters take no token"):
+    with pytest.raises(UsageError, match=r"older than 1\.5\.1, so its clusters have no tokens"):
         submit()
     assert cluster.objects == {}
 
@@ -189,7 +189,7 @@ def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
         with pytest.raises(ShardyardError, match=r"cannot be reached: .*refused.*kubectl get nodes") as caught:
             submit()
-        assert "may be there" not in str(caught.value)
+        assert "may exist" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_no_usable_kubeconfig(
 @pytest.mark.parametrize(
     ("status", "state", "message", "code"),
     [
-        ({}, "PENDING", "waits for KubeRay's operator to take it up", None),
+        ({}, "PENDING", "waits for KubeRay's operator to start it", None),
         ({"jobDeploymentStatus": "Initializing"}, "PENDING", "waits for its pods to start", None),
         ({"jobDeploymentStatus": "Retrying"}, "PENDING", "waits for a new cluster after a failure", None),
         ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, "RUNNING", "", None),

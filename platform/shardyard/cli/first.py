@@ -1,6 +1,6 @@
-"""Ctrl-C while the command imports what it needs, and while it ends: quiet, because there is nothing to save.
+"""Ctrl-C while the command starts and while it ends: it exits silently, because there is nothing to save.
 
-Imported before everything else, and imports next to nothing itself.
+Imported first, so it imports almost nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ EXIT_INTERRUPTED = 130
 
 
 def end_quietly(code: int) -> None:
-    """Have Ctrl-C end the process at once with this exit code."""
+    """Let Ctrl-C end the process at once with this exit code."""
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
 
 
 def is_command(program: str) -> bool:
-    """Whether a process whose `sys.argv[0]` this is belongs to the command, and not to somebody who imports it."""
+    """Whether `sys.argv[0]` is the command's, not that of a program that imports it."""
     return os.path.basename(program) == "shardyard" or program.endswith(os.path.join("shardyard", "cli", "main.py"))
 
 

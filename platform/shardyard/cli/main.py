@@ -1,7 +1,7 @@
-"""The command `shardyard`: a table of commands, each loaded when it is called.
+"""The command `shardyard`: a table of commands, each loaded on demand.
 
-`--help` and `validate` stay fast because nothing here imports torch, Ray or DeepSpeed, and because a command's module
-is imported only once the command is chosen.
+`--help` and `validate` stay fast because nothing here imports torch, Ray or DeepSpeed, and a command's module is
+imported only when it is called.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from shardyard import __version__
 from shardyard.cli.view import output
 from shardyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, RenamedFieldWarning, ShardyardError
 
-# name, module, function (or typer app) in it, and what `shardyard --help` says.
+# name, module, function (or typer app), and help text.
 COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (
         "recipes",
         "shardyard.cli.commands.recipes",
         "recipes",
-        "List, show and copy the recipes that come with Shardyard.",
+        "List, show and copy the shipped recipes.",
     ),
     (
         "validate",
@@ -46,30 +46,30 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "explain",
         "shardyard.cli.commands.validate",
         "explain",
-        "Say what a field means, or where a recipe's values come from.",
+        "Explain a field, or the derived values of a recipe.",
     ),
-    ("plan", "shardyard.cli.commands.plan", "plan", "Show what a recipe would do: steps, batches, memory, FLOPs."),
+    ("plan", "shardyard.cli.commands.plan", "plan", "Show the plan of a recipe: steps, batches, memory, FLOPs."),
     ("launch", "shardyard.cli.commands.launch", "launch", "Train a recipe."),
-    ("resume", "shardyard.cli.commands.launch", "resume", "Go on with a run from its newest whole checkpoint."),
+    ("resume", "shardyard.cli.commands.launch", "resume", "Resume a run from its newest checkpoint."),
     (
         "sweep",
         "shardyard.cli.commands.sweep",
         "sweep",
-        "Train a recipe with many values of its fields, and find the best.",
+        "Train a recipe with many values of its fields and find the best.",
     ),
     ("submit", "shardyard.cli.commands.submit", "submit", "Submit a recipe as a job to Ray, Slurm or Kubernetes."),
     ("ps", "shardyard.cli.commands.jobs", "ps", "List the jobs of all schedulers."),
-    ("logs", "shardyard.cli.commands.jobs", "logs", "Show what a job or a run wrote."),
-    ("stop", "shardyard.cli.commands.jobs", "stop", "Ask jobs or runs to end, each with a checkpoint."),
-    ("wait", "shardyard.cli.commands.jobs", "wait", "Wait until a job or run ends, and end with its exit code."),
-    ("inspect", "shardyard.cli.commands.jobs", "inspect", "Show everything about a job or a run."),
-    ("runs", "shardyard.cli.commands.runs", "runs", "List runs and look into one."),
+    ("logs", "shardyard.cli.commands.jobs", "logs", "Show the log of a job or run."),
+    ("stop", "shardyard.cli.commands.jobs", "stop", "Stop jobs or runs, each with a checkpoint."),
+    ("wait", "shardyard.cli.commands.jobs", "wait", "Wait until a job or run ends, and exit with its exit code."),
+    ("inspect", "shardyard.cli.commands.jobs", "inspect", "Show the details of a job or run."),
+    ("runs", "shardyard.cli.commands.runs", "runs", "List runs or show one."),
     ("dashboard", "shardyard.cli.commands.dashboard", "dashboard", "Show runs, curves, logs and jobs in the browser."),
     (
         "compare",
         "shardyard.cli.commands.compare",
         "compare",
-        "Put runs side by side: what differs, and what each has reached.",
+        "Compare runs: differing fields and metrics.",
     ),
     (
         "watch",
@@ -90,15 +90,15 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "cluster",
         "shardyard.cli.commands.cluster",
         "cluster",
-        "Start, look at and end a Ray cluster, here or over several hosts.",
+        "Start, inspect and stop a Ray cluster, here or on several hosts.",
     ),
-    ("data", "shardyard.cli.commands.data", "data", "Prepare real data sets for recipes to name."),
+    ("data", "shardyard.cli.commands.data", "data", "Prepare datasets for use in recipes."),
     ("tokenizer", "shardyard.cli.commands.tokenizer", "tokenizer", "List, show and train tokenizers."),
-    ("doctor", "shardyard.cli.doctor.doctor", "doctor", "Say what this machine can do and what it lacks."),
+    ("doctor", "shardyard.cli.doctor.doctor", "doctor", "Check this machine: devices, libraries, disk, network."),
 )
 
 
-# What the same is called elsewhere → what to type here.
+# Command names of other tools → ours.
 OTHER_NAMES = {
     "train": "launch",
     "run": "launch",
@@ -137,7 +137,7 @@ OTHER_NAMES = {
 
 
 class LazyCommand(TyperCommand):
-    """A line of the table; becomes the real command when it is called or asked for help."""
+    """A row of the table; loads the real command when it is called or its help is shown."""
 
     def __init__(self, name: str, module: str, attribute: str, summary: str) -> None:
         super().__init__(name=name, help=summary, short_help=summary, rich_markup_mode=None)
@@ -153,11 +153,11 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(target)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Hand the arguments to the real command, whose context this is from then on."""
+        """Pass the arguments to the real command, which takes over this context."""
         try:
             return self.load().make_context(info_name, args, parent=parent, **extra)
         except typer.TyperException as error:
-            if getattr(error, "ctx", self) is None:  # the parser of options knows no command
+            if getattr(error, "ctx", self) is None:  # the option parser knows no commands
                 error.ctx = typer.Context(self, info_name=info_name, parent=parent)  # type: ignore[attr-defined]
             raise
 
@@ -176,7 +176,7 @@ class LazyGroup(TyperGroup):
         return list(super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As typer does, but a name that is none is refused with the nearest that is one."""
+        """Like typer's, but an unknown command is refused with the nearest known one."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             known = [row[0] for row in COMMANDS]
@@ -187,7 +187,7 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """As typer does, but Ctrl-C says a word before it becomes exit code 130."""
+        """Like typer's, but Ctrl-C prints a line before exit code 130."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -201,7 +201,7 @@ app = typer.Typer(
     no_args_is_help=True,
     # Commands below inherit these names.
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="`shardyard help COMMAND` says more about one of them.",
+    epilog="`shardyard help COMMAND` describes a command.",
 )
 
 
@@ -216,13 +216,13 @@ def shardyard(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere in the line.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may appear anywhere in the line.")] = False,
 ) -> None:
     """Train large language models on many machines from one YAML recipe."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line and return its exit code; errors become one paragraph on stderr.
+    """Run a command line and return its exit code; errors are printed as one paragraph on stderr.
 
     A command ends with 0, with the whole number that it returns, or with the exit code of the error that it raises.
     """
@@ -262,7 +262,7 @@ def _report(error: BaseException, message: str, debug: bool) -> None:
 
 
 def _usage(error: Any) -> int:
-    """What typer says of a command line: its message, and where help is. Asking for nothing shows the help."""
+    """Typer's usage error with a pointer to the help. An empty command line shows the help."""
     message = error.format_message()
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -275,7 +275,7 @@ def _usage(error: Any) -> int:
 
 
 def _forget(stream: TextIO) -> None:
-    """The reader of the pipe is gone, or the disk is full; point it at nothing, or Python complains when it flushes."""
+    """The pipe is closed or the disk is full; redirect the stream to nothing, or Python fails when it flushes."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -301,7 +301,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Warnings about what a person wrote are one line; those of libraries stay as Python has them."""
+    """Warnings about user input are one line; those of libraries keep Python's format."""
     if issubclass(category, RenamedFieldWarning):
         text = f"Warning: {message}.\n"
     else:
@@ -310,8 +310,8 @@ def _show_warning(
 
 
 def _flushed(code: int) -> int:
-    """The exit code once everything is written. Python itself would end with 120 and no word where a file that stdout
-    goes to is on a full disk."""
+    """Flush the output and return the exit code. Python itself would exit with 120 and no message if stdout goes to a
+    file on a full disk."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -319,7 +319,7 @@ def _flushed(code: int) -> int:
             code = code or EXIT_FAILED
             _forget(stream)
             if stream is sys.stdout and not isinstance(error, BrokenPipeError):
-                output.note(f"Error: what the command prints cannot be written: {error.strerror or error}.")
+                output.note(f"Error: the output cannot be written: {error.strerror or error}.")
     return code
 
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, so that they read alike everywhere."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from shardyard.tracking.run.folder import DEFAULT_RUNS, RUNS_VARIABLE, runs_fold
 
 
 def listed_folder(option: Path | None) -> Path:
-    """The runs folder, for a command that lists what is in it.
+    """The runs folder, for a command that lists it.
 
     Raises:
-        UsageError: it was named, and is not there; the default one is made by the first launch.
+        UsageError: it was given and does not exist (the default one may be missing until the first launch).
     """
     folder = runs_folder(option)
     if not folder.is_dir() and folder != runs_folder(DEFAULT_RUNS) and not folder.exists():
         source = "--runs-dir" if option is not None else RUNS_VARIABLE
-        raise UsageError(f"the runs folder {folder}, which {source} names, is not there; a launch into it makes it.")
+        raise UsageError(
+            f"the runs folder {folder}, given by {source}, does not exist; the first launch into it creates it."
+        )
     return folder
 
 
@@ -47,7 +49,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")]
 Try = Annotated[
     int | None,
-    typer.Option("--try", min=1, metavar="STEPS", help="A short trial: so many steps, all else scaled to them."),
+    typer.Option(
+        "--try", min=1, metavar="STEPS", help="Short trial: train this many steps, everything else scaled to it."
+    ),
 ]
 Address = Annotated[
     str | None,
@@ -60,6 +64,6 @@ Address = Annotated[
 OnScheduler = Annotated[
     str | None,
     typer.Option(
-        "--on", metavar="SCHEDULER", autocompletion=complete.scheduler_names, help="Jobs of this scheduler alone."
+        "--on", metavar="SCHEDULER", autocompletion=complete.scheduler_names, help="Only jobs of this scheduler."
     ),
 ]

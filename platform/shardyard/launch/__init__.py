@@ -1,4 +1,4 @@
-"""Placing and driving work: runs, jobs, schedulers, Ray and sweeps. Called, it launches a recipe (see `launch.api`)."""
+"""Runs, jobs, schedulers, Ray and sweeps. The module is callable: it launches a recipe (see `launch.api`)."""
 
 from __future__ import annotations
 

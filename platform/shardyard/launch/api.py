@@ -23,9 +23,9 @@ from shardyard.tracking.run.folder import RunFolder, read_metrics, runs_folder
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.summary import summarize
 
-# Fields of a recipe by their dotted paths with other values, or texts as `-s` takes them.
+# Overrides: values by dotted path, or texts as for `-s`.
 Overrides = Mapping[str, Any] | Sequence[str]
-# A recipe's path, the name of a shipped one, or one that `load_recipe` gave.
+# A recipe's path, the name of a shipped one, or the result of `load_recipe`.
 AnyRecipe = str | os.PathLike[str] | LoadedRecipe
 AnyFolder = str | os.PathLike[str]
 _Record = TypeVar("_Record")
@@ -50,7 +50,7 @@ def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> LoadedRecipe:
 def plan(
     recipe: AnyRecipe, overrides: Overrides = (), *, local: bool = False, runs_dir: AnyFolder | None = None
 ) -> RunPlan:
-    """What a recipe would do on this machine: steps, batches, memory in bytes, FLOPs, and whether it `fits`.
+    """The plan of a recipe on this machine: steps, batches, memory in bytes, FLOPs, and whether it `fits`.
 
     Raises:
         ShardyardError: the recipe is invalid, or its model cannot be built.
@@ -76,10 +76,10 @@ def launch(
         runs_dir: where the run folder goes; SHARDYARD_RUNS or ./runs by default.
         local: one rank in this process, without Ray.
         until: pause after this step, with a checkpoint.
-        try_steps: shorten the run to so many steps, with everything that is scaled to its length.
-        on_metrics, on_event: called with each line of metrics.jsonl and each event, on another thread. What they raise
-            stops the run and is raised once it has ended.
-        stop: asked by another thread, ends the run with a checkpoint.
+        try_steps: shorten the run to this many steps, and scale everything that depends on its length. on_metrics,
+        on_event: called with each line of metrics.jsonl and each event, on another thread. An exception in them stops
+            the run and is raised once it has ended.
+        stop: lets another thread stop the run with a checkpoint.
 
     Raises:
         ShardyardError: it cannot start, or training failed.
@@ -107,13 +107,14 @@ def resume(
     on_event: EventCallback | None = None,
     stop: Stop | None = None,
 ) -> Run:
-    """Go on with a run from its newest whole checkpoint, to its end; returns the run. The rest is as in `launch`.
+    """Resume a run from its newest checkpoint and train it to its end; returns the run. Other arguments are as for
+    `launch`.
 
     Args:
         run: a `Run`, or an id, its unique beginning, a path or `latest`.
-        step: go on from the checkpoint of this step, 0: from the start; later ones are set aside.
-        trust: read checkpoints that may execute code of their author.
-        take_over: take the run from the process that holds it.
+        step: continue from the checkpoint of this step (0: from the start); later ones are set aside.
+        trust: also load checkpoints that may execute code of their author.
+        take_over: take over the run from the process that holds it.
 
     Raises:
         ShardyardError: there is no such run, another process trains it, or training failed.
@@ -132,8 +133,8 @@ def resume(
 class SubmittedJob:
     """A job that a scheduler has taken.
 
-    id: by which `shardyard ps`, `logs` and `stop` know it. run_folder: where its run is once it has begun, as the
-    hosts of the job see it; None where the scheduler does not say.
+    id: by which `shardyard ps`, `logs` and `stop` know it. run_folder: where its run is once it has begun, as the hosts
+    of the job see it; None if the scheduler does not tell.
     """
 
     id: str
@@ -153,18 +154,18 @@ def submit(
     try_steps: int | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> SubmittedJob:
-    """Submit a recipe as a job; returns as soon as the scheduler has it.
+    """Submit a recipe as a job; returns as soon as the scheduler has accepted it.
 
     Args:
         on: the scheduler: ray, slurm or kuberay.
-        address: of the scheduler, such as http://HEAD:8265; by default that of the environment or of this machine.
-        name: of the job; the recipe's by default.
+        address: of the scheduler, such as http://HEAD:8265; by default from the environment or of this machine.
+        name: of the job. Default: the recipe's name.
         runs_dir: where the run folder goes, as the host of the job sees it.
-        working_dir: folder that travels with the job.
-        log: is told what takes a while, such as an upload.
+        working_dir: folder that is uploaded with the job.
+        log: receives progress messages, such as about an upload.
 
     Raises:
-        ShardyardError: the recipe is invalid, or the scheduler does not take the job.
+        ShardyardError: the recipe is invalid, or the scheduler rejects the job.
     """
     folder = None if working_dir is None else Path(working_dir)
     check_names(name, folder)
@@ -182,20 +183,20 @@ def submit(
     )
     handle = scheduler.submit(request, log)
     if handle is None:
-        raise ShardyardError(f"{on} has taken the job and does not say what it is called; `shardyard ps` lists it.")
+        raise ShardyardError(f"{on} has accepted the job but returned no id; `shardyard ps` lists it.")
     return SubmittedJob(handle.id, handle.scheduler, handle.run_folder)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: the step after which it was written, and its folder."""
+    """A checkpoint: the step after which it was written, and its folder."""
 
     step: int
     path: Path
 
 
 class Run:
-    """A run on disk, whoever trains it. Everything is read anew when it is asked for.
+    """A run on disk. All properties are read from disk each time.
 
     id: name of its folder. path: of the folder.
     """
@@ -204,7 +205,7 @@ class Run:
         """The run with this path, id or unique beginning of an id; `latest` is the one created last.
 
         Raises:
-            RunFolderError: nothing, or more than one run, is called so.
+            RunFolderError: no run, or more than one, matches.
         """
         self._folder = RunFolder.open(runs_folder(runs_dir), name)
         self.id, self.path = self._folder.id, self._folder.path
@@ -223,21 +224,22 @@ class Run:
         return self._folder.info().step
 
     def metrics(self) -> list[dict[str, float]]:
-        """A dictionary a step, ascending: `step`, `time` in seconds since 1970, and what was measured then."""
+        """One dictionary per step, ascending: `step`, `time` in seconds since 1970, and the metrics."""
         return read_metrics(self._folder.metrics) if self._folder.metrics.exists() else []
 
     def columns(self, *names: str) -> dict[str, list[float | None]]:
-        """Metrics by name, a value a step, None where a step has none; `pandas.DataFrame` takes it. All by default."""
+        """Metrics by name, one value per step, None if missing; suitable for `pandas.DataFrame`. All metrics by
+        default."""
         lines = self.metrics()
         wanted = names or tuple(dict.fromkeys(name for line in lines for name in line))
         return {name: [line.get(name) for line in lines] for name in wanted}
 
     def events(self) -> list[Event]:
-        """What happened, in order: attempts, checkpoints, failures, notices; see `shardyard.tracking.run.events`."""
+        """The events in order: attempts, checkpoints, failures, notices; see `shardyard.tracking.run.events`."""
         return read_events(self._folder.events)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Those that are whole, oldest first."""
+        """Committed checkpoints, oldest first."""
         return [Checkpoint(step_of(path), path) for path in committed_checkpoints(self._folder.checkpoints)]
 
     def sample(
@@ -250,15 +252,15 @@ class Run:
         step: int | None = None,
         trust: bool = False,
     ) -> list[str]:
-        """What the trained model makes of each prompt.
+        """The continuation of each prompt by the trained model.
 
         Args:
-            temperature: 0 always takes the likeliest token.
+            temperature: 0 always takes the most likely token.
             step: use the checkpoint of this step instead of the final model.
-            trust: read files of the run that may execute code of their author.
+            trust: also load files of the run that may execute code of their author.
 
         Raises:
-            ShardyardError: the run has no model, or one that does not continue text.
+            ShardyardError: the run has no model, or the model cannot continue text.
         """
         # Imported late, because it imports torch.
         from shardyard.engine.inference.load import load_trained
@@ -268,7 +270,7 @@ class Run:
         return trained.sample(texts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
 
     def stop(self) -> None:
-        """Ask whoever trains it to write a checkpoint and end; returns at once.
+        """Request a stop with a checkpoint; returns at once.
 
         Raises:
             RunFolderError: the folder cannot be written.
@@ -276,12 +278,12 @@ class Run:
         self._folder.request_stop("interrupt")
 
     def resume(self, overrides: Overrides = (), **options: Any) -> Run:
-        """Go on with it: see `resume`."""
+        """Resume the run: see `resume`."""
         return resume(self, overrides, **options)
 
 
 class _Callbacks:
-    """Hands what a run records to functions; the first error of one stops the run."""
+    """Passes records and events to callbacks; the first exception of one stops the run."""
 
     def __init__(self, on_metrics: MetricsCallback | None, on_event: EventCallback | None, stop: Stop) -> None:
         self.stop = stop
@@ -318,7 +320,7 @@ def _train(
         # Imported late, because it imports Ray.
         from shardyard.launch.run.carry_out import carry_out
 
-        # DeepSpeed remembers the process group of the first local run, so all others of this process take it as well.
+        # DeepSpeed keeps the process group of the first local run, so later runs of this process use it too.
         carry_out(
             planned, folder, lease, stop=callbacks.stop, observer=callbacks, until=until, trust=trust, keep_group=True
         )

@@ -31,13 +31,13 @@ from shardyard.tracking.run.info import Place
 from shardyard.tracking.run.waiting import Wait
 from shardyard.units import format_bytes, format_seconds
 
-# Of the metrics of an evaluation: e to the loss tells nothing more.
+# Metrics that are not shown: perplexity follows from the loss.
 _NOT_SHOWN = frozenset({"perplexity"})
 _MOST_METRICS = 6
 
 
 def describe(event: Event) -> str:
-    """An event in a few words; "" for one that says nothing to a person."""
+    """An event in a few words; "" for one that is not shown."""
     match event:
         case Attempt():
             return _attempt(event)
@@ -78,12 +78,12 @@ def wait_in_words(wait: Wait) -> str:
         jobs, are = ("job", "is") if wait.jobs_ahead == 1 else ("jobs", "are")
         return f"waiting: {wait.jobs_ahead} {jobs} submitted before it {are} ahead"
     if wait.shortage is not None:
-        more = "; its autoscaler is asked for more" if wait.autoscaler else ""
+        more = "; more were requested from its autoscaler" if wait.autoscaler else ""
         return f"waiting for resources: {shortage_in_words(wait.shortage)}{more}"
     if wait.reason == "taken":
-        return "waiting for resources: what was free a moment ago is taken or gone"
+        return "waiting for resources: they were taken in the meantime"
     if wait.reason == "no_answer" and wait.workers is not None:
-        return f"waiting: {wait.workers} worker{'s' if wait.workers != 1 else ''} did not answer; placing all anew"
+        return f"waiting: {wait.workers} worker{'s' if wait.workers != 1 else ''} did not answer; placing all again"
     return wait.text or "waiting"
 
 

@@ -220,7 +220,7 @@ def _micro_batch(
     why = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
     if world.device_bytes is not None:
         device = format_bytes(world.device_bytes)
-        why = f"{why} that fits {device}" if fitting else f"the minimum; not even one row fits {device}"
+        why = f"{why}, and that fits {device}" if fitting else f"the minimum; not even one row fits {device}"
     reasons["micro_batch"] = why
     return fitting or 1
 

@@ -1,7 +1,7 @@
-"""Files that stay whole: atomic replacement, and JSON lines that are appended and tailed while they grow.
+"""Safe files: atomic replacement, and JSON lines that are appended and tailed while they grow.
 
-JSON has no NaN or Infinity, yet a diverging loss is exactly what people look for: they are written as the strings
-`"NaN"`, `"Infinity"` and `"-Infinity"` and read back as numbers.
+JSON has no NaN or Infinity, yet a diverging loss matters most: they are written as the strings `"NaN"`, `"Infinity"`
+and `"-Infinity"` and read back as numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(value: Any) -> str:
-    """One line of JSON that every parser accepts, without secrets; numbers of numpy and torch become plain ones, the
-    unknown text."""
+    """One line of JSON that every parser accepts, without secrets; numbers of numpy and torch become plain ones, other
+    types text."""
     value = scrub_all(value)
     try:
         return json.dumps(value, allow_nan=False, default=_plain, ensure_ascii=False)
@@ -62,8 +62,8 @@ def write_atomically(path: Path, text: str) -> None:
 class JsonlWriter:
     """Appends objects to a file, each as one line in one write, so that processes can share the file.
 
-    A line that cannot be written (full disk, vanished folder) is counted in `lost` and logged once: a run never
-    fails for what it says about itself. `problem` says what happened first.
+    A line that cannot be written (full disk, vanished folder) is counted in `lost` and logged once: a run never fails
+    because of its logs. `problem` describes the first failure.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +80,7 @@ class JsonlWriter:
             if self._descriptor is None:
                 self._open()
             assert self._descriptor is not None
-            # A line that was cut off would swallow this one; an empty line between them keeps both apart.
+            # A truncated line would swallow this one; an empty line separates them.
             data = b"\n" + line if self._torn else line
             written = os.write(self._descriptor, data)
             self._torn = written < len(data)
@@ -88,7 +88,7 @@ class JsonlWriter:
             self._count_loss(str(error))
             return False
         if self._torn:
-            self._count_loss("the disk took only a part of a line")
+            self._count_loss("only part of a line was written")
         return not self._torn
 
     def close(self) -> None:
@@ -103,12 +103,12 @@ class JsonlWriter:
     def _count_loss(self, reason: str) -> None:
         self.lost += 1
         if self.problem is None:
-            self.problem = f"{self.path} cannot be written ({reason}); the run goes on, these lines are lost"
+            self.problem = f"{self.path} cannot be written ({reason}); the run continues, these lines are lost"
             logger.warning("%s", self.problem)
 
 
 class JsonlTail:
-    """Reads what was added to a file since the last look; only whole lines, so it can follow a file that grows.
+    """Reads the complete lines added to a file since the last read, so it can follow a growing file.
 
     Lines that are not JSON objects (a writer that was killed, then restarted) are skipped and counted in `torn`.
     """
@@ -120,14 +120,14 @@ class JsonlTail:
         self._parse = decode if numbers else json.loads
 
     def new(self) -> list[dict[str, object]]:
-        """The objects of the lines that are complete by now and were not returned before; [] without a file.
+        """The objects of complete lines that were not returned before; [] without a file.
 
         Raises:
             OSError: the file is there but cannot be read.
         """
         try:
             with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self.offset:  # replaced by a shorter copy: read it afresh
+                if os.fstat(file.fileno()).st_size < self.offset:  # replaced by a shorter copy: read it again
                     self.offset = 0
                 file.seek(self.offset)
                 data = file.read()
@@ -173,7 +173,7 @@ def _numbers(line: Mapping[str, object]) -> dict[str, float]:
 def read_jsonl(path: Path, numbers: bool = True) -> list[dict[str, object]]:
     """All complete lines of a file, in their order; a torn last line is left out.
 
-    `numbers=False` leaves texts such as "NaN" as they are, which samples need.
+    `numbers=False` keeps texts such as "NaN" unchanged, which samples need.
     """
     return JsonlTail(path, numbers=numbers).new()
 
@@ -187,7 +187,7 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What json cannot write: numbers of numpy and torch have `item()`, everything else is shown as text."""
+    """For types that json cannot write: numbers of numpy and torch have `item()`, everything else becomes text."""
     try:
         return value.item()
     except (AttributeError, TypeError, ValueError, RuntimeError):

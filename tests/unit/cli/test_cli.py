@@ -172,7 +172,7 @@ def test_recipes_show_and_copy(
     assert Path("quickstart.yaml").read_text() == text
     assert cli.run(["validate", "quickstart.yaml"]) == 0
     assert cli.run(["recipes", "copy", "gpt/quickstart"]) == 2
-    assert "quickstart.yaml is there already" in capsys.readouterr().err
+    assert "quickstart.yaml exists already" in capsys.readouterr().err
     assert cli.run(["recipes", "copy", "gpt/quickstart", "no/such/folder.yaml"]) == 2
     assert "there is no folder no/such" in capsys.readouterr().err
     assert cli.run(["recipes", "copy", "gpt/quickstart", "mine.yaml"]) == 0

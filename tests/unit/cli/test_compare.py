@@ -65,7 +65,7 @@ def test_one_run_is_no_comparison(
     two: tuple[RunFolder, RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["compare", two[0].id, two[0].id, "--runs-dir", str(tmp_path)]) == 2
-    assert "needs two different runs" in capsys.readouterr().err
+    assert "needs at least two different runs" in capsys.readouterr().err
     two[0].resolved.write_text("name: [")
     assert run(["compare", two[0].id, two[1].id, "--runs-dir", str(tmp_path)]) == 2
     assert "its recipe cannot be read" in capsys.readouterr().err

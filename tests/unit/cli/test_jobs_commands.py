@@ -118,7 +118,7 @@ def test_jobs_are_named_by_id_or_run_id_and_never_by_chance(
     assert command(["logs", "-f", "77", *runs]) == 130
     assert capsys.readouterr().out == "one\ntwo\n"
     assert command(["stop", "77", *runs]) == 0
-    assert "has ended before (STOPPED)" in capsys.readouterr().err
+    assert "has already ended (STOPPED)" in capsys.readouterr().err
     assert command(["inspect", "job-1", *runs]) == 0
     assert "2 cpus" in capsys.readouterr().out
     assert not first.jobs[mine.id].ended

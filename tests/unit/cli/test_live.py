@@ -286,10 +286,10 @@ def test_a_runs_folder_that_is_not_there_is_said(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shardyard([*command, "--runs-dir", str(tmp_path / "none")]) == 2
-    assert f"the runs folder {tmp_path}/none, which --runs-dir names, is not there" in capsys.readouterr().err
+    assert f"the runs folder {tmp_path}/none, given by --runs-dir, does not exist" in capsys.readouterr().err
     monkeypatch.setenv("SHARDYARD_RUNS", str(tmp_path / "gone"))
     assert shardyard(command) == 2
-    assert f"the runs folder {tmp_path}/gone, which SHARDYARD_RUNS names, is not there" in capsys.readouterr().err
+    assert f"the runs folder {tmp_path}/gone, given by SHARDYARD_RUNS, does not exist" in capsys.readouterr().err
 
 
 def test_the_default_runs_folder_need_not_be_there(

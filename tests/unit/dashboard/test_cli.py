@@ -66,9 +66,9 @@ def test_a_runs_folder_that_is_not_there_is_said(
 ) -> None:
     monkeypatch.setattr("shardyard.dashboard.web.server.serve", lambda app, listening: listening.close())
     assert run(["dashboard", "--no-browser", "--port", "0", "--runs-dir", str(tmp_path / "none")]) == 0
-    assert f"{tmp_path}/none (is not there yet; a launch into it makes it)" in capsys.readouterr().out
+    assert f"{tmp_path}/none (does not exist yet; the first launch creates it)" in capsys.readouterr().out
     assert run(["dashboard", "--no-browser", "--port", "0", "--runs-dir", str(tmp_path)]) == 0
-    assert "is not there yet" not in capsys.readouterr().out
+    assert "does not exist yet" not in capsys.readouterr().out
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

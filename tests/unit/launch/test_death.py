@@ -42,8 +42,8 @@ def test_a_rank_that_said_nothing_was_killed(tmp_path: Path) -> None:
         "now rank 2 of 3: begins on far, pid 22, cpu\n\nreading shard 7\n",
     )
     assert describe_death(path, 2, PLACES, RAY_MESSAGE, oom_kills=3) == (
-        "its process was ended by SIGKILL, or left without a word: `kill -9` does so, and the kernel when memory runs "
-        "out, which `dmesg -T` there tells (pid 22 on far); last lines of rank-2.log:\n"
+        "its process was ended by SIGKILL, or it exited without a message: `kill -9` does so, and so does the kernel "
+        "when memory runs out (see `dmesg -T` there) (pid 22 on far); last lines of rank-2.log:\n"
         "    now rank 2 of 3: begins on far, pid 22, cpu\n"
         "    reading shard 7"
     )
@@ -81,7 +81,7 @@ def test_memory_that_ran_out_is_named(tmp_path: Path) -> None:
     )
     monitor = "Task was killed due to the node running low on memory."
     assert "Ray's memory monitor" in describe_death(nowhere, 1, PLACES, monitor)
-    assert "SIGKILL, or left" in describe_death(nowhere, 1, PLACES, RAY_MESSAGE, oom_kills=1), "of another host"
+    assert "SIGKILL, or it exited" in describe_death(nowhere, 1, PLACES, RAY_MESSAGE, oom_kills=1), "of another host"
 
 
 def test_a_rank_whose_place_is_not_known_and_a_node_that_went(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_a_client_of_jobs_mends_it_and_refuses_an_open_one_that_was_named(
     given.chmod(0o644)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(given))
     for ask in (lambda: target("http://127.0.0.1:8265"), token.ensure_ray_token):
-        with pytest.raises(ShardyardError, match="can be read by others; `chmod 600"):
+        with pytest.raises(ShardyardError, match="can be read by others; run `chmod 600"):
             ask()
     given.chmod(0o600)
     token.ensure_ray_token()
@@ -241,7 +241,7 @@ def test_a_client_of_jobs_mends_it_and_refuses_an_open_one_that_was_named(
 
 def test_a_token_that_cannot_be_closed_is_told(ray_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray_token.parent.write_text("a file where the folder should be")
-    with pytest.raises(ShardyardError, match="cannot be closed to others"):
+    with pytest.raises(ShardyardError, match="cannot be made private"):
         token.ensure_ray_token()
     # Whoever brings a token in another way, or none, has no file.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -251,7 +251,7 @@ def test_a_token_that_cannot_be_closed_is_told(ray_token: Path, monkeypatch: pyt
 def test_only_addresses_of_this_machine_are_taken() -> None:
     assert own_address("127.0.0.1") == "127.0.0.1"
     assert own_address("localhost") == "127.0.0.1"
-    for host, reason in (("0.0.0.0", "name the one"), ("192.0.2.7", "no address of this machine")):
+    for host, reason in (("0.0.0.0", "give the one"), ("192.0.2.7", "not an address of this machine")):
         with pytest.raises(UsageError, match=reason):
             own_address(host)
     with pytest.raises(UsageError, match="no-such-host"):

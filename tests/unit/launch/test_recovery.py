@@ -174,7 +174,7 @@ def test_a_bug_before_the_first_step_is_permanent_and_names_its_host() -> None:
     assert first.permanent
     assert first.message == (
         f"ModuleNotFoundError: No module named 'peft' (on {socket.gethostname()}, before the first step: a bug, or "
-        "packages that are not whole there)"
+        "broken packages there)"
     )
     later = rank_error(TypeError("odd batch"), stepped=True)
     assert (later.message, later.permanent) == ("TypeError: odd batch", False)
@@ -197,8 +197,7 @@ def test_a_worker_that_cannot_import_itself_is_not_started_again() -> None:
     found = of_ranks({0: RankError("lost its peer", False), 1: missing.as_instanceof_cause()})
     assert found.permanent
     assert list(found.causes)[1] == (
-        "ModuleNotFoundError: No module named 'x' (on 10.0.0.2, before the first step: a bug, or packages that are "
-        "not whole there)"
+        "ModuleNotFoundError: No module named 'x' (on 10.0.0.2, before the first step: a bug, or broken packages there)"
     )
 
 

@@ -90,7 +90,7 @@ def test_an_autoscaler_is_left_to_find_nodes() -> None:
     room = scene.room()
     assert room.wait() == Placement(())
     assert room.wait() == Placement(())
-    assert scene.told == [(0, "needs 2 CPU cores; 1 in the cluster; its autoscaler is asked for more")]
+    assert scene.told == [(0, "needs 2 CPU cores; 1 in the cluster; more were requested from its autoscaler")]
 
 
 def test_a_run_that_lost_a_node_waits_for_it() -> None:

@@ -118,7 +118,7 @@ def test_a_lease_of_another_host_is_free_once_nothing_changes(run: RunFolder, so
     write_lease(run, **ELSEWHERE)
     said: list[str] = []
     with Lease.take(run, report=said.append):
-        assert said == [f"Process 7 on elsewhere may still train {run.id}: watching its lease for 0.3 s."]
+        assert said == [f"Process 7 on elsewhere may still be training {run.id}: watching its lease for 0.3 s."]
 
 
 def test_a_lease_of_another_host_that_changes_is_held_whatever_the_clocks_say(run: RunFolder, soon: None) -> None:

@@ -143,7 +143,7 @@ def test_it_is_imported_once(written: Path, tmp_path: Path, capsys: pytest.Captu
     assert import_all(tmp_path, written / "one") == 0
     (tmp_path / "ResNet-baseline-abc" / "metrics.jsonl").write_text("")
     assert import_all(tmp_path, written / "one") == 0
-    assert "is here already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     assert (tmp_path / "ResNet-baseline-abc" / "metrics.jsonl").read_text() == ""
     assert import_all(tmp_path, written / "one", "--again") == 0
     assert len(read_metrics(tmp_path / "ResNet-baseline-abc" / "metrics.jsonl")) == 6
@@ -191,12 +191,12 @@ def test_a_damaged_file_gives_what_is_before_the_damage(written: Path, tmp_path:
 def test_what_is_no_file_of_wandb(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.wandb").write_bytes(content)
     assert import_all(tmp_path / "runs", tmp_path / "x.wandb") == 1
-    assert "is not a file of W&B's" in capsys.readouterr().err
+    assert "is not a W&B file" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_file_without_a_run(written: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not say which run it is"):
+    with pytest.raises(DataError, match="has no run id"):
         read_file(copied(written, tmp_path, lambda data: data[:60]))
     with pytest.raises(DataError, match=r"has no \.wandb file"):
         wandb_files(Path(__file__).parent)

@@ -154,7 +154,7 @@ def test_a_key_that_is_refused(stub: WandbStub, tmp_path: Path, capsys: pytest.C
     run = offline_run(tmp_path)
     assert sync(tmp_path, run.id) == 1
     said = capsys.readouterr().err
-    assert "does not take the key" in said
+    assert "rejects the key" in said
     assert KEY not in said
     assert "Traceback" not in said
 

@@ -1,4 +1,4 @@
-"""`shardyard cluster`: a Ray cluster on this machine, or over several hosts, to submit jobs to."""
+"""`shardyard cluster`: a Ray cluster on this machine or on several hosts, for submitting jobs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ cluster = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Start, look at and end a Ray cluster on this machine, or over several hosts.",
+    help="Start, inspect and stop a Ray cluster on this machine or on several hosts.",
 )
-Cpus = Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores of each node; by default all, divided.")]
-Gpus = Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs of each node; by default all, divided.")]
-Metrics = Annotated[
-    bool, typer.Option("--metrics", help="Export metrics for Prometheus, on ports that ask for no token.")
-]
+Cpus = Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores per node. Default: all cores, divided.")]
+Gpus = Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs per node. Default: all GPUs, divided.")]
+Metrics = Annotated[bool, typer.Option("--metrics", help="Export Prometheus metrics, on ports without a token.")]
 
 
 @cluster.command("up")
@@ -37,7 +35,7 @@ def up(
     cpus: Cpus = None,
     gpus: Gpus = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address of this machine that nodes and clients use; others can join then.")
+        str, typer.Option("--host", help="Address of this machine for nodes and clients; lets other hosts join.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the head; 0: any free one.")] = 6379,
     dashboard_port: Annotated[
@@ -46,14 +44,14 @@ def up(
     metrics: Metrics = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start a cluster on this machine; it runs until `down`. A token guards it."""
+    """Start a cluster on this machine; it runs until `down`. A token protects it."""
     from shardyard.launch.local_cluster.start import Wishes
     from shardyard.launch.local_cluster.start import up as start
 
     wishes = Wishes(num_nodes, cpus, gpus, host, port, dashboard_port, metrics)
     record = start(wishes, output.note)
     if os.environ.get("RAY_AUTH_TOKEN"):
-        output.note("RAY_AUTH_TOKEN is set here, and Ray's clients prefer it to the token of this cluster: unset it.")
+        output.note("RAY_AUTH_TOKEN is set, and Ray's clients would use it instead of this cluster's token: unset it.")
     if as_json:
         output.print_json(asdict(record))
     else:
@@ -62,11 +60,14 @@ def up(
 
 @cluster.command("join")
 def join(
-    address: Annotated[str, typer.Argument(metavar="HEAD:PORT", help="What `up` showed on the host of the head.")],
+    address: Annotated[str, typer.Argument(metavar="HEAD:PORT", help="Address that `up` printed on the head.")],
     cpus: Cpus = None,
     gpus: Gpus = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="Address of this machine in the cluster; by default towards the head.")
+        str | None,
+        typer.Option(
+            "--host", help="Address of this machine in the cluster. Default: the one that routes to the head."
+        ),
     ] = None,
     metrics: Metrics = False,
     as_json: AsJson = False,
@@ -85,7 +86,7 @@ def join(
 
 @cluster.command("status")
 def status(as_json: AsJson = False) -> int:
-    """Show nodes, what is free on them, and jobs; exit code 1 where something that was started here is dead."""
+    """Show nodes, free resources and jobs; exit code 1 if a process that was started here has died."""
     from shardyard.launch.local_cluster.status import status as ask
 
     found = ask(_record())
@@ -100,7 +101,7 @@ def status(as_json: AsJson = False) -> int:
 
 @cluster.command("down")
 def down() -> None:
-    """End what was started here, running jobs included; other Ray clusters of this machine stay."""
+    """Stop what was started here, including running jobs; other Ray clusters on this machine keep running."""
     from shardyard.launch.local_cluster.start import down as end
 
     record = end()
@@ -114,9 +115,9 @@ def down() -> None:
 
 @cluster.command("token")
 def token(
-    new: Annotated[bool, typer.Option("--new", help="Make a fresh token in place of the old one.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Replace the token by a new one.")] = False,
 ) -> None:
-    """Say where the token lies, making one where there is none; it is never shown itself."""
+    """Print the path of the token, creating one if needed; the token itself is never shown."""
     with exclusively():
         if new and read_record() is not None:
             raise UsageError("a cluster is up with the old token; `shardyard cluster down` first.")
@@ -138,13 +139,13 @@ def _show_quick_start(record: ClusterRecord) -> None:
     output.line()
     output.line("  submit a job     shardyard submit gpt/quickstart")
     output.line("  look             shardyard cluster status")
-    output.line(f"  dashboard        {record.dashboard} (asks for the token: the text of {record.token_path})")
+    output.line(f"  dashboard        {record.dashboard} (asks for the token, which is in {record.token_path})")
     output.line("  end it           shardyard cluster down")
     if not record.on_loopback:
         output.line(f"  add a host       copy {record.token_path} to ~/.shardyard/token there, chmod 600, then")
         output.line(f"                   shardyard cluster join {record.gcs}")
     output.line()
-    output.line("`shardyard launch RECIPE`, `ray status`, `ray job list` and other clients go to it where this is set:")
+    output.line("`shardyard launch RECIPE`, `ray status`, `ray job list` and other clients use it if this is set:")
     output.line(f"  export {exports}")
 
 

@@ -1,4 +1,4 @@
-"""`shardyard compare`: runs side by side, by the fields of their recipes that differ and by what they have reached."""
+"""`shardyard compare`: runs side by side, with the fields of their recipes that differ and their metrics."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Runs = Annotated[
 
 
 def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> None:
-    """Put runs side by side: the fields of their recipes that differ, and their newest metrics."""
+    """Compare runs: the fields of their recipes that differ, and their newest metrics."""
     folder = listed_folder(runs_dir)
     chosen = list(dict.fromkeys(RunFolder.open(folder, name).path for name in runs))
     if len(chosen) < 2:
         listing = f"shardyard runs{runs_dir_option(folder)}"
-        raise UsageError(f"a comparison needs two different runs; `{listing}` lists them.")
+        raise UsageError(f"a comparison needs at least two different runs; `{listing}` lists them.")
     found = side_by_side([RunFolder(path) for path in chosen])
     if as_json:
         output.print_json(json.loads(encode(_as_json(found))))
@@ -44,7 +44,7 @@ def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> No
 
 
 def _print(found: Comparison, rows: list[tuple[str, ...]]) -> None:
-    """Under the ids where they fit, else under letters that stand for them; a pipe gets the ids as a row."""
+    """Columns are headed by ids if they fit, else by letters; in a pipe the ids are a row."""
     if not output.is_terminal():
         output.print_table(("", *found.runs), [("run", *found.runs), *rows])
         return

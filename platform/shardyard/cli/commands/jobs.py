@@ -1,4 +1,4 @@
-"""`shardyard ps`, `logs`, `stop`, `wait` and `inspect`: jobs of every scheduler, and runs that are no jobs."""
+"""`shardyard ps`, `logs`, `stop`, `wait` and `inspect`: jobs of every scheduler, and runs that are not jobs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ JobName = Annotated[
 
 
 def ps(
-    show_all: Annotated[bool, typer.Option("--all", "-a", help="Ended jobs, too.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", "-a", help="Include ended jobs.")] = False,
     address: Address = None,
     on: OnScheduler = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the jobs of all schedulers that this host is set up for, the newest first."""
+    """List the jobs of all schedulers configured on this host, newest first."""
     from shardyard.launch.schedulers.lookup import list_jobs
     from shardyard.launch.schedulers.registry import chosen
 
@@ -64,14 +64,14 @@ def ps(
 
 def logs(
     job: JobName,
-    follow_log: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the end.")] = False,
+    follow_log: Annotated[bool, typer.Option("--follow", "-f", help="Follow until it ends.")] = False,
     rank: Annotated[int | None, typer.Option("--rank", min=0, help="The log of this rank.")] = None,
-    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines so far.")] = None,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines.")] = None,
     address: Address = None,
     on: OnScheduler = None,
     runs_dir: RunsDir = None,
 ) -> int:
-    """Show what a job or a run wrote; with -f until it ends, and end with its exit code."""
+    """Show the log of a job or run; with -f follow it and exit with its exit code."""
     from shardyard.launch.schedulers.lookup import find
 
     found = find(job, runs_folder(runs_dir), on=on, address=address)
@@ -91,7 +91,7 @@ def stop(
     on: OnScheduler = None,
     runs_dir: RunsDir = None,
 ) -> int:
-    """Ask jobs or runs to end, each with a checkpoint. Exit code 1: the process of one was gone already."""
+    """Stop jobs or runs, each with a checkpoint. Exit code 1: a process had died already."""
     from shardyard.launch.schedulers.lookup import find, lost_in_words
 
     code = 0
@@ -101,7 +101,7 @@ def stop(
             code = EXIT_FAILED
             continue
         if found.ended:
-            output.note(f"{found.id} has ended before ({found.state}).")
+            output.note(f"{found.id} has already ended ({found.state}).")
             continue
         found.stop()
         waiting = f"`{_wait_command(found, on, address)}` waits for it"
@@ -112,13 +112,13 @@ def stop(
 def wait(
     job: JobName,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.0, help="Seconds to wait at most; then the exit code is 124.")
+        float | None, typer.Option("--timeout", min=0.0, help="Maximum wait in seconds; then the exit code is 124.")
     ] = None,
     address: Address = None,
     on: OnScheduler = None,
     runs_dir: RunsDir = None,
 ) -> int:
-    """Wait until a job or run ends, and end with its exit code."""
+    """Wait until a job or run ends, and exit with its exit code."""
     from shardyard.launch.schedulers.lookup import find
 
     found = find(job, runs_folder(runs_dir), on=on, address=address).wait(timeout)
@@ -136,7 +136,7 @@ def inspect(
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show everything about a job or a run: where it is, what it needs, how it ended."""
+    """Show the details of a job or run: place, resources, outcome."""
     from shardyard.launch.schedulers.lookup import find
 
     found = find(job, runs_folder(runs_dir), on=on, address=address)
@@ -156,7 +156,7 @@ def inspect(
 
 
 def reach(on: str | None, address: str | None) -> str:
-    """The options that find the same scheduler again; "" where the environment says it."""
+    """The options that select the same scheduler again; "" if the environment does."""
     there = f" --on {on}" if on is not None else ""
     return there + (f" --address {shlex.quote(address)}" if address is not None else "")
 
@@ -169,7 +169,7 @@ def write(pieces: Iterable[str]) -> None:
 
 
 def _wait_command(found: JobOrRun, on: str | None, address: str | None) -> str:
-    """The command that waits for it, with what finds it."""
+    """The command that waits for a job or run."""
     if found.job is None and found.folder is not None:
         return f"shardyard wait {typed(found.folder.path)}"
     return f"shardyard wait {found.id}{reach(on, address)}"

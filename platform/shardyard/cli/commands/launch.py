@@ -1,4 +1,4 @@
-"""`shardyard launch` and `shardyard resume`: train, show it live, and end as the person asks."""
+"""`shardyard launch` and `shardyard resume`: train with live output."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ from shardyard.tracking.run.lease import Lease
 if TYPE_CHECKING:
     from shardyard.launch.run.plans import PlannedRun
 
-Local = Annotated[bool, typer.Option("--local", help="One rank in this process, without Ray: for debugging.")]
+Local = Annotated[bool, typer.Option("--local", help="Run one rank in this process, without Ray, for debugging.")]
 TakeOver = Annotated[
     bool,
     typer.Option(
-        "--take-over", help="Take the run from the process that holds it, which stops without writing when it notices."
+        "--take-over", help="Take over the run from the process that holds it, which then stops without writing."
     ),
 ]
 Step = Annotated[
     int | None,
     typer.Option(
-        "--step", min=0, help="Go on from the checkpoint of this step, 0: from the start; later ones are set aside."
+        "--step", min=0, help="Continue from the checkpoint of this step (0: from the start); later ones are set aside."
     ),
 ]
 Trust = Annotated[
     bool,
-    typer.Option(
-        "--trust", help="Read checkpoints that may execute code of their author, which are refused otherwise."
-    ),
+    typer.Option("--trust", help="Also load checkpoints that may execute code of their author."),
 ]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
 
@@ -75,7 +73,7 @@ def resume(
     quiet: Quiet = False,
     take_over: TakeOver = False,
 ) -> int:
-    """Go on with a run from its newest whole checkpoint."""
+    """Resume a run from its newest checkpoint."""
 
     def work(signals: StopSignals) -> int:
         runs = runs_folder(runs_dir)

@@ -1,4 +1,4 @@
-"""`shardyard plan` and `shardyard explain RECIPE`: what a recipe would do, and why, before anything starts."""
+"""`shardyard plan` and `shardyard explain RECIPE`: the derived values of a recipe and their reasons."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def plan(
     name: RecipeName,
     overrides: Overrides = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="Memory of a device to fit, e.g. 80GiB.")
+        str | None, typer.Option("--memory", metavar="SIZE", help="Device memory that the plan must fit, e.g. 80GiB.")
     ] = None,
     deepspeed: Annotated[bool, typer.Option("--deepspeed", help="Print the compiled DeepSpeed configuration.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a recipe would do: steps, batches, memory, FLOPs, and whether it fits."""
+    """Show the plan of a recipe: steps, batches, memory, FLOPs, and whether it fits."""
     extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
     plan = _planned(load_recipe(name, [*(overrides or []), *extra]))
     if deepspeed:
@@ -37,7 +37,7 @@ def plan(
 
 
 def explain_recipe(loaded: LoadedRecipe) -> None:
-    """Print each derived value of a recipe and why it is what it is."""
+    """Print each derived value of a recipe and its reason."""
     plan = _planned(loaded)
     values = {**as_dict(plan), "flops_per_token": format_count(plan.flops_per_token), "mesh": plan.mesh}
     table = [(name, str(values[name]), why) for name, why in sorted(plan.reasons.items())]

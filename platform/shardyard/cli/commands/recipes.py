@@ -1,4 +1,4 @@
-"""`shardyard recipes`: list, show and copy the recipes that come with Shardyard. Checks none, so it is quick."""
+"""`shardyard recipes`: list, show and copy the shipped recipes. Fast, because it checks none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ recipes = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="List, show and copy the recipes that come with Shardyard.",
+    help="List, show and copy the shipped recipes.",
 )
 
 
@@ -33,7 +33,7 @@ def list_recipes(as_json: AsJson = False, quiet: Quiet = False) -> None:
         for row in rows:
             output.line(row["name"])
     else:
-        output.print_table(("recipe", "what it is for"), [(row["name"], row["description"]) for row in rows])
+        output.print_table(("recipe", "description"), [(row["name"], row["description"]) for row in rows])
 
 
 def _row(name: str, path: Path) -> dict[str, str]:
@@ -44,7 +44,8 @@ def _row(name: str, path: Path) -> dict[str, str]:
 
 
 def _inherited(name: str, path: Path) -> str:
-    """Of a recipe that says nothing itself, or is broken; that stays in the list and says so: people edit checkouts."""
+    """The description of a recipe that has none or is broken; broken ones are listed as such, because users edit
+    checkouts."""
     from shardyard.recipe.loading.load import load_recipe
 
     try:
@@ -57,23 +58,23 @@ def _inherited(name: str, path: Path) -> str:
 def show_recipe(
     name: Annotated[str, typer.Argument(autocompletion=complete.recipe_names, help="Name or path of a recipe.")],
 ) -> None:
-    """Print a recipe's YAML, as it was written."""
+    """Print a recipe's YAML unchanged."""
     output.print_yaml(find_recipe(name).read_text(encoding="utf-8", errors="replace"))
 
 
 @recipes.command("copy")
 def copy_recipe(
     name: Annotated[str, typer.Argument(autocompletion=complete.recipe_names, help="Name or path of a recipe.")],
-    destination: Annotated[Path | None, typer.Argument(help="File or folder; by default the current folder.")] = None,
+    destination: Annotated[Path | None, typer.Argument(help="File or folder. Default: the current folder.")] = None,
 ) -> None:
-    """Copy a recipe to edit it; never overwrites."""
+    """Copy a recipe for editing; never overwrites."""
     source = find_recipe(name)
     target = destination or Path()
     if target.is_dir():
         target /= source.name
     if target.exists():
-        raise UsageError(f"{target} is there already; name another file: `shardyard recipes copy {name} FILE`.")
+        raise UsageError(f"{target} exists already; name another file: `shardyard recipes copy {name} FILE`.")
     if not target.parent.is_dir():
-        raise UsageError(f"there is no folder {target.parent}; make it first, or name another file.")
+        raise UsageError(f"there is no folder {target.parent}; create it first, or name another file.")
     shutil.copyfile(source, target)
     output.line(str(target))

@@ -1,4 +1,4 @@
-"""`shardyard runs`: what is in the runs folder, and one run in detail."""
+"""`shardyard runs`: list the runs folder, or show one run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.run.summary import Summary, curve, summarize
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
-# Curves are for people, and cost reading each run's metrics: as many as a screen shows.
+# Curves need each run's metrics to be read, so only as many as a screen shows are drawn.
 _CURVES = 50
 _CURVE_COLUMNS = 20
 _WIDTH_FOR_CURVES = 80
@@ -36,7 +36,7 @@ def runs(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List runs, the newest first, or show one."""
+    """List runs, newest first, or show one."""
     folder = listed_folder(runs_dir)
     chosen = [RunFolder.open(folder, run)] if run is not None else list_runs(folder)
     if quiet:
@@ -66,7 +66,7 @@ def _list(chosen: list[RunFolder]) -> None:
 
 
 def curve_in_text(run: RunFolder, columns: int = _CURVE_COLUMNS) -> str:
-    """The loss of a run as one line of bars; "" where it has none, or cannot be read."""
+    """The loss of a run as one line of bars; "" if it has none or cannot be read."""
     try:
         losses: list[float | None] = [value for _, value in curve(run, most_bytes=_CURVE_BYTES)]
     except OSError:

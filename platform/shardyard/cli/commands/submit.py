@@ -1,4 +1,4 @@
-"""`shardyard submit`: check and plan a recipe here, and hand it to a scheduler as a job."""
+"""`shardyard submit`: check and plan a recipe here, and submit it to a scheduler as a job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ On = Annotated[
         "--on",
         metavar="SCHEDULER",
         autocompletion=complete.scheduler_names,
-        help="What carries out the job: ray, slurm or kuberay.",
+        help="Scheduler: ray, slurm or kuberay.",
     ),
 ]
 
@@ -32,17 +32,18 @@ def submit(
     name: RecipeName,
     overrides: Overrides = None,
     address: Address = None,
-    job_name: Annotated[str | None, typer.Option("--name", help="Name of the job; the recipe's by default.")] = None,
+    job_name: Annotated[str | None, typer.Option("--name", help="Name of the job. Default: the recipe's name.")] = None,
     try_steps: Try = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow its log, and end with its exit code.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow its log and exit with its exit code.")] = False,
     on: On = DEFAULT_SCHEDULER,
     dry_run: Annotated[
-        Path | None, typer.Option("--dry-run", metavar="FILE", help="Write what would be submitted; submit nothing.")
+        Path | None,
+        typer.Option("--dry-run", metavar="FILE", help="Write what would be submitted, without submitting."),
     ] = None,
     runs_dir: RunsDir = None,
     working_dir: Annotated[
         Path | None,
-        typer.Option("--working-dir", help="Folder that goes along; --dry-run lists its files."),
+        typer.Option("--working-dir", help="Folder to upload with the job; --dry-run lists its files."),
     ] = None,
     quiet: Quiet = False,
 ) -> int:

@@ -1,4 +1,4 @@
-"""`shardyard sweep`: train many runs of a recipe with other values of some fields, and say which was best."""
+"""`shardyard sweep`: train a recipe with many values of some fields and rank the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Address = Annotated[
 
 
 class _SweepGroup(TyperGroup):
-    """`shardyard sweep FILE` runs a sweep; what is not a name of a command is taken for a file."""
+    """`shardyard sweep FILE` runs a sweep; a word that is not a subcommand is taken as a file."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
@@ -52,7 +52,7 @@ sweep = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Train a recipe with many values of its fields: `shardyard sweep FILE`, and what became of it.",
+    help="Train a recipe with many values of its fields (`shardyard sweep FILE`), and inspect sweeps.",
 )
 
 
@@ -80,7 +80,7 @@ def run_sweep(
 
 @sweep.command("resume")
 def resume_sweep(name: SweepName, runs_dir: RunsDir = None, address: Address = None, quiet: Quiet = False) -> int:
-    """Go on with a sweep: ended trials are kept, the others resume from their checkpoints."""
+    """Resume a sweep: ended trials are kept, others continue from their checkpoints."""
     folder = _open(name, runs_dir)
     _require_libraries(folder.sweep())
     if folder.alive:
@@ -94,7 +94,7 @@ def resume_sweep(name: SweepName, runs_dir: RunsDir = None, address: Address = N
 
 @sweep.command("list")
 def list_all(runs_dir: RunsDir = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List sweeps, the newest first."""
+    """List sweeps, newest first."""
     found = list_sweeps(listed_folder(runs_dir))
     if quiet:
         for one in found:
@@ -127,7 +127,7 @@ def show(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the trials of a sweep, the best first, and draw them."""
+    """Show the trials of a sweep, best first, and plot them."""
     folder = _open(name, runs_dir)
     trials = _ranked(folder)
     if quiet:
@@ -163,7 +163,9 @@ def best(
         return
     plain = {**trial.parameters, "name": f"{folder.sweep().name[:75]}-best"}
     if folder.sweep().population is not None:
-        output.note("A population changes values while it trains: launching its last ones gives another result.")
+        output.note(
+            "A population changes values during training, so launching with the final values gives a different result."
+        )
         plain |= {"evaluate.every": folder.sweep().population.every}  # type: ignore[union-attr]
     recipe = load_base(folder.base, as_overrides(plain)).recipe
     metric = folder.sweep().objective.metric
@@ -174,19 +176,19 @@ def best(
         output.print_yaml(head + dump_recipe(recipe))
         return
     if out.exists():
-        raise UsageError(f"{out} is there already; name another file.")
+        raise UsageError(f"{out} exists already; name another file.")
     out.write_text(head + dump_recipe(recipe), encoding="utf-8")
     output.line(str(out))
 
 
 @sweep.command("stop")
 def stop(name: SweepName, runs_dir: RunsDir = None) -> None:
-    """Ask a sweep to stop its trials, with checkpoints, and end."""
+    """Stop a sweep; its trials write checkpoints."""
     folder = _open(name, runs_dir)
     if not folder.alive:
         raise UsageError(f"{folder.id} is not running; its state is {_state(folder)}.")
     folder.request_stop()
-    output.line(f"{folder.id} stops after the steps at hand; `shardyard sweep resume {typed(folder.path)}` goes on.")
+    output.line(f"{folder.id} stops after the current steps; `shardyard sweep resume {typed(folder.path)}` goes on.")
 
 
 @sweep.command("fit")
@@ -230,7 +232,7 @@ def _open(name: str, runs_dir: Path | None) -> SweepFolder:
 
 
 def _require_libraries(sweep: Sweep) -> None:
-    """Pass if all is installed that the sweep will ask for, before hours have gone into its trials."""
+    """Check that the libraries the sweep will need are installed before hours go into its trials."""
     if sweep.search.name == "bayesian":
         require("sweep", "a Bayesian search", "optuna")
     if sweep.scaling_law is not None:
@@ -253,7 +255,7 @@ def _carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> int:
 
 
 def _ranked(folder: SweepFolder) -> list[TrialState]:
-    """The best first; those that were not measured last."""
+    """Best first; trials without a result last."""
     sign = 1.0 if folder.sweep().objective.mode == "min" else -1.0
 
     def key(trial: TrialState) -> tuple[bool, bool, float, int]:
@@ -281,7 +283,7 @@ def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
 
 
 def _frontier_lines(fitted: Any) -> Iterator[str]:
-    """The best model for a few budgets around those that were tried."""
+    """The predicted optimum for a few budgets around those of the trials."""
     flops = [FLOPS_PER_WEIGHT_AND_TOKEN * point.parameters * point.tokens for point in fitted.points]
     for budget, point in frontier(fitted.law, min(flops), 16 * max(flops), count=5):
         size, tokens = format_count(point.parameters), format_count(point.tokens)

@@ -1,4 +1,4 @@
-"""Carrying out a sweep from the command line: what a person sees, and how it ends as the person asks."""
+"""Running a sweep from the command line: its output and its signals."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from shardyard.launch.run.threads import on_a_thread
 from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.tracking.run.folder import now_text, typed
 
-# How long Tune may take to end after all trials have.
+# Time that Tune may take to end after all trials.
 REST_SECONDS = 30.0
 
 
 def carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> tuple[str, int]:
-    """Run it to its end; returns its state and the exit code."""
+    """Run the sweep; returns its state and the exit code."""
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
     terminal = Terminal(folder.logs / "driver.log")
@@ -49,8 +49,9 @@ class _GivenUpError(Exception):
 
 
 def _driven(folder: SweepFolder, report: Callable[[str], None]) -> str | None:
-    """Ray Tune would take over Ctrl-C on the main thread, so it gets another one. None when it is given up."""
-    # Imported late, after the redirection of the output, because importing DeepSpeed talks.
+    """Runs Ray Tune on another thread, because it would take over Ctrl-C on the main one. None if it had to be
+    abandoned."""
+    # Imported late, after the redirection of the output, because importing DeepSpeed prints messages.
     from shardyard.launch.sweep.sweep import drive_sweep
 
     at_rest = _at_rest(folder)
@@ -76,7 +77,7 @@ def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
         now = time.monotonic()
         if not folder.stop_requested() or (looked and now - looked[0] < REST_SECONDS):
             return False
-        # What the request finds at work is given this long before the first look.
+        # Running work is given this long before the first check.
         over = bool(looked) and not folder.training()
         looked[:] = [now]
         return over
@@ -85,7 +86,7 @@ def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
 
 
 def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
-    """End without Ray, which would hold up the end of the process as well."""
+    """Exit without Ray, which would block the exit of the process too."""
     folder.update(state="stopped", ended=now_text())
     folder.write_table()
     output.note(f"Ray went away; all trials have stopped. Go on with `shardyard sweep resume {typed(folder.path)}`.")
@@ -96,7 +97,7 @@ def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
 
 @contextmanager
 def _signals(folder: SweepFolder, report: Callable[[str], None]) -> Iterator[Callable[[], int]]:
-    """The first signal asks all trials for a checkpoint and an end; a second Ctrl-C ends at once."""
+    """The first signal stops all trials with a checkpoint; a second Ctrl-C exits at once."""
     received: list[int] = []
 
     def handle(number: int, frame: object) -> None:

@@ -56,7 +56,7 @@ def list_tokenizers(as_json: AsJson = False, quiet: Quiet = False) -> None:
             output.line(row["name"])
     else:
         cells = [(row["name"], row["kind"], _size(row["vocabulary"]), row["description"]) for row in rows]
-        output.print_table(("tokenizer", "kind", "vocabulary", "what it is for"), cells)
+        output.print_table(("tokenizer", "kind", "vocabulary", "description"), cells)
 
 
 @tokenizer.command("show")
@@ -90,20 +90,20 @@ def show_tokenizer(
 def train(
     name: SpecName,
     folder: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; by default beside the spec.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Output folder. Default: beside the spec.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a folder that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing folder.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a tokenizer from its spec, and report how good it is."""
+    """Train a tokenizer from its spec and report its quality."""
     from shardyard.data.tokenizers.spec import read_spec
     from shardyard.data.tokenizers.training import train_tokenizer
 
     path = _find(name)
     spec = read_spec(path)
     if not spec.is_trained:
-        raise UsageError(f"{name} is of kind {spec.kind}, which has nothing to train; recipes use it as it is.")
+        raise UsageError(f"{name} is of kind {spec.kind}, which needs no training; recipes use it directly.")
     destination = folder or trained_folder(path)
     _refuse_existing(destination, replace=replace)
     with _progress(shown=not (as_json or quiet)) as progress:
@@ -117,13 +117,13 @@ def train(
 
 
 def _refuse_existing(destination: Path, *, replace: bool) -> None:
-    """What is not a trained tokenizer is never replaced: it may be anything."""
+    """A folder that is not a trained tokenizer is never replaced."""
     if not destination.exists():
         return
     if not is_file(destination / REPORT):
         raise UsageError(f"{destination} exists and is not a trained tokenizer; name another folder with --output DIR.")
     if not replace:
-        raise UsageError(f"{destination} is there already; --replace trains it anew, --output DIR writes another.")
+        raise UsageError(f"{destination} exists already; --replace trains it again, --output DIR writes another.")
 
 
 def _described(name: str) -> tuple[Path, Report | None]:
@@ -171,7 +171,7 @@ class _Encoded(TypedDict):
 
 
 def _row(name: str) -> _Row:
-    """A spec that is broken stays in the list and says so: a person edits checkouts."""
+    """Broken specs are listed as such, because users edit checkouts."""
     from shardyard.data.tokenizers.spec import read_spec
 
     path = find_tokenizer_spec(name)
@@ -233,8 +233,8 @@ def _print_report(report: Report) -> None:
     vocabulary = report["vocabulary"]
     if vocabulary["asked"] is not None and vocabulary["size"] < vocabulary["asked"]:
         output.note(
-            f"The spec asks for {vocabulary['asked']} tokens; the data gives only {vocabulary['size']}. Train on more "
-            "documents, lower min_frequency, or set vocabulary to what there is."
+            f"The spec asks for {vocabulary['asked']} tokens; the data yields only {vocabulary['size']}. Train on more "
+            "documents, lower min_frequency, or lower vocabulary."
         )
 
 
@@ -268,7 +268,7 @@ def _percent(value: float | None) -> str:
 
 @contextmanager
 def _progress(*, shown: bool) -> Iterator[Progress]:
-    """A bar for each phase in a terminal; in a pipe a line on stderr as each begins."""
+    """A progress bar for each phase in a terminal; in a pipe a line on stderr."""
     if not shown:
         yield lambda phase, done, total: None
     elif sys.stderr.isatty():

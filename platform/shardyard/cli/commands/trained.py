@@ -1,4 +1,4 @@
-"""`shardyard sample`, `eval` and `export`: what a trained model is for."""
+"""`shardyard sample`, `eval` and `export`: using a trained model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Read files of the run that may execute code of their author, which others refuse."),
+    typer.Option("--trust", help="Also load files of the run that may execute code of their author."),
 ]
 
 
@@ -29,15 +29,15 @@ def sample(
     step: Step = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of a continuation.")] = 128,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
+        float, typer.Option("--temperature", min=0.0, help="0 always takes the most likely token.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random choice.")] = 0,
     trust: Trust = False,
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Continue a prompt with a trained model; an encoder–decoder turns it into another text."""
-    folder = _open(run, runs_dir)  # before torch is imported: a name that is none is refused at once
+    """Continue a prompt with a trained model; an encoder–decoder transforms it."""
+    folder = _open(run, runs_dir)  # before torch is imported, so that an unknown name is refused at once
     from shardyard.engine.inference.load import load_trained
 
     trained = load_trained(folder, step, trust=trust)
@@ -54,18 +54,20 @@ def sample(
 def eval(
     run: RunName,
     step: Step = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Held-out rows; by default the recipe's.")] = None,
-    tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Task of lm-eval by name or as a YAML file; may be repeated.")
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Number of held-out rows. Default: the recipe's.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="lm-eval task by name or YAML file; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task.")] = None,
     classes: Annotated[
         str | None,
         typer.Option("--classes", metavar="COLUMN", help="Zero-shot classification by the names in this column."),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Sentence with {} for the name of a class; may be repeated."),
+        typer.Option("--prompt", help="Sentence with {} for the name of a class; repeatable."),
     ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
@@ -73,7 +75,7 @@ def eval(
 ) -> None:
     """Measure a trained model on the run's held-out data, by zero-shot classification, or on tasks of lm-eval."""
     if prompts and classes is None:
-        raise UsageError("--prompt goes with --classes COLUMN, the column that names the classes.")
+        raise UsageError("--prompt needs --classes COLUMN, the column with the class names.")
     folder = _open(run, runs_dir)
     if tasks and classes is None:
         result = _on_tasks(folder, tasks, step, limit, trust)
@@ -105,7 +107,7 @@ def _on_tasks(
 
 def export(
     run: RunName,
-    destination: Annotated[Path | None, typer.Argument(help="Folder to write; by default RUN/final.")] = None,
+    destination: Annotated[Path | None, typer.Argument(help="Output folder. Default: RUN/final.")] = None,
     step: Step = None,
     trust: Trust = False,
     runs_dir: RunsDir = None,
@@ -116,7 +118,7 @@ def export(
     folder = _open(run, runs_dir)
     target = destination or folder.path / "final"
     if destination is not None and destination.exists():
-        raise UsageError(f"{destination} is there already; name another folder.")
+        raise UsageError(f"{destination} exists already; name another folder.")
     output.line(str(export_checkpoint(folder, step, target, trust=trust)))
 
 

@@ -1,4 +1,4 @@
-"""`shardyard validate` and `explain`: what is wrong with a recipe, what a field means and where values come from."""
+"""`shardyard validate` and `explain`: checking recipes, and explaining fields and derived values."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def validate(
 ) -> None:
     """Check recipes and report every problem, without starting anything."""
     bases = [name for name in names if len(names) > 1 and Path(name).name.startswith("_")]
-    if bases and not as_json:  # what `validate recipes/gpt/*.yaml` finds beside recipes
-        output.line(f"left out: {', '.join(bases)} (a base that recipes extend)")
+    if bases and not as_json:  # bases among the files of `validate recipes/gpt/*.yaml`
+        output.line(f"skipped: {', '.join(bases)} (a base that recipes extend)")
     names = [name for name in names if name not in bases]
     outcomes = [_outcome(name, overrides or []) for name in names]
     if as_json:
@@ -75,7 +75,7 @@ def explain(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a field means, or why a recipe's derived values are what they are."""
+    """Explain a field, or the derived values of a recipe."""
     if is_field(subject):
         _print_explanation(explain_field(subject), as_json)
         return

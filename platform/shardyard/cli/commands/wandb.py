@@ -1,4 +1,4 @@
-"""`shardyard wandb`: upload runs to Weights & Biases afterwards, and bring its offline runs here."""
+"""`shardyard wandb`: upload runs to Weights & Biases afterwards, and import its offline runs."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ Runs = Annotated[
     ),
 ]
 Paths = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="Files .wandb, folders of runs, or folders W&B keeps runs in.")
+    list[Path], typer.Argument(metavar="PATH...", help=".wandb files, run folders, or folders with W&B runs.")
 ]
 
 
 @wandb.command("sync")
 def sync_runs(
     runs: Runs = None,
-    everything: Annotated[bool, typer.Option("--all", help="All runs that were offline and are not uploaded.")] = False,
-    project: Annotated[str | None, typer.Option("--project", help="W&B project; that of the recipe.")] = None,
-    entity: Annotated[str | None, typer.Option("--entity", help="W&B team or user; that of the recipe.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded; ask nobody.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All offline runs that are not uploaded yet.")] = False,
+    project: Annotated[str | None, typer.Option("--project", help="W&B project. Default: the recipe's.")] = None,
+    entity: Annotated[str | None, typer.Option("--entity", help="W&B team or user. Default: the recipe's.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be uploaded, without any request.")
+    ] = False,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
-    """Upload runs, each as one run of W&B over all its restarts. What W&B has already is not sent again."""
+    """Upload runs, each as one W&B run over all its restarts. Only steps that W&B lacks are sent."""
     if everything == bool(runs):
         listing = f"shardyard runs{runs_dir_option(runs_folder(runs_dir))}"
         raise UsageError(f"name the runs to upload, or give --all; `{listing}` lists them.")
@@ -54,7 +56,7 @@ def sync_runs(
     chosen = offline_runs(list_runs(folder)) if everything else [RunFolder.open(folder, name) for name in runs or []]
     plans = _plans(chosen, project, entity, lenient=everything)
     if not plans:
-        output.note(f"There is nothing to upload in {folder}: no run was offline, or W&B has them all.")
+        output.note(f"There is nothing to upload in {folder}: no run was offline, or all are uploaded.")
         return 0
     if not dry_run and not all(plan.is_done for plan in plans):
         check_account()
@@ -69,7 +71,7 @@ def _plans(runs: list[RunFolder], project: str | None, entity: str | None, *, le
         except RunFolderError as error:
             if not lenient:
                 raise
-            output.note(f"Left out: {error}")
+            output.note(f"Skipped: {error}")
     return [plan for plan in plans if not (lenient and plan.is_done)]
 
 
@@ -106,7 +108,7 @@ def _report(results: list[dict[str, object]], *, as_json: bool, quiet: bool) -> 
 
 @contextmanager
 def _progress(run_id: str) -> Iterator[Progress]:
-    """A bar where a person watches; nothing in a pipe."""
+    """A progress bar in a terminal; nothing in a pipe."""
     if not output.is_terminal():
         yield lambda done, total: None
         return
@@ -120,12 +122,12 @@ def _progress(run_id: str) -> Iterator[Progress]:
 @wandb.command("import")
 def import_runs(
     paths: Paths,
-    again: Annotated[bool, typer.Option("--again", help="Replace runs that were imported before.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Replace runs that were imported earlier.")] = False,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
-    """Bring offline runs of W&B, written by any tool, into the runs folder, for `runs` and the dashboard."""
+    """Import offline W&B runs of any tool into the runs folder, for `runs` and the dashboard."""
     folder = runs_folder(runs_dir)
     for path in paths:
         if not path.exists():
@@ -141,7 +143,7 @@ def import_runs(
         text = (
             f"{found.num_steps} steps, {found.state}{notes}"
             if written.is_new
-            else "is here already; --again replaces it"
+            else "exists already; --again replaces it"
         )
         results.append({"run": written.run.id, "new": written.is_new, "text": text, "problems": found.problems})
     return _report(results, as_json=as_json, quiet=quiet)

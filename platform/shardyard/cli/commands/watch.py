@@ -45,9 +45,9 @@ RunArgument = Annotated[
 
 def watch(
     run: RunArgument = "latest",
-    metric: Annotated[str, typer.Option("--metric", "-m", help="What is plotted.")] = record.TRAIN_LOSS,
+    metric: Annotated[str, typer.Option("--metric", "-m", help="Metric to plot.")] = record.TRAIN_LOSS,
     log: Annotated[bool, typer.Option("--log", help="Logarithmic axis.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="Show how it stands, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the current state and exit.")] = False,
     runs_dir: RunsDir = None,
 ) -> int:
     """Follow a run until it ends; the exit code is then that of the run. Ctrl-C leaves it to itself.
@@ -92,11 +92,11 @@ def _state(folder: RunFolder) -> str:
     try:
         return summarize(folder).state
     except OSError:
-        return "running"  # a network disk that stumbles
+        return "running"  # a temporary error of a network disk
 
 
 class Watched:
-    """A run as it is drawn, fed from the run folder."""
+    """The view of a run, updated from the run folder."""
 
     def __init__(self, folder: RunFolder, metric: str) -> None:
         info = folder.info()
@@ -111,7 +111,7 @@ class Watched:
         self._metrics, self._events = MetricsTail(folder.metrics), EventTail(folder.events)
 
     def update(self) -> None:
-        """Read what is new; a file that cannot be read for a while is tried again."""
+        """Read new data; a file that cannot be read is tried again later."""
         try:
             new = in_order(self._metrics.new(), self._events.new())
         except OSError:
@@ -155,7 +155,7 @@ class Watched:
             clock = time.strftime("%H:%M:%S", time.localtime(moment)) if moment else ""
             parts.append(Text(f"{clock} {text}".strip(), style="dim", overflow="ellipsis", no_wrap=True))
         title = Text(f"{self.folder.id}: {self.state}", style="bold")
-        if len(title) > width - TITLE_MARGIN:  # an id is typed again, so it is never cut
+        if len(title) > width - TITLE_MARGIN:  # ids are copied by hand, so they are never truncated
             parts.insert(0, Text(self.folder.id, style="bold", overflow="fold"))
             title = Text(self.state, style="bold")
         return Panel(Group(*parts), title=title, title_align="left", border_style=color, width=width, padding=(0, 1))

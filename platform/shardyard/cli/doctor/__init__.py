@@ -1,1 +1,1 @@
-"""`shardyard doctor`: what this machine can do, and what is wrong with it."""
+"""`shardyard doctor`: diagnosing this machine."""

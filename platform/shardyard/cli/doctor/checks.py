@@ -1,4 +1,4 @@
-"""The checks of `shardyard doctor`. Each asks one question, never raises, and ends with what to do about the answer."""
+"""The checks of `shardyard doctor`. Each checks one thing, never raises, and says what to do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONNECT_SECONDS = 3.0
 
 
 def all_checks(runs_dir: str | None = None) -> Iterator[Check]:
-    """Every check, in the order of the report; each is made when it is asked for."""
+    """All checks in the order of the report, each run lazily."""
     yield check_python()
     probe = probe_torch()
     yield check_torch(probe)
@@ -126,7 +126,7 @@ def _beside_python(name: str) -> str | None:
 
 
 def check_build_locks() -> Check:
-    """Compilations of DeepSpeed's operations: those under way, and what ones that were killed have left."""
+    """Compilations of DeepSpeed's operations: running ones, and locks that killed ones have left."""
     folder = build_locks.root()
     found = [(path, state) for path in build_locks.locks(folder) if (state := build_locks.look(path)) is not None]
     stale = [str(path) for path, state in found if state.stale]
@@ -134,12 +134,12 @@ def check_build_locks() -> Check:
         return Check(
             "compilations",
             "warn",
-            f"killed ones have left {', '.join(stale)}",
-            f"A launch that needs one removes its lock; other programs wait for ever: rm {' '.join(stale)}",
+            f"stale locks of killed ones: {', '.join(stale)}",
+            f"A launch that needs one removes its lock; other programs wait forever: rm {' '.join(stale)}",
         )
     unsure = [build_locks.in_words(path, state) for path, state in found if state.pid is None]
     if unsure:
-        return Check("compilations", "warn", "; ".join(unsure), "A launch that needs one waits, and says so.")
+        return Check("compilations", "warn", "; ".join(unsure), "A launch that needs one waits and reports it.")
     under_way = [f"process {state.pid} compiles {path.parent.name}" for path, state in found]
     return Check("compilations", "ok", "; ".join(under_way) or f"none under way in {folder}")
 
@@ -148,7 +148,7 @@ def check_shared_memory() -> Check:
     try:
         usage = shutil.disk_usage("/dev/shm")
     except OSError:
-        return Check("/dev/shm", "warn", "not there", "Ray then keeps objects on disk, which is slow.")
+        return Check("/dev/shm", "warn", "not there", "Ray then stores objects on disk, which is slow.")
     detail = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)}"
     if usage.total < 2 * GIB:
         return Check("/dev/shm", "warn", detail, "In a container, start it with --shm-size=4g (or --ipc=host).")
@@ -180,7 +180,7 @@ def check_corpus_cache() -> Check:
             "corpus cache",
             "warn",
             f"{folder} cannot be written: {reason}",
-            "Embedded corpora are then built again for every run; set SHARDYARD_CACHE to a folder of yours.",
+            "Embedded corpora are then built again for every run; set SHARDYARD_CACHE to a writable folder.",
         )
     return Check("corpus cache", "ok", str(folder))
 
@@ -188,7 +188,7 @@ def check_corpus_cache() -> Check:
 def check_open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 4096:
-        return Check("open files", "warn", f"limit {soft} (hard {hard})", "Ray wants more: `ulimit -n 65536`.")
+        return Check("open files", "warn", f"limit {soft} (hard {hard})", "Ray needs more: `ulimit -n 65536`.")
     return Check("open files", "ok", f"limit {soft}")
 
 
@@ -204,7 +204,7 @@ def check_ray() -> Check:
         advice = (
             "Start the cluster, or unset RAY_ADDRESS to train on this machine."
             if source == "RAY_ADDRESS"
-            else "A cluster ended without tidying up; `ray stop` removes what it left."
+            else "A cluster ended without cleaning up; `ray stop` removes the rest."
         )
         return Check("Ray", "warn", f"{version}; the cluster of {source} at {address} does not answer", advice)
     return Check("Ray", "ok", f"{version}; cluster of {source} at {address} answers", needed=True)
@@ -239,7 +239,7 @@ def check_wandb() -> Check:
         return Check(
             "W&B",
             "warn",
-            "online is asked for, but there is no key",
+            "online is requested, but there is no key",
             "Run `wandb login` or set WANDB_API_KEY; until then runs are kept offline.",
         )
     return Check("W&B", "ok", f"{mode} ({'a key is found' if key else 'no key'})")
@@ -247,26 +247,26 @@ def check_wandb() -> Check:
 
 def check_hub() -> Check:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return Check("hub", "ok", "not asked, because HF_HUB_OFFLINE is set")
+        return Check("hub", "ok", "not checked, because HF_HUB_OFFLINE is set")
     server = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         with urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=CONNECT_SECONDS):
             pass
     except urllib.error.HTTPError:
-        pass  # it answers, which is all that is asked
+        pass  # any answer will do
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return Check(
             "hub",
             "warn",
             f"{server} does not answer ({reason})",
-            "Embedded sources and local files work without it; set HF_HUB_OFFLINE=1 to skip the waiting.",
+            "Embedded sources and local files work without it; set HF_HUB_OFFLINE=1 to skip the wait.",
         )
     return Check("hub", "ok", f"{server} answers")
 
 
 def _cannot_write(folder: Path) -> str | None:
-    """Why nothing can be created in a folder, or in the nearest one above it that exists; None if it can."""
+    """Why nothing can be created in a folder (or its nearest existing parent); None if it can."""
     existing = _existing(folder)
     probe = existing / f".shardyard-doctor-{os.getpid()}"
     try:

@@ -1,4 +1,4 @@
-"""`shardyard doctor`: what this machine can do, what it lacks, and what to do about it."""
+"""The command `shardyard doctor`: runs the checks and prints the report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _COLORS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    runs_dir: Annotated[str | None, typer.Option("--runs-dir", help="Where runs would go (or SHARDYARD_RUNS).")] = None,
+    runs_dir: Annotated[str | None, typer.Option("--runs-dir", help="Folder of runs (or SHARDYARD_RUNS).")] = None,
 ) -> None:
-    """Say what this machine can do and what it lacks; fails only if even a CPU run cannot work."""
+    """Check this machine; fails only if even a CPU run cannot work."""
     checks = []
     for check in all_checks(runs_dir):
         checks.append(check)

@@ -1,7 +1,7 @@
-"""What `shardyard doctor` asks of torch, DeepSpeed and the processors.
+"""Checks of torch, DeepSpeed and the processors for `shardyard doctor`.
 
-torch and DeepSpeed are asked in a process of their own: a broken installation is a finding here, not a crash, and
-their chatter stays out of the report.
+torch and DeepSpeed are probed in a separate process: a broken installation is a finding, not a crash, and their output
+stays out of the report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROBE_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `needed` marks what even a run on CPU cannot do without."""
+    """One line of the report. `needed`: even a CPU run cannot work without it."""
 
     name: str
     status: Level
@@ -34,7 +34,7 @@ class Check:
 
 
 class Probe(TypedDict, total=False):
-    """What `_PROBE` finds. Without the error of a library, all that it says about itself is there."""
+    """The result of `_PROBE`. Unless a library has an error, all its keys are there."""
 
     torch_error: str
     torch: str
@@ -53,7 +53,7 @@ class Probe(TypedDict, total=False):
     ops: dict[str, bool]
 
 
-# Kept as text because torch and DeepSpeed must not enter this process; see above.
+# Text, because torch and DeepSpeed must not be imported into this process; see above.
 _PROBE = """
 import json
 out = {}
@@ -86,7 +86,7 @@ print("\\nPROBE" + json.dumps(out))
 
 
 def probe_torch() -> Probe:
-    """What torch and DeepSpeed say about themselves; `torch_error` and `deepspeed_error` if they cannot be imported."""
+    """The versions and abilities of torch and DeepSpeed; `torch_error` and `deepspeed_error` if an import fails."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
@@ -128,10 +128,10 @@ def check_gpus(probe: Probe) -> Check:
 def check_collectives(probe: Probe) -> Check:
     backends = [name for name, there in (("gloo", probe.get("gloo")), ("nccl", probe.get("nccl"))) if there]
     if "gloo" not in backends:
-        advice = "Install the torch that Shardyard asks for: `make setup`."
+        advice = "Install the version of torch that Shardyard requires: `make setup`."
         return Check("collectives", "missing", "this torch has no gloo", advice, needed=True)
     if probe.get("gpus") and "nccl" not in backends:
-        return Check("collectives", "warn", "gloo only", "GPUs talk over NCCL: install a torch that has it.")
+        return Check("collectives", "warn", "gloo only", "GPUs communicate over NCCL: install a torch build with it.")
     return Check("collectives", "ok", ", ".join(backends), needed=True)
 
 
@@ -144,9 +144,8 @@ def check_cpu_precision(probe: Probe) -> Check:
     return Check(
         "CPU numbers",
         "warn",
-        f"{model}: fp32; bf16 works but has no units of its own, so it is slow",
-        "Recipes that name no train.precision train in fp32 here; those that ask for bf16 need "
-        "`-s train.precision=fp32`.",
+        f"{model}: fp32; bf16 is slow, because the CPU has no units for it",
+        "Recipes that name no train.precision train in fp32 here; those with bf16 need `-s train.precision=fp32`.",
     )
 
 
@@ -166,7 +165,7 @@ def check_deepspeed(probe: Probe) -> Check:
             "DeepSpeed",
             "missing",
             f"cannot be imported: {probe['deepspeed_error']}",
-            "Install the version that Shardyard asks for: `make setup`.",
+            "Install the version that Shardyard requires: `make setup`.",
             needed=True,
         )
     usable = sorted(name for name, fits in probe["ops"].items() if fits and name != "deepspeed_not_implemented")

@@ -1,1 +1,1 @@
-"""What commands print: tables, progress, curves; and how names are completed."""
+"""Output of commands: tables, progress, curves; and shell completion."""

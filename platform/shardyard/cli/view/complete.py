@@ -1,6 +1,6 @@
-"""What a shell offers for a half-typed word: recipes, sweeps, runs, fields and datasets.
+"""Shell completion: recipes, sweeps, runs, fields and datasets.
 
-Each answers a press of Tab, so it imports only what it needs, and what cannot be read is no error here.
+Each function answers a press of Tab, so it imports only what it needs, and unreadable files are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sweep_names(incomplete: str) -> list[str]:
 
 
 def recipes_and_fields(incomplete: str) -> list[str]:
-    """What `explain` takes."""
+    """Arguments of `explain`."""
     return [*recipe_names(incomplete), *field_names(incomplete)]
 
 
@@ -53,7 +53,7 @@ def run_ids(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def scheduler_names(incomplete: str) -> list[str]:
-    """What carries out jobs."""
+    """Names of schedulers."""
     from shardyard.launch.schedulers.registry import names
 
     return [name for name in names() if name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""Jobs of any scheduler in words: a line of `shardyard ps`, what a job does, and everything about it."""
+"""Jobs of any scheduler as text: a line of `shardyard ps`, the state of a job, and its details."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def row(job: Job) -> tuple[str, ...]:
 
 
 def shown_id(job: Job) -> str:
-    """The id of the run where its folder is here, so that every command takes it; else that of the job."""
+    """The run id if the run folder is here, so that every command accepts it; else the job id."""
     return job.folder.id if job.folder is not None else job.status.job.id
 
 
 def doing(job: Job) -> str:
-    """What a job does, waits for, or how it ended, in a few words."""
+    """What a job does or waits for, or how it ended, in a few words."""
     return _doing(job, progress_of(job))
 
 
@@ -86,7 +86,7 @@ def _step_in_words(progress: JobProgress | None) -> str:
 
 
 def age_seconds(status: JobStatus, now: float | None = None) -> float | None:
-    """Seconds since a job was submitted; None where its scheduler does not say."""
+    """Seconds since a job was submitted; None if the scheduler does not tell."""
     if status.submitted is None:
         return None
     return max(0.0, (time.time() if now is None else now) - status.submitted)
@@ -132,7 +132,7 @@ def job_fields(job: Job) -> dict[str, object]:
 
 
 def lines(known: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Rows for people of what is known."""
+    """The details as rows of a table."""
     for name, value in known.items():
         if isinstance(value, dict):
             value = [f"{amount:g} {what}" for what, amount in value.items() if amount]

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one live panel in a terminal, about 25 plain lines in a pipe."""
+"""The live view of a run: one panel in a terminal, about 25 plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shardyard.units import format_count, format_seconds
 
 REFRESH_PER_SECOND = 4
 PANEL_COLUMNS = 100
-# Of a panel: what its frame takes of a line with the title, and from where on three numbers stand beside each other.
+# Width of a panel's frame and title, and the width from which three numbers fit side by side.
 TITLE_MARGIN = 6
 THREE_COLUMNS_WIDTH = 76
 
@@ -52,9 +52,9 @@ class _PanelView:
             console=console,
             get_renderable=self._draw,
             refresh_per_second=REFRESH_PER_SECOND,
-            # A terminal of few lines gets the top of the panel, not a flood of copies of it.
+            # A low terminal shows the top of the panel instead of repeating it.
             vertical_overflow="crop",
-            # What libraries print goes to driver.log, where both streams lead by now, and not above the panel.
+            # Output of libraries goes to driver.log, to which both streams are redirected by now.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -70,7 +70,7 @@ class _PanelView:
 
     def event(self, event: Event) -> None:
         if event.severity != "info":
-            # What a person may have to act on stays on the screen when the next event replaces it in the panel.
+            # Warnings stay on the screen when the next event replaces them in the panel.
             self.message(describe(event), "red" if event.severity == "error" else "yellow")
 
     def message(self, text: str, style: str = "") -> None:
@@ -85,7 +85,7 @@ class _PanelView:
         parts += [Text(""), Text(progress.last_event or "starting", style="dim", no_wrap=True, overflow="ellipsis")]
         width = min(PANEL_COLUMNS, self._console.width)
         title = Text(progress.run_id, style="bold")
-        if len(title) > width - TITLE_MARGIN:  # an id is typed again, so it is never cut
+        if len(title) > width - TITLE_MARGIN:  # ids are copied by hand, so they are never truncated
             parts.insert(0, title)
             return Panel(Group(*parts), border_style=color, width=width, padding=(0, 1))
         return Panel(Group(*parts), title=title, title_align="left", border_style=color, width=width, padding=(0, 1))

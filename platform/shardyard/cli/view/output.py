@@ -1,6 +1,6 @@
-"""How commands speak: rich in a terminal, plain lines in a pipe, JSON on request. Colour obeys NO_COLOR.
+"""Output: rich in a terminal, plain lines in a pipe, JSON on request. Colour obeys NO_COLOR.
 
-Results go to stdout, everything said about them to stderr.
+Results go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from shardyard.redaction import scrub
 
 
 def is_terminal() -> bool:
-    """Whether stdout is watched by a person."""
+    """Whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def has_utf8() -> bool:
-    """Whether stdout takes characters beyond ASCII."""
+    """Whether stdout can encode characters beyond ASCII."""
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
@@ -55,7 +55,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
     from shardyard.cli.view.table import layout
 
-    console = Console(soft_wrap=True)  # a word longer than a line is for the terminal to break, not to be cut
+    console = Console(soft_wrap=True)  # the terminal breaks a word that is longer than a line; it is never truncated
     if title:
         console.print(Text(title, style="italic"))
     for text, is_head in layout(columns, list(rows), width()):
@@ -74,7 +74,7 @@ def print_yaml(text: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """The paragraph that a failed command ends with, on stderr; `Error:` is red where colour is welcome."""
+    """Print an error paragraph on stderr; `Error:` is red if colour is allowed."""
     message = scrub(message)
     if not sys.stderr.isatty():
         note(f"Error: {message}")

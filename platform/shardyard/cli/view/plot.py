@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 
 def bars(values: Sequence[float | None], width: int, *, ascii_only: bool = False) -> str:
-    """Means of at most `width` equal stretches as bars of eight heights; what is not finite leaves gaps."""
+    """Means of at most `width` equal stretches as bars of eight heights; values that are not finite leave gaps."""
     shown = ASCII_BARS if ascii_only else BARS
     count = min(width, len(values))
     groups = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
@@ -30,7 +30,8 @@ def bars(values: Sequence[float | None], width: int, *, ascii_only: bool = False
 def plot(points: Sequence[Point], width: int, height: int, *, ascii_only: bool = False, log: bool = False) -> list[str]:
     """Lines of a plot of (x, y), `width` characters wide with its labels and `height` high with the axis below.
 
-    Every point has its dot, so that a spike of one point is seen. `log`: a logarithmic y axis, where all are positive.
+    Every point has its dot, so that a spike of one point is visible. `log`: a logarithmic y axis, where all are
+    positive.
     """
     kept = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not kept or height < 3:

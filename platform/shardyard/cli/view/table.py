@@ -1,5 +1,5 @@
-"""Tables that fit the terminal without cutting anything: wide, with wrapped text, with names on lines of their own, or
-as one block a row. Words, and with them ids and numbers, are never cut nor broken.
+"""Tables that fit the terminal without truncation: wide, with wrapped text, with names on separate lines, or one block
+per row. Words, ids and numbers are never truncated or broken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Row = Sequence[str]
 
 
 def layout(columns: Row, rows: Sequence[Row], width: int) -> list[tuple[str, bool]]:
-    """The lines of a table in at most `width` columns, wherever words allow it, each with whether it is of the head."""
+    """The lines of a table in at most `width` columns, as far as words allow, each with a flag for header lines."""
     rows = [[str(cell) for cell in row] for row in rows]
     if (widths := _widths(columns, rows, width)) is not None:
         return list(_table(columns, rows, widths))
@@ -29,7 +29,7 @@ def layout(columns: Row, rows: Sequence[Row], width: int) -> list[tuple[str, boo
 
 
 def _widths(columns: Row, rows: Sequence[Row], width: int) -> list[int] | None:
-    """A width for each column, or None where they do not fit side by side."""
+    """A width for each column, or None if they do not fit side by side."""
     cells = list(zip(columns, *rows, strict=True))
     natural = [max(map(_longest_line, column)) for column in cells]
     least = [
@@ -40,7 +40,7 @@ def _widths(columns: Row, rows: Sequence[Row], width: int) -> list[int] | None:
         return natural
     if sum(least) > room:
         return None
-    # What is left over goes to the columns that want more, evenly.
+    # Remaining space is divided evenly among the columns that need more.
     widths = list(least)
     left = room - sum(least)
     while left > 0 and (short := [index for index, wanted in enumerate(natural) if widths[index] < wanted]):
@@ -60,7 +60,7 @@ def _table(columns: Row, rows: Sequence[Row], widths: Sequence[int], indent: int
 
 
 def _folded(columns: Row, rows: Sequence[Row], widths: Sequence[int]) -> Iterator[tuple[str, bool]]:
-    """Each name on a line of its own, and what is said of it below."""
+    """Each name on its own line, the other cells below it."""
     yield columns[0], True
     yield from ((line, True) for line in _lines(columns[1:], widths, INDENT))
     for name, *cells in rows:
@@ -84,7 +84,7 @@ def _pairs(columns: Row, rows: Sequence[Row], width: int) -> Iterator[tuple[str,
 
 
 def _blocks(columns: Row, rows: Sequence[Row], width: int) -> Iterator[tuple[str, bool]]:
-    """Each row as lines of `column  value`; what is empty is left out."""
+    """Each row as lines of `column value`; empty cells are left out."""
     label = max(map(cell_len, columns[1:]), default=0)
     for row in rows:
         yield row[0], True

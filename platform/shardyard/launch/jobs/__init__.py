@@ -1,1 +1,1 @@
-"""Jobs: what is sent to a scheduler, and what a job does there."""
+"""Jobs: submission to a scheduler, and their execution there."""

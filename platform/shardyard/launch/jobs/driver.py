@@ -1,4 +1,4 @@
-"""The driver of a submitted job: one attempt, with the plan that travelled with the job. Started by its entry point."""
+"""The driver of a submitted job: one attempt, with the plan that was submitted. Started by the job's entry point."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from shardyard.tracking.run.provenance import collect
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out one attempt: `SPEC RUN_FOLDER`; returns its exit code."""
-    # While nothing trains there is nothing to save, so Ctrl-C ends the process and not with a traceback.
+    # Before training there is nothing to save, so Ctrl-C ends the process, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if arguments[0] == "--make-spec":
@@ -49,13 +49,13 @@ _WITHOUT_SIZE = frozenset(("train", "optimizer", "schedule", "checkpoint", "eval
 
 
 def attempt(spec_path: Path, folder: RunFolder, signals: StopSignals) -> int:
-    """Train in a run folder from where it stands.
+    """Train in a run folder from its newest checkpoint.
 
     Raises:
         ShardyardError: the run failed.
     """
     with Lease.take(folder, report=note) as lease:
-        # What a former attempt was asked for; the entry point of the job asks again where it still holds.
+        # A stop request of an earlier attempt; the entry point repeats it if it still holds.
         folder.clear_stop()
         signals.attach(folder)
         return _attempt(spec_path, folder, signals, lease)
@@ -87,7 +87,7 @@ def names_weights(recipe: Recipe) -> bool:
 
 
 def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
-    """Write the file of a job from a recipe that lies where it runs, for schedulers that know the recipe alone."""
+    """Write the job file for a recipe on this host, for schedulers that only know the recipe."""
     loaded = load_recipe(recipe)
     plan = plan_of(loaded, elsewhere=True)
     request = SubmitRequest(
@@ -105,19 +105,19 @@ def make_spec(recipe: str, run_id: str, runs_dir: str, path: str) -> int:
 
 
 def _loaded(spec: JobSpec, folder: RunFolder) -> LoadedRecipe:
-    """What the run trains with: its resolved.yaml, which earlier attempts and `resume -s` may have changed."""
+    """The recipe of the run: its resolved.yaml, which earlier attempts and `resume -s` may have changed."""
     recipe = recipe_in(folder)
     return LoadedRecipe(recipe, folder.recipe, spec["recipe_text"], tuple(spec["overrides"]), (folder.recipe,))
 
 
 def _of_one_size(recipe: Recipe, other: Recipe) -> bool:
-    """Whether what was counted and asked for one holds for the other: the model's sizes, and the devices."""
+    """Whether two recipes have the same model sizes and the same devices."""
     changed = {name for name in Recipe.model_fields if getattr(recipe, name) != getattr(other, name)}
     return changed <= _WITHOUT_SIZE
 
 
 def _plan(spec: JobSpec, loaded: LoadedRecipe) -> RunPlan:
-    """The plan that travelled with the job, as far as it still holds; else a new one."""
+    """The submitted plan, as far as it is still valid; else a new one."""
     plan, submitted = plan_in(spec), with_file_names(Recipe.model_validate(spec["recipe"]))
     recipe = with_file_names(loaded.recipe)
     if plan is not None and recipe == submitted:

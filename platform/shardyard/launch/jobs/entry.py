@@ -42,7 +42,7 @@ from shardyard.tracking.run.waiting import Wait
 
 DRIVER = "shardyard.launch.jobs.driver"
 POLL_SECONDS = 0.2
-# A step, a checkpoint and the end of all ranks must fit in between the time limit and the end by force.
+# Time for a step, a checkpoint and the exit of all ranks between the time limit and SIGKILL.
 GRACE_SECONDS = 900.0
 _CODES: dict[StopReason, int] = {"interrupt": EXIT_INTERRUPTED, "preempt": EXIT_PREEMPTED, "timeout": EXIT_TIMEOUT}
 _PR_SET_PDEATHSIG = 1
@@ -64,12 +64,14 @@ class Stop:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out the job of a file; returns its exit code."""
+    """Run the job of a file; returns its exit code."""
     parser = argparse.ArgumentParser(prog="shardyard.launch.jobs.entry", description="Carry out a submitted job.")
     parser.add_argument("spec", type=Path, help="file that `shardyard submit` wrote, or a recipe")
     parser.add_argument("--run-id", default="", help="of a recipe: id of its run")
     parser.add_argument("--runs-dir", default="runs", help="of a recipe: where its run folder goes")
-    parser.add_argument("--secrets", metavar="KEY", help="where the variables of the person who submitted it wait")
+    parser.add_argument(
+        "--secrets", metavar="KEY", help="key under which the submitter's environment variables are stored"
+    )
     options = parser.parse_args(arguments)
     stop = Stop()
     try:
@@ -136,7 +138,7 @@ def run_folder(spec: JobSpec) -> RunFolder:
 
 
 def job_of(spec: JobSpec) -> JobInfo:
-    """What run.json says of the job: where it is listed, and by which name."""
+    """The job section of run.json: scheduler, id and name."""
     known: JobInfo = {"name": spec["job_name"], "submitted": spec["submitted"], "tags": spec.get("tags", [])}
     if scheduler := spec.get("scheduler"):
         known["scheduler"] = scheduler
@@ -148,7 +150,7 @@ def job_of(spec: JobSpec) -> JobInfo:
 
 
 def carry_out(spec: JobSpec, path: Path, folder: RunFolder, stop: Stop, secrets: str | None) -> int:
-    """Attempts until the policy of the recipe ends them; returns the exit code of the job.
+    """Run attempts until the recipe's policy ends the job; returns its exit code.
 
     Raises:
         ShardyardError: the job cannot join the queue, or its secrets are gone.
@@ -181,7 +183,7 @@ def carry_out(spec: JobSpec, path: Path, folder: RunFolder, stop: Stop, secrets:
 
 
 def log(text: str) -> None:
-    """A line of the job's log."""
+    """Write a line to the job's log."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -191,7 +193,7 @@ def _take(place: Path) -> QueueSlot:
         return QueueSlot.take(place)
     except OSError as error:
         raise ShardyardError(
-            f"{place.parent} cannot be written ({error.strerror}), so this job cannot wait for its turn; set TMPDIR of "
+            f"{place.parent} cannot be written ({error.strerror}), so this job cannot join the queue; set TMPDIR on "
             "the cluster's head to a folder of its user."
         ) from error
 
@@ -211,14 +213,14 @@ def _stopped_before(folder: RunFolder, stop: Stop) -> int:
     code = _CODES[stop.reason]
     state = "interrupted" if stop.reason == "interrupt" else "preempted"
     folder.update(state=state, exit_code=code, waiting=None)
-    log(f"{state} before its turn came")
+    log(f"{state} while waiting in the queue")
     return code
 
 
 def _attempt(
     spec: JobSpec, path: Path, folder: RunFolder, slot: QueueSlot, stop: Stop, environment: dict[str, str]
 ) -> int:
-    """Run the driver to its end; returns its exit code, negative where a signal ended it."""
+    """Run the driver to its end; returns its exit code, negative if a signal ended it."""
     folder.update(waiting=None, **owner())
     driver = subprocess.Popen(
         [sys.executable, "-m", DRIVER, str(path), str(folder.path)],
@@ -248,9 +250,9 @@ def _attempt(
 
 
 def _driver_environment(spec: JobSpec) -> dict[str, str]:
-    """This environment, in which the job's runtime environment does not reach the ranks, unless they need its files.
+    """The environment without the job's runtime environment, which ranks only need for its files.
 
-    Ray would start a worker process anew for each job whose runtime environment differs, and it has some ready.
+    Ray has idle worker processes, but would start new ones for each job with another runtime environment.
     """
     environment = dict(os.environ)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment:
@@ -262,21 +264,21 @@ def _driver_environment(spec: JobSpec) -> dict[str, str]:
 
 
 def _settle(folder: RunFolder, code: int) -> None:
-    """A driver that was killed leaves a run that says that it runs; say how it ended."""
+    """A killed driver leaves a run in the state `running`; set the final state."""
     if folder.state in ("pending", "running"):
         states = {EXIT_INTERRUPTED: "interrupted", EXIT_TIMEOUT: "interrupted", EXIT_PREEMPTED: "preempted"}
         folder.update(state=states.get(code, "failed"))
 
 
 def _insist(folder: RunFolder, reason: StopReason) -> None:
-    """Ask the run to stop; a driver that is just starting forgets what was asked before."""
+    """Request a stop; repeated, because a starting driver clears earlier requests."""
     with contextlib.suppress(RunFolderError):
         if folder.stop_requested() is None:
             folder.request_stop(reason)
 
 
 def _end_with_parent() -> None:
-    """Linux: the driver does not outlive the entry, whatever ends that."""
+    """Linux: the driver never outlives the entry point."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

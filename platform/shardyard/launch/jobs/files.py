@@ -1,7 +1,7 @@
-"""Which files of a folder travel with a job: not what holds secrets, runs or caches, nor what links lead to outside.
+"""The files of a folder that are uploaded with a job: no secrets, runs or caches, and no links to outside.
 
 Patterns are those of .gitignore. The built-in ones come first, then a .gitignore outside of a repository, then
-.shardyardignore; the last one that matches decides, and `!` in front takes a name back in.
+.shardyardignore; the last match decides, and a leading `!` includes a name again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Selection:
-    """What travels, with sizes in bytes, and what stays, with the reason; folders that stay end in a slash."""
+    """Selected files with sizes in bytes, and excluded ones with the reason; excluded folders end in a slash."""
 
     files: tuple[tuple[Path, int], ...]
     left_out: tuple[tuple[str, str], ...]
@@ -57,10 +57,10 @@ class Selection:
 
 
 def select(folder: Path, never: Iterable[Path] = ()) -> Selection:
-    """The files below a folder that travel. In a git repository what git ignores is not even looked at.
+    """The files below a folder to upload. In a git repository, files that git ignores are skipped.
 
     Args:
-        never: files and folders that stay whatever the patterns say, such as the runs folder.
+        never: files and folders that are always excluded, such as the runs folder.
 
     Raises:
         OSError: something cannot be read.
@@ -94,7 +94,7 @@ def rule_of(line: str) -> Rule | None:
     takes_back = text.startswith("!")
     text = text[1:] if takes_back or text.startswith("\\") else text
     folders_only, body = text.endswith("/"), text.strip("/")
-    # A slash within or in front binds it to the folder itself; other names match on every level.
+    # A pattern with a slash (except a trailing one) is relative to the folder; others match on every level.
     anchored = "/" in text.rstrip("/")
     prefix = "" if anchored else "(?:.*/)?"
     try:
@@ -135,7 +135,7 @@ class _Chooser:
             yield from sorted([*links, *(Path(place) / name for name in names)])
 
     def take(self, path: Path) -> None:
-        """Let a file travel, or note why it does not."""
+        """Select a file, or record why it is excluded."""
         if self._stays(path) is not None:
             return
         if path.is_symlink() and (reason := self._wrong_link(path)) is not None:
@@ -147,7 +147,7 @@ class _Chooser:
                 self.files.append((path, path.stat().st_size))
 
     def _stays(self, path: Path, *, folder: bool = False) -> str | None:
-        """Why a file stays: its own name, or that of a folder around it, which is then named in its place."""
+        """Why a file is excluded: its own name, or that of a folder around it, which is then reported instead."""
         parts = path.relative_to(self._folder).parts
         for count in range(1, len(parts) + 1):
             is_folder = folder or count < len(parts)
@@ -187,7 +187,7 @@ class _Chooser:
 
 
 def holds_private_key(path: Path) -> bool:
-    """Whether a file has the mark of a private key in its beginning, whatever its name."""
+    """Whether a file begins like a private key."""
     with path.open("rb") as file:
         return _PRIVATE_KEY.search(file.read(_LOOKED_AT_BYTES)) is not None
 
@@ -197,7 +197,7 @@ def _raise(error: OSError) -> None:
 
 
 def _git_files(folder: Path) -> list[Path] | None:
-    """What git tracks or would track, links to anything among it; None outside a repository."""
+    """The files that git tracks or would track, including links; None outside a repository."""
     command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         done = subprocess.run(command, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""Files that a recipe names by a path of this folder, and whether a job will find them where it runs."""
+"""Files that a recipe names by relative path, and whether a job will find them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from shardyard.errors import UsageError
 from shardyard.launch.jobs.files import select
 from shardyard.recipe.schema import Recipe
 
-# Where a job finds the files that a recipe names by relative path: they `travel` with it (--working-dir), its nodes
-# `share` the folder from which it was submitted, or it sees `none` of them.
+# How a job sees files that a recipe names by relative path: they `travel` with it (--working-dir), its nodes `share`
+# the folder of submission, or it sees `none` of them.
 Files = Literal["travel", "share", "none"]
 _FIELDS = ("path", "tokenizer", "pretrained", "teacher")
 
 
 def refuse_unseen_files(recipe: Recipe, files: Files, working_dir: Path | None) -> None:
-    """Pass if every relative path or pattern of the recipe leads to files where the job runs.
+    """Check that every relative path or pattern of the recipe matches files where the job runs.
 
     Args:
-        files: whether a job runs in the folder that travels with it, in the same folder as here or in `working_dir`,
-            which its nodes share, or where nothing of this folder is.
+        files: see `Files`.
 
     Raises:
         UsageError: one does not.
@@ -31,13 +30,13 @@ def refuse_unseen_files(recipe: Recipe, files: Files, working_dir: Path | None) 
     for field, pattern in relative_files(recipe):
         if files == "none":
             raise UsageError(
-                f"{field} is {pattern}, files of this folder, which pods do not see: put them into the image or onto "
-                "the claim of the runs, and give their absolute path there."
+                f"{field} is {pattern}, local files, which pods do not see: put them into the image or onto the volume "
+                "of the runs, and give their absolute path there."
             )
         if files == "travel" and working_dir is None:
             raise UsageError(
-                f"{field} is {pattern}, files of this folder, which the cluster does not see: send the folder along "
-                "with --working-dir ., or give an absolute path that all nodes see."
+                f"{field} is {pattern}, local files, which the cluster does not see: upload the folder with "
+                "--working-dir ., or give an absolute path that all nodes see."
             )
         if working_dir is None:
             continue
@@ -49,8 +48,8 @@ def refuse_unseen_files(recipe: Recipe, files: Files, working_dir: Path | None) 
             )
         if files == "travel" and not _travels(working_dir.expanduser().absolute(), found):
             raise UsageError(
-                f"{field} is {pattern}, whose files in {working_dir} stay behind, because they are ignored there: "
-                "change what is ignored, or give an absolute path that all nodes see."
+                f"{field} is {pattern}, whose files in {working_dir} are not uploaded, because they are ignored there: "
+                "change the ignore rules, or give an absolute path that all nodes see."
             )
 
 
@@ -67,7 +66,7 @@ def relative_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _travels(folder: Path, found: list[Path]) -> bool:
-    """Whether one of these, or something in it, is among what is packed."""
+    """Whether one of these, or something in it, is packed."""
     wanted = [Path(os.path.normpath(folder / path)) for path in found]
     packed = {path for path, _ in select(folder, ()).files}
     return any(path in packed or any(path in other.parents for other in packed) for path in wanted)

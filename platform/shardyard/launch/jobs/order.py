@@ -1,8 +1,8 @@
-"""The order of the jobs of a Ray cluster: when a job counts as submitted, and which jobs take their place before it.
+"""The order of the jobs of a Ray cluster: the submission times of jobs, and the jobs that come first.
 
-Ray starts drivers at once, and whichever process is up first would be first in the queue. So whoever submits a job asks
-Ray's Jobs API for the jobs that have not ended, dates the new one after them, whatever the clocks of two hosts say,
-and names them to it. The entry point lets these join the queue first. A job that has joined holds a locked record
+Ray starts drivers at once, and whichever process is up first would be first in the queue. So the submitter asks Ray's
+Jobs API for the jobs that have not ended, dates the new one after them, whatever the clocks of two hosts say, and
+passes their ids to it. The entry point lets these join the queue first. A job that has joined holds a locked record
 beside the queue slots as long as it lives. Only the standard library is imported.
 """
 

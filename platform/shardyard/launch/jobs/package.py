@@ -1,4 +1,4 @@
-"""The package that travels with a job: its own file and, on request, a folder that the recipe names files of."""
+"""The package of a job: its job file and, on request, a folder with files that the recipe names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from shardyard.launch.jobs.files import IGNORE_FILE, Selection, select
 from shardyard.launch.jobs.spec import SPEC_NAME
 from shardyard.units import format_bytes
 
-# Ray's store of packages takes no larger ones; nobody needs to pack more to see that it is too much.
+# The limit of Ray's package store; packing stops there.
 LIMIT_BYTES = 512 * 1024**2
-# Ray's dashboard, which has the Jobs API, takes no larger request (DASHBOARD_CLIENT_MAX_SIZE).
+# The largest request that Ray's dashboard accepts (DASHBOARD_CLIENT_MAX_SIZE).
 REQUEST_LIMIT_BYTES = 100 * 1024**2
 _SHOWN = 3
 _NAMED = 6
@@ -33,7 +33,7 @@ def package(
     The name follows from the content, as Ray has it.
 
     Raises:
-        UsageError: it is larger than Ray takes.
+        UsageError: it is larger than Ray's limit.
     """
     content = io.BytesIO()
     found = selection.files if selection is not None else ()
@@ -48,7 +48,7 @@ def package(
 
 
 def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_BYTES) -> Selection:
-    """The files of a folder that travel, and what stays.
+    """The selected and excluded files of a folder.
 
     Raises:
         UsageError: there is no such folder, it cannot be read, or its files are together larger than `limit`.
@@ -59,7 +59,7 @@ def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_B
         found = select(folder, never)
     except OSError as error:
         raise UsageError(f"--working-dir {folder} cannot be read: {error.filename}: {error.strerror}.") from error
-    # Somebody else's; the job has one of its own in its place.
+    # The file of another job; this job's own takes its place.
     found = replace(found, files=tuple(file for file in found.files if file[0] != folder / SPEC_NAME))
     if found.num_bytes > limit:
         raise _too_large(folder, found, format_bytes(found.num_bytes), limit)
@@ -67,19 +67,19 @@ def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_B
 
 
 def in_short(folder: Path, selection: Selection) -> str:
-    """One line of what travels and what stays."""
+    """One line about selected and excluded files."""
     count = len(selection.files)
     what = "1 file" if count == 1 else f"{count} files"
-    text = f"{folder}: {what}, {format_bytes(selection.num_bytes)}, to travel with the job"
+    text = f"{folder}: {what}, {format_bytes(selection.num_bytes)}, to upload with the job"
     if not selection.left_out:
         return text
     names = [name for name, _ in selection.left_out]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{text}; these stay: {', '.join(names[:_NAMED])}{more} (--dry-run FILE lists all, {IGNORE_FILE} changes it)"
+    return f"{text}; excluded: {', '.join(names[:_NAMED])}{more} (--dry-run FILE lists all, {IGNORE_FILE} changes it)"
 
 
 def listing(folder: Path, selection: Selection) -> Iterator[str]:
-    """A line for each file that travels, with its size, and for what stays, with the reason."""
+    """A line for each selected file with its size, and for each excluded one with the reason."""
     for path, size in selection.files:
         yield f"{format_bytes(size):>10}  {path.relative_to(folder)}"
     for name, reason in selection.left_out:
@@ -89,13 +89,13 @@ def listing(folder: Path, selection: Selection) -> Iterator[str]:
 def _too_large(folder: Path, found: Selection, size: str, limit: int) -> UsageError:
     largest = ", ".join(f"{name} {format_bytes(bytes_)}" for name, bytes_ in _largest(folder, found))
     return UsageError(
-        f"--working-dir {folder} holds {size}, and Ray takes {format_bytes(limit)} at most. Largest entries: {largest}."
-        f" Name them in {IGNORE_FILE}, or put data where all nodes see it and give absolute paths."
+        f"--working-dir {folder} holds {size}, and Ray's limit is {format_bytes(limit)}. Largest entries: {largest}. "
+        f"List them in {IGNORE_FILE}, or put data where all nodes see it and give absolute paths."
     )
 
 
 def _largest(folder: Path, found: Selection) -> list[tuple[str, int]]:
-    """The largest entries of the folder itself, with what is in them."""
+    """The largest entries of the folder, with their contents."""
     sizes: dict[str, int] = {}
     for path, size in found.files:
         first = path.relative_to(folder).parts[0]

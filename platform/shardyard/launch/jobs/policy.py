@@ -1,4 +1,4 @@
-"""What happens after an attempt at a job: a pure decision, the same under every scheduler."""
+"""The decision after an attempt of a job: pure, and the same under every scheduler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_WAIT_DOUBLINGS = 6
 
-# Exit code of an attempt → the field of `job` that says what follows, and what to call it.
+# Exit code of an attempt → the field of `job` that decides, and the reason in words.
 _FIELDS: dict[int, tuple[Literal["on_failed", "on_timeout", "on_preempted"], str]] = {
     EXIT_FAILED: ("on_failed", "the run failed"),
     EXIT_TIMEOUT: ("on_timeout", "the time limit was reached"),
@@ -22,7 +22,7 @@ _FIELDS: dict[int, tuple[Literal["on_failed", "on_timeout", "on_preempted"], str
 
 @dataclass(frozen=True)
 class Again:
-    """Go on with the run after `wait_seconds`; `reason` is for people."""
+    """Run another attempt after `wait_seconds`; `reason` is for the log."""
 
     wait_seconds: float
     reason: str
@@ -30,7 +30,7 @@ class Again:
 
 @dataclass(frozen=True)
 class End:
-    """End the job with this exit code; `reason` is for people, and empty where the code says it all."""
+    """End the job with this exit code; `reason` is for the log, and empty if the code is enough."""
 
     exit_code: int
     reason: str = ""
@@ -39,13 +39,13 @@ class End:
 def decide(exit_code: int, policy: Policy, *, retries: int, stopped: bool) -> Again | End:
     """Decide after an attempt that ended with `exit_code`.
 
-    Done, an invalid recipe and an interrupt by a person end the job whatever the policy says.
+    Success, an invalid recipe and an interrupt by a person always end the job.
 
     Args:
         exit_code: of the attempt; negative where a signal ended its process, which counts as a failed run.
         policy: as `spec.policy_of` makes it.
-        retries: how often the job has gone on by itself so far.
-        stopped: whether a person or the scheduler asked the job itself to end: then going on is theirs to decide.
+        retries: the number of automatic retries so far.
+        stopped: whether a person or the scheduler stopped the job itself; then it is not retried.
     """
     killed = f", as its process ended by signal {-exit_code}" if exit_code < 0 else ""
     code = EXIT_FAILED if exit_code < 0 else exit_code
@@ -58,4 +58,4 @@ def decide(exit_code: int, policy: Policy, *, retries: int, stopped: bool) -> Ag
     if retries >= allowed:
         return End(code, f"{what}{killed}; job.retries is {allowed}" + (" and used up" if allowed else ""))
     wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(retries, _LONGEST_WAIT_DOUBLINGS))
-    return Again(wait, f"{what}{killed}; going on from the newest checkpoint, retry {retries + 1} of {allowed}")
+    return Again(wait, f"{what}{killed}; continuing from the newest checkpoint, retry {retries + 1} of {allowed}")

@@ -20,7 +20,7 @@ _MARK = "@progress "
 
 @dataclass(frozen=True)
 class JobProgress:
-    """step: the last one, 0 before the first. loss: of training, there. waiting: what the job waits for."""
+    """step: the last one, 0 before the first. loss: the training loss at that step. waiting: what the job waits for."""
 
     step: int = 0
     total_steps: int | None = None
@@ -52,7 +52,7 @@ def is_record(line: str) -> bool:
 
 
 def without_records(pieces: Iterable[str]) -> Iterator[str]:
-    """A log for people, as it comes: all of its lines but the records. Pieces may end within a line."""
+    """The log without the progress records, incrementally. Pieces may end within a line."""
     held, begun = "", False
     for piece in pieces:
         *lines, rest = (held + piece).split("\n")
@@ -61,7 +61,7 @@ def without_records(pieces: Iterable[str]) -> Iterator[str]:
             if begun or not is_record(line):
                 shown += f"{line}\n"
             begun = False
-        # The beginning of a line is held back only while it may become a record.
+        # The beginning of a line is held back only while it may be a record.
         begun = begun or not (_MARK.startswith(rest) or is_record(rest))
         shown, held = (shown + rest, "") if begun else (shown, rest)
         if shown:

@@ -22,11 +22,11 @@ from shardyard.redaction import VARIABLE_PREFIX, variables_in
 if TYPE_CHECKING:
     from shardyard.recipe.schema import Recipe
 
-# Names of the variables that came with the job; the driver hands these, and no others, to the ranks.
+# Names of the variables that came with the job; the driver passes only these to the ranks.
 CARRIED_VARIABLE = "SHARDYARD_CARRIED"
 PREFIXES = ("WANDB_", "AWS_")
 NAMES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"})
-# Folders and services of the person's own machine.
+# Variables about the submitter's own machine.
 STAYS = frozenset(
     {"WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_SERVICE"}
     | {"WANDB_RUN_ID", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE"}
@@ -35,7 +35,7 @@ RECEIVE_TIMEOUT_SECONDS = 60.0
 
 
 def to_carry(environment: Mapping[str, str], recipe: Recipe | None = None) -> dict[str, str]:
-    """The variables of an environment that travel with a job; those too that the URLs of its recipe name."""
+    """The variables of an environment that are sent with a job, including those in URLs of its recipe."""
     named = of_recipe(recipe) if recipe is not None else frozenset()
     return {
         name: value
@@ -52,12 +52,12 @@ def of_recipe(recipe: Recipe) -> frozenset[str]:
 
 
 def new_name() -> str:
-    """A name under which variables wait; nobody guesses it."""
+    """A random name for stored variables."""
     return f"shardyard-{secrets.token_hex(16)}.zip"
 
 
 def pack(variables: Mapping[str, str]) -> bytes:
-    """The bytes that wait under the name."""
+    """The stored bytes of a name."""
     return json.dumps(dict(variables)).encode()
 
 
@@ -84,14 +84,14 @@ def receive(name: str) -> dict[str, str]:
 
 
 def carried(environment: Mapping[str, str] | None = None, recipe: Recipe | None = None) -> dict[str, str]:
-    """In the driver: the variables for the ranks, which came with the job or which URLs of the recipe name."""
+    """Driver: the variables for the ranks, sent with the job or named in URLs of the recipe."""
     environment = os.environ if environment is None else environment
     names = [*environment.get(CARRIED_VARIABLE, "").split(), *(of_recipe(recipe) if recipe is not None else ())]
     return {name: environment[name] for name in names if name in environment}
 
 
 def _print() -> None:
-    """Take what waits under the name on stdin and print it; stdout is a pipe to the entry point."""
+    """Print the stored variables of the name on stdin; stdout is a pipe to the entry point."""
     from shardyard.launch.ray.quirks import take_internal
 
     name = sys.stdin.read()

@@ -1,7 +1,7 @@
-"""The file that carries a job to where it runs: recipe, plan, and what happens after each exit code.
+"""job.json, the file of a job: recipe, plan, and the policy for each exit code.
 
 One JSON file, written where the job is submitted and read by `shardyard.launch.jobs.entry` under every scheduler. It
-holds no secrets. Only the standard library is needed to read it.
+holds no secrets. Reading it needs only the standard library.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Policy(TypedDict):
-    """The section `job` of a recipe: what follows each end of an attempt. `time_limit` in seconds."""
+    """The section `job` of a recipe: the policy after an attempt. `time_limit` in seconds."""
 
     retries: int
     on_failed: str
@@ -43,7 +43,7 @@ class Policy(TypedDict):
 class JobSpec(TypedDict):
     """The keys of job.json.
 
-    run_id, runs_dir: the run folder that the job makes, or goes on with. resolved_text becomes its resolved.yaml, which
+    run_id, runs_dir: the run folder that the job creates or continues. resolved_text becomes its resolved.yaml, which
         is from then on what the job trains with, after `resume -s` too.
     recipe, plan: as they were submitted; `plan` serves while resolved.yaml says the same and `version` made it.
     given, overrides: the recipe as the person named it. needs: in words.
@@ -77,12 +77,12 @@ class JobSpec(TypedDict):
 
 
 def new_run_id(name: str) -> str:
-    """`<name>-<date>-<time>-<4 random>` (UTC), as run folders are called; a valid id of a Ray job."""
+    """`<name>-<date>-<time>-<4 random>` (UTC), like run folders; a valid id of a Ray job."""
     return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def spec_of(request: SubmitRequest, submitted: float | None = None) -> JobSpec:
-    """What a job needs to know, as plain data.
+    """The specification of a job as plain data.
 
     Args:
         submitted: seconds since 1970; now by default.
@@ -119,7 +119,7 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> JobSpec:
         "recipe": recipe.model_dump(mode="json"),
         "plan": TypeAdapter(RunPlan).dump_python(plan, mode="json"),
     }
-    # The recipe holds none, but its comments, the overrides and the names that were given may.
+    # The recipe holds no secrets, but its comments, overrides and given names may.
     spec = cast("JobSpec", scrub_all(known))
     code = {path.as_posix(): _code(path) for path in code_files(recipe)}
     return {**spec, "code": code} if code else spec
@@ -178,7 +178,7 @@ def read_spec(path: Path) -> JobSpec:
 
 
 def plan_in(spec: JobSpec) -> RunPlan | None:
-    """The plan that travelled with the job; None where another version of Shardyard made it."""
+    """The submitted plan; None if another version of Shardyard made it."""
     from pydantic import TypeAdapter, ValidationError
 
     from shardyard.planning.plan import RunPlan

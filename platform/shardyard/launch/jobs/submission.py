@@ -1,4 +1,4 @@
-"""What is submitted as a job, to whichever scheduler: a checked recipe, its plan, and what the person asked for."""
+"""A job to submit, for any scheduler: a checked recipe, its plan, and the options."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class SubmitRequest:
     overrides: `path.to.key=value`, as given.
     loaded, plan: the recipe, checked, and what follows from it.
     runs_dir: where the run folder goes, as the host of the job sees it.
-    job_name: what the person calls the job; the recipe's name where nothing was given.
+    job_name: name of the job. Default: the recipe's name.
     dry_run: write what would be submitted to this file, and submit nothing.
     address: of the cluster, as given; None where the environment or `shardyard cluster up` says it.
-    run_id: id of the run folder that the job is to make or, where it is there, to go on with.
-    resolved: text of the run's resolved.yaml; the dumped recipe where it is empty.
+    run_id: id of the run folder that the job creates or continues.
+    resolved: text of the run's resolved.yaml; the dumped recipe if it is empty.
     trial: `steps` of a short trial and those `of` the whole recipe, for run.json; None for a whole run.
-    working_dir: folder whose files the recipe names by relative path; travels with the job.
+    working_dir: folder whose files the recipe names by relative path; uploaded with the job.
     """
 
     name: str

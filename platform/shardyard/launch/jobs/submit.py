@@ -1,4 +1,4 @@
-"""Submitting a recipe as a job, to whichever scheduler: checks, the plan for where it will run, and the request."""
+"""Submitting a recipe as a job to any scheduler: checks, plan and request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _JOB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
 
 
 def check_names(job_name: str | None, working_dir: Path | None) -> None:
-    """Pass if a job can be called so and its folder is there.
+    """Check the name of a job and its folder.
 
     Raises:
         UsageError: it cannot, or it is not.
@@ -53,12 +53,12 @@ def make_request(
     Args:
         given: the recipe's name or path, as the person gave it.
         runs_dir: where the run folder goes, as the host of the job sees it.
-        working_dir: folder that travels with the job.
-        try_steps: shorten the run to so many steps, with everything that is scaled to its length.
+        working_dir: folder that is uploaded with the job.
+        try_steps: shorten the run to this many steps, and scale everything that depends on its length.
         dry_run: a file for what would be submitted; the scheduler is not asked for its capacity.
 
     Raises:
-        UsageError: the scheduler could never hold the run, or the job would not see files that the recipe names.
+        UsageError: the run would never fit, or the job would not see files that the recipe names.
     """
     refuse_unseen_files(loaded.recipe, scheduler.files, working_dir)
     capacity = scheduler.capacity() if scheduler.standing and dry_run is None else None
@@ -83,7 +83,7 @@ def make_request(
 
 
 def plan_for(loaded: LoadedRecipe, scheduler: Scheduler, capacity: Capacity | None) -> RunPlan:
-    """The plan for a scheduler, whose cluster, where it has one, must be able to hold the run."""
+    """The plan for a scheduler; the run must fit its cluster, if it has one."""
     located = without_weights(loaded, runs_folder())
     if not scheduler.standing:
         return plan_of(located, elsewhere=True)

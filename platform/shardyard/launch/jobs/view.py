@@ -1,4 +1,4 @@
-"""A run in the log of its job: the lines for people, and records of its progress between them."""
+"""The output of a run in the log of its job: plain lines and progress records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a node did not start, read from what `ray start` said of it. Pure."""
+"""Why a node did not start, from the output of `ray start`. Pure."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def explain_log(log: str, what: str, record: ClusterRecord) -> str:
     if any(word in text for word in _TOKEN_WORDS):
         return (
             f"the cluster at {record.gcs} refuses the token in {record.token_path}. Copy the file that `shardyard "
-            "cluster token` names on the host of its head to the same place here, readable by you alone, and try again."
+            "cluster token` prints on the head to the same path here, readable by you only, and try again."
         )
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     shown = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:]) or "  nothing"
-    return f"{what}; all that was started has been ended again. The last that `ray start` said:\n{shown}"
+    return f"{what}; everything that was started has been stopped again. Last output of `ray start`:\n{shown}"
 
 
 def _versions(text: str, record: ClusterRecord) -> str:
-    """Ray names the versions of the cluster first, then those of this host."""
+    """Ray prints the versions of the cluster first, then those of this host."""
     found = _VERSIONS.search(text)
     there = f"Ray {found['ray']} and Python {found['python']}" if found else "another version of Ray or Python"
     return (
         f"the cluster at {record.gcs} runs {there}, this host has Ray {record.ray} and Python {record.python}. All "
-        "hosts of a cluster need the same; install Shardyard and Python here as they are on the head."
+        "hosts of a cluster need the same versions; install the head's versions here."
     )

@@ -1,4 +1,4 @@
-"""`ray start` of a node that listens on loopback alone, where Ray's own takes another address of the host on Linux."""
+"""`ray start` for a node that listens on loopback only; Ray's own uses another address of the host on Linux."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardyard.launch.ray.quirks import nodes_at
 
 
 def main() -> None:
-    """Carry out a command line of `ray`, with loopback as the address of this host.
+    """Run a `ray` command line with loopback as the address of this host.
 
     Ray has a switch for this (`nodes.LOOPBACK_ENVIRONMENT`), made for systems on which it supports a single node.
     Further nodes need it to be off in here, and on in all that they start.

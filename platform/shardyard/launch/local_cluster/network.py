@@ -1,4 +1,4 @@
-"""Addresses and ports of this machine: which are its own, which are free, and whether anyone listens elsewhere."""
+"""Addresses and ports: those of this machine, free ports, and whether a remote port answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KNOCK_TIMEOUT_SECONDS = 5.0
 
 
 def knock(host: str, port: int) -> str | None:
-    """Why nobody answers at a port; None when someone does. Ray itself would try for minutes."""
+    """Why a port does not answer; None if it does. Ray itself would retry for minutes."""
     try:
         socket.create_connection((host, port), timeout=KNOCK_TIMEOUT_SECONDS).close()
     except OSError as error:
@@ -34,15 +34,15 @@ def own_address(host: str) -> str:
     address = str(found[0][4][0])
     if address == "0.0.0.0":
         raise UsageError(
-            "--host 0.0.0.0: nodes tell each other this address; name the one that the other hosts reach this machine "
-            "by (`ip -4 address` lists them)."
+            "--host 0.0.0.0: nodes tell each other this address; give the one by which other hosts reach this machine "
+            "(`ip -4 address` lists them)."
         )
     with socket.socket() as server:
         try:
             server.bind((address, 0))
         except OSError as error:
             raise UsageError(
-                f"--host {host}: no address of this machine ({error.strerror}); `ip -4 address` lists them."
+                f"--host {host}: not an address of this machine ({error.strerror}); `ip -4 address` lists them."
             ) from error
     return address
 
@@ -54,7 +54,7 @@ def choose_ports(host: str, gcs: int, dashboard: int) -> Ports:
         UsageError: one is in use, or both are the same.
     """
     if gcs == dashboard != 0:
-        raise UsageError(f"--port and --dashboard-port are both {gcs}; they need one each.")
+        raise UsageError(f"--port and --dashboard-port are both {gcs}; they must differ.")
     for option, port in (("--port", gcs), ("--dashboard-port", dashboard)):
         if port and not _is_free(host, port):
             raise UsageError(
@@ -87,7 +87,7 @@ def _free_ports(host: str, count: int) -> list[int]:
 
 
 def _by(port: int) -> str:
-    """Who listens there, as far as this user may know."""
+    """The process that listens on a port, if this user may see it."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:

@@ -1,4 +1,4 @@
-"""The cluster that `shardyard cluster` keeps on this machine, as `down`, `status` and `submit` read it."""
+"""The record of the cluster on this machine, which `down`, `status` and `submit` read."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.tracking.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
-# Keeps Ray, servers and clients alike, from replacing 127.0.0.1 by another address of this host, where a cluster on
-# loopback does not listen. The name is that of systems on which this is Ray's default.
+# Keeps Ray's servers and clients from replacing 127.0.0.1 by another address of this host, on which a loopback cluster
+# does not listen. The variable is named after systems where this is Ray's default.
 LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @dataclass(frozen=True)
 class StartedNode:
-    """One node that was started here: the process of its `ray start`, which leads a session of its own.
+    """One node that was started here: the process of its `ray start`, a session leader.
 
-    created: when that process started, in seconds since 1970; tells it from a later one of the same id.
+    created: when that process started, in seconds since 1970; distinguishes it from a later process with the same id.
     cpus, gpus: what the node offers; None where Ray counts them.
     """
 
@@ -42,9 +42,9 @@ class ClusterRecord:
 
     id: stands in the environment of each process of the cluster that was started here, and in no other.
     role: head where the cluster was started, worker where this machine joined another's.
-    dashboard: URL of Ray's dashboard and Jobs API; None for a moment while it starts.
-    gcs: `host:port`, what RAY_ADDRESS wants.
-    token_path: file with the token; the token itself stands nowhere else.
+    dashboard: URL of Ray's dashboard and Jobs API; None while it starts.
+    gcs: `host:port`, for RAY_ADDRESS.
+    token_path: file with the token; the token itself is stored nowhere else.
     temp_dir: folder of Ray's sockets, logs and spilled objects, closed to other users.
     started: seconds since 1970.
     """
@@ -62,22 +62,22 @@ class ClusterRecord:
     nodes: tuple[StartedNode, ...] = field(default=())
 
     def with_node(self, node: StartedNode) -> ClusterRecord:
-        """The record with one node more."""
+        """The record with one more node."""
         return replace(self, nodes=(*self.nodes, node))
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only this machine reaches the cluster."""
+        """Whether the cluster is reachable from this machine only."""
         return self.gcs.startswith(f"{LOOPBACK}:")
 
     def environment(self) -> dict[str, str]:
-        """What a command of Ray, or `shardyard launch`, needs in its environment to reach the cluster."""
+        """The environment variables with which Ray's commands and `shardyard launch` reach the cluster."""
         known = {"RAY_ADDRESS": self.gcs, **token_environment(Path(self.token_path))}
         return known | (LOOPBACK_ENVIRONMENT if self.on_loopback else {})
 
 
 def token_environment(token: Path) -> dict[str, str]:
-    """What makes Ray, as a server or as a client, ask for and give the token of this file."""
+    """The variables that make Ray's servers and clients use the token of this file."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
 
@@ -87,19 +87,19 @@ def home() -> Path:
 
 
 def make_home() -> Path:
-    """The folder, made where it is missing, for this user alone."""
+    """The folder, created if missing, for this user only."""
     folder = home()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 
 
 def record_path() -> Path:
-    """Where the record lies."""
+    """The path of the record."""
     return home() / "cluster.json"
 
 
 def read_record() -> ClusterRecord | None:
-    """The record of this machine's cluster; None where none was started, or it was ended.
+    """The record of this machine's cluster; None if none was started, or it was stopped.
 
     Raises:
         ShardyardError: the file is not a record.
@@ -113,13 +113,13 @@ def read_record() -> ClusterRecord | None:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ShardyardError(
-            f"{path} is damaged, so the processes of the cluster cannot be told from others. End them by hand (`ps -ef "
-            "| grep ray`; `ray stop` ends every Ray process of yours), then remove the file."
+            f"{path} is damaged, so the processes of the cluster cannot be identified. Stop them by hand (`ps -ef | "
+            "grep ray`; `ray stop` ends every Ray process of yours), then remove the file."
         ) from error
 
 
 def write_record(record: ClusterRecord) -> None:
-    """Write the record, readable by this user alone, whole or not at all."""
+    """Write the record atomically, readable by this user only."""
     make_home()
     previous = os.umask(0o077)
     try:
@@ -129,7 +129,7 @@ def write_record(record: ClusterRecord) -> None:
 
 
 def remove_record() -> None:
-    """Forget the cluster."""
+    """Remove the record."""
     record_path().unlink(missing_ok=True)
 
 
@@ -145,7 +145,7 @@ def exclusively() -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError("another `shardyard cluster` command is starting or ending the cluster; wait.") from None
+            raise UsageError("another `shardyard cluster` command is starting or stopping the cluster; wait.") from None
         yield
     finally:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""How the nodes of a cluster are started: shares of a machine's cores and GPUs, `ray start`, environment. Pure."""
+"""The start of cluster nodes: shares of a machine's cores and GPUs, `ray start`, environment. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from shardyard.errors import HardwareError, UsageError
 from shardyard.launch.local_cluster.nodes import LOOPBACK_ENVIRONMENT, ClusterRecord, token_environment
 
-# Marks the processes of a cluster: its value is the id in the record.
+# Marks the processes of a cluster; the value is the id in the record.
 CLUSTER_ID = "SHARDYARD_CLUSTER_ID"
-# A label of each node, so that people meet the name that `up` or the host gave it.
+# A label of each node with the name that `up` or the host gave it.
 NAME_LABEL = "shardyard.node"
-# Another one, with the id in the record: names of hosts may occur twice.
+# A label with the id in the record, because host names may not be unique.
 START_LABEL = "shardyard.start"
 # Large tensors of a run never pass through the object store; batches of Ray Data and checkpoints of Ray Tune would.
 OBJECT_STORE_BYTES = 1 << 30
-# The Ray of this very interpreter, whatever PATH says.
+# The `ray` of this interpreter, independent of PATH.
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _RAY_ON_LOOPBACK = (sys.executable, "-m", "shardyard.launch.local_cluster.loopback")
 
@@ -40,7 +40,7 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class Ports:
-    """Ports of a head that people name; all others are chosen by the system."""
+    """The configurable ports of a head; the system chooses all others."""
 
     gcs: int
     dashboard: int
@@ -50,7 +50,7 @@ class Ports:
 def plan_nodes(
     count: int, *, cpus: int | None, gpus: int | None, cores: int, gpu_ids: Sequence[str]
 ) -> tuple[NodePlan, ...]:
-    """Shares of one machine for `count` nodes, the head first. What a single node has, Ray counts itself.
+    """Shares of one machine for `count` nodes, the head first. For a single node Ray counts itself.
 
     Args:
         cpus: cores of each node; None divides those of the machine, at least one each.
@@ -62,15 +62,15 @@ def plan_nodes(
     """
     if gpus is not None and gpus * count > len(gpu_ids):
         raise HardwareError(
-            f"{count} node(s) with {gpus} GPU(s) each need {gpus * count}, this machine has {len(gpu_ids)} to give; "
-            "lower --gpus or --nodes."
+            f"{count} node(s) with {gpus} GPU(s) each need {gpus * count}, this machine has {len(gpu_ids)}; lower "
+            "--gpus or --nodes."
         )
     if count == 1 and gpus is None:
         return (NodePlan("head", cpus, None),)
     sizes = [gpus] * count if gpus is not None else _divide(len(gpu_ids), count)
     ends = [sum(sizes[: index + 1]) for index in range(count)]
     slices = [tuple(gpu_ids[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
-    # Logical cores: more than the machine has is a choice that tests of large clusters make.
+    # Logical cores: tests of large clusters may ask for more than the machine has.
     shares: list[int | None] = [cpus] * count
     if cpus is None and count > 1:
         shares = [max(1, share) for share in _divide(cores, count)]
@@ -79,12 +79,12 @@ def plan_nodes(
 
 
 def _divide(total: int, count: int) -> list[int]:
-    """Whole shares that sum to `total`, the larger ones first."""
+    """Integer shares that sum to `total`, larger ones first."""
     return [total // count + (1 if index < total % count else 0) for index in range(count)]
 
 
 def visible_gpus(visible: str | None, devices: int) -> tuple[str, ...]:
-    """GPUs that a person lets programs see: CUDA_VISIBLE_DEVICES, or all devices of the machine."""
+    """The visible GPUs: CUDA_VISIBLE_DEVICES, or all devices of the machine."""
     if visible is None:
         return tuple(str(index) for index in range(devices))
     return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
@@ -102,7 +102,7 @@ def head_command(node: NodePlan, cluster: ClusterRecord, ports: Ports) -> list[s
 
 
 def worker_command(node: NodePlan, cluster: ClusterRecord, host: str | None) -> list[str]:
-    """`ray start` of another node, on the same machine or on another; `host` None leaves its address to Ray."""
+    """`ray start` of another node, on the same machine or on another; with `host` None Ray chooses its address."""
     where = [f"--node-ip-address={host}"] if host else []
     return [*_ray(cluster), "start", "--block", f"--address={cluster.gcs}", *where, *_options(node, cluster)]
 
@@ -112,13 +112,13 @@ def _ray(cluster: ClusterRecord) -> tuple[str, ...]:
 
 
 def _options(node: NodePlan, cluster: ClusterRecord) -> list[str]:
-    """Options of every node. Port 0 lets the system choose: two nodes of one machine cannot both have Ray's."""
+    """Options of every node. Port 0 lets the system choose: two nodes of one machine cannot both use Ray's defaults."""
     return [
         *([] if node.cpus is None else [f"--num-cpus={node.cpus}"]),
         *([] if node.gpus is None else [f"--num-gpus={len(node.gpus)}"]),
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        # Ray opens its own folder to everyone; the one around it stays closed.
+        # Ray makes its own folder world-readable; the one around it is private.
         f"--temp-dir={cluster.temp_dir}/ray",
         f"--labels={NAME_LABEL}={node.name},{START_LABEL}={cluster.id}",
     ]
@@ -131,25 +131,25 @@ def node_environment(
 
     Args:
         base: the environment to start from. A token or an address of another cluster in it is left out.
-        metrics: export metrics for Prometheus, on ports that ask for no token.
+        metrics: export metrics for Prometheus, on ports without a token.
     """
     kept = {name: value for name, value in base.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
     return {
         **kept,
-        # Jobs start with `python`, which is this one even where no virtual environment is active.
+        # Jobs start with `python`, which must be this one even if no virtual environment is active.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', os.defpath)}",
         **token_environment(Path(cluster.token_path)),
         **(LOOPBACK_ENVIRONMENT if cluster.on_loopback else {}),
         CLUSTER_ID: cluster.id,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # `down` means now; Ray would wait half a minute for running work.
+        # `down` stops at once; Ray would wait half a minute for running work.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         **({} if metrics else NO_METRICS),
         **({"CUDA_VISIBLE_DEVICES": ",".join(node.gpus)} if node.gpus else {}),
     }
 
 
-# A port of -1 is none: these servers have no other switch, and their failure to start is only logged.
+# Port -1 disables these servers, which have no other switch; that they fail to start is only logged.
 NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
 
 

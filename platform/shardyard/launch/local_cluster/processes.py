@@ -1,4 +1,4 @@
-"""The processes of a cluster: finding exactly those that were started here, and ending them."""
+"""Finding exactly the processes of the cluster that were started here, and stopping them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CREATED_TOLERANCE_SECONDS = 1.0
 
 
 def is_alive(node: StartedNode) -> bool:
-    """Whether the process that leads a node still runs; it ends as soon as one of the node's daemons dies."""
+    """Whether a node's `ray start` process still runs; it ends as soon as one of the node's daemons dies."""
     return _leader(node) is not None
 
 
@@ -40,14 +40,14 @@ def members(record: ClusterRecord) -> list[psutil.Process]:
 
 
 def end(record: ClusterRecord) -> list[int]:
-    """End all processes of the cluster, first politely; returns the ids of those that cannot be ended."""
+    """Stop all processes of the cluster, with SIGTERM first; returns the ids of those that could not be stopped."""
     leaders = [process for node in record.nodes if (process := _leader(node)) is not None]
     for process in leaders:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     _wait_for(leaders, POLITE_SECONDS)
     deadline = time.monotonic() + FORCE_SECONDS
-    # Again and again: what is about to start a child may do so while it is looked for.
+    # Repeated, because a process may start children meanwhile.
     while (left := members(record)) and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(psutil.Error):
@@ -69,7 +69,7 @@ def _belongs(process: psutil.Process, record: ClusterRecord, sessions: set[int])
         return True
     if os.getsid(process.pid) not in sessions or process.create_time() < record.started - CREATED_TOLERANCE_SECONDS:
         return False
-    # The number of a session may have been used again since; only Ray's workers hide their environment.
+    # Session numbers may be reused; only Ray's workers hide their environment.
     return str(process.name()).startswith("ray::")
 
 
@@ -82,7 +82,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """A zombie has ended; its parent has only not looked yet."""
+    """A zombie has ended; its parent has not collected it yet."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

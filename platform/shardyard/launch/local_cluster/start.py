@@ -1,4 +1,4 @@
-"""Starting and ending the cluster of this machine: a head with further nodes, or one node of a cluster elsewhere."""
+"""Starting and stopping the cluster of this machine: a head with further nodes, or one node of a remote cluster."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from shardyard.launch.local_cluster.plan import NodePlan
 from shardyard.launch.local_cluster.status import answers, dashboard_url, registered
 from shardyard.launch.local_cluster.token import ensure_token
 
-# Ray itself gives a node 30 s; a busy machine takes longer than that to start all of them.
+# Ray's own limit is 30 s per node; a busy machine needs longer to start all.
 START_TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a person asks of a cluster; None leaves a choice open.
+    """The options of a cluster; None leaves a choice open.
 
     cpus, gpus: of each node.
     host: the address that this machine has in the cluster.
@@ -60,7 +60,7 @@ def up(wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
 
     Raises:
         UsageError: one is up already, a port is in use, or the address is not one of this machine.
-        ShardyardError: it could not be started; nothing of it is left.
+        ShardyardError: it could not be started; everything is cleaned up.
     """
     with nodes.exclusively():
         _refuse_second()
@@ -86,8 +86,9 @@ def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> Cluster
     """Start one node here that belongs to the cluster whose head is at `address` (`HOST:PORT`).
 
     Raises:
-        UsageError: a cluster is up here already, or the address is none.
-        ShardyardError: the head cannot be reached, has another token, or runs another version; nothing is left.
+        UsageError: a cluster is up here already, or the address is invalid.
+        ShardyardError: the head cannot be reached, has another token, or runs another version; everything is cleaned
+        up.
     """
     with nodes.exclusively():
         _refuse_second()
@@ -97,7 +98,7 @@ def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> Cluster
         if reason is not None:
             raise ShardyardError(
                 f"the head at {address} cannot be reached: {reason}. Check the address that `shardyard cluster up` "
-                "showed there, and that no firewall stands between the hosts."
+                "printed there, and that no firewall blocks it."
             )
         host = own_address(wishes.host) if wishes.host else None
         plan = replace(_plans(wishes)[0], name=nodes_plan.node_name(socket.gethostname()))
@@ -112,10 +113,10 @@ def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> Cluster
 
 
 def down() -> ClusterRecord | None:
-    """End what was started here, and forget it; returns what was ended, None where there was nothing.
+    """Stop what was started here and remove the record, which is returned; None if there was nothing.
 
     Raises:
-        ShardyardError: a process cannot be ended.
+        ShardyardError: a process cannot be stopped.
     """
     with nodes.exclusively():
         record = nodes.read_record()
@@ -125,14 +126,14 @@ def down() -> ClusterRecord | None:
 
 
 class _Startup:
-    """A cluster on its way up: what was started so far, and what became of it."""
+    """A cluster that is starting: its nodes so far and their state."""
 
     def __init__(self, record: ClusterRecord, metrics: bool) -> None:
         self.record, self.metrics = record, metrics
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, plan: NodePlan, command: Sequence[str]) -> None:
-        """Start a node and write it down at once: whatever happens next, `down` finds it."""
+        """Start a node and record it at once, so that `down` always finds it."""
         environment = nodes_plan.node_environment(os.environ, plan, self.record, metrics=self.metrics)
         log = _log_folder() / f"{plan.name}.log"
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -155,7 +156,7 @@ class _Startup:
         nodes.write_record(self.record)
 
     def wait_for_nodes(self) -> None:
-        """Until all nodes have registered with the head."""
+        """Wait until all nodes have registered with the head."""
         names = {node.name for node in self.record.nodes}
         self.wait(lambda: names <= registered(self.record), "the cluster")
 
@@ -183,7 +184,7 @@ class _Startup:
 
 @contextmanager
 def _all_or_nothing(record: ClusterRecord, metrics: bool) -> Iterator[_Startup]:
-    """Whatever goes wrong inside, Ctrl-C included, nothing that was started stays."""
+    """On any error, including Ctrl-C, everything that was started is stopped."""
     startup = _Startup(record, metrics)
     try:
         nodes.write_record(record)
@@ -198,7 +199,7 @@ def _all_or_nothing(record: ClusterRecord, metrics: bool) -> Iterator[_Startup]:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """People press Ctrl-C again; the cleaning up goes on."""
+    """The cleanup ignores further Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -216,7 +217,7 @@ def _refuse_second() -> None:
     if processes.members(existing):
         raise UsageError(
             f"a cluster is up already, with its head at {existing.gcs}; `shardyard cluster status` shows it, "
-            "`shardyard cluster down` ends it."
+            "`shardyard cluster down` stops it."
         )
     _forget(existing)
 
@@ -225,14 +226,14 @@ def _end(record: ClusterRecord) -> None:
     left = processes.end(record)
     if left:
         raise ShardyardError(
-            f"process(es) {', '.join(map(str, left))} of the cluster cannot be ended; they may belong to another user "
-            "or wait for a device. Try `shardyard cluster down` again."
+            f"process(es) {', '.join(map(str, left))} of the cluster cannot be stopped; they may belong to another "
+            "user or wait for a device. Try `shardyard cluster down` again."
         )
     _forget(record)
 
 
 def _forget(record: ClusterRecord) -> None:
-    # Ray's sockets, logs of its daemons and spilled objects; what runs wrote lies in their run folders.
+    # Ray's sockets, logs of its daemons and spilled objects; output of runs is in their run folders.
     shutil.rmtree(record.temp_dir, ignore_errors=True)
     shutil.rmtree(_log_folder(), ignore_errors=True)
     nodes.remove_record()
@@ -245,7 +246,7 @@ def _new_record(role: str, gcs: str, token: Path) -> ClusterRecord:
         role="head" if role == "head" else "worker",
         gcs=gcs,
         token_path=str(token),
-        # Sockets lie below, and their paths may not be longer than 107 characters.
+        # Sockets are created below; their paths are limited to 107 characters.
         temp_dir=tempfile.mkdtemp(prefix="shardyard-", dir="/tmp"),
         started=time.time(),
         ray=metadata.version("ray"),

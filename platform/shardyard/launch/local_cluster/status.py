@@ -1,4 +1,4 @@
-"""What a running cluster says of itself: its nodes, what is free on them, its jobs."""
+"""The status of a running cluster: its nodes, free resources and jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shardyard.launch.local_cluster.nodes import ClusterRecord
 from shardyard.launch.local_cluster.plan import NAME_LABEL, START_LABEL, split_address
 
 HTTP_TIMEOUT_SECONDS = 10.0
-# What Ray calls resources of a node beside these is of no interest to a person.
+# Ray's other resources of a node are not shown.
 SHOWN_RESOURCES = ("CPU", "GPU")
 _HEAD_RESOURCE = "node:__internal_head__"
 
@@ -66,7 +66,7 @@ class ClusterStatus:
 
     @property
     def healthy(self) -> bool:
-        """Whether all that was started is there."""
+        """Whether everything that was started is alive."""
         return not self.problems
 
     def sum_of(self, which: str) -> dict[str, float]:
@@ -90,22 +90,21 @@ def status(record: ClusterRecord) -> ClusterStatus:
         what = "is dead" if dead else f"does not answer: {reason}"
         again = "up" if record.role == "head" else f"join {record.gcs}"
         raise ShardyardError(
-            f"the head of the cluster at {record.gcs} {what}. `shardyard cluster down` ends what is left of it here, "
-            f"then `shardyard cluster {again}` starts anew; runs go on from their checkpoints "
-            "with `shardyard resume RUN`."
+            f"the head of the cluster at {record.gcs} {what}. `shardyard cluster down` cleans up here, then `shardyard "
+            f"cluster {again}` starts again; runs continue from their checkpoints with `shardyard resume RUN`."
         )
     found = [_node(info, record) for info in _infos(record)]
     alive = {node.name for node in found if node.state == "ALIVE" and node.started_here}
-    # The head believes in a node for some seconds after its end; its process here tells at once.
+    # The head notices the end of a node after some seconds; the local process shows it at once.
     gone = [node.name for node in record.nodes if node.name not in alive or not processes.is_alive(node)]
     jobs = _jobs(record)
-    problems = [f"{name} is dead; `shardyard cluster down`, then `up`, starts all anew" for name in gone]
+    problems = [f"{name} is dead; `shardyard cluster down`, then `up`, restarts it" for name in gone]
     problems += ["the Jobs API does not answer"] if jobs is None and record.dashboard else []
     return ClusterStatus(record, _newest([_corrected(node, gone) for node in found]), jobs, problems)
 
 
 def registered(record: ClusterRecord) -> set[str]:
-    """Names of the nodes that were started with this record and are alive, as the head has it."""
+    """Names of the nodes of this record that are alive according to the head."""
     try:
         found = [_node(info, record) for info in _infos(record)]
     except ShardyardError:
@@ -114,7 +113,7 @@ def registered(record: ClusterRecord) -> set[str]:
 
 
 def answers(record: ClusterRecord) -> bool:
-    """Whether the dashboard and Jobs API take the token."""
+    """Whether the dashboard and Jobs API accept the token."""
     try:
         _get(record, "/api/version")
     except (OSError, ValueError):
@@ -123,7 +122,7 @@ def answers(record: ClusterRecord) -> bool:
 
 
 def dashboard_url(record: ClusterRecord) -> str | None:
-    """Where the head says that its dashboard and Jobs API are; None where it has none."""
+    """The URL of the dashboard and Jobs API according to the head; None if there is none."""
     _use_token(record)
     from ray.dashboard.utils import ray_address_to_api_server_url
 
@@ -147,7 +146,7 @@ def _infos(record: ClusterRecord) -> list[Any]:
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ShardyardError(
-            f"the head at {record.gcs} does not say what its nodes are: {first}. The token is in {record.token_path}."
+            f"the head at {record.gcs} does not list its nodes: {first}. The token is in {record.token_path}."
         ) from error
     return [*answer.active_nodes, *answer.idle_nodes, *answer.failed_nodes]
 
@@ -175,7 +174,7 @@ def _node(info: Any, record: ClusterRecord) -> NodeStatus:
 
 
 def _newest(found: list[NodeStatus]) -> list[NodeStatus]:
-    """The head first, then by name; a dead node that has come back is left out."""
+    """The head first, then by name; a dead node that has come back is skipped."""
     alive = {(node.name, node.address) for node in found if node.state == "ALIVE"}
     kept = [node for node in found if node.state == "ALIVE" or (node.name, node.address) not in alive]
     return sorted(kept, key=lambda node: (not node.head, node.state, node.name, node.address))
@@ -211,11 +210,11 @@ def _get(record: ClusterRecord, path: str) -> Any:
 
     Raises:
         OSError: it does not answer, or refuses.
-        ValueError: it says something else.
+        ValueError: the answer is not JSON.
     """
     token = Path(record.token_path).read_text(encoding="utf-8").strip()
     request = urllib.request.Request(f"{record.dashboard}{path}", headers={"Authorization": f"Bearer {token}"})
-    # A proxy for the outside world would not reach this machine.
+    # A proxy would not reach this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=HTTP_TIMEOUT_SECONDS) as answer:
         return json.loads(answer.read())

@@ -1,4 +1,4 @@
-"""The token of a cluster: a file that its user alone can read. Whoever has the token can run code on the cluster."""
+"""The token of a cluster: a file that only its user can read. Anyone who has the token can run code on the cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def token_path() -> Path:
 
 
 def ensure_token() -> Path:
-    """The file of the token; made where it is missing and RAY_AUTH_TOKEN_PATH names no other.
+    """The token file, created if it is missing and RAY_AUTH_TOKEN_PATH names no other.
 
     Raises:
         ShardyardError: it is missing, empty, or others can read it.
@@ -49,7 +49,7 @@ def new_token() -> Path:
 
 
 def check_token(path: Path) -> None:
-    """See that the file holds a token that others cannot read.
+    """Check that the file holds a token that others cannot read.
 
     Raises:
         ShardyardError: it does not.
@@ -59,22 +59,22 @@ def check_token(path: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ShardyardError(
-            f"the token in {path} cannot be read: {reason}. `shardyard cluster token` on the host of the head says "
-            "where its token is; copy that file here, readable by you alone."
+            f"the token in {path} cannot be read: {reason}. `shardyard cluster token` on the head prints the path of "
+            "its token; copy that file here, readable by you only."
         ) from error
     if not text.strip():
         raise ShardyardError(f"the token in {path} is empty; remove the file, then `shardyard cluster token --new`.")
     if stat.S_IMODE(mode) & 0o077:
-        raise ShardyardError(f"the token in {path} can be read by others; `chmod 600 {path}` closes it.")
+        raise ShardyardError(f"the token in {path} can be read by others; run `chmod 600 {path}`.")
 
 
 def ray_token_path() -> Path:
-    """Where Ray keeps the token of what it starts on its own."""
+    """Ray's default token file."""
     return Path.home() / ".ray" / "auth_token"
 
 
 def mend_ray_token() -> None:
-    """Close Ray's own file, which Ray leaves readable by every user of the host.
+    """Make Ray's own token file private; Ray leaves it readable by all users.
 
     Raises:
         FileNotFoundError: there is none.
@@ -86,7 +86,7 @@ def mend_ray_token() -> None:
 
 
 def ensure_ray_token() -> None:
-    """See that a Ray which is started here finds a token that this user alone can read, as RAY_AUTH_MODE asks for one.
+    """Ensure a private token for a Ray that is started here, because RAY_AUTH_MODE requires one.
 
     Raises:
         ShardyardError: RAY_AUTH_TOKEN_PATH names a file that others can read or that holds none, or the token cannot be
@@ -101,8 +101,8 @@ def ensure_ray_token() -> None:
         _mend_or_make()
     except OSError as error:
         raise ShardyardError(
-            f"the token of Ray in {ray_token_path()} cannot be closed to others: {error.strerror}. Make the file "
-            "yours, with `chmod 600`, or name another one in RAY_AUTH_TOKEN_PATH."
+            f"the token of Ray in {ray_token_path()} cannot be made private: {error.strerror}. Own the file and run "
+            "`chmod 600`, or set RAY_AUTH_TOKEN_PATH to another one."
         ) from error
 
 
@@ -111,7 +111,7 @@ def _mend_or_make() -> None:
         mend_ray_token()
     except FileNotFoundError:
         ray_token_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Runs that start at once make it once: the file appears whole, and the first one stays.
+        # Concurrent starts create it once: the file appears atomically, and the first one wins.
         aside = ray_token_path().with_name(f".auth_token.{os.getpid()}")
         _write_new(aside)
         with suppress(FileExistsError):
@@ -130,7 +130,7 @@ def _write_new(aside: Path) -> None:
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        # No line end: every reader takes the bytes as they are.
+        # No line end: readers use all bytes.
         os.write(descriptor, secrets.token_hex(TOKEN_BYTES).encode())
         os.fsync(descriptor)
     finally:

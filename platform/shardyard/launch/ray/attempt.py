@@ -25,7 +25,7 @@ from shardyard.tracking.run.folder import now_text
 if TYPE_CHECKING:
     from shardyard.engine.loop import Outcome
 
-# Ranks import torch, which takes longer on some hosts than on others, before they meet.
+# Ranks import torch, which takes longer on some hosts than on others, before they join.
 RENDEZVOUS_SECONDS = 300.0
 
 
@@ -37,14 +37,13 @@ def attempt(
 ) -> Outcome | Failure:
     """Run all ranks of a job once; returns how it ended, or why it failed. By default Ray places what the plan says.
 
-    What to do after a failure is decided by `recovery.decide`, which can tell a loss that is not a number from a node
-    that went away.
+    `recovery.decide` decides what to do after a failure, and distinguishes a NaN loss from a lost node.
 
     Args:
         on_placed: called once all workers have their resources.
 
     Raises:
-        NotPlacedError: no rank trained, for want of resources or because the run is asked to stop.
+        NotPlacedError: no rank trained, because resources were missing or a stop was requested.
     """
     demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
     killed = count_oom_kills()

@@ -38,11 +38,11 @@ class RayCluster:
 
     @property
     def autoscales(self) -> bool:
-        """Whether nodes may come that are not there yet."""
+        """Whether nodes may be added automatically."""
         return any(_NODE_GROUP in (node.get("Labels") or {}) for node in ray.nodes())
 
     def nodes(self) -> list[Node]:
-        """The living nodes, with what they have and what nobody has reserved."""
+        """The living nodes, with total and free resources."""
         free = quirks.free_resources()
         return [
             Node(node["NodeID"], _amount(node["Resources"]), _amount(free.get(node["NodeID"], {})))
@@ -56,7 +56,7 @@ class RayCluster:
         return float(ray.cluster_resources().get("GPU", 0.0))
 
     def refuse_what_never_fits(self, demand: Demand) -> None:
-        """Pass if the cluster, or what an autoscaler may make of it, could hold the workers.
+        """Check that the workers could fit on the cluster, or on what an autoscaler makes of it.
 
         Raises:
             HardwareError: it could not.
@@ -69,16 +69,16 @@ class RayCluster:
             )
 
     def requested(self, demand: Demand) -> Demand:
-        """What to ask of it: memory is reserved only where others share the cluster."""
+        """The request for this cluster: memory is reserved only on shared clusters."""
         return demand if self.named else replace(demand, bundle=replace(demand.bundle, memory=0.0))
 
 
 @contextmanager
 def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCluster]:
-    """A connected Ray; it is left, and a local one stopped, at the end.
+    """A connected Ray; disconnected at the end, and stopped if it is local.
 
     Args:
-        gpu: whether workers compute on GPUs; where it is given, workers that could never fit are refused.
+        gpu: whether workers compute on GPUs; if given, workers that could never fit are refused.
 
     Raises:
         ShardyardError: the cluster cannot be reached, or could never hold the workers.
@@ -94,7 +94,7 @@ def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCl
 
 
 def cluster_gpus(settings: Cluster) -> int | None:
-    """GPUs of the cluster that a recipe or RAY_ADDRESS names, which stays connected; None where none is named.
+    """GPUs of the cluster that a recipe or RAY_ADDRESS names, which stays connected; None if none is named.
 
     Raises:
         ShardyardError: the cluster cannot be reached.
@@ -111,7 +111,7 @@ def _connect(settings: Cluster) -> None:
     address = cluster_address(settings)
     if address is not None:
         _knock(address)
-    # A worker that a person started on a laptop may need more cores than the laptop has.
+    # On a laptop, workers may need more cores than it has.
     cores = None if address else max(os.cpu_count() or 1, settings.workers * settings.cpus_per_worker)
     options = {"log_to_driver": False, "configure_logging": False}
     if not address:
@@ -132,8 +132,8 @@ def _connect(settings: Cluster) -> None:
 
 
 def _shut_down() -> None:
-    """Leave the cluster; of one that was started here nothing is left over. Ranks have ended by now, and the daemons
-    that Ray would ask to end their own processes do not hear it."""
+    """Disconnect; a cluster that was started here is stopped completely. Ranks have ended by now, and Ray's daemons
+    ignore SIGTERM here."""
     started = quirks.processes_started_here()
     ray.shutdown()
     for process in started:

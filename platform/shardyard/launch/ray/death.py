@@ -1,4 +1,4 @@
-"""A rank whose process died without telling its driver why: the signal, the host, and what it said last."""
+"""A rank whose process died without an error: the signal, the host, and its last output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard.tracking.run.info import Place
 LAST_LINES = 5
 _TAIL_BYTES = 64 * 1024
 _LONGEST_LINE = 300
-# What processes write of the signal that ends them: Ray's handler in C++, and Python's faulthandler.
+# Messages about a fatal signal: of Ray's handler in C++, and Python's faulthandler.
 _REPORTED = re.compile(
     r"\*\*\* (SIG[A-Z0-9]+) received|Fatal Python error: ([A-Z][A-Za-z ]+?)(?: error)?$", re.MULTILINE
 )
@@ -24,7 +24,7 @@ _IN_PYTHON = {
     "Floating-point exception": "SIGFPE",
     "Floating point exception": "SIGFPE",
 }
-# Lines of stack traces, which say nothing to a person who reads why a run failed.
+# Lines of stack traces, which do not explain why a run failed.
 _NOISE = re.compile(
     r"^\s*(@ |PC: @|\[.*\] .*(logging\.cc|\.cc:\d+)|File \"|Current thread|Thread 0x|Extension modules:)"
 )
@@ -33,13 +33,13 @@ _NOISE = re.compile(
 def describe_death(
     log: Path, rank: int, places: Sequence[Place], ray_message: str, *, oom_kills: int | None = None
 ) -> str:
-    """One paragraph: the signal as far as anything tells of it, the host and pid, and the last lines of the rank's log.
+    """One paragraph: the signal if known, the host and pid, and the last lines of the rank's log.
 
     Args:
         log: of the rank; attempts share it.
         places: hosts with their ranks and pids, as run.json has them.
         ray_message: the message of Ray's exception.
-        oom_kills: how many processes the kernel of this host has killed for want of memory since the attempt began.
+        oom_kills: how many processes the kernel of this host has killed for lack of memory since the attempt began.
     """
     host, pid = _where(rank, places)
     output = _last_output(log, pid)
@@ -51,7 +51,7 @@ def describe_death(
 
 
 def count_oom_kills() -> int | None:
-    """How many processes the kernel of this host has killed for want of memory since it booted; None if unknown."""
+    """How many processes the kernel of this host has killed for lack of memory since boot; None if unknown."""
     try:
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -70,8 +70,8 @@ def _what(output: str, ray_message: str, host: str, oom_kills: int | None) -> st
         return "its process was ended by SIGKILL: Ray's memory monitor found its host short of memory"
     if oom_kills and host == socket.gethostname():
         return f"its process was ended by SIGKILL: the kernel ran out of memory and killed {oom_kills} process(es)"
-    hint = "`kill -9` does so, and the kernel when memory runs out, which `dmesg -T` there tells"
-    return f"its process was ended by SIGKILL, or left without a word: {hint}"
+    hint = "`kill -9` does so, and so does the kernel when memory runs out (see `dmesg -T` there)"
+    return f"its process was ended by SIGKILL, or it exited without a message: {hint}"
 
 
 def _where(rank: int, places: Sequence[Place]) -> tuple[str, object]:
@@ -82,7 +82,7 @@ def _where(rank: int, places: Sequence[Place]) -> tuple[str, object]:
 
 
 def _last_output(log: Path, pid: object) -> str:
-    """What the log of a rank holds of this process."""
+    """The output of this process in the log of a rank."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""What ended an attempt: from the exceptions that Ray raises for its workers to a cause for each rank."""
+"""The cause of a failed attempt: from Ray's exceptions to a cause for each rank."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, Worke
 
 from shardyard.launch.run.recovery import Failure, RankError, bug_in_words, group_causes, is_bug
 
-# Where Ray's exceptions keep what they were raised for, and Python's.
+# Attributes in which Ray's and Python's exceptions keep their causes.
 _INSIDE = ("cause", "__cause__")
-# What Ray raises for a process that is gone.
+# Ray's exceptions for a process that is gone.
 _DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
-# What Ray says of a process that cannot become an actor: what it needs is not installed on that host.
+# Ray's messages for an actor that cannot be created, because something is not installed on that host.
 _NOT_IMPORTED = re.compile(r"failed to import on the worker|raised in its creation task|failed to unpickle", re.I)
 
 
@@ -21,8 +21,8 @@ def failure_of(errors: Mapping[int, BaseException], died: Callable[[int, str], s
     """Why an attempt ended, by the error of each worker that failed.
 
     Args:
-        died: describes the death of a rank's process, from its number and Ray's message. Without it the workers had
-            no ranks yet, and none is named.
+        died: describes the death of a rank's process, from its number and Ray's message. Without it the workers had no
+            ranks yet.
     """
     messages: dict[int, str] = {}
     permanent = False
@@ -42,29 +42,29 @@ def _understood(raised: BaseException) -> tuple[str | None, bool]:
     if isinstance(cause, RankError):
         return cause.message, cause.permanent
     if is_bug(cause) or _NOT_IMPORTED.search(str(raised)):
-        # It could not report the error itself: what a rank imports is broken or missing there.
+        # It could not report the error itself: an import is broken or missing there.
         return bug_in_words(last_line(str(raised)), _host(str(raised))), True
     return (None, False) if isinstance(cause, _DEATHS) else (last_line(str(raised)), False)
 
 
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """The last line that is not empty."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "the worker ended without a message"
 
 
 def _host(text: str) -> str:
-    """The address that Ray names in front of what a worker raised."""
+    """The address in Ray's message about a worker."""
     found = re.search(r"\bip=([^,)\s]+)", text)
     return found[1] if found else "the host of the launch"
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The exception that the worker raised, inside the layers that Ray wraps around it."""
+    """The worker's exception, unwrapped from Ray's."""
     layer: BaseException | None = error
     innermost = error
     seen: set[int] = set()
-    # Exceptions that cause each other come round to one that was seen.
+    # Exceptions may cause each other in a cycle.
     while layer is not None and id(layer) not in seen:
         if isinstance(layer, RankError):
             return layer

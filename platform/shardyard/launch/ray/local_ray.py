@@ -18,7 +18,7 @@ INIT_OPTIONS = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """What is started inside listens on 127.0.0.1 alone, asks for a token, and exports no metrics.
+    """A Ray that is started inside listens on 127.0.0.1 only, requires a token, and exports no metrics.
 
     Ray's daemons inherit the environment when they start, so it is as before afterwards.
     """

@@ -1,7 +1,7 @@
 """How ranks reach each other: settings of gloo and NCCL for one host, each with its reason.
 
-Every rank derives them on its own host, because hosts name their interfaces differently. What the environment of the
-host says already is never changed.
+Every rank derives them on its own host, because hosts name their interfaces differently. Variables that the host sets
+are never changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shardyard.recipe.schema import Network
 
 # Variables of the launching shell that concern ranks; a cluster's workers do not inherit that shell.
 FORWARDED_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "FI_", "OFI_NCCL_")
-# torch ends a process whose NCCL watchdog has not moved for so long.
+# torch kills a process whose NCCL watchdog has not moved for this long.
 HEARTBEAT_SECONDS = 480
 _SHORTEST_HEARTBEAT_SECONDS = 60
 _RDMA_DEVICES = Path("/sys/class/infiniband")
@@ -49,7 +49,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Setting:
-    """An environment variable of a rank and why it has its value; `given` where the host or the person set it."""
+    """An environment variable of a rank and its reason; `given` if the host or the user set it."""
 
     name: str
     value: str
@@ -103,17 +103,17 @@ def this_host(address: str) -> Host:
 
 
 def to_forward(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a launching shell that ranks on other hosts shall have too."""
+    """The variables of the launching shell to pass to ranks on other hosts."""
     return {name: value for name, value in environment.items() if _is_forwarded(name)}
 
 
 def apply(settings: Sequence[Setting]) -> None:
-    """Put settings into the environment of this process."""
+    """Apply settings to the environment of this process."""
     os.environ.update({setting.name: setting.value for setting in settings if not setting.given})
 
 
 def in_words(settings: Sequence[Setting], host: Host) -> list[str]:
-    """Each setting with its reason, and what NCCL finds by itself."""
+    """Each setting with its reason, and what NCCL detects."""
     return [*map(str, settings), *_rdma_in_words(host.rdma)]
 
 
@@ -134,7 +134,7 @@ def _derived(network: Network, host: Host, *, gpu: bool, one_host: bool) -> list
         name, reason = chosen
         settings.append(Setting("GLOO_SOCKET_IFNAME", name, reason))
         if gpu:
-            # NCCL takes names for beginnings of names, except after an equals sign.
+            # NCCL treats names as prefixes, except after an equals sign.
             settings.append(Setting("NCCL_SOCKET_IFNAME", network.interface or f"={name}", reason))
     if gpu:
         settings += _nccl(network, host, one_host=one_host)
@@ -142,14 +142,14 @@ def _derived(network: Network, host: Host, *, gpu: bool, one_host: bool) -> list
 
 
 def _interface(network: Network, host: Host, *, one_host: bool) -> tuple[str, str] | None:
-    """(name, reason); None where no interface carries the address, as behind a translated one: gloo then decides."""
+    """(name, reason); None if no interface has the address, as behind NAT: gloo then decides."""
     usable = {name: addresses for name, addresses in host.interfaces.items() if addresses}
     if network.interface is not None:
         matching = sorted(name for name in usable if name.startswith(network.interface))
         if not matching:
             raise HardwareError(
                 f"cluster.network.interface is {network.interface}, but the host {host.address} has the interfaces "
-                f"{', '.join(sorted(usable))}; name one that all hosts have, or take it out."
+                f"{', '.join(sorted(usable))}; name one that all hosts have, or remove it."
             )
         exact = network.interface if network.interface in usable else matching[0]
         return exact, "cluster.network.interface"
@@ -157,7 +157,7 @@ def _interface(network: Network, host: Host, *, one_host: bool) -> tuple[str, st
         loopback = next((name for name in usable if name in ("lo", "lo0")), None)
         return (loopback, "all ranks are on one host") if loopback else None
     carrying = next((name for name, addresses in usable.items() if host.address in addresses), None)
-    return (carrying, f"carries {host.address}, by which Ray knows this host") if carrying else None
+    return (carrying, f"has {host.address}, this host's address in Ray") if carrying else None
 
 
 def _nccl(network: Network, host: Host, *, one_host: bool) -> list[Setting]:
@@ -180,7 +180,7 @@ def _rdma_in_words(devices: Sequence[RdmaDevice]) -> list[str]:
     if roce := [device.name for device in plain if device.link == "Ethernet"]:
         words.append(f"RoCE on {', '.join(roce)}: NCCL chooses the GID itself unless NCCL_IB_GID_INDEX is set")
     if infiniband := [device.name for device in plain if device.link == "InfiniBand"]:
-        words.append(f"InfiniBand on {', '.join(infiniband)}: found by NCCL itself")
+        words.append(f"InfiniBand on {', '.join(infiniband)}: detected by NCCL")
     return words
 
 

@@ -1,4 +1,4 @@
-"""Which worker is which rank: numbers by node and GPU, and what each rank sees of its node. Pure."""
+"""The assignment of ranks to workers by node and GPU, and the GPUs that each rank sees. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardyard.tracking.run.info import Place
 
 @dataclass(frozen=True)
 class Member:
-    """What a worker reports about its process once it has its resources.
+    """The report of a worker once it has its resources.
 
     node: the id of its node in Ray; one host may run several.
     address: of its host, as Ray knows it.
@@ -30,9 +30,9 @@ class Member:
 class Seat:
     """Where a rank stands among the others.
 
-    local_rank, local_world_size, node_rank: as torchrun counts them, host by host.
-    visible_gpus: those of all ranks of its node; NCCL reaches neighbours directly only where a process sees theirs too.
-    gpu: index of its own among these; None on a CPU.
+    local_rank, local_world_size, node_rank: as torchrun counts them, host by host. visible_gpus: those of all ranks of
+    its node; NCCL reaches neighbours directly only if a process sees their GPUs too. gpu: index of its own among these;
+    None on a CPU.
     """
 
     rank: int
@@ -45,7 +45,7 @@ class Seat:
 
     @property
     def device(self) -> str:
-        """What torch calls the device of this rank."""
+        """torch's name of this rank's device."""
         return "cpu" if self.gpu is None else f"cuda:{self.gpu}"
 
 
@@ -116,5 +116,5 @@ def parted_groups(places: Sequence[Place], group: int) -> int:
 
 
 def _gpu_order(gpu: str) -> tuple[int, int, str]:
-    """Numbers sort as numbers, before the UUIDs that name slices of a GPU."""
+    """Numbers sort numerically, before the UUIDs of GPU slices."""
     return (0, int(gpu), "") if gpu.isdecimal() else (1, 0, gpu)

@@ -1,4 +1,4 @@
-"""Ray's habits that Shardyard works around, and its private names; tests say when each is past.
+"""Workarounds for Ray, and its private names; tests tell when each is no longer needed.
 
 Seen in Ray 2.60; `tests/unit/launch/test_ray_quirks.py` fails where a newer version no longer needs one of these, or
 has lost a name.
@@ -26,9 +26,9 @@ from shardyard.replaced import replaced
 
 @contextmanager
 def signals_left_alone() -> Iterator[None]:
-    """Connect without Ray's handlers of SIGTERM: one in Python that ends the process, and one in C++ that has it
-    aborted 3 s later whatever it does. The latter comes with the connection and goes when the former handler is set
-    anew, which only the main thread can: whoever connects on another has the main thread do it."""
+    """Connect without Ray's SIGTERM handlers: one in Python that ends the process, and one in C++ that aborts it 3 s
+    later. The latter is installed by the connection and removed by restoring the former handler, which only the main
+    thread can do."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         with replaced(utils, "set_sigterm_handler", lambda handler: None):
@@ -39,7 +39,7 @@ def signals_left_alone() -> Iterator[None]:
 
 
 class _Apart(services.ConsolePopen):  # type: ignore[misc]
-    """A daemon in a session of its own, to which SIGTERM means nothing, nor to the processes that it starts."""
+    """A daemon in its own session that ignores SIGTERM, as do its children."""
 
     def __init__(self, *arguments: Any, preexec_fn: Callable[[], None], **settings: Any) -> None:
         def prepare() -> None:
@@ -49,15 +49,15 @@ class _Apart(services.ConsolePopen):  # type: ignore[misc]
         super().__init__(*arguments, preexec_fn=prepare, **{**settings, "start_new_session": True})
 
     def terminate(self) -> None:
-        """What Ray does to end it, and would wait a second for."""
+        """Ray's way to stop it, for which it would wait a second."""
         self.kill()
 
 
 def daemons_apart() -> AbstractContextManager[None]:
     """Start Ray's daemons, and so all ranks, such that SIGTERM does not end them.
 
-    Shells and `timeout` send it to the whole process group, systemd and Slurm to every process of a job: the driver
-    alone knows that a checkpoint is to be written first, and ends the others after it. Should the driver be killed, the
+    Shells and `timeout` send it to the whole process group, systemd and Slurm to every process of a job: only the
+    driver knows that a checkpoint must be written first, and stops the others afterwards. If the driver is killed, the
     kernel kills them (Ray sets PR_SET_PDEATHSIG).
     """
     return replaced(services, "ConsolePopen", _Apart)
@@ -96,16 +96,16 @@ def nodes_at(address: str) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = True
 
 
-# What the head knows.
+# State of the head.
 
 
 def free_resources() -> Mapping[str, Mapping[str, float]]:
-    """What nobody has reserved, by node; public Ray has the sum over all nodes alone."""
+    """Free resources by node; Ray's public API has only the sum over all nodes."""
     return available_resources_per_node()  # type: ignore[no-any-return]
 
 
 def take_internal(address: str, key: str) -> bytes | None:
-    """Take a value out of the store in which a head keeps packages, without connecting as a driver; None for none."""
+    """Fetch and remove a value from the head's package store, without connecting as a driver; None if missing."""
     client: Any = GcsClient(address=address)
     found: bytes | None = client.internal_kv_get(key.encode(), None)
     client.internal_kv_del(key.encode(), False, None)

@@ -1,7 +1,7 @@
-"""The actor of a rank: it reports where it runs, prepares its process, joins the other ranks and trains.
+"""The actor of a rank: it reports its place, prepares its process, joins the other ranks and trains.
 
-Its methods run one after the other on the main thread of its process, the only one that may handle signals and the one
-for which CUDA's current device is set. Nothing here imports torch before a rank needs it: the driver imports this too.
+Its methods run sequentially on the main thread of its process, which handles signals and for which CUDA's current
+device is set. torch is imported only in ranks, because the driver imports this module too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Setup:
 
     gpu: whether they compute on GPUs.
     forwarded: variables of the launching shell for ranks on all hosts.
-    private: variables whose values are written nowhere.
+    private: variables whose values are never logged.
     logs: the folder of a log for each rank; without one, Ray keeps what they write.
     """
 
@@ -49,7 +49,7 @@ class Setup:
 
 
 class RankWorker:
-    """One rank. A call waits until those before it have ended."""
+    """One rank. Calls run one after the other."""
 
     def locate(self, setup: Setup, world_size: int) -> Member:
         """Where this process runs and which resources it has."""
@@ -66,7 +66,7 @@ class RankWorker:
         )
 
     def load(self) -> None:
-        """Import what the next calls need. An error comes again there, and is reported then."""
+        """Import what the next calls need. An error occurs again there and is reported then."""
         # torch reads some variables when it is imported.
         for name, value in self._setup.forwarded.items():
             os.environ.setdefault(name, value)

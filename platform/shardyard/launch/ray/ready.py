@@ -1,4 +1,4 @@
-"""What each rank does before it joins the others: set the environment of its process, and check its device."""
+"""Preparation of a rank before it joins the others: environment and device check."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from shardyard.imports import import_at_once
 from shardyard.launch.ray.network import apply, derive, in_words, this_host
 from shardyard.recipe.schema import Network
 
-# What a rank on a CPU computes with: torch, transformers, DeepSpeed.
+# Modules of a rank on a CPU.
 HEAVY = "shardyard.launch.ray.worker"
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What a rank reports before it joins the others: its settings in words, or why it cannot take part."""
+    """The report of a rank before it joins the others: its settings in words, or why it cannot join."""
 
     settings: tuple[str, ...] = ()
     problem: str = ""
@@ -35,7 +35,7 @@ def make_ready(
     forwarded: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
 ) -> Ready:
-    """Runs in the process of a rank: derive and apply its settings, and see whether it has its device.
+    """Runs in the process of a rank: derive and apply its settings, and check its device.
 
     Args:
         forwarded: variables of the launching shell.
@@ -55,24 +55,24 @@ def make_ready(
 
 
 def import_ahead(*, gpu: bool) -> None:
-    """Runs in the process of a rank: import what takes seconds."""
+    """Runs in the process of a rank: import large modules."""
     if gpu:
         # DeepSpeed, which may look at the current device, waits until the rank knows which one is its own.
         import_at_once("torch")
         return
-    # DeepSpeed would take any GPU that it sees, also one that Ray gave to somebody else.
+    # DeepSpeed would use any visible GPU, even one that Ray gave to another process.
     os.environ["DS_ACCELERATOR"] = "cpu"
     import_at_once(HEAVY)
 
 
 def outlive_sigterm() -> None:
-    """In a cluster that was started for this run, where the driver alone answers to SIGTERM, it is blocked so far. A
-    handler that does nothing is as good for this process, and those that it starts can be ended again."""
+    """In a cluster that was started for this run, only the driver handles SIGTERM, and it is blocked here so far. An
+    empty handler has the same effect for this process, but lets its children be stopped."""
     if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: None)
-        # A program that is started has no handlers of ours, a fork has.
+        # A started program does not inherit our handlers, a fork does.
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
@@ -80,8 +80,8 @@ def outlive_sigterm() -> None:
 def _no_gpu(address: str) -> str:
     if computes_on_cpu():
         return (
-            f"ranks on {address} shall compute on GPUs, but DS_ACCELERATOR is cpu there; unset it and start Ray anew "
-            "on that host, or set cluster.gpus_per_worker to 0."
+            f"ranks on {address} shall compute on GPUs, but DS_ACCELERATOR is cpu there; unset it and restart Ray on "
+            "that host, or set cluster.gpus_per_worker to 0."
         )
     import torch
 

@@ -1,4 +1,4 @@
-"""Waiting until a cluster has room for a run, and saying what for."""
+"""Waiting until a run fits on a cluster."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from shardyard.planning.placement import ANYWHERE, Demand, Node, Placement, judg
 from shardyard.tracking.run.waiting import Wait
 
 POLL_SECONDS = 1.0
-# Resources of an attempt that just ended come back a moment later; that is no waiting to speak of.
+# Resources of an attempt that just ended come back a moment later; such short waits are not reported.
 QUIET_SECONDS = 3.0
-# Numbers that change all the time are not said all the time.
+# Numbers that change often are not reported each time.
 REPEAT_SECONDS = 15.0
 
 
 class Cluster(Protocol):
-    """What is asked of a cluster."""
+    """The interface of a cluster for waiting."""
 
     @property
     def autoscales(self) -> bool:
-        """Whether nodes may come that are not there yet."""
+        """Whether nodes may be added automatically."""
 
     def nodes(self) -> Sequence[Node]:
         """The living nodes."""
 
     def refuse_what_never_fits(self, demand: Demand) -> None:
-        """Raise HardwareError where the cluster could never hold so much."""
+        """Raise HardwareError if the request could never fit."""
 
 
 class Resources:
@@ -58,7 +58,8 @@ class Resources:
         self._tried = False
 
     def wait(self) -> Placement | None:
-        """Where the workers go; a placement without ranks leaves it to Ray and its autoscaler; None when asked to stop.
+        """Where the workers go; a placement without ranks leaves it to Ray and its autoscaler; None if a stop is
+        requested.
 
         Raises:
             HardwareError: the cluster could never hold the run. Only before the first attempt: a node that is lost

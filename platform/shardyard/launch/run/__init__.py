@@ -1,1 +1,1 @@
-"""Carrying out a run: preparation, the drive to its end, and recovery."""
+"""Running a run: preparation, driver and recovery."""

@@ -33,19 +33,19 @@ _EXCLUDED: dict[str, bool | dict[str, bool]] = {
     **dict.fromkeys(("name", "description", "cluster", "job", "tracking", "checkpoint"), True),
     "train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True),
 }
-# What the sizes of a model follow from, beside the tokenizer; where the data lies does not matter.
+# The parts of a recipe that decide the sizes of a model, beside the tokenizer.
 _SIZING = {"model", "objective", "tokenizer", "data", "image"}
 # A recipe with a module is not kept at all.
 _SIZELESS = {"data": {"train", "validation"}, "model": {"module"}}
 
 
 def recall(recipe: Recipe) -> Architecture | None:
-    """The sizes of a recipe's model, if they were kept and nothing that they follow from has changed."""
+    """The cached sizes of a recipe's model; None if they are missing or outdated."""
     return _recall_shipped(recipe) or _recall_kept(recipe)
 
 
 def shipped_sizes(measured: Iterable[tuple[Recipe, Architecture]]) -> str:
-    """The text of recipes/sizes.json; models that something outside the recipe decides are left out."""
+    """The text of recipes/sizes.json; models that depend on something outside the recipe are left out."""
     found = {_shipped_key(recipe): asdict(architecture) for recipe, architecture in measured}
     lines = [f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(filter(None, found))]
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -86,7 +86,7 @@ def _recall_kept(recipe: Recipe) -> Architecture | None:
 
 
 def keep(recipe: Recipe, architecture: Architecture) -> None:
-    """Keep sizes for `recall`; a disk that cannot be written keeps nothing."""
+    """Cache sizes for `recall`; write errors are ignored."""
     path = _path(recipe)
     if path is None:
         return
@@ -96,7 +96,7 @@ def keep(recipe: Recipe, architecture: Architecture) -> None:
 
 
 def _path(recipe: Recipe) -> Path | None:
-    """None where something outside the recipe decides, such as weights or a tokenizer on a hub, or code of others."""
+    """None if something outside the recipe decides, such as weights or a tokenizer on a hub, or code from outside."""
     tokenizer = _tokenizer_files(recipe)
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None

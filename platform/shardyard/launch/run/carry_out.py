@@ -1,4 +1,4 @@
-"""Carrying out a run in its folder, in a process that may have other things to do as well."""
+"""Running a run in its folder, within a process that may do other work too."""
 
 from __future__ import annotations
 
@@ -39,17 +39,16 @@ def carry_out(
 ) -> Outcome:
     """Train in a run folder to the end; returns how it ended.
 
-    A rank in this process trains on the thread that calls. Ray's workers are driven from another one, while this one
-    waits.
+    A local rank trains on the calling thread. Ray's workers are driven from another thread while this one waits.
 
     Args:
         lease: of the folder, held for as long as this takes.
         stop: asked, it ends the run with a checkpoint. Ctrl-C, where no handler takes it, asks it too.
         observer: is told what the run records, on a thread of its own.
         until: pause after this step, with a checkpoint.
-        trust: execute code that the files of the run's checkpoints may hold.
+        trust: load checkpoint files that may execute code.
         keep_group: as `run_local` has it, for processes that train several runs.
-        while_waiting: called every now and then on this thread while Ray's workers train.
+        while_waiting: called periodically on this thread while Ray's workers train.
 
     Raises:
         ShardyardError: the run failed.
@@ -76,7 +75,7 @@ def carry_out(
 
 
 def _on_interrupt(stop: Stop, before: Iterable[psutil.Process]) -> Callable[[], None]:
-    """The first Ctrl-C asks for a checkpoint and an end; a second one ends at once."""
+    """The first Ctrl-C requests a stop with a checkpoint; a second one ends at once."""
 
     def interrupted() -> None:
         if stop.reason is not None:
@@ -88,7 +87,7 @@ def _on_interrupt(stop: Stop, before: Iterable[psutil.Process]) -> Callable[[], 
 
 
 def _leave(folder: RunFolder, before: Iterable[psutil.Process]) -> None:
-    """The run is another's: end what trains it here, which would go on writing.
+    """The run was taken over: kill its processes here, which would keep writing.
 
     Raises:
         TakenOverError: always.

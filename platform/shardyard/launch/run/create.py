@@ -1,4 +1,4 @@
-"""Creating the folder of a run: the one place, whoever starts the run. Needs the standard library alone."""
+"""Creating the folder of a run. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def new_run(
 
     Args:
         recipe_text: the recipe as it was given; resolved_text: with all defaults and derived values.
-        plan: as `planning.plan_text.as_dict` has it, or as it travelled with a job.
-        run_id: given where the id was told to somebody before.
+        plan: as from `planning.plan_text.as_dict`, or as submitted with a job.
+        run_id: given if the id was chosen earlier.
         fields: more of run.json, such as `provenance`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Driving a job to its end: attempts, decisions after failures, and what the run folder says of it."""
+"""The driver of a run: attempts, recovery, and its state in the run folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATES: dict[Outcome, str] = {
     "paused": "interrupted",
 }
 STOP_POLL_SECONDS = 0.25
-# What a stop that is asked for while the run waits ends in.
+# The outcome of a stop request while the run waits.
 STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "timeout"}
 
 
@@ -55,7 +55,7 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     try:
         outcome = _stopped(job) or carry(job)
     except BaseException as error:
-        # Where that cannot be written either, the run has no process soon, and counts as lost.
+        # If that cannot be written either, the run soon has no process and counts as lost.
         with contextlib.suppress(RunFolderError):
             job.folder.update(state="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
@@ -67,7 +67,7 @@ def locally(job: Job, *, keep_group: bool = False) -> Outcome:
     """Train as the only rank, in this process, once; `keep_group` as `run_local` has it.
 
     Raises:
-        Exception: whatever ends it, as it comes. The events tell of it as well.
+        Exception: whatever ends it, unchanged. It is logged as an event too.
     """
     from shardyard.launch.run.local import run_local
 
@@ -84,16 +84,16 @@ def locally(job: Job, *, keep_group: bool = False) -> Outcome:
 
 
 def _stopped(job: Job) -> Outcome | None:
-    """What a run ends in that is asked to stop while no rank trains; None while nobody asks."""
+    """The outcome of a stop request while no rank trains; None without a request."""
     reason = job.folder.stop_requested()
     return STOPPED_WAITING.get(reason, "interrupted") if reason is not None else None
 
 
 def on_ray(job: Job) -> Outcome:
-    """Train on Ray's workers, when they are free and it is this job's turn; failures are recovered from.
+    """Train on Ray's workers once they are free and this job is first in the queue, with recovery from failures.
 
     Raises:
-        ShardyardError: there is no Ray, or it never has what the job needs.
+        ShardyardError: there is no Ray, or the job could never fit.
         TrainingError: training failed, and there is no further attempt.
     """
 
@@ -137,7 +137,7 @@ class GaveUpError(TrainingError):
 
 
 def until_done(job: Job, start: Callable[[], Outcome | Failure]) -> Outcome:
-    """Start the ranks again and again, as the policy of the recipe says, until they are done or asked to stop.
+    """Start the ranks repeatedly, by the recipe's policy, until they are done or a stop is requested.
 
     Args:
         start: starts them and waits for their end.
@@ -187,7 +187,7 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
     """
     job.folder.check_held()
     if not failure.permanent and (outcome := _stopped(job)) is not None:
-        # Whoever asked may have ended the ranks too, as schedulers do that signal every process of a job.
+        # The ranks may have been ended too, by schedulers that signal every process of a job.
         stopped = replace(_failed(failure), then="stopped", outcome=outcome, checkpoint_step=count.step)
         write_event(job.folder.events, stopped)
         return
@@ -196,8 +196,8 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
     if isinstance(decision, GiveUp):
         write_event(job.folder.events, _failed(failure))
         message = failure.describe()
-        # A cause that names a way to go on, as after an explosion, knows better than this.
-        resume = f"; `shardyard resume {typed(job.folder.path)}` goes on from the newest checkpoint"
+        # A cause that names a way to continue, as after a divergence, is more specific.
+        resume = f"; `shardyard resume {typed(job.folder.path)}` continues from the newest checkpoint"
         raise GaveUpError(
             f"training failed, and {decision.reason}:\n{message}\n"
             f"Logs of all ranks are in {job.folder.path / 'logs'}{'' if '`shardyard resume ' in message else resume}.",

@@ -1,4 +1,4 @@
-"""Ending at once: the processes that this one started must not outlive it."""
+"""Killing the processes that this one has started, which must not outlive it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def children() -> frozenset[psutil.Process]:
 
 
 def end_children(spare: Iterable[psutil.Process] = ()) -> None:
-    """Kill all descendants of this process but those to spare: Ray's daemons and workers, and what they started."""
+    """Kill all descendants of this process except those given: Ray's daemons and workers, and their children."""
     for child in children().difference(spare):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

@@ -1,4 +1,4 @@
-"""The lines that a run ends with: where everything is, and what to do next."""
+"""The final lines of a run: paths and next commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
 
 
 def ending_lines(folder: RunFolder, outcome: str) -> Iterator[str]:
-    """What a person reads of a run that has ended as `outcome`, a line each."""
+    """The final lines of a run with this outcome."""
     if outcome == "finished":
         for sample in _last_samples(folder):
             yield f"sample       {sample}"
@@ -42,7 +42,7 @@ def _last_evaluation(folder: RunFolder) -> str:
 
 
 def _recipe_of(folder: RunFolder) -> dict[str, Any]:
-    """Read without checks: what a recipe needs may be gone by now."""
+    """Read without checks: data of the recipe may be gone by now."""
     fields: dict[str, Any] = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
     return fields
 

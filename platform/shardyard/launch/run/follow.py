@@ -1,4 +1,4 @@
-"""Following a run through its folder as it grows: what is new of metrics.jsonl and events.jsonl, in its order."""
+"""Following a run through its folder: new lines of metrics.jsonl and events.jsonl, in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardyard.tracking.run.folder import RunFolder
 
 
 class Observer(Protocol):
-    """Who is told what a run records. Nobody needs to know who writes it."""
+    """Receives what a run records."""
 
     def on_metrics(self, records: list[dict[str, float]]) -> None:
         """Lines of metrics.jsonl, in their order."""
@@ -26,7 +26,7 @@ class Observer(Protocol):
 
 @contextmanager
 def following(folder: RunFolder, observer: Observer | None) -> Iterator[None]:
-    """Tell an observer, on a thread of its own, what the run records within the block; not its past."""
+    """Pass new records and events to an observer, on a separate thread, within the context."""
     if observer is None:
         yield
         return
@@ -64,11 +64,11 @@ def follow(
 
 
 def _feed(observer: Observer, metrics: MetricsTail, events: EventTail) -> None:
-    """Tell what is new in the order in which it happened."""
+    """Pass on new lines in chronological order."""
     try:
         new = in_order(metrics.new(), events.new())
     except OSError:
-        return  # a network disk that stumbles; the next look continues where this one did
+        return  # a temporary error of a network disk; the next read continues here
     for one in new:
         if isinstance(one, Event):
             observer.on_events([one])

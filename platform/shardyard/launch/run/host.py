@@ -14,11 +14,11 @@ from shardyard.recipe.schema import Recipe
 
 
 def refuse_on_this_host(recipe: Recipe, *, gpu: bool, source: str = "plan") -> None:
-    """Pass if the devices of this host can do what the recipe names.
+    """Check that the devices of this host support the recipe.
 
     Args:
         gpu: whether ranks compute on GPUs.
-        source: what messages call the recipe, as its file.
+        source: the name of the recipe in messages, such as its file.
 
     Raises:
         RecipeError: they cannot.

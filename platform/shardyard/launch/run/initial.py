@@ -1,4 +1,4 @@
-"""Finding what a recipe starts from, once, before anything runs: a resumed run uses the very same weights."""
+"""Locating initial weights once, before anything runs: a resumed run uses the same weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from shardyard.recipe.schema import Model, Recipe
 from shardyard.tracking.run.folder import RunFolder, list_runs
 from shardyard.tracking.run.info import WeightsInfo
 
-# Fields of a recipe that name weights, or a tokenizer that lies with them.
+# Fields of a recipe that name weights, or a tokenizer stored with them.
 _FIELDS = ("model.pretrained", "distillation.teacher", "tokenizer")
 
 
 def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> tuple[Recipe, dict[str, WeightsInfo]]:
-    """The recipe with paths in the place of names, and for run.json what was found: name, path and fingerprint.
+    """The recipe with paths instead of names, and for run.json the name, path and fingerprint of each.
 
     `run:NAME` is the newest finished run of the recipe NAME in `runs_dir`; a hub id is pinned to its commit.
 
@@ -49,7 +49,7 @@ def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> t
 
 
 def check_unchanged(folder: RunFolder) -> None:
-    """Refuse to go on with a run whose starting weights are others by now.
+    """Refuse to resume a run whose initial weights have changed.
 
     Raises:
         UsageError: they are gone or changed.
@@ -59,8 +59,8 @@ def check_unchanged(folder: RunFolder) -> None:
         if "sha256" in value and (not path.is_dir() or _fingerprint(path) != value["sha256"]):
             state = "changed" if path.is_dir() else "gone"
             raise UsageError(
-                f"{folder.id} began with {field} {value['path']}, which is {state} since; put it back to resume, or "
-                "launch anew."
+                f"{folder.id} started from {field} {value['path']}, which has been {state} since; restore it to "
+                "resume, or launch a new run."
             )
 
 
@@ -86,7 +86,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _gives_sizes(model: Model) -> bool:
-    """Whether the configuration is whole, which is where it gives even the vocabulary."""
+    """Whether the configuration is complete, that is, gives even the vocabulary."""
     return "vocab_size" in model.text_config
 
 
@@ -102,7 +102,7 @@ def _known_config(name: str) -> dict[str, object]:
         return PRETRAINED_CONFIGS[name]
     shipped = recipe_of_run(name)
     if shipped is None:
-        raise UsageError(f"model.pretrained: {name} is not here, so its sizes are not known; {launch_advice(name)}.")
+        raise UsageError(f"model.pretrained: {name} is not here, so its sizes are unknown; {launch_advice(name)}.")
     model = load_recipe(str(shipped.path)).recipe.model
     if model.pretrained is None or _gives_sizes(model):
         return model.config
@@ -127,7 +127,7 @@ def _with(recipe: Recipe, values: dict[str, str]) -> Recipe:
 
 
 def _path(name: str, runs_dir: Path, field: str) -> Path | None:
-    """The folder that a name stands for; None for a hub id."""
+    """The folder of a name; None for a hub id."""
     if kind_of(name) == "dataset":
         return pretrained_folder(name).resolve()
     if kind_of(name) == "run":

@@ -1,4 +1,4 @@
-"""Facts about the network interfaces of this host."""
+"""The network interfaces of this host."""
 
 from __future__ import annotations
 

@@ -14,31 +14,31 @@ from shardyard.tracking.run.events import Attempt, CheckpointSaved, Evaluated, E
 from shardyard.units import format_count, format_seconds
 
 PLAIN_ROWS = 20
-# Characters that ring, go back or paint when a terminal shows them.
+# Terminal control characters.
 _CONTROL = dict.fromkeys((7, 8, 11, 12, 13, 27))
 
 
 class Drawing(Protocol):
-    """How a run is shown: by a panel, or by lines."""
+    """Interface of a live view: a panel, or plain lines."""
 
     def open(self) -> None:
         """Begin."""
 
     def close(self) -> None:
-        """End; nothing is held back any more."""
+        """End; flush everything."""
 
     def metrics(self, line: dict[str, float]) -> None:
-        """A line of metrics.jsonl, which `progress` knows already."""
+        """A line of metrics.jsonl, already added to `progress`."""
 
     def event(self, event: Event) -> None:
-        """An event, which `progress` knows already."""
+        """An event, already added to `progress`."""
 
     def message(self, text: str) -> None:
         """A line of text."""
 
 
 class RunView:
-    """Shows a run, as a context manager. An `Observer`; several threads may tell it something."""
+    """Shows a run, as a context manager. An `Observer`; thread-safe."""
 
     def __init__(self, progress: Progress, drawing: Drawing) -> None:
         self.progress = progress
@@ -117,7 +117,7 @@ class PlainLines:
             self._flush()
             self._held = _Row(step)
         self._held.metrics.update(line)
-        # How long it takes is known now; when the line is printed, it may already be about the next step.
+        # Its duration is known now; when the line is printed, a later step may have started.
         self._held.seconds_left = self._progress.seconds_left()
         if (loss := record.newest_eval_loss(line)) is not None:
             self._held.eval_loss = loss
@@ -133,7 +133,7 @@ class PlainLines:
             self._flush()
             self._print(f"* {text}")
             if isinstance(event, Attempt):
-                self._last_block = -1  # the first step after a restart shows where it goes on
+                self._last_block = -1  # the first step after a restart is always shown
 
     def message(self, text: str) -> None:
         self._flush()

@@ -1,4 +1,4 @@
-"""Training in this very process, without Ray: for debugging and for profiling."""
+"""Training in this process, without Ray, for debugging and profiling."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from shardyard.launch.run.interfaces import loopback_interface
 
 
 def run_local(job: Job, *, keep_group: bool = False) -> Outcome:
-    """Carry out a job as the only rank. Errors come as they are, with their tracebacks.
+    """Run a job as the only rank. Errors are raised unchanged, with tracebacks.
 
     Args:
-        keep_group: leave the process group for the next job of this process, because DeepSpeed remembers its groups
-            and cannot work with others. All jobs of the process then have to ask for it.
+        keep_group: leave the process group for the next job of this process, because DeepSpeed caches its groups. All
+            jobs of the process must then set it.
     """
     device = torch.device("cuda", 0) if job.plan.world.gpu else torch.device("cpu")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
     # DeepSpeed reads the rank from the environment even when torch.distributed is up.
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     if not (keep_group and distributed.is_initialized()):
-        # Alone in the world, it meets itself in its own memory.
+        # A single rank needs only an in-memory store.
         store = distributed.HashStore()  # type: ignore[attr-defined]
         distributed.init_process_group("nccl" if job.plan.world.gpu else "gloo", store=store, rank=0, world_size=1)
     try:

@@ -1,4 +1,4 @@
-"""Where the output of a process goes: logs for what libraries say, the terminal for what people read."""
+"""Redirecting output: that of libraries to a log, that for users to the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard.redaction import scrub
 
 
 def redirect_output(log: Path) -> None:
-    """Send everything that this process and its children write to a file, file descriptors included."""
+    """Redirect all output of this process and its children to a file, including file descriptors."""
     log.parent.mkdir(parents=True, exist_ok=True)
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
@@ -20,13 +20,13 @@ def redirect_output(log: Path) -> None:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
-    # Ray replaces these by objects of its own; writing straight to the descriptors keeps the order of lines.
+    # Ray replaces these objects; writing directly to the descriptors keeps the order of lines.
     sys.stdout = _Scrubbed(1)
     sys.stderr = _Scrubbed(2)
 
 
 class _Lossy(io.FileIO):
-    """A file that takes everything: what a full disk, or a pipe that nobody reads any more, does not take is lost."""
+    """A file that never fails: output that a full disk or a closed pipe rejects is dropped."""
 
     def write(self, data: Any) -> int:
         try:
@@ -36,20 +36,20 @@ class _Lossy(io.FileIO):
 
 
 class _Scrubbed(io.TextIOWrapper):
-    """Text for a descriptor, without secrets: libraries put URLs into their warnings and tracebacks."""
+    """A text stream on a descriptor, without secrets: libraries print URLs in warnings and tracebacks."""
 
     def __init__(self, descriptor: int) -> None:
         binary = io.BufferedWriter(_Lossy(descriptor, "w", closefd=False))
         super().__init__(binary, line_buffering=True, encoding="utf-8", errors="backslashreplace")
 
     def write(self, text: str, /) -> int:
-        """Write it; says how many characters were taken."""
+        """Write text; returns the number of characters."""
         super().write(scrub(text))
         return len(text)
 
 
 def lossy(descriptor: int) -> TextIO:
-    """A text stream, flushed line by line, that never raises: no run fails for what is said beside it."""
+    """A text stream, flushed line by line, that never raises: output errors must not fail a run."""
     return io.TextIOWrapper(
         io.BufferedWriter(_Lossy(descriptor, "w")), encoding="utf-8", errors="replace", line_buffering=True
     )

@@ -1,4 +1,4 @@
-"""What a run will train with, settled before anything starts: its recipe, its plan, and what run.json says of both."""
+"""Preparing a run before anything starts: its recipe, its plan, and their part of run.json."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def plan_new(loaded: LoadedRecipe, runs_dir: Path, *, local: bool = False, try_s
 
     Args:
         runs_dir: where `run:NAME` is looked for.
-        try_steps: shorten the run to so many steps, with everything that is scaled to its length.
+        try_steps: shorten the run to this many steps, and scale everything that depends on its length.
 
     Raises:
         ShardyardError: the recipe cannot be built, or its plan does not fit.
@@ -86,14 +86,14 @@ def plan_resumed(
     local: bool = False,
     step: int | None = None,
 ) -> PlannedRun:
-    """Plan a run that goes on, with overrides written to its resolved.yaml. Whoever calls holds its lease.
+    """Plan a resumed run, with overrides written to its resolved.yaml. The caller holds its lease.
 
     Args:
-        local: one rank in this process; a run that began so goes on so.
+        local: one rank in this process; always so for a run that began so.
         step: take the run back to the checkpoint of this step, 0 to its start; later ones are set aside.
 
     Raises:
-        UsageError: what the run started from has changed, or it has no such checkpoint.
+        UsageError: the initial weights have changed, or there is no such checkpoint.
     """
     local = local or folder.info().local
     check_unchanged(folder)
@@ -109,9 +109,9 @@ def plan_resumed(
 
 
 def _go_back(folder: RunFolder, step: int) -> None:
-    """Make the checkpoint of `step` the newest, and note it among the events."""
+    """Make the checkpoint of `step` the newest, and log it as an event."""
     moved = ", ".join(path.name for path in rewind(folder.checkpoints, step)) or "nothing"
-    text = f"going back to step {step}, as --step says; set aside in checkpoints/: {moved}"
+    text = f"going back to step {step} (--step); set aside in checkpoints/: {moved}"
     write_event(folder.events, Notice(text=text))
 
 
@@ -124,7 +124,7 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
         elsewhere: for machines of a scheduler, which cannot be asked from here.
 
     Raises:
-        RecipeError: the devices that it would train on cannot do what the recipe names.
+        RecipeError: the devices do not support the recipe.
     """
     settings = loaded.recipe.cluster
     world = world_of(settings, local=local, cluster_gpus=gpus, elsewhere=elsewhere)
@@ -134,18 +134,18 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
 
 
 def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:
-    """The recipe with the paths of the weights that it starts from, or with known sizes of those that are not here."""
+    """The recipe with the paths of its initial weights, or with known sizes if they are not here."""
     return replace(loaded, recipe=for_planning(loaded.recipe, runs_dir))
 
 
 def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRecipe, dict[str, WeightsInfo]]:
-    """The recipe with the paths of the weights that it starts from, and what run.json says of them."""
+    """The recipe with the paths of its initial weights, and their entry for run.json."""
     recipe, initial_weights = locate(loaded.recipe, runs_dir)
     return replace(loaded, recipe=recipe), initial_weights
 
 
 def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:
-    """GPUs of the cluster that is named; None where Ray is started here, or is not used."""
+    """GPUs of the named cluster; None if Ray is started here or not used."""
     if local or cluster_address(loaded.recipe.cluster) is None:
         return None
     # Imported late, because it imports Ray.
@@ -155,7 +155,7 @@ def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:
 
 
 def refuse_what_does_not_fit(plan: RunPlan) -> None:
-    """Pass if the plan fits the device, or its memory is not known.
+    """Check that the plan fits the device, if its memory is known.
 
     Raises:
         UsageError: it does not fit.
@@ -163,5 +163,5 @@ def refuse_what_does_not_fit(plan: RunPlan) -> None:
     if plan.fits is False:
         verdict = list(rows(plan))[-1]
         raise UsageError(
-            f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan RECIPE` shows what takes it."
+            f"the plan needs {verdict[1]} a rank and {verdict[2]}. `shardyard plan RECIPE` shows the breakdown."
         )

@@ -16,7 +16,7 @@ from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
 
-# What is fixed in resolved.yaml when a run starts: its precision, its steps, and what is scaled to them.
+# Fields that are fixed in resolved.yaml when a run starts: precision, steps, and what is scaled to them.
 _FIXED_SECTIONS = ("train", "schedule", "evaluate", "checkpoint", "tracking")
 
 
@@ -24,10 +24,10 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
     """The plan of `recipe` in `world`.
 
     Args:
-        remember: take the model's sizes from the disk if they were measured before, and keep them there otherwise.
+        remember: use the disk cache of model sizes.
 
     Raises:
-        DataError: the tokenizer cannot be loaded, or what `train.epochs` counts is not here.
+        DataError: the tokenizer cannot be loaded, or the data for `train.epochs` is not here.
         ModelError: the model cannot be built.
         RecipeError: the world does not suit the recipe.
     """
@@ -55,7 +55,7 @@ def recipe_in(folder: RunFolder) -> Recipe:
 
 
 def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """The recipe with what earlier attempts of its run have fixed."""
+    """The recipe with the values that earlier attempts of its run have fixed."""
     fixed = recipe_in(folder)
     return recipe.model_copy(update={name: getattr(fixed, name) for name in _FIXED_SECTIONS})
 
@@ -64,14 +64,14 @@ def _measure(recipe: Recipe) -> Architecture:
     from shardyard.models.build import architecture_config
     from shardyard.models.size.measure import measure_recipe
 
-    # Ids of special tokens change nothing that is counted, but some models cannot go without one to pad or end with.
+    # Ids of special tokens do not affect sizes, but some models need one for padding or the end.
     no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     config = architecture_config(recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids)
     return measure_recipe(recipe, config)
 
 
 def _vocabulary(recipe: Recipe) -> int | None:
-    """A recipe that gives the model's vocabulary can be planned without its tokenizer, which may lie on a hub."""
+    """A recipe with the model's vocabulary can be planned without its tokenizer, which may be on a hub."""
     from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 
     if not objective_spec(recipe.objective).text:

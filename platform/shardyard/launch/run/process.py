@@ -1,4 +1,4 @@
-"""A process that is given over to one run: its output goes to a log, its signals end the run, and a view shows it."""
+"""A process dedicated to one run: its output goes to a log, signals stop the run, and a view shows it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXIT_CODES: dict[Outcome, int] = {
     "preempted": EXIT_PREEMPTED,
     "timeout": EXIT_TIMEOUT,
 }
-# Makes the view of a run with so many steps on a stream.
+# Creates the view of a run: stream, run id, number of steps.
 MakeView = Callable[[TextIO, str, int], "RunView"]
 
 
@@ -41,9 +41,9 @@ def give_over(
     """Train in a run folder with this process, to the end; returns how it ended.
 
     Args:
-        view: what shows it on the stdout that the process had; None shows nothing.
+        view: shows it on the original stdout; None shows nothing.
         until: pause after this step, with a checkpoint.
-        trust: execute code that the files of the run's checkpoints may hold.
+        trust: load checkpoint files that may execute code.
 
     Raises:
         ShardyardError: the run failed, or another process took it over.
@@ -54,8 +54,8 @@ def give_over(
         shown: AbstractContextManager[object] = nullcontext() if live_view is None else live_view
         report = (lambda text: None) if live_view is None else live_view.message
         with shown, signals.driving(folder, report):
-            # After the redirection, because Ray and DeepSpeed talk while they are imported; and once a signal is a
-            # request, because an exception in the midst of an import may become another.
+            # After the redirection, because importing Ray and DeepSpeed prints messages; and after signals became
+            # requests, because an exception during an import may be replaced by another.
             from shardyard.launch.run.carry_out import carry_out
 
             return carry_out(
@@ -66,7 +66,7 @@ def give_over(
                 observer=live_view,
                 until=until,
                 trust=trust,
-                # Ray takes the signals whenever it connects.
+                # Ray replaces signal handlers when it connects.
                 while_waiting=signals.install_again,
             )
     finally:

@@ -1,4 +1,4 @@
-"""What is known of a run while it trains, from its records and events. Draws nothing."""
+"""The progress of a run, from its records and events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Progress:
         self._pace: deque[tuple[int, float]] = deque(maxlen=PACE_RECORDS)
 
     def add_metrics(self, line: dict[str, float]) -> None:
-        """Take in a line of metrics.jsonl."""
+        """Add a line of metrics.jsonl."""
         step = int(line.get("step", self.step))
         if step < self.step:  # a restart went back to a checkpoint
             self._pace.clear()
@@ -45,12 +45,12 @@ class Progress:
             self._pace.append((step, numbers.get("time", 0.0)))
 
     def add_event(self, event: Event) -> None:
-        """Take in an event."""
+        """Add an event."""
         if isinstance(event, Attempt):
             self.attempt = event.number
             self.world_size = event.world_size if event.world_size is not None else self.world_size
             self.failed = self.ended = False
-            self._pace.clear()  # the time between two attempts says nothing about the time of a step
+            self._pace.clear()  # the time between two attempts is not step time
         elif isinstance(event, Length):
             self.total_steps = event.steps
         elif isinstance(event, Evaluated) and event.loss is not None:
@@ -61,7 +61,7 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Time to the last step at the pace of the newest records, pauses included; None before there is a pace."""
-        pace = list(self._pace)  # another thread may add to it while this one draws
+        pace = list(self._pace)  # another thread may add to it meanwhile
         if self.ended or self.failed or len(pace) < 2:
             return None
         (first_step, first), (last_step, last) = pace[0], pace[-1]
@@ -71,5 +71,5 @@ class Progress:
 
 
 def rounded_seconds(value: float | None) -> str:
-    """A time that nobody reads to the millisecond: `12 s`, `3m05s`; "" for one that is not known."""
+    """A time rounded to seconds: `12 s`, `3m05s`; "" if unknown."""
     return "" if value is None else f"{round(value)} s" if value < 59.5 else format_seconds(value)

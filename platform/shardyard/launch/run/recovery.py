@@ -1,4 +1,4 @@
-"""What to do after a failure: a pure decision, apart from how it is carried out."""
+"""The decision after a failure, as pure functions."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from shardyard.redaction import scrub
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
-# More would give the longest wait anyway, and after a thousand failures a number that is no float.
+# More would give the longest wait anyway, and eventually overflow.
 LONGEST_WAIT_DOUBLINGS = 10
-# What Python raises for a program that is wrong, or not whole: the same call fails again.
+# Python's exceptions for bugs and missing packages: the same call fails again.
 _BUGS = (AttributeError, ImportError, NameError, NotImplementedError, SyntaxError, TypeError, AssertionError)
-# What may pass: storage, networks, memory, and libraries that report these in words of their own.
+# Temporary failures: storage, networks, memory, and the same wrapped by libraries.
 _PASSING = (OSError, MemoryError, RuntimeError)
 
 
 def is_bug(error: BaseException) -> bool:
-    """Whether an error says that a program is wrong or not installed, and does not follow from one that may pass."""
+    """Whether an error is a bug or a missing package, and not caused by a temporary failure."""
     layer: BaseException | None = error
     seen: set[int] = set()
     while layer is not None and id(layer) not in seen:
@@ -30,15 +30,15 @@ def is_bug(error: BaseException) -> bool:
 
 
 def bug_in_words(text: str, host: str) -> str:
-    """What a person reads of a bug before the first step: a module may be missing on one of many hosts."""
-    return f"{text} (on {host}, before the first step: a bug, or packages that are not whole there)"
+    """The message for a bug before the first step: a module may be missing on one of many hosts."""
+    return f"{text} (on {host}, before the first step: a bug, or broken packages there)"
 
 
 class RankError(Exception):
     """A failure as it travels from a worker: text only, so that any process can read it.
 
-    Both arguments are kept in `args`, which is what pickling carries. The rank takes secrets out: it alone knows what
-    it filled into URLs.
+    Both arguments are kept in `args`, which is what pickling carries. The rank removes secrets, because only it knows
+    what it filled into URLs.
     """
 
     def __init__(self, message: str, permanent: bool) -> None:
@@ -60,7 +60,7 @@ class Failure:
     permanent: bool
 
     def describe(self) -> str:
-        """One line a cause, naming the ranks."""
+        """One line per cause, with its ranks."""
         lines = []
         for message, ranks in self.causes.items():
             named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}: " if ranks else ""
@@ -70,7 +70,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Retry:
-    """Start again after `wait_seconds`, from the newest whole checkpoint."""
+    """Start again after `wait_seconds`, from the newest checkpoint."""
 
     wait_seconds: float
 

@@ -1,4 +1,4 @@
-"""A process that goes on with a run, for those who start it beside themselves: `python -m … RUN_FOLDER`."""
+"""A separate process that resumes a run: `python -m … RUN_FOLDER`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardyard.tracking.run.lease import Lease
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Go on with the run of a folder, quietly; returns the exit code. An error is the last paragraph on stderr."""
+    """Resume the run of a folder, without output; returns the exit code. An error is the last paragraph on stderr."""
     folder = RunFolder(arguments[0])
 
     def work(signals: StopSignals) -> int:

@@ -1,4 +1,4 @@
-"""Fixing what a plan had to leave open: the nodes that train are asked once, and the run folder keeps the answer."""
+"""Fixing the precision at start: the nodes are queried once, and the run folder keeps the answer."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from shardyard.recipe.precision import GIVEN, Bf16, with_precision
 from shardyard.recipe.schema import Precision
 from shardyard.tracking.run.plan_file import keep_plan
 
-# A node that says nothing for so long is taken for one without bf16 units.
+# A node that does not answer within this time counts as without bf16 units.
 ASK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class NodeAnswer:
-    """What a node says of itself. cpu: its bf16 units, as `bf16_units` says; gpu: the least compute capability."""
+    """The answer of a node. cpu: its bf16 units, as `bf16_units` says; gpu: the least compute capability."""
 
     host: str
     cpu: str | None = None
@@ -36,7 +36,7 @@ class NodeAnswer:
 
 
 def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, report: Callable[[str], None]) -> Job:
-    """The job with a precision that the nodes of its workers compute, written to resolved.yaml and run.json.
+    """The job with a precision that its nodes support, written to resolved.yaml and run.json.
 
     A run whose precision was fixed before keeps it, wherever its workers are now.
     """
@@ -55,13 +55,13 @@ def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, 
 
 
 def report_precision(precision: Precision, why: str, report: Callable[[str], None]) -> None:
-    """Say which precision it is and why; one that the recipe gives, and that suits the devices, needs no word."""
+    """Report the precision and why, unless the recipe sets one that suits the devices."""
     if why != GIVEN:
         report(f"precision {precision}: {why}")
 
 
 def nodes_for(cluster: RayCluster, demand: Demand, placement: Placement) -> list[str]:
-    """Ids of the nodes of the workers; while the choice is Ray's, of those that could hold one."""
+    """Ids of the nodes of the workers; while Ray chooses, of those that could hold one."""
     if placement.ranks:
         return sorted(set(placement.node_of_rank))
     bundle = demand.bundle
@@ -69,34 +69,34 @@ def nodes_for(cluster: RayCluster, demand: Demand, placement: Placement) -> list
 
 
 def bf16_of_nodes(nodes: Sequence[str], *, gpu: bool) -> Bf16:
-    """Whether all nodes have units for bf16 where they compute."""
+    """Whether the devices of all nodes have bf16 units."""
     answers = ask(nodes, gpu=gpu)
     return bf16_of_gpu_nodes(answers) if gpu else bf16_of_cpu_nodes(answers)
 
 
 def bf16_of_cpu_nodes(answers: Sequence[NodeAnswer]) -> Bf16:
-    """bf16 wherever all CPUs multiply it; one that does not would make all others wait."""
+    """bf16 only if all CPUs have units for it; one without would slow down all others."""
     for answer in answers:
         if answer.cpu is None:
             return Bf16(False, f"whether the CPU of {answer.host} has bf16 units is not known")
         if not answer.cpu:
             return Bf16(False, f"the CPU of {answer.host} has no bf16 units")
     if not answers:
-        return Bf16(False, "no node could be asked whether its CPU has bf16 units")
+        return Bf16(False, "no node reported whether its CPU has bf16 units")
     return Bf16(True, f"the CPUs of all nodes have bf16 units ({answers[0].cpu})")
 
 
 def bf16_of_gpu_nodes(answers: Sequence[NodeAnswer]) -> Bf16:
-    """bf16 unless a GPU is known to be too old for it: those of clusters are rarely."""
+    """bf16 unless a GPU is known to be too old for it, which is rare in clusters."""
     known = [(answer.gpu, answer.host) for answer in answers if answer.gpu is not None]
     if not known:
-        return Bf16(True, "GPUs from compute capability 8.0 on have bf16 units, and nvidia-smi told of none below")
+        return Bf16(True, "GPUs from compute capability 8.0 on have bf16 units, and nvidia-smi lists no older one")
     capability, host = min(known)
     return bf16_of_gpus(f"the oldest GPU, of {host},", capability)
 
 
 def ask(nodes: Sequence[str], *, gpu: bool) -> list[NodeAnswer]:
-    """What each node says of itself, by a task of a moment on each."""
+    """The answers of nodes, from a short task on each."""
     about = ray.remote(num_cpus=0, max_retries=1)(about_this_node)
     pending = {
         about.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(gpu=gpu): node
@@ -113,12 +113,12 @@ def ask(nodes: Sequence[str], *, gpu: bool) -> list[NodeAnswer]:
 
 
 def about_this_node(*, gpu: bool) -> NodeAnswer:
-    """What runs on each node that is asked."""
+    """The task that runs on each node."""
     return NodeAnswer(socket.gethostname(), bf16_units(read_cpuinfo()), _capability() if gpu else None)
 
 
 def _capability() -> tuple[int, int] | None:
-    """The least compute capability of the GPUs here; None where there is no driver of NVIDIA's to ask."""
+    """The lowest compute capability of the GPUs here; None without an NVIDIA driver."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP of a process that trains: what they end, at every moment from the first to the last."""
+"""Ctrl-C, SIGTERM and SIGHUP of a process that trains, from its start to its end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shardyard.tracking.run.events import Attempt, EventTail
 from shardyard.tracking.run.folder import RunFolder, StopReason, typed
 from shardyard.tracking.run.info import State
 
-# Writing to a disk that hangs must not keep a second Ctrl-C from ending the process.
+# A hanging disk must not keep a second Ctrl-C from ending the process.
 LAST_WORD_SECONDS = 2.0
-# A terminal that closes sends SIGHUP: a person ends what runs in it.
+# A closing terminal sends SIGHUP: the user ends what runs in it.
 _REASONS: dict[int, StopReason] = {
     signal.SIGINT: "interrupt",
     signal.SIGHUP: "interrupt",
@@ -42,7 +42,7 @@ _WHO = {
 
 
 class StoppedError(BaseException):
-    """Raised by a signal that comes before training is driven. No error, so nothing but `stoppable` catches it."""
+    """Raised by a signal before training starts. A BaseException, so that only `stoppable` catches it."""
 
 
 class StopSignals:
@@ -52,7 +52,7 @@ class StopSignals:
     second Ctrl-C ends at once. Once training is over they do nothing: the little that is left is carried out.
 
     first_signal: the first signal that came.
-    stop: what a signal asks; the run is bound to it.
+    stop: the stop signal that the run is bound to.
     """
 
     def __init__(self) -> None:
@@ -65,16 +65,16 @@ class StopSignals:
         self._held = self._over = False
 
     def install(self) -> dict[int, object]:
-        """Take the signals; returns who had them."""
+        """Install the handlers; returns the previous ones."""
         return take_signals(self._handle)
 
     def install_again(self) -> None:
-        """Take the signals back from whoever has taken them since."""
+        """Install the handlers again, if something replaced them."""
         self.install()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """For what must not be left half made: a signal waits until it is done."""
+        """For work that must not be left incomplete: a signal waits until it is done."""
         self._held = True
         try:
             yield
@@ -83,12 +83,12 @@ class StopSignals:
         self._check()
 
     def attach(self, folder: RunFolder) -> None:
-        """From now on a signal is told to this run."""
+        """From now on signals are for this run."""
         self._folder = folder
 
     @contextlib.contextmanager
     def driving(self, folder: RunFolder, report: Callable[[str], None]) -> Iterator[None]:
-        """Training is driven: signals are requests to it, and `report` tells a person what follows from them."""
+        """During training: signals become stop requests, and `report` shows their effect."""
         self._folder, self._begun = folder, _size(folder)
         self._report = report
         self.stop.bind(folder)
@@ -99,7 +99,7 @@ class StopSignals:
             self._report, self._over = None, True
 
     def settle(self) -> int:
-        """Say how a command that was cut short ended, and return its exit code."""
+        """Report how an interrupted command ended, and return its exit code."""
         assert self.first_signal is not None
         state = _STATES[self.first_signal]
         after = ""
@@ -112,7 +112,7 @@ class StopSignals:
         return CODES[self.first_signal]
 
     def note_failure(self) -> None:
-        """A run that was made and never driven is not about to start any more."""
+        """Mark a run that was created but never started as failed."""
         if self._folder is not None:
             with contextlib.suppress(ShardyardError):
                 if self._folder.state == "pending":
@@ -147,7 +147,7 @@ class StopSignals:
         try:
             self.stop.request(_REASONS[self.first_signal])
         except ShardyardError as error:
-            problem = f" The run cannot be asked to stop: {error}"
+            problem = f" The stop request failed: {error}"
         if not first:
             return
         who, again = _WHO[signal.Signals(self.first_signal)]
@@ -158,14 +158,14 @@ class StopSignals:
         self._report(f"{who} {text}{problem}")
 
     def _trains(self) -> bool:
-        """Whether ranks have told since the start that they begin with their steps."""
+        """Whether the ranks have begun their steps, by the event log."""
         assert self._folder is not None
         with contextlib.suppress(OSError):
             return any(isinstance(event, Attempt) for event in EventTail(self._folder.events, self._begun).new())
         return False
 
     def _end_at_once(self) -> None:
-        """Leave without waiting for anything; the processes that this one started go too."""
+        """Exit without waiting; the processes that this one has started are killed."""
         # On another thread, because this one may be in the middle of writing the same file.
         writer = threading.Thread(target=self._note_the_end, daemon=True)
         writer.start()
@@ -201,7 +201,7 @@ def take_signals(handle: Callable[[int, object], None]) -> dict[int, object]:
 
 
 def _leave_the_terminal() -> None:
-    """Files that are open on a terminal, which is none to `isatty` once it has closed, become /dev/null."""
+    """Redirect files that are open on a terminal to /dev/null; `isatty` is false for a closed one."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -211,13 +211,13 @@ def _leave_the_terminal() -> None:
 
 
 def stoppable(work: Callable[[StopSignals], int]) -> int:
-    """Carry out what trains in this process, with its signals handled throughout; returns the exit code."""
+    """Run training work in this process with signals handled throughout; returns the exit code."""
     signals = StopSignals()
     before = signals.install()
     try:
         return work(signals)
     except BaseException:
-        # Imports turn an exception that a signal raises in the midst of them into others.
+        # An exception that a signal raises during an import may be replaced by another.
         if not signals.cut_short:
             signals.note_failure()
             raise
@@ -228,7 +228,7 @@ def stoppable(work: Callable[[StopSignals], int]) -> int:
 
 
 def note(text: str) -> None:
-    """A line beside what the process is asked for, on stderr."""
+    """Print a message on stderr."""
     sys.stderr.write(f"{text}\n")
 
 

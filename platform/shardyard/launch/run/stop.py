@@ -1,4 +1,4 @@
-"""The request to end a run, as an object: made by a signal, a button or another thread, before or while it trains."""
+"""The stop signal of a run: set by a signal handler, a button or another thread, before or during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stop:
         self._folder: RunFolder | None = None
 
     def request(self, reason: StopReason = "interrupt") -> None:
-        """Ask the run to end. May be called from the handler of a signal, and again.
+        """Request a stop. May be called from a signal handler, and repeatedly.
 
         Raises:
             RunFolderError: the folder of the run cannot be written.
@@ -28,7 +28,7 @@ class Stop:
             self._folder.request_stop(self.reason)
 
     def bind(self, folder: RunFolder) -> None:
-        """From now on requests go to this run; one that was made before goes to it at once.
+        """Bind to a run; an earlier request is passed on at once.
 
         Raises:
             RunFolderError: the folder of the run cannot be written.

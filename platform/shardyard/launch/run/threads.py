@@ -1,4 +1,4 @@
-"""Work on another thread than the main one, which goes on handling signals."""
+"""Running work on another thread while the main thread handles signals."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def on_a_thread(
     """What `work` returns or raises.
 
     Args:
-        while_waiting: called on this thread every now and then; what it raises ends the wait and leaves the thread to
-            itself. Waiting in pieces also lets Python run the handlers of signals.
+        while_waiting: called on this thread periodically; an exception ends the wait and abandons the thread. Waiting
+            in short intervals also lets Python run signal handlers.
         on_interrupt: called instead of the KeyboardInterrupt that ends the wait.
     """
     results: list[Result] = []

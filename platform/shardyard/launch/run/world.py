@@ -1,4 +1,4 @@
-"""The world that a recipe will run in: how many ranks, on what, with how much memory."""
+"""The world of a run: its ranks, devices and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BF16_CAPABILITY = (8, 0)
 def world_of(
     settings: Cluster, *, local: bool = False, cluster_gpus: int | None = None, elsewhere: bool = False
 ) -> World:
-    """The world of a launch. With DS_ACCELERATOR=cpu ranks compute on the CPU whatever they reserve.
+    """The world of a launch. With DS_ACCELERATOR=cpu ranks always compute on the CPU.
 
     Args:
         local: one rank in this process, whatever `cluster.workers` says.
@@ -26,7 +26,7 @@ def world_of(
         elsewhere: another scheduler carries it out, on machines that cannot be asked from here.
 
     Raises:
-        HardwareError: a GPU in this process is asked for and there is none.
+        HardwareError: a local GPU is required and there is none.
     """
     gpu = _on_gpus(settings, cluster_gpus)
     if local and gpu and not _torch_has_gpu():
@@ -41,7 +41,7 @@ def world_of(
 
 
 def bf16_here(*, gpu: bool) -> Bf16:
-    """Whether this machine has units for bf16 where it would train: in its GPUs, or in its CPU."""
+    """Whether the devices of this machine have bf16 units."""
     if not gpu:
         units = bf16_units(read_cpuinfo())
         if units is None:
@@ -56,7 +56,7 @@ def bf16_here(*, gpu: bool) -> Bf16:
 
 
 def bf16_of_gpus(which: str, capability: tuple[int, int]) -> Bf16:
-    """Whether GPUs have units for bf16, by the least of their compute capabilities."""
+    """Whether GPUs have bf16 units, by their lowest compute capability."""
     units = capability >= _BF16_CAPABILITY
     return Bf16(
         units, f"{which} has {'' if units else 'no '}bf16 units (compute capability {capability[0]}.{capability[1]})"
@@ -64,7 +64,7 @@ def bf16_of_gpus(which: str, capability: tuple[int, int]) -> Bf16:
 
 
 def cluster_address(settings: Cluster) -> str | None:
-    """Address of the Ray cluster to use; None for one that is started for the run. RAY_ADDRESS wins, as Ray has it."""
+    """Address of the Ray cluster to use; None if one is started for the run. RAY_ADDRESS wins, as in Ray."""
     return os.environ.get("RAY_ADDRESS") or settings.address
 
 
@@ -88,7 +88,7 @@ def _device_bytes(settings: Cluster, *, gpu: bool, workers: int) -> int | None:
 
 
 def _gpu_bytes(share: float) -> int | None:
-    """Memory of a worker's share of a GPU like the one here; None where there is none here."""
+    """Memory of a worker's share of a GPU like the one here; None without a GPU."""
     if not _torch_has_gpu():
         return None
     import torch

@@ -1,1 +1,1 @@
-"""Schedulers that carry out jobs, a folder each."""
+"""Schedulers, one folder each."""

@@ -20,18 +20,18 @@ from shardyard.launch.jobs.submission import Report, SubmitRequest
 from shardyard.planning.placement import Amount, Node
 from shardyard.tracking.run.folder import RunFolder
 
-# The states of a job, the same under every scheduler; they are Ray's words.
+# The states of a job under every scheduler; the names are Ray's.
 JobState = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 ENDED: frozenset[str] = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
 LOG_POLL_SECONDS = 1.0
-# A scheduler that restarts, or a network that stumbles, does not end the wait for a job.
+# A restarting scheduler or a temporary network error does not end the wait for a job.
 PATIENCE_SECONDS = 120.0
 _Answer = TypeVar("_Answer")
 
 
 class JobNotFoundError(UsageError):
-    """The scheduler answers, and knows no such job."""
+    """The scheduler has no such job."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class JobHandle:
     """Which job; what its scheduler needs to answer for it.
 
     scheduler: its name. id: the job's id there. run_id: id of its run; "" where unknown. run_folder: of the run, as the
-    hosts of the job see it. address: of the scheduler, where there may be several of its kind.
+    hosts of the job see it. address: of the scheduler, if there may be several.
     """
 
     scheduler: str
@@ -51,7 +51,7 @@ class JobHandle:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks for, over all of its nodes; None where its scheduler does not say."""
+    """The resources of a job over all nodes; None if unknown."""
 
     nodes: int | None = None
     cpus: float | None = None
@@ -64,8 +64,8 @@ class JobStatus:
 
     name: what the person calls it. state: see `JobState`; native_state: the scheduler's own word, which may say more.
     reason: what it waits for or why it ended so, in the scheduler's words.
-    exit_code: of the entry point (see docs/jobs.md), once it has ended and where the scheduler keeps it.
-    submitted, started, ended_at: seconds since 1970, where it got that far and the scheduler says so.
+    exit_code: of the entry point (see docs/jobs.md), once it has ended, if the scheduler keeps it. submitted, started,
+    ended_at: seconds since 1970, if known.
     needs: the resources in words. recipe, tags: as given to `submit`.
     """
 
@@ -85,7 +85,7 @@ class JobStatus:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether it has ended."""
         return self.state in ENDED
 
 
@@ -140,9 +140,9 @@ class Scheduler(ABC):
     its scheduler and id are enough.
 
     name: by which it is registered. files: see `jobs.named_files.Files`.
-    standing: whether jobs share a cluster that is there already. Its capacity is then asked before a job is planned,
-    and what it could never hold is refused. Other schedulers start a cluster for each job, of the size that it needs.
-    poll_seconds: how often one client may ask for the state of a job.
+    standing: whether jobs share an existing cluster. Its capacity is then queried before planning, and a job that could
+    never fit is refused. Other schedulers start a cluster of the right size for each job.
+    poll_seconds: interval at which one client may poll the state of a job.
     """
 
     name: ClassVar[str]
@@ -155,12 +155,13 @@ class Scheduler(ABC):
 
     @classmethod
     def is_configured(cls) -> bool:
-        """Whether this host is set up for it, so that `ps` asks it. Must be instant: look at files, not at networks."""
+        """Whether this host is configured for it, so that `ps` queries it. Must be instant: check files, not the
+        network."""
         return True
 
     @classmethod
     def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
-        """The job of a run by what its run.json says; None for a run without one, or with one of another scheduler."""
+        """The job of a run, from its run.json; None for a run without one, or with one of another scheduler."""
         job = folder.info().job
         if job.get("scheduler") != cls.name:
             return None
@@ -168,12 +169,12 @@ class Scheduler(ABC):
 
     @property
     def where(self) -> str:
-        """Which one it is, in messages: an address, or a name."""
+        """How messages identify it: an address, or a name."""
         return self.address or self.name
 
     @property
     def options(self) -> str:
-        """Options of the command line that reach it again; begins with a space."""
+        """Command-line options that select it again; begins with a space."""
         return f" --on {self.name}"
 
     @abstractmethod
@@ -190,12 +191,12 @@ class Scheduler(ABC):
 
     @abstractmethod
     def list(self, *, ended: bool = False) -> Sequence[JobStatus]:
-        """This user's jobs that Shardyard submitted, in any order; with `ended` those that have ended, too, as far as
-        the scheduler remembers them."""
+        """This user's jobs that Shardyard submitted, in any order; with `ended` also ended ones, as far as the
+        scheduler remembers them."""
 
     @abstractmethod
     def status(self, job: JobHandle) -> JobStatus:
-        """A job as it is now, with a complete handle.
+        """The current status of a job, with a complete handle.
 
         Raises:
             JobNotFoundError: there is no such job, or it has been forgotten.
@@ -215,8 +216,8 @@ class Scheduler(ABC):
 
     @abstractmethod
     def stop(self, job: JobHandle) -> None:
-        """Ask a job to end, with a checkpoint where it trains; returns before it has ended. It then counts as STOPPED,
-        or its scheduler forgets it. One that has ended stays as it is.
+        """Stop a job, with a checkpoint if it trains; returns before it has ended. It then counts as STOPPED, or its
+        scheduler forgets it. An ended job is unchanged.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -224,7 +225,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def capacity(self) -> Capacity:
-        """What there is for jobs."""
+        """The capacity for jobs."""
 
     def nodes(self) -> Sequence[NodeStatus] | None:
         """The nodes, with how busy they are where it is measured; those of `capacity` by default, and None where it
@@ -233,11 +234,11 @@ class Scheduler(ABC):
         return None if nodes is None else [NodeStatus(node.id, node.id, node.total, node.free) for node in nodes]
 
     def wait(self, job: JobHandle, timeout: float | None = None) -> JobStatus:
-        """The job once it has ended or, after `timeout` seconds, as it is then. Bears with a scheduler that does not
-        answer for up to two minutes. A job that disappears meanwhile was deleted, and counts as STOPPED.
+        """The status of a job once it has ended, or after `timeout` seconds. Tolerates a scheduler that does not answer
+        for up to two minutes. A job that disappears meanwhile was deleted, and counts as STOPPED.
 
         Raises:
-            JobNotFoundError: there is no such job to begin with.
+            JobNotFoundError: there is no such job at the start.
         """
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         found = self.status(job)
@@ -268,10 +269,10 @@ class Scheduler(ABC):
 
 
 def follow(read: Callable[[], str], ended: Callable[[], bool], lines: int | None = None) -> Iterator[str]:
-    """What `read` gives as it grows, at first its last `lines`, until `ended`."""
+    """The growing text of `read` from its last `lines` on, until `ended`."""
     seen = 0
     while True:
-        # Asked before the text is read, so that nothing is missed after the end.
+        # Checked before the text is read, so that nothing is missed.
         over, text = patiently(ended), patiently(read)
         if new := text[seen:] if seen else tail(text, lines):
             yield new
@@ -282,7 +283,7 @@ def follow(read: Callable[[], str], ended: Callable[[], bool], lines: int | None
 
 
 def tail(text: str, lines: int | None) -> str:
-    """The last lines of a log, records of progress not counted; all of it for None."""
+    """The last lines of a log, without counting progress records; all of it for None."""
     if lines is None:
         return text
     kept = text.splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Planning a job for a cluster that is there already: the world that it offers, and what it could never hold."""
+"""Planning a job for an existing cluster: its world, and jobs that could never fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard.units import parse_bytes
 
 
 def world_on(recipe: Recipe, capacity: Capacity | None) -> World:
-    """The world of a run there; memory is known only where the recipe says it. None: the cluster was not asked."""
+    """The world of a run there; memory is known only from the recipe. None: the cluster was not queried."""
     settings, nodes = recipe.cluster, (capacity.nodes if capacity is not None else None) or ()
     gpus = settings.gpus_per_worker
     wanted = gpus > 0 if gpus is not None else any(node.total.gpus for node in nodes)
@@ -22,7 +22,7 @@ def world_on(recipe: Recipe, capacity: Capacity | None) -> World:
 
 
 def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, capacity: Capacity, where: str) -> None:
-    """Pass if the cluster could hold the workers once nobody else uses it, or once it has grown.
+    """Check that the workers could fit on the idle cluster, or once it has grown.
 
     Raises:
         UsageError: it never could.

@@ -1,4 +1,4 @@
-"""Jobs of all schedulers together: listing them, and finding the one that a person means."""
+"""Jobs of all schedulers together: listing them, and finding one by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shardyard.tracking.run.folder import RunFolder, typed
 from shardyard.tracking.run.holder import sees
 from shardyard.tracking.run.summary import summarize
 
-# How long one scheduler may take to answer while others are asked as well.
+# Time limit of one scheduler while others are queried as well.
 ASK_SECONDS = 20.0
 _EXIT_OF_STATE = {
     "finished": EXIT_DONE,
@@ -39,7 +39,7 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True)
 class Answers(Generic[_Answer]):
-    """What schedulers answered, and the errors of those that did not; in the order in which they were given."""
+    """The answers of schedulers and the errors of the others, in the order given."""
 
     found: tuple[tuple[Scheduler, _Answer], ...]
     failures: tuple[tuple[Scheduler, ShardyardError], ...] = ()
@@ -48,7 +48,7 @@ class Answers(Generic[_Answer]):
 def ask_all(
     schedulers: Sequence[Scheduler], question: Callable[[Scheduler], _Answer], seconds: float = ASK_SECONDS
 ) -> Answers[_Answer]:
-    """Ask several schedulers at once; one alone is asked directly, within its own time limits.
+    """Query several schedulers concurrently; a single one is called directly, with its own time limits.
 
     Raises:
         ShardyardError: none of them answers; the first one's reason.
@@ -64,7 +64,7 @@ def ask_all(
         except ShardyardError as error:
             failed[index] = error
 
-    # Daemons: one that hangs keeps neither the answer of the others nor the end of the process waiting.
+    # Daemon threads: a hanging one delays neither the other answers nor the exit of the process.
     threads = [threading.Thread(target=ask, args=(index,), daemon=True) for index in range(len(schedulers))]
     deadline = time.monotonic() + seconds
     for thread in threads:
@@ -82,14 +82,14 @@ def ask_all(
 
 @dataclass(frozen=True)
 class Job:
-    """A job and the scheduler that has it."""
+    """A job and its scheduler."""
 
     scheduler: Scheduler
     status: JobStatus
 
     @property
     def folder(self) -> RunFolder | None:
-        """Its run folder, where this machine can read it."""
+        """Its run folder, if this machine can read it."""
         path = self.status.job.run_folder
         try:
             return RunFolder(path) if path is not None and (path / "run.json").is_file() else None
@@ -99,7 +99,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Listing:
-    """Jobs, the one that was submitted first at the beginning; the schedulers that answered, and those that did not."""
+    """Jobs in order of submission; the schedulers that answered, and those that did not."""
 
     jobs: tuple[Job, ...]
     answered: tuple[Scheduler, ...]
@@ -120,7 +120,7 @@ def list_jobs(schedulers: Sequence[Scheduler], *, ended: bool, seconds: float = 
 
 @dataclass(frozen=True)
 class JobOrRun:
-    """What a name stands for: a job, a run folder that can be read here, or both."""
+    """The result of a lookup: a job, a readable run folder, or both."""
 
     job: Job | None
     folder: RunFolder | None
@@ -135,7 +135,7 @@ class JobOrRun:
 
     @property
     def state(self) -> str:
-        """A job's state, or that of the run folder for a run that is none."""
+        """The state of the job, or of the run if there is no job."""
         if self.job is not None:
             return self.job.status.state
         assert self.folder is not None
@@ -143,12 +143,12 @@ class JobOrRun:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether it has ended."""
         return self.job.status.ended if self.job is not None else self.state not in ("pending", "running")
 
     @property
     def exit_code(self) -> int:
-        """Exit code of what has ended."""
+        """Exit code, once it has ended."""
         if self.job is not None:
             return exit_code_of(self.job.status, self.folder)
         assert self.folder is not None
@@ -166,7 +166,7 @@ class JobOrRun:
             self.folder.request_stop("interrupt")
 
     def wait(self, timeout: float | None = None) -> JobOrRun:
-        """The same once it has ended or, after `timeout` seconds, as it is then.
+        """The same once it has ended, or after `timeout` seconds.
 
         Raises:
             ShardyardError: its scheduler does not answer for too long.
@@ -181,7 +181,7 @@ class JobOrRun:
         return self
 
     def logs(self, *, follow_log: bool = False, lines: int | None = None, file: str | None = None) -> Iterator[str]:
-        """Pieces of what it wrote, or of a `file` of its logs such as rank-0.log.
+        """Pieces of its output, or of a `file` of its logs such as rank-0.log.
 
         Raises:
             UsageError: this machine cannot read it.
@@ -192,7 +192,7 @@ class JobOrRun:
         if not follow_log and not path.is_file():
             there = ", ".join(sorted(item.name for item in path.parent.glob("*.log")))
             raise UsageError(
-                f"{path} is not there, or not on this machine; " + (f"there is {there}." if there else "try -f.")
+                f"{path} does not exist on this machine; " + (f"there is {there}." if there else "try -f.")
             )
 
         def read() -> str:
@@ -206,7 +206,7 @@ class JobOrRun:
     def _log_folder(self) -> Path:
         folder = self.folder.path if self.folder is not None else self.job and self.job.status.job.run_folder
         if not folder:
-            raise UsageError(f"the scheduler of {self.id} does not say where its run folder is.")
+            raise UsageError(f"the scheduler of {self.id} does not tell where its run folder is.")
         return folder / "logs"
 
 
@@ -230,22 +230,22 @@ def find(name: str, runs_dir: Path, *, on: str | None = None, address: str | Non
         job = _status(*recorded) if recorded is not None else pick(name, chosen(on, address))
     except ShardyardError as error:
         if folder is not None and on is None and address is None:
-            return JobOrRun(None, folder)  # the cluster is gone, or started anew; its run is still there
+            return JobOrRun(None, folder)  # the cluster is gone or was restarted; its run is still there
         if problem is not None and isinstance(error, UsageError):
             raise UsageError(f"{error} {problem}") from error
         raise
     found = JobOrRun(job, job.folder or folder)
-    # Resumed on this machine after its job had ended: what goes on is the run alone.
+    # Resumed on this machine after its job had ended: only the run is active.
     return JobOrRun(None, found.folder) if found.ended and _is_driven_here(found.folder) else found
 
 
 def lost_in_words(found: JobOrRun) -> str:
-    """Why a run that is lost cannot be stopped, and what goes on with it."""
+    """The error for stopping a lost run, with the command that resumes it."""
     assert found.folder is not None, "only a run can be lost"
     driver, name = found.folder.info().driver, typed(found.folder.path)
     return (
-        f"{found.id} cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone; "
-        f"`shardyard resume {name}` goes on with it."
+        f"{found.id} cannot be stopped: its process {driver.get('pid')} on {driver.get('host')} is gone; `shardyard "
+        f"resume {name}` continues it."
     )
 
 
@@ -253,7 +253,7 @@ def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECOND
     """The job with this id or run id, unique beginning of one, or name, among those of some schedulers.
 
     Raises:
-        UsageError: there is none, or more than one; says which schedulers have them.
+        UsageError: there is none, or more than one.
         ShardyardError: none of the schedulers answers.
     """
     listing = list_jobs(schedulers, ended=True, seconds=seconds)
@@ -281,7 +281,7 @@ def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECOND
 
 
 def reach(schedulers: Sequence[Scheduler]) -> str:
-    """The options by which the command line asks these again; "" for several, which it asks by itself."""
+    """The command-line options that select these; "" for several, which is the default."""
     return schedulers[0].options if len(schedulers) == 1 else ""
 
 
@@ -298,7 +298,7 @@ def _matching(name: str, jobs: Sequence[Job]) -> list[Job]:
 
 
 def _known_by_id(name: str, schedulers: Sequence[Scheduler]) -> list[Job]:
-    """Schedulers may know more than they list: other namespaces, or jobs in the accounts."""
+    """Schedulers may know jobs that they do not list: in other namespaces, or in accounting."""
     found = []
     for scheduler in schedulers:
         try:
@@ -313,11 +313,11 @@ def _shown(job: Job, schedulers: Sequence[Scheduler]) -> str:
 
 
 def _advice(matches: Sequence[Job]) -> str:
-    """How to say which one is meant."""
+    """How to make the name unambiguous."""
     there = dict.fromkeys(job.scheduler.name for job in matches)
     if len(there) == len(matches) > 1:
         return f"Say which scheduler: --on {', --on '.join(there)}."
-    return "Give more of the id."
+    return "Give more characters of the id."
 
 
 def recorded_job(folder: RunFolder) -> JobHandle | None:
@@ -329,7 +329,7 @@ def recorded_job(folder: RunFolder) -> JobHandle | None:
 
 
 def _recorded(folder: RunFolder, on: str | None, address: str | None) -> tuple[Scheduler, JobHandle] | None:
-    """The scheduler and the job that a run folder names, unless another scheduler is meant."""
+    """The scheduler and job of a run folder, unless another scheduler was given."""
     if not folder.info().job:
         return None
     for name in names() if on is None and address is None else (on or DEFAULT,):
@@ -348,7 +348,7 @@ def _is_driven_here(folder: RunFolder | None) -> bool:
 
 
 def exit_code_of(status: JobStatus, folder: RunFolder | None) -> int:
-    """Exit code of an ended job; where its scheduler keeps none, that of its run folder, or one for its state."""
+    """Exit code of an ended job: from its scheduler, its run folder, or its state."""
     if status.exit_code is not None:
         return status.exit_code
     if status.state == "STOPPED":

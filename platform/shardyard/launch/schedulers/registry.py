@@ -7,7 +7,7 @@ from shardyard.errors import UsageError
 from shardyard.launch.schedulers.base import Scheduler
 from shardyard.suggest import nearest
 
-# What carries out a job where nothing else is named.
+# The default scheduler.
 DEFAULT = "ray"
 BUILT_IN: dict[str, str] = {
     "ray": "shardyard.launch.schedulers.ray.scheduler:RayScheduler",
@@ -18,18 +18,18 @@ _registered: dict[str, type[Scheduler] | str] = dict(BUILT_IN)
 
 
 def register(name: str, scheduler: type[Scheduler] | str) -> None:
-    """Make a scheduler known by name: its class, or `package.module:Class`, which is imported when it is needed.
+    """Register a scheduler: its class, or `package.module:Class`, which is imported on demand.
 
     Raises:
         UsageError: the name is taken.
     """
     if _registered.get(name, scheduler) != scheduler:
-        raise UsageError(f"there is a scheduler {name!r} already; register this one under another name.")
+        raise UsageError(f"a scheduler {name!r} exists already; register this one under another name.")
     _registered[name] = scheduler
 
 
 def unregister(name: str) -> None:
-    """Forget a scheduler that was registered; those that come with Shardyard stay."""
+    """Unregister a scheduler; built-in ones stay."""
     if name not in BUILT_IN:
         _registered.pop(name, None)
 
@@ -56,12 +56,12 @@ def scheduler_class(name: str) -> type[Scheduler]:
         raise UsageError(f"there is no scheduler {name!r}; there are {', '.join(names())}{hint}")
     found = plugins.load(known) if isinstance(known, str) else known
     if not (isinstance(found, type) and issubclass(found, Scheduler)):
-        raise UsageError(f"{known} is no scheduler: a class that derives from {Scheduler.__module__}.Scheduler is.")
+        raise UsageError(f"{known} is not a scheduler; it must derive from {Scheduler.__module__}.Scheduler.")
     return found
 
 
 def create(name: str, address: str | None = None) -> Scheduler:
-    """A scheduler by name, at this address or at the one that its environment names.
+    """A scheduler by name, at this address or at that of its environment.
 
     Raises:
         UsageError: there is none of this name.
@@ -70,8 +70,8 @@ def create(name: str, address: str | None = None) -> Scheduler:
 
 
 def chosen(on: str | None = None, address: str | None = None) -> list[Scheduler]:
-    """The schedulers that a person means: the one that is named, the default one for an address alone, else all for
-    which this host is set up. Where that is none, the default one, which says what is missing.
+    """The selected schedulers: the named one, the default one for an address alone, else all that are configured on
+    this host. If none is, the default one, which tells what is missing.
 
     Raises:
         UsageError: there is none of this name.

@@ -1,7 +1,7 @@
-"""How busy the machines of a run are: CPU, memory, network and GPUs of each node, sampled beside the training.
+"""Utilisation of the machines of a run: CPU, memory, network and GPUs of each node, sampled in the background.
 
-The first rank of each node has a thread that samples it. Those of other nodes leave their newest sample in
-`logs/machines/<node>.json`, where the thread of rank 0 finds it: no message between ranks, and none that could hang.
+The first rank of each node has a thread that samples it. Threads of other nodes write their newest sample to
+`logs/machines/<node>.json`, where the thread of rank 0 finds it: no messages between ranks, so nothing can hang.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from shardyard.tracking.files import write_atomically
 
 PERIOD_SECONDS = 15.0
-# A short run has curves too.
+# Short enough for curves of short runs.
 FIRST_SECONDS = 2.0
-# A sample that is older than so many periods is of a machine that says nothing any more.
+# A sample older than this many periods is of a machine that no longer reports.
 _OLD = 4
 
 
@@ -47,13 +47,13 @@ class MachineWatch:
         self._thread.start()
 
     def take(self) -> dict[str, float]:
-        """What all nodes have said since the last call: `system/<node>/cpu.percent` and so on; empty in between."""
+        """New samples of all nodes since the last call: `system/<node>/cpu.percent` and so on; empty in between."""
         with self._lock:
             new, self._new = self._new, {}
         return new
 
     def close(self) -> None:
-        """End sampling, and remove what this node has left."""
+        """Stop sampling, and remove this node's file."""
         self._closed.set()
         self._thread.join(timeout=5.0)
         with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ class MachineWatch:
         sample, wait = Sampler(gpu=self._gpu), min(FIRST_SECONDS, self._period)
         while not self._closed.wait(wait):
             wait = self._period
-            # Whatever goes wrong here, the training has to go on.
+            # Errors here must not stop the training.
             with contextlib.suppress(Exception):
                 own = sample()
                 if self._collects:
@@ -92,17 +92,17 @@ class MachineWatch:
 
 
 class Sampler:
-    """One sample of this machine at each call. Rates are means since the call before, by the thread that made this."""
+    """One sample of this machine at each call. Rates are means since the previous call."""
 
     def __init__(self, *, gpu: bool) -> None:
         self._gpu = gpu
-        psutil.cpu_percent()  # The first call has nothing to compare with.
+        psutil.cpu_percent()  # The first call has no previous values.
         self._before = self._traffic()
 
     def __call__(self) -> dict[str, float]:
         """`cpu.percent`, `memory.percent`, `memory.usedBytes`, `network.sentBytesPerSecond`,
         `network.receivedBytesPerSecond`; of each visible GPU n `gpu.<n>.utilizationPercent`, `.memoryUsedBytes`,
-        `.powerWatts`, `.temperatureCelsius` where the driver tells them."""
+        `.powerWatts`, `.temperatureCelsius` if the driver provides them."""
         memory, (at, sent, received) = psutil.virtual_memory(), self._before
         self._before = now, sent_now, received_now = self._traffic()
         seconds = max(now - at, 1e-3)
@@ -131,6 +131,6 @@ class Sampler:
         sample = {}
         for gpu in range(torch.cuda.device_count()):
             for name, function in read.items():
-                with contextlib.suppress(Exception):  # A driver that does not tell this still tells the rest.
+                with contextlib.suppress(Exception):  # A driver may lack one value and still provide the others.
                     sample[f"gpu.{gpu}.{name}"] = float(function(gpu))
         return sample

@@ -1,4 +1,4 @@
-"""Meters of speed and memory. They report what they know: hardware with an unknown peak has no MFU, not a wrong one."""
+"""Meters of speed and memory. Hardware with an unknown peak reports no MFU instead of a wrong one."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ _ACCELERATORS: tuple[tuple[str, dict[str, float]], ...] = (
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense FLOP/s that the vendor promises for a device, by the name that PyTorch gives it.
+    """Dense FLOP/s that the vendor specifies for a device, by the name that PyTorch gives it.
 
-    `precision` is fp32, tf32, bf16 or fp16. None for hardware that is not in the table, which every CPU is, and for
-    a precision that the device has no units for.
+    `precision` is fp32, tf32, bf16 or fp16. None for hardware that is not in the table (such as all CPUs), and for a
+    precision without hardware units.
     """
     name = re.sub(r"^((NVIDIA|Tesla|AMD) )+", "", device_name.strip())
     for pattern, peaks in _ACCELERATORS:
@@ -73,8 +73,8 @@ def device_name() -> str:
 class Throughput:
     """Tokens per second and MFU over the last steps.
 
-    It adds up the durations of steps, so evaluation and checkpoints between them do not count. `peak_flops` is that
-    of all ranks together, `flops_per_token` of one forward and backward pass; without either there is no MFU.
+    Durations of steps are summed, so evaluation and checkpoints between them do not count. `peak_flops` is that of all
+    ranks together, `flops_per_token` of one forward and backward pass; without either there is no MFU.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ def memory_metrics() -> dict[str, float]:
 def _resident_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):  # not Linux: the largest value so far is the nearest there is
+    except (OSError, ValueError, IndexError):  # not Linux: the peak so far is the closest value available
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
     return pages * os.sysconf("SC_PAGE_SIZE")

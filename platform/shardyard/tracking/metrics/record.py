@@ -1,4 +1,4 @@
-"""What one step tells the world, and the names it uses. The names are the contract of every reader of a run folder."""
+"""The record of a step and the names of metrics, on which every reader of a run folder relies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEP_SECONDS = "perf/step_seconds"
 DATA_WAIT_SECONDS = "perf/data_wait_seconds"
 """Time the step waited for its batch."""
 MFU = "perf/mfu"
-"""Model FLOPs utilisation, 0 to 1; there only when the peak of the hardware is known."""
+"""Model FLOPs utilisation, 0 to 1; present only if the peak of the hardware is known."""
 RSS_BYTES = "memory/rss_bytes"
 """Resident memory of rank 0's process."""
 PEAK_ALLOCATED_BYTES = "memory/peak_allocated_bytes"
@@ -61,7 +61,7 @@ class StepRecord:
     """What one optimizer step gave: one line of metrics.jsonl.
 
     `time` is when the step ended, in Unix seconds, whatever is added to the record after it. A later record of the same
-    step wins. `extended`: something was added, so that the step is recorded whether its turn has come or not.
+    step wins. `extended`: something was added, so that the step is recorded even if it is not due.
     """
 
     step: int

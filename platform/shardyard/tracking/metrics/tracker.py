@@ -1,6 +1,6 @@
 """What the training loop tells: records, events and samples go to the run folder, records also to trackers like W&B.
 
-Each call takes microseconds in the calling thread and never raises: watching does not hurt.
+Each call takes microseconds in the calling thread and never raises.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Tracker:
         return self._metrics.lost + self._events.lost + self._samples.lost
 
     def record(self, record: StepRecord) -> None:
-        """Append the metrics of a step, unless another process trains the run by now."""
+        """Append the metrics of a step, unless another process has taken over the run."""
         if not self._is_ours():
             return
         self._step = record.step

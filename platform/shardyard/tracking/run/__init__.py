@@ -1,1 +1,1 @@
-"""The run folder: its files, who holds it, what it sums up to."""
+"""The run folder: its files, its lease and its summary."""

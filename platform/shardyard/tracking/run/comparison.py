@@ -1,4 +1,4 @@
-"""What tells runs apart: the fields of their recipes that differ, and what each has reached."""
+"""Comparing runs: the fields of their recipes that differ, and their metrics."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from shardyard.tracking.metrics import record
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.summary import newest_metrics, summarize
 
-# What a recipe says of itself changes nothing of a run.
+# Descriptive fields do not affect a run.
 _PROSE = frozenset({"name", "description", "paper", "expected"})
-# Beside the loss and what evaluations measure; seconds and bytes of single steps say little at the end of a run.
+# Beside the loss and what evaluations measure; seconds and bytes of single steps mean little at the end of a run.
 _SHOWN = (record.TRAIN_LOSS, record.TRAIN_TOKENS, record.TOKENS_PER_SECOND, record.MFU)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side, in the order in which they were named.
+    """Runs side by side, in the order given.
 
-    recipe: dotted field → value in each run, for the fields that are not the same in all; None where it is not set.
-    metrics: name → newest value in each run; None where a run has none.
+    recipe: dotted field → value in each run, for the fields that are not the same in all; None if it is not set.
+    metrics: name → newest value in each run; None if a run has none.
     """
 
     runs: tuple[str, ...]
@@ -50,7 +50,7 @@ def compare(runs: Sequence[RunFolder]) -> Comparison:
 
 
 def differences(recipes: Sequence[Mapping[str, object]]) -> dict[str, tuple[object, ...]]:
-    """The dotted fields whose values are not the same in all, in the order of the first recipe that has them."""
+    """The dotted fields whose values differ, in the order of the first recipe that has them."""
     fields = dict.fromkeys(field for recipe in recipes for field in recipe)
     found = {field: tuple(recipe.get(field) for recipe in recipes) for field in fields}
     return {field: values for field, values in found.items() if any(value != values[0] for value in values)}

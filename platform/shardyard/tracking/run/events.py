@@ -40,12 +40,12 @@ class Event:
 
     @property
     def kind(self) -> str:
-        """The word by which events.jsonl knows it."""
+        """The name of the kind in events.jsonl."""
         return self._kind
 
     @property
     def severity(self) -> Severity:
-        """How much a person should care."""
+        """The severity of the event."""
         return self._severity
 
     def to_fields(self) -> dict[str, object]:
@@ -273,14 +273,14 @@ class AttemptFailed(Event):
 @_registered("notice", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """A remark in words, as a log has it."""
+    """A message in words, as in a log."""
 
     text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherEvent(Event):
-    """An event of a kind that this version does not know, such as one that a hook from outside made up.
+    """An event of a kind that this version does not know, such as one of a hook from outside.
 
     name: the kind. fields: further keys of its line.
     """

@@ -1,4 +1,4 @@
-"""The folder of a run: its id, its state, its files, and the request to stop it. Plain files are the truth.
+"""The folder of a run: its id, its state, its files, and the request to stop it. Plain files are the source of truth.
 
 Files are named in design order: recipe.yaml, resolved.yaml, plan.json, run.json, metrics.jsonl, events.jsonl,
 samples.jsonl, logs/, wandb/, checkpoints/, final/. Only `RunFolder` writes run.json, always by replacement.
@@ -41,19 +41,19 @@ def runs_folder(option: str | os.PathLike[str] | None = None) -> Path:
 
 
 def typed(folder: Path) -> str:
-    """A run (or sweep) as a command that is printed names it, quoted for a shell: by its id where the runs folder of
-    this environment has it, else by its path, which is found from any folder and without `--runs-dir`."""
+    """The name of a run (or sweep) for printed commands, quoted for a shell: its id if the default runs folder contains
+    it, else its path, which works from any folder without `--runs-dir`."""
     here = runs_folder()
     return shlex.quote(folder.name if folder.parent in (here, here / "sweeps") else str(folder))
 
 
 def runs_dir_option(folder: Path) -> str:
-    """` --runs-dir FOLDER` for a command that is printed, quoted for a shell; "" where it would go there anyway."""
+    """` --runs-dir FOLDER` for printed commands, quoted for a shell; "" if it is the default anyway."""
     return "" if folder == runs_folder() else f" --runs-dir {shlex.quote(str(folder))}"
 
 
 def now_text() -> str:
-    """The time as run.json holds it: ISO 8601 in UTC, to the microsecond."""
+    """The time in the format of run.json: ISO 8601 in UTC, to the microsecond."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
@@ -103,8 +103,8 @@ class RunFolder:
     ) -> RunFolder:
         """A new folder `<name>-<date>-<time>-<4 random>` (UTC) in the state `pending`; never an existing one.
 
-        `run_id` is given where the id was told to somebody before. `plan_text` becomes plan.json. `fields` are added to
-        run.json, such as `total_steps`, `world_size` and `provenance`.
+        `run_id` is given if the id was chosen earlier. `plan_text` becomes plan.json. `fields` are added to run.json,
+        such as `total_steps`, `world_size` and `provenance`.
 
         Raises:
             RunFolderError: the name is not a folder name, the id is taken, or the runs folder cannot be written.
@@ -133,7 +133,7 @@ class RunFolder:
         those that ended before their first step.
 
         Raises:
-            RunFolderError: nothing, or more than one run, is called so; the message has the nearest names.
+            RunFolderError: no run, or more than one, matches; the message has the nearest names.
         """
         text = os.fspath(name)
         path = Path(text).expanduser()
@@ -164,15 +164,15 @@ class RunFolder:
         return info
 
     def update(self, **fields: Unpack[RunFields]) -> RunInfo:
-        """Change fields of run.json and return what it says then; updates of several processes do not undo one another,
-        and keys that this version does not know stay.
+        """Change fields of run.json and return the new contents; concurrent updates do not undo each other, and unknown
+        keys are kept.
 
-        A change of `state` also sets `started` (first `running`) or `ended` (a state that ends the run). Whoever sets
-        `running` counts as the driver: when that process is gone, the run is shown as lost.
+        A change of `state` also sets `started` (first `running`) or `ended` (a state that ends the run). The process
+        that sets `running` counts as the driver: once it is gone, the run is shown as lost.
 
         Raises:
             RunFolderError: run.json cannot be read or written.
-            TakenOverError: another process trains the run by now, so this one has nothing to say about it.
+            TakenOverError: another process has taken over the run.
         """
         assert fields.get("state", "pending") in STATES, fields.get("state")
         try:
@@ -186,7 +186,7 @@ class RunFolder:
         return RunInfo.from_json(found)
 
     def check_held(self) -> None:
-        """Pass unless another process has taken the run from the one that this folder was given for.
+        """Check that no other process has taken over the run.
 
         Raises:
             TakenOverError: it has.
@@ -195,7 +195,7 @@ class RunFolder:
         if lease is not None and lease["token"] != self.token:
             raise TakenOverError(
                 f"{self.id} was taken over by process {lease.get('pid')} on {lease.get('host')}; this one has stopped "
-                "without writing anything more. `shardyard runs` tells how the run goes on."
+                "without writing anything more. `shardyard runs` shows its progress."
             )
 
     @property
@@ -222,15 +222,15 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            # Somebody made the file by hand, or the network disk stumbles: that it is there is the request.
+            # The file was created by hand, or the network disk has an error: its existence is the request.
             return "interrupt"
 
     def clear_stop(self) -> None:
-        """Forget a request, as a resumed run does before it starts."""
+        """Remove a request, as a resumed run does before it starts."""
         self._stop.unlink(missing_ok=True)
 
     def _fill(self, name: str, recipe_text: str, resolved_text: str, plan_text: str | None, fields: RunFields) -> None:
-        # Comments may hold secrets; a recipe with any in its fields has been refused.
+        # Comments may contain secrets; recipes with secrets in fields have been refused already.
         write_atomically(self.recipe, scrub(recipe_text))
         write_atomically(self.resolved, resolved_text)
         if plan_text is not None:
@@ -246,23 +246,23 @@ class RunFolder:
             "ended": None,
         }
         counts = RunFields(world_size=None, attempts=0, step=0, total_steps=None, provenance={})
-        # run.json comes last: a folder without it is not a run yet, and no reader looks at it.
+        # run.json comes last: readers ignore a folder without it.
         write_atomically(self.info_file, _pretty({**info, **counts, **owner(), **_as_json(fields)}))
 
 
 class Owner(TypedDict):
-    """The part of run.json that names the process that drives the run."""
+    """The keys of run.json that name the driver of the run."""
 
     driver: ProcessInfo
 
 
 def owner() -> Owner:
-    """This process as the driver of a run, for run.json; a run that says `running` while its driver is gone is lost."""
+    """This process as the driver of a run, for run.json; a run in the state `running` whose driver is gone is lost."""
     return {"driver": this_process()}
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:
-    """All runs of a folder, the newest first; [] when there is no such folder.
+    """All runs of a folder, newest first; [] if there is no such folder.
 
     Raises:
         RunFolderError: the folder is there but cannot be read.
@@ -316,7 +316,7 @@ def _named_folder(runs_dir: Path, run_id: str) -> Path:
 
 def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
     if text == "latest" and runs:
-        # A start that failed before its first step is listed, but nobody means it.
+        # A run that failed before its first step is listed, but is never `latest`.
         return next((run for run in runs if not _never_trained(run)), runs[0])
     matches = [run for run in runs if run.id == text] or [run for run in runs if text and run.id.startswith(text)]
     if len(matches) == 1:
@@ -324,7 +324,7 @@ def _find(runs: list[RunFolder], text: str, runs_dir: Path) -> RunFolder:
     if matches:
         names = ", ".join(run.id for run in matches[:5]) + (", …" if len(matches) > 5 else "")
         raise RunFolderError(
-            f"{text!r} is the beginning of {len(matches)} runs in {runs_dir}: {names}. Give more of it."
+            f"{text!r} is the beginning of {len(matches)} runs in {runs_dir}: {names}. Give more characters."
         )
     if not runs:
         what = f"There are no runs in {runs_dir}" if runs_dir.is_dir() else f"The runs folder {runs_dir} is not there"
@@ -358,7 +358,7 @@ def _times(before: RunInfo, state: str | None) -> dict[str, object]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder itself, so that no lock file is left behind; a disk without locks works unlocked."""
+    """Lock the folder itself, so that no lock file is left behind; disks without locks work unlocked."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -373,8 +373,8 @@ def _pretty(info: dict[str, object]) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> RunFolderError:
-    """What a person is told of a run folder, or a folder of runs, that cannot be written. A disk that is full or broken
-    is a failure of the run (exit code 1), no mistake of the command line."""
+    """The error for a run folder, or a runs folder, that cannot be written. A disk that is full or broken is a failure
+    of the run (exit code 1), not a usage error."""
     found = RunFolderError(
         f"{folder} cannot be written: {error.strerror or error}. Free some space or change its owner, or put runs "
         f"elsewhere with --runs-dir or {RUNS_VARIABLE}."

@@ -1,8 +1,9 @@
-"""Which process drives a run, and whether it lives: seen by pid and start time on its own host, by its lease elsewhere.
+"""The process that drives a run, and whether it is alive: by pid and start time on its own host, by its lease
+elsewhere.
 
-A lease is a small file of the run folder that its holder writes again every few seconds. Whether the holder of another
-host lives is judged by changes that the observer itself sees between two moments of its own clock: clocks of hosts and
-file servers may differ.
+A lease is a small file in the run folder that its holder rewrites every few seconds. Whether a holder on another host
+is alive is judged by changes that the observer sees by its own clock, because clocks of hosts and file servers may
+differ.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from shardyard.tracking.run.info import ProcessInfo, RunInfo
 
 LEASE_NAME = "lease.json"
 BEAT_SECONDS = 5.0
-# A holder that was not heard of for so long is gone: several beats, and what caches of network disks hold back.
+# A holder that was silent this long is gone: several heartbeats plus the delay of network caches.
 EXPIRY_SECONDS = 30.0
-# Who looks only once has the time stamp of the file alone, which clocks that differ by minutes must not spoil.
+# A single look has only the file's time stamp, so clocks may differ by minutes.
 LOOKED_ONCE_SECONDS = 600.0
 _MOST_BYTES = 4096
 
@@ -40,7 +41,7 @@ class LeaseInfo(ProcessInfo):
 
 
 def this_process() -> ProcessInfo:
-    """What tells this process from all others, of other hosts and other times too."""
+    """A token that identifies this process among all others, on other hosts and at other times."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -51,19 +52,19 @@ def this_process() -> ProcessInfo:
 
 
 def sees(driver: ProcessInfo) -> bool:
-    """Whether the pid of a driver, as run.json holds it, means something to this process: a container or a job may
-    have pids of its own, and another machine the same name."""
+    """Whether the pid of a driver, as run.json holds it, is valid for this process: a container or job may have a
+    separate pid namespace, and another machine the same name."""
     ours = driver.get("host") == socket.gethostname() and driver.get("boot_id", _boot_id()) == _boot_id()
     return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
 
 
 def same_kernel(driver: ProcessInfo) -> bool:
-    """Whether a process runs on this machine, if perhaps in a container; locks of files are then the truth."""
+    """Whether a process runs on this machine, possibly in a container; file locks are then reliable."""
     return bool(driver.get("boot_id")) and driver.get("boot_id") == _boot_id()
 
 
 def lives(driver: ProcessInfo) -> bool | None:
-    """Whether this process lives; None where it cannot be seen from here. Pids come again, start times do not."""
+    """Whether this process is alive; None if it is not visible here. Pids are reused, start times are not."""
     pid = driver.get("pid")
     if not isinstance(pid, int) or pid <= 0 or not sees(driver):
         return None
@@ -75,7 +76,7 @@ def lives(driver: ProcessInfo) -> bool | None:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process started, in clock ticks since the machine did; None of one that is gone, or a mere zombie."""
+    """When a process started, in clock ticks since the machine did; None for a process that is gone or a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -86,7 +87,7 @@ def process_start(pid: int) -> int | None:
 
 
 def read_lease(folder: Path) -> LeaseInfo | None:
-    """The lease of a run folder; None where there is none, or it is being written this moment."""
+    """The lease of a run folder; None if there is none, or it is just being written."""
     try:
         descriptor = os.open(folder / LEASE_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -109,11 +110,10 @@ def parse_lease(data: bytes) -> LeaseInfo | None:
 
 
 def is_gone(info: RunInfo, folder: Path) -> bool:
-    """Whether a run that says that it runs, or is about to, has no process any more: it is lost.
+    """Whether a pending or running run has lost its process.
 
-    Of a process on another host that is so once its lease was not renewed for `EXPIRY_SECONDS` while this process
-    looked on, or for `LOOKED_ONCE_SECONDS` by the time stamp of the file. What was written without a lease counts as
-    alive.
+    A process on another host counts as gone once its lease was not renewed for `EXPIRY_SECONDS` while this process
+    watched, or for `LOOKED_ONCE_SECONDS` by the file's time stamp. Runs without a lease count as alive.
     """
     if info.state not in ("pending", "running") or not info.driver:
         return False

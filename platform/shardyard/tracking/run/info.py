@@ -1,6 +1,6 @@
-"""run.json as a type: what is known of a run, from any version of the file.
+"""run.json as a type, read from any version of the file.
 
-Only the standard library is imported: the entry point of a job waits with it.
+Imports only the standard library, because the entry points of waiting jobs import it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from shardyard.tracking.run import reading
 from shardyard.tracking.run.waiting import Wait
 
 # Of run.json, events.jsonl and plan.json. It grows when a key that readers know changes its meaning; new keys do not
-# change it, nor does a value of a new type that earlier readers take for a missing one. Folders written before it
-# existed count as 0 and are read alike.
+# change it, nor does a value of a new type that earlier readers treat as missing. Older folders count as 0 and are read
+# the same way.
 FORMAT = 1
 
 State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
@@ -166,18 +166,18 @@ class RunFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What run.json says. Times are ISO 8601 in UTC. A key that is missing or holds something else has its default.
+    """The contents of run.json. Times are ISO 8601 in UTC. A missing or invalid key has its default.
 
     world_size: ranks. attempts: starts of the ranks so far. step: the last one. total_steps: the length of the run.
-    driver: process that drives the run; without it nobody can tell whether the run is lost.
+    driver: process that drives the run; without it, a lost run cannot be detected.
     local: trained within the process of the command, without Ray.
     plan: the numbers of plan.json, without reasons.
     starting: by dotted field of the recipe, the weights that the run starts from, with path and fingerprint.
     data: fingerprint of the training data. placement, placed, network: of the newest attempt, by host.
-    waiting: what keeps the run from training; None while nothing does.
+    waiting: what the run waits for; None if it does not wait.
     outcome: how the ranks of the newest attempt ended. exit_code: of the job.
-    imported: where a run comes from that was trained elsewhere.
-    raw: the object as it stands in the file, with keys that this version does not know.
+    imported: the origin of a run that was trained elsewhere.
+    raw: the object in the file, with unknown keys.
     """
 
     id: str = ""

@@ -1,9 +1,9 @@
-"""The lease of a run: one process at a time trains it. It ends with its process, on shared storage too.
+"""The lease of a run: only one process at a time trains it. It ends with its process, also on shared storage.
 
-The holder locks the file and writes it anew every few seconds, in place, so that it takes no room of a full disk. Who
-wants the run looks, in this order, at the process itself where it can be seen, at the lock, and whether the file
-changes. Taking it puts another file in its place; the former holder finds a token there that is not its own.
-A lease that was given back stays as a file that says so: a holder that slept through all of it still sees a stranger's.
+The holder locks the file and rewrites it in place every few seconds, which needs no space on a full disk. A process
+that wants the run checks, in this order, the holder's process if it is visible, the lock, and whether the file changes.
+Taking over replaces the file; the former holder then finds another token. A released lease stays as a file that says
+so, so that a holder that was suspended still notices.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from shardyard.tracking.run.holder import LEASE_NAME, LeaseInfo, lives, read_lea
 from shardyard.tracking.run.info import ProcessInfo
 
 POLL_SECONDS = 1.0
-# Where a disk has no locks, two may take at once: the one whose file stays has it.
+# On disks without locks, two processes may take it at once: the one whose file remains holds it.
 SETTLE_SECONDS = 1.0
-# A record is as long as this, so that a shorter one leaves nothing of a longer one behind it.
+# Records are padded to this length, so that a shorter one overwrites a longer one completely.
 _BYTES = 1024
 
 
@@ -54,7 +54,7 @@ class Lease:
     def take(
         cls, folder: RunFolder, *, take_over: bool = False, report: Callable[[str], None] = lambda text: None
     ) -> Lease:
-        """The lease of a run that nobody holds, or with `take_over` of any run. `report` hears why it takes a while.
+        """Take the lease of a free run, or with `take_over` of any run. `report` is called with the reason for a wait.
 
         Raises:
             UsageError: another process holds it.
@@ -81,7 +81,7 @@ class Lease:
             return lease
 
     def release(self) -> None:
-        """Give it back; another's is left alone. Giving back twice is harmless."""
+        """Release the lease; that of another process is left alone. May be called twice."""
         if self._over.is_set() or os.getpid() != self._pid:
             return
         self._over.set()
@@ -99,7 +99,7 @@ class Lease:
             except TakenOverError:
                 self.lost.set()
                 return
-            # A full disk or one that is away for a while: whoever looks sees no change, so try again.
+            # The disk is full or temporarily gone: observers see no change, so try again.
             with contextlib.suppress(OSError):
                 self._write()
 
@@ -155,8 +155,8 @@ def _refuse_held(folder: RunFolder, lease: LeaseInfo | None, report: Callable[[s
         alive = False
     if alive is None:
         report(
-            f"Process {lease.get('pid')} on {lease.get('host')} may still train {folder.id}: watching its lease for "
-            f"{holder.EXPIRY_SECONDS:g} s."
+            f"Process {lease.get('pid')} on {lease.get('host')} may still be training {folder.id}: watching its lease "
+            f"for {holder.EXPIRY_SECONDS:g} s."
         )
         alive = _changes(folder, lease)
     if alive:
@@ -164,7 +164,7 @@ def _refuse_held(folder: RunFolder, lease: LeaseInfo | None, report: Callable[[s
 
 
 def _refuse_without_lease(folder: RunFolder) -> None:
-    """Of a run that was written before there were leases."""
+    """For a run from before there were leases."""
     info = folder.info()
     driver = info.driver
     if info.state != "running" or not driver or lives(driver) is False or driver.get("pid") == os.getpid():
@@ -175,13 +175,13 @@ def _refuse_without_lease(folder: RunFolder) -> None:
 def _held_by(folder: RunFolder, who: ProcessInfo) -> UsageError:
     name = typed(folder.path)
     return UsageError(
-        f"{folder.id} is being trained by process {who.get('pid')} on {who.get('host')}; `shardyard stop {name}` "
-        f"ends that with a checkpoint. If it cannot go on, `shardyard resume {name} --take-over` takes the run."
+        f"{folder.id} is being trained by process {who.get('pid')} on {who.get('host')}; `shardyard stop {name}` stops "
+        f"it with a checkpoint. If that process is stuck, `shardyard resume {name} --take-over` takes over the run."
     )
 
 
 def _changes(folder: RunFolder, lease: LeaseInfo) -> bool:
-    """Whether the file changes while this process looks on."""
+    """Whether the file changes while this process watches."""
     began = time.monotonic()
     while time.monotonic() - began < holder.EXPIRY_SECONDS:
         time.sleep(min(POLL_SECONDS, holder.EXPIRY_SECONDS / 10))
@@ -192,7 +192,7 @@ def _changes(folder: RunFolder, lease: LeaseInfo) -> bool:
 
 
 def _is_locked(folder: RunFolder) -> bool:
-    """Whether a process holds the lock, as far as the disk knows of locks."""
+    """Whether a process holds the lock, as far as the disk supports locks."""
     try:
         descriptor = os.open(folder.path / LEASE_NAME, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

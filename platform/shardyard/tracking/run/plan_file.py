@@ -1,6 +1,6 @@
-"""plan.json: the numbers of a run's plan with their reasons, and how a plan that has changed is kept.
+"""plan.json: the numbers of a run's plan with their reasons, and how a changed plan is stored.
 
-Only the standard library is imported here: the entry point of a job makes run folders.
+Imports only the standard library, because the entry points of waiting jobs import it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shardyard.tracking.files import encode, write_atomically
 from shardyard.tracking.run.folder import RunFolder, unwritable
 from shardyard.tracking.run.info import FORMAT, PlanInfo
 
-# What run.json does without: plan.json has the reasons, and ranks compile the configuration.
+# Keys that run.json omits: plan.json has the reasons, and ranks compile the configuration.
 _NOT_IN_RUN_JSON = ("reasons", "deepspeed", "format")
 
 
@@ -23,16 +23,16 @@ def plan_json(plan: Mapping[str, object]) -> str:
 
 
 def in_short(plan: Mapping[str, object]) -> PlanInfo:
-    """What run.json keeps of a plan, so that lists of runs read one file."""
+    """The part of a plan in run.json, so that listing runs reads one file each."""
     return cast("PlanInfo", {name: value for name, value in plan.items() if name not in _NOT_IN_RUN_JSON})
 
 
 def keep_plan(folder: RunFolder, resolved_text: str, plan: Mapping[str, object]) -> None:
-    """Write what a run trains with from now on: resolved.yaml, plan.json, and the plan in run.json.
+    """Write the recipe and plan of a run: resolved.yaml, plan.json, and the plan in run.json.
 
     Raises:
         RunFolderError: the folder cannot be written.
-        TakenOverError: another process trains the run by now.
+        TakenOverError: another process has taken over the run.
     """
     folder.check_held()
     try:

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, packages, machine and command line, without any secret."""
+"""The provenance of a run: code, packages, machine and command line, without secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def collect(
     environment: Mapping[str, str] | None = None,
     code: Mapping[str, Mapping[str, str | None]] | None = None,
 ) -> Provenance:
-    """All that is known about this process: `git`, `packages`, `python`, `host`, `cpu`, `cpus`, `gpus`, `command`.
+    """The provenance of this process: `git`, `packages`, `python`, `host`, `cpu`, `cpus`, `gpus`, `command`.
 
     `code` is what the recipe takes from outside of Shardyard, by field, with the hashes of its sources.
 
@@ -76,7 +76,7 @@ def cpu_model() -> str | None:
 
 
 def gpu_names() -> list[str]:
-    """Names of the NVIDIA GPUs of this machine, asked of the driver so that torch stays unloaded; [] without any."""
+    """Names of the NVIDIA GPUs of this machine, from the driver so that torch is not imported; [] without any."""
     names = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
     return [line.strip() for line in (names or "").splitlines() if line.strip()]
 

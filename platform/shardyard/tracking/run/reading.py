@@ -1,6 +1,6 @@
-"""Values of JSON files that others may have written: each as its type, or None where it is something else.
+"""Reading values of untrusted JSON files: each as its type, or None.
 
-Only the standard library is imported: the entry point of a job reads run.json.
+Imports only the standard library, because the entry points of waiting jobs import it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ def text(value: object) -> str | None:
 
 
 def integer(value: object) -> int | None:
-    """A count; None for what no count reaches."""
+    """A count; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
         return None
     return int(value)
 
 
 def number(value: object) -> float | None:
-    """A number, also one that is not finite."""
+    """A number, possibly not finite."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

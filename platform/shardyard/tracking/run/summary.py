@@ -1,4 +1,4 @@
-"""A run in a few values, read from the ends of its files: cheap even when the files are long."""
+"""The summary of a run, read from the ends of its files: cheap even for long files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TAIL_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Summary:
-    """Where a run stands. `age_seconds` counts from its creation.
+    """The state and progress of a run. `age_seconds` counts from its creation.
 
     `state` is that of run.json, or `lost` when it says `pending` or `running` but the process that drives it is gone
     (the machine went down, or the process was killed).
@@ -82,7 +82,7 @@ def newest_metrics(run: RunFolder) -> dict[str, float]:
 
 
 def curve(run: RunFolder, metric: str = record.TRAIN_LOSS, most_bytes: int = 16 * 1024**2) -> list[tuple[int, float]]:
-    """Step and value of a metric, by step; of a file that is longer than `most_bytes` its end alone.
+    """Step and value of a metric, by step; only from the last `most_bytes` of a longer file.
 
     Raises:
         OSError: metrics.jsonl is there but cannot be read.

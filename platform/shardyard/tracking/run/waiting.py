@@ -1,6 +1,6 @@
-"""What a run waits for before it trains, as data: `waiting` of run.json, and of the event of that name.
+"""What a run waits for before it trains, as data: `waiting` in run.json and in the event of that name.
 
-Only the standard library is imported: the entry point of a job waits with it.
+Imports only the standard library, because the entry points of waiting jobs import it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REASONS: tuple[Reason, ...] = get_args(Reason)
 
 @dataclass(frozen=True)
 class Wait:
-    """What keeps a run from training.
+    """The reason why a run waits.
 
     jobs_ahead: in the queue. shortage: of resources or places. autoscaler: whether it is asked for more nodes.
     workers: that do not answer.
@@ -37,7 +37,7 @@ class Wait:
 
     @classmethod
     def for_resources(cls, shortage: Shortage, *, autoscaler: bool = False) -> Wait:
-        """Because a cluster does not hold the run at the moment."""
+        """A wait because the run does not fit on the cluster at the moment."""
         reason: Reason = "resources" if shortage.workers_held is None else "placement"
         return cls(reason, shortage=shortage, autoscaler=autoscaler)
 
@@ -58,7 +58,7 @@ class Wait:
         )
 
     def as_json(self) -> dict[str, object]:
-        """As files hold it: what is not known is left out."""
+        """As JSON, without unknown values."""
         shortage = self.shortage
         kept = None if shortage is None else _filled({**asdict(shortage), "worker": dict(shortage.worker) or None})
         return _filled({**asdict(self), "shortage": kept})

@@ -53,11 +53,11 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name=f"mirror-{label}", daemon=True)
 
     def start(self) -> None:
-        """Begin in the background; returns at once."""
+        """Start in the background; returns at once."""
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hand over one record. When the tracker is slower than training, the oldest are dropped and counted."""
+        """Queue one record. When the tracker is slower than training, the oldest are dropped and counted."""
         with self._changed:
             if self._closing or self._status.mode == "disabled":
                 return

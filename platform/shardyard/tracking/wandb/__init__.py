@@ -1,1 +1,1 @@
-"""Weights & Biases: a mirror of the run folder, uploads, and imports. The room of wandb."""
+"""Weights & Biases: a mirror of the run folder, uploads, and imports. Only this package imports wandb."""

@@ -1,6 +1,6 @@
 """Offline runs of W&B, whichever tool wrote them, as run folders that `shardyard runs` and the dashboard show.
 
-A run that was resumed lies in several files with one id, and becomes one run folder, which appears whole or not at all.
+A resumed run has several files with one id and becomes one run folder, created atomically.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ImportedRun:
 
     @property
     def state(self) -> str:
-        """finished or failed by its exit code; interrupted where the newest file tells of no end."""
+        """finished or failed by its exit code; interrupted if the newest file has no exit record."""
         if self.exit_code is None:
             return "interrupted"
         return {0: "finished", EXIT_INTERRUPTED: "interrupted", EXIT_PREEMPTED: "preempted"}.get(
@@ -88,7 +88,7 @@ class Written:
 
 
 def wandb_files(path: Path) -> list[Path]:
-    """The `.wandb` files that a path means: itself, those of a run's folder, or those of all runs in a folder.
+    """The `.wandb` files of a path: itself, those of a run's folder, or those of all runs in a folder.
 
     Raises:
         DataError: there are none.
@@ -104,10 +104,10 @@ def wandb_files(path: Path) -> list[Path]:
 
 
 def read_runs(paths: Iterable[Path]) -> list[ImportedRun]:
-    """The runs in these paths; several files of one run are put together in the order in which they began.
+    """The runs in these paths; several files of one run are joined in the order of their start.
 
     Raises:
-        DataError: a path has no `.wandb` file, a file is none, or it does not say which run it is.
+        DataError: a path has no `.wandb` file, a file is not one, or it lacks the run's id.
     """
     files = dict.fromkeys(file for path in paths for file in wandb_files(path))
     parts = sorted((read_file(file) for file in files), key=lambda part: part.started or 0.0)
@@ -130,10 +130,10 @@ def read_file(path: Path) -> ImportedRun:
         _take(run, message)
     if not run.run_id:
         reason = f"; {records.problem}" if records.problem else ""
-        raise DataError(f"{path} does not say which run it is{reason}, so nothing can be imported from it.")
+        raise DataError(f"{path} has no run id{reason}, so it cannot be imported.")
     if records.problem:
         run.problems.append(f"{path.name}: {records.problem}")
-    # Figures of the machine from before the first step are shown with it.
+    # System metrics from before the first step are shown with it.
     first = next((line["step"] for line in run.steps if "step" in line), 0)
     run.steps = [{"step": first, **line} for line in run.steps]
     if not run.output:
@@ -144,12 +144,12 @@ def read_file(path: Path) -> ImportedRun:
 def _joined(first: ImportedRun, later: ImportedRun) -> ImportedRun:
     """A run and its resumption; of a step that both have, the later value counts, as everywhere in a run folder.
 
-    An offline attempt cannot know how far the run was: where it counts from 0 again, its steps are numbered on.
+    An offline attempt does not know the steps of earlier ones: if it starts at 0 again, its steps are renumbered.
     """
     if later.steps and first.steps and later.steps[0]["step"] == 0:
         begin = first.last_step + 1
         later.steps = [{**line, "step": line["step"] + begin} for line in later.steps]
-        later.problems.append(f"{later.sources[0]} began again at step 0: its steps are numbered from {begin}")
+        later.problems.append(f"{later.sources[0]} starts again at step 0: its steps are renumbered from {begin}")
     joined = replace(first)
     for name in ("name", "group", "notes", "host"):
         setattr(joined, name, getattr(later, name) or getattr(first, name))
@@ -210,7 +210,7 @@ def _take_history(run: ImportedRun, item: Any) -> None:
 
 
 def _take_stats(run: ImportedRun, stats: Any) -> None:
-    """Figures of the machine have no step of their own, but that of the last record before them."""
+    """System metrics have no step; they get that of the record before them."""
     values: dict[str, object] = {}
     for item in stats.item:
         with contextlib.suppress(ValueError):
@@ -250,7 +250,7 @@ def _numbers(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str
 
 
 def _captured(path: Path) -> list[str]:
-    """What W&B has captured of the terminal, where it lies beside the records."""
+    """The terminal output that W&B has captured, if it is stored beside the records."""
     try:
         return [path.read_text(encoding="utf-8", errors="replace")]
     except OSError:
@@ -261,7 +261,7 @@ def _captured(path: Path) -> list[str]:
 
 
 def write_run(found: ImportedRun, runs_dir: Path, *, again: bool = False) -> Written:
-    """Write a run folder; one that is there already stays, unless it is to be written `again`.
+    """Write a run folder; an existing one is kept, unless `again`.
 
     Raises:
         RunFolderError: the runs folder cannot be written, or a run that was not imported has this id.
@@ -269,7 +269,7 @@ def write_run(found: ImportedRun, runs_dir: Path, *, again: bool = False) -> Wri
     folder = runs_dir / folder_name(found)
     if (folder / "run.json").is_file() or folder.exists():
         if not _is_imported(folder):
-            raise RunFolderError(f"{folder} is there and was not imported from W&B; move it away first.")
+            raise RunFolderError(f"{folder} exists and was not imported from W&B; move it away first.")
         if not again:
             return Written(RunFolder(folder), is_new=False)
     aside = runs_dir / f".importing-{folder.name}-{secrets.token_hex(4)}"
@@ -299,7 +299,7 @@ def _is_imported(folder: Path) -> bool:
 
 
 def _replace(aside: Path, folder: Path) -> None:
-    """The new folder in the place of the old one. Between the two steps there is none, but never half of one."""
+    """Replace the old folder by the new one. Between the two steps there is none, but never a partial one."""
     if folder.exists():
         old = aside.with_name(f"{aside.name}.old")
         folder.rename(old)
@@ -321,7 +321,7 @@ def _fill(folder: Path, run_id: str, found: ImportedRun) -> None:
     text = _as_yaml(_recipe(found))
     (folder / "resolved.yaml").write_text(text, encoding="utf-8")
     (folder / "recipe.yaml").write_text(
-        f"# Configuration of a run imported from W&B; no recipe.\n{text}", encoding="utf-8"
+        f"# Configuration of a run imported from W&B; not a recipe.\n{text}", encoding="utf-8"
     )
     (folder / "run.json").write_text(json.dumps(_info(run_id, found, names), indent=2) + "\n", encoding="utf-8")
     descriptor = os.open(folder, os.O_RDONLY)
@@ -342,7 +342,7 @@ def _renamed(found: ImportedRun) -> dict[str, str]:
 
 
 def _recipe(found: ImportedRun) -> dict[str, object]:
-    """The configuration as W&B had it, below what our tables read."""
+    """The configuration from W&B, below the fields that our tables read."""
     config = {name: value for name, value in found.config.items() if name not in ("_wandb", "wandb_version")}
     tracking = {"tags": found.tags, "wandb": {"project": found.project or None, "group": found.group or None}}
     return {**config, "name": found.name or found.run_id, "tracking": tracking}

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the run folder: everything happens on a thread of its own, nothing ever waits for it.
+"""Weights & Biases as a mirror of the run folder: everything happens on a separate thread, and nothing waits for it.
 
 A run that restarts stays one run at W&B: the same id, `resume="allow"`, explicit step numbers. Offline, each
 attempt leaves a directory of its own in `<run>/wandb`; `wandb_sync.py` uploads the run as one.
@@ -26,7 +26,7 @@ from shardyard.tracking.trackers.background import FINISH_TIMEOUT_SECONDS, QUEUE
 from shardyard.tracking.trackers.base import ExternalTracker
 
 INIT_TIMEOUT_SECONDS = 15.0
-# What W&B is told of how a run ended, as the command that trains says it; a run that pauses has done what it should.
+# The exit code reported to W&B for each outcome; a paused run counts as successful.
 EXIT_CODES = {
     "finished": EXIT_DONE,
     "paused": EXIT_DONE,
@@ -39,7 +39,7 @@ _DEFAULT_SERVER = "https://api.wandb.ai"
 
 
 def resolve_mode(settings: Wandb, environment: Mapping[str, str] | None = None) -> str:
-    """online, offline or disabled: WANDB_MODE wins; `auto` is online where a key is found. Asks nobody anything.
+    """online, offline or disabled: WANDB_MODE wins; `auto` is online if a key is found. Makes no request.
 
     Values of WANDB_MODE that W&B itself knows but that have no meaning here (`shared`, `dryrun`) count as online
     and offline.
@@ -93,8 +93,8 @@ class WandbTracker(ExternalTracker):
 class WandbMirror(Mirror):
     """Copies records to W&B in the background.
 
-    `folder` is the run folder; W&B's files go to `<folder>/wandb`, or below WANDB_DIR. `config` is shown as the
-    run's configuration. `problems` lists, once each and as sentences, what could not be done. No method raises.
+    `folder` is the run folder; W&B's files go to `<folder>/wandb`, or below WANDB_DIR. `config` is shown as the run's
+    configuration. `problems` lists, once each and as sentences, what failed. No method raises.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class WandbMirror(Mirror):
 
     def remains(self) -> str:
         """W&B keeps what it has not sent."""
-        return f"what it has is in {self._root / 'wandb'}"
+        return f"its data is in {self._root / 'wandb'}"
 
     def begin(self) -> Status:
         """Open the run at W&B in the mode that settings and environment say."""
@@ -138,12 +138,12 @@ class WandbMirror(Mirror):
         if mode == "disabled":
             return Status("disabled")
         if (why := _cannot_write(self._root / "wandb")) is not None:
-            # Left to itself, W&B would silently write to a temporary folder that nobody looks at.
+            # W&B would otherwise silently write to a temporary folder.
             self.report_problem(f"{self._root / 'wandb'} cannot be written ({why}); continuing without.")
             return Status("disabled")
         try:
             self._wandb.run = self._init(mode)
-        except Exception as error:  # whatever keeps W&B from its server, offline still works
+        except Exception as error:  # whatever the error, offline mode still works
             if mode != "online":
                 raise
             later = f"upload later with `shardyard wandb sync {self._typed}`"
@@ -187,7 +187,7 @@ class WandbMirror(Mirror):
 
     @staticmethod
     def _release_run_id() -> None:
-        """After an init that failed, W&B's service still holds the id of the run as being in use."""
+        """After a failed init, W&B's service still considers the run id in use."""
         import wandb
 
         wandb.teardown()
@@ -197,7 +197,7 @@ _VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WA
 
 
 def _cannot_write(folder: Path) -> str | None:
-    """None when a file can be made in the folder, which is created if need be; otherwise why not."""
+    """None if a file can be created in the folder (which is created if needed); otherwise why not."""
     probe = folder / f".probe-{os.getpid()}-{time.monotonic_ns()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -37,9 +37,7 @@ class Records:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from error
         if head != MAGIC:
-            raise DataError(
-                f"{path} is not a file of W&B's, or of a version that is not known: its first bytes say so."
-            )
+            raise DataError(f"{path} is not a W&B file, or one of an unknown version, by its first bytes.")
 
     def __iter__(self) -> Iterator[Any]:
         from wandb.proto import wandb_internal_pb2 as messages
@@ -48,7 +46,7 @@ class Records:
             try:
                 yield messages.Record.FromString(data)
             except Exception as error:  # noqa: BLE001 - protobuf's kinds of errors differ between its versions
-                self.problem = f"a record is damaged ({type(error).__name__}); what comes after it is left out"
+                self.problem = f"a record is damaged ({type(error).__name__}); the rest is left out"
                 return
 
     def _records(self) -> Iterator[bytes]:
@@ -57,7 +55,7 @@ class Records:
         for kind, data in self._fragments():
             gathered = gathered + data if kind in (_MIDDLE, _LAST) else data
             if len(gathered) > MOST_RECORD_BYTES:
-                self.problem = f"a record is larger than {MOST_RECORD_BYTES >> 20} MiB; what comes after it is left out"
+                self.problem = f"a record is larger than {MOST_RECORD_BYTES >> 20} MiB; the rest is left out"
                 return
             if kind in (_FULL, _LAST):
                 yield gathered
@@ -68,7 +66,7 @@ class Records:
             position = len(MAGIC)
             while True:
                 left = BLOCK_BYTES - position % BLOCK_BYTES
-                if left < _HEADER.size:  # filled up with zeros
+                if left < _HEADER.size:  # padding
                     file.seek(left, 1)
                     position += left
                     continue
@@ -91,5 +89,5 @@ def _wrong(checksum: int, length: int, kind: int, data: bytes) -> str | None:
     if len(data) < length:
         return "it is cut off"
     if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
-        return "it is damaged (a checksum is wrong); what comes after is left out"
+        return "it is damaged (a checksum is wrong); the rest is left out"
     return None

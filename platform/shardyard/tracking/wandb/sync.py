@@ -1,9 +1,8 @@
 """Upload a run folder to Weights & Biases afterwards, as one run over all its restarts.
 
-What is uploaded are the merged metrics of the run folder, not the files of W&B's offline attempts: those overlap
-where a restart went back to a checkpoint, and `wandb sync` gives the steps of the later attempt new numbers. W&B's
-server says which step it has last, and only later ones are sent: an upload that broke off goes on, and a repeated one
-sends nothing.
+The merged metrics of the run folder are uploaded, not the files of W&B's offline attempts: those overlap where a
+restart went back to a checkpoint, and `wandb sync` renumbers the steps of the later attempt. Only steps after the
+server's last one are sent: an interrupted upload continues, and a repeated one sends nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from shardyard.tracking.wandb.mirror import has_key
 
 INIT_TIMEOUT_SECONDS = 30.0
 FINISH_TIMEOUT_SECONDS = 600.0
-# What W&B is told of a run, by its state. What runs still is shown as done so far.
+# The exit code reported to W&B, by the state of the run. A running one counts as successful so far.
 _EXIT_CODES = {
     "failed": EXIT_FAILED,
     "lost": EXIT_FAILED,
@@ -51,7 +50,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What an upload of a run would send, and where to. `steps`: how many steps the run folder has."""
+    """What an upload of a run would send, and its destination. `steps`: how many steps the run folder has."""
 
     run: RunFolder
     project: str
@@ -67,7 +66,7 @@ class Plan:
 
     @property
     def is_done(self) -> bool:
-        """Whether W&B has confirmed the last step before."""
+        """Whether W&B has already confirmed the last step."""
         same = self.synced is not None and (self.synced.project, self.synced.entity) == (
             self.project,
             self.entity or self.synced.entity,
@@ -77,7 +76,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Synced:
-    """What W&B is known to have of a run; kept in `wandb/synced.json` of the run folder."""
+    """The last confirmed upload of a run; stored in `wandb/synced.json` of the run folder."""
 
     url: str
     project: str
@@ -88,7 +87,7 @@ class Synced:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What an upload did: the address of the run, and how many steps were sent."""
+    """The result of an upload: the address of the run, and the number of steps sent."""
 
     url: str
     sent: int
@@ -96,24 +95,24 @@ class Uploaded:
 
 
 def offline_runs(runs: list[RunFolder]) -> list[RunFolder]:
-    """Those whose mirror was offline in some attempt, in their order."""
+    """The runs whose mirror was offline in some attempt, in order."""
     return [run for run in runs if _was_offline(run)]
 
 
 def plan_upload(run: RunFolder, project: str | None = None, entity: str | None = None) -> Plan:
-    """What is to be uploaded of a run.
+    """The upload of a run.
 
     `project` and `entity` win over WANDB_PROJECT and WANDB_ENTITY, and these over the recipe.
 
     Raises:
-        RunFolderError: the folder cannot be read, the run has no metrics, or it still trains and is online.
+        RunFolderError: the folder cannot be read, the run has no metrics, or it is still training online.
     """
     config = _config(run)
     tracking = _section(config, "tracking")
     wandb, tags = _section(tracking, "wandb"), tracking.get("tags")
     state = summarize(run).state
     if state == "running" and not _was_offline(run):
-        raise RunFolderError(f"{run.id} still trains, and uploads its metrics itself; wait until it has ended.")
+        raise RunFolderError(f"{run.id} is still training and uploads its metrics itself; wait until it has ended.")
     steps = _steps(run, complete=state != "running")
     if not steps:
         raise RunFolderError(f"{run.id} has no metrics yet, so there is nothing to upload.")
@@ -133,7 +132,7 @@ def plan_upload(run: RunFolder, project: str | None = None, entity: str | None =
 
 
 def read_synced(run: RunFolder) -> Synced | None:
-    """What an earlier upload has noted; None where there was none, or its note cannot be read."""
+    """The record of an earlier upload; None if there is none or it cannot be read."""
     try:
         found = decode((run.wandb / "synced.json").read_text(encoding="utf-8"))
         return Synced(**{name: found[name] for name in Synced.__dataclass_fields__})
@@ -142,7 +141,7 @@ def read_synced(run: RunFolder) -> Synced | None:
 
 
 def check_account() -> None:
-    """Raise UsageError unless W&B would find a key, and may be asked."""
+    """Raise UsageError if W&B has no key or is disabled."""
     if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes"):
         raise UsageError("WANDB_DISABLED is set, so nothing is uploaded; unset it.")
     if not has_key():
@@ -153,7 +152,7 @@ def check_account() -> None:
 
 
 def upload(plan: Plan, progress: Progress = lambda done, total: None) -> Uploaded:
-    """Send the steps that W&B does not have yet, wait until it has them, and note it.
+    """Send the steps that W&B lacks, wait until it has them, and record that.
 
     Raises:
         ShardyardError: W&B cannot be reached, refuses the key, or has not confirmed the last step.
@@ -172,8 +171,8 @@ def upload(plan: Plan, progress: Progress = lambda done, total: None) -> Uploade
     _note(plan, Synced(url, plan.project, entity, min(confirmed, int(steps[-1]["step"])), now_text()))
     if confirmed < int(steps[-1]["step"]):
         raise ShardyardError(
-            f"W&B has confirmed {plan.run.id} up to step {confirmed} of {steps[-1]['step']}. Run the command again: it "
-            "goes on from there."
+            f"W&B has confirmed {plan.run.id} up to step {confirmed} of {steps[-1]['step']}. Run the command again to "
+            "continue from there."
         )
     return Uploaded(url, sent, int(steps[-1]["step"]))
 
@@ -182,7 +181,7 @@ def _send(plan: Plan, steps: list[dict[str, float]], scratch: Path, progress: Pr
     """Address, entity and the number of steps that were sent."""
     began = float(steps[0].get("time") or 0.0)
     run = _begin(plan, scratch, began)
-    # W&B refuses to change a step that it has, so what comes is what is after its last one.
+    # W&B refuses changes of existing steps, so only later ones are sent.
     missing = [line for line in steps if int(line["step"]) >= int(run.starting_step)]
     for number, line in enumerate(missing, 1):
         metrics = {name: value for name, value in line.items() if name not in ("step", "time")}
@@ -196,7 +195,7 @@ def _send(plan: Plan, steps: list[dict[str, float]], scratch: Path, progress: Pr
 
 
 def _confirmed(plan: Plan, scratch: Path) -> int:
-    """The last step that W&B's server has. Closing a run does not say whether all of it was taken."""
+    """The last step that W&B's server has. Closing a run does not tell whether everything arrived."""
     run = _begin(plan, scratch, None)
     last = int(run.starting_step) - 1
     run.finish(exit_code=_EXIT_CODES.get(plan.state, EXIT_DONE))
@@ -215,7 +214,7 @@ def _begin(plan: Plan, scratch: Path, began: float | None) -> Any:
         finish_timeout=FINISH_TIMEOUT_SECONDS,
         disable_code=True,
         disable_git=True,
-        # The metadata and figures would be those of this machine, not of the run.
+        # Metadata and system metrics would be those of this machine, not of the run.
         x_disable_meta=True,
         x_disable_stats=True,
         **({"x_start_time": began} if began else {}),
@@ -234,7 +233,7 @@ def _begin(plan: Plan, scratch: Path, began: float | None) -> Any:
 
 
 def _teardown() -> None:
-    """W&B's service holds the id of a run whose upload failed as being in use."""
+    """W&B's service considers the id of a run whose upload failed in use."""
     import wandb
 
     with contextlib.suppress(BaseException):
@@ -243,7 +242,7 @@ def _teardown() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """W&B says nothing of its own, and does not stay offline because a variable says so."""
+    """W&B prints nothing, and does not stay offline because of a variable."""
     chosen = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "online"}
     before = {name: os.environ.get(name) for name in chosen}
     os.environ.update(chosen)
@@ -258,23 +257,23 @@ def _quiet() -> Iterator[None]:
 def _refusal(plan: Plan, error: BaseException) -> str:
     text = scrub((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))
     if "401" in text or "not logged in" in text or "API key" in text:
-        advice = "It does not take the key: `wandb login --relogin` gives another."
+        advice = "It rejects the key: `wandb login --relogin` gives another."
     elif "permission" in text or "403" in text or "404" in text:
         advice = "Check --project and --entity, and that the key may write there."
     else:
-        advice = "Check the network and WANDB_BASE_URL, then run the command again: it goes on from what W&B has."
+        advice = "Check the network and WANDB_BASE_URL, then run the command again: it continues from W&B's last step."
     return f"{plan.run.id} was not uploaded: {text}. {advice}"
 
 
 def _note(plan: Plan, synced: Synced) -> None:
-    """Beside the run, what W&B has; among its events, where it is to be found."""
+    """Record the upload beside the run, and its address in the events."""
     try:
         plan.run.wandb.mkdir(exist_ok=True)
         write_atomically(plan.run.wandb / "synced.json", encode(asdict(synced)) + "\n")
     except OSError as error:
         raise RunFolderError(
-            f"{plan.run.wandb} cannot be written ({error.strerror}), so it is not noted there that {plan.run.id} is at "
-            f"{synced.url}."
+            f"{plan.run.wandb} cannot be written ({error.strerror}), so the address of {plan.run.id}, {synced.url}, "
+            "was not recorded."
         ) from error
     if plan.synced is None or plan.synced.url != synced.url:
         write_event(plan.run.events, WandbStatus(mode="online", url=synced.url))
@@ -294,7 +293,7 @@ def _attempts(run: RunFolder) -> list[Path]:
 
 
 def _was_offline(run: RunFolder) -> bool:
-    """W&B's folders may be elsewhere (WANDB_DIR); the run has told, then, that it was offline."""
+    """W&B's folders may be elsewhere (WANDB_DIR); an event then says that the run was offline."""
     if _attempts(run):
         return True
     try:

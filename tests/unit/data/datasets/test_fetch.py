@@ -191,5 +191,5 @@ def test_all_sets_are_tried_when_one_fails(
     assert cli.run(["data", "prepare", "--all", "--small"]) == 1
     shown = capsys.readouterr()
     assert shown.out.startswith("wordnet-glosses: ")
-    assert "2 of the sets could not be prepared: fashion-mnist, verses-en-es." in shown.err
+    assert "2 of the datasets could not be prepared: fashion-mnist, verses-en-es." in shown.err
     assert os.listdir(tmp_path / "data") == ["wordnet-glosses"]

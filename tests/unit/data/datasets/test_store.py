@@ -305,10 +305,10 @@ def test_preparing_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare"], "name the sets to prepare, or give --all"),
-        (["prepare", "digits", "--all"], "name the sets to prepare, or give --all"),
-        (["prepare", "digits", "plays", "--from", "x.whl"], "--from goes with one set"),
-        (["prepare", "digits", "--small"], "--small goes with --all"),
+        (["prepare"], "name the datasets to prepare, or give --all"),
+        (["prepare", "digits", "--all"], "name the datasets to prepare, or give --all"),
+        (["prepare", "digits", "plays", "--from", "x.whl"], "--from needs exactly one dataset"),
+        (["prepare", "digits", "--small"], "--small needs --all"),
     ],
 )
 def test_command_lines_that_make_no_sense(

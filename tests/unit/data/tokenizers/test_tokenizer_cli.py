@@ -87,7 +87,7 @@ def test_json_and_quiet(tmp_path: Path, capsys: Captured) -> None:
 def test_a_vocabulary_that_the_data_cannot_give_is_said(tmp_path: Path, capsys: Captured) -> None:
     spec = write_spec(tmp_path, **{**KINDS["bpe"], "vocabulary": 50_000})
     assert cli.run(["tokenizer", "train", str(spec)]) == 0
-    assert "The spec asks for 50000 tokens; the data gives only" in capsys.readouterr().err
+    assert "The spec asks for 50000 tokens; the data yields only" in capsys.readouterr().err
 
 
 def test_labels_have_a_table_of_their_own(tmp_path: Path, capsys: Captured) -> None:
@@ -106,8 +106,8 @@ def test_labels_have_a_table_of_their_own(tmp_path: Path, capsys: Captured) -> N
     ("arguments", "message", "code"),
     [
         (["train", "byte"], "neither a spec file (.yaml) nor a shipped spec; did you mean 'bytes'?", 2),
-        (["train", "bytes"], "which has nothing to train", 2),
-        (["train", "bpe-docs-4k"], "--replace trains it anew", 2),
+        (["train", "bytes"], "which needs no training", 2),
+        (["train", "bpe-docs-4k"], "--replace trains it again", 2),
         (["show", "nowhere.yaml"], "neither a spec file", 2),
     ],
 )

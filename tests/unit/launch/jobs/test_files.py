@@ -125,7 +125,7 @@ def test_what_travels_is_told_before(person: Path) -> None:
     found = checked_files(person, never=[person / "token", person / "kept-runs"])
     told = in_short(person, found)
     assert "3 files" in told
-    assert "these stay: " in told
+    assert "excluded: " in told
     assert " more (--dry-run FILE lists all, .shardyardignore changes it)" in told
     lines = list(listing(person, found))
     assert any(line.endswith(" B  data/corpus.jsonl") for line in lines)

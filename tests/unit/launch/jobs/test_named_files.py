@@ -35,7 +35,7 @@ PATTERNS = ["data/part-0.jsonl", "data/*.jsonl", "data/**/*.jsonl", "data/part-[
 def test_files_of_this_folder_do_not_go_to_a_cluster_by_themselves(pattern: str, here: Path) -> None:
     recipe = recipe_for(pattern, here)
     assert list(relative_files(recipe)) == [("data.train[0].path", pattern)]
-    with pytest.raises(UsageError, match=r"data.train\[0\].path is .*cluster does not see: send the folder along"):
+    with pytest.raises(UsageError, match=r"data.train\[0\].path is .*cluster does not see: upload the folder"):
         refuse_unseen_files(recipe, "travel", None)
     with pytest.raises(UsageError, match="which pods do not see"):
         refuse_unseen_files(recipe, "none", here)
@@ -54,7 +54,7 @@ def test_absolute_paths_and_names_are_left_alone(here: Path) -> None:
 
 def test_files_that_are_ignored_do_not_travel(here: Path) -> None:
     (here / ".gitignore").write_text("data/\n")
-    with pytest.raises(UsageError, match="stay behind, because they are ignored there"):
+    with pytest.raises(UsageError, match="are not uploaded, because they are ignored there"):
         refuse_unseen_files(recipe_for("data/*.jsonl", here), "travel", here)
 
 
@@ -62,7 +62,7 @@ def test_submit_refuses_a_pattern(here: Path, capsys: pytest.CaptureFixture[str]
     recipe = write_recipe(here, Path("data/part-0.jsonl"))
     line = ["submit", str(recipe), "-s", "data.train.0.path=data/*.jsonl", "--dry-run", "job.json"]
     assert cli.run(line) == 2
-    assert "send the folder along with --working-dir ." in capsys.readouterr().err
+    assert "upload the folder with --working-dir ." in capsys.readouterr().err
     assert not (here / "job.json").exists()
     assert cli.run([*line, "--working-dir", "."]) == 0
     assert (here / "job.json").exists()

@@ -50,7 +50,7 @@ def test_too_large_a_folder_names_its_largest_entries(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     for name, size in (("big/a", 600), ("big/b", 500), ("middle", 300), ("small", 1)):
         (tmp_path / name).write_bytes(b"x" * size)
-    with pytest.raises(UsageError, match=r"holds 1\.4 KiB.*1000 B at most.*big/ 1\.1 KiB, middle 300 B, small 1 B"):
+    with pytest.raises(UsageError, match=r"holds 1\.4 KiB.*limit is 1000 B.*big/ 1\.1 KiB, middle 300 B, small 1 B"):
         checked_files(tmp_path, limit=1000)
 
 
@@ -58,7 +58,7 @@ def test_what_is_too_large_when_packed_is_refused_before_anything_is_sent(tmp_pa
     (tmp_path / "zeros").write_bytes(bytes(100_000))
     package("{}", checked_files(tmp_path), tmp_path, limit=10_000)
     (tmp_path / "noise").write_bytes(os.urandom(20_000))
-    with pytest.raises(UsageError, match=r"when packed, and Ray takes 9\.8 KiB at most\. Largest entries: zeros"):
+    with pytest.raises(UsageError, match=r"when packed, and Ray's limit is 9\.8 KiB\. Largest entries: zeros"):
         package("{}", checked_files(tmp_path), tmp_path, limit=10_000)
 
 

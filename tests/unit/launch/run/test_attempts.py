@@ -132,7 +132,7 @@ def test_workers_that_do_not_answer_are_no_attempt_and_the_reason_is_told(
     scene = Scene(monkeypatch, cores=2.0, autoscales=False, ends=[NotPlacedError(silent), "finished"])
     assert driver.drive(job, driver.on_ray) == "finished"
     assert waits(job) == [silent]
-    assert wait_in_words(silent) == "waiting: 1 worker did not answer; placing all anew"
+    assert wait_in_words(silent) == "waiting: 1 worker did not answer; placing all again"
     assert scene.waiting == [None, silent]
     assert (job.folder.info().attempts, job.folder.info().waiting) == (1, None)
 

@@ -104,7 +104,7 @@ def test_a_job_that_is_over_is_not_carried_out_again(
     a_run(tmp_path, "failed", exit_code=code, job={"submitted": 5.0})
     write_spec(spec_of(tmp_path), tmp_path / "job.json")
     assert entry.main([str(tmp_path / "job.json")]) == code
-    assert f"has ended with exit code {code} before" in capsys.readouterr().err
+    assert f"has already ended with exit code {code}" in capsys.readouterr().err
 
 
 def test_a_preempted_job_goes_on_where_the_recipe_wants_it(tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_a_job_that_no_config_map_holds_is_refused() -> None:
         ("cluster.kubernetes.queue=our queue", "queue: 'our queue' is not a valid label value"),
         ("cluster.kubernetes.rdma_resource=hca", "rdma_resource: 'hca' is not an extended resource"),
         ("cluster.kubernetes.node_selector={a b: c}", "node_selector: a b: c is not a valid node label"),
-        ("job.priority=high", "job.priority: on Kubernetes priorities are Kueue's"),
+        ("job.priority=high", "job.priority: on Kubernetes priorities need Kueue"),
     ],
 )
 def test_what_kubernetes_would_refuse_is_refused_before(override: str, expected: str) -> None:

@@ -242,9 +242,9 @@ def test_schedulers_are_registered_once() -> None:
         registry.register("fake", FakeScheduler)
         registry.register("fake", FakeScheduler)
         assert isinstance(registry.create("fake", "there"), FakeScheduler)
-        with pytest.raises(UsageError, match="there is a scheduler 'fake' already"):
+        with pytest.raises(UsageError, match="a scheduler 'fake' exists already"):
             registry.register("fake", OtherScheduler)
-        with pytest.raises(UsageError, match="there is a scheduler 'ray' already"):
+        with pytest.raises(UsageError, match="a scheduler 'ray' exists already"):
             registry.register("ray", OtherScheduler)
     finally:
         registry.unregister("fake")
@@ -272,7 +272,7 @@ def test_schedulers_of_installed_packages_are_known_by_name(monkeypatch: pytest.
     assert registry.names() == ("ray", "slurm", "kuberay", "theirs")
     assert isinstance(registry.create("theirs"), FakeScheduler)
     assert isinstance(registry.create("support.schedulers.fake:FakeScheduler"), FakeScheduler)
-    with pytest.raises(UsageError, match=r"support.schedulers.fake:replace is no scheduler"):
+    with pytest.raises(UsageError, match=r"support.schedulers.fake:replace is not a scheduler"):
         registry.create("support.schedulers.fake:replace")
     same = EntryPoint("slurm", "support.schedulers.fake:FakeScheduler", "shardyard.schedulers")
     monkeypatch.setattr(plugins, "_entry_points", lambda group: (same,))

@@ -71,9 +71,9 @@ def test_the_same_version_passes_and_the_token_goes_along(server: Server) -> Non
     ("status", "body", "message"),
     [
         (200, json.dumps({"ray_version": "2.9.3"}).encode(), r"runs Ray 2\.9\.3, here is Ray .*pip install"),
-        (401, b"Unauthorized: Missing authentication token", "asks for a token: set RAY_AUTH_TOKEN_PATH"),
-        (403, b"Forbidden: Invalid authentication token", "does not take this token"),
-        (200, b"<html>hello</html>", "answers, but not as Ray's Jobs API"),
+        (401, b"Unauthorized: Missing authentication token", "requires a token: set RAY_AUTH_TOKEN_PATH"),
+        (403, b"Forbidden: Invalid authentication token", "rejects this token"),
+        (200, b"<html>hello</html>", "answers, but is not Ray's Jobs API"),
         (500, b"Traceback\nValueError: no room left", "refuses: ValueError: no room left"),
     ],
 )
@@ -107,7 +107,7 @@ def test_packages_that_are_there_and_not_there(server: Server) -> None:
     server.status = 404
     assert _api(server).has_package("a.zip") is False
     server.status = 403
-    with pytest.raises(ShardyardError, match="does not take this token"):
+    with pytest.raises(ShardyardError, match="rejects this token"):
         _api(server).has_package("a.zip")
 
 
@@ -130,7 +130,7 @@ def test_jobs_of_others_are_left_to_ray(server: Server) -> None:
     assert (job.job.id, job.name, job.state, job.submitted, job.ended_at) == ("gpt-1", "first", "STOPPED", 1.0, 3.0)
     assert (job.tags, job.resources.cpus, job.exit_code) == (("a", "b"), 4.0, None)
     server.body = json.dumps(theirs).encode()
-    with pytest.raises(JobNotFoundError, match=r"raysubmit_1 at .* is a job of Ray, and not one of Shardyard"):
+    with pytest.raises(JobNotFoundError, match=r"raysubmit_1 at .* is a Ray job that Shardyard did not submit"):
         scheduler.status(JobHandle("ray", "raysubmit_1"))
     server.status = 404
     with pytest.raises(JobNotFoundError, match="there is no job 'none' at http"):

@@ -1,4 +1,4 @@
-"""The Kubernetes API as far as jobs need it, with its refusals as paragraphs for people."""
+"""The Kubernetes API as far as jobs need it, with its errors as paragraphs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RAY_GROUP, RAY_VERSION, RAY_JOBS = "ray.io", "v1", "rayjobs"
 KUEUE_GROUP, KUEUE_VERSION, KUEUE_WORKLOADS = "kueue.x-k8s.io", "v1beta1", "workloads"
 # Seconds to reach the server, and for its answer.
 TIMEOUTS = (5, 30)
-# A driver may be silent for long.
+# A driver may be silent for a long time.
 FOLLOW_TIMEOUTS = (5, 7 * 86400)
 IN_A_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 LISTED_AT_ONCE = 500
@@ -31,7 +31,7 @@ HTTP_NOT_FOUND = 404
 
 @dataclass(frozen=True)
 class KubeApi:
-    """A connection to a Kubernetes cluster. It is cheap: nothing is sent before the first question."""
+    """A connection to a Kubernetes cluster. It is cheap: nothing is sent before the first request."""
 
     server: str
     core: Any  # CoreV1Api
@@ -39,7 +39,7 @@ class KubeApi:
 
 
 def connect(context: str | None = None) -> KubeApi:
-    """The cluster of a context of the kubeconfig (by default the current one) or, in a pod, the one around it.
+    """The cluster of a context of the kubeconfig (by default the current one) or, in a pod, its own cluster.
 
     Raises:
         HardwareError: the package kubernetes is not installed.
@@ -81,7 +81,7 @@ def create_job(api: KubeApi, job: RayJob, config_map: ConfigMap) -> str:
     Whatever ends this early, Ctrl-C too, takes back what was created.
 
     Raises:
-        ShardyardError, UsageError: the cluster does not take them.
+        ShardyardError, UsageError: the cluster rejects them.
     """
     try:
         uid = _create(api, job)
@@ -147,7 +147,7 @@ def _take_back(api: KubeApi, job: RayJob, error: BaseException) -> None:
         if isinstance(another, RefusedError) and another.status == HTTP_NOT_FOUND:
             return
         raise ShardyardError(
-            f"{str(error) or 'interrupted'} The RayJob may be there all the same, and could not be deleted: {another} "
+            f"{str(error) or 'interrupted'} The RayJob may exist nevertheless and could not be deleted: {another} "
             f"`kubectl delete rayjob --namespace {namespace} {name}` removes it."
         ) from error
 
@@ -156,7 +156,7 @@ def get_job(api: KubeApi, namespace: str, name: str) -> RayJob:
     """A RayJob.
 
     Raises:
-        ShardyardError, UsageError: it is not there, or may not be read.
+        ShardyardError, UsageError: it does not exist, or may not be read.
     """
     with explained(api.server, f"the RayJob {namespace}/{name}"):
         found: RayJob = api.custom.get_namespaced_custom_object(
@@ -169,7 +169,7 @@ def list_jobs(api: KubeApi, namespace: str, selector: str) -> list[RayJob]:
     """The RayJobs of a namespace with these labels.
 
     Raises:
-        ShardyardError, UsageError: they may not be read, or KubeRay is not there.
+        ShardyardError, UsageError: they may not be read, or KubeRay is not installed.
     """
     found: list[RayJob] = []
     more = None
@@ -195,7 +195,7 @@ def delete_job(api: KubeApi, namespace: str, name: str) -> None:
     """Delete a RayJob; its cluster and its ConfigMap go with it.
 
     Raises:
-        ShardyardError, UsageError: it is not there, or may not be deleted.
+        ShardyardError, UsageError: it does not exist, or may not be deleted.
     """
     with explained(api.server, f"the RayJob {namespace}/{name}"):
         api.custom.delete_namespaced_custom_object(
@@ -210,7 +210,7 @@ def delete_job(api: KubeApi, namespace: str, name: str) -> None:
 
 
 def queue_message(api: KubeApi, namespace: str, uid: str) -> str | None:
-    """Why Kueue does not admit the job with this uid yet, in Kueue's words; None where it does not say."""
+    """Why Kueue does not admit the job with this uid yet, in Kueue's words; None if unknown."""
     with contextlib.suppress(Exception):
         found: Any = api.custom.list_namespaced_custom_object(
             KUEUE_GROUP,
@@ -228,7 +228,7 @@ def queue_message(api: KubeApi, namespace: str, uid: str) -> str | None:
 
 
 def newest_pod(api: KubeApi, namespace: str, job: str) -> Any:
-    """The pod that submitted a job last, whose output is the driver's; None where there is none."""
+    """The newest submitter pod of a job, whose output is the driver's; None if there is none."""
     with explained(api.server, f"the pods of {namespace}/{job}"):
         pods = api.core.list_namespaced_pod(
             namespace, label_selector=f"job-name={job}", _request_timeout=TIMEOUTS
@@ -259,7 +259,7 @@ def pod_log(api: KubeApi, namespace: str, pod: str, *, follow: bool, lines: int 
 
 
 def is_configured() -> bool:
-    """Whether this host has a kubeconfig, or is a pod, and the package that speaks to Kubernetes."""
+    """Whether this host has a kubeconfig, or is a pod, and has the package kubernetes."""
     files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
     return (_any_exists(files) or IN_A_POD.is_file()) and find_spec("kubernetes") is not None
 

@@ -1,4 +1,4 @@
-"""What a recipe says that Kubernetes would refuse, or take and never carry out; found before anything is sent."""
+"""Checks for settings that Kubernetes would refuse or never run, before anything is sent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
             )
     resource = settings.rdma_resource
     if resource is not None and not names.is_resource_name(resource):
-        yield f"{_SECTION}.rdma_resource", f"{resource!r} is not an extended resource; they look like rdma/hca"
+        yield f"{_SECTION}.rdma_resource", f"{resource!r} is not an extended resource; write it like rdma/hca"
 
 
 def _labels(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -61,5 +61,5 @@ def _of_a_job(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.job.priority is not None and settings.queue is None:
         yield (
             "job.priority",
-            "on Kubernetes priorities are Kueue's; name its local queue in cluster.kubernetes.queue, or leave this out",
+            "on Kubernetes priorities need Kueue; name its local queue in cluster.kubernetes.queue, or remove this",
         )

@@ -25,7 +25,7 @@ def manifest(name_or_path: str, overrides: Sequence[str] = (), name: str | None 
     """The manifest as YAML; the same on every machine, with GPUs only where `cluster.gpus_per_worker` asks for them.
 
     Raises:
-        RecipeError: Kubernetes would not take what the recipe says.
+        RecipeError: Kubernetes would reject the settings.
     """
     recipe = for_planning(load_recipe(name_or_path, overrides).recipe, runs_folder())
     plan = prepare(recipe, World(size=recipe.cluster.workers, gpu=bool(recipe.cluster.gpus_per_worker)))
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("recipe", help="path or name of a shipped recipe")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field")
-    parser.add_argument("--name", help="name of the cluster; the recipe's by default")
+    parser.add_argument("--name", help="name of the cluster; default: the recipe's")
     options = parser.parse_args(arguments)
     try:
         sys.stdout.write(manifest(options.recipe, options.set, options.name))

@@ -1,8 +1,9 @@
-"""The entrypoint of a RayJob: carries a job out, and once it has ended says so however often KubeRay starts it.
+"""The entrypoint of a RayJob: runs the job once, however often KubeRay starts it.
 
     python -m shardyard.launch.schedulers.kuberay.entry JOB_FILE
 
-KubeRay makes a new cluster after any exit code but 0, and cannot be told which codes end a job. The run folder knows.
+KubeRay creates a new cluster after any exit code but 0, and cannot be configured which codes end a job. The run folder
+has that information.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def main(arguments: list[str]) -> int:
     try:
         before = ended_with(read_spec(Path(job_file)))
     except (OSError, ValueError):
-        before = None  # which the entry of the job says better
+        before = None  # which the entry of the job explains better
     if before is not None:
-        sys.stderr.write(f"The job has ended with exit code {before} before; it is not carried out again.\n")
+        sys.stderr.write(f"The job has already ended with exit code {before}; it is not run again.\n")
         return before
     return entry.main(arguments)
 

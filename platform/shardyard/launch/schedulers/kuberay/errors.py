@@ -1,4 +1,4 @@
-"""What the Kubernetes API answers when it does not do what it was asked, as one paragraph for people."""
+"""Errors of the Kubernetes API, as one paragraph each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MISSING = "it is not there"
 
 
 class RefusedError(UsageError):
-    """The server answered no, with this status of HTTP, so nothing was changed by what was asked."""
+    """The server refused with this HTTP status; nothing was changed."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -26,11 +26,11 @@ class RefusedError(UsageError):
 
 
 class MissingError(RefusedError, JobNotFoundError):
-    """The server answered that the object is not there."""
+    """The object does not exist."""
 
 
 class UnreachableError(ShardyardError):
-    """The server was not reached, so nothing was asked."""
+    """The server was not reached; nothing was changed."""
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def explained(server: str, what: str) -> Iterator[None]:
         MissingError: (a JobNotFoundError) the object is not there.
         RefusedError: (a UsageError) the server refused.
         UnreachableError: there is no server.
-        ShardyardError: the server does not answer as it should, and may have done what was asked.
+        ShardyardError: unexpected answer; the request may have been carried out.
     """
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
@@ -51,7 +51,7 @@ def explained(server: str, what: str) -> Iterator[None]:
     except ApiException as error:
         if error.status is None or error.status >= 500 or error.status in _LATER:
             raise ShardyardError(
-                f"{what}: the Kubernetes API at {server} failed: {_message(error)}. Try again in a while."
+                f"{what}: the Kubernetes API at {server} failed: {_message(error)}. Try again later."
             ) from error
         why = _why(error, what)
         kind = MissingError if error.status == 404 and why.startswith(_MISSING) else RefusedError
@@ -70,27 +70,29 @@ def _why(error: Any, what: str) -> str:
         return "Kubernetes does not accept the credentials of the kubeconfig; log in again and try `kubectl get nodes`."
     if error.status == 403:
         return (
-            f"Kubernetes does not allow it: {message}. Ask for the Role in cluster/kuberay/access.yaml, or use another "
+            f"Kubernetes does not allow it: {message}. Request the Role in cluster/kuberay/access.yaml, or use another "
             "namespace (cluster.kubernetes.namespace) or service account."
         )
     if error.status == 404 and (_details(error).get("kind") == "namespaces" or 'namespaces "' in message):
         return f"{message}. Create the namespace, or name another in cluster.kubernetes.namespace."
     if error.status == 404 and _details(error).get("kind") is None and "RayJob" in what:
         return (
-            "this cluster knows no RayJob of ray.io/v1: KubeRay's operator is not installed, or is older than 1.0. "
+            "this cluster has no RayJob of ray.io/v1: KubeRay's operator is not installed, or is older than 1.0. "
             "cluster/kuberay/README.md says how to install it."
         )
     if error.status == 404:
         return f"{_MISSING} ({message}). `kubectl get rayjobs --all-namespaces` lists the jobs."
     if error.status == 409:
-        return f"{message}. Give the job another name with --name, or delete the one that is there."
+        return f"{message}. Give the job another name with --name, or delete the existing one."
     if "unknown field" in message and "authOptions" in message:
-        return f"KubeRay here is older than 1.5.1, so its clusters take no token ({message}). Update operator and CRDs."
+        return (
+            f"KubeRay here is older than 1.5.1, so its clusters have no tokens ({message}). Update operator and CRDs."
+        )
     return f"Kubernetes refuses it: {message}."
 
 
 def _status(error: Any) -> Status:
-    """What the server says in the shape of a `Status` of Kubernetes; empty where it says it otherwise."""
+    """The message of a Kubernetes `Status`; empty if the answer has another form."""
     try:
         body = json.loads(error.body or "")
     except (TypeError, ValueError):
@@ -108,7 +110,7 @@ def _message(error: Any) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """What happened, from the end of a chain and without the objects that urllib3 puts before it."""
+    """The innermost cause, without urllib3's object reprs."""
     cause = getattr(error, "reason", None) or error
     while isinstance(cause, BaseException) and cause.args and isinstance(cause.args[-1], BaseException):
         cause = cause.args[-1]

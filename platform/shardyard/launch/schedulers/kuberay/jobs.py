@@ -34,15 +34,15 @@ SELECTOR = ",".join(f"{key}={value}" for key, value in MANAGED_LABELS.items())
 STANDARD_OUTPUT = Path("-")
 LOG_POLL_SECONDS = 2.0
 
-# KubeRay's jobDeploymentStatus while Ray knows nothing of the job → what it waits for.
+# KubeRay's jobDeploymentStatus before Ray has the job → what it waits for.
 _WAITING = {
-    "": "KubeRay's operator to take it up",
-    "New": "KubeRay's operator to take it up",
+    "": "KubeRay's operator to start it",
+    "New": "KubeRay's operator to start it",
     "Initializing": "its pods to start",
-    "Waiting": "Ray to take it up",
+    "Waiting": "Ray to start it",
     "Retrying": "a new cluster after a failure",
     "Suspending": "its pods to end after a last checkpoint",
-    "Suspended": "somebody to resume it (spec.suspend)",
+    "Suspended": "being resumed (spec.suspend)",
 }
 
 
@@ -75,11 +75,11 @@ def submit(request: SubmitRequest, report: Report) -> str:
     """Create the job, or write its manifests with `request.dry_run` (`-` is standard output).
 
     Returns:
-        The job's id, `namespace/name`; empty where nothing was submitted.
+        The job's id, `namespace/name`; empty if nothing was submitted.
 
     Raises:
-        RecipeError: Kubernetes would not take what the recipe says.
-        ShardyardError, UsageError: the cluster cannot be reached or does not take the job; nothing is left behind.
+        RecipeError: Kubernetes would reject the settings. ShardyardError, UsageError: the cluster cannot be reached or
+        does not take the job; nothing is left behind.
     """
     spec = _spec(request)
     config_map, job = render_job(spec)
@@ -90,14 +90,14 @@ def submit(request: SubmitRequest, report: Report) -> str:
         return ""
     kube.create_job(kube.connect(request.address), job, config_map)
     if QUEUE_LABEL in job["metadata"]["labels"]:
-        report(f"{identity} waits in Kueue's queue {job['metadata']['labels'][QUEUE_LABEL]} until there is room")
+        report(f"{identity} waits in Kueue's queue {job['metadata']['labels'][QUEUE_LABEL]} until resources are free")
     return identity
 
 
 def _spec(request: SubmitRequest) -> RayJobInputs:
     recipe = request.loaded.recipe
     run_id = request.run_id or new_run_id(recipe.name)
-    # A name of its own is kept as it is, so that a second job of this name is refused.
+    # An explicit name is kept, so that a second job of this name is refused.
     name = dns_name(run_id if request.job_name == recipe.name else request.job_name, MAX_JOB_NAME)
     inside = replace(request, run_id=run_id, runs_dir=Path(RUNS_PATH))
     job_file = json.dumps(spec_of(inside), indent=1)
@@ -109,7 +109,9 @@ def _warn(request: SubmitRequest, report: Report) -> None:
     if cluster.gpus_per_worker is None and not request.plan.world.gpu:
         report("the pods get no GPUs, because there are none here; cluster.gpus_per_worker=1 asks for them")
     if request.working_dir is not None:
-        report(f"files of {request.working_dir} do not travel to Kubernetes; pods see those of the image and the claim")
+        report(
+            f"files of {request.working_dir} are not uploaded to Kubernetes; pods see those of the image and the volume"
+        )
 
 
 def _write(request: SubmitRequest, spec: RayJobInputs, manifests: Sequence[ConfigMap | RayJob], report: Report) -> None:
@@ -134,7 +136,7 @@ def state(job_id: str, context: str | None = None) -> KubeJob:
     """A job by its id, `namespace/name`, or by its name in the namespace default.
 
     Raises:
-        ShardyardError, UsageError: it is not there, or may not be read.
+        ShardyardError, UsageError: it does not exist, or may not be read.
     """
     api = kube.connect(context)
     return _job(api, kube.get_job(api, *split_id(job_id)))
@@ -144,7 +146,7 @@ def jobs(namespace: str = DEFAULT_NAMESPACE, context: str | None = None) -> list
     """The jobs that were submitted from recipes to a namespace, the newest first.
 
     Raises:
-        ShardyardError, UsageError: they may not be read, or KubeRay is not there.
+        ShardyardError, UsageError: they may not be read, or KubeRay is not installed.
     """
     api = kube.connect(context)
     found = [_job(api, item) for item in kube.list_jobs(api, namespace, SELECTOR)]
@@ -152,10 +154,10 @@ def jobs(namespace: str = DEFAULT_NAMESPACE, context: str | None = None) -> list
 
 
 def cancel(job_id: str, context: str | None = None) -> None:
-    """Delete a job and its cluster. Its pods see to a last checkpoint first, so that the run can be resumed.
+    """Delete a job and its cluster. Its pods wait for a last checkpoint first, so that the run can be resumed.
 
     Raises:
-        ShardyardError, UsageError: it is not there, or may not be deleted.
+        ShardyardError, UsageError: it does not exist, or may not be deleted.
     """
     kube.delete_job(kube.connect(context), *split_id(job_id))
 
@@ -168,8 +170,7 @@ def logs(
     context: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
-    """Lines of the driver's output, without line ends, from its last `lines`; with `follow` from when there is some
-    until the job is over.
+    """Lines of the driver's output, without line ends, from its last `lines`; with `follow` until the job is over.
 
     Raises:
         ShardyardError, UsageError: there is no such job or, without `follow`, no output yet.
@@ -231,7 +232,7 @@ class _Sizes(TypedDict, total=False):
 
 
 def _sizes(item: RayJob) -> _Sizes:
-    """What its workers have, as `render.cluster_spec` wrote it; empty where somebody else wrote the manifest."""
+    """The resources of its workers, as written by `render.cluster_spec`; empty for manifests from elsewhere."""
     try:
         groups = item["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         counts = [int(group["replicas"]) for group in groups]
@@ -244,7 +245,7 @@ def _sizes(item: RayJob) -> _Sizes:
 
 
 def _state(item: RayJob) -> tuple[str, str]:
-    """Ray's state of a job and what there is to say of it, from KubeRay's two."""
+    """Ray's state of a job and a message, from KubeRay's two states."""
     status = item.get("status") or {}
     deployment, ray = status.get("jobDeploymentStatus") or "", status.get("jobStatus") or ""
     text = status.get("message") or status.get("reason") or ""
@@ -258,7 +259,7 @@ def _state(item: RayJob) -> tuple[str, str]:
 
 
 def _exit_code(current: str, message: str) -> int | None:
-    """Ray tells the code of an entrypoint in words alone; what says none failed otherwise."""
+    """Ray reports the exit code of an entrypoint only in words; without one it failed otherwise."""
     if current in ("PENDING", "RUNNING"):
         return None
     if current in ("SUCCEEDED", "STOPPED"):

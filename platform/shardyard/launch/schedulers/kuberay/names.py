@@ -1,4 +1,4 @@
-"""Names and labels that Kubernetes takes, made from any text, readable and never two the same by accident."""
+"""Valid Kubernetes names and labels from any text, readable and unique."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# KubeRay makes names of clusters, services and pods out of a RayJob's, and refuses longer ones.
+# KubeRay derives names of clusters, services and pods from a RayJob's, and refuses longer ones.
 MAX_JOB_NAME = 47
 MAX_CLUSTER_NAME = 50
 MAX_LABEL = 63
-# Labels and annotations of ours are called `shardyard/…`.
+# The prefix of our labels and annotations.
 PREFIX = "shardyard"
 
 _HASH_LENGTH = 8
@@ -20,9 +20,10 @@ _SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9
 
 
 def dns_name(text: str, limit: int = MAX_JOB_NAME) -> str:
-    """A DNS label (RFC 1123) of at most `limit` characters that begins with a letter, as services want it (RFC 1035).
+    """A DNS label (RFC 1123) of at most `limit` characters that begins with a letter, as required for services (RFC
+    1035).
 
-    `GPT-2 (1.5B)` → `gpt-2-1-5b`. What had to be cut, or has no letter or digit of ASCII, ends in a hash of the text.
+    `GPT-2 (1.5B)` → `gpt-2-1-5b`. A truncated name, or one without ASCII letters or digits, ends in a hash of the text.
     """
     assert limit > 2 * _HASH_LENGTH, limit
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
@@ -54,28 +55,29 @@ def tag_labels(tags: Iterable[str]) -> dict[str, str]:
 
 
 def is_label_value(text: str) -> bool:
-    """Whether Kubernetes takes `text` as the value of a label."""
+    """Whether `text` is a valid label value."""
     return len(text) <= MAX_LABEL and _LABEL_VALUE.fullmatch(text) is not None
 
 
 def is_label_key(text: str) -> bool:
-    """Whether Kubernetes takes `text` as the key of a label, with or without a prefix such as `example.com/`."""
+    """Whether `text` is a valid label key, with or without a prefix such as `example.com/`."""
     prefix, slash, name = text.rpartition("/")
     return bool(name) and is_label_value(name) and (not slash or is_subdomain(prefix))
 
 
 def is_resource_name(text: str) -> bool:
-    """Whether `text` can name an extended resource: a key with a prefix, such as `rdma/hca`."""
+    """Whether `text` is a valid extended resource: a key with a prefix, such as `rdma/hca`."""
     return "/" in text and is_label_key(text)
 
 
 def is_subdomain(text: str) -> bool:
-    """Whether `text` can name most objects, such as secrets, claims and service accounts (RFC 1123 subdomain)."""
+    """Whether `text` is a valid name of most objects, such as secrets, claims and service accounts (RFC 1123
+    subdomain)."""
     return len(text) <= 253 and _SUBDOMAIN.fullmatch(text) is not None
 
 
 def is_namespace(text: str) -> bool:
-    """Whether `text` can name a namespace (RFC 1123 label)."""
+    """Whether `text` is a valid namespace (RFC 1123 label)."""
     return len(text) <= MAX_LABEL and "." not in text and is_subdomain(text)
 
 

@@ -1,4 +1,4 @@
-"""Templates of the pods of a Ray cluster under Kubernetes, as plain data: the head, the workers, and who submits."""
+"""Pod templates of a Ray cluster under Kubernetes, as plain data: head, workers and submitter."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _MIB = 1024**2
 
 @dataclass(frozen=True)
 class PodContext:
-    """What all pods of a cluster have in common.
+    """Common settings of all pods of a cluster.
 
     name: of the job or cluster; labels: on every pod.
-    run_id: the run whose last checkpoint pods wait for before they go; None for a cluster without a run.
+    run_id: the run whose last checkpoint pods wait for before they end; None for a cluster without a run.
     """
 
     name: str
@@ -44,7 +44,7 @@ class PodContext:
 
 
 def head_template(context: PodContext) -> PodTemplate:
-    """The pod of Ray's head, which also drives the run; no rank runs on it."""
+    """The pod of Ray's head, which also runs the driver; no rank runs on it."""
     container: Container = {
         **_container(context, "ray-head", driver=True),
         "ports": [
@@ -72,7 +72,7 @@ def worker_template(context: PodContext) -> PodTemplate:
         amounts[rdma] = "1"
     container: Container = {**_container(context, "ray-worker"), "resources": _same(amounts)}
     if rdma is not None:
-        # Memory that a network card reads by itself must stay where it is.
+        # RDMA needs locked memory.
         container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     spec = _pod(context, container, context.pods.shared_bytes)
     if settings.node_selector:
@@ -85,14 +85,14 @@ def worker_template(context: PodContext) -> PodTemplate:
 
 
 def submitter_template(context: PodContext) -> PodTemplate:
-    """The pod that hands the job to the cluster and shows its output. It reads no secret and no storage."""
+    """The pod that submits the job to the cluster and shows its output. It has no secrets and no storage."""
     container: Container = {
         "name": "ray-job-submitter",
         "image": context.recipe.cluster.kubernetes.image,
         "resources": _same({"cpu": "500m", "memory": "512Mi"}),
         "securityContext": _locked_down(),
     }
-    # KubeRay wants Never: a submitter that starts again would find its job submitted already.
+    # KubeRay requires Never: a restarted submitter would find its job submitted already.
     spec = _pod_spec(context, {"restartPolicy": "Never", "containers": [container]})
     return {"metadata": {"labels": context.labels}, "spec": spec}
 
@@ -113,7 +113,7 @@ def _container(context: PodContext, name: str, *, driver: bool = False) -> Conta
     settings = context.recipe.cluster.kubernetes
     environment = {"RAY_USAGE_STATS_ENABLED": "0"}
     if settings.runs_claim:
-        # Prepared data lies on the claim too, where it is prepared once and seen by all pods.
+        # Prepared datasets are on the volume too, prepared once and visible to all pods.
         environment |= {"SHARDYARD_RUNS": RUNS_PATH, "SHARDYARD_CACHE": f"{RUNS_PATH}/.cache"}
     container: Container = {
         "name": name,
@@ -162,7 +162,7 @@ def _locked_down() -> SecurityContext:
 
 
 def _same(amounts: dict[str, str]) -> Resources:
-    """Requests as large as the limits: such pods are the last that a node short of memory evicts."""
+    """Requests equal limits, so that a node short of memory evicts these pods last."""
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 

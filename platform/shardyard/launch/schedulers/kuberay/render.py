@@ -1,6 +1,6 @@
-"""Manifests of KubeRay (`ray.io/v1`) from a recipe and its plan. Pure: nothing is asked of Kubernetes or Ray.
+"""Manifests of KubeRay (`ray.io/v1`) from a recipe and its plan. Pure: contacts neither Kubernetes nor Ray.
 
-Fields are those of KubeRay 1.5.1, the first whose clusters take Ray's token authentication.
+Fields are those of KubeRay 1.5.1, the first with Ray's token authentication.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def cluster_spec(context: PodContext) -> RayClusterSpec:
     store = {"object-store-memory": str(pods.object_store_bytes)}
     return {
         "rayVersion": metadata.version("ray"),
-        # KubeRay makes the token, keeps it in a secret and gives it to all pods of the cluster.
+        # KubeRay creates the token, stores it in a secret and mounts it in all pods of the cluster.
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": False,
         "headGroupSpec": {
@@ -154,11 +154,11 @@ def _job_settings(spec: RayJobInputs, pods: Pods) -> JobSettings:
         "ttlSecondsAfterFinished": kubernetes.ttl_seconds,
     }
     if job.time_limit is not None:
-        # The run itself ends each attempt in time, with a checkpoint; this ends what hangs.
+        # The run itself ends each attempt in time, with a checkpoint; this ends a hanging one.
         attempts = math.ceil(limit_seconds(job.time_limit) + GRACE_SECONDS) * (job.retries + 1)
         settings["activeDeadlineSeconds"] = START_SECONDS + attempts
     if kubernetes.queue is not None:
-        # Kueue sets it to false once the queue has room; without Kueue the job waits instead of passing its quota.
+        # Kueue sets it to false once quota is free; without Kueue the job waits instead of exceeding its quota.
         settings["suspend"] = True
     return settings
 
@@ -191,7 +191,7 @@ def _metadata(context: PodContext, *, queued: bool) -> ObjectMeta:
 
 
 def describe(recipe: Recipe, plan: RunPlan) -> list[str]:
-    """Lines for people: which pods, of what size and why."""
+    """A summary of pods, their sizes and reasons."""
     pods = pods_of(recipe, plan)
     context = PodContext("", recipe, pods, {JOB_LABEL: ""})
     rdma = rdma_resource(context)

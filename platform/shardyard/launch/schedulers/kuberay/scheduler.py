@@ -1,4 +1,4 @@
-"""Kubernetes with KubeRay as a scheduler: each job is a RayJob, which brings its own Ray cluster."""
+"""Kubernetes with KubeRay as a scheduler: each job is a RayJob with its own Ray cluster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class KubeRayScheduler(Scheduler):
 
     @property
     def options(self) -> str:
-        """With the context, where one was named."""
+        """With the context, if one was given."""
         return f" --on {self.name}" + (f" --address {self.address}" if self.address else "")
 
     def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
@@ -49,7 +49,7 @@ class KubeRayScheduler(Scheduler):
         return self.status(JobHandle(self.name, job_id)).job if job_id else None
 
     def list(self, *, ended: bool = False) -> Sequence[JobStatus]:
-        """Jobs in the namespace `default`; those of others are reached by their ids, NAMESPACE/NAME."""
+        """Jobs in the namespace `default`; those of other namespaces are accessible by id, NAMESPACE/NAME."""
         found = [self._status(job) for job in jobs.jobs(context=self.address)]
         return [job for job in found if ended or not job.ended]
 
@@ -58,17 +58,17 @@ class KubeRayScheduler(Scheduler):
         return self._status(jobs.state(job.id, self.address))
 
     def logs(self, job: JobHandle, *, follow: bool = False, lines: int | None = None) -> Iterator[str]:
-        """Output of the pod that submitted the job last, which is the driver's."""
+        """Output of the newest submitter pod, which is the driver's."""
         found = jobs.logs(job.id, follow=follow, lines=lines, context=self.address)
         return (f"{line}\n" for line in found)
 
     def stop(self, job: JobHandle) -> None:
-        """Delete the RayJob; its pods see to a last checkpoint before they go."""
+        """Delete the RayJob; its pods wait for a last checkpoint."""
         if not self.status(job).ended:
             jobs.cancel(job.id, self.address)
 
     def capacity(self) -> Capacity:
-        """Not known: the Role that jobs need does not let them read nodes, and autoscalers add some."""
+        """Unknown: the Role for jobs does not include reading nodes, and autoscalers add some."""
         return Capacity(None, grows=True)
 
     def _status(self, job: jobs.KubeJob) -> JobStatus:
@@ -76,7 +76,7 @@ class KubeRayScheduler(Scheduler):
         folder = Path(RUNS_PATH) / job.run_id if job.run_id else None
         return JobStatus(
             job=JobHandle(self.name, job.id, job.run_id, folder, self.address),
-            # The object is called like the run where the person gave the job no name.
+            # Without a given name the object is named after the run.
             name=job.recipe if given == dns_name(job.run_id, MAX_JOB_NAME) else given,
             state=_STATES.get(job.state, "PENDING"),
             native_state=job.state,

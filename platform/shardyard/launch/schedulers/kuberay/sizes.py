@@ -1,4 +1,4 @@
-"""How many pods a recipe needs under Kubernetes, and of what size. Pure arithmetic on the recipe and its plan."""
+"""The number and size of pods that a recipe needs under Kubernetes. Pure arithmetic on the recipe and its plan."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ HEAD_CPUS = 2
 # The driver of the run imports torch, and Ray's services grow with the number of nodes.
 HEAD_BYTES = 6 * GIB
 
-# How fast a pod writes its part of a checkpoint to shared storage at the least, and how long the step before it takes.
+# The minimum speed at which a pod writes its part of a checkpoint, and the time of the step before it.
 CHECKPOINT_BYTES_PER_SECOND = 200 * 10**6
 LAST_STEP_SECONDS = 120
-# Ray is stopped after the checkpoint, within this time.
+# The time to stop Ray after the checkpoint.
 STOP_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Pods:
-    """The pods of a run's workers, all of one size; on each node one.
+    """The pods of a run's workers, all of one size, one per node.
 
     count: pods; ranks: workers of each; cpus, gpus: of each pod.
     memory_bytes: of the container, /dev/shm included; base_bytes: what one rank takes of it.
     shared_bytes: of /dev/shm; object_store_bytes: what Ray may use of it.
-    checkpoint_seconds: how long a pod that is to go may take for a last checkpoint.
+    checkpoint_seconds: the time that a stopped pod has for a last checkpoint.
     """
 
     count: int
@@ -48,7 +48,7 @@ class Pods:
 
     @property
     def grace_seconds(self) -> int:
-        """How long a pod may take to end: its last checkpoint, then Ray."""
+        """The grace period of a pod: its last checkpoint, then Ray."""
         return self.checkpoint_seconds + STOP_SECONDS
 
 
@@ -89,7 +89,7 @@ def ranks_per_pod(recipe: Recipe, plan: RunPlan) -> tuple[int, str]:
     """How many ranks share a pod, and why.
 
     Raises:
-        RecipeError: pods of one size cannot hold the ranks as the recipe wants them.
+        RecipeError: the ranks do not divide into pods of one size as required.
     """
     settings, workers, group = recipe.cluster, plan.world.size, ranks_together(recipe)
     if settings.workers_per_node is not None:
@@ -111,7 +111,7 @@ def _checked_ranks(wanted: int, workers: int, group: int) -> int:
     fitting = ", ".join(str(n) for n in range(group, workers + 1, group) if workers % n == 0)
     raise _refuse(
         "cluster.workers_per_node",
-        f"pods with {wanted} rank(s) each do not hold {what}, and pods are all of one size; set it to one of {fitting}",
+        f"pods with {wanted} rank(s) each cannot hold {what} in pods of one size; set it to one of {fitting}",
     )
 
 
@@ -122,12 +122,12 @@ def gpus_per_rank(recipe: Recipe, plan: RunPlan) -> float:
 
 
 def head_bytes(pods: Pods) -> int:
-    """Memory of the head's container. Of /dev/shm it needs what Ray uses and no more: no rank runs there."""
+    """Memory of the head's container. It needs /dev/shm only for Ray, because no rank runs there."""
     return HEAD_BYTES + pods.object_store_bytes
 
 
 def _memory_bytes(recipe: Recipe, plan: RunPlan, ranks: int) -> tuple[int, str]:
-    """Memory of the host that the ranks of a pod need, and what for."""
+    """Host memory that the ranks of a pod need, and why."""
     given = recipe.cluster.kubernetes.memory_per_worker
     if given is not None:
         return ranks * parse_bytes(given), f"{ranks} × {given} (cluster.kubernetes.memory_per_worker)"

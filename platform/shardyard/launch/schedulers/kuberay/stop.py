@@ -1,9 +1,9 @@
-"""What a pod of a run does before Kubernetes ends it: ask the run for a last checkpoint, and wait for it.
+"""The preStop hook of a pod: request a last checkpoint of the run, and wait for it.
 
     python -m shardyard.launch.schedulers.kuberay.stop RUN_FOLDER SECONDS [--driver]
 
-A pod of workers asks through the run folder: the run ends, and its driver goes on with it where the recipe wants that
-(`job.on_preempted`). The pod of the driver tells the driver itself to end. Several pods may ask at once; a run that is
+A worker pod requests a stop through the run folder: the run ends, and its driver continues it if the recipe says so
+(`job.on_preempted`). The driver's pod signals the driver itself. Several pods may request it at once; a run that is
 over, or has not begun, is not waited for.
 """
 
@@ -21,23 +21,23 @@ from shardyard.errors import RunFolderError
 from shardyard.tracking.run.folder import RunFolder
 
 POLL_SECONDS = 0.5
-# How the driver is called on its command line.
+# The driver in its command line.
 DRIVER = "shardyard.launch.schedulers.kuberay.entry"
 
 
 def stop_run(path: Path, seconds: float) -> bool:
-    """Ask the run in `path` to end with a checkpoint; returns whether it has within `seconds`."""
+    """Stop the run in `path` with a checkpoint; returns whether it ended within `seconds`."""
     folder = RunFolder(path)
     if not _running(folder):
         return True
     if folder.stop_requested() is None:
         folder.request_stop("preempt")
-    # A run that goes on elsewhere forgets the request.
+    # A run that continues elsewhere clears the request.
     return _within(seconds, lambda: not _running(folder) or folder.stop_requested() is None)
 
 
 def stop_driver(seconds: float) -> bool:
-    """Tell the driver in this pod to end; returns whether it has within `seconds`."""
+    """Signal the driver in this pod; returns whether it ended within `seconds`."""
     drivers = [process for process in psutil.process_iter(["cmdline"]) if DRIVER in (process.info["cmdline"] or [])]
     for process in drivers:
         with contextlib.suppress(psutil.Error):
@@ -46,7 +46,7 @@ def stop_driver(seconds: float) -> bool:
 
 
 def _gone(process: psutil.Process) -> bool:
-    """Whether it has ended; whoever started it may not have asked for its exit code yet."""
+    """Whether it has ended; it may be a zombie."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Manifests as YAML that kubectl reads as it was meant: it takes YAML 1.1, in which `on` is a boolean."""
+"""Manifests as YAML for kubectl, which reads YAML 1.1, where `on` is a boolean."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def to_yaml(manifests: Sequence[Mapping[str, object]], comments: Sequence[str]) 
 
 
 def _readable(value: Any) -> Any:
-    """Texts of several lines as literal blocks; quotes around what readers of YAML 1.1 take for no text."""
+    """Multi-line texts as literal blocks; quotes around text that YAML 1.1 would read as another type."""
     if isinstance(value, dict):
         return {_readable(key): _readable(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """Ray's Jobs API and state API over HTTP, as far as jobs need them; every failure is a paragraph.
 
-`ray.job_submission` speaks the same protocol, but importing it takes a second, and `ps` should be there at once.
-The protocol is that of Ray's documented REST API, and a cluster of another version of Ray is refused.
+`ray.job_submission` uses the same protocol, but importing it takes a second, and `ps` should be instant. The protocol
+is Ray's documented REST API; a cluster with another version of Ray is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shardyard.launch.schedulers.base import ENDED, JobNotFoundError
 TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
 TERMINAL = ENDED
-# What the head says while the process that starts drivers is not up yet; it has waited some seconds for it by then.
+# The head's answer while its job agent is not up yet; it has waited some seconds by then.
 _NO_AGENT = "No available agent"
 _AGENT_SECONDS = 60.0
 _UNAUTHORIZED = (401, 403)
@@ -77,7 +77,7 @@ class RayJobBody(TypedDict):
 
 @dataclass(frozen=True)
 class Target:
-    """A cluster to talk to: the URL of its dashboard, and the token, if there is one."""
+    """A cluster: the URL of its dashboard, and its token, if any."""
 
     url: str
     token: str | None
@@ -85,7 +85,7 @@ class Target:
 
 
 def is_named() -> bool:
-    """Whether the environment, or a cluster that was started on this machine, says which one is meant."""
+    """Whether the environment names a cluster, or one was started on this machine."""
     given = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if given not in (None, "", "auto", "local"):
         return True
@@ -94,10 +94,10 @@ def is_named() -> bool:
 
 
 def target(address: str | None) -> Target:
-    """The cluster that is meant: `address`, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the one started on this machine.
+    """The selected cluster: `address`, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the one started on this machine.
 
     Raises:
-        UsageError: none is named, or the address is none.
+        UsageError: none is named, or the address is invalid.
         ShardyardError: RAY_ADDRESS names a cluster that does not answer.
     """
     given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
@@ -135,13 +135,13 @@ def _dashboard_of(gcs: str) -> str:
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ShardyardError(
-            f"the Ray cluster at {gcs} does not say where its Jobs API is: {first}. Give it: --address "
+            f"the Ray cluster at {gcs} does not tell the address of its Jobs API: {first}. Give it: --address "
             "http://HEAD:8265."
         ) from error
 
 
 def _token(record: ClusterRecord | None) -> str | None:
-    """The token as Ray finds it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, the started cluster's, ~/.ray/auth_token."""
+    """The token, as Ray looks it up: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, the started cluster's, ~/.ray/auth_token."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -163,11 +163,11 @@ class JobsApi:
 
     def __init__(self, cluster: Target) -> None:
         self.cluster = cluster
-        # A proxy for the outside world does not know the cluster.
+        # A proxy would not reach the cluster.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def check_version(self) -> None:
-        """See that the cluster answers, takes the token, and runs the version of Ray that is installed here.
+        """Check that the cluster answers, accepts the token, and runs the installed version of Ray.
 
         Raises:
             ShardyardError: it does not.
@@ -175,12 +175,12 @@ class JobsApi:
         there, here = self.get("/api/version").get("ray_version"), version("ray")
         if there != here:
             raise ShardyardError(
-                f"the cluster at {self.cluster.url} runs Ray {there}, here is Ray {here}; install the same one, for "
-                f"instance `pip install 'ray[default,tune]=={there}'`."
+                f"the cluster at {self.cluster.url} runs Ray {there}, here is Ray {here}; install the same version, "
+                f"for instance `pip install 'ray[default,tune]=={there}'`."
             )
 
     def jobs(self) -> list[RayJob]:
-        """All jobs that were submitted, Shardyard's and others', the oldest first."""
+        """All submitted jobs, of Shardyard and others, oldest first."""
         listed: list[RayJob] = self.get("/api/jobs/")
         found = [job for job in listed if job.get("type") == "SUBMISSION"]
         return sorted(found, key=lambda job: (job.get("start_time") or 0, job.get("submission_id") or ""))
@@ -189,7 +189,7 @@ class JobsApi:
         """One job.
 
         Raises:
-            JobNotFoundError: the cluster knows no such job.
+            JobNotFoundError: the cluster has no such job.
             ShardyardError: it does not answer.
         """
         try:
@@ -201,11 +201,11 @@ class JobsApi:
         return found
 
     def logs(self, submission_id: str) -> str:
-        """What the job has written so far; "" before it starts."""
+        """The job's output so far; "" before it starts."""
         return str(self.get(f"/api/jobs/{urllib.parse.quote(submission_id)}/logs").get("logs") or "")
 
     def submit(self, body: RayJobBody) -> str:
-        """Submit a job; returns its id. A head that has just started is given the time to start its job agent."""
+        """Submit a job; returns its id. A head that has just started gets time to start its job agent."""
         deadline = time.monotonic() + _AGENT_SECONDS
         while True:
             try:
@@ -216,13 +216,13 @@ class JobsApi:
                 if time.monotonic() > deadline:
                     raise ShardyardError(
                         f"the cluster at {self.cluster.url} runs, but the agent on its head that starts jobs does not; "
-                        "dashboard_agent.log in the logs of Ray's session there says why. Often another Ray on that "
-                        "host has its port: start the head with another --dashboard-agent-listen-port."
+                        "dashboard_agent.log in the logs of Ray's session there tells why. Often another Ray on that "
+                        "host uses its port: start the head with another --dashboard-agent-listen-port."
                     ) from error
             time.sleep(1.0)
 
     def stop(self, submission_id: str) -> bool:
-        """Ask a job to stop; False where it had ended before."""
+        """Stop a job; False if it had already ended."""
         return bool(self._json("POST", f"/api/jobs/{urllib.parse.quote(submission_id)}/stop", b"")["stopped"])
 
     def nodes(self, *, alive: bool = True) -> list[RayNode]:
@@ -233,7 +233,7 @@ class JobsApi:
         return list(found["data"]["result"]["result"])
 
     def has_package(self, name: str) -> bool:
-        """Whether a package was uploaded before; Ray then keeps it for ten minutes, even where no job uses it."""
+        """Whether a package is uploaded already; Ray keeps it for ten minutes, even if no job uses it."""
         try:
             self._request("GET", f"/api/packages/gcs/{name}", None).close()
         except urllib.error.HTTPError as error:
@@ -245,7 +245,7 @@ class JobsApi:
         return True
 
     def upload(self, name: str, content: bytes) -> None:
-        """Upload a package, in place of what has its name."""
+        """Upload a package, replacing one of the same name."""
         self._bytes("PUT", f"/api/packages/gcs/{name}", content, UPLOAD_TIMEOUT_SECONDS)
 
     def get(self, path: str) -> Any:
@@ -262,7 +262,7 @@ class JobsApi:
             return json.loads(content)
         except ValueError as error:
             raise ShardyardError(
-                f"{self.cluster.url} answers, but not as Ray's Jobs API does; give the address of the dashboard, "
+                f"{self.cluster.url} answers, but is not Ray's Jobs API; give the address of the dashboard, "
                 "http://HEAD:8265."
             ) from error
 
@@ -284,10 +284,10 @@ class JobsApi:
 
     def _explained(self, error: urllib.error.HTTPError) -> ShardyardError:
         if error.code in _UNAUTHORIZED:
-            what = "asks for a token" if error.code == 401 else "does not take this token"
+            what = "requires a token" if error.code == 401 else "rejects this token"
             return ShardyardError(
                 f"the cluster at {self.cluster.url} {what}: set RAY_AUTH_TOKEN_PATH to a file with it; `shardyard "
-                "cluster token` on the head says where it is."
+                "cluster token` on the head prints its path."
             )
         lines = error.read().decode("utf-8", errors="replace").strip().splitlines() or [error.reason]
         return ShardyardError(f"the cluster at {self.cluster.url} refuses: {lines[-1]}")
@@ -297,5 +297,5 @@ class JobsApi:
         reason = getattr(reason, "strerror", None) or reason
         return ShardyardError(
             f"the cluster at {self.cluster.url} does not answer: {reason}. Check the address and that the cluster runs "
-            "(`shardyard cluster status`); from another network forward its port, `ssh -L 8265:localhost:8265 HEAD`."
+            "(`shardyard cluster status`); from another network, forward its port, `ssh -L 8265:localhost:8265 HEAD`."
         )

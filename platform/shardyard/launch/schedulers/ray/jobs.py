@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: submitting a recipe through Ray's Jobs API, so that Ray's own commands see it as well."""
+"""Jobs on a Ray cluster: submitting a recipe through Ray's Jobs API, so that Ray's own commands see them too."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from shardyard.recipe.schema import Recipe
 from shardyard.redaction import scrub_all
 from shardyard.units import format_bytes
 
-# Ray's own signal for `ray job stop` is SIGTERM, which also says that a node goes away; SIGINT tells a person.
+# Ray's default for `ray job stop` is SIGTERM, which also announces a preemption; SIGINT marks a request by a person.
 STOP_SIGNAL = "SIGINT"
-# How long Ray waits for the last checkpoint of a job that is stopped before it kills it.
+# The time that Ray waits for the last checkpoint of a stopped job before it kills it.
 STOP_WAIT_SECONDS = 900
 # Metadata of a job: when it counts as submitted.
 _SUBMITTED = "shardyard_submitted"
@@ -43,10 +43,10 @@ HEAD_START_SECONDS = 15.0
 
 
 def connect(address: str | None) -> JobsApi:
-    """The Jobs API of the cluster that is meant.
+    """The Jobs API of the selected cluster.
 
     Raises:
-        ShardyardError: there is none, it does not answer, refuses the token, or runs another version of Ray.
+        ShardyardError: there is none, it does not answer, rejects the token, or runs another version of Ray.
     """
     api = JobsApi(target(address))
     api.check_version()
@@ -54,9 +54,9 @@ def connect(address: str | None) -> JobsApi:
 
 
 def nodes_of(api: JobsApi) -> list[Node]:
-    """The living nodes of a cluster with all they have; what is free is for the job to see."""
+    """The living nodes of a cluster with their total resources."""
     deadline = time.monotonic() + HEAD_START_SECONDS
-    # A head that has just started tells of its Jobs API before it tells of itself.
+    # A head that has just started serves its Jobs API before it lists itself.
     while not (listed := api.nodes()) and time.monotonic() < deadline:
         time.sleep(0.2)
     amounts = [(node["node_id"], amount_of(node["resources_total"])) for node in listed]
@@ -73,7 +73,7 @@ def amount_of(resources: Mapping[str, float | str]) -> Amount:
 
 
 def autoscales(api: JobsApi) -> bool:
-    """Whether nodes may come that are not there yet."""
+    """Whether nodes may be added automatically."""
     return any(_NODE_GROUP in (node.get("labels") or {}) for node in api.nodes())
 
 
@@ -96,7 +96,7 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
     spec["address"] = api.cluster.url
     position = position_after(_unended(api))
     spec["submitted"], spec["after"] = position.submitted, list(position.after)
-    # The cluster of this machine has this interpreter, which need not be on the path of its processes.
+    # The cluster of this machine uses this interpreter, which may not be on its PATH.
     python = sys.executable if api.cluster.record is not None else "python"
     text = json.dumps(spec, ensure_ascii=False)
     if folder is not None and selection is not None:
@@ -108,7 +108,7 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
         api.upload(name, content)
     secret = _leave_secrets(api, request.loaded.recipe)
     try:
-        # A job that is half submitted would be one that nobody knows of.
+        # A partially submitted job would be unknown to everyone.
         with uninterrupted():
             return _sent(api, _body(request, spec, f"gcs://{name}", secret, python))
     except BaseException:
@@ -131,7 +131,7 @@ def _selected(request: SubmitRequest, folder: Path) -> Selection:
 
 
 def _listed(folder: Path, selection: Selection, report: Report) -> dict[str, object]:
-    """What a dry run says and writes of the folder."""
+    """The output of a dry run about the folder."""
     for line in listing(folder, selection):
         report(line)
     return {
@@ -141,7 +141,7 @@ def _listed(folder: Path, selection: Selection, report: Report) -> dict[str, obj
 
 
 def _sent(api: JobsApi, body: RayJobBody) -> str:
-    """Submit; a job whose answer is lost on the way is there all the same."""
+    """Submit; a job whose answer is lost exists nevertheless."""
     try:
         return api.submit(body)
     except ShardyardError:
@@ -155,7 +155,7 @@ def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
     if not variables:
         return None
     name = secrets.new_name()
-    api.has_package(name)  # what Ray was asked about it forgets after a while
+    api.has_package(name)  # Ray forgets cached answers after a while
     api.upload(name, secrets.pack(variables))
     return name
 
@@ -163,7 +163,7 @@ def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
 def _body(
     request: SubmitRequest, spec: JobSpec, package_uri: str, secret: str | None = None, python: str = "python"
 ) -> RayJobBody:
-    """What the Jobs API is sent; `python` is the interpreter on the head."""
+    """The request to the Jobs API; `python` is the interpreter on the head."""
     command = entry_command(SPEC_NAME, python=python)
     if secret is not None:
         command = [*command[:-1], "--secrets", secret, command[-1]]
@@ -196,7 +196,7 @@ def _body(
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C counts only after the block."""
+    """Ctrl-C takes effect only after the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""A Ray cluster as a scheduler: its job server takes jobs, and our queue on its head keeps them in order."""
+"""A Ray cluster as a scheduler: jobs go to its job server, and our queue on its head orders them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shardyard.launch.schedulers.ray.jobs import autoscales, connect, nodes_of, 
 from shardyard.launch.schedulers.ray.nodes import ask
 from shardyard.tracking.run.folder import RunFolder
 
-# Metadata by which a job is known as one of Shardyard's.
+# Metadata that marks a job as Shardyard's.
 _OURS = "shardyard_run"
 _STATES: dict[str, JobState] = {
     "RUNNING": "RUNNING",
@@ -33,7 +33,7 @@ _STATES: dict[str, JobState] = {
 
 
 class RayScheduler(Scheduler):
-    """Ray's job server at an address, or at the one that the environment or `shardyard cluster up` names."""
+    """Ray's job server at an address, or at that of the environment or of `shardyard cluster up`."""
 
     name = "ray"
     files = "travel"
@@ -58,7 +58,7 @@ class RayScheduler(Scheduler):
 
     @property
     def api(self) -> JobsApi:
-        """The cluster, which was seen to answer and to run this version of Ray.
+        """The cluster, after a check that it answers and runs this version of Ray.
 
         Raises:
             ShardyardError: it does not.
@@ -78,7 +78,7 @@ class RayScheduler(Scheduler):
         return f" --address {self.where}"
 
     def submit(self, request: SubmitRequest, report: Report) -> JobHandle:
-        """Through Ray's Jobs API; also for a dry run the id is settled, and is that of the run."""
+        """Through Ray's Jobs API; even for a dry run the id is known: it is the run's."""
         api = None if request.dry_run is not None else self.api
         job_id = submit(request, report, api)
         return JobHandle(self.name, job_id, job_id, request.runs_dir / job_id, api.cluster.url if api else None)
@@ -89,10 +89,10 @@ class RayScheduler(Scheduler):
         return [job for job in found if ended or not job.ended]
 
     def status(self, job: JobHandle) -> JobStatus:
-        """As the job server has it."""
+        """From the job server."""
         found = self.api.job(job.id)
         if _OURS not in (found.get("metadata") or {}):
-            raise JobNotFoundError(f"{job.id} at {self.where} is a job of Ray, and not one of Shardyard.")
+            raise JobNotFoundError(f"{job.id} at {self.where} is a Ray job that Shardyard did not submit.")
         return self._status(found)
 
     def logs(self, job: JobHandle, *, follow: bool = False, lines: int | None = None) -> Iterator[str]:
@@ -110,7 +110,7 @@ class RayScheduler(Scheduler):
         self.api.stop(self.status(job).job.id)
 
     def capacity(self) -> Capacity:
-        """The nodes that are alive; what is free is for the job to see."""
+        """The nodes that are alive, with their total resources."""
         return Capacity(tuple(nodes_of(self.api)), grows=autoscales(self.api))
 
     def nodes(self) -> Sequence[NodeStatus]:
