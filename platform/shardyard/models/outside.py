@@ -161,7 +161,8 @@ def module_config(
     Args:
         vocabulary: length of the tokenizer, None for an objective without text.
     """
-    text = {} if vocabulary is None else {"vocab_size": vocabulary, **(special_tokens or {})}
+    text: dict[str, object] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    text |= {} if vocabulary is None else {"vocab_size": vocabulary, **(special_tokens or {})}
     fields = {**text, **({} if model.dropout is None else {"dropout": model.dropout}), **model.config}
     # `from_dict` and the like are no fields.
     plain = {name: value for name, value in fields.items() if not callable(getattr(PreTrainedConfig, name, None))}

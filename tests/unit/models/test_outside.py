@@ -22,6 +22,7 @@ from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.rules.rules import check
 from shardyard.recipe.schema import Model, Recipe
 from support.docs.pages import REPOSITORY, blocks_of
+from support.images import CLASSES, SIZE, image_fields, write_images
 from support.tiny import tiny_recipe
 
 BLOCKS = list(blocks_of("docs/extending.md", (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")))
@@ -58,6 +59,12 @@ class Returns(nn.Linear):
 
     def forward(self, input_ids):
         return {"tuple": (1,), "mapping": {"hidden": torch.zeros(1)}}[self.what]
+
+
+def conv(num_labels, width=4):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_labels)
+    )
 
 
 def nothing(): return nn.Identity()
@@ -169,6 +176,18 @@ def test_it_is_counted_and_its_row_costs_what_a_pass_of_shapes_says() -> None:
     assert costs[0] is not None
     assert costs[1] is not None
     assert costs[0] < costs[1]
+
+
+def test_it_may_read_images(place: Path) -> None:
+    model = {"module": "others.py:conv", "config": {"num_labels": CLASSES, "num_channels": 1}}
+    recipe = parse_recipe(image_fields(write_images(place), "image_classification", model) | {"image": {"size": SIZE}})
+    assert check(recipe) == []
+    components = make_components(recipe)
+    found = measure_recipe(recipe, components.config)
+    assert found.parameters == 4 * 9 + 4 + 4 * CLASSES + CLASSES
+    assert found.logits_per_row == CLASSES
+    built: Any = construct(recipe.model, components.config)
+    assert built(pixel_values=torch.zeros(2, 1, SIZE, SIZE)).logits.shape == (2, CLASSES)
 
 
 def test_a_plan_refuses_what_it_cannot_count_and_documents_that_would_mix() -> None:
