@@ -14,7 +14,7 @@ from support.module_graph import PACKAGE, imports, modules
 
 # Files, or folders with a slash at their end → what an import at the top would cost.
 LATE = {
-    "cli/commands/": "what takes over 25 ms, when it is called: `--help` and completion read the file of a command too",
+    "cli/commands/": "what takes tens of milliseconds: `--help` and completion read the file of a command too",
     "cli/doctor/checks.py": "a check asks for a package that may be missing or broken",
     "cli/doctor/doctor.py": "rich, for output to a terminal alone",
     "cli/doctor/plugins.py": "data formats import transformers, which only the process needs that imports plugins",

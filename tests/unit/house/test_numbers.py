@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from support.house.numbers import numbers
 from support.module_graph import PACKAGE
 
 REPOSITORY = PACKAGE.parents[1]
 
 
-def test_the_table_of_the_lab_notes_has_the_figures_of_the_command() -> None:
-    found = numbers(REPOSITORY)
+@pytest.fixture(scope="module")
+def found() -> dict[str, str]:
+    return numbers(REPOSITORY)
+
+
+def test_the_table_of_the_lab_notes_has_the_figures_of_the_command(found: dict[str, str]) -> None:
     notes = (REPOSITORY / "docs" / "develop" / "lab-notes.md").read_text(encoding="utf-8")
     table = notes.partition("**The house in numbers**")[2].partition("\n\n|")[2].partition("\n\n")[0]
     rows = [re.split(r" ?\| ?", line.strip("|")) for line in table.splitlines()[2:]]
@@ -19,8 +25,7 @@ def test_the_table_of_the_lab_notes_has_the_figures_of_the_command() -> None:
     assert all(len(row) == 3 for row in rows)
 
 
-def test_the_figures_are_of_the_package() -> None:
-    found = numbers(REPOSITORY)
+def test_the_figures_are_of_the_package(found: dict[str, str]) -> None:
     assert int(found["Python files"]) > 300
     assert found["import cycles"] == "0"
     assert int(found["imports inside functions"]) > 0
