@@ -234,7 +234,18 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
         return replace(job, recipe=other, plan=prepare(other, job.plan.world), until=None)
 
     straight = tiny_job(recipe, folder, world_size=2)
-    names = ("shard", "rank 1's share", "manifest", "a file too many", "all", "export", "shape", "code", "spoiled")
+    names = (
+        "shard",
+        "rank 1's share",
+        "manifest",
+        "a file too many",
+        "all",
+        "export",
+        "shape",
+        "code",
+        "spoiled",
+        "older",
+    )
     jobs = {name: tiny_job(recipe, folder, world_size=2, until=8) for name in names}
     assert run_ranks(2, in_order, [straight, *jobs.values()])[1] == ["finished"] + ["paused"] * len(jobs)
 
@@ -251,6 +262,9 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     states = torch.load(path, weights_only=False)
     forge(newest["code"], path.relative_to(newest["code"]).as_posix(), with_code(states, folder / "code has run"))
     files.mark(newest["spoiled"], good=False, why="it exploded")
+    manifest: dict[str, Any] = {**files.read_manifest(newest["older"])}
+    body = {name: value for name, value in manifest.items() if name not in ("expert_parallel", "sha256")}
+    files.write_json(newest["older"] / "manifest.json", {**body, "sha256": files._digest(body)})
 
     # Where the exported model is put together there is a file that no folder can replace.
     (jobs["export"].folder.path / ".final.partial").write_text("in the way")
@@ -290,6 +304,12 @@ def test_a_checkpoint_of_an_explosion_is_passed_over_and_kept(runs: dict[str, tu
     ]
     assert [event["resumed_step"] for event in events(job.folder, "attempt")] == [None, 4]
     assert (job.folder.checkpoints / "aside-step-00000008").is_dir()
+
+
+def test_a_checkpoint_from_before_there_was_an_axis_has_one_rank_along_it(runs: dict[str, tuple[Job, str]]) -> None:
+    job, outcome = runs["older"]
+    assert outcome == "finished"
+    assert [event["resumed_step"] for event in events(job.folder, "attempt")] == [None, 8]
 
 
 def test_code_in_a_checkpoint_is_refused_by_all_ranks_unless_it_is_trusted(runs: dict[str, tuple[Job, str]]) -> None:

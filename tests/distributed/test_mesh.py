@@ -38,6 +38,26 @@ SHAPES = {
     "experts and pairs": MeshShape((("expert_data", 1), ("expert", 2), ("tensor", 2))),
 }
 STEPS = 5
+# A hook from outside that sums along an axis.
+HOOK = """
+import torch
+
+from shardyard.engine.hooks.base import Hook
+
+
+class Places(Hook):
+    name = "places"
+
+    def __init__(self, inputs) -> None:
+        super().__init__()
+        self.mesh = inputs.mesh
+        assert inputs.rank is inputs.mesh.here
+
+    def on_step(self, record) -> None:
+        places = torch.tensor(1.0 + self.mesh.data.index)
+        self.mesh.data.sum(places)
+        record.add({"test/places": float(places)})
+"""
 
 
 def on_each_mesh(rank: Rank) -> dict[str, dict[str, Any]]:
@@ -115,7 +135,9 @@ def trained(rank: Rank, job: Job) -> dict[str, Any]:
         result = train_step(session.engine, session.objective, batch, session.mesh)
         losses.append((result.loss, result.grad_norm, result.totals.counts["loss"]))
     record = StepRecord(STEPS, {})
-    next(hook for hook in session.hooks if isinstance(hook, EvaluateHook)).on_step(record)
+    for hook in session.hooks:
+        if isinstance(hook, EvaluateHook) or hook.name == "places":
+            hook.on_step(record)
     session.close()
     return {"rows": rows, "losses": losses, "metrics": record.metrics, "streams": session.streams, "drawn": _drawn()}
 
@@ -126,8 +148,13 @@ def _drawn() -> float:
 
 def test_ranks_that_share_rows_change_nothing_of_what_is_trained(tmp_path: Path) -> None:
     """Four ranks in pairs against two: the same rows for each data-parallel rank, and the same losses and gradients."""
+    (tmp_path / "places.py").write_text(HOOK)
     recipe = tiny_recipe(
-        write_corpus(tmp_path), model={"dropout": 0.1}, train={"gradient_clipping": 1.0}, cluster={"workers": 2}
+        write_corpus(tmp_path),
+        model={"dropout": 0.1},
+        train={"gradient_clipping": 1.0},
+        cluster={"workers": 2},
+        hooks=[{"name": f"{tmp_path / 'places.py'}:Places"}],
     )
     two = tiny_job(recipe, tmp_path / "runs", world_size=2)
     plan = prepare(recipe, World(size=2, gpu=False))
@@ -139,6 +166,7 @@ def test_ranks_that_share_rows_change_nothing_of_what_is_trained(tmp_path: Path)
     )
     alone, paired = run_ranks(2, trained, two), run_ranks(4, trained, four)
     assert alone[0]["rows"] != alone[1]["rows"]
+    assert alone[0]["metrics"]["test/places"] == 1 + 2
     for rank, found in enumerate(paired):
         reader = alone[PAIRS.index("data", rank)]
         assert found["rows"] == reader["rows"]
