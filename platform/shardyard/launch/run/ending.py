@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -41,9 +40,9 @@ def _last_evaluation(folder: RunFolder) -> str:
     return metrics_in_words(measured[-1]) if measured else ""
 
 
-def _recipe_of(folder: RunFolder) -> dict[str, Any]:
+def _recipe_of(folder: RunFolder) -> dict[str, object]:
     """Read without checks: data of the recipe may be gone by now."""
-    fields: dict[str, Any] = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    fields: dict[str, object] = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
     return fields
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from shardyard import plugins
 from shardyard.errors import RunFolderError, UsageError
@@ -72,7 +71,7 @@ def report_changed_code(recipe: Recipe, folder: RunFolder) -> None:
         recipe: with references to kept files.
     """
     provenance = folder.info().provenance
-    before: dict[str, Any] = dict(provenance.get("code") or {})
+    before = dict(provenance.get("code") or {})
     now = origins(recipe)
     for field, origin in now.items():
         known = before.get(field)
@@ -84,7 +83,7 @@ def report_changed_code(recipe: Recipe, folder: RunFolder) -> None:
         folder.update(provenance={**provenance, "code": {**before, **new}})
 
 
-def _change(field: str, before: Mapping[str, Any], now: Mapping[str, str | None]) -> str | None:
+def _change(field: str, before: Mapping[str, str | None], now: Mapping[str, str | None]) -> str | None:
     reference = str(before.get("reference"))
     where = Path(reference.rpartition(":")[0])
     if plugins.is_file_reference(reference):
