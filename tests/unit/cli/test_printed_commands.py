@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).resolve().parents[3] / "platform" / "shardyard"
 # Names of commands in a sentence, not something to type, and those whose name is filled in.
 MENTIONS = {
     "cli/main.py": {"shardyard 1", "shardyard help COMMAND"},
+    "engine/inference/load.py": {"shardyard export"},
     "engine/inference/step_sources.py": {"shardyard data rows"},
     "dashboard/web/cluster.py": {"shardyard 1"},
     "dashboard/static/pages/jobs.js": {"shardyard launch"},

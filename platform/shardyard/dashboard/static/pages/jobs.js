@@ -121,7 +121,7 @@ class JobsView {
     const rows = jobs.map((job) => [
       job.run ? h("a", { href: link(["run", job.run]) }, job.name ?? job.id) : (job.name ?? job.id),
       h("span", { title: job.scheduler_state || null }, badge(stateOf(job))),
-      h("span.reason", {}, open ? job.waiting || job.doing : job.message || job.doing),
+      h("span.reason", {}, open ? job.waiting || job.doing : job.message || job.doing || exit(job)),
       job.scheduler,
       job.recipe ?? "",
       job.needs ?? "",
@@ -208,6 +208,10 @@ function stateOf(job) {
     { PENDING: "pending", STOPPED: "stopped", SUCCEEDED: "finished", FAILED: "failed" }[job.state] ??
     String(job.state).toLowerCase()
   );
+}
+
+function exit(job) {
+  return job.exit_code === null || job.exit_code === undefined ? "" : `exit code ${job.exit_code}`;
 }
 
 function when(job) {
