@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_costs_one_interval_and_no_bit(runs: dict[str, tupl
     job, outcome = runs[case]
     assert outcome == "finished"
     (notice,) = events(job.folder, "notice")
-    assert notice["text"].startswith("checkpoint step-00000008 is passed over: ")
+    assert notice["text"].startswith("checkpoint step-00000008 is skipped: ")
     assert [event["resumed_step"] for event in events(job.folder, "attempt")] == [None, 4]
     # The damaged one is kept for whoever wants to look, under a name that nothing takes for a checkpoint.
     assert (job.folder.checkpoints / "damaged-step-00000008").is_dir()
@@ -300,7 +300,7 @@ def test_a_checkpoint_of_an_explosion_is_passed_over_and_kept(runs: dict[str, tu
     job, outcome = runs["spoiled"]
     assert outcome == "finished"
     assert [event["text"] for event in events(job.folder, "notice")] == [
-        "checkpoint step-00000008 is passed over: it exploded"
+        "checkpoint step-00000008 is skipped: it exploded"
     ]
     assert [event["resumed_step"] for event in events(job.folder, "attempt")] == [None, 4]
     assert (job.folder.checkpoints / "aside-step-00000008").is_dir()
@@ -330,7 +330,7 @@ def test_the_notice_names_the_file(runs: dict[str, tuple[Job, str]]) -> None:
 
 def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job, str]]) -> None:
     job, outcome = runs["all"]
-    assert outcome.startswith(f"CheckpointError: no checkpoint in {job.folder.checkpoints} is whole and good")
+    assert outcome.startswith(f"CheckpointError: no checkpoint in {job.folder.checkpoints} is usable")
     assert "--step 0` starts from the beginning" in outcome
     assert len(events(job.folder, "notice")) == 2
     # Nothing is renamed: a run that starts anew by accident would be worse than one that does not start.
@@ -343,7 +343,7 @@ def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job,
 def test_a_model_that_cannot_be_exported_fails_on_every_rank(runs: dict[str, tuple[Job, str]]) -> None:
     job, outcome = runs["export"]
     assert outcome.startswith(f"ShardyardError: the trained model could not be written to {job.folder.path / 'final'}")
-    assert f"free the cause and run `shardyard export {job.folder.path}`" in outcome
+    assert f"fix the cause and run `shardyard export {job.folder.path}`" in outcome
     assert good(job.folder.checkpoints)[-1] == f"step-{STEPS:08d}"
 
 

@@ -42,7 +42,7 @@ def test_a_run_of_a_few_steps_is_not_measured(tmp_path: Path, monkeypatch: pytes
     recipe = tiny_recipe(write_corpus(tmp_path), train={"steps": 5, "minutes": 3.0}, schedule={"warmup": 1})
     job = fix_steps(tiny_job(recipe, tmp_path / "runs"), single_process(torch.device("cpu")))
     assert (job.plan.steps, job.recipe.train.minutes) == (5, None)
-    assert "5 steps are too few to measure how many 3 minutes hold" in job.folder.resolved.read_text()
+    assert "5 steps are too few to measure a budget of 3 minutes" in job.folder.resolved.read_text()
 
 
 def run_all(rank: Rank, jobs: list[Job]) -> list[str]:

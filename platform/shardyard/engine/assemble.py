@@ -1,4 +1,4 @@
-"""One run on one rank, from its recipe. The only place that reads the whole recipe and hands out its sections."""
+"""One run on one rank, from its recipe. The only place that reads the whole recipe and passes on its sections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     """Everything that the loop needs.
 
     Args:
-        trust: execute code that the files of a checkpoint may hold.
+        trust: load checkpoint files that may execute code.
 
     Raises:
         DataError, ModelError: a part of the recipe cannot be built here.

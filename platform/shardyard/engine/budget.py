@@ -1,8 +1,8 @@
-"""A time budget: how many steps `train.minutes` hold is measured before training, and then fixed for good.
+"""The time budget: the number of steps that fit `train.minutes` is measured before training and then fixed.
 
-The schedule needs to know the length of the run before its first step, and a run that is resumed or repeated has to
-train the same steps whatever the machine does then. So a few steps and an evaluation are timed on an engine that is
-thrown away; what they say becomes `train.steps` of the run, with warm-up and cadences scaled to it.
+The schedule needs to know the length of the run before its first step, and a resumed or repeated run must train the
+same steps on any machine. So a few steps and an evaluation are timed on a temporary engine; the result becomes
+`train.steps` of the run, with warm-up and intervals scaled to it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import Length, write_event
 from shardyard.tracking.run.plan_file import keep_plan
 
-# The first steps allocate memory and choose kernels; what counts is how long the others take.
+# The first steps allocate memory and choose kernels, so they are not timed.
 UNTIMED_STEPS = 2
 LEAST_TIMED_STEPS = 3
 MOST_TIMED_STEPS = 20
@@ -46,7 +46,7 @@ RESERVE = 0.05
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a step takes, and an evaluation with its samples, in seconds."""
+    """Seconds of a step, and of an evaluation with its samples."""
 
     step_seconds: float
     evaluation_seconds: float
@@ -55,17 +55,17 @@ class Pace:
 def fix_steps(job: Job, mesh: Mesh) -> Job:
     """The job with the steps that its time budget holds, which the run folder keeps; all ranks call this.
 
-    Without `train.minutes`, or when the budget was turned into steps before, it is the job as it was.
+    Without `train.minutes`, or if the budget was converted to steps before, the job is returned unchanged.
     """
     minutes = job.recipe.train.minutes
     if minutes is None:
         return job
     most = job.plan.steps
     if most <= UNTIMED_STEPS + LEAST_TIMED_STEPS:
-        steps, why = most, f"{most} steps are too few to measure how many {minutes:g} minutes hold"
+        steps, why = most, f"{most} steps are too few to measure a budget of {minutes:g} minutes"
     else:
         pace = measure(job, mesh)
-        # The engine of training would otherwise come on top of that one.
+        # Freed before the engine for training is built.
         gc.collect()
         if mesh.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -98,7 +98,7 @@ def _evaluations(job: Job, steps: int) -> int:
 
 
 def measure(job: Job, mesh: Mesh) -> Pace:
-    """Time some steps and an evaluation on an engine that is thrown away; all ranks call this."""
+    """Time some steps and an evaluation on a temporary engine; all ranks call this."""
     recipe, plan = job.recipe, job.plan
     components = make_components(recipe, data_group=mesh.data.group)
     engine = start_engine(recipe, plan, components.config, mesh)

@@ -56,7 +56,7 @@ def make_components(
         data_group: the data-parallel ranks, for an objective that compares rows of all of them; None for one alone.
 
     Raises:
-        DataError, ModelError: the tokenizer or the model's configuration cannot be had.
+        DataError, ModelError: the tokenizer or the model's configuration is not available.
     """
     if tokenizer is None and objective_spec(recipe.objective).text:
         tokenizer = load_tokenizer(recipe.tokenizer)

@@ -1,4 +1,4 @@
-"""What a rank is told to do. Imports neither torch nor DeepSpeed, because drivers only pass it on."""
+"""The job of a rank. Imports neither torch nor DeepSpeed, because drivers only pass it on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shardyard.tracking.run.folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """Plain data, so that it travels to workers.
+    """Plain data, so that it can be sent to workers.
 
     until: pause after this step, with a checkpoint.
-    trust: execute code that the files of the run's checkpoints may hold.
+    trust: load checkpoint files that may execute code.
     """
 
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""The training loop: read it from top to bottom."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
 
 Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused"]
-# What rank 0 adds to the sum over ranks when someone asked the run to stop.
+# The flag that rank 0 adds to the sum over ranks for each stop request.
 _STOP_FLAGS: dict[str, tuple[float, Outcome]] = {
     "interrupt": (1.0, "interrupted"),
     "preempt": (2.0, "preempted"),
@@ -22,20 +22,20 @@ _STOP_FLAGS: dict[str, tuple[float, Outcome]] = {
 
 
 def train(session: Session, *, until: int | None = None) -> Outcome:
-    """Train from the newest whole checkpoint, or from the start, to the end; the last checkpoint is left to save.
+    """Train from the newest checkpoint, or from the start, to the end; the caller saves the last checkpoint.
 
     Args:
         until: pause after this step, with a checkpoint.
 
     Returns:
         `finished` when all steps are done or early stopping ended them; otherwise why the run stopped, after a
-        checkpoint unless it was asked to before its first step.
+        checkpoint unless it stopped before its first step.
 
     Raises:
         TrainingError: the loss, the gradient norm or a weight is not a number.
         DataError: a source failed.
-        CheckpointError: the run was asked to stop, and its checkpoint could not be written.
-        TakenOverError: another process trains the run by now.
+        CheckpointError: a stop was requested, and its checkpoint could not be written.
+        TakenOverError: another process has taken over the run.
     """
     done = session.restore()
     if done < session.plan.steps and (stopped := _stopped_before_start(session)) is not None:
@@ -53,7 +53,7 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
 
 
 def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
-    """Train on one global batch; returns its record, and how the run is to end if someone asked for that."""
+    """Train on one global batch; returns its record, and the outcome if a stop was requested."""
     started = time.monotonic()
     learning_rate = session.learning_rate.set(session.factor(step - 1))
     batch = session.next_batch()
@@ -85,13 +85,13 @@ def _flag(session: Session) -> float:
 
 
 def _stopped_before_start(session: Session) -> Outcome | None:
-    """What the run ends in where it was asked to stop while it started: all that was trained is saved already."""
+    """The outcome of a stop request during startup, when everything is saved already."""
     flag = session.mesh.from_first(_flag(session))
     return next((outcome for value, outcome in _STOP_FLAGS.values() if value == flag), None)
 
 
 def _check(session: Session, result: StepResult, step: int) -> None:
-    """A loss or a gradient that is not a number stays so: going on would only cost time.
+    """A loss or gradient that is not finite stays so: continuing would only waste time.
 
     In fp16 it may only mean that the loss scale is too large, which DeepSpeed then lowers and skips the step.
     """

@@ -45,7 +45,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Where this rank stands. Whoever needs a size or a group asks the axis that it means.
+    """The place of this rank. Sizes and groups belong to the axes.
 
     world: all ranks: what is agreed on, and files that each rank writes or checks a part of.
     data: the ranks that read different rows: data streams, losses, metrics; ZeRO shards over them.
@@ -70,7 +70,7 @@ class Mesh:
 
     @property
     def is_first(self) -> bool:
-        """Rank 0 writes what is written once."""
+        """Whether this is rank 0, which writes shared files."""
         return self.here.is_first
 
     def from_first(self, value: Any) -> Any:
@@ -89,7 +89,7 @@ def make_mesh(shape: MeshShape, here: Rank) -> Mesh:
 
 
 def single_process(device: torch.device) -> Mesh:
-    """The mesh of a process that needs no other, without `torch.distributed`."""
+    """The mesh of a single process, without `torch.distributed`."""
     one = Axis(size=1, index=0, ranks=(0,), group=None)
     return Mesh(data_mesh(1), Rank(rank=0, world_size=1, local_rank=0, device=device), one, one, one)
 

@@ -37,7 +37,7 @@ OnStep = Callable[[int, dict[str, float]], object]
 
 
 class CallHook(Hook):
-    """Tells the caller of each step, with the numbers that every step knows."""
+    """Reports each step to the caller."""
 
     name = "call"
     reads_metrics = False
@@ -77,7 +77,7 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
         _log_data_counts(session)
         if outcome == "finished":
             _finish(session)
-        # No rank leaves while another still talks to it.
+        # No rank exits while another still communicates with it.
         distributed.barrier()
         ended = outcome
         return outcome
@@ -99,15 +99,15 @@ def _product_seconds(dtype: torch.dtype, width: int = 192) -> float:
 
 
 def slow_bf16(factor: float) -> str:
-    """What a person is told who asked for bf16 where the CPU has no units for it."""
+    """The notice about bf16 on a CPU without units for it."""
     return (
         f"train.precision is bf16, for which this CPU has no units: a matrix product takes {factor:.0f} times as long "
-        "as in fp32. Launch with `-s train.precision=fp32`, or leave train.precision out."
+        "as in fp32. Launch with `-s train.precision=fp32`, or remove train.precision."
     )
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what tensors free for the next step, where it is glibc.
+    """Let glibc keep freed tensor memory for the next step.
 
     It would give memory back at its own discretion, and get it again page by page: 9500 page faults a step instead of
     400 with recipes/gpt/quickstart.yaml, a tenth of the step time. Source: mallopt(3).
@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
 
 
 def _log_data_counts(session: Session) -> None:
-    """What reading cost and left out, over all ranks that read, so that nothing is dropped in silence."""
+    """Log counters of reading over all ranks, so that nothing is dropped silently."""
     stats = session.mesh.data.gather(session.loader.stats())
     skipped = sum(source["skipped"] for one in stats for source in one["sources"])
     retries, cut = (sum(one[name] for one in stats) for name in ("retries", "cut"))
@@ -128,7 +128,7 @@ def _log_data_counts(session: Session) -> None:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that the device cannot compute with, before DeepSpeed stumbles over it.
+    """Refuse a precision that the device does not support, before DeepSpeed fails.
 
     Raises:
         HardwareError: it cannot.
@@ -141,7 +141,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def _finish(session: Session) -> None:
-    """Save the last checkpoint and write final/; a failure of one does not keep the other from being written.
+    """Save the last checkpoint and write final/; one is written even if the other fails.
 
     Raises:
         CheckpointError: the last checkpoint could not be written.
@@ -158,7 +158,7 @@ def _finish(session: Session) -> None:
     if unsaved is not None and problem is None:
         raise CheckpointError(f"the trained model is in {where / 'final'}, but {unsaved}") from unsaved
     if problem is not None:
-        saved = f"The last checkpoint is whole: free the cause and run `shardyard export {again}`, or "
+        saved = f"The last checkpoint is complete: fix the cause and run `shardyard export {again}`, or "
         saved += f"`shardyard export {again} FOLDER` to write it elsewhere."
         raise ShardyardError(f"{problem}. {saved}" if unsaved is None else f"{problem}. And {unsaved}")
 
@@ -194,7 +194,7 @@ def _export(session: Session) -> str | None:
 
 
 def _with_room(session: Session, size_bytes: int, write: Callable[[], Path]) -> Path:
-    """Write; where the disk is full, older checkpoints make room, for the model is what the run was for.
+    """Write; if the disk is full, older checkpoints are removed, because the model is more important.
 
     Raises:
         OSError, ShardyardError: it cannot be written; where the disk is full, the text says how much is needed.

@@ -1,4 +1,4 @@
-"""What the loop works with: the parts of one run on one rank, assembled."""
+"""The assembled parts of one run on one rank."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ class Session:
         return any(hook.stop for hook in self.hooks)
 
     def needs_metrics(self, step: int) -> bool:
-        """Whether someone reads what the objective measured in this step, so that it has to leave the device."""
+        """Whether a hook needs the objective's metrics of this step on the host."""
         return self.recorder.wants(step) or any(
             hook.reads_metrics and hook.due(step, self.plan.steps) for hook in self.hooks
         )
 
     def after_step(self, record: StepRecord) -> None:
-        """Call the hooks that are due, in order. What was measured is recorded whatever becomes of them."""
+        """Call the hooks that are due, in order. Metrics are recorded even if a hook fails."""
         try:
             for hook in self.hooks:
                 if hook.due(record.step, self.plan.steps):
@@ -90,7 +90,7 @@ class Session:
             self.recorder.on_step(record)
 
     def restore(self) -> int:
-        """Load the newest whole checkpoint if there is one; returns the number of steps that are done."""
+        """Load the newest checkpoint if there is one; returns the number of completed steps."""
         found = self.checkpointer.restore(lambda text: self.event_log.event(Notice(text=text)))
         done = 0
         if found is not None:
@@ -111,10 +111,10 @@ class Session:
         return batch
 
     def stop_requested(self) -> str | None:
-        """Why the run should stop, as rank 0 sees it; the others hear of it through the step's sum.
+        """The stop request as rank 0 sees it; the others get it through the step's sum.
 
         Raises:
-            TakenOverError: another process trains the run by now.
+            TakenOverError: another process has taken over the run.
         """
         if self.mesh.is_first:
             self.folder.check_held()
@@ -129,7 +129,7 @@ class Session:
         self.checkpoint.save(self.engine.global_steps)
 
     def exploded(self, step: int, what: str) -> TrainingError:
-        """The error that ends a run of which a value is no number at `step`; all ranks call this."""
+        """The error for a run with a value that is not finite at `step`; all ranks call this."""
         text = way_back(self.folder, self.recipe.optimizer.lr, step, what) if self.mesh.is_first else ""
         return TrainingError(self.mesh.from_first(text))
 

@@ -19,10 +19,10 @@ from shardyard.objectives.base import Objective, Totals
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gave, summed over all ranks.
+    """The result of one step, summed over all ranks.
 
     loss: what was minimised: for a language model the mean over the targets of the global batch, in nats.
-    totals: the sums that it is made of; what was observed stays on the device until somebody reads it.
+    totals: the sums that it is made of; observations stay on the device until they are read.
     grad_norm: norm of the gradient before clipping; None where DeepSpeed does not compute it.
     applied: False when fp16 or bf16 overflowed and the update was left out.
     flags: the sum of the flags that ranks handed in.
@@ -49,7 +49,7 @@ def train_step(
 
     Args:
         batch: this rank's rows.
-        flag: a number that is summed over all ranks beside the loss, so that they agree without a message of its own.
+        flag: a number that is summed over all ranks beside the loss, so that they agree without a separate message.
     """
     terms = sorted(objective.weights)
     own_counts = [objective.counts(part) for part in batch.micro_batches]

@@ -1,4 +1,4 @@
-"""What a launch tells a process about its place among all ranks. `engine/mesh.py` makes the mesh of a run from it."""
+"""The place of a process among all ranks, from the launcher. `engine/mesh.py` makes the mesh of a run from it."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """Rank 0 writes what is written once."""
+        """Whether this is rank 0, which writes shared files."""
         return self.rank == 0

@@ -1,4 +1,4 @@
-"""Models that take part in training without being trained: the teacher of a distillation, the reference of preferences.
+"""Frozen models in training: the teacher of a distillation, the reference model of preference tuning.
 
 They lie whole on each rank in the precision of the forward pass; ZeRO does not shard them.
 """

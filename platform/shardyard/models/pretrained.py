@@ -1,4 +1,4 @@
-"""Weights to start from: which they are, and a model that holds them."""
+"""Pretrained weights: locating them, and loading a model with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of transformers and peft that Shardyard works around, and their private names; tests say when each is past.
+"""Workarounds for transformers and peft, and their private names; tests tell when each is no longer needed.
 
 Seen in transformers 5.19 to 5.22 and peft 0.21; `tests/unit/models/test_transformers_quirks.py` fails where a newer
 version no longer needs one of these, or has lost a name.

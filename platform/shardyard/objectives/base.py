@@ -1,4 +1,4 @@
-"""What an objective is: from a micro-batch to sums, of losses and of what metrics are made of.
+"""The interface of an objective: from a micro-batch to sums, of losses and of observations for metrics.
 
 Everything is a sum over targets, so a global batch weighs each of its targets alike however it is cut into
 micro-batches and ranks; the engine divides by the counts of the whole global batch.

@@ -1,4 +1,4 @@
-"""What objectives are made from."""
+"""The inputs of objectives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How objectives recognise what DeepSpeed has made of a model, by a private name: they do not import DeepSpeed.
+"""Recognising DeepSpeed's wrappers by private names, because objectives do not import DeepSpeed.
 
 Seen in DeepSpeed 0.19.8; `tests/unit/engine/test_deepspeed_quirks.py` fails where the name has gone.
 """

@@ -1,4 +1,4 @@
-"""What the routers of a mixture of experts decided, the losses that keep experts in use, and how evenly they are used.
+"""Routers of a mixture of experts: their decisions, balancing losses, and load of experts.
 
 Routers are watched by forward hooks that keep what the pass computes anyway: no second pass, and nothing of the large
 outputs that `output_router_logits` would make a model keep beside them.

@@ -1,4 +1,4 @@
-"""What the rest of the house knows of an objective: one specification, from which every other table follows.
+"""The specification of an objective, from which all other tables follow.
 
 Pure: neither this file nor `objectives/*/spec.py` imports torch, transformers or a room above. Code is named as
 `module:function` and imported by whoever calls it.

@@ -77,7 +77,7 @@ def test_the_advice_names_the_newest_checkpoint_from_before(folder: RunFolder) -
         *("shardyard", "resume", str(folder.path), "--step", "3", "-s", "optimizer.lr=0.0003"),
     ]
     found = {files.step_of(path): files.bad_because(path) for path in files.committed_checkpoints(folder.checkpoints)}
-    why = "it was saved during an explosion (the loss is nan at step 6)"
+    why = "it was saved during a divergence (the loss is nan at step 6)"
     assert found == {2: None, 3: None, 4: why, 5: why}
     assert all(files.damaged_files(path, files.read_manifest(path)) == [] for path in folder.checkpoints.iterdir())
 
@@ -96,7 +96,7 @@ def test_going_back_puts_later_checkpoints_by_and_removes_none(tmp_path: Path) -
     write(tmp_path, 6)
     assert [path.name for path in files.rewind(tmp_path, 2)] == ["aside-step-00000004", "aside-step-00000006-2"]
     assert files.rewind(tmp_path, 2) == []
-    with pytest.raises(UsageError, match=r"no checkpoint of this step.*there: 2; 0 .*aside-step-00000006-2; rename"):
+    with pytest.raises(UsageError, match=r"no checkpoint of this step.*steps: 2; 0 .*aside-step-00000006-2; rename"):
         files.rewind(tmp_path, 4)
     files.rewind(tmp_path, 0)
     assert files.committed_checkpoints(tmp_path) == []
@@ -159,7 +159,7 @@ def test_a_step_without_a_checkpoint_changes_nothing(tmp_path: Path, capsys: pyt
     write(folder.checkpoints, 4)
     write(folder.checkpoints, 8)
     assert run(["resume", str(folder.path), "--local", "--step", "5", "-s", "train.steps=30"]) == 2
-    assert "steps that are there: 4, 8" in capsys.readouterr().err
+    assert "available steps: 4, 8" in capsys.readouterr().err
     assert folder.resolved.read_text() == text
     assert names(folder.checkpoints) == ["step-00000004", "step-00000008"]
     assert not folder.events.exists()

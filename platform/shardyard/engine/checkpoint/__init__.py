@@ -1,1 +1,1 @@
-"""Checkpoints that are whole or not there, and the weights in them."""
+"""Checkpoints, written atomically, and the weights in them."""

@@ -1,7 +1,7 @@
 """Saving and restoring the whole state of a run, on all ranks together.
 
-An error on one rank must not leave the others waiting in a collective: every rank notes its own errors, all ranks meet,
-and all of them decide the same.
+An error on one rank must not leave the others waiting in a collective: every rank records its own errors, all ranks
+exchange them, and all make the same decision.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ENGINE_TAG = "engine"
 class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     """DeepSpeed's interface for writing files, with hashing and syncing, and errors that are kept for later.
 
-    `full` says that some error was for lack of room, `size_bytes` how much all files need, written or not.
+    `full`: an error was for lack of space; `size_bytes`: the size of all files, written or not.
     """
 
     def __init__(self, *, trust: bool = False) -> None:
@@ -55,15 +55,15 @@ class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         self.size_bytes = 0
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Create the folder of a checkpoint; a failure is kept for later like any other."""
+        """Create the folder of a checkpoint; an error is kept for later."""
         self.kept(lambda: Path(path).mkdir(parents=True, exist_ok=True))
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file; an error is kept and told when all ranks meet."""
+        """Write one file; an error is kept until all ranks exchange their errors."""
         self.kept(lambda: self._write(state_dict, Path(path)))
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file, which was verified against the manifest; but whoever wrote both could be anyone."""
+        """Read one file, which matches the manifest but may come from an untrusted author."""
         return read_tensors(path, trust=self._trust, map_location=map_location)
 
     def commit(self, info: Any) -> bool:
@@ -71,7 +71,7 @@ class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         return True
 
     def kept(self, action: Callable[[], object]) -> None:
-        """Do something with the disk, and keep its error for when all ranks meet."""
+        """Run a disk operation and keep its error until all ranks exchange their errors."""
         try:
             action()
         except (OSError, RuntimeError) as error:
@@ -103,7 +103,7 @@ class RandomStates(TypedDict):
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What the loop needs to go on: the step that is done, and what hooks remember (JSON-able)."""
+    """The state of the loop: the last step, and the state of hooks (JSON)."""
 
     step: int
     tokens: int
@@ -112,7 +112,7 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class Saved:
-    """One written checkpoint. `removed`: names of older ones that had to make room for it."""
+    """One written checkpoint. `removed`: names of older ones that were removed for it."""
 
     path: Path
     step: int
@@ -123,7 +123,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class _NotSaved:
-    """Why a checkpoint could not be written; `full`: for lack of room, of which it needs `size_bytes`."""
+    """Why a checkpoint could not be written; `full`: for lack of space, of which it needs `size_bytes`."""
 
     text: str
     full: bool
@@ -159,17 +159,17 @@ class Checkpointer:
             files.remove_partial(folder)
 
     def save(self, state: TrainerState, streams: StreamStates) -> Saved:
-        """Write one checkpoint; all ranks call this. Where the disk is full, older ones make room for it.
+        """Write one checkpoint; all ranks call this. If the disk is full, older ones are removed.
 
         Args:
             state: where the loop stands.
             streams: states of this rank's data streams, which belong to the batches consumed.
 
         Raises:
-            CheckpointError: on every rank, when any of them could not write; nothing is left behind.
+            CheckpointError: on every rank, if one could not write; nothing is left behind.
         """
         started = time.monotonic()
-        # Before the disk runs full, which would cost others who write to it; and again if it does all the same.
+        # Before the disk is full, which would affect other programs; and again if it is full nevertheless.
         removed = self._make_room(self._last_size_bytes) if self._is_short() else []
         while isinstance(outcome := self._try(state, streams, started), _NotSaved):
             freed = self._make_room(outcome.size_bytes) if outcome.full else []
@@ -180,7 +180,7 @@ class Checkpointer:
         return replace(outcome, removed=tuple(removed))
 
     def spoiled_weights(self) -> list[str]:
-        """Names of weights that are not finite on any rank, the first few; all ranks call this."""
+        """The first few names of weights that are not finite on some rank; all ranks call this."""
         spoiled = self._mesh.world.gather(not_finite(self._engine.module))
         return sorted({name for names in spoiled for name in names})[:3]
 
@@ -200,7 +200,7 @@ class Checkpointer:
         return cast("Saved | _NotSaved", self._mesh.from_first(outcome))
 
     def _is_short(self) -> bool:
-        """Whether there is less room than the last checkpoint took."""
+        """Whether there is less space than the last checkpoint took."""
         return bool(
             self._mesh.from_first(self._mesh.is_first and files.free_bytes(self.folder) < self._last_size_bytes)
         )
@@ -216,10 +216,10 @@ class Checkpointer:
         free = self._mesh.from_first(files.free_bytes(self.folder) if self._mesh.is_first else 0)
         return (
             f"{text}\n{self.folder} needs {format_bytes(failed.size_bytes)} for it and has {format_bytes(free)} free. "
-            f"Free some space there, or keep fewer checkpoints (checkpoint.keep is {self._keep}; at full disks older "
-            "ones make room, but the last good one stays), or put runs on another disk with --runs-dir; then "
-            f"`shardyard resume {typed(self.folder.parent)}` goes on from the last good checkpoint, and "
-            f"`shardyard export {typed(self.folder.parent)} FOLDER` writes its model elsewhere."
+            f"Free some space there, or keep fewer checkpoints (checkpoint.keep is {self._keep}; on full disks older "
+            "ones are removed, except the last good one), or put runs on another disk with --runs-dir; then `shardyard "
+            f"resume {typed(self.folder.parent)}` continues from the last good checkpoint, and `shardyard export "
+            f"{typed(self.folder.parent)} FOLDER` writes its model elsewhere."
         )
 
     def _note(self, path: Path, value: Any) -> None:
@@ -243,17 +243,16 @@ class Checkpointer:
         return Saved(path, state.step, size_bytes, time.monotonic() - started)
 
     def restore(self, warn: Callable[[str], None]) -> tuple[TrainerState, StreamStates] | None:
-        """Load the newest whole checkpoint that is good; all ranks call this.
+        """Load the newest good checkpoint; all ranks call this.
 
         Args:
-            warn: told of each checkpoint that is passed over because it is damaged or not good.
+            warn: called with a message for each checkpoint that is skipped.
 
         Returns:
-            Where the loop stands and the states of all data streams, or None when there is no checkpoint.
+            The state of the loop and of all data streams, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: a checkpoint is there, but of another world, stage or precision; it holds code; or none is
-                whole and good.
+            CheckpointError: the checkpoint has another world, stage or precision; it contains code; or none is good.
         """
         candidates = self._mesh.from_first(files.committed_checkpoints(self.folder))
         passed: list[tuple[Path, Callable[[Path], Path | None]]] = []
@@ -261,7 +260,7 @@ class Checkpointer:
             damage = self._damage(folder)
             why = damage or files.bad_because(folder)
             if why:
-                warn(f"checkpoint {folder.name} is passed over: {why}")
+                warn(f"checkpoint {folder.name} is skipped: {why}")
                 passed.append((folder, files.set_aside if damage else files.put_by))
                 continue
             loaded = self._load(folder)
@@ -271,8 +270,8 @@ class Checkpointer:
             return loaded
         if candidates:
             raise CheckpointError(
-                f"no checkpoint in {self.folder} is whole and good; restore one from a backup, or "
-                f"`shardyard resume {typed(self.folder.parent)} --step 0` starts from the beginning"
+                f"no checkpoint in {self.folder} is usable; restore one from a backup, or `shardyard resume "
+                f"{typed(self.folder.parent)} --step 0` starts from the beginning"
             )
         return None
 
@@ -289,7 +288,7 @@ class Checkpointer:
         manifest = files.read_manifest(folder)
         known: Mapping[str, object] = manifest
         for key, value in self._metadata.items():
-            # One that was written before there was such an axis has one rank along it.
+            # Older checkpoints without this axis have one rank along it.
             written = known.get(key, 1 if key in self._layout else None)
             if written != value:
                 raise CheckpointError(
@@ -305,7 +304,7 @@ class Checkpointer:
         return state, json.loads((folder / "data.json").read_text())
 
     def _refuse_code(self, folder: Path, manifest: files.Manifest) -> None:
-        """All ranks look before any of them reads, so that none waits for one that refused."""
+        """All ranks check before one of them reads, so that none waits for one that refused."""
         if self._trust:
             return
         own = sorted(name for name in manifest["files"] if name.endswith(".pt"))[
@@ -318,11 +317,11 @@ class Checkpointer:
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Names of parameters that hold a value that is not finite, of those, or those parts, that this rank has."""
+    """Names of parameters of this rank (or parts of them) with a value that is not finite."""
     # Under ZeRO-3 a rank holds its part of each.
     parts = {name: getattr(parameter, "ds_tensor", parameter) for name, parameter in model.named_parameters()}
     tests = {name: part.detach().isfinite().all() for name, part in parts.items() if part.is_floating_point()}
-    # One look at all of them: each alone would wait for the device.
+    # One synchronisation for all, because each would wait for the device.
     if not tests or bool(torch.stack(list(tests.values())).all()):
         return []
     return [name for name, test in tests.items() if not bool(test)]

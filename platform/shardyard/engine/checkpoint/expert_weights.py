@@ -1,8 +1,8 @@
-"""The weights of expert parallelism (DeepSpeed AutoEP), whole and by the names of transformers.
+"""Consolidated weights of expert parallelism (DeepSpeed AutoEP), with the names of transformers.
 
-AutoEP replaces each mixture of experts by a layer of its own: `experts.w1`, `w3` and `w2` [E/P, …] hold the gate, up
-and down projections of a rank's experts, and `router.gate` the router. Consecutive ranks hold consecutive experts.
-E: experts of a layer, P: ranks that share them.
+AutoEP replaces each mixture of experts by its own layer: `experts.w1`, `w3` and `w2` [E/P, …] hold the gate, up and
+down projections of a rank's experts, and `router.gate` the router. Consecutive ranks hold consecutive experts. E:
+experts of a layer, P: ranks that share them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def consolidated_experts(model: nn.Module, axis: Axis) -> dict[str, Tensor]:
 
 
 def _gathered(own: Tensor, axis: Axis) -> Tensor | None:
-    """Rank 0's group alone sends: the others hold the same experts."""
+    """Only rank 0's group sends, because the others hold the same experts."""
     if axis.ranks[0] != 0:
         return None
     parts = [torch.empty_like(own) for _ in axis.ranks] if axis.index == 0 else None
@@ -62,7 +62,7 @@ def _gathered(own: Tensor, axis: Axis) -> Tensor | None:
 
 
 def read_experts(engine_folder: Path, *, trust: bool = False) -> dict[str, Tensor]:
-    """`….experts.w1` → [E, …] of a checkpoint of stage 1 or 2, where each expert has a file of its own."""
+    """`….experts.w1` → [E, …] of a checkpoint of stage 1 or 2, where each expert has a separate file."""
     by_name: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for path in engine_folder.glob(_EXPERT_FILES):
         for key, tensor in read_tensors(path, trust=trust).items():
@@ -90,7 +90,7 @@ def _layer(layer: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {"experts.gate_up_proj": torch.cat([gate, up], dim=1), "experts.down_proj": down}
     names = _NAMES + (_QWEN2_NAMES if any(name.startswith("shared_experts_gate.") for name in own) else ())
     for name, tensor in own.items():
-        # The router has an alias by the name that transformers knows it by.
+        # The router has an alias with transformers' name.
         if not name.startswith("gate."):
             found[_renamed(name, names)] = tensor
     return {f"{layer}.{name}": tensor for name, tensor in found.items()}

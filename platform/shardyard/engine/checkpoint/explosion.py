@@ -1,7 +1,7 @@
-"""After an explosion: which checkpoints are still good, and the command that goes on from one of them.
+"""After a divergence: the checkpoints that are still good, and the command that continues from one.
 
-The loss of step n is that of the weights after step n-1. So weights that are finite may be spoiled all the same, and
-only the loss of the next step shows it.
+The loss of step n is that of the weights after step n-1. So finite weights may be spoiled too, and only the loss of the
+next step shows it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from shardyard.errors import CheckpointError
 from shardyard.tracking.metrics.record import TRAIN_LOSS
 from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
 
-# Times the best loss so far (at least 1): more is no spike that training recovers from, but the explosion itself.
+# Times the best loss so far (at least 1): a larger loss is a divergence, not a spike from which training recovers.
 LEAP = 10.0
-# Learning rates above this are no mistake by a factor of ten; what is told then suits most models.
+# Above this learning rate a tenth is still too high; this value suits most models.
 LARGEST_SENSIBLE_LR = 1.0
 SAFE_LR = 3e-4
 
 
 def way_back(folder: RunFolder, learning_rate: float, step: int, what: str) -> str:
-    """Mark the checkpoints that were spoiled before `step`, and say what to do. Rank 0 alone calls this.
+    """Mark the checkpoints that were spoiled before `step`, and return the advice. Only rank 0 calls this.
 
     Args:
         learning_rate: of the recipe.
@@ -34,18 +34,18 @@ def way_back(folder: RunFolder, learning_rate: float, step: int, what: str) -> s
     lower = learning_rate / 10 if learning_rate <= LARGEST_SENSIBLE_LR else SAFE_LR
     command = f"shardyard resume {typed(folder.path)} --step {good} -s optimizer.lr={lower:g}"
     where = (
-        f"The newest checkpoint from before is that of step {good}: `{command}` goes on from it."
+        f"The newest checkpoint before it is that of step {good}: `{command}` continues from it."
         if good
-        else f"There is no checkpoint from before: `{command}` starts from the beginning."
+        else f"There is no checkpoint before it: `{command}` starts from the beginning."
     )
     return f"{what}. Lower optimizer.lr, lengthen schedule.warmup or clip gradients more. {where}"
 
 
 def is_spoiled(losses: Mapping[int, float], step: int, exploded: int) -> bool:
-    """Whether the weights after `step` were part of an explosion that was noticed at step `exploded`."""
+    """Whether the weights after `step` were part of a divergence that was noticed at step `exploded`."""
     after = min((other for other in losses if step < other < exploded), default=None)
     if after is None:
-        # The loss that exploded is the first that these weights gave, unless a step in between passed unrecorded.
+        # The diverged loss is the first of these weights, unless a step in between was not recorded.
         return exploded <= step + 1
     best = min((abs(losses[other]) for other in losses if other <= step and math.isfinite(losses[other])), default=0.0)
     return not math.isfinite(losses[after]) or abs(losses[after]) > LEAP * max(1.0, best)
@@ -64,7 +64,7 @@ def _newest_good(checkpoints: Path, losses: Mapping[int, float], step: int, what
     for folder in reversed(files.committed_checkpoints(checkpoints)):
         at = files.step_of(folder)
         if at >= step or is_spoiled(losses, at, step):
-            files.mark(folder, good=False, why=f"it was saved during an explosion ({what})")
+            files.mark(folder, good=False, why=f"it was saved during a divergence ({what})")
         elif _is_good(folder):
             return at
     return 0

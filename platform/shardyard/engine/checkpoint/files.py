@@ -1,4 +1,4 @@
-"""Checkpoints as files: written aside, hashed while they are written, synced, renamed; verified before they are read.
+"""Checkpoints as files: written to a temporary folder, hashed, synced, renamed; verified before they are read.
 
     checkpoints/step-00000200/
       manifest.json          format, step, world, whether it is good, and size and SHA-256 of every other file
@@ -7,8 +7,8 @@
       data.json              state of every data stream
       rank-00000.json        random states of each rank
 
-A folder of this name is whole, because only a whole one is renamed to it; what was cut short is left under a name that
-starts with a dot and is removed by the next run. Knows nothing of DeepSpeed or torch.
+A folder with this name is complete, because it is renamed only at the end; an interrupted one keeps a name that starts
+with a dot and is removed by the next run. Independent of DeepSpeed and torch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class FileEntry:
 class Manifest(TypedDict):
     """manifest.json. `world_size`, `zero_stage`, `precision` and `expert_parallel` are those of the run that wrote it.
 
-    good: whether a run may go on from it; `why` is the reason, where that was noted.
+    good: whether a run may continue from it; `why` is the reason, if recorded.
     """
 
     format: int
@@ -114,7 +114,7 @@ class HashingFile:
         return FileEntry(self.size_bytes, self._hash.hexdigest())
 
     def discard(self) -> None:
-        """Close without caring for the contents, after an error."""
+        """Close after an error; the contents are discarded."""
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -132,17 +132,17 @@ def write_json(path: Path, value: Any) -> FileEntry:
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
-    """Where a checkpoint is written until it is whole."""
+    """The folder into which a checkpoint is written until it is committed."""
     return checkpoints / f".step-{step:08d}.partial"
 
 
 def committed_folder(checkpoints: Path, step: int) -> Path:
-    """The name of a whole checkpoint."""
+    """The name of a committed checkpoint."""
     return checkpoints / f"step-{step:08d}"
 
 
 def remove_partial(checkpoints: Path) -> None:
-    """Remove what interrupted writers left behind; a replacement that was cut short is undone first."""
+    """Remove remains of interrupted writers; an interrupted replacement is undone first."""
     for replaced in checkpoints.glob(f".step-*{_REPLACED}"):
         committed = checkpoints / replaced.name.removeprefix(".").removesuffix(_REPLACED)
         if not committed.exists():
@@ -169,8 +169,8 @@ def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **metad
     for folder in sorted({(partial / name).parent for name in files} | {partial}):
         _sync_folder(folder)
     committed = committed_folder(checkpoints, step)
-    # A checkpoint of this step from before a restart holds the same state; the new one takes its place. The old one
-    # leaves by a rename, because one that is cut short in the middle of its removal would still look whole.
+    # A checkpoint of this step from before a restart holds the same state; the new one takes its place. The old one is
+    # renamed first, because a partially removed one would look committed.
     replaced = checkpoints / f".{committed.name}{_REPLACED}"
     _remove(replaced)
     if committed.exists() or committed.is_symlink():
@@ -215,7 +215,7 @@ def rewind(checkpoints: Path, step: int) -> list[Path]:
     It counts as good from here on, because a person chose it. Returns the new names of the later ones.
 
     Raises:
-        UsageError: there is no checkpoint of this step; names those that are.
+        UsageError: there is no checkpoint of this step.
         CheckpointError: a later one could not be renamed.
     """
     found = {step_of(path): path for path in committed_checkpoints(checkpoints)}
@@ -223,8 +223,8 @@ def rewind(checkpoints: Path, step: int) -> list[Path]:
         others = ", ".join(map(str, found)) or "none"
         aside = ", ".join(sorted(path.name for path in checkpoints.glob("aside-*")))
         raise UsageError(
-            f"--step {step}: {checkpoints} has no checkpoint of this step; steps that are there: {others}; 0 stands "
-            f"for the beginning.{f' Set aside: {aside}; rename one back to step-… to use it.' if aside else ''}"
+            f"--step {step}: {checkpoints} has no checkpoint of this step; available steps: {others}; 0 is the "
+            f"beginning.{f' Set aside: {aside}; rename one back to step-… to use it.' if aside else ''}"
         )
     if step and not read_manifest(found[step]).get("good", True):
         mark(found[step], good=True, why="chosen by --step")
@@ -235,7 +235,7 @@ def rewind(checkpoints: Path, step: int) -> list[Path]:
 
 
 def mark(folder: Path, *, good: bool, why: str) -> None:
-    """Note in the manifest whether a run may go on from a checkpoint. What cannot be noted is left as it was."""
+    """Record in the manifest whether a run may continue from a checkpoint. Write errors are ignored."""
     with contextlib.suppress(OSError, CheckpointError):
         body = {key: value for key, value in read_manifest(folder).items() if key != "sha256"}
         body |= {"good": good, "why": why}
@@ -245,7 +245,7 @@ def mark(folder: Path, *, good: bool, why: str) -> None:
 
 
 def bad_because(folder: Path) -> str | None:
-    """Why a run must not go on from this checkpoint, whose files may all be whole; None for a good one.
+    """Why a run must not continue from this checkpoint, even if its files are intact; None for a good one.
 
     Raises:
         CheckpointError: the manifest cannot be read.
@@ -255,7 +255,7 @@ def bad_because(folder: Path) -> str | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, or the link to one; what cannot be removed now is tried again by the next run."""
+    """Remove a folder, or the link to one; the next run retries failures."""
     if folder.is_symlink():
         with contextlib.suppress(OSError):
             folder.unlink()
@@ -276,7 +276,7 @@ def _digest(body: Mapping[str, object]) -> str:
 
 
 def committed_checkpoints(checkpoints: Path) -> list[Path]:
-    """Folders with the name of a whole checkpoint, oldest first."""
+    """Folders of committed checkpoints, oldest first."""
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if _COMMITTED.match(path.name) and path.is_dir()]
@@ -284,7 +284,7 @@ def committed_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def step_of(folder: Path) -> int:
-    """The step of a whole checkpoint, by its name."""
+    """The step of a committed checkpoint, from its name."""
     return int(folder.name.removeprefix("step-"))
 
 
@@ -292,7 +292,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of one checkpoint.
 
     Raises:
-        CheckpointError: it is missing, garbled, changed, or of a format that this version does not know.
+        CheckpointError: it is missing, damaged, changed, or of an unknown format.
     """
     try:
         manifest: Manifest = json.loads((folder / MANIFEST).read_text())
@@ -310,8 +310,8 @@ def read_manifest(folder: Path) -> Manifest:
 def damaged_files(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:
     """Files of a checkpoint that are missing, differ from its manifest, or are not in it; of `parts` shares, only one.
 
-    Ranks share the reading: rank r checks every file i with i mod parts = r. A file too many counts as damage because
-    DeepSpeed finds shards by pattern, and would unpickle one that nobody verified; hidden files match no pattern.
+    Ranks share the reading: rank r checks every file i with i mod parts = r. An extra file counts as damage, because
+    DeepSpeed finds shards by pattern and would unpickle an unverified one; hidden files match no pattern.
     """
     entries = sorted(manifest["files"].items())[part::parts]
     bad = [name for name, entry in entries if not _matches(folder / name, FileEntry(**entry))]
@@ -338,7 +338,7 @@ def _matches(path: Path, entry: FileEntry) -> bool:
 
 
 def rotate(checkpoints: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest whole checkpoints; returns what was removed."""
+    """Remove all but the `keep` newest checkpoints; returns the removed ones."""
     assert keep >= 1, "checked with the recipe"
     return [folder for folder in committed_checkpoints(checkpoints)[:-keep] if _drop(folder)]
 
@@ -360,12 +360,12 @@ def make_room(checkpoints: Path, needed_bytes: int) -> list[Path]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder, as far as this user may have it."""
+    """Free space on the disk of a folder that this user may use."""
     return shutil.disk_usage(folder).free
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or what this user may have of it, is full."""
+    """Whether an error says that the disk or the user's quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -377,10 +377,10 @@ def _is_marked_good(folder: Path) -> bool:
 
 
 def _drop(folder: Path) -> bool:
-    # Renamed first, so that one cut short in the middle of its removal no longer looks whole.
+    # Renamed first, so that a partially removed one does not look committed.
     doomed = folder.with_name(f".{folder.name}.old.partial")
     _remove(doomed)
-    # One that cannot be removed must not fail the new checkpoint, which is whole; the next rotation tries again.
+    # A failed removal must not fail the new checkpoint; the next rotation retries.
     try:
         folder.rename(doomed)
     except OSError:

@@ -1,7 +1,7 @@
-"""Files that torch wrote, read as tensors and plain values: nothing that a stranger wrote into them is executed.
+"""Reading torch files as tensors and plain values, without executing code in them.
 
-A pickle may name any function and have it called, so a checkpoint from somebody else is a program. torch's restricted
-unpickler builds only what it knows and what is listed here. Every reader of checkpoints goes through `read_tensors`.
+A pickle may call any function, so a checkpoint from somebody else is a program. torch's restricted unpickler builds
+only types that it knows and those listed here. Every reader of checkpoints goes through `read_tensors`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def read_tensors(path: Path | str, *, trust: bool = False, map_location: Any = "
     """What `torch.save` wrote to a file.
 
     Args:
-        trust: read it with Python's own unpickler, which executes whatever the file says.
+        trust: read it with Python's unpickler, which executes code in the file.
         options: further arguments of `torch.load`.
 
     Raises:
-        CheckpointError: the file holds more than tensors and plain values, or is no such file.
+        CheckpointError: the file contains more than tensors and plain values, or is not a torch file.
     """
     if trust:
         return torch.load(path, map_location=map_location, weights_only=False, **options)
@@ -66,7 +66,7 @@ def code_in(path: Path) -> list[str]:
 
 
 def refusal(what: str, names: list[str]) -> str:
-    """Why a file is not read, and what to do."""
+    """The error for a file that is refused."""
     named = ", ".join(name for name in names if name) or "what is not a tensor"
     return (
         f"{what} holds more than tensors and plain values ({named}): reading it could execute code that its author put "
@@ -76,7 +76,7 @@ def refusal(what: str, names: list[str]) -> str:
 
 @contextmanager
 def only_tensors(*, trust: bool) -> Iterator[None]:
-    """Within it, `torch.load` of others is `read_tensors`: DeepSpeed's converter would execute what files say."""
+    """Within the context, `torch.load` is `read_tensors`: DeepSpeed's converter would execute code in files."""
 
     def load(file: Path | str, map_location: Any = None, weights_only: bool | None = None, **options: Any) -> Any:
         with reading_by(plain):

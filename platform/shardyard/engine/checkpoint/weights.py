@@ -1,4 +1,4 @@
-"""Whole weights, from a running engine or from a checkpoint on disk."""
+"""Consolidated weights, from a running engine or from a checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
     """Every weight of a checkpoint, without an engine and on one machine; verified before anything is read.
 
     Args:
-        trust: execute code that the files of the checkpoint may hold.
+        trust: load checkpoint files that may execute code.
 
     Raises:
         CheckpointError: the checkpoint is damaged, holds more than tensors, or is of ZeRO-3 with expert parallelism.
@@ -71,8 +71,8 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
     if manifest["zero_stage"] == 3 and parallel > 1:
         raise CheckpointError(
             f"{folder} holds experts that are spread over {parallel} ranks in the shards of ZeRO-3, which only those "
-            f"ranks put together; `shardyard resume {typed(folder.parents[1])}` goes on with the run, "
-            "which writes final/ at its end"
+            f"ranks can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes "
+            "final/ at its end"
         )
     if manifest["zero_stage"] == 3:
         with only_tensors(trust=trust):

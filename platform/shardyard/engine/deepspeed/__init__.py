@@ -1,1 +1,1 @@
-"""DeepSpeed's engine, and where its way of working is changed."""
+"""DeepSpeed's engine, and workarounds for it."""

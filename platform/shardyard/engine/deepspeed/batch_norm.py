@@ -1,4 +1,4 @@
-"""Batch normalisation's running statistics, which are no parameters: what ranks do not share and low precision spoils.
+"""Running statistics of batch normalisation: averaged over ranks and kept in fp32.
 
 Batch normalisation (Ioffe and Szegedy 2015) divides by the statistics of the rows that go through it together: those of
 one micro-batch of one rank. The number of ranks and the size of a micro-batch are therefore part of what is trained,

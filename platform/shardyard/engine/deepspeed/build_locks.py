@@ -1,7 +1,7 @@
-"""Locks of the folders in which torch compiles operations, and whether the process that took one is gone.
+"""Locks of torch's compilation folders, and whether their holder is gone.
 
 torch takes a lock by creating the file `lock` and gives it back by removing it, so one that was killed in between keeps
-it for good, and each process after it waits without a word. Only the standard library is needed here.
+it for good, and each later process waits silently. Only the standard library is needed here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a model to a DeepSpeed engine that shards it. The one place that knows how DeepSpeed wants to be started."""
+"""From a model to a DeepSpeed engine that shards it. The only place that starts DeepSpeed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's faults and habits that Shardyard works around, and its private names; tests say when each is past.
+"""Workarounds for DeepSpeed, and its private names; tests tell when each is no longer needed.
 
 Seen in DeepSpeed 0.19.8, and in torch 2.13 that compiles its operations; pyproject.toml pins both.
 `tests/unit/engine/test_deepspeed_quirks.py` and `test_build_locks.py` fail where a newer version no longer needs one of

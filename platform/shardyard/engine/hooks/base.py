@@ -1,4 +1,4 @@
-"""What a hook is: work between steps, with a cadence of its own and a state that checkpoints keep."""
+"""The interface of a hook: work between steps, with its own interval and a state in checkpoints."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class CheckpointHook(Hook):
         *,
         every: int = 1,
     ) -> None:
-        """`exploded` makes the error of a step; `may_write` raises where the run folder is another process's by now."""
+        """`exploded` creates the error for a step; `may_write` raises if another process has taken over the run."""
         super().__init__(every)
         self._checkpointer, self._state, self._events, self._exploded = checkpointer, state, events, exploded
         self._may_write = may_write
@@ -47,9 +47,9 @@ class CheckpointHook(Hook):
         """Save unless this step is saved already.
 
         Raises:
-            CheckpointError: it could not be written, which is told.
+            CheckpointError: it could not be written, which is logged.
             TrainingError: weights are not finite.
-            TakenOverError: another process trains the run by now.
+            TakenOverError: another process has taken over the run.
         """
         if self.saved_step == step:
             return

@@ -1,4 +1,4 @@
-"""Hooks that a recipe names: brought by installed packages (entry points `shardyard.hooks`) or by a file."""
+"""Hooks that a recipe names: from installed packages (entry points `shardyard.hooks`) or by a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shardyard.suggest import suggestion
 
 @dataclass(frozen=True)
 class HookInputs:
-    """What a hook from outside is made from.
+    """The inputs of a custom hook.
 
     model: the module that is trained; under ZeRO-3 each rank holds its part of every weight.
     mesh: this rank with its device, and the axes to sum or gather along.

@@ -1,4 +1,4 @@
-"""Continuing the recipe's prompts, to be read in samples.jsonl."""
+"""Continuing the recipe's prompts, written to samples.jsonl."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Trained models at work: sampling, evaluation, lm-eval, and the documents of a step."""
+"""Using trained models: sampling, evaluation, lm-eval, and the documents of a step."""

@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness on an exported model, without the internet where the task needs none."""
+"""Tasks of EleutherAI's lm-evaluation-harness on an exported model, offline if the task allows it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run_tasks(
         tasks: names of tasks that lm-eval has, or paths of task files (YAML); a file may read a dataset by
             `dataset_path: shardyard:NAME`.
         limit: documents of each task.
-        trust: execute code that the files of the model may hold.
+        trust: load model files that may execute code.
 
     Raises:
         UsageError: lm-eval is not installed, or a task is not there or is not a task.
@@ -76,7 +76,7 @@ def run_tasks(
         raise UsageError(f"lm-eval is not installed; `{install_command('eval')}` adds it.") from error
     configs = [_task(task) for task in tasks]
     datasets.disable_progress_bars()
-    # It prints to the terminal what it is doing, and warns of what does not concern a local folder.
+    # It prints progress, and warnings that do not apply to a local folder.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with quiet[0], quiet[1], only_tensors(trust=trust):

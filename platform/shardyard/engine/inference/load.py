@@ -101,7 +101,7 @@ def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = Fa
     """The final model of a run; with `step`, or while there is none, that of a checkpoint.
 
     Args:
-        trust: execute code that the files of the model may hold, or that the recipe names.
+        trust: load model files that may execute code, or that the recipe names.
 
     Raises:
         UsageError: the recipe names code, and is not trusted.
@@ -135,7 +135,7 @@ def _module_from_folder(recipe: Recipe, path: Path) -> Any:
     """A module of the recipe's code with the weights of a folder, in their precision."""
     config = read_config(path)
     if config is None:
-        raise RunFolderError(f"{path} holds no weights of a module, as `shardyard export` writes them.")
+        raise RunFolderError(f"{path} has no module weights, which `shardyard export RUN` writes.")
     dtype = config.dtype
     model = construct(recipe.model, config, recipe.objective)
     missing, unexpected = load_module_weights(model, path)
@@ -148,7 +148,7 @@ def _module_from_folder(recipe: Recipe, path: Path) -> Any:
 
 
 def recipe_of(folder: RunFolder, *, trust: bool) -> Recipe:
-    """The recipe that a run resolved to. Its contradictions were checked then; here its data need not even exist.
+    """The recipe that a run resolved to. It was checked when the run started; its data need not exist here.
 
     Args:
         trust: it may name code, which whatever is made from it executes.

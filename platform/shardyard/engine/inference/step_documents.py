@@ -1,4 +1,4 @@
-"""The documents behind a step: the rows of its global batch, made again from the recipe and the run folder.
+"""The documents behind a step: the rows of its global batch, reproduced from the recipe and the run folder.
 
 The order of data is a function of recipe, tokenizer, seed and step, so nothing has to be recorded while training. Rows
 are made from the newest checkpoint before the step on, which holds the state of every stream.

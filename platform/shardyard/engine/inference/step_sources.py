@@ -1,4 +1,4 @@
-"""What the documents of a run may be read from where the run is not trusted: Shardyard's own data, and given folders.
+"""Restricting what is read for an untrusted run: Shardyard's own data, and given folders.
 
 The recipe of a run that came from elsewhere can name any file or address. Whoever looks at it has not chosen them.
 """

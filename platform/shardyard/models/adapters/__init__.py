@@ -1,1 +1,1 @@
-"""Adapters: LoRA, and base weights in 4 bits."""
+"""Adapters: LoRA, and base weights in 4 bits (NF4)."""

@@ -38,7 +38,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
         seed: the recipe's seed.
 
     Raises:
-        ModelError: a target is no linear layer of the model, or a name of a whole part matches nothing.
+        ModelError: a target is no linear layer of the model, or a pattern of `modules_to_save` matches nothing.
     """
     names, layers = target_names(model, adapter), _adaptable(model, adapter)
     trained = [parameter for _, parameter in _fully_trained(model, adapter, objective)]

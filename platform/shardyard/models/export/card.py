@@ -1,4 +1,4 @@
-"""The model card of an exported model, filled from what the run knows of itself."""
+"""The model card of an exported model, filled from the run."""
 
 from __future__ import annotations
 
