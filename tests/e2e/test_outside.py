@@ -22,41 +22,15 @@ from support.waiting import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
+# Files of the package, by the page that shows them.
 PACKAGE = {
-    "__init__.py": "",
-    "objective.py": """
-from shardyard.objectives.spec import CAUSAL_LM, ObjectiveSpec
-
-SPEC = ObjectiveSpec(
-    name="counted_lm",
-    loss="shardyard.objectives.causal_lm.loss:make",
-    head=CAUSAL_LM,
-    columns={"text": "text"},
-    rows="counted",
-    task="text-generation",
-    metrics={"perplexity": False},
-    generates=True,
-)
-""",
-    "rows.py": """
-from shardyard.data.formats.packed import PackedRows
-
-
-class Counted(PackedRows):
-    made = 0
-
-    def collate(self, rows):
-        Counted.made += len(rows)
-        return super().collate(rows)
-
-
-def make(inputs):
-    return Counted(inputs)
-""",
+    "backwards.py": "docs/extending.md",
+    "backwards_rows.py": "docs/extending.md",
+    "patience.py": "docs/hooks.md",
 }
 POINTS = {
-    "objectives": "counted_lm = my_package.objective:SPEC",
-    "formats": "counted = my_package.rows:make",
+    "objectives": "backwards_lm = my_package.backwards:SPEC",
+    "formats": "backwards = my_package.backwards_rows:Backwards",
     "hooks": "converged = my_package.patience:Converged",
     "schedulers": "broken = my_package.absent:Scheduler",
 }
@@ -97,8 +71,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("outside")
     site = folder / "site"
     (site / "my_package").mkdir(parents=True)
-    for name, text in {**PACKAGE, "patience.py": block("docs/hooks.md", "patience.py")}.items():
-        (site / "my_package" / name).write_text(text, encoding="utf-8")
+    (site / "my_package" / "__init__.py").touch()
+    for name, page in PACKAGE.items():
+        (site / "my_package" / name).write_text(block(page, name), encoding="utf-8")
     info = site / "my_package-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.2\n", encoding="utf-8")
@@ -123,7 +98,7 @@ def recipe(place: Place) -> str:
     fields: dict[str, Any] = {
         "name": "mine",
         "model": {"module": "recurrent.py:RecurrentLM", "config": {"width": 16}},
-        "objective": "counted_lm",
+        "objective": "backwards_lm",
         "data": {
             "sequence_length": 32,
             "streams": 4,
@@ -182,11 +157,9 @@ def test_a_job_brings_its_code_along_and_the_run_keeps_it(place: Place, recipe: 
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert len((run / "table.csv").read_text().splitlines()) == 4
 
-    refused = place.run("sample", job, "the model", fails=True)
+    refused = place.run("eval", job, fails=True)
     assert "model.module: " in refused
     assert "--trust" in refused
-    (sampled,) = place.run("sample", job, "the", "--max-new-tokens", "4", "--trust", "--json").splitlines()
-    assert json.loads(sampled)["prompt"] == "the"
     assert "perplexity" in place.run("eval", job, "--trust")
 
 
@@ -194,8 +167,11 @@ def test_a_launch_here_reports_what_has_changed_since(place: Place, recipe: str)
     mine = place.work / "mine"
     for mark in ("recurrent.py", "csv_table.py"):
         (mine / mark).write_text(block("docs/extending.md", mark), encoding="utf-8")
-    place.run("launch", recipe, "--local")
+    place.run("launch", recipe, "--local", "-s", "objective=causal_lm")
     run = max(place.runs.glob("mine-*"), key=lambda path: path.stat().st_mtime)
+    assert "add --trust" in place.run("sample", run.name, "the", fails=True)
+    (sampled,) = place.run("sample", run.name, "the", "--max-new-tokens", "4", "--trust", "--json").splitlines()
+    assert json.loads(sampled)["prompt"] == "the"
     hook = mine / "weight_norm.py"
     hook.write_text(hook.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
     place.run("resume", run.name, "--local", "-s", "train.steps=4")
@@ -207,5 +183,5 @@ def test_a_launch_here_reports_what_has_changed_since(place: Place, recipe: str)
 
 def test_doctor_lists_the_package(place: Place) -> None:
     said = place.run("doctor")
-    assert "counted_lm (objectives, my-package 1.2)" in said
+    assert "backwards_lm (objectives, my-package 1.2)" in said
     assert "broken of shardyard.schedulers, brought by my-package 1.2, cannot be used" in said

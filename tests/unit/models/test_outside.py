@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import nn
 
+from shardyard import plugins
 from shardyard.engine.components import make_components
 from shardyard.errors import ModelError, UsageError
 from shardyard.models.build import architecture_config, construct, module_skeleton
 from shardyard.models.export.export import export_model
 from shardyard.models.outside import OutputError, OutsideModel, load_module_weights, read_config
 from shardyard.models.size.measure import measure_recipe
+from shardyard.recipe.code import refuse_code
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.rules.rules import check
 from shardyard.recipe.schema import Model, Recipe
@@ -135,6 +138,16 @@ def test_what_cannot_be_made_says_why(model: Model, expected: str) -> None:
     with pytest.raises(ModelError) as caught:
         made(model)
     assert expected in str(caught.value)
+
+
+def test_a_package_brings_one_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("recurrent", "recurrent.py:RecurrentLM", "shardyard.models")
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: (point,) if group == "shardyard.models" else ())
+    assert made(model_of("recurrent", width=8)).module.embed.weight.shape == (11, 8)
+    assert [path for path, _ in check(recipe_of_page(model={"module": "recurrent"}))] == []
+    refuse_code(recipe_of_page(model={"module": "recurrent"}), "theirs")
+    with pytest.raises(UsageError, match="theirs names its own code"):
+        refuse_code(recipe_of_page(), "theirs")
 
 
 def test_names_that_lead_nowhere_say_so() -> None:
