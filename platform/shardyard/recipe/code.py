@@ -135,8 +135,11 @@ def kept_files(run: Path) -> dict[str, str]:
     return {str(path): str(copy) for path, copy in table.items()} if isinstance(table, dict) else {}
 
 
-def lead_to_kept(data: dict[str, object], run: Path) -> None:
-    """Let references lead to the copies of code that a run folder has, in place; also where it was moved."""
+def lead_to_kept(data: dict[str, object], run: Path) -> bool:
+    """Let references lead to the copies of code that a run folder has, in place; also where the folder was moved.
+
+    Returns whether there was any to replace.
+    """
     table, root = kept_files(run), run.resolve() / CODE_FOLDER
 
     def copy(where: Path) -> Path | None:
@@ -145,7 +148,7 @@ def lead_to_kept(data: dict[str, object], run: Path) -> None:
             relative = f"{where.parent.name}/{where.name}"
         return root / relative if relative is not None and (root / relative).is_file() else None
 
-    replace_files(data, copy)
+    return replace_files(data, copy)
 
 
 def with_file_names(recipe: Recipe) -> Recipe:

@@ -23,7 +23,7 @@ def keep_code(recipe: Recipe, folder: RunFolder) -> Recipe:
         UsageError: a file is not here. RunFolderError: the folder cannot be written.
     """
     data, root = recipe.model_dump(), folder.path.resolve()
-    lead_to_kept(data, root)
+    changed = lead_to_kept(data, root)
     texts: dict[str, str] = {}
 
     def copy(where: Path) -> Path | None:
@@ -37,9 +37,9 @@ def keep_code(recipe: Recipe, folder: RunFolder) -> Recipe:
         texts[str(where)] = texts[str(source.resolve())] = text
         return root / CODE_FOLDER / _relative(where, text)
 
-    replace_files(data, copy)
+    changed |= replace_files(data, copy)
     store_code(texts, folder)
-    return Recipe.model_validate(data)
+    return Recipe.model_validate(data) if changed else recipe
 
 
 def store_code(texts: Mapping[str, str], folder: RunFolder) -> None:
