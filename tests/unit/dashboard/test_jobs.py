@@ -110,7 +110,11 @@ def test_one_that_hangs_costs_a_line_and_no_time(
     states = [shown.state() for _ in range(20)]
     assert time.monotonic() - began < 15.0, "not FIRST_SECONDS each, and far from the patience of the one that hangs"
     assert threading.active_count() <= before + 1, "it is asked by one thread, however often the page asks"
-    assert states[-1]["schedulers"][1]["why"] == "it has not answered yet."
+    assert (states[-1]["schedulers"][1]["why"], states[-1]["schedulers"][1]["answered"]) == (
+        "it has not answered yet.",
+        False,
+    )
+    assert states[-1]["schedulers"][0]["answered"]
     assert states[-1]["jobs"][0]["run"] == "gpt-1"
     monkeypatch.setattr(jobs, "LATE_SECONDS", 0.0)
     late = shown.state()["schedulers"][1]

@@ -91,13 +91,14 @@ class NodePayload(TypedDict):
 class SchedulerPayload(TypedDict):
     """A scheduler as the page gets it.
 
-    why: the reason for which it gives no answer, or has given none yet; "" where it answers.
-    nodes_known: whether it tells which nodes it has.
+    answered: whether it has been heard of, if only that it fails. why: the reason for which it gives no answer, or has
+    given none yet; "" where it answers. nodes_known: whether it tells which nodes it has.
     """
 
     name: str
     where: str
     available: bool
+    answered: bool
     why: str
     nodes_known: bool
 
@@ -120,6 +121,7 @@ class _Answer:
     jobs: Sequence[JobStatus] = ()
     nodes: Sequence[NodeStatus] | None = None
     why: str = ""
+    given: bool = True
 
 
 class _Source:
@@ -164,7 +166,7 @@ class _Source:
             late = time.monotonic() - self._asking if self._asking is not None else 0.0
             if late > LATE_SECONDS:
                 return _Answer(why=f"no answer for {late:.0f} s.")
-            return self._answer or _Answer(why="it has not answered yet.")
+            return self._answer or _Answer(why="it has not answered yet.", given=False)
 
     def _ask(self) -> None:
         while True:
@@ -331,6 +333,7 @@ def _scheduler(name: str, answer: _Answer) -> SchedulerPayload:
         "name": name,
         "where": answer.where,
         "available": not answer.why,
+        "answered": answer.given,
         "why": answer.why,
         "nodes_known": answer.nodes is not None,
     }

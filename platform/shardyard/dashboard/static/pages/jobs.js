@@ -11,6 +11,7 @@ import { simpleTable } from "../lib/table.js";
 export const title = "Jobs";
 
 const EVERY = 4000;
+const SOON = 1000;
 const LOG_LINES = 400;
 // More nodes of a scheduler than the first number are folded away, and more than the second are counted only.
 const OPEN_NODES = 8;
@@ -55,7 +56,7 @@ class JobsView {
       if (this.drawn) fill(this.wrong, warning(error.message));
       else fill(this.place, failure("The jobs cannot be listed", error.message));
     }
-    this.timer = setTimeout(() => this.load(), EVERY);
+    this.timer = setTimeout(() => this.load(), this.said === undefined ? SOON : EVERY);
   }
 
   draw(answer) {
@@ -64,6 +65,10 @@ class JobsView {
     this.said = said;
     this.drawn = true;
     const schedulers = answer.schedulers ?? [];
+    if (schedulers.length === 1 && schedulers[0].answered === false) {
+      this.wait();
+      return;
+    }
     if (!answer.available && schedulers.length < 2) {
       this.count.textContent = "";
       fill(this.place, this.nothing(answer.why));
@@ -98,6 +103,12 @@ class JobsView {
       ),
       over.length > 0 && h("section.panel", {}, h("h2", {}, "Ended"), this.table(over, false)),
     );
+  }
+
+  // The only scheduler is being asked for the first time; the next answer is drawn whatever it says.
+  wait() {
+    this.said = undefined;
+    fill(this.place, skeleton(6));
   }
 
   nothing(why) {
