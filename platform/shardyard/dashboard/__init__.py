@@ -1,1 +1,1 @@
-"""The dashboard: run folders and jobs in one page, served to this machine alone unless asked otherwise."""
+"""The dashboard: a web page of run folders and jobs, served on this machine only by default."""

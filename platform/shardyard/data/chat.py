@@ -1,4 +1,4 @@
-"""Conversations as text and tokens: chat templates, and which tokens are answers.
+"""Conversations as text and tokens: chat templates and answer masks.
 
 T: tokens of a conversation.
 """
@@ -52,13 +52,13 @@ def add_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     if tokenizer.eos_token is None:
         raise DataError(
             "the tokenizer has neither a chat template nor an end-of-text token (eos_token) to end answers with; use "
-            "one that has."
+            "one that has one."
         )
     tokenizer.chat_template = PLAIN_TEMPLATE
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
-    """A question as the model was trained to see it, up to where its answer begins."""
+    """A prompt in the chat template, up to the beginning of the answer."""
     return _render(tokenizer, [{"role": "user", "content": prompt}], answering=True)
 
 
@@ -106,13 +106,13 @@ def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, 
 def _answer_span(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], index: int, text: str
 ) -> tuple[int, int]:
-    """Where the answer `index` lies in the text of the whole conversation."""
+    """Start and end of the answer `index` in the text of the whole conversation."""
     before = _render(tokenizer, messages[:index], answering=True)
     upto = _render(tokenizer, messages[: index + 1])
     if not (upto.startswith(before) and text.startswith(upto)):
         raise DataError(
-            "the chat template writes earlier turns otherwise once later ones follow, so that answers cannot be told "
-            "from prompts; give the tokenizer a template that only appends."
+            "the chat template changes earlier turns when later ones follow, so answers cannot be located; give the "
+            "tokenizer a template that only appends."
         )
     content = messages[index]["content"].strip()
     after = len(before) + max(0, upto[len(before) :].find(content)) + len(content)

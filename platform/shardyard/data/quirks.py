@@ -1,4 +1,4 @@
-"""Habits of datasets and huggingface_hub that Shardyard works around, and their private names; tests say when past.
+"""Workarounds for datasets and huggingface_hub, and their private names; tests tell when each is no longer needed.
 
 Seen in datasets 5.2 and huggingface_hub 2.4; `tests/unit/data/test_library_quirks.py` fails where a newer version no
 longer needs one of these, or has lost a name.

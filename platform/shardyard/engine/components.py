@@ -1,6 +1,6 @@
-"""What a recipe needs in memory beside its weights: tokenizer, configuration, objective, and how rows are made.
+"""The components of a recipe beside its weights: tokenizer, configuration, objective and row format.
 
-Training and the evaluation of what was trained both begin here, so that they measure the same.
+Training and later evaluations both use them, so that they measure the same.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def resume(
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job that a scheduler has taken.
+    """A submitted job.
 
     id: by which `shardyard ps`, `logs` and `stop` know it. run_folder: where its run is once it has begun, as the hosts
     of the job see it; None if the scheduler does not tell.

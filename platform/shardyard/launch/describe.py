@@ -1,6 +1,6 @@
-"""Events, and what a run waits for, in words: the one place where they become sentences, for terminals and pages.
+"""Events and waits in words, for terminals and pages.
 
-Imports nothing heavy: the entry point of a job says with it what the job waits for.
+Imports nothing heavy, because the entry points of waiting jobs use it.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ def test_broken_images_are_errors_that_say_what_to_do(name: str) -> None:
     with pytest.raises(DataError) as caught:
         images().tensor(value, None)
     assert expected in str(caught.value)
-    assert "repair the file, or take its row out" in str(caught.value)
+    assert "repair the file, or remove its row" in str(caught.value)
 
 
 def test_a_bomb_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_going_back_puts_later_checkpoints_by_and_removes_none(tmp_path: Path) -
     files.rewind(tmp_path, 0)
     assert files.committed_checkpoints(tmp_path) == []
     assert len(names(tmp_path)) == 4
-    with pytest.raises(UsageError, match="there: none"):
+    with pytest.raises(UsageError, match="steps: none"):
         files.rewind(tmp_path, 2)
 
 

@@ -101,7 +101,7 @@ def test_a_resumed_run_begins_with_the_same_weights(tmp_path: Path) -> None:
     weights = load_file(start / "model.safetensors")
     weights["transformer.ln_f.bias"] += 1e-3
     save_file(weights, start / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=r"model\.pretrained .* is changed since"):
+    with pytest.raises(UsageError, match=r"model\.pretrained .* has changed since"):
         check_unchanged(folder)
 
 

@@ -156,10 +156,10 @@ def _chosen(names: list[str], everything: bool, small: bool, given: list[Path]) 
 
 
 def known_set(name: str) -> str:
-    """The name of a set.
+    """The name of a dataset.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is no such dataset.
     """
     if name not in DATASETS:
         raise UsageError(f"there is no dataset {name!r}; {suggestion(name, DATASETS, shown=20)}")

@@ -67,9 +67,9 @@ def _driven(folder: SweepFolder, report: Callable[[str], None]) -> str | None:
 
 
 def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
-    """Tells that a sweep was asked to stop and all its runs have stopped a while ago, yet Tune still waits.
+    """Whether a sweep was asked to stop and all its runs stopped a while ago, yet Tune still waits.
 
-    A scheduler that sends SIGTERM to all processes of a job ends Ray's daemons too, whom Tune then waits for forever.
+    A scheduler that sends SIGTERM to all processes of a job also ends Ray's daemons, for which Tune then waits forever.
     """
     looked: list[float] = []
 

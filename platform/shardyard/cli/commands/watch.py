@@ -50,9 +50,9 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show the current state and exit.")] = False,
     runs_dir: RunsDir = None,
 ) -> int:
-    """Follow a run until it ends; the exit code is then that of the run. Ctrl-C leaves it to itself.
+    """Follow a run until it ends, and exit with its exit code. Ctrl-C does not stop the run.
 
-    In a pipe it prints plain lines.
+    In a pipe, plain lines are printed.
     """
     folder = RunFolder.open(runs_folder(runs_dir), run)
     folder.info()

@@ -1,1 +1,1 @@
-"""Alerts of runs, and where they are sent."""
+"""Alerts of runs, and their receivers."""

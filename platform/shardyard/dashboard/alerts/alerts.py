@@ -1,7 +1,7 @@
-"""Alerts: what a recipe asks to be told of (`tracking.alerts`), judged from the index while the dashboard runs.
+"""Alerts of recipes (`tracking.alerts`), evaluated from the index while the dashboard runs.
 
-The judgement is a pure function of what was seen before and now. Addresses and passwords are in environment variables
-of the dashboard, which recipes name; nothing of them is logged or shown.
+The evaluation is a pure function of the previous and the current state. Addresses and passwords are in environment
+variables of the dashboard, which recipes name; they are never logged or shown.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LIVE = frozenset({"pending", "running", "unknown"})
 
 @dataclass(frozen=True)
 class Alert:
-    """Something to tell: of which run, which rule, in words."""
+    """An alert: run, rule, and text."""
 
     run: str
     kind: str
@@ -56,7 +56,7 @@ class Seen:
 
     highest: the greatest training loss since the moment before; average: the moving average before that.
     moved: when its step last changed, in seconds of the same clock as `evaluate` is given.
-    reported: rules that were told of and are not to be told of again while nothing has changed.
+    reported: rules that were reported and are not repeated while nothing has changed.
     """
 
     state: str
@@ -69,7 +69,7 @@ class Seen:
 
 
 def evaluate(run: str, rules: Alerts, before: Seen | None, now: Seen, clock: float) -> tuple[list[Alert], Seen]:
-    """What is to be told, and what to remember. The first sight of a run tells of nothing: it may be long past."""
+    """The new alerts, and the state to keep. The first state of a run raises none, because it may be old."""
     if before is None:
         return [], replace(now, moved=clock)
     progressed = now.step != before.step
@@ -109,7 +109,7 @@ def _is_spike(rules: Alerts, now: Seen) -> bool:
 
 
 def send(alert: Alert, rules: Alerts, environment: Mapping[str, str] | None = None) -> list[str]:
-    """Send to every place that the rules name; returns how each went, in words without secrets."""
+    """Send to all receivers of the rules; returns each result in words, without secrets."""
     environment = os.environ if environment is None else environment
     alert = replace(alert, text=scrub(alert.text))
     outcomes = []
@@ -135,14 +135,14 @@ def _attempt(variable: str, environment: Mapping[str, str], sender: Callable[[st
     try:
         sender(address, alert)
     except (OSError, ValueError, smtplib.SMTPException) as error:
-        # The text of an error may hold the address, which is a secret of its own.
+        # The error text may contain the address, which is a secret.
         code = getattr(error, "code", None) or getattr(error, "smtp_code", None)
         return f"failed ({type(error).__name__}{f' {code}' if code else ''})"
     return "sent"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """What is meant for one address does not go to another."""
+    """Redirects are not followed."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -188,7 +188,7 @@ def _to_email(url: str, to: list[str], alert: Alert) -> None:
 
 
 class Watcher:
-    """Judges the runs whose recipes ask for it, on a thread of its own, so that a slow receiver delays nobody."""
+    """Evaluates runs with alerts on a separate thread, so that a slow receiver delays nothing."""
 
     def __init__(self, index: Index, environment: Mapping[str, str] | None = None) -> None:
         self._index = index
@@ -229,7 +229,7 @@ class Watcher:
         return send(Alert(row["id"], "test", f"{row['id']}: this is a test of its alerts"), rules, self._environment)
 
     def look(self, clock: float) -> list[tuple[Alert, list[str]]]:
-        """Judge once; returns what was told and how it went."""
+        """Evaluate once; returns the alerts and their results."""
         connection = self._index.store.reader
         rows = connection.execute(
             "SELECT r.* FROM runs r JOIN fields f ON f.run = r.key WHERE f.path = 'tracking.alerts.when.0'"

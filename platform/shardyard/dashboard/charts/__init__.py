@@ -1,1 +1,1 @@
-"""Curves for the pages: series, smoothing, thinning."""
+"""Curves for the pages: series, smoothing, downsampling."""

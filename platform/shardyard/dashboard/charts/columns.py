@@ -1,4 +1,4 @@
-"""From lines of metrics.jsonl to columns: numbers by metric, and where in the file each stands."""
+"""From lines of metrics.jsonl to columns: numbers by metric, with their rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves for a chart: read from the index, put on an x axis, smoothed, and thinned so that no spike is lost."""
+"""Curves for a chart: read from the index, put on an x axis, smoothed, and downsampled so that no spike is lost."""
 
 from __future__ import annotations
 

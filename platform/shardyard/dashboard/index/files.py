@@ -1,4 +1,4 @@
-"""Reading what others wrote into a run folder: no link is followed, only plain files are opened, no size is trusted."""
+"""Reading untrusted run folders: links are not followed, only plain files are opened, sizes are limited."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# Larger ones are no files of a person who wants to read them in a page.
+# Larger files are not shown in a page.
 MOST_TEXT_BYTES = 4 * 1024**2
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 

@@ -1,7 +1,7 @@
-"""The index follows a runs folder: one thread looks at what may have changed, often at runs that are alive.
+"""The index follows a runs folder: one thread checks for changes, more often for active runs.
 
-It never writes to a run folder. Nothing is listened to (inotify tells nothing of NFS): files are stat'ed, with pauses
-that grow as a run is quiet.
+It never writes to a run folder. inotify is not used, because it does not work on NFS: files are stat'ed, at intervals
+that grow while a run is quiet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shardyard.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks at a run, by its state; a quiet run is looked at ever less often, up to the second number.
+# Seconds between two checks of a run, by its state; the interval of a quiet run grows to the second number.
 PAUSES = {
     "running": (1.0, 5.0),
     "pending": (2.0, 10.0),
@@ -82,14 +82,14 @@ class Index:
         return sum(1 for look in list(self._looks.values()) if look.unread)
 
     def poke(self, run_id: str | None = None) -> None:
-        """Somebody has just done something with a run, or started one: look at it without waiting."""
+        """A run was just changed or started: check it at once."""
         look = self._looks.get(run_id) if run_id is not None else None
         if look is not None:
             look.quiet, look.due, look.stamps = 0, 0.0, None
         self._next_scan = 0.0
 
     def watch(self) -> None:
-        """Somebody is looking: changes are followed closely for a while."""
+        """A page is open: follow changes closely for a while."""
         self._watched = time.monotonic()
 
     def folder_of(self, run_id: str) -> Path | None:
@@ -296,7 +296,7 @@ class Index:
                     cursor = connection.execute("INSERT INTO runs (id, version) VALUES (?, ?)", (name, self._written))
                     self._keys[name] = int(cursor.lastrowid or 0)
                     connection.execute("DELETE FROM gone WHERE id = ?", (name,))
-                # The newest first: that is what a person looks at.
+                # Newest first, because these are viewed most.
                 self._looks[name] = _Look(name, self._keys[name], order=(0.0, -names[name]))
                 self._looks[name].state = states.get(name, "unknown")
         self.version = self._written

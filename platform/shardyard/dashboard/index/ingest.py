@@ -1,6 +1,6 @@
 """One run folder into the index: run.json, the resolved recipe, and what was added to metrics.jsonl since then.
 
-Each part is stat'ed first and read only when it has changed. Whatever cannot be read is said in `problem`.
+Each part is stat'ed first and read only when it has changed. Errors are reported in `problem`.
 """
 
 from __future__ import annotations

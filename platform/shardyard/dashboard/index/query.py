@@ -32,8 +32,8 @@ Value = str | float | bool | None
 
 
 class QueryError(UsageError):
-    """A query that cannot be read. `position` counts characters from 0; `field` is the unknown one, if one is, and
-    `nearest` the one that is most like it."""
+    """An invalid query. `position` counts characters from 0; `field` is the unknown one, if one is, and `nearest` the
+    one that is most like it."""
 
     def __init__(self, message: str, position: int, field: str | None = None, nearest: str | None = None) -> None:
         super().__init__(f"{message} (at character {position + 1})")

@@ -1,4 +1,4 @@
-"""From the tree of a query to SQL with parameters; text of a person never becomes part of a statement."""
+"""From the tree of a query to SQL with parameters; user input never becomes part of a statement."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Compiler:
         """The condition of a query.
 
         Raises:
-            QueryError: a field that nobody knows.
+            QueryError: an unknown field.
         """
         if tree is None:
             return "1"
@@ -73,7 +73,7 @@ class Compiler:
         """An expression with the value of a field for the run r; NULL where the run has none.
 
         Raises:
-            QueryError: a field that nobody knows.
+            QueryError: an unknown field.
         """
         if field in COLUMNS:
             return COLUMNS[field]

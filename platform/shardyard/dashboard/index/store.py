@@ -1,6 +1,6 @@
 """The index on the local disk: one SQLite file a runs folder, with rows of runs and the columns of their metrics.
 
-It holds nothing that the run folders do not say, so a damaged or outdated one is removed and built again.
+It contains only data from the run folders, so a damaged or outdated index is removed and rebuilt.
 
     runs     one row a run: what run.json says, where reading stands, newest loss, sparkline
     metrics  last, best (least), greatest and smoothed value of each metric of a run

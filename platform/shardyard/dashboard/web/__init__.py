@@ -1,1 +1,1 @@
-"""The application: routes, security, and what each page is answered with."""
+"""The application: routes, security, and the answers of each route."""

@@ -1,4 +1,4 @@
-"""Where the dashboard listens, the addresses that open it from other machines, and the host names it answers to."""
+"""Listening address of the dashboard, its addresses for other machines, and the host names it answers to."""
 
 from __future__ import annotations
 

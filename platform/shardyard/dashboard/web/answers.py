@@ -1,4 +1,4 @@
-"""How the server answers: JSON that browsers accept, errors as sentences, parameters that were checked."""
+"""Answers of the server: JSON for browsers, errors as sentences, checked parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page asks about runs: lists, curves, logs, events, comparison. Each function answers one route."""
+"""The API of runs: lists, curves, logs, events, comparison. Each function answers one route."""
 
 from __future__ import annotations
 

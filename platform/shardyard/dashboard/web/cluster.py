@@ -1,4 +1,4 @@
-"""What of the library the page calls: submitting and stopping jobs, resuming runs, plans and recipes."""
+"""The API of actions: submitting and stopping jobs, resuming runs, plans and recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page of one run shows beside its curves: progress, recipe, checkpoints, events, samples, experts."""
+"""The details of one run beside its curves: progress, recipe, checkpoints, events, samples, experts."""
 
 from __future__ import annotations
 

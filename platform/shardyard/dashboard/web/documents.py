@@ -1,4 +1,4 @@
-"""The documents behind a step, which a process of its own reads: the server imports neither torch nor data sets."""
+"""The documents behind a step, read by a separate process, so that the server imports neither torch nor datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of the library in a process of their own, which is ended after a time limit."""
+"""Calls of the library in a separate process with a time limit."""
 
 # A plan may import torch and build a model, and whether there is a GPU is asked of CUDA: gigabytes and state that a
 # server which is open for weeks must neither keep nor be ended by. So what plans runs apart; all else runs on threads.

@@ -1,4 +1,5 @@
-"""Jobs and nodes of all schedulers, asked on threads of their own: one that hangs holds up neither page nor others."""
+"""Jobs and nodes of all schedulers, queried on separate threads, so that a hanging one delays neither the page nor
+others."""
 
 from __future__ import annotations
 

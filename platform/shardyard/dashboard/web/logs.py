@@ -1,4 +1,4 @@
-"""Logs of a run, read from a cursor: only what is new travels, and the end of a large file is found from its end."""
+"""Logs of a run, read from a cursor: only new lines are sent, and large files are read from their end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overrides that come from the page: they change numbers and names, and bring no paths or addresses.
+"""Overrides from the page: they may change numbers and names, but not paths or addresses.
 
 What the page plans and submits runs as the person who started the server, who has chosen which recipes there are, and
 not which files and hosts they name.

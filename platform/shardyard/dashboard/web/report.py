@@ -1,4 +1,4 @@
-"""A run, or several beside one another, in one HTML file that opens anywhere: no server, no network."""
+"""A report of one or several runs as a single HTML file that needs no server or network."""
 
 from __future__ import annotations
 

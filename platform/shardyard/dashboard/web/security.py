@@ -1,8 +1,9 @@
-"""Who may ask, and what a browser may do with the answers: token, cookie, Host, CSRF, headers. Plain ASGI.
+"""Access control: token, cookie, Host, CSRF, headers. Plain ASGI.
 
-The token is in the address that the server prints. The page trades it for a cookie that no script can read and no other
-site can send; programs send `Authorization: Bearer`. Requests that change something also carry a value that only a page
-of this server can have read. Host names are checked, so that a foreign name that is made to point here gets nothing.
+The token is in the address that the server prints. The page exchanges it for a cookie that no script can read and no
+other site can send; programs send `Authorization: Bearer`. Requests that change something also carry a value that only
+a page of this server can have read. Host names are checked, so that a foreign name that is made to point here gets
+nothing.
 """
 
 from __future__ import annotations

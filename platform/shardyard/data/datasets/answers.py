@@ -1,4 +1,4 @@
-"""docstring-answers and docstring-preferences: what functions of the standard library do, asked and answered."""
+"""docstring-answers and docstring-preferences: questions about functions of the standard library, with answers."""
 
 from __future__ import annotations
 

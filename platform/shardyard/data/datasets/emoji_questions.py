@@ -1,4 +1,4 @@
-"""emoji-questions: questions about the pictures of emoji-captions, with their answers."""
+"""emoji-questions: questions about the images of emoji-captions, with their answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHECK = "Is this “{name}”?"
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """Three questions a picture: its name, its group, and whether it is something, which it is every other time."""
+    """Three questions per image: its name, its group, and a yes/no question, with "yes" every other time."""
     captions = emoji.convert(folders)
     splits = {split: mixed(_rows(rows), split) for split, rows in captions.splits.items()}
     return Converted(splits, left_out=captions.left_out)

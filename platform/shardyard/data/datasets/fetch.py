@@ -1,4 +1,4 @@
-"""Packages of PyPI and Debian, fetched without root and unpacked into a folder; nothing is installed."""
+"""Packages of PyPI and Debian, downloaded without root and unpacked into a folder; nothing is installed."""
 
 from __future__ import annotations
 

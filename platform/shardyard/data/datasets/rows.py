@@ -17,7 +17,7 @@ from shardyard.recipe.catalog.datasets import ColumnKind
 
 # Column → value; `_TYPES` says which value a kind of column takes.
 Row = Mapping[str, object]
-# So many streams read a row group each; more streams share groups.
+# Up to this many streams read separate row groups; more streams share groups.
 NUM_GROUPS = 64
 LEAST_GROUP_ROWS = 10
 SAMPLING_RATE = 16_000
@@ -41,7 +41,7 @@ class MediaFile(TypedDict):
 
 @dataclass
 class Converted:
-    """What a conversion gives: rows of each split, names of the labels by column, and what was left out and why."""
+    """The result of a conversion: rows of each split, label names by column, and counts of excluded rows by reason."""
 
     splits: dict[str, list[Row]]
     label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def write_rows(
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     num_groups = min(NUM_GROUPS, max(1, len(rows) // LEAST_GROUP_ROWS))
     bounds = [len(rows) * index // num_groups for index in range(num_groups + 1)]
-    # Bytes of images are neither worth a dictionary nor statistics.
+    # Image bytes need neither a dictionary nor statistics.
     texts = [name for name, kind in columns.items() if kind in ("text", "label")]
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts, write_statistics=texts) as writer:
         for first, end in itertools.pairwise(bounds):
@@ -80,7 +80,7 @@ def rows_sha256(rows: Sequence[Row], columns: Mapping[str, ColumnKind]) -> str:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    """Each value with its type and length, so that no two rows give the same bytes."""
+    """Each value with its type and length, so that different rows give different bytes."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -93,7 +93,7 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def _feature(kind: ColumnKind, names: Sequence[str]) -> Any:
-    """As `datasets` writes its features, so that it reads labels with their names, images and audio as such."""
+    """The features in the format of `datasets`, so that it reads labels with names, and images and audio as such."""
     if kind == "label":
         return {"names": list(names), "_type": "ClassLabel"}
     if kind == "image":

@@ -1,4 +1,4 @@
-"""Who is held out: by a hash of what rows must not share across the split."""
+"""The validation split: by a hash of what rows must not share across the split."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def read_texts(text: str) -> dict[str, str]:
 
 
 def trim(samples: np.ndarray[tuple[int], np.dtype[np.int16]]) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-    """Without the silence at both ends but a tenth of a second."""
+    """Trim the silence at both ends to a tenth of a second."""
     (loud,) = np.nonzero(np.abs(samples.astype(np.int32)) > 500)
     if not len(loud):
         return samples[:0]
@@ -99,7 +99,7 @@ def _image_row(stem: Path, root: Path, texts: Mapping[str, str]) -> Row:
 
 
 def _split(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, list[Row]]:
-    """Stamps of the same or almost the same description are on one side."""
+    """Stamps with the same or almost the same description go to the same split."""
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for row, key in zip(rows, near_duplicates(texts), strict=True):
         splits["validation" if is_held_out(key, HELD_OUT_PERCENT) else "train"].append(row)

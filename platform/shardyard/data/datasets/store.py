@@ -1,4 +1,4 @@
-"""Datasets on the disk: `<root>/<name>/<split>-*.parquet` and `manifest.json`, whole or not there."""
+"""Datasets on the disk: `<root>/<name>/<split>-*.parquet` and `manifest.json`, written atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shardyard.recipe.catalog.datasets import DATASETS, DatasetSpec
 from shardyard.suggest import suggestion
 
 MANIFEST = "manifest.json"
-# No preparation takes so long: a folder aside that is older was left by a process that was killed.
+# No preparation takes longer: an older temporary folder is from a killed process.
 LEFT_SECONDS = 86_400.0
 _PART_BYTES = 1 << 20
 
@@ -32,10 +32,10 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dataset is: origin, licence, and what each file holds.
+    """The manifest of a dataset: origin, licence, and files.
 
     `packages` are versions by name; `rows_sha256` is over the rows of a split, whatever wrote the file; `left_out`
-    counts what the packages hold and the set does not, by reason.
+    counts excluded rows of the packages by reason.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Manifest:
 
 
 def data_root() -> Path:
-    """Where datasets lie: `SHARDYARD_DATA`, else `data` in `SHARDYARD_CACHE`, else in ~/.cache/shardyard."""
+    """The folder of datasets: `SHARDYARD_DATA`, else `data` in `SHARDYARD_CACHE`, else in ~/.cache/shardyard."""
     configured = os.environ.get("SHARDYARD_DATA")
     if configured:
         return Path(configured).expanduser()
@@ -66,7 +66,7 @@ def data_root() -> Path:
 
 
 def known(name: str) -> DatasetSpec:
-    """The set of this name, prepared or not.
+    """The dataset of this name, prepared or not.
 
     Raises:
         DataError: there is none.
@@ -77,10 +77,10 @@ def known(name: str) -> DatasetSpec:
 
 
 def read_manifest(name: str) -> Manifest:
-    """The manifest of a set whose files are there in their right sizes.
+    """The manifest of a dataset, after a check of its file sizes.
 
     Raises:
-        DataError: there is no such set, it is not prepared, stale or not whole.
+        DataError: there is no such dataset, or it is not prepared, stale or incomplete.
     """
     dataset, folder = known(name), data_root() / name
     advice = f"run `shardyard data prepare {name}`"
@@ -113,12 +113,12 @@ def damaged_files(name: str) -> list[str]:
 
 
 def install(name: str, build: Callable[[Path], Callable[[dict[str, FileRecord]], Manifest]]) -> Manifest:
-    """Build a set in a folder aside and put it in its place at once, replacing what is there.
+    """Build a dataset in a temporary folder and rename it, replacing an existing one.
 
-    `build` fills the folder and returns what makes the manifest from the records of its files.
+    `build` fills the folder and returns a function that makes the manifest from the file records.
 
     Raises:
-        OSError: the disk is full or cannot be written; what was there before then stays.
+        OSError: the disk is full or cannot be written; an existing dataset is then kept.
     """
     with workspace(name) as aside:
         folder = aside / "new"
@@ -135,7 +135,7 @@ def install(name: str, build: Callable[[Path], Callable[[dict[str, FileRecord]],
 
 
 def _put_in_place(folder: Path, name: str, old: Path) -> Manifest | None:
-    """Rename the folder to its name; the manifest of another process's work where that came in between."""
+    """Rename the folder; returns the manifest of another process if that was faster."""
     target = data_root() / name
     with contextlib.suppress(FileNotFoundError):
         target.rename(old)
@@ -153,7 +153,7 @@ def _put_in_place(folder: Path, name: str, old: Path) -> Manifest | None:
 
 @contextlib.contextmanager
 def workspace(name: str) -> Iterator[Path]:
-    """A folder beside the sets, removed at the end; what killed processes left a day ago is removed first.
+    """A temporary folder beside the datasets, removed at the end; remains of killed processes are removed after a day.
 
     Raises:
         DataError: the folder of the data cannot be written.

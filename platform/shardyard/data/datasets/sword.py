@@ -11,7 +11,7 @@ from pathlib import Path
 
 _CHAPTER = re.compile(r'<chapter\b[^>]*\bosisID="([^"]+)"')
 _BOOK = re.compile(r'<div\b[^>]*\btype="book"')
-# What is about the verse and not of it: notes, who speaks, headings but those of the psalms.
+# Elements that are not part of the verse: notes, speakers, headings except those of psalms.
 _ASIDES = re.compile(
     r'<(note|speaker|title(?![^>]*canonical="true"))\b[^>]*(?<!/)>.*?</(?:note|speaker|title)>', re.DOTALL
 )

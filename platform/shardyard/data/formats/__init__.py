@@ -1,4 +1,4 @@
-"""Row formats: how the examples of an objective become rows. A new one is one file here and its name below."""
+"""Row formats: from examples to rows. A new one is one file here and its name below."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_rows(objective: str, inputs: FormatInputs) -> Rows:
 
     Raises:
         DataError: the tokenizer lacks a token that the format needs.
-        UsageError: the objective names a format that nobody brings.
+        UsageError: there is no such format.
     """
     name = objective_spec(objective).rows
     return cast(Rows, plugins.load(_reference(name))(inputs))

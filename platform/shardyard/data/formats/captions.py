@@ -37,7 +37,7 @@ class Captions(ExampleRows):
         self._training = inputs.training
 
     def row(self, piece: Caption, generator: np.random.Generator) -> Row:
-        """Of one example with `image` and `text`."""
+        """A row from an example with `image` and `text`."""
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         tokens = self._backend.encode(piece["text"], add_special_tokens=False).ids
         self.num_cut += max(0, len(tokens) - (self._length - 1))
@@ -50,7 +50,7 @@ class Captions(ExampleRows):
 
 
 def _end_token(inputs: FormatInputs) -> int:
-    """What `text_config.eos_token_id` says, because that is where the model looks."""
+    """`text_config.eos_token_id`, which the model uses."""
     end = inputs.model.get_text_config().eos_token_id
     if not isinstance(end, int):
         raise DataError(
@@ -66,7 +66,7 @@ def _end_token(inputs: FormatInputs) -> int:
 
 
 def make(inputs: FormatInputs) -> Captions:
-    """From its context.
+    """Create the format from its inputs.
 
     Raises:
         DataError: the tokenizer has no token that can end a caption.

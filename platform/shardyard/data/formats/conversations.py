@@ -48,11 +48,11 @@ def answer_row(encoded: Encoded, length: int) -> tuple[Row, int]:
 
 
 def padding(tokenizer: Any) -> dict[str, float]:
-    """What rows are filled up with; the token is masked and has no target, so any will do."""
+    """The padding token; it is masked and has no target, so any token works."""
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {"input_ids": token or 0, "attention_mask": 0, "labels": IGNORED}
 
 
 def make(inputs: FormatInputs) -> ConversationRows:
-    """From its sections of a recipe."""
+    """Create the format from its inputs."""
     return ConversationRows(inputs)

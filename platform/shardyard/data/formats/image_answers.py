@@ -83,7 +83,7 @@ class ImageAnswers(ExampleRows):
 
 
 def make(inputs: FormatInputs) -> ImageAnswers:
-    """From its context.
+    """Create the format from its inputs.
 
     Raises:
         DataError: the tokenizer has no end token, or rows are too short for an image.

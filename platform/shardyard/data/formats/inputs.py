@@ -1,4 +1,4 @@
-"""What a format may know: its sections of the recipe, the tokenizer, and the model's configuration."""
+"""The inputs of a row format: its sections of the recipe, the tokenizer, and the model's configuration."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from shardyard.recipe import schema
 
 @dataclass(frozen=True)
 class FormatInputs:
-    """Settings of one format.
+    """Inputs of one format.
 
-    `model` is the transformers configuration of the model: sizes of images, lengths of audio and ids of special
-    tokens are read from it, so that there is one place that says them. `training` turns augmentation on.
+    `model` is the transformers configuration of the model, from which sizes of images, lengths of audio and ids of
+    special tokens are read. `training` turns augmentation on.
     """
 
     data: schema.Data

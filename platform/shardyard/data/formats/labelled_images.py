@@ -33,6 +33,6 @@ class LabelledImages(ExampleRows):
 
 
 def make(inputs: FormatInputs) -> LabelledImages:
-    """From its context."""
+    """Create the format from its inputs."""
     transform = ImageTransform.for_model(inputs.image, inputs.model)
     return LabelledImages(transform, inputs.model.num_labels, training=inputs.training)

@@ -30,8 +30,8 @@ class Labelled(TypedDict):
 class LabelledText(ExampleRows):
     """Rows of one example each, with the special tokens that the tokenizer puts around a text or a pair.
 
-    Of a text that is too long the end is cut, of a pair the end of the longer one. A row has `input_ids`,
-    `attention_mask` and, for a model with segments, `token_type_ids`, int64 [≤ T] each, and `labels`, a scalar.
+    Long texts are truncated at the end, pairs at the end of the longer text. A row has `input_ids`, `attention_mask`
+    and, for a model with segments, `token_type_ids`, int64 [≤ T] each, and `labels`, a scalar.
 
     Raises:
         DataError: the tokenizer has no padding token, the model too few positions; from `row`: a label is no class.
@@ -78,7 +78,7 @@ class LabelledText(ExampleRows):
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:
-    """How much of each text is kept: all, or what is left when the longest is cut until all fit."""
+    """Kept length of each text: all, or after truncating the longest until all fit."""
     if sum(lengths) <= room:
         return lengths
     if len(lengths) == 1:
@@ -89,5 +89,5 @@ def _shares(lengths: list[int], room: int) -> list[int]:
 
 
 def make(inputs: FormatInputs) -> LabelledText:
-    """From its context."""
+    """Create the format from its inputs."""
     return LabelledText(inputs)

@@ -28,7 +28,7 @@ SHORTEST = 2
 
 
 class MaskedRows(ExampleRows):
-    """Rows [CLS] tokens [SEP] with other tokens hidden in each epoch; nothing of a document is dropped.
+    """Rows [CLS] tokens [SEP] with new hidden tokens in each epoch; no part of a document is dropped.
 
     With `data.isolate_documents` a row holds tokens of one document, and the last row of each is shorter; without it
     documents follow each other, with [SEP] between them (FULL-SENTENCES of Liu et al. 2019, RoBERTa). Rows are padded
@@ -94,7 +94,7 @@ class MaskedRows(ExampleRows):
 
 
 def padding(tokenizer: Any) -> dict[str, float]:
-    """What each array of a row of text is padded with.
+    """The padding value of each array of a text row.
 
     Raises:
         DataError: the tokenizer has no padding token.
@@ -104,5 +104,5 @@ def padding(tokenizer: Any) -> dict[str, float]:
 
 
 def make(inputs: FormatInputs) -> MaskedRows:
-    """From its context."""
+    """Create the format from its inputs."""
     return MaskedRows(inputs)

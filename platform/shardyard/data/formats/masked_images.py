@@ -41,6 +41,6 @@ class MaskedImages(ExampleRows):
 
 
 def make(inputs: FormatInputs) -> MaskedImages:
-    """From its context."""
+    """Create the format from its inputs."""
     transform = ImageTransform.for_model(inputs.image, inputs.model)
     return MaskedImages(transform, inputs.model.patch_size, training=inputs.training)

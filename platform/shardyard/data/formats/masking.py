@@ -59,7 +59,7 @@ class Masker:
 
 
 def _whole_words(candidates: Ints, words: Ints, number: int, generator: np.random.Generator) -> Ints:
-    """Words in random order as long as they fit into `number` tokens, at least one."""
+    """Words in random order up to `number` tokens, at least one."""
     begins = np.flatnonzero((np.diff(words[candidates]) != 0) | (np.diff(candidates) != 1)) + 1
     groups: list[npt.NDArray[np.int64]] = np.split(candidates, begins)
     order = generator.permutation(len(groups))

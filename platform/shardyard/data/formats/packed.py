@@ -29,5 +29,5 @@ class PackedRows:
 
 
 def make(inputs: FormatInputs) -> PackedRows:
-    """From its context."""
+    """Create the format from its inputs."""
     return PackedRows(inputs)

@@ -46,5 +46,5 @@ class PreferenceRows(ExampleRows):
 
 
 def make(inputs: FormatInputs) -> PreferenceRows:
-    """From its sections of a recipe."""
+    """Create the format from its inputs."""
     return PreferenceRows(inputs)

@@ -59,11 +59,11 @@ class Sentences:
 class SentencePairs(ExampleRows):
     """Rows [CLS] A [SEP] B [SEP] with hidden tokens.
 
-    A and B are runs of whole sentences. In half of the rows B is of another document of the window, and what followed
-    A begins the next row, so that each document is read once an epoch. Where Devlin et al. fill the row with a random
-    B, it is here as long as what it replaces, as nearly as sentences allow, and not the opening of its document:
-    otherwise the length of a row or a title would tell. Sentences longer than half a row are divided, and so is the
-    only sentence of a document.
+    A and B are runs of whole sentences. In half of the rows B is of another document of the window, and what followed A
+    begins the next row, so that each document is read once an epoch. Where Devlin et al. fill the row with a random B,
+    it is here as long as what it replaces, as nearly as sentences allow, and not the opening of its document: otherwise
+    the length of a row or a title would reveal it. Sentences longer than half a row are divided, and so is the only
+    sentence of a document.
 
     A row has `input_ids`, `labels` (-100 where nothing is predicted), `attention_mask`, `token_type_ids` (1 in B),
     int64 [≤ T] each, and `next_sentence_label` (1: random), a scalar.
@@ -186,9 +186,10 @@ def _halves(document: Document, start: int, end: int) -> tuple[int, int] | None:
 
 
 def _passage(other: Sentences, wanted: int, generator: np.random.Generator) -> Segment:
-    """Sentences as near to `wanted` tokens as may be, from a random one on that has so many after it, never the first.
+    """Sentences with as close to `wanted` tokens as possible, from a random start with enough tokens after it, never
+    the first.
 
-    Where none has, all sentences but the first.
+    If there is none, all sentences but the first.
     """
     bounds = np.array(other.bounds)
     starts = np.flatnonzero(bounds[-1] - bounds[1:-1] >= wanted) + 1
@@ -202,5 +203,5 @@ def _shortened(segment: Segment, front: bool) -> Segment:
 
 
 def make(inputs: FormatInputs) -> SentencePairs:
-    """From its context."""
+    """Create the format from its inputs."""
     return SentencePairs(inputs)

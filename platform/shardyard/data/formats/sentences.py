@@ -63,7 +63,7 @@ class DocumentReader:
         for first in range(0, len(texts), ENCODE_TEXTS):
             part = list(texts[first : first + ENCODE_TEXTS])
             for encoding in self._backend.encode_batch(part, add_special_tokens=False):
-                # A token that stands in no word is a word of its own.
+                # A token outside of words is a separate word.
                 words = [-1 - at if word is None else word for at, word in enumerate(encoding.word_ids)]
                 starts = [start for start, _ in encoding.offsets]
                 yield Document(_ints(encoding.ids), _ints(words), _ints(starts))

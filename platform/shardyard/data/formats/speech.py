@@ -1,4 +1,4 @@
-"""Rows of recordings and what is said in them, for models in the manner of Whisper."""
+"""Rows of recordings with transcripts, for models like Whisper."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class Speech(ExampleRows):
 
 
 def make(inputs: FormatInputs) -> Speech:
-    """From its context.
+    """Create the format from its inputs.
 
     Raises:
-        DataError: the tokenizer or the model lacks a token that begins or ends a text, or the model takes no whole
-            number of seconds.
+        DataError: the tokenizer or the model lacks a token that begins or ends a text, or the model's length is not a
+            whole number of seconds.
     """
     return Speech(inputs)

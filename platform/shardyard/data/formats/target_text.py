@@ -1,4 +1,4 @@
-"""What the decoder of an encoder–decoder reads and predicts: one text.
+"""The decoder side of an encoder–decoder: one text.
 
 Legend: T = tokens of the text with its end.
 """
@@ -14,13 +14,13 @@ from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
 IGNORED = -100
-# Beside a tensor of token ids, evaluation keeps texts as they were, in UTF-8; a text holds no zero byte.
+# Evaluation also keeps the texts in UTF-8, padded with zero bytes.
 PADDING = {"input_ids": 0, "attention_mask": 0, "decoder_input_ids": 0, "labels": IGNORED}
 TEXT_PADDING = {"reference": 0, "source_text": 0}
 
 
 class TextEncoder:
-    """Tokens of a text and the token that ends it, at most so many; what does not fit is counted.
+    """Tokens of a text with its end token, truncated to a length; cut tokens are counted.
 
     Raises:
         DataError: the tokenizer has no token that ends a text.
@@ -29,9 +29,7 @@ class TextEncoder:
     def __init__(self, inputs: FormatInputs) -> None:
         tokenizer = inputs.text_tokenizer
         if tokenizer.eos_token_id is None:
-            raise DataError(
-                "the tokenizer has no eos token, so a decoder could not say where a text ends; choose another."
-            )
+            raise DataError("the tokenizer has no eos token, so a decoder could not end a text; choose another.")
         self._eos: int = tokenizer.eos_token_id
         self._backend = plain_backend(tokenizer)
 

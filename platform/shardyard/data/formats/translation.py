@@ -45,7 +45,7 @@ class Translation(ExampleRows):
 
 
 def make(inputs: FormatInputs) -> Translation:
-    """From its context.
+    """Create the format from its inputs.
 
     Raises:
         DataError: the tokenizer or the model lacks a token that begins or ends a text.

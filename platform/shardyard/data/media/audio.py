@@ -1,4 +1,4 @@
-"""Recordings: from the bytes of a file to samples, and from samples to the features that Whisper hears.
+"""Audio: from the bytes of a file to samples, and from samples to Whisper's features.
 
 T: samples, M: Mel bins, F: frames of 10 ms.
 """
@@ -30,7 +30,7 @@ def feature_extractor(config: PreTrainedConfig) -> WhisperFeatureExtractor:
     """Log-Mel features of as many bins and seconds as a Whisper model takes.
 
     Raises:
-        DataError: the model takes no whole number of seconds, which the extractor needs.
+        DataError: the model's length is not a whole number of seconds, which the extractor needs.
     """
     positions = config.max_source_positions
     if positions % POSITIONS_PER_SECOND:
@@ -64,7 +64,7 @@ def read_audio(value: Any) -> Samples:
 
 
 def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator) -> Samples:
-    """A recording that is spoken faster or slower (and thereby higher or lower) and begins later, at random."""
+    """Change the speed (and pitch) of a recording and shift its start, at random."""
     if settings.speed:
         # Whole percents keep the transform short.
         percent = round(100 * generator.uniform(1 - settings.speed, 1 + settings.speed))
@@ -77,7 +77,7 @@ def mask(features: Features, frames: int, settings: schema.Audio, generator: np.
     """Features [M, F] with random bands and stretches replaced by their mean (Park et al. 2019, SpecAugment).
 
     Args:
-        frames: how many of the features come from the recording; the silence after it is left as it is.
+        frames: how many of the features come from the recording; the silence after it is unchanged.
     """
     masked, mean = features.copy(), features.mean()
     for _ in range(settings.time_masks):

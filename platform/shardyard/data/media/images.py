@@ -1,7 +1,6 @@
 """From the bytes of an image to a tensor: decoding, geometry, augmentation, normalisation.
 
-Images stay in whole numbers from 0 to 255 until the last step, so that evaluation gives what the image processors of
-transformers give.
+Images stay integers from 0 to 255 until the last step, so that evaluation matches the image processors of transformers.
 
     C: channels, H, W: height and width that the model takes, h, w: those of the image that was read
 """
@@ -33,7 +32,7 @@ _CROP_TRIES = 10
 # Area and aspect ratio of an erased rectangle: Zhong et al. 2017 (Random Erasing Data Augmentation), section 3.
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_RATIOS = (0.3, 1 / 0.3)
-# What Pillow raises for bytes that are no image, or half of one.
+# Pillow's exceptions for invalid or truncated images.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -47,12 +46,12 @@ _BROKEN = (
 
 
 class ImageTransform:
-    """Makes tensors of one shape from images of any.
+    """Transforms images of any size to tensors of one shape.
 
     Evaluation: the shorter side is resized (bicubic, antialiased) and the centre cut out; for a model whose height and
     width differ the whole image is resized to them. Training, in this order and each as the recipe's section says: a
-    random resized crop, rotation, crop with padding, flip, erasing. Padding and what rotation uncovers are black (0);
-    what is erased has the value 0 after normalisation.
+    random resized crop, rotation, crop with padding, flip, erasing. Padding and areas uncovered by rotation are black
+    (0); erased areas are 0 after normalisation.
 
     Args:
         settings: the recipe's section.
@@ -60,7 +59,7 @@ class ImageTransform:
         channels: 1 (grey) or 3 (RGB); images are converted.
 
     Raises:
-        DataError: there is no image of so many channels, or `mean` and `std` are not for as many.
+        DataError: the number of channels is unsupported, or `mean` and `std` do not match it.
     """
 
     def __init__(self, settings: schema.Image, *, size: tuple[int, int], channels: int) -> None:
@@ -77,7 +76,7 @@ class ImageTransform:
 
     @classmethod
     def for_model(cls, settings: schema.Image, config: Any) -> ImageTransform:
-        """Images as a transformers configuration wants them (that of its part which sees, where it has several)."""
+        """The transform for a transformers configuration (of its vision part, if it has several)."""
         channels, height, width = image_shape(settings, config)
         return cls(settings, size=(height, width), channels=channels)
 
@@ -86,7 +85,7 @@ class ImageTransform:
 
         Args:
             value: the struct {bytes, path} of `datasets`, bytes of a file, or an image of Pillow.
-            generator: decides the augmentation; None is evaluation, without any.
+            generator: for augmentation; None for evaluation, without augmentation.
 
         Raises:
             DataError: it cannot be decoded.
@@ -153,7 +152,7 @@ def decoded(value: Any, mode: str) -> Image.Image:
     """An image upright (by its EXIF orientation) in the mode `L` or `RGB`.
 
     Raises:
-        DataError: it is none, or half of one.
+        DataError: it is invalid or truncated.
     """
     try:
         image = value if isinstance(value, Image.Image) else Image.open(_file(value))
@@ -163,13 +162,13 @@ def decoded(value: Any, mode: str) -> Image.Image:
         return _converted(image, mode)
     except _BROKEN as error:
         raise DataError(
-            f"{_name(value)} cannot be decoded: {_first_line(error)}; repair the file, or take its row out of the "
+            f"{_name(value)} cannot be decoded: {_first_line(error)}; repair the file, or remove its row from the "
             "source."
         ) from error
 
 
 def _file(value: Any) -> Any:
-    """What Pillow opens: a buffer of the bytes, or the path where there are none."""
+    """The input for Pillow: a buffer of the bytes, or the path if there are none."""
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes | bytearray | memoryview):

@@ -1,4 +1,4 @@
-"""What an exported model is given beside its tokenizer, so that others prepare its inputs as training did."""
+"""Processors that are saved with an exported model, so that its inputs are prepared as in training."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where documents come from: files, URLs, the hub, embedded corpora; and what is tried again."""
+"""Sources of documents: files, URLs, the hub, embedded corpora; and retries."""

@@ -1,4 +1,4 @@
-"""Transient failures of storage and network: tried again with backoff and full jitter, counted, logged."""
+"""Transient failures of storage and network: retried with backoff and full jitter, counted, logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to the servers that data comes from: each is tried again while its server stumbles, whoever makes it.
+"""Requests to data servers, retried on transient errors, whichever library makes them.
 
 `datasets` opens, lists, resolves and reads over dozens of requests, and where one fails in the middle it may say that a
 file is not there. So what retries is the client that sends them: aiohttp's under fsspec for URLs, httpx's under the

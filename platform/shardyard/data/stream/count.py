@@ -1,4 +1,4 @@
-"""How many rows one pass over the training data gives: counted by making them once, without what makes them costly."""
+"""Number of rows of one pass over the training data, counted by producing them once without the costly parts."""
 
 from __future__ import annotations
 

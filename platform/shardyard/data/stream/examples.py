@@ -1,4 +1,4 @@
-"""Rows that are made of one example each, or of one piece of an example."""
+"""Rows from one example each, or from one piece of an example."""
 
 from __future__ import annotations
 

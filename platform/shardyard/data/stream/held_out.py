@@ -1,4 +1,4 @@
-"""The held-out rows of an evaluation: the same ones each time, each example once.
+"""The held-out rows of an evaluation: always the same, each example once.
 
 Legend: E = rows that there are.
 """

@@ -1,4 +1,4 @@
-"""The training loader: this rank's rows of every global batch, made ready by one background thread.
+"""The training loader: this rank's rows of every global batch, prepared by one background thread.
 
 Ranks are data-parallel ranks: those that read different rows. Others read what one of them reads.
 Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = streams, N = data-parallel ranks.

@@ -1,4 +1,4 @@
-"""One stream's share of one source, read document by document from a cursor that is exact."""
+"""One stream's share of one source, read document by document from an exact cursor."""
 
 from __future__ import annotations
 

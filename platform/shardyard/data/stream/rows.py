@@ -1,4 +1,4 @@
-"""Rows: what examples become, one at a time, and how rows become the tensors of a batch."""
+"""Rows: from examples to rows, and from rows to the tensors of a batch."""
 
 from __future__ import annotations
 

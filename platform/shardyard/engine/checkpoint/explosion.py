@@ -27,8 +27,8 @@ def way_back(folder: RunFolder, learning_rate: float, step: int, what: str) -> s
 
     Args:
         learning_rate: of the recipe.
-        step: where the explosion was noticed.
-        what: what was noticed: `the loss is nan at step 12`.
+        step: where the divergence was noticed.
+        what: the observation: `the loss is nan at step 12`.
     """
     good = _newest_good(folder.checkpoints, _losses(folder), step, what)
     lower = learning_rate / 10 if learning_rate <= LARGEST_SENSIBLE_LR else SAFE_LR

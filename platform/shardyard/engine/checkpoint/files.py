@@ -69,10 +69,10 @@ class FileFields(TypedDict):
 
 
 class HashingFile:
-    """A binary file that hashes what passes through it, so that nothing has to be read back.
+    """A binary file that hashes its contents while they are written.
 
-    An error of the disk is kept until `finish`, and what follows it only counted: so `size_bytes` says how much room
-    the file needs, also where there is none.
+    A disk error is kept until `finish`, and later writes are only counted, so `size_bytes` is the space that the file
+    needs even on a full disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,10 +182,9 @@ def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **metad
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Take the name of a whole checkpoint from a damaged one, and keep its files for whoever wants to look.
+    """Rename a damaged checkpoint, keeping its files for inspection, so that rotation and export ignore it.
 
-    Nothing else may count it among the newest: neither rotation nor export. Returns its new name; None where it could
-    not be renamed.
+    Returns its new name; None if it could not be renamed.
     """
     aside = folder.with_name(f"damaged-{folder.name}")
     try:
@@ -197,9 +196,9 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def put_by(folder: Path) -> Path | None:
-    """Take the name of a whole checkpoint from one that a run does not go on from; nothing of it is ever removed.
+    """Rename a checkpoint from which a run does not continue; it is never removed.
 
-    Returns its new name; None where it could not be renamed.
+    Returns its new name; None if it could not be renamed.
     """
     endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     aside = next(path for end in endings if not (path := folder.with_name(f"aside-{folder.name}{end}")).exists())
@@ -210,9 +209,9 @@ def put_by(folder: Path) -> Path | None:
 
 
 def rewind(checkpoints: Path, step: int) -> list[Path]:
-    """Make the checkpoint of `step` the newest; 0 stands for the beginning. Later ones are put by.
+    """Make the checkpoint of `step` the newest; 0 is the beginning. Later ones are set aside.
 
-    It counts as good from here on, because a person chose it. Returns the new names of the later ones.
+    It counts as good from now on, because a person chose it. Returns the new names of the later ones.
 
     Raises:
         UsageError: there is no checkpoint of this step.
@@ -344,9 +343,9 @@ def rotate(checkpoints: Path, keep: int) -> list[Path]:
 
 
 def make_room(checkpoints: Path, needed_bytes: int) -> list[Path]:
-    """Remove the oldest whole checkpoints until there is room for a new one; returns what was removed.
+    """Remove the oldest checkpoints until there is space for a new one; returns the removed ones.
 
-    The newest good one always stays, whatever is needed. Links free nothing here, so they stay too.
+    The newest good one is always kept. Links free no space, so they are kept too.
     """
     committed = committed_checkpoints(checkpoints)
     last_good = next((folder for folder in reversed(committed) if _is_marked_good(folder)), None)

@@ -54,9 +54,9 @@ def read_tensors(path: Path | str, *, trust: bool = False, map_location: Any = "
 
 
 def code_in(path: Path) -> list[str]:
-    """What a file names beside tensors and plain values, such as `posix.system`; [] for one that is safe to read.
+    """What a file names beside tensors and plain values, such as `posix.system`; [] for a safe one.
 
-    Only looks; a file that cannot be looked at is left to its reader.
+    A file that cannot be inspected is left to its reader.
     """
     try:
         with torch.serialization.safe_globals(ALLOWED):

@@ -14,9 +14,10 @@ from shardyard.tracking.run.events import CheckpointFailed, CheckpointSaved, Not
 
 
 class CheckpointHook(Hook):
-    """Saves; a checkpoint that cannot be written is told and training goes on, for the next one may succeed.
+    """Saves checkpoints between steps.
 
-    Weights that are not finite are not saved: they are no state to go on from, and end the run.
+    A failed checkpoint is logged and training continues, because the next one may succeed. Weights that are not finite
+    are not saved and end the run.
     """
 
     name = "checkpoint"

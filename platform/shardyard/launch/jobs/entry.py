@@ -90,10 +90,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _spec_of_recipe(options: argparse.Namespace) -> Path:
-    """Plan a recipe here, in a process of its own, because that takes what this one does without.
+    """Plan a recipe in a separate process, because planning needs large imports.
 
     Raises:
-        SystemExit: the recipe cannot be planned, which that process has said.
+        SystemExit: the recipe cannot be planned; that process has printed why.
     """
     path = Path(tempfile.mkdtemp(prefix="shardyard-job-")) / SPEC_NAME
     command = [

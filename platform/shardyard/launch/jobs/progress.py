@@ -1,7 +1,7 @@
-"""How far a job is, as a record in its log: for those who list jobs and cannot read its run folder.
+"""Progress records in the log of a job, for listing jobs whose run folder cannot be read.
 
-A line begins with `@progress ` and goes on as JSON. `shardyard logs` leaves these lines out. Only the standard library
-is imported: the entry point of a job writes them while the job waits.
+Each line is `@progress ` and JSON. `shardyard logs` omits these lines. Only the standard library is imported: the entry
+point of a job writes them while the job waits.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Variables of the person who submits a job, such as WANDB_API_KEY: how they reach the job without being seen.
+"""Passing variables of the submitter, such as WANDB_API_KEY, to a job without exposing them.
 
-Ray shows a job's `runtime_env`, metadata and entry point to whoever may list jobs, and writes them into its logs. The
-variables therefore wait in the head's memory under a random name, which only a holder of the cluster's token can ask
-for. The entry point takes them from there, which removes them, and they go on in memory alone: as environment of the
-driver, and as an object of Ray to the ranks. What nobody takes, Ray forgets after ten minutes.
+Ray shows a job's `runtime_env`, metadata and entry point to everyone who may list jobs, and logs them. The variables
+are therefore stored in the head's memory under a random name, which only a holder of the cluster's token can read. The
+entry point fetches and removes them, and they stay in memory: as environment of the driver, and as a Ray object for the
+ranks. Ray drops unclaimed ones after ten minutes.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def pack(variables: Mapping[str, str]) -> bytes:
 
 
 def receive(name: str) -> dict[str, str]:
-    """Take the variables from the head, and the name of each as `SHARDYARD_CARRIED`.
+    """Fetch the variables from the head; `SHARDYARD_CARRIED` lists their names.
 
-    A process of its own connects to Ray, so that the entry point stays small.
+    A separate process connects to Ray, so that the entry point stays small.
 
     Raises:
-        ShardyardError: they are not there.
+        ShardyardError: they are gone.
     """
     command = [sys.executable, "-c", "from shardyard.launch.jobs.secrets import _print; _print()"]
     try:

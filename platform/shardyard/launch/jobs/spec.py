@@ -192,10 +192,10 @@ def plan_in(spec: JobSpec) -> RunPlan | None:
 
 
 def entry_command(spec: str, *, python: str = "python") -> list[str]:
-    """The command that carries out a job, where its file is; ends with the exit code of the job.
+    """The command that runs a job from its file; it exits with the exit code of the job.
 
-    It makes the run folder, or goes on with it where it is there, so a scheduler may start it again. SIGTERM ends it
-    with a checkpoint as preempted (143), SIGINT as interrupted by a person (130).
+    It creates the run folder or continues in an existing one, so a scheduler may start it again. SIGTERM ends it with a
+    checkpoint as preempted (143), SIGINT as interrupted by a person (130).
 
     Args:
         spec: path of the file of `write_spec`, as the job sees it.

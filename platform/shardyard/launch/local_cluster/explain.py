@@ -13,10 +13,10 @@ _TOKEN_WORDS = ("InvalidAuthToken", "AuthenticationError", "UNAUTHENTICATED", "U
 
 
 def explain_log(log: str, what: str, record: ClusterRecord) -> str:
-    """A paragraph on the end of a node.
+    """The error for a node that ended.
 
     Args:
-        log: all that its `ray start` wrote.
+        log: the output of its `ray start`.
         what: what happened, as the beginning of a sentence.
     """
     text = _COLOUR.sub("", log)

@@ -22,10 +22,10 @@ def knock(host: str, port: int) -> str | None:
 
 
 def own_address(host: str) -> str:
-    """The IPv4 address that a name or an address of this machine stands for.
+    """The IPv4 address of a name or address of this machine.
 
     Raises:
-        UsageError: it is not one that others could reach this machine by.
+        UsageError: others could not reach this machine by it.
     """
     try:
         found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)

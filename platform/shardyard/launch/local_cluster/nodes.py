@@ -38,9 +38,9 @@ class StartedNode:
 
 @dataclass(frozen=True)
 class ClusterRecord:
-    """What cluster.json says of the cluster of this machine.
+    """The contents of cluster.json.
 
-    id: stands in the environment of each process of the cluster that was started here, and in no other.
+    id: in the environment of each process of the cluster that was started here.
     role: head where the cluster was started, worker where this machine joined another's.
     dashboard: URL of Ray's dashboard and Jobs API; None while it starts.
     gcs: `host:port`, for RAY_ADDRESS.
@@ -135,10 +135,10 @@ def remove_record() -> None:
 
 @contextmanager
 def exclusively() -> Iterator[None]:
-    """One `up`, `join` or `down` at a time.
+    """Only one `up`, `join` or `down` at a time.
 
     Raises:
-        UsageError: another one is at work.
+        UsageError: another one is running.
     """
     descriptor = os.open(make_home() / "cluster.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

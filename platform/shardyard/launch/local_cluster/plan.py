@@ -27,10 +27,10 @@ _RAY_ON_LOOPBACK = (sys.executable, "-m", "shardyard.launch.local_cluster.loopba
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What one node offers.
+    """The resources of one node.
 
-    cpus: cores that Ray may give away; None leaves counting to Ray.
-    gpus: ids of the GPUs of this node alone; None leaves finding them to Ray.
+    cpus: cores for Ray to schedule; None lets Ray count.
+    gpus: ids of this node's GPUs; None lets Ray detect them.
     """
 
     name: str

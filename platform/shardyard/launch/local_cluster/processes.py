@@ -24,10 +24,10 @@ def is_alive(node: StartedNode) -> bool:
 
 
 def members(record: ClusterRecord) -> list[psutil.Process]:
-    """All processes of the cluster on this machine, also those whose parents were killed.
+    """All processes of the cluster on this machine, including those whose parents were killed.
 
-    The environment tells them, which children inherit. Ray's workers write their titles over it; they are known by the
-    session of their node, and by the title.
+    They are identified by their inherited environment. Ray's workers overwrite it with their titles; they are
+    identified by the session of their node and the title.
     """
     sessions = {node.pid for node in record.nodes}
     found: dict[int, psutil.Process] = {}

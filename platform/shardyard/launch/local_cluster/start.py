@@ -161,7 +161,7 @@ class _Startup:
         self.wait(lambda: names <= registered(self.record), "the cluster")
 
     def wait(self, ready: Callable[[], bool], what: str) -> None:
-        """Until `ready`.
+        """Wait until `ready`.
 
         Raises:
             ShardyardError: a node ended, or it takes too long.

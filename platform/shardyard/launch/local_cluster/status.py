@@ -55,8 +55,8 @@ class ListedJob(TypedDict):
 class ClusterStatus:
     """A cluster at this moment.
 
-    jobs: `id`, `status` and `entrypoint` of each, the newest first; None where the Jobs API does not answer.
-    problems: what a person should know, such as a node that died.
+    jobs: `id`, `status` and `entrypoint` of each, the newest first; None if the Jobs API does not answer.
+    problems: such as a node that died.
     """
 
     record: ClusterRecord
@@ -79,10 +79,10 @@ class ClusterStatus:
 
 
 def status(record: ClusterRecord) -> ClusterStatus:
-    """Ask the head, and look at the processes that were started here.
+    """Query the head and the processes that were started here.
 
     Raises:
-        ShardyardError: the head does not answer, and says what to do.
+        ShardyardError: the head does not answer.
     """
     reason = knock(*split_address(record.gcs))
     if reason is not None:

@@ -34,10 +34,10 @@ def ensure_token() -> Path:
 
 
 def new_token() -> Path:
-    """A fresh token in place of the old one.
+    """Replace the token.
 
     Raises:
-        UsageError: RAY_AUTH_TOKEN_PATH names a file, which is left alone.
+        UsageError: RAY_AUTH_TOKEN_PATH names a file, which is not changed.
     """
     if os.environ.get("RAY_AUTH_TOKEN_PATH"):
         raise UsageError(

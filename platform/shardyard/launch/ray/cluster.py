@@ -28,8 +28,8 @@ _NODE_GROUP = "ray.io/node-group"
 class RayCluster:
     """A connected Ray.
 
-    name: what it is called in messages.
-    named: whether a person named it; otherwise it was started for this run alone.
+    name: its name in messages.
+    named: whether the user named it; otherwise it was started for this run.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -142,10 +142,10 @@ def _shut_down() -> None:
 
 
 def _knock(address: str) -> None:
-    """See within seconds whether anyone listens; Ray itself would try for minutes.
+    """Check within seconds that the address answers; Ray itself would retry for minutes.
 
     Raises:
-        ShardyardError: nobody does.
+        ShardyardError: it does not.
     """
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdecimal():

@@ -1,6 +1,6 @@
-"""A Ray for one run on this machine: it listens on loopback alone.
+"""A local Ray for one run, which listens on loopback only.
 
-Left to itself, Ray binds most of its servers to all interfaces of the host.
+By default, Ray binds most of its servers to all interfaces.
 """
 
 from __future__ import annotations

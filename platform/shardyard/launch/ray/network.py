@@ -36,9 +36,9 @@ class RdmaDevice:
 
 @dataclass(frozen=True)
 class Host:
-    """What a host knows of its network.
+    """The network of a host.
 
-    address: the address that Ray knows the host by.
+    address: the host's address in Ray.
     interfaces: name → IP addresses.
     """
 

@@ -33,8 +33,8 @@ class Cluster(Protocol):
 class Resources:
     """Finds a place for each attempt of one run.
 
-    report: told what the run waits for, once and when it changes.
-    stopped: whether the run is asked to stop.
+    report: called with what the run waits for, once and when it changes.
+    stopped: whether a stop is requested.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Sizes of models that were measured before, kept on the disk: measuring imports torch and transformers for seconds.
+"""A disk cache of measured model sizes, because measuring imports torch and transformers, which takes seconds.
 
-What could change a size is in the name of its file: the recipe without what has nothing to do with it, Shardyard's own
-code, the versions of what counts, and the tokenizer's files. What cannot be told that way is measured each time.
+The cache key covers everything that could change a size: the relevant part of the recipe, Shardyard's own code,
+versions of libraries, and the tokenizer's files. Other models are measured each time.
 
-Those of the shipped recipes come with them (`recipes/sizes.json`), so that the first plan on a machine is quick, too.
-They hold for the version of transformers that they were measured with; a test measures all of them anew.
+Sizes of the shipped recipes come with them (`recipes/sizes.json`), so that the first plan on a machine is fast too.
+They hold for the version of transformers that they were measured with; a test measures all of them again.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ def carry_out(
     A local rank trains on the calling thread. Ray's workers are driven from another thread while this one waits.
 
     Args:
-        lease: of the folder, held for as long as this takes.
-        stop: asked, it ends the run with a checkpoint. Ctrl-C, where no handler takes it, asks it too.
-        observer: is told what the run records, on a thread of its own.
+        lease: of the folder, held during the call.
+        stop: a request ends the run with a checkpoint. Ctrl-C without a handler requests it too.
+        observer: receives records and events, on a separate thread.
         until: pause after this step, with a checkpoint.
         trust: load checkpoint files that may execute code.
         keep_group: as `run_local` has it, for processes that train several runs.
@@ -52,8 +52,8 @@ def carry_out(
 
     Raises:
         ShardyardError: the run failed.
-        TakenOverError: another process has taken the run.
-        KeyboardInterrupt: Ctrl-C came a second time; whatever trained has been killed.
+        TakenOverError: another process has taken over the run.
+        KeyboardInterrupt: a second Ctrl-C; all training processes have been killed.
     """
     before = children()
     folder.update(local=run.local, total_steps=run.plan.steps, world_size=run.plan.world.size)

@@ -38,9 +38,9 @@ STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "p
 
 
 def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
-    """Carry out a job and keep its run.json true; returns how it ended.
+    """Run a job and keep its run.json up to date; returns the outcome.
 
-    Whoever calls has forgotten what a former process was asked for. A request that is there now is one to this.
+    The caller has removed requests to earlier processes, so an existing request is for this one.
 
     Args:
         carry: how it is trained: `locally`, `on_ray`, or as a trial of a sweep.

@@ -50,10 +50,10 @@ def follow(
     *,
     from_start: bool = True,
 ) -> None:
-    """Tell an observer what a run folder gains until `over` is set, and once more then, so that nothing is missed.
+    """Pass records and events to an observer until `over` is set, and once more then, so that nothing is missed.
 
-    `from_start=False` begins with what is added from now on: a resumed run need not tell its past again.
-    Blocks, so it usually runs on a thread. A file that cannot be read for a while is tried again.
+    `from_start=False` skips existing lines, as for a resumed run. Blocks, so it usually runs on a thread. A file that
+    cannot be read for a while is tried again.
     """
     metrics = MetricsTail(folder.metrics, 0 if from_start else _size(folder.metrics))
     events = EventTail(folder.events, 0 if from_start else _size(folder.events))

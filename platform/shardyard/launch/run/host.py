@@ -1,6 +1,6 @@
-"""What a recipe asks of the devices of this host that they do not have; asked when a run is planned to train here.
+"""Checks of a recipe against the devices of this host, when a run is planned to train here.
 
-`validate` asks none of it: its verdict is the same on every host.
+`validate` makes none of them: its verdict is the same on every host.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> t
     `run:NAME` is the newest finished run of the recipe NAME in `runs_dir`; a hub id is pinned to its commit.
 
     Raises:
-        UsageError: there is no such run; tells what to launch first.
-        DataError: a prepared model is not there; tells how to prepare it.
-        RecipeError: what was found contradicts the recipe.
+        UsageError: there is no such run.
+        DataError: a model is not prepared.
+        RecipeError: the weights do not match the recipe.
     """
     found: dict[str, WeightsInfo] = {}
     for field in fields:
@@ -57,17 +57,17 @@ def check_unchanged(folder: RunFolder) -> None:
     for field, value in folder.info().starting.items():
         path = Path(value["path"])
         if "sha256" in value and (not path.is_dir() or _fingerprint(path) != value["sha256"]):
-            state = "changed" if path.is_dir() else "gone"
+            state = "changed" if path.is_dir() else "disappeared"
             raise UsageError(
-                f"{folder.id} started from {field} {value['path']}, which has been {state} since; restore it to "
+                f"{folder.id} started from {field} {value['path']}, which has {state} since; restore it to "
                 "resume, or launch a new run."
             )
 
 
 def for_planning(recipe: Recipe, runs_dir: Path) -> Recipe:
-    """The recipe with paths, or with a known configuration for what is not here yet: sizes need no weights.
+    """The recipe with paths, or with a known configuration for weights that are not here yet: sizes need no weights.
 
-    A recipe that gives the sizes of the weights on a hub is planned without asking for them.
+    A recipe that gives the sizes itself is planned without contacting the hub.
     """
     here = [field for field in _FIELDS if (name := _value(recipe, field)) is None or _is_here(name, runs_dir)]
     name = recipe.model.pretrained

@@ -120,8 +120,8 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
 
     Args:
         local: one rank in this process.
-        gpus: those of the cluster, if it was asked.
-        elsewhere: for machines of a scheduler, which cannot be asked from here.
+        gpus: of the cluster, if known.
+        elsewhere: for machines of a scheduler, which cannot be queried from here.
 
     Raises:
         RecipeError: the devices do not support the recipe.

@@ -84,10 +84,10 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class Count:
-    """Failures in a row between which nothing was gained.
+    """Consecutive failures without progress.
 
-    step: of the newest checkpoint at the last failure. A later one is what a run has gained for good: steps beyond the
-        newest checkpoint are trained again.
+    step: of the newest checkpoint at the last failure. Only a later checkpoint counts as progress: steps beyond it are
+        trained again.
     """
 
     failures: int = 0

@@ -46,10 +46,10 @@ class StoppedError(BaseException):
 
 
 class StopSignals:
-    """What SIGINT (a person), SIGHUP (a terminal that closes) and SIGTERM (a scheduler) do.
+    """Handles SIGINT (a person), SIGHUP (a closing terminal) and SIGTERM (a scheduler).
 
-    Before training is driven they end the command. From then on the first one asks for a checkpoint and an end; a
-    second Ctrl-C ends at once. Once training is over they do nothing: the little that is left is carried out.
+    Before training starts they end the command. During training the first one requests a stop with a checkpoint; a
+    second Ctrl-C ends at once. After training they are ignored, so that the rest completes.
 
     first_signal: the first signal that came.
     stop: the stop signal that the run is bound to.
@@ -180,10 +180,10 @@ class StopSignals:
 
 
 def take_signals(handle: Callable[[int, object], None]) -> dict[int, object]:
-    """Have `handle` called at each of the signals that end a run; returns who had them before.
+    """Install `handle` for the signals that end a run; returns the previous handlers.
 
-    SIGHUP stays ignored where `nohup` has it ignored. Once it has come, output to the terminal goes nowhere: writing
-    to one that has closed is an error.
+    SIGHUP stays ignored under `nohup`. After it, terminal output is discarded, because writing to a closed terminal
+    fails.
     """
 
     def hung_up(number: int, frame: object) -> None:

@@ -6,9 +6,9 @@ from shardyard.tracking.run.folder import RunFolder, StopReason
 
 
 class Stop:
-    """Ends the run that it is bound to after the step at hand, with a checkpoint.
+    """Stops the run that it is bound to after the current step, with a checkpoint.
 
-    A request that comes before there is a run is kept, and ends the run before its first step.
+    An earlier request is kept and ends the run before its first step.
 
     reason: of the first request; None before.
     """

@@ -22,8 +22,8 @@ def world_of(
 
     Args:
         local: one rank in this process, whatever `cluster.workers` says.
-        cluster_gpus: GPUs of the cluster that the launch goes to; None for this machine, or one that is not asked.
-        elsewhere: another scheduler carries it out, on machines that cannot be asked from here.
+        cluster_gpus: GPUs of the cluster; None for this machine or if unknown.
+        elsewhere: the job runs under another scheduler, on machines that cannot be queried from here.
 
     Raises:
         HardwareError: a local GPU is required and there is none.

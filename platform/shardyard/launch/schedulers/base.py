@@ -1,7 +1,7 @@
-"""The interface of a scheduler: submit, list, status, logs, stop, wait, capacity; and the types that it speaks.
+"""The interface of a scheduler: submit, list, status, logs, stop, wait, capacity; and its types.
 
-A scheduler is a folder of its own beside this file, or a class that is registered by name (`registry`). Everything
-else, the command line included, knows schedulers by this interface alone.
+A scheduler is a folder beside this file, or a class that is registered by name (`registry`). All other code uses
+schedulers through this interface only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class JobNotFoundError(UsageError):
 
 @dataclass(frozen=True)
 class JobHandle:
-    """Which job; what its scheduler needs to answer for it.
+    """A job handle: what its scheduler needs to find it.
 
     scheduler: its name. id: the job's id there. run_id: id of its run; "" where unknown. run_folder: of the run, as the
     hosts of the job see it. address: of the scheduler, if there may be several.
@@ -60,10 +60,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job at one moment.
+    """The status of a job.
 
-    name: what the person calls it. state: see `JobState`; native_state: the scheduler's own word, which may say more.
-    reason: what it waits for or why it ended so, in the scheduler's words.
+    name: as given by the user. state: see `JobState`; native_state: the scheduler's own state.
+    reason: why it waits or ended, in the scheduler's words.
     exit_code: of the entry point (see docs/jobs.md), once it has ended, if the scheduler keeps it. submitted, started,
     ended_at: seconds since 1970, if known.
     needs: the resources in words. recipe, tags: as given to `submit`.
@@ -91,10 +91,10 @@ class JobStatus:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a scheduler has for jobs.
+    """The capacity of a scheduler.
 
-    nodes: those that are up, with what they have and what is free; None where it cannot say. grows: whether nodes may
-    come that are not there yet.
+    nodes: those that are up, with total and free resources; None if unknown. grows: whether nodes may be added
+    automatically.
     """
 
     nodes: tuple[Node, ...] | None
@@ -133,11 +133,11 @@ class NodeStatus:
 
 
 class Scheduler(ABC):
-    """Carries out jobs. Cheap to make: nothing is asked before the first method is called.
+    """Runs jobs. Creating one is cheap: nothing is sent before the first method call.
 
-    Every method that asks the scheduler ends within its own time limit. It raises a ShardyardError, one paragraph,
-    where there is no answer, and a UsageError where the scheduler refuses or is not set up here. A handle names a job;
-    its scheduler and id are enough.
+    Every method that queries the scheduler has its own time limit. It raises a ShardyardError if there is no answer,
+    and a UsageError if the scheduler refuses or is not configured. A handle names a job; its scheduler and id are
+    enough.
 
     name: by which it is registered. files: see `jobs.named_files.Files`.
     standing: whether jobs share an existing cluster. Its capacity is then queried before planning, and a job that could
@@ -180,13 +180,13 @@ class Scheduler(ABC):
     @abstractmethod
     def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
         """Submit a job. With `request.dry_run` write what would be submitted to that file and submit nothing; the
-        result is then None, or what the job would be called.
+        result is then None, or the handle that the job would have.
 
-        Once this returns, `list` and `status` know the job. Whatever ends it early, Ctrl-C too, leaves neither a job
-        nor a run folder behind.
+        Once this returns, `list` and `status` include the job. An error, including Ctrl-C, leaves neither a job nor a
+        run folder behind.
 
         Raises:
-            UsageError: the scheduler does not take the job, or never could carry it out.
+            UsageError: the scheduler rejects the job, or could never run it.
         """
 
     @abstractmethod
@@ -204,10 +204,10 @@ class Scheduler(ABC):
 
     @abstractmethod
     def logs(self, job: JobHandle, *, follow: bool = False, lines: int | None = None) -> Iterator[str]:
-        """Pieces of what the job has written, in order; with `follow` go on until it has ended.
+        """Pieces of the job's output, in order; with `follow` until it has ended.
 
         Args:
-            lines: begin with so many last lines of what there is.
+            lines: begin with this many last lines.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -293,7 +293,7 @@ def tail(text: str, lines: int | None) -> str:
 
 
 def patiently(ask: Callable[[], _Answer]) -> _Answer:
-    """The answer of a scheduler, which may be out of reach for a while.
+    """Query a scheduler that may be temporarily unreachable.
 
     Raises:
         ShardyardError: it does not answer for too long, or (UsageError) refuses.

@@ -155,10 +155,10 @@ class JobOrRun:
         return _exit_code_in(self.folder)
 
     def stop(self) -> None:
-        """Ask it to end, with a checkpoint.
+        """Stop it with a checkpoint.
 
         Raises:
-            ShardyardError: it cannot be asked.
+            ShardyardError: the request failed.
         """
         if self.job is not None:
             self.job.scheduler.stop(self.job.status.job)
@@ -211,13 +211,12 @@ class JobOrRun:
 
 
 def find(name: str, runs_dir: Path, *, on: str | None = None, address: str | None = None) -> JobOrRun:
-    """The job or run that has this id, unique beginning of an id, path, or name of a job; `latest` is the one that was
-    submitted last.
+    """The job or run that has this id, unique beginning of an id, path, or name of a job; `latest` is the newest one.
 
-    A run of this runs folder that is not a job is found without asking any scheduler.
+    A run in this runs folder that is not a job is found without querying any scheduler.
 
     Args:
-        on, address: the scheduler that is meant; see `registry.chosen`.
+        on, address: the scheduler; see `registry.chosen`.
 
     Raises:
         ShardyardError: there is none, or more than one.

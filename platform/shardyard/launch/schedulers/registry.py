@@ -35,10 +35,10 @@ def unregister(name: str) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """All that are known, the default one first.
+    """All names, the default one first.
 
     Raises:
-        UsageError: an installed package brings one under a name that is taken.
+        UsageError: an installed package uses a name that is taken.
     """
     return (*_registered, *plugins.installed("schedulers", _registered))
 

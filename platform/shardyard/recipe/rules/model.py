@@ -284,9 +284,9 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _vocabulary(name: str) -> int | None:
-    """Entries of a shipped tokenizer: the 256 bytes and its special tokens, or what the report of its training says.
+    """Vocabulary size of a shipped tokenizer: the 256 bytes and its special tokens, or the size in its training report.
 
-    None for one that is not shipped, or not trained yet.
+    None if it is not shipped or not trained yet.
     """
     spec = find_tokenizer_spec(name)
     if spec is None:

@@ -58,10 +58,10 @@ def evaluation_of(metrics: Mapping[str, object]) -> dict[str, float]:
 
 @dataclass
 class StepRecord:
-    """What one optimizer step gave: one line of metrics.jsonl.
+    """The record of one optimizer step: one line of metrics.jsonl.
 
-    `time` is when the step ended, in Unix seconds, whatever is added to the record after it. A later record of the same
-    step wins. `extended`: something was added, so that the step is recorded even if it is not due.
+    `time` is when the step ended, in Unix seconds, even if metrics are added later. A later record of the same step
+    wins. `extended`: something was added, so that the step is recorded even if it is not due.
     """
 
     step: int

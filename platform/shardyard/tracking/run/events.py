@@ -1,9 +1,9 @@
 """events.jsonl as types: every kind of event with its fields and severity, how it is written, and how it is read.
 
-A kind keeps its fields: a key that changes its meaning gets another name, because a run that is resumed has lines of
-two versions in one file. Keys and kinds that this version does not know are read without harm.
+A kind keeps its fields: a key that changes its meaning gets another name, because a resumed run has lines of two
+versions in one file. Unknown keys and kinds are tolerated.
 
-Only the standard library is imported: whoever follows a run reads them.
+Imports only the standard library, because every process that follows a run reads events.
 """
 
 from __future__ import annotations

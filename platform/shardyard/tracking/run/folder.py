@@ -144,7 +144,7 @@ class RunFolder:
         return _find(list_runs(runs_dir), text.rstrip(os.sep), runs_dir)
 
     def info(self) -> RunInfo:
-        """What run.json says.
+        """The contents of run.json.
 
         Raises:
             RunFolderError: run.json is missing, is not a JSON object, or comes from a newer version of Shardyard.

@@ -140,10 +140,10 @@ def _lock(descriptor: int) -> bool:
 
 
 def _refuse_held(folder: RunFolder, lease: LeaseInfo | None, report: Callable[[str], None]) -> None:
-    """Pass if nobody holds the run.
+    """Check that no process holds the run.
 
     Raises:
-        UsageError: somebody does, or may.
+        UsageError: one does, or may.
     """
     if lease is None:
         _refuse_without_lease(folder)

@@ -25,10 +25,10 @@ def collect(
 ) -> Provenance:
     """The provenance of this process: `git`, `packages`, `python`, `host`, `cpu`, `cpus`, `gpus`, `command`.
 
-    `code` is what the recipe takes from outside of Shardyard, by field, with the hashes of its sources.
+    `code` is the recipe's code from outside Shardyard, by field, with source hashes.
 
-    What cannot be found out is left out. `arguments` defaults to the command line, `folder` to the working
-    directory, `environment` (whose secret values are removed from the command) to that of the process.
+    Unknown values are left out. `arguments` defaults to the command line, `folder` to the working directory,
+    `environment` (whose secret values are removed from the command) to that of the process.
     """
     arguments = sys.argv if arguments is None else arguments
     found = {

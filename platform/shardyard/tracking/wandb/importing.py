@@ -119,10 +119,10 @@ def read_runs(paths: Iterable[Path]) -> list[ImportedRun]:
 
 
 def read_file(path: Path) -> ImportedRun:
-    """One attempt of a run. A file that is cut off, as that of a killed process, gives what is whole.
+    """One attempt of a run. A truncated file, as of a killed process, gives its complete records.
 
     Raises:
-        DataError: it is no `.wandb` file, or holds no run.
+        DataError: it is not a `.wandb` file, or holds no run.
     """
     records = Records(path)
     run = ImportedRun(run_id="", attempts=1, sources=[str(path)])

@@ -22,10 +22,11 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 class Records:
-    """The messages of one file, in their order. After reading, `problem` says where and why it ended early, if so.
+    """The messages of one file, in their order. After reading, `problem` says where and why reading ended early, if it
+    did.
 
     Raises:
-        DataError: the file cannot be read, or is no `.wandb` file.
+        DataError: the file cannot be read, or is not a `.wandb` file.
     """
 
     def __init__(self, path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_pair_has_the_same_prompt_and_its_own_answers() -> None:
         (
             "{% for m in messages %}{{ loop.revindex }}{{ m['content'] }}{% endfor %}",
             TALK,
-            "writes earlier turns otherwise once later ones follow",
+            "changes earlier turns when later ones follow",
         ),
         ("{{ raise_exception('only two turns') }}", TALK, "refuses a conversation: only two turns"),
     ],

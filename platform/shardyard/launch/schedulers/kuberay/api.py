@@ -76,9 +76,9 @@ def _client(context: str | None) -> ApiClient:
 
 
 def create_job(api: KubeApi, job: RayJob, config_map: ConfigMap) -> str:
-    """Create a RayJob and the ConfigMap that it owns, so that both go together; returns the job's uid.
+    """Create a RayJob and the ConfigMap that it owns, so that they are deleted together; returns the job's uid.
 
-    Whatever ends this early, Ctrl-C too, takes back what was created.
+    An error, including Ctrl-C, undoes the creation.
 
     Raises:
         ShardyardError, UsageError: the cluster rejects them.
@@ -133,10 +133,10 @@ def _owned(config_map: ConfigMap, job: RayJob, uid: str) -> ConfigMap:
 
 
 def _take_back(api: KubeApi, job: RayJob, error: BaseException) -> None:
-    """Delete a job that may have been created, if it is this one and not another of its name.
+    """Delete a job that may have been created, if it is this one and not another of the same name.
 
     Raises:
-        ShardyardError: that is not possible; says so beside what `error` says.
+        ShardyardError: that failed; the message includes `error`.
     """
     namespace, name = _place(job)
     try:

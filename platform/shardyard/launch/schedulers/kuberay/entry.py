@@ -18,9 +18,9 @@ from shardyard.tracking.run.folder import RunFolder
 
 
 def ended_with(spec: JobSpec) -> int | None:
-    """The exit code that a job has ended with for good; None where it is to be carried out, for the first time or on.
+    """The final exit code of a job; None if it must run or continue.
 
-    A run that is submitted again is another job of the same run folder.
+    A run that is submitted again is another job with the same run folder.
     """
     try:
         info = RunFolder(Path(spec["runs_dir"]) / spec["run_id"]).info()

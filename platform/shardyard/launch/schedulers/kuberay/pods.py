@@ -167,10 +167,10 @@ def _same(amounts: dict[str, str]) -> Resources:
 
 
 def _farewell(context: PodContext, driver: bool) -> str:
-    """What a pod does before Kubernetes sends SIGTERM: see the run to a checkpoint, then stop Ray.
+    """The preStop hook of a pod: wait for a checkpoint, then stop Ray.
 
-    The shell that KubeRay starts Ray in hears no SIGTERM, so without `ray stop` each pod would linger to the end of its
-    grace period and keep its GPUs.
+    The shell in which KubeRay starts Ray ignores SIGTERM, so without `ray stop` each pod would keep its GPUs to the end
+    of its grace period.
     """
     stop = f"ray stop --grace-period {STOP_SECONDS // 2}"
     if context.run_id is None:

@@ -54,10 +54,10 @@ MAX_JOB_FILE_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class RayJobInputs:
-    """What a RayJob is made from.
+    """The inputs of a RayJob.
 
-    name: of the job, from `names.dns_name`; run_id: of the run folder, which later attempts go on with.
-    job_file: text of the file that carries the job (`jobs.spec.spec_of`), the recipe in it.
+    name: of the job, from `names.dns_name`; run_id: of the run folder, which later attempts continue.
+    job_file: text of the job file (`jobs.spec.spec_of`), the recipe in it.
     """
 
     name: str
@@ -68,10 +68,10 @@ class RayJobInputs:
 
 
 def render_job(spec: RayJobInputs) -> tuple[ConfigMap, RayJob]:
-    """A ConfigMap with the file of the job, and the RayJob that carries it out.
+    """A ConfigMap with the job file, and the RayJob that runs it.
 
     Raises:
-        RecipeError: the recipe says what Kubernetes would not take.
+        RecipeError: Kubernetes would reject the settings.
     """
     recipe = spec.recipe
     check(recipe, job=True)
@@ -103,7 +103,7 @@ def render_cluster(name: str, recipe: Recipe, plan: RunPlan) -> RayCluster:
     """A RayCluster of the size that `recipe` needs, for interactive use; it runs until it is deleted.
 
     Raises:
-        RecipeError: the recipe says what Kubernetes would not take.
+        RecipeError: Kubernetes would reject the settings.
     """
     check(recipe, job=False)
     context = PodContext(name, recipe, pods_of(recipe, plan), {**MANAGED_LABELS, JOB_LABEL: name})
@@ -164,9 +164,9 @@ def _job_settings(spec: RayJobInputs, pods: Pods) -> JobSettings:
 
 
 def retries_of(recipe: Recipe) -> int:
-    """Clusters that KubeRay makes for a job after its first, when that had to go.
+    """Clusters that KubeRay creates for a job after its first was lost.
 
-    The driver itself goes on after a failed or timed-out attempt, on the same cluster (`jobs.policy.decide`).
+    After a failed or timed-out attempt the driver itself continues on the same cluster (`jobs.policy.decide`).
     """
     return recipe.job.retries if recipe.job.on_preempted == "resume" else 0
 

@@ -249,10 +249,10 @@ class JobsApi:
         self._bytes("PUT", f"/api/packages/gcs/{name}", content, UPLOAD_TIMEOUT_SECONDS)
 
     def get(self, path: str) -> Any:
-        """JSON that a path gives.
+        """The JSON answer of a path.
 
         Raises:
-            ShardyardError: the cluster does not answer, refuses, or says something else.
+            ShardyardError: the cluster does not answer, refuses, or sends something else.
         """
         return self._json("GET", path, None)
 

@@ -78,10 +78,10 @@ def autoscales(api: JobsApi) -> bool:
 
 
 def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -> str:
-    """Submit a job; returns its id, which is that of its run, too.
+    """Submit a job; returns its id, which is also the run's.
 
     Raises:
-        ShardyardError: the cluster does not take it. Nothing is left behind then, nor after Ctrl-C.
+        ShardyardError: the cluster rejects it. Nothing is left behind then, nor after Ctrl-C.
     """
     request = replace(request, run_id=request.run_id or new_run_id(request.loaded.recipe.name))
     spec: JobSpec = {**spec_of(request), "working_dir": request.working_dir is not None}
