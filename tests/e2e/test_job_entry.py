@@ -170,4 +170,4 @@ def test_twenty_jobs_start_in_the_order_of_submission_whichever_process_is_first
     assert max(resident) < 40, f"a job that waits takes {max(resident):.0f} MiB"
     assert "jobs submitted before it are ahead" in started[max(started)].communicate()[0]
     assert jobs.info(f"job-{numbers[5]:02d}")["state"] == "interrupted"
-    assert not list(gate.path.parent.iterdir())
+    assert not list(gate.path.parent.glob("0*"))
