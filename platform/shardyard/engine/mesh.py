@@ -99,7 +99,7 @@ def _axis(shape: MeshShape, name: str, rank: int) -> Axis:
 
 
 def _group(shape: MeshShape, name: str) -> distributed.ProcessGroup | None:
-    """This rank's group along an axis. An axis that runs over all ranks needs none of its own."""
+    """This rank's group along an axis. An axis over all ranks needs no separate group."""
     if shape.size(name) == 1:
         return None
     if shape.size(name) == shape.world:

@@ -135,7 +135,7 @@ def _check_vocabulary(config: PreTrainedConfig, vocabulary: int | None) -> None:
 
 
 def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
-    """Every family has names of its own (resid_pdrop, attention_dropout, …); all of them hold a probability."""
+    """Every family has its own names (resid_pdrop, attention_dropout, …); all of them hold a probability."""
     if probability is None:
         return
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):

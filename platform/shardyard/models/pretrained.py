@@ -98,7 +98,7 @@ def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, *
             among them.
     """
     transformers_logging.disable_progress_bar()
-    # What it has to say of missing and unused weights is told by the run.
+    # The run reports missing and unused weights.
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     state = torch.get_rng_state()

@@ -235,7 +235,8 @@ def _same_number(name: str, first: Any, second: Any, firsts: str = "predictions"
     assert not isinstance(second, str), f"{name} takes a list of texts, not a text"
     if len(first) != len(second):
         raise DataError(
-            f"{name}: {len(first)} {firsts} and {len(second)} {seconds}; give equally many of both, in the same order."
+            f"{name}: {len(first)} {firsts} and {len(second)} {seconds}; give the same number of both, in the same "
+            "order."
         )
     if len(first) == 0:
         raise DataError(f"{name}: there are no {firsts}, so there is nothing to score; check the evaluation set.")

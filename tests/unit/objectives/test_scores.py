@@ -269,7 +269,10 @@ EMBEDDINGS = [[1.0, 0.0], [0.0, 1.0]]
     ("call", "message"),
     [
         (lambda: scores.accuracy([], []), "accuracy: there are no predictions"),
-        (lambda: scores.accuracy([1, 2, 3], [1, 2]), "accuracy: 3 predictions and 2 labels; give equally many of both"),
+        (
+            lambda: scores.accuracy([1, 2, 3], [1, 2]),
+            "accuracy: 3 predictions and 2 labels; give the same number of both",
+        ),
         (
             lambda: scores.accuracy(np.zeros((2, 3), int), np.zeros((2, 4), int)),
             r"accuracy: predictions are of shape \(2, 3\) and labels of \(2, 4\)",

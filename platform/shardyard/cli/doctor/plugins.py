@@ -1,6 +1,6 @@
 """What installed packages bring as entry points, and whether it can be imported.
 
-It is imported in a process of its own (`python -m` this module): torch and the like must not enter that of doctor.
+It is imported in a separate process (`python -m` this module): torch and the like must not enter that of doctor.
 """
 
 from __future__ import annotations

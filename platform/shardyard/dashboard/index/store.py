@@ -70,7 +70,7 @@ class _Held:
 
 
 class Store:
-    """The index of one runs folder. One thread writes; each reading thread has a connection of its own."""
+    """The index of one runs folder. One thread writes; each reading thread has a separate connection."""
 
     def __init__(self, runs_dir: Path, folder: Path | None = None) -> None:
         """

@@ -22,7 +22,7 @@ LIMIT_SECONDS = 300.0
 WAIT_SECONDS = 60.0
 MOST_ROWS = 64
 _MOST_KNOWN = 64
-# What is read is local: a data set of the hub that is not here is a problem to be told, not a request to be sent.
+# Reading is local: a hub dataset that is not cached is reported instead of requested.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -89,7 +89,7 @@ def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]
 
 
 def read_here(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]:
-    """Called in a process of its own, which from then on uses no network: the documents of a step without secrets.
+    """Called in a separate process, which then uses no network: the documents of a step without secrets.
 
     Raises:
         ShardyardError: they cannot be read, or lie outside of `folders`.

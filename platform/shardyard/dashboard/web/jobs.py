@@ -25,7 +25,7 @@ FRESH_SECONDS = 2.0
 # The page waits so long for a scheduler that has never answered, and for one in which something was just changed.
 FIRST_SECONDS = 1.5
 CHANGED_SECONDS = 10.0
-# Then one that has been asked and does not answer is said not to.
+# After this time a scheduler that has not answered is reported.
 LATE_SECONDS = 20.0
 # A job that runs and is in no run folder here has had time to make one.
 STARTING_SECONDS = 120.0
@@ -197,7 +197,7 @@ def _asked(scheduler: Scheduler) -> _Answer:
 
 
 def _nodes(scheduler: Scheduler) -> Sequence[NodeStatus] | None:
-    """The jobs are there, whether or not the nodes are told."""
+    """Jobs are shown even without nodes."""
     try:
         return scheduler.nodes()
     except (ShardyardError, OSError):

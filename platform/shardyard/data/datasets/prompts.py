@@ -19,12 +19,12 @@ MAX_LETTERS_PER_SECOND = 25.0
 _LINE = re.compile(r"([\w./-]+):\s*(.+)")
 _ELLIPSIS = re.compile(r"\.{2,}|…")
 _TONES = frozenset(("beep", "beeperr", "ascending-2tone", "descending-2tone", "confbridge-join", "confbridge-leave"))
-# A description or a remark in brackets is not what is said; a question mark within a sentence is a lost accent.
+# A description or a remark in brackets is not spoken; a question mark within a sentence is a lost accent.
 _NOT_SPOKEN = re.compile(r"[\[\](){}<>@\ufffd]|\s\?|\?\s*[a-zà-ÿ]")
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """Clips that have a transcript of what is said in them."""
+    """Clips with a transcript."""
     sounds, recordings = sorted(folders.values(), key=lambda folder: folder.name.endswith("-wav.files"))
     (listed,) = sounds.glob("usr/share/doc/*/core-sounds-*.txt.gz")
     (voice,) = recordings.glob("usr/share/asterisk/sounds/*_*")

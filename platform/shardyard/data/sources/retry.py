@@ -34,7 +34,7 @@ LIMIT_SECONDS = 300.0
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the reader is being closed while it waits
-    """The loader is closed while a try waits for its turn."""
+    """The loader is closed while a retry waits."""
 
 
 def wait_seconds(failures: int) -> float:

@@ -253,7 +253,7 @@ def _load(label: str, retry: Retry, builder: str, /, **options: Any) -> Any:
 
 
 def in_words(name: str, retry: Retry, read: Callable[[], Result]) -> Result:
-    """What `read` gives. What fails for now is tried again, any other failure is said in words.
+    """What `read` gives. Temporary failures are retried, others are reported.
 
     Raises:
         DataError: why it cannot be read; of the kind UnavailableError where that may pass.

@@ -124,7 +124,7 @@ class _OwnRows:
         position = self.dp_rank + done * self.dp_size
         for index, stream in self.streams.items():
             if stream.num_rows != len(range(index, position, self.num_streams)):
-                raise DataError("the streams' data states are of different steps; resume from one whole checkpoint.")
+                raise DataError("the streams' data states are of different steps; resume from a single checkpoint.")
 
     def counts(self) -> list[SourceCounts]:
         """Per source, summed over this rank's streams since the loader began."""

@@ -1,6 +1,6 @@
 """The order of documents: windows of a share, each permuted by a keyed generator without state.
 
-`datasets` has a shuffle of its own, but its buffer is lost on resume. Here a window is a function of its key and its
+`datasets` has its own shuffle, but its buffer is lost on resume. Here a window is a function of its key and its
 documents, so restoring one means reading it again.
 """
 

@@ -58,7 +58,7 @@ class TokenizerSource(Section):
     config: str | None = _field(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = _field(None, "Git revision of a hub dataset: pin it to repeat a training exactly.")
     split: str | None = _field(None, "Split to read; by default `train`.")
-    text_columns: list[str] = _field(["text"], "Columns to learn from; each is a document of its own.", min_length=1)
+    text_columns: list[str] = _field(["text"], "Columns to learn from; each is a separate document.", min_length=1)
     languages: list[str] = _field(
         [], "Label in the report of each text column, such as [en, es]; by default the name of the source."
     )

@@ -173,7 +173,7 @@ class WorkerGroup:
     def _options(self, index: int) -> dict[str, Any]:
         bundle = self._demand.bundle
         where = PlacementGroupSchedulingStrategy(self._bundles, placement_group_bundle_index=index)
-        # Without a runtime environment of its own it may be a process that Ray has ready.
+        # Without a separate runtime environment Ray can use an idle process.
         options: dict[str, Any] = {"num_cpus": bundle.cpus, "num_gpus": bundle.gpus, "scheduling_strategy": where}
         if bundle.memory:
             options["memory"] = bundle.memory

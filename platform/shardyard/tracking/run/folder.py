@@ -283,7 +283,7 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """metrics.jsonl by step, ascending: a torn line is ignored, a later value for the same step replaces an earlier.
 
-    Values are replaced one by one, so that the evaluation of a step may have a line of its own.
+    Values are replaced one by one, so that the evaluation of a step may have a separate line.
 
     Raises:
         OSError: the file is there but cannot be read.

@@ -1,7 +1,7 @@
 """Weights & Biases as a mirror of the run folder: everything happens on a separate thread, and nothing waits for it.
 
-A run that restarts stays one run at W&B: the same id, `resume="allow"`, explicit step numbers. Offline, each
-attempt leaves a directory of its own in `<run>/wandb`; `wandb_sync.py` uploads the run as one.
+A run that restarts stays one run at W&B: the same id, `resume="allow"`, explicit step numbers. Offline, each attempt
+has a separate directory in `<run>/wandb`; `wandb_sync.py` uploads the run as one.
 """
 
 from __future__ import annotations
