@@ -97,8 +97,7 @@ function axisOf(axis, scale, x, first, image, keep) {
   const shade = svg("rect.brush", { x: x - 9, y: 0, width: 18, height: 0 });
   const catcher = svg("rect.catch", { x: x - 14, y: TOP, width: 28, height: HEIGHT - TOP - BOTTOM });
   let from = null;
-  const place = (event) =>
-    Math.max(TOP, Math.min(HEIGHT - BOTTOM, event.clientY - image.getBoundingClientRect().top));
+  const place = (event) => Math.max(TOP, Math.min(HEIGHT - BOTTOM, event.clientY - image.getBoundingClientRect().top));
   catcher.addEventListener("pointerdown", (event) => {
     from = place(event);
     catcher.setPointerCapture(event.pointerId);
