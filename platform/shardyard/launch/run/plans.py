@@ -30,7 +30,8 @@ class PlannedRun:
     """A recipe that is ready to train.
 
     local: one rank in this process, without Ray.
-    run_fields: further fields of run.json: `starting`, the weights that were found; `trial`, of a shortened run.
+    run_fields: further fields of run.json: `starting`, the weights that were found; `trial`, of a shortened run;
+        `sweep`, of a trial of one.
     """
 
     loaded: LoadedRecipe
@@ -38,8 +39,11 @@ class PlannedRun:
     local: bool = False
     run_fields: RunFields = field(default_factory=RunFields)
 
-    def create(self, runs_dir: Path) -> RunFolder:
+    def create(self, runs_dir: Path, command: Sequence[str] | None = None) -> RunFolder:
         """The folder of a new run.
+
+        Args:
+            command: what started it, for its provenance; by default the command line of this process.
 
         Raises:
             RunFolderError: it cannot be made.
@@ -51,7 +55,7 @@ class PlannedRun:
             recipe_text=self.loaded.text,
             resolved_text=resolved_text(recipe, self.plan),
             plan=as_dict(self.plan),
-            fields={**self.run_fields, "provenance": collect(code=origins(recipe)), "local": self.local},
+            fields={**self.run_fields, "provenance": collect(command, code=origins(recipe)), "local": self.local},
         )
 
 

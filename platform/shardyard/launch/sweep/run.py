@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 
 import ray
 
 from shardyard.engine.job import Job
 from shardyard.engine.loop import Outcome
-from shardyard.errors import HardwareError, RunFolderError, TrainingError, UsageError
+from shardyard.errors import RunFolderError, TrainingError, UsageError
 from shardyard.launch.ray.attempt import attempt
 from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.ray.worker_group import NotPlacedError
-from shardyard.launch.run.create import new_run
 from shardyard.launch.run.driver import GaveUpError, NotStartedError, count_attempt, drive, locally, until_done
 from shardyard.launch.run.host import refuse_on_this_host
-from shardyard.launch.run.initial import check_unchanged, locate
+from shardyard.launch.run.initial import check_unchanged
+from shardyard.launch.run.plans import PlannedRun, refuse_what_does_not_fit, with_initial_weights
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.recovery import Failure
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.planning.placement import demand_of
-from shardyard.planning.plan import RunPlan, World, fixed
+from shardyard.planning.plan import World, fixed
 from shardyard.planning.plan_text import as_dict, resolved_text
-from shardyard.recipe.code import origins
-from shardyard.recipe.loading.load import dump_recipe
+from shardyard.recipe.loading.load import LoadedRecipe, dump_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sweep.load import load_base
 from shardyard.recipe.sweep.schema import Sweep
 from shardyard.recipe.sweep.trials import Parameters, as_overrides, trial_name
 from shardyard.tracking.run.code import keep_code
 from shardyard.tracking.run.folder import RunFolder
-from shardyard.tracking.run.info import RunFields, WeightsInfo
+from shardyard.tracking.run.info import RunFields
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.plan_file import keep_plan
-from shardyard.tracking.run.provenance import collect
-from shardyard.units import format_bytes
 
 PLACE_AGAIN_SECONDS = 2.0
 LEASE_PATIENCE_SECONDS = 60.0
@@ -57,30 +54,36 @@ def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: Paramet
 
     Raises:
         RecipeError: the values make an invalid recipe.
-        HardwareError: the plan does not fit.
-        DataError, ModelError, UsageError: something that it starts from is not there.
+        DataError, ModelError, UsageError: something that it starts from is not there, or the plan does not fit.
     """
     loaded = load_base(folder.base, trial_overrides(sweep, folder.id, number, parameters))
-    recipe, initial_weights = locate(loaded.recipe, folder.runs_dir)
-    world = _world(recipe)
-    if cluster_address(recipe.cluster) is None:
-        refuse_on_this_host(recipe, gpu=world.gpu)
-    plan = prepare(recipe, world)
-    recipe = fixed(recipe, plan)
-    if plan.fits is False:
-        needed = format_bytes(plan.memory.device_bytes)
-        raise HardwareError(
-            f"the plan needs {needed} a rank, which does not fit; `shardyard plan RECIPE` shows what takes it"
-        )
+    planned = _planned(loaded, folder, number, parameters)
+    recipe, plan = planned.loaded.recipe, planned.plan
     run = folder.run_of(number)
     if run is None:
-        run = _new_run(folder, number, parameters, recipe, plan, initial_weights)
+        run = planned.create(folder.runs_dir, ["shardyard", "sweep", folder.id])
     else:
         check_unchanged(run)
         run.update(sweep={**run.info().sweep, "parameters": parameters})
         keep_plan(run, resolved_text(recipe, plan), as_dict(plan))
     folder.note(number, run=run.id, parameters=parameters, error=None)
     return Job(keep_code(recipe, run), plan, run)
+
+
+def _planned(loaded: LoadedRecipe, folder: SweepFolder, number: int, parameters: Parameters) -> PlannedRun:
+    """The plan of a trial. Its recipe holds the values that the plan fixed, as its resolved.yaml does."""
+    loaded, initial_weights = with_initial_weights(loaded, folder.runs_dir)
+    world = _world(loaded.recipe)
+    if cluster_address(loaded.recipe.cluster) is None:
+        refuse_on_this_host(loaded.recipe, gpu=world.gpu)
+    plan = prepare(loaded.recipe, world)
+    refuse_what_does_not_fit(plan)
+    recipe = fixed(loaded.recipe, plan)
+    run_fields: RunFields = {"sweep": {"id": folder.id, "trial": number, "parameters": parameters}}
+    if initial_weights:
+        run_fields["starting"] = initial_weights
+    loaded = replace(loaded, recipe=recipe, text=dump_recipe(recipe))
+    return PlannedRun(loaded, plan, plan.world.size == 1, run_fields)
 
 
 def carry_out(job: Job) -> Outcome:
@@ -119,30 +122,6 @@ def _world(recipe: Recipe) -> World:
     if recipe.cluster.workers == 1:
         return world_of(recipe.cluster, local=True)
     return world_of(recipe.cluster, cluster_gpus=int(ray.cluster_resources().get("GPU", 0)))
-
-
-def _new_run(
-    folder: SweepFolder,
-    number: int,
-    parameters: Parameters,
-    recipe: Recipe,
-    plan: RunPlan,
-    initial_weights: Mapping[str, WeightsInfo],
-) -> RunFolder:
-    fields: RunFields = {"starting": initial_weights} if initial_weights else {}
-    return new_run(
-        folder.runs_dir,
-        recipe.name,
-        recipe_text=dump_recipe(recipe),
-        resolved_text=resolved_text(recipe, plan),
-        plan=as_dict(plan),
-        fields={
-            **fields,
-            "provenance": collect(["shardyard", "sweep", folder.id], code=origins(recipe)),
-            "local": plan.world.size == 1,
-            "sweep": {"id": folder.id, "trial": number, "parameters": parameters},
-        },
-    )
 
 
 def _in_this_process(job: Job) -> Outcome:
