@@ -41,6 +41,8 @@ def trained(dashboard: Dashboard, tmp_path: Path) -> Command:
 def test_the_metric_of_the_page_has_a_chart_in_a_group_of_its_own(visiting: Visiting, trained: Command) -> None:
     (run,) = trained.runs.glob("charted-*")
     visit = visiting()
+    # A dashboard that nobody watches finds a new run after some seconds.
+    visit.open("runs", '.run-name:has-text("charted")')
     page = visit.open(f"run/{run.name}?tab=curves", CHART)
     # A chart is drawn once it comes into sight.
     page.locator(CHART).scroll_into_view_if_needed()

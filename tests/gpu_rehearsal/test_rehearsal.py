@@ -30,7 +30,7 @@ SHORT: dict[str, Any] = {
 # Decisions about GPUs that are pure are tried in all their cases by tests of their own, which need no GPU either.
 DECISIONS = ["launch/schedulers/test_slurm_script", "launch/schedulers/test_kuberay_render", "launch/test_nodes"]
 DECISIONS += ["launch/test_host", "planning/test_placement", "planning/test_plan", "planning/test_precision"]
-DECISIONS += ["recipe/test_rules_cluster"]
+DECISIONS += ["recipe/test_rules_cluster", "launch/schedulers/test_ray_nodes"]
 
 # File and text of each line about GPUs that the rehearsal does not run → why not.
 _SLURM = "a real Slurm, whose partition claims GPUs: tests/e2e/test_slurm.py"

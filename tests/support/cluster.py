@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import random
 import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +19,29 @@ from support.waiting import PATIENCE_SECONDS, until
 
 # Ray would wait half a minute for running work when its head is ended.
 AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+# Below those of the kernel (from 32768), above those of Ray's workers (10002 to 19999).
+PORTS = range(20_000, 32_000)
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
+    """A TCP port that nobody listens on, and that no other process of these tests gets while this one lives.
+
+    It is neither one that the kernel gives to connections nor one of Ray's workers, which may take it in the meantime.
+    """
+    locks = Path(tempfile.gettempdir()) / f"shardyard-test-ports-{os.getuid()}"
+    locks.mkdir(exist_ok=True)
+    for port in random.sample(PORTS, len(PORTS)):
+        descriptor = os.open(locks / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as server:
+                server.bind(("", port))
+        except OSError:
+            os.close(descriptor)
+        else:
+            return port
+    raise AssertionError("every port of the tests is taken")
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:

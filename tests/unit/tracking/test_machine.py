@@ -60,7 +60,8 @@ def test_rank_0_records_all_nodes(stack: ExitStack, tmp_path: Path) -> None:
     assert {"system/node-a/cpu.percent", "system/node-b-..-x/memory.usedBytes"} <= found.keys()
     assert all(name.startswith(("system/node-a/", "system/node-b-..-x/")) for name in found)
     assert 0 < found["system/node-a/memory.percent"] <= 100
-    assert 0 < found["system/node-a/cpu.percent"] <= 100
+    # Since the sample before: an idle moment is possible.
+    assert 0 <= found["system/node-a/cpu.percent"] <= 100
     other.close()
     assert not list(folder.iterdir())
     assert _nodes(_later(first)) == {"node-a"}
