@@ -1,1 +1,1 @@
-"""What several tests share: tiny recipes and corpora, and processes that act as ranks."""
+"""Helpers shared by tests: tiny recipes and corpora, and processes that act as ranks."""

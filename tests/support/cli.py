@@ -1,4 +1,4 @@
-"""The command line as a person uses it: a process of its own, in a process group that a terminal could interrupt."""
+"""Running the command line like a user: a separate process, in a process group that a terminal could interrupt."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_recipe(folder: Path, corpus: Path, **sections: Any) -> Path:
 
 
 class Command:
-    """A running command line in a process group of its own; ended at the latest when the `with` block is left."""
+    """A running command line in its own process group; killed at the end of the `with` block if still running."""
 
     def __init__(
         self, *arguments: object, runs: Path, prefix: tuple[str, ...] = (), cwd: Path | None = None, **environment: str
@@ -84,18 +84,18 @@ class Command:
         return self.process.returncode, output
 
     def interrupt(self) -> None:
-        """Ctrl-C: SIGINT to the whole group, as a terminal sends it."""
+        """Send SIGINT to the whole group, like Ctrl-C in a terminal."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def descendants(self) -> list[psutil.Process]:
-        """Everything that the command started."""
+        """All descendants of the command."""
         try:
             return psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        """Until `condition` holds; fails when the command ends before."""
+        """Wait until `condition` holds; fails if the command ends before."""
 
         def holds() -> object:
             if found := condition():
@@ -106,7 +106,7 @@ class Command:
         until(holds, "what the command was to do")
 
     def wait_for_step(self, step: int) -> None:
-        """Until this step is recorded."""
+        """Wait until this step is recorded."""
         self.wait_for(lambda: any(line["step"] >= step for line in self.metrics()))
 
     @property

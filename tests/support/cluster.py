@@ -1,4 +1,4 @@
-"""A Ray head on loopback, as on a host of its own."""
+"""A Ray head on loopback, as on a separate host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from support.waiting import PATIENCE_SECONDS, until
 
-# Ray would wait half a minute for running work when its head is ended.
+# Otherwise Ray waits half a minute for running work when its head is stopped.
 AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 # Below those of the kernel (from 32768), above those of Ray's workers (10002 to 19999).
 PORTS = range(20_000, 32_000)
@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Until something listens on a port of loopback; fails when the process that should ends before."""
+    """Wait until a process listens on a port of loopback; fails if `process` ends before."""
 
     def listens() -> bool:
         assert process.poll() is None, f"the process that should listen on port {port} has ended"
@@ -57,7 +57,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until `ray start` says that its node runs; fails with its log when it ends before."""
+    """Wait until `ray start` reports that its node runs; fails with its log if it ends before."""
 
     def said() -> str:
         return log.read_text(errors="replace")
@@ -71,9 +71,9 @@ def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextmanager
 def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iterator[dict[str, str]]:
-    """Two CPU cores and a token; yields the environment of a client, and ends the head afterwards.
+    """A head with two CPU cores and a token; yields the environment of a client, and stops the head afterwards.
 
-    With `dashboard` there is a Jobs API, which the environment names; `variables` are the head's own.
+    With `dashboard` there is a Jobs API, which the environment names; `variables` are for the head.
     """
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -85,7 +85,7 @@ def ray_head(folder: Path, *, dashboard: bool = False, **variables: str) -> Iter
     client = {**environment, "RAY_ADDRESS": address}
     if dashboard:
         port = free_port()
-        # Two Rays on one host would want the same port for the agent that starts jobs.
+        # Two Ray clusters on one host would use the same port for the agent that starts jobs.
         options += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
         options += [f"--dashboard-agent-listen-port={free_port()}"]
         client["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""Commands of Shardyard found in texts, and the command line's own verdict on each, without carrying them out."""
+"""Finding Shardyard commands in texts, and checking each with the command line's parser without running it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VALUE = "1"
 
 
 def commands_in(text: str) -> Iterator[str]:
-    """Every command that a text tells to type."""
+    """Every command in a text."""
     for line in text.splitlines():
         yield from _QUOTED.findall(line)
         if "`shardyard" not in line:
@@ -29,7 +29,7 @@ def commands_in(text: str) -> Iterator[str]:
 
 
 def texts_of_python(path: Path) -> Iterator[str]:
-    """The texts of a module that are no docstrings, with 1 for what is filled in."""
+    """The strings of a module except docstrings, with 1 for interpolated values."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     docstrings = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and _has_doc(node)}
@@ -54,7 +54,7 @@ def _has_doc(node: Any) -> bool:
 
 
 def texts_of_script(path: Path) -> Iterator[str]:
-    """The texts of a script of the page, with 1 for what is filled in."""
+    """The strings of a script of the page, with 1 for interpolated values."""
     source = re.sub(r"^\s*//.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     for text in re.findall(r'"((?:[^"\\\n]|\\.)*)"', source):
         yield text
@@ -64,7 +64,7 @@ def texts_of_script(path: Path) -> Iterator[str]:
 
 
 def refusal(command: str) -> str | None:
-    """Why the command line would not take a command; None where it would."""
+    """Why the command line would reject a command; None if it would accept it."""
     words = shlex.split(command)
     assert words[0] == "shardyard", command
     here: Any = typer.main.get_command(cli.app)

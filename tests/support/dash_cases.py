@@ -93,7 +93,7 @@ def index_of(runs_dir: Path, cache: Path) -> Index:
 def served(
     runs_dir: Path, cache: Path, *, authorized: bool = True, data_dirs: Sequence[Path] = ()
 ) -> Iterator[TestClient]:
-    """A client of the application; with the token in each request, and the value that changes need."""
+    """A client of the application, with the token and the CSRF value in each request."""
     index = index_of(runs_dir, cache)
     gate = Gate(TOKEN, LOOPBACK, 8270)
     with TestClient(make_app(index, gate, None, data_dirs), base_url=ADDRESS) as client:

@@ -33,7 +33,7 @@ def two_separators() -> PreTrainedTokenizerFast:
 
 
 def write_jsonl(folder: Path, shards: Sequence[Sequence[Any]], name: str = "part") -> str:
-    """One file a shard; returns the glob for all of them."""
+    """Write one file per shard; returns the glob for all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, texts in enumerate(shards):
         lines = [json.dumps({"text": text, "n": n}) for n, text in enumerate(texts)]
@@ -62,7 +62,7 @@ def loader(recipe: Data, **options: Any) -> Iterator[TrainLoader]:
 
 
 def batches(recipe: Data, count: int, state: dict[str, Any] | None = None, **options: Any) -> list[Batch]:
-    """The first `count` batches, after `state` where given."""
+    """The first `count` batches, after `state` if given."""
     with loader(recipe, **options) as opened:
         if state is not None:
             opened.load_state(json.loads(json.dumps(state)))
@@ -78,13 +78,13 @@ def rows(batch: Batch) -> list[Row]:
 
 
 def global_rows(recipe: Data, count: int, dp_size: int, **options: Any) -> list[list[Row]]:
-    """The rows of `count` global batches in the order of j, put together from all ranks."""
+    """The rows of `count` global batches in the order of j, assembled from all ranks."""
     ranks = [batches(recipe, count, dp_rank=rank, dp_size=dp_size, **options) for rank in range(dp_size)]
     return [[row for parts in zip(*map(rows, step), strict=True) for row in parts] for step in zip(*ranks, strict=True)]
 
 
 def merged_state(recipe: Data, steps: int, dp_size: int, **options: Any) -> dict[str, Any]:
-    """The states of all streams after `steps` batches, as a checkpoint holds them."""
+    """The states of all streams after `steps` batches, as in a checkpoint."""
     merged: dict[str, Any] = {}
     for rank in range(dp_size):
         merged |= batches(recipe, steps, dp_rank=rank, dp_size=dp_size, **options)[-1].state

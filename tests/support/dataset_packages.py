@@ -1,4 +1,4 @@
-"""Tiny packages of the forms that datasets are made from, with tiny content."""
+"""Tiny packages in the formats from which datasets are converted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def deb(folder: Path, name: str, files: Files, *, version: str = "1.2-3", compre
 
 
 def wheel(folder: Path, name: str, files: Files, *, version: str = "1.0") -> Path:
-    """A wheel, as far as unpacking goes."""
+    """A wheel with all that unpacking needs."""
     path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for file, content in files.items():

@@ -1,6 +1,6 @@
-"""A driver of jobs that does as FAKE_DRIVER says, a word for each start, and writes what it did to FAKE_LOG.
+"""A fake driver of jobs: follows FAKE_DRIVER, which has one word per start, and logs its actions to FAKE_LOG.
 
-A word is an exit code, `stop` (run until asked to stop, then end as asked), `deaf` (never end by itself) or `die`.
+A word is an exit code, `stop` (run until a stop is requested, then obey), `deaf` (ignore stop requests) or `die`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STATES = {"interrupt": "interrupted", "preempt": "preempted", "timeout": "interr
 
 
 def main() -> int:
-    """Carry out one attempt."""
+    """Run one attempt."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     log, folder = Path(os.environ["FAKE_LOG"]), RunFolder(sys.argv[2])
     done = log.read_text().count(f"{folder.id} ") if log.exists() else 0

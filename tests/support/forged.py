@@ -1,4 +1,4 @@
-"""Checkpoints as somebody who means harm would write them: with code inside, and a manifest that fits."""
+"""Malicious checkpoints: with embedded code, and a matching manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardyard.engine.checkpoint import files
 
 
 class Code:
-    """Unpickling it makes a folder."""
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -25,14 +25,14 @@ class Code:
 
 
 def with_code(state: Any, trace: Path) -> bytes:
-    """What `torch.save` writes for a state that carries code along, which makes the folder `trace` when it is run."""
+    """The output of `torch.save` for a state with embedded code, which creates the folder `trace` when run."""
     buffer = io.BytesIO()
     torch.save({**state, "zz_code": Code(trace)}, buffer)
     return buffer.getvalue()
 
 
 def forge(checkpoint: Path, name: str, data: bytes) -> None:
-    """Put a file of one's own into a checkpoint, and have the manifest say that it belongs there."""
+    """Add a file to a checkpoint and to its manifest."""
     (checkpoint / name).write_bytes(data)
     manifest = files.read_manifest(checkpoint)
     body = {key: value for key, value in manifest.items() if key != "sha256"}

@@ -1,6 +1,6 @@
-"""Hosts of one machine: network namespaces with addresses of their own on a bridge, closed to the world outside.
+"""Simulated hosts on one machine: network namespaces with their own addresses on an isolated bridge.
 
-All share the file system, as hosts with shared storage do; each has a SHARDYARD_HOME of its own. Wants root and `ip`.
+All share the file system, like hosts with shared storage; each has its own SHARDYARD_HOME. Needs root and `ip`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from support.cli import COMMAND
 from support.waiting import PATIENCE_SECONDS, until
 
 RAY = str(Path(sys.executable).with_name("ray"))
-# Values of the machine that runs the tests would say where Ray, runs and tokens are.
+# Variables of the test machine would set the locations of Ray, runs and tokens.
 FOREIGN = ("RAY_", "SHARDYARD_", "GLOO_", "NCCL_")
 
 
 def clean_environment(**environment: str) -> dict[str, str]:
-    """The environment of this process without what it says of clusters, and with what is given."""
+    """The environment of this process without variables about clusters, plus the given ones."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return {**kept, "NO_COLOR": "1", **environment}
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A TCP socket that waits for connections; `title` is the name of its process, as `ps` shows it."""
+    """A listening TCP socket; `title` is the name of its process in `ps`."""
 
     address: str
     port: int
@@ -53,11 +53,11 @@ class Host:
     home: Path
 
     def environment(self, **extra: str) -> dict[str, str]:
-        """What commands on this host find around them; `extra` wins."""
+        """The environment of commands on this host; `extra` takes precedence."""
         return clean_environment(SHARDYARD_HOME=str(self.home), **extra)
 
     def start(self, *command: object, **environment: str) -> subprocess.Popen[str]:
-        """A command on this host, in a session of its own."""
+        """Start a command on this host, in a new session."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, *map(str, command)],
             stdin=subprocess.DEVNULL,
@@ -71,7 +71,7 @@ class Host:
     def run(
         self, *command: object, timeout: float = PATIENCE_SECONDS, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command on this host, to its end."""
+        """Run a command on this host to its end."""
         process = self.start(*command, **environment)
         try:
             out, error = process.communicate(timeout=timeout)
@@ -82,16 +82,16 @@ class Host:
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
     def shardyard(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A `shardyard` command on this host, to its end."""
+        """Run a `shardyard` command on this host to its end."""
         return self.run(*COMMAND, *arguments, **environment)
 
     def record(self) -> dict[str, Any]:
-        """What `shardyard cluster` keeps of this host."""
+        """The record of `shardyard cluster` on this host."""
         record: dict[str, Any] = json.loads((self.home / "cluster.json").read_text())
         return record
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs on this host."""
+        """All processes on this host."""
         here = os.stat(f"/run/netns/{self.namespace}").st_ino
         found = []
         for process in psutil.process_iter():
@@ -101,7 +101,7 @@ class Host:
         return found
 
     def listeners(self) -> list[Listener]:
-        """Every TCP socket of this host that waits for connections, with its process.
+        """Every listening TCP socket of this host, with its process.
 
         The kernel's table is the truth; a socket that stays in it without a process that can be named fails the test.
         """
@@ -127,7 +127,7 @@ class Host:
 
 @contextmanager
 def hosts(folder: Path, *names: str) -> Iterator[list[Host]]:
-    """Hosts on one bridge, 10.77.0.1 and on; whatever still runs on them at the end is killed."""
+    """Hosts on one bridge, from 10.77.0.1 on; processes that still run at the end are killed."""
     tag = f"sy{secrets.token_hex(3)}"
     switch = f"{tag}-switch"
     made = [Host(name, f"{tag}-{name}", f"10.77.0.{index}", folder / name) for index, name in enumerate(names, 1)]
@@ -164,7 +164,7 @@ def _ip(*arguments: str) -> None:
 
 
 def _address(text: str) -> str:
-    """The kernel writes addresses as words in the machine's order."""
+    """An address from the kernel's format: words in the machine's byte order."""
     words = [bytes.fromhex(text[start : start + 8])[::-1] for start in range(0, len(text), 8)]
     data = b"".join(words)
     if len(data) == 4:
@@ -175,7 +175,7 @@ def _address(text: str) -> str:
 
 
 def _sockets(process: psutil.Process) -> Iterator[str]:
-    """Inodes of the sockets that a process holds; psutil knows those of its own network namespace alone."""
+    """Inodes of a process's sockets; psutil lists only those of its own network namespace."""
     folder = f"/proc/{process.pid}/fd"
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):

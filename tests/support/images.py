@@ -1,4 +1,4 @@
-"""Made-up images: PNG in Parquet, the same on every machine."""
+"""Synthetic images: PNG in Parquet, the same on every machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def png(pixels: np.ndarray[Any, Any]) -> bytes:
 
 
 def write_images(folder: Path, count: int = 96) -> Path:
-    """Grey images with a bright square whose place is the class, under noise."""
+    """Grey images with noise and a bright square whose position is the class."""
     generator = np.random.Generator(np.random.Philox(7))
     rows = []
     for index in range(count):
@@ -32,13 +32,13 @@ def write_images(folder: Path, count: int = 96) -> Path:
         pixels[3 * label : 3 * label + 5, 3 * label : 3 * label + 5] += 120
         rows.append({"image": {"bytes": png(pixels), "path": f"{index}.png"}, "label": label})
     path = folder / "images.parquet"
-    # A row group for each of a few rows, so that streams read groups of their own.
+    # Small row groups, so that each stream reads its own groups.
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=8)
     return path
 
 
 def image_fields(data: Path, objective: str, model: dict[str, Any], **sections: Any) -> dict[str, Any]:
-    """A whole recipe of eight steps."""
+    """A complete recipe of eight steps."""
     fields: dict[str, Any] = {
         "name": objective,
         "model": model,

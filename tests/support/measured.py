@@ -1,4 +1,4 @@
-"""Plans of the shipped recipes, each made once for all tests that look at it, without weights, data or network."""
+"""Plans of the shipped recipes, each computed once for all tests, without weights, data or network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package's modules and what each imports, by any way of writing it; and the cycles among them."""
+"""The package's modules, their imports in any syntax, and the cycles among them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "shardyard"
 _IMPORTERS = ("importlib.import_module", "import_module", "__import__", "import_at_once")
-# A text that is the name of a module of ours, alone or with something in it: `shardyard.cli.main:main`.
+# A string that names a module of Shardyard, or an object in one: `shardyard.cli.main:main`.
 _NAMED = re.compile(r"(shardyard(?:\.[a-z_0-9]+)+)(?::[A-Za-z_.]+)?")
 
 
@@ -46,7 +46,7 @@ def imports(path: str, source: str) -> Iterator[tuple[int, str]]:
 
 
 def named_in_strings(source: str, known: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Line and name of each module in `known` that a string of the source is the name of, as `python -m` takes it."""
+    """Line and name of each module in `known` that is named by a string of the source, as for `python -m`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             whole = _NAMED.fullmatch(node.value)
@@ -55,7 +55,7 @@ def named_in_strings(source: str, known: Collection[str]) -> Iterator[tuple[int,
 
 
 def edges(package: Path = PACKAGE) -> dict[str, set[str]]:
-    """Which module of the package imports which others of it."""
+    """Module of the package → the other modules of the package that it imports."""
     found, known = {}, modules(package)
     for name, path in known.items():
         relative = path.relative_to(package).as_posix()
@@ -65,7 +65,7 @@ def edges(package: Path = PACKAGE) -> dict[str, set[str]]:
 
 
 def _module_of(name: str, known: Collection[str]) -> str | None:
-    """The module that `package.module.thing` is, or is in; a package counts where one of its own names is meant."""
+    """The module of `package.module.thing`, or the package if the name is defined there."""
     outer = name.rpartition(".")[0]
     return name if name in known else outer if outer in known and outer.count(".") else None
 

@@ -1,4 +1,4 @@
-"""Tiny pretrained models as folders, made in the test: their weights are drawn by a seed of their own."""
+"""Tiny pretrained models as folders, created in tests with weights from a separate seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_pretrained(
     seed: int = 99,
     **config: Any,
 ) -> Path:
-    """A folder that `from_pretrained` loads; weights are far from the usual start, so that a mix-up shows."""
+    """A folder for `from_pretrained`; weights differ clearly from the usual initialisation, so a mix-up is noticed."""
     model = Model(family=family, config={**CONFIGS.get(family, {}), **config})
     last = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), vocabulary - 1)
     built = construct(model, architecture_config(model, vocabulary=vocabulary, special_tokens=last), objective)

@@ -1,4 +1,4 @@
-"""Real gloo ranks in processes of their own."""
+"""Real gloo ranks in separate processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
 
 
 def data_axis(rank: Rank) -> Axis:
-    """The axis along which all ranks read rows of their own."""
+    """The axis along which all ranks read different rows."""
     return make_mesh(data_mesh(rank.world_size), rank).data
 
 

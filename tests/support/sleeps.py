@@ -1,4 +1,4 @@
-"""Where tests sleep or keep a deadline of their own: what `unit/house/test_house.py` forbids and what it allows."""
+"""Finding tests that sleep or keep their own deadline: forbidden and allowed cases of `unit/house/test_house.py`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-# The file that waits for all; and measurements that are run by hand, which take their time on purpose.
+# The module with the shared waits; and measurements that are run by hand, where durations matter.
 MAY_SLEEP = {"support/waiting.py", "benchmarks"}
-# Where time itself is the matter: (file, function) and why.
+# Tests about time itself: (file, function) and why.
 ALLOWED = {
     ("unit/engine/test_checkpoint_files.py", "die_of"): "the writer is killed at moments that nobody chose",
     ("e2e/test_jobs.py", "_pump"): "a slow line",
@@ -20,7 +20,7 @@ CLOCKS = {"monotonic", "perf_counter"}
 
 
 def faults(tree: ast.AST, function: str = "") -> Iterator[tuple[str, int, str]]:
-    """Function, line and kind of each sleep and of each limit that a test keeps by itself."""
+    """Function, line and kind of each sleep and each deadline in a test."""
     for node in ast.iter_child_nodes(tree):
         inside = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
         if isinstance(node, ast.Call) and _called(node) in ("sleep", "wait_for_timeout"):

@@ -1,4 +1,4 @@
-"""A Slurm of this machine's own: munged, slurmctld and slurmd from Debian, in the test's folder and on free ports."""
+"""A private Slurm for tests: munged, slurmctld and slurmd from Debian, in the test's folder and on free ports."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Slurm:
     prefix: tuple[str, ...]
 
     def command(self, *words: str) -> str:
-        """What one of Slurm's commands prints."""
+        """The output of a Slurm command."""
         done = subprocess.run(
             [*self.prefix, *words],
             env={**os.environ, **self.environment},
@@ -89,7 +89,7 @@ class Slurm:
         self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
     def wait_for(self, condition: Callable[[], object], what: str, *, log: Path | None = None) -> None:
-        """Until `condition` holds; where it never does, the failure shows `log` and what the daemons said."""
+        """Wait until `condition` holds; a failure shows `log` and the daemons' logs."""
 
         def told() -> str:
             return f"{what}\n{log.read_text() if log and log.exists() else ''}\n{self.logs()}"
@@ -175,7 +175,7 @@ def _nodes_that_answer(slurm: Slurm) -> int:
 
 
 def _cancel_everything(slurm: Slurm) -> None:
-    """Jobs must not outlive the daemons, which would leave their processes alone."""
+    """Cancel all jobs: they must not outlive the daemons, which would leave their processes running."""
     environment = {**os.environ, **slurm.environment}
     for options in (["--full", "--signal=KILL"], []):
         subprocess.run(

@@ -1,4 +1,4 @@
-"""What someone without the token gets from the ports of a cluster. Run as a script on a host beside it.
+"""Probing the ports of a cluster without the token. Run as a script on a neighbouring host.
 
 Reads `[[address, port], …]` from the file that it is given, and writes a list with one JSON object a port: answers to
 next to nothing, to HTTP requests, and to every method of every gRPC service of Ray that the port knows.
@@ -24,7 +24,7 @@ WRONG_TOKEN = "0" * 64
 # The test looks for this folder's name among the jobs.
 TRACE = "a-stranger-was-here"
 SUBMIT = json.dumps({"entrypoint": f"echo {TRACE}"}).encode()
-# What would read or change something, on the dashboard, its agents and the runtime-environment agents.
+# Requests that read or change something, on the dashboard, its agents and the runtime-environment agents.
 HTTP_REQUESTS: tuple[tuple[str, str, bytes | None], ...] = (
     ("GET", "/api/version", None),
     ("GET", "/api/jobs/", None),
@@ -44,7 +44,7 @@ HTTP_REQUESTS: tuple[tuple[str, str, bytes | None], ...] = (
     ("POST", "/delete_runtime_env_if_possible", b""),
 )
 
-# Services that Ray answers, too, and that its Python has no description of.
+# Services that Ray also answers, but that its Python package does not describe.
 WITHOUT_STUBS = {
     "grpc.health.v1.Health": ("Check",),
     "grpc.reflection.v1alpha.ServerReflection": ("ServerReflectionInfo",),
@@ -65,7 +65,7 @@ def services() -> dict[str, list[str]]:
 
 
 def ask_plainly(address: str, port: int) -> str:
-    """What comes back, in hexadecimal, to a connection that says next to nothing."""
+    """The response, in hexadecimal, to a connection that sends almost nothing."""
     try:
         with socket.create_connection((address, port), timeout=TIMEOUT_SECONDS) as connection:
             connection.settimeout(1.0)
@@ -118,7 +118,7 @@ def _call(channel: grpc.Channel, service: str, method: str, token: str | None) -
 
 
 def examine(target: tuple[str, int]) -> dict[str, Any]:
-    """Everything that one port tells a stranger."""
+    """All responses of one port without the token."""
     address, port = target
     return {
         "address": address,

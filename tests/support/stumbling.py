@@ -1,4 +1,4 @@
-"""A web server on loopback that stumbles: it serves files, with ranges, and fails a share of all requests by a seed."""
+"""An unreliable web server on loopback: it serves files, with ranges, and fails a seeded share of all requests."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
     def fate(self) -> str:
-        """What becomes of the next request."""
+        """The fate of the next request."""
         with self._lock:
             found = self._random.choice(self.kinds) if self._random.random() < self.faults else "good"
             self.met[found] += 1
         return found
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that went away are part of the game."""
+        """Ignore disconnected clients, which are expected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,7 +118,7 @@ def serving(contents: dict[str, bytes], **options: Any) -> Iterator[Server]:
 
 
 def as_hub(name: str, data: bytes) -> dict[str, bytes]:
-    """What the hub answers about a data set with one Parquet file, by path."""
+    """The hub's answers about a dataset with one Parquet file, by path."""
     file = {"type": "file", "path": "data/train.parquet", "size": len(data), "oid": "b" * 40}
     folder = {"type": "directory", "path": "data", "oid": "c" * 40, "size": 0}
     facts = {"id": name, "_id": "1", "sha": COMMIT, "siblings": [{"rfilename": file["path"]}], "private": False}

@@ -1,6 +1,6 @@
-"""Waiting for a state, never for a time: the only place of the tests that sleeps.
+"""Waiting for a state, never for a fixed time: the only module of the tests that sleeps.
 
-A limit ends what hangs and says nothing of how long things take, so it is generous: on a slow machine that does other
+Limits only end hanging tests and do not measure durations, so they are generous: on a slow machine that does other
 work, Ray alone takes a minute to start.
 """
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 T = TypeVar("T")
 PATIENCE_SECONDS = 300.0
 _LONGEST_PAUSE_SECONDS = 1.0
-# A value that stays the same over so many looks has settled.
+# A value that stays the same over this many reads has settled.
 _LOOKS = 8
 
 
@@ -27,10 +27,10 @@ def until(
     every: float = 0.05,
     pause: Callable[[float], None] = time.sleep,
 ) -> T:
-    """What a condition gives once it is true; fails with `what` (what is waited for, or a look at it) when it never is.
+    """The value of a condition once it is true; fails with `what` (a description or a function) if it never is.
 
-    Between two looks `every` seconds go by, or more after a look that took long, so that looking does not take the time
-    of what is waited for. `pause` is another way to let them go by: a page of a browser has its own.
+    Checks are `every` seconds apart, or more after a slow check, so that checking does not slow down the awaited work.
+    `pause` replaces `time.sleep`: browser pages have their own.
     """
     end = time.monotonic() + seconds
     while True:
@@ -44,7 +44,7 @@ def until(
 
 
 def settled(read: Callable[[], T], what: str, *, pause: Callable[[float], None] = time.sleep) -> T:
-    """What `read` gives once it gives the same again and again."""
+    """The result of `read` once it no longer changes."""
     last, looks = read(), 0
 
     def same() -> bool:
@@ -58,13 +58,13 @@ def settled(read: Callable[[], T], what: str, *, pause: Callable[[float], None] 
 
 
 def next_second() -> None:
-    """Until the clock shows another second than now: W&B names its folders by the second."""
+    """Wait until the next second: W&B names its folders by the second."""
     now = int(time.time())
     until(lambda: int(time.time()) > now, "the next second")
 
 
 def read_until(terminal: int, enough: Callable[[str], object], seconds: float = PATIENCE_SECONDS) -> str:
-    """What a terminal shows until it is enough, or until its other end is closed."""
+    """The output of a terminal until `enough` holds, or until its other end is closed."""
     seen = b""
 
     def read() -> object:

@@ -1,6 +1,6 @@
-"""A server of W&B's API on loopback, for what `wandb-core` asks when it uploads a run: it keeps what it is sent.
+"""A stub of W&B's API on loopback for the requests of `wandb-core` during an upload; it stores received data.
 
-Only what uploading and resuming need: who one is, whether a run is there, its creation, and its stream of history.
+Supports only uploading and resuming: the viewer, the lookup and creation of a run, and its stream of history.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENTITY = "me"
 
 @dataclass
 class StoredRun:
-    """A run as the server has it. `history` holds its lines by their position, `starts` counts who began or resumed."""
+    """A stored run. `history` holds its lines by position, `starts` counts starts and resumes."""
 
     config: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
@@ -39,8 +39,8 @@ class StoredRun:
 
 @dataclass
 class WandbStub:
-    """`runs` by (entity, project, id). `most_lines`: lines of history that it takes before it refuses; `refuse_login`:
-    it knows nobody. `asked` holds the names of the operations, in their order."""
+    """`runs` by (entity, project, id). `most_lines`: history lines accepted before it refuses; `refuse_login`: reject
+    all logins. `asked` holds the names of the operations, in order."""
 
     runs: dict[tuple[str, str, str], StoredRun] = field(default_factory=dict)
     most_lines: int | None = None
@@ -110,7 +110,7 @@ class WandbStub:
         return {"bucket": bucket, "inserted": inserted}
 
     def stream(self, place: tuple[str, str, str], body: dict[str, Any]) -> bool:
-        """Take lines in; False when it refuses them."""
+        """Store lines; False if they are refused."""
         stored = self.runs[place]
         chunk = (body.get("files") or {}).get("wandb-history.jsonl")
         for number, line in enumerate(chunk["content"] if chunk else [], chunk["offset"] if chunk else 0):

@@ -1,4 +1,4 @@
-"""Ctrl-C while the command starts and while it ends: it exits silently, because there is nothing to save.
+"""Handling of Ctrl-C while the command starts and ends: it exits silently, because there is nothing to save.
 
 Imported first, so it imports almost nothing.
 """
@@ -13,12 +13,12 @@ EXIT_INTERRUPTED = 130
 
 
 def end_quietly(code: int) -> None:
-    """Let Ctrl-C end the process at once with this exit code."""
+    """Let Ctrl-C end the process immediately with this exit code."""
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
 
 
 def is_command(program: str) -> bool:
-    """Whether `sys.argv[0]` is the command's, not that of a program that imports it."""
+    """Whether `sys.argv[0]` is the command, not a program that imports it."""
     return os.path.basename(program) == "shardyard" or program.endswith(os.path.join("shardyard", "cli", "main.py"))
 
 

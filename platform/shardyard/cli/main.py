@@ -98,7 +98,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-# Command names of other tools → ours.
+# Command names of other tools → names in Shardyard.
 OTHER_NAMES = {
     "train": "launch",
     "run": "launch",
@@ -157,13 +157,13 @@ class LazyCommand(TyperCommand):
         try:
             return self.load().make_context(info_name, args, parent=parent, **extra)
         except typer.TyperException as error:
-            if getattr(error, "ctx", self) is None:  # the option parser knows no commands
+            if getattr(error, "ctx", self) is None:  # errors of the option parser have no command
                 error.ctx = typer.Context(self, info_name=info_name, parent=parent)  # type: ignore[attr-defined]
             raise
 
 
 class LazyGroup(TyperGroup):
-    """The commands of the table, in its order."""
+    """The commands of the table, in order."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [name for name, *_ in COMMANDS]
@@ -257,7 +257,7 @@ def _report(error: BaseException, message: str, debug: bool) -> None:
             traceback.print_exception(error)
         output.print_error(message)
     except OSError:
-        # Its file is on the disk that is full.
+        # Its file is on a full disk.
         _forget(sys.stderr)
 
 
@@ -275,7 +275,7 @@ def _usage(error: Any) -> int:
 
 
 def _forget(stream: TextIO) -> None:
-    """The pipe is closed or the disk is full; redirect the stream to nothing, or Python fails when it flushes."""
+    """Redirect a stream to nothing after its pipe was closed or its disk is full; else Python fails on flush."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -284,7 +284,7 @@ def main() -> None:
     """Entry point of the `shardyard` script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character gets an escape, not a crash.
+            # Characters that the terminal cannot show are escaped instead of raising an error.
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -301,7 +301,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Warnings about user input are one line; those of libraries keep Python's format."""
+    """Show warnings about user input as one line; those of libraries keep Python's format."""
     if issubclass(category, RenamedFieldWarning):
         text = f"Warning: {message}.\n"
     else:

@@ -1,1 +1,1 @@
-"""The dashboard: a web page of run folders and jobs, served on this machine only by default."""
+"""The dashboard: a web page of run folders and jobs, by default served only on this machine."""

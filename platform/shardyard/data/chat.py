@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.errors import DataError
 
-# Roles as words, one turn a line, the end-of-text token after each answer.
+# Roles as words, one turn per line, the end-of-text token after each answer.
 PLAIN_TEMPLATE = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -45,7 +45,7 @@ def add_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     """Give a tokenizer without a chat template the plain one; it is saved with the tokenizer.
 
     Raises:
-        DataError: it has no token that could end an answer.
+        DataError: the tokenizer has no token that can end an answer.
     """
     if tokenizer.chat_template is not None:
         return
@@ -65,13 +65,13 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
 def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, object]]) -> Encoded:
     """Tokens of a conversation in the tokenizer's template.
 
-    An answer is what the template writes for an assistant's message after the words that prompt it, up to and including
-    the token that ends the turn: what the model has to say itself, and nothing else. Special tokens that a message
-    quotes are read as text.
+    An answer is the template's text for an assistant message after the generation prompt, up to and including the token
+    that ends the turn: exactly the tokens that the model has to generate. Special tokens quoted in a message are read
+    as text.
 
     Raises:
-        DataError: a message has no role or content, or the template does not render what comes before an answer as the
-            beginning of the whole.
+        DataError: a message has no role or content, or the template does not render the messages before an answer as a
+            prefix of the conversation.
     """
     turns = [_checked(message) for message in messages]
     text = _render(tokenizer, turns)
@@ -121,7 +121,7 @@ def _answer_span(
 
 
 def _pieces(text: str, messages: Sequence[Message], special: Sequence[str]) -> list[tuple[int, int, bool]]:
-    """(start, end, whether special tokens are plain text there); one piece where no message quotes a special token."""
+    """(start, end, whether special tokens are plain text there); one piece if no message quotes a special token."""
     pieces: list[tuple[int, int, bool]] = []
     done = cursor = 0
     for content in (message["content"].strip() for message in messages):
@@ -136,7 +136,7 @@ def _pieces(text: str, messages: Sequence[Message], special: Sequence[str]) -> l
 
 
 def _tokens(tokenizer: PreTrainedTokenizerFast, text: str, *, literal: bool) -> list[tuple[int, int]]:
-    """Each token with the character at which it begins."""
+    """Each token with the index of its first character."""
     encoded = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=literal, truncation=False
     )

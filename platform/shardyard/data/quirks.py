@@ -1,7 +1,7 @@
-"""Workarounds for datasets and huggingface_hub, and their private names; tests tell when each is no longer needed.
+"""Workarounds for datasets and huggingface_hub, and their private names; tests detect obsolete ones.
 
-Seen in datasets 5.2 and huggingface_hub 2.4; `tests/unit/data/test_library_quirks.py` fails where a newer version no
-longer needs one of these, or has lost a name.
+Seen in datasets 5.2 and huggingface_hub 2.4; `tests/unit/data/test_library_quirks.py` fails if a newer version no
+longer needs one of these, or no longer has a name.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from huggingface_hub.utils._http import default_client_factory
 def quiet_datasets() -> None:
     """Keep `datasets` and the hub from writing to the terminal, and leave retries to `retry.Retry`.
 
-    datasets tries again 20 times after fixed waits, without backoff or jitter, and takes no option for it.
+    datasets retries 20 times after fixed waits, without backoff or jitter, and has no option for it.
     """
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # It logs as an error what it also raises.
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # It logs errors that it also raises.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # It would report every opening of a local file to the hub, and wait seconds for a name server where there is none.
+    # It would report every opening of a local file to the hub, and wait seconds for DNS when offline.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     for interval in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
@@ -32,7 +32,7 @@ def quiet_datasets() -> None:
 def hub_client(wrap: Callable[[httpx.BaseTransport], httpx.BaseTransport]) -> httpx.Client:
     """The hub's own client, with each of its transports wrapped.
 
-    A transport that is given to the constructor would turn proxies of the environment off.
+    Passing a transport to the constructor would disable proxies from the environment.
     """
     client = default_client_factory()
     client._transport = wrap(client._transport)

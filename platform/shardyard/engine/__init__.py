@@ -4,6 +4,6 @@ import os
 
 from shardyard.hardware import has_gpu
 
-# DeepSpeed looks for an accelerator when it is imported and warns if it finds none, which is fine here.
+# On import, DeepSpeed looks for an accelerator and warns if it finds none, which is fine here.
 if not has_gpu() and not os.environ.get("DS_ACCELERATOR"):
     os.environ["DS_ACCELERATOR"] = "cpu"

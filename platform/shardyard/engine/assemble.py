@@ -1,4 +1,4 @@
-"""One run on one rank, from its recipe. The only place that reads the whole recipe and passes on its sections."""
+"""Assembles one run on one rank. The only place that reads the whole recipe and passes on its sections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from shardyard.tracking.wandb.mirror import WandbMirror
 
 
 def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, trust: bool = False) -> Session:
-    """Everything that the loop needs.
+    """All parts that the training loop needs.
 
     Args:
         trust: load checkpoint files that may execute code.
@@ -105,12 +105,12 @@ def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:
 
 def _meter(recipe: Recipe, plan: RunPlan) -> Throughput:
     peak = peak_flops(device_name(), precision_of(recipe))
-    # Tokens are those of the global batch, and all ranks compute on them, along whatever axes.
+    # Tokens are counted for the global batch, and all ranks compute on them, along whichever axis.
     return Throughput(flops_per_token=plan.flops_per_token, peak_flops=None if peak is None else peak * plan.mesh.world)
 
 
 def _machine(folder: RunFolder, mesh: Mesh) -> MachineWatch | None:
-    """One a node."""
+    """One watch per node."""
     if mesh.here.local_rank:
         return None
     where, gpu = folder.path / "logs" / "machines", mesh.device.type == "cuda"
@@ -127,7 +127,7 @@ def _early_stopping(recipe: Recipe, events: EventLog, every: int) -> EarlyStoppi
 
 
 def _add_hooks(session: Session, components: Components) -> None:
-    """In the order in which they run after a step: measure, record what was measured, act on it, save."""
+    """Add hooks in the order in which they run after a step: measure, record, react, save."""
     recipe, every, events = session.recipe, session.plan.evaluate_every, session.event_log
     evaluate = EvaluateHook(
         session.engine,

@@ -1,8 +1,8 @@
 """The time budget: the number of steps that fit `train.minutes` is measured before training and then fixed.
 
-The schedule needs to know the length of the run before its first step, and a resumed or repeated run must train the
-same steps on any machine. So a few steps and an evaluation are timed on a temporary engine; the result becomes
-`train.steps` of the run, with warm-up and intervals scaled to it.
+The schedule needs the length of the run before the first step, and a resumed or repeated run must train the same steps
+on any machine. So a few steps and an evaluation are timed on a temporary engine; the result becomes `train.steps` of
+the run, with warm-up and intervals scaled to it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ UNTIMED_STEPS = 2
 LEAST_TIMED_STEPS = 3
 MOST_TIMED_STEPS = 20
 TIMED_SECONDS = 5.0
-# Checkpoints, and steps that take longer than those that were timed.
+# Share of the budget for checkpoints, and for steps that take longer than the timed ones.
 RESERVE = 0.05
 
 
@@ -53,9 +53,9 @@ class Pace:
 
 
 def fix_steps(job: Job, mesh: Mesh) -> Job:
-    """The job with the steps that its time budget holds, which the run folder keeps; all ranks call this.
+    """The job with the number of steps that fit its time budget, saved in the run folder; all ranks call this.
 
-    Without `train.minutes`, or if the budget was converted to steps before, the job is returned unchanged.
+    Without `train.minutes`, or if the budget has already been converted to steps, the job is returned unchanged.
     """
     minutes = job.recipe.train.minutes
     if minutes is None:
@@ -139,7 +139,7 @@ def measure(job: Job, mesh: Mesh) -> Pace:
 
 
 def _timed(step: Callable[[], object], mesh: Mesh) -> list[float]:
-    """Seconds of each step after the first ones; all ranks stop after the same."""
+    """Seconds of each step after the first few; all ranks stop after the same step."""
     times: list[float] = []
     for number in range(UNTIMED_STEPS + MOST_TIMED_STEPS):
         started = time.monotonic()

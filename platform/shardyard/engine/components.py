@@ -1,6 +1,6 @@
-"""The components of a recipe beside its weights: tokenizer, configuration, objective and row format.
+"""The components of a recipe other than its weights: tokenizer, configuration, objective and row format.
 
-Training and later evaluations both use them, so that they measure the same.
+Training and later evaluations share them, so that they measure the same.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from shardyard.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Components:
-    """`tokenizer` is None for an objective without text, `processor` where there is none to save beside the weights;
-    `format_inputs` is that of training, and `objective_inputs` are what `objective` was made from."""
+    """`tokenizer` is None for an objective without text, `processor` if there is none to save with the weights;
+    `format_inputs` are those of training, and `objective` was created from `objective_inputs`."""
 
     tokenizer: Any
     config: PreTrainedConfig
@@ -48,12 +48,12 @@ def make_components(
     config: PreTrainedConfig | None = None,
     data_group: ProcessGroup | None = None,
 ) -> Components:
-    """Everything but the weights.
+    """All components of a recipe except the weights.
 
     Args:
-        tokenizer: that of an exported model, in the place of the recipe's.
-        config: likewise, so that the weights which it began with need not be there any more.
-        data_group: the data-parallel ranks, for an objective that compares rows of all of them; None for one alone.
+        tokenizer: the tokenizer of an exported model, instead of the recipe's.
+        config: the same for the configuration, so that the pretrained weights need not exist any more.
+        data_group: the data-parallel ranks, for an objective that compares their rows; None if there is only one.
 
     Raises:
         DataError, ModelError: the tokenizer or the model's configuration is not available.
@@ -90,7 +90,7 @@ def with_frozen(
     """The components with the frozen model that its objective compares with, if it needs one.
 
     Args:
-        policy: the model that is trained; one with adapters is its own reference. None where it is trained already.
+        policy: the trained model; a model with adapters is its own reference. None if training is already done.
 
     Raises:
         ModelError: the frozen model cannot be loaded, or has another vocabulary.
@@ -117,7 +117,7 @@ def with_frozen(
 
 
 def held_out(recipe: Recipe, components: Components, rows: int | None = None) -> HeldOut:
-    """The recipe's held-out rows, made without augmentation.
+    """The recipe's held-out rows, without augmentation.
 
     Raises:
         DataError: nothing is held out, or a source cannot be read.

@@ -13,7 +13,7 @@ from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
 
 Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused"]
-# The flag that rank 0 adds to the sum over ranks for each stop request.
+# The flag that rank 0 adds to the sum over ranks, by kind of stop request.
 _STOP_FLAGS: dict[str, tuple[float, Outcome]] = {
     "interrupt": (1.0, "interrupted"),
     "preempt": (2.0, "preempted"),
@@ -22,17 +22,17 @@ _STOP_FLAGS: dict[str, tuple[float, Outcome]] = {
 
 
 def train(session: Session, *, until: int | None = None) -> Outcome:
-    """Train from the newest checkpoint, or from the start, to the end; the caller saves the last checkpoint.
+    """Train from the newest checkpoint, or from the beginning, to the end; the caller saves the last checkpoint.
 
     Args:
         until: pause after this step, with a checkpoint.
 
     Returns:
-        `finished` when all steps are done or early stopping ended them; otherwise why the run stopped, after a
-        checkpoint unless it stopped before its first step.
+        `finished` if all steps are done or early stopping ended the run; otherwise the reason of the stop. A stopped
+        run has saved a checkpoint, unless it stopped before its first step.
 
     Raises:
-        TrainingError: the loss, the gradient norm or a weight is not a number.
+        TrainingError: the loss, the gradient norm or a weight is not finite.
         DataError: a source failed.
         CheckpointError: a stop was requested, and its checkpoint could not be written.
         TakenOverError: another process has taken over the run.
@@ -85,15 +85,15 @@ def _flag(session: Session) -> float:
 
 
 def _stopped_before_start(session: Session) -> Outcome | None:
-    """The outcome of a stop request during startup, when everything is saved already."""
+    """The outcome of a stop request during startup, when everything has already been saved."""
     flag = session.mesh.from_first(_flag(session))
     return next((outcome for value, outcome in _STOP_FLAGS.values() if value == flag), None)
 
 
 def _check(session: Session, result: StepResult, step: int) -> None:
-    """A loss or gradient that is not finite stays so: continuing would only waste time.
+    """Raise if the loss or gradient is not finite: it would stay so, and continuing would only waste time.
 
-    In fp16 it may only mean that the loss scale is too large, which DeepSpeed then lowers and skips the step.
+    In fp16, the only cause may be too large a loss scale; DeepSpeed then lowers it and skips the step.
     """
     if session.recipe.train.precision == "fp16" and not result.applied and session.engine.optimizer.loss_scale > 1:
         return

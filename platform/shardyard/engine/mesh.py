@@ -1,4 +1,4 @@
-"""The mesh as one rank sees it: its place along each axis, the ranks beside it, and collectives along the axis."""
+"""The mesh from the view of one rank: its index along each axis, the other ranks of the axis, and collectives."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from shardyard.recipe.mesh import MeshShape, data_mesh
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis, or several joined, from the place of this rank.
+    """One axis, or several joined axes, from the view of this rank.
 
-    size: ranks along it. index: the place of this rank among them. ranks: their numbers in the world, in that order.
-    group: what they talk through; None where there is nobody to talk to.
+    size: number of ranks along it. index: index of this rank among them. ranks: their numbers in the world, in order.
+    group: their process group; None if there is only one rank.
     """
 
     size: int
@@ -26,12 +26,12 @@ class Axis:
     group: distributed.ProcessGroup | None
 
     def sum(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over the ranks of the axis; all of them call this."""
+        """Replace a tensor with its sum over the ranks of the axis; all of them call this."""
         if self.group is not None:
             distributed.all_reduce(tensor, group=self.group)
 
     def start_sum(self, tensor: Tensor) -> distributed.Work | None:
-        """The same, on its way: the tensor is the sum once the work is done, at once where there is none."""
+        """The same, asynchronously: the tensor is the sum once the returned work is done, or already if it is None."""
         return None if self.group is None else distributed.all_reduce(tensor, group=self.group, async_op=True)
 
     def gather(self, value: Any) -> list[Any]:
@@ -45,11 +45,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The place of this rank. Sizes and groups belong to the axes.
+    """The position of this rank in the mesh. Sizes and groups belong to the axes.
 
-    world: all ranks: what is agreed on, and files that each rank writes or checks a part of.
-    data: the ranks that read different rows: data streams, losses, metrics; ZeRO shards over them.
-    expert: the data-parallel ranks that hold the experts of a layer together.
+    world: all ranks, for joint decisions and for files that the ranks write or check in shares.
+    data: the ranks that read different rows, for data streams, losses and metrics; ZeRO shards over them.
+    expert: the data-parallel ranks that share the experts of a layer.
     """
 
     shape: MeshShape
@@ -65,7 +65,7 @@ class Mesh:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """The device of this rank."""
         return self.here.device
 
     @property
@@ -74,7 +74,7 @@ class Mesh:
         return self.here.is_first
 
     def from_first(self, value: Any) -> Any:
-        """Rank 0's picklable `value`, on every rank; all ranks call this."""
+        """Broadcast rank 0's picklable `value`; all ranks call this."""
         if self.world.group is None:
             return value
         holder = [value if self.is_first else None]
@@ -83,7 +83,7 @@ class Mesh:
 
 
 def make_mesh(shape: MeshShape, here: Rank) -> Mesh:
-    """The mesh of a rank, with its process groups; all ranks call this, and `torch.distributed` is initialised."""
+    """The mesh of a rank, with its process groups; all ranks call this after initialising `torch.distributed`."""
     assert here.world_size == shape.world, f"a plan for {shape.world} ranks is carried out by {here.world_size}"
     return Mesh(shape, here, **{name: _axis(shape, name, here.rank) for name in ("world", "data", "expert")})
 
@@ -104,7 +104,7 @@ def _group(shape: MeshShape, name: str) -> distributed.ProcessGroup | None:
         return None
     if shape.size(name) == shape.world:
         return distributed.group.WORLD
-    # Each rank takes part in the making of all groups, in one order.
+    # Every rank takes part in creating all groups, in the same order.
     groups = [list(group) for group in shape.groups(name)]
     own, _ = distributed.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
     return cast("distributed.ProcessGroup", own)

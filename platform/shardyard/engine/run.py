@@ -47,18 +47,18 @@ class CallHook(Hook):
         self._on_step = on_step
 
     def on_step(self, record: StepRecord) -> None:
-        """Before evaluations and checkpoints."""
+        """Call the caller's function, before evaluations and checkpoints."""
         self._on_step(record.step, record.metrics)
 
 
 def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
-    """Carry out a job as one rank; `torch.distributed` is initialised.
+    """Run a job as one rank; `torch.distributed` must be initialised.
 
     Args:
         on_step: called after each step, before evaluations and checkpoints.
 
     Raises:
-        ShardyardError: what failed, on the rank where it failed.
+        ShardyardError: a part of the run failed; raised on the rank where it failed.
     """
     check_precision(precision_of(job.recipe), rank.device)
     torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker)
@@ -86,7 +86,7 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
 
 
 def bf16_factor() -> float:
-    """How many times as long as in fp32 a product takes in bf16 on this CPU, measured in some milliseconds."""
+    """The time of a matrix product in bf16 relative to fp32 on this CPU, measured within some milliseconds."""
     seconds = {dtype: min(_product_seconds(dtype) for _ in range(3)) for dtype in (torch.float32, torch.bfloat16)}
     return seconds[torch.bfloat16] / seconds[torch.float32]
 
@@ -99,7 +99,7 @@ def _product_seconds(dtype: torch.dtype, width: int = 192) -> float:
 
 
 def slow_bf16(factor: float) -> str:
-    """The notice about bf16 on a CPU without units for it."""
+    """The notice about bf16 on a CPU without bf16 units."""
     return (
         f"train.precision is bf16, for which this CPU has no units: a matrix product takes {factor:.0f} times as long "
         "as in fp32. Launch with `-s train.precision=fp32`, or remove train.precision."
@@ -107,20 +107,20 @@ def slow_bf16(factor: float) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed tensor memory for the next step.
+    """Make glibc keep freed tensor memory for the next step.
 
-    It would give memory back at its own discretion, and get it again page by page: 9500 page faults a step instead of
-    400 with recipes/gpt/quickstart.yaml, a tenth of the step time. Source: mallopt(3).
+    By default it returns memory to the kernel and gets it back page by page: 9500 page faults per step instead of 400
+    with recipes/gpt/quickstart.yaml, a tenth of the step time. Source: mallopt(3).
     """
-    trim_threshold, mmap_threshold = -1, -3  # Numbers of malloc.h.
+    trim_threshold, mmap_threshold = -1, -3  # Constants of malloc.h.
     with contextlib.suppress(OSError, AttributeError):
         set_option = ctypes.CDLL(None).mallopt
-        set_option(mmap_threshold, 32 << 20)  # The most that it accepts.
+        set_option(mmap_threshold, 32 << 20)  # The maximum that it accepts.
         set_option(trim_threshold, 1 << 30)
 
 
 def _log_data_counts(session: Session) -> None:
-    """Log counters of reading over all ranks, so that nothing is dropped silently."""
+    """Log the data-reading counters of all ranks, so that nothing is dropped silently."""
     stats = session.mesh.data.gather(session.loader.stats())
     skipped = sum(source["skipped"] for one in stats for source in one["sources"])
     retries, cut = (sum(one[name] for one in stats) for name in ("retries", "cut"))
@@ -128,10 +128,10 @@ def _log_data_counts(session: Session) -> None:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that the device does not support, before DeepSpeed fails.
+    """Reject a precision that the device does not support, before DeepSpeed fails.
 
     Raises:
-        HardwareError: it cannot.
+        HardwareError: the device does not support it.
     """
     if device.type == "cuda":
         if precision == "bf16" and torch.cuda.get_device_capability(device)[0] < 8:
@@ -141,7 +141,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def _finish(session: Session) -> None:
-    """Save the last checkpoint and write final/; one is written even if the other fails.
+    """Save the last checkpoint and write final/, each even if the other fails.
 
     Raises:
         CheckpointError: the last checkpoint could not be written.
@@ -164,7 +164,7 @@ def _finish(session: Session) -> None:
 
 
 def _export(session: Session) -> str | None:
-    """Write final/; returns why it could not be written, on all ranks, so that none waits for rank 0."""
+    """Write final/; returns the reason of a failure on all ranks, so that none waits for rank 0."""
     weights = consolidated_weights(session.engine, session.mesh)
     problem = None
     if weights is not None:
@@ -194,10 +194,10 @@ def _export(session: Session) -> str | None:
 
 
 def _with_room(session: Session, size_bytes: int, write: Callable[[], Path]) -> Path:
-    """Write; if the disk is full, older checkpoints are removed, because the model is more important.
+    """Write the model; if the disk is full, older checkpoints are removed, because the model is more important.
 
     Raises:
-        OSError, ShardyardError: it cannot be written; where the disk is full, the text says how much is needed.
+        OSError, ShardyardError: the model cannot be written; if the disk is full, the text states the required space.
     """
     while True:
         try:

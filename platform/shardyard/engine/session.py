@@ -105,7 +105,7 @@ class Session:
         return done
 
     def next_batch(self) -> Batch:
-        """This rank's rows of the next global batch; their streams' state is what a checkpoint saves."""
+        """This rank's rows of the next global batch; checkpoints save the state of the streams after it."""
         batch = next(self.loader)
         self.streams = batch.state
         return batch
@@ -124,7 +124,7 @@ class Session:
         """Save the last checkpoint.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: the checkpoint could not be written.
         """
         self.checkpoint.save(self.engine.global_steps)
 

@@ -21,11 +21,11 @@ from shardyard.objectives.base import Objective, Totals
 class StepResult:
     """The result of one step, summed over all ranks.
 
-    loss: what was minimised: for a language model the mean over the targets of the global batch, in nats.
-    totals: the sums that it is made of; observations stay on the device until they are read.
+    loss: the total loss; for a language model, the mean over the targets of the global batch, in nats.
+    totals: the sums from which it is computed; observations stay on the device until they are read.
     grad_norm: norm of the gradient before clipping; None where DeepSpeed does not compute it.
-    applied: False when fp16 or bf16 overflowed and the update was left out.
-    flags: the sum of the flags that ranks handed in.
+    applied: False if fp16 or bf16 overflowed and the update was skipped.
+    flags: the sum of the ranks' flags.
     """
 
     loss: float
@@ -40,16 +40,16 @@ def train_step(
 ) -> StepResult:
     """Forward, backward and update.
 
-    Each loss term is divided by its targets in the whole global batch, so neither the number of ranks nor that of
-    micro-batches changes what is minimised. DeepSpeed averages gradients over the data-parallel ranks; multiplying by
-    their number makes that the sum that this mean needs.
+    Each loss term is divided by its targets in the whole global batch, so neither the number of ranks nor the number of
+    micro-batches changes the loss. DeepSpeed averages gradients over the data-parallel ranks; multiplying by their
+    number turns the average into the sum that this mean needs.
 
-    Nothing waits for the device between micro-batches: sums are added up there, and once a step the few numbers that
-    every step needs (losses, counts, gradient norm, flags) come to the host together.
+    Nothing waits for the device between micro-batches: sums are accumulated on it, and once per step the few numbers
+    that every step needs (losses, counts, gradient norm, flags) are copied to the host together.
 
     Args:
         batch: this rank's rows.
-        flag: a number that is summed over all ranks beside the loss, so that they agree without a separate message.
+        flag: a number that is summed over all ranks with the loss, so that they agree without a separate collective.
     """
     terms = sorted(objective.weights)
     own_counts = [objective.counts(part) for part in batch.micro_batches]
@@ -82,10 +82,10 @@ def train_step(
 
 
 def _scales(factors: Sequence[float], targets: Tensor) -> Tensor:
-    """What the loss terms [N] are multiplied with: `factors` over their numbers of targets, in fp64 on the device."""
+    """The multipliers of the loss terms [N]: `factors` divided by their numbers of targets, in fp64 on the device."""
     return torch.tensor(factors, dtype=torch.float64, device=targets.device) / targets.clamp(min=1.0)
 
 
 def to_device(batch: Tensors, device: torch.device) -> Tensors:
-    """The model's inputs on the device."""
+    """Move the model's inputs to the device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

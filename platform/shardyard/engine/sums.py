@@ -12,21 +12,21 @@ from shardyard.objectives.base import Measured, Totals
 
 
 class PendingSum:
-    """A sum over the data-parallel ranks that is on its way."""
+    """An asynchronous sum over the data-parallel ranks."""
 
     def __init__(self, values: Sequence[float], mesh: Mesh) -> None:
         self._tensor = torch.tensor(values, dtype=torch.float64, device=mesh.device)
         self._work = mesh.data.start_sum(self._tensor)
 
     def on_device(self) -> Tensor:
-        """The sums [N] in fp64, one for each value given; the host does not wait for the device."""
+        """The sums [N] in fp64, one for each given value; the host does not wait for the device."""
         if self._work is not None:
             self._work.wait()
             self._work = None
         return self._tensor
 
     def wait(self) -> list[float]:
-        """The sums, one for each value given."""
+        """The sums, one for each given value."""
         return [float(value) for value in self.on_device().tolist()]
 
 
@@ -36,7 +36,7 @@ def sum_over_ranks(values: Sequence[float], mesh: Mesh) -> list[float]:
 
 
 class Sums:
-    """Adds up what passes over micro-batches give on this rank, and then what the ranks have."""
+    """Sums the results of this rank's micro-batches, and then the sums of all ranks."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -44,17 +44,16 @@ class Sums:
         self._observed: dict[str, Tensor] = {}
 
     def add(self, measured: Measured) -> None:
-        """Another micro-batch."""
+        """Add the result of a micro-batch."""
         for into, values in ((self._losses, measured.losses), (self._observed, measured.observed)):
             for name, value in values.items():
                 wide = value.detach().to(self._device, torch.float64)
                 into[name] = into[name] + wide if name in into else wide
 
     def over_ranks(self, mesh: Mesh, extras: Sequence[float] = ()) -> RankSums:
-        """The sums over the data-parallel ranks: others read the same rows, and would count them again.
+        """The sums over the data-parallel ranks only, because other ranks read the same rows.
 
-        `extras` are summed over all ranks, in the same collective where all of them are data-parallel. All ranks call
-        this.
+        `extras` are summed over all ranks, in the same collective if all ranks are data-parallel. All ranks call this.
         """
         names, observed = sorted(self._losses), sorted(self._observed)
         tensors = [self._losses[name] for name in names] + [self._observed[name] for name in observed]
@@ -81,11 +80,11 @@ class RankSums:
         self._losses, self._observed, self._extras = losses, observed, extras
 
     def to_host(self, counts: Mapping[str, Tensor | float], *more: Tensor) -> tuple[Totals, list[float], list[float]]:
-        """What is small, in one copy; what was observed stays on the device until it is read.
+        """Copy the small values to the host together; observations stay on the device until they are read.
 
         Args:
             counts: numbers of targets of the whole global batch, for the totals.
-            more: scalars that are wanted on the host too.
+            more: further scalars to copy to the host.
 
         Returns:
             The totals, the extras, and `more`.
@@ -101,7 +100,7 @@ class RankSums:
 
 
 class Observed(Mapping[str, Tensor]):
-    """Observed sums on the CPU, which come from the device when the first of them is read, all in one copy."""
+    """Observed sums on the CPU; the first read copies all of them from the device together."""
 
     def __init__(self, on_device: Mapping[str, Tensor]) -> None:
         self._on_device = on_device

@@ -1,4 +1,4 @@
-"""The place of a process among all ranks, from the launcher. `engine/mesh.py` makes the mesh of a run from it."""
+"""The rank of a process among all ranks, from the launcher. `engine/mesh.py` creates the mesh of a run from it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run; `torch.distributed` is initialised when one exists.
+    """One process of a run; `torch.distributed` is initialised before one is created.
 
-    world_size: the number of all ranks, whatever axes they are arranged along.
+    world_size: the number of all ranks, along all axes.
     local_rank: its number on its node.
     """
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 class _CallablePackage(ModuleType):
-    """`from shardyard import launch` gives this package, which is bound in `shardyard` once a module of it has been
-    imported, whatever else had that name before. It is the function of the public API as well."""
+    """The package as a function. Once one of its modules is imported, Python binds the package to `shardyard.launch`,
+    replacing any other value, so `from shardyard import launch` gives the package. It is also the public function."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         from shardyard.launch.api import launch

@@ -23,7 +23,7 @@ from shardyard.tracking.run.folder import RunFolder, read_metrics, runs_folder
 from shardyard.tracking.run.lease import Lease
 from shardyard.tracking.run.summary import summarize
 
-# Overrides: values by dotted path, or texts as for `-s`.
+# Overrides: values by dotted path, or strings as for `-s`.
 Overrides = Mapping[str, Any] | Sequence[str]
 # A recipe's path, the name of a shipped one, or the result of `load_recipe`.
 AnyRecipe = str | os.PathLike[str] | LoadedRecipe
@@ -70,10 +70,10 @@ def launch(
     on_event: EventCallback | None = None,
     stop: Stop | None = None,
 ) -> Run:
-    """Train a recipe in a new run folder, to its end; returns the run.
+    """Train a recipe to its end in a new run folder; returns the run.
 
     Args:
-        runs_dir: where the run folder goes; SHARDYARD_RUNS or ./runs by default.
+        runs_dir: parent of the run folder; SHARDYARD_RUNS or ./runs by default.
         local: one rank in this process, without Ray.
         until: pause after this step, with a checkpoint.
         try_steps: shorten the run to this many steps, and scale everything that depends on its length. on_metrics,
@@ -82,7 +82,7 @@ def launch(
         stop: lets another thread stop the run with a checkpoint.
 
     Raises:
-        ShardyardError: it cannot start, or training failed.
+        ShardyardError: the run cannot start, or training failed.
         KeyboardInterrupt: Ctrl-C ended a local run, or came twice. The first one ends Ray's workers with a checkpoint.
     """
     runs = runs_folder(runs_dir)
@@ -107,7 +107,7 @@ def resume(
     on_event: EventCallback | None = None,
     stop: Stop | None = None,
 ) -> Run:
-    """Resume a run from its newest checkpoint and train it to its end; returns the run. Other arguments are as for
+    """Resume a run from its newest checkpoint and train it to its end; returns the run. Other arguments are as in
     `launch`.
 
     Args:
@@ -117,7 +117,7 @@ def resume(
         take_over: take over the run from the process that holds it.
 
     Raises:
-        ShardyardError: there is no such run, another process trains it, or training failed.
+        ShardyardError: the run does not exist, another process trains it, or training failed.
     """
     runs = runs_folder(runs_dir)
     folder = RunFolder(run.path) if isinstance(run, Run) else RunFolder.open(runs, run)
@@ -133,8 +133,8 @@ def resume(
 class SubmittedJob:
     """A submitted job.
 
-    id: by which `shardyard ps`, `logs` and `stop` know it. run_folder: where its run is once it has begun, as the hosts
-    of the job see it; None if the scheduler does not tell.
+    id: its name for `shardyard ps`, `logs` and `stop`. run_folder: of its run once it has begun, as the job's hosts see
+    it; None if the scheduler does not report it.
     """
 
     id: str
@@ -158,11 +158,11 @@ def submit(
 
     Args:
         on: the scheduler: ray, slurm or kuberay.
-        address: of the scheduler, such as http://HEAD:8265; by default from the environment or of this machine.
+        address: of the scheduler, such as http://HEAD:8265; by default from the environment, or on this machine.
         name: of the job. Default: the recipe's name.
-        runs_dir: where the run folder goes, as the host of the job sees it.
+        runs_dir: parent of the run folder, as the host of the job sees it.
         working_dir: folder that is uploaded with the job.
-        log: receives progress messages, such as about an upload.
+        log: receives progress messages, for example about an upload.
 
     Raises:
         ShardyardError: the recipe is invalid, or the scheduler rejects the job.

@@ -1,6 +1,6 @@
-"""Events and waits in words, for terminals and pages.
+"""Events and waits as text, for terminals and pages.
 
-Imports nothing heavy, because the entry points of waiting jobs use it.
+Imports nothing large, because the entry points of waiting jobs use it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_METRICS = 6
 
 
 def describe(event: Event) -> str:
-    """An event in a few words; "" for one that is not shown."""
+    """A short text about an event; "" for events that are not shown."""
     match event:
         case Attempt():
             return _attempt(event)
@@ -73,7 +73,7 @@ def describe(event: Event) -> str:
 
 
 def wait_in_words(wait: Wait) -> str:
-    """What a run waits for: `waiting for resources: needs 8 GPUs on 2 nodes; 4 free`."""
+    """A wait as text: `waiting for resources: needs 8 GPUs on 2 nodes; 4 free`."""
     if wait.reason == "queue" and wait.jobs_ahead is not None:
         jobs, are = ("job", "is") if wait.jobs_ahead == 1 else ("jobs", "are")
         return f"waiting: {wait.jobs_ahead} {jobs} submitted before it {are} ahead"
@@ -88,14 +88,14 @@ def wait_in_words(wait: Wait) -> str:
 
 
 def metrics_in_words(measured: Mapping[str, object]) -> str:
-    """`loss 0.4132, accuracy 0.8641`; tables such as the load of each expert are left to metrics.jsonl."""
+    """`loss 0.4132, accuracy 0.8641`; tables such as the load of each expert are omitted."""
     found = {name: value for name, value in measured.items() if name not in _NOT_SHOWN and "/" not in name}
     told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if number(value)]
     return ", ".join(told[:_MOST_METRICS])
 
 
 def number(value: object, style: str = ".4f") -> str:
-    """A metric as text; "" for one that is not there."""
+    """A metric as text; "" if it is missing."""
     return format(value, style) if isinstance(value, int | float) else "" if value is None else str(value)
 
 

@@ -1,4 +1,4 @@
-"""A `transformers` model from a recipe's `model` section."""
+"""Builds a `transformers` model from a recipe's `model` section."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.image_tokens import image_tokens
 from shardyard.recipe.schema import Image, Model
 
-# What transformers raises for values that it cannot build a model from, depending on where it trips over them.
+# Exceptions that transformers raises for values it cannot build a model from, depending on where it fails.
 _REFUSALS = (
     OSError,
     ImportError,
@@ -48,7 +48,7 @@ def auto_class(objective: str = "causal_lm") -> Any:
 def architecture_config(
     model: Model, *, vocabulary: int | None, special_tokens: dict[str, int | None] | None = None
 ) -> PreTrainedConfig:
-    """The transformers configuration of a recipe's model; a module from outside has one of its own class.
+    """The transformers configuration of a recipe's model; a `ModuleConfig` for a custom module.
 
     Args:
         model: the recipe's section.
@@ -84,9 +84,9 @@ def architecture_config(
 
 
 def _as_family(config: PreTrainedConfig, model: Model) -> PreTrainedConfig:
-    """The configuration of a family whose body is that of the pretrained one: what both have is kept.
+    """The configuration of a family with the same body as the pretrained one; keeps the fields that both have.
 
-    A masked autoencoder (`vit_mae`) so becomes a ViT; its decoder is left.
+    This turns a masked autoencoder (`vit_mae`) into a ViT and drops its decoder.
     """
     if config.model_type == model.family:
         return config
@@ -96,12 +96,12 @@ def _as_family(config: PreTrainedConfig, model: Model) -> PreTrainedConfig:
 
 
 def _with_text(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:
-    """The recipe's fields over those of the tokenizer, which belong to the part of the model that reads text."""
+    """The tokenizer's fields, overridden by the recipe's; they belong to the part of the model that reads text."""
     defaults = AutoConfig.for_model(model.family)
     if "text_config" in defaults.sub_configs:
         own = model.text_config if "text_config" in model.config else {}
         if hasattr(defaults, "image_token_index") and "image_token_index" not in model.config:
-            # The tokenizer knows no such token; the id behind its last stands for a part of an image.
+            # The tokenizer has no such token; the id after its last one stands for a part of an image.
             size = text["vocab_size"]
             assert size is not None, "a model that reads text has a tokenizer"
             image = {"image_token_index": size}
@@ -112,10 +112,10 @@ def _with_text(model: Model, text: Mapping[str, int | None]) -> dict[str, object
 
 
 def _decoder(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:
-    """Ids of the tokenizer where an encoder–decoder's configuration defaults to those of another.
+    """Overrides for token ids of an encoder–decoder, whose configuration defaults to ids of another tokenizer.
 
-    The decoder starts to write after a token of its own, by default the first token of a text. None is forbidden at the
-    beginning (Whisper: a space, the end) or forced at the end (BART, Marian), which would be ids of their vocabularies.
+    The decoder's start token defaults to the first token of a text. No token is suppressed at the beginning (Whisper: a
+    space, the end) or forced at the end (BART, Marian), because the defaults are ids of other vocabularies.
     """
     defaults = AutoConfig.for_model(model.family)
     if not defaults.is_encoder_decoder:
@@ -135,7 +135,7 @@ def _check_vocabulary(config: PreTrainedConfig, vocabulary: int | None) -> None:
 
 
 def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
-    """Every family has its own names (resid_pdrop, attention_dropout, …); all of them hold a probability."""
+    """Set every dropout probability; each family has its own field names (resid_pdrop, attention_dropout, …)."""
     if probability is None:
         return
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
@@ -145,10 +145,10 @@ def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
 
 
 def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:
-    """The module in fp32, with whatever weights its constructor gives.
+    """The module in fp32, with the weights that its constructor sets.
 
     Raises:
-        ModelError: the attention implementation is not available, or a module from outside cannot be made.
+        ModelError: the attention implementation is not available, or a custom module cannot be constructed.
     """
     if isinstance(config, ModuleConfig):
         return make_module(model, config)
@@ -161,10 +161,10 @@ def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_l
 def construct_pretrained(
     model: Model, config: PreTrainedConfig, objective: str = "causal_lm", *, seed: int = 0
 ) -> Loaded:
-    """The module in fp32 with its pretrained weights; what they lack depends on `seed` alone.
+    """The module in fp32 with its pretrained weights; parameters missing from them depend only on `seed`.
 
     Raises:
-        ModelError: the attention implementation or the weights are not available, or are of another model.
+        ModelError: the attention implementation or the weights are not available, or the weights are of another model.
     """
     assert model.pretrained is not None
     if isinstance(config, ModuleConfig):
@@ -187,12 +187,12 @@ def _module_with_weights(model: Model, config: ModuleConfig, seed: int) -> Loade
 
 def _checkpoint_activations(model: Model, built: PreTrainedModel) -> None:
     if model.activation_checkpointing:
-        # The non-reentrant form keeps the random state of dropout and works with torch.compile and ZeRO-3.
+        # The non-reentrant variant preserves the random state of dropout and works with torch.compile and ZeRO-3.
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:
-    """The module on the meta device: shapes and names without any memory.
+    """The module on the meta device: shapes and names, without allocating memory.
 
     Raises:
         ModelError: the configuration describes no model.
@@ -200,7 +200,7 @@ def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm
     if isinstance(config, ModuleConfig):
         with meta_device(str(model.module)):
             return make_module(model, config)
-    # Nothing is allocated here, so a RuntimeError is about a shape and not about memory.
+    # Nothing is allocated here, so a RuntimeError means a wrong shape, not a lack of memory.
     refusals = (*_REFUSALS, RuntimeError)
     what = f"model: transformers refuses this configuration of {model.family!r}"
     with _refusing(what, *refusals), torch.device("meta"):
@@ -208,21 +208,21 @@ def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm
 
 
 def module_skeleton(model: Model, config: PreTrainedConfig) -> OutsideModel | None:
-    """`skeleton` of a module from outside; None of a family.
+    """`skeleton` of a custom module; None for a transformers family.
 
     Raises:
-        ModelError: it cannot be made.
+        ModelError: the module cannot be constructed.
     """
     return skeleton(model, config) if isinstance(config, ModuleConfig) else None
 
 
 @contextmanager
 def _refusing(what: str, *refusals: type[Exception]) -> Iterator[None]:
-    """Turn what transformers raises into a ModelError of one short paragraph."""
+    """Convert an exception from transformers into a ModelError with one short paragraph."""
     try:
         yield
     except refusals as error:
-        # The text of a KeyError is the key alone.
+        # The text of a KeyError is only the key.
         text = f"it does not know {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise ModelError(f"{what}: {textwrap.shorten(text, 400, placeholder=' …')}") from error
 

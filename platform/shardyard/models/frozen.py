@@ -1,6 +1,6 @@
 """Frozen models in training: the teacher of a distillation, the reference model of preference tuning.
 
-They lie whole on each rank in the precision of the forward pass; ZeRO does not shard them.
+Each rank holds them whole, in the precision of the forward pass; ZeRO does not shard them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def frozen_causal_lm(
     name: str, *, vocabulary: int, precision: str, device: torch.device, attention: str | None = None
 ) -> nn.Module:
-    """A causal language model that gives probabilities and is never trained.
+    """A causal language model that provides probabilities and is never trained.
 
     Args:
         name: folder or hub id.
-        vocabulary: entries of the model that is trained; it must be the same, for tokens are compared by id.
+        vocabulary: vocabulary size of the trained model; both must be equal, because tokens are compared by id.
         precision: of its weights.
         device: where it computes.
-        attention: implementation of transformers; None takes its default.
+        attention: attention implementation of transformers; None uses the default.
 
     Raises:
-        ModelError: it cannot be loaded, or has another vocabulary.
+        ModelError: the model cannot be loaded, or has another vocabulary.
     """
     config = _config(name)
     own = config.get_text_config().vocab_size
@@ -51,13 +51,13 @@ def frozen_causal_lm(
 
 
 class AdapterOff:
-    """The model that an adapted one began as: the same weights, with its adapters switched off for the call."""
+    """The pretrained model under an adapted one: the same weights, with the adapters disabled during each call."""
 
     def __init__(self, adapted: nn.Module) -> None:
         self._adapted = adapted
 
     def __call__(self, **inputs: Any) -> Any:
-        """The output of the pretrained model, without gradients and dropout."""
+        """The output of the pretrained model, without gradients or dropout."""
         training = self._adapted.training
         self._adapted.eval()
         try:

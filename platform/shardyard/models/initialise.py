@@ -1,10 +1,9 @@
-"""Initial weights that depend on the seed and the module's name alone.
+"""Initial weights that depend only on the seed and the module's name.
 
 The constructor's own initialisation consumes one stream of random numbers in the order in which modules are built, and
-under `deepspeed.zero.Init` it sees parameters that are already partitioned and leaves them as they were allocated. Here
-each module is initialised by its family's own rule (`_init_weights` of transformers) while its parameters are whole,
-from a generator keyed by seed and name: the same weights at every ZeRO stage and world size, with one block in memory
-at a time.
+under `deepspeed.zero.Init` it sees parameters that are already partitioned and leaves them as allocated. Here the rule
+of the family (`_init_weights` of transformers) initialises each module while its parameters are whole, from a generator
+keyed by seed and name: the same weights at every ZeRO stage and world size, with one block in memory at a time.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
     """Initialise every module of `model` in place.
 
     Args:
-        model: as constructed, its weights of no value.
+        model: as constructed; its weights are overwritten.
         seed: the recipe's seed.
-        gathered: context in which the given parameters are whole and writable (ZeRO-3), or a null context.
+        gathered: context manager that makes the given parameters whole and writable (ZeRO-3), or a null context.
     """
     state = torch.get_rng_state()
     forget_initialisation(model)
@@ -43,7 +42,7 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
 
 
 def _units(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Subtrees without repeated blocks (whole), then the modules that hold them (alone), children first."""
+    """Subtrees without repeated blocks (whole), then the modules that contain them (alone), children first."""
     if not any(isinstance(inner, nn.ModuleList) for inner in module.modules()):
         yield name, module, True
         return
@@ -53,7 +52,7 @@ def _units(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]
 
 
 def _reach(module: nn.Module, subtree: bool) -> list[nn.Parameter]:
-    """What the rule of a module may write to: some set the weights of their children (CLIP its projections)."""
+    """Parameters that a module's rule may write: some rules set the weights of children (CLIP: projections)."""
     if subtree:
         return list(module.parameters())
     near = (module, *(child for child in module.children() if not list(child.children())))
@@ -63,7 +62,7 @@ def _reach(module: nn.Module, subtree: bool) -> list[nn.Parameter]:
 def _post_order(
     name: str, module: nn.Module, rule: Callable[[nn.Module], None], recurse: bool
 ) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module], None]]]:
-    """Children before parents, because a parent's rule may rescale what its children's rule set (GPT-2's c_proj)."""
+    """Children before parents, because a parent's rule may rescale weights that a child's rule set (GPT-2's c_proj)."""
     if recurse:
         for child_name, child in module.named_children():
             yield from _post_order(f"{name}.{child_name}", child, _rule(rule, child), True)
@@ -71,7 +70,7 @@ def _post_order(
 
 
 def _rule(outer: PreTrainedModel | Callable[[nn.Module], None], module: nn.Module) -> Callable[[nn.Module], None]:
-    """A sub-model brings the rule of its own family; everything else follows the model around it."""
+    """The rule for a module: a sub-model uses the rule of its family, everything else that of the enclosing model."""
     if isinstance(module, PreTrainedModel):
         return initialisation_rule(module)
     return initialisation_rule(outer) if isinstance(outer, PreTrainedModel) else outer

@@ -1,4 +1,4 @@
-"""Modules from outside (`model.module`): any `nn.Module`, made, called, saved and loaded in the place of a family."""
+"""Custom modules (`model.module`): constructs, calls, saves and loads any `nn.Module` in place of a family."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shardyard.recipe.sections.model import MODULE
 from shardyard.suggest import suggestion
 
 PREFIX = "module."
-# What the plan, the rows and sampling read of a configuration; a constructor need not take them.
+# Configuration fields that the plan, the row formats and sampling read; a constructor need not accept them.
 _READ_BY_US = frozenset(
     {
         "bos_token_id",
@@ -42,30 +42,30 @@ _READ_BY_US = frozenset(
         "vocab_size",
     }
 )
-# Facts of the run that a constructor may ask for by name.
+# Values of the run that a constructor receives if it has parameters of these names.
 _OFFERED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-# What a row mainly is; it is given by position to a module that calls it otherwise, such as nn.Sequential.
+# The main input of a row; passed by position to a module that names it differently, such as nn.Sequential.
 _MAIN = ("input_ids", "pixel_values", "input_features")
-# Arguments that change nothing of what a module without a cache computes. What position ids mean is checked before.
+# Arguments that do not change the result of a module without a cache. `check_rows` checks where position ids matter.
 _IDLE = frozenset({"use_cache", "return_dict", "position_ids"})
 
 
 class ModuleConfig(PreTrainedConfig):  # type: ignore[misc]
-    """What the rest of the house asks of a configuration, for a module: `model.config` of the recipe as attributes.
+    """The configuration interface that other code expects, for a custom module: `model.config` as attributes.
 
-    module: its reference, for people; code is looked up by the recipe alone. arguments: those of its constructor that
-    can be written as JSON.
+    module: its reference, for information only; code is looked up from the recipe. arguments: the constructor arguments
+    that can be written as JSON.
     """
 
     model_type = MODULE
 
 
 class OutputError(ModelError, AttributeError):
-    """A module did not return what the objective reads."""
+    """A module did not return an output that the objective reads."""
 
 
 class Output(dict[str, Any]):
-    """What a module returned, by name: `logits`, and whatever else it gave."""
+    """The outputs of a module by name: `logits` and any others."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -78,7 +78,7 @@ class Output(dict[str, Any]):
 
 
 class OutsideModel(nn.Module):
-    """A module with what training asks of a model: keyword arguments, an output with names, `generate`, `config`."""
+    """Wraps a module with the interface that training needs: keyword arguments, named outputs, `generate`, `config`."""
 
     def __init__(self, config: ModuleConfig, module: nn.Module) -> None:
         super().__init__()
@@ -90,14 +90,14 @@ class OutsideModel(nn.Module):
         self._first = next((one.name for one in parameters if one.kind is not one.VAR_KEYWORD), None)
 
     def takes(self, name: str) -> bool:
-        """Whether `forward` has a parameter of this name, or takes any."""
+        """Whether `forward` has a parameter of this name, or accepts any keyword argument."""
         return self._takes_any or name in self._takes
 
     def forward(self, **inputs: Any) -> Output:
-        """Call the module with what it takes of a row.
+        """Call the module with the inputs of a row that it accepts.
 
         Raises:
-            ModelError: it does not take what the objective gives, or returns what has no names.
+            ModelError: the module does not accept an input of the objective, or returns an output without names.
         """
         first, given = self._split(inputs)
         refused = [name for name in given if not self.takes(name)]
@@ -125,9 +125,9 @@ class OutsideModel(nn.Module):
         temperature: float = 1.0,
         **_: object,
     ) -> Tensor:
-        """Continue one row of tokens [1, T], until the end of a text; [1, T + new]. Every token reads all before it.
+        """Continue one row of tokens [1, T] up to the end-of-text token; returns [1, T + new]. There is no cache.
 
-        An encoder–decoder (`is_encoder_decoder`) writes a text of its own, from `decoder_start_token_id` on.
+        An encoder–decoder (`is_encoder_decoder`) generates a new text that starts with `decoder_start_token_id`.
         """
         source = input_ids if self.config.is_encoder_decoder else None
         if source is not None:
@@ -156,7 +156,7 @@ class OutsideModel(nn.Module):
 def module_config(
     model: Model, *, vocabulary: int | None, special_tokens: Mapping[str, int | None] | None = None
 ) -> ModuleConfig:
-    """The configuration of `model.module`: the recipe's fields over what follows from the tokenizer.
+    """The configuration of `model.module`: fields derived from the tokenizer, overridden by the recipe's.
 
     Args:
         vocabulary: length of the tokenizer, None for an objective without text.
@@ -164,7 +164,7 @@ def module_config(
     text: dict[str, object] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     text |= {} if vocabulary is None else {"vocab_size": vocabulary, **(special_tokens or {})}
     fields = {**text, **({} if model.dropout is None else {"dropout": model.dropout}), **model.config}
-    # `from_dict` and the like are no fields.
+    # Methods such as `from_dict` are not fields.
     plain = {name: value for name, value in fields.items() if not callable(getattr(PreTrainedConfig, name, None))}
     config = ModuleConfig(**plain, module=model.module)
     config.is_encoder_decoder = bool(model.config.get("is_encoder_decoder", False))
@@ -172,11 +172,11 @@ def module_config(
 
 
 def make_module(model: Model, config: ModuleConfig) -> OutsideModel:
-    """`model.module` in fp32, with the weights that its constructor gives it; drawn from torch's generator.
+    """`model.module` in fp32, with the weights that its constructor draws from torch's global generator.
 
     Raises:
-        ModelError: it cannot be imported or made, is no module, or has nothing to train.
-        UsageError: its code is not here.
+        ModelError: it cannot be imported or constructed, is not a module, or has no parameters to train.
+        UsageError: its code is not available.
     """
     reference = reference_of(model)
     factory = plugins.load(reference)
@@ -205,10 +205,10 @@ def make_module(model: Model, config: ModuleConfig) -> OutsideModel:
 
 
 def reference_of(model: Model) -> str:
-    """Where the code of `model.module` is.
+    """The reference to the code of `model.module`.
 
     Raises:
-        ModelError: no installed package brings this name.
+        ModelError: no installed package provides this name.
     """
     assert model.module is not None, "asked of modules alone"
     found = plugins.find("models", model.module)
@@ -221,13 +221,13 @@ def reference_of(model: Model) -> str:
 
 
 def check_rows(model: nn.Module, *, isolate_documents: bool, packed: bool) -> None:
-    """Pass if a module can keep the documents of a row apart, or need not.
+    """Check that a module can isolate the documents of a row, if it has to.
 
     Args:
         packed: whether rows hold several documents.
 
     Raises:
-        ModelError: it takes no position ids, from which it would know where documents begin.
+        ModelError: the module does not accept position ids, which mark where documents begin.
     """
     if isinstance(model, OutsideModel) and packed and isolate_documents and not model.takes("position_ids"):
         raise ModelError(
@@ -246,19 +246,19 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an `OutsideModel` by the names that its module has for them."""
+    """Weights of an `OutsideModel` under the wrapped module's own names."""
     return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
 
 
 def save_module(folder: Path, model: OutsideModel, weights: Mapping[str, Tensor]) -> None:
-    """Write the weights (safetensors, by the module's own names; tied ones once) and config.json.
+    """Write the weights (safetensors, under the module's own names; tied ones once) and config.json.
 
     Args:
-        model: on the meta device; says which weights there are.
-        weights: by the names of `OutsideModel`, whole, in the precision to save.
+        model: on the meta device; determines which weights are expected.
+        weights: under the names of `OutsideModel`, whole, in the precision to save.
 
     Raises:
-        ModelError: they are not those of the module.
+        ModelError: the weights do not match the module.
     """
     given, expected = plain_names(weights), model.module.state_dict()
     # A tied weight is one parameter under several names.
@@ -271,17 +271,17 @@ def save_module(folder: Path, model: OutsideModel, weights: Mapping[str, Tensor]
             f"the weights do not fit the module: missing {missing[:3]}, unexpected {unexpected[:3]}, of another size "
             f"{sorted(wrong)[:3]}"
         )
-    # Scalars got an axis for DeepSpeed.
+    # `give_axes` added an axis to scalars for DeepSpeed; `reshape` removes it.
     state = {name: _alone(given[name]).reshape(expected[name].shape) for name in expected if name in kept}
     model.config.dtype = next((one.dtype for one in state.values() if one.is_floating_point()), torch.float32)
     save_torch_state_dict(state, folder)
-    # A type that transformers does not know would make it warn whoever loads the tokenizer.
+    # With a model type that it does not know, transformers would warn when somebody loads the tokenizer.
     fields = {name: value for name, value in model.config.to_diff_dict().items() if name != "model_type"}
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> ModuleConfig | None:
-    """The configuration of a module that was saved; None where the folder holds something else."""
+    """The configuration of a saved module; None if the folder holds something else."""
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -290,10 +290,10 @@ def read_config(folder: Path) -> ModuleConfig | None:
 
 
 def load_module_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
-    """Read weights that `save_module` wrote; returns the names of those that are missing and of those without a place.
+    """Load weights that `save_module` wrote; returns the names of missing and of unexpected ones.
 
     Raises:
-        ModelError: there are none, or they have other shapes.
+        ModelError: the folder has no weights, or their shapes differ.
     """
     assert isinstance(model, OutsideModel), "made by make_module"
     try:
@@ -307,10 +307,10 @@ def load_module_weights(model: nn.Module, folder: Path) -> tuple[list[str], list
 
 @contextmanager
 def meta_device(reference: str) -> Iterator[None]:
-    """Make a module of shapes alone inside.
+    """Context in which a module is constructed on the meta device, with shapes but no values.
 
     Raises:
-        ModelError: its constructor needs values.
+        ModelError: the module's constructor needs values.
     """
     try:
         with torch.device("meta"):
@@ -352,7 +352,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _alone(weight: Tensor) -> Tensor:
-    """Without the rest of the buffer that it is a part of, which safetensors would take for a tied weight."""
+    """The weight in its own storage: safetensors takes tensors that share a larger buffer for tied weights."""
     return weight.contiguous() if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
 
 
@@ -384,12 +384,12 @@ def _is_json(value: Any) -> bool:
 
 
 class _CheckpointedBlock(nn.Module):
-    """Mixed into the class of a block, whose activations are then computed anew in the backward pass."""
+    """Mixin for the class of a block; makes the backward pass recompute the block's activations."""
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
             return super().__call__(*inputs, **named)
-        # The non-reentrant form keeps the random state of dropout and works with torch.compile and ZeRO-3.
+        # The non-reentrant variant preserves the random state of dropout and works with torch.compile and ZeRO-3.
         return checkpoint(super().__call__, *inputs, use_reentrant=False, **named)
 
 

@@ -24,7 +24,7 @@ _SAMPLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pretrained model, and what did not fit: `new` parameters got random values, `unused` weights were left."""
+    """A pretrained model and its mismatches: `new` parameters get random values, `unused` weights are dropped."""
 
     model: Any
     new: tuple[str, ...]
@@ -56,20 +56,20 @@ def pretrained_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
 
 def hub_commit(name: str) -> str | None:
-    """The commit that a hub id stands for now; None for a folder."""
-    pretrained_config(name)  # Refuses what is not there, and leaves in the cache what is.
+    """The commit that a hub id currently resolves to; None for a folder."""
+    pretrained_config(name)  # Raises if the name does not exist; otherwise fills the cache.
     if Path(name).expanduser().is_dir():
         return None
     location = place(name)
     found = try_to_load_from_cache(
         location["pretrained_model_name_or_path"], "config.json", revision=location.get("revision")
     )
-    # A file of the cache lies in `snapshots/COMMIT/`. Configurations have lost their commit in transformers 5.
+    # A cached file lies in `snapshots/COMMIT/`. Since transformers 5, configurations no longer hold their commit.
     return Path(found).parent.name if isinstance(found, str) else None
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 (hex) over name, size, first and last MiB of each file: training changes all of a weight file."""
+    """SHA-256 (hex) over name, size, first and last MiB of each file: training changes every part of a weight file."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != "."):
         size = path.stat().st_size
@@ -84,7 +84,7 @@ def fingerprint(folder: Path) -> str:
 def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, **options: Any) -> Loaded:
     """A model of the class that `auto` chooses, with the weights of `name` in fp32.
 
-    Parameters that the weights lack, such as a new head, depend on `seed` alone.
+    Parameters missing from the weights, such as a new head, depend only on `seed`.
 
     Args:
         auto: an `Auto…` class of transformers.
@@ -94,11 +94,11 @@ def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, *
         options: further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: the weights hold more than tensors, or are of another model: less than half of its body was found
-            among them.
+        ModelError: the weights hold more than tensors, or belong to another model: they contain less than half of the
+            parameters of its body.
     """
     transformers_logging.disable_progress_bar()
-    # The run reports missing and unused weights.
+    # The run reports missing and unused weights itself.
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     state = torch.get_rng_state()
@@ -132,7 +132,7 @@ def _check_body(model: PreTrainedModel, new: Sequence[str], name: str) -> None:
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Stop training the parameters whose names match a pattern (`*` stands for anything); returns their names.
+    """Freeze the parameters whose names match a pattern (`*` matches anything); returns their names.
 
     Raises:
         ModelError: a pattern matches nothing.
@@ -147,10 +147,10 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 
 def matching(parameters: Iterable[str], patterns: Iterable[str], field: str) -> list[str]:
-    """The names that match a pattern (`*` stands for anything), each once.
+    """The names that match a pattern (`*` matches anything), each once.
 
     Raises:
-        ModelError: a pattern matches nothing; names `field` of the recipe.
+        ModelError: a pattern matches nothing; the message names the recipe's `field`.
     """
     names, found = list(parameters), dict[str, None]()
     for pattern in patterns:

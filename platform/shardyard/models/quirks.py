@@ -1,7 +1,7 @@
-"""Workarounds for transformers and peft, and their private names; tests tell when each is no longer needed.
+"""Workarounds for transformers and peft, and their private names; tests show when each is no longer needed.
 
-Seen in transformers 5.19 to 5.22 and peft 0.21; `tests/unit/models/test_transformers_quirks.py` fails where a newer
-version no longer needs one of these, or has lost a name.
+Needed for transformers 5.19 to 5.22 and peft 0.21; `tests/unit/models/test_transformers_quirks.py` fails if a newer
+version no longer needs one of them or no longer has one of the names.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-# What a model says of itself.
+# Properties of a model.
 
 
 def attention_of(model: Any) -> str:
-    """Which implementation of attention a model computes with, such as `sdpa`; "" where it does not say."""
+    """The attention implementation that a model uses, such as `sdpa`; "" if the model does not state it."""
     config = getattr(getattr(model, "module", model), "config", None)
     return str(getattr(config, "_attn_implementation", ""))
 
 
 def recorded_routers(module: nn.Module) -> Iterator[tuple[type, int]]:
-    """The classes of routers that a model of transformers names, each with the place of its logits in its output."""
+    """The router classes that a transformers model declares, each with the index of the logits in its output."""
     recorded = getattr(type(module), "_can_record_outputs", None) or {}
     entries = recorded.get("router_logits", []) if isinstance(recorded, dict) else []
     for entry in entries if isinstance(entries, list) else [entries]:
@@ -34,22 +34,22 @@ def recorded_routers(module: nn.Module) -> Iterator[tuple[type, int]]:
 
 
 def forget_initialisation(model: nn.Module) -> None:
-    """Take the constructor's mark of what it has initialised away: rules leave a module that bears it as it is."""
+    """Clear the flag that the constructor sets on initialised modules: rules skip modules that have it."""
     for module in model.modules():
         module._is_hf_initialized = False  # type: ignore[assignment]
 
 
 def initialisation_rule(model: PreTrainedModel) -> Callable[[nn.Module], None]:
-    """By which a family initialises any one of its modules. The public `init_weights` does all of them, from one stream
-    of random numbers."""
+    """The function with which a family initialises any one of its modules. The public `init_weights` initialises all of
+    them, from one stream of random numbers."""
     return model._init_weights  # type: ignore[no-any-return]
 
 
 def place_patches(module: nn.Module) -> None:
-    """Give the decoder of a masked autoencoder its fixed table of positions.
+    """Restore the fixed position table of a masked autoencoder's decoder.
 
-    The rule of `vit_mae` sets it to zero after the constructor has computed it, so that a model from scratch could not
-    tell one hidden patch from another (transformers 5.22).
+    The rule of `vit_mae` zeroes it after the constructor has computed it, so a model trained from scratch could not
+    distinguish hidden patches (transformers 5.22).
     """
     if type(module).__name__ == "ViTMAEDecoder":
         decoder: Any = module
@@ -61,11 +61,11 @@ def place_patches(module: nn.Module) -> None:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Compute without adapters inside.
+    """Context in which the model computes without its adapters.
 
-    The public `enable_adapters` also changes what requires a gradient, which ZeRO has taken note of.
+    The public `enable_adapters` also changes which parameters require a gradient, which ZeRO has already recorded.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer  # Half a second, which only adapters need.
+    from peft.tuners.tuners_utils import BaseTunerLayer  # Takes half a second; only adapters need it.
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:

@@ -1,1 +1,1 @@
-"""From a batch to a loss."""
+"""Objectives: the loss and metrics of a batch."""

@@ -1,4 +1,4 @@
-"""Learning to answer: cross-entropy of the answers' tokens alone, given everything before them."""
+"""Learning to answer: cross-entropy of the answer tokens only, given everything before them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Answers(Objective):
         self._label_smoothing = label_smoothing
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a token of an answer."""
+        """One target per answer token."""
         return {"loss": count_targets(batch["labels"])}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`labels` [B, T] are shifted already: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
-        answers. Everything else in the batch goes to the model."""
+        """`labels` [B, T] are already shifted: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
+        answers. Everything else in the batch is passed to the model."""
         inputs = {name: _as_input(model, value) for name, value in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits  # [B, T, V]
         labels = batch["labels"]
@@ -34,11 +34,11 @@ class Answers(Objective):
         return Measured({"loss": loss}, {"correct": num_correct(logits, labels)})
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """Share of the targets that the likeliest token hits."""
+        """Share of targets that are the likeliest token."""
         return {"train/token_accuracy": totals.share("correct", "loss")}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """e to the mean loss, and the share of the targets that the likeliest token hits."""
+        """Perplexity, and the share of targets that are the likeliest token."""
         return {
             "perplexity": perplexity(totals.mean("loss")),
             "token_accuracy": totals.share("correct", "loss"),
@@ -46,7 +46,7 @@ class Answers(Objective):
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many targets of `labels` […] are the largest of `logits` […, V]: a scalar."""
+    """Number of targets in `labels` […] that have the largest of the `logits` […, V]: a scalar."""
     hits = logits.detach().argmax(-1) == labels
     return (hits & (labels != IGNORED)).sum(dtype=torch.float64)
 
@@ -56,5 +56,5 @@ def _as_input(model: nn.Module, value: Tensor) -> Tensor:
 
 
 def make(inputs: ObjectiveInputs) -> Answers:
-    """From its sections of a recipe."""
+    """Create the objective from its recipe sections."""
     return Answers(inputs.loss.label_smoothing)

@@ -1,6 +1,6 @@
-"""The interface of an objective: from a micro-batch to sums, of losses and of observations for metrics.
+"""The interface of an objective: from a micro-batch to sums of losses and of observations for metrics.
 
-Everything is a sum over targets, so a global batch weighs each of its targets alike however it is cut into
+Everything is a sum over targets, so all targets of a global batch have the same weight, however it is split into
 micro-batches and ranks; the engine divides by the counts of the whole global batch.
 """
 
@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """What one pass over a micro-batch gave.
+    """The result of one pass over a micro-batch.
 
     losses: term → sum over its targets, a differentiable scalar in fp32.
     observed: name → sum without gradient, of any shape; the same names and shapes on every rank.
@@ -38,7 +38,7 @@ class Totals:
     counts: Mapping[str, float]
 
     def mean(self, term: str) -> float:
-        """Mean of a loss term over its targets; 0 where there are none."""
+        """Mean of a loss term over its targets; 0 if it has no targets."""
         return self.losses[term] / max(1.0, self.counts[term])
 
     def share(self, name: str, term: str) -> float:
@@ -47,7 +47,7 @@ class Totals:
 
 
 class Objective:
-    """Base of all objectives. `weights` are the factors of the loss terms in what is minimised."""
+    """Base of all objectives. `weights` are the factors of the loss terms in the total loss."""
 
     weights: Mapping[str, float] = {"loss": 1.0}
 
@@ -56,43 +56,43 @@ class Objective:
         raise NotImplementedError
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """Forward pass of a micro-batch; `model` is called once, with whatever wraps it."""
+        """Forward pass of a micro-batch; calls `model`, including its wrappers, once."""
         raise NotImplementedError
 
     def total(self, totals: Totals) -> float:
-        """What is minimised, in the unit of its terms."""
+        """The total loss that training minimises, in the unit of its terms."""
         return sum(weight * totals.mean(term) for term, weight in self.weights.items())
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """Full metric names → values to record with every step, beside the loss."""
+        """Full metric names → values to record with every step, in addition to the loss."""
         return {f"train/loss_{term}": totals.mean(term) for term in self.weights} if len(self.weights) > 1 else {}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Metrics of an evaluation beside `loss`, by the names of its specification."""
+        """Metrics of an evaluation in addition to `loss`, under the names in the specification."""
         return {}
 
     def rows_to_collect(self, rows: int) -> int:
-        """How many of the `rows` held-out rows an evaluation hands to `collect`, from the first on."""
+        """How many of the `rows` held-out rows an evaluation passes to `collect`, starting with the first."""
         return 0
 
     def collect(self, model: Any, batch: Tensors, *, synchronised: bool) -> list[Any]:
-        """For each row of a batch what `score` needs, as picklable values.
+        """The picklable values that `score` needs for each row of a batch.
 
-        `synchronised`: other ranks do the same, and a forward pass needs them all (ZeRO-3).
+        `synchronised`: a forward pass is a collective (ZeRO-3), and all ranks call this.
         """
         raise NotImplementedError
 
     def score(self, collected: list[Any]) -> dict[str, float]:
-        """Metrics of an evaluation that need all rows together; `loss` here takes the place of the mean."""
+        """Metrics of an evaluation that need all rows together; a `loss` in them replaces the mean."""
         return {}
 
 
 def count_targets(labels: Tensor) -> int:
-    """Number of targets in `labels` of any shape: those that are not -100."""
+    """Number of targets in `labels` of any shape: the entries that are not -100."""
     return int(torch.count_nonzero(labels != IGNORED))
 
 
 def as_model(model: nn.Module, values: Tensor) -> Tensor:
-    """Floating-point inputs in the precision of the model's weights."""
+    """Convert floating-point inputs to the precision of the model's weights."""
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     return values.to(dtype)

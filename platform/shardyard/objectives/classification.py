@@ -1,4 +1,4 @@
-"""Classification of whole rows: of texts and of images."""
+"""Classification of whole rows: texts or images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ TOP = 5
 
 
 class Classification(Objective):
-    """Rows with a class each; a target is a row."""
+    """Rows with one class each; each row is one target."""
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a row."""
+        """One target per row."""
         return {"loss": count_targets(batch["labels"])}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`labels` [B]; whatever else the batch has goes to the model, whose `logits` are [B, C]."""
+        """`labels` [B]; everything else in the batch is passed to the model, whose `logits` are [B, C]."""
         inputs = {name: _as_input(model, tensor) for name, tensor in batch.items() if name != "labels"}
         logits, labels = model(**inputs).logits, batch["labels"]
         observed = {"correct": num_correct(logits, labels), "classes": _class_counts(logits, labels)}
@@ -34,11 +34,11 @@ class Classification(Objective):
         return Measured({"loss": target_loss(self._loss, logits, labels)}, observed)
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """The share of rows that were classified right before the update."""
+        """Accuracy on the training rows, before the update."""
         return {"train/accuracy": totals.share("correct", "loss")}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Accuracy, with more than five classes also whether the class is among the likeliest five, and macro F1."""
+        """Accuracy, macro F1 and, with more than five classes, top-5 accuracy."""
         found = {"accuracy": totals.share("correct", "loss"), "f1": _macro_f1(totals.observed["classes"])}
         if "correct_top5" in totals.observed:
             found["accuracy_top5"] = totals.share("correct_top5", "loss")
@@ -50,9 +50,9 @@ def _as_input(model: nn.Module, tensor: Tensor) -> Tensor:
 
 
 def _class_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """For each class the rows that are predicted right, predicted and labelled so, [3, C]: what F1 is made of.
+    """Numbers of correct, predicted and labelled rows of each class, [3, C], from which F1 is computed.
 
-    The whole matrix of confusions would be a million numbers to add up for a thousand classes.
+    With a thousand classes, the full confusion matrix would be a million numbers to sum.
     """
     classes = logits.size(-1)
     kept = labels != IGNORED
@@ -70,5 +70,5 @@ def _macro_f1(counts: Tensor) -> float:
 
 
 def make(inputs: ObjectiveInputs) -> Classification:
-    """From its sections of a recipe."""
+    """Create the objective from its recipe sections."""
     return Classification(inputs.loss)

@@ -1,4 +1,4 @@
-"""Decoding with an encoder–decoder: from its inputs to texts."""
+"""Decoding of texts with an encoder–decoder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def decode(
 ) -> list[str]:
     """The likeliest text for each row, greedily or by beam search; special tokens are left out.
 
-    Whisper's own `generate` looks for languages and time stamps, which only a tokenizer with such tokens has; this is
+    Whisper's own `generate` expects tokens for languages and time stamps, which the tokenizer may not have; this uses
     the search that all families share.
 
     Args:
-        model: of transformers, in evaluation.
+        model: a transformers model in evaluation mode.
         inputs: of the encoder, [B, …] each.
-        max_tokens: where a text is cut that has not ended.
-        synchronised: go on until all ranks are done, because each forward pass needs them all (ZeRO-3).
+        max_tokens: the maximum length of a text; longer ones are cut.
+        synchronised: continue until all ranks are done, because each forward pass is a collective (ZeRO-3).
     """
     eos = tokenizer.eos_token_id
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    # A recording has nothing that is masked, and says so, as the search would otherwise warn.
+    # Nothing in a recording is masked, but the search warns if there is no mask.
     first = next(iter(inputs.values()))
     masks = {"attention_mask": torch.ones((len(first), first.shape[-1]), dtype=torch.long, device=first.device)}
     with torch.no_grad():
@@ -46,5 +46,5 @@ def decode(
 
 
 def kept_texts(batch: Tensors, name: str) -> list[str]:
-    """Texts that a row keeps as UTF-8, uint8 [B, bytes] padded with zeros."""
+    """Texts that rows hold as UTF-8 bytes, uint8 [B, bytes] padded with zeros."""
     return [bytes(row.tolist()).rstrip(b"\0").decode() for row in batch[name].cpu()]

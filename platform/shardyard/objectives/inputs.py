@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class ObjectiveInputs:
     """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
 
-    `sequence_length` is the most tokens of a row, and so of what is decoded. `frozen` is the teacher of a
-    distillation or the reference model of a preference: called like a model, it gives logits without gradients.
-    `data_group` are the ranks that read the other rows of a global batch; None where this one reads all.
+    `sequence_length` is the maximum number of tokens of a row, and so of decoded texts. `frozen` is the teacher of a
+    distillation or the reference model of preference tuning: called like a model, it returns logits without gradients.
+    `data_group` is the group of data-parallel ranks; None if this rank reads all rows of a global batch.
     """
 
     loss: schema.Loss = field(default_factory=schema.Loss)

@@ -1,4 +1,4 @@
-"""Keeping documents of one row apart in attention, for implementations that do not look at position ids."""
+"""Isolation of the documents of a row in attention, for implementations that ignore position ids."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from shardyard.models.quirks import attention_of
 
 
 def document_bounds(model: Any, position_ids: Tensor) -> dict[str, Tensor | int]:
-    """Arguments by which FlashAttention keeps documents apart; none for other implementations, which need none.
+    """Model arguments with which FlashAttention isolates documents; empty for other implementations.
 
-    From position ids that start again transformers makes a mask for `sdpa` and `eager`. FlashAttention takes bounds
-    instead, which transformers derives for a batch of one row only: documents of more rows would see each other.
+    For `sdpa` and `eager`, transformers derives a mask from position ids that restart. FlashAttention needs document
+    bounds instead, which transformers derives only for a batch of one row: in larger batches, documents would attend to
+    each other.
 
     Args:
-        model: of transformers, or what DeepSpeed made of one.
-        position_ids: [B, T]; a document begins where they do not go on by one.
+        model: a transformers model, or DeepSpeed's engine around one.
+        position_ids: [B, T]; a new document begins where they do not increase by one.
     """
     if not attention_of(model).startswith("flash_attention"):
         return {}

@@ -1,14 +1,15 @@
 """Losses as functions of tensors, with no model and no state.
 
 Each returns a scalar, the **sum** over its targets: the engine divides by the number of targets of the whole global
-batch, so that each target weighs alike however the batch is cut into micro-batches and ranks. A sum over the rows of a
-batch is the sum over its parts; only `info_nce` compares rows with each other, and takes the keys of the whole batch.
+batch, so all targets have the same weight, however the batch is split into micro-batches and ranks. The loss of a batch
+is the sum of the losses of its parts; only `info_nce` compares rows with each other, and takes the keys of the whole
+batch.
 
-Arithmetic is in fp32 at least: fp16 and bf16 are widened first, fp64 stays fp64. Labels of -100 are not targets. Shapes
-that do not fit each other are errors of the caller and `assert`ed, because broadcasting would hide them.
+Arithmetic is in fp32 at least: fp16 and bf16 are widened first, fp64 stays fp64. Labels of -100 are not targets.
+Mismatching shapes are errors of the caller and `assert`ed, because broadcasting would hide them.
 
     B: rows, C: classes, D: size of an embedding, G: rows of the global batch, T: tokens in a row, V: vocabulary,
-    …: any axes, also none
+    …: any number of axes, including none
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from shardyard.objectives.base import IGNORED
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Negative log-probability of the labelled classes, in nats; the target is one label.
+    """Negative log-probability of the labelled classes, in nats; each label is one target.
 
     With p = softmax(logits), label y and smoothing ε:  (1 - ε)·(-log p_y) + ε·mean_c(-log p_c).
     Label smoothing: Szegedy et al. 2016 (Rethinking the Inception Architecture), section 7.
@@ -29,7 +30,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
     Args:
         logits: […, C].
         labels: […], classes; -100 is not a target.
-        label_smoothing: ε, the share of the target that is spread over all classes, the labelled one included.
+        label_smoothing: ε, the share of the target that is spread over all classes, including the labelled one.
     """
     flat, targets = _flat(logits, labels)
     return functional.cross_entropy(
@@ -38,7 +39,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
 
 
 def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: Tensor | None = None) -> Tensor:
-    """Cross-entropy that gives less weight to what is already classified well; the target is one label.
+    """Cross-entropy that gives less weight to labels that are already classified well; each label is one target.
 
     With p the softmax probability of label y:  -α_y·(1 - p)^γ·log p.  γ = 0 is cross-entropy.
     Lin et al. 2017 (Focal Loss for Dense Object Detection), equation 5, with a softmax in place of the sigmoid.
@@ -46,14 +47,14 @@ def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: Tensor | None 
     Args:
         logits: […, C].
         labels: […], classes; -100 is not a target.
-        gamma: γ ≥ 0, how fast the weight falls; the paper takes 2.
-        alpha: [C], a weight for each class; None weighs all by 1.
+        gamma: γ ≥ 0, how fast the weight falls; the paper uses 2.
+        alpha: [C], a weight for each class; None means 1 for all.
     """
     flat, targets = _flat(logits, labels)
     kept = targets != IGNORED
     targets = targets[kept]
     log_p = flat[kept].log_softmax(-1).gather(-1, targets[:, None])[:, 0]  # [targets]
-    # 1 - p without cancellation. The floor keeps the derivative of the power finite at p = 1 where γ < 1.
+    # 1 - p without cancellation. The floor keeps the derivative of the power finite at p = 1 for γ < 1.
     missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
     losses = -(missing**gamma) * log_p
     if alpha is not None:
@@ -62,16 +63,16 @@ def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: Tensor | None 
 
 
 def dice(logits: Tensor, labels: Tensor, *, smoothing: float = 1.0) -> Tensor:
-    """Overlap of predicted and labelled regions; the target is one row, whatever the number of its pixels.
+    """Overlap of predicted and labelled regions; each row is one target, whatever its number of pixels.
 
     With p = softmax(logits), g the one-hot labels, sums over a row's pixels, and smoothing s:
     1 - mean_c((2·Σ p_c·g_c + s) / (Σ p_c² + Σ g_c² + s)).
-    Milletari et al. 2016 (V-Net), section 3, whose form for two regions is averaged over all classes here. s keeps the
-    fraction of a class that is neither predicted nor labelled at 1, where the paper has 0/0.
+    Milletari et al. 2016 (V-Net), section 3, whose formula for two regions is averaged over all classes here. For a
+    class that is neither predicted nor labelled, s makes the fraction 1, where the paper has 0/0.
 
     Args:
         logits: [B, …, C].
-        labels: [B, …], classes; -100 is left out of all sums. A row without any other label adds zero and is no target.
+        labels: [B, …], classes; -100 is left out of all sums. A row with no other label adds zero and is not a target.
         smoothing: s > 0, in pixels.
     """
     assert labels.shape == logits.shape[:-1], (labels.shape, logits.shape)
@@ -87,35 +88,36 @@ def dice(logits: Tensor, labels: Tensor, *, smoothing: float = 1.0) -> Tensor:
 
 
 def mse(predictions: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Squared error, (prediction - target)²; the target is one number.
+    """Squared error, (prediction - target)²; each number is one target.
 
     Args:
         predictions, targets: […].
-        mask: bool, one value for each number or broadcast to them; False is not a target, and may be any number or NaN.
+        mask: bool, one value for each number or broadcast to them; where it is False, the number is not a target and
+            may be anything, including NaN.
     """
     return _errors(predictions, targets, mask).square().sum()
 
 
 def mae(predictions: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Absolute error, |prediction - target|; its derivative at zero is zero. Arguments as those of `mse`."""
+    """Absolute error, |prediction - target|; its derivative at zero is zero. Arguments as for `mse`."""
     return _errors(predictions, targets, mask).abs().sum()
 
 
 def huber(predictions: Tensor, targets: Tensor, *, delta: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    """Squared error near the target, absolute error far from it; the target is one number.
+    """Squared error near the target, absolute error far from it; each number is one target.
 
     With e the error:  e²/2 where |e| ≤ δ, and δ·(|e| - δ/2) elsewhere.
-    Huber 1964 (Robust Estimation of a Location Parameter). Arguments as those of `mse`; delta > 0.
+    Huber 1964 (Robust Estimation of a Location Parameter). Arguments as for `mse`; delta > 0.
     """
     errors = _errors(predictions, targets, mask)
     return functional.huber_loss(errors, torch.zeros_like(errors), reduction="sum", delta=delta)
 
 
 def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, *, margin: float) -> Tensor:
-    """The anchor shall be nearer to the positive than to the negative, by a margin; the target is one row.
+    """Triplet loss: moves the anchor closer to the positive than to the negative by a margin; each row is one target.
 
-    max(0, ‖a - p‖ - ‖a - n‖ + margin).  Schroff et al. 2015 (FaceNet), section 3.1, with euclidean distances in place
-    of their squares; torch adds 1e-6 to each difference, so that equal vectors have a gradient.
+    max(0, ‖a - p‖ - ‖a - n‖ + margin).  Schroff et al. 2015 (FaceNet), section 3.1, with Euclidean distances instead of
+    their squares; torch adds 1e-6 to each difference, so that equal vectors have a gradient.
 
     Args:
         anchor, positive, negative: [B, D].
@@ -128,19 +130,19 @@ def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, *, margin: float
 
 
 def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, first_target: int = 0) -> Tensor:
-    """Cross-entropy of finding each query's own key among the keys of the global batch; the target is one query.
+    """Cross-entropy of finding each query's own key among the keys of the global batch; each query is one target.
 
     Query b belongs to key first_target + b:  -log softmax_g(scale·q_b·k_g) at g = first_target + b.
     van den Oord et al. 2018 (Contrastive Predictive Coding), equation 4. Radford et al. 2021 (CLIP) average it over
     both directions: images as queries, and texts as queries.
 
-    The sum over parts of the queries is the whole sum, provided that each part is compared with all keys.
+    The losses of parts of the queries add up to the whole loss, provided that each part is compared with all keys.
 
     Args:
-        queries: [B, D], of this rank; of length 1 where the product shall be the cosine.
+        queries: [B, D], of this rank; normalised if the product should be the cosine.
         keys: [G, D], of all ranks.
         scale: a number or scalar tensor, the inverse of the temperature.
-        first_target: the key of the first query.
+        first_target: index of the first query's key.
     """
     rows = queries.shape[0]
     assert 0 <= first_target <= keys.shape[0] - rows, (first_target, rows, keys.shape[0])
@@ -151,11 +153,11 @@ def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, first_target:
 def distillation(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
-    """Divergence of the student's softened distribution from the teacher's, in nats; the target is one distribution.
+    """KL divergence of the student's softened distribution from the teacher's, in nats; one target per distribution.
 
     With p the teacher's and q the student's softmax(logits / τ):  τ²·Σ_c p_c·(log p_c - log q_c).
-    Hinton et al. 2015 (Distilling the Knowledge in a Neural Network), section 2; τ² keeps the size of the gradient at
-    all temperatures. No gradient reaches the teacher.
+    Hinton et al. 2015 (Distilling the Knowledge in a Neural Network), section 2; τ² keeps the magnitude of the gradient
+    at all temperatures. No gradient reaches the teacher.
 
     Args:
         student_logits, teacher_logits: […, C].
@@ -166,7 +168,7 @@ def distillation(
     log_q = (_wide(student_logits) / temperature).log_softmax(-1)
     log_p = (_wide(teacher_logits.detach()) / temperature).log_softmax(-1)
     p = log_p.exp()
-    # A class that the teacher rules out adds 0·log 0 = 0, also where its logit is minus infinity.
+    # A class with probability 0 adds 0·log 0 = 0, even if its logit is minus infinity.
     divergence = torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)  # […]
     if mask is not None:
         assert mask.shape == divergence.shape, (mask.shape, divergence.shape)
@@ -183,16 +185,16 @@ def dpo(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Direct preference optimisation; the target is one pair of answers.
+    """Direct preference optimisation; each pair of answers is one target.
 
-    With z = β·((policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)), all of them
+    With z = β·((policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)), where all of them are
     log-probabilities of whole answers, and smoothing ε:  -(1 - ε)·log σ(z) - ε·log σ(-z).
-    Rafailov et al. 2023 (Direct Preference Optimization), equation 7; ε is the share of preferences that are taken to
-    be the wrong way round (Mitchell 2023, A note on DPO with noisy preferences).
+    Rafailov et al. 2023 (Direct Preference Optimization), equation 7; ε is the share of preferences that are assumed to
+    be flipped (Mitchell 2023, A note on DPO with noisy preferences).
 
     Args:
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected: [B], of `sequence_log_probability`.
-        beta: β > 0, how dearly the policy pays for leaving the reference.
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: [B], from `sequence_log_probability`.
+        beta: β > 0, the strength of the penalty for deviating from the reference.
         label_smoothing: ε, below 0.5.
     """
     shapes = {policy_chosen.shape, policy_rejected.shape, reference_chosen.shape, reference_rejected.shape}
@@ -204,11 +206,11 @@ def dpo(
 
 
 def sequence_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each row's targets together, Σ_t log p(labels[t]), in nats: [B].
+    """Joint log-probability of each row's targets, Σ_t log p(labels[t]), in nats: [B].
 
     Args:
         logits: [B, T, V].
-        labels: [B, T], already shifted; -100 is not a target. A row without targets has 0.
+        labels: [B, T], already shifted; -100 is not a target. A row without targets gets 0.
     """
     flat, targets = _flat(logits, labels)
     losses = functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
@@ -216,15 +218,15 @@ def sequence_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def ctc(logits: Tensor, labels: Tensor, *, blank: int) -> Tensor:
-    """Negative log-likelihood of texts under all their alignments with a recording; the target is one row.
+    """Negative log-likelihood of texts under all their alignments with a recording; each row is one target.
 
-    An alignment has a token for each position; it spells a text once repetitions are merged and blanks are gone.
+    An alignment has a token for each position; merging repetitions and removing blanks gives its text.
     Graves et al. 2006 (Connectionist Temporal Classification), equations 3 and 8.
 
     Args:
         logits: [B, S, V] for S positions of the recording.
-        labels: [B, T]; `blank` and -100 are no part of the texts. A text that needs more than S positions counts 0.
-        blank: the token of the positions that spell nothing.
+        labels: [B, T]; `blank` and -100 are not part of the texts. A text that needs more than S positions adds 0.
+        blank: the token of positions that add nothing to the text.
     """
     assert labels.shape[0] == logits.shape[0], (labels.shape, logits.shape)
     spelled = (labels != IGNORED) & (labels != blank)
@@ -237,12 +239,12 @@ def ctc(logits: Tensor, labels: Tensor, *, blank: int) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In fp32, or in fp64 where it is already."""
+    """The tensor in fp32; fp64 is kept."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Widened logits [N, C] and labels [N] of […, C] and […]."""
+    """Flatten logits […, C] to [N, C], widened, and labels […] to [N]."""
     assert labels.shape == logits.shape[:-1], (labels.shape, logits.shape)
     return _wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
 

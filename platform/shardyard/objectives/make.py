@@ -1,4 +1,4 @@
-"""From the name of an objective to what computes its loss."""
+"""Creating an objective from its name."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from shardyard.objectives.registry import objective_spec
 
 
 def make_objective(name: str, inputs: ObjectiveInputs) -> Objective:
-    """The objective that a recipe names; its code alone is imported."""
+    """The objective that a recipe names; imports no other objective's code."""
     return cast(Objective, plugins.load(objective_spec(name).loss)(inputs))

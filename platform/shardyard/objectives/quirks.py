@@ -1,6 +1,6 @@
 """Recognising DeepSpeed's wrappers by private names, because objectives do not import DeepSpeed.
 
-Seen in DeepSpeed 0.19.8; `tests/unit/engine/test_deepspeed_quirks.py` fails where the name has gone.
+Needed for DeepSpeed 0.19.8; `tests/unit/engine/test_deepspeed_quirks.py` fails if the name no longer exists.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from torch import nn
 
 
 def is_parallel_layer(module: nn.Module) -> bool:
-    """Whether a module is a mixture whose experts DeepSpeed's AutoEP has spread over ranks.
+    """Whether a module is a mixture of experts that DeepSpeed's AutoEP has distributed over ranks.
 
-    DeepSpeed's class cannot be asked for without importing DeepSpeed.
+    An `isinstance` check would have to import DeepSpeed.
     """
     return bool(getattr(module, "_is_autoep_layer", False))

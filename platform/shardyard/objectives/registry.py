@@ -1,4 +1,4 @@
-"""Objectives by the names that recipes call them. A new one is a folder beside this file and a name below."""
+"""Objectives by the names that recipes use. A new one is a folder next to this file and a name below."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard.errors import UsageError
 from shardyard.objectives.spec import ObjectiveSpec
 from shardyard.suggest import suggestion
 
-# Each is a folder with its `spec.py`, in the order in which they are listed for people.
+# Each is a folder with a `spec.py`, in the order in which they are listed for users.
 OBJECTIVES = (
     "causal_lm",
     "masked_lm",
@@ -32,10 +32,10 @@ OBJECTIVES = (
 
 @cache
 def objective_spec(name: str) -> ObjectiveSpec:
-    """The specification of an objective: one of ours, of an installed package, or `module:name`.
+    """The specification of an objective: a built-in one, one of an installed package, or `module:name`.
 
     Raises:
-        UsageError: there is no such objective, its code cannot be imported, or its name is taken.
+        UsageError: no such objective exists, its code cannot be imported, or its name is taken.
     """
     if name in OBJECTIVES:
         spec: ObjectiveSpec = importlib.import_module(f"shardyard.objectives.{name}.spec").SPEC
@@ -48,7 +48,7 @@ def objective_spec(name: str) -> ObjectiveSpec:
 
 
 def specs() -> Iterator[ObjectiveSpec]:
-    """The specifications of all that come with Shardyard."""
+    """The specifications of all built-in objectives."""
     return map(objective_spec, OBJECTIVES)
 
 
@@ -62,7 +62,7 @@ def _from_outside(name: str, reference: str) -> ObjectiveSpec:
         )
     if not plugins.is_reference(name) and found.name != name:
         raise UsageError(f"the entry point {name!r} leads to an objective called {found.name!r}; give both one name.")
-    # `:make` is in the module that the specification is in.
+    # `:make` refers to the module of the specification.
     module = reference.rpartition(":")[0]
     inside = {
         key: module + value

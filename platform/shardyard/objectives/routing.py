@@ -1,7 +1,7 @@
 """Routers of a mixture of experts: their decisions, balancing losses, and load of experts.
 
-Routers are watched by forward hooks that keep what the pass computes anyway: no second pass, and nothing of the large
-outputs that `output_router_logits` would make a model keep beside them.
+Forward hooks on the routers keep values that the pass computes anyway: there is no second pass, and none of the large
+outputs that a model keeps in addition with `output_router_logits`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.utils.hooks import RemovableHandle
 from shardyard.models.quirks import recorded_routers
 from shardyard.objectives.quirks import is_parallel_layer
 
-# Names that configurations give to the number of experts.
+# Names of the number of experts in configurations.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-# What is observed of a micro-batch, and summed.
+# Observations of a micro-batch, which are summed.
 _TOKENS, _ENTROPY, _BALANCE = "experts/tokens", "experts/entropy", "experts/balance"
 _ROUTED, _CHOICES = "experts/routed", "experts/choices"
 
@@ -32,7 +32,7 @@ class Route:
     """The decision of one router for N tokens.
 
     logits: [N, E] over E experts. chosen: [N, k], the experts of each token. sigmoid: whether scores are sigmoids of
-    the logits (DeepSeek-V3) and not their softmax.
+    the logits (DeepSeek-V3) instead of their softmax.
     """
 
     logits: Tensor
@@ -40,31 +40,31 @@ class Route:
     sigmoid: bool = False
 
     def probabilities(self) -> Tensor:
-        """[N, E] in fp32, each row adding up to 1; sigmoid scores are normalised as in DeepSeek-V3 (equation 20)."""
+        """[N, E] in fp32; each row sums to 1. Sigmoid scores are normalised as in DeepSeek-V3 (equation 20)."""
         if not self.sigmoid:
             return functional.softmax(self.logits.float(), dim=-1)
         return functional.normalize(self.logits.float().sigmoid(), p=1.0, dim=-1)
 
     def tokens(self) -> Tensor:
-        """[E], how many of the N·k choices fell on each expert."""
-        # Neither a mask nor bincount: their sizes depend on values, for which the host would wait.
+        """[E], how many of the N·k choices went to each expert."""
+        # Neither a mask nor bincount: their output size depends on values, so the host would wait for the device.
         experts, chosen = self.logits.size(-1), self.chosen.flatten().long()
         counts = torch.zeros(experts + 1, dtype=torch.int64, device=chosen.device)
         return counts.scatter_add_(0, chosen.clamp(max=experts), torch.ones_like(chosen))[:experts]
 
 
 def num_experts(config: Any) -> int:
-    """Routed experts of a layer by a transformers configuration; 0 for a dense model."""
+    """Number of routed experts of a layer in a transformers configuration; 0 for a dense model."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return next((int(count) for name in EXPERT_COUNTS if (count := getattr(text, name, None))), 0)
 
 
 @contextmanager
 def watching(model: nn.Module) -> Iterator[list[Route]]:
-    """A list that the forward pass inside fills with one Route for each router, in the order in which they ran.
+    """A list that the forward pass inside the context fills with one Route for each router, in execution order.
 
-    Hooks are gone before the backward pass, so that what activation checkpointing computes anew is not counted twice.
-    They keep tensors and compute nothing, because the anew computed pass must save what the first one saved.
+    The hooks are removed before the backward pass, so that passes recomputed by activation checkpointing do not count
+    twice. They keep tensors and compute nothing, because the recomputed pass must save the same tensors as the first.
     """
     routes: list[Route] = []
     hooks: list[RemovableHandle] = []
@@ -81,7 +81,7 @@ def watching(model: nn.Module) -> Iterator[list[Route]]:
 
 
 def _routers(model: nn.Module) -> Iterator[tuple[nn.Module, int | None]]:
-    """Routers and where in their output the logits are; None for DeepSpeed's AutoEP, whose routers do not give them."""
+    """Routers and the index of the logits in their output; None for DeepSpeed's AutoEP, which returns no logits."""
     known = dict(found for module in model.modules() for found in recorded_routers(module))
     for module in model.modules():
         if is_parallel_layer(module):
@@ -94,7 +94,7 @@ def _keeping(routes: list[Route], index: int) -> Callable[[nn.Module, Any, Any],
     def keep(router: nn.Module, inputs: Any, output: Any) -> None:
         parts = output if isinstance(output, tuple) else (output,)
         logits = parts[index] if index < len(parts) else None
-        # Some families route by other means than one row of scores a token; they train, without these metrics.
+        # Some families do not route by one row of scores per token; they train without these metrics.
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             return
         routes.append(Route(logits, _chosen(router, parts, logits), _has_sigmoid(router)))
@@ -103,7 +103,7 @@ def _keeping(routes: list[Route], index: int) -> Callable[[nn.Module, Any, Any],
 
 
 def _chosen(router: nn.Module, parts: tuple[Any, ...], logits: Tensor) -> Tensor:
-    """The experts that the router names itself, or else those of the largest logits."""
+    """The experts in the router's output or, if it returns none, those with the largest logits."""
     for part in parts:
         if isinstance(part, Tensor) and part.dtype in (torch.int32, torch.int64) and part.dim() == 2:
             return part
@@ -111,12 +111,12 @@ def _chosen(router: nn.Module, parts: tuple[Any, ...], logits: Tensor) -> Tensor
 
 
 def _has_sigmoid(router: nn.Module) -> bool:
-    """Routers in the manner of DeepSeek-V3 correct their choice by a bias and score with a sigmoid."""
+    """Whether a router is like that of DeepSeek-V3, which corrects its choice by a bias and scores with a sigmoid."""
     return getattr(router, "e_score_correction_bias", None) is not None
 
 
 def _watch_parallel(router: nn.Module, routes: list[Route]) -> list[RemovableHandle]:
-    """AutoEP's router gives (scores, experts, tokens); the logits are what the linear layer in it gives before."""
+    """Watch AutoEP's router, which returns (scores, experts, tokens); the logits come from its linear layer."""
     logits: list[Tensor] = []
 
     def keep_logits(gate: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -131,10 +131,10 @@ def _watch_parallel(router: nn.Module, routes: list[Route]) -> list[RemovableHan
 def balance_loss(routes: Sequence[Route]) -> Tensor:
     """The load-balancing loss of one micro-batch, a mean over layers of E · Σ_e f_e · p_e, a scalar in fp32.
 
-    Fedus et al. 2021 (Switch Transformers), equations 4 to 6: f_e is the number of choices that fell on expert e and
-    p_e its probability, both per token. It is k where routing is even. Only p has a gradient. Layers are balanced each
-    by itself; means of f and p over all layers, as transformers' Mixtral has them, are even where layers neglect
-    different experts.
+    Fedus et al. 2021 (Switch Transformers), equations 4 to 6: f_e is the number of choices of expert e and p_e its
+    probability, both per token. The loss is k if routing is even. Only p has a gradient. Each layer is balanced
+    separately: means of f and p over all layers, as in transformers' Mixtral, can be even although each layer neglects
+    some experts.
     """
     return torch.stack([_balance(route) for route in routes]).mean()
 
@@ -147,14 +147,14 @@ def _balance(route: Route) -> Tensor:
 def z_loss(routes: Sequence[Route]) -> Tensor:
     """The router z-loss, a sum over tokens of the mean over layers of (log Σ_e e^logit)², a scalar in fp32.
 
-    Zoph et al. 2022 (ST-MoE), equation 5. It keeps logits small, which 16 bits need.
+    Zoph et al. 2022 (ST-MoE), equation 5. It keeps logits small, which 16-bit precision requires.
     """
     squares = [torch.logsumexp(route.logits.float(), dim=-1).square().sum() for route in routes]
     return torch.stack(squares).mean()
 
 
 def observe(routes: Sequence[Route]) -> dict[str, Tensor]:
-    """Sums over a micro-batch of N tokens and L layers, from which `expert_metrics` is made."""
+    """Sums over a micro-batch of N tokens and L layers, from which `expert_metrics` are computed."""
     with torch.no_grad():
         rows, device = routes[0].logits.size(0), routes[0].logits.device
         return {
@@ -172,9 +172,9 @@ def _entropy(probabilities: Tensor) -> Tensor:
 
 
 def expert_metrics(observed: Mapping[str, Tensor]) -> dict[str, float]:
-    """How evenly experts are used over a global batch or an evaluation; nothing for a model without experts.
+    """How evenly experts are used in a global batch or an evaluation; empty for a model without experts.
 
-    Loads are relative to an even share: 1 is even, E/k is all tokens on the same k experts.
+    Loads are relative to an even share: 1 is even, E/k means that all tokens use the same k experts.
     """
     if _TOKENS not in observed:
         return {}
@@ -194,7 +194,7 @@ def expert_metrics(observed: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def expert_table(observed: Mapping[str, Tensor]) -> dict[str, float]:
-    """`moe/tokens/layer_00/expert_00` → tokens that were routed there; layers are counted among those with experts."""
+    """`moe/tokens/layer_00/expert_00` → number of tokens routed there; only layers with experts are numbered."""
     table = observed[_TOKENS].tolist() if _TOKENS in observed else []
     return {
         f"moe/tokens/layer_{layer:02}/expert_{expert:02}": count

@@ -1,8 +1,8 @@
-"""Scores of predictions against what is right, as pure functions from values to a float.
+"""Scores of predictions against labels or references, as pure functions that return a float.
 
-They see all predictions of an evaluation together: most of them are no mean over batches. Scores are shares from 0 to
-1 (`matthews` from -1 to 1, error rates above 1 where more is inserted than was said), but BLEU and chrF are from 0 to
-100, as they are always reported.
+They receive all predictions of an evaluation together, because most scores are not means over batches. Scores are
+shares from 0 to 1 (`matthews` from -1 to 1; error rates exceed 1 if enough is inserted), but BLEU and chrF are from 0
+to 100, as is customary.
 
     N: predictions, Q: queries, K: keys, C: classes, D: size of an embedding
 """
@@ -28,12 +28,12 @@ Classes = Sequence[int] | npt.NDArray[Any] | Tensor
 Vectors = Sequence[Sequence[float]] | npt.NDArray[Any] | Tensor
 """Embeddings of any length and precision; compared by their cosine."""
 
-# Queries that are compared with all keys at a time: bounds the memory to as many rows of similarities.
+# Number of queries that are compared with all keys at a time: limits memory to this many rows of similarities.
 _QUERIES_AT_A_TIME = 1024
 
 
 def accuracy(predictions: Classes, labels: Classes) -> float:
-    """Share of labels that are predicted; labels of -100 are left out."""
+    """Share of labels that are predicted correctly; labels of -100 are ignored."""
     predicted, labelled = _pairs("accuracy", predictions, labels)
     return _share(predicted == labelled)
 
@@ -41,15 +41,15 @@ def accuracy(predictions: Classes, labels: Classes) -> float:
 def f1(
     predictions: Classes, labels: Classes, average: Literal["macro", "micro", "binary"] = "macro", positive: int = 1
 ) -> float:
-    """Harmonic mean of precision and recall, 2·TP / (2·TP + FP + FN); labels of -100 are left out.
+    """Harmonic mean of precision and recall, 2·TP / (2·TP + FP + FN); labels of -100 are ignored.
 
     Args:
-        average: "macro" is the mean of the scores of all classes that are predicted or labelled, "micro" the score of
-            the counts of all classes together (which is accuracy, each example having one class), "binary" the score of
-            the class `positive`, 0 where it is neither predicted nor labelled.
+        average: "macro" is the mean score of all classes that are predicted or labelled, "micro" the score of the
+            summed counts of all classes (equal to accuracy, because each example has one class), "binary" the score of
+            the class `positive`, 0 if it is neither predicted nor labelled.
 
     Raises:
-        DataError: nothing to score, lengths that differ, or "binary" with another class beside two.
+        DataError: nothing to score, different lengths, or "binary" with more than two classes.
     """
     counts = _count("f1", predictions, labels)
     each = 2 * counts.correct / (counts.predicted + counts.labelled)
@@ -66,11 +66,11 @@ def f1(
 
 
 def matthews(predictions: Classes, labels: Classes) -> float:
-    """Correlation of predicted and labelled classes: 1 all right, 0 as chance, -1 (two classes) all wrong.
+    """Correlation of predicted and labelled classes: 1 all correct, 0 chance level, -1 (two classes) all wrong.
 
-    With s examples, c of them right, and p_k and t_k the numbers of class k predicted and labelled:
-    (c·s - Σ p_k·t_k) / √((s² - Σ p_k²)·(s² - Σ t_k²)), 0 where either side has one class only.
-    Matthews 1975 for two classes, Gorodkin 2004 for more. Labels of -100 are left out.
+    With s examples, c of them correct, and class k predicted p_k times and labelled t_k times:
+    (c·s - Σ p_k·t_k) / √((s² - Σ p_k²)·(s² - Σ t_k²)), 0 if either side has only one class.
+    Matthews 1975 for two classes, Gorodkin 2004 for more. Labels of -100 are ignored.
     """
     counts = _count("matthews", predictions, labels)
     p, t, s = counts.predicted, counts.labelled, counts.labelled.sum()
@@ -80,7 +80,7 @@ def matthews(predictions: Classes, labels: Classes) -> float:
 
 
 def perplexity(mean_nats: float) -> float:
-    """e to the mean loss of a target in nats; infinite where that overflows."""
+    """exp of the mean loss per target in nats; infinity on overflow."""
     try:
         return math.exp(mean_nats)
     except OverflowError:
@@ -90,7 +90,7 @@ def perplexity(mean_nats: float) -> float:
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """BLEU of a corpus, 0 to 100 (Papineni et al. 2002), with sacrebleu's tokenizer 13a and exponential smoothing.
 
-    Texts are as people write them, not tokenised (Post 2018, A Call for Clarity in Reporting BLEU Scores).
+    Texts must not be tokenised (Post 2018, A Call for Clarity in Reporting BLEU Scores).
     """
     _same_number("bleu", hypotheses, references, "hypotheses", "references")
     return sacrebleu.corpus_bleu(hypotheses, [references]).score
@@ -103,16 +103,16 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 
 def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Words that are inserted, deleted or replaced, over all words of the references.
+    """Number of inserted, deleted or replaced words, divided by the number of words in the references.
 
-    Case and punctuation count: normalise both sides alike before, where they should not.
+    Case and punctuation count; normalise both sides first if they should not.
     """
     _has_text("word_error_rate", hypotheses, references)
     return float(jiwer.wer(list(references), list(hypotheses)))
 
 
 def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """As `word_error_rate`, of characters; spaces between words count, those around a text do not."""
+    """Like `word_error_rate`, for characters; spaces between words count, leading and trailing ones do not."""
     _has_text("character_error_rate", hypotheses, references)
     return float(jiwer.cer(list(references), list(hypotheses)))
 
@@ -120,20 +120,20 @@ def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -
 def recall_at_k(
     queries: Vectors, keys: Vectors, k: int, query_ids: Classes | None = None, key_ids: Classes | None = None
 ) -> float:
-    """Share of queries that have a right key among the k most similar ones, by cosine.
+    """Share of queries with a matching key among the k most similar ones, by cosine.
 
-    Image to text with images as queries, text to image with texts as queries. A key is right if it has the id of the
-    query, so an image may have several captions. A wrong key that is as similar as the best right one is ranked before
-    it, so that embeddings that are all the same score 0, as do those that are no numbers.
+    Image to text with images as queries, text to image with texts as queries. A key matches if it has the id of the
+    query, so an image may have several captions. A wrong key that is as similar as the best match is ranked before it,
+    so embeddings that are all equal score 0, and so do NaN.
 
     Args:
         queries: [Q, D].
         keys: [K, D].
         k: at least 1; chance is about k / K.
-        query_ids, key_ids: [Q] and [K]; without them query i belongs to key i, and Q is K.
+        query_ids, key_ids: [Q] and [K]; without them, query i belongs to key i and Q must equal K.
 
     Raises:
-        DataError: nothing to score, lengths that differ, or a query without a right key.
+        DataError: nothing to score, different lengths, or a query without a matching key.
     """
     assert k >= 1, k
     wanted, owned = _ids("recall_at_k", queries, query_ids), _ids("recall_at_k", keys, key_ids)
@@ -152,8 +152,8 @@ def zero_shot_accuracy(images: Vectors, class_texts: Vectors, labels: Classes) -
 
     Args:
         images: [N, D], embeddings.
-        class_texts: [C, D], one embedding a class, such as the mean over several prompts.
-        labels: [N], rows of `class_texts`; images labelled -100 are left out.
+        class_texts: [C, D], one embedding per class, such as the mean over several prompts.
+        labels: [N], row indices of `class_texts`; images labelled -100 are ignored.
     """
     _same_number("zero_shot_accuracy", images, labels, "images", "labels")
     if len(class_texts) == 0:
@@ -162,7 +162,7 @@ def zero_shot_accuracy(images: Vectors, class_texts: Vectors, labels: Classes) -
 
 
 class _Counts(NamedTuple):
-    """Per class [C]; the counts are in fp64, exact up to 2^53."""
+    """Counts per class [C], in fp64, exact up to 2^53."""
 
     classes: Tensor
     correct: Tensor
@@ -179,7 +179,7 @@ def _count(name: str, predictions: Classes, labels: Classes) -> _Counts:
 
 
 def _pairs(name: str, predictions: Classes, labels: Classes) -> tuple[Tensor, Tensor]:
-    """Predicted and labelled classes [N] of all labels but -100."""
+    """Predicted and labelled classes [N], without labels of -100."""
     _same_number(name, predictions, labels)
     predicted, labelled = _integers(predictions), _integers(labels)
     if predicted.shape != labelled.shape:
@@ -200,7 +200,7 @@ def _integers(values: Classes) -> Tensor:
 
 
 def _ids(name: str, vectors: Vectors, ids: Classes | None) -> Tensor:
-    """The ids given, or the numbers of the rows."""
+    """The given ids, or the row numbers."""
     if ids is None:
         return torch.arange(len(vectors))
     _same_number(name, vectors, ids, "embeddings", "ids")
@@ -208,14 +208,14 @@ def _ids(name: str, vectors: Vectors, ids: Classes | None) -> Tensor:
 
 
 def _unit(vectors: Vectors) -> Tensor:
-    """Vectors of length 1, in fp32."""
+    """The vectors normalised to length 1, in fp32."""
     return functional.normalize(torch.as_tensor(vectors).detach().float().cpu(), dim=-1)
 
 
 def _found(similarity: Tensor, right: Tensor, k: int) -> Tensor:
-    """Whether fewer than k wrong keys come before the best right one; [Q] of [Q, K] and [Q, K]."""
+    """[Q], whether fewer than k wrong keys rank before the best matching one; `similarity` and `right` are [Q, K]."""
     best = similarity.masked_fill(~right, -torch.inf).amax(-1, keepdim=True)
-    # Not `>=`, which is false where a similarity is not a number.
+    # Not `>=`, which is false for NaN.
     before = ~(similarity < best) & ~right
     return before.sum(-1) < k
 
@@ -225,7 +225,7 @@ def _share(hits: Tensor) -> float:
 
 
 def _first(values: Tensor, count: int = 5) -> str:
-    """The first few, for a message."""
+    """The first few values, for a message."""
     shown = ", ".join(str(value) for value in values[:count].tolist())
     return f"{shown}, …" if len(values) > count else shown
 

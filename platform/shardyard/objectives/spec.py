@@ -1,7 +1,7 @@
-"""The specification of an objective, from which all other tables follow.
+"""The specification of an objective, from which all other tables of objectives are derived.
 
-Pure: neither this file nor `objectives/*/spec.py` imports torch, transformers or a room above. Code is named as
-`module:function` and imported by whoever calls it.
+Pure: neither this file nor `objectives/*/spec.py` imports torch, transformers or a higher layer. Code is referred to as
+`module:function` and imported by its caller.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 Kind = Literal["text", "label", "image", "audio", "messages"]
 
-# Recipe sections that only some objectives read; elsewhere they would change nothing.
+# Recipe sections that only some objectives read; they have no effect on others.
 OPTIONAL_SECTIONS = ("loss", "masking", "image", "audio", "preference", "distillation")
 
 CAUSAL_LM = ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
@@ -23,29 +23,30 @@ PRETRAINING = ("AutoModelForPreTraining", "MODEL_FOR_PRETRAINING_MAPPING_NAMES")
 class ObjectiveSpec:
     """One objective.
 
-    name: what recipes call it.
+    name: its name in recipes.
     loss: `module:function`; called with `ObjectiveInputs`, it returns an `Objective`.
     head: the `Auto…` class of transformers whose models have the head, and the name of that class's table in
-        transformers' `modeling_auto.py`. families: where only some of that table will do, which.
-    columns: role → kind of what a row is made of. optional_columns: the same, where present.
+        transformers' `modeling_auto.py`. families: the supported entries of that table, if not all of them.
+    columns: role → kind of each column that a row needs. optional_columns: columns that it uses if present.
     rows: the row format: a name of `data/formats/`, or `module:function`, called with the format's `FormatInputs`.
-    task: what the Hugging Face hub calls the task of the model. card: a paragraph of the model card on how it is used.
+    task: the model's task on the Hugging Face hub. card: a paragraph of the model card on how to use the model.
 
-    sections: those of OPTIONAL_SECTIONS that it reads.
-    metrics: what an evaluation gives beside `loss`, with True where larger is better.
-    row_shape: how the cost of a row is found: a name of `models/size/row_shapes.py`, or `module:function`, called with
-        the model's configuration, `data` and `image`. None: packed tokens of a decoder, whose cost the plan computes.
-    sequences: how many sequences a row of a decoder is made of.
-    text: whether a tokenizer takes part. whole_batch: whether a step needs all rows of a rank in one micro-batch.
-    frozen: a frozen model that it compares with: the initial weights (`reference`) or `distillation.teacher`.
-    new_head: whether the model has a head that no checkpoint brings, which is trained beside adapters.
-    experts: whether it adds the losses of routers, and experts may be spread over ranks.
+    sections: the OPTIONAL_SECTIONS that it reads.
+    metrics: metrics of an evaluation in addition to `loss`; True if larger is better.
+    row_shape: how the cost of a row is measured: a name of `models/size/row_shapes.py`, or `module:function`, called
+        with the model's configuration, `data` and `image`. None: packed tokens of a decoder; the plan computes its cost
+        by a formula.
+    sequences: number of sequences in a row of a decoder.
+    text: whether it uses a tokenizer. whole_batch: whether a step needs all rows of a rank in one micro-batch.
+    frozen: the frozen model that it needs: the initial weights (`reference`) or `distillation.teacher`.
+    new_head: whether the model has a head that no checkpoint contains, which is trained along with adapters.
+    experts: whether it adds router losses, and experts may be distributed over ranks.
 
     generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template;
-    answers: with a text of its own, which does not begin with the prompt.
+    answers: with a separate text that does not begin with the prompt.
     decodes: whether an encoder–decoder writes a text, for metrics of decoded rows; reads_source: whether it answers
     about a source that `data.drop_inputs` drops; source_length: whether `data.source_length` limits that source.
-    zero_shot: whether images and texts share a space, so that classes are found by their names.
+    zero_shot: whether images and texts share an embedding space, so that class names can classify images.
     """
 
     name: str
@@ -81,5 +82,5 @@ class ObjectiveSpec:
 
     @property
     def all_columns(self) -> dict[str, Kind]:
-        """Role → kind of everything that it may read."""
+        """Role → kind of all columns that it may read."""
         return {**self.columns, **self.optional_columns}

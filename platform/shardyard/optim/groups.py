@@ -1,4 +1,4 @@
-"""Parameter groups: which weights are decayed."""
+"""Parameter groups: which weights get weight decay."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices with weight decay, norms and biases (everything of fewer than two axes) without.
+    """Two groups: matrices with weight decay, norms and biases (everything with fewer than two axes) without.
 
-    Names are what DeepSpeed tells the groups apart by when it takes experts into groups of their own. Under ZeRO-3 a
-    parameter is partitioned and flat, so its own shape is asked for.
+    DeepSpeed distinguishes the groups by name when it moves experts into separate groups. Under ZeRO-3 a parameter is
+    partitioned and flat, so its original shape decides.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

@@ -1,7 +1,7 @@
-"""Optimizers that DeepSpeed lacks for partitions on the device. Each works element by element, as flat partitions need.
+"""Optimizers that DeepSpeed lacks for partitions on the device. All work element-wise, as flat partitions require.
 
-Lion: DeepSpeed has kernels for CUDA and for offloading only. Adagrad: ZeRO 1 and 2 build torch's anew from one list of
-partitions, which loses the parameter groups; one whose state appears at the first step is left alone.
+Lion: DeepSpeed only has kernels for CUDA and for offloading. Adagrad: ZeRO 1 and 2 rebuild torch's version from one
+list of partitions and so lose the parameter groups; they keep an optimizer that allocates its state at the first step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Elementwise(Optimizer):
 
 
 class LionGroup(TypedDict):
-    """What a parameter group of Lion has besides its parameters."""
+    """Settings of a parameter group of Lion."""
 
     lr: float
     betas: tuple[float, float]
@@ -46,7 +46,7 @@ class LionGroup(TypedDict):
 
 
 class AdagradGroup(TypedDict):
-    """What a parameter group of Adagrad has besides its parameters."""
+    """Settings of a parameter group of Adagrad."""
 
     lr: float
     eps: float
@@ -70,7 +70,7 @@ class Lion(Elementwise):
 
 
 class Adagrad(Elementwise):
-    """Adaptive gradients (Duchi et al. 2011), as torch.optim.Adagrad without its learning-rate decay.
+    """Adaptive gradients (Duchi et al. 2011), like torch.optim.Adagrad without its learning-rate decay.
 
     g ← g + λ·w;  s ← s + g²;  w ← w - lr·g / (√s + ε)
     """
@@ -85,7 +85,7 @@ class Adagrad(Elementwise):
 
 
 def client_optimizer(settings: Settings) -> Callable[[Any], Optimizer]:
-    """A function from parameter groups to the optimizer that a recipe's section names; Lion or Adagrad."""
+    """A function from parameter groups to the optimizer that the recipe names, Lion or Adagrad."""
     if settings.name == "lion":
         betas = (settings.betas[0], settings.betas[1])
         return lambda groups: Lion(groups, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay)

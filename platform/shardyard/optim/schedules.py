@@ -1,8 +1,8 @@
 """Learning-rate schedules as pure functions of the step: nothing to save, nothing to restore.
 
 `t` is the number of optimizer steps done before this one (0 for the first), `S` the steps of the run, `W` the warm-up
-steps, `p = (t - W) / (S - W)` the progress after the warm-up, `m` the minimum ratio. Each returns the factor by which
-the peak learning rate is multiplied.
+steps, `p = (t - W) / (S - W)` the progress after the warm-up, `m` the minimum ratio. Each schedule returns the factor
+of the peak learning rate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Factor = Callable[[int], float]
 def learning_rate_factor(schedule: Schedule, steps: int) -> Factor:
     """The factor of the peak learning rate at each step.
 
-    warm-up (all): (t + 1) / W, so that the first step already moves.
+    Warm-up of all schedules: (t + 1) / W, so that the first step already changes the weights.
     """
     warmup = in_steps(schedule.warmup, steps, most=steps - 1)
     step_size = None if schedule.step_size is None else in_steps(schedule.step_size, steps)
@@ -74,7 +74,7 @@ def _exponential(schedule: Schedule, steps: int) -> Factor:
 def _wsd(schedule: Schedule, steps: int) -> Factor:
     """1 until the last `decay_fraction` of the run, then linearly to m (Hu et al. 2024, MiniCPM).
 
-    Where rounding makes the two overlap, the decay begins at the end of the warm-up: the rate never jumps.
+    If rounding makes warm-up and decay overlap, the decay begins at the end of the warm-up: the rate never jumps.
     """
     start = max(int(schedule.warmup), steps - decay_steps(schedule.decay_fraction, steps))
 

@@ -11,18 +11,18 @@ class Architecture:
 
     parameters: all trained weights, tied ones counted once.
     matmul_parameters: weights that every token is multiplied with: all but embeddings and position tables, plus the
-        output head (V·d), tied or not. Of a mixture of experts only those that a token is routed to.
-    largest_block_parameters: weights of the largest repeated block, which ZeRO-3 gathers at a time.
-    attention_width: numbers of the queries of all heads of a layer, where that is not `hidden_size`; where keys and
-        values differ in width, their mean.
-    active_parameters: weights that take part in one token: all but those of experts that it is not routed to.
+        output head (V·d), tied or not. For a mixture of experts, only the experts that a token is routed to.
+    largest_block_parameters: weights of the largest repeated block, the unit that ZeRO-3 gathers.
+    attention_width: width of the queries of all heads of a layer, if it is not `hidden_size`; the mean of the widths of
+        keys and values, if they differ.
+    active_parameters: weights used for one token: all but the experts that the token is not routed to.
     expert_parameters: weights of all routed experts.
-    tokens_per_row: positions that a row puts through the model, where that is not `data.sequence_length`: patches of an
-        image, frames of audio, source and target.
-    trainable_parameters: weights that training changes; None where it changes all. Those of adapters are not among
-        `parameters`. quantized_parameters: weights that are held in 4 bits.
-    flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), where the
-        formulas for decoders do not apply; of checkpointed blocks only the inputs and one block.
+    tokens_per_row: positions of a row in the model, if not `data.sequence_length`: patches of an image, frames of
+        audio, source and target.
+    trainable_parameters: weights that training changes; None if it changes all. Adapter weights are not included in
+        `parameters`. quantized_parameters: weights stored in 4 bits.
+    flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), if the
+        formulas for decoders do not apply; for checkpointed blocks, only the inputs and one block.
     """
 
     family: str
@@ -49,9 +49,9 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     """FLOPs of forward and backward pass for one token: 6·N + 12·L·w·T, with w the width of all heads.
 
     Chowdhery et al. 2022 (PaLM), appendix B: a multiply and an add for each weight in the forward pass, twice that in
-    the backward pass, and the attention's products with keys and values, causal masks not discounted. Recomputation is
-    not counted, as is usual for model FLOPs utilisation. Models that are not decoders were counted on a forward pass
-    instead.
+    the backward pass, and the attention products with keys and values, without a discount for causal masks.
+    Recomputation is not counted, as is usual for model FLOPs utilisation. For models other than decoders, FLOPs are
+    counted on a forward pass instead.
     """
     if architecture.flops_per_row is not None:
         return architecture.flops_per_row / (architecture.tokens_per_row or sequence_length)

@@ -1,6 +1,6 @@
 """The DeepSpeed configuration that a recipe compiles to.
 
-Every value is written out: nothing is `auto`, and no default of DeepSpeed's decides what a run does. Names are those of
+Every value is explicit: nothing is `auto`, and no DeepSpeed default affects a run. For the names, see
 https://www.deepspeed.ai/docs/config-json/.
 """
 
@@ -18,10 +18,10 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
 
     Args:
         recipe: the whole recipe.
-        micro_batch: rows that a rank puts through the model at once.
-        accumulation: micro-batches of a rank in one optimizer step; times `micro_batch` and the data-parallel size it
-            is the global batch.
-        gpu: ranks compute on GPUs; decides kernels and overlapping, never the mathematics.
+        micro_batch: rows per forward pass of a rank.
+        accumulation: micro-batches of a rank in one optimizer step; accumulation × micro-batch × data-parallel size is
+            the global batch.
+        gpu: whether ranks compute on GPUs; affects kernels and overlapping, never the mathematics.
     """
     compiled: dict[str, object] = {
         "train_batch_size": recipe.train.global_batch,
@@ -31,7 +31,7 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
         "steps_per_print": None,
         "wall_clock_breakdown": False,
         "zero_optimization": _zero(recipe, gpu=gpu),
-        # All of them work element by element (Muon has its own code), so they can run on partitions of a flat buffer.
+        # All optimizers work element-wise (Muon has separate code), so they can run on partitions of a flat buffer.
         "zero_allow_untested_optimizer": True,
         **_precision(recipe),
     }
@@ -47,7 +47,7 @@ def _precision(recipe: Recipe) -> dict[str, object]:
     precision = precision_of(recipe)
     if precision == "bf16":
         bf16 = {"bf16": {"enabled": True, "check_grad_overflow": True}, "fp16": {"enabled": False}}
-        # Sums of many micro-batches lose bits in bf16; stage 0 has no separate accumulator.
+        # Sums of many micro-batches lose precision in bf16; stage 0 has no separate accumulator.
         return bf16 | {"data_types": {"grad_accum_dtype": "fp32" if recipe.zero.stage > 0 else "bf16"}}
     if precision == "fp16":
         fp16 = {
@@ -101,19 +101,19 @@ def _expert_parallel(recipe: Recipe) -> dict[str, object]:
         "enabled": True,
         "autoep_size": recipe.model.experts.parallel,
         "preset_model": EXPERT_PRESETS.get(recipe.model.family),
-        # Load balancing is left to the objective, whose loss is recorded.
+        # The objective does the load balancing, so that its loss is recorded.
         "load_balance_coeff": None,
     }
 
 
 def _optimizer(optimizer: Optimizer, zero: Zero, *, gpu: bool) -> dict[str, object] | None:
-    """DeepSpeed's `optimizer` section; None where the optimizer is our own (`optim/lion_adagrad.py`)."""
+    """DeepSpeed's `optimizer` section; None for an optimizer of `optim/lion_adagrad.py`."""
     if optimizer.name in ("lion", "adagrad") and not zero.offload_optimizer:
         return None
     name, parameters = _OPTIMIZERS[optimizer.name](optimizer)
     parameters = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **parameters}
     if optimizer.name in ("adam", "adamw"):
-        # The kernels of torch need no compiler; offloading wants DeepSpeed's own, which it builds at first use.
+        # torch's kernels need no compiler; offloading needs DeepSpeed's, which are compiled at first use.
         parameters |= {"torch_adam": not zero.offload_optimizer, "adam_w_mode": optimizer.name == "adamw"}
         if not zero.offload_optimizer:
             parameters["fused"] = True

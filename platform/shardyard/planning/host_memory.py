@@ -8,7 +8,7 @@ from shardyard.planning.plan import RunPlan
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes
 
-GPUS_PER_NODE = 8  # of typical machines for large runs
+GPUS_PER_NODE = 8  # typical for large runs
 # Interpreter, torch, Ray's worker and the loader's buffers; with a GPU also CUDA's context and pinned memory.
 RANK_BYTES = 2 * 1024**3
 GPU_RANK_BYTES = 8 * 1024**3
@@ -18,7 +18,7 @@ def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tupl
     """Bytes that `ranks` ranks need on a host, and why. Without GPUs this includes the device memory."""
     memory, count = plan.memory, plan.architecture.parameters
     if gpu:
-        # A checkpoint copies optimizer states to the host before it writes them.
+        # Saving a checkpoint copies optimizer states to the host first.
         each, why = GPU_RANK_BYTES + memory.optimizer_bytes, "states on their way to a checkpoint"
     else:
         each, why = RANK_BYTES + memory.device_bytes, "the model states"
@@ -33,5 +33,5 @@ def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tupl
 
 
 def gpus_of_node(each: float, ranks: int) -> int:
-    """GPUs of a node whose ranks take `each` of one: a fraction is never split over two GPUs."""
+    """GPUs of a node whose ranks take the fraction `each` of a GPU: it is never split over two GPUs."""
     return math.ceil(ranks / math.floor(1 / each)) if each else 0

@@ -10,13 +10,13 @@ from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
 
-# 4 bits, and one fp32 scale for each block of 64.
+# 4 bits, plus one fp32 scale for each block of 64 weights.
 NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one rank needs, by purpose; `device` is the accelerator, or the same RAM without one."""
+    """Bytes that one rank needs, by purpose; `device` is the accelerator or, without one, the host's RAM."""
 
     parameters_bytes: int
     gradients_bytes: int
@@ -40,19 +40,19 @@ class Memory:
 
 
 def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, micro_batch: int) -> Memory:
-    """Model states after Rajbhandari et al. 2020 (ZeRO), section 3, in the layout that DeepSpeed allocates.
+    """Model states according to Rajbhandari et al. 2020 (ZeRO), section 3, in the layout that DeepSpeed allocates.
 
-    What ZeRO shards is divided by the data-parallel size; what is offloaded counts for the host and not for the device.
+    Sharded states are divided by the data-parallel size; offloaded states count for the host, not for the device.
     """
     stage, width = recipe.zero.stage, _parameter_bytes(recipe)
     count = architecture.parameters if architecture.trainable_parameters is None else architecture.trainable_parameters
     adapters = count if recipe.model.adapter is not None else 0
     quantized = architecture.quantized_parameters
-    # Experts that live on other ranks; what ZeRO shards further is divided by the data-parallel size all the same.
+    # Experts on other ranks. What ZeRO shards is still divided by the data-parallel size.
     elsewhere = architecture.expert_parameters - architecture.expert_parameters // mesh.expert
     parameters = width * (architecture.parameters + adapters - quantized - (elsewhere if stage < 3 else 0))
     gradients = (4 if stage else width) * (count - (elsewhere if stage < 2 else 0))
-    # ZeRO keeps an fp32 master copy of its partition even when the parameters are fp32 themselves.
+    # ZeRO keeps an fp32 master copy of its partition even if the parameters are fp32.
     master = 4 * count if stage or width == 2 else 0
     optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
     if stage >= 1:
@@ -98,10 +98,10 @@ def _states_per_parameter(optimizer: Optimizer) -> int:
 
 
 def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
-    """Korthikanti et al. 2022, section 4: 34·T·B·d bytes a block in 16 bits, attention matrices not stored; models that
-    are not decoders were counted on a forward pass.
+    """Bytes of activations. Korthikanti et al. 2022, section 4: 34·T·B·d bytes per block in 16 bits, without attention
+    matrices; for models other than decoders, they are counted on a forward pass.
 
-    With activation checkpointing only each block's input stays, beside one block that is being recomputed.
+    With activation checkpointing, only the input of each block is stored, plus one block that is being recomputed.
     """
     if architecture.activation_bytes_per_row is not None:
         return round(micro_batch * architecture.activation_bytes_per_row * _parameter_bytes(recipe) / 4)
@@ -117,7 +117,7 @@ def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -
 
 
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
-    """Logits as the model gives them, in fp32 for the loss, and the gradient of both."""
+    """Bytes of the logits in the model's precision and in fp32 for the loss, and of the gradients of both."""
     length = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
     logits = length * architecture.vocabulary
     if architecture.activation_bytes_per_row is not None:

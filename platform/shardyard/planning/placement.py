@@ -1,7 +1,7 @@
-"""Where workers go: their bundles, how many share a node, and whether a cluster holds them. Pure arithmetic.
+"""Placement of workers: their bundles, how many share a node, and whether they fit a cluster. Pure arithmetic.
 
-A bundle, in Ray's words, is what one worker reserves. Workers that hold one layer's experts together form a group of
-consecutive ranks and stay on one node, because they exchange activations in every layer.
+A bundle is Ray's term for the resources that one worker reserves. Workers that share a layer's experts form a group of
+consecutive ranks on the same node, because they exchange activations in every layer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a cluster: its id in Ray, its resources, and those that are free."""
+    """A node of a cluster: its id in Ray, its total and its free resources."""
 
     id: str
     total: Amount
@@ -47,7 +47,7 @@ class Demand:
 
     workers: ranks, one bundle each.
     group: consecutive ranks that must share a node; divides `workers`.
-    most_per_node: upper limit of ranks on a node, a multiple of `group`; None for none.
+    most_per_node: upper limit of ranks on a node, a multiple of `group`; None for no limit.
     """
 
     workers: int
@@ -75,11 +75,11 @@ ANYWHERE = Placement(())
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a cluster holds a run.
+    """Whether a run fits a cluster.
 
-    now: where its workers go on free resources; None if they do not fit at the moment.
+    now: the placement of its workers on free resources; None if they do not fit at the moment.
     ever: whether they fit once the cluster is idle.
-    shortage: what is missing, if it does not fit.
+    shortage: the missing resources, if it does not fit.
     """
 
     now: Placement | None
@@ -88,7 +88,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Needed and free resources, such as `needs 8 GPUs on 2 nodes; 4 free`."""
+        """Required and free resources, such as `needs 8 GPUs on 2 nodes; 4 free`."""
         return shortage_in_words(self.shortage)
 
 
@@ -96,8 +96,8 @@ def demand_of(recipe: Recipe, *, gpu: bool, workers: int | None = None) -> Deman
     """The resources that the ranks of `recipe` request.
 
     Args:
-        gpu: whether ranks compute on GPUs; decides about GPUs where `cluster.gpus_per_worker` is not given.
-        workers: ranks of the plan, where they differ from `cluster.workers`.
+        gpu: whether ranks compute on GPUs; determines the number of GPUs if `cluster.gpus_per_worker` is not set.
+        workers: ranks of the plan, if they differ from `cluster.workers`.
     """
     return replace(ask(recipe.cluster, gpu=gpu, workers=workers), group=ranks_together(recipe))
 
@@ -117,7 +117,7 @@ def ask(settings: Cluster, *, gpu: bool, workers: int | None = None) -> Demand:
 
 
 def judge(demand: Demand, nodes: Sequence[Node]) -> Verdict:
-    """Whether and where a run fits, now and ever, and what it lacks."""
+    """Whether and where a run fits, now and on the idle cluster, and which resources are missing."""
     now = place(demand, nodes)
     ever = now or _place(demand, {node.id: node.total for node in nodes})
     count = _num_nodes(demand, ever)
@@ -131,7 +131,7 @@ def judge(demand: Demand, nodes: Sequence[Node]) -> Verdict:
 
 
 def place(demand: Demand, nodes: Sequence[Node]) -> Placement | None:
-    """Where the workers go on free resources; None if they do not fit."""
+    """The placement of the workers on free resources; None if they do not fit."""
     return _place(demand, {node.id: node.free for node in nodes})
 
 
@@ -140,7 +140,7 @@ def room(demand: Demand, amount: Amount) -> int:
     bundle = demand.bundle
     ranks = _times(amount.cpus, bundle.cpus)
     if bundle.gpus:
-        # A worker's fraction lies on one GPU, so the remainders of two GPUs cannot be added.
+        # The fraction of a worker must be on a single GPU, so the remainders of two GPUs cannot be combined.
         num_whole = math.floor(amount.gpus + _STEP)
         each = _times(1.0, bundle.gpus)
         ranks = min(ranks, num_whole * each + _times(amount.gpus - num_whole, bundle.gpus))
@@ -155,7 +155,7 @@ def room(demand: Demand, amount: Amount) -> int:
 
 def _place(demand: Demand, amounts: Mapping[str, Amount]) -> Placement | None:
     if not demand.bundle.gpus and demand.strategy in ("pack", "strict_pack"):
-        # Ranks that compute on the CPU leave nodes with GPUs to those that need them, as Ray does.
+        # Ranks that compute on the CPU leave nodes with GPUs to runs that need them, as Ray does.
         plain = {node: amount for node, amount in amounts.items() if not amount.gpus}
         if 0 < len(plain) < len(amounts) and (found := _place_anywhere(demand, plain)) is not None:
             return found
@@ -209,7 +209,7 @@ def _num_nodes(demand: Demand, ever: Placement | None) -> int | None:
 
 
 def _main(demand: Demand) -> Resource:
-    """The resource that ranks are counted by."""
+    """The resource by which ranks are counted."""
     return "gpus" if demand.bundle.gpus else "cpus"
 
 
@@ -224,7 +224,7 @@ def _needed(demand: Demand, resource: Resource) -> float:
 def _shortage(
     demand: Demand, amounts: Sequence[Amount], num_nodes: int | None, of: Literal["free", "cluster"]
 ) -> Shortage:
-    """What is needed, what there is of it, and, where the sum would do, why it still does not fit."""
+    """The required and the available resources and, if the total would suffice, why the run still does not fit."""
     for resource in _RESOURCES:
         needed, have = _needed(demand, resource), sum(_of(amount, resource) for amount in amounts)
         if needed > have + _STEP:
@@ -278,7 +278,7 @@ def placement_in_words(demand: Demand) -> str:
 
 
 def network_in_words(network: Network, *, gpu: bool) -> str:
-    """The network settings that are known before the hosts are."""
+    """The network settings that are known before the hosts are chosen."""
     interface = (
         f"interface {network.interface}" if network.interface else "interface of the address Ray knows a host by"
     )

@@ -26,10 +26,10 @@ MAX_MICRO_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run: `size` in all, each on a GPU or not.
+    """The ranks of a run: `size` in total, all on GPUs or all on CPUs.
 
-    device_bytes: memory of each, if it is known.
-    bf16: whether the devices that train have bf16 units (not the machine that plans).
+    device_bytes: memory of each device, if known.
+    bf16: whether the devices that train (not the planning machine) have bf16 units.
     """
 
     size: int
@@ -40,11 +40,11 @@ class World:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Derived values of one run. Rows are sequences of `tokens_per_row` tokens: for images, patches.
+    """Derived values of one run. A row is a sequence of `tokens_per_row` tokens (patches for images).
 
     mesh: how the ranks of `world` are arranged.
     rows_per_rank: rows of a global batch that a data-parallel rank reads.
-    precision_known: false if the devices that will train could not be queried; the launch queries them and plans again.
+    precision_known: False if the training devices could not be queried; the launch queries them and plans again.
     """
 
     world: World
@@ -83,22 +83,22 @@ class RunPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the estimate fits the device; None if its memory is not known."""
+        """Whether the estimate fits the device; None if the memory of the device is unknown."""
         if self.world.device_bytes is None:
             return None
         return self.memory.device_bytes <= self.world.device_bytes
 
 
 def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows: int | None = None) -> RunPlan:
-    """Derive everything.
+    """Derive all values.
 
     Args:
-        rows: of one pass over the training data; needed with `train.epochs`.
+        rows: number of rows of one pass over the training data; required for `train.epochs`.
 
     Raises:
-        RecipeError: the world does not divide into the recipe's axes, or its data-parallel ranks do not divide the
-            batch or the streams (a recipe's own `cluster.workers` is checked before; this guards other worlds), or its
-            ranks would share a GPU.
+        RecipeError: the world cannot be split into the recipe's axes, its data-parallel ranks do not divide the batch
+            or the streams, or its ranks would share a GPU. The recipe's own `cluster.workers` has been checked before;
+            this check is for other worlds.
     """
     reasons: dict[str, str] = {}
     chosen = choose_precision(recipe.train.precision, world.bf16, gpu=world.gpu)
@@ -174,7 +174,7 @@ def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[
 
 
 def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
-    """Positions that a row puts through the model."""
+    """Number of positions of a row in the model."""
     if architecture.tokens_per_row is not None:
         return architecture.tokens_per_row
     assert recipe.data.sequence_length is not None, "checked with the recipe"

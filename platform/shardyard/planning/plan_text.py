@@ -24,7 +24,7 @@ def from_dict(found: Mapping[str, Any]) -> RunPlan:
     """The inverse of `as_dict`.
 
     Raises:
-        ValueError: it is not a plan, or one of another version of Shardyard with other fields.
+        ValueError: `found` is not a plan, or comes from a version of Shardyard with other fields.
     """
     names = {field.name for field in fields(RunPlan)}
     if "mesh" not in found:
@@ -36,7 +36,7 @@ def from_dict(found: Mapping[str, Any]) -> RunPlan:
 
 
 def _mesh_before(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The mesh of a plan that was written before plans had one, when experts were the only axis beside data."""
+    """The mesh of a plan written before plans had meshes, when experts were the only axis besides data."""
     try:
         ranks = found["world"]["size"]
         expert = found["deepspeed"].get("expert_parallel", {}).get("autoep_size", 1)

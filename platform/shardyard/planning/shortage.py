@@ -9,20 +9,20 @@ from shardyard.units import format_bytes
 
 # The resource that is short: GPUs, CPU cores, or bytes of host memory.
 Resource = Literal["gpus", "cpus", "memory"]
-# Why workers do not fit although their sum would: all on one node, one a node, groups of experts that share a node, an
-# upper limit a node, or what a single worker takes.
+# Why workers do not fit although the total would suffice: all must be on one node, one per node, groups of experts on
+# one node, an upper limit per node, or the resources of a single worker.
 Constraint = Literal["one_node", "one_per_node", "experts", "workers_per_node", "worker"]
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """The resources that a run needs and that are available.
+    """The resources that a run needs and those that are available.
 
-    resource: the one that is short, or that workers are counted by. needed: over all workers.
-    nodes: that they need; None where their number is open.
-    available: what there is; None where it suffices. of: what is counted, the free part of a cluster or all of it.
-    workers_held: how many the nodes hold, where the sum would do for all `workers`. constraint: why no more.
-    limit: of the constraint, workers a group or node. worker: what one takes, such as {"gpus": 1, "cpus": 4}.
+    resource: the resource that is short, or by which workers are counted. needed: its total over all workers.
+    nodes: number of nodes that the workers need; None if it is open.
+    available: the available amount; None if it suffices. of: whether free resources or the whole cluster are counted.
+    workers_held: number of workers that fit, if the total would suffice for all `workers`. constraint: why no more fit.
+    limit: workers per group or node, for the constraint. worker: resources of one, such as {"gpus": 1, "cpus": 4}.
     """
 
     resource: Resource

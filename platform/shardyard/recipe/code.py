@@ -1,4 +1,4 @@
-"""Code from outside that a recipe names, such as its objective, model, hooks and trackers; files beside the recipe."""
+"""Custom code that a recipe names, such as its objective, model, hooks and trackers, and files next to the recipe."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from shardyard.errors import UsageError
 from shardyard.objectives.registry import OBJECTIVES, objective_spec
 from shardyard.recipe.schema import Recipe
 
-# Where a run keeps the files of its code, and in it the table of them: path as a recipe has it → path of the copy.
+# The folder with a run's code files, and the table in it: path in the recipe → path of the copy.
 CODE_FOLDER = "code"
 CODE_TABLE = "files.json"
-# Trackers of ours, which have sections of their own.
+# Built-in trackers, which have separate sections.
 TRACKERS = ("wandb",)
 
 
 @dataclass(frozen=True)
 class Named:
-    """A name in plain data of a recipe: its field, what kind of code it is, and where it stands."""
+    """A name of code in a recipe's plain data: its field, the kind of code, and its position."""
 
     field: str
     kind: plugins.Kind
@@ -31,7 +31,7 @@ class Named:
 
 
 def named_code(data: dict[str, object]) -> Iterator[Named]:
-    """Every field of a recipe that may name code, whose value is a text; data may be of a broken recipe."""
+    """Every field of a recipe that may name code and holds text; the data may be from a broken recipe."""
     places: list[tuple[str, plugins.Kind, object, str]] = [("objective", "objectives", data, "objective")]
     places.append(("model.module", "models", data.get("model"), "module"))
     hooks = data.get("hooks")
@@ -47,32 +47,32 @@ def named_code(data: dict[str, object]) -> Iterator[Named]:
 
 
 def names_code(recipe: Recipe) -> bool:
-    """Whether the sizes of the model depend on code from outside Shardyard."""
+    """Whether the sizes of the model depend on custom code."""
     return recipe.objective not in OBJECTIVES or recipe.model.module is not None
 
 
 TRUST = "If you know who wrote it, add --trust; otherwise leave it alone."
-# What is made of a run afterwards executes these; hooks and trackers run in training alone.
+# Fields whose code is also executed after training, to use a run; hooks and trackers run only in training.
 _USED_AFTERWARDS = ("objective", "model.module")
 
 
 def executed_afterwards(data: dict[str, object]) -> Iterator[Named]:
-    """What sampling, evaluation and export of a run execute of the code that its recipe names by reference."""
+    """The code that a recipe names by reference and that sampling, evaluation and export of a run execute."""
     for named in named_code(data):
         if named.field in _USED_AFTERWARDS and plugins.is_reference(named.name):
             yield named
 
 
 def refuse_code(recipe: Recipe, whose: str, remedy: str = TRUST) -> None:
-    """Refuse a recipe from elsewhere that names code by reference.
+    """Reject a recipe from elsewhere that names code by reference.
 
-    Code of an installed package, named by its entry point, is allowed: whoever installed it chose it.
+    Code of an installed package, named by its entry point, is allowed, because the user chose to install it.
 
     Args:
-        whose: how messages call the run. remedy: what to do about it, as a sentence.
+        whose: the name of the run in messages. remedy: advice for the user, as a sentence.
 
     Raises:
-        UsageError: it names code, which would be executed here.
+        UsageError: the recipe names code, which would be executed here.
     """
     for named in executed_afterwards(recipe.model_dump()):
         raise UsageError(
@@ -81,10 +81,10 @@ def refuse_code(recipe: Recipe, whose: str, remedy: str = TRUST) -> None:
 
 
 def origins(recipe: Recipe) -> dict[str, dict[str, str | None]]:
-    """Of each field that names code from outside: `reference`, `package` that brings it, and `sha256` of its source.
+    """For each field that names custom code: `reference`, `package` that provides it, and `sha256` of its source.
 
     Raises:
-        UsageError: the code is not here.
+        UsageError: the code is not available.
     """
     found: dict[str, plugins.Origin] = {}
     for named in named_code(recipe.model_dump()):
@@ -102,7 +102,7 @@ def origins(recipe: Recipe) -> dict[str, dict[str, str | None]]:
 
 
 def code_files(recipe: Recipe) -> Iterator[Path]:
-    """Files that a recipe names as code and that are here; they travel with a job. Each once."""
+    """Existing files that a recipe names as code, each once; they are sent with a job."""
     names = [named.name for named in named_code(recipe.model_dump()) if plugins.is_file_reference(named.name)]
     for path in dict.fromkeys(Path(name.rpartition(":")[0]) for name in names):
         if path.expanduser().is_file():
@@ -110,7 +110,7 @@ def code_files(recipe: Recipe) -> Iterator[Path]:
 
 
 def find_beside(data: dict[str, object], folders: Sequence[Path]) -> None:
-    """Make references to files that are not below the current folder point to those beside the recipe, in place.
+    """Make references to files that do not exist from the current folder point to files next to the recipe, in place.
 
     Args:
         data: of a recipe.
@@ -127,7 +127,7 @@ def find_beside(data: dict[str, object], folders: Sequence[Path]) -> None:
 
 
 def kept_files(run: Path) -> dict[str, str]:
-    """The copies of code that a run folder has: path as a recipe has it → path within its `code`."""
+    """The copies of code in a run folder: path in the recipe → path within the folder `code`."""
     try:
         table = json.loads((run / CODE_FOLDER / CODE_TABLE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -136,9 +136,9 @@ def kept_files(run: Path) -> dict[str, str]:
 
 
 def lead_to_kept(data: dict[str, object], run: Path) -> bool:
-    """Let references lead to the copies of code that a run folder has, in place; also where the folder was moved.
+    """Make references point to the copies of code in a run folder, in place, even if the folder was moved.
 
-    Returns whether there was any to replace.
+    Returns whether any reference was replaced.
     """
     table, root = kept_files(run), run.resolve() / CODE_FOLDER
 
@@ -152,20 +152,20 @@ def lead_to_kept(data: dict[str, object], run: Path) -> bool:
 
 
 def with_file_names(recipe: Recipe) -> Recipe:
-    """The recipe with the mere names of its files of code: to compare what was submitted with what is kept."""
+    """The recipe with only the file names of its code, to compare a submitted recipe with the run's copy."""
     data = recipe.model_dump()
     return Recipe.model_validate(data) if replace_files(data, lambda where: Path(where.name)) else recipe
 
 
 def with_absolute_files(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths of code: ranks that are started here may have another current folder."""
+    """The recipe with absolute paths of code, because ranks started on this machine may have another current folder."""
     data = recipe.model_dump()
     changed = replace_files(data, lambda where: where.expanduser().resolve())
     return Recipe.model_validate(data) if changed else recipe
 
 
 def replace_files(data: dict[str, object], other: Callable[[Path], Path | None]) -> bool:
-    """Replace the files of code in plain data of a recipe, in place; None leaves one. Whether any was replaced."""
+    """Replace the code files in a recipe's plain data, in place; None keeps one. Returns whether any was replaced."""
     changed = False
     for named in list(named_code(data)):
         where, _, what = named.name.rpartition(":")
@@ -177,6 +177,6 @@ def replace_files(data: dict[str, object], other: Callable[[Path], Path | None])
 
 
 def _shown(path: Path) -> Path:
-    """Relative to the current folder if it is below it, so that it stays valid where the folder is uploaded to."""
+    """The path relative to the current folder if it is below it, so that it is still valid after an upload."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,8 +1,8 @@
-"""The model families that DeepSpeed's AutoEP supports, and its names of their layouts."""
+"""The model families that DeepSpeed's AutoEP supports, and its names for their layouts."""
 
 from __future__ import annotations
 
-# Family → AutoEP's name of its layout, of those whose experts it computes as transformers does.
+# Family → AutoEP's name for its layout. Only families whose experts AutoEP computes in the same way as transformers.
 EXPERT_PRESETS = {
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",

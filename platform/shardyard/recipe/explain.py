@@ -31,8 +31,8 @@ _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or fals
 
 @dataclass(frozen=True)
 class FieldExplanation:
-    """One field, in words. `fields` lists (name, meaning) of what lies below a section; `note` says by which other name
-    it was requested."""
+    """One field, in words. `fields` lists (name, meaning) of the fields of a section; `note` names the other name by
+    which the field was requested."""
 
     path: str
     meaning: str
@@ -62,7 +62,7 @@ def explain_field(path: str) -> FieldExplanation:
     name in other tools, such as `learning_rate`.
 
     Raises:
-        UsageError: no such field; names the nearest.
+        UsageError: the field does not exist; the message suggests the most similar name.
     """
     names = path.strip().strip(".").split(".")
     if (new := current_path(names)) != tuple(names):

@@ -1,7 +1,7 @@
 """The model types of `transformers`, read from its sources without importing it.
 
-Importing transformers also imports torch and takes a second; its sources parse in milliseconds. Only literals are read:
-a computed default is unknown here, and nothing is checked against it.
+Importing transformers also imports torch and takes a second; parsing its sources takes milliseconds. Only literals are
+read: a computed default is unknown here, and nothing is checked against it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _KINDS = frozenset({"int", "float", "str", "bool", "list", "dict", "tuple", "Non
 class ConfigFields:
     """The configuration class of one family.
 
-    names: accepted keys, standard names included. defaults: of fields whose default is a literal. attribute_map:
-    standard name → the family's own. kinds: of fields annotated with plain types, their names (`int`, `None`, …).
+    names: accepted keys, including standard names. defaults: defaults that are literals. attribute_map: standard name →
+    the family's own name. kinds: names of the types (`int`, `None`, …) of fields annotated with plain types.
     """
 
     names: frozenset[str]
@@ -57,7 +57,7 @@ class ConfigFields:
     kinds: Mapping[str, frozenset[str]]
 
     def own_name(self, standard_name: str) -> str:
-        """`max_position_embeddings` → what the family calls it (`n_positions`)."""
+        """The family's own name: `max_position_embeddings` → `n_positions`."""
         return self.attribute_map.get(standard_name, standard_name)
 
 
@@ -76,7 +76,7 @@ def families_with(objective: ObjectiveSpec) -> frozenset[str]:
 
 
 def activation_names() -> frozenset[str]:
-    """Names that hidden_act and activation_function may have."""
+    """Valid values of hidden_act and activation_function."""
     for node in _parse(_models().parent / "activations.py").body:
         if isinstance(node, ast.Assign) and _target(node) == "ACT2CLS" and isinstance(node.value, ast.Dict):
             return frozenset(str(_evaluate(key)) for key in node.value.keys if key is not None)
@@ -100,7 +100,7 @@ def config_fields(family: str) -> ConfigFields | None:
 def config_value(family: str, config: Mapping[str, Any], standard_name: str) -> Any | None:
     """The value of a standard name in a configuration: from `config`, else the family's default, else None.
 
-    `config_value("gpt2", {}, "max_position_embeddings")` is 1024, which GPT-2 calls `n_positions`.
+    `config_value("gpt2", {}, "max_position_embeddings")` is 1024, the default of GPT-2's `n_positions`.
     """
     fields = config_fields(family)
     own = fields.own_name(standard_name) if fields is not None else standard_name
@@ -111,7 +111,7 @@ def config_value(family: str, config: Mapping[str, Any], standard_name: str) -> 
 
 
 def _read_besides(path: Path) -> frozenset[str]:
-    """Keys that a model reads although its configuration does not declare them: the width of a head of attention."""
+    """Keys that a model reads although its configuration does not declare them: the width of an attention head."""
     modeling = path.with_name(path.name.replace("configuration_", "modeling_"))
     reads = modeling.is_file() and 'getattr(config, "head_dim"' in modeling.read_text(encoding="utf-8")
     return frozenset({"head_dim"}) if reads else frozenset()
@@ -139,7 +139,7 @@ def _target(node: ast.stmt) -> str | None:
 
 @cache
 def _literal(path: Path, name: str) -> dict[str, str]:
-    """`NAME = OrderedDict([(key, value), …])` or a dictionary, and what later `NAME.update({…})` add."""
+    """The value of `NAME = OrderedDict([(key, value), …])` or a dictionary, with later `NAME.update({…})`."""
     found: dict[str, str] = {}
     for node in _parse(path).body if path.is_file() else []:
         value = getattr(node, "value", None)
@@ -151,7 +151,7 @@ def _literal(path: Path, name: str) -> dict[str, str]:
 
 
 def _evaluate(node: ast.expr) -> Any | None:
-    """A literal, or a product or power of two such as `4096 * 32`; None for anything that would have to be executed."""
+    """A literal, or a product or power of two such as `4096 * 32`; None for anything that needs execution."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Pow):
         left, right = _evaluate(node.left), _evaluate(node.right)
         if isinstance(left, int | float) and isinstance(right, int | float) and abs(right) < 10**6:
@@ -183,7 +183,7 @@ def _class_nodes(path: Path) -> Mapping[str, ast.ClassDef]:
 
 
 def _collect(path: Path, class_name: str, seen: frozenset[str]) -> _Class | None:
-    """The fields of a class and of its bases within transformers, the nearest definition winning."""
+    """The fields of a class and of its bases within transformers; the nearest definition wins."""
     node = _class_nodes(path).get(class_name)
     if node is None or class_name in seen:
         return None
@@ -202,7 +202,7 @@ def _collect(path: Path, class_name: str, seen: frozenset[str]) -> _Class | None
 
 
 def _file_of(path: Path, class_name: str) -> Path:
-    """The file that a class comes from: that of a relative import, else this one."""
+    """The file that defines a class: the source of a relative import, else this file."""
     for node in _parse(path).body:
         if not isinstance(node, ast.ImportFrom) or not node.module:
             continue
@@ -252,7 +252,7 @@ def _kinds(annotation: ast.expr) -> Iterator[str]:
 
 
 def _popped(function: ast.FunctionDef) -> Iterator[str]:
-    """Keys that a constructor takes out of its keyword arguments: older names that are still understood."""
+    """Keys that a constructor pops from its keyword arguments: older names that are still accepted."""
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("kwargs.pop", "kwargs.get") and node.args:
             key = _evaluate(node.args[0])

@@ -1,4 +1,4 @@
-"""Walking the schema by dotted path: fields, whether they may be null, and what is below them."""
+"""Walking the schema by dotted path: fields, whether they may be null, and the fields below them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shardyard.recipe.synonyms import SYNONYMS, synonym
 from shardyard.suggest import nearest
 
 Path = tuple[str | int, ...]
-# The similarity that a name of another section must have: a merely similar one would mislead.
+# The similarity required of a name in another section: a less similar one would be misleading.
 FAR = 0.8
 
 
@@ -26,7 +26,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def without_none(annotation: Any) -> Any:
-    """`X | None` → `X`; anything else as it is."""
+    """`X | None` → `X`; anything else is returned unchanged."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         members = [a for a in typing.get_args(annotation) if a is not type(None)]
         if len(members) == 1:
@@ -35,12 +35,12 @@ def without_none(annotation: Any) -> Any:
 
 
 def allows_none(annotation: Any) -> bool:
-    """Whether null is a value of the field."""
+    """Whether the field accepts null."""
     return annotation is Any or type(None) in typing.get_args(annotation)
 
 
 def section_type(annotation: Any) -> type[Section] | None:
-    """The section that the annotation stands for, or None for plain values."""
+    """The section class of the annotation; None for plain values."""
     bare = without_none(annotation)
     return bare if isinstance(bare, type) and issubclass(bare, Section) else None
 
@@ -54,12 +54,12 @@ def item_type(annotation: Any) -> Any:
 
 
 def is_free_form(annotation: Any) -> bool:
-    """Whether any keys may lie below, as in model.config."""
+    """Whether any keys are allowed below the field, as in model.config."""
     return typing.get_origin(without_none(annotation)) is dict
 
 
 def section_of_names(annotation: Any) -> type[Section] | None:
-    """The section that lies below each name of a mapping, such as a sweep's `parameters`; None for other values."""
+    """The section class of the values of a mapping by name, such as a sweep's `parameters`; None for other values."""
     bare = without_none(annotation)
     return section_type(typing.get_args(bare)[1]) if is_free_form(bare) and typing.get_args(bare) else None
 
@@ -71,7 +71,7 @@ def literal_values(annotation: Any) -> tuple[Any, ...]:
 
 
 class UnknownFieldError(LookupError):
-    """No field lies at a path below `root`: `parent` exists, `name` does not, `candidates` are valid there."""
+    """A path below `root` is not a field: `parent` exists, `name` does not; `candidates` are valid names there."""
 
     def __init__(self, parent: Path, name: str, candidates: Sequence[str], root: type[Section] | None = None) -> None:
         super().__init__(dotted((*parent, name)))
@@ -80,12 +80,12 @@ class UnknownFieldError(LookupError):
 
     @property
     def message(self) -> str:
-        """The error, with the field that was most likely meant: of this section, else of the whole recipe."""
+        """The error message, with the most likely intended field: of this section, else of the whole recipe."""
         return f"unknown key {self.name!r}; {self._hint()}"
 
     @property
     def meant(self) -> str | None:
-        """The valid name of the same section that was most likely mistyped."""
+        """The most likely intended name in the same section."""
         return nearest(self.name, self.candidates)
 
     def _hint(self) -> str:
@@ -108,7 +108,7 @@ class UnknownFieldError(LookupError):
         return f"did you mean {SYNONYMS[word].path!r}?" if word is not None else f"valid: {valid}"
 
     def _exactly_elsewhere(self) -> str | None:
-        """Where a name belongs that is valid elsewhere, or that other tools use for a field."""
+        """The right field for a name that is valid elsewhere, or that other tools use for a field."""
         if self.parent and self.name in Recipe.model_fields:
             place = dotted(self.parent)
             return f"it belongs at the top of the recipe, not below {place}; in a file, check its indentation"
@@ -133,14 +133,14 @@ def _is_path(path: str) -> bool:
 
 @dataclass(frozen=True)
 class FieldAt:
-    """The annotation at a path, and the field if it is one and not the item of a list."""
+    """The annotation at a path, and the field, unless the path is a list item."""
 
     annotation: Any
     info: FieldInfo | None
 
 
 def field_at(path: Sequence[str], root: type[Section] = Recipe) -> FieldAt:
-    """Walk from the recipe (or another `root`) down; an index of a list may be given or left out (`data.train.weight`).
+    """Walk down from the recipe (or another `root`); list indices may be given or omitted (`data.train.weight`).
 
     Raises:
         UnknownFieldError: a part of the path is not a field.
@@ -168,7 +168,7 @@ def field_at(path: Sequence[str], root: type[Section] = Recipe) -> FieldAt:
 
 
 def all_paths(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of all fields, in the order of the schema; indices of lists are left out."""
+    """Dotted paths of all fields, in schema order; list indices are omitted."""
     for name, info in section.model_fields.items():
         yield prefix + name
         below = section_type(item_type(info.annotation) or info.annotation)

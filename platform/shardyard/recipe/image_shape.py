@@ -1,4 +1,4 @@
-"""The shape of the images that a model takes, from its configuration and `image.size`. Pure."""
+"""The input image shape of a model, from its configuration and `image.size`. Pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from shardyard.recipe.schema import Image
 
-# For families that take any size and name none (ResNet, ConvNeXt): the size of ImageNet's crops.
+# For families that accept any size and define none (ResNet, ConvNeXt): the size of ImageNet crops.
 DEFAULT_SIZE = 224
 
 
 def image_shape(image: Image, config: Any) -> tuple[int, int, int]:
-    """(channels, height, width) for a transformers configuration, of its vision part if it has several.
+    """(channels, height, width) for a transformers configuration, or for its vision part if it has several.
 
-    `image.size` wins over the configuration.
+    `image.size` takes precedence over the configuration.
     """
     vision = getattr(config, "vision_config", None) or config
     size = image.size or getattr(vision, "image_size", None) or DEFAULT_SIZE

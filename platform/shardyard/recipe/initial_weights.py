@@ -11,7 +11,7 @@ from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.catalog.shipped import ShippedRecipe, shipped_recipes
 
 RUN = "run:"
-# Of the prepared models, so that a recipe can be planned before they are there.
+# Configurations of the prepared models, so that a recipe can be planned before they are prepared.
 PRETRAINED_CONFIGS: dict[str, dict[str, object]] = {
     "minilm": {
         "hidden_size": 384,
@@ -26,7 +26,7 @@ PRETRAINED_FAMILIES = {"minilm": "bert"}
 
 
 def kind_of(name: str) -> Literal["run", "dataset", "other"]:
-    """Whether a name is a run, a prepared model, or else a folder or hub id."""
+    """Whether a name refers to a run, a prepared model, or something else (a folder or hub id)."""
     if name.startswith(RUN):
         return "run"
     found = DATASETS.get(name)
@@ -34,7 +34,7 @@ def kind_of(name: str) -> Literal["run", "dataset", "other"]:
 
 
 def recipe_of_run(name: str) -> ShippedRecipe | None:
-    """The shipped recipe whose runs `run:NAME` means."""
+    """The shipped recipe of the runs that `run:NAME` refers to."""
     wanted = name.removeprefix(RUN)
     return next((shipped for shipped in shipped_recipes() if _title(shipped) == wanted), None)
 
@@ -43,6 +43,6 @@ def _title(shipped: ShippedRecipe) -> str | None:
     try:
         data = YAML(typ="safe", pure=True).load(shipped.path)
     except (OSError, ValueError, YAMLError):
-        return None  # loading that recipe says what is wrong with it
+        return None  # loading that recipe reports the problem
     name = data.get("name") if isinstance(data, dict) else None
     return name if isinstance(name, str) else None

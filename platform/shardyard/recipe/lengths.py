@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 @dataclass(frozen=True)
 class StepsOrShare:
-    """Annotates a field that holds steps (a whole number, at least `least`) or a share of the run, below 1."""
+    """Annotation of a field that holds steps (a whole number, at least `least`) or a share of the run, below 1."""
 
     least: int
 
@@ -36,7 +36,7 @@ class StepsOrShare:
 
 
 def in_steps(value: float, steps: int, *, most: int | None = None) -> int:
-    """A length in whole steps of a run of `steps`; a share is rounded, to at least one step and at most `most`."""
+    """A length in whole steps, for a run of `steps`; a share is rounded to at least one step and at most `most`."""
     if isinstance(value, int):
         return value
     found = max(1, round(value * steps))

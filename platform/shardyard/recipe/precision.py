@@ -11,7 +11,7 @@ GIVEN = "given by train.precision"
 
 @dataclass(frozen=True)
 class Bf16:
-    """Whether the devices that train have bf16 units; None if that is not known. `why` is the reason in words."""
+    """Whether the training devices have bf16 units; None if unknown. `why` is the reason in words."""
 
     units: bool | None = None
     why: str = ""
@@ -19,7 +19,7 @@ class Bf16:
 
 @dataclass(frozen=True)
 class ChosenPrecision:
-    """The precision of a run and why. `known`: it is final."""
+    """The precision of a run and the reason for it. `known`: whether it is final."""
 
     precision: Precision
     known: bool
@@ -29,8 +29,8 @@ class ChosenPrecision:
 def choose_precision(given: Precision | None, bf16: Bf16, *, gpu: bool) -> ChosenPrecision:
     """The precision of a recipe on devices of one kind.
 
-    GPUs without bf16 units get fp32 and not fp16: its narrow range needs a loss scale and makes some models diverge, so
-    the recipe must ask for it.
+    GPUs without bf16 units get fp32 instead of fp16: the narrow range of fp16 requires a loss scale and makes some
+    models diverge, so a recipe must set it explicitly.
     """
     if given is not None:
         slow = (

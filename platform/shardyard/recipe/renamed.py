@@ -1,4 +1,4 @@
-"""Fields that had another name: recipes with the old one still load, with a message that names the new one."""
+"""Renamed fields: recipes with an old name still load, with a message that states the new name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from shardyard.errors import RenamedFieldWarning
 
-# Dotted path before → dotted path now. Both lie in the same section.
+# Old dotted path → current dotted path, both in the same section.
 RENAMED = {
     "data.blind": "data.drop_inputs",
     "data.lanes": "data.streams",
@@ -26,14 +26,14 @@ def current_path(path: Sequence[str]) -> tuple[str, ...]:
 
 
 def current_name(dotted: str) -> str:
-    """`current_path` of a dotted path."""
+    """`current_path` for a dotted path."""
     return ".".join(current_path(dotted.split(".")))
 
 
 def with_current_names(recipe: Any) -> Any:
     """Plain data of a recipe with current field names; other data is returned unchanged.
 
-    A field that is given under both names keeps both, so that the schema refuses the old one.
+    A field that is given under both names keeps both, so that the schema rejects the old one.
     """
     if not isinstance(recipe, Mapping):
         return recipe
@@ -61,5 +61,5 @@ def message(old: str) -> str:
 
 
 def warn(where: str, old: str) -> None:
-    """Warn of an old name in a recipe or an override; `where` is its file and line, or the option."""
+    """Warn about an old name in a recipe or an override; `where` is its file and line, or the option."""
     warnings.warn(f"{where}: {message(old)}", RenamedFieldWarning, stacklevel=2)

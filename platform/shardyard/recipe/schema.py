@@ -112,5 +112,5 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, data: Any) -> Any:
-        """Run folders and jobs keep recipes that still have old field names."""
+        """Accept old field names, which recipes in run folders and jobs may still have."""
         return with_current_names(data)

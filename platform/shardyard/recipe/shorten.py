@@ -36,7 +36,7 @@ def as_trial(recipe: Recipe, steps: int, *, of: int) -> Recipe:
     """A short trial of a recipe that trains `of` steps, with the tag `trial`.
 
     Raises:
-        UsageError: it is not shorter.
+        UsageError: the trial is not shorter than the recipe.
     """
     if steps >= of:
         raise UsageError(f"--try {steps} does not shorten {recipe.name}, which trains {of} steps; give fewer.")

@@ -1,7 +1,7 @@
 """Field names of other tools: transformers' TrainingArguments, axolotl, Lightning, torchtune, litgpt, nanoGPT, NeMo.
 
-Such a name is never accepted silently: the same word often means something else (the batch of one device instead of the
-global batch), so the message names the field and the difference.
+Such a name is never accepted silently: it often means something else (the batch of one device instead of the global
+batch), so the message states the field and the difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Synonym:
-    """The field that a name stands for, by dotted path, and the difference, if any."""
+    """The field for a name, by dotted path, and the difference in meaning, if any."""
 
     path: str
     difference: str = ""
@@ -25,7 +25,7 @@ _SHARE = "a number of steps"
 _CONFIG = "names inside model.config are those of the family, as transformers has them"
 _STREAM = "documents are streamed; one source is an entry of this list"
 
-# field, names that it goes by elsewhere, how it differs
+# field, its names in other tools, how it differs
 _TABLE: tuple[tuple[str, str, str], ...] = (
     # optimizer
     ("optimizer.lr", "learning_rate max_lr peak_lr base_lr init_lr initial_lr", ""),

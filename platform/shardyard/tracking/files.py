@@ -1,7 +1,7 @@
 """Safe files: atomic replacement, and JSON lines that are appended and tailed while they grow.
 
-JSON has no NaN or Infinity, yet a diverging loss matters most: they are written as the strings `"NaN"`, `"Infinity"`
-and `"-Infinity"` and read back as numbers.
+JSON has no NaN or Infinity, but a diverging loss must be recorded: they are written as the strings `"NaN"`,
+`"Infinity"` and `"-Infinity"` and read back as numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(value: Any) -> str:
-    """One line of JSON that every parser accepts, without secrets; numbers of numpy and torch become plain ones, other
-    types text."""
+    """One line of strictly valid JSON without secrets; numbers of numpy and torch become plain ones, other types
+    text."""
     value = scrub_all(value)
     try:
         return json.dumps(value, allow_nan=False, default=_plain, ensure_ascii=False)
@@ -36,16 +36,16 @@ def decode(line: str | bytes) -> Any:
     """The inverse of `encode`.
 
     Raises:
-        ValueError: the line is not JSON, for instance because its writer was cut off.
+        ValueError: the line is not JSON, for example because its writer was killed.
     """
     return _read_back(json.loads(line))
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at once: a reader, or a crash at any moment, sees the old text or the new one.
+    """Replace the file atomically: a reader, or a crash at any moment, sees either the old or the new text.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; the old file is then untouched.
+        OSError: the folder is not writable or the disk is full; the old file is then unchanged.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -74,13 +74,13 @@ class JsonlWriter:
         self._torn = False
 
     def append(self, record: Mapping[str, object]) -> bool:
-        """Write one line; False when it is lost. Never raises."""
+        """Write one line; False if it is lost. Never raises."""
         try:
             line = encode(record).encode("utf-8", errors="replace") + b"\n"
             if self._descriptor is None:
                 self._open()
             assert self._descriptor is not None
-            # A truncated line would swallow this one; an empty line separates them.
+            # A truncated line would corrupt this one; a newline separates them.
             data = b"\n" + line if self._torn else line
             written = os.write(self._descriptor, data)
             self._torn = written < len(data)
@@ -120,10 +120,10 @@ class JsonlTail:
         self._parse = decode if numbers else json.loads
 
     def new(self) -> list[dict[str, object]]:
-        """The objects of complete lines that were not returned before; [] without a file.
+        """The objects of new complete lines; [] without a file.
 
         Raises:
-            OSError: the file is there but cannot be read.
+            OSError: the file exists but cannot be read.
         """
         try:
             with self.path.open("rb") as file:
@@ -152,16 +152,16 @@ class JsonlTail:
 
 
 class MetricsTail:
-    """Reads what was added to metrics.jsonl since the last look, as `JsonlTail` does: of each line its numbers."""
+    """Reads new lines of metrics.jsonl like `JsonlTail`, but only the numbers of each line."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._lines = JsonlTail(path, offset)
 
     def new(self) -> list[dict[str, float]]:
-        """Lines that are complete by now and were not returned before: `step`, `time`, and metrics by name.
+        """New complete lines: `step`, `time`, and metrics by name.
 
         Raises:
-            OSError: the file is there but cannot be read.
+            OSError: the file exists but cannot be read.
         """
         return [_numbers(line) for line in self._lines.new()]
 
@@ -171,7 +171,7 @@ def _numbers(line: Mapping[str, object]) -> dict[str, float]:
 
 
 def read_jsonl(path: Path, numbers: bool = True) -> list[dict[str, object]]:
-    """All complete lines of a file, in their order; a torn last line is left out.
+    """All complete lines of a file, in order; a torn last line is skipped.
 
     `numbers=False` keeps texts such as "NaN" unchanged, which samples need.
     """
@@ -187,7 +187,7 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """For types that json cannot write: numbers of numpy and torch have `item()`, everything else becomes text."""
+    """Convert types that json does not support: numbers of numpy and torch by `item()`, everything else to text."""
     try:
         return value.item()
     except (AttributeError, TypeError, ValueError, RuntimeError):

@@ -1,1 +1,1 @@
-"""What the pages show to a reader, and what becomes of each command of them."""
+"""The contents of the documentation pages, and how each command on them is checked."""

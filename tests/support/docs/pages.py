@@ -1,4 +1,4 @@
-"""What the pages show to a reader: fenced blocks, and commands in blocks, in running text and in tables."""
+"""The contents of the documentation pages: fenced blocks, and commands in blocks, in running text and in tables."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One command as a shell would see it. `fails` is whether the page shows that it ends with an error."""
+    """One shell command. `fails`: whether the page shows that it ends with an error."""
 
     page: str
     line: int
@@ -75,7 +75,7 @@ def blocks() -> list[Block]:
 
 
 def blocks_of(page: str, text: str) -> Iterator[Block]:
-    """The fenced blocks of a page, without the indentation of the list that they stand in."""
+    """The fenced blocks of a page, without the indentation of an enclosing list."""
     for match in _FENCE.finditer(text):
         indent = len(match["indent"])
         body = "".join(line[indent:] if line.strip() else line for line in match["text"].splitlines(keepends=True))
@@ -85,12 +85,12 @@ def blocks_of(page: str, text: str) -> Iterator[Block]:
 
 
 def commands() -> list[Command]:
-    """All commands of all pages, page by page in the order of reading."""
+    """All commands of all pages, in reading order."""
     return [one for path in PAGES for one in commands_of(page_name(path), path.read_text(encoding="utf-8"))]
 
 
 def commands_of(page: str, text: str) -> list[Command]:
-    """Commands of the blocks of a terminal, and those that stand in text and tables."""
+    """Commands in terminal blocks, in text and in tables."""
     found = [command for block in blocks_of(page, text) for command in _of_block(block)]
     if page not in GENERATED:
         found += inline_commands(page, text)
@@ -98,7 +98,7 @@ def commands_of(page: str, text: str) -> list[Command]:
 
 
 def inline_code(text: str) -> Iterator[tuple[int, str]]:
-    """Line and content of all code in running text and tables; what spans two lines is joined."""
+    """Line and content of all inline code in text and tables; code that spans two lines is joined."""
     prose = _FENCE.sub(lambda match: "\n" * match[0].count("\n"), text)
     for match in _INLINE.finditer(prose):
         yield prose.count("\n", 0, match.start()) + 1, " ".join(match[1].split())
@@ -129,7 +129,7 @@ def _of_block(block: Block) -> Iterator[Command]:
 
 
 def _parts(line: str) -> list[str]:
-    """A line of `a && b; c` as `a`, `b` and `c`; pipes and what stands in quotes or brackets stay together."""
+    """A line `a && b; c` as `a`, `b` and `c`; pipes, quotes and brackets are not split."""
     if "$(" in line:
         return [line]
     parts: list[list[str]] = [[]]

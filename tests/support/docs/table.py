@@ -1,6 +1,6 @@
-"""What becomes of each command of the pages: run by the walk, or only checked by its parser, and then why.
+"""How each command of the pages is checked: run by the walk, or only parsed, with the reason.
 
-A command that no row covers fails a test, and so does a row that covers none.
+A command without a row fails a test, and so does a row without a command.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from support.docs.pages import Command
 
-# What makes a trial of 20 steps cheap on any machine.
+# Makes a trial of 20 steps cheap on any machine.
 SMALL = ("-s", "train.global_batch=4", "-s", "evaluate.rows=8")
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A command that is carried out. `swap` says what stands for a placeholder, `more` is added to its end."""
+    """A command that is run. `swap` maps placeholders to their values, `more` is appended."""
 
     swap: tuple[tuple[str, str], ...] = ()
     more: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ WALKED: dict[tuple[str, str], Walk] = {
     ("cluster/slurm/README.md", "shardyard explain job"): Walk(),
 }
 
-# Commands of Shardyard that the parser alone checks: a pattern on the command, and where it is carried out, or why not.
+# Commands of Shardyard that are only parsed: a pattern on the command, and where it is run, or why not.
 PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard (launch|plan) \S*… ?$|shardyard launch RECIPE$", "stands for the launch that is walked"),
     (r"shardyard launch my\.yaml( -s|$)", "500 steps; `launch my.yaml --try 20` of the README is walked"),
@@ -111,7 +111,7 @@ FOREIGN: dict[str, str] = {
     "read": "asks for a login",
     "echo": "the exit code of the command before",
 }
-# The walk does these at its very start, with this repository in place of `<this repository>`.
+# The walk runs these first, with this repository instead of `<this repository>`.
 BEGINNING = ("git", "cd", "source")
 
 
@@ -131,7 +131,7 @@ def fate(command: Command) -> str:
     return "parsed" if reason(command) else "forgotten"
 
 
-# The page shows the mistakes of a file that it does not show.
+# The page shows the errors of a file that it does not show.
 _WALKED_ONCE = ("shardyard tokenizer train mine.yaml",)
 
 

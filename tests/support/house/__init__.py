@@ -1,1 +1,1 @@
-"""The package seen from outside: what its modules hold, in numbers."""
+"""Static analysis of the package: figures about its modules."""

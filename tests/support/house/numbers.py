@@ -1,4 +1,4 @@
-"""The package in numbers: sizes, imports, cycles, types without a shape. What docs/develop/lab-notes.md compares.
+"""Figures about the package: sizes, imports, cycles, untyped mappings, as compared in docs/develop/lab-notes.md.
 
 cd tests; ../.venv/bin/python -m support.house.numbers [CHECKOUT]     a Markdown table, of this checkout or another one
 """
@@ -20,7 +20,7 @@ Functions = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def numbers(checkout: Path) -> dict[str, str]:
-    """Each figure by what it counts."""
+    """Figures by name."""
     package = checkout / "platform" / "shardyard"
     texts = {path.relative_to(package): path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
     trees = {path: ast.parse(text) for path, text in texts.items()}

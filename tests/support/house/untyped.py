@@ -1,4 +1,4 @@
-"""Where code names a mapping without a shape, `dict[str, Any]`, itself or by an alias of it."""
+"""Finding uses of the untyped mapping `dict[str, Any]` in code, direct or by an alias."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Kubernetes as far as jobs of KubeRay need it: a server, its checks, and jobs to render."""
+"""The parts of Kubernetes that KubeRay jobs need: a server, its checks, and jobs to render."""

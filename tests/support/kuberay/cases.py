@@ -1,4 +1,4 @@
-"""Jobs whose manifests tests render: on CPUs, on many nodes of GPUs, and with everything that a recipe can ask for."""
+"""Jobs whose manifests tests render: on CPUs, on many GPU nodes, and with all options of a recipe."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 
 
 def model_problems(data: Any, model: str, path: str = "") -> Iterator[str]:
-    """What is wrong with `data` as a `model`, such as V1PodTemplateSpec."""
+    """The problems of `data` as a `model`, such as V1PodTemplateSpec."""
     if not isinstance(data, dict):
         yield f"{path}: {data!r} is no {model}"
         return
@@ -51,13 +51,13 @@ def _container_problems(data: dict[str, Any], path: str) -> Iterator[str]:
         for name, amount in resources.get(kind, {}).items():
             if not _QUANTITY.fullmatch(amount):
                 yield f"{path}.resources.{kind}.{name}: {amount!r} is no quantity"
-            # Extended resources are not divided, and cannot be promised twice.
+            # Extended resources are integers, and cannot be overcommitted.
             if "/" in name and resources.get("requests", {}).get(name) != resources.get("limits", {}).get(name):
                 yield f"{path}.resources: requests and limits of {name} differ"
 
 
 def mount_problems(pod: dict[str, Any]) -> Iterator[str]:
-    """Mounts without a volume, and volumes that nobody mounts."""
+    """Mounts without a volume, and volumes that are not mounted."""
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     mounts = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
     yield from (f"the volume {name} is not there" for name in mounts - volumes)

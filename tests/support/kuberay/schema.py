@@ -1,6 +1,6 @@
-"""What ray.io/v1 of KubeRay 1.5.1 takes, as JSON schemas; any field that is not listed here is refused.
+"""JSON schemas of ray.io/v1 of KubeRay 1.5.1; fields that are not listed here are refused.
 
-A pod template is checked apart, against the models of the Kubernetes client (`models.py`).
+Pod templates are checked separately, against the models of the Kubernetes client (`models.py`).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ KINDS = {
 
 
 def schema_problems(manifest: dict[str, Any]) -> list[str]:
-    """What KubeRay's schema, and the rules that its operator checks beside it, find wrong with a manifest."""
+    """The problems of a manifest by KubeRay's schema and the additional rules of its operator."""
     validator = jsonschema.Draft202012Validator(KINDS[manifest["kind"]])
     found = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)]
     return found or list(_operator_rules(manifest))

@@ -1,4 +1,4 @@
-"""A Kubernetes API server as far as jobs of KubeRay need one: it keeps objects, checks them, and refuses on request."""
+"""A fake Kubernetes API server for KubeRay jobs: it stores objects, checks them, and refuses requests on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Data = dict[str, Any]
 
 @dataclass
 class Cluster:
-    """What the server holds, by (kind, namespace, name), and how it behaves.
+    """The objects of the server, by (kind, namespace, name), and its behaviour.
 
     refuse: (method, kind) → status that it answers with; hang: the same → it never answers; cut: the same → it carries
     out what it was asked, and closes the connection without a word.
@@ -44,7 +44,7 @@ class Cluster:
         return sorted(name for of_kind, _, name in self.objects if of_kind == kind)
 
     def remove(self, kind: str, namespace: str, name: str) -> None:
-        """With everything that it owns, as the garbage collector does."""
+        """Remove an object with everything that it owns, like the garbage collector."""
         gone = self.objects.pop((kind, namespace, name))
         for key, item in list(self.objects.items()):
             owners = item["metadata"].get("ownerReferences", [])
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             if (of_kind, of_namespace) == (kind, namespace)
             and wanted.items() <= item["metadata"].get("labels", {}).items()
         ]
-        # Pages of two, however many are asked for.
+        # Pages of two, whatever the requested limit.
         begin = int(query.get("continue") or 0)
         more = {"continue": str(begin + 2)} if "limit" in query and len(found) > begin + 2 else {}
         return {"metadata": more, "items": found[begin : begin + 2] if "limit" in query else found}

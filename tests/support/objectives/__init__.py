@@ -1,1 +1,1 @@
-"""Each objective in small: made-up data and the fields of a recipe that trains on it."""
+"""A tiny case of each objective: synthetic data and the fields of a recipe that trains on it."""

@@ -1,4 +1,4 @@
-"""A tiny translation: into the same words from the last to the first."""
+"""A tiny translation task: into the same words in reverse order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.tiny import WORDS
 
 
 def write_data(folder: Path) -> Path:
-    """JSON Lines of made-up sentences and the same turned round."""
+    """JSON Lines of synthetic sentences and their reversals."""
     generator = random.Random(0)
     path = folder / "pairs.jsonl"
     with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""Tiny recordings: each letter is a tone of its own."""
+"""Tiny recordings: each letter is a different tone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which lines of Shardyard ask for a GPU, found in the sources: those that a machine without one may never run."""
+"""Finding the lines of Shardyard that need a GPU, which a machine without one may never run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ _WORDS = re.compile(r"cuda|nccl|gpu", re.IGNORECASE)
 def lines_that_ask(package: Path) -> dict[str, dict[int, str]]:
     """File, relative to the package → line → its text.
 
-    These are calls and names of torch.cuda, mentions of the devices and backends `cuda` and `nccl` as values, the
-    functions named after them, and, of each condition about a GPU, the line that decides and the first of what
-    happens where there is one.
+    These are calls and names of torch.cuda, the devices and backends `cuda` and `nccl` as values, functions named after
+    them, and, for each condition about a GPU, the line of the condition and the first line of the branch with a GPU.
     """
     found = {}
     for path in sorted(package.rglob("*.py")):
@@ -40,7 +39,7 @@ def _asking(tree: ast.Module) -> Iterator[int]:
 
 
 def _parts(statement: ast.stmt) -> Iterator[ast.AST]:
-    """What belongs to a statement itself, without the statements in it."""
+    """The nodes of a statement, without nested statements."""
     waiting: list[ast.AST] = [statement]
     while waiting:
         node = waiting.pop()
@@ -62,6 +61,6 @@ def _is_negated(test: ast.expr) -> bool:
 
 
 def _first(body: list[ast.stmt]) -> int:
-    """The first line of a block that is run, which a docstring is not; 0 for none."""
+    """The first executed line of a block, which skips a docstring; 0 if there is none."""
     runs = [node for node in body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
     return runs[0].lineno if runs else 0

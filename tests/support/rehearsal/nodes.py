@@ -1,4 +1,4 @@
-"""Run as a script that believes in eight GPUs: sixteen ranks on two nodes of Ray, told as JSON on the last line."""
+"""A script run with eight simulated GPUs: sixteen ranks on two Ray nodes, reported as JSON on the last line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shardyard.recipe.schema import Cluster
 
 
 def told(settings: Cluster) -> dict[str, Any]:
-    """Where Ray puts the bundles of all ranks, and what is said of one rank too many."""
+    """The placement of all ranks' bundles by Ray, and the message for one rank too many."""
     gpus = cluster_gpus(settings)
     world = world_of(settings, cluster_gpus=gpus)
     demand = ask(settings, gpu=world.gpu)
@@ -45,7 +45,7 @@ def told(settings: Cluster) -> dict[str, Any]:
 
 
 def refused(settings: Cluster) -> str:
-    """What is said of more ranks than there can ever be GPUs for."""
+    """The message for more ranks than there can ever be GPUs."""
     try:
         with ray_cluster(settings, gpu=True):
             return ""
@@ -54,7 +54,7 @@ def refused(settings: Cluster) -> str:
 
 
 def main() -> None:
-    """Two nodes, as two hosts would be."""
+    """Run two nodes, like two hosts."""
     nodes = TwoNodes(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 8, "include_dashboard": False})
     nodes.add_node(num_cpus=8, num_gpus=8)
     address = nodes.address

@@ -1,4 +1,4 @@
-"""Run as a script that believes in two GPUs: what one process does on them, told as JSON on the last line."""
+"""A script run with two simulated GPUs: results of one process on them, reported as JSON on the last line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ doc_to_target: 0
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
 """
-# Name → precision, ZeRO stage, and further fields of it and of the optimizer.
+# Name → precision, ZeRO stage, and further fields of ZeRO and the optimizer.
 RUNS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
     "fp32-0": ("fp32", 0, {}, {}),
     "bf16-1": ("bf16", 1, {}, {}),
@@ -63,7 +63,7 @@ RUNS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """What is known of the GPUs without training on them."""
+    """Facts about the GPUs that need no training."""
     watch = MachineWatch(folder / "machines", "here", collects=True, gpu=True, period=0.05)
     sample: dict[str, float] = {}
 
@@ -84,7 +84,7 @@ def machine(folder: Path) -> dict[str, Any]:
 
 
 def refusals(folder: Path) -> dict[str, str]:
-    """What is said where GPUs are too old, hidden, or not wanted."""
+    """Messages for GPUs that are too old, hidden, or not used."""
     found = {}
     capability, cuda.CAPABILITY = cuda.CAPABILITY, (7, 0)
     try:
@@ -224,7 +224,7 @@ def _afterwards(job: Job, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # What libraries print stays out of the answer.
+    # Output of libraries must not be part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
         answer = {scene.__name__: scene(Path(sys.argv[1])) for scene in (machine, refusals, isolation, training)}
     print(json.dumps(answer))  # noqa: T201

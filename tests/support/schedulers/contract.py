@@ -1,4 +1,4 @@
-"""What every scheduler must do, as checks that any implementation can be put through."""
+"""The contract of schedulers, as checks for any implementation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shardyard.launch.schedulers.lookup import Job, JobOrRun, exit_code_of, find
 
 @dataclass
 class Case:
-    """A scheduler and what its cluster does with jobs.
+    """A scheduler and the behaviour of its cluster.
 
-    short, endless: requests of jobs that end by themselves, and that do not. begin: see to it that a job runs and does
-    something. finish: see to it that a short job has ended, its work done.
+    short, endless: requests of jobs that end, and that do not. begin: makes a job run and make progress. finish: makes
+    a short job end successfully.
     words: of the log of a short job. folders: whether run folders can be read here.
     """
 
@@ -33,7 +33,7 @@ class Case:
 
 
 def check_questions_about_nothing(case: Case, tmp_path: Path) -> None:
-    """Unknown jobs are refused as such; a dry run submits nothing; there is a capacity, or it is not known."""
+    """Unknown jobs raise JobNotFoundError; a dry run submits nothing; the capacity is given or unknown."""
     scheduler = case.scheduler
     before = {job.job.id for job in scheduler.list(ended=True)}
     nobody = JobHandle(scheduler.name, "none-such")
@@ -61,7 +61,7 @@ def check_questions_about_nothing(case: Case, tmp_path: Path) -> None:
 
 
 def check_a_job_that_is_stopped(case: Case) -> None:
-    """It is known from the moment that it is submitted, waited for with a limit, and ends as asked."""
+    """It is known once submitted, can be waited for with a limit, and ends as requested."""
     scheduler, request = case.scheduler, case.endless()
     handle = _submitted(case, request)
     case.begin(handle)
@@ -84,7 +84,7 @@ def check_a_job_that_is_stopped(case: Case) -> None:
 
 
 def check_a_job_that_succeeds(case: Case) -> None:
-    """Its log is followed to its end, which is told with its exit code and its times."""
+    """Its log can be followed to the end, and its exit code and times are reported."""
     scheduler, request = case.scheduler, case.short()
     handle = _submitted(case, request)
     case.finish(handle)
@@ -105,7 +105,7 @@ def check_a_job_that_succeeds(case: Case) -> None:
 
 
 def _submitted(case: Case, request: SubmitRequest) -> JobHandle:
-    """A new job, which its scheduler answers for by its id alone, and which is found by its run id."""
+    """A new job, for which its scheduler needs only the id, and which is found by its run id."""
     scheduler = case.scheduler
     handle = scheduler.submit(request, lambda line: None)
     assert handle is not None
@@ -123,7 +123,7 @@ def _submitted(case: Case, request: SubmitRequest) -> JobHandle:
 
 
 def _found(scheduler: Scheduler, handle: JobHandle, request: SubmitRequest) -> Job:
-    """As the command line finds it, by the id of its run."""
+    """Find a job like the command line, by the id of its run."""
     found: JobOrRun = find(handle.run_id, request.runs_dir, on=scheduler.name, address=scheduler.address)
     assert found.job is not None
     return found.job

@@ -1,4 +1,4 @@
-"""A scheduler in the memory of the test: jobs go from state to state when the test says so."""
+"""An in-memory scheduler: the test controls the state changes of jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.waiting import PATIENCE_SECONDS
 
 
 class FakeScheduler(Scheduler):
-    """Does nothing by itself; `start`, `write` and `end` are what its cluster would do.
+    """A passive scheduler; `start`, `write` and `end` simulate its cluster.
 
     broken: what every question is answered with. hang: no question is answered before it is set.
     """
@@ -45,7 +45,7 @@ class FakeScheduler(Scheduler):
         self._numbers = itertools.count(1)
 
     def add(self, run_id: str, *, job_id: str | None = None, folder: Path | None = None, name: str = "") -> JobHandle:
-        """A job that waits."""
+        """Add a waiting job."""
         handle = JobHandle(self.name, job_id or f"job-{next(self._numbers)}", run_id, folder)
         self.jobs[handle.id] = JobStatus(
             handle, name or run_id, "PENDING", "Q", "no room", submitted=time.time(), resources=Resources(1, 2.0, 0.0)
@@ -53,15 +53,15 @@ class FakeScheduler(Scheduler):
         return handle
 
     def start(self, job: JobHandle) -> None:
-        """It runs."""
+        """Set a job running."""
         self.jobs[job.id] = replace(self.jobs[job.id], state="RUNNING", native_state="R", started=time.time())
 
     def write(self, job: JobHandle, text: str) -> None:
-        """It writes to its log."""
+        """Append to the job's log."""
         self.written[job.id] = self.written.get(job.id, "") + text
 
     def end(self, job: JobHandle, code: int, state: JobState | None = None) -> None:
-        """It is over."""
+        """End a job."""
         state = state or ("SUCCEEDED" if code == EXIT_DONE else "FAILED")
         ended = replace(self.jobs[job.id], state=state, native_state="E", exit_code=code, ended_at=time.time())
         self.jobs[job.id] = ended

@@ -49,7 +49,7 @@ class FromFile(FakeScheduler):
 
 
 class Campus(FromFile):
-    """Says which nodes it has."""
+    """Reports its nodes."""
 
     name = "campus"
 
@@ -58,7 +58,7 @@ class Campus(FromFile):
 
 
 class Cloud(FromFile):
-    """Does not."""
+    """Does not report its nodes."""
 
     name = "cloud"
 
@@ -67,7 +67,7 @@ class Cloud(FromFile):
 
 
 class Stuck(FakeScheduler):
-    """Its server takes every question and answers none."""
+    """Its server accepts every query and never answers."""
 
     name = "stuck"
 

@@ -1,4 +1,4 @@
-"""Ray's job server as far as jobs need it: it keeps what is submitted, and jobs go from state to state by the test."""
+"""A stub of Ray's job server: it stores submitted jobs, and the test controls their state changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NODE = {"node_id": "n1", "node_ip": "127.0.0.1", "state": "ALIVE", "labels": {},
 
 @dataclass
 class RayStub:
-    """What the server holds: jobs by id, and their logs."""
+    """The state of the server: jobs by id, and their logs."""
 
     url: str = ""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class RayStub:
         return {"submission_id": body["submission_id"]}
 
     def end(self, job: str, status: str, code: int | None = None) -> None:
-        """A job is over; of one that was stopped Ray keeps no exit code."""
+        """End a job; Ray keeps no exit code of stopped jobs."""
         self.jobs[job] |= {"status": status, "driver_exit_code": code, "end_time": int(time.time() * 1000)}
 
     def stop(self, job: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def compare(runs: Runs, runs_dir: RunsDir = None, as_json: AsJson = False) -> No
 
 
 def _print(found: Comparison, rows: list[tuple[str, ...]]) -> None:
-    """Columns are headed by ids if they fit, else by letters; in a pipe the ids are a row."""
+    """Print the comparison. Column headers are ids if they fit, else letters; in a pipe the ids are a row."""
     if not output.is_terminal():
         output.print_table(("", *found.runs), [("run", *found.runs), *rows])
         return

@@ -71,7 +71,7 @@ def dashboard(
         _warn(chosen)
     with contextlib.ExitStack() as ending:
         if not no_browser and output.is_terminal():
-            # A server on all addresses is opened by the last one, which is local.
+            # Of a server on all addresses, the browser opens the last one, which is local.
             _open_browser(ending.enter_context(entry_file(f"{places[-1]}?token={token}")))
         output.note("Ctrl-C ends it.")
         sys.stdout.flush()  # a process that reads the pipe waits for the address
@@ -79,7 +79,7 @@ def dashboard(
 
 
 def _print_addresses(places: list[str], folder: Path, names: list[str], token_file: Path | None, token: str) -> None:
-    """Print the addresses. A token in a file is not shown; a new one is shown to its user only."""
+    """Print the addresses. A token from a file is not shown; a new one is shown only to its user."""
     ending = "" if token_file is not None else f"?token={token}"
     for index, place in enumerate(places):
         output.line(f"{'dashboard' if index == 0 else '':12} {place}{ending}")
@@ -115,7 +115,7 @@ def _checked_folders(folders: list[Path]) -> list[Path]:
 def entry_file(address: str) -> Iterator[Path]:
     """A page, readable by this user only, that redirects a browser to an address; removed at the end.
 
-    All users of a machine see the command lines of its processes, so the browser is given this file, not the token.
+    All users of a machine can see the command lines of its processes, so the browser gets this file, not the token.
     """
     with tempfile.TemporaryDirectory(prefix="shardyard-dashboard-") as folder:
         path = Path(folder) / "open.html"

@@ -55,7 +55,7 @@ def list_sets(as_json: AsJson = False, quiet: Quiet = False) -> None:
 
 
 class _Standing(TypedDict):
-    """A set of the list, and whether it is prepared here."""
+    """A dataset in the list, and whether it is prepared on this machine."""
 
     name: str
     what: str
@@ -168,7 +168,7 @@ def known_set(name: str) -> str:
 
 @contextmanager
 def _reporting() -> Iterator[Callable[[str], None]]:
-    """A spinner in a terminal, else a line for each step; on stderr."""
+    """A spinner in a terminal, else a line per step; on stderr."""
     if not sys.stderr.isatty():
         yield output.note
         return
@@ -290,7 +290,7 @@ def _first_rows(name: str, split: str, count: int) -> list[dict[str, object]]:
 
 
 def _shown(row: dict[str, object]) -> dict[str, object]:
-    """Bytes of images and audio in words."""
+    """A row with images and audio described as text."""
     return {
         name: _describe(cast("MediaFile", value)) if isinstance(value, dict) else value for name, value in row.items()
     }

@@ -144,7 +144,7 @@ def inspect(
     if as_json:
         output.print_json(fields | {"run": json.loads(encode(found.folder.info().raw)) if found.folder else None})
         return
-    fields.pop("progress", None)  # which `doing` says in words
+    fields.pop("progress", None)  # `doing` contains it as text
     info = found.folder.info() if found.folder is not None else RunInfo()
     fields |= {
         "attempts": info.attempts if found.folder is not None else None,
@@ -162,7 +162,7 @@ def reach(on: str | None, address: str | None) -> str:
 
 
 def write(pieces: Iterable[str]) -> None:
-    """Print pieces of a log as they come, without the records that are not for people."""
+    """Print pieces of a log as they arrive, without progress records."""
     for piece in without_records(pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`shardyard recipes`: list, show and copy the shipped recipes. Fast, because it checks none."""
+"""`shardyard recipes`: list, show and copy the shipped recipes. Fast, because recipes are not checked."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _row(name: str, path: Path) -> dict[str, str]:
 
 
 def _inherited(name: str, path: Path) -> str:
-    """The description of a recipe that has none or is broken; broken ones are listed as such, because users edit
+    """The description of a recipe without one; broken recipes are listed as such, because users edit
     checkouts."""
     from shardyard.recipe.loading.load import load_recipe
 

@@ -18,7 +18,7 @@ from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.run.summary import Summary, curve, summarize
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
-# Curves need each run's metrics to be read, so only as many as a screen shows are drawn.
+# A curve requires reading the run's metrics, so only a screenful is drawn.
 _CURVES = 50
 _CURVE_COLUMNS = 20
 _WIDTH_FOR_CURVES = 80

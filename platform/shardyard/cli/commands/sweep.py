@@ -232,7 +232,7 @@ def _open(name: str, runs_dir: Path | None) -> SweepFolder:
 
 
 def _require_libraries(sweep: Sweep) -> None:
-    """Check that the libraries the sweep will need are installed before hours go into its trials."""
+    """Check that the libraries that the sweep needs are installed, before spending hours on its trials."""
     if sweep.search.name == "bayesian":
         require("sweep", "a Bayesian search", "optuna")
     if sweep.scaling_law is not None:
@@ -283,7 +283,7 @@ def _print_trials(folder: SweepFolder, trials: list[TrialState]) -> None:
 
 
 def _frontier_lines(fitted: Any) -> Iterator[str]:
-    """The predicted optimum for a few budgets around those of the trials."""
+    """The predicted optimum for some budgets around those of the trials."""
     flops = [FLOPS_PER_WEIGHT_AND_TOKEN * point.parameters * point.tokens for point in fitted.points]
     for budget, point in frontier(fitted.law, min(flops), 16 * max(flops), count=5):
         size, tokens = format_count(point.parameters), format_count(point.tokens)

@@ -19,7 +19,7 @@ from shardyard.launch.run.threads import on_a_thread
 from shardyard.launch.sweep.folder import SweepFolder
 from shardyard.tracking.run.folder import now_text, typed
 
-# Time that Tune may take to end after all trials.
+# Time limit for Tune to end after all trials have ended.
 REST_SECONDS = 30.0
 
 
@@ -45,11 +45,11 @@ def carry_out(folder: SweepFolder, address: str | None, *, quiet: bool) -> tuple
 
 
 class _GivenUpError(Exception):
-    """All trials have stopped, and Ray Tune does not end."""
+    """All trials have stopped, but Ray Tune does not end."""
 
 
 def _driven(folder: SweepFolder, report: Callable[[str], None]) -> str | None:
-    """Runs Ray Tune on another thread, because it would take over Ctrl-C on the main one. None if it had to be
+    """Run Ray Tune on another thread, because on the main thread it would handle Ctrl-C. None if it had to be
     abandoned."""
     # Imported late, after the redirection of the output, because importing DeepSpeed prints messages.
     from shardyard.launch.sweep.sweep import drive_sweep
@@ -67,9 +67,9 @@ def _driven(folder: SweepFolder, report: Callable[[str], None]) -> str | None:
 
 
 def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
-    """Whether a sweep was asked to stop and all its runs stopped a while ago, yet Tune still waits.
+    """Whether a stop of the sweep was requested and all its runs stopped some time ago, but Tune still waits.
 
-    A scheduler that sends SIGTERM to all processes of a job also ends Ray's daemons, for which Tune then waits forever.
+    A scheduler that sends SIGTERM to all processes of a job also ends Ray's daemons; Tune then waits for them forever.
     """
     looked: list[float] = []
 
@@ -77,7 +77,7 @@ def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
         now = time.monotonic()
         if not folder.stop_requested() or (looked and now - looked[0] < REST_SECONDS):
             return False
-        # Running work is given this long before the first check.
+        # The grace period for running work before the first check.
         over = bool(looked) and not folder.training()
         looked[:] = [now]
         return over
@@ -86,7 +86,7 @@ def _at_rest(folder: SweepFolder) -> Callable[[], bool]:
 
 
 def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
-    """Exit without Ray, which would block the exit of the process too."""
+    """Exit without shutting down Ray, which would block the exit of the process too."""
     folder.update(state="stopped", ended=now_text())
     folder.write_table()
     output.note(f"Ray went away; all trials have stopped. Go on with `shardyard sweep resume {typed(folder.path)}`.")
@@ -97,13 +97,13 @@ def _leave_ray(folder: SweepFolder, code: int) -> NoReturn:
 
 @contextmanager
 def _signals(folder: SweepFolder, report: Callable[[str], None]) -> Iterator[Callable[[], int]]:
-    """The first signal stops all trials with a checkpoint; a second Ctrl-C exits at once."""
+    """Handle signals: the first one stops all trials with a checkpoint, a second Ctrl-C exits immediately."""
     received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
         if received and number == signal.SIGINT:
             _end_at_once(folder)
-        # Ray's own handler of SIGTERM, which runs before this, has set an alarm that would abort the process in 3 s.
+        # Ray's SIGTERM handler, which runs before this one, has set an alarm that would abort the process in 3 s.
         signal.alarm(0)
         received.append(number)
         folder.request_stop()

@@ -117,7 +117,7 @@ def train(
 
 
 def _refuse_existing(destination: Path, *, replace: bool) -> None:
-    """A folder that is not a trained tokenizer is never replaced."""
+    """Refuse to replace an existing folder without `replace`, or one that is not a trained tokenizer."""
     if not destination.exists():
         return
     if not is_file(destination / REPORT):
@@ -127,7 +127,7 @@ def _refuse_existing(destination: Path, *, replace: bool) -> None:
 
 
 def _described(name: str) -> tuple[Path, Report | None]:
-    """The spec file or trained folder, and the report, where there is one."""
+    """The spec file or trained folder, and the report if it exists."""
     from shardyard.data.tokenizers.spec import read_spec
 
     folder = Path(name).expanduser()
@@ -153,7 +153,7 @@ def _nearest(name: str) -> str:
 
 
 class _Row(TypedDict):
-    """A spec of the list."""
+    """A spec in the list."""
 
     name: str
     path: str
@@ -171,7 +171,7 @@ class _Encoded(TypedDict):
 
 
 def _row(name: str) -> _Row:
-    """Broken specs are listed as such, because users edit checkouts."""
+    """The row of a spec; broken specs are listed as such, because users edit checkouts."""
     from shardyard.data.tokenizers.spec import read_spec
 
     path = find_tokenizer_spec(name)

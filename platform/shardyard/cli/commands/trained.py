@@ -37,7 +37,7 @@ def sample(
     runs_dir: RunsDir = None,
 ) -> None:
     """Continue a prompt with a trained model; an encoder–decoder transforms it."""
-    folder = _open(run, runs_dir)  # before torch is imported, so that an unknown name is refused at once
+    folder = _open(run, runs_dir)  # before torch is imported, so that an unknown name is refused immediately
     from shardyard.engine.inference.load import load_trained
 
     trained = load_trained(folder, step, trust=trust)

@@ -1,4 +1,4 @@
-"""`shardyard watch`: a run in the terminal, live until it ends: progress, loss, evaluations, speed, memory, events."""
+"""`shardyard watch`: a live view of a run in the terminal: progress, loss, evaluations, speed, memory, events."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def watch(
 
 
 def _print_lines(folder: RunFolder, console: Console) -> int:
-    """The lines that `launch` prints in a pipe, from the beginning of the run."""
+    """Print the lines that `launch` prints in a pipe, from the beginning of the run."""
     info = folder.info()
     total = info.total_steps or info.step
     stop = threading.Event()
@@ -111,7 +111,7 @@ class Watched:
         self._metrics, self._events = MetricsTail(folder.metrics), EventTail(folder.events)
 
     def update(self) -> None:
-        """Read new data; a file that cannot be read is tried again later."""
+        """Read new data; unreadable files are retried later."""
         try:
             new = in_order(self._metrics.new(), self._events.new())
         except OSError:

@@ -1,4 +1,4 @@
-"""The checks of `shardyard doctor`. Each checks one thing, never raises, and says what to do."""
+"""The checks of `shardyard doctor`. Each checks one thing, never raises, and gives advice."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _beside_python(name: str) -> str | None:
 
 
 def check_build_locks() -> Check:
-    """Compilations of DeepSpeed's operations: running ones, and locks that killed ones have left."""
+    """Compilations of DeepSpeed's operators: running ones, and stale locks of killed ones."""
     folder = build_locks.root()
     found = [(path, state) for path in build_locks.locks(folder) if (state := build_locks.look(path)) is not None]
     stale = [str(path) for path, state in found if state.stale]
@@ -253,7 +253,7 @@ def check_hub() -> Check:
         with urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=CONNECT_SECONDS):
             pass
     except urllib.error.HTTPError:
-        pass  # any answer will do
+        pass  # any answer is sufficient
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return Check(

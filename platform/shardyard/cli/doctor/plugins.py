@@ -1,6 +1,6 @@
-"""What installed packages bring as entry points, and whether it can be imported.
+"""The check of entry points of installed packages: whether they can be imported.
 
-It is imported in a separate process (`python -m` this module): torch and the like must not enter that of doctor.
+They are imported in a separate process (`python -m` this module): doctor itself must not import torch and the like.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IMPORT_SECONDS = 120.0
 
 
 def check_plugins() -> Iterator[Check]:
-    """One line for all that can be used, and one for each that cannot, with the reason."""
+    """One line for all usable entry points, and one for each unusable one, with the reason."""
     if not any(plugins.brought(kind) for kind in get_args(plugins.Kind)):
         yield Check("plugins", "ok", "no installed package brings models, objectives or the like")
         return

@@ -1,7 +1,7 @@
 """Checks of torch, DeepSpeed and the processors for `shardyard doctor`.
 
-torch and DeepSpeed are probed in a separate process: a broken installation is a finding, not a crash, and their output
-stays out of the report.
+torch and DeepSpeed are probed in a separate process: a broken installation is reported instead of crashing doctor, and
+their output does not appear in the report.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Check:
 
 
 class Probe(TypedDict, total=False):
-    """The result of `_PROBE`. Unless a library has an error, all its keys are there."""
+    """The result of `_PROBE`. All keys of a library are present unless it has an error."""
 
     torch_error: str
     torch: str
@@ -53,7 +53,7 @@ class Probe(TypedDict, total=False):
     ops: dict[str, bool]
 
 
-# Text, because torch and DeepSpeed must not be imported into this process; see above.
+# A string, because torch and DeepSpeed must not be imported into this process; see above.
 _PROBE = """
 import json
 out = {}

@@ -1,6 +1,6 @@
 """Shell completion: recipes, sweeps, runs, fields and datasets.
 
-Each function answers a press of Tab, so it imports only what it needs, and unreadable files are ignored.
+Each function runs on a press of Tab, so it imports only what it needs, and unreadable files are ignored.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def field_names(incomplete: str) -> list[str]:
 
 
 def overrides(incomplete: str) -> list[str]:
-    """Fields with an equals sign, as `-s` takes them; nothing for a value."""
+    """Fields with an equals sign, for `-s`; nothing for a value."""
     return [] if "=" in incomplete else [f"{path}=" for path in field_names(incomplete)]
 
 
 def run_ids(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Runs of the runs folder, the newest first."""
+    """Runs of the runs folder, newest first."""
     from shardyard.tracking.run.folder import list_runs, runs_folder
 
     try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardyard.launch.schedulers.lookup import Job, JobOrRun
 
 COLUMNS = ("job", "name", "state", "doing", "age", "tags", "on")
-# Of a log, where the newest record of progress is looked for.
+# The end of a log that is searched for the newest progress record.
 _LAST_LINES = 100
 
 
@@ -34,12 +34,12 @@ def row(job: Job) -> tuple[str, ...]:
 
 
 def shown_id(job: Job) -> str:
-    """The run id if the run folder is here, so that every command accepts it; else the job id."""
+    """The run id if the run folder is on this host, so that every command accepts it; else the job id."""
     return job.folder.id if job.folder is not None else job.status.job.id
 
 
 def doing(job: Job) -> str:
-    """What a job does or waits for, or how it ended, in a few words."""
+    """A short text: the activity of a job, what it waits for, or how it ended."""
     return _doing(job, progress_of(job))
 
 
@@ -56,8 +56,8 @@ def _doing(job: Job, progress: JobProgress | None) -> str:
 
 
 def progress_of(job: Job) -> JobProgress | None:
-    """How far a job is: by its run folder where it can be read here, else by the records in the log of a job that runs;
-    None where neither says."""
+    """The progress of a job: from its run folder if readable here, else from the records in the log of a running job;
+    None if neither has it."""
     if (folder := job.folder) is not None:
         try:
             info, summary = folder.info(), summarize(folder)
@@ -86,7 +86,7 @@ def _step_in_words(progress: JobProgress | None) -> str:
 
 
 def age_seconds(status: JobStatus, now: float | None = None) -> float | None:
-    """Seconds since a job was submitted; None if the scheduler does not tell."""
+    """Seconds since a job was submitted; None if the scheduler does not report it."""
     if status.submitted is None:
         return None
     return max(0.0, (time.time() if now is None else now) - status.submitted)

@@ -30,7 +30,7 @@ THREE_COLUMNS_WIDTH = 76
 class LiveView(RunView):
     """Shows a run on a console or stream, as a context manager: a panel on a terminal, plain lines otherwise.
 
-    `total_steps` is the last step of the run, `resumed_step` the one this launch goes on from.
+    `total_steps` is the last step of the run, `resumed_step` the step from which this launch continues.
     """
 
     def __init__(self, console: Console | TextIO, run_id: str, total_steps: int, *, resumed_step: int = 0) -> None:
@@ -52,9 +52,9 @@ class _PanelView:
             console=console,
             get_renderable=self._draw,
             refresh_per_second=REFRESH_PER_SECOND,
-            # A low terminal shows the top of the panel instead of repeating it.
+            # A terminal with few lines shows the top of the panel instead of repeating it.
             vertical_overflow="crop",
-            # Output of libraries goes to driver.log, to which both streams are redirected by now.
+            # Output of libraries goes to driver.log, because both streams are already redirected to it.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -66,11 +66,11 @@ class _PanelView:
         self._live.stop()
 
     def metrics(self, line: dict[str, Any]) -> None:
-        """The next refresh shows it."""
+        """Nothing to do: the next refresh shows it."""
 
     def event(self, event: Event) -> None:
         if event.severity != "info":
-            # Warnings stay on the screen when the next event replaces them in the panel.
+            # Warnings are also printed above the panel, where the next event does not replace them.
             self.message(describe(event), "red" if event.severity == "error" else "yellow")
 
     def message(self, text: str, style: str = "") -> None:

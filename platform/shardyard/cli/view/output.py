@@ -30,22 +30,22 @@ def width() -> int:
 
 
 def line(text: str = "") -> None:
-    """One plain line of result."""
+    """Print one plain line of results."""
     sys.stdout.write(f"{text}\n")
 
 
 def note(text: str) -> None:
-    """One plain line beside the results, on stderr."""
+    """Print one plain line on stderr, separate from the results."""
     sys.stderr.write(f"{text}\n")
 
 
 def print_json(value: Any) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     line(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """A table that fits the terminal; in a pipe one line a row, its cells separated by tabs and without a head."""
+    """Print a table that fits the terminal; in a pipe one line per row, with tabs between cells and without header."""
     if not is_terminal():
         for row in rows:
             line("\t".join(_one_line(cell) for cell in row))
@@ -55,7 +55,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
     from shardyard.cli.view.table import layout
 
-    console = Console(soft_wrap=True)  # the terminal breaks a word that is longer than a line; it is never truncated
+    console = Console(soft_wrap=True)  # the terminal wraps a word longer than a line; it is never truncated
     if title:
         console.print(Text(title, style="italic"))
     for text, is_head in layout(columns, list(rows), width()):
@@ -63,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
 
 def print_yaml(text: str) -> None:
-    """YAML with colours in a terminal, as it is in a pipe."""
+    """Print YAML, with colours in a terminal, unchanged in a pipe."""
     if not is_terminal():
         sys.stdout.write(text)
         return

@@ -1,4 +1,4 @@
-"""Curves in text: a plot of braille dots with its axes, and one line of bars. Without UTF-8, plain ASCII."""
+"""Curves as text: a plot of braille dots with axes, and one line of bars. Plain ASCII without UTF-8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 
 def bars(values: Sequence[float | None], width: int, *, ascii_only: bool = False) -> str:
-    """Means of at most `width` equal stretches as bars of eight heights; values that are not finite leave gaps."""
+    """Means of at most `width` equal intervals as bars of eight heights; values that are not finite leave gaps."""
     shown = ASCII_BARS if ascii_only else BARS
     count = min(width, len(values))
     groups = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
@@ -28,9 +28,9 @@ def bars(values: Sequence[float | None], width: int, *, ascii_only: bool = False
 
 
 def plot(points: Sequence[Point], width: int, height: int, *, ascii_only: bool = False, log: bool = False) -> list[str]:
-    """Lines of a plot of (x, y), `width` characters wide with its labels and `height` high with the axis below.
+    """Lines of a plot of (x, y), `width` characters wide including labels and `height` high including the x axis.
 
-    Every point has its dot, so that a spike of one point is visible. `log`: a logarithmic y axis, where all are
+    Every point has a dot, so that a spike of one point is visible. `log`: a logarithmic y axis, if all values are
     positive.
     """
     kept = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]

@@ -60,7 +60,7 @@ def _table(columns: Row, rows: Sequence[Row], widths: Sequence[int], indent: int
 
 
 def _folded(columns: Row, rows: Sequence[Row], widths: Sequence[int]) -> Iterator[tuple[str, bool]]:
-    """Each name on its own line, the other cells below it."""
+    """Each name on a separate line, the other cells below it."""
     yield columns[0], True
     yield from ((line, True) for line in _lines(columns[1:], widths, INDENT))
     for name, *cells in rows:
@@ -69,7 +69,7 @@ def _folded(columns: Row, rows: Sequence[Row], widths: Sequence[int]) -> Iterato
 
 
 def _pairs(columns: Row, rows: Sequence[Row], width: int) -> Iterator[tuple[str, bool]]:
-    """Names and values; a value with a word too long to stand beside its name stands below it."""
+    """Names and values; a value with a word too long to fit beside its name goes below it."""
     label = max(cell_len(row[0]) for row in (columns, *rows))
     room = width - label - GAP
     if any(columns):
@@ -84,7 +84,7 @@ def _pairs(columns: Row, rows: Sequence[Row], width: int) -> Iterator[tuple[str,
 
 
 def _blocks(columns: Row, rows: Sequence[Row], width: int) -> Iterator[tuple[str, bool]]:
-    """Each row as lines of `column value`; empty cells are left out."""
+    """Each row as lines of `column value`; empty cells are omitted."""
     label = max(map(cell_len, columns[1:]), default=0)
     for row in rows:
         yield row[0], True

@@ -1,1 +1,1 @@
-"""Alerts of runs, and their receivers."""
+"""Alerts of runs and their delivery."""

@@ -1,7 +1,7 @@
 """Alerts of recipes (`tracking.alerts`), evaluated from the index while the dashboard runs.
 
 The evaluation is a pure function of the previous and the current state. Addresses and passwords are in environment
-variables of the dashboard, which recipes name; they are never logged or shown.
+variables of the dashboard, whose names are in recipes; the values are never logged or shown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 10.0
 PERIOD_SECONDS = 5.0
-# Before the average has settled, every loss is far from it.
+# Until the average has settled, every loss deviates from it.
 SETTLED_RECORDS = 20
 SPIKE_PAUSE_SECONDS = 600.0
 _FAILED = frozenset({"failed", "lost"})
@@ -52,11 +52,11 @@ class Alert:
 
 @dataclass(frozen=True)
 class Seen:
-    """A run at one moment.
+    """A snapshot of a run.
 
-    highest: the greatest training loss since the moment before; average: the moving average before that.
-    moved: when its step last changed, in seconds of the same clock as `evaluate` is given.
-    reported: rules that were reported and are not repeated while nothing has changed.
+    highest: the greatest training loss since the previous snapshot; average: the moving average before that.
+    moved: when its step last changed, in seconds of the clock passed to `evaluate`.
+    reported: reported rules, which are not repeated until something changes.
     """
 
     state: str
@@ -69,7 +69,7 @@ class Seen:
 
 
 def evaluate(run: str, rules: Alerts, before: Seen | None, now: Seen, clock: float) -> tuple[list[Alert], Seen]:
-    """The new alerts, and the state to keep. The first state of a run raises none, because it may be old."""
+    """The new alerts, and the state to keep. The first snapshot of a run raises none, because it may be old."""
     if before is None:
         return [], replace(now, moved=clock)
     progressed = now.step != before.step
@@ -109,7 +109,7 @@ def _is_spike(rules: Alerts, now: Seen) -> bool:
 
 
 def send(alert: Alert, rules: Alerts, environment: Mapping[str, str] | None = None) -> list[str]:
-    """Send to all receivers of the rules; returns each result in words, without secrets."""
+    """Send to all receivers of the rules; returns each result as text, without secrets."""
     environment = os.environ if environment is None else environment
     alert = replace(alert, text=scrub(alert.text))
     outcomes = []
@@ -135,7 +135,7 @@ def _attempt(variable: str, environment: Mapping[str, str], sender: Callable[[st
     try:
         sender(address, alert)
     except (OSError, ValueError, smtplib.SMTPException) as error:
-        # The error text may contain the address, which is a secret.
+        # The error text may contain the address, which is secret.
         code = getattr(error, "code", None) or getattr(error, "smtp_code", None)
         return f"failed ({type(error).__name__}{f' {code}' if code else ''})"
     return "sent"
@@ -162,7 +162,7 @@ def _to_webhook(url: str, alert: Alert) -> None:
 
 
 def _to_slack(url: str, alert: Alert) -> None:
-    # Slack reads these three characters as markup.
+    # Slack interprets these three characters as markup.
     text = alert.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     _post(url, {"text": text})
 
@@ -188,7 +188,7 @@ def _to_email(url: str, to: list[str], alert: Alert) -> None:
 
 
 class Watcher:
-    """Evaluates runs with alerts on a separate thread, so that a slow receiver delays nothing."""
+    """Evaluates runs with alerts on a separate thread, so that a slow receiver does not block anything else."""
 
     def __init__(self, index: Index, environment: Mapping[str, str] | None = None) -> None:
         self._index = index
@@ -200,7 +200,7 @@ class Watcher:
         self._thread: threading.Thread | None = None
 
     def changed(self, runs: list[str]) -> None:
-        """The index has read something new."""
+        """Notify that the index has read changes of these runs."""
         self._wake.set()
 
     def start(self) -> None:
@@ -209,17 +209,17 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what is being sent is given its time."""
+        """End the thread, after waiting for alerts that are being sent."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout=2 * SEND_SECONDS)
 
     def test(self, row: sqlite3.Row) -> list[str]:
-        """Send a test of a run's alerts; returns how it went.
+        """Send a test alert for a run; returns the results.
 
         Raises:
-            BadRequestError: its recipe names no place to send to.
+            BadRequestError: its recipe names no receiver.
         """
         rules = self._rules(row["key"])
         if rules is None or not (rules.webhook or rules.slack or rules.email):
@@ -271,7 +271,7 @@ class Watcher:
         try:
             return Alerts.model_validate({**found, **lists})
         except ValueError:
-            return None  # another version of Shardyard wrote it
+            return None  # written by another version of Shardyard
 
     def _watch(self) -> None:
         while not self._stop.is_set():

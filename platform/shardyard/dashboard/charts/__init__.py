@@ -1,1 +1,1 @@
-"""Curves for the pages: series, smoothing, downsampling."""
+"""Curves for the page: series, smoothing, downsampling."""

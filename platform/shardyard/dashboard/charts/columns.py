@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# One number for each expert of each layer: a table for the heat map, not hundreds of curves.
+# One number per expert and layer: shown as a heat map, not as hundreds of curves.
 TABLES = "moe/tokens/"
 MOST_METRICS = 2000
 MOST_NAME_CHARACTERS = 200
@@ -22,7 +22,7 @@ MOST_NAME_CHARACTERS = 200
 
 @dataclass
 class Column:
-    """Values of one metric and the rows that they stand in, ascending."""
+    """Values of one metric and their rows, ascending."""
 
     values: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -30,8 +30,8 @@ class Column:
 
 @dataclass
 class Parsed:
-    """What some lines hold. `rows` counts the objects, `torn` the lines that are none; a row without a number for a
-    metric has no entry in its column."""
+    """The contents of some lines. `rows` counts JSON objects, `torn` other lines; a row without a number for a metric
+    has no entry in its column."""
 
     rows: int
     torn: int
@@ -44,7 +44,7 @@ class Parsed:
 
 
 def parse(data: bytes, first_row: int = 0) -> Parsed:
-    """Columns of whole lines; `step` and `time` are columns as well. A line without a whole `step` is torn."""
+    """Columns of complete lines, including `step` and `time`. A line without an integer `step` counts as torn."""
     columns: dict[str, Column] = {}
     row, torn = first_row, 0
     for line in data.split(b"\n"):
@@ -92,14 +92,14 @@ def _number(value: Any) -> float | None:
 
 
 def positions_of(first: int, size: int, blob: bytes | None) -> Positions:
-    """Rows of a chunk: those that it lists, else consecutive ones."""
+    """Rows of a chunk: the listed ones, else consecutive rows."""
     return np.arange(first, first + size, dtype=np.int64) if blob is None else np.frombuffer(blob, np.int64)
 
 
 def average(values: Floats, weight: float, state: float, mass: float) -> tuple[float, float]:
-    """The exponential moving average over records, carried on: new (sum, mass); the average is sum / mass.
+    """Update the exponential moving average over records: new (sum, mass); the average is sum / mass.
 
-    Only finite values count. Each older record weighs `weight` times the one after it.
+    Only finite values count. Each record has `weight` times the weight of the next one.
     """
     finite = values[np.isfinite(values)][-2000:]
     if not finite.size:

@@ -17,13 +17,13 @@ LOSS = "train/loss"
 SPIKE_WINDOW = 50
 SPIKE_FACTOR = 2.0
 MOST_SPIKES = 100
-# Records whose spikes are looked for; a longer run is searched in its last ones.
+# Maximum number of records searched for spikes; in a longer run, the last ones.
 _MOST_RECORDS = 200_000
 MARKED = Attempt | AttemptFailed | CheckpointSaved | CheckpointFailed
 
 
 class Place(TypedDict):
-    """A record: its step, its time in seconds since 1970, and where it stands on the chosen axis."""
+    """A record: its step, its time in seconds since 1970, and its position on the chosen axis."""
 
     step: int
     time: float
@@ -31,15 +31,15 @@ class Place(TypedDict):
 
 
 class Mark(Place):
-    """What happened there: the kind of an event, or `spike`."""
+    """A mark: the kind of an event, or `spike`."""
 
     kind: str
 
 
 def marks(reader: Reader, connection: sqlite3.Connection, key: int, events: Iterable[Event], axis: str) -> list[Mark]:
-    """What happened as `kind`, `step`, `time` and `x`, its place on `axis`, in the order of x.
+    """The marks with `kind`, `step`, `time` and `x`, the position on `axis`, ordered by x.
 
-    Events that name no step stand where the run was at their time. The first attempt is no mark: it is the beginning.
+    Events without a step are placed by their time. The first attempt is not a mark: it is the beginning of the run.
     """
     steps = reader.curve(connection, key, LOSS, "step")
     if not steps.x.size:
@@ -60,7 +60,7 @@ def marks(reader: Reader, connection: sqlite3.Connection, key: int, events: Iter
 
 
 def _record_of(event: Event, steps: Floats, times: Floats) -> int | None:
-    """The record that an event stands at: the last one that is not after it."""
+    """The record of an event: the last one that is not after it."""
     step = event.resumed_step if isinstance(event, Attempt) else None
     step = event.step if isinstance(event, CheckpointSaved | CheckpointFailed) else step
     for values, known in ((steps, step or None), (times, event.time)):
@@ -74,7 +74,7 @@ def _place(at: int, steps: Floats, times: Floats, places: Floats) -> Place:
 
 
 def spikes(values: Floats) -> list[int]:
-    """Where a value is over twice the median of the 50 records before it, or is NaN; of neighbours the first."""
+    """Indices of values above twice the median of the 50 previous records, or NaN; only the first of neighbours."""
     skipped = max(0, values.size - _MOST_RECORDS)
     values = values[skipped:]
     if values.size <= SPIKE_WINDOW:

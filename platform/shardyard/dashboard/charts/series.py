@@ -1,4 +1,4 @@
-"""Curves for a chart: read from the index, put on an x axis, smoothed, and downsampled so that no spike is lost."""
+"""Curves for a chart: read from the index, mapped to an x axis, smoothed, and downsampled so that no spike is lost."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from shardyard.tracking.metrics.record import TRAIN_TOKENS
 
 AXES = ("step", "tokens", "time", "flops")
 MOST_POINTS = 20_000
-# Columns read before, so that a chart that is drawn again costs a part of the first time.
+# Cached columns, so that redrawing a chart is faster than the first time.
 _KEPT_BYTES = 128 * 1024**2
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric of a run over an x axis, ascending. `rows` is how many lines of metrics.jsonl it stands for."""
+    """A metric of a run over an ascending x axis. `rows` is the number of lines of metrics.jsonl that it covers."""
 
     x: Floats
     y: Floats
@@ -32,7 +32,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Thinned:
-    """At most about twice the points asked for. Buckets with one point have min = max = its value."""
+    """A downsampled curve of up to about twice the requested points. One-point buckets have min = max = its value."""
 
     x: Floats
     minimum: Floats
@@ -42,7 +42,7 @@ class Thinned:
 
 
 class Reader:
-    """Curves from the index. Columns are kept in memory, the ones used last, up to a limit."""
+    """Curves from the index. The most recently used columns are cached in memory, up to a limit."""
 
     def __init__(self, kept_bytes: int = _KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes
@@ -51,10 +51,10 @@ class Reader:
         self._lock = threading.Lock()
 
     def curve(self, connection: sqlite3.Connection, key: int, metric: str, axis: str, since: int = 0) -> Curve:
-        """One metric over `axis`; where a step was done again after a restart, the later value counts.
+        """One metric over `axis`; if a step was repeated after a restart, the later value counts.
 
         Args:
-            since: only what stands in the rows of metrics.jsonl from this one on.
+            since: only rows of metrics.jsonl from this one on.
         """
         run = connection.execute("SELECT rows, info, metrics_head FROM runs WHERE key = ?", (key,)).fetchone()
         if run is None:
@@ -69,7 +69,7 @@ class Reader:
         if not good.all():
             steps, x, values = steps[good], x[good], values[good]
         if (np.diff(steps) <= 0).any():
-            # The last of each step: the first in the reversed order.
+            # The last record of each step: the first in reversed order.
             _, first = np.unique(steps[::-1], return_index=True)
             chosen = steps.size - 1 - first
             x, values = x[chosen], values[chosen]
@@ -97,7 +97,7 @@ class Reader:
         tokens = self._at(connection, key, TRAIN_TOKENS, stamp, where, since)
         a_step = plan.get("tokens_per_step")
         if isinstance(a_step, int | float):
-            # Lines of an evaluation do not say how many tokens there were.
+            # Evaluation lines have no number of tokens.
             tokens = np.where(np.isnan(tokens), steps * a_step, tokens)
         if axis == "tokens":
             return tokens
@@ -107,12 +107,12 @@ class Reader:
     def _at(
         self, connection: sqlite3.Connection, key: int, name: str, stamp: str, where: Positions, since: int
     ) -> Floats:
-        """Values of another metric in the same rows; NaN where it has none."""
+        """Values of another metric in the same rows; NaN where it is missing."""
         values, places = self._column(connection, key, name, stamp, since)
         if places.size == where.size and (places == where).all():
             return values
         if places.size and where.size and _is_dense(places) and places[0] <= where[0] and where[-1] <= places[-1]:
-            # Every row has a value, as of `step`: its place is known without looking for it.
+            # Every row has a value, as for `step`, so the index is known without a search.
             first = int(places[0])
             return (
                 values[int(where[0]) - first : int(where[-1]) - first + 1]
@@ -149,7 +149,7 @@ class Reader:
         return values, where
 
     def _keep(self, place: tuple[int, str], stamp: str, values: Floats, where: Positions) -> None:
-        # Consecutive rows are made anew faster than they are kept.
+        # Of consecutive rows only the bounds are cached: recomputing is faster.
         rows = (int(where[0]), int(where[-1]) + 1) if where.size and _is_dense(where) else where
         with self._lock:
             old = self._kept.pop(place, None)
@@ -178,14 +178,14 @@ def _plan(info: str) -> dict[str, object]:
 
 
 def within(curve: Curve, begin: float | None, end: float | None) -> Curve:
-    """The part of a curve between two x, with one point more at each side so that its lines reach the borders."""
+    """The part of a curve between two x, with one more point on each side so that its lines reach the borders."""
     first = 0 if begin is None else max(0, int(np.searchsorted(curve.x, begin)) - 1)
     last = curve.x.size if end is None else int(np.searchsorted(curve.x, end, side="right")) + 1
     return Curve(curve.x[first:last], curve.y[first:last], curve.rows)
 
 
 def chart(curve: Curve, points: int, smooth: float, begin: float | None = None, end: float | None = None) -> Thinned:
-    """A curve as a chart shows it: smoothed as a whole, cut to the visible part, thinned."""
+    """A curve for a chart: smoothed as a whole, cut to the visible part, downsampled."""
     even = smoothed(curve.x, curve.y, smooth)
     part = within(curve, begin, end)
     even_part = within(Curve(curve.x, even, curve.rows), begin, end).y
@@ -193,8 +193,8 @@ def chart(curve: Curve, points: int, smooth: float, begin: float | None = None, 
 
 
 def thinned(x: Floats, y: Floats, even: Floats, points: int) -> Thinned:
-    """Buckets of consecutive points, equally many in each; min and max are those of the bucket, so a spike of one point
-    stays. x and `even`, the smoothed y, are those of its last point. A bucket without a finite y has NaN."""
+    """Downsample to buckets of equally many consecutive points. min and max are over the bucket, so that a spike of one
+    point remains; x and `even`, the smoothed y, are from its last point. A bucket without a finite y has NaN."""
     size = -(-x.size // max(1, points))
     if size <= 1:
         return Thinned(x, y, y, even, True)

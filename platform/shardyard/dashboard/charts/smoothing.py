@@ -22,7 +22,7 @@ _BLOCK = 400.0
 
 
 def smoothed(x: Floats, y: Floats, smooth: float) -> Floats:
-    """The smoothed y; x ascends. A y that is not a finite number is left as it is and counts for nothing."""
+    """The smoothed y; x ascends. A y that is not finite stays unchanged and is ignored by the average."""
     finite = np.isfinite(y)
     if smooth <= 0 or finite.sum() < 2:
         return y
@@ -43,7 +43,7 @@ def smoothed(x: Floats, y: Floats, smooth: float) -> Floats:
 
 
 def _evenly(log_decay: float, y: Floats) -> Floats:
-    """The rule for points at equal distances, as steps are: the mass is a geometric series, and blocks are alike."""
+    """The rule for equidistant points such as steps: the mass is a geometric series, and all blocks are equal."""
     block = min(y.size, max(1, int(_BLOCK / -log_decay)))
     powers = np.exp(log_decay * np.arange(block))
     result = np.empty_like(y)
@@ -58,7 +58,7 @@ def _evenly(log_decay: float, y: Floats) -> Floats:
 
 
 def _scan(log_decays: Floats, y: Floats) -> Floats:
-    """s[i] = s[i-1] * exp(log_decays[i]) + y[i], block by block so that no power leaves the range of float64."""
+    """s[i] = s[i-1] * exp(log_decays[i]) + y[i], in blocks so that no power exceeds the range of float64."""
     result = np.empty_like(y)
     total = np.cumsum(log_decays)
     blocks = np.floor(-total / _BLOCK)

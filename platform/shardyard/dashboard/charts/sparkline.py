@@ -1,4 +1,4 @@
-"""A curve in at most 40 numbers that grows with its run: when it is full, every other point is dropped."""
+"""A curve of at most 40 numbers that grows with its run: when it is full, every other point is dropped."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Sparkline:
 
     @classmethod
     def load(cls, text: str | None) -> Sparkline:
-        """From `dump`."""
+        """Load the result of `dump`."""
         return cls(*json.loads(text)) if text else cls()
 
     def dump(self) -> str:
-        """As text."""
+        """The sparkline as text."""
         return json.dumps([self.stride, self.seen, self.kept])
 
     def add(self, values: Sequence[float]) -> None:
-        """Take in further values; those that are no finite number leave a gap."""
+        """Add values; those that are not finite leave a gap."""
         begin = -self.seen % self.stride
         for value in values[begin :: self.stride]:
             self.kept.append(float(f"{value:.5g}") if math.isfinite(value) else None)
@@ -39,7 +39,7 @@ class Sparkline:
             self.stride *= 2
 
     def shown(self, newest: float | None) -> list[float | None]:
-        """At most 40 values, the newest last."""
+        """At most 40 values, newest last."""
         step = -(-len(self.kept) // (MOST_SHOWN - 1)) if len(self.kept) >= MOST_SHOWN else 1
         values = self.kept[::step][: MOST_SHOWN - 1]
         return [*values, newest] if newest is not None and math.isfinite(newest) and self.kept else values

@@ -1,1 +1,1 @@
-"""The index of runs behind the pages: reading run folders, storing and querying."""
+"""The index of runs behind the page: reading run folders, storing and querying."""

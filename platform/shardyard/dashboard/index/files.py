@@ -1,4 +1,4 @@
-"""Reading untrusted run folders: links are not followed, only plain files are opened, sizes are limited."""
+"""Reading untrusted run folders: links are not followed, only regular files are opened, sizes are limited."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# Larger files are not shown in a page.
+# Larger files are not shown on a page.
 MOST_TEXT_BYTES = 4 * 1024**2
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class UnsafePathError(OSError):
-    """A path that is not a plain file or folder below the one that it should lie in."""
+    """A path that is not a regular file or folder inside the expected folder."""
 
 
 @contextmanager
 def opened_below(folder: Path, *parts: str) -> Iterator[int]:
-    """A descriptor of the plain file `folder/part/part…`; no part is a link, so the file lies where it seems to.
+    """A descriptor of the regular file `folder/part/part…`; no part is a link, so the file cannot be elsewhere.
 
     Raises:
-        FileNotFoundError: it is not there.
-        OSError: it cannot be read, is a link or lies behind one, or is not a plain file.
+        FileNotFoundError: it does not exist.
+        OSError: it cannot be read, is or is behind a link, or is not a regular file.
     """
     descriptor = _walk(folder, parts, os.O_RDONLY)
     try:
@@ -36,7 +36,7 @@ def opened_below(folder: Path, *parts: str) -> Iterator[int]:
 
 
 def names_below(folder: Path, *parts: str, most: int = 10_000) -> list[str]:
-    """Names of what lies in `folder/part…`, sorted, at most `most`; [] where there is no such folder."""
+    """Sorted names in `folder/part…`, at most `most`; [] if the folder does not exist."""
     try:
         descriptor = _walk(folder, parts, os.O_DIRECTORY)
     except OSError:
@@ -49,7 +49,7 @@ def names_below(folder: Path, *parts: str, most: int = 10_000) -> list[str]:
 
 
 def stat_below(folder: Path, *parts: str) -> os.stat_result | None:
-    """Of a plain file, without following links; None where there is none."""
+    """The stat result of a regular file, without following links; None if it does not exist."""
     try:
         descriptor = _walk(folder, parts[:-1], os.O_DIRECTORY)
     except OSError:
@@ -75,7 +75,7 @@ def read_below(folder: Path, *parts: str, most: int = MOST_TEXT_BYTES, tail: boo
 
 
 def text_below(folder: Path, *parts: str, most: int = MOST_TEXT_BYTES) -> str | None:
-    """A file as text, at most `most` bytes of it; None where it cannot be read."""
+    """A file as text, at most `most` bytes; None if it cannot be read."""
     try:
         data = read_below(folder, *parts, most=most)
     except (OSError, ValueError):
@@ -96,7 +96,7 @@ def pread(descriptor: int, count: int, offset: int) -> bytes:
 
 
 def json_lines(data: bytes) -> list[dict[str, object]]:
-    """The JSON objects among the lines; others are left out."""
+    """The JSON objects among the lines; other lines are skipped."""
     found = []
     for line in data.split(b"\n"):
         try:
@@ -109,7 +109,7 @@ def json_lines(data: bytes) -> list[dict[str, object]]:
 
 
 def _walk(folder: Path, parts: Sequence[str], flags: int) -> int:
-    """Open part by part, each without following a link."""
+    """Open a path part by part, without following links."""
     descriptor = os.open(folder, _FLAGS | os.O_DIRECTORY)
     try:
         for index, part in enumerate(parts):

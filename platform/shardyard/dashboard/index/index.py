@@ -1,7 +1,7 @@
-"""The index follows a runs folder: one thread checks for changes, more often for active runs.
+"""The index of a runs folder: one thread checks for changes, more often for active runs.
 
-It never writes to a run folder. inotify is not used, because it does not work on NFS: files are stat'ed, at intervals
-that grow while a run is quiet.
+It never writes to a run folder. inotify is not used, because it does not work on NFS: files are polled with stat, at
+intervals that grow while a run does not change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shardyard.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two checks of a run, by its state; the interval of a quiet run grows to the second number.
+# Seconds between two checks of a run, by its state; the interval of an unchanged run grows to the second number.
 PAUSES = {
     "running": (1.0, 5.0),
     "pending": (2.0, 10.0),
@@ -65,45 +65,45 @@ class Index:
         newest = connection.execute(
             "SELECT MAX(version) FROM (SELECT version FROM runs UNION SELECT version FROM gone)"
         )
-        # `version` is what readers may count on: it grows once what it stands for is committed.
+        # `version` is safe for readers: it is incremented only after the changes are committed.
         self.version: int = newest.fetchone()[0] or 0
         self._written = self.version
 
-    # What others ask.
+    # Queries from other threads.
 
     @property
     def problems(self) -> list[str]:
-        """Sentences about what could not be read at all."""
+        """Sentences about files and folders that could not be read."""
         return ([self._folder_problem] if self._folder_problem else []) + sorted(self._problems.values())[:20]
 
     @property
     def unread(self) -> int:
-        """Runs that have not been read to their end yet."""
+        """The number of runs that have not been read to their end yet."""
         return sum(1 for look in list(self._looks.values()) if look.unread)
 
     def poke(self, run_id: str | None = None) -> None:
-        """A run was just changed or started: check it at once."""
+        """Check a run immediately, because it was just changed or started."""
         look = self._looks.get(run_id) if run_id is not None else None
         if look is not None:
             look.quiet, look.due, look.stamps = 0, 0.0, None
         self._next_scan = 0.0
 
     def watch(self) -> None:
-        """A page is open: follow changes closely for a while."""
+        """Check more often for a while, because a page is open."""
         self._watched = time.monotonic()
 
     def folder_of(self, run_id: str) -> Path | None:
-        """The folder of a run that the index knows; None for any other name, whatever it looks like."""
+        """The folder of a run in the index; None for any other name."""
         return self.runs_dir / run_id if run_id in self._keys else None
 
     def key_of(self, run_id: str) -> int | None:
-        """Its key in the tables."""
+        """The key of a run in the tables; None if it is unknown."""
         return self._keys.get(run_id)
 
     # The thread.
 
     def start(self) -> None:
-        """Follow the folder until `stop`."""
+        """Watch the folder until `stop`."""
         self._thread = threading.Thread(target=self._follow, name="shardyard-index", daemon=True)
         self._thread.start()
 
@@ -129,7 +129,7 @@ class Index:
             self._stop.wait(pause)
 
     def catch_up(self, timeout_seconds: float = 60.0) -> None:
-        """Look until everything that is there now has been read."""
+        """Read until the current contents of all runs are in the index."""
         deadline = time.monotonic() + timeout_seconds
         self._scanned, self._next_scan = None, 0.0
         for look in self._looks.values():
@@ -138,7 +138,7 @@ class Index:
             pass
 
     def look(self) -> float:
-        """Read what is due, for a quarter of a second at most; returns the seconds until something is due again."""
+        """Read the runs that are due, for at most a quarter of a second; returns the seconds until the next is due."""
         began = time.monotonic()
         if began >= self._next_scan:
             self._scan(began)
@@ -156,7 +156,7 @@ class Index:
         return max(0.0, min(nearest, self._next_scan) - now)
 
     def _rests(self, look: _Look, now: float) -> bool:
-        """Whether a run that has ended is as it was, at the price of two stat calls; it is then put off."""
+        """Whether an ended run is unchanged, by two stat calls; its next check is then postponed."""
         if look.stamps is None or look.unread or look.state in PAUSES or look.stamps != self._stamps(look.id):
             return False
         look.quiet += 1
@@ -203,7 +203,7 @@ class Index:
         if not folder.is_dir():
             self._vanished(connection, look.id)
             return True
-        # Before it is read: what changes meanwhile is seen the next time.
+        # Before reading, so that changes in the meantime are noticed next time.
         look.stamps = self._stamps(look.id)
         result = ingest(connection, folder, look.key)
         if result.changed:
@@ -228,12 +228,12 @@ class Index:
         connection.execute("INSERT OR REPLACE INTO gone VALUES (?, ?)", (run_id, self._written))
 
     def _scan(self, now: float) -> None:
-        """See which folders there are; a folder whose own time has not changed has the same ones as before."""
+        """List the run folders, unless the modification time of the runs folder is unchanged."""
         self._next_scan = now + SCAN_SECONDS * self._factor
         try:
             found = os.stat(self.runs_dir)
             stamp = (found.st_ino, found.st_mtime_ns)
-            # A coarse clock may hide a change right after the last look, and NFS a recent one.
+            # Coarse time stamps may hide a change right after the last scan, and NFS a recent one.
             recent = time.time() - found.st_mtime < 5
             if stamp == self._scanned and not recent and now < self._forced_scan:
                 return
@@ -250,7 +250,7 @@ class Index:
         self._take(names)
 
     def _names(self) -> dict[str, float]:
-        """Folders that are runs, or look like one, with the time of their last change."""
+        """Folders that are runs or look like one, with the time of their last change."""
         names: dict[str, float] = {}
         self._problems.clear()
         with os.scandir(self.runs_dir) as entries:
@@ -296,7 +296,7 @@ class Index:
                     cursor = connection.execute("INSERT INTO runs (id, version) VALUES (?, ?)", (name, self._written))
                     self._keys[name] = int(cursor.lastrowid or 0)
                     connection.execute("DELETE FROM gone WHERE id = ?", (name,))
-                # Newest first, because these are viewed most.
+                # Newest first, because these are viewed most often.
                 self._looks[name] = _Look(name, self._keys[name], order=(0.0, -names[name]))
                 self._looks[name].state = states.get(name, "unknown")
         self.version = self._written
@@ -304,7 +304,7 @@ class Index:
 
 
 class _Look:
-    """When a run is looked at next."""
+    """The schedule of a run's checks."""
 
     __slots__ = ("due", "id", "key", "order", "quiet", "stamps", "state", "unread")
 
@@ -320,15 +320,15 @@ class _Look:
 
 
 def check_folder(runs_dir: Path) -> None:
-    """Pass if there is such a folder to read.
+    """Check that the folder exists and is readable.
 
     Raises:
-        UsageError: there is none, or it cannot be read.
+        UsageError: it does not exist, or cannot be read.
     """
     try:
         with os.scandir(runs_dir):
             return
     except FileNotFoundError:
-        return  # a first run makes it
+        return  # the first run creates it
     except OSError as error:
         raise UsageError(f"{runs_dir} cannot be read: {error.strerror}. Give another --runs-dir.") from error

@@ -1,6 +1,6 @@
-"""One run folder into the index: run.json, the resolved recipe, and what was added to metrics.jsonl since then.
+"""Reading one run folder into the index: run.json, the resolved recipe, and new lines of metrics.jsonl.
 
-Each part is stat'ed first and read only when it has changed. Errors are reported in `problem`.
+Each file is read only if its stat result has changed. Errors are reported in `problem`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from shardyard.tracking.metrics import record
 from shardyard.tracking.run.holder import is_gone
 from shardyard.tracking.run.info import STATES, RunInfo
 
-# Read at once; a longer file takes several turns, so that memory stays bounded and other runs are not kept waiting.
+# Bytes per turn; a longer file takes several turns, which bounds memory and does not delay other runs.
 READ_BYTES = 8 * 1024**2
 MOST_LINE_BYTES = READ_BYTES // 2
 _HEAD_BYTES = 256
@@ -44,7 +44,7 @@ _PARTS = ("recipe.yaml", "resolved.yaml", "metrics.jsonl", "events.jsonl", "logs
 
 @dataclass
 class IngestResult:
-    """What reading a run once did. `more`: a file has bytes left that can be read now."""
+    """The result of reading a run once. `more`: a file has more bytes to read."""
 
     changed: bool = False
     more: bool = False
@@ -52,7 +52,7 @@ class IngestResult:
 
 
 class Seen(TypedDict):
-    """What the index knows of a run before it is read again: see `store` for the columns."""
+    """The columns of a run in the index before it is read again; see `store`."""
 
     info_stamp: str | None
     recipe_stamp: str | None
@@ -68,7 +68,7 @@ class Seen(TypedDict):
 
 
 class Columns(TypedDict, total=False):
-    """Columns of a run that change: those of run.json, of the recipe, and of its metrics."""
+    """Changed columns of a run: from run.json, the recipe and the metrics."""
 
     info_stamp: str
     name: str
@@ -100,12 +100,12 @@ class Columns(TypedDict, total=False):
 
 
 def looks_like_a_run(folder: Path) -> bool:
-    """Whether a folder without run.json seems to be a run that is half written or damaged."""
+    """Whether a folder without run.json seems to be an incomplete or damaged run."""
     return any(os.path.lexists(folder / name) for name in _PARTS)
 
 
 def ingest(connection: sqlite3.Connection, folder: Path, key: int) -> IngestResult:
-    """Bring the rows of one run up to date, in the transaction that is open."""
+    """Update the rows of one run, in the open transaction."""
     names = tuple(Seen.__annotations__)
     row = connection.execute(f"SELECT {', '.join(names)} FROM runs WHERE key = ?", (key,)).fetchone()
     before = cast("Seen", dict(zip(names, row, strict=True)))
@@ -129,7 +129,7 @@ def _stamp(found: os.stat_result | None) -> str:
 
 
 def _info(folder: Path, before: Seen, result: IngestResult) -> Columns:
-    """What run.json says, where it has changed."""
+    """The columns from run.json, if it has changed."""
     stamp = _stamp(stat_below(folder, "run.json"))
     if stamp == before["info_stamp"] and stamp:
         known = json.loads(before["info"])
@@ -139,17 +139,17 @@ def _info(folder: Path, before: Seen, result: IngestResult) -> Columns:
         info = decode(read_below(folder, "run.json", most=MOST_INFO_BYTES))
         if not isinstance(info, dict):
             raise ValueError("it is not a JSON object")
-        RunInfo.from_json(info)  # refuses what a newer version wrote
+        RunInfo.from_json(info)  # refuses files of a newer version
     except FileNotFoundError:
         info = {"problem": "run.json is missing: the folder is half written or damaged"}
     except (OSError, ValueError, RecursionError, RunFolderError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         info = {"problem": f"run.json cannot be read: {reason}"}
-    # Runs of before may hold some; the index then does not.
+    # Older runs may contain secrets; the index must not.
     info = scrub_all(info)
     if "problem" in info:
         result.problems.append(str(info["problem"]))
-        # What was read before the file was damaged still holds.
+        # Values read before the file was damaged are kept.
         kept = json.loads(before["info"])
         info = {**kept, "problem": info["problem"]}
     result.changed = result.changed or stamp != before["info_stamp"]
@@ -177,7 +177,7 @@ def _columns_of(raw: Mapping[str, object]) -> Columns:
 
 
 def _lost(raw: Mapping[str, object], folder: Path, before: Seen, result: IngestResult) -> Columns:
-    """`lost` in place of `pending` or `running` where the driver is gone, which no file says."""
+    """The state `lost` instead of `pending` or `running` if the driver is gone, which no file records."""
     info = RunInfo.from_json({**raw, "format": None})
     if info.state not in ("pending", "running"):
         return {}
@@ -187,7 +187,7 @@ def _lost(raw: Mapping[str, object], folder: Path, before: Seen, result: IngestR
 
 
 _REPLACED = (":bool", ":timestamp", ":float", ":int", ":merge")
-# YAML 1.2 as resolved.yaml is written, read by libyaml: 1e-05 is a number, `no` a word.
+# YAML 1.2, the format of resolved.yaml, read by libyaml: 1e-05 is a number, `no` a string.
 _Loader: Any = type("_Loader", (yaml.CSafeLoader,), {})
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if not tag.endswith(_REPLACED)]
@@ -208,13 +208,13 @@ def read_yaml(data: bytes) -> Any:
     """Plain values of YAML 1.2.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is not valid.
     """
     return yaml.load(data, _Loader)
 
 
 def _recipe(connection: sqlite3.Connection, folder: Path, key: int, before: Seen, result: IngestResult) -> Columns:
-    """The resolved recipe, flat, where it has changed."""
+    """Store the flattened resolved recipe, if it has changed."""
     stamp = _stamp(stat_below(folder, "resolved.yaml"))
     if stamp == before["recipe_stamp"]:
         return {}
@@ -226,7 +226,7 @@ def _recipe(connection: sqlite3.Connection, folder: Path, key: int, before: Seen
     except FileNotFoundError:
         pass
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        # Said once, as a field that can be asked for; the recipe's own page shows the text.
+        # Reported as a field, which can be queried; the page of the recipe shows the text.
         fields = {"problem": f"resolved.yaml cannot be read: {str(error).splitlines()[0][:120]}"}
     connection.execute("DELETE FROM fields WHERE run = ?", (key,))
     connection.executemany("INSERT INTO fields VALUES (?, ?, ?)", [(key, *item) for item in fields.items()])
@@ -245,7 +245,7 @@ def _is_sweep(runs_dir: Path, name: str) -> bool:
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths of plain values; items of lists are numbered. Truth values become the words true and false."""
+    """Dotted paths of plain values; list items are numbered. Booleans become the strings true and false."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from flatten(item, f"{path}.{key}" if path else str(key))
@@ -261,12 +261,12 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def zip_most(items: Iterator[tuple[str, Any]], most: int) -> Iterator[tuple[str, Any]]:
-    """The first `most` of them."""
+    """The first `most` items."""
     return (item for item, _ in zip(items, range(most), strict=False))
 
 
 def _metrics(connection: sqlite3.Connection, folder: Path, key: int, before: Seen, result: IngestResult) -> Columns:
-    """What was added to metrics.jsonl, at most one turn of it."""
+    """Store new lines of metrics.jsonl, at most one turn."""
     found = stat_below(folder, "metrics.jsonl")
     if found is None:
         if os.path.lexists(folder / "metrics.jsonl"):
@@ -295,7 +295,7 @@ def _metrics(connection: sqlite3.Connection, folder: Path, key: int, before: See
         return {}
     taken = data.rfind(b"\n") + 1
     if not taken and len(data) >= MOST_LINE_BYTES:
-        taken, torn = len(data), torn + 1  # no line of ours is so long; its rest is torn as well
+        taken, torn = len(data), torn + 1  # Shardyard never writes such long lines; the rest is torn as well
     result.more = len(data) == READ_BYTES
     values |= {"metrics_inode": found.st_ino, "metrics_offset": offset + taken}
     if not before["metrics_head"] or offset == 0:
@@ -318,7 +318,7 @@ def _note_torn(torn: int, result: IngestResult) -> None:
 
 
 def _begins_as(head: str | None, data: bytes) -> bool:
-    """Whether a file at another inode, such as rsync leaves, is the one that was read before, grown."""
+    """Whether a file with a new inode, for example from rsync, continues the one that was read before."""
     if not head:
         return False
     length, _, digest = head.partition(":")
@@ -331,7 +331,7 @@ def _forget(connection: sqlite3.Connection, key: int) -> None:
 
 
 def _keep(connection: sqlite3.Connection, key: int, parsed: Parsed, before: Seen) -> Columns:
-    """Columns into chunks, and what follows from them."""
+    """Append columns to chunks, and compute derived columns."""
     spark = Sparkline.load(before["spark_state"])
     if record.TRAIN_LOSS in parsed.columns:
         spark.add(parsed.columns[record.TRAIN_LOSS].values)
@@ -354,7 +354,7 @@ def _keep(connection: sqlite3.Connection, key: int, parsed: Parsed, before: Seen
 
 
 def _append(connection: sqlite3.Connection, key: int, name: str, values: Floats, rows: Any) -> None:
-    """Chunks double in size before they are left alone, so that a run that grows line by line has few of them."""
+    """Append values, merged with chunks that are not larger, so that chunk sizes double and a growing run has few."""
     while True:
         last = connection.execute(
             "SELECT rowid, first, size, positions, data FROM chunks WHERE run = ? AND name = ?"
@@ -366,7 +366,7 @@ def _append(connection: sqlite3.Connection, key: int, name: str, values: Floats,
         values = np.concatenate([np.frombuffer(last[4], np.float64), values])
         rows = np.concatenate([positions_of(*last[1:4]), rows])
         connection.execute("DELETE FROM chunks WHERE rowid = ?", (last[0],))
-    # Most metrics stand in every line, so that their first row tells the others.
+    # Most metrics are in every line, so that the first row determines the others.
     dense = int(rows[-1] - rows[0]) + 1 == values.size
     connection.execute(
         "INSERT INTO chunks (run, name, first, size, positions, data) VALUES (?, ?, ?, ?, ?, ?)",
@@ -384,7 +384,7 @@ def _count(connection: sqlite3.Connection, key: int, name: str, values: Floats) 
         best = float(finite.min()) if best is None else min(best, float(finite.min()))
         most = float(finite.max()) if most is None else max(most, float(finite.max()))
     state, mass = average(values, SMOOTHED_WEIGHT, state, mass)
-    # SQLite keeps NaN as NULL.
+    # SQLite stores NaN as NULL.
     row = (key, name, count + values.size, float(values[-1]), best, most, state / mass if mass else None, state, mass)
     connection.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 

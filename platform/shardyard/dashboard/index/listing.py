@@ -1,4 +1,4 @@
-"""The table of runs: found by a query, sorted by any field or metric, a page at a time."""
+"""The table of runs: filtered by a query, sorted by any field or metric, in pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class ListingQuery:
-    """What is asked of the table. `sort` is `field[:last|best|max|smoothed][:asc|desc]`."""
+    """A request for a page of the table. `sort` is `field[:last|best|max|smoothed][:asc|desc]`."""
 
     query: str = ""
     sort: str = ""
@@ -32,10 +32,10 @@ class ListingQuery:
 
 
 class RunRow(TypedDict):
-    """A run as the page knows it.
+    """A run in the form sent to the page.
 
-    recipe: its name. group: the sweep that it belongs to, else its name. values: of the columns that were asked for.
-    cursor: how many records of metrics have been read.
+    recipe: its name. group: the sweep of the run, else its name. values: of the requested columns.
+    cursor: the number of metrics records read so far.
     """
 
     id: str
@@ -61,7 +61,7 @@ class RunRow(TypedDict):
 
 
 class ChangedRow(RunRow):
-    """A run that has changed, and the version of the index that has the change."""
+    """A changed run, and the version of the index with the change."""
 
     version: int
 
@@ -77,7 +77,7 @@ def list_runs(connection: sqlite3.Connection, wanted: ListingQuery) -> dict[str,
     """A page of the table.
 
     Raises:
-        QueryError: the query, the sort order or a column cannot be read.
+        QueryError: the query, the sort order or a column is invalid.
     """
     names = names_of(connection)
     compiler = Compiler(names)
@@ -108,7 +108,7 @@ def list_runs(connection: sqlite3.Connection, wanted: ListingQuery) -> dict[str,
 
 
 def row_of(row: sqlite3.Row, columns: tuple[str, ...] = ()) -> RunRow:
-    """A run as the page knows it; `columns` were asked for beside."""
+    """A run in the form sent to the page, with the values of `columns`."""
     return {
         "id": row["id"],
         "name": row["name"],
@@ -134,14 +134,14 @@ def row_of(row: sqlite3.Row, columns: tuple[str, ...] = ()) -> RunRow:
 
 
 def tags_of(text: str) -> list[str]:
-    """Tags as the index keeps them."""
+    """Tags from the text stored in the index."""
     return [tag for tag in text.split("\n") if tag]
 
 
 def rows_since(
     connection: sqlite3.Connection, version: int, most: int = MOST_ROWS
 ) -> tuple[list[ChangedRow], list[str]]:
-    """Runs that have changed since a version of the index, and ids of those that are gone."""
+    """Runs changed since a version of the index, and ids of removed runs."""
     shown = ", ".join(f"r.{name}" for name in _SHOWN)
     rows = connection.execute(
         f"SELECT {shown} FROM runs r WHERE r.version > ? ORDER BY r.version LIMIT ?", (version, most)
@@ -171,7 +171,7 @@ def _order(wanted: ListingQuery, compiler: Compiler) -> str:
         )
     expression = compiler.value(field, statistic)
     direction = "DESC" if "desc" in rest else "ASC"
-    # What has no value comes last, whichever way.
+    # Runs without a value come last in either order.
     return f"{first}({expression}) IS NULL, ({expression}) {direction}, {newest}"
 
 

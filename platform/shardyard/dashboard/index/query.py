@@ -1,8 +1,8 @@
-"""The query language of the runs table: from text to a tree. Pure; `query_sql` makes SQL of the tree.
+"""The parser of the runs table's query language: from text to a tree. Pure; `query_sql` converts the tree to SQL.
 
     state = running and recipe.zero.stage >= 2 and eval.loss < 3 or name ~ "gpt" and tag = x
 
-`not` binds closest, then `and`, then `or`; brackets group. A word alone is looked for in names and ids.
+`not` binds tightest, then `and`, then `or`; parentheses group. A single word is searched in names and ids.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Value = str | float | bool | None
 
 
 class QueryError(UsageError):
-    """An invalid query. `position` counts characters from 0; `field` is the unknown one, if one is, and `nearest` the
-    one that is most like it."""
+    """An invalid query. `position` counts characters from 0; `field` is the unknown field, if any, and `nearest` the
+    most similar one."""
 
     def __init__(self, message: str, position: int, field: str | None = None, nearest: str | None = None) -> None:
         super().__init__(f"{message} (at character {position + 1})")
@@ -44,7 +44,7 @@ class QueryError(UsageError):
 
 @dataclass(frozen=True)
 class Compare:
-    """`field operator value`; for `in` there are several values."""
+    """`field operator value`; `in` has several values."""
 
     field: str
     operator: str
@@ -54,7 +54,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Search:
-    """Text that a name or an id contains."""
+    """A search for text in names and ids."""
 
     text: str
 
@@ -87,10 +87,10 @@ class _Token:
 
 
 def parse(text: str) -> Node | None:
-    """The tree of a query; None for an empty one, which all runs match.
+    """The tree of a query; None for an empty one, which matches all runs.
 
     Raises:
-        QueryError: it cannot be read; says where and what was expected.
+        QueryError: it is invalid; says where and what was expected.
     """
     if len(text) > MOST_CHARACTERS:
         raise QueryError(f"the query has more than {MOST_CHARACTERS} characters", MOST_CHARACTERS)

@@ -29,14 +29,14 @@ COLUMNS = {
 _TEXTS = frozenset({"state", "name", "id", "recipe", "sweep", "problem"})
 STATISTICS = ("last", "best", "max", "smoothed")
 PREFIXES = ("train", "eval", "perf", "memory", "moe")
-# Names that every run may come to have, so that a query for them is no mistake while there are no runs.
+# Names that any run may have, so that queries for them are valid even while no run has them.
 USUAL = ("train/loss", "train/lr", "train/grad_norm", "train/tokens", "eval/validation/loss", "perf/tokens_per_second")
 _MOST_PARAMETERS = 500
 
 
 @dataclass
 class Names:
-    """What can be asked for: names of metrics as files have them, and dotted paths of recipes."""
+    """The names usable in queries: metrics as named in files, and dotted paths of recipes."""
 
     metrics: Sequence[str]
     recipe: Sequence[str]
@@ -62,7 +62,7 @@ class Compiler:
         if isinstance(tree, Either):
             return f"({self.where(tree.left)} OR {self.where(tree.right)})"
         if isinstance(tree, Not):
-            # What is not known is not true, so its opposite holds.
+            # NULL counts as false, so its negation is true.
             return f"NOT COALESCE({self.where(tree.inner)}, 0)"
         if isinstance(tree, Search):
             text = self._parameter(_like(tree.text))
@@ -70,7 +70,7 @@ class Compiler:
         return self._compare(tree)
 
     def value(self, field: str, statistic: str = "last", position: int = 0) -> str:
-        """An expression with the value of a field for the run r; NULL where the run has none.
+        """An expression for the value of a field of run r; NULL if the run has none.
 
         Raises:
             QueryError: an unknown field.
@@ -113,14 +113,14 @@ class Compiler:
         if value is None:
             return f"{expression} IS {'NOT ' if operator == '!=' else ''}NULL"
         if text or isinstance(value, str | bool):
-            # Letter case matters to no one who types a query.
+            # Queries are case-insensitive.
             return f"{expression} {operator} {self._parameter(_text(value))} COLLATE NOCASE"
         return f"{expression} {operator} {self._parameter(value)}"
 
     def _tag(self, tree: Compare) -> str:
         conditions = []
         for value in tree.values:
-            # Tags are kept between line breaks, so that whole ones can be told from parts.
+            # Tags are stored between line breaks, which distinguishes whole tags from parts.
             inner = _escaped(_text(value))
             pattern = f"%{inner}%" if tree.operator == "~" else f"%\n{inner}\n%"
             conditions.append(f"r.tags LIKE {self._parameter(pattern)} ESCAPE '\\'")
@@ -164,14 +164,14 @@ class Compiler:
 
 
 def dotted(metric: str) -> str:
-    """`eval/validation/loss` → `eval.validation.loss`, as queries have it."""
+    """`eval/validation/loss` → `eval.validation.loss`, the form in queries."""
     return metric.replace("/", ".")
 
 
 def _recipe_path(field: str) -> str | None:
     if not field.startswith("recipe."):
         return None
-    # Items of lists may be written either way.
+    # List items may be written in either form.
     return re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("recipe."))
 
 

@@ -1,11 +1,11 @@
-"""The index on the local disk: one SQLite file a runs folder, with rows of runs and the columns of their metrics.
+"""The index on the local disk: one SQLite file per runs folder, with rows of runs and columns of their metrics.
 
 It contains only data from the run folders, so a damaged or outdated index is removed and rebuilt.
 
-    runs     one row a run: what run.json says, where reading stands, newest loss, sparkline
+    runs     one row per run: contents of run.json, read position, newest loss, sparkline
     metrics  last, best (least), greatest and smoothed value of each metric of a run
-    fields   the resolved recipe of a run, flat: dotted path → value
-    chunks   the metrics themselves: for each metric float64 values of consecutive lines of metrics.jsonl
+    fields   the flattened resolved recipe of a run: dotted path → value
+    chunks   the metrics: for each metric float64 values of consecutive lines of metrics.jsonl
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ CREATE TABLE gone (id TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
 
 
 def index_folder() -> Path:
-    """Where indexes lie: `index` in SHARDYARD_CACHE, else in ~/.cache/shardyard."""
+    """The folder of indexes: `index` in SHARDYARD_CACHE, else in ~/.cache/shardyard."""
     cache = os.environ.get("SHARDYARD_CACHE")
     return (Path(cache).expanduser() if cache else Path.home() / ".cache" / "shardyard") / "index"
 
 
 class _Held:
-    """A connection that is closed when the thread that it belongs to ends, as threads of a pool do now and then."""
+    """A connection that is closed when its thread ends, as threads of a pool sometimes do."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
@@ -108,19 +108,19 @@ class Store:
         return connection
 
     def _is_intact(self, connection: sqlite3.Connection) -> bool:
-        """Whether the file has the length that it should have; reading all of it would take as long as building it."""
+        """Whether the file has the expected length; reading all of it would take as long as a rebuild."""
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (pages,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
         connection.execute("SELECT COUNT(*) FROM runs").fetchone()
         return self.path.stat().st_size >= int(pages) * int(size)
 
     def remove(self) -> None:
-        """Remove the files; nothing is lost that could not be read again."""
+        """Remove the files; all their contents can be read again."""
         for ending in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
-        # Recipes and samples may be private; SQLite takes over the mode for its other files.
+        # Recipes and samples may be private; SQLite uses the same mode for its other files.
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         connection.row_factory = None

@@ -1,1 +1,1 @@
-"""The application: routes, security, and the answers of each route."""
+"""The application: routes, security, and the handlers of each route."""

@@ -1,4 +1,4 @@
-"""Listening address of the dashboard, its addresses for other machines, and the host names it answers to."""
+"""The dashboard's listening address, its addresses for other machines, and its accepted host names."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens; `::` takes IPv4 as well.
+    """A listening socket; `::` also accepts IPv4.
 
     Raises:
-        UsageError: the port is taken, or the address is none of this machine.
+        UsageError: the port is in use, or the address does not belong to this machine.
     """
     listening = None
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        # A name such as localhost may stand for both; people type the older one.
+        # A name such as localhost may resolve to both; IPv4 is the one that people type.
         family, _, _, _, place = min(found, key=lambda one: one[0] != socket.AF_INET)
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,16 +46,16 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address or a name to listen to."""
+    """Whether a listening address or name is reachable only from this machine."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host.lower() == "localhost"
 
 
 def hosts_of(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
-    """Host names that a server on `host` answers to: loopback, those by which others reach it here, and `allowed`.
+    """Host names accepted by a server on `host`: loopback, names that other machines use for it, and `allowed`.
 
-    Others get nothing: a foreign name that is made to point here would let its pages read the answers.
+    Others are refused: with DNS rebinding, pages of a foreign name could read the answers.
     """
     known = {*LOOPBACK, *allowed}
     given = _plain(host)
@@ -67,7 +67,7 @@ def hosts_of(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
 
 
 def urls(host: str, port: int) -> list[str]:
-    """Addresses to open, those for other machines first; each ends in a slash."""
+    """URLs to open, those for other machines first; each ends in a slash."""
     given = _plain(host)
     if given not in ANY:
         return [_url(given, port)]
@@ -79,7 +79,7 @@ def checked_names(names: Iterable[str]) -> list[str]:
     """The names of --allow-host.
 
     Raises:
-        UsageError: one is none.
+        UsageError: one is not a host name.
     """
     checked = []
     for name in names:
@@ -100,7 +100,7 @@ def _is_address(text: str) -> bool:
 
 
 def _plain(host: str) -> str:
-    """A name or address as it stands in a Host header, without brackets and port."""
+    """A name or address from a Host header, without brackets and port."""
     text = host.strip("[]").lower().rstrip(".")
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(text))
@@ -108,7 +108,7 @@ def _plain(host: str) -> str:
 
 
 def _own_addresses(*, link_local: bool = False) -> Iterator[str]:
-    """Addresses of this machine that others may reach it by, IPv4 first; a browser opens no link-local ones of IPv6."""
+    """Addresses of this machine for others, IPv4 first; browsers cannot open link-local IPv6 addresses."""
     found = []
     for addresses in psutil.net_if_addrs().values():
         for one in addresses:

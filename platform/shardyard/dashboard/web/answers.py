@@ -16,7 +16,7 @@ from shardyard.errors import Problem, RecipeError, RunFolderError, ShardyardErro
 
 
 class BadRequestError(UsageError):
-    """A request with a parameter that is missing or means nothing. `field` names it."""
+    """A request with a missing or invalid parameter, named by `field`."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -24,11 +24,11 @@ class BadRequestError(UsageError):
 
 
 class NotFoundError(UsageError):
-    """There is no such run, file, recipe or sweep."""
+    """The run, file, recipe or sweep does not exist."""
 
 
 class Answer(Response):
-    """JSON. NaN and infinite numbers become null, because browsers refuse them; a chart shows a gap."""
+    """A JSON response. NaN and infinite numbers become null, because browsers refuse them; charts show a gap."""
 
     media_type = "application/json"
 
@@ -46,7 +46,7 @@ def encoded(content: Any) -> bytes:
 
 
 def finite(value: Any) -> Any:
-    """The same data with null in place of numbers that JSON does not have."""
+    """The data with numbers that JSON does not support replaced by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -59,7 +59,7 @@ def finite(value: Any) -> Any:
 
 
 def numbers(array: Any, digits: int | None = None) -> list[float | None]:
-    """An array as a list for JSON; with `digits` significant ones, which is what a chart can show."""
+    """An array as a list for JSON; rounded to `digits` significant digits, enough for a chart."""
     listed = array.tolist()
     if digits is not None:
         listed = [float(f"{value:.{digits}g}") for value in listed]
@@ -71,7 +71,7 @@ def _plain(value: Any) -> Any:
 
 
 def failure(error: Exception) -> Answer:
-    """An error as the page shows it: its sentence, and the field that is to blame."""
+    """An error for the page: its message and the field that caused it."""
     status = 400
     if isinstance(error, NotFoundError | FileNotFoundError):
         status = 404
@@ -109,10 +109,10 @@ def _sentence(error: Exception) -> str:
 
 
 def integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    """A whole number of the query string, within bounds.
+    """An integer of the query string, within bounds.
 
     Raises:
-        BadRequestError: it is none.
+        BadRequestError: it is missing or invalid.
     """
     text = request.query_params.get(name, "")
     if not text:
@@ -124,10 +124,10 @@ def integer(request: Request, name: str, default: int, least: int, most: int) ->
 
 
 def real(request: Request, name: str) -> float | None:
-    """A number of the query string; None where it is not given.
+    """A number of the query string; None if it is missing.
 
     Raises:
-        BadRequestError: it is none.
+        BadRequestError: it is missing or invalid.
     """
     text = request.query_params.get(name, "")
     if not text:
@@ -142,7 +142,7 @@ def real(request: Request, name: str) -> float | None:
 
 
 def listed(request: Request, name: str, most: int) -> list[str]:
-    """Names separated by commas, each once, or the parameter given several times.
+    """Unique names, separated by commas or from a repeated parameter.
 
     Raises:
         BadRequestError: there are too many.
@@ -155,10 +155,10 @@ def listed(request: Request, name: str, most: int) -> list[str]:
 
 
 async def body_of(request: Request) -> dict[str, object]:
-    """The JSON object that was sent.
+    """The JSON object in the request body.
 
     Raises:
-        BadRequestError: it is none.
+        BadRequestError: it is missing or invalid.
     """
     try:
         content = json.loads(await request.body() or b"{}")

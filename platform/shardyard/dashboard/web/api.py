@@ -29,13 +29,13 @@ from shardyard.launch.schedulers.registry import DEFAULT, scheduler_class
 MOST_RUNS_AT_ONCE = 200
 MOST_METRICS_AT_ONCE = 200
 MOST_SERIES = 2000
-# More digits than a screen shows; whole numbers such as steps keep theirs.
+# More digits than a screen shows; integers such as steps keep all digits.
 _DIGITS = 7
 
 
 @dataclass
 class State:
-    """What all routes share. `address` is that of the Ray cluster, as given on the command line."""
+    """State shared by all routes. `address` is the Ray cluster's, as given on the command line."""
 
     index: Index
     gate: Gate
@@ -50,10 +50,10 @@ class State:
         return self.index.store.reader
 
     def row(self, run_id: str) -> sqlite3.Row:
-        """A run of the index.
+        """A run in the index.
 
         Raises:
-            NotFoundError: it knows no such run. What is no id of a run never becomes a path.
+            NotFoundError: the run is unknown. Only ids of known runs ever become paths.
         """
         key = self.index.key_of(run_id)
         row = self.connection.execute("SELECT * FROM runs WHERE key = ?", (key,)).fetchone() if key else None
@@ -62,24 +62,24 @@ class State:
         return row  # type: ignore[no-any-return]
 
     def run(self, request: Request) -> tuple[sqlite3.Row, Path]:
-        """The run that a path names, and its folder."""
+        """The run named by the request path, and its folder."""
         row = self.row(request.path_params["id"])
         return row, self.index.runs_dir / row["id"]
 
     def keys(self, request: Request, most: int = MOST_RUNS_AT_ONCE) -> dict[str, int]:
-        """Ids and keys of the runs that a query string names; those that are gone are left out."""
+        """Ids and keys of the runs named by the query string; removed runs are omitted."""
         found = {run_id: self.index.key_of(run_id) for run_id in listed(request, "runs", most)}
         return {run_id: key for run_id, key in found.items() if key is not None}
 
 
 def state_of(request: Request) -> State:
-    """What the server was started with."""
+    """The state of the server."""
     state: State = request.app.state.dashboard
     return state
 
 
 def session(request: Request) -> Response:
-    """What the page needs before all else."""
+    """The data that the page needs first."""
     state = state_of(request)
     return Answer(
         {
@@ -126,7 +126,7 @@ def recipe(request: Request) -> Response:
 
 
 def events(request: Request) -> Response:
-    """What happened in a run."""
+    """The events of a run."""
     _, folder = state_of(request).run(request)
     return Answer(details.events(folder, integer(request, "cursor", 0, 0, 2**53)))
 
@@ -140,7 +140,7 @@ def marks(request: Request) -> Response:
 
 
 def samples(request: Request) -> Response:
-    """What the model wrote."""
+    """The samples of the model."""
     _, folder = state_of(request).run(request)
     return Answer(details.samples(folder, integer(request, "cursor", 0, 0, 2**53)))
 
@@ -176,7 +176,7 @@ def log(request: Request) -> Response:
 
 
 def system(request: Request) -> Response:
-    """Names of the curves about machines: throughput, memory, energy, by node where they say so."""
+    """Names of machine metrics: throughput, memory, energy; per node if their names contain it."""
     state = state_of(request)
     row, _ = state.run(request)
     groups = details.metrics_by_prefix(state.connection, row["key"])
@@ -220,7 +220,7 @@ def series(request: Request) -> Response:
 
 
 def axis_of(request: Request) -> str:
-    """The x axis that is asked for."""
+    """The requested x axis."""
     axis = request.query_params.get("x", "step")
     if axis not in AXES:
         raise BadRequestError(f"x is {axis[:50]!r}; it is one of {', '.join(AXES)}", "x")
@@ -228,18 +228,18 @@ def axis_of(request: Request) -> str:
 
 
 def _axis_numbers(x: Any) -> list[Any]:
-    """Steps and tokens as whole numbers, which take less room."""
+    """Steps and tokens as integers, which are shorter."""
     return [int(value) if value.is_integer() else value for value in x.tolist()]
 
 
 def compare(request: Request) -> Response:
-    """Several runs beside one another."""
+    """Several runs side by side."""
     state = state_of(request)
     return Answer(details.compare(state.connection, state.keys(request)))
 
 
 def export_csv(request: Request) -> Response:
-    """Metrics of a run as a table: a line a step, the values as they were recorded."""
+    """Metrics of a run as CSV: one line per step, with the recorded values."""
     state = state_of(request)
     row = state.row(request.query_params.get("run", ""))
     groups = details.metrics_by_prefix(state.connection, row["key"])
@@ -256,7 +256,7 @@ def export_csv(request: Request) -> Response:
 def _csv_lines(steps: list[float], columns: dict[str, dict[float, float]]) -> Iterator[str]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    # A name that a spreadsheet would take for a formula is made a text.
+    # A name that a spreadsheet would interpret as a formula is escaped as text.
     writer.writerow(["step", *(f"'{name}" if name[:1] in "=+-@" else name for name in columns)])
     for index, step in enumerate(steps):
         cells = (column.get(step) for column in columns.values())
@@ -275,7 +275,7 @@ def _file_name(text: str) -> str:
 
 
 def report(request: Request) -> Response:
-    """Runs in one HTML file that opens anywhere."""
+    """Runs as a single self-contained HTML file."""
     state = state_of(request)
     keys = state.keys(request, most=50)
     if not keys:

@@ -30,10 +30,10 @@ from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.redaction import scrub
 from shardyard.tracking.run.folder import RunFolder
 
-# Ends what hangs. A plan or a submission takes a few seconds, and minutes on a slow machine that also trains.
+# Timeout for hanging calls. A plan or submission takes seconds, or minutes on a slow machine that also trains.
 CALL_SECONDS = 600.0
 RESUME = "shardyard.launch.run.resume"
-# A run that fails to start says so within this time; one that goes on after it has started.
+# A run that fails to start exits within this time; one that is still alive afterwards has started.
 STARTED_SECONDS = 4.0
 MOST_OVERRIDES = 100
 MOST_TEXT = 2000
@@ -44,7 +44,7 @@ def submit(index: Index, address: str | None, name: str, overrides: Sequence[str
     """Submit a recipe as a job; returns its id.
 
     Raises:
-        BadRequestError: an override brings a path, or the recipe or the cluster refuses.
+        BadRequestError: an override contains a path, or the recipe is invalid, or the cluster refuses it.
     """
     if problems := problems_of_page(overrides):
         raise BadRequestError(str(problems[0]), "overrides")
@@ -55,12 +55,12 @@ def submit(index: Index, address: str | None, name: str, overrides: Sequence[str
 
 
 def submitted(name: str, overrides: Sequence[str], address: str | None, runs_dir: Path) -> str:
-    """Called apart."""
+    """Submit a recipe; runs in a separate process."""
     return api.submit(name, overrides, address=address, runs_dir=runs_dir).id
 
 
 def planned(name: str, overrides: Sequence[str]) -> dict[str, object]:
-    """Called apart: a plan as plain data."""
+    """A plan as plain data; runs in a separate process."""
     return dict(json.loads(json.dumps(as_dict(api.plan(name, overrides)), default=str)))
 
 
@@ -69,14 +69,14 @@ def _apart(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def stop(index: Index, address: str | None, name: str) -> str | None:
-    """Ask a run, or its job, to end with a checkpoint; returns the scheduler of the job, None for a run that is none.
+    """Stop a run or its job with a checkpoint; returns the scheduler of the job, None for a run that is not a job.
 
     Raises:
-        BadRequestError: it cannot be asked.
+        BadRequestError: it cannot be stopped.
     """
     try:
         job = recorded_job(RunFolder.open(index.runs_dir, name))
-        # An address is that of the default scheduler; others have one of their own.
+        # The address belongs to the default scheduler; others have their own.
         here = address if job is not None and job.scheduler == DEFAULT else None
         found = find(name, index.runs_dir, address=here)
         if found.state == "lost":
@@ -89,10 +89,10 @@ def stop(index: Index, address: str | None, name: str) -> str | None:
 
 
 def resume(index: Index, name: str) -> None:
-    """Go on with a run on this machine, in a process that outlives the server.
+    """Resume a run on this machine, in a process that outlives the server.
 
     Raises:
-        BadRequestError: it fails at once.
+        BadRequestError: it fails immediately.
     """
     if index.key_of(name) is None:
         raise NotFoundError(f"There is no run {name[:100]!r}.")
@@ -111,7 +111,7 @@ def resume(index: Index, name: str) -> None:
         try:
             code = process.wait(timeout=STARTED_SECONDS)
         except subprocess.TimeoutExpired:
-            # Reap it whenever it ends, so that no dead process is left.
+            # Reap the process when it ends, so that no zombie remains.
             threading.Thread(target=process.wait, daemon=True, name="shardyard-resumed").start()
             return
         if code != 0:
@@ -120,7 +120,7 @@ def resume(index: Index, name: str) -> None:
 
 
 def _last_paragraph(text: str) -> str:
-    """The error that a process ends with."""
+    """The last paragraph of a process's output, which is its error."""
     head, found, message = text.rpartition("Error: ")
     lines = (message if found else head or text).strip().splitlines()
     return scrub("\n".join(lines[-30:])) or "it failed and did not say why"
@@ -130,7 +130,7 @@ def _last_paragraph(text: str) -> str:
 
 
 class RecipePayload(TypedDict):
-    """A recipe that comes with Shardyard; family: the folder that it lies in."""
+    """A shipped recipe; family: its folder."""
 
     name: str
     description: str
@@ -138,7 +138,7 @@ class RecipePayload(TypedDict):
 
 
 class CheckPayload(TypedDict):
-    """What is wrong with a recipe; where nothing is, its name, or its plan (`plan_text.as_dict`)."""
+    """The problems of a recipe; if there are none, its name or its plan (`plan_text.as_dict`)."""
 
     problems: list[ProblemPayload]
     plan: dict[str, object] | None
@@ -147,7 +147,7 @@ class CheckPayload(TypedDict):
 
 @functools.cache
 def recipes() -> list[RecipePayload]:
-    """The shipped recipes, with what each says of itself; nothing is checked."""
+    """The shipped recipes with their descriptions, unchecked."""
     found: list[RecipePayload] = []
     for shipped in shipped_recipes():
         family, _, _ = shipped.name.rpartition("/")
@@ -166,7 +166,7 @@ def recipe_text(name: str) -> str:
 
 
 def _shipped(name: str) -> Path:
-    """Only names from the list, so that no other file can be read or started by its path.
+    """The path of a shipped recipe. Only listed names are valid, so that no other file can be read or run by its path.
 
     Raises:
         NotFoundError: there is no such recipe.
@@ -178,10 +178,10 @@ def _shipped(name: str) -> Path:
 
 
 def checked_request(body: dict[str, object], key: str = "name") -> tuple[str, list[str]]:
-    """Name and overrides of a request, of the kinds that they should be.
+    """Name and overrides of a request, with checked types.
 
     Raises:
-        BadRequestError: they are not.
+        BadRequestError: they have other types.
         NotFoundError: there is no such recipe.
     """
     name, overrides = body.get(key), body.get("overrides") or []
@@ -197,15 +197,15 @@ def checked_request(body: dict[str, object], key: str = "name") -> tuple[str, li
 
 
 class Plans:
-    """What recipes would do, computed by one process at a time and remembered."""
+    """Plans of recipes, computed by one process at a time and cached."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, ...], CheckPayload] = OrderedDict()
 
     def check(self, name: str, overrides: Sequence[str], *, plan: bool) -> CheckPayload:
-        """The problems of a recipe, and where it has none and `plan` is wanted, its plan."""
-        # Before the recipe is read: even whether a file is there is not told.
+        """The problems of a recipe; if there are none and `plan` is true, its plan."""
+        # Before the recipe is read, so that not even the existence of a file is revealed.
         if problems := problems_of_page(overrides):
             return {"problems": payload_of(problems), "plan": None}
         try:

@@ -1,4 +1,4 @@
-"""The details of one run beside its curves: progress, recipe, checkpoints, events, samples, experts."""
+"""The details of one run other than its curves: progress, recipe, checkpoints, events, samples, experts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TABLE = re.compile(r"moe/tokens/layer_(\d+)/expert_(\d+)$")
 
 
 class Progress(TypedDict):
-    """How far a run is, how fast it goes and when it will be done at this pace. last_time: of its newest record."""
+    """The progress of a run, its speed, and the time left at this pace. last_time: of its newest record."""
 
     step: int
     total_steps: int | None
@@ -56,7 +56,7 @@ class Progress(TypedDict):
 
 
 class CheckpointState(TypedDict):
-    """What the manifest of a checkpoint says; why: what is wrong with it. bytes: None where it has no manifest."""
+    """The state of a checkpoint by its manifest; why: its defect. bytes: None if it has no manifest."""
 
     bytes: int | None
     state: str
@@ -73,7 +73,7 @@ class CheckpointPayload(CheckpointState):
 
 
 class RecipeTexts(TypedDict):
-    """The recipe of a run as given and resolved, what follows from it (name, value, why), and from where it came."""
+    """The recipe of a run as given and resolved, derived values (name, value, why), and its origin."""
 
     given: str
     resolved: str
@@ -82,7 +82,7 @@ class RecipeTexts(TypedDict):
 
 
 class ExpertTable(TypedDict):
-    """Tokens that each expert of each of `layers` was given; steps: those that have a table."""
+    """Tokens per expert in each of `layers`; steps: those with a table."""
 
     layers: list[int]
     steps: list[int]
@@ -90,14 +90,14 @@ class ExpertTable(TypedDict):
 
 
 class FieldDifference(TypedDict):
-    """A field of recipes, and its value by run."""
+    """A recipe field that differs, and its value per run."""
 
     path: str
     values: dict[str, object]
 
 
 class ComparedRun(TypedDict):
-    """What one of several runs came to: newest values of its metrics, and the best ones of its evaluations."""
+    """The results of a compared run: newest values of its metrics, and best values of its evaluations."""
 
     run: str
     name: str | None
@@ -114,13 +114,13 @@ class ComparedRun(TypedDict):
 
 
 class Band(TypedDict):
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     runs: list[str]
 
 
 class Comparison(TypedDict):
-    """Runs beside one another."""
+    """Runs side by side."""
 
     recipe_diff: list[FieldDifference]
     results: list[ComparedRun]
@@ -128,7 +128,7 @@ class Comparison(TypedDict):
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """Plain data with what looks like a secret left out, by its name or its form."""
+    """Plain data without values that look like secrets by their name or form."""
     if isinstance(value, dict):
         return {
             key: "(hidden)" if is_secret_name(str(key)) and isinstance(item, str) else without_secrets(item, str(key))
@@ -140,14 +140,14 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def info_of(row: sqlite3.Row) -> dict[str, object]:
-    """run.json, as the index last read it."""
+    """The contents of run.json as last read by the index."""
     found = json.loads(row["info"])
     assert isinstance(found, dict)
     return found
 
 
 def metrics_by_prefix(connection: sqlite3.Connection, key: int) -> dict[str, list[str]]:
-    """Names of a run's metrics, by what stands before the first slash."""
+    """Names of a run's metrics, grouped by the part before the first slash."""
     groups: dict[str, list[str]] = defaultdict(list)
     for (name,) in connection.execute("SELECT name FROM metrics WHERE run = ? ORDER BY name", (key,)):
         if name not in ("step", "time"):
@@ -156,7 +156,7 @@ def metrics_by_prefix(connection: sqlite3.Connection, key: int) -> dict[str, lis
 
 
 def progress(connection: sqlite3.Connection, row: sqlite3.Row) -> Progress:
-    """How far a run is, how fast it goes and when it will be done at this pace."""
+    """The progress of a run, its speed, and the time left at this pace."""
     newest = dict(
         connection.execute(
             "SELECT name, last FROM metrics WHERE run = ? AND name IN (?, ?, ?, ?)",
@@ -179,7 +179,7 @@ def progress(connection: sqlite3.Connection, row: sqlite3.Row) -> Progress:
 
 
 def _seconds_a_step(connection: sqlite3.Connection, key: int) -> float | None:
-    """Wall time a step over the newest records, evaluations and checkpoints included."""
+    """Wall time per step over the newest records, including evaluations and checkpoints."""
     ends: dict[str, Floats] = {}
     for name in ("step", "time"):
         blobs = connection.execute(
@@ -190,7 +190,7 @@ def _seconds_a_step(connection: sqlite3.Connection, key: int) -> float | None:
     if steps.size < 2 or steps.size != times.size:
         return None
     recent = times >= times[-1] - _PACE_SECONDS
-    # A restart goes back to a checkpoint; only what came after it tells the pace.
+    # A restart goes back to a checkpoint; only later records determine the pace.
     back = np.flatnonzero(np.diff(steps) < 0)
     recent[: int(back[-1]) + 1 if back.size else 0] = False
     steps, times = steps[recent], times[recent]
@@ -200,7 +200,7 @@ def _seconds_a_step(connection: sqlite3.Connection, key: int) -> float | None:
 
 
 def checkpoints(folder: Path) -> list[CheckpointPayload]:
-    """Checkpoints, oldest first, judged by their manifests and the sizes of their files; nothing is hashed."""
+    """Checkpoints, oldest first, checked by their manifests and file sizes, without hashing."""
     found: list[CheckpointPayload] = []
     for name in names_below(folder, "checkpoints"):
         match = re.fullmatch(
@@ -242,14 +242,14 @@ def _has_size(folder: Path, checkpoint: str, path: str, size: int) -> bool:
 
 
 def files_of(folder: Path) -> list[dict[str, object]]:
-    """The files at the top of a run folder and among its logs, with sizes."""
+    """The top-level files of a run folder and its logs, with sizes."""
     listed = [*((name,) for name in names_below(folder, most=500)), *(("logs", n) for n in names_below(folder, "logs"))]
     sizes = [("/".join(parts), stat_below(folder, *parts)) for parts in listed]
     return [{"name": name, "bytes": found.st_size} for name, found in sizes if found is not None]
 
 
 def detail(connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summary: RunRow) -> dict[str, object]:
-    """Everything about one run but its curves and texts."""
+    """All details of a run except its curves and texts."""
     return {
         "id": row["id"],
         "info": without_secrets(info_of(row)),
@@ -265,28 +265,28 @@ def detail(connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summa
 
 
 def commands(folder: Path, state: str) -> dict[str, str]:
-    """What to type about a run, by purpose. The path is found from any folder and with any runs folder."""
+    """Commands for a run, by purpose. The path works from any working directory and runs folder."""
     name = shlex.quote(str(folder))
     found = {"stop": f"shardyard stop {name}", "export": f"shardyard export {name}"}
     if state != "finished":
         found["resume"] = f"shardyard resume {name}"
     if objective := re.search(r"^objective: (\w+)$", text_below(folder, "resolved.yaml") or "", re.MULTILINE):
-        # Only ours: to look at a run imports no code from outside.
+        # Only built-in ones: viewing a run imports no external code.
         generates = objective[1] in OBJECTIVES and objective_spec(objective[1]).generates
         found["try"] = f'shardyard sample {name} "your prompt"' if generates else f"shardyard eval {name}"
     return found
 
 
 def _wandb_link(folder: Path) -> str | None:
-    """Address of the run at W&B, from what the run itself told."""
+    """URL of the run at W&B, as recorded by the run."""
     told = next((event for event in reversed(happened(folder)) if isinstance(event, WandbStatus)), None)
-    # A page links to nothing but http.
+    # The page links only to http and https URLs.
     found = re.match(r"https?://[^\s\"'<>]+", told.url) if told is not None and told.url else None
     return scrub(found[0]) if found else None
 
 
 def recipe(folder: Path, info: Mapping[str, object]) -> RecipeTexts:
-    """The recipe as given and resolved, and what follows from it."""
+    """The recipe as given and resolved, and derived values."""
     resolved = text_below(folder, "resolved.yaml") or ""
     body, _, derived = resolved.partition("\n# Derived:\n")
     return {
@@ -298,7 +298,7 @@ def recipe(folder: Path, info: Mapping[str, object]) -> RecipeTexts:
 
 
 def _derived(folder: Path, comments: str) -> list[list[str]]:
-    """What follows from the recipe: name, value, why. Folders written before plan.json have it as comments alone."""
+    """Derived values: name, value, why. Folders from before plan.json have them only as comments."""
     try:
         plan = from_dict(json.loads(read_below(folder, "plan.json", most=MOST_BYTES)))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
@@ -308,8 +308,7 @@ def _derived(folder: Path, comments: str) -> list[list[str]]:
 
 
 def events(folder: Path, cursor: int = 0) -> dict[str, object]:
-    """Events from a cursor on, with their severity and in words, without the tables in them; of a long file the last
-    ones."""
+    """Events from a cursor on, with severity and text, without their tables; of a long file the last ones."""
     found, end = _records(folder, "events.jsonl", cursor)
     return {"events": [without_secrets(_shown(line)) for line in found], "cursor": end}
 
@@ -344,7 +343,7 @@ def _records(folder: Path, name: str, cursor: int) -> tuple[list[dict[str, objec
 
 
 def experts(folder: Path, step: int | None = None) -> ExpertTable:
-    """Tokens that each expert of each layer was given in an evaluation: that of `step`, else the newest."""
+    """Tokens per expert and layer in an evaluation: that of `step`, else the newest."""
     tables: dict[int, dict[tuple[int, int], float]] = {}
     for line in _lines_with(folder, "metrics.jsonl", TABLES.encode()):
         cells = {
@@ -367,7 +366,7 @@ def experts(folder: Path, step: int | None = None) -> ExpertTable:
 
 
 def _lines_with(folder: Path, name: str, words: bytes) -> list[dict[str, object]]:
-    """Objects of lines that hold some bytes; a file of any length is read in pieces."""
+    """Objects of lines that contain some bytes; files are read in pieces, whatever their length."""
     found: list[dict[str, object]] = []
     rest, position = b"", 0
     try:
@@ -388,7 +387,7 @@ def _lines_with(folder: Path, name: str, words: bytes) -> list[dict[str, object]
 
 
 def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> Comparison:
-    """Fields of the recipes that differ among runs, and what each run came to."""
+    """Recipe fields that differ among runs, and the results of each run."""
     values: dict[str, dict[str, object]] = defaultdict(dict)
     results: list[ComparedRun] = []
     for run_id, key in keys.items():
@@ -421,7 +420,7 @@ def compare(connection: sqlite3.Connection, keys: dict[str, int]) -> Comparison:
 
 
 def _in_short(info: dict[str, object]) -> dict[str, object]:
-    """What a comparison needs of run.json, however much there is in it."""
+    """The part of run.json that a comparison needs."""
     plan = info.get("plan")
     plan = plan if isinstance(plan, dict) else {}
     sizes = plan.get("architecture")
@@ -436,7 +435,7 @@ def _in_short(info: dict[str, object]) -> dict[str, object]:
 
 
 def _bands(values: dict[str, dict[str, object]], keys: dict[str, int]) -> list[Band]:
-    """Runs whose recipes differ in nothing but their seeds and names: their curves make one band."""
+    """Groups of runs whose recipes differ only in seeds and names: their curves form one band."""
     apart = {"name", "train.seed", "description", "tracking.wandb.group"}
     groups: dict[str, list[str]] = defaultdict(list)
     for run_id in keys:

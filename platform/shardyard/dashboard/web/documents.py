@@ -27,9 +27,9 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFF
 
 
 class Documents:
-    """Answers by run and step, made by one process at a time and remembered.
+    """Answers by run and step, computed by one process at a time and cached.
 
-    Files are read from `folders` alone, beside Shardyard's own data: a run may have come from elsewhere.
+    Besides Shardyard's own data, files are read only from `folders`: a run may come from an untrusted source.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -38,7 +38,7 @@ class Documents:
         self._known: OrderedDict[tuple[str, str, int], dict[str, object]] = OrderedDict()
 
     def of_step(self, folder: Path, step: int) -> dict[str, object]:
-        """`step`, `rows`, `documents` and `problem`: why there are none, or what is wrong with them."""
+        """`step`, `rows`, `documents` and `problem`: why they are missing or wrong."""
         place = (str(folder), _stamp(folder), step)
         if not self._lock.acquire(timeout=WAIT_SECONDS):
             return _problem(step, "The documents of another step are being read; try again when they are there.")
@@ -89,10 +89,10 @@ def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]
 
 
 def read_here(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]:
-    """Called in a separate process, which then uses no network: the documents of a step without secrets.
+    """The documents of a step without secrets; runs in a separate process without network access.
 
     Raises:
-        ShardyardError: they cannot be read, or lie outside of `folders`.
+        ShardyardError: they cannot be read, or are outside `folders`.
     """
     from shardyard.engine.inference.step_documents import documents_of_step
     from shardyard.engine.inference.step_sources import refuse_network
@@ -111,7 +111,7 @@ def _problem(step: int, sentence: str) -> dict[str, object]:
 
 
 def _stamp(folder: Path) -> str:
-    """Changes with the recipe of a run; a step behind a newer checkpoint has the same documents."""
+    """A cache stamp that changes with the run's recipe; new checkpoints do not change the documents of a step."""
     try:
         found = (folder / "resolved.yaml").stat()
     except OSError:

@@ -1,7 +1,7 @@
 """Calls of the library in a separate process with a time limit."""
 
-# A plan may import torch and build a model, and whether there is a GPU is asked of CUDA: gigabytes and state that a
-# server which is open for weeks must neither keep nor be ended by. So what plans runs apart; all else runs on threads.
+# A plan may import torch, build a model and query CUDA for GPUs: gigabytes and state that a server which runs for weeks
+# must not keep or be killed by. Planning therefore runs in a separate process, everything else on threads.
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def call(
     timeout: float,
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """What a function of a module returns for these arguments. What it prints is lost.
+    """Call a function of a module in a separate process and return its result. Its output is discarded.
 
     Args:
-        what: the call in messages. timeout: seconds after which it is killed.
-        environment: variables of the process beside those of this one, set before it imports anything.
+        what: names the call in messages. timeout: seconds after which it is killed.
+        environment: further variables of the process, set before it imports anything.
 
     Raises:
         CallTimeoutError: it takes too long.
-        ShardyardError: the function raised one, which has the same text; or its process has died.
+        ShardyardError: the function raised one, whose text is kept; or its process died.
     """
     command = [sys.executable, "-m", "shardyard.dashboard.web.isolated"]
     request = pickle.dumps((function, arguments))
@@ -49,7 +49,7 @@ def call(
     if done.returncode != 0 or not done.stdout:
         ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
         raise ShardyardError(f"{what} ended with {ended} and did not say why.")
-    # From our own child, over its own pipe.
+    # Trusted: from a child process over a private pipe.
     succeeded, answer = pickle.loads(done.stdout)
     if not succeeded:
         raise ShardyardError(answer)
@@ -57,7 +57,7 @@ def call(
 
 
 def main() -> int:
-    """Carry out the call that comes on stdin, and answer on stdout."""
+    """Run the call read from stdin, and write the answer to stdout."""
     answer = os.fdopen(os.dup(1), "wb")
     # Libraries print while they are imported.
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Jobs and nodes of all schedulers, queried on separate threads, so that a hanging one delays neither the page nor
+"""Jobs and nodes of all schedulers, queried on separate threads, so that one that hangs delays neither the page nor
 others."""
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from shardyard.redaction import scrub
 
 logger = logging.getLogger(__name__)
 
-# What a scheduler said is shown for so long before it is asked again, or for longer where it wants to be asked less.
+# The age at which an answer is refreshed; schedulers may require a longer interval.
 FRESH_SECONDS = 2.0
-# The page waits so long for a scheduler that has never answered, and for one in which something was just changed.
+# How long the page waits for a scheduler that has never answered, and for one with a recent change.
 FIRST_SECONDS = 1.5
 CHANGED_SECONDS = 10.0
 # After this time a scheduler that has not answered is reported.
 LATE_SECONDS = 20.0
-# A job that runs and is in no run folder here has had time to make one.
+# A running job has had time to create a run folder after this time; without one here, it is elsewhere.
 STARTING_SECONDS = 120.0
 MOST_LOG_CHARACTERS = 400_000
 
 
 class JobPayload(TypedDict):
-    """A job as the page gets it.
+    """A job in the form sent to the page.
 
-    id: in its scheduler. state: see `base.JobState`; scheduler_state: the scheduler's own word. run: id of its run,
-    where that is in the runs folder. submitted, ended_at: seconds since 1970. waiting: what its workers wait for.
+    id: in its scheduler. state: see `base.JobState`; scheduler_state: the scheduler's own state. run: id of its run,
+    if it is in the runs folder. submitted, ended_at: seconds since 1970. waiting: the reason why its workers wait.
     """
 
     scheduler: str
@@ -65,7 +65,7 @@ class AmountPayload(TypedDict):
 
 
 class GpuPayload(TypedDict):
-    """A GPU; memory is bytes in use and in all."""
+    """A GPU; memory is in bytes, used and total."""
 
     name: str
     percent: float | None
@@ -73,7 +73,7 @@ class GpuPayload(TypedDict):
 
 
 class NodePayload(TypedDict):
-    """A node as the page gets it; see `base.NodeStatus`."""
+    """A node in the form sent to the page; see `base.NodeStatus`."""
 
     scheduler: str
     id: str
@@ -90,10 +90,10 @@ class NodePayload(TypedDict):
 
 
 class SchedulerPayload(TypedDict):
-    """A scheduler as the page gets it.
+    """A scheduler in the form sent to the page.
 
-    answered: whether it has been heard of, if only that it fails. why: the reason for which it gives no answer, or has
-    given none yet; "" where it answers. nodes_known: whether it tells which nodes it has.
+    answered: whether there is a result yet, even a failure. why: the reason why there is no answer, or none yet; "" if
+    it answers. nodes_known: whether it reports its nodes.
     """
 
     name: str
@@ -105,7 +105,7 @@ class SchedulerPayload(TypedDict):
 
 
 class JobsPayload(TypedDict):
-    """The page of jobs, the newest first. available: whether a scheduler answers; why: the reason of the first one."""
+    """The jobs, newest first. available: whether any scheduler answers; why: the reason of the first one."""
 
     available: bool
     why: str
@@ -116,7 +116,7 @@ class JobsPayload(TypedDict):
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a scheduler said, or why it said nothing."""
+    """The answer of a scheduler, or why there is none."""
 
     where: str = ""
     jobs: Sequence[JobStatus] = ()
@@ -126,20 +126,20 @@ class _Answer:
 
 
 class _Source:
-    """A scheduler, asked by one thread at a time, and what it said last."""
+    """A scheduler, queried by one thread at a time, and its latest answer."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self._changed = threading.Condition()
         self._answer: _Answer | None = None
-        # When the question that is under way was asked, and the one that was answered last.
+        # The start times of the query in progress, and of the last answered one.
         self._asking: float | None = None
         self._asked = float("-inf")
-        # Answers to what was asked before know nothing of a change; the page waits so long for a later one.
+        # Answers to earlier queries lack the latest change; until when the page waits for a later answer.
         self._valid_from = self._wait_until = float("-inf")
 
     def refresh(self, scheduler: Scheduler) -> None:
-        """Ask anew where what it said is too old and no question is under way."""
+        """Start a query if the latest answer is too old and no query is in progress."""
         with self._changed:
             now = time.monotonic()
             fresh = now - self._asked < max(FRESH_SECONDS, scheduler.poll_seconds) and self._asked >= self._valid_from
@@ -149,20 +149,20 @@ class _Source:
         threading.Thread(target=self._ask, daemon=True, name=f"jobs-{scheduler.name}").start()
 
     def wait(self, deadline: float) -> None:
-        """Until it has answered for the first time; after a change longer than to this moment."""
+        """Wait for the first answer until `deadline`; after a change, longer if necessary."""
         with self._changed:
             left = max(deadline, self._wait_until) - time.monotonic()
             self._changed.wait_for(self._is_valid, timeout=max(0.0, left))
 
     def expire(self) -> None:
-        """Something was submitted or stopped there."""
+        """Invalidate the answer, because a job was submitted or stopped."""
         with self._changed:
             self._valid_from = time.monotonic()
             self._wait_until = self._valid_from + CHANGED_SECONDS
 
     @property
     def answer(self) -> _Answer:
-        """What it said last; where it is late, that it says nothing."""
+        """The latest answer; if the current query is late, that there is none."""
         with self._changed:
             late = time.monotonic() - self._asking if self._asking is not None else 0.0
             if late > LATE_SECONDS:
@@ -197,7 +197,7 @@ def _asked(scheduler: Scheduler) -> _Answer:
 
 
 def _nodes(scheduler: Scheduler) -> Sequence[NodeStatus] | None:
-    """Jobs are shown even without nodes."""
+    """The nodes; None on an error, because jobs are shown even without nodes."""
     try:
         return scheduler.nodes()
     except (ShardyardError, OSError):
@@ -205,9 +205,9 @@ def _nodes(scheduler: Scheduler) -> Sequence[NodeStatus] | None:
 
 
 class Jobs:
-    """The schedulers that this host is set up for, asked as seldom as the page allows.
+    """The schedulers configured on this host, queried as rarely as the page allows.
 
-    address: of the default one; None for the one that its environment names.
+    address: of the default one; None for the address from its environment.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Jobs:
         self._sources: dict[str, _Source] = {}
 
     def state(self) -> JobsPayload:
-        """What there is to show now. That a scheduler does not answer is a state like others, with its reason."""
+        """The current contents of the page. A scheduler that does not answer is shown with the reason."""
         try:
             sources = self._refreshed()
         except ShardyardError as error:
@@ -241,12 +241,12 @@ class Jobs:
         }
 
     def expire(self, scheduler: str) -> None:
-        """Something was submitted to this scheduler, or stopped there: ask it anew."""
+        """Query this scheduler again, because a job was submitted or stopped."""
         if (source := self._sources.get(scheduler)) is not None:
             source.expire()
 
     def find(self, job_id: str, scheduler: str | None = None) -> tuple[Scheduler, JobHandle] | None:
-        """A job that is shown, by its id in this scheduler; None where there is none, or more than one in any."""
+        """A listed job by its id, in this scheduler if given; None if no job or more than one matches."""
         with self._lock:
             sources = [source for name, source in self._sources.items() if scheduler in (None, name)]
         found = [
@@ -258,10 +258,10 @@ class Jobs:
         return found[0] if len(found) == 1 else None
 
     def log(self, job_id: str, scheduler: str, lines: int) -> str | None:
-        """The last lines of what a job has written; None where there is no such job.
+        """The last lines of a job's output; None if the job does not exist.
 
         Raises:
-            ShardyardError: its scheduler does not answer, or has no output of it.
+            ShardyardError: its scheduler does not answer, or has no output of the job.
         """
         found = self.find(job_id, scheduler)
         if found is None:
@@ -307,7 +307,7 @@ class Jobs:
 
 
 def _doing(status: JobStatus, row: sqlite3.Row | None) -> str:
-    """What a job does or waits for, or how its run has ended."""
+    """The activity of a job, what it waits for, or how its run ended."""
     runs = status.state == "RUNNING"
     if status.state == "PENDING":
         return status.reason or "waits"

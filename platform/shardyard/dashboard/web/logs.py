@@ -1,4 +1,4 @@
-"""Logs of a run, read from a cursor: only new lines are sent, and large files are read from their end."""
+"""Logs of a run, read from a cursor: only new lines are sent, and large files are read from the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard.redaction import without_forms
 
 MOST_LINES = 5000
 MOST_LINE_CHARACTERS = 4000
-# Of a larger file only the end is searched; its lines have no numbers, because nobody has counted them.
+# Only the end of a larger file is searched; its lines have no numbers, because they are not counted.
 MOST_SCANNED_BYTES = 64 * 1024**2
 _BLOCK_BYTES = 256 * 1024
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -27,7 +27,7 @@ def ranks_of(folder: Path) -> list[int]:
 
 
 def level_of(line: str) -> str:
-    """error, warning or info, by the words that loggers and Python use."""
+    """error, warning or info, by the level names of loggers and Python."""
     if _ERROR.search(line):
         return "error"
     return "warning" if _WARNING.search(line) else "info"
@@ -37,10 +37,10 @@ LogLine = tuple[int | None, str, str]
 
 
 class LogPart(TypedDict):
-    """Lines of a log, each as number, text and level.
+    """Lines of a log, each with number, text and level.
 
-    cursor: for what comes after them. matches: lines that were searched for; left_out: those of them that are not
-    here. searched_from: the byte where the search began, where there was one.
+    cursor: for the lines after them. matches: the number of matching lines; left_out: those not included here.
+    searched_from: the byte where the search began, if there was one.
     """
 
     lines: list[LogLine]
@@ -58,12 +58,12 @@ def read_log(
 
     Args:
         rank: "driver", or the number of a rank.
-        cursor: where the last answer ended; -1 for the last lines that there are.
-        search: only lines that hold this text, whatever the case of its letters.
-        errors: only lines that tell of an error.
+        cursor: the end of the previous answer; -1 for the last lines.
+        search: only lines that contain this text, case-insensitive.
+        errors: only lines about errors.
 
     Raises:
-        FileNotFoundError: there is no such log.
+        FileNotFoundError: the log does not exist.
         OSError: it cannot be read.
     """
     name = "driver.log" if rank == "driver" else f"rank-{int(rank)}.log"
@@ -79,14 +79,14 @@ def read_log(
             begin = max(cursor, size - MOST_SCANNED_BYTES)
         data = pread(descriptor, size - begin, begin)
         number = _line_number(descriptor, begin)
-    # A line without its end may still grow; a file that is done may lack the last line break.
+    # A line without a newline may still grow; a finished file may lack the final newline.
     end = data.rfind(b"\n") + 1
     if cursor < 0 and begin > 0 and filtering:
         cut = data.find(b"\n") + 1
         data, begin, end = data[cut:], begin + cut, end - cut
         number = None
     found = _lines(data[:end], number, search.lower(), errors)
-    # Logs of today hold no secrets; those of older runs may.
+    # Current logs contain no secrets; those of older runs may.
     kept = [(line_number, without_forms(text), level) for line_number, text, level in found[-most:]]
     return {
         "lines": kept,
@@ -101,7 +101,7 @@ def read_log(
 def _lines(data: bytes, number: int | None, search: str, errors: bool) -> list[LogLine]:
     found: list[LogLine] = []
     for index, line in enumerate(data.split(b"\n")[:-1]):
-        # What a progress bar overwrote is not shown.
+        # Text overwritten by a progress bar is not shown.
         text = line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="replace")
         text = _ANSI.sub("", text)
         if search and search not in text.lower():
@@ -116,7 +116,7 @@ def _lines(data: bytes, number: int | None, search: str, errors: bool) -> list[L
 
 
 def _tail_begin(descriptor: int, size: int, lines: int) -> int:
-    """Where the last `lines` lines begin, or what is at most scanned of them."""
+    """The offset of the last `lines` lines, limited by the maximum scanned size."""
     position, breaks = size, 0
     while position > 0 and size - position < MOST_SCANNED_BYTES:
         count = min(_BLOCK_BYTES, position)

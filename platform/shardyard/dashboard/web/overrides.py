@@ -1,7 +1,7 @@
 """Overrides from the page: they may change numbers and names, but not paths or addresses.
 
-What the page plans and submits runs as the person who started the server, who has chosen which recipes there are, and
-not which files and hosts they name.
+Plans and submissions from the page run as the user who started the server. That user chose the available recipes;
+users of the page must not choose files and hosts.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from shardyard.recipe.catalog.shipped import find_tokenizer_spec
 from shardyard.recipe.loading.yaml_source import parse_value
 from shardyard.redaction import holds_secret
 
-# Fields that name what is read, wherever in a recipe they stand.
+# Fields that name files or hosts to read, anywhere in a recipe.
 _NAMES = frozenset({"path", "tokenizer", "pretrained", "teacher", "extends"})
-# Fields that name code, which would run as the person who started the server.
+# Fields that name code, which would run as the user who started the server.
 _CODE = frozenset({"objective", "module"})
 _CODE_LISTS = frozenset({"hooks", "trackers"})
 _ADDRESSES = frozenset({"address"})
-# Text for people and for models; a path in it is only text.
+# Text for people and models; a path in it is only text.
 _TEXT = frozenset({"description", "paper", "expected", "prompts", "tags"})
 _HUB_ID = re.compile(r"(?:run:)?[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?:@[\w.-]+)?")
 _FILES = (".yaml", ".yml", ".json", ".jsonl", ".csv", ".txt", ".parquet", ".gz", ".zip", ".model", ".py")
 
 
 def problems_of_page(overrides: Sequence[str]) -> list[Problem]:
-    """What may not come from the page, of overrides as `path.to.key=value`; what is no override is not judged here."""
+    """Problems of overrides (`path.to.key=value`) that the page must not set; invalid syntax is ignored here."""
     return [problem for text in overrides for problem in _problems(text)]
 
 
@@ -39,13 +39,13 @@ def _problems(text: str) -> Iterator[Problem]:
     if not equals or not names:
         return
     if holds_secret(text):
-        # Everyone on the host sees the command line that it would become part of.
+        # It would become part of a command line, which everyone on the host can see.
         yield Problem(f"-s {'.'.join(names)}", ".".join(names), "holds what looks like a secret; take it out")
         return
     try:
         value = parse_value(value_text)
     except ValueError:
-        return  # loading the recipe says what is wrong with it
+        return  # loading the recipe reports the error
     for path, leaf in _leaves(value, tuple(names)):
         if (why := _refused(path, leaf)) is not None:
             yield Problem(f"-s {text[:60]}", ".".join(path), why)
@@ -80,7 +80,7 @@ def _refused(path: tuple[str, ...], value: str) -> str | None:
 
 
 def _is_name(value: str) -> bool:
-    """Whether it is a name of Shardyard's own or of the hub, and no file or folder where the server runs."""
+    """Whether the value is a name of Shardyard or of the hub, and not a file or folder on the server."""
     if find_tokenizer_spec(value) is not None:
         return True
     plain = _HUB_ID.fullmatch(value) is not None and not value.lower().endswith(_FILES)

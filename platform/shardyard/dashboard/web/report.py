@@ -18,7 +18,7 @@ from shardyard.tracking.run.folder import now_text
 
 POINTS = 1000
 MOST_CHARTS = 80
-# Metrics that differ little in meaning are left to the page itself.
+# Similar metrics are omitted; the dashboard shows them.
 _FIRST = ("train/loss", "eval/validation/loss", "train/lr", "train/grad_norm", "perf/tokens_per_second")
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
@@ -48,7 +48,7 @@ for (const [metric, curves] of Object.entries(data)) {
 }
 """
 
-# What the table of the results shows of each run.
+# Columns of the table of results.
 ResultName = Literal["run", "name", "state", "step", "total_steps", "loss", "eval_loss"]
 
 
@@ -133,7 +133,7 @@ def _page(title: str, body: str, charts: dict[str, list[Trace]]) -> str:
         plotly = plotly_file().read_text(encoding="utf-8").replace("</script", "<\\/script")
     except OSError as error:
         raise UsageError(f"plotly.min.js cannot be read: {error.strerror}. Install plotly again.") from error
-    # No text of a run may end the element that it stands in.
+    # Text of a run must not close the enclosing element.
     data = json.dumps(finite(charts), ensure_ascii=True).replace("<", "\\u003c")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'

@@ -1,9 +1,8 @@
 """Access control: token, cookie, Host, CSRF, headers. Plain ASGI.
 
-The token is in the address that the server prints. The page exchanges it for a cookie that no script can read and no
-other site can send; programs send `Authorization: Bearer`. Requests that change something also carry a value that only
-a page of this server can have read. Host names are checked, so that a foreign name that is made to point here gets
-nothing.
+The token is in the URL that the server prints. The page exchanges it for an HttpOnly, SameSite cookie; programs send
+`Authorization: Bearer`. Requests that change something must also carry a CSRF value that only a page of this server can
+read. Host names are checked, against DNS rebinding.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ CSRF_HEADER = "x-shardyard-csrf"
 MOST_BODY_BYTES = 1024**2
 MOST_TARGET_BYTES = 32 * 1024
 _SAFE = frozenset({"GET", "HEAD"})
-# No inline script, no frame, nothing from elsewhere. Charts set styles; images of them are made in the page.
+# No inline scripts, frames or external resources. Charts set styles; their images are created in the page.
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -57,27 +56,27 @@ _ONWARD = "<!doctype html><meta charset=utf-8><title>Shardyard</title><meta http
 
 @dataclass(frozen=True)
 class Gate:
-    """The secrets of one server and the names that it answers to."""
+    """The secrets of one server and its accepted host names."""
 
     token: str
     hosts: frozenset[str]
     port: int
-    # Names of --allow-host: a proxy may have another name in front than it gives here.
+    # Names of --allow-host: a proxy's public name may differ from the one that it sends here.
     proxied: frozenset[str] = frozenset()
 
     @property
     def cookie(self) -> str:
-        """Cookies know no ports, so several dashboards of one host need different names."""
+        """The name of the cookie. Cookies ignore ports, so several dashboards on one host need different names."""
         return f"shardyard_{self.port}"
 
     @property
     def session(self) -> str:
-        """What the cookie holds: not the token itself."""
+        """The value of the cookie, which is not the token itself."""
         return self._derived("session")
 
     @property
     def csrf(self) -> str:
-        """What requests that change something carry."""
+        """The CSRF value that requests which change something must carry."""
         return self._derived("csrf")
 
     def _derived(self, purpose: str) -> str:
@@ -90,10 +89,10 @@ def new_token() -> str:
 
 
 def token_in(path: Path) -> str:
-    """The token in a file, which is made, for this user alone, where it is missing.
+    """The token in a file; a missing file is created, readable only by this user.
 
     Raises:
-        UsageError: it cannot be read or written, others can read it, or it is too short to protect anything.
+        UsageError: it cannot be read or written, other users can read it, or it is too short to be secure.
     """
     try:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as file:
@@ -111,7 +110,7 @@ def token_in(path: Path) -> str:
 
 
 class Guard:
-    """Lets through what is allowed and adds headers to each answer."""
+    """Passes allowed requests and adds headers to each answer."""
 
     def __init__(self, app: App, gate: Gate) -> None:
         self._app = app
@@ -122,7 +121,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # nothing here speaks WebSocket
+            return  # WebSocket is not supported
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
@@ -188,15 +187,15 @@ class Guard:
         return bool(given) and _same(given, self._gate.token)
 
     async def _enter(self, scope: Scope, headers: dict[str, str], send: Send) -> None:
-        """Trade the token for a cookie and take it out of the address.
+        """Exchange the token for a cookie and remove it from the URL.
 
-        A browser that comes from elsewhere, such as the file that `shardyard dashboard` opens, would follow a redirect
-        without the cookie, which goes with requests of this site alone. It gets a page of this site that goes on.
+        After a cross-site navigation, as from the file that `shardyard dashboard` opens, a browser would follow a
+        redirect without the SameSite cookie. It gets a page of this site instead, which navigates on.
         """
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         query.pop("token", None)
         place = "/?" + urlencode(query, doseq=True) if query else "/"
-        # A session cookie: it ends with the browser, the token with the server.
+        # A session cookie: it expires with the browser, the token with the server.
         cookie = f"{self._gate.cookie}={self._gate.session}; HttpOnly; SameSite=Strict; Path=/"
         if _comes_from_elsewhere(headers):
             await _answer(send, 200, "", {"set-cookie": cookie}, page=_ONWARD.format(html.escape(place)))
@@ -205,7 +204,7 @@ class Guard:
 
 
 def _comes_from_elsewhere(headers: dict[str, str]) -> bool:
-    """Whether a browser says so; on plain HTTP beyond loopback it says nothing."""
+    """Whether a browser reports a cross-site request; it does not on plain HTTP beyond loopback."""
     if "sec-fetch-site" in headers:
         return headers["sec-fetch-site"] not in ("none", "same-origin")
     return "Mozilla/" in headers.get("user-agent", "")
@@ -248,7 +247,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _limited(receive: Receive) -> Receive:
-    """A body that says nothing of its length is cut off where it is too long."""
+    """Limit the size of a body, for requests without a content length."""
     taken = 0
 
     async def receiving() -> MutableMapping[str, Any]:

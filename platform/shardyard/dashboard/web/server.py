@@ -1,4 +1,4 @@
-"""The application: its routes, the index behind them, and the server that runs it."""
+"""The application: its routes, the index behind them, and the server."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from shardyard.launch.schedulers.registry import DEFAULT
 
 logger = logging.getLogger(__name__)
 
-# Threads that answer at once; each may wait for a disk or for the cluster.
+# Concurrent handler threads; each may wait for a disk or for the cluster.
 THREADS = 16
 
 Answering = Callable[[Request], Response]
 
 
 def make_app(index: Index, gate: Gate, address: str | None = None, data_dirs: Sequence[Path] = ()) -> App:
-    """The application; the index is followed as long as it runs.
+    """The application; the index is updated while it runs.
 
-    data_dirs: folders whose files are shown as documents of runs, beside the runs folder and Shardyard's own data.
+    data_dirs: folders whose files may be shown as documents of runs, besides the runs folder and Shardyard's own data.
     """
     dashboard = State(index, gate, address)
     plans = cluster.Plans()
@@ -118,7 +118,7 @@ def _posting(handler: Callable[[Request, dict[str, object]], Any]) -> Callable[[
 
 
 def _safely(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Errors become sentences; what nobody foresaw is logged here and named, without its insides, there."""
+    """Turn errors into messages; unexpected ones are logged, and their details are not sent to the page."""
 
     async def safe(request: Request) -> Response:
         try:
@@ -179,12 +179,12 @@ def _submit(request: Request, body: dict[str, object]) -> dict[str, object]:
 
 
 def _stop(request: Request, body: dict[str, object]) -> dict[str, object]:
-    """A job, where its scheduler is named; else a run and, where it is one, its job."""
+    """Stop a job if its scheduler is given; else a run and its job, if it has one."""
     state, name = state_of(request), request.path_params["id"]
     scheduler, is_run = body.get("scheduler"), state.index.key_of(name) is not None
     job = None
     if scheduler is not None or not is_run:
-        _jobs_of(request).state()  # where nobody has looked at the jobs yet
+        _jobs_of(request).state()  # in case the jobs have not been queried yet
         job = _jobs_of(request).find(name, None if scheduler is None else str(scheduler))
     if job is not None:
         job[0].stop(job[1])
@@ -219,8 +219,8 @@ def _test_alert(request: Request, body: dict[str, object]) -> dict[str, object]:
 
 
 def serve(app: App, listening: socket.socket) -> None:
-    """Answer until Ctrl-C or SIGTERM."""
-    # No access log: addresses hold the token, once.
+    """Serve until Ctrl-C or SIGTERM."""
+    # No access log: the first URL contains the token.
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def page(request: Request) -> Response:
-    """`GET /`: the page, whatever it shows."""
+    """`GET /`: the page, the same for all views."""
     return _file(STATIC / "index.html")
 
 
@@ -45,14 +45,14 @@ def static(request: Request) -> Response:
 
 @functools.cache
 def _known() -> dict[str, Path]:
-    """The files of the page; a name that is none of them is never made a path."""
+    """The files of the page; other names are never used as paths."""
     return {found.relative_to(STATIC).as_posix(): found for found in STATIC.rglob("*") if found.suffix in _KINDS}
 
 
 def _file(path: Path, *, cached: bool = False) -> Response:
     if not path.is_file():
         return Answer({"error": f"{path.name} is missing from this installation."}, 404)
-    # Starlette answers If-None-Match; a browser asks each time whether the file of another version is there.
+    # Starlette handles If-None-Match; a browser revalidates the files each time.
     control = "public, max-age=86400" if cached else "no-cache"
     return FileResponse(path, media_type=_KINDS.get(path.suffix), headers={"cache-control": control})
 

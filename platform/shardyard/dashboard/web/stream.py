@@ -33,7 +33,7 @@ MOST_STREAMS = 64
 
 @dataclass
 class Watch:
-    """What one page follows, and how far it has come."""
+    """The subscriptions of one page, and its cursors."""
 
     metrics: list[str]
     axis: str
@@ -45,7 +45,7 @@ class Watch:
 
 
 async def stream(request: Request) -> Response:
-    """Follow runs until the page goes away."""
+    """Stream changes of runs until the page disconnects."""
     state = state_of(request)
     if state.streams >= MOST_STREAMS:
         return Answer({"error": f"{MOST_STREAMS} pages are open; close some."}, 503)
@@ -92,7 +92,7 @@ async def _events(request: Request, state: State, watch: Watch) -> AsyncIterator
 
 
 class NewPoints(TypedDict):
-    """Points of a curve since the last message; `replace`: in place of all before, since the file was replaced."""
+    """Points of a curve since the last message; `replace`: instead of all earlier ones, as the file was replaced."""
 
     run: str
     metric: str
@@ -103,7 +103,7 @@ class NewPoints(TypedDict):
 
 
 def _news(state: State, watch: Watch) -> list[bytes]:
-    """What has come since the last time; a comment now and then shows that the line stands."""
+    """The changes since the last call; an occasional comment keeps the connection alive."""
     state.index.watch()
     messages: list[bytes] = []
     if state.index.version > watch.version:
@@ -129,7 +129,7 @@ def _points(state: State, watch: Watch, changed: dict[str, int]) -> list[bytes]:
         since = watch.cursors.get(run_id)
         if since is None or key is None or rows == since:
             continue
-        # Fewer rows than before: the file was replaced, and the page draws the curve anew.
+        # Fewer rows than before: the file was replaced, and the page redraws the curve.
         again = rows < since
         for metric in watch.metrics:
             curve = state.reader.curve(state.connection, key, metric, watch.axis, 0 if again else since)
@@ -157,6 +157,6 @@ def _lines(state: State, watch: Watch) -> list[bytes]:
 
 
 def _message(event: str, content: Mapping[str, object], number: int | None = None) -> bytes:
-    # JSON has no raw line breaks, so one line of data is enough.
+    # JSON has no raw line breaks, so one data line is enough.
     name = f"id: {number}\n" if number is not None else ""
     return f"{name}event: {event}\ndata: ".encode() + encoded(content) + b"\n\n"

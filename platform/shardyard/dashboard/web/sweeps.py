@@ -23,7 +23,7 @@ _MOST_BYTES = 16 * 1024**2
 
 
 class Standing(TypedDict):
-    """How far a sweep is. trials: how many there are; best: value of the metric sought, which `best_run` has."""
+    """The progress of a sweep. trials: their number; best: the objective's value of `best_run`."""
 
     trials: int
     finished: int
@@ -34,7 +34,7 @@ class Standing(TypedDict):
 
 
 class SweepRow(Standing):
-    """A sweep in the list, as its file has it."""
+    """A sweep in the list, from its file."""
 
     id: str
     name: object
@@ -54,7 +54,7 @@ class DamagedSweep(TypedDict):
 
 
 class TrialPayload(TypedDict):
-    """A trial: what is kept of it, and what the index knows of its run. metric: value of the metric that is sought."""
+    """A trial, from its record and its run in the index. metric: value of the objective."""
 
     trial: object
     run: str | None
@@ -69,7 +69,7 @@ class TrialPayload(TypedDict):
 
 
 def list_all(request: Request) -> Response:
-    """All sweeps, the newest first."""
+    """All sweeps, newest first."""
     state = state_of(request)
     found: list[SweepRow | DamagedSweep] = []
     for name in names_below(state.index.runs_dir, "sweeps"):
@@ -120,19 +120,19 @@ def show(request: Request) -> Response:
 
 
 def _section(known: Mapping[str, object], name: str) -> dict[str, object]:
-    """An object in an object that others wrote; empty where it is something else."""
+    """A nested object of untrusted JSON; empty if it is not an object."""
     found = known.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def _objective(info: Mapping[str, object]) -> tuple[str, str]:
-    """The metric that is sought, and whether its least or its greatest value."""
+    """The metric of the objective, and whether it is minimised or maximised."""
     found = _section(_section(info, "sweep"), "objective")
     return str(found.get("metric") or "eval/validation/loss"), str(found.get("mode") or "min")
 
 
 def _standing(state: State, name: str, info: Mapping[str, object]) -> Standing:
-    """How far a sweep is, and its best trial so far."""
+    """The progress of a sweep, and its best trial so far."""
     metric, mode = _objective(info)
     trials = [_trial(state, record, metric) for record in _records(state.index.runs_dir, name)]
     best, listed = _best(trials, mode), info.get("trials")
@@ -167,7 +167,7 @@ def _records(runs_dir: Path, name: str) -> list[dict[str, object]]:
 
 
 def _trial(state: State, record: Mapping[str, object], metric: str) -> TrialPayload:
-    """A trial from what is kept of it and from the index."""
+    """A trial, from its record and the index."""
     run = record.get("run")
     key = state.index.key_of(run) if isinstance(run, str) else None
     row: sqlite3.Row | None = None
@@ -204,7 +204,7 @@ def _best(trials: Sequence[TrialPayload], mode: str) -> TrialPayload | None:
 
 @lru_cache(maxsize=32)
 def _fit(runs_dir: Path, name: str, trials: str) -> dict[str, object]:
-    """The scaling law, where enough trials have finished; else why there is none. Made anew when `trials` changed."""
+    """The scaling law if enough trials have finished; else the reason. Recomputed when `trials` changes."""
     from shardyard.launch.sweep.fit import fit_sweep
     from shardyard.launch.sweep.folder import SweepFolder
 

@@ -1,4 +1,4 @@
-"""Verses with another numbering: pairs of the same reference that do not translate each other."""
+"""Verses with different numbering: pairs with the same reference that are not translations of each other."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 
 _MAX_SHIFT = 3
 _WINDOW = 2
-# Small enough to find every chapter of another numbering; chance alone exceeds it for about one verse in a hundred.
+# Small enough to find every chapter with different numbering; by chance, about 1% of verses exceed it.
 _MARGIN = 0.1
 _LONG_WORD = re.compile(r"\w{4,}")
 
 
 def moved(source: Mapping[str, str], target: Mapping[str, str]) -> set[str]:
-    """References (`Num.13:5`) at which the target's verse fits better with another one of the chapter.
+    """References (`Num.13:5`) where the target's verse matches another verse of the chapter better.
 
-    A verse and its two neighbours on each side are compared with those up to three verses away. Pairs score by the
-    words that begin alike, mostly names, and by how much their lengths differ.
+    A verse and its two neighbours on each side are compared with those up to three verses away. The score of a pair
+    depends on words with the same beginning, mostly names, and on the difference of lengths.
     """
     starts = [{reference: _beginnings(text) for reference, text in side.items()} for side in (source, target)]
 
@@ -44,6 +44,6 @@ def moved(source: Mapping[str, str], target: Mapping[str, str]) -> set[str]:
 
 
 def _beginnings(text: str) -> set[str]:
-    """The first four letters, without accents, of the words of four letters and more."""
+    """The first four letters, without accents, of words with at least four letters."""
     letters = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
     return {word[:4] for word in _LONG_WORD.findall(letters)}

@@ -17,7 +17,7 @@ from shardyard.data.sources.corpus import corpus_files
 
 HELD_OUT_PERCENT = 5.0
 LENGTHS = range(20, 401)
-# A wrong answer is one of so many that are nearest in length: length alone does not tell it from the right one.
+# A wrong answer is chosen from this many of the nearest length, so that length alone does not reveal the right one.
 NUM_RIVALS = 8
 _QUESTIONS = (
     "What does {name} do?",
@@ -38,12 +38,12 @@ class Answer:
 
 
 def convert_answers(folders: Mapping[str, Path]) -> Converted:
-    """Questions with their answers, also as messages."""
+    """Questions with their answers, both as columns and as messages."""
     return Converted({split: mixed([_row(one) for one in found], split) for split, found in _answers().items()})
 
 
 def convert_preferences(folders: Mapping[str, Path]) -> Converted:
-    """The same questions with the right answer and one that belongs to another name."""
+    """The same questions with the right answer and the answer for another name."""
     return Converted({split: mixed(_preferences(found), split) for split, found in _answers().items()})
 
 
@@ -64,10 +64,10 @@ def _preferences(answers: Sequence[Answer]) -> list[Row]:
 
 
 def _answers() -> dict[str, list[Answer]]:
-    """By split. Held out are the modules that the embedded corpora hold out, and further answers by hash.
+    """Answers by split. Held out are the modules that the embedded corpora hold out, and further answers by hash.
 
-    Answers that share five words in a row are on one side. Sentences that several docstrings have are left out: they
-    say nothing of one name.
+    Answers that share five words in a row are on the same side. Sentences that occur in several docstrings are
+    excluded: they are not specific to one name.
     """
     files = corpus_files("python-docstrings")
     kept_back = {answer.name for file in files["validation"] for answer in _read(file)}
@@ -100,7 +100,7 @@ def _read(file: str) -> list[Answer]:
 
 
 def first_sentences(docstring: str) -> str | None:
-    """The first paragraph of a docstring as prose, or None where it is none."""
+    """The first paragraph of a docstring, or None if it is not prose."""
     text = " ".join(docstring.strip().split("\n\n")[0].split())
     if len(text) not in LENGTHS or _NOT_PROSE.search(text) or not text[0].isupper() or text[-1] in ":,;":
         return None

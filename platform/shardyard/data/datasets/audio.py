@@ -19,7 +19,7 @@ def audio(path: Path) -> MediaFile:
     """A column's value from a 16-bit mono WAV file, resampled to 16 kHz.
 
     Raises:
-        ValueError: the file is of another format.
+        ValueError: the file has another format.
     """
     samples, rate = read_wav(path.read_bytes())
     return {"bytes": wav(resample(samples, rate, SAMPLING_RATE)), "path": path.name}

@@ -1,4 +1,4 @@
-"""digits: 8×8 grey images of handwritten digits, from the files of scikit-learn, which is not needed itself."""
+"""digits: 8×8 grey images of handwritten digits, from the files of scikit-learn, which need not be installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WHITE = 16
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """The file's last images as `validation`: neighbours in it are of one writer."""
+    """The file's last images are `validation`: neighbouring images are from the same writer."""
     packed = (folders["scikit-learn"] / "sklearn/datasets/data/digits.csv.gz").read_bytes()
     table = np.array([line.split(",") for line in gzip.decompress(packed).decode().split()], np.float64).astype(
         np.int64

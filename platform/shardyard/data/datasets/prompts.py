@@ -12,14 +12,14 @@ from shardyard.data.datasets.rows import SAMPLING_RATE, Converted, MediaFile, Ro
 from shardyard.data.datasets.splits import is_held_out, near_duplicates, words
 
 HELD_OUT_PERCENT = 20.0
-# What speech models take at once.
+# The maximum length of an input of speech models.
 MAX_SECONDS = 30.0
-# Faster than anybody speaks: the transcript holds more than the recording.
+# Faster than human speech: the transcript contains more than the recording.
 MAX_LETTERS_PER_SECOND = 25.0
 _LINE = re.compile(r"([\w./-]+):\s*(.+)")
 _ELLIPSIS = re.compile(r"\.{2,}|…")
 _TONES = frozenset(("beep", "beeperr", "ascending-2tone", "descending-2tone", "confbridge-join", "confbridge-leave"))
-# A description or a remark in brackets is not spoken; a question mark within a sentence is a lost accent.
+# Descriptions and remarks in brackets are not spoken; a question mark within a sentence is a lost accent.
 _NOT_SPOKEN = re.compile(r"[\[\](){}<>@\ufffd]|\s\?|\?\s*[a-zà-ÿ]")
 
 
@@ -60,11 +60,11 @@ def num_letters(text: str) -> int:
 
 
 def read_transcripts(text: str) -> dict[str, str]:
-    """`id: text` lines by id; lines that begin with a semicolon are comments. Ellipses go: nobody says them."""
+    """`id: text` lines by id; lines that begin with a semicolon are comments. Ellipses are removed."""
     matches = (_LINE.fullmatch(line.strip()) for line in text.splitlines() if not line.startswith(";"))
     return {match[1]: " ".join(_ELLIPSIS.sub(" ", match[2]).split()) for match in matches if match}
 
 
 def is_spoken(id_: str, text: str) -> bool:
-    """Whether the transcript is what the voice says, and not the description of a sound."""
+    """Whether the transcript is spoken text, not the description of a sound."""
     return id_ not in _TONES and not id_.startswith("silence/") and not _NOT_SPOKEN.search(text)

@@ -12,7 +12,7 @@ def dataset_files(name: str, split: str) -> list[Path]:
     """The Parquet files of a split.
 
     Raises:
-        DataError: there is no such set or split, it is not prepared, or its files are incomplete.
+        DataError: the dataset or split does not exist, is not prepared, or has incomplete files.
     """
     dataset = known(name)
     if dataset.kind == "model":
@@ -24,7 +24,7 @@ def dataset_files(name: str, split: str) -> list[Path]:
 
 
 def dataset_fingerprint(name: str) -> dict[str, object]:
-    """The fingerprint of a dataset, for the provenance of a run: equal fingerprints mean equal rows in equal order.
+    """The fingerprint of a dataset, for the provenance of a run: equal fingerprints mean equal rows in the same order.
 
     Raises DataError as `dataset_files` does.
     """
@@ -41,7 +41,7 @@ def dataset_fingerprint(name: str) -> dict[str, object]:
 
 
 def dataset_labels(name: str, column: str = "label") -> list[str]:
-    """The names of a column's labels, by index. Raises DataError as `dataset_files` does, or without such a column."""
+    """The label names of a column, by index. Raises DataError as `dataset_files` does, or if the column is missing."""
     names = read_manifest(name).label_names
     if column not in names:
         raise DataError(
@@ -51,10 +51,10 @@ def dataset_labels(name: str, column: str = "label") -> list[str]:
 
 
 def pretrained_folder(name: str) -> Path:
-    """The folder of a pretrained model, as `from_pretrained` takes it.
+    """The folder of a pretrained model, for `from_pretrained`.
 
     Raises:
-        DataError: there is no such model, it is not prepared, or its files are incomplete.
+        DataError: the model does not exist, is not prepared, or has incomplete files.
     """
     if known(name).kind != "model":
         raise DataError(f"{name} is a set of rows, not a pretrained model; name it as a source of data.")

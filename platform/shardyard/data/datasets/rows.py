@@ -1,4 +1,4 @@
-"""From rows to a Parquet file: fixed order, even row groups, and the features of Hugging Face in its metadata."""
+"""From rows to a Parquet file: fixed order, equal row groups, and Hugging Face features in the metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from shardyard.recipe.catalog.datasets import ColumnKind
 
-# Column → value; `_TYPES` says which value a kind of column takes.
+# Column → value; `_TYPES` gives the type of value for each kind of column.
 Row = Mapping[str, object]
 # Up to this many streams read separate row groups; more streams share groups.
 NUM_GROUPS = 64
@@ -49,7 +49,7 @@ class Converted:
 
 
 def mixed(rows: Sequence[Row], seed: str) -> list[Row]:
-    """The rows in an order by hash: sources are often sorted, and each stream reads its row groups in a row."""
+    """The rows sorted by hash: sources are often sorted, and each stream reads its row groups consecutively."""
     order = sorted(range(len(rows)), key=lambda index: hashlib.sha256(f"{seed}\0{index}".encode()).digest())
     return [rows[index] for index in order]
 
@@ -57,7 +57,7 @@ def mixed(rows: Sequence[Row], seed: str) -> list[Row]:
 def write_rows(
     path: Path, rows: Sequence[Row], columns: Mapping[str, ColumnKind], label_names: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write one split in row groups whose sizes differ by one row at most."""
+    """Write one split in row groups whose sizes differ by at most one row."""
     schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
     features = {name: _feature(kind, label_names.get(name, ())) for name, kind in columns.items()}
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -71,7 +71,7 @@ def write_rows(
 
 
 def rows_sha256(rows: Sequence[Row], columns: Mapping[str, ColumnKind]) -> str:
-    """SHA-256 over the content in order, whatever wrote the file: equal digests mean equal rows."""
+    """SHA-256 over the rows in order, independent of the Parquet writer: equal digests mean equal rows."""
     digest = hashlib.sha256()
     for row in rows:
         for name in columns:
@@ -80,7 +80,7 @@ def rows_sha256(rows: Sequence[Row], columns: Mapping[str, ColumnKind]) -> str:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    """Each value with its type and length, so that different rows give different bytes."""
+    """Hash each value with its type and length, so that different rows give different bytes."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -93,7 +93,7 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def _feature(kind: ColumnKind, names: Sequence[str]) -> Any:
-    """The features in the format of `datasets`, so that it reads labels with names, and images and audio as such."""
+    """The feature in the format of `datasets`, so that it reads label names, images and audio."""
     if kind == "label":
         return {"names": list(names), "_type": "ClassLabel"}
     if kind == "image":

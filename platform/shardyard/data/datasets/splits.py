@@ -1,4 +1,4 @@
-"""The validation split: by a hash of what rows must not share across the split."""
+"""The validation split, by hashes of keys that must not occur on both sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WORD = re.compile(r"\w+")
 
 
 def is_held_out(key: str, percent: float) -> bool:
-    """Whether a key is on the side of validation, which holds about `percent` of all keys; a function of the key."""
+    """Whether a key belongs to validation, which has about `percent` of all keys; depends only on the key."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     return number < percent / 100 * 2.0**64
 
@@ -21,9 +21,9 @@ def words(text: str) -> list[str]:
 
 
 def near_duplicates(texts: Sequence[str], *, run: int = 5) -> list[str]:
-    """A key for each text, the same for texts that share `run` words in a row or all their words, also in a chain.
+    """A key per text, equal for texts that share `run` words in a row or all their words; transitive.
 
-    The key is the alphabetically first text of the group, in words: it does not depend on the order of the texts.
+    The key is the alphabetically first text of the group, as words: it does not depend on the order of the texts.
     """
     parent = list(range(len(texts)))
 

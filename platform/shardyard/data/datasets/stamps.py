@@ -18,14 +18,14 @@ from shardyard.data.datasets.splits import is_held_out, near_duplicates, words
 SIZE = 96
 HELD_OUT_PERCENT = 10.0
 LANGUAGES = ("de", "es", "fr", "it", "ru")
-# Five letters a second are slow and twenty-five fast: beyond, the recording is of another text.
+# Five letters per second is slow and twenty-five fast: outside this range the recording is of another text.
 LETTERS_PER_SECOND = (4.0, 25.0)
 _LANGUAGE_LINE = re.compile(r"(\w+)\.utf8=(.+)")
 _NOT_SPOKEN = re.compile(r"[\[\](){}<>@#$£€=\ufffd\d]")
 
 
 def convert_images(folders: Mapping[str, Path]) -> Converted:
-    """PNG stamps with their names; drawings in SVG and stamps without a name in each language are left out."""
+    """PNG stamps with their names; SVG drawings and stamps without a name in each language are excluded."""
     root = _root(folders)
     texts = {
         path.with_suffix(""): read_texts(path.read_text("utf-8", "replace")) for path in sorted(root.rglob("*.txt"))
@@ -38,7 +38,7 @@ def convert_images(folders: Mapping[str, Path]) -> Converted:
 
 
 def convert_speech(folders: Mapping[str, Path], *, language: str = "es") -> Converted:
-    """The spoken descriptions of one language with their text."""
+    """The spoken descriptions in one language with their text."""
     soundfile = importlib.import_module("soundfile")
     root = _root(folders)
     rows: list[Row] = []
@@ -62,7 +62,7 @@ def convert_speech(folders: Mapping[str, Path], *, language: str = "es") -> Conv
 
 
 def read_texts(text: str) -> dict[str, str]:
-    """Descriptions by language: the first line is English, further ones are `de.utf8=…`."""
+    """Descriptions by language: the first line is English, the others are `de.utf8=…`."""
     lines = text.splitlines()
     matches = (_LANGUAGE_LINE.fullmatch(line.strip()) for line in lines[1:])
     found = {match[1]: " ".join(match[2].split()) for match in matches if match}
@@ -99,7 +99,7 @@ def _image_row(stem: Path, root: Path, texts: Mapping[str, str]) -> Row:
 
 
 def _split(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, list[Row]]:
-    """Stamps with the same or almost the same description go to the same split."""
+    """Split the rows; stamps with the same or almost the same description are in the same split."""
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for row, key in zip(rows, near_duplicates(texts), strict=True):
         splits["validation" if is_held_out(key, HELD_OUT_PERCENT) else "train"].append(row)

@@ -19,7 +19,7 @@ from shardyard.recipe.catalog.datasets import DATASETS, DatasetSpec
 from shardyard.suggest import suggestion
 
 MANIFEST = "manifest.json"
-# No preparation takes longer: an older temporary folder is from a killed process.
+# No preparation takes longer: an older temporary folder is left over from a killed process.
 LEFT_SECONDS = 86_400.0
 _PART_BYTES = 1 << 20
 
@@ -34,8 +34,8 @@ class FileRecord:
 class Manifest:
     """The manifest of a dataset: origin, licence, and files.
 
-    `packages` are versions by name; `rows_sha256` is over the rows of a split, whatever wrote the file; `left_out`
-    counts excluded rows of the packages by reason.
+    `packages` are versions by name; `rows_sha256` is over the rows of a split, independent of the Parquet writer;
+    `left_out` counts excluded rows of the packages by reason.
     """
 
     name: str
@@ -66,10 +66,10 @@ def data_root() -> Path:
 
 
 def known(name: str) -> DatasetSpec:
-    """The dataset of this name, prepared or not.
+    """The dataset with this name, prepared or not.
 
     Raises:
-        DataError: there is none.
+        DataError: the dataset does not exist.
     """
     if name not in DATASETS:
         raise DataError(f"there is no dataset {name!r}; {suggestion(name, DATASETS, shown=20)}")
@@ -77,10 +77,10 @@ def known(name: str) -> DatasetSpec:
 
 
 def read_manifest(name: str) -> Manifest:
-    """The manifest of a dataset, after a check of its file sizes.
+    """The manifest of a dataset, after checking its file sizes.
 
     Raises:
-        DataError: there is no such dataset, or it is not prepared, stale or incomplete.
+        DataError: the dataset does not exist, is not prepared, stale or incomplete.
     """
     dataset, folder = known(name), data_root() / name
     advice = f"run `shardyard data prepare {name}`"
@@ -107,7 +107,7 @@ def _parse(text: str) -> Manifest:
 
 
 def damaged_files(name: str) -> list[str]:
-    """Files whose SHA-256 is not the manifest's; reads every byte. Raises DataError as `read_manifest` does."""
+    """Files whose SHA-256 differs from the manifest; reads every byte. Raises DataError as `read_manifest` does."""
     folder = data_root() / name
     return [file for file, record in read_manifest(name).files.items() if _sha256(folder / file) != record.sha256]
 
@@ -118,7 +118,7 @@ def install(name: str, build: Callable[[Path], Callable[[dict[str, FileRecord]],
     `build` fills the folder and returns a function that makes the manifest from the file records.
 
     Raises:
-        OSError: the disk is full or cannot be written; an existing dataset is then kept.
+        OSError: the disk is full or not writable; an existing dataset is then kept.
     """
     with workspace(name) as aside:
         folder = aside / "new"
@@ -135,7 +135,7 @@ def install(name: str, build: Callable[[Path], Callable[[dict[str, FileRecord]],
 
 
 def _put_in_place(folder: Path, name: str, old: Path) -> Manifest | None:
-    """Rename the folder; returns the manifest of another process if that was faster."""
+    """Rename the folder; returns the manifest of another process if that finished first."""
     target = data_root() / name
     with contextlib.suppress(FileNotFoundError):
         target.rename(old)
@@ -153,10 +153,10 @@ def _put_in_place(folder: Path, name: str, old: Path) -> Manifest | None:
 
 @contextlib.contextmanager
 def workspace(name: str) -> Iterator[Path]:
-    """A temporary folder beside the datasets, removed at the end; remains of killed processes are removed after a day.
+    """A temporary folder beside the datasets, removed at the end; those of killed processes are removed after a day.
 
     Raises:
-        DataError: the folder of the data cannot be written.
+        DataError: the data folder is not writable.
     """
     root = data_root()
     try:
@@ -192,7 +192,7 @@ def _sync(path: Path) -> None:
 
 
 def manifest_of(dataset: DatasetSpec, packages: dict[str, str], **fields: Any) -> Manifest:
-    """A manifest with what is known of a set before its conversion."""
+    """A manifest with the facts about a dataset that are known before its conversion."""
     return Manifest(
         name=dataset.name,
         conversion=dataset.conversion,

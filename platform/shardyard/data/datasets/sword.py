@@ -11,7 +11,7 @@ from pathlib import Path
 
 _CHAPTER = re.compile(r'<chapter\b[^>]*\bosisID="([^"]+)"')
 _BOOK = re.compile(r'<div\b[^>]*\btype="book"')
-# Elements that are not part of the verse: notes, speakers, headings except those of psalms.
+# Elements that are not part of the verse: notes, speakers, headings except psalm titles.
 _ASIDES = re.compile(
     r'<(note|speaker|title(?![^>]*canonical="true"))\b[^>]*(?<!/)>.*?</(?:note|speaker|title)>', re.DOTALL
 )
@@ -21,10 +21,10 @@ _SPACE_BEFORE = re.compile(r" +([,.;:!?”’)»])")
 
 
 def read_verses(folder: Path) -> dict[str, str]:
-    """Plain text of every verse that holds some, by references such as `Gen.1:1`, in the module's order.
+    """Plain text of every verse that is not empty, by references such as `Gen.1:1`, in the module's order.
 
-    The index of a module lists, for each chapter, an entry that names it and then its verses: the entries tell the
-    references themselves, whatever the versification.
+    The index of a module lists, for each chapter, an entry that names it and then its verses: the references come from
+    these entries, whatever the versification.
     """
     verses = {}
     for testament in ("ot", "nt"):
@@ -42,13 +42,13 @@ def read_verses(folder: Path) -> dict[str, str]:
 
 
 def plain(markup: str) -> str:
-    """The text of an OSIS verse: a note becomes a space, tags go, white space is single."""
+    """The text of an OSIS verse: notes become spaces, tags are removed, white space is collapsed."""
     text = _TAGS.sub("", _BREAKS.sub(" ", _ASIDES.sub(" ", markup)))
     return _SPACE_BEFORE.sub(r"\1", " ".join(unescape(text).split()))
 
 
 def _entries(folder: Path, testament: str) -> Iterator[str]:
-    """The entries of a testament: `.bzz` holds compressed books, `.bzs` where each lies, `.bzv` the entries in it."""
+    """The entries of a testament: `.bzz` has compressed books, `.bzs` their positions, `.bzv` the entries of each."""
     packed = (folder / f"{testament}.bzz").read_bytes()
     blocks = [
         zlib.decompress(packed[start : start + size])

@@ -1,4 +1,4 @@
-"""verses-en-es: the verses that two Bibles have in common, English to Spanish."""
+"""verses-en-es: the verses that occur in both an English and a Spanish Bible."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shardyard.data.datasets.rows import Converted, Row, mixed
 from shardyard.data.datasets.splits import words
 from shardyard.data.datasets.sword import read_verses
 
-# Books that retell no other book, so that no parallel passage is in training.
+# Books that do not retell others, so that training contains no parallel passages.
 HELD_OUT_BOOKS = frozenset(("Ruth", "Esth", "Eccl", "Hos", "Jonah", "Gal", "Phil", "Jas"))
-# Beyond this ratio of lengths one side has more or less of the passage than the other.
+# Beyond this ratio of lengths, one side contains more or less of the passage than the other.
 MAX_LENGTH_RATIO = 2.0
 
 
 def convert(folders: Mapping[str, Path]) -> Converted:
-    """Verses of the same reference, each English or Spanish sentence once."""
+    """Pairs of verses with the same reference, each English or Spanish sentence once."""
     source, target = (_module(folders[name]) for name in ("sword-text-web", "sword-text-sparv"))
     shared = [reference for reference in source if reference in target]
     left_out = {

@@ -1,4 +1,4 @@
-"""Row formats: from examples to rows. A new one is one file here and its name below."""
+"""Row formats: from examples to rows. A new format needs one file here and its name below."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ FORMATS = (
 
 
 def make_rows(objective: str, inputs: FormatInputs) -> Rows:
-    """The row format of an objective; its module alone is imported.
+    """The row format of an objective; imports only the module of that format.
 
     Raises:
         DataError: the tokenizer lacks a token that the format needs.
-        UsageError: there is no such format.
+        UsageError: the format does not exist.
     """
     name = objective_spec(objective).rows
     return cast(Rows, plugins.load(_reference(name))(inputs))

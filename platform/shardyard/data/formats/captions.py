@@ -16,14 +16,14 @@ from shardyard.errors import DataError
 
 
 class Caption(TypedDict):
-    """An example; `image` as `ImageTransform.tensor` takes it."""
+    """An example; `image` is an input of `ImageTransform.tensor`."""
 
     image: object
     text: str
 
 
 class Captions(ExampleRows):
-    """An image and its caption, which ends with the token that the text encoder reads its summary from.
+    """An image and its caption, which ends with the token at which the text encoder is pooled.
 
     Rows: `pixel_values` float32 [C, H, W], `input_ids` and `attention_mask` int64 [T], T up to `sequence_length`.
     """
@@ -37,7 +37,7 @@ class Captions(ExampleRows):
         self._training = inputs.training
 
     def row(self, piece: Caption, generator: np.random.Generator) -> Row:
-        """A row from an example with `image` and `text`."""
+        """The row of an example with `image` and `text`."""
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         tokens = self._backend.encode(piece["text"], add_special_tokens=False).ids
         self.num_cut += max(0, len(tokens) - (self._length - 1))
@@ -45,19 +45,19 @@ class Captions(ExampleRows):
         return {"pixel_values": pixels, "input_ids": ids, "attention_mask": np.ones_like(ids)}
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
-        """Tensors [B, …]. The encoder looks for the first end token, so that more of them pad."""
+        """Tensors [B, …]. The encoder uses the first end token, so further end tokens serve as padding."""
         return collate(rows, {"input_ids": self._end, "attention_mask": 0})
 
 
 def _end_token(inputs: FormatInputs) -> int:
-    """`text_config.eos_token_id`, which the model uses."""
+    """The end token that the model uses: `text_config.eos_token_id`."""
     end = inputs.model.get_text_config().eos_token_id
     if not isinstance(end, int):
         raise DataError(
             "captions need a token that ends them, and the tokenizer has no eos token; choose another, such as bytes."
         )
     if end == 2:
-        # transformers takes 2 for the sign of old checkpoints and reads at the largest id instead.
+        # transformers treats 2 as the mark of an old checkpoint and pools at the largest id instead.
         raise DataError(
             "the token that ends a caption has the id 2, which CLIP in transformers does not look for; choose another "
             "tokenizer, such as bytes."

@@ -1,4 +1,4 @@
-"""Conversations, one a row, with targets on the answers alone."""
+"""Conversations, one per row, with targets only on the answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ConversationRows(ExampleRows):
         return row
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
-        """Tensors [B, T] by name, of the longest row."""
+        """Tensors [B, T] by name, padded to the longest row."""
         return collate(rows, self._fill)
 
 
@@ -48,7 +48,7 @@ def answer_row(encoded: Encoded, length: int) -> tuple[Row, int]:
 
 
 def padding(tokenizer: Any) -> dict[str, float]:
-    """The padding token; it is masked and has no target, so any token works."""
+    """Padding values; padding is masked and has no target, so any token works."""
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {"input_ids": token or 0, "attention_mask": 0, "labels": IGNORED}
 

@@ -1,4 +1,4 @@
-"""Questions about images with their answers, for models that read both.
+"""Questions about images with their answers, for models that read images and text.
 
 T: tokens of a row, P: tokens of an image.
 """
@@ -19,13 +19,13 @@ from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 from shardyard.recipe.image_tokens import image_tokens
 
-# The words around image, question and answer: Liu et al. 2023 (Improved Baselines with Visual Instruction Tuning),
-# in the form that transformers' LLaVA documents.
+# The prompt around image, question and answer: Liu et al. 2023 (Improved Baselines with Visual Instruction Tuning),
+# in the form documented for LLaVA in transformers.
 BEFORE_IMAGE, AFTER_IMAGE, BEFORE_ANSWER = "USER: ", "\n", " ASSISTANT:"
 
 
 class Question(TypedDict):
-    """An example; `image` as `ImageTransform.tensor` takes it."""
+    """An example; `image` is an input of `ImageTransform.tensor`."""
 
     image: object
     prompt: str
@@ -33,10 +33,10 @@ class Question(TypedDict):
 
 
 class ImageAnswers(ExampleRows):
-    """`USER: <P times the image token>\\nquestion ASSISTANT: answer` and the end token; the targets are the answer's.
+    """`USER: <P times the image token>\\nquestion ASSISTANT: answer` and the end token; targets only on the answer.
 
     Rows: `pixel_values` float32 [C, H, W]; `input_ids`, `attention_mask`, `labels` int64 [T], T up to `sequence_length`
-    with the image's P tokens among them. Labels are shifted: -100 outside the answer and its end.
+    including the image's P tokens. Labels are shifted: -100 outside the answer and its end token.
     """
 
     def __init__(self, inputs: FormatInputs) -> None:
@@ -60,7 +60,7 @@ class ImageAnswers(ExampleRows):
             )
 
     def row(self, piece: Question, generator: np.random.Generator) -> Row:
-        """Of one example with `image`, `prompt` and `response`; with `data.drop_inputs` the image is blank."""
+        """The row of an example with `image`, `prompt` and `response`; with `data.drop_inputs` the image is blank."""
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         question = [*self._head, *self._tokens(f"{AFTER_IMAGE}{piece['prompt']}{BEFORE_ANSWER}")]
         ids = [*question, *self._tokens(f" {piece['response']}"), self._end]
@@ -75,7 +75,7 @@ class ImageAnswers(ExampleRows):
         }
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
-        """Tensors [B, …], as long as the longest row."""
+        """Tensors [B, …], padded to the longest row."""
         return collate(rows, self._fill)
 
     def _tokens(self, text: str) -> list[int]:

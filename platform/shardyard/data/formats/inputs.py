@@ -14,8 +14,8 @@ from shardyard.recipe import schema
 class FormatInputs:
     """Inputs of one format.
 
-    `model` is the transformers configuration of the model, from which sizes of images, lengths of audio and ids of
-    special tokens are read. `training` turns augmentation on.
+    `model` is the transformers configuration of the model, which gives image sizes, audio lengths and ids of special
+    tokens. `training` turns augmentation on.
     """
 
     data: schema.Data
@@ -34,6 +34,6 @@ class FormatInputs:
 
     @property
     def text_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of an objective that has text."""
+        """The tokenizer, for objectives with text."""
         assert self.tokenizer is not None, "an objective with text has a tokenizer"
         return self.tokenizer

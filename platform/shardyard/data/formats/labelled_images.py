@@ -1,4 +1,4 @@
-"""Images with the class that each belongs to."""
+"""Images with class labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LabelledImages(ExampleRows):
         self._transform, self._num_labels, self._training = transform, num_labels, training
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
-        """Augmented in training."""
+        """The row of an example; augmented in training."""
         label = int(piece["label"])
         if not 0 <= label < self._num_labels:
             raise DataError(

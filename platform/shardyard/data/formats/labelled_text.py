@@ -1,4 +1,4 @@
-"""Texts, or pairs of texts, with a class each.
+"""Texts, or pairs of texts, with class labels.
 
 Legend: T = sequence length in tokens, C = classes.
 """
@@ -34,7 +34,7 @@ class LabelledText(ExampleRows):
     and, for a model with segments, `token_type_ids`, int64 [≤ T] each, and `labels`, a scalar.
 
     Raises:
-        DataError: the tokenizer has no padding token, the model too few positions; from `row`: a label is no class.
+        DataError: the tokenizer has no padding token, the model has too few positions; from `row`: an invalid label.
     """
 
     def __init__(self, inputs: FormatInputs) -> None:
@@ -49,7 +49,7 @@ class LabelledText(ExampleRows):
         self._padding = padding(tokenizer)
 
     def row(self, piece: Labelled, generator: np.random.Generator) -> Row:
-        """From an example with `text`, `label` and maybe `text_pair`."""
+        """The row of an example with `text`, `label` and possibly `text_pair`."""
         texts = [piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])]
         parts = [self._backend.encode(text, add_special_tokens=False) for text in texts]
         room = self._length - self._num_special[len(parts) > 1]
@@ -78,7 +78,7 @@ class LabelledText(ExampleRows):
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:
-    """Kept length of each text: all, or after truncating the longest until all fit."""
+    """The kept length of each text: all of it, or after truncating the longest until all fit."""
     if sum(lengths) <= room:
         return lengths
     if len(lengths) == 1:

@@ -1,4 +1,4 @@
-"""Documents cut into rows with hidden tokens, for masked language models.
+"""Documents split into rows with masked tokens, for masked language models.
 
 Legend: T = sequence length in tokens.
 """
@@ -28,17 +28,17 @@ SHORTEST = 2
 
 
 class MaskedRows(ExampleRows):
-    """Rows [CLS] tokens [SEP] with new hidden tokens in each epoch; no part of a document is dropped.
+    """Rows [CLS] tokens [SEP], masked anew in each epoch; no part of a document is dropped.
 
     With `data.isolate_documents` a row holds tokens of one document, and the last row of each is shorter; without it
-    documents follow each other, with [SEP] between them (FULL-SENTENCES of Liu et al. 2019, RoBERTa). Rows are padded
-    to the longest of their micro-batch.
+    documents are concatenated with [SEP] between them (FULL-SENTENCES of Liu et al. 2019, RoBERTa). Rows are padded to
+    the longest of their micro-batch.
 
     A row has `input_ids`, `labels` (-100 where nothing is predicted), `attention_mask` and, for a model with segments,
     `token_type_ids`; int64 [≤ T] each.
 
     Raises:
-        DataError: the tokenizer lacks a special token or words, the model positions.
+        DataError: the tokenizer lacks a special token or words, or the model has too few positions.
     """
 
     def __init__(self, inputs: FormatInputs) -> None:
@@ -60,7 +60,7 @@ class MaskedRows(ExampleRows):
         self._padding = padding(tokenizer)
 
     def pieces(self, examples: Sequence[Any], generator: np.random.Generator) -> list[Segment]:
-        """The tokens of the rows, in random order."""
+        """The segments that become rows, in random order."""
         documents = [document for document in self._reader.read(examples) if len(document)]
         if documents and not self._isolate:
             documents = [self._joined(documents)]  # type: ignore[list-item]
@@ -81,7 +81,7 @@ class MaskedRows(ExampleRows):
             at += length
 
     def row(self, piece: Segment, generator: np.random.Generator) -> Row:
-        """[CLS] piece [SEP], hidden anew."""
+        """[CLS] piece [SEP], newly masked."""
         tokens = np.concatenate([[self._first], piece.tokens, [self._last]])
         words = np.concatenate([[-1], piece.words, [-1]])
         inputs, labels = self._masker.hide(tokens, words, generator)

@@ -1,4 +1,4 @@
-"""Images of which most patches are hidden (He et al. 2021, Masked Autoencoders Are Scalable Vision Learners)."""
+"""Images with most patches masked (He et al. 2021, Masked Autoencoders Are Scalable Vision Learners)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from shardyard.errors import DataError
 class MaskedImages(ExampleRows):
     """Rows of `pixel_values` [C, H, W] and `noise` [N], one number for each of the N patches.
 
-    The model hides the patches with the largest numbers. They come with the row and not from the model, so that a row
-    hides the same patches on whichever rank and after whichever restart; in evaluation always the same ones.
+    The model masks the patches with the largest numbers. They are part of the row instead of drawn by the model, so
+    that the masked patches do not depend on rank or restarts; in evaluation they are always the same.
     """
 
     def __init__(self, transform: ImageTransform, patch_size: int, *, training: bool) -> None:
@@ -32,7 +32,7 @@ class MaskedImages(ExampleRows):
         self._transform, self._training = transform, training
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
-        """Augmented in training."""
+        """The row of an example; augmented in training."""
         noise = generator.random(self._num_patches, np.float32)
         return {
             "pixel_values": self._transform.tensor(piece["image"], generator if self._training else None),

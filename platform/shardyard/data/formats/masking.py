@@ -1,4 +1,4 @@
-"""Which tokens of a row are hidden and predicted: the masking of BERT."""
+"""The masking of BERT: chooses the tokens of a row that are masked and predicted."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MASKED, RANDOM = 0.8, 0.1
 
 
 class Masker:
-    """Of the tokens chosen 80% become the mask token, 10% a random one and 10% stay (Devlin et al. 2018, section 3.1).
+    """Of the chosen tokens, 80% become the mask token, 10% a random one, 10% stay (Devlin et al. 2018, section 3.1).
 
-    Special tokens, the unknown one included, are never chosen, and random tokens are never special.
+    Special tokens, including the unknown token, are never chosen, and random tokens are never special.
 
     Raises:
         DataError: the tokenizer has no mask token.
@@ -33,11 +33,11 @@ class Masker:
         self._is_special[special] = True
 
     def hide(self, tokens: Ints, words: Ints, generator: np.random.Generator) -> tuple[Ints, Ints]:
-        """The model's inputs, and labels that are -100 but for the tokens chosen; [T] each.
+        """The model's inputs, and labels that are -100 except at chosen tokens; [T] each.
 
         Args:
-            tokens: [T], with their special tokens.
-            words: [T], a number that tells a token's word from its neighbours'.
+            tokens: [T], with special tokens.
+            words: [T], a number per token that differs between neighbouring words.
         """
         inputs, labels = tokens.copy(), np.full_like(tokens, IGNORED)
         chosen = self._choose(tokens, words, generator)
@@ -59,7 +59,7 @@ class Masker:
 
 
 def _whole_words(candidates: Ints, words: Ints, number: int, generator: np.random.Generator) -> Ints:
-    """Words in random order up to `number` tokens, at least one."""
+    """Whole words in random order, up to `number` tokens but at least one word."""
     begins = np.flatnonzero((np.diff(words[candidates]) != 0) | (np.diff(candidates) != 1)) + 1
     groups: list[npt.NDArray[np.int64]] = np.split(candidates, begins)
     order = generator.permutation(len(groups))

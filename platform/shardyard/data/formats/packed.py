@@ -1,4 +1,4 @@
-"""Documents joined and cut into full rows, for language models that read from left to right."""
+"""Documents concatenated and split into full rows, for causal language models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardyard.data.stream.shuffle import Windows
 
 
 class PackedRows:
-    """Rows of `sequence_length` tokens without waste; nothing is cut."""
+    """Rows of `sequence_length` tokens without padding or truncation."""
 
     def __init__(self, inputs: FormatInputs) -> None:
         self.num_cut = 0

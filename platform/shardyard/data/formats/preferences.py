@@ -1,4 +1,4 @@
-"""Pairs of answers to one prompt, the chosen before the rejected."""
+"""Pairs of answers to the same prompt: chosen and rejected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PreferenceRows(ExampleRows):
         return row
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
-        """Tensors [B, T] by name; chosen and rejected answers are as long as the longest of their own."""
+        """Tensors [B, T] by name; chosen and rejected answers are each padded to their own longest row."""
         return collate(rows, self._fill)
 
 

@@ -1,4 +1,4 @@
-"""Pairs of sentences with hidden tokens: masked words and next-sentence prediction (Devlin et al. 2018, section 3.1).
+"""Pairs of sentences with masked tokens, for masked LM and next-sentence prediction (Devlin et al. 2018, section 3.1).
 
 Legend: T = sequence length in tokens.
 """
@@ -34,7 +34,7 @@ FOLLOWS, RANDOM = 0, 1  # the classes of transformers' next-sentence head
 
 @dataclass(frozen=True)
 class Pair:
-    """Segments A and B; B follows A in its document, or is of another one (`is_random`)."""
+    """Segments A and B; B follows A in its document, or comes from another one (`is_random`)."""
 
     first: Segment
     second: Segment
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sentences:
-    """A document of at least two sentences: sentence i has the tokens bounds[i] … bounds[i+1] - 1."""
+    """A document with at least two sentences: sentence i has the tokens bounds[i] … bounds[i+1] - 1."""
 
     document: Document
     bounds: tuple[int, ...]
@@ -57,19 +57,19 @@ class Sentences:
 
 
 class SentencePairs(ExampleRows):
-    """Rows [CLS] A [SEP] B [SEP] with hidden tokens.
+    """Rows [CLS] A [SEP] B [SEP] with masked tokens.
 
-    A and B are runs of whole sentences. In half of the rows B is of another document of the window, and what followed A
-    begins the next row, so that each document is read once an epoch. Where Devlin et al. fill the row with a random B,
-    it is here as long as what it replaces, as nearly as sentences allow, and not the opening of its document: otherwise
-    the length of a row or a title would reveal it. Sentences longer than half a row are divided, and so is the only
-    sentence of a document.
+    A and B are runs of whole sentences. In half of the rows B comes from another document of the window, and the
+    sentences after A begin the next row, so that each document is read once per epoch. Devlin et al. fill the row with
+    a random B; here it is about as long as the text that it replaces, and never the beginning of its document:
+    otherwise the length of a row or a title would reveal it. Sentences longer than half a row are split, and so is the
+    only sentence of a document.
 
     A row has `input_ids`, `labels` (-100 where nothing is predicted), `attention_mask`, `token_type_ids` (1 in B),
     int64 [≤ T] each, and `next_sentence_label` (1: random), a scalar.
 
     Raises:
-        DataError: the tokenizer lacks a special token or words, or windows hold one document.
+        DataError: the tokenizer lacks a special token or words, or windows hold only one document.
     """
 
     def __init__(self, inputs: FormatInputs) -> None:
@@ -130,14 +130,14 @@ class SentencePairs(ExampleRows):
             at = len(own) if after is None else after[0] if is_random else after[1]
 
     def _last(self, own: Sentences, at: int, generator: np.random.Generator) -> int:
-        """The end of the sentences from `at` on that share a row: as many as fit, at least two."""
+        """The end of the sentences from `at` that share a row: as many as fit, at least two."""
         is_short = generator.random() < self._short
         target = int(generator.integers(2, self._room + 1)) if is_short else self._room
         last = int(np.searchsorted(own.bounds, own.bounds[at] + target, side="right")) - 1
         return max(last, at + 2)
 
     def _truncated(self, first: Segment, second: Segment, generator: np.random.Generator) -> tuple[Segment, Segment]:
-        """Take tokens off the longer segment, at either end by chance, until both fit."""
+        """Remove tokens from the longer segment, randomly at either end, until both fit."""
         excess = max(0, len(first) + len(second) - self._room)
         self.num_cut += excess
         for front in generator.random(excess) < 0.5:
@@ -148,7 +148,7 @@ class SentencePairs(ExampleRows):
         return first, second
 
     def row(self, piece: Pair, generator: np.random.Generator) -> Row:
-        """[CLS] A [SEP] B [SEP], hidden anew."""
+        """[CLS] A [SEP] B [SEP], newly masked."""
         a, b = piece.first, piece.second
         tokens = np.concatenate([[self._first], a.tokens, [self._between], b.tokens, [self._between]])
         words = np.concatenate([[-1], a.words, [-1], b.words, [-1]])
@@ -165,7 +165,7 @@ class SentencePairs(ExampleRows):
 
 
 def _divided(bounds: list[int], document: Document, longest: int) -> list[int]:
-    """Bounds with longer sentences in equal parts, and an only sentence in two."""
+    """Bounds with sentences above `longest` split into equal parts, and an only sentence split in two."""
     found = {0}
     for start, end in pairwise(bounds):
         parts = -(-(end - start) // longest)
@@ -176,7 +176,7 @@ def _divided(bounds: list[int], document: Document, longest: int) -> list[int]:
 
 
 def _halves(document: Document, start: int, end: int) -> tuple[int, int] | None:
-    """(middle, end) with the middle where a word begins, if one does; None for a single token."""
+    """(middle, end), with the middle at the start of a word if possible; None for a single token."""
     if end - start < 2:
         return None
     begins = start + 1 + np.flatnonzero(np.diff(document.words[start:end]) != 0)
@@ -186,10 +186,9 @@ def _halves(document: Document, start: int, end: int) -> tuple[int, int] | None:
 
 
 def _passage(other: Sentences, wanted: int, generator: np.random.Generator) -> Segment:
-    """Sentences with as close to `wanted` tokens as possible, from a random start with enough tokens after it, never
-    the first.
+    """Sentences with about `wanted` tokens, from a random start (never the first) with enough tokens after it.
 
-    If there is none, all sentences but the first.
+    If no start has enough tokens, all sentences but the first.
     """
     bounds = np.array(other.bounds)
     starts = np.flatnonzero(bounds[-1] - bounds[1:-1] >= wanted) + 1

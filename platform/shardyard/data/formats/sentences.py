@@ -1,4 +1,4 @@
-"""Documents as tokens with their words and sentences, for objectives that hide words or pair sentences."""
+"""Documents as tokens with words and sentences, for objectives that mask words or pair sentences."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shardyard.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 
-# Texts given to the tokenizer at once, because its results take many times the memory of the tokens.
+# Texts per tokenizer call; limited because its results take many times the memory of the tokens.
 ENCODE_TEXTS = 32
 
-# A stop with what closes after it and the space, or one of the wide stops, which no space follows, or an empty line.
+# A stop with closing characters and the space after it, a full-width stop, which needs no space, or an empty line.
 _BOUNDARY = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+["”’」』）]*\s*|\n[^\S\n]*\n\s*""")
 _ABBREVIATIONS = frozenset(
     [
@@ -32,7 +32,7 @@ _LAST_WORD = re.compile(r"[\w.]*\w$")
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a document: tokens [n], and for each of them a number that tells its word from its neighbours' [n]."""
+    """A part of a document: tokens [n], and a number per token that differs between neighbouring words [n]."""
 
     tokens: Ints
     words: Ints
@@ -47,29 +47,29 @@ class Segment:
 
 @dataclass(frozen=True)
 class Document(Segment):
-    """A whole text. `starts` is the character at which each token begins [n]."""
+    """A whole text. `starts` is the index of each token's first character [n]."""
 
     starts: Ints
 
 
 class DocumentReader:
-    """Tokens of texts, without special tokens; text that spells a special token stays text."""
+    """Tokenises texts without special tokens; text that spells a special token stays text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._backend = plain_backend(tokenizer)
 
     def read(self, texts: Sequence[str]) -> Iterator[Document]:
-        """The texts in their order."""
+        """The documents of the texts, in order."""
         for first in range(0, len(texts), ENCODE_TEXTS):
             part = list(texts[first : first + ENCODE_TEXTS])
             for encoding in self._backend.encode_batch(part, add_special_tokens=False):
-                # A token outside of words is a separate word.
+                # A token outside words is a separate word.
                 words = [-1 - at if word is None else word for at, word in enumerate(encoding.word_ids)]
                 starts = [start for start, _ in encoding.offsets]
                 yield Document(_ints(encoding.ids), _ints(words), _ints(starts))
 
     def check_words(self) -> None:
-        """Raise DataError if the tokenizer takes a whole text for one word."""
+        """Raise DataError if the tokenizer treats a whole text as one word."""
         (document,) = self.read(["one two three"])
         if len(np.unique(document.words)) < 3:
             raise DataError(
@@ -83,10 +83,10 @@ def _ints(values: list[int]) -> Ints:
 
 
 def sentence_starts(text: str) -> list[int]:
-    """The character at which each sentence of a text begins, the first at 0.
+    """The index of each sentence's first character; the first is 0.
 
-    A sentence ends at an empty line, or at a stop (. ! ? …) that neither stands after an abbreviation or initial nor
-    before a small letter.
+    A sentence ends at an empty line, or at a stop (. ! ? …) that neither follows an abbreviation or initial nor
+    precedes a lower-case letter.
     """
     starts = [0]
     for match in _BOUNDARY.finditer(text):
@@ -107,13 +107,13 @@ def _ends(text: str, match: re.Match[str]) -> bool:
 
 
 def sentence_bounds(document: Document, text: str) -> list[int]:
-    """Tokens at which sentences begin, and the number of tokens at the end: [0, …, n] without repetition."""
+    """The first token of each sentence, then the number of tokens: [0, …, n] without repetition."""
     at = np.searchsorted(document.starts, sentence_starts(text)[1:])
     return sorted({0, *at.tolist(), len(document)})
 
 
 def special_id(tokenizer: Any, name: str, *others: str) -> int:
-    """The id of a special token such as `mask_token`, or of the first of `others` that there is.
+    """The id of a special token such as `mask_token`, or of the first of `others` that exists.
 
     Raises:
         DataError: the tokenizer has none of them.
@@ -128,7 +128,7 @@ def special_id(tokenizer: Any, name: str, *others: str) -> int:
     )
 
 
-# Families of transformers that count positions from the id of the padding token + 1 on.
+# Families of transformers whose positions start at the id of the padding token + 1.
 _POSITIONS_AFTER_PADDING = frozenset(
     [
         *("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta"),
@@ -138,7 +138,7 @@ _POSITIONS_AFTER_PADDING = frozenset(
 
 
 def check_positions(length: int, config: Any) -> None:
-    """Raise DataError if a row has more tokens than a model that numbers positions after the padding's id knows."""
+    """Raise DataError if a row is too long for a model whose positions start after the padding token's id."""
     if getattr(config, "model_type", None) not in _POSITIONS_AFTER_PADDING:
         return
     needed = length + config.pad_token_id + 1
@@ -150,5 +150,5 @@ def check_positions(length: int, config: Any) -> None:
 
 
 def has_segments(config: Any) -> bool:
-    """Whether the model tells a first from a second segment (`token_type_ids`)."""
+    """Whether the model distinguishes a first and a second segment (`token_type_ids`)."""
     return getattr(config, "type_vocab_size", 0) >= 2

@@ -20,18 +20,18 @@ _plain = BasicTextNormalizer()
 
 
 class Recording(TypedDict):
-    """An example; `audio` as `read_audio` takes it."""
+    """An example; `audio` is an input of `read_audio`."""
 
     audio: object
     text: str
 
 
 class Speech(ExampleRows):
-    """A row is one recording, in training perhaps with others after it.
+    """A row is one recording, in training possibly with others after it.
 
-    M: Mel bins, F: frames, T: tokens of the text with its end. `input_features` float32 [M, F], `decoder_input_ids` and
-    `labels` int64 [T]; in evaluation also the text, `reference`. `num_cut` counts tokens of texts and positions of
-    the encoder (20 ms) that did not fit.
+    M: Mel bins, F: frames, T: tokens of the text with its end token. `input_features` float32 [M, F],
+    `decoder_input_ids` and `labels` int64 [T]; in evaluation also the text, `reference`. `num_cut` counts tokens of
+    texts and positions of the encoder (20 ms) that did not fit.
     """
 
     padding = PADDING | TEXT_PADDING
@@ -43,7 +43,7 @@ class Speech(ExampleRows):
         self._settings, self._training, self._drop_inputs = inputs.audio, inputs.training, inputs.data.drop_inputs
 
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
-        """Each example once at the head of a list; those after it are drawn from the same window."""
+        """One list per example, which comes first in it; the others are drawn from the same window."""
         if not self._training or self._settings.join == 1:
             return [[example] for example in examples]
         numbers = generator.integers(self._settings.join, size=len(examples))
@@ -51,7 +51,7 @@ class Speech(ExampleRows):
         return [[example, *(examples[c] for c in more)] for example, more in zip(examples, chosen, strict=True)]
 
     def row(self, piece: list[Recording], generator: np.random.Generator) -> Row:
-        """Of the recordings that fit, at least the first; with `data.drop_inputs` they are silent."""
+        """The row of all recordings that fit, at least the first; with `data.drop_inputs` they are silent."""
         samples, texts = self._heard(piece[0], generator), [self._text(piece[0])]
         for example in piece[1:]:
             longer = np.concatenate([samples, self._heard(example, generator)])
@@ -84,7 +84,7 @@ def make(inputs: FormatInputs) -> Speech:
     """Create the format from its inputs.
 
     Raises:
-        DataError: the tokenizer or the model lacks a token that begins or ends a text, or the model's length is not a
-            whole number of seconds.
+        DataError: the tokenizer or the model lacks a token that begins or ends a text, or the model's audio length is
+            not a whole number of seconds.
     """
     return Speech(inputs)

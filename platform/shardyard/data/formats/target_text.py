@@ -1,6 +1,6 @@
 """The decoder side of an encoder–decoder: one text.
 
-Legend: T = tokens of the text with its end.
+Legend: T = tokens of the text with its end token.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
 IGNORED = -100
-# Evaluation also keeps the texts in UTF-8, padded with zero bytes.
+# In evaluation, rows also contain the texts in UTF-8, padded with zero bytes.
 PADDING = {"input_ids": 0, "attention_mask": 0, "decoder_input_ids": 0, "labels": IGNORED}
 TEXT_PADDING = {"reference": 0, "source_text": 0}
 
 
 class TextEncoder:
-    """Tokens of a text with its end token, truncated to a length; cut tokens are counted.
+    """Encodes a text with its end token, truncated to a length; cut tokens are counted.
 
     Raises:
         DataError: the tokenizer has no token that ends a text.
@@ -34,7 +34,7 @@ class TextEncoder:
         self._backend = plain_backend(tokenizer)
 
     def encode(self, text: str, length: int) -> tuple[list[int], int]:
-        """At most `length` tokens, the last of them eos, and how many were cut."""
+        """At most `length` tokens, the last one eos, and the number of cut tokens."""
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return [*ids[: length - 1], self._eos], max(0, len(ids) - (length - 1))
 
@@ -57,18 +57,18 @@ class TargetText:
         self._encoder, self._length, self._training = encoder, inputs.sequence_length, inputs.training
 
     def fits(self, text: str) -> bool:
-        """Whether nothing of a text would be cut."""
+        """Whether the whole text fits."""
         return self._encoder.encode(text, self._length)[1] == 0
 
     def row(self, text: str) -> tuple[Row, int]:
-        """The decoder's part of a row, and how many tokens were cut; in evaluation with the text itself."""
+        """The decoder's part of a row (in evaluation with the text itself), and the number of cut tokens."""
         labels, cut = self._encoder.encode(text, self._length)
         row = {"decoder_input_ids": ints([self._start, *labels[:-1]]), "labels": ints(labels)}
         return (row if self._training else {**row, "reference": as_bytes(text)}), cut
 
 
 def ints(values: list[int]) -> npt.NDArray[np.int64]:
-    """As the ids of a row."""
+    """The values as an array of ids."""
     return np.array(values, dtype=np.int64)
 
 

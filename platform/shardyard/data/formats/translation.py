@@ -1,4 +1,4 @@
-"""Rows of an encoder–decoder that turns one text into another, one pair of texts each."""
+"""Rows for encoder–decoders that turn one text into another, one pair of texts per row."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from shardyard.data.stream.rows import Row
 
 
 class Pair(TypedDict):
-    """An example: one text in two languages, or before and after."""
+    """An example: a text and its translation, or an input and an output text."""
 
     source: str
     target: str
 
 
 class Translation(ExampleRows):
-    """A row is one pair of texts; padding is masked out of the encoder and is no target.
+    """A row is one pair of texts; padding is masked in the encoder and is not a target.
 
-    S: tokens of the source, T: of the target, both with their end. `input_ids` and `attention_mask` int64 [S],
+    S: tokens of the source, T: of the target, both with end token. `input_ids` and `attention_mask` int64 [S],
     `decoder_input_ids` and `labels` int64 [T]; in evaluation also both texts, `source_text` and `reference`.
     """
 
@@ -36,7 +36,7 @@ class Translation(ExampleRows):
         self._drop_inputs, self._training = inputs.data.drop_inputs, inputs.training
 
     def row(self, piece: Pair, generator: np.random.Generator) -> Row:
-        """Of one pair; with `data.drop_inputs` the source is its end token alone."""
+        """The row of one pair; with `data.drop_inputs` the source is only its end token."""
         source, cut = self._encoder.encode("" if self._drop_inputs else piece["source"], self._length)
         target, target_cut = self._target.row(piece["target"])
         self.num_cut += cut + target_cut

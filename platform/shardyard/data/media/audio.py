@@ -20,17 +20,17 @@ from shardyard.recipe import schema
 RATE = 16_000  # Hz
 FRAMES_PER_SECOND = 100
 FRAME = RATE // FRAMES_PER_SECOND
-# The encoder's convolutions join two frames to one position.
+# The encoder's convolutions merge two frames into one position.
 POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2
 
 Features = npt.NDArray[np.float32]
 
 
 def feature_extractor(config: PreTrainedConfig) -> WhisperFeatureExtractor:
-    """Log-Mel features of as many bins and seconds as a Whisper model takes.
+    """The extractor of log-Mel features with the number of bins and seconds of a Whisper model.
 
     Raises:
-        DataError: the model's length is not a whole number of seconds, which the extractor needs.
+        DataError: the model's audio length is not a whole number of seconds, as the extractor requires.
     """
     positions = config.max_source_positions
     if positions % POSITIONS_PER_SECOND:
@@ -51,7 +51,7 @@ def read_audio(value: Any) -> Samples:
             the `path` of one.
 
     Raises:
-        DataError: it is no such file.
+        DataError: the file is not readable.
     """
     path = value.get("path") if isinstance(value, dict) else None
     content = value.get("bytes") if isinstance(value, dict) else value
@@ -66,7 +66,7 @@ def read_audio(value: Any) -> Samples:
 def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator) -> Samples:
     """Change the speed (and pitch) of a recording and shift its start, at random."""
     if settings.speed:
-        # Whole percents keep the transform short.
+        # Whole percentages keep the transform short.
         percent = round(100 * generator.uniform(1 - settings.speed, 1 + settings.speed))
         samples = resample(samples, max(1, percent), 100)
     silence = int(generator.uniform(0.0, settings.shift) * RATE)
@@ -74,10 +74,10 @@ def move(samples: Samples, settings: schema.Audio, generator: np.random.Generato
 
 
 def mask(features: Features, frames: int, settings: schema.Audio, generator: np.random.Generator) -> Features:
-    """Features [M, F] with random bands and stretches replaced by their mean (Park et al. 2019, SpecAugment).
+    """Features [M, F] with random bands and time spans replaced by their mean (Park et al. 2019, SpecAugment).
 
     Args:
-        frames: how many of the features come from the recording; the silence after it is unchanged.
+        frames: the number of frames that come from the recording; the silence after it is unchanged.
     """
     masked, mean = features.copy(), features.mean()
     for _ in range(settings.time_masks):

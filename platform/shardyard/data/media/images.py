@@ -2,7 +2,7 @@
 
 Images stay integers from 0 to 255 until the last step, so that evaluation matches the image processors of transformers.
 
-    C: channels, H, W: height and width that the model takes, h, w: those of the image that was read
+    C: channels, H, W: height and width of the model's input, h, w: height and width of the image that was read
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _BROKEN = (
 class ImageTransform:
     """Transforms images of any size to tensors of one shape.
 
-    Evaluation: the shorter side is resized (bicubic, antialiased) and the centre cut out; for a model whose height and
-    width differ the whole image is resized to them. Training, in this order and each as the recipe's section says: a
+    Evaluation: the shorter side is resized (bicubic, antialiased) and the centre cropped; if the model's height and
+    width differ, the whole image is resized to them. Training, in this order and each as set in the recipe's section:
     random resized crop, rotation, crop with padding, flip, erasing. Padding and areas uncovered by rotation are black
     (0); erased areas are 0 after normalisation.
 
@@ -88,7 +88,7 @@ class ImageTransform:
             generator: for augmentation; None for evaluation, without augmentation.
 
         Raises:
-            DataError: it cannot be decoded.
+            DataError: the image cannot be decoded.
         """
         image = decoded(value, _MODES[self.channels])
         if generator is None:
@@ -112,7 +112,7 @@ class ImageTransform:
         return tensor
 
     def _centre(self, image: Image.Image) -> Image.Image:
-        """The centre in evaluation's geometry."""
+        """The centre crop, as in evaluation."""
         height, width = self.size
         if image.size == (width, height):
             return image
@@ -127,7 +127,7 @@ class ImageTransform:
         return image.crop((left, top, left + width, top + height))
 
     def _random_crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
-        """A part of random area and aspect ratio, resized; the centre where none fits in ten tries."""
+        """A crop of random area and aspect ratio, resized; the centre crop if none fits in ten attempts."""
         w, h = image.size
         for _ in range(_CROP_TRIES):
             area = w * h * generator.uniform(self.settings.min_scale, 1.0)
@@ -140,7 +140,7 @@ class ImageTransform:
         return self._centre(image)
 
     def _normalise(self, pixels: Pixels) -> Tensor:
-        """(value / 255 - mean) / std by table; [C, H, W] of [H, W] or [H, W, C]."""
+        """(value / 255 - mean) / std from a table; [H, W] or [H, W, C] → [C, H, W]."""
         planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         tensor = np.empty(planes.shape, np.float32)
         for channel, plane in enumerate(planes):
@@ -149,10 +149,10 @@ class ImageTransform:
 
 
 def decoded(value: Any, mode: str) -> Image.Image:
-    """An image upright (by its EXIF orientation) in the mode `L` or `RGB`.
+    """An image in mode `L` or `RGB`, turned upright by its EXIF orientation.
 
     Raises:
-        DataError: it is invalid or truncated.
+        DataError: the image is invalid or truncated.
     """
     try:
         image = value if isinstance(value, Image.Image) else Image.open(_file(value))
@@ -182,7 +182,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode:
         return image
     if image.mode.startswith("I;16"):
-        # Pillow would cut 16 bits off at 255.
+        # Pillow would clip 16-bit values at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -190,7 +190,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _name(value: Any) -> str:
-    """How to find the image again."""
+    """A description by which to find the image."""
     if isinstance(value, dict) and value.get("path"):
         return f"the image {value['path']!r}"
     data = value.get("bytes") if isinstance(value, dict) else value
@@ -200,7 +200,7 @@ def _name(value: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    # Pillow names the buffer by its address, which tells nobody anything.
+    # Pillow identifies the buffer by its address, which is useless in a message.
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return "no known format" if "cannot identify" in text else text
 
@@ -211,7 +211,7 @@ def _pixels(image: Image.Image) -> Pixels:
 
 
 def _shifted(pixels: Pixels, padding: int, generator: np.random.Generator) -> Pixels:
-    """Padded with black on all sides and cut out again at a random place."""
+    """The pixels padded with black on all sides and cropped to their size at a random position."""
     height, width = pixels.shape[:2]
     padded = np.zeros((height + 2 * padding, width + 2 * padding, *pixels.shape[2:]), np.uint8)
     padded[padding : padding + height, padding : padding + width] = pixels
@@ -220,7 +220,7 @@ def _shifted(pixels: Pixels, padding: int, generator: np.random.Generator) -> Pi
 
 
 def _erase(tensor: Tensor, generator: np.random.Generator) -> None:
-    """Set a random rectangle to 0, in place; nothing where none fits in ten tries."""
+    """Set a random rectangle to 0, in place; does nothing if none fits in ten attempts."""
     _, h, w = tensor.shape
     for _ in range(_CROP_TRIES):
         area = h * w * generator.uniform(*_ERASED_AREA)
@@ -233,7 +233,7 @@ def _erase(tensor: Tensor, generator: np.random.Generator) -> None:
 
 
 def _ratio(bounds: tuple[float, float], generator: np.random.Generator) -> float:
-    """Width to height, uniform in its logarithm, so that wide and tall are as likely."""
+    """Ratio of width to height, log-uniform, so that wide and tall are equally likely."""
     return math.exp(generator.uniform(math.log(bounds[0]), math.log(bounds[1])))
 
 

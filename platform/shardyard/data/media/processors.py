@@ -1,4 +1,4 @@
-"""Processors that are saved with an exported model, so that its inputs are prepared as in training."""
+"""Processors saved with an exported model, so that its inputs are prepared as in training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardyard.objectives.registry import objective_spec
 
 
 def make_processor(objective: str, inputs: FormatInputs) -> Any:
-    """Something with `save_pretrained`, or None for an objective that reads text alone."""
+    """An object with `save_pretrained`, or None for objectives that read only text."""
     if "audio" in objective_spec(objective).sections:
         return feature_extractor(inputs.model)
     if "image" not in objective_spec(objective).sections:
@@ -22,11 +22,11 @@ def make_processor(objective: str, inputs: FormatInputs) -> Any:
 
 
 def image_processor(transform: ImageTransform) -> CLIPImageProcessorPil:
-    """The processor of transformers whose tensors are those of an evaluation here, to rounding in fp32.
+    """The transformers processor that gives the same tensors as evaluation here, up to fp32 rounding.
 
-    `AutoImageProcessor` loads it for any model. It neither turns images by their EXIF orientation nor makes grey ones
-    of images in colour, and where torchvision is installed, AutoImageProcessor takes that unless told
-    `backend="pil"`; torchvision resizes with other rounding.
+    `AutoImageProcessor` loads it for any model. It neither applies the EXIF orientation nor converts colour images to
+    grey. If torchvision is installed, AutoImageProcessor uses it unless given `backend="pil"`; torchvision rounds
+    differently when resizing.
     """
     height, width = transform.size
     square = height == width

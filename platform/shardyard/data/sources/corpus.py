@@ -1,8 +1,8 @@
 """Embedded corpora: prose and code of the running Python's standard library, which need no download.
 
-They are written once into a cache folder as Parquet shards and read back like any other source. What a corpus holds
-depends on the Python version, so losses compare only between runs of one `fingerprint`. Everything that stems from one
-module (its docstrings and its source) or topic is on the same side of the split in all corpora.
+They are written once into a cache folder as Parquet shards and read back like any other source. The content of a
+corpus depends on the Python version, so losses are comparable only between runs with the same `fingerprint`. Documents
+from the same module (its docstrings and its source) or topic are on the same side of the split in all corpora.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 BUILDER_VERSION = 1
 TRAIN_SHARDS = 64
 VALIDATION_PERCENT = 5
-# A topic is as long as a chapter. In parts of this size the streams' shares come out even, so that none repeats its
-# documents much more often than another.
+# Topics are as long as chapters. Splitting them into parts of this size balances the streams' shares, so that no stream
+# repeats its documents much more often than another.
 PART_CHARACTERS = 4000
 LEAST_MODULE_DOCSTRING = 200
 ROWS_PER_GROUP = 16
@@ -48,7 +48,7 @@ _MODULE_DOCSTRING = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*([rRuU]?(\"\"\"|''').*
 
 @dataclass(frozen=True)
 class Document:
-    """`key` is the module or topic that decides the side of the split."""
+    """A document; its `key`, the module or topic, decides the side of the split."""
 
     id: str
     key: str
@@ -63,7 +63,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an embedded corpus holds: equal fingerprints mean equal documents in equal shards.
+    """Fingerprint of an embedded corpus: equal fingerprints mean equal documents in equal shards.
 
     `sha256` is over all ids and texts, train first; `num_bytes` counts the UTF-8 text of the train split.
     """
@@ -81,14 +81,14 @@ def corpus_files(name: str) -> dict[str, list[str]]:
     """Parquet files of each split (`train`, `validation`) with columns `id` and `text`; built at first use.
 
     Raises:
-        DataError: there is no such corpus, or this Python comes without the sources of its standard library.
+        DataError: the corpus is unknown, or this Python lacks the sources of its standard library.
     """
     folder = _built(name)
     return {split: sorted(str(path) for path in folder.glob(f"{split}-*.parquet")) for split in ("train", "validation")}
 
 
 def fingerprint(name: str) -> Fingerprint:
-    """What the corpus holds, for the provenance of a run. Raises DataError as `corpus_files` does."""
+    """The fingerprint of a corpus, for the provenance of a run. Raises DataError as `corpus_files` does."""
     return Fingerprint(**json.loads((_built(name) / "manifest.json").read_text())["fingerprint"])
 
 
@@ -116,7 +116,7 @@ def _cache_root() -> Path:
 
 
 def _ensure(folder: Path, name: str) -> Path:
-    """`folder`, built aside and renamed if it is not whole: two processes at once both end with one whole folder."""
+    """Return `folder`; if incomplete, build it in a temporary folder and rename that. Safe for concurrent processes."""
     if _is_complete(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _ensure(folder: Path, name: str) -> Path:
         try:
             aside.rename(folder)
         except OSError:
-            if not _is_complete(folder):  # Not the other builder's work: the file system refuses.
+            if not _is_complete(folder):  # Not a concurrent builder: the file system refuses.
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -164,7 +164,7 @@ def _write(folder: Path, name: str, documents: list[Document]) -> None:
 
 
 def _spread(documents: list[Document], count: int) -> list[list[Document]]:
-    """`count` shards of about equal size in characters: the longest document next into the emptiest shard."""
+    """`count` shards of about equal size in characters: greedily, the longest document into the smallest shard."""
     shards: list[list[Document]] = [[] for _ in range(count)]
     loads = [(0, index) for index in range(count)]
     for document in sorted(documents, key=lambda document: (-len(document.text), document.id)):
@@ -191,7 +191,7 @@ def _fingerprint(name: str, sides: dict[str, list[Document]]) -> Fingerprint:
 
 
 def _modules() -> list[Module]:
-    """The standard library's own modules in the order of their names, read but never imported."""
+    """The modules of the standard library, sorted by name; their sources are read but never imported."""
     root, paths = _library()
     return [Module(_module_name(path.relative_to(root)), _read_source(path)) for path in paths]
 
@@ -258,7 +258,7 @@ def _parts(id_: str, key: str, text: str) -> Iterator[Document]:
 
 
 def _module_docstring(source: str) -> str:
-    """By a pattern: parsing eleven megabytes for their first strings would take seconds."""
+    """The module docstring, found with a regular expression: parsing all eleven megabytes would take seconds."""
     match = _MODULE_DOCSTRING.match(source)
     return str(ast.literal_eval(match.group(1))) if match else ""
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 TRANSIENT: tuple[type[Exception], ...] = (OSError, EOFError, ClientError, HTTPError)
-# OSErrors that a second try does not mend.
+# OSErrors that are permanent.
 PERMANENT: tuple[type[Exception], ...] = (
     FileNotFoundError,
     PermissionError,
@@ -38,16 +38,16 @@ class Stopped(Exception):  # noqa: N818 - no error: the reader is being closed w
 
 
 def wait_seconds(failures: int) -> float:
-    """Pause after the n-th failure in a row (n from 1): anything up to 1, 2, 4, … seconds, at most 30.
+    """Pause after the n-th failure in a row (n from 1): random, up to 1, 2, 4, … seconds, at most 30.
 
-    Full jitter, so that many ranks do not come back at the same moment (Brooker 2015, Exponential Backoff and Jitter).
+    Full jitter, so that many ranks do not retry at the same moment (Brooker 2015, Exponential Backoff and Jitter).
     """
     return random.uniform(0.0, min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 10)))
 
 
 @dataclass
 class Retry:
-    """Tries again for `limit_seconds` after the first of several failures in a row."""
+    """Retries for `limit_seconds` after the first of several failures in a row."""
 
     limit_seconds: float = LIMIT_SECONDS
     stop: threading.Event = field(default_factory=threading.Event)
@@ -58,7 +58,7 @@ class Retry:
 
         Raises:
             Stopped: `stop` is set while waiting.
-            Exception: whatever the last try raises, and at once what is not transient.
+            Exception: the error of the last attempt; permanent errors are raised immediately.
         """
         failures, deadline = 0, 0.0
         while True:

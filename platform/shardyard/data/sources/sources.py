@@ -32,7 +32,7 @@ HUB_TIMEOUT_SECONDS = 20.0
 Result = TypeVar("Result")
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _TEXT_TYPES = ("string", "large_string", "string_view")
-# A text file is one document; its lines alone would have no context.
+# A text file is one document: single lines would lack context.
 _BUILDER_OPTIONS: dict[str, dict[str, str]] = {"text": {"sample_by": "document"}}
 
 
@@ -43,10 +43,10 @@ TEXT_ONLY: Mapping[str, Kind] = {"text": "text"}
 
 @dataclass(frozen=True)
 class OpenSource:
-    """A source that is there and has the columns that the objective needs.
+    """An opened source with the columns that the objective needs.
 
     `dataset` is a streaming `IterableDataset`; `columns` maps role → column and `kinds` role → kind of its values;
-    `fingerprint` is JSON-able and says which data was read.
+    `fingerprint` is JSON-able and identifies the data.
     """
 
     name: str
@@ -63,14 +63,14 @@ class OpenSource:
         return self.columns.keys() == {"text"}
 
     def keeps(self, example: Example) -> bool:
-        """Whether the example is on this side of the hold-out, by the hash of its text or first column alone."""
+        """Whether the example is on this side of the hold-out; depends only on the hash of its text or first column."""
         if self.holdout == 0.0:
             return True
         number = int.from_bytes(hashlib.sha256(_identity(example)).digest()[:8], "big")
         return (number >= self.holdout * 2.0**64) is self.training
 
     def is_usable(self, example: Any) -> bool:
-        """Whether nothing that is needed is missing or empty."""
+        """Whether all required values are present and not empty."""
         if self.is_text:
             return isinstance(example, str) and bool(example)
         return all(_is_there(example[role], kind) for role, kind in self.kinds.items())
@@ -92,7 +92,7 @@ def _identity(example: Example) -> bytes:
 
 
 def source_name(source: Source) -> str:
-    """The source as messages and statistics call it: `python-docs`, `data/*.jsonl`, `org/set:config`."""
+    """The name of a source in messages and statistics: `python-docs`, `data/*.jsonl`, `org/set:config`."""
     name = source.source or source.path or ""
     return f"{name}:{source.config}" if source.config else name
 
@@ -105,20 +105,20 @@ def open_source(
     optional: Mapping[str, Kind] | None = None,
     retry: Retry | None = None,
 ) -> OpenSource:
-    """Open a source as a stream and check that it holds what the objective reads.
+    """Open a source as a stream and check that it has the columns that the objective reads.
 
-    `training` chooses the default split and the side of `holdout`: training leaves held-out examples out, validation
-    reads only them. `roles` maps what the objective needs to the kind of its values, `optional` what it takes where
-    it is there. `retry` says how long what fails for now is tried again.
+    `training` selects the default split and the side of `holdout`: training skips held-out examples, validation reads
+    only those. `roles` maps required roles to the kind of their values, `optional` those that are read if present.
+    `retry` limits how long transient failures are retried.
 
     Raises:
-        DataError: no such file, split or column, a column of another kind, nothing in the source, or no way to the hub.
-        UnavailableError: a server fails for now, and did so for as long as it was tried.
+        DataError: no such file, split or column, a column of another kind, an empty source, or the hub is unreachable.
+        UnavailableError: a server kept failing with transient errors until the time limit.
     """
     quiet_datasets()
     retry = retry or Retry()
     be_patient(retry.limit_seconds)
-    # What is held out by hash lies in the training split.
+    # Examples held out by hash are in the training split.
     split = source.split or ("train" if training or (source.holdout and source.source is None) else "validation")
     name = source_name(source)
     if source.source is not None:
@@ -158,7 +158,7 @@ def _open_path(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str,
 
 
 def _kind(path: str) -> str | None:
-    """The builder of `datasets` for a file by its suffix, or None."""
+    """The builder of `datasets` for the suffix of a file, or None."""
     return _KINDS.get(Path(path.split("?")[0].removesuffix(".gz")).suffix.lower())
 
 
@@ -181,7 +181,7 @@ def _open_files(path: str, split: str | None, retry: Retry) -> tuple[Any, dict[s
 
 
 def _variable(name: str) -> str:
-    """The value of a variable in a URL, as the process has it that reads the data."""
+    """The value of a variable in a URL, from the environment of the process that reads the data."""
     value = os.environ.get(name) if name.startswith(VARIABLE_PREFIX) else None
     if value is None:
         raise DataError(
@@ -192,7 +192,7 @@ def _variable(name: str) -> str:
 
 
 def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
-    """A folder as `datasets` reads one: splits by the names of files and subfolders."""
+    """Open a folder like `datasets` does: splits by the names of files and subfolders."""
     files = sorted(str(path) for path in folder.rglob("*") if path.is_file() and _kind(path.name))
     kinds = {_kind(file) for file in files}
     if not files:
@@ -205,14 +205,14 @@ def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str,
 
 
 def _fingerprint_files(files: list[str]) -> dict[str, object]:
-    """Names and sizes: hashing the content would read every byte once before training."""
+    """Names and sizes of files: hashing the content would read every byte once before training."""
     sizes = [(Path(file).name, Path(file).stat().st_size) for file in files]
     digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
     return {"num_files": len(files), "num_bytes": sum(size for _, size in sizes), "names_and_sizes_sha256": digest}
 
 
 def _open_hub(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
-    """A data set of the hub at the commit that `revision` (or the default branch) is at now."""
+    """Open a dataset of the hub at the commit that `revision` (or the default branch) currently points to."""
     path = str(source.path)
     try:
         commit = HfApi().dataset_info(path, revision=source.revision, timeout=HUB_TIMEOUT_SECONDS).sha
@@ -248,18 +248,18 @@ def _unreachable(path: str) -> str:
 
 
 def _load(label: str, retry: Retry, builder: str, /, **options: Any) -> Any:
-    """`load_dataset` as a stream, with its errors in words."""
+    """Call `load_dataset` for a stream and turn its errors into messages for users."""
     return in_words(label, retry, lambda: datasets.load_dataset(builder, streaming=True, **options))
 
 
 def in_words(name: str, retry: Retry, read: Callable[[], Result]) -> Result:
-    """What `read` gives. Temporary failures are retried, others are reported.
+    """The result of `read`. Transient failures are retried, others become messages for users.
 
     Raises:
-        DataError: why it cannot be read; of the kind UnavailableError where that may pass.
-        Stopped: the reader is closed while it waits.
+        DataError: the source cannot be read; UnavailableError if the cause may be temporary.
+        Stopped: the reader is closed during a wait.
     """
-    # What lies on this machine gets no better by waiting.
+    # Failures on local files are not transient.
     remote = "://" in name or not Path(name.partition("*")[0]).expanduser().exists()
     mark = WEB.mark()
     try:
@@ -267,7 +267,7 @@ def in_words(name: str, retry: Retry, read: Callable[[], Result]) -> Result:
     except (UnavailableError, Stopped):
         raise
     except Exception as error:
-        # `datasets` may say of a server that fails that there is no such file.
+        # `datasets` may report a missing file when a server fails.
         cause = WEB.error_since(mark) if remote else None
         if isinstance(cause, UnavailableError) or (cause is not None and "://" in name):
             raise cause from error
@@ -278,7 +278,7 @@ def _worded(name: str, error: Exception, *, remote: bool) -> Exception:
     if isinstance(error, UnreachedError):
         return DataError(_unreachable(name))
     if isinstance(error, StopIteration):
-        # How `datasets` finds that the first file, from which it takes the columns, holds nothing.
+        # Raised by `datasets` if the first file, from which it takes the columns, is empty.
         return DataError(f"{name}: its first file is empty; remove it, or check how it was written.")
     if isinstance(error, FileNotFoundError | DatasetsError):
         return DataError(f"{name} cannot be read as a data set: {_first_line(error)}")
@@ -288,7 +288,7 @@ def _worded(name: str, error: Exception, *, remote: bool) -> Exception:
         kind = UnavailableError if remote else DataError
         return kind(f"{name} cannot be read: {_first_line(error)}")
     if isinstance(error, ValueError | KeyError | UnicodeError):
-        # An unknown split or configuration: the message of `datasets` lists the ones that are there.
+        # An unknown split or configuration: the message of `datasets` lists the existing ones.
         hint = "; set `split`, or under data.validation `holdout`, to one that is" if "split" in str(error) else ""
         return DataError(f"{name}: {_first_line(error)}{hint}")
     return error
@@ -306,7 +306,7 @@ def _columns(
     optional: Mapping[str, Kind],
     retry: Retry,
 ) -> tuple[dict[str, str], dict[str, Kind]]:
-    """Role → column and role → kind, checked against what the source holds."""
+    """Role → column and role → kind, checked against the columns of the source."""
     features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
     named = {"text": source.text_column, **source.columns}
     wanted = dict(roles)
@@ -334,7 +334,7 @@ def _check_column(features: Any, name: str, role: str, column: str, kind: Kind) 
 
 
 def top_columns(table: pa.Table, columns: Iterable[str]) -> list[str]:
-    """The columns of a table that hold these, each once: `translation` for `translation.en`."""
+    """The top-level columns of a table that contain `columns`, each once: `translation` for `translation.en`."""
     return list(dict.fromkeys(_path(table.column_names, column)[0] for column in columns))
 
 
@@ -346,12 +346,12 @@ def values_of(table: pa.Table, column: str) -> list[Any]:
 
 
 def _path(names: Iterable[str], column: str) -> list[str]:
-    """A column and the fields within it; a column whose own name has a point comes first."""
+    """A column and the fields within it; a column whose name contains the dot takes precedence."""
     return [column] if column in names else column.split(".")
 
 
 def _feature(features: Any, column: str) -> Any | None:
-    """What a column holds, or a field within one; None where there is none."""
+    """The feature of a column or of a field within one; None if it does not exist."""
     found: Any = features
     for part in _path(features, column):
         if isinstance(found, datasets.Translation):

@@ -1,8 +1,8 @@
-"""Requests to data servers, retried on transient errors, whichever library makes them.
+"""Requests to data servers, retried on transient errors, whichever library sends them.
 
-`datasets` opens, lists, resolves and reads over dozens of requests, and where one fails in the middle it may say that a
-file is not there. So what retries is the client that sends them: aiohttp's under fsspec for URLs, httpx's under the
-hub's library. What a server refuses for good, and why a request was given up, is kept to be said in words.
+`datasets` sends dozens of requests to open, list, resolve and read, and if one of them fails it may report a missing
+file. Retries are therefore in the HTTP client: aiohttp's under fsspec for URLs, httpx's under the hub's library.
+Permanent refusals and the reasons for giving up a request are kept for error messages.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from shardyard.redaction import scrub
 
 log = logging.getLogger(__name__)
 
-# A host that never answered is most likely not there, or there is no network: say so soon.
+# A host that never answered probably does not exist, or there is no network: report it early.
 UNREACHED_SECONDS = 2.0
-# So long after a request to a host was given up, the next one is tried once: there may be dozens.
+# For this long after a request to a host was given up, further requests are tried only once: there may be dozens.
 DOWN_SECONDS = 10.0
 CONNECT_SECONDS = 20.0
-# A server that is silent for so long in the middle of an answer does not go on with it.
+# A server that is silent for this long within a response will not complete it.
 SILENCE_SECONDS = 60.0
 _REFUSED = {401: "401: it wants a token or a password", 403: "403: it forbids this", 404: "404: it has no such file"}
 
@@ -44,7 +44,7 @@ class UnreachedError(DataError):
 
 
 class Web:
-    """What requests have met so far, over all threads of this process."""
+    """The outcomes of all requests of this process, over all threads."""
 
     def __init__(self) -> None:
         self.limit_seconds = LIMIT_SECONDS
@@ -59,34 +59,34 @@ class Web:
         return len(self._errors)
 
     def error_since(self, mark: int) -> DataError | None:
-        """Why a request was given up or refused after `mark`; rather the former."""
+        """The error of a request given up or refused after `mark`; one given up takes precedence."""
         new = self._errors[mark:]
         return next((error for error in new if isinstance(error, UnavailableError)), new[-1] if new else None)
 
     def keep(self, error: DataError) -> DataError:
-        """Remember an error, and hand it back."""
+        """Store an error and return it."""
         with self._lock:
             self._errors.append(error)
         return error
 
     def answered(self, host: str) -> None:
-        """A host is there, and well."""
+        """Record that a host answered."""
         with self._lock:
             self._reached.add(host)
             self._down.pop(host, None)
 
     def given_up(self, host: str) -> None:
-        """A host has failed for as long as was allowed."""
+        """Record that a host failed until the time limit."""
         with self._lock:
             self._down[host] = time.monotonic()
 
     def counted(self) -> None:
-        """One more try."""
+        """Count one retry."""
         with self._lock:
             self.count += 1
 
     def allowed_seconds(self, host: str, *, connected: bool) -> float:
-        """For how long a request to a host may be tried again."""
+        """How long a request to a host may be retried."""
         if time.monotonic() - self._down.get(host, -DOWN_SECONDS) < DOWN_SECONDS:
             return 0.0
         return self.limit_seconds if connected or self.was_reached(host) else min(self.limit_seconds, UNREACHED_SECONDS)
@@ -105,22 +105,22 @@ WEB = Web()
 
 
 class Tries:
-    """The tries of one request: how long to wait before the next, or that there is none."""
+    """The attempts of one request: the wait before the next one, or the decision to give up."""
 
     def __init__(self, url: str, web: Web = WEB) -> None:
         parts = urlsplit(url)
         self._host = parts.netloc.rpartition("@")[2]
-        # Without the query and the login, which may hold a secret.
+        # Without the query and the credentials, which may contain a secret.
         self._where = scrub(f"{parts.scheme}://{self._host}{parts.path}")
         self._web = web
         self._began = time.monotonic()
         self._failures = 0
 
     def answer(self, status: int, headers: Mapping[str, str]) -> float | None:
-        """Seconds to wait after an answer that says to come again; None for one that is to be taken as it is.
+        """Seconds to wait before a retry if the response has a transient status; None for any other response.
 
         Raises:
-            UnavailableError: the time is over.
+            UnavailableError: the time limit is exceeded.
         """
         if status != http.HTTPStatus.TOO_MANY_REQUESTS and status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
             self._web.answered(self._host)
@@ -132,10 +132,10 @@ class Tries:
         return self._next(f"the server answers {status} {phrase}".rstrip(), connected=True, at_least=wait)
 
     def failed(self, error: BaseException) -> float:
-        """Seconds to wait after a try without an answer.
+        """Seconds to wait after an attempt without a response.
 
         Raises:
-            DataError: the time is over; of the kind UnavailableError where the host has answered before.
+            DataError: the time limit is exceeded; UnavailableError if the host has answered before.
         """
         return self._next(f"{type(error).__name__}: {error}".rstrip(": "), connected=False, at_least=0.0)
 
@@ -162,7 +162,7 @@ class Tries:
 
 
 def retry_after_seconds(value: str | None, now: float) -> float:
-    """What `Retry-After` asks for, in seconds: a number of them, or a date (RFC 9110, section 10.2.3); else 0."""
+    """The wait in a `Retry-After` header in seconds, given as seconds or a date (RFC 9110, section 10.2.3); else 0."""
     if value is None:
         return 0.0
     try:
@@ -183,7 +183,7 @@ async def _patiently(
         try:
             response = await handler(request)
             if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-                # A block of a file: whether all of it arrives belongs to the try.
+                # A block of a file: the attempt includes reading its whole body.
                 await response.read()
         except (aiohttp.ClientError, OSError) as error:
             wait = tries.failed(error)
@@ -203,7 +203,7 @@ async def _client(**options: Any) -> aiohttp.ClientSession:
 
 
 class _Patient(httpx.BaseTransport):
-    """A transport of the hub's client whose requests are tried again."""
+    """A transport of the hub's client that retries requests."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self._inner = inner
@@ -232,7 +232,7 @@ def _hub_client() -> httpx.Client:
 
 
 def be_patient(limit_seconds: float | None = None) -> None:
-    """Have all requests of this process tried again, for `limit_seconds` each (by default as it was)."""
+    """Make all requests of this process retry, each for up to `limit_seconds` (by default the current limit)."""
     if limit_seconds is not None:
         WEB.limit_seconds = limit_seconds
     settings = fsspec.config.conf

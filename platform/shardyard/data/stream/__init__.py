@@ -1,1 +1,1 @@
-"""From documents to batches, in an order that no number of ranks changes."""
+"""From documents to batches, in an order that does not depend on the number of ranks."""

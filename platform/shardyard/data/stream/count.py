@@ -17,7 +17,7 @@ from shardyard.recipe.schema import Source
 
 
 def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
-    """Rows of one pass over the only source of `data.train`; the last one of joined documents may be part full.
+    """Rows of one pass over the only source of `data.train`; the last row of packed documents may be partly filled.
 
     Raises:
         DataError: the source is not on this machine, or cannot be read.
@@ -45,7 +45,7 @@ def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
 
 
 def _is_local(source: Source) -> bool:
-    """Embedded, prepared, or files and folders that are here."""
+    """Whether the source is embedded, prepared, or made of existing local files and folders."""
     if source.path is None:
         return True
     path = Path(source.path).expanduser()

@@ -27,7 +27,7 @@ class ExampleRows:
         self.num_cut = 0
 
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
-        """What rows are made of, in their order; light, because all of a window are held at once."""
+        """The pieces that become rows, in order; they should be small, because a whole window is held in memory."""
         return examples
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
@@ -61,7 +61,7 @@ class ExampleStream:
         return self._position
 
     def restore(self, position: Position) -> None:
-        """Continue at `position`: its window is read again when the next row is asked for."""
+        """Continue at `position`: the next call of `next_row` reads its window again."""
         self._windows.seek(position.epoch, position.window, position.cursor)
         self._position = position
         self._source = self._made(position.document)
@@ -80,7 +80,7 @@ class ExampleStream:
         return row
 
     def count_pieces(self) -> int:
-        """The rows that are left, without making them: images are not decoded."""
+        """The number of remaining rows, without making them: images are not decoded."""
         windows = iter(self._windows.next, None)
         return sum(len(self._rows.pieces(window.examples, _generator(window))) for window in windows)
 
@@ -102,6 +102,6 @@ class ExampleStream:
 
 
 def _generator(window: Window, *index: int) -> np.random.Generator:
-    # The number of words tells the generator of a window from those of its pieces.
+    # The length of the key distinguishes the generator of a window from those of its pieces.
     key = (EXAMPLE_STREAM, len(index), *window.key, *index)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

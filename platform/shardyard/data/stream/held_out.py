@@ -1,6 +1,6 @@
 """The held-out rows of an evaluation: always the same, each example once.
 
-Legend: E = rows that there are.
+Legend: E = existing rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SET_NAME = "validation"
 class HeldOut:
     """Rows of held-out examples, E ≤ `num_requested`.
 
-    `row_sources` holds for each row the index in `sources`, the names of what was read [E].
+    `row_sources` holds the index of each row's source in `sources`, the names of the sources [E].
     """
 
     name: str
@@ -50,7 +50,7 @@ class HeldOut:
         return self.format.collate([self.rows[row] for row in rows])
 
     def describe(self) -> str:
-        """`64 rows of python-docs`, and if so that the data ended earlier."""
+        """`64 rows of python-docs`; also says if the data ended earlier."""
         short = f" ({self.num_requested} were asked for; the data ends)" if self.num_rows < self.num_requested else ""
         return f"{self.num_rows} rows of {', '.join(self.sources)}{short}"
 
@@ -58,7 +58,7 @@ class HeldOut:
 def validation_sources(data: schema.Data) -> list[schema.Source]:
     """The sources of evaluation: data.validation, or else what the training sources hold out (possibly nothing).
 
-    An embedded corpus or dataset holds out its split `validation`, another source what `holdout` keeps back.
+    An embedded corpus or dataset holds out its split `validation`, any other source the share given by `holdout`.
     """
     if data.validation:
         return list(data.validation)
@@ -68,10 +68,10 @@ def validation_sources(data: schema.Data) -> list[schema.Source]:
 
 
 def held_out_rows(inputs: FormatInputs, rows: int, seed: int, *, objective: str = "causal_lm") -> HeldOut:
-    """The first `rows` rows of the validation sources, mixed by their weights, in an order that `seed` decides.
+    """The first `rows` rows of the validation sources, mixed by their weights, in an order determined by `seed`.
 
-    No example comes twice: where the data ends there are fewer rows, and the last of a source may hold padding without
-    targets.
+    No example is repeated: if the data ends there are fewer rows, and the last row of a source may contain padding
+    without targets.
 
     Raises:
         DataError: nothing is held out, or a source cannot be read.

@@ -1,6 +1,6 @@
 """The training loader: this rank's rows of every global batch, prepared by one background thread.
 
-Ranks are data-parallel ranks: those that read different rows. Others read what one of them reads.
+Ranks are data-parallel ranks: those that read different rows. All other ranks read the same rows as one of them.
 Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L = streams, N = data-parallel ranks.
 """
 
@@ -34,7 +34,7 @@ POLL_SECONDS = 0.1
 
 
 class SourceCounts(TypedDict):
-    """What was read of one source, as `TrainLoader.stats` explains it."""
+    """Counts of one source; see `TrainLoader.stats`."""
 
     rows: int
     tokens: int
@@ -44,7 +44,7 @@ class SourceCounts(TypedDict):
 
 
 class NamedCounts(SourceCounts):
-    """With the name of the source."""
+    """Counts of one source, with its name."""
 
     name: str
 
@@ -58,7 +58,7 @@ class Counts(TypedDict):
 
 
 class LoaderStats(TypedDict):
-    """What `TrainLoader.stats` gives."""
+    """The result of `TrainLoader.stats`."""
 
     retries: int
     cut: int
@@ -66,7 +66,7 @@ class LoaderStats(TypedDict):
 
 
 class DataFingerprint(TypedDict):
-    """What decides the order of the data beside the recipe. `tokenizer`: SHA-256."""
+    """The values that, besides the recipe, determine the order of the data. `tokenizer`: SHA-256."""
 
     tokenizer: str | None
     streams: int
@@ -78,9 +78,9 @@ class DataFingerprint(TypedDict):
 class Batch:
     """This rank's rows of one global batch.
 
-    `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` is all of them, [R, …], where their
-    lengths agree. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able: stream →
-    state of this rank's streams after this batch.
+    `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` concatenates them to [R, …] if their
+    lengths are equal. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able:
+    stream → state of this rank's streams after this batch.
     """
 
     micro_batches: tuple[Tensors, ...]
@@ -119,7 +119,7 @@ class _OwnRows:
         return drawn
 
     def check_aligned(self) -> None:
-        """Raise DataError unless all streams stand at the same global row."""
+        """Raise DataError unless all streams are at the same global row."""
         done = sum(stream.num_rows for stream in self.streams.values())
         position = self.dp_rank + done * self.dp_size
         for index, stream in self.streams.items():
@@ -143,7 +143,7 @@ class _OwnRows:
 
 @dataclass
 class _Feed:
-    """What the thread and the loader share: without a reference to the loader, which can thus be collected."""
+    """State shared by the thread and the loader; has no reference to the loader, so the loader can be collected."""
 
     rows: _OwnRows
     retry: Retry
@@ -171,7 +171,7 @@ class _Feed:
                 stream.close()
 
     def retries(self) -> int:
-        """Tries that were repeated: of reads, and of requests since the loader began to open sources."""
+        """The number of retries: of reads, and of requests since the loader began to open sources."""
         return self.retry.count + WEB.count - self.requests_before
 
     def _put(self, item: tuple[Batch, Counts] | BaseException) -> None:
@@ -185,11 +185,11 @@ class _Feed:
     def close(self) -> None:
         self.closed.set()
         self.retry.stop.set()
-        with contextlib.suppress(queue.Empty):  # Room for a thread that waits to put its batch.
+        with contextlib.suppress(queue.Empty):  # Unblocks a thread that waits to put its batch.
             while True:
                 self.ready.get_nowait()
         if self.thread is not None and self.thread is not threading.current_thread():
-            # Long enough for a batch under way; a thread that hangs in the network ends with the process.
+            # Long enough to finish the current batch; a thread blocked on the network ends with the process.
             self.thread.join(timeout=5.0)
 
 
@@ -197,11 +197,11 @@ class TrainLoader:
     """Endless batches of this rank, in the global order of the recipe.
 
     Row g = step · global_batch + j of the run comes from stream g mod `streams`; data-parallel rank `dp_rank` of
-    `dp_size` makes the rows with g mod `dp_size` = `dp_rank`, in the order of g. `dp_size` must divide `streams` and
+    `dp_size` makes the rows with g mod `dp_size` = `dp_rank`, ordered by g. `dp_size` must divide `streams` and
     `global_batch`.
 
     Raises:
-        DataError: a source cannot be opened; from `next` also what went wrong while reading ahead.
+        DataError: a source cannot be opened; `next` also raises errors from reading ahead.
     """
 
     def __init__(
@@ -250,12 +250,13 @@ class TrainLoader:
         }
 
     def load_state(self, states_by_stream: StreamStates) -> None:
-        """Continue after the batch whose states these are; call it before the first `next`.
+        """Continue after the batch with these states; call it before the first `next`.
 
-        `states_by_stream` holds `Batch.state` of all ranks, however many they were, merged; this rank takes its own.
+        `states_by_stream` holds the merged `Batch.state` of all ranks, whatever their number; this rank takes its own
+        streams.
 
         Raises:
-            DataError: a stream is missing, or its state is of other sources or another step.
+            DataError: a stream is missing, or its state belongs to other sources or another step.
         """
         assert self._feed.thread is None, "the loader reads already"
         streams = self._feed.rows.streams
@@ -289,15 +290,15 @@ class TrainLoader:
         raise StopIteration
 
     def close(self) -> None:
-        """End the background thread; a second call does nothing. After it the loader yields no more."""
+        """End the background thread; the loader then yields no more batches. A second call does nothing."""
         self._finalizer()
 
     def fingerprint(self) -> DataFingerprint:
-        """What decides the order of the data beside the recipe: tokenizer (SHA-256), streams, seed, sources."""
+        """The values that, with the recipe, determine the data order: tokenizer (SHA-256), streams, seed, sources."""
         return self._provenance
 
     def stats(self) -> LoaderStats:
-        """Counts up to the newest batch handed out, since this loader began and for this rank's streams.
+        """Counts since this loader began, up to the newest batch returned, for this rank's streams.
 
         `retries` (also of requests, from opening on), `cut` (tokens that did not fit a row), and per source
         `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or incomplete; counted when read, so up to a
@@ -309,6 +310,6 @@ class TrainLoader:
 
     def _start(self) -> None:
         if self._feed.thread is None:
-            # A daemon, so that an exit without `close` is not held up; the finalizer joins it.
+            # A daemon thread, so that an exit without `close` does not block; the finalizer joins it.
             self._feed.thread = threading.Thread(target=self._feed.run, name="shardyard-data", daemon=True)
             self._feed.thread.start()

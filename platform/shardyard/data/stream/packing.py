@@ -2,7 +2,7 @@
 
 Legend: T = sequence length in tokens.
 
-A row takes T+1 tokens in a row and the next row begins with the last of them, so that every token is a target once.
+A row takes T+1 consecutive tokens and the next row begins with the last of them, so that every token is a target once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
 IGNORED = -100
-# Limits of one call of the tokenizer: enough to keep it busy, little enough that long documents do not pile up.
+# Limits of one tokenizer call: large enough for throughput, small enough that long documents do not accumulate.
 ENCODE_DOCUMENTS = 32
 ENCODE_CHARACTERS = 1 << 18
 
@@ -49,7 +49,7 @@ class DocumentEncoder:
         self._head = [self.separator]
         self._tail = [eos] if self.two_separators else []
         self._backend = plain_backend(tokenizer)
-        # Documents wait as tokens; a small type keeps windows of long documents small.
+        # Documents are buffered as tokens; a small type keeps windows of long documents small.
         self._dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
 
     def encode(self, texts: list[str]) -> list[Tokens]:
@@ -95,7 +95,7 @@ class TokenStream:
         return replace(self._held[0].start, offset=self._offset)
 
     def restore(self, position: Position) -> None:
-        """Continue at `position`: its window is read and tokenised again when the next row is asked for."""
+        """Continue at `position`: the next call of `next_row` reads and tokenises its window again."""
         self._windows.seek(position.epoch, position.window, position.cursor)
         self._held.clear()
         self._restored, self._offset = position, position.offset
@@ -107,7 +107,7 @@ class TokenStream:
     def next_row(self) -> Row | None:
         """The next row; None if the stream has ended.
 
-        Where a single pass ends within the row, the rest holds separators without targets.
+        If a single pass ends within the row, the rest is filled with separators without targets.
         """
         length = self._length
         tokens, starts = self._gather(length + 1)
@@ -144,7 +144,7 @@ class TokenStream:
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64), starts
 
     def _hold(self, index: int) -> bool:
-        """Have document `index`, counted from the current one, in memory."""
+        """Load document `index`, counted from the current one, into memory; False if there is none."""
         while len(self._held) <= index:
             document = next(self._source, None)
             if document is None:
@@ -153,7 +153,7 @@ class TokenStream:
         return True
 
     def _consume(self, count: int) -> None:
-        """Step over `count` tokens, all of which are held, as is the token after them."""
+        """Advance by `count` tokens; they and the token after them must be in memory."""
         self._offset += count
         while self._offset >= len(self._held[0].tokens):
             self._offset -= len(self._held.popleft().tokens)

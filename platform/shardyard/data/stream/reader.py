@@ -13,7 +13,7 @@ from shardyard.data.sources.sources import Example, OpenSource, in_words, top_co
 from shardyard.data.sources.web import WEB
 from shardyard.errors import DataError, ShardyardError, UnavailableError
 
-# Examples fetched at once. It changes speed and memory, never the order.
+# Examples fetched at once. It affects speed and memory, never the order.
 TABLE_ROWS = 256
 
 
@@ -27,10 +27,10 @@ class CursorState(TypedDict):
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a share is to be read on.
+    """The place at which reading a share continues.
 
     `state` is the `state_dict` of `datasets` before a table (None: the start), `example` the number of examples of
-    the shard before this table, `row` the rows of it that are done.
+    the shard before this table, `row` the number of rows of the table already read.
     """
 
     state: Mapping[str, object] | None = None
@@ -43,7 +43,7 @@ START = Cursor()
 
 @dataclass(frozen=True)
 class Share:
-    """What one stream reads of a source: `dataset`, and of its examples those with index ≡ `phase` (mod `step`)."""
+    """One stream's part of a source: the examples of `dataset` with index ≡ `phase` (mod `step`)."""
 
     source: OpenSource
     stream: int
@@ -54,18 +54,18 @@ class Share:
 
 
 def with_shards(source: OpenSource, streams: int, retry: Retry | None = None) -> OpenSource:
-    """The source with its Parquet files split into row groups where there are fewer files than streams."""
+    """The source; if it has fewer Parquet files than streams, they are split into row groups."""
     if source.dataset.num_shards >= streams:
         return source
     return replace(source, dataset=in_words(source.name, retry or Retry(), source.dataset.reshard))
 
 
 def share_of(source: OpenSource, stream: int, streams: int) -> Share:
-    """The part of stream `stream` of `streams`: whole shards where the source has at least as many shards as streams.
+    """The share of stream `stream` of `streams`: whole shards if the source has at least as many shards as streams.
 
     With S shards for L > S streams, the k streams l ≡ s (mod S) share shard s, and each takes every k-th example of it.
-    The cost: each of the k reads and decodes the whole shard, so a single file is read L times an epoch. Data in as
-    many files (or Parquet row groups) as streams avoids it.
+    The cost: each of the k streams reads and decodes the whole shard, so a single file is read L times per epoch. To
+    avoid this, provide at least as many files (or Parquet row groups) as streams.
     """
     shards = source.dataset.num_shards
     if shards >= streams:
@@ -77,7 +77,7 @@ def share_of(source: OpenSource, stream: int, streams: int) -> Share:
 class ShareReader:
     """Reads the examples of a share once from start to end; `seek` begins a new pass.
 
-    Empty and incomplete examples are skipped and counted. Transient failures are retried from where they happened.
+    Empty and incomplete examples are skipped and counted. After a transient failure, reading resumes at the same place.
     """
 
     def __init__(self, share: Share, retry: Retry) -> None:
@@ -97,7 +97,7 @@ class ShareReader:
         return self.share.source.name
 
     def seek(self, cursor: Cursor) -> None:
-        """Read on from `cursor`, which a reader of the same share gave."""
+        """Continue from `cursor`, which must come from a reader of the same share."""
         self.close()
         self._cursor = Cursor(cursor.state, cursor.example, 0)
         self._rows, self._next, self._length, self._exhausted = [], 0, 0, False
@@ -106,7 +106,7 @@ class ShareReader:
             self._next = next((i for i, (row, _) in enumerate(self._rows) if row >= cursor.row), len(self._rows))
 
     def cursor(self) -> Cursor:
-        """Where the document after the last one read begins."""
+        """The place after the last document read."""
         row = self._rows[self._next][0] if self._next < len(self._rows) else self._length
         return Cursor(self._cursor.state, self._cursor.example, row)
 
@@ -114,7 +114,7 @@ class ShareReader:
         """The next `count` examples, fewer only at the end of the share.
 
         Raises:
-            DataError: the source cannot be read on.
+            DataError: the source cannot be read.
         """
         source, examples = self.share.source, list[Example]()
         while len(examples) < count:
@@ -130,13 +130,13 @@ class ShareReader:
         return examples
 
     def close(self) -> None:
-        """Let go of open files; reading on needs `seek`."""
+        """Close open files; further reads need `seek`."""
         if self._tables is not None:
             cast(Any, self._tables).close()
         self._tables = None
 
     def _fetch(self) -> bool:
-        """Move to the next table that holds rows of this share; False at the end."""
+        """Move to the next table with rows of this share; False at the end."""
         self._rows = []
         while not self._rows and not self._exhausted:
             self._advance()
@@ -170,7 +170,7 @@ class ShareReader:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _pull(self) -> pa.Table | None:
-        """The next table; a failure leaves the cursor where it was, so that pulling again repeats nothing."""
+        """The next table; a failure leaves the cursor unchanged, so that a retry repeats nothing."""
         state, example = self._cursor.state, self._cursor.example + self._length
         if self._tables is None:
             self._dataset = self.share.dataset.with_format("arrow")

@@ -14,7 +14,7 @@ from torch import Tensor
 from shardyard.data.stream.reader import START, Cursor, CursorState
 from shardyard.data.stream.shuffle import Windows
 
-# Name → array of one row; the name is that of the model's argument where there is one.
+# Name → array of one row; arrays that the model takes have the name of its argument.
 Row = dict[str, npt.NDArray[Any]]
 Tensors = dict[str, Tensor]
 
@@ -31,10 +31,10 @@ class PositionState(TypedDict):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream of one (stream, source): window `window` of `epoch`, which was read from `cursor`.
+    """A position in one (stream, source): window `window` of `epoch`, which was read from `cursor`.
 
-    `document` counts what the permuted window was made into (documents, or pieces of them), `offset` tokens from the
-    document's start.
+    `document` is an index into the permuted window's documents (or pieces of them), `offset` a number of tokens from
+    the document's start.
     """
 
     epoch: int = 0
@@ -68,7 +68,7 @@ class RowStream(Protocol):
 
 
 class Rows(Protocol):
-    """How examples of one objective become rows, and rows a batch. `num_cut` counts tokens that did not fit a row."""
+    """Converts examples of one objective to rows, and rows to a batch. `num_cut` counts tokens that did not fit."""
 
     num_cut: int
 
@@ -80,8 +80,8 @@ def collate(rows: Sequence[Row], fill: Mapping[str, float] | None = None) -> Ten
     """Stack rows into tensors [B, …] by name; arrays of different lengths are padded at the end of their first axis.
 
     Args:
-        rows: with the same names each.
-        fill: value of the padding by name; a name that is not here must have one length.
+        rows: all with the same names.
+        fill: padding value by name; arrays of any other name must have equal lengths.
     """
     fill = fill or {}
     return {name: _stack([row[name] for row in rows], fill.get(name)) for name in rows[0]}

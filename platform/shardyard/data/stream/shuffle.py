@@ -1,7 +1,7 @@
 """The order of documents: windows of a share, each permuted by a keyed generator without state.
 
-`datasets` has its own shuffle, but its buffer is lost on resume. Here a window is a function of its key and its
-documents, so restoring one means reading it again.
+`datasets` also has a shuffle, but its buffer is lost on resume. Here a window is a function of its key and its
+documents, so it is restored by reading it again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from shardyard.data.sources.sources import Example
 from shardyard.data.stream.reader import START, Cursor, ShareReader
 from shardyard.errors import DataError
 
-# First word of every key, so that draws for one purpose never repeat those for another.
+# First word of every key, so that each purpose has independent random numbers.
 PERMUTATION_STREAM, MIXTURE_STREAM, EXAMPLE_STREAM = 1, 2, 3
 
 
 def keyed_words(count: int, *key: int) -> npt.NDArray[np.uint64]:
     """`count` random 64-bit words that depend on `key` alone, [count].
 
-    Raw Philox output: NumPy promises that it never changes, which it does not for `Generator.permutation`.
+    Raw Philox output: NumPy guarantees its stability across versions, but not that of `Generator.permutation`.
     """
     return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
 
@@ -34,7 +34,7 @@ def keyed_permutation(count: int, *key: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Window:
-    """Examples in the order of training, and where their share was read for them. `key` is that of its permutation."""
+    """Examples in training order, and the cursor they were read from. `key` is the key of the permutation."""
 
     epoch: int
     index: int
@@ -44,10 +44,10 @@ class Window:
 
 
 class Windows:
-    """The windows of one (stream, source): endless over re-keyed epochs, or a single pass.
+    """The windows of one (stream, source): endless, with a new key each epoch, or a single pass.
 
-    `key` is (seed, stream, source); epoch and window index complete it. Windows of one document keep the
-    source's order.
+    `key` is (seed, stream, source); epoch and window index are appended. With windows of one document, the order is
+    that of the source.
     """
 
     def __init__(self, reader: ShareReader, key: tuple[int, int, int], size: int, *, repeat: bool) -> None:
@@ -63,7 +63,7 @@ class Windows:
         return self._reader
 
     def seek(self, epoch: int, index: int, cursor: Cursor) -> None:
-        """Make the window that began at `cursor` the next one."""
+        """Continue with the window that began at `cursor`."""
         self._epoch, self._index = epoch, index
         self._reader.seek(cursor)
         self._positioned = True
@@ -72,7 +72,7 @@ class Windows:
         """The next window; None at the end of a single pass.
 
         Raises:
-            DataError: the share holds no document, or cannot be read.
+            DataError: the share has no documents, or cannot be read.
         """
         if not self._positioned:
             self.seek(0, 0, START)

@@ -1,7 +1,7 @@
-"""Canonical streams: their number is fixed, which makes the order of rows independent of the number of ranks.
+"""Canonical streams: their fixed number makes the order of rows independent of the number of ranks.
 
-Row g of a run comes from stream g mod L. Each stream owns its share of each source, its own mixture draws, windows and
-packing carry, so what it yields is a function of recipe, tokenizer and seed alone, whichever rank reads it.
+Row g of a run comes from stream g mod L. Each stream has its own share of each source, mixture draws, windows and
+packing carry, so its rows depend only on recipe, tokenizer and seed, whichever rank reads it.
 
 Legend: L = streams.
 """
@@ -26,9 +26,9 @@ DRAWS_PER_BLOCK = 256
 
 
 class Mixture:
-    """Which source fills row n of a stream: a draw by weight that depends on (seed, stream, n) alone.
+    """Draws the source of row n of a stream by weight; the draw depends only on (seed, stream, n).
 
-    Every row comes from one source, so weights are shares of rows and thereby of tokens, however long documents are.
+    Every row comes from one source, so weights are shares of rows and thus of tokens, whatever the document lengths.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, stream: int) -> None:
@@ -49,13 +49,13 @@ class Mixture:
         return int(np.searchsorted(bounds[:-1], self._uniform[index] * bounds[-1], side="right"))
 
     def drop(self, source: int) -> None:
-        """Give the share of a source that has ended to the others."""
+        """Remove a source that has ended; the others get its share."""
         self._weights[source] = 0.0
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What all streams of a loader have in common; `shuffle_window` in examples, `rows` makes rows of windows."""
+    """Settings of all streams of a loader; `shuffle_window` in examples, `rows` turns windows into rows."""
 
     rows: Callable[[Windows], RowStream]
     shuffle_window: int
@@ -65,13 +65,13 @@ class StreamSettings:
 
 
 class StreamState(TypedDict):
-    """A stream in the data state of a checkpoint: its rows so far, and the position in each source."""
+    """A stream in the data state of a checkpoint: the number of rows so far, and the position in each source."""
 
     rows: int
     sources: list[PositionState]
 
 
-# Number of a stream, as JSON has it → its state: data.json of a checkpoint.
+# Number of a stream (a string, as in JSON) → its state: data.json of a checkpoint.
 StreamStates = Mapping[str, StreamState]
 
 
@@ -115,14 +115,14 @@ class Stream:
         return None
 
     def state(self) -> StreamState:
-        """JSON-able, below 1 KB a source; `load_state` of the same stream continues with bitwise the same rows."""
+        """JSON-able, below 1 KB per source; after `load_state` a stream continues with bitwise identical rows."""
         return {"rows": self.num_rows, "sources": [rows.position.to_json() for rows in self.by_source]}
 
     def load_state(self, state: StreamState) -> None:
         """Continue where `state` was taken.
 
         Raises:
-            DataError: the state is not one of this stream and these sources.
+            DataError: the state does not belong to this stream and these sources.
         """
         try:
             rows, positions = int(state["rows"]), [Position.from_json(value) for value in state["sources"]]

@@ -1,4 +1,4 @@
-"""From a spec and its pieces to a fast tokenizer of `transformers`: normaliser, cutting, decoding, template."""
+"""From a spec and its pieces to a fast tokenizer of `transformers`: normaliser, pre-tokenizer, decoder, template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from shardyard.data.tokenizers.spec import BYTE_LEVEL, TEMPLATE_TOKENS, TokenizerSpec
 
 CONTINUATION = "##"
-# Punctuation is apart from words, so that no piece is spent on "word," beside "word".
+# Punctuation is separated from words, so that no piece is spent on "word," in addition to "word".
 _WORDS = r"▁?\w+(?:['’]\w+)*|▁?[^\w▁]+|▁"
 MAX_WORD_CHARACTERS = 100  # A longer word is unknown to WordPiece.
 
@@ -35,7 +35,7 @@ def trained_tokenizer(spec: TokenizerSpec, model: Any) -> PreTrainedTokenizerFas
 
 
 def pipeline(spec: TokenizerSpec, model: Any) -> Tokenizer:
-    """The model with what stands before and behind it, for training as well as for use."""
+    """The model with its normaliser, pre-tokenizer and decoder, for training and for use."""
     backend = Tokenizer(model)
     normalizer = _normalizer(spec)
     if normalizer is not None:
@@ -47,7 +47,7 @@ def pipeline(spec: TokenizerSpec, model: Any) -> Tokenizer:
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
     else:
-        # A space begins a word, as in SentencePiece. Line breaks are cut off, so that decoding gives them back.
+        # A space begins a word, as in SentencePiece. Line breaks are separate, so that decoding restores them.
         lines = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
         spaces = pre_tokenizers.Metaspace(prepend_scheme="first")
         words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
@@ -62,7 +62,7 @@ def special_texts(spec: TokenizerSpec) -> list[str]:
 
 
 def byte_characters() -> list[str]:
-    """The printable character by which the ByteLevel pre-tokenizer stands for each byte, in the order of bytes.
+    """The printable characters with which the ByteLevel pre-tokenizer represents bytes, in the order of bytes.
 
     GPT-2's table: a printable Latin-1 byte stands for itself, the others are numbered from U+0100 on.
     """
@@ -111,7 +111,7 @@ def _set_template(backend: Tokenizer, spec: TokenizerSpec) -> None:
     }[spec.template]
     head, tail = around
     single = [*(f"{text}:0" for text in head), "$A:0", *(f"{text}:0" for text in tail)]
-    # [CLS] opens a pair, other beginnings open each text.
+    # [CLS] begins a pair; other start tokens begin each text.
     second = [] if spec.template == "bert" else [f"{text}:1" for text in head]
     pair = [*single, *second, "$B:1", *(f"{text}:1" for text in tail)]
     special = [(text, backend.token_to_id(text)) for text in dict.fromkeys(tokens.values())]
@@ -123,6 +123,6 @@ def _wrapped(backend: Tokenizer, spec: TokenizerSpec) -> PreTrainedTokenizerFast
     if spec.kind not in BYTE_LEVEL:
         types = ["token_type_ids"] if spec.template == "bert" else []
         options["model_input_names"] = ["input_ids", *types, "attention_mask"]
-    # Only WordPiece puts spaces between pieces of punctuation, which decoding has to take out again.
+    # Only WordPiece puts spaces between pieces of punctuation, which decoding must remove.
     clean = spec.kind == "wordpiece"
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=clean, **options)

@@ -1,6 +1,6 @@
-"""The documents that a tokenizer is trained on, read once from their sources and kept in a temporary file.
+"""The training documents of a tokenizer, read once from their sources and kept in a temporary file.
 
-Training and its report go over them several times; the file has no name, so that nothing is left of it in any event.
+Training and its report read them several times; the file is anonymous, so that nothing remains even after a crash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass
 class SourceRead:
-    """What was read of one source: `sha256` is over its texts in their order."""
+    """A source after reading: `sha256` is over its texts in order."""
 
     name: str
     documents: int = 0
@@ -33,7 +33,7 @@ class SourceRead:
 
 @dataclass
 class Corpus:
-    """Documents with their labels; `held_out` ones are for the report alone."""
+    """Documents with their labels; `held_out` ones are used only by the report."""
 
     file: IO[str]
     sources: list[SourceRead] = field(default_factory=list)
@@ -60,7 +60,7 @@ def read_corpus(spec: TokenizerSpec, progress: Progress) -> Corpus:
     """Read the sources of a spec, each document once.
 
     Raises:
-        DataError: a source cannot be read, lacks a column, or nothing is left to train on or to measure.
+        DataError: a source cannot be read, lacks a column, or no documents remain for training or for the report.
     """
     corpus = Corpus(tempfile.TemporaryFile("w+", encoding="utf-8"))  # noqa: SIM115  closed by its owner
     try:
@@ -75,7 +75,7 @@ def read_corpus(spec: TokenizerSpec, progress: Progress) -> Corpus:
 
 
 def is_held_out(text: str, fraction: float) -> bool:
-    """Whether the report alone reads this text, by its hash; the choice of `holdout` in a recipe."""
+    """Whether only the report reads this text, by its hash; same selection as `holdout` in a recipe."""
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return number < fraction * 2.0**64
 

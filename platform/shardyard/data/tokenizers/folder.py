@@ -1,6 +1,6 @@
-"""The folder of a trained tokenizer: its report, and whether its files are those that training wrote.
+"""The folder of a trained tokenizer: its report, and the check that its files are unchanged since training.
 
-Imports no tokenizer library, so that lists of tokenizers are instant.
+Imports no tokenizer library, so that listing tokenizers is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Figures(TypedDict):
 
 
 class Vocabulary(TypedDict):
-    """`size` is what a model embeds; it is below `asked` where the data has no more pieces."""
+    """`size` is the number of embeddings; it is below `asked` if the data has too few pieces."""
 
     size: int
     asked: int | None
@@ -37,7 +37,7 @@ class Vocabulary(TypedDict):
 
 
 class Pieces(TypedDict):
-    """How often the pieces occur in the training documents, and the longest of them."""
+    """Frequencies of the pieces in the training documents, and the longest pieces."""
 
     rare_below: int
     rare_share: float | None
@@ -46,7 +46,7 @@ class Pieces(TypedDict):
 
 
 class Measurements(TypedDict):
-    """What is measured of a tokenizer. `documents`: how many are for training, and held out."""
+    """Measurements of a tokenizer. `documents`: the numbers of training and held-out documents."""
 
     vocabulary: Vocabulary
     documents: dict[str, int]
@@ -57,7 +57,7 @@ class Measurements(TypedDict):
 
 
 class Provenance(TypedDict):
-    """Where a tokenizer comes from: its spec, the sources that it was trained on, and the versions that trained it."""
+    """The origin of a tokenizer: its spec, its training sources, and the library versions."""
 
     spec: Mapping[str, object]
     data: Sequence[Mapping[str, object]]
@@ -65,18 +65,18 @@ class Provenance(TypedDict):
 
 
 class Described(Measurements, Provenance):
-    """A tokenizer, measured, and where it comes from."""
+    """Measurements and provenance of a tokenizer."""
 
 
 class Report(Described):
-    """report.json. `files`: the files of the folder with their SHA-256; `fingerprint` is one over all of them."""
+    """report.json. `files`: the files of the folder with their SHA-256; `fingerprint` is over all of them."""
 
     files: dict[str, str]
     fingerprint: str
 
 
 def trained_folder(spec: Path) -> Path:
-    """Where the trained tokenizer of a spec file lies: beside it, under its name."""
+    """The folder of the trained tokenizer of a spec file: beside it, with its name."""
     return spec.with_suffix("")
 
 
@@ -96,10 +96,10 @@ def read_report(folder: Path) -> Report:
 
 
 def verify_folder(folder: Path) -> Report:
-    """The report of a folder whose files are those that training wrote.
+    """The report of a folder, after checking that its files are unchanged since training.
 
     Raises:
-        DataError: a file is missing, was added or was changed, or the report is not whole.
+        DataError: a file is missing, was added or was changed, or the report is incomplete.
     """
     report = read_report(folder)
     found = file_hashes(folder)
@@ -114,11 +114,11 @@ def verify_folder(folder: Path) -> Report:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of each file of a tokenizer folder but its report and hidden files."""
+    """SHA-256 (hex) of each file of a tokenizer folder except its report and hidden files."""
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != REPORT and path.name[0] != ".")
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def folder_fingerprint(files: dict[str, str]) -> str:
-    """SHA-256 (hex) over the names and hashes of a folder's files: equal means the same tokenizer, byte by byte."""
+    """SHA-256 (hex) over the names and hashes of a folder's files: equal values mean byte-identical tokenizers."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""How good a tokenizer is, measured: compression, fertility, unknown, rare and long pieces.
+"""Measurements of a tokenizer's quality: compression, fertility, unknown, rare and long pieces.
 
-Compression is bytes of UTF-8 per token; fertility tokens per word, where words are what white space separates (Rust et
+Compression is bytes of UTF-8 per token; fertility is tokens per word, where words are separated by white space (Rust et
 al. 2021, arXiv:2012.15613). Both are measured without the special tokens of the template.
 """
 
@@ -20,7 +20,7 @@ from shardyard.data.tokenizers.folder import Figures, Measurements, Pieces, Voca
 from shardyard.data.tokenizers.spec import TokenizerSpec
 from shardyard.data.tokenizers.tokenizer import plain_backend
 
-RARE_BELOW = 10  # Occurrences in the training documents below which a piece is called rare.
+RARE_BELOW = 10  # Pieces with fewer occurrences in the training documents are rare.
 LONGEST = 10  # Pieces shown.
 AT_ONCE = 256  # Documents in one call of the tokenizer.
 
@@ -63,8 +63,8 @@ def measure(
 ) -> Measurements:
     """The figures of a report.
 
-    Compression, fertility and unknown pieces are of the held-out documents (of the training documents where nothing is
-    held out), by label and in all; rare pieces are counted over the training documents.
+    Compression, fertility and unknown pieces are measured on the held-out documents (on the training documents if
+    nothing is held out), by label and in total; rare pieces are counted over the training documents.
     """
     held_out = corpus.num_held_out > 0
     uses = _uses(tokenizer, corpus, progress)
@@ -116,7 +116,7 @@ def _uses(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, progress: Progress
 
 
 def _vocabulary(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
-    """`size` is what a model embeds; it is below `asked` where the data has no more pieces."""
+    """`size` is the number of embeddings; it is below `asked` if the data has too few pieces."""
     return {"size": len(tokenizer), "asked": spec.vocabulary, "special": len(special_texts(spec))}
 
 
@@ -135,7 +135,7 @@ def _pieces(spec: TokenizerSpec, tokenizer: PreTrainedTokenizerFast, uses: Any) 
 
 
 def piece_text(tokenizer: PreTrainedTokenizerFast, index: int) -> str:
-    """The piece as its model has it; byte-level pieces as the text that they stand for, where they are whole text."""
+    """The piece as its model stores it; byte-level pieces as the text that they encode, if that is valid UTF-8."""
     piece = str(tokenizer.convert_ids_to_tokens(index))
     model = type(tokenizer.backend_tokenizer.model).__name__
     if model != "BPE" or index in tokenizer.all_special_ids:

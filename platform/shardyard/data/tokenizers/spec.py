@@ -1,4 +1,4 @@
-"""Specs of tokenizers: what a YAML file in tokenizers/ says, checked with all problems at once."""
+"""Specs of tokenizers: the schema of the YAML files in tokenizers/; a check reports all problems at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEMPLATE_TOKENS: Mapping[Template, tuple[SpecialName, ...]] = {
     "bos_eos": ("bos_token", "eos_token"),
 }
 BYTE_LEVEL: tuple[Kind, ...] = ("bytes", "bpe")
-# What only some kinds have. A field that is given to another kind would do nothing.
+# Fields of only some kinds. For other kinds they would have no effect.
 _ONLY_FOR: Mapping[str, tuple[Kind, ...]] = {
     "vocabulary": ("bpe", "wordpiece", "unigram"),
     "min_frequency": ("bpe", "wordpiece", "unigram"),
@@ -51,7 +51,7 @@ def _field(default: Any, description: str, unit: str = "", **constraints: Any) -
 
 
 class TokenizerSource(Section):
-    """A source of a recipe, read whole: without weight, and with as many columns of text as there are."""
+    """A source as in a recipe, but read completely: without weight, and with any number of text columns."""
 
     source: str | None = _field(None, "Embedded corpus or dataset, as in a recipe.")
     path: str | None = _field(None, "Files, a folder or a hub id, as in a recipe.")
@@ -65,7 +65,7 @@ class TokenizerSource(Section):
     language_column: str | None = _field(None, "Column that holds the label of a row, where rows differ.")
 
     def as_recipe_source(self) -> Source:
-        """What `open_source` takes."""
+        """The source for `open_source`."""
         return Source(
             source=self.source,
             path=self.path,
@@ -77,12 +77,12 @@ class TokenizerSource(Section):
 
     @property
     def name(self) -> str:
-        """As messages and the report call it."""
+        """The name in messages and in the report."""
         return f"{self.source or self.path}:{self.config}" if self.config else str(self.source or self.path)
 
 
 class TokenizerSpec(Section):
-    """A tokenizer: how it cuts text, which special tokens it has, and what it learns its pieces from."""
+    """A tokenizer: how it splits text, its special tokens, and its training data."""
 
     kind: Kind = _field(
         ...,
@@ -122,17 +122,17 @@ class TokenizerSpec(Section):
 
     @property
     def is_trained(self) -> bool:
-        """Whether pieces are learnt from data, so that the spec alone is not yet a tokenizer."""
+        """Whether pieces are learnt from data, so that the spec alone is not enough."""
         return self.kind != "bytes"
 
     @property
     def size(self) -> int:
-        """`vocabulary` of a spec that is trained, which must have one."""
+        """`vocabulary` of a trained spec, which is required there."""
         assert self.vocabulary is not None, self.kind
         return self.vocabulary
 
     def definition(self) -> dict[str, object]:
-        """What the result depends on: everything but the description."""
+        """The fields that determine the result: all except the description."""
         return self.model_dump(mode="json", exclude={"description"})
 
 
@@ -140,7 +140,7 @@ def read_spec(path: Path) -> TokenizerSpec:
     """The spec in a YAML file.
 
     Raises:
-        DataError: the file cannot be read or its content is invalid; names every problem with line and key.
+        DataError: the file cannot be read or its content is invalid; lists every problem with line and key.
     """
     data, places = _read_yaml(path)
     try:
@@ -161,7 +161,7 @@ def read_spec(path: Path) -> TokenizerSpec:
 
 
 def _dotted(loc: Loc) -> str:
-    # pydantic marks a key that is itself wrong.
+    # pydantic marks a key that is invalid itself.
     return ".".join(str(part) for part in loc if part != "[key]")
 
 
@@ -213,7 +213,7 @@ def _message(item: ErrorDetails) -> str:
 
 
 def _rule_violations(spec: TokenizerSpec, given: set[str]) -> Iterator[tuple[Loc, str]]:
-    """Fields that are each valid and do not go together."""
+    """Fields that are valid alone but not together."""
     for name, kinds in _ONLY_FOR.items():
         if name in given and spec.kind not in kinds:
             yield (name,), f"kind {spec.kind} has no {name}; take it out (it is for {', '.join(kinds)})"

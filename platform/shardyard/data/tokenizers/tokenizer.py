@@ -19,11 +19,11 @@ from shardyard.recipe.catalog.shipped import find_tokenizer_spec
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer called `name`: a shipped spec, a spec file (.yaml), a tokenizer folder or a hub id.
 
-    A spec that is trained from data stands for the folder of its name beside it, whose files must be those that the
-    training wrote.
+    A spec that is trained from data refers to the folder with its name beside it, whose files must be unchanged since
+    training.
 
     Raises:
-        DataError: there is no such tokenizer, its spec is invalid, it was not trained yet or was changed since, or it
+        DataError: the tokenizer does not exist, its spec is invalid, it is not trained yet or was changed since, or it
             has no fast implementation.
     """
     if name.endswith((".yaml", ".yml")):
@@ -33,7 +33,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Number of token ids, special and added ones included: the least number of embeddings."""
+    """Number of token ids, including special and added ones: the minimum number of embeddings."""
     return len(tokenizer)
 
 
@@ -49,7 +49,7 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    # A document that quotes "<|endoftext|>" must not be able to end itself.
+    # A document that quotes "<|endoftext|>" must not end there.
     backend.encode_special_tokens = True
     return backend
 
@@ -68,9 +68,9 @@ def _from_spec(path: Path, name: str) -> PreTrainedTokenizerFast:
 
 
 def _check_spec(spec: TokenizerSpec, report: Report, path: Path, name: str) -> None:
-    """A spec that was edited after the training would otherwise say what the tokenizer is not."""
+    """Check that the spec was not edited after training: it would no longer describe the tokenizer."""
     now, then = spec.definition(), report.get("spec", {})
-    # As text, because the order of the special tokens is that of their ids.
+    # Compared as text, because the order of the special tokens determines their ids.
     changed = sorted(key for key in now.keys() | then.keys() if json.dumps(now.get(key)) != json.dumps(then.get(key)))
     if changed:
         raise DataError(

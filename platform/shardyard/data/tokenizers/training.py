@@ -1,8 +1,8 @@
 """Training a tokenizer from its spec: the same spec and data give the same bytes, on any number of threads.
 
-BPE of `tokenizers` is deterministic as it is. WordPiece numbers the continuations of characters (##a) in the order of a
-randomly seeded hash table and breaks ties by these numbers, so it gets them in a fixed order; Unigram sums in that
-order, so it is estimated in `unigram.py`.
+BPE of `tokenizers` is deterministic. Its WordPiece numbers the continuations of characters (##a) in the order of a
+randomly seeded hash table and breaks ties by these numbers, so it is given them in a fixed order; its Unigram sums in
+hash-table order, so `unigram.py` replaces it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def train_tokenizer(
     """Train, measure and write a tokenizer folder; returns its report.
 
     Args:
-        spec: what to train, and from which data.
-        destination: written whole or not at all; replaced if it exists.
-        progress: told the phase, the documents (or rounds) done, and how many there are, where that is known.
+        spec: the tokenizer and its training data.
+        destination: written atomically; replaced if it exists.
+        progress: called with the phase, the number of documents (or rounds) done, and the total if known.
 
     Raises:
-        DataError: a source cannot be read, or holds nothing to train on.
-        OSError: the folder cannot be written; an older one stays as it was.
+        DataError: a source cannot be read or is empty.
+        OSError: the folder cannot be written; an existing one stays unchanged.
     """
     assert spec.is_trained, spec.kind
     corpus = read_corpus(spec, progress)
@@ -68,18 +68,18 @@ def train_tokenizer(
 
 
 def fit(spec: TokenizerSpec, corpus: Corpus, progress: Progress = lambda phase, done, total: None) -> Any:
-    """The trained tokenizer (PreTrainedTokenizerFast) of a corpus."""
+    """Train a tokenizer (PreTrainedTokenizerFast) on a corpus."""
     learn = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}[spec.kind]
     return trained_tokenizer(spec, learn(spec, corpus, progress))
 
 
 def write_folder(tokenizer: PreTrainedTokenizerFast, described: Described, destination: Path) -> Report:
-    """Tokenizer files and report.json, which gains their hashes, written aside and renamed; returns the report."""
+    """Write tokenizer files and report.json with their hashes to a temporary folder, rename it; returns the report."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         tokenizer.save_pretrained(aside)
-        # Without line breaks between its pieces the file is half as large.
+        # Without line breaks between pieces the file is half the size.
         (aside / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         hashes = file_hashes(aside)
         report: Report = {**described, "files": hashes, "fingerprint": folder_fingerprint(hashes)}
@@ -92,7 +92,7 @@ def write_folder(tokenizer: PreTrainedTokenizerFast, described: Described, desti
 
 
 def _replace(aside: Path, destination: Path) -> None:
-    """Put a whole folder in the place of an older one, which comes back if that fails."""
+    """Replace a folder with a complete new one; the old one is restored if that fails."""
     old = aside.with_name(f"{aside.name}-old")
     try:
         if destination.exists():
@@ -120,7 +120,7 @@ def _wordpiece(spec: TokenizerSpec, corpus: Corpus, progress: Progress) -> Any:
     unknown = spec.special_tokens["unk_token"]
     backend = pipeline(spec, models.WordPiece(unk_token=unknown))
     alphabet = _alphabet(_characters(backend, corpus), spec)
-    # As special tokens, continuations are numbered here and not in the order of a hash table.
+    # As special tokens, continuations are numbered here instead of in hash-table order.
     first = [*special_texts(spec), *(CONTINUATION + character for character in alphabet)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=spec.size,
@@ -185,7 +185,7 @@ def _normalized(backend: Tokenizer, text: str) -> str:
 
 
 def _alphabet(counts: Counter[str], spec: TokenizerSpec) -> list[str]:
-    """The most frequent characters, as many as the spec and half the vocabulary allow, sorted."""
+    """The most frequent characters, up to the limits of the spec and half the vocabulary, sorted."""
     limit = min(spec.alphabet, max(1, (spec.size - len(special_texts(spec))) // 2))
     most = sorted(counts, key=lambda character: (-counts[character], character))[:limit]
     return sorted(most)

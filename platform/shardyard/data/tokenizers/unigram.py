@@ -1,7 +1,7 @@
 """Estimating a Unigram language model of pieces by expectation maximisation (Kudo 2018, arXiv:1804.10959).
 
-The trainer of `tokenizers` sums in the order of a randomly seeded hash table, so two of its runs differ in the last
-digits, and now and then in a piece. Here every sum and every tie has one order: equal words give equal pieces.
+The trainer of `tokenizers` sums in the order of a randomly seeded hash table, so two runs differ in the last digits and
+occasionally in a piece. Here sums and ties have a fixed order: equal words give equal pieces.
 
 Legend: W = texts (words), N = nodes (places between characters, over all texts), E = edges (pieces that fit somewhere).
 """
@@ -20,13 +20,13 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-# A longer text is learnt from in parts: the number of its segmentations would grow without use.
+# Longer texts are split into parts: the number of their segmentations would grow without benefit.
 MAX_TEXT_CHARACTERS = 64
-SEEDS_FOR_A_PIECE = 12  # Candidates to start with, for each piece of the final vocabulary.
-SHRINK = 0.75  # Share of the pieces that survives a round.
+SEEDS_FOR_A_PIECE = 12  # Initial candidates per piece of the final vocabulary.
+SHRINK = 0.75  # Share of pieces kept in each round.
 EM_STEPS = 2  # Expectation and maximisation steps in a round.
 LEAST_EXPECTED = 0.5  # Expected occurrences below which a piece is dropped.
-DIGITS = 6  # Of log probabilities and losses: coarser than the rounding errors of sums, finer than real differences.
+DIGITS = 6  # For rounding log probabilities and losses: coarser than errors of sums, finer than real differences.
 
 
 def train_unigram(
@@ -38,15 +38,15 @@ def train_unigram(
     max_length: int = 16,
     progress: Progress = lambda done, total: None,
 ) -> list[tuple[str, float]]:
-    """Pieces with their log probabilities (natural logarithm), the likeliest first.
+    """Pieces with their log probabilities (natural logarithm), most likely first.
 
     Args:
         words: text → number of occurrences; pieces never cross its ends.
-        size: pieces wanted; fewer come back where the data has no more.
-        alphabet: characters that stay pieces whatever they are worth. Words are cut at all others.
-        min_frequency: least occurrences of a piece that is longer than a character.
-        max_length: longest piece, in characters.
-        progress: told the rounds done and their estimated number.
+        size: number of pieces; fewer are returned if the data has too few.
+        alphabet: characters that always stay pieces. Words are split at all other characters.
+        min_frequency: minimum occurrences of a piece longer than one character.
+        max_length: maximum length of a piece, in characters.
+        progress: called with the number of rounds done and their estimated total.
     """
     texts, weights = _texts(words, set(alphabet))
     counted = _substrings(texts, weights, max_length)
@@ -54,7 +54,7 @@ def train_unigram(
     lattice = Lattice(texts, pieces)
     keep = np.array([len(piece) == 1 for piece in pieces])
     scores = _log_probabilities(counts)
-    # A little more than is wanted is left, from which the likeliest are taken.
+    # Slightly more pieces than `size` remain; the most likely are taken.
     target = max(int(size * 1.1), int(keep.sum()))
     rounds, total = 0, max(1, math.ceil(math.log(target / len(pieces), SHRINK))) if len(pieces) > target else 1
     while True:
@@ -75,7 +75,7 @@ def train_unigram(
 class Lattice:
     """All segmentations of W texts into pieces, as E edges between N nodes; every single character is a piece.
 
-    Edges are processed level by level: those that end at the same distance from the beginning of their texts at once.
+    Edges are processed in levels: all that end at the same distance from the beginning of their texts at once.
     """
 
     def __init__(self, texts: Sequence[str], pieces: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ class Lattice:
         self.backward_groups = _groups(start_levels[self.backward_order], self.starts[self.backward_order])
 
     def select(self, new_ids: Ints) -> Lattice:
-        """The lattice of the pieces that stay: `new_ids` maps old to new ids, -1 for dropped ones."""
+        """The lattice of the remaining pieces: `new_ids` maps old to new ids, -1 for dropped ones."""
         stays = new_ids[self.pieces] >= 0
         chosen = Lattice.__new__(Lattice)
         chosen.num_nodes, chosen.first, chosen.last = self.num_nodes, self.first, self.last
@@ -116,7 +116,7 @@ class Lattice:
         return chosen
 
     def expected_counts(self, scores: Floats, weights: Floats) -> Floats:
-        """Expected occurrences of each piece under its log probability, by the forward–backward algorithm."""
+        """Expected occurrences of each piece under the log probabilities, by the forward–backward algorithm."""
         edge_scores = scores[self.pieces]
         forward, backward = self._forward(edge_scores), self._backward(edge_scores)
         text = np.searchsorted(self.first, self.starts, side="right") - 1  # (E,)
@@ -125,7 +125,7 @@ class Lattice:
         return np.bincount(self.pieces, weights=shares, minlength=len(scores)).astype(np.float64)
 
     def best(self, edge_scores: Floats) -> Floats:
-        """Log probability of the likeliest segmentation of each text, (W,), by the Viterbi algorithm."""
+        """Log probability of the most likely segmentation of each text, (W,), by the Viterbi algorithm."""
         nodes = np.zeros(self.num_nodes)
         for group, targets, bounds in self.forward_groups:
             nodes[targets] = np.maximum.reduceat(nodes[self.starts[group]] + edge_scores[group], bounds)
@@ -147,7 +147,7 @@ class Lattice:
 
 
 def _groups(levels: Ints, nodes: Ints) -> list[tuple[slice, Ints, Ints]]:
-    """For each run of equal levels: its slice, the nodes that its edges lead to, where each node's edges begin."""
+    """For each run of equal levels: its slice, the target nodes of its edges, the start of each node's edges."""
     cuts = np.flatnonzero(np.diff(levels)) + 1
     bounds = [0, *cuts.tolist(), len(levels)]
     groups = []
@@ -165,7 +165,7 @@ def _log_sum_exp(values: Floats, bounds: Ints) -> Floats:
 
 
 def _texts(words: Mapping[str, int], alphabet: set[str]) -> tuple[list[str], Floats]:
-    """Words without the characters that are no pieces, in parts of limited length, sorted."""
+    """Words split at characters that are not pieces, in parts of limited length, sorted."""
     counts: Counter[str] = Counter()
     for word, count in words.items():
         kept = "".join(character if character in alphabet else "\0" for character in word)
@@ -186,7 +186,7 @@ def _substrings(texts: list[str], weights: Floats, max_length: int) -> Counter[s
 
 
 def _seeds(counts: Counter[str], alphabet: list[str], limit: int, min_frequency: int) -> tuple[list[str], Floats]:
-    """The alphabet, then the substrings that cover most characters; and how often each occurs."""
+    """The alphabet, then the substrings that cover the most characters; and the frequency of each."""
     longer = [piece for piece, count in counts.items() if len(piece) > 1 and count >= min_frequency]
     longer.sort(key=lambda piece: (-counts[piece] * len(piece), piece))
     pieces = [*alphabet, *longer[:limit]]
@@ -210,10 +210,10 @@ def _select(
 def _most_useful(
     pieces: list[str], keep: npt.NDArray[np.bool_], scores: Floats, counts: Floats, size: int
 ) -> npt.NDArray[np.bool_]:
-    """The `size` pieces whose removal would cost most likelihood; those of `keep` always."""
+    """The `size` pieces whose removal would reduce the likelihood most; those in `keep` always."""
     among = Lattice(pieces, pieces)
     own = (among.starts == among.first[among.pieces]) & (among.ends == among.last[among.pieces]) & ~keep[among.pieces]
-    # The likeliest segmentation of a piece into others; its own edge is out of the question.
+    # The most likely segmentation of a piece into other pieces, without its own edge.
     others = among.best(np.where(own, -np.inf, scores[among.pieces]))
     losses = np.round(counts * (scores - others), DIGITS)
     order = sorted(range(len(pieces)), key=lambda i: (not keep[i], -losses[i], pieces[i]))

@@ -1,6 +1,6 @@
 """Saving and restoring the whole state of a run, on all ranks together.
 
-An error on one rank must not leave the others waiting in a collective: every rank records its own errors, all ranks
+An error on one rank must not leave the others waiting in a collective: every rank records its errors, all ranks
 exchange them, and all make the same decision.
 """
 
@@ -36,9 +36,9 @@ ENGINE_TAG = "engine"
 
 
 class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's interface for writing files, with hashing and syncing, and errors that are kept for later.
+    """DeepSpeed's interface for writing files, with hashing, syncing and deferred errors.
 
-    `full`: an error was for lack of space; `size_bytes`: the size of all files, written or not.
+    `full`: whether an error was a lack of space; `size_bytes`: the size of all files, written or not.
     """
 
     def __init__(self, *, trust: bool = False) -> None:
@@ -55,7 +55,7 @@ class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         self.size_bytes = 0
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Create the folder of a checkpoint; an error is kept for later."""
+        """Create the folder of a checkpoint; an error is kept until all ranks exchange their errors."""
         self.kept(lambda: Path(path).mkdir(parents=True, exist_ok=True))
 
     def save(self, state_dict: Any, path: str) -> None:
@@ -63,7 +63,7 @@ class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         self.kept(lambda: self._write(state_dict, Path(path)))
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file, which matches the manifest but may come from an untrusted author."""
+        """Read one file, which matches the manifest but may have an untrusted author."""
         return read_tensors(path, trust=self._trust, map_location=map_location)
 
     def commit(self, info: Any) -> bool:
@@ -93,7 +93,7 @@ class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
 
 
 class RandomStates(TypedDict):
-    """rank-NNNNN.json: the state of every generator that dropout or user code draws from; tensors in base64."""
+    """rank-NNNNN.json: the state of every random generator that dropout or user code uses; tensors in base64."""
 
     python: list[Any]
     numpy: list[Any]
@@ -112,7 +112,7 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class Saved:
-    """One written checkpoint. `removed`: names of older ones that were removed for it."""
+    """One written checkpoint. `removed`: names of older ones that were removed to make room."""
 
     path: Path
     step: int
@@ -123,7 +123,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class _NotSaved:
-    """Why a checkpoint could not be written; `full`: for lack of space, of which it needs `size_bytes`."""
+    """Why a checkpoint could not be written; `full`: the disk lacks space, and the checkpoint needs `size_bytes`."""
 
     text: str
     full: bool
@@ -162,14 +162,14 @@ class Checkpointer:
         """Write one checkpoint; all ranks call this. If the disk is full, older ones are removed.
 
         Args:
-            state: where the loop stands.
-            streams: states of this rank's data streams, which belong to the batches consumed.
+            state: the state of the loop.
+            streams: states of this rank's data streams after the consumed batches.
 
         Raises:
-            CheckpointError: on every rank, if one could not write; nothing is left behind.
+            CheckpointError: on every rank, if one rank could not write; nothing is left behind.
         """
         started = time.monotonic()
-        # Before the disk is full, which would affect other programs; and again if it is full nevertheless.
+        # Make room before the disk is full, which would affect other programs; and again if it is full nevertheless.
         removed = self._make_room(self._last_size_bytes) if self._is_short() else []
         while isinstance(outcome := self._try(state, streams, started), _NotSaved):
             freed = self._make_room(outcome.size_bytes) if outcome.full else []
@@ -252,7 +252,7 @@ class Checkpointer:
             The state of the loop and of all data streams, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint has another world, stage or precision; it contains code; or none is good.
+            CheckpointError: the checkpoint has another world, stage or precision, or contains code; or none is good.
         """
         candidates = self._mesh.from_first(files.committed_checkpoints(self.folder))
         passed: list[tuple[Path, Callable[[Path], Path | None]]] = []
@@ -304,7 +304,8 @@ class Checkpointer:
         return state, json.loads((folder / "data.json").read_text())
 
     def _refuse_code(self, folder: Path, manifest: files.Manifest) -> None:
-        """All ranks check before one of them reads, so that none waits for one that refused."""
+        """Reject checkpoints that contain code. All ranks check before any of them reads, so that none waits for one
+        that has raised."""
         if self._trust:
             return
         own = sorted(name for name in manifest["files"] if name.endswith(".pt"))[
@@ -318,17 +319,17 @@ class Checkpointer:
 
 def not_finite(model: nn.Module) -> list[str]:
     """Names of parameters of this rank (or parts of them) with a value that is not finite."""
-    # Under ZeRO-3 a rank holds its part of each.
+    # Under ZeRO-3 a rank holds a part of each parameter.
     parts = {name: getattr(parameter, "ds_tensor", parameter) for name, parameter in model.named_parameters()}
     tests = {name: part.detach().isfinite().all() for name, part in parts.items() if part.is_floating_point()}
-    # One synchronisation for all, because each would wait for the device.
+    # A single synchronisation for all, because each one waits for the device.
     if not tests or bool(torch.stack(list(tests.values())).all()):
         return []
     return [name for name, test in tests.items() if not bool(test)]
 
 
 def _random_states() -> RandomStates:
-    """State of every generator that dropout or user code draws from, as JSON."""
+    """The state of every random generator that dropout or user code uses, as JSON."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))
     states: RandomStates = {

@@ -1,8 +1,9 @@
 """Consolidated weights of expert parallelism (DeepSpeed AutoEP), with the names of transformers.
 
-AutoEP replaces each mixture of experts by its own layer: `experts.w1`, `w3` and `w2` [E/P, …] hold the gate, up and
-down projections of a rank's experts, and `router.gate` the router. Consecutive ranks hold consecutive experts. E:
-experts of a layer, P: ranks that share them.
+AutoEP replaces each mixture of experts with its own layer: `experts.w1`, `w3` and `w2` [E/P, …] hold the gate, up and
+down projections of a rank's experts, and `router.gate` the router. Consecutive ranks hold consecutive experts.
+
+    E: experts of a layer, P: ranks that share them
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from shardyard.engine.mesh import Axis
 from shardyard.objectives.quirks import is_parallel_layer
 
 _PARTS = ("w1", "w2", "w3")
-# Of a layer, AutoEP's names → transformers'. Qwen2-MoE alone gates its shared expert, and has names in the singular.
+# AutoEP's names in a layer → transformers' names. Only Qwen2-MoE gates its shared expert, with names in the singular.
 _NAMES = (("router.gate.", "gate."), ("router.", "gate."))
 _QWEN2_NAMES = (("shared_experts_gate.", "shared_expert_gate."), ("shared_experts.", "shared_expert."))
 _EXPERT_FILES = "layer_*_expert_*_mp_rank_00_model_states.pt"
@@ -29,7 +30,7 @@ _EXPERT_KEY = re.compile(r"^(?P<name>.+\.experts\.w[123])\.(?P<expert>\d+)$")
 
 
 def parallel_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers whose experts are spread over ranks, by name."""
+    """Layers whose experts are distributed over ranks, by name."""
     for name, module in model.named_modules():
         if is_parallel_layer(module):
             yield name, module
@@ -39,7 +40,7 @@ def consolidated_experts(model: nn.Module, axis: Axis) -> dict[str, Tensor]:
     """`….experts.w1` → [E, …] on the CPU of rank 0, nothing elsewhere. All ranks call this.
 
     Args:
-        axis: the ranks that hold the experts of a layer together.
+        axis: the ranks that share the experts of a layer.
     """
     found: dict[str, Tensor] = {}
     for name, layer in parallel_layers(model):
@@ -53,7 +54,7 @@ def consolidated_experts(model: nn.Module, axis: Axis) -> dict[str, Tensor]:
 
 
 def _gathered(own: Tensor, axis: Axis) -> Tensor | None:
-    """Only rank 0's group sends, because the others hold the same experts."""
+    """Gather experts on rank 0. Only its group sends, because the others hold the same experts."""
     if axis.ranks[0] != 0:
         return None
     parts = [torch.empty_like(own) for _ in axis.ranks] if axis.index == 0 else None
@@ -62,7 +63,7 @@ def _gathered(own: Tensor, axis: Axis) -> Tensor | None:
 
 
 def read_experts(engine_folder: Path, *, trust: bool = False) -> dict[str, Tensor]:
-    """`….experts.w1` → [E, …] of a checkpoint of stage 1 or 2, where each expert has a separate file."""
+    """`….experts.w1` → [E, …] from a checkpoint of stage 1 or 2, in which each expert has a separate file."""
     by_name: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for path in engine_folder.glob(_EXPERT_FILES):
         for key, tensor in read_tensors(path, trust=trust).items():
@@ -72,7 +73,7 @@ def read_experts(engine_folder: Path, *, trust: bool = False) -> dict[str, Tenso
 
 
 def as_transformers(weights: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Tensor]:
-    """The weights of a model with AutoEP's layers by the names, and in the layout, of transformers.
+    """The weights of a model with AutoEP's layers, with the names and layout of transformers.
 
     Args:
         weights: name → tensor, experts whole.
@@ -90,7 +91,7 @@ def _layer(layer: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {"experts.gate_up_proj": torch.cat([gate, up], dim=1), "experts.down_proj": down}
     names = _NAMES + (_QWEN2_NAMES if any(name.startswith("shared_experts_gate.") for name in own) else ())
     for name, tensor in own.items():
-        # The router has an alias with transformers' name.
+        # The router also has an alias with transformers' name.
         if not name.startswith("gate."):
             found[_renamed(name, names)] = tensor
     return {f"{layer}.{name}": tensor for name, tensor in found.items()}

@@ -1,7 +1,7 @@
 """After a divergence: the checkpoints that are still good, and the command that continues from one.
 
-The loss of step n is that of the weights after step n-1. So finite weights may be spoiled too, and only the loss of the
-next step shows it.
+The loss of step n is that of the weights after step n-1. So finite weights may be spoiled as well, and only the loss of
+the next step shows it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from shardyard.errors import CheckpointError
 from shardyard.tracking.metrics.record import TRAIN_LOSS
 from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
 
-# Times the best loss so far (at least 1): a larger loss is a divergence, not a spike from which training recovers.
+# Factor of the best loss so far (at least 1): a larger loss is a divergence, not a spike from which training recovers.
 LEAP = 10.0
-# Above this learning rate a tenth is still too high; this value suits most models.
+# Above LARGEST_SENSIBLE_LR, a tenth of the learning rate is still too high; SAFE_LR suits most models.
 LARGEST_SENSIBLE_LR = 1.0
 SAFE_LR = 3e-4
 
 
 def way_back(folder: RunFolder, learning_rate: float, step: int, what: str) -> str:
-    """Mark the checkpoints that were spoiled before `step`, and return the advice. Only rank 0 calls this.
+    """Mark the checkpoints spoiled before `step`, and return advice for the user. Only rank 0 calls this.
 
     Args:
         learning_rate: of the recipe.
-        step: where the divergence was noticed.
-        what: the observation: `the loss is nan at step 12`.
+        step: the step at which the divergence was noticed.
+        what: the observation, such as `the loss is nan at step 12`.
     """
     good = _newest_good(folder.checkpoints, _losses(folder), step, what)
     lower = learning_rate / 10 if learning_rate <= LARGEST_SENSIBLE_LR else SAFE_LR
@@ -60,7 +60,7 @@ def _losses(folder: RunFolder) -> dict[int, float]:
 
 
 def _newest_good(checkpoints: Path, losses: Mapping[int, float], step: int, what: str) -> int:
-    """Its step; 0 where there is none."""
+    """The step of the newest good checkpoint; 0 if there is none."""
     for folder in reversed(files.committed_checkpoints(checkpoints)):
         at = files.step_of(folder)
         if at >= step or is_spoiled(losses, at, step):

@@ -2,7 +2,7 @@
 
     checkpoints/step-00000200/
       manifest.json          format, step, world, whether it is good, and size and SHA-256 of every other file
-      engine/                what DeepSpeed writes: model and optimizer shards
+      engine/                DeepSpeed's files: model and optimizer shards
       trainer.json           step, seen tokens, state of early stopping
       data.json              state of every data stream
       rank-00000.json        random states of each rank
@@ -46,7 +46,7 @@ class FileEntry:
 class Manifest(TypedDict):
     """manifest.json. `world_size`, `zero_stage`, `precision` and `expert_parallel` are those of the run that wrote it.
 
-    good: whether a run may continue from it; `why` is the reason, if recorded.
+    good: whether a run may continue from the checkpoint; `why` is the reason, if recorded.
     """
 
     format: int
@@ -86,7 +86,7 @@ class HashingFile:
             self._error = error
 
     def write(self, data: bytes) -> int:
-        """Append."""
+        """Append data."""
         self.size_bytes += len(data)
         if self._file is not None and self._error is None:
             self._hash.update(data)
@@ -97,7 +97,7 @@ class HashingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: `finish` does it."""
+        """Do nothing: `finish` flushes."""
 
     def finish(self) -> FileEntry:
         """Sync to the disk and close.
@@ -142,7 +142,7 @@ def committed_folder(checkpoints: Path, step: int) -> Path:
 
 
 def remove_partial(checkpoints: Path) -> None:
-    """Remove remains of interrupted writers; an interrupted replacement is undone first."""
+    """Remove what interrupted writers left behind; an interrupted replacement is undone first."""
     for replaced in checkpoints.glob(f".step-*{_REPLACED}"):
         committed = checkpoints / replaced.name.removeprefix(".").removesuffix(_REPLACED)
         if not committed.exists():
@@ -153,10 +153,10 @@ def remove_partial(checkpoints: Path) -> None:
 
 
 def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **metadata: Any) -> Path:
-    """Write the manifest and give the folder its name; from here on the checkpoint exists.
+    """Write the manifest and give the folder its final name, after which the checkpoint exists.
 
     Raises:
-        OSError: the disk is full or the folder went away; the checkpoint then does not exist.
+        OSError: the disk is full or the folder has disappeared; the checkpoint then does not exist.
     """
     partial = partial_folder(checkpoints, step)
     body = {
@@ -169,7 +169,7 @@ def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **metad
     for folder in sorted({(partial / name).parent for name in files} | {partial}):
         _sync_folder(folder)
     committed = committed_folder(checkpoints, step)
-    # A checkpoint of this step from before a restart holds the same state; the new one takes its place. The old one is
+    # A checkpoint of this step from before a restart holds the same state; the new one replaces it. The old one is
     # renamed first, because a partially removed one would look committed.
     replaced = checkpoints / f".{committed.name}{_REPLACED}"
     _remove(replaced)
@@ -211,7 +211,7 @@ def put_by(folder: Path) -> Path | None:
 def rewind(checkpoints: Path, step: int) -> list[Path]:
     """Make the checkpoint of `step` the newest; 0 is the beginning. Later ones are set aside.
 
-    It counts as good from now on, because a person chose it. Returns the new names of the later ones.
+    It counts as good from now on, because the user chose it. Returns the new names of the later ones.
 
     Raises:
         UsageError: there is no checkpoint of this step.
@@ -307,7 +307,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def damaged_files(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:
-    """Files of a checkpoint that are missing, differ from its manifest, or are not in it; of `parts` shares, only one.
+    """Files of a checkpoint that are missing, differ from its manifest, or are not in it; checks one of `parts` shares.
 
     Ranks share the reading: rank r checks every file i with i mod parts = r. An extra file counts as damage, because
     DeepSpeed finds shards by pattern and would unpickle an unverified one; hidden files match no pattern.

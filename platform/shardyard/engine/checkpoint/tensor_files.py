@@ -1,7 +1,7 @@
 """Reading torch files as tensors and plain values, without executing code in them.
 
 A pickle may call any function, so a checkpoint from somebody else is a program. torch's restricted unpickler builds
-only types that it knows and those listed here. Every reader of checkpoints goes through `read_tensors`.
+only types that it knows and those listed here. All readers of checkpoints use `read_tensors`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from shardyard.engine.deepspeed.quirks import reading_by
 from shardyard.errors import CheckpointError
 
-# What DeepSpeed stores beside tensors and what torch allows by itself: plain containers of numbers without code that
-# runs when they are made.
+# Types that DeepSpeed stores in addition to tensors and those that torch allows by default: plain containers of numbers
+# that run no code when they are created.
 ALLOWED: list[Any] = [
     fragment_address,
     LossScaler,
@@ -33,10 +33,10 @@ _NAMED = re.compile(r"(?:GLOBAL|Unsupported (?:class|global)[: ]*) ?([\w.]+)")
 
 
 def read_tensors(path: Path | str, *, trust: bool = False, map_location: Any = "cpu", **options: Any) -> Any:
-    """What `torch.save` wrote to a file.
+    """The contents of a file that `torch.save` wrote.
 
     Args:
-        trust: read it with Python's unpickler, which executes code in the file.
+        trust: read the file with Python's unpickler, which executes code in it.
         options: further arguments of `torch.load`.
 
     Raises:
@@ -54,9 +54,9 @@ def read_tensors(path: Path | str, *, trust: bool = False, map_location: Any = "
 
 
 def code_in(path: Path) -> list[str]:
-    """What a file names beside tensors and plain values, such as `posix.system`; [] for a safe one.
+    """Names in a file other than tensors and plain values, such as `posix.system`; [] for a safe file.
 
-    A file that cannot be inspected is left to its reader.
+    Also [] for a file that cannot be inspected, which is left to its reader.
     """
     try:
         with torch.serialization.safe_globals(ALLOWED):
@@ -66,7 +66,7 @@ def code_in(path: Path) -> list[str]:
 
 
 def refusal(what: str, names: list[str]) -> str:
-    """The error for a file that is refused."""
+    """The error message for a rejected file."""
     named = ", ".join(name for name in names if name) or "what is not a tensor"
     return (
         f"{what} holds more than tensors and plain values ({named}): reading it could execute code that its author put "

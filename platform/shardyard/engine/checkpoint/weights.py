@@ -1,4 +1,4 @@
-"""Consolidated weights, from a running engine or from a checkpoint on disk."""
+"""Consolidated weights of a running engine or of a checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def consolidated_weights(engine: deepspeed.DeepSpeedEngine, mesh: Mesh) -> Mappi
 
 
 def _gathered(model: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
-    """The weights under ZeRO-3 on rank 0, with its own experts alone, one module at a time."""
+    """The weights under ZeRO-3 on rank 0, gathered one module at a time; of experts, only rank 0's own."""
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         parameters = list(module.parameters(recurse=False))
@@ -55,13 +55,13 @@ def _gathered(model: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
 
 
 def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) -> Mapping[str, Tensor]:
-    """Every weight of a checkpoint, without an engine and on one machine; verified before anything is read.
+    """Every weight of a checkpoint, without an engine and on one machine; the checkpoint is verified before reading.
 
     Args:
         trust: load checkpoint files that may execute code.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, holds more than tensors, or is of ZeRO-3 with expert parallelism.
+        CheckpointError: the checkpoint is damaged, holds more than tensors, or uses ZeRO-3 with expert parallelism.
     """
     manifest = files.read_manifest(folder)
     damaged = files.damaged_files(folder, manifest)

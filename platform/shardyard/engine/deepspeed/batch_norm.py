@@ -1,9 +1,9 @@
 """Running statistics of batch normalisation: averaged over ranks and kept in fp32.
 
-Batch normalisation (Ioffe and Szegedy 2015) divides by the statistics of the rows that go through it together: those of
-one micro-batch of one rank. The number of ranks and the size of a micro-batch are therefore part of what is trained,
-here and nowhere else. Running statistics, which evaluation uses, are averaged over the ranks after each step, so that
-they are the same everywhere and a checkpoint of any step holds all there is.
+Batch normalisation (Ioffe and Szegedy 2015) divides by the statistics of the rows of one forward pass: one micro-batch
+of one rank. Therefore, here and nowhere else, the number of ranks and the size of a micro-batch affect the trained
+model. Running statistics, which evaluation uses, are averaged over the ranks after each step, so that they are equal
+on all ranks and every checkpoint holds the complete state.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from shardyard.engine.mesh import Axis
 
 
 class RunningStatistics:
-    """The running means and variances of a model; nothing where it has none."""
+    """The running means and variances of a model; empty if it has none."""
 
     def __init__(self, model: nn.Module, data: Axis) -> None:
         self._data = data
         self._layers = list(_tracked(model))
 
     def average(self) -> None:
-        """Replace them by their mean over the data-parallel ranks, in one collective. All ranks call this."""
+        """Replace them with their mean over the data-parallel ranks, in one collective. All ranks call this."""
         buffers = self._buffers()
         if not buffers or self._data.size == 1:
             return
@@ -40,15 +40,16 @@ class RunningStatistics:
             buffer.copy_(mean.view_as(buffer))
 
     def _buffers(self) -> list[Tensor]:
-        # Asked for each time, because loading a checkpoint may put other tensors in their place.
+        # Looked up each time, because loading a checkpoint may replace the tensors.
         return [getattr(layer, name) for layer in self._layers for name in ("running_mean", "running_var")]
 
 
 def normalise_in_fp32(model: nn.Module) -> None:
-    """Let batch normalisation take inputs and weights of 16 bits, and keep its statistics in fp32.
+    """Make batch normalisation accept 16-bit inputs and weights, and keep its statistics in fp32.
 
-    In bf16 a running mean moves by steps of a hundredth of itself, and not at all where the momentum is small. Kernels
-    take inputs of 16 bits with statistics in fp32, if the weights are in fp32 too: they are widened on the way.
+    In bf16 a running mean changes in steps of about a hundredth of its value, and not at all if the momentum is small.
+    Kernels accept 16-bit inputs with fp32 statistics if the weights are in fp32 as well, so the weights are widened in
+    the forward pass.
     """
     for layer in _tracked(model):
         layer.running_mean, layer.running_var = layer.running_mean.float(), layer.running_var.float()
@@ -56,14 +57,14 @@ def normalise_in_fp32(model: nn.Module) -> None:
 
 
 def _tracked(model: nn.Module) -> Iterator[Any]:
-    """Batch normalisations that have running statistics."""
+    """Batch normalisation layers with running statistics."""
     for layer in model.modules():
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
             yield layer
 
 
 def _forward(layer: Any, values: Tensor) -> Tensor:
-    """As torch's own, with weights in fp32."""
+    """Like torch's own forward, with weights in fp32."""
     momentum = layer.momentum
     if layer.training and layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)

@@ -1,7 +1,7 @@
-"""Locks of torch's compilation folders, and whether their holder is gone.
+"""Locks of torch's compilation folders: taking them, and detecting and removing stale ones.
 
-torch takes a lock by creating the file `lock` and gives it back by removing it, so one that was killed in between keeps
-it for good, and each later process waits silently. Only the standard library is needed here.
+torch takes a lock by creating the file `lock` and releases it by removing the file. A process that is killed in between
+leaves the lock forever, and every later process waits silently. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCK_NAME = "lock"
-# What our own processes write into a lock that they hold with flock(2), which the kernel takes back when they end.
+# Content of the locks that our own processes hold with flock(2), which the kernel releases when a process ends.
 _OURS = b"shardyard\n"
 # Compiling an operation of DeepSpeed takes a minute or two.
 LONGEST_BUILD_SECONDS = 1800.0
-# The folder of one container alone, or of one machine alone; on others any host may hold a lock.
+# File systems of a single container (_PRIVATE) or a single machine (_LOCAL); on others, any host may hold a lock.
 _PRIVATE = frozenset({"overlay", "tmpfs", "ramfs"})
 _LOCAL = _PRIVATE | {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"}
-# Of the processes of a machine as its kernel sees them (PROC_PID_INIT_INO of Linux): a container has others.
+# The PID namespace that contains all processes of a machine (PROC_PID_INIT_INO of Linux); containers have others.
 _ALL_PROCESSES = "pid:[4026531836]"
 
 
 @dataclass(frozen=True)
 class LockState:
-    """Who has a lock.
+    """The holder of a lock.
 
-    stale: certainly nobody. pid: the process that has it, where it is seen. why: why neither is known.
+    stale: certainly no process holds it. pid: the process that holds it, if visible. why: why neither is known.
     """
 
     stale: bool = False
@@ -39,7 +39,7 @@ class LockState:
 
 
 def root() -> Path:
-    """Where torch compiles operations: TORCH_EXTENSIONS_DIR, or a folder of the user's cache."""
+    """The folder in which torch compiles operations: TORCH_EXTENSIONS_DIR, or a folder in the user's cache."""
     if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(given)
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
@@ -47,24 +47,24 @@ def root() -> Path:
 
 
 def locks(folder: Path) -> list[Path]:
-    """The locks below the root: `<root>/<python and device>/<operation>/lock`, or one folder less."""
+    """The locks below the root: `<root>/<python and device>/<operation>/lock`, or one level less."""
     return sorted({*folder.glob(f"*/{LOCK_NAME}"), *folder.glob(f"*/*/{LOCK_NAME}")})
 
 
 def take(path: Path) -> int | None:
-    """Create a lock, so that others see whether its holder lives; returns its file descriptor, None where it exists."""
+    """Create a lock that shows whether its holder is alive; returns its file descriptor, or None if it exists."""
     try:
         held = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     except FileExistsError:
         return None
-    with contextlib.suppress(OSError):  # a file system that knows no flock, or is full
+    with contextlib.suppress(OSError):  # the file system does not support flock, or is full
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(held, _OURS)
     return held
 
 
 def look(path: Path) -> LockState | None:
-    """Who has a lock; None where it is not there any more."""
+    """The holder of a lock; None if the lock no longer exists."""
     with contextlib.suppress(FileNotFoundError):
         file = os.open(path, os.O_RDONLY)
         try:
@@ -75,13 +75,14 @@ def look(path: Path) -> LockState | None:
 
 
 def remove_stale(path: Path) -> bool:
-    """Remove a lock if certainly nobody has it; returns whether this process has removed it."""
+    """Remove a lock if certainly no process holds it; returns whether this process removed it."""
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
-        # Whoever removes it holds it: a lock that another process has removed and a third one taken is another file.
+        # Only its holder removes it. If another process has removed the lock and a third one created it again, the path
+        # leads to another file.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _judge(path, file).stale or not os.path.samestat(os.fstat(file), os.stat(path)):
             return False
@@ -94,7 +95,7 @@ def remove_stale(path: Path) -> bool:
 
 
 def in_words(path: Path, state: LockState) -> str:
-    """Who has a lock that is not stale, and what to do about one that hangs."""
+    """The holder of a lock that is not stale, and what to do if it hangs."""
     if state.pid is not None:
         return f"process {state.pid} compiles it; if that hangs, end it and delete {path}"
     return f"{path} is held, and {state.why}; if nothing compiles there, delete it"
@@ -127,16 +128,16 @@ def _judge(path: Path, file: int) -> LockState:
 
 
 def _holder(path: Path, status: os.stat_result) -> tuple[int | None, bool]:
-    """A process that has the lock open, or compiles beside it; and whether its owner has some that cannot be seen."""
+    """A process that has the lock open or compiles in its folder; and whether the lock's owner has hidden processes."""
     folder, hidden = path.parent.stat(), False
     for pid in _processes():
         try:
             if _is_in(pid, folder) or _has_open(pid, status):
                 return pid, False
         except PermissionError:
-            # The first process of a machine compiles nothing.
+            # The init process of a machine compiles nothing.
             hidden = hidden or (_owner(pid) == status.st_uid and not (pid == 1 and _sees_all()))
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return None, hidden
 
@@ -148,7 +149,7 @@ def _processes() -> Iterator[int]:
 
 
 def _is_in(pid: int, folder: os.stat_result) -> bool:
-    """Compilers outlive the process that started them and was killed; they work in the folder of the lock."""
+    """Whether a process works in the lock's folder, as compilers do; they outlive a killed parent process."""
     return os.path.samestat(os.stat(f"/proc/{pid}/cwd"), folder)
 
 
@@ -175,7 +176,7 @@ def _sees_all() -> bool:
 
 
 def _file_system(path: Path) -> str:
-    """The type of the file system that a file lies on, such as ext4 or nfs4; "" where it is not known."""
+    """The type of the file system that holds a file, such as ext4 or nfs4; "" if unknown."""
     place, best, kind = os.path.realpath(path), "", ""
     try:
         with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
@@ -186,7 +187,7 @@ def _file_system(path: Path) -> str:
         _, mount, found, *_ = line.split(" ")
         mount = mount.encode().decode("unicode_escape")
         inside = mount == "/" or place == mount or place.startswith(f"{mount}/")
-        # The last of several at one place covers the others.
+        # The last of several mounts at one mount point hides the others.
         if inside and len(mount) >= len(best):
             best, kind = mount, found
     return kind

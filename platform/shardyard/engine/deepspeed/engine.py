@@ -1,4 +1,4 @@
-"""From a model to a DeepSpeed engine that shards it. The only place that starts DeepSpeed."""
+"""Starting a DeepSpeed engine that shards a model. The only place that starts DeepSpeed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def start_engine(
     """Build, initialise and shard the model.
 
     Args:
-        report: told what pretrained weights lacked, what of them was left, and what a compilation waits for.
+        report: called with a message about missing or unused pretrained weights, and about compilations that wait.
 
     Raises:
         ModelError: the model cannot be built.
@@ -48,10 +48,10 @@ def start_engine(
     quirks.compile_no_operation()
     quirks.compile_beside_others(report)
     quirks.import_muon(compiled=recipe.optimizer.name == "muon")
-    # torch.distributed is up already; this only tells DeepSpeed to use it.
+    # torch.distributed is already initialised; this only makes DeepSpeed use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     model = _build(recipe, plan, config, report)
-    # Patterns are of the names that a module has for its own parameters.
+    # Patterns refer to the custom module's own parameter names.
     freeze(model.module if isinstance(model, OutsideModel) else model, recipe.model.freeze)
     quirks.give_axes(model)
     if precision_of(recipe) != "fp32":
@@ -67,8 +67,8 @@ def start_engine(
     quirks.undo_trial_step(engine)
     if recipe.model.compile:
         engine.compile()
-    # Ranks draw their own dropout masks, unless they read the same rows; the weights above came from generators of
-    # their own.
+    # Ranks draw different dropout masks, unless they read the same rows. The weights above came from separate
+    # generators.
     torch.manual_seed(recipe.train.seed + mesh.data.index)
     return engine
 
@@ -84,10 +84,10 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
         if recipe.model.adapter is not None:
             attach(loaded.model, recipe.model.adapter, objective=recipe.objective, seed=recipe.train.seed)
         return loaded.model
-    # Whatever a family's own rule leaves to the constructor is the same on every rank.
+    # Values that a family's rule leaves to the constructor must be the same on every rank.
     torch.manual_seed(recipe.train.seed)
     if recipe.model.module is not None:
-        # It has no rule by module and name, so each rank makes it whole, and DeepSpeed shares it out afterwards.
+        # A custom module has no initialisation rule per submodule: every rank builds it whole, DeepSpeed partitions it.
         return construct(recipe.model, config, recipe.objective)
     if recipe.zero.stage < 3:
         model = construct(recipe.model, config, recipe.objective)
@@ -95,7 +95,7 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
         return model
     with quirks.Init(config_dict_or_path=plan.deepspeed), no_init_weights():
         model = construct(recipe.model, config, recipe.objective)
-    # Skipping the constructor's initialisation skips its tying too.
+    # Skipping the constructor's initialisation also skips tying the weights.
     model.tie_weights()
     quirks.widen_buffers(model)
     initialise(model, seed=recipe.train.seed, gathered=_gathered)
@@ -107,7 +107,7 @@ def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManag
 
 
 class LearningRate:
-    """Sets the learning rate of every group from a factor of its own peak."""
+    """Sets the learning rate of every group to a factor of its peak."""
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         self._engine = engine

@@ -1,8 +1,8 @@
-"""Workarounds for DeepSpeed, and its private names; tests tell when each is no longer needed.
+"""Workarounds for DeepSpeed, and its private names; tests show when each is no longer needed.
 
-Seen in DeepSpeed 0.19.8, and in torch 2.13 that compiles its operations; pyproject.toml pins both.
-`tests/unit/engine/test_deepspeed_quirks.py` and `test_build_locks.py` fail where a newer version no longer needs one of
-these.
+Needed for DeepSpeed 0.19.8, and for torch 2.13, which compiles its operations; pyproject.toml pins both.
+`tests/unit/engine/test_deepspeed_quirks.py` and `test_build_locks.py` fail if a newer version no longer needs one of
+them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shardyard.errors import HardwareError
 from shardyard.replaced import replaced
 
 _MUON = "deepspeed.runtime.zero.muon"
-# Another rank, or another run, compiles for a minute or two; longer waits are reported.
+# Another rank or run usually compiles for a minute or two; longer waits are reported.
 REPORTED_SECONDS = 20.0
 _LOOK_SECONDS = 2.0
 
@@ -40,17 +40,17 @@ _LOOK_SECONDS = 2.0
 def compile_no_operation() -> None:
     """Keep DeepSpeed from compiling a shared-memory all-reduce that only its inference uses.
 
-    It takes half a minute and a compiler. Nothing else reads this table, so the other operations need no probing with a
-    compiler either.
+    Compiling it takes half a minute and needs a compiler. Nothing else reads this table, so probing the other
+    operations with a compiler is unnecessary as well.
     """
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
 def import_muon(*, compiled: bool) -> None:
-    """Import DeepSpeed's Muon, without torch's compiler where another optimizer trains.
+    """Import DeepSpeed's Muon, without torch's compiler if the run uses another optimizer.
 
-    DeepSpeed asks of every optimizer whether it is Muon, whose modules import the compiler to decorate three functions:
-    two seconds of every start.
+    DeepSpeed checks for every optimizer whether it is Muon. Muon's modules import the compiler to decorate three
+    functions, which adds two seconds to every start.
     """
     for name in ("muon_optimizer", "original_muon"):
         module = sys.modules.get(f"{_MUON}.{name}")
@@ -64,14 +64,14 @@ def import_muon(*, compiled: bool) -> None:
 
 
 class BuildLock(FileBaton):
-    """The lock of an operation that torch compiles, without waiting for a process that is gone."""
+    """The lock of an operation that torch compiles; does not wait for a process that is gone."""
 
     def __init__(self, lock_file_path: str, *, report: Callable[[str], None], **others: Any) -> None:
         super().__init__(lock_file_path, **others)
         self._path, self._report = Path(lock_file_path), report
 
     def try_acquire(self) -> bool:
-        """Take the lock, also from a process that was killed while it compiled."""
+        """Take the lock, even from a process that was killed while compiling."""
         held = build_locks.take(self._path)
         if held is None and build_locks.remove_stale(self._path):
             self._report(f"removed {self._path}, which a compilation that was killed has left")
@@ -80,10 +80,10 @@ class BuildLock(FileBaton):
         return held is not None
 
     def wait(self) -> None:
-        """Until the other process has compiled.
+        """Wait until the other process has finished compiling.
 
         Raises:
-            HardwareError: it was killed meanwhile.
+            HardwareError: the other process was killed in the meantime.
         """
         began = looked = time.monotonic()
         reported = False
@@ -104,13 +104,13 @@ class BuildLock(FileBaton):
 
 
 def compile_beside_others(report: Callable[[str], None]) -> None:
-    """Let no compilation of an operation wait for one that was killed, or for another without a word.
+    """Keep compilations of operations from waiting for a killed process, and from waiting silently for a live one.
 
-    torch's lock is a file that whoever compiles removes at its end. One that was killed leaves it, and every later
-    process waits for it for ever and says nothing.
+    torch's lock is a file that the compiling process removes at the end. A killed process leaves it behind, and every
+    later process waits for it forever, without a message.
 
     Args:
-        report: told what is waited for, and what was removed; the log of the rank has it as well.
+        report: called with a message about each wait and each removed lock; the rank's log contains it as well.
     """
 
     def both(text: str) -> None:
@@ -124,9 +124,9 @@ def compile_beside_others(report: Callable[[str], None]) -> None:
 
 
 def give_axes(model: nn.Module) -> None:
-    """Parameters without axes, such as CLIP's temperature, get one of length 1; the export takes it away again.
+    """Give parameters without axes, such as CLIP's temperature, an axis of length 1; the export removes it again.
 
-    DeepSpeed sends tensors as bytes and clips gradients by a tensor of one element, neither of which goes without axes.
+    DeepSpeed sends tensors as bytes and clips gradients by a tensor of one element; neither works without an axis.
     """
     for parameter in model.parameters():
         _give_axis(parameter)
@@ -138,9 +138,9 @@ def _give_axis(parameter: nn.Parameter) -> None:
 
 
 def keep_scalars_unpartitioned(model: nn.Module) -> None:
-    """Under ZeRO-3 keep them where they are used, because contrastive losses multiply with one beside the model.
+    """Under ZeRO-3, keep scalars gathered after the forward pass, because contrastive losses use one outside the model.
 
-    DeepSpeed marks so what a module returns, and shares out again all the same what the optimizer made of it.
+    DeepSpeed sets the same flag on parameters that a module returns, and still distributes the optimizer's updates.
     """
     for parameter in model.parameters():
         if getattr(parameter, "ds_numel", 0) == 1:
@@ -148,7 +148,7 @@ def keep_scalars_unpartitioned(model: nn.Module) -> None:
 
 
 class Init(deepspeed.zero.Init):  # type: ignore[misc]
-    """Partitions parameters as a constructor makes them; those without axes get one before."""
+    """Partitions parameters as a constructor creates them; parameters without axes get one first."""
 
     def _zero_init_param(self, parameter: nn.Parameter) -> None:
         _give_axis(parameter)
@@ -156,10 +156,10 @@ class Init(deepspeed.zero.Init):  # type: ignore[misc]
 
 
 def widen_buffers(model: nn.Module) -> None:
-    """Give the buffers of a model that `Init` built room for fp32 again; what they hold is to be computed anew.
+    """Convert the buffers of a model that `Init` built back to fp32; their values must then be recomputed.
 
-    zero.Init rounds every tensor of a constructor. Rotary frequencies of 8 bits put late positions off by whole turns,
-    and are not those of the exported model.
+    zero.Init rounds every tensor that a constructor creates. Rotary frequencies with 8 significant bits shift late
+    positions by whole turns and differ from those of the exported model.
     """
     for buffer in model.buffers():
         if buffer.is_floating_point():
@@ -172,8 +172,8 @@ def widen_buffers(model: nn.Module) -> None:
 def undo_trial_step(engine: deepspeed.DeepSpeedEngine) -> None:
     """Start half-precision training without ZeRO from step 0.
 
-    Without ZeRO, DeepSpeed allocates the optimizer's state by a trial step with zero gradients, which decays the master
-    weights once and leaves Adam's step count at one: its bias correction is then wrong for the whole warm-up.
+    Without ZeRO, DeepSpeed allocates the optimizer state with a trial step on zero gradients, which decays the master
+    weights once and sets Adam's step count to one: the bias correction is then wrong for the whole warm-up.
     """
     optimizer = engine.optimizer
     if isinstance(optimizer, FP16_UnfusedOptimizer):
@@ -186,8 +186,8 @@ def undo_trial_step(engine: deepspeed.DeepSpeedEngine) -> None:
 def backward(engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor) -> None:
     """Accumulate the gradient of a scalar loss, without dividing it by the number of micro-batches.
 
-    DeepSpeed scales the loss for its ZeRO optimizers only; without ZeRO in fp16 it would divide gradients by a loss
-    scale that they were never multiplied with, until nothing but Adam's epsilon is left of them.
+    DeepSpeed scales the loss only for its ZeRO optimizers; in fp16 without ZeRO it would divide the gradients by a loss
+    scale that they were never multiplied with, so that they become negligible compared with Adam's epsilon.
     """
     if isinstance(engine.optimizer, FP16_UnfusedOptimizer):
         loss = loss * engine.optimizer.loss_scale
@@ -195,14 +195,14 @@ def backward(engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor) -> None:
 
 
 def gradient_norm_unit(engine: deepspeed.DeepSpeedEngine) -> float:
-    """What the gradient norm of the coming step is to be divided by: without ZeRO it includes the loss scale."""
+    """The divisor for the gradient norm of the next step, which without ZeRO includes the loss scale."""
     return float(engine.optimizer.loss_scale) if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0
 
 
 def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor | None:
-    """The norm of the gradient, not clipped yet, of the coming update in fp32 without ZeRO, where DeepSpeed keeps none.
+    """The gradient norm of the next update before clipping, in fp32 without ZeRO, where DeepSpeed does not keep it.
 
-    None elsewhere, and between the micro-batches of a step. To be called after `backward`, which has averaged the
+    None in all other cases, and between the micro-batches of a step. Call it after `backward`, which averages the
     gradients over the ranks.
     """
     others = engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled()
@@ -216,21 +216,21 @@ def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor | Non
 
 
 def leave_scripts_out(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Write checkpoints without the conversion scripts that DeepSpeed copies beside each, outside of any manifest."""
+    """Write checkpoints without the conversion scripts that DeepSpeed adds to each and that no manifest lists."""
     engine._copy_recovery_script = lambda save_path: None
 
 
 def consolidated(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
     """All weights under ZeRO-3, in the precision of the forward pass, on rank 0. All ranks call this.
 
-    The public `save_16bit_model` gives them as a file alone.
+    The public `save_16bit_model` only writes them to a file.
     """
     return engine._zero3_consolidated_16bit_state_dict()  # type: ignore[no-any-return]
 
 
 def reading_by(load: Callable[..., Any]) -> AbstractContextManager[None]:
-    """Within it `torch.load` is `load`.
+    """Context in which `torch.load` is `load`.
 
-    DeepSpeed's converters read checkpoints with `weights_only=False`, which executes what a file says.
+    DeepSpeed's converters read checkpoints with `weights_only=False`, which executes code in the file.
     """
     return replaced(torch, "load", load)

@@ -1,1 +1,1 @@
-"""What happens every N steps: evaluation, samples, checkpoints, early stopping."""
+"""Hooks that run every N steps: evaluation, samples, checkpoints, early stopping."""

@@ -10,12 +10,12 @@ from pydantic import JsonValue
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import Event
 
-# What a hook remembers, as a checkpoint keeps it: JSON.
+# The state of a hook as checkpoints store it: JSON.
 HookState = Mapping[str, JsonValue]
 
 
 class EventLog(Protocol):
-    """Where a hook reports what happened; only rank 0's reaches the run folder."""
+    """The event log to which a hook reports; only rank 0's reaches the run folder."""
 
     def event(self, event: Event) -> None: ...
     def sample(self, step: int, prompt: str, text: str) -> None: ...
@@ -25,21 +25,21 @@ class NullEventLog:
     """The event log of every rank but the first."""
 
     def event(self, event: Event) -> None:
-        """Drop it."""
+        """Drop the event."""
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """Drop it."""
+        """Drop the sample."""
 
 
 class Hook:
     """Work between two steps. The session runs its hooks in order, on every rank at the same steps.
 
-    So a hook may use collectives, as long as every rank reaches them: none on the path of an error.
+    So a hook may use collectives, as long as every rank reaches them: never while handling an error.
 
-    name: unique within a run; a checkpoint keeps the state under it.
-    every: steps between two calls; the last step of a run is always one.
-    reads_metrics: whether it reads what the objective measured in training. They leave the device only at steps
-        where something asks for them; without it a record may hold only what every step knows (loss, norm, speed).
+    name: unique within a run; checkpoints store the hook's state under it.
+    every: steps between two calls; the hook is always called after the last step of a run.
+    reads_metrics: whether it reads the objective's training metrics. They are copied from the device only at steps
+        where something needs them; otherwise a record may only hold values of every step (loss, norm, speed).
     """
 
     name: ClassVar[str]
@@ -50,20 +50,20 @@ class Hook:
 
     @property
     def stop(self) -> bool:
-        """Whether training ends before the next step; every rank has to give the same answer."""
+        """Whether training ends before the next step; must be the same on every rank."""
         return False
 
     def due(self, step: int, last: int) -> bool:
-        """Whether it is called after `step` of a run that ends with step `last`."""
+        """Whether the hook is called after `step` in a run that ends with step `last`."""
         return step % self.every == 0 or step == last
 
     def on_step(self, record: StepRecord) -> None:
-        """Called after a step with its record; `record.add` puts further metrics into it."""
+        """Called after a step with its record; `record.add` adds metrics to it."""
         raise NotImplementedError
 
     def state_dict(self) -> HookState:
-        """What a checkpoint keeps, as rank 0 has it; nothing where there is nothing to remember."""
+        """The state to store in a checkpoint, from rank 0; empty if there is none."""
         return {}
 
     def load_state_dict(self, state: HookState) -> None:
-        """Take up what `state_dict` gave when the checkpoint was written. Every rank calls this."""
+        """Restore the state that `state_dict` returned when the checkpoint was written. Every rank calls this."""

@@ -33,22 +33,22 @@ class CheckpointHook(Hook):
         *,
         every: int = 1,
     ) -> None:
-        """`exploded` creates the error for a step; `may_write` raises if another process has taken over the run."""
+        """`exploded` creates the error of a diverged step; `may_write` raises if another process took over the run."""
         super().__init__(every)
         self._checkpointer, self._state, self._events, self._exploded = checkpointer, state, events, exploded
         self._may_write = may_write
         self.saved_step: int | None = None
 
     def on_step(self, record: StepRecord) -> None:
-        """Save, and report either way."""
+        """Save a checkpoint, and report success or failure."""
         with contextlib.suppress(CheckpointError):
             self.save(record.step)
 
     def save(self, step: int) -> None:
-        """Save unless this step is saved already.
+        """Save unless this step has already been saved.
 
         Raises:
-            CheckpointError: it could not be written, which is logged.
+            CheckpointError: the checkpoint could not be written; this is logged.
             TrainingError: weights are not finite.
             TakenOverError: another process has taken over the run.
         """

@@ -56,12 +56,12 @@ class EarlyStoppingHook(Hook):
             )
 
     def state_dict(self) -> HookState:
-        """Infinity is not JSON, so no best yet is None."""
+        """The best value and the patience; no best value yet is None, because JSON has no infinity."""
         best = None if math.isinf(self._best) else self._best
         return {"best": best, "best_step": self._best_step, "without": self._without}
 
     def load_state_dict(self, state: HookState) -> None:
-        """Go on with the best and the patience of the checkpoint."""
+        """Continue with the best value and the patience of the checkpoint."""
         kept = cast(_State, state)
         self._best = math.inf if kept["best"] is None else kept["best"]
         self._best_step, self._without = kept["best_step"], kept["without"]

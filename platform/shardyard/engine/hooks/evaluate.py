@@ -25,7 +25,7 @@ from shardyard.tracking.run.events import Evaluated
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is minimised, as a mean over all held-out targets, and the objective's other metrics by name."""
+    """The total loss as a mean over all held-out targets, and the objective's other metrics by name."""
 
     loss: float
     metrics: dict[str, float]
@@ -42,10 +42,10 @@ def evaluate(
     micro_batch: int,
     synchronised: bool = False,
 ) -> Evaluation:
-    """Measure on all ranks together; data-parallel rank r of N takes rows r, r + N, …
+    """Evaluate on all ranks together; data-parallel rank r of N takes rows r, r + N, …
 
-    Under ZeRO-3 (`synchronised`) a forward pass is a collective, so every rank makes the same number of them; one that
-    has no rows left repeats a row that does not count.
+    Under ZeRO-3 (`synchronised`) a forward pass is a collective, so every rank runs the same number of them; a rank
+    without rows left repeats a row that does not count.
     """
     sums, counts = _measure(model, objective, _passes(mesh.data, held_out.num_rows, micro_batch), held_out, mesh)
     terms = sorted(objective.weights)
@@ -66,7 +66,7 @@ def _evaluation(objective: Objective, totals: Totals, scored: dict[str, float], 
 
 
 def _passes(data: Axis, rows: int, micro_batch: int) -> list[list[int]]:
-    """The rows of each pass of this rank; as many passes on every rank, so that some may be empty."""
+    """The rows of each pass of this rank. Every rank has the same number of passes, so some may be empty."""
     own = list(range(data.index, rows, data.size))
     number = math.ceil(math.ceil(rows / data.size) / micro_batch)
     return [own[index * micro_batch : (index + 1) * micro_batch] for index in range(number)]
@@ -90,7 +90,7 @@ def _measure(
 
 
 def _nothing(measured: Any) -> Any:
-    """The sums of a pass that only keeps other ranks company."""
+    """Zero sums, for a pass that only takes part in collectives."""
     empty = {name: torch.zeros_like(value) for name, value in measured.observed.items()}
     return type(measured)({term: torch.zeros_like(loss) for term, loss in measured.losses.items()}, empty)
 
@@ -104,7 +104,7 @@ def _collect(
     *,
     synchronised: bool,
 ) -> list[tuple[int, Any]]:
-    """(row, what the objective collected of it) of this rank's rows."""
+    """(row, value that the objective collected from it) for this rank's rows."""
     found: list[tuple[int, Any]] = []
     inner = getattr(model, "module", model)
     with _evaluating(model):
@@ -121,7 +121,7 @@ def _in_order(by_rank: Sequence[list[tuple[int, Any]]]) -> list[Any]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout."""
+    """Context without gradients and dropout."""
     was_training = model.training
     _set_training(model, False)
     try:
@@ -132,13 +132,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _set_training(model: nn.Module, training: bool) -> None:
-    """DeepSpeed's engine tells the module in it and not itself, and objectives ask the engine."""
+    """Set the mode of the model. DeepSpeed's engine only sets its module's flag, but objectives read the engine's."""
     model.train(training)
     model.training = training
 
 
 class EvaluateHook(Hook):
-    """Measures the held-out rows, and adds what it finds to the step's record."""
+    """Evaluates the held-out rows and adds the metrics to the step's record."""
 
     name = "evaluate"
 

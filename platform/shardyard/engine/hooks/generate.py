@@ -1,4 +1,4 @@
-"""Continuing a prompt."""
+"""Generating the continuation of a prompt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from shardyard.data.chat import chat_prompt
 
-# Of the model's positions, how many of the newest tokens are kept when they are used up: more would be read again at
-# shorter intervals, fewer would be forgotten earlier.
+# When the model's positions are used up, the newest tokens are kept up to this share of the positions: with a larger
+# share, tokens would be read again more often; with a smaller one, they would be dropped earlier.
 KEPT_SHARE = 0.75
 
 
@@ -26,11 +26,11 @@ def generate(
     chat: bool = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """The continuation of a prompt, without the prompt; of an encoder–decoder what it makes of the prompt.
+    """The continuation of a prompt, without the prompt; for an encoder–decoder, its output for the prompt.
 
-    Greedy at temperature 0. With `chat` the prompt is a message, and the text the model's answer to it. The random
-    choice depends on `seed` alone and leaves the generators of dropout as they were. A text that is longer than the
-    model's context goes on from its newest part. `report` hears what of the prompt did not fit.
+    Greedy at temperature 0. With `chat`, the prompt is a message, and the text is the model's answer to it. Sampling
+    depends only on `seed` and does not affect the random state of dropout. If a text exceeds the model's context, it is
+    continued from its newest part. `report` is called with a message if the prompt does not fit.
     """
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     fixed = {"pad_token_id": tokenizer.eos_token_id, "use_cache": True, **sampling}
@@ -53,12 +53,12 @@ def _continue(
     fixed: Mapping[str, object],
     report: Callable[[str], None],
 ) -> list[int]:
-    """The tokens after `ids`, with as much of them in view as the model has positions for."""
+    """The tokens generated after `ids`, conditioned on as many tokens as the model has positions for."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return _generate(model, ids, max_new_tokens, device, fixed)[len(ids) :]
     if len(ids) >= positions:
-        # One position is for what comes.
+        # One position is reserved for the first new token.
         _report_cut(report, len(ids), positions - 1, "first")
     window, continuation = ids[-(positions - 1) :], list[int]()
     while True:
@@ -81,7 +81,7 @@ def _generate(
 
 
 def _ends(model: Any) -> list[int]:
-    """Tokens after which the model writes no more."""
+    """Tokens that end the model's output."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
@@ -91,20 +91,20 @@ def _report_cut(report: Callable[[str], None], tokens: int, fit: int, which: str
 
 
 def _beginning(tokenizer: Any, prompt: str) -> list[int]:
-    """A document begins with the tokenizer's first token, so a prompt does too."""
+    """The tokens of a prompt, which begins with the tokenizer's first token, as documents do."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     return ([start] if start is not None else []) + ids
 
 
 def _question(tokenizer: Any, prompt: str) -> list[int]:
-    """A message in the chat template, which writes the first token itself."""
+    """The tokens of a message in the chat template, which adds the first token itself."""
     ids: list[int] = tokenizer(chat_prompt(tokenizer, prompt), add_special_tokens=False)["input_ids"]
     return ids
 
 
 def _source(model: Any, tokenizer: Any, prompt: str, report: Callable[[str], None]) -> tuple[list[int], int]:
-    """What an encoder reads, cut at its end, which the last token marks; and how much a decoder may write."""
+    """The encoder's tokens, cut to fit and followed by the end token; and the maximum number of decoder tokens."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:

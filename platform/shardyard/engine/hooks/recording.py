@@ -1,4 +1,4 @@
-"""Writing the step's record: one line of metrics.jsonl, where it is due or something was added to it."""
+"""Writing the step's record: one line of metrics.jsonl, if it is due or a hook added metrics to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardyard.tracking.metrics.tracker import Tracker
 
 
 class RecordHook(Hook):
-    """Stands after the hooks that measure and before those that act on what is recorded.
+    """Runs after the hooks that measure and before those that react to recorded metrics.
 
     Args:
         tracker: None on all ranks but the first.
@@ -26,11 +26,11 @@ class RecordHook(Hook):
         self._written: StepRecord | None = None
 
     def wants(self, step: int) -> bool:
-        """Whether a step is recorded whatever hooks add to it."""
+        """Whether a step is recorded even if no hook adds metrics."""
         return step % self._record_every == 0 or step == self._last
 
     def on_step(self, record: StepRecord) -> None:
-        """Write it, unless it is written already."""
+        """Write the record unless it has already been written."""
         if self._tracker is None or record is self._written or not (record.extended or self.wants(record.step)):
             return
         self._written = record

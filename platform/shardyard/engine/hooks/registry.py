@@ -1,4 +1,4 @@
-"""Hooks that a recipe names: from installed packages (entry points `shardyard.hooks`) or by a file."""
+"""Hooks that a recipe names: from installed packages (entry points `shardyard.hooks`) or from a file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from shardyard.suggest import suggestion
 class HookInputs:
     """The inputs of a custom hook.
 
-    model: the module that is trained; under ZeRO-3 each rank holds its part of every weight.
+    model: the trained module; under ZeRO-3 each rank holds a part of every weight.
     mesh: this rank with its device, and the axes to sum or gather along.
-    events: where it reports; only rank 0's events reach the run folder.
+    events: the log to which it reports; only rank 0's events reach the run folder.
     """
 
     recipe: Recipe
@@ -44,10 +44,10 @@ def outside_hooks(inputs: HookInputs, taken: Iterable[str]) -> list[Hook]:
     """The hooks of the recipe's section `hooks`, in its order.
 
     Args:
-        taken: names of the hooks that the run has already.
+        taken: names of the run's other hooks.
 
     Raises:
-        UsageError: one cannot be imported or made, or its name is taken.
+        UsageError: a hook cannot be imported or created, or its name is taken.
     """
     names, made = set(taken), list[Hook]()
     for chosen in inputs.recipe.hooks:

@@ -15,7 +15,7 @@ from shardyard.tracking.run.events import Notice
 
 
 class SampleHook(Hook):
-    """Continues the recipe's prompts, on all ranks alike: under ZeRO-3 each pass is a collective."""
+    """Continues the recipe's prompts on all ranks in the same way: under ZeRO-3 each pass is a collective."""
 
     name = "sample"
     reads_metrics = False
@@ -57,7 +57,7 @@ class SampleHook(Hook):
             self._engine.train()
 
     def _report(self, text: str) -> None:
-        """Each once, and not at every evaluation."""
+        """Report each text only once, not each time the prompts are continued."""
         if text not in self._reported:
             self._reported.add(text)
             self._events.event(Notice(text=f"sample.prompts: {text}"))

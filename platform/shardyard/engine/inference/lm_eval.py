@@ -23,18 +23,18 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.tracking.run.folder import RunFolder, typed
 
-# A `dataset_path` that names a dataset instead of one of the hub.
+# A `dataset_path` with this prefix names a Shardyard dataset instead of one of the hub.
 DATASET_PREFIX = "shardyard:"
 
 
 def measure_run(
     folder: RunFolder, tasks: Sequence[str], *, step: int | None = None, limit: int | None = None, trust: bool = False
 ) -> dict[str, dict[str, float]]:
-    """`run_tasks` on the final model of a run, or on that of a checkpoint.
+    """`run_tasks` on the final model of a run or the model of a checkpoint.
 
     Raises:
-        UsageError: lm-eval is not installed, a task is not there, or the model is no causal language model.
-        RunFolderError, CheckpointError: there is no such model.
+        UsageError: lm-eval is not installed, a task does not exist, or the model is not a causal language model.
+        RunFolderError, CheckpointError: the model does not exist.
     """
     recipe = recipe_of(folder, trust=trust)
     objective = recipe.objective
@@ -59,15 +59,15 @@ def run_tasks(
 
     Args:
         model: folder that `AutoModelForCausalLM` loads.
-        tasks: names of tasks that lm-eval has, or paths of task files (YAML); a file may read a dataset by
+        tasks: names of lm-eval's tasks, or paths of task files (YAML); a file may read a dataset with
             `dataset_path: shardyard:NAME`.
-        limit: documents of each task.
+        limit: maximum number of documents of each task.
         trust: load model files that may execute code.
 
     Raises:
-        UsageError: lm-eval is not installed, or a task is not there or is not a task.
+        UsageError: lm-eval is not installed, or a task does not exist or is invalid.
         CheckpointError: the model holds more than tensors.
-        DataError: a dataset is not there.
+        DataError: a dataset does not exist.
     """
     try:
         import lm_eval
@@ -76,7 +76,7 @@ def run_tasks(
         raise UsageError(f"lm-eval is not installed; `{install_command('eval')}` adds it.") from error
     configs = [_task(task) for task in tasks]
     datasets.disable_progress_bars()
-    # It prints progress, and warnings that do not apply to a local folder.
+    # lm-eval prints progress, and warnings that do not apply to a local folder.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with quiet[0], quiet[1], only_tensors(trust=trust):

@@ -1,4 +1,4 @@
-"""A trained model, from a run's final/ or one of its checkpoints, in one process and without DeepSpeed's engine."""
+"""Loading a trained model from a run's final/ or a checkpoint, in one process and without DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Trained:
         seed: int,
         report: Callable[[str], None] = lambda text: None,
     ) -> list[str]:
-        """The continuation of each prompt; greedy at temperature 0. `report` hears what of a prompt did not fit.
+        """The continuation of each prompt; greedy at temperature 0. `report` gets a message if a prompt does not fit.
 
         Raises:
-            UsageError: the objective gives no model that continues text.
+            UsageError: a model trained for this objective does not continue text.
         """
         if not objective_spec(self.recipe.objective).generates:
             raise UsageError(
@@ -98,14 +98,14 @@ class Trained:
 
 
 def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = False) -> Trained:
-    """The final model of a run; with `step`, or while there is none, that of a checkpoint.
+    """The final model of a run; the model of a checkpoint if `step` is given or no final model exists yet.
 
     Args:
-        trust: load model files that may execute code, or that the recipe names.
+        trust: load model files that may execute code, and code that the recipe names.
 
     Raises:
-        UsageError: the recipe names code, and is not trusted.
-        RunFolderError: the run has neither.
+        UsageError: the recipe names code and is not trusted.
+        RunFolderError: the run has neither a final model nor a checkpoint.
         CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
     final = folder.path / "final"
@@ -123,7 +123,7 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
     tokenizer = load_tokenizer(str(path)) if objective_spec(recipe.objective).text else None
     if recipe.model.module is not None:
         return Trained(recipe, _module_from_folder(recipe, path).to(device).eval(), tokenizer, device)
-    # The precision that was saved is the one it was trained in; another would measure another model.
+    # The model was trained in the saved precision; in another precision, another model would be measured.
     with only_tensors(trust=trust):
         model = auto_class(recipe.objective).from_pretrained(
             path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
@@ -132,7 +132,7 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
 
 
 def _module_from_folder(recipe: Recipe, path: Path) -> Any:
-    """A module of the recipe's code with the weights of a folder, in their precision."""
+    """The custom module of a recipe with the weights of a folder, in their precision."""
     config = read_config(path)
     if config is None:
         raise RunFolderError(f"{path} has no module weights, which `shardyard export RUN` writes.")
@@ -148,14 +148,14 @@ def _module_from_folder(recipe: Recipe, path: Path) -> Any:
 
 
 def recipe_of(folder: RunFolder, *, trust: bool) -> Recipe:
-    """The recipe that a run resolved to. It was checked when the run started; its data need not exist here.
+    """The resolved recipe of a run. It was checked when the run started; its data need not exist here.
 
     Args:
-        trust: it may name code, which whatever is made from it executes.
+        trust: accept a recipe that names code, which is executed when components are created from the recipe.
 
     Raises:
-        RunFolderError, RecipeError: it cannot be read.
-        UsageError: it names code, and is not trusted.
+        RunFolderError, RecipeError: the recipe cannot be read.
+        UsageError: the recipe names code and is not trusted.
     """
     try:
         fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
@@ -173,12 +173,12 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
     """Write a checkpoint (the newest, or that of `step`) as a model folder.
 
     Args:
-        trust: execute code that the files of the checkpoint may hold, or that the recipe names.
+        trust: execute code in the files of the checkpoint, and code that the recipe names.
 
     Raises:
-        UsageError: the recipe names code, and is not trusted.
-        RunFolderError: there is no such checkpoint.
-        CheckpointError: it is damaged, or holds more than tensors.
+        UsageError: the recipe names code and is not trusted.
+        RunFolderError: the checkpoint does not exist.
+        CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
     checkpoint = _pick(folder, step)
     recipe = recipe_of(folder, trust=trust)

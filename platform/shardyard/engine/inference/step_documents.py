@@ -1,7 +1,7 @@
 """The documents behind a step: the rows of its global batch, reproduced from the recipe and the run folder.
 
-The order of data is a function of recipe, tokenizer, seed and step, so nothing has to be recorded while training. Rows
-are made from the newest checkpoint before the step on, which holds the state of every stream.
+The order of data is a function of recipe, tokenizer, seed and step, so training does not record it. Rows are produced
+starting from the newest checkpoint before the step, which holds the state of every stream.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _KEPT_WINDOWS = 8
 
 
 class DocumentPart(TypedDict):
-    """One document, or the part of it that lies in a row.
+    """One document, or the part of it in a row.
 
-    `row` counts from 0 in the global batch, `rank` is the data-parallel rank that trained on it. `document` says
-    where in its stream it stands; epochs, windows and documents count from 0. `tokens` is None for what has none.
+    `row` counts from 0 in the global batch, `rank` is the data-parallel rank that trained on it. `document` is the
+    position in its stream; epochs, windows and documents count from 0. `tokens` is None for rows without tokens.
     """
 
     source: str
@@ -57,7 +57,7 @@ class DocumentPart(TypedDict):
 
 
 class StepDocuments(TypedDict):
-    """`rows`: how many the global batch has. `problem`: that the data has changed since the run was trained."""
+    """`rows`: number of rows in the global batch. `problem`: how the data has changed since training, or None."""
 
     step: int
     rows: int
@@ -68,14 +68,14 @@ class StepDocuments(TypedDict):
 def documents_of_step(
     folder: RunFolder, step: int, most_rows: int = 64, *, only_from: Sequence[Path] | None = None
 ) -> StepDocuments:
-    """`step`, `rows` of its global batch, `documents` of the first `most_rows` of them, and `problem` or None.
+    """`step`, the number of `rows` in its global batch, `documents` of the first `most_rows` rows, `problem` or None.
 
-    A `problem` beside documents says that the data has changed since the run was trained. `only_from` names folders
-    beside which nothing is read; None where the person trusts the run.
+    A `problem` states that the data has changed since the run was trained. If `only_from` is given, data is read only
+    from these folders and Shardyard's own; None if the user trusts the run.
 
     Raises:
-        UsageError: the run has no such step, or names what lies elsewhere.
-        ShardyardError: recipe, tokenizer or data are not there any more, or cannot be read.
+        UsageError: the run has no such step, or refers to data elsewhere.
+        ShardyardError: recipe, tokenizer or data no longer exist or cannot be read.
     """
     recipe, info = recipe_of(folder, trust=True), folder.info()
     last = info.total_steps or recipe.train.steps
@@ -112,7 +112,7 @@ def documents_of_step(
 
 @dataclass(frozen=True)
 class _RowOrigin:
-    """A row, where its stream stood before it, and the windows that its documents come from."""
+    """A row, the position of its stream before it, and the windows that its documents come from."""
 
     row: Row
     source: int
@@ -122,7 +122,7 @@ class _RowOrigin:
 
 
 class _Seen:
-    """Windows of a stream that remember how many documents the newest of them held."""
+    """Windows of a stream; stores the number of documents in the most recent ones."""
 
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
@@ -141,7 +141,7 @@ class _Seen:
 
 
 class _Maker:
-    """Rows of a run, made again."""
+    """Reproduces rows of a run."""
 
     def __init__(self, recipe: Recipe, components: Components, streams: int) -> None:
         data, spec = recipe.data, objective_spec(recipe.objective)
@@ -161,7 +161,7 @@ class _Maker:
         )
 
     def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _RowOrigin]]:
-        """The rows with these numbers in the order of the run; streams that none of them needs are left alone."""
+        """The rows with these numbers, in the order of the run; streams that they do not need are not opened."""
         retry, streams = Retry(), dict[int, Stream]()
         try:
             for number in numbers:
@@ -176,13 +176,13 @@ class _Maker:
                 stream.close()
 
     def parts(self, made: _RowOrigin, *, row_number: int, rank: int) -> Iterator[DocumentPart]:
-        """The documents of a row, in their order."""
+        """The documents of a row, in order."""
         source, row = self._sources[made.source].name, made.row
         if not isinstance(made.stream, TokenStream):
             tokens = len(row["input_ids"]) if "input_ids" in row else None
             yield _document_part(source, made.before, rank, row_number, self._described(row), tokens)
             return
-        ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is a target alone
+        ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is only a target
         separator = made.stream._encoder.separator
         starts = [0, *(np.flatnonzero(ids[1:-1] == separator) + 1).tolist(), len(ids) - 1]
         at = made.before
@@ -191,7 +191,7 @@ class _Maker:
             at = _after(at, made.windows.lengths)
 
     def changed_since(self, stored: Mapping[str, Any]) -> str | None:
-        """What differs from the data that the run was trained on; None where nothing does, or it is not known."""
+        """How the data differs from that of the training; None if nothing differs or this is unknown."""
         if not stored:
             return None
         now = [source.fingerprint for source in self._sources]
@@ -209,7 +209,7 @@ class _Maker:
         return f"{', '.join(changed)} is not what it was when the run was trained: it may have seen other rows."
 
     def _described(self, row: Row) -> str:
-        """The tokens of a row as text, and what else is in it in words."""
+        """The tokens of a row as text, followed by a description of its other contents."""
         texts: list[str] = []
         others: list[str] = []
         readable = self._tokenizer is not None
@@ -233,7 +233,7 @@ class _Maker:
 
 
 def _row(stream: Stream, position: int) -> _RowOrigin:
-    """Row `position` of a stream; what is before it is made and forgotten."""
+    """Row `position` of a stream; earlier rows are produced and discarded."""
     while True:
         number, before = stream.num_rows, [rows.position for rows in stream.by_source]
         made = stream.next_row()
@@ -245,7 +245,7 @@ def _row(stream: Stream, position: int) -> _RowOrigin:
 
 
 def _after(at: Position, lengths: dict[tuple[int, int], int]) -> Position:
-    """Where the next document stands."""
+    """The position of the next document."""
     if at.document + 1 < lengths.get((at.epoch, at.window), 1 << 62):
         return Position(at.epoch, at.window, at.cursor, at.document + 1)
     following = (at.epoch, at.window + 1)
@@ -259,7 +259,7 @@ def _document_part(source: str, at: Position, rank: int, row: int, text: str, to
 
 
 def _nearest_state(folder: RunFolder, step: int) -> StreamStates | None:
-    """The states of all streams after the newest step up to `step` that has a checkpoint; None: from the beginning."""
+    """The states of all streams from the newest checkpoint up to `step`; None if there is none."""
     found: list[tuple[int, Path]] = [
         (int(path.name.removeprefix("step-")), path) for path in committed_checkpoints(folder.checkpoints)
     ]

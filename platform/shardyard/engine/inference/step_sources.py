@@ -1,6 +1,6 @@
-"""Restricting what is read for an untrusted run: Shardyard's own data, and given folders.
+"""Restricting the data that is read for an untrusted run to Shardyard's own data and given folders.
 
-The recipe of a run that came from elsewhere can name any file or address. Whoever looks at it has not chosen them.
+The recipe of a run from elsewhere can name any file or address, which the user who inspects the run has not chosen.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _REACHES_OUT = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", 
 
 
 def check_sources(recipe: Recipe, folders: Sequence[Path], command: str = "shardyard data rows") -> None:
-    """Pass if data, tokenizer and configuration are Shardyard's own or lie in these folders; links are followed first.
+    """Check that data, tokenizer and configuration are Shardyard's own or in these folders, after following links.
 
     Args:
-        command: what reads them all the same, for a person who trusts the run.
+        command: the command that reads them anyway, for a user who trusts the run.
 
     Raises:
-        UsageError: one is an address, a data set of the hub, or a file elsewhere.
+        UsageError: one of them is an address, a data set of the hub, or a file elsewhere.
     """
     within = _within([*folders, data_root()])
     for field, message in _findings(recipe, within):
@@ -41,7 +41,7 @@ def check_sources(recipe: Recipe, folders: Sequence[Path], command: str = "shard
 
 
 def refuse_network() -> None:
-    """From now on this process reaches no other one by the network, whichever library wants to."""
+    """Block all further network connections of this process, from any library."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in _REACHES_OUT:
@@ -59,7 +59,7 @@ def _findings(recipe: Recipe, within: Callable[[Path], bool]) -> Iterator[tuple[
     spec = find_tokenizer_spec(recipe.tokenizer)
     named = {"tokenizer": None if spec else recipe.tokenizer, "model.pretrained": recipe.model.pretrained}
     for field, name in named.items():
-        # What else a name stands for is looked for in the hub's cache on this machine.
+        # Other names are looked up in the hub's cache on this machine.
         if name is not None and _is_path(name) and not within(Path(name)):
             yield field, f"is {name}, which lies elsewhere"
 
@@ -69,7 +69,7 @@ def _data_problem(path: str, within: Callable[[Path], bool]) -> str | None:
         return f"is the address {path}"
     if not _is_path(path):
         return f"is {path}, a data set of the hub"
-    # The part before the first wildcard is looked at before anything is listed.
+    # The part before the first wildcard is checked before any folder is listed.
     if not within(_before_magic(path)) or not all(within(Path(found)) for found in _matches(path)):
         return f"is {path}, which lies elsewhere"
     return None

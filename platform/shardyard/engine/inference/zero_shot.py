@@ -1,6 +1,6 @@
-"""Zero-shot classification: an image is of the class whose name is nearest to it (Radford et al. 2021, section 3.1).
+"""Zero-shot classification: assigns an image to the class with the nearest name (Radford et al. 2021, section 3.1).
 
-Legend: N = held-out images, C = classes, D = size of an embedding.
+N: held-out images, C: classes, D: size of an embedding
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ NAME = "{}"
 def measure_zero_shot(
     trained: Trained, column: str, templates: Sequence[str] = (NAME,), rows: int | None = None
 ) -> dict[str, object]:
-    """How often the class of a held-out image is found by its name alone.
+    """The accuracy of classifying held-out images by the names of the classes.
 
     Args:
-        column: of the run's validation sources; its texts are the names of the classes.
-        templates: sentences with `{}` for the name; a class is the mean of their embeddings.
-        rows: images; by default the recipe's.
+        column: column of the run's validation sources with the names of the classes.
+        templates: sentences with `{}` for the name; a class is represented by the mean of their embeddings.
+        rows: number of images; the recipe's by default.
 
     Returns:
-        `zero_shot_accuracy`, what guessing gives (`chance`, `most_frequent_class`), `classes`, `rows`.
+        `zero_shot_accuracy`, baselines of guessing (`chance`, `most_frequent_class`), `classes`, `rows`.
 
     Raises:
-        UsageError: the model has no common space of images and texts, or a template has no place for the name.
-        DataError: the column is not there, or holds one class only.
+        UsageError: the model has no common embedding space of images and texts, or a template has no `{}`.
+        DataError: the column does not exist, or holds only one class.
     """
     recipe = trained.recipe
     if not objective_spec(recipe.objective).zero_shot:
@@ -52,7 +52,7 @@ def measure_zero_shot(
     for template in templates:
         if template.count(NAME) != 1:
             raise UsageError(f"--prompt {template!r} needs one {NAME} where the name of a class goes.")
-    # A class is read in the place of the caption, so its rows hold images and the names of their classes.
+    # The class column replaces the caption, so the rows hold images and the names of their classes.
     update = {"validation": [_captioned_by(source, column) for source in validation_sources(recipe.data)]}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
     components = make_components(recipe, tokenizer=trained.tokenizer, config=trained.model.config)
@@ -85,7 +85,7 @@ def _class_texts(
     classes: Sequence[tuple[int, ...]],
     templates: Sequence[str],
 ) -> Tensor:
-    """[C, D]: for each class the mean over templates."""
+    """Embeddings of the classes [C, D], each the mean over templates."""
     image, by_template = held.rows[0]["pixel_values"], []
     for template in templates:
         rows: list[Row] = []
@@ -101,7 +101,7 @@ def _class_texts(
 
 
 def _embeddings(trained: Trained, components: Components, held: HeldOut, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Of images and of texts, [N, D] each, of length 1."""
+    """Embeddings of images and of texts, [N, D] each, of length 1."""
     size = trained.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
     pairs: list[Any] = []
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The driver of a submitted job: one attempt, with the plan that was submitted. Started by the job's entry point."""
+"""The driver of a submitted job: one attempt, with the submitted plan. Started by the job's entry point."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from shardyard.tracking.run.provenance import collect
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out one attempt: `SPEC RUN_FOLDER`; returns its exit code."""
+    """Run one attempt with the arguments `SPEC RUN_FOLDER`; returns its exit code."""
     # Before training there is nothing to save, so Ctrl-C ends the process, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
 
 
-# Sections that change neither the sizes of the model nor where it trains.
+# Sections that affect neither the model's sizes nor its devices.
 _WITHOUT_SIZE = frozenset(("train", "optimizer", "schedule", "checkpoint", "evaluate", "sample", "tracking", "job"))
 
 
@@ -55,7 +55,7 @@ def attempt(spec_path: Path, folder: RunFolder, signals: StopSignals) -> int:
         ShardyardError: the run failed.
     """
     with Lease.take(folder, report=note) as lease:
-        # A stop request of an earlier attempt; the entry point repeats it if it still holds.
+        # A stop request to an earlier attempt; the entry point repeats it if it is still valid.
         folder.clear_stop()
         signals.attach(folder)
         return _attempt(spec_path, folder, signals, lease)
@@ -81,7 +81,7 @@ def _attempt(spec_path: Path, folder: RunFolder, signals: StopSignals, lease: Le
 
 
 def names_weights(recipe: Recipe) -> bool:
-    """Whether a recipe starts from weights or a tokenizer that have to be found where it runs."""
+    """Whether a recipe starts from weights or a tokenizer that must be located on the host where it runs."""
     teacher = recipe.distillation.teacher if recipe.distillation is not None else None
     return recipe.model.pretrained is not None or teacher is not None or os.sep in (recipe.tokenizer or "")
 

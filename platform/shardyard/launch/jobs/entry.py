@@ -49,7 +49,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Stop:
-    """The stop signal: SIGINT comes from a person, SIGTERM from the scheduler. The first one counts."""
+    """The received stop signal: SIGINT from a person or SIGTERM from the scheduler. The first one counts."""
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
@@ -113,10 +113,10 @@ def _spec_of_recipe(options: argparse.Namespace) -> Path:
 
 
 def run_folder(spec: JobSpec) -> RunFolder:
-    """The run folder of a job: a new one, or the one that an earlier start of the job made.
+    """The run folder of a job: a new one, or the one from an earlier start of the job.
 
     Raises:
-        RunFolderError: it cannot be made.
+        RunFolderError: it cannot be created.
     """
     runs_dir, run_id = Path(spec["runs_dir"]).expanduser(), spec["run_id"]
     if (runs_dir / run_id / "run.json").is_file():
@@ -250,9 +250,9 @@ def _attempt(
 
 
 def _driver_environment(spec: JobSpec) -> dict[str, str]:
-    """The environment without the job's runtime environment, which ranks only need for its files.
+    """The environment without the job's runtime environment, which ranks need only for files.
 
-    Ray has idle worker processes, but would start new ones for each job with another runtime environment.
+    Ray keeps idle worker processes, but would start new ones for each job with a different runtime environment.
     """
     environment = dict(os.environ)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment:
@@ -264,7 +264,7 @@ def _driver_environment(spec: JobSpec) -> dict[str, str]:
 
 
 def _settle(folder: RunFolder, code: int) -> None:
-    """A killed driver leaves a run in the state `running`; set the final state."""
+    """Set the final state of a run that a killed driver left in the state `running`."""
     if folder.state in ("pending", "running"):
         states = {EXIT_INTERRUPTED: "interrupted", EXIT_TIMEOUT: "interrupted", EXIT_PREEMPTED: "preempted"}
         folder.update(state=states.get(code, "failed"))
@@ -278,7 +278,7 @@ def _insist(folder: RunFolder, reason: StopReason) -> None:
 
 
 def _end_with_parent() -> None:
-    """Linux: the driver never outlives the entry point."""
+    """End the driver with the entry point, on Linux."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,6 +1,6 @@
-"""The files of a folder that are uploaded with a job: no secrets, runs or caches, and no links to outside.
+"""The files of a folder that are uploaded with a job: no secrets, runs, caches or links to outside.
 
-Patterns are those of .gitignore. The built-in ones come first, then a .gitignore outside of a repository, then
+Patterns have the syntax of .gitignore. Built-in patterns come first, then .gitignore if not in a repository, then
 .shardyardignore; the last match decides, and a leading `!` includes a name again.
 """
 
@@ -52,12 +52,12 @@ class Selection:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files together."""
+        """Total size of the files."""
         return sum(size for _, size in self.files)
 
 
 def select(folder: Path, never: Iterable[Path] = ()) -> Selection:
-    """The files below a folder to upload. In a git repository, files that git ignores are skipped.
+    """Select the files of a folder to upload. In a git repository, files that git ignores are skipped.
 
     Args:
         never: files and folders that are always excluded, such as the runs folder.
@@ -74,7 +74,7 @@ def select(folder: Path, never: Iterable[Path] = ()) -> Selection:
 
 
 def rules_of(folder: Path, *, in_repository: bool) -> list[Rule]:
-    """The rules for a folder, in their order."""
+    """The rules for a folder, in order."""
     lines = [*SECRETS, *CLUTTER]
     for name in (IGNORE_FILE,) if in_repository else (".gitignore", IGNORE_FILE):
         if (folder / name).is_file():
@@ -86,7 +86,7 @@ def rule_of(line: str) -> Rule | None:
     """A line of an ignore file: a pattern with `*`, `?`, `[…]` and `**`; None for comments and empty lines.
 
     Raises:
-        UsageError: it is not a pattern.
+        UsageError: the line is not a valid pattern.
     """
     text = line.rstrip()
     if not text or text.startswith("#"):
@@ -94,7 +94,7 @@ def rule_of(line: str) -> Rule | None:
     takes_back = text.startswith("!")
     text = text[1:] if takes_back or text.startswith("\\") else text
     folders_only, body = text.endswith("/"), text.strip("/")
-    # A pattern with a slash (except a trailing one) is relative to the folder; others match on every level.
+    # A pattern with a slash (except a trailing one) is relative to the folder; others match at every level.
     anchored = "/" in text.rstrip("/")
     prefix = "" if anchored else "(?:.*/)?"
     try:
@@ -147,7 +147,7 @@ class _Chooser:
                 self.files.append((path, path.stat().st_size))
 
     def _stays(self, path: Path, *, folder: bool = False) -> str | None:
-        """Why a file is excluded: its own name, or that of a folder around it, which is then reported instead."""
+        """Why a file is excluded, by its name or that of a parent folder, which is then reported instead; else None."""
         parts = path.relative_to(self._folder).parts
         for count in range(1, len(parts) + 1):
             is_folder = folder or count < len(parts)
@@ -187,7 +187,7 @@ class _Chooser:
 
 
 def holds_private_key(path: Path) -> bool:
-    """Whether a file begins like a private key."""
+    """Whether a file has the header of a private key."""
     with path.open("rb") as file:
         return _PRIVATE_KEY.search(file.read(_LOOKED_AT_BYTES)) is not None
 

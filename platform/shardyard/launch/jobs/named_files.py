@@ -1,4 +1,4 @@
-"""Files that a recipe names by relative path, and whether a job will find them."""
+"""Files that a recipe names by relative path, and the check that a job will find them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shardyard.errors import UsageError
 from shardyard.launch.jobs.files import select
 from shardyard.recipe.schema import Recipe
 
-# How a job sees files that a recipe names by relative path: they `travel` with it (--working-dir), its nodes `share`
-# the folder of submission, or it sees `none` of them.
+# How a job accesses files that a recipe names by relative path: they `travel` with it (--working-dir), its nodes
+# `share` the folder of submission, or it sees `none` of them.
 Files = Literal["travel", "share", "none"]
 _FIELDS = ("path", "tokenizer", "pretrained", "teacher")
 
@@ -25,7 +25,7 @@ def refuse_unseen_files(recipe: Recipe, files: Files, working_dir: Path | None) 
         files: see `Files`.
 
     Raises:
-        UsageError: one does not.
+        UsageError: one of them matches none.
     """
     for field, pattern in relative_files(recipe):
         if files == "none":
@@ -54,19 +54,19 @@ def refuse_unseen_files(recipe: Recipe, files: Files, working_dir: Path | None) 
 
 
 def relative_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Fields with a relative path, or a pattern, of files that are here."""
+    """Fields with the relative path, or a pattern, of existing local files."""
     for field, value in _texts(recipe.model_dump(), ""):
         leaf = field.rpartition(".")[2]
         if leaf not in _FIELDS or Path(value).is_absolute():
             continue
-        # A name without a slash or a suffix, such as `bytes`, is not a path even where a file is called so.
+        # A name without a slash or a suffix, such as `bytes`, is not a path even if a file has that name.
         is_path = "/" in value or bool(Path(value).suffix) or glob.has_magic(value)
         if is_path and glob.glob(value, recursive=True):
             yield field, value
 
 
 def _travels(folder: Path, found: list[Path]) -> bool:
-    """Whether one of these, or something in it, is packed."""
+    """Whether one of these files, or a file in one of these folders, is packed."""
     wanted = [Path(os.path.normpath(folder / path)) for path in found]
     packed = {path for path, _ in select(folder, ()).files}
     return any(path in packed or any(path in other.parents for other in packed) for path in wanted)

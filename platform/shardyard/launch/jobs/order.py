@@ -1,9 +1,9 @@
-"""The order of the jobs of a Ray cluster: the submission times of jobs, and the jobs that come first.
+"""The order of the jobs of a Ray cluster: submission times, and the jobs that come before a new one.
 
-Ray starts drivers at once, and whichever process is up first would be first in the queue. So the submitter asks Ray's
-Jobs API for the jobs that have not ended, dates the new one after them, whatever the clocks of two hosts say, and
-passes their ids to it. The entry point lets these join the queue first. A job that has joined holds a locked record
-beside the queue slots as long as it lives. Only the standard library is imported.
+Ray starts drivers at once, so the fastest process would be first in the queue. The submitter therefore gets the unended
+jobs from Ray's Jobs API, gives the new job a later time even if the clocks of two hosts differ, and passes their ids to
+it. The entry point lets these jobs join the queue first. A job that has joined holds a locked record beside the queue
+slots until it ends. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# An earlier job that has not joined by then, for instance because its environment is still installed, or because it
-# could not be started at all, is not waited for any longer.
+# The time limit for earlier jobs to join. One may never join, for example because its environment is still being
+# installed or it failed to start.
 STARTING_SECONDS = 30.0
 POLL_SECONDS = 0.1
-# Records of jobs that have ended are of use to jobs that were submitted while they still ran.
+# Records of ended jobs are needed by jobs that were submitted before they ended.
 KEPT_SECONDS = 24 * 3600.0
-# Two jobs never count as submitted at the same time; queue slots are named by milliseconds.
+# The minimum difference of two submission times; queue slots are named by milliseconds.
 _APART_SECONDS = 0.002
 _RECORDS = ".joined"
 
 
 @dataclass(frozen=True)
 class Position:
-    """submitted: seconds since 1970, by which the queue sorts. after: ids of the jobs that come before."""
+    """A position in the queue. submitted: seconds since 1970, the sort key. after: ids of the jobs before it."""
 
     submitted: float
     after: tuple[str, ...] = ()
 
 
 def position_after(jobs: Mapping[str, float], now: float | None = None) -> Position:
-    """The position of a job that is submitted now.
+    """The position of a job submitted now.
 
     Args:
-        jobs: when each job counts as submitted that has not ended, by id.
+        jobs: submission times of the unended jobs, by id.
         now: seconds since 1970, by the clock of this host.
     """
     moment = time.time() if now is None else now
@@ -47,11 +47,11 @@ def position_after(jobs: Mapping[str, float], now: float | None = None) -> Posit
 
 
 def join(queue: Path, job: str) -> None:
-    """Leave a record that this job has a place in the queue. This process keeps it locked for as long as it lives, and
-    those that it starts do not inherit it.
+    """Write a record that this job has joined the queue. This process keeps it locked until it ends; children do not
+    inherit the lock.
 
     Raises:
-        OSError: the folder of the queue cannot be written.
+        OSError: the queue folder is not writable.
     """
     folder = queue / _RECORDS
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def join(queue: Path, job: str) -> None:
 
 
 def wait_for_earlier(queue: Path, after: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> None:
-    """Wait until each of these jobs has joined the queue, or is late."""
+    """Wait until each of these jobs has joined the queue, or the time limit is over."""
     deadline = time.monotonic() + STARTING_SECONDS
     while not stopped() and time.monotonic() < deadline:
         if all((queue / _RECORDS / job).exists() for job in after):

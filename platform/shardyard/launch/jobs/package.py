@@ -28,12 +28,12 @@ def package(
     folder: Path | None,
     limit: int = REQUEST_LIMIT_BYTES,
 ) -> tuple[str, bytes]:
-    """Name and bytes of a zip file with the job's file, and with the selected files of `folder`, if there is one.
+    """Name and bytes of a zip file with the job file, and with the selected files of `folder`, if given.
 
-    The name follows from the content, as Ray has it.
+    The name is derived from the content, as Ray does.
 
     Raises:
-        UsageError: it is larger than Ray's limit.
+        UsageError: the package is larger than Ray's limit.
     """
     content = io.BytesIO()
     found = selection.files if selection is not None else ()
@@ -51,7 +51,7 @@ def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_B
     """The selected and excluded files of a folder.
 
     Raises:
-        UsageError: there is no such folder, it cannot be read, or its files are together larger than `limit`.
+        UsageError: the folder does not exist or cannot be read, or the total size of its files exceeds `limit`.
     """
     if not folder.is_dir():
         raise UsageError(f"--working-dir {folder} is not a folder.")
@@ -59,7 +59,7 @@ def checked_files(folder: Path, never: Iterable[Path] = (), limit: int = LIMIT_B
         found = select(folder, never)
     except OSError as error:
         raise UsageError(f"--working-dir {folder} cannot be read: {error.filename}: {error.strerror}.") from error
-    # The file of another job; this job's own takes its place.
+    # The job file of another job; this job's file replaces it.
     found = replace(found, files=tuple(file for file in found.files if file[0] != folder / SPEC_NAME))
     if found.num_bytes > limit:
         raise _too_large(folder, found, format_bytes(found.num_bytes), limit)

@@ -1,4 +1,4 @@
-"""The decision after an attempt of a job: pure, and the same under every scheduler."""
+"""The decision after an attempt of a job. Pure, and the same under every scheduler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Again:
 
 @dataclass(frozen=True)
 class End:
-    """End the job with this exit code; `reason` is for the log, and empty if the code is enough."""
+    """End the job with this exit code; `reason` is for the log, empty if the code is sufficient."""
 
     exit_code: int
     reason: str = ""
@@ -42,8 +42,8 @@ def decide(exit_code: int, policy: Policy, *, retries: int, stopped: bool) -> Ag
     Success, an invalid recipe and an interrupt by a person always end the job.
 
     Args:
-        exit_code: of the attempt; negative where a signal ended its process, which counts as a failed run.
-        policy: as `spec.policy_of` makes it.
+        exit_code: of the attempt; negative if a signal ended its process, which counts as a failed run.
+        policy: from `spec.policy_of`.
         retries: the number of automatic retries so far.
         stopped: whether a person or the scheduler stopped the job itself; then it is not retried.
     """

@@ -13,14 +13,14 @@ from shardyard.tracking.files import decode, encode
 from shardyard.tracking.run import reading
 from shardyard.tracking.run.waiting import Wait
 
-# Of the records; it grows when a key that readers know changes its meaning.
+# Version of the records; incremented when an existing key changes its meaning.
 FORMAT = 1
 _MARK = "@progress "
 
 
 @dataclass(frozen=True)
 class JobProgress:
-    """step: the last one, 0 before the first. loss: the training loss at that step. waiting: what the job waits for."""
+    """A progress record. step: the last one, 0 before the first. loss: at that step. waiting: reason of the wait."""
 
     step: int = 0
     total_steps: int | None = None
@@ -28,18 +28,18 @@ class JobProgress:
     waiting: Wait | None = None
 
     def as_json(self) -> dict[str, object]:
-        """What is known."""
+        """The known values."""
         waiting = None if self.waiting is None else self.waiting.as_json()
         known = {"step": self.step, "total_steps": self.total_steps, "loss": self.loss, "waiting": waiting}
         return {name: value for name, value in known.items() if value is not None}
 
     def to_line(self) -> str:
-        """A line of the log, without its end."""
+        """The record as a line of the log, without newline."""
         return _MARK + encode({"format": FORMAT, **self.as_json()})
 
 
 def newest_progress(log: str) -> JobProgress | None:
-    """The last record in a log; None without one that this version reads."""
+    """The last record in a log; None if there is none that this version can read."""
     for line in reversed(log.splitlines()):
         if is_record(line):
             return _read(line.removeprefix(_MARK))
@@ -47,7 +47,7 @@ def newest_progress(log: str) -> JobProgress | None:
 
 
 def is_record(line: str) -> bool:
-    """Whether a line of a log is such a record."""
+    """Whether a line of a log is a progress record."""
     return line.startswith(_MARK)
 
 
@@ -61,7 +61,7 @@ def without_records(pieces: Iterable[str]) -> Iterator[str]:
             if begun or not is_record(line):
                 shown += f"{line}\n"
             begun = False
-        # The beginning of a line is held back only while it may be a record.
+        # The beginning of a line is buffered only while it may be a record.
         begun = begun or not (_MARK.startswith(rest) or is_record(rest))
         shown, held = (shown + rest, "") if begun else (shown, rest)
         if shown:

@@ -1,9 +1,9 @@
 """Passing variables of the submitter, such as WANDB_API_KEY, to a job without exposing them.
 
-Ray shows a job's `runtime_env`, metadata and entry point to everyone who may list jobs, and logs them. The variables
-are therefore stored in the head's memory under a random name, which only a holder of the cluster's token can read. The
-entry point fetches and removes them, and they stay in memory: as environment of the driver, and as a Ray object for the
-ranks. Ray drops unclaimed ones after ten minutes.
+Ray logs a job's `runtime_env`, metadata and entry point, and shows them to everyone who may list jobs. The variables
+are therefore stored in the head's memory under a random name, readable only with the cluster's token. The entry point
+fetches and removes them, and they stay in memory: as environment of the driver, and as a Ray object for the ranks. Ray
+deletes unclaimed ones after ten minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CARRIED_VARIABLE = "SHARDYARD_CARRIED"
 PREFIXES = ("WANDB_", "AWS_")
 NAMES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"})
-# Variables about the submitter's own machine.
+# Variables that concern only the submitter's machine.
 STAYS = frozenset(
     {"WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_SERVICE"}
     | {"WANDB_RUN_ID", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE"}
@@ -45,7 +45,7 @@ def to_carry(environment: Mapping[str, str], recipe: Recipe | None = None) -> di
 
 
 def of_recipe(recipe: Recipe) -> frozenset[str]:
-    """The variables that are filled into URLs of a recipe where its data is read."""
+    """The variables that are substituted into URLs of a recipe when its data is read."""
     sources = [*recipe.data.train, *recipe.data.validation]
     found = (name for source in sources for name in variables_in(source.path or ""))
     return frozenset(name for name in found if name.startswith(VARIABLE_PREFIX))
@@ -57,7 +57,7 @@ def new_name() -> str:
 
 
 def pack(variables: Mapping[str, str]) -> bytes:
-    """The stored bytes of a name."""
+    """The variables as bytes to store."""
     return json.dumps(dict(variables)).encode()
 
 
@@ -67,7 +67,7 @@ def receive(name: str) -> dict[str, str]:
     A separate process connects to Ray, so that the entry point stays small.
 
     Raises:
-        ShardyardError: they are gone.
+        ShardyardError: they no longer exist.
     """
     command = [sys.executable, "-c", "from shardyard.launch.jobs.secrets import _print; _print()"]
     try:
@@ -84,14 +84,14 @@ def receive(name: str) -> dict[str, str]:
 
 
 def carried(environment: Mapping[str, str] | None = None, recipe: Recipe | None = None) -> dict[str, str]:
-    """Driver: the variables for the ranks, sent with the job or named in URLs of the recipe."""
+    """In the driver: the variables for the ranks, sent with the job or named in URLs of the recipe."""
     environment = os.environ if environment is None else environment
     names = [*environment.get(CARRIED_VARIABLE, "").split(), *(of_recipe(recipe) if recipe is not None else ())]
     return {name: environment[name] for name in names if name in environment}
 
 
 def _print() -> None:
-    """Print the stored variables of the name on stdin; stdout is a pipe to the entry point."""
+    """Read a name from stdin and print the variables stored under it; stdout is a pipe to the entry point."""
     from shardyard.launch.ray.quirks import take_internal
 
     name = sys.stdin.read()

@@ -1,7 +1,7 @@
 """job.json, the file of a job: recipe, plan, and the policy for each exit code.
 
-One JSON file, written where the job is submitted and read by `shardyard.launch.jobs.entry` under every scheduler. It
-holds no secrets. Reading it needs only the standard library.
+One JSON file, written at submission and read by `shardyard.launch.jobs.entry` under every scheduler. It contains no
+secrets. Reading it needs only the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardyard.recipe.schema import Recipe
 
 SPEC_NAME = "job.json"
-# Of job.json; it grows when a key that readers know changes its meaning. Files written before it existed count as 0.
+# Version of job.json; incremented when an existing key changes its meaning. Files without a version count as 0.
 FORMAT = 1
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -43,13 +43,13 @@ class Policy(TypedDict):
 class JobSpec(TypedDict):
     """The keys of job.json.
 
-    run_id, runs_dir: the run folder that the job creates or continues. resolved_text becomes its resolved.yaml, which
-        is from then on what the job trains with, after `resume -s` too.
-    recipe, plan: as they were submitted; `plan` serves while resolved.yaml says the same and `version` made it.
-    given, overrides: the recipe as the person named it. needs: in words.
-    submitted: seconds since 1970, by which a queue sorts. after: ids of jobs that come before; see `jobs.order`.
+    run_id, runs_dir: the run folder that the job creates or continues. resolved_text becomes its resolved.yaml, from
+        which the job then trains, also after `resume -s`.
+    recipe, plan: as submitted; `plan` is used while resolved.yaml is equivalent and `version` is unchanged.
+    given, overrides: the recipe as named by the user. needs: the required resources as text.
+    submitted: seconds since 1970, the queue's sort key. after: ids of the jobs before it; see `jobs.order`.
     scheduler: of another package. address: of the Ray cluster. working_dir: whether files travel with the job.
-    code: the text of each file that the recipe names as code, by the path that it has there.
+    code: the text of each code file that the recipe names, by its path in the recipe.
     """
 
     format: NotRequired[int]
@@ -88,7 +88,7 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> JobSpec:
         submitted: seconds since 1970; now by default.
 
     Raises:
-        UsageError: a file of code that the recipe names cannot be read, or holds a secret.
+        UsageError: a code file that the recipe names cannot be read, or contains a secret.
     """
     from pydantic import TypeAdapter
 
@@ -119,7 +119,7 @@ def spec_of(request: SubmitRequest, submitted: float | None = None) -> JobSpec:
         "recipe": recipe.model_dump(mode="json"),
         "plan": TypeAdapter(RunPlan).dump_python(plan, mode="json"),
     }
-    # The recipe holds no secrets, but its comments, overrides and given names may.
+    # The recipe contains no secrets, but its comments, overrides and given names may.
     spec = cast("JobSpec", scrub_all(known))
     code = {path.as_posix(): _code(path) for path in code_files(recipe)}
     return {**spec, "code": code} if code else spec
@@ -139,7 +139,7 @@ def _code(path: Path) -> str:
 
 
 def policy_of(recipe: Recipe) -> Policy:
-    """The section `job` of a recipe as the entry reads it; `time_limit` in seconds."""
+    """The section `job` of a recipe in the form that the entry point reads; `time_limit` in seconds."""
     job = recipe.job
     return {
         "retries": job.retries,
@@ -151,7 +151,7 @@ def policy_of(recipe: Recipe) -> Policy:
 
 
 def limit_seconds(text: str) -> float:
-    """Seconds of a time such as 90m, 1.5h or 2d."""
+    """A duration such as 90m, 1.5h or 2d in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     assert found is not None, text
     return float(found[1]) * _SECONDS[found[2]]
@@ -166,8 +166,8 @@ def read_spec(path: Path) -> JobSpec:
     """Read the file.
 
     Raises:
-        OSError: it is not there.
-        ValueError: it is not such a file.
+        OSError: the file does not exist or cannot be read.
+        ValueError: it is not a job file.
     """
     spec = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(spec, dict) or not {"run_id", "runs_dir", "policy"} <= spec.keys():
@@ -178,7 +178,7 @@ def read_spec(path: Path) -> JobSpec:
 
 
 def plan_in(spec: JobSpec) -> RunPlan | None:
-    """The submitted plan; None if another version of Shardyard made it."""
+    """The submitted plan; None if it is from another version of Shardyard."""
     from pydantic import TypeAdapter, ValidationError
 
     from shardyard.planning.plan import RunPlan
@@ -192,13 +192,13 @@ def plan_in(spec: JobSpec) -> RunPlan | None:
 
 
 def entry_command(spec: str, *, python: str = "python") -> list[str]:
-    """The command that runs a job from its file; it exits with the exit code of the job.
+    """The command that runs a job from its file; it exits with the job's exit code.
 
-    It creates the run folder or continues in an existing one, so a scheduler may start it again. SIGTERM ends it with a
-    checkpoint as preempted (143), SIGINT as interrupted by a person (130).
+    It creates the run folder or continues an existing one, so a scheduler may restart it. On SIGTERM it ends with a
+    checkpoint as preempted (143), on SIGINT as interrupted by a person (130).
 
     Args:
         spec: path of the file of `write_spec`, as the job sees it.
-        python: interpreter that has Shardyard.
+        python: the interpreter with Shardyard.
     """
     return [python, "-m", "shardyard.launch.jobs.entry", spec]

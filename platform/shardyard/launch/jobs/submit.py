@@ -27,7 +27,7 @@ def check_names(job_name: str | None, working_dir: Path | None) -> None:
     """Check the name of a job and its folder.
 
     Raises:
-        UsageError: it cannot, or it is not.
+        UsageError: the name is invalid, or the folder does not exist.
     """
     if job_name is not None and not _JOB_NAME.match(job_name):
         raise UsageError(f"--name {job_name!r} is not a valid name: use up to 80 letters, digits, '.', '_' and '-'.")
@@ -48,17 +48,17 @@ def make_request(
     try_steps: int | None = None,
     dry_run: Path | None = None,
 ) -> SubmitRequest:
-    """A recipe, checked and planned for a scheduler; `Scheduler.submit` takes it.
+    """Check and plan a recipe for a scheduler; returns the request for `Scheduler.submit`.
 
     Args:
-        given: the recipe's name or path, as the person gave it.
-        runs_dir: where the run folder goes, as the host of the job sees it.
+        given: the recipe's name or path, as given by the user.
+        runs_dir: parent of the run folder, as the host of the job sees it.
         working_dir: folder that is uploaded with the job.
         try_steps: shorten the run to this many steps, and scale everything that depends on its length.
-        dry_run: a file for what would be submitted; the scheduler is not asked for its capacity.
+        dry_run: a file for what would be submitted; the scheduler's capacity is not queried.
 
     Raises:
-        UsageError: the run would never fit, or the job would not see files that the recipe names.
+        UsageError: the run would never fit, or the job would not find files that the recipe names.
     """
     refuse_unseen_files(loaded.recipe, scheduler.files, working_dir)
     capacity = scheduler.capacity() if scheduler.standing and dry_run is None else None
@@ -83,7 +83,7 @@ def make_request(
 
 
 def plan_for(loaded: LoadedRecipe, scheduler: Scheduler, capacity: Capacity | None) -> RunPlan:
-    """The plan for a scheduler; the run must fit its cluster, if it has one."""
+    """The plan for a scheduler; if it has a standing cluster, the run must fit on it."""
     located = without_weights(loaded, runs_folder())
     if not scheduler.standing:
         return plan_of(located, elsewhere=True)

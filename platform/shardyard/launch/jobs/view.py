@@ -12,7 +12,7 @@ from shardyard.tracking.run.waiting import Wait
 
 
 class JobView(LinesView):
-    """Plain lines, with a record for each twentieth of the run, each attempt, and each wait."""
+    """Plain lines, with a progress record for each twentieth of the run, each attempt, and each wait."""
 
     def __init__(self, stream: IO[str], run_id: str, total_steps: int) -> None:
         super().__init__(stream, run_id, total_steps)
@@ -20,7 +20,7 @@ class JobView(LinesView):
         self._last_block = -1
 
     def on_metrics(self, records: list[dict[str, float]]) -> None:
-        """Show lines of metrics.jsonl, in their order."""
+        """Show lines of metrics.jsonl, in order."""
         super().on_metrics(records)
         step, total = self.progress.step, self.progress.total_steps
         block = step // max(1, total // PLAIN_ROWS)
@@ -29,7 +29,7 @@ class JobView(LinesView):
             self._record()
 
     def on_events(self, events: list[Event]) -> None:
-        """Show events, in their order."""
+        """Show events, in order."""
         super().on_events(events)
         for event in events:
             if isinstance(event, Waiting):

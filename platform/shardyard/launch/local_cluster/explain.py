@@ -1,4 +1,4 @@
-"""Why a node did not start, from the output of `ray start`. Pure."""
+"""Explanations why a node did not start, from the output of `ray start`. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TOKEN_WORDS = ("InvalidAuthToken", "AuthenticationError", "UNAUTHENTICATED", "U
 
 
 def explain_log(log: str, what: str, record: ClusterRecord) -> str:
-    """The error for a node that ended.
+    """The error message for a node that ended.
 
     Args:
         log: the output of its `ray start`.
@@ -33,7 +33,7 @@ def explain_log(log: str, what: str, record: ClusterRecord) -> str:
 
 
 def _versions(text: str, record: ClusterRecord) -> str:
-    """Ray prints the versions of the cluster first, then those of this host."""
+    """A text about the two versions: Ray prints those of the cluster first, then those of this host."""
     found = _VERSIONS.search(text)
     there = f"Ray {found['ray']} and Python {found['python']}" if found else "another version of Ray or Python"
     return (

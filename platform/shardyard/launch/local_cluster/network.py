@@ -1,4 +1,4 @@
-"""Addresses and ports: those of this machine, free ports, and whether a remote port answers."""
+"""Addresses and ports: addresses of this machine, free ports, and probing of remote ports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KNOCK_TIMEOUT_SECONDS = 5.0
 
 
 def knock(host: str, port: int) -> str | None:
-    """Why a port does not answer; None if it does. Ray itself would retry for minutes."""
+    """The reason why a port does not answer; None if it does. Ray itself would retry for minutes."""
     try:
         socket.create_connection((host, port), timeout=KNOCK_TIMEOUT_SECONDS).close()
     except OSError as error:
@@ -22,10 +22,10 @@ def knock(host: str, port: int) -> str | None:
 
 
 def own_address(host: str) -> str:
-    """The IPv4 address of a name or address of this machine.
+    """The IPv4 address of a host name or address of this machine.
 
     Raises:
-        UsageError: others could not reach this machine by it.
+        UsageError: other machines cannot reach this one at it.
     """
     try:
         found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
@@ -48,10 +48,10 @@ def own_address(host: str) -> str:
 
 
 def choose_ports(host: str, gcs: int, dashboard: int) -> Ports:
-    """The ports of a head; 0 stands for any free one.
+    """The ports of a head; 0 means any free port.
 
     Raises:
-        UsageError: one is in use, or both are the same.
+        UsageError: a port is in use, or both are equal.
     """
     if gcs == dashboard != 0:
         raise UsageError(f"--port and --dashboard-port are both {gcs}; they must differ.")
@@ -66,7 +66,7 @@ def choose_ports(host: str, gcs: int, dashboard: int) -> Ports:
 
 def _is_free(host: str, port: int) -> bool:
     with socket.socket() as server:
-        # Connections that ended a moment ago do not count.
+        # Ignore connections in TIME_WAIT.
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             server.bind((host, port))
@@ -87,7 +87,7 @@ def _free_ports(host: str, count: int) -> list[int]:
 
 
 def _by(port: int) -> str:
-    """The process that listens on a port, if this user may see it."""
+    """A text that names the process listening on a port, if this user may see it."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:

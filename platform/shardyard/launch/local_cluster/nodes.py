@@ -15,17 +15,17 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.tracking.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
-# Keeps Ray's servers and clients from replacing 127.0.0.1 by another address of this host, on which a loopback cluster
-# does not listen. The variable is named after systems where this is Ray's default.
+# Keeps Ray's servers and clients from replacing 127.0.0.1 with another address of this host, on which a loopback
+# cluster does not listen. The variable is named after the systems where this is Ray's default.
 LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @dataclass(frozen=True)
 class StartedNode:
-    """One node that was started here: the process of its `ray start`, a session leader.
+    """A node started on this machine: the process of its `ray start`, a session leader.
 
     created: when that process started, in seconds since 1970; distinguishes it from a later process with the same id.
-    cpus, gpus: what the node offers; None where Ray counts them.
+    cpus, gpus: resources of the node; None if Ray detects them.
     """
 
     name: str
@@ -40,12 +40,12 @@ class StartedNode:
 class ClusterRecord:
     """The contents of cluster.json.
 
-    id: in the environment of each process of the cluster that was started here.
-    role: head where the cluster was started, worker where this machine joined another's.
+    id: in the environment of each process of the cluster that was started on this machine.
+    role: head if the cluster was started here, worker if this machine joined a remote one.
     dashboard: URL of Ray's dashboard and Jobs API; None while it starts.
     gcs: `host:port`, for RAY_ADDRESS.
-    token_path: file with the token; the token itself is stored nowhere else.
-    temp_dir: folder of Ray's sockets, logs and spilled objects, closed to other users.
+    token_path: file with the token, which is stored nowhere else.
+    temp_dir: folder of Ray's sockets, logs and spilled objects, private to this user.
     started: seconds since 1970.
     """
 
@@ -135,7 +135,7 @@ def remove_record() -> None:
 
 @contextmanager
 def exclusively() -> Iterator[None]:
-    """Only one `up`, `join` or `down` at a time.
+    """Hold a lock that allows only one `up`, `join` or `down` at a time.
 
     Raises:
         UsageError: another one is running.

@@ -14,11 +14,11 @@ from shardyard.launch.local_cluster.nodes import LOOPBACK_ENVIRONMENT, ClusterRe
 
 # Marks the processes of a cluster; the value is the id in the record.
 CLUSTER_ID = "SHARDYARD_CLUSTER_ID"
-# A label of each node with the name that `up` or the host gave it.
+# A node label with the name given by `up` or the host.
 NAME_LABEL = "shardyard.node"
-# A label with the id in the record, because host names may not be unique.
+# A node label with the id in the record, because host names may not be unique.
 START_LABEL = "shardyard.start"
-# Large tensors of a run never pass through the object store; batches of Ray Data and checkpoints of Ray Tune would.
+# Large tensors of a run never pass through the object store, unlike batches of Ray Data and checkpoints of Ray Tune.
 OBJECT_STORE_BYTES = 1 << 30
 # The `ray` of this interpreter, independent of PATH.
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -29,7 +29,7 @@ _RAY_ON_LOOPBACK = (sys.executable, "-m", "shardyard.launch.local_cluster.loopba
 class NodePlan:
     """The resources of one node.
 
-    cpus: cores for Ray to schedule; None lets Ray count.
+    cpus: cores for Ray to schedule; None lets Ray detect them.
     gpus: ids of this node's GPUs; None lets Ray detect them.
     """
 
@@ -50,15 +50,15 @@ class Ports:
 def plan_nodes(
     count: int, *, cpus: int | None, gpus: int | None, cores: int, gpu_ids: Sequence[str]
 ) -> tuple[NodePlan, ...]:
-    """Shares of one machine for `count` nodes, the head first. For a single node Ray counts itself.
+    """Shares of one machine for `count` nodes, the head first. For a single node Ray detects the resources.
 
     Args:
-        cpus: cores of each node; None divides those of the machine, at least one each.
-        gpus: GPUs of each node; None divides those of the machine. No GPU is given to two nodes.
-        gpu_ids: the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them.
+        cpus: cores of each node; None divides those of the machine, at least one per node.
+        gpus: GPUs of each node; None divides those of the machine. No GPU is assigned to two nodes.
+        gpu_ids: the usable GPUs, named as in CUDA_VISIBLE_DEVICES.
 
     Raises:
-        HardwareError: there are fewer GPUs than asked for.
+        HardwareError: there are fewer GPUs than requested.
     """
     if gpus is not None and gpus * count > len(gpu_ids):
         raise HardwareError(
@@ -70,7 +70,7 @@ def plan_nodes(
     sizes = [gpus] * count if gpus is not None else _divide(len(gpu_ids), count)
     ends = [sum(sizes[: index + 1]) for index in range(count)]
     slices = [tuple(gpu_ids[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
-    # Logical cores: tests of large clusters may ask for more than the machine has.
+    # Logical cores: tests of large clusters may request more than the machine has.
     shares: list[int | None] = [cpus] * count
     if cpus is None and count > 1:
         shares = [max(1, share) for share in _divide(cores, count)]
@@ -91,7 +91,7 @@ def visible_gpus(visible: str | None, devices: int) -> tuple[str, ...]:
 
 
 def head_command(node: NodePlan, cluster: ClusterRecord, ports: Ports) -> list[str]:
-    """`ray start` of the head; it stays in the foreground and ends the node when one of its daemons dies."""
+    """The `ray start` command of the head; it stays in the foreground and ends the node when a daemon dies."""
     host, _ = split_address(cluster.gcs)
     return [
         *(*_ray(cluster), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
@@ -102,7 +102,7 @@ def head_command(node: NodePlan, cluster: ClusterRecord, ports: Ports) -> list[s
 
 
 def worker_command(node: NodePlan, cluster: ClusterRecord, host: str | None) -> list[str]:
-    """`ray start` of another node, on the same machine or on another; with `host` None Ray chooses its address."""
+    """The `ray start` command of a further node, on this or another machine; if `host` is None, Ray chooses it."""
     where = [f"--node-ip-address={host}"] if host else []
     return [*_ray(cluster), "start", "--block", f"--address={cluster.gcs}", *where, *_options(node, cluster)]
 
@@ -112,13 +112,13 @@ def _ray(cluster: ClusterRecord) -> tuple[str, ...]:
 
 
 def _options(node: NodePlan, cluster: ClusterRecord) -> list[str]:
-    """Options of every node. Port 0 lets the system choose: two nodes of one machine cannot both use Ray's defaults."""
+    """Options of all nodes. Port 0 lets the system choose: two nodes of one machine cannot both use Ray's defaults."""
     return [
         *([] if node.cpus is None else [f"--num-cpus={node.cpus}"]),
         *([] if node.gpus is None else [f"--num-gpus={len(node.gpus)}"]),
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        # Ray makes its own folder world-readable; the one around it is private.
+        # Ray makes its own folder world-readable; its parent folder is private.
         f"--temp-dir={cluster.temp_dir}/ray",
         f"--labels={NAME_LABEL}={node.name},{START_LABEL}={cluster.id}",
     ]
@@ -127,10 +127,10 @@ def _options(node: NodePlan, cluster: ClusterRecord) -> list[str]:
 def node_environment(
     base: Mapping[str, str], node: NodePlan, cluster: ClusterRecord, *, metrics: bool
 ) -> dict[str, str]:
-    """The environment of a node and of all that runs on it.
+    """The environment of a node and of all processes on it.
 
     Args:
-        base: the environment to start from. A token or an address of another cluster in it is left out.
+        base: the initial environment. A token or an address of another cluster in it is removed.
         metrics: export metrics for Prometheus, on ports without a token.
     """
     kept = {name: value for name, value in base.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
@@ -149,7 +149,7 @@ def node_environment(
     }
 
 
-# Port -1 disables these servers, which have no other switch; that they fail to start is only logged.
+# Port -1 disables these servers, which have no other switch; their failed start is only logged.
 NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
 
 
@@ -157,7 +157,7 @@ def split_address(address: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT`.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the text has another form.
     """
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
@@ -166,5 +166,5 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def node_name(hostname: str) -> str:
-    """A name for a node of this host that Ray's labels allow."""
+    """A name for a node of this host that is valid in Ray's labels."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", hostname)[:63].strip("_.-") or "node"

@@ -1,4 +1,4 @@
-"""Finding exactly the processes of the cluster that were started here, and stopping them."""
+"""Identifying the processes of the cluster that were started on this machine, and stopping them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardyard.launch.local_cluster.plan import CLUSTER_ID
 
 POLITE_SECONDS = 10.0
 FORCE_SECONDS = 10.0
-# psutil rounds the start of a process to clock ticks.
+# psutil rounds the start time of a process to clock ticks.
 CREATED_TOLERANCE_SECONDS = 1.0
 
 
@@ -26,8 +26,8 @@ def is_alive(node: StartedNode) -> bool:
 def members(record: ClusterRecord) -> list[psutil.Process]:
     """All processes of the cluster on this machine, including those whose parents were killed.
 
-    They are identified by their inherited environment. Ray's workers overwrite it with their titles; they are
-    identified by the session of their node and the title.
+    They are identified by their inherited environment. Ray's workers overwrite it with their titles, so they are
+    identified by their node's session and the title.
     """
     sessions = {node.pid for node in record.nodes}
     found: dict[int, psutil.Process] = {}
@@ -47,7 +47,7 @@ def end(record: ClusterRecord) -> list[int]:
             process.terminate()
     _wait_for(leaders, POLITE_SECONDS)
     deadline = time.monotonic() + FORCE_SECONDS
-    # Repeated, because a process may start children meanwhile.
+    # Repeated, because a process may start children in the meantime.
     while (left := members(record)) and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(psutil.Error):
@@ -82,7 +82,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """A zombie has ended; its parent has not collected it yet."""
+    """Whether a process runs; a zombie has ended, but its parent has not reaped it yet."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

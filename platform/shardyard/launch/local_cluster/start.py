@@ -31,18 +31,18 @@ from shardyard.launch.local_cluster.plan import NodePlan
 from shardyard.launch.local_cluster.status import answers, dashboard_url, registered
 from shardyard.launch.local_cluster.token import ensure_token
 
-# Ray's own limit is 30 s per node; a busy machine needs longer to start all.
+# Ray's own limit is 30 s per node; a busy machine needs longer to start all nodes.
 START_TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """The options of a cluster; None leaves a choice open.
+    """The options of a cluster; None means the default.
 
     cpus, gpus: of each node.
-    host: the address that this machine has in the cluster.
-    port, dashboard_port: 0 takes any free one.
+    host: the address of this machine in the cluster.
+    port, dashboard_port: 0 means any free port.
     metrics: export metrics for Prometheus, without a token.
     """
 
@@ -59,8 +59,8 @@ def up(wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
     """Start a head and `wishes.count` - 1 further nodes on this machine; returns once all have registered.
 
     Raises:
-        UsageError: one is up already, a port is in use, or the address is not one of this machine.
-        ShardyardError: it could not be started; everything is cleaned up.
+        UsageError: a cluster is already up, a port is in use, or the address does not belong to this machine.
+        ShardyardError: the cluster could not be started; everything is cleaned up.
     """
     with nodes.exclusively():
         _refuse_second()
@@ -83,10 +83,10 @@ def up(wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
 
 
 def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
-    """Start one node here that belongs to the cluster whose head is at `address` (`HOST:PORT`).
+    """Start a node on this machine that joins the cluster whose head is at `address` (`HOST:PORT`).
 
     Raises:
-        UsageError: a cluster is up here already, or the address is invalid.
+        UsageError: a cluster is already up on this machine, or the address is invalid.
         ShardyardError: the head cannot be reached, has another token, or runs another version; everything is cleaned
         up.
     """
@@ -113,7 +113,7 @@ def join(address: str, wishes: Wishes, report: Callable[[str], None]) -> Cluster
 
 
 def down() -> ClusterRecord | None:
-    """Stop what was started here and remove the record, which is returned; None if there was nothing.
+    """Stop everything started on this machine; removes and returns the record, None if there was none.
 
     Raises:
         ShardyardError: a process cannot be stopped.
@@ -126,14 +126,14 @@ def down() -> ClusterRecord | None:
 
 
 class _Startup:
-    """A cluster that is starting: its nodes so far and their state."""
+    """A starting cluster: its nodes so far and their state."""
 
     def __init__(self, record: ClusterRecord, metrics: bool) -> None:
         self.record, self.metrics = record, metrics
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, plan: NodePlan, command: Sequence[str]) -> None:
-        """Start a node and record it at once, so that `down` always finds it."""
+        """Start a node and record it immediately, so that `down` always finds it."""
         environment = nodes_plan.node_environment(os.environ, plan, self.record, metrics=self.metrics)
         log = _log_folder() / f"{plan.name}.log"
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -164,7 +164,7 @@ class _Startup:
         """Wait until `ready`.
 
         Raises:
-            ShardyardError: a node ended, or it takes too long.
+            ShardyardError: a node ended, or the time limit is over.
         """
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not ready():
@@ -184,7 +184,7 @@ class _Startup:
 
 @contextmanager
 def _all_or_nothing(record: ClusterRecord, metrics: bool) -> Iterator[_Startup]:
-    """On any error, including Ctrl-C, everything that was started is stopped."""
+    """On any error, including Ctrl-C, stop everything that was started."""
     startup = _Startup(record, metrics)
     try:
         nodes.write_record(record)
@@ -199,7 +199,7 @@ def _all_or_nothing(record: ClusterRecord, metrics: bool) -> Iterator[_Startup]:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """The cleanup ignores further Ctrl-C."""
+    """Ignore further Ctrl-C during the cleanup."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -233,7 +233,7 @@ def _end(record: ClusterRecord) -> None:
 
 
 def _forget(record: ClusterRecord) -> None:
-    # Ray's sockets, logs of its daemons and spilled objects; output of runs is in their run folders.
+    # For Ray's sockets, daemon logs and spilled objects; the output of runs is in their run folders.
     shutil.rmtree(record.temp_dir, ignore_errors=True)
     shutil.rmtree(_log_folder(), ignore_errors=True)
     nodes.remove_record()
@@ -246,7 +246,7 @@ def _new_record(role: str, gcs: str, token: Path) -> ClusterRecord:
         role="head" if role == "head" else "worker",
         gcs=gcs,
         token_path=str(token),
-        # Sockets are created below; their paths are limited to 107 characters.
+        # Sockets are created in it; their paths are limited to 107 characters.
         temp_dir=tempfile.mkdtemp(prefix="shardyard-", dir="/tmp"),
         started=time.time(),
         ray=metadata.version("ray"),

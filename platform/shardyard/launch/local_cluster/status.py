@@ -17,7 +17,7 @@ from shardyard.launch.local_cluster.nodes import ClusterRecord
 from shardyard.launch.local_cluster.plan import NAME_LABEL, START_LABEL, split_address
 
 HTTP_TIMEOUT_SECONDS = 10.0
-# Ray's other resources of a node are not shown.
+# Other Ray resources of a node are not shown.
 SHOWN_RESOURCES = ("CPU", "GPU")
 _HEAD_RESOURCE = "node:__internal_head__"
 
@@ -26,10 +26,10 @@ _HEAD_RESOURCE = "node:__internal_head__"
 class NodeStatus:
     """One node.
 
-    state: ALIVE or DEAD, as Ray has it.
+    state: ALIVE or DEAD, from Ray.
     total, free: resources by name; empty for a dead node.
     started_here: whether `down` on this machine ends it.
-    problem: why it is dead, as far as is known.
+    problem: why it is dead, if known.
     """
 
     name: str
@@ -43,7 +43,7 @@ class NodeStatus:
 
 
 class ListedJob(TypedDict):
-    """A job as Ray's Jobs API lists it. `start`: seconds since 1970."""
+    """A job in Ray's Jobs API. `start`: seconds since 1970."""
 
     id: str | None
     status: str | None
@@ -53,9 +53,9 @@ class ListedJob(TypedDict):
 
 @dataclass(frozen=True)
 class ClusterStatus:
-    """A cluster at this moment.
+    """A snapshot of a cluster.
 
-    jobs: `id`, `status` and `entrypoint` of each, the newest first; None if the Jobs API does not answer.
+    jobs: `id`, `status` and `entrypoint` of each, newest first; None if the Jobs API does not answer.
     problems: such as a node that died.
     """
 
@@ -66,11 +66,11 @@ class ClusterStatus:
 
     @property
     def healthy(self) -> bool:
-        """Whether everything that was started is alive."""
+        """Whether there are no problems, such as a dead node."""
         return not self.problems
 
     def sum_of(self, which: str) -> dict[str, float]:
-        """Sum of `total` or of `free` over the nodes that are alive."""
+        """Sum of `total` or `free` over the living nodes."""
         sums: dict[str, float] = {}
         for node in self.nodes:
             for name, amount in getattr(node, which).items():
@@ -79,7 +79,7 @@ class ClusterStatus:
 
 
 def status(record: ClusterRecord) -> ClusterStatus:
-    """Query the head and the processes that were started here.
+    """Query the head and the processes started on this machine.
 
     Raises:
         ShardyardError: the head does not answer.
@@ -95,7 +95,7 @@ def status(record: ClusterRecord) -> ClusterStatus:
         )
     found = [_node(info, record) for info in _infos(record)]
     alive = {node.name for node in found if node.state == "ALIVE" and node.started_here}
-    # The head notices the end of a node after some seconds; the local process shows it at once.
+    # The head notices the end of a node after some seconds; the local process shows it immediately.
     gone = [node.name for node in record.nodes if node.name not in alive or not processes.is_alive(node)]
     jobs = _jobs(record)
     problems = [f"{name} is dead; `shardyard cluster down`, then `up`, restarts it" for name in gone]
@@ -133,7 +133,7 @@ def dashboard_url(record: ClusterRecord) -> str | None:
 
 
 def _infos(record: ClusterRecord) -> list[Any]:
-    """Ray's own description of each node, dead ones included.
+    """Ray's description of each node, including dead ones.
 
     Raises:
         ShardyardError: the head refuses.
@@ -152,7 +152,7 @@ def _infos(record: ClusterRecord) -> list[Any]:
 
 
 def _use_token(record: ClusterRecord) -> None:
-    """Ray's client reads its settings from the environment, once."""
+    """Set the token in the environment, from which Ray's client reads its settings once."""
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update({name: value for name, value in record.environment().items() if name != "RAY_ADDRESS"})
 
@@ -174,7 +174,7 @@ def _node(info: Any, record: ClusterRecord) -> NodeStatus:
 
 
 def _newest(found: list[NodeStatus]) -> list[NodeStatus]:
-    """The head first, then by name; a dead node that has come back is skipped."""
+    """The nodes, the head first, then by name; dead nodes that have been replaced are omitted."""
     alive = {(node.name, node.address) for node in found if node.state == "ALIVE"}
     kept = [node for node in found if node.state == "ALIVE" or (node.name, node.address) not in alive]
     return sorted(kept, key=lambda node: (not node.head, node.state, node.name, node.address))
@@ -206,7 +206,7 @@ def _jobs(record: ClusterRecord) -> list[ListedJob] | None:
 
 
 def _get(record: ClusterRecord, path: str) -> Any:
-    """JSON of the dashboard.
+    """Get JSON from the dashboard.
 
     Raises:
         OSError: it does not answer, or refuses.

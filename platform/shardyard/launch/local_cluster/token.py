@@ -1,4 +1,4 @@
-"""The token of a cluster: a file that only its user can read. Anyone who has the token can run code on the cluster."""
+"""The token of a cluster: a file that only its user can read. Anyone with the token can run code on the cluster."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def token_path() -> Path:
 
 
 def ensure_token() -> Path:
-    """The token file, created if it is missing and RAY_AUTH_TOKEN_PATH names no other.
+    """The token file; created if it is missing and RAY_AUTH_TOKEN_PATH is not set.
 
     Raises:
-        ShardyardError: it is missing, empty, or others can read it.
+        ShardyardError: it is missing or empty, or other users can read it.
     """
     path = token_path()
     if not path.exists() and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -49,7 +49,7 @@ def new_token() -> Path:
 
 
 def check_token(path: Path) -> None:
-    """Check that the file holds a token that others cannot read.
+    """Check that the file contains a token and that other users cannot read it.
 
     Raises:
         ShardyardError: it does not.
@@ -77,7 +77,7 @@ def mend_ray_token() -> None:
     """Make Ray's own token file private; Ray leaves it readable by all users.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         OSError: it belongs to another user.
     """
     path = ray_token_path()
@@ -86,11 +86,11 @@ def mend_ray_token() -> None:
 
 
 def ensure_ray_token() -> None:
-    """Ensure a private token for a Ray that is started here, because RAY_AUTH_MODE requires one.
+    """Ensure a private token for a Ray started by this process, because RAY_AUTH_MODE requires one.
 
     Raises:
-        ShardyardError: RAY_AUTH_TOKEN_PATH names a file that others can read or that holds none, or the token cannot be
-            written.
+        ShardyardError: RAY_AUTH_TOKEN_PATH names a file that other users can read or that has no token, or the token
+            cannot be written.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
@@ -111,7 +111,7 @@ def _mend_or_make() -> None:
         mend_ray_token()
     except FileNotFoundError:
         ray_token_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Concurrent starts create it once: the file appears atomically, and the first one wins.
+        # Concurrent starts create it only once: the file appears atomically, and the first one wins.
         aside = ray_token_path().with_name(f".auth_token.{os.getpid()}")
         _write_new(aside)
         with suppress(FileExistsError):
@@ -130,7 +130,7 @@ def _write_new(aside: Path) -> None:
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        # No line end: readers use all bytes.
+        # No newline: readers use all bytes.
         os.write(descriptor, secrets.token_hex(TOKEN_BYTES).encode())
         os.fsync(descriptor)
     finally:

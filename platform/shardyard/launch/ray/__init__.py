@@ -1,1 +1,1 @@
-"""Ray: clusters, worker groups, and what a rank does on a worker."""
+"""Ray: clusters, worker groups, and the work of a rank on a worker."""

@@ -25,7 +25,7 @@ from shardyard.tracking.run.folder import now_text
 if TYPE_CHECKING:
     from shardyard.engine.loop import Outcome
 
-# Ranks import torch, which takes longer on some hosts than on others, before they join.
+# Before they join, ranks import torch, which takes longer on some hosts than on others.
 RENDEZVOUS_SECONDS = 300.0
 
 
@@ -35,9 +35,9 @@ def attempt(
     placement: Placement = ANYWHERE,
     on_placed: Callable[[], None] = lambda: None,
 ) -> Outcome | Failure:
-    """Run all ranks of a job once; returns how it ended, or why it failed. By default Ray places what the plan says.
+    """Run all ranks of a job once; returns the outcome or the failure. By default Ray places the workers of the plan.
 
-    `recovery.decide` decides what to do after a failure, and distinguishes a NaN loss from a lost node.
+    After a failure `recovery.decide` decides how to continue; it distinguishes a NaN loss from a lost node.
 
     Args:
         on_placed: called once all workers have their resources.

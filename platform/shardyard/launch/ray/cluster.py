@@ -1,4 +1,4 @@
-"""Ray clusters: the one a recipe or RAY_ADDRESS names, or a local one started for this run."""
+"""Ray clusters: the one named by a recipe or RAY_ADDRESS, or a local one started for this run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shardyard.planning.placement import Amount, Demand, Node, ask, judge
 from shardyard.recipe.schema import Cluster
 
 KNOCK_TIMEOUT_SECONDS = 5.0
-# Ray's autoscaler and KubeRay label the nodes that they start with their node group.
+# Ray's autoscaler and KubeRay label their nodes with the node group.
 _NODE_GROUP = "ray.io/node-group"
 
 
@@ -56,10 +56,10 @@ class RayCluster:
         return float(ray.cluster_resources().get("GPU", 0.0))
 
     def refuse_what_never_fits(self, demand: Demand) -> None:
-        """Check that the workers could fit on the cluster, or on what an autoscaler makes of it.
+        """Check that the workers could fit on the cluster, including nodes added by an autoscaler.
 
         Raises:
-            HardwareError: it could not.
+            HardwareError: they could not.
         """
         verdict = judge(self.requested(demand), self.nodes())
         if not verdict.ever and not self.autoscales:
@@ -81,7 +81,7 @@ def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCl
         gpu: whether workers compute on GPUs; if given, workers that could never fit are refused.
 
     Raises:
-        ShardyardError: the cluster cannot be reached, or could never hold the workers.
+        ShardyardError: the cluster cannot be reached, or the workers could never fit.
     """
     _connect(settings)
     try:
@@ -94,7 +94,7 @@ def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCl
 
 
 def cluster_gpus(settings: Cluster) -> int | None:
-    """GPUs of the cluster that a recipe or RAY_ADDRESS names, which stays connected; None if none is named.
+    """GPUs of the cluster named by a recipe or RAY_ADDRESS, which stays connected; None if none is named.
 
     Raises:
         ShardyardError: the cluster cannot be reached.
@@ -111,7 +111,7 @@ def _connect(settings: Cluster) -> None:
     address = cluster_address(settings)
     if address is not None:
         _knock(address)
-    # On a laptop, workers may need more cores than it has.
+    # On a laptop, workers may need more cores than exist.
     cores = None if address else max(os.cpu_count() or 1, settings.workers * settings.cpus_per_worker)
     options = {"log_to_driver": False, "configure_logging": False}
     if not address:
@@ -132,8 +132,8 @@ def _connect(settings: Cluster) -> None:
 
 
 def _shut_down() -> None:
-    """Disconnect; a cluster that was started here is stopped completely. Ranks have ended by now, and Ray's daemons
-    ignore SIGTERM here."""
+    """Disconnect, and completely stop a cluster started by this process: its ranks have ended, and its daemons ignore
+    SIGTERM."""
     started = quirks.processes_started_here()
     ray.shutdown()
     for process in started:

@@ -1,4 +1,4 @@
-"""A rank whose process died without an error: the signal, the host, and its last output."""
+"""The description of a rank whose process died without an error: the signal, the host, and its last output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard.tracking.run.info import Place
 LAST_LINES = 5
 _TAIL_BYTES = 64 * 1024
 _LONGEST_LINE = 300
-# Messages about a fatal signal: of Ray's handler in C++, and Python's faulthandler.
+# Messages about a fatal signal, from Ray's C++ handler and Python's faulthandler.
 _REPORTED = re.compile(
     r"\*\*\* (SIG[A-Z0-9]+) received|Fatal Python error: ([A-Z][A-Za-z ]+?)(?: error)?$", re.MULTILINE
 )
@@ -37,9 +37,9 @@ def describe_death(
 
     Args:
         log: of the rank; attempts share it.
-        places: hosts with their ranks and pids, as run.json has them.
+        places: hosts with their ranks and pids, as in run.json.
         ray_message: the message of Ray's exception.
-        oom_kills: how many processes the kernel of this host has killed for lack of memory since the attempt began.
+        oom_kills: the number of OOM kills by the kernel of this host since the attempt began.
     """
     host, pid = _where(rank, places)
     output = _last_output(log, pid)
@@ -51,7 +51,7 @@ def describe_death(
 
 
 def count_oom_kills() -> int | None:
-    """How many processes the kernel of this host has killed for lack of memory since boot; None if unknown."""
+    """The number of OOM kills by the kernel of this host since boot; None if unknown."""
     try:
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def _where(rank: int, places: Sequence[Place]) -> tuple[str, object]:
 
 
 def _last_output(log: Path, pid: object) -> str:
-    """The output of this process in the log of a rank."""
+    """The last output of this process in the log of a rank."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

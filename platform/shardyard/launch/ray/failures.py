@@ -1,4 +1,4 @@
-"""The cause of a failed attempt: from Ray's exceptions to a cause for each rank."""
+"""The cause of a failed attempt: from Ray's exceptions to a cause per rank."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from shardyard.launch.run.recovery import Failure, RankError, bug_in_words, grou
 
 # Attributes in which Ray's and Python's exceptions keep their causes.
 _INSIDE = ("cause", "__cause__")
-# Ray's exceptions for a process that is gone.
+# Ray's exceptions for a dead process.
 _DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
-# Ray's messages for an actor that cannot be created, because something is not installed on that host.
+# Ray's messages for an actor that cannot be created because a package is missing on that host.
 _NOT_IMPORTED = re.compile(r"failed to import on the worker|raised in its creation task|failed to unpickle", re.I)
 
 
 def failure_of(errors: Mapping[int, BaseException], died: Callable[[int, str], str] | None = None) -> Failure:
-    """Why an attempt ended, by the error of each worker that failed.
+    """The failure of an attempt, from the error of each failed worker.
 
     Args:
-        died: describes the death of a rank's process, from its number and Ray's message. Without it the workers had no
+        died: describes the death of a rank's process, from its number and Ray's message. If None, the workers had no
             ranks yet.
     """
     messages: dict[int, str] = {}
@@ -37,12 +37,12 @@ def failure_of(errors: Mapping[int, BaseException], died: Callable[[int, str], s
 
 
 def _understood(raised: BaseException) -> tuple[str | None, bool]:
-    """The message, None for a process that is gone; and whether the same attempt would fail again."""
+    """The message, None for a dead process; and whether the same attempt would fail again."""
     cause = _cause(raised)
     if isinstance(cause, RankError):
         return cause.message, cause.permanent
     if is_bug(cause) or _NOT_IMPORTED.search(str(raised)):
-        # It could not report the error itself: an import is broken or missing there.
+        # The worker could not report the error itself: an import is broken or missing there.
         return bug_in_words(last_line(str(raised)), _host(str(raised))), True
     return (None, False) if isinstance(cause, _DEATHS) else (last_line(str(raised)), False)
 
@@ -64,7 +64,7 @@ def _cause(error: BaseException) -> BaseException:
     layer: BaseException | None = error
     innermost = error
     seen: set[int] = set()
-    # Exceptions may cause each other in a cycle.
+    # Exceptions may form a cycle of causes.
     while layer is not None and id(layer) not in seen:
         if isinstance(layer, RankError):
             return layer

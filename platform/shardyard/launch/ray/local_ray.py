@@ -1,4 +1,4 @@
-"""A local Ray for one run, which listens on loopback only.
+"""A local Ray for one run, which listens only on loopback.
 
 By default, Ray binds most of its servers to all interfaces.
 """
@@ -18,9 +18,9 @@ INIT_OPTIONS = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """A Ray that is started inside listens on 127.0.0.1 only, requires a token, and exports no metrics.
+    """A Ray started inside listens only on 127.0.0.1, requires a token, and exports no metrics.
 
-    Ray's daemons inherit the environment when they start, so it is as before afterwards.
+    Ray's daemons inherit the environment when they start; it is restored afterwards.
     """
     with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS}), one_node():
         yield

@@ -1,6 +1,6 @@
-"""How ranks reach each other: settings of gloo and NCCL for one host, each with its reason.
+"""The network settings of ranks: variables of gloo and NCCL for one host, each with its reason.
 
-Every rank derives them on its own host, because hosts name their interfaces differently. Variables that the host sets
+Every rank derives them on its own host, because the names of interfaces differ between hosts. Variables set by the host
 are never changed.
 """
 
@@ -19,7 +19,7 @@ from shardyard.recipe.schema import Network
 
 # Variables of the launching shell that concern ranks; a cluster's workers do not inherit that shell.
 FORWARDED_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "FI_", "OFI_NCCL_")
-# torch kills a process whose NCCL watchdog has not moved for this long.
+# torch kills a process whose NCCL watchdog makes no progress for this long.
 HEARTBEAT_SECONDS = 480
 _SHORTEST_HEARTBEAT_SECONDS = 60
 _RDMA_DEVICES = Path("/sys/class/infiniband")
@@ -73,8 +73,8 @@ def derive(
 
     Args:
         one_host: all ranks run on this host.
-        environment: variables of the rank's process, which win.
-        forwarded: variables of the launching shell, which win over what is derived.
+        environment: variables of the rank's process; they take precedence.
+        forwarded: variables of the launching shell; they take precedence over derived ones.
 
     Raises:
         HardwareError: the host lacks the interface that the recipe names.
@@ -92,7 +92,7 @@ def derive(
 
 
 def this_host(address: str) -> Host:
-    """The host that this process runs on."""
+    """The host of this process."""
     interfaces = {
         name: tuple(
             found.address.partition("%")[0] for found in addresses if found.family.name in ("AF_INET", "AF_INET6")
@@ -113,12 +113,12 @@ def apply(settings: Sequence[Setting]) -> None:
 
 
 def in_words(settings: Sequence[Setting], host: Host) -> list[str]:
-    """Each setting with its reason, and what NCCL detects."""
+    """A text per setting with its reason, and NCCL's own detection."""
     return [*map(str, settings), *_rdma_in_words(host.rdma)]
 
 
 def rdma_devices(folder: Path) -> tuple[RdmaDevice, ...]:
-    """RDMA devices as the kernel lists them below /sys/class/infiniband; () where there are none."""
+    """RDMA devices that the kernel lists in /sys/class/infiniband; () if there are none."""
     if not folder.is_dir():
         return ()
     return tuple(
@@ -142,7 +142,7 @@ def _derived(network: Network, host: Host, *, gpu: bool, one_host: bool) -> list
 
 
 def _interface(network: Network, host: Host, *, one_host: bool) -> tuple[str, str] | None:
-    """(name, reason); None if no interface has the address, as behind NAT: gloo then decides."""
+    """(name, reason); None if no interface has the address, as behind NAT: gloo then chooses."""
     usable = {name: addresses for name, addresses in host.interfaces.items() if addresses}
     if network.interface is not None:
         matching = sorted(name for name in usable if name.startswith(network.interface))

@@ -15,7 +15,7 @@ class Member:
     node: the id of its node in Ray; one host may run several.
     address: of its host, as Ray knows it.
     gpus: ids of the GPUs that Ray gave it.
-    port: where the others join it if it becomes rank 0.
+    port: for the other ranks to join it if it becomes rank 0.
     """
 
     node: str
@@ -28,11 +28,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank stands among the others.
+    """The place of a rank among the others.
 
-    local_rank, local_world_size, node_rank: as torchrun counts them, host by host. visible_gpus: those of all ranks of
-    its node; NCCL reaches neighbours directly only if a process sees their GPUs too. gpu: index of its own among these;
-    None on a CPU.
+    local_rank, local_world_size, node_rank: as in torchrun, per host. visible_gpus: the GPUs of all ranks of its node;
+    NCCL reaches neighbours directly only if a process sees their GPUs too. gpu: index of its own GPU among these; None
+    on a CPU.
     """
 
     rank: int
@@ -50,7 +50,7 @@ class Seat:
 
 
 def rank_order(members: Sequence[Member]) -> list[int]:
-    """Indexes of `members` in the order of ranks: node by node in the order of bundles, by GPU within a node."""
+    """Indices of `members` in the order of ranks: by node in the order of bundles, then by GPU."""
     nodes = list(dict.fromkeys(member.node for member in members))
 
     def key(index: int) -> tuple[int, tuple[int, int, str]]:
@@ -61,8 +61,8 @@ def rank_order(members: Sequence[Member]) -> list[int]:
 
 
 def seats_of(members: Sequence[Member], *, gpu: bool) -> list[Seat]:
-    """The seats of members in the order of ranks. Ranks that compute on the CPU (not `gpu`) ignore GPUs that they
-    reserve."""
+    """The seats of members in the order of ranks. Ranks that compute on the CPU (not `gpu`) ignore their reserved
+    GPUs."""
     hosts = list(dict.fromkeys(member.address for member in members))
     on_host: dict[str, int] = dict.fromkeys(hosts, 0)
     on_node: dict[str, set[str]] = {}
@@ -88,7 +88,7 @@ def seats_of(members: Sequence[Member], *, gpu: bool) -> list[Seat]:
 
 
 def places_of(members: Sequence[Member]) -> list[Place]:
-    """Nodes in the order of ranks: id, address, host name, ranks, and of each rank its process and GPUs."""
+    """Nodes in the order of ranks: id, address, host name, ranks, and the process and GPUs of each rank."""
     places: dict[str, Place] = {}
     for rank, member in enumerate(members):
         place = places.setdefault(
@@ -109,12 +109,12 @@ def places_of(members: Sequence[Member]) -> list[Place]:
 
 
 def parted_groups(places: Sequence[Place], group: int) -> int:
-    """How many groups of consecutive ranks lie on more than one node."""
+    """The number of groups of consecutive ranks that span more than one node."""
     node = {rank: place["node"] for place in places for rank in place["ranks"]}
     starts = range(0, len(node), group)
     return sum(1 for start in starts if len({node[rank] for rank in range(start, start + group)}) > 1)
 
 
 def _gpu_order(gpu: str) -> tuple[int, int, str]:
-    """Numbers sort numerically, before the UUIDs of GPU slices."""
+    """Sort key of a GPU id: numbers sort numerically, before the UUIDs of GPU slices."""
     return (0, int(gpu), "") if gpu.isdecimal() else (1, 0, gpu)

@@ -1,4 +1,4 @@
-"""torch.distributed among the workers of a group. torch is imported in their processes alone."""
+"""torch.distributed among the workers of a group. torch is imported only in their processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from shardyard.launch.ray.places import Seat
 
-# Connections that may wait to be accepted, beside one a rank.
+# The listen backlog, in addition to one connection per rank.
 _SPARE_BACKLOG = 16
 
 
 def open_port(address: str, world_size: int) -> tuple[socket.socket | None, int]:
-    """A port of this host at which rank 0 can be joined, and its socket, which listens at this address alone.
+    """A port of this host for joining rank 0, and its socket, which listens only at this address.
 
-    Behind a translated address no interface has it: the socket is then None, and torch listens on all of them.
+    Behind NAT no interface has the address: the socket is then None, and torch listens on all interfaces.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     server = socket.socket(family, socket.SOCK_STREAM)
@@ -39,8 +39,8 @@ def join_process_group(
 
     Args:
         backend: nccl or gloo.
-        timeout: seconds that ranks wait for one another.
-        listening: the socket of rank 0 at this address, if it has one.
+        timeout: seconds that ranks wait for each other.
+        listening: the listening socket of rank 0, if it has one.
     """
     import torch
     from torch import distributed
@@ -72,10 +72,10 @@ def leave_process_group() -> None:
 
 
 def rank_environment(seat: Seat) -> dict[str, str]:
-    """The variables of torchrun, which DeepSpeed and others read even when torch.distributed is up.
+    """The variables of torchrun, which DeepSpeed and other libraries read even when torch.distributed is initialised.
 
-    DeepSpeed computes on the GPU whose index is LOCAL_RANK. With two nodes of Ray on one host, the index among the GPUs
-    that a rank sees differs from its number on the host, and the index is what counts.
+    DeepSpeed uses the GPU whose index is LOCAL_RANK. With two Ray nodes on one host, a rank's index among its visible
+    GPUs differs from its local rank on the host; LOCAL_RANK must be the index.
     """
     return {
         "RANK": str(seat.rank),

@@ -1,10 +1,10 @@
-"""The queue of a Ray cluster: workers of its jobs are placed in the order in which the jobs were submitted.
+"""The queue of a Ray cluster: workers of its jobs are placed in the order of submission.
 
 Ray starts the driver of each job at once. A job therefore takes a queue slot, a locked file on the disk of the head,
-where drivers run. It is first in the queue when no earlier slot is locked, and gives its slot back once its workers are
-placed. The kernel frees the lock of a process that dies, however it dies, so the queue never gets stuck.
+where drivers run. It is first in the queue when no earlier slot is locked, and releases its slot once its workers are
+placed. The kernel releases the locks of dead processes, so the queue never gets stuck.
 
-Imports only the standard library, because dozens of jobs may wait at once.
+Imports only the standard library, because dozens of jobs may wait at the same time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# `<descriptor>:<path>` of the slot that a job holds for the driver that it starts.
+# `<descriptor>:<path>` of the slot that a job holds for its driver.
 SLOT_VARIABLE = "SHARDYARD_QUEUE_SLOT"
 POLL_SECONDS = 0.5
 
@@ -39,7 +39,7 @@ class QueueSlot:
         """A locked slot; it is never visible unlocked.
 
         Raises:
-            OSError: the folder of slots cannot be written.
+            OSError: the folder of slots is not writable.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = path.parent / f".{secrets.token_hex(8)}"
@@ -49,12 +49,12 @@ class QueueSlot:
         return cls(path, descriptor)
 
     def ahead(self) -> int:
-        """The number of earlier slots whose owners are alive; the others are removed."""
+        """The number of earlier slots with living owners; removes the others."""
         earlier = [path for path in _slots(self.path.parent) if path.name < self.path.name]
         return sum(_is_held(path) for path in earlier)
 
     def give_back(self) -> None:
-        """Let the next job go. May be called twice."""
+        """Release the slot for the next job. May be called twice."""
         if self.descriptor < 0:
             return
         self.path.unlink(missing_ok=True)
@@ -65,7 +65,7 @@ class QueueSlot:
         self.descriptor = -1
 
     def to_variable(self) -> dict[str, str]:
-        """The environment variable by which a driver finds the inherited slot."""
+        """The environment variable that tells a driver its inherited slot."""
         return {SLOT_VARIABLE: f"{self.descriptor}:{self.path}"}
 
 
@@ -81,15 +81,15 @@ def queue_folder(address: str | None = None) -> Path:
 
 
 def slot_path(folder: Path, submitted: float, job: str) -> Path:
-    """Slots sort by name: by the time of submission in seconds since 1970, then by the id of the job."""
+    """The path of a slot. Slots sort by name: by submission time in seconds since 1970, then by job id."""
     return folder / f"{int(submitted * 1000):015d}-{job}"
 
 
 def wait_for_slot(
     slot: QueueSlot, stopped: Callable[[], bool] = lambda: False, report: Callable[[int], None] = lambda ahead: None
 ) -> bool:
-    """Wait until no earlier slot is held; False if `stopped()` became true first. `report` gets each new number of jobs
-    that are ahead."""
+    """Wait until no earlier slot is held; False if `stopped()` became true first. `report` gets the number of jobs
+    ahead whenever it changes."""
     reported = None
     while count := slot.ahead():
         if stopped():
@@ -105,9 +105,9 @@ _held: QueueSlot | None = None
 
 
 def hold_slot(stopped: Callable[[], bool] = lambda: False, report: Callable[[int], None] = lambda ahead: None) -> bool:
-    """Driver: wait until this job is first in the queue; it stays first until `placed()`.
+    """In the driver: wait until this job is first in the queue; it stays first until `placed()`.
 
-    Returns at once for a run that is not a job, and for the first attempt, which is started only when its job is first.
+    Returns immediately for a run that is not a job, and for the first attempt, which starts only when its job is first.
     A later attempt takes the job's original position again.
 
     Returns:
@@ -120,7 +120,7 @@ def hold_slot(stopped: Callable[[], bool] = lambda: False, report: Callable[[int
 
 
 def placed() -> None:
-    """Driver: the workers are placed, so the next job may go. Does nothing for a run that is not a job."""
+    """In the driver: the workers are placed, so release the slot. Does nothing for a run that is not a job."""
     if _held is not None:
         _held.give_back()
 
@@ -129,7 +129,7 @@ def _from_environment() -> QueueSlot | None:
     descriptor, _, path = os.environ.get(SLOT_VARIABLE, "").partition(":")
     if not path:
         return None
-    # The ranks that this process may start must not keep the lock alive.
+    # Ranks started by this process must not keep the lock.
     os.set_inheritable(int(descriptor), False)
     return QueueSlot(Path(path), int(descriptor))
 
@@ -153,7 +153,7 @@ def _is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared, so that processes that look at the same time do not take each other for the owner.
+        # Shared, so that processes that check at the same time do not mistake each other for the owner.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
     except BlockingIOError:

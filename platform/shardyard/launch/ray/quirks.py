@@ -1,7 +1,7 @@
-"""Workarounds for Ray, and its private names; tests tell when each is no longer needed.
+"""Workarounds for Ray, and its private names; tests detect obsolete ones.
 
-Seen in Ray 2.60; `tests/unit/launch/test_ray_quirks.py` fails where a newer version no longer needs one of these, or
-has lost a name.
+Seen in Ray 2.60; `tests/unit/launch/test_ray_quirks.py` fails if a newer version no longer needs one of these, or no
+longer has a name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shardyard.replaced import replaced
 @contextmanager
 def signals_left_alone() -> Iterator[None]:
     """Connect without Ray's SIGTERM handlers: one in Python that ends the process, and one in C++ that aborts it 3 s
-    later. The latter is installed by the connection and removed by restoring the former handler, which only the main
+    later. The latter is installed on connecting, and removed by restoring the previous handler, which only the main
     thread can do."""
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -39,7 +39,7 @@ def signals_left_alone() -> Iterator[None]:
 
 
 class _Apart(services.ConsolePopen):  # type: ignore[misc]
-    """A daemon in its own session that ignores SIGTERM, as do its children."""
+    """A daemon in its own session; it and its children ignore SIGTERM."""
 
     def __init__(self, *arguments: Any, preexec_fn: Callable[[], None], **settings: Any) -> None:
         def prepare() -> None:
@@ -49,22 +49,22 @@ class _Apart(services.ConsolePopen):  # type: ignore[misc]
         super().__init__(*arguments, preexec_fn=prepare, **{**settings, "start_new_session": True})
 
     def terminate(self) -> None:
-        """Ray's way to stop it, for which it would wait a second."""
+        """Kill at once: Ray would send SIGTERM and wait a second."""
         self.kill()
 
 
 def daemons_apart() -> AbstractContextManager[None]:
-    """Start Ray's daemons, and so all ranks, such that SIGTERM does not end them.
+    """Start Ray's daemons, and thus all ranks, so that SIGTERM does not end them.
 
-    Shells and `timeout` send it to the whole process group, systemd and Slurm to every process of a job: only the
-    driver knows that a checkpoint must be written first, and stops the others afterwards. If the driver is killed, the
-    kernel kills them (Ray sets PR_SET_PDEATHSIG).
+    Shells and `timeout` send it to the whole process group, systemd and Slurm to every process of a job, but the driver
+    must first have a checkpoint written and then stops the others. If the driver is killed, the kernel kills them (Ray
+    sets PR_SET_PDEATHSIG).
     """
     return replaced(services, "ConsolePopen", _Apart)
 
 
 def processes_started_here() -> list[psutil.Process]:
-    """Ray's daemons and everything below them; [] of a cluster that others have started."""
+    """Ray's daemons and their descendants; [] for a cluster that was not started here."""
     node = ray._private.worker._global_node
     if node is None:
         return []
@@ -80,17 +80,17 @@ def processes_started_here() -> list[psutil.Process]:
 
 
 def one_node() -> AbstractContextManager[None]:
-    """Let a cluster that is started inside keep 127.0.0.1, which Ray replaces by another address of the host.
+    """Let a cluster started inside keep 127.0.0.1, which Ray replaces with another address of the host.
 
-    Ray has a variable for it (`RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`), which it read when it was imported.
+    Ray has a variable for it (`RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`), but reads it only when imported.
     """
     return replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 def nodes_at(address: str) -> None:
-    """Start any number of nodes of this host at one address, for the rest of this process.
+    """Allow any number of nodes of this host at one address, for the rest of this process.
 
-    The variable that keeps 127.0.0.1 is meant for systems where Ray supports a single node, and refuses a second one.
+    The variable that keeps 127.0.0.1 is intended for systems where Ray supports one node, and refuses a second one.
     """
     services.get_node_ip_address = lambda address_of_head=None: address
     ray_constants.ENABLE_RAY_CLUSTER = True
@@ -100,7 +100,7 @@ def nodes_at(address: str) -> None:
 
 
 def free_resources() -> Mapping[str, Mapping[str, float]]:
-    """Free resources by node; Ray's public API has only the sum over all nodes."""
+    """Free resources by node; Ray's public API gives only the sum over all nodes."""
     return available_resources_per_node()  # type: ignore[no-any-return]
 
 

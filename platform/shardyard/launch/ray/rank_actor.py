@@ -1,7 +1,7 @@
 """The actor of a rank: it reports its place, prepares its process, joins the other ranks and trains.
 
-Its methods run sequentially on the main thread of its process, which handles signals and for which CUDA's current
-device is set. torch is imported only in ranks, because the driver imports this module too.
+Its methods run sequentially on the main thread of its process, which handles signals and on which CUDA's current device
+is set. torch is imported only in ranks, because the driver imports this module too.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all ranks of a group get.
+    """The settings of all ranks of a group.
 
     gpu: whether they compute on GPUs.
     forwarded: variables of the launching shell for ranks on all hosts.
     private: variables whose values are never logged.
-    logs: the folder of a log for each rank; without one, Ray keeps what they write.
+    logs: the folder for a log of each rank; if None, Ray keeps their output.
     """
 
     network: Network
@@ -49,10 +49,10 @@ class Setup:
 
 
 class RankWorker:
-    """One rank. Calls run one after the other."""
+    """One rank. Calls run sequentially."""
 
     def locate(self, setup: Setup, world_size: int) -> Member:
-        """Where this process runs and which resources it has."""
+        """The location and resources of this process."""
         outlive_sigterm()
         os.environ.update(setup.private)
         self._setup = setup
@@ -66,7 +66,7 @@ class RankWorker:
         )
 
     def load(self) -> None:
-        """Import what the next calls need. An error occurs again there and is reported then."""
+        """Import the modules for the next calls. Errors are ignored here: they recur there and are reported then."""
         # torch reads some variables when it is imported.
         for name, value in self._setup.forwarded.items():
             os.environ.setdefault(name, value)
@@ -107,7 +107,7 @@ class RankWorker:
             raise rank_error(error, stepped=False) from None
 
     def train(self, job: bytes) -> Outcome:
-        """Carry out a pickled job; returns how it ended.
+        """Run a pickled job; returns its outcome.
 
         Raises:
             RankError: this rank failed.
@@ -120,11 +120,11 @@ class RankWorker:
         return outcome
 
     def leave(self) -> None:
-        """Leave the process group, before the process is ended."""
+        """Leave the process group, before the process ends."""
         leave_process_group()
 
 
 def _note(seat: Seat, what: str) -> None:
-    """Write it to the log of the rank, which attempts share."""
+    """Write a line to the log of the rank, which all attempts share."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     sys.stdout.write(f"{now} rank {seat.rank} of {seat.world_size}: {what}\n")

@@ -20,7 +20,7 @@ HEAVY = "shardyard.launch.ray.worker"
 
 @dataclass(frozen=True)
 class Ready:
-    """The report of a rank before it joins the others: its settings in words, or why it cannot join."""
+    """The report of a rank before it joins the others: its settings as text, or why it cannot join."""
 
     settings: tuple[str, ...] = ()
     problem: str = ""
@@ -39,7 +39,7 @@ def make_ready(
 
     Args:
         forwarded: variables of the launching shell.
-        environment: variables that the host set itself, which win; those of this process by default.
+        environment: variables set by the host, which take precedence; by default those of this process.
     """
     given = dict(os.environ) if environment is None else environment
     try:
@@ -57,22 +57,22 @@ def make_ready(
 def import_ahead(*, gpu: bool) -> None:
     """Runs in the process of a rank: import large modules."""
     if gpu:
-        # DeepSpeed, which may look at the current device, waits until the rank knows which one is its own.
+        # DeepSpeed may query the current device, so it is imported only once the rank's device is set.
         import_at_once("torch")
         return
-    # DeepSpeed would use any visible GPU, even one that Ray gave to another process.
+    # DeepSpeed would use any visible GPU, even one that Ray assigned to another process.
     os.environ["DS_ACCELERATOR"] = "cpu"
     import_at_once(HEAVY)
 
 
 def outlive_sigterm() -> None:
-    """In a cluster that was started for this run, only the driver handles SIGTERM, and it is blocked here so far. An
-    empty handler has the same effect for this process, but lets its children be stopped."""
+    """In a cluster started for this run only the driver handles SIGTERM, which is blocked here until now. Replace that
+    with an empty handler, which has the same effect but lets the children of this process be stopped."""
     if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: None)
-        # A started program does not inherit our handlers, a fork does.
+        # A started program does not inherit these handlers, a fork does.
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 

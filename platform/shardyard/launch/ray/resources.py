@@ -10,14 +10,14 @@ from shardyard.planning.placement import ANYWHERE, Demand, Node, Placement, judg
 from shardyard.tracking.run.waiting import Wait
 
 POLL_SECONDS = 1.0
-# Resources of an attempt that just ended come back a moment later; such short waits are not reported.
+# Resources of an attempt that just ended are released a moment later; such short waits are not reported.
 QUIET_SECONDS = 3.0
-# Numbers that change often are not reported each time.
+# Frequently changing numbers are not reported each time.
 REPEAT_SECONDS = 15.0
 
 
 class Cluster(Protocol):
-    """The interface of a cluster for waiting."""
+    """The cluster interface needed for waiting."""
 
     @property
     def autoscales(self) -> bool:
@@ -31,9 +31,9 @@ class Cluster(Protocol):
 
 
 class Resources:
-    """Finds a place for each attempt of one run.
+    """Finds a placement for each attempt of a run.
 
-    report: called with what the run waits for, once and when it changes.
+    report: called with the wait, once and whenever it changes.
     stopped: whether a stop is requested.
     """
 
@@ -58,12 +58,12 @@ class Resources:
         self._tried = False
 
     def wait(self) -> Placement | None:
-        """Where the workers go; a placement without ranks leaves it to Ray and its autoscaler; None if a stop is
-        requested.
+        """Wait for the placement of the workers; one without ranks leaves it to Ray and its autoscaler. None if a stop
+        is requested.
 
         Raises:
-            HardwareError: the cluster could never hold the run. Only before the first attempt: a node that is lost
-                while the run trains may come back.
+            HardwareError: the run could never fit on the cluster. Only before the first attempt: a node lost during
+                training may come back.
         """
         began = self._clock()
         while True:

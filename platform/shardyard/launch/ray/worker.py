@@ -1,4 +1,4 @@
-"""What a rank does once it has joined the others: carry out a job, and report why it failed."""
+"""The work of a rank once it has joined the others: run a job, and report why it failed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from shardyard.launch.ray.places import Seat
 from shardyard.launch.run.output import redirect_output
 from shardyard.launch.run.recovery import RankError, bug_in_words, is_bug
 
-# Of what others say, the beginning; the log of the rank has all of it.
+# Error messages of libraries are truncated; the log of the rank has all of them.
 LONGEST_LINE = 300
 
 
 def train_job(pickled: bytes, seat: Seat) -> Outcome:
-    """Carry out a pickled job as the rank that has the seat; returns how it ended.
+    """Run a pickled job as the rank with this seat; returns its outcome.
 
     Raises:
         RankError: the rank failed.
@@ -45,8 +45,8 @@ def train_job(pickled: bytes, seat: Seat) -> Outcome:
 
 
 def rank_error(error: Exception, *, stepped: bool) -> RankError:
-    """Memory that ran out, lost peers, broken networks and servers that stumble may pass; what else the platform itself
-    explains does not, nor does a bug that is met before anything is trained."""
+    """Convert an error to a RankError. Out of memory, lost peers, network failures and server errors may be temporary;
+    other errors of the platform itself are permanent, as are bugs that occur before the first step."""
     text = _one_line(error)
     if not stepped and is_bug(error):
         return RankError(bug_in_words(text, socket.gethostname()), permanent=True)
@@ -54,7 +54,7 @@ def rank_error(error: Exception, *, stepped: bool) -> RankError:
 
 
 def limit_collectives(seconds: float) -> None:
-    """Let collectives fail after so long, also those of groups that DeepSpeed makes later without saying how long."""
+    """Set the timeout of collectives, also for groups that DeepSpeed later creates without a timeout."""
     limit = timedelta(seconds=seconds)
     distributed_c10d.default_pg_timeout = limit
     distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""The workers of an attempt: a placement group with a bundle for each, and an actor in every bundle. Public Ray alone.
+"""The workers of an attempt: a placement group with one bundle and actor per worker. Uses only Ray's public API.
 
-The driver requests the actors before the bundles are placed, and they import torch while it still learns where they
-are: the calls wait in Ray's queues, one behind the other, so that nobody waits for a round trip.
+The driver requests the actors before the bundles are placed, and they import torch while the driver still queries their
+locations: the calls are pipelined in Ray's queues, which saves round trips.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from shardyard.tracking.run.waiting import Wait
 
 T = TypeVar("T")
 
-# A label that Ray gives every node.
+# A label that Ray sets on every node.
 NODE_ID_LABEL = "ray.io/node-id"
-# How long bundles may take to be placed where nodes had room for them a moment ago, and for each bundle on top.
+# Time limit for placing bundles on nodes that recently had room for them, and the addition per bundle.
 PLACEMENT_SECONDS = 10.0
 PLACEMENT_SECONDS_A_BUNDLE = 0.1
-# How long an autoscaler is waited for at a time; a run that waits longer asks again.
+# Time limit of one wait for an autoscaler; a run that waits longer repeats its request.
 AUTOSCALER_SECONDS = 30.0
-# How long the processes of placed workers may take to answer: a host starts one after the other.
+# Time limit for answers from the processes of placed workers: a host starts them one after the other.
 ANSWER_SECONDS = 300.0
 STOP_POLL_SECONDS = 1.0
-# Ranks that lose a peer fail a moment later: the first to fail is seldom the only one to name a cause.
+# Ranks that lose a peer fail a moment later: usually the first failed rank is not the only one to report a cause.
 GATHER_SECONDS = 2.0
-# What ranks get to leave their group before they are ended.
+# Time for ranks to leave their group before they are killed.
 PARTING_SECONDS = 10.0
 
 
 class NotPlacedError(Exception):
-    """No rank trains: the workers did not get what they need, or the run is asked to stop.
+    """No rank trains: the workers did not get their resources, or a stop is requested.
 
-    wait: what the run waits for from now on; None where that has not changed.
+    wait: the run's new wait; None if it is unchanged.
     """
 
     def __init__(self, wait: Wait | None = None) -> None:
@@ -66,16 +66,16 @@ class WorkersFailedError(Exception):
 
 @dataclass
 class Answers(Generic[T]):
-    """What workers answered, and what they raised, by their numbers."""
+    """Results and exceptions of workers, by their numbers."""
 
     values: dict[int, T] = field(default_factory=dict)
     errors: dict[int, BaseException] = field(default_factory=dict)
 
 
 class WorkerGroup:
-    """The ranks of one job, or of several one after the other; ended with the block.
+    """The ranks of one job, or of several consecutive ones; ended with the block.
 
-    stopped: whether the run is asked to stop; it is looked at until the ranks train.
+    stopped: whether a stop is requested; checked until the ranks train.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WorkerGroup:
         """Start the workers; returns them in the order of ranks.
 
         Raises:
-            NotPlacedError: they did not get their resources, or do not answer, or the run is asked to stop.
+            NotPlacedError: they did not get their resources, do not answer, or a stop is requested.
             WorkersFailedError: some ended.
         """
         self._bundles = reserve(self._demand, self._placement)
@@ -125,8 +125,8 @@ class WorkerGroup:
         """Prepare the ranks and join them into a process group, within `timeout` seconds.
 
         Raises:
-            HardwareError: a host lacks what the recipe asks for.
-            NotPlacedError: the run is asked to stop.
+            HardwareError: a host lacks hardware that the recipe requires.
+            NotPlacedError: a stop is requested.
             WorkersFailedError: some failed.
         """
         if bare := self._without_device(members):
@@ -149,7 +149,7 @@ class WorkerGroup:
         return ready
 
     def train(self, job: bytes) -> Any:
-        """Have all ranks carry out a pickled job; returns how it ended.
+        """Run a pickled job on all ranks; returns its outcome.
 
         Raises:
             WorkersFailedError: some failed.
@@ -201,15 +201,15 @@ class WorkerGroup:
 
 
 def placement_seconds(bundles: int) -> float:
-    """How long so many bundles may take to be placed on nodes that have room for them."""
+    """Time limit for placing this many bundles on nodes that have room for them."""
     return PLACEMENT_SECONDS + PLACEMENT_SECONDS_A_BUNDLE * bundles
 
 
 def reserve(demand: Demand, placement: Placement) -> Any:
-    """Ray's placement group for a demand; it need not have its place yet.
+    """Ray's placement group for a demand; it may not be placed yet.
 
-    Each bundle names its node: packing by Ray itself fills nodes to the brim and may cut a group of ranks in two. A
-    placement without ranks leaves the choice to Ray.
+    Each bundle names its node: Ray's own packing fills nodes completely and may split a group of ranks. A placement
+    without ranks leaves the choice to Ray.
     """
     amount = demand.bundle
     wanted = {"CPU": amount.cpus, "GPU": amount.gpus, "memory": amount.memory}
@@ -225,11 +225,11 @@ def reserve(demand: Demand, placement: Placement) -> Any:
 def gather(
     calls: Sequence[Any], *, limit: float | None = None, stopped: Callable[[], bool] | None = None
 ) -> Answers[Any]:
-    """What calls answer, in the order in which they end: all of them, or those that end soon after one has failed.
+    """The results of calls, in order of completion: all of them, or those that end soon after one has failed.
 
     Args:
-        limit: seconds after which the rest is not waited for.
-        stopped: looked at every second; once it is true, nothing is waited for.
+        limit: seconds after which the wait ends.
+        stopped: checked every second; once it is true, the wait ends.
     """
     answers: Answers[Any] = Answers()
     number = {call: index for index, call in enumerate(calls)}

@@ -1,10 +1,10 @@
 """A disk cache of measured model sizes, because measuring imports torch and transformers, which takes seconds.
 
-The cache key covers everything that could change a size: the relevant part of the recipe, Shardyard's own code,
-versions of libraries, and the tokenizer's files. Other models are measured each time.
+The cache key covers everything that could change a size: the relevant part of the recipe, Shardyard's code, library
+versions, and the tokenizer's files. Models with other dependencies are measured each time.
 
-Sizes of the shipped recipes come with them (`recipes/sizes.json`), so that the first plan on a machine is fast too.
-They hold for the version of transformers that they were measured with; a test measures all of them again.
+Sizes of the shipped recipes are in `recipes/sizes.json`, so that the first plan on a machine is fast too. They are
+valid for the version of transformers with which they were measured; a test measures all of them again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from shardyard.tracking.files import write_atomically
 
 SIZES = "sizes.json"
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
-# Sections that no model is built from, and what a run's resolved.yaml gives where its recipe leaves it to be derived.
-# All others count, also such as do not matter today.
+# Sections that do not affect the model, and fields that a run's resolved.yaml fixes if its recipe omits them. All other
+# sections are part of the key, even those that do not affect sizes today.
 _EXCLUDED: dict[str, bool | dict[str, bool]] = {
     **dict.fromkeys(("name", "description", "cluster", "job", "tracking", "checkpoint"), True),
     "train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True),
 }
-# The parts of a recipe that decide the sizes of a model, beside the tokenizer.
+# The parts of a recipe that, with the tokenizer, determine the sizes of a model.
 _SIZING = {"model", "objective", "tokenizer", "data", "image"}
-# A recipe with a module is not kept at all.
+# A recipe with a module is not cached at all.
 _SIZELESS = {"data": {"train", "validation"}, "model": {"module"}}
 
 
@@ -45,7 +45,7 @@ def recall(recipe: Recipe) -> Architecture | None:
 
 
 def shipped_sizes(measured: Iterable[tuple[Recipe, Architecture]]) -> str:
-    """The text of recipes/sizes.json; models that depend on something outside the recipe are left out."""
+    """The text of recipes/sizes.json; models that depend on anything outside the recipe are omitted."""
     found = {_shipped_key(recipe): asdict(architecture) for recipe, architecture in measured}
     lines = [f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(filter(None, found))]
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -60,7 +60,7 @@ def _recall_shipped(recipe: Recipe) -> Architecture | None:
 
 def _shipped_key(recipe: Recipe) -> str | None:
     text = recipe.model.text_config
-    # A vocabulary that is given counts, whatever the tokenizer is, which may lie on a hub.
+    # A vocabulary in the recipe takes precedence over the tokenizer, which may be on a hub.
     tokenizer = [] if "vocab_size" in text else _tokenizer_files(recipe)
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
@@ -96,7 +96,7 @@ def keep(recipe: Recipe, architecture: Architecture) -> None:
 
 
 def _path(recipe: Recipe) -> Path | None:
-    """None if something outside the recipe decides, such as weights or a tokenizer on a hub, or code from outside."""
+    """The cache path; None if sizes depend on weights or a tokenizer on a hub, on external code or the like."""
     tokenizer = _tokenizer_files(recipe)
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None

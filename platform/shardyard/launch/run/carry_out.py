@@ -1,4 +1,4 @@
-"""Running a run in its folder, within a process that may do other work too."""
+"""Training a run in its folder, within a process that may also do other work."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def carry_out(
     keep_group: bool = False,
     while_waiting: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train in a run folder to the end; returns how it ended.
+    """Train in a run folder to the end; returns the outcome.
 
     A local rank trains on the calling thread. Ray's workers are driven from another thread while this one waits.
 
     Args:
         lease: of the folder, held during the call.
-        stop: a request ends the run with a checkpoint. Ctrl-C without a handler requests it too.
+        stop: a request ends the run with a checkpoint. Ctrl-C without a handler also requests a stop.
         observer: receives records and events, on a separate thread.
         until: pause after this step, with a checkpoint.
         trust: load checkpoint files that may execute code.
-        keep_group: as `run_local` has it, for processes that train several runs.
+        keep_group: as in `run_local`, for processes that train several runs.
         while_waiting: called periodically on this thread while Ray's workers train.
 
     Raises:
@@ -75,7 +75,7 @@ def carry_out(
 
 
 def _on_interrupt(stop: Stop, before: Iterable[psutil.Process]) -> Callable[[], None]:
-    """The first Ctrl-C requests a stop with a checkpoint; a second one ends at once."""
+    """The handler of Ctrl-C: the first requests a stop with a checkpoint, a second one ends immediately."""
 
     def interrupted() -> None:
         if stop.reason is not None:

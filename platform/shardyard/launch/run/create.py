@@ -24,13 +24,13 @@ def new_run(
     """A new run folder in the state `pending`.
 
     Args:
-        recipe_text: the recipe as it was given; resolved_text: with all defaults and derived values.
-        plan: as from `planning.plan_text.as_dict`, or as submitted with a job.
-        run_id: given if the id was chosen earlier.
-        fields: more of run.json, such as `provenance`.
+        recipe_text: the recipe as given; resolved_text: with all defaults and derived values.
+        plan: from `planning.plan_text.as_dict`, or as submitted with a job.
+        run_id: if the id was chosen earlier.
+        fields: further fields of run.json, such as `provenance`.
 
     Raises:
-        RunFolderError: the name is not a folder name, the id is taken, or the runs folder cannot be written.
+        RunFolderError: the name is not a folder name, the id is taken, or the runs folder is not writable.
     """
     world = plan.get("world")
     known: RunFields = {

@@ -40,14 +40,14 @@ STOPPED_WAITING: dict[str, Outcome] = {"interrupt": "interrupted", "preempt": "p
 def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     """Run a job and keep its run.json up to date; returns the outcome.
 
-    The caller has removed requests to earlier processes, so an existing request is for this one.
+    The caller has removed requests to earlier processes, so an existing request is for this process.
 
     Args:
-        carry: how it is trained: `locally`, `on_ray`, or as a trial of a sweep.
+        carry: trains the job: `locally`, `on_ray`, or as a trial of a sweep.
 
     Raises:
-        ShardyardError: it failed; run.json says `failed`.
-        TakenOverError: another process trains the run by now; run.json is left to that.
+        ShardyardError: the run failed; run.json says `failed`.
+        TakenOverError: another process now trains the run; run.json is left to that process.
     """
     job.folder.update(state="running", waiting=None, **owner())
     if job.recipe.train.precision is not None:
@@ -55,7 +55,7 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     try:
         outcome = _stopped(job) or carry(job)
     except BaseException as error:
-        # If that cannot be written either, the run soon has no process and counts as lost.
+        # If that cannot be written either, the run counts as lost once this process has ended.
         with contextlib.suppress(RunFolderError):
             job.folder.update(state="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
@@ -64,10 +64,10 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
 
 
 def locally(job: Job, *, keep_group: bool = False) -> Outcome:
-    """Train as the only rank, in this process, once; `keep_group` as `run_local` has it.
+    """Train once as the only rank, in this process; `keep_group` as in `run_local`.
 
     Raises:
-        Exception: whatever ends it, unchanged. It is logged as an event too.
+        Exception: the error that ended training, unchanged. It is also logged as an event.
     """
     from shardyard.launch.run.local import run_local
 
@@ -93,7 +93,7 @@ def on_ray(job: Job) -> Outcome:
     """Train on Ray's workers once they are free and this job is first in the queue, with recovery from failures.
 
     Raises:
-        ShardyardError: there is no Ray, or the job could never fit.
+        ShardyardError: Ray is not available, or the job could never fit.
         TrainingError: training failed, and there is no further attempt.
     """
 
@@ -113,7 +113,7 @@ def on_ray(job: Job) -> Outcome:
             settled = settle(job, cluster, demand, placement, lambda text: _log_notice(job, text))
             count_attempt(job)
             try:
-                # The next job of the queue may go as soon as the workers of this one have their resources.
+                # The next job of the queue may start as soon as the workers of this one have their resources.
                 return attempt(settled, demand, placement, on_placed=placed)
             except NotPlacedError as error:
                 count_attempt(job, by=-1)
@@ -125,7 +125,7 @@ def on_ray(job: Job) -> Outcome:
 
 
 class NotStartedError(Exception):
-    """No rank has started: the run was asked to stop while it waited, or its resources were taken."""
+    """No rank has started: a stop was requested during the wait, or its resources were taken."""
 
 
 class GaveUpError(TrainingError):
@@ -137,13 +137,13 @@ class GaveUpError(TrainingError):
 
 
 def until_done(job: Job, start: Callable[[], Outcome | Failure]) -> Outcome:
-    """Start the ranks repeatedly, by the recipe's policy, until they are done or a stop is requested.
+    """Start the ranks repeatedly, following the recipe's policy, until they are done or a stop is requested.
 
     Args:
         start: starts them and waits for their end.
 
     Raises:
-        GaveUpError: they failed, and there is no further attempt.
+        GaveUpError: training failed, and there is no further attempt.
     """
     count = Count()
     while (outcome := _stopped(job)) is None:
@@ -168,7 +168,7 @@ def _log_waiting(job: Job, wait: Wait) -> None:
 
 
 def count_attempt(job: Job, by: int = 1) -> None:
-    """Write into run.json that one more attempt starts; `by` -1 takes it back."""
+    """Count an attempt in run.json; `by` -1 reverts it."""
     attempts = job.folder.info().attempts + by
     job.folder.update(attempts=attempts, outcome=None, placement=None)
 
@@ -180,14 +180,14 @@ def saved_step(folder: RunFolder) -> int:
 
 
 def _recover(job: Job, failure: Failure, count: Count) -> None:
-    """Wait for the next attempt, or until the run is asked to stop.
+    """Wait for the next attempt, or until a stop is requested.
 
     Raises:
-        GaveUpError: there is none.
+        GaveUpError: there is no further attempt.
     """
     job.folder.check_held()
     if not failure.permanent and (outcome := _stopped(job)) is not None:
-        # The ranks may have been ended too, by schedulers that signal every process of a job.
+        # Schedulers that signal every process of a job may have ended the ranks too.
         stopped = replace(_failed(failure), then="stopped", outcome=outcome, checkpoint_step=count.step)
         write_event(job.folder.events, stopped)
         return
@@ -196,7 +196,7 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
     if isinstance(decision, GiveUp):
         write_event(job.folder.events, _failed(failure))
         message = failure.describe()
-        # A cause that names a way to continue, as after a divergence, is more specific.
+        # A cause with its own advice how to continue, such as a divergence, is more specific.
         resume = f"; `shardyard resume {typed(job.folder.path)}` continues from the newest checkpoint"
         raise GaveUpError(
             f"training failed, and {decision.reason}:\n{message}\n"
@@ -220,7 +220,7 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
 
 
 def _failed(failure: Failure) -> AttemptFailed:
-    """The event of a failure after which the run has ended."""
+    """The event of a failure that ended the run."""
     ranks = sorted(rank for group in failure.causes.values() for rank in group)
     causes: list[Cause] = [{"message": message, "ranks": group} for message, group in failure.causes.items()]
     return AttemptFailed(causes=causes, ranks=tuple(ranks))

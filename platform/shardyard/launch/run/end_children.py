@@ -1,4 +1,4 @@
-"""Killing the processes that this one has started, which must not outlive it."""
+"""Killing the descendants of this process, which must not outlive it."""
 
 from __future__ import annotations
 

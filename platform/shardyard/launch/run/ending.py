@@ -35,13 +35,13 @@ def ending_lines(folder: RunFolder, outcome: str) -> Iterator[str]:
 
 
 def _last_evaluation(folder: RunFolder) -> str:
-    """`loss 0.4132, accuracy 0.8641`; "" where nothing was measured."""
+    """`loss 0.4132, accuracy 0.8641`; "" without an evaluation."""
     measured = [found for line in read_metrics(folder.metrics) if (found := evaluation_of(line))]
     return metrics_in_words(measured[-1]) if measured else ""
 
 
 def _recipe_of(folder: RunFolder) -> dict[str, object]:
-    """Read without checks: data of the recipe may be gone by now."""
+    """The recipe, read without checks: its data may no longer exist."""
     fields: dict[str, object] = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
     return fields
 

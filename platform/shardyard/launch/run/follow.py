@@ -15,13 +15,13 @@ from shardyard.tracking.run.folder import RunFolder
 
 
 class Observer(Protocol):
-    """Receives what a run records."""
+    """Receives the records and events of a run."""
 
     def on_metrics(self, records: list[dict[str, float]]) -> None:
-        """Lines of metrics.jsonl, in their order."""
+        """Lines of metrics.jsonl, in order."""
 
     def on_events(self, events: list[Event]) -> None:
-        """Events, in their order."""
+        """Events, in order."""
 
 
 @contextmanager
@@ -50,10 +50,10 @@ def follow(
     *,
     from_start: bool = True,
 ) -> None:
-    """Pass records and events to an observer until `over` is set, and once more then, so that nothing is missed.
+    """Pass records and events to an observer until `over` is set, and once more then, so that none is missed.
 
-    `from_start=False` skips existing lines, as for a resumed run. Blocks, so it usually runs on a thread. A file that
-    cannot be read for a while is tried again.
+    `from_start=False` skips existing lines, as for a resumed run. Blocks, so it usually runs on a thread. Temporary
+    read errors are retried.
     """
     metrics = MetricsTail(folder.metrics, 0 if from_start else _size(folder.metrics))
     events = EventTail(folder.events, 0 if from_start else _size(folder.events))

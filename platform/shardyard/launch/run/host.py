@@ -1,6 +1,6 @@
-"""Checks of a recipe against the devices of this host, when a run is planned to train here.
+"""Checks of a recipe against the devices of this host, for a run that will train here.
 
-`validate` makes none of them: its verdict is the same on every host.
+`validate` makes none of them: its result is the same on every host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def refuse_on_this_host(recipe: Recipe, *, gpu: bool, source: str = "plan") -> N
         source: the name of the recipe in messages, such as its file.
 
     Raises:
-        RecipeError: they cannot.
+        RecipeError: they do not.
     """
     problems = [] if gpu else list(_on_cpu(recipe))
     if problems:

@@ -27,7 +27,7 @@ def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> t
     `run:NAME` is the newest finished run of the recipe NAME in `runs_dir`; a hub id is pinned to its commit.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: the run does not exist.
         DataError: a model is not prepared.
         RecipeError: the weights do not match the recipe.
     """
@@ -65,9 +65,9 @@ def check_unchanged(folder: RunFolder) -> None:
 
 
 def for_planning(recipe: Recipe, runs_dir: Path) -> Recipe:
-    """The recipe with paths, or with a known configuration for weights that are not here yet: sizes need no weights.
+    """The recipe with paths, or with a known configuration for weights that are not local yet: sizes need no weights.
 
-    A recipe that gives the sizes itself is planned without contacting the hub.
+    A recipe that specifies the sizes is planned without contacting the hub.
     """
     here = [field for field in _FIELDS if (name := _value(recipe, field)) is None or _is_here(name, runs_dir)]
     name = recipe.model.pretrained
@@ -86,7 +86,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _gives_sizes(model: Model) -> bool:
-    """Whether the configuration is complete, that is, gives even the vocabulary."""
+    """Whether the configuration is complete, including the vocabulary."""
     return "vocab_size" in model.text_config
 
 
@@ -146,7 +146,7 @@ def _final_of(name: str, runs_dir: Path, field: str) -> Path:
 
 
 def _fingerprint(path: Path) -> str:
-    # Imported late, because it imports torch, and most recipes start from nothing.
+    # Imported late, because it imports torch, and most recipes have no initial weights.
     from shardyard.models.pretrained import fingerprint
 
     return fingerprint(path)

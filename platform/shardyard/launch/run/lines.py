@@ -1,4 +1,4 @@
-"""A run as about 25 plain lines, for a pipe and for the log of a job."""
+"""The output of a run as about 25 plain lines, for pipes and job logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONTROL = dict.fromkeys((7, 8, 11, 12, 13, 27))
 
 
 class Drawing(Protocol):
-    """Interface of a live view: a panel, or plain lines."""
+    """Interface of a live view: a panel or plain lines."""
 
     def open(self) -> None:
         """Begin."""
@@ -55,14 +55,14 @@ class RunView:
         self._drawing.close()
 
     def on_metrics(self, records: list[dict[str, float]]) -> None:
-        """Show lines of metrics.jsonl, in their order."""
+        """Show lines of metrics.jsonl, in order."""
         with self._lock:
             for line in records:
                 self.progress.add_metrics(line)
                 self._drawing.metrics(line)
 
     def on_events(self, events: list[Event]) -> None:
-        """Show events, in their order."""
+        """Show events, in order."""
         with self._lock:
             for event in events:
                 self.progress.add_event(event)
@@ -84,7 +84,7 @@ class LinesView(RunView):
 
 @dataclass
 class _Row:
-    """What is printed of a step."""
+    """The printed values of a step."""
 
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
@@ -94,14 +94,14 @@ class _Row:
 
 
 class PlainLines:
-    """A line for each twentieth of the run, each evaluation and checkpoint, and whatever else happens."""
+    """A line for each twentieth of the run, each evaluation and checkpoint, and all other events."""
 
     def __init__(self, stream: IO[str], progress: Progress) -> None:
         self._stream = stream
         self._progress = progress
         self._stride = max(1, progress.total_steps // PLAIN_ROWS)
         self._columns: list[tuple[str, int]] = []
-        # A step is held back until the next one begins, because its evaluation and checkpoint belong on its line.
+        # A step is buffered until the next one begins, because its evaluation and checkpoint belong on its line.
         self._held: _Row | None = None
         self._last_block = -1
 

@@ -1,4 +1,4 @@
-"""Redirecting output: that of libraries to a log, that for users to the terminal."""
+"""Redirecting output: library output to a log, user output to the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def redirect_output(log: Path) -> None:
 
 
 class _Lossy(io.FileIO):
-    """A file that never fails: output that a full disk or a closed pipe rejects is dropped."""
+    """A file whose writes never fail: output rejected by a full disk or a closed pipe is dropped."""
 
     def write(self, data: Any) -> int:
         try:
@@ -36,7 +36,7 @@ class _Lossy(io.FileIO):
 
 
 class _Scrubbed(io.TextIOWrapper):
-    """A text stream on a descriptor, without secrets: libraries print URLs in warnings and tracebacks."""
+    """A text stream on a descriptor that removes secrets: libraries print URLs in warnings and tracebacks."""
 
     def __init__(self, descriptor: int) -> None:
         binary = io.BufferedWriter(_Lossy(descriptor, "w", closefd=False))
@@ -56,7 +56,7 @@ def lossy(descriptor: int) -> TextIO:
 
 
 class Terminal:
-    """The terminal as it was before output went to a log; restores it at the end."""
+    """The original terminal descriptors while output goes to a log; restores them at the end."""
 
     def __init__(self, log: Path) -> None:
         self._saved = os.dup(1), os.dup(2)
@@ -65,7 +65,7 @@ class Terminal:
         redirect_output(log)
 
     def restore(self) -> None:
-        """Put the descriptors back."""
+        """Restore the descriptors."""
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = self._streams

@@ -1,4 +1,4 @@
-"""Preparing a run before anything starts: its recipe, its plan, and their part of run.json."""
+"""Preparing a run before it starts: its recipe, its plan, and their part of run.json."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from shardyard.tracking.run.provenance import collect
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A recipe that is ready to train.
+    """A recipe ready to train.
 
     local: one rank in this process, without Ray.
-    run_fields: further fields of run.json: `starting`, the weights that were found; `trial`, of a shortened run;
-        `sweep`, of a trial of one.
+    run_fields: further fields of run.json: `starting`, the located weights; `trial`, of a shortened run; `sweep`, of a
+        trial of a sweep.
     """
 
     loaded: LoadedRecipe
@@ -46,7 +46,7 @@ class PlannedRun:
             command: what started it, for its provenance; by default the command line of this process.
 
         Raises:
-            RunFolderError: it cannot be made.
+            RunFolderError: it cannot be created.
         """
         recipe = self.loaded.recipe
         return new_run(
@@ -63,7 +63,7 @@ def plan_new(loaded: LoadedRecipe, runs_dir: Path, *, local: bool = False, try_s
     """Plan a recipe for a new run.
 
     Args:
-        runs_dir: where `run:NAME` is looked for.
+        runs_dir: searched for `run:NAME`.
         try_steps: shorten the run to this many steps, and scale everything that depends on its length.
 
     Raises:
@@ -93,11 +93,11 @@ def plan_resumed(
     """Plan a resumed run, with overrides written to its resolved.yaml. The caller holds its lease.
 
     Args:
-        local: one rank in this process; always so for a run that began so.
-        step: take the run back to the checkpoint of this step, 0 to its start; later ones are set aside.
+        local: one rank in this process; always true for a run that began locally.
+        step: reset the run to the checkpoint of this step, 0 to its start; later ones are set aside.
 
     Raises:
-        UsageError: the initial weights have changed, or there is no such checkpoint.
+        UsageError: the initial weights have changed, or the checkpoint does not exist.
     """
     local = local or folder.info().local
     check_unchanged(folder)
@@ -120,7 +120,7 @@ def _go_back(folder: RunFolder, step: int) -> None:
 
 
 def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = None, elsewhere: bool = False) -> RunPlan:
-    """The plan of a recipe, with the model's sizes counted.
+    """The plan of a recipe, with the measured sizes of the model.
 
     Args:
         local: one rank in this process.
@@ -138,7 +138,7 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
 
 
 def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:
-    """The recipe with the paths of its initial weights, or with known sizes if they are not here."""
+    """The recipe with the paths of its initial weights, or with known sizes if they are not local."""
     return replace(loaded, recipe=for_planning(loaded.recipe, runs_dir))
 
 
@@ -149,7 +149,7 @@ def with_initial_weights(loaded: LoadedRecipe, runs_dir: Path) -> tuple[LoadedRe
 
 
 def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:
-    """GPUs of the named cluster; None if Ray is started here or not used."""
+    """GPUs of the named cluster; None if Ray is started by this process or not used."""
     if local or cluster_address(loaded.recipe.cluster) is None:
         return None
     # Imported late, because it imports Ray.
@@ -162,7 +162,7 @@ def refuse_what_does_not_fit(plan: RunPlan) -> None:
     """Check that the plan fits the device, if its memory is known.
 
     Raises:
-        UsageError: it does not fit.
+        UsageError: it does not.
     """
     if plan.fits is False:
         verdict = list(rows(plan))[-1]

@@ -1,6 +1,6 @@
-"""From a recipe to its plan: the tokenizer's vocabulary and the model's sizes are what the pure plan cannot know.
+"""From a recipe to its plan: adds the tokenizer's vocabulary and the model's sizes, which pure planning cannot know.
 
-torch and transformers are imported late: a plan whose sizes are remembered does without them.
+torch and transformers are imported late: a plan with cached sizes does not need them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
 
-# Fields that are fixed in resolved.yaml when a run starts: precision, steps, and what is scaled to them.
+# Fields that are fixed in resolved.yaml when a run starts: precision, steps, and fields scaled with the steps.
 _FIXED_SECTIONS = ("train", "schedule", "evaluate", "checkpoint", "tracking")
 
 
@@ -27,9 +27,9 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
         remember: use the disk cache of model sizes.
 
     Raises:
-        DataError: the tokenizer cannot be loaded, or the data for `train.epochs` is not here.
+        DataError: the tokenizer cannot be loaded, or the data for `train.epochs` is not local.
         ModelError: the model cannot be built.
-        RecipeError: the world does not suit the recipe.
+        RecipeError: the recipe cannot run in the world.
     """
     known = recall(recipe) if remember else None
     architecture = known or _measure(recipe)
@@ -48,14 +48,14 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
 
 
 def recipe_in(folder: RunFolder) -> Recipe:
-    """What a run trains with, as its resolved.yaml says; with the code that the run keeps."""
+    """The recipe of a run, from its resolved.yaml, with the code files kept in the run folder."""
     fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
     lead_to_kept(fields, folder.path)
     return parse_recipe(fields)
 
 
 def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """The recipe with the values that earlier attempts of its run have fixed."""
+    """The recipe with the values fixed by earlier attempts of its run."""
     fixed = recipe_in(folder)
     return recipe.model_copy(update={name: getattr(fixed, name) for name in _FIXED_SECTIONS})
 
@@ -64,14 +64,14 @@ def _measure(recipe: Recipe) -> Architecture:
     from shardyard.models.build import architecture_config
     from shardyard.models.size.measure import measure_recipe
 
-    # Ids of special tokens do not affect sizes, but some models need one for padding or the end.
+    # Ids of special tokens do not affect sizes, but some models need one for padding or end of text.
     no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     config = architecture_config(recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids)
     return measure_recipe(recipe, config)
 
 
 def _vocabulary(recipe: Recipe) -> int | None:
-    """A recipe with the model's vocabulary can be planned without its tokenizer, which may be on a hub."""
+    """The vocabulary: from the recipe if given, because its tokenizer may be on a hub, else from the tokenizer."""
     from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 
     if not objective_spec(recipe.objective).text:

@@ -38,7 +38,7 @@ def give_over(
     until: int | None = None,
     trust: bool = False,
 ) -> Outcome:
-    """Train in a run folder with this process, to the end; returns how it ended.
+    """Train in a run folder with this process, to the end; returns the outcome.
 
     Args:
         view: shows it on the original stdout; None shows nothing.
@@ -54,8 +54,8 @@ def give_over(
         shown: AbstractContextManager[object] = nullcontext() if live_view is None else live_view
         report = (lambda text: None) if live_view is None else live_view.message
         with shown, signals.driving(folder, report):
-            # After the redirection, because importing Ray and DeepSpeed prints messages; and after signals became
-            # requests, because an exception during an import may be replaced by another.
+            # After the redirection, because importing Ray and DeepSpeed prints messages; and after signals have become
+            # requests, because an exception during an import may be replaced by another one.
             from shardyard.launch.run.carry_out import carry_out
 
             return carry_out(

@@ -14,7 +14,7 @@ LOSSES_KEPT = 2000
 
 
 class Progress:
-    """The newest step, metrics, evaluation and event of a run, and its pace. `total_steps` is its last step."""
+    """The newest step, metrics, evaluation and event of a run, and its pace. `total_steps` is the last step."""
 
     def __init__(self, run_id: str, total_steps: int, resumed_step: int = 0) -> None:
         self.run_id = run_id
@@ -60,8 +60,8 @@ class Progress:
         self.last_event = describe(event) or self.last_event
 
     def seconds_left(self) -> float | None:
-        """Time to the last step at the pace of the newest records, pauses included; None before there is a pace."""
-        pace = list(self._pace)  # another thread may add to it meanwhile
+        """Time to the last step at the pace of the newest records, including pauses; None before the pace is known."""
+        pace = list(self._pace)  # another thread may append to it
         if self.ended or self.failed or len(pace) < 2:
             return None
         (first_step, first), (last_step, last) = pace[0], pace[-1]

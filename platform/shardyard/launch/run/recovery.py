@@ -9,11 +9,11 @@ from shardyard.redaction import scrub
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
-# More would give the longest wait anyway, and eventually overflow.
+# A higher exponent would give the maximum wait anyway, and eventually overflow.
 LONGEST_WAIT_DOUBLINGS = 10
-# Python's exceptions for bugs and missing packages: the same call fails again.
+# Python's exceptions for bugs and missing packages: the same call would fail again.
 _BUGS = (AttributeError, ImportError, NameError, NotImplementedError, SyntaxError, TypeError, AssertionError)
-# Temporary failures: storage, networks, memory, and the same wrapped by libraries.
+# Temporary failures of storage, network and memory, and the same wrapped by libraries.
 _PASSING = (OSError, MemoryError, RuntimeError)
 
 
@@ -35,10 +35,10 @@ def bug_in_words(text: str, host: str) -> str:
 
 
 class RankError(Exception):
-    """A failure as it travels from a worker: text only, so that any process can read it.
+    """A failure sent by a worker: text only, so that any process can unpickle it.
 
-    Both arguments are kept in `args`, which is what pickling carries. The rank removes secrets, because only it knows
-    what it filled into URLs.
+    Both arguments are in `args`, because pickling carries only these. The rank removes secrets, because only it knows
+    the values that it substituted into URLs.
     """
 
     def __init__(self, message: str, permanent: bool) -> None:
@@ -52,8 +52,8 @@ class RankError(Exception):
 class Failure:
     """Why an attempt ended.
 
-    causes: message → ranks that failed with it; empty when the workers never ran.
-    permanent: the same attempt would fail again, as a wrong path or a loss that is not a number does.
+    causes: message → ranks that failed with it; empty if the workers never ran.
+    permanent: the same attempt would fail again, for example because of a wrong path or a NaN loss.
     """
 
     causes: Mapping[str, tuple[int, ...]]
@@ -70,7 +70,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Retry:
-    """Start again after `wait_seconds`, from the newest checkpoint."""
+    """Restart after `wait_seconds`, from the newest checkpoint."""
 
     wait_seconds: float
 
@@ -86,20 +86,20 @@ class GiveUp:
 class Count:
     """Consecutive failures without progress.
 
-    step: of the newest checkpoint at the last failure. Only a later checkpoint counts as progress: steps beyond it are
-        trained again.
+    step: of the newest checkpoint at the last failure. Only a later checkpoint counts as progress: steps after the
+        newest one are trained again.
     """
 
     failures: int = 0
     step: int = 0
 
     def after(self, step: int) -> Count:
-        """The count after one more failure, when `step` is that of the newest checkpoint."""
+        """The count after one more failure; `step` is the step of the newest checkpoint."""
         return Count(1, step) if step > self.step else Count(self.failures + 1, self.step)
 
 
 def decide(failure: Failure, *, failures: int, max_failures: int) -> Retry | GiveUp:
-    """Decide after the `failures`-th failure (1 is the first) without a new checkpoint. Waits double, to a minute."""
+    """Decide after the `failures`-th failure (from 1) without a new checkpoint. Waits double, up to a minute."""
     if failure.permanent:
         return GiveUp("it would fail again")
     if failures > max_failures:
@@ -111,7 +111,7 @@ def decide(failure: Failure, *, failures: int, max_failures: int) -> Retry | Giv
 
 
 def group_causes(messages: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
-    """Message of each rank → ranks of each message, the message of the lowest rank first."""
+    """Rank → message becomes message → ranks, the message of the lowest rank first."""
     grouped: dict[str, list[int]] = {}
     for rank in sorted(messages):
         grouped.setdefault(messages[rank], []).append(rank)

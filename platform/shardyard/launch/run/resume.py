@@ -1,4 +1,4 @@
-"""A separate process that resumes a run: `python -m … RUN_FOLDER`."""
+"""The entry point of a separate process that resumes a run: `python -m … RUN_FOLDER`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardyard.tracking.run.lease import Lease
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Resume the run of a folder, without output; returns the exit code. An error is the last paragraph on stderr."""
+    """Resume the run in a folder, without output; returns the exit code. An error is the last paragraph on stderr."""
     folder = RunFolder(arguments[0])
 
     def work(signals: StopSignals) -> int:

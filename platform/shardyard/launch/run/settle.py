@@ -1,4 +1,4 @@
-"""Fixing the precision at start: the nodes are queried once, and the run folder keeps the answer."""
+"""Fixing the precision at start: the nodes are queried once, and the result is stored in the run folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from shardyard.recipe.precision import GIVEN, Bf16, with_precision
 from shardyard.recipe.schema import Precision
 from shardyard.tracking.run.plan_file import keep_plan
 
-# A node that does not answer within this time counts as without bf16 units.
+# A node that does not answer within this time is assumed to have no bf16 units.
 ASK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class NodeAnswer:
-    """The answer of a node. cpu: its bf16 units, as `bf16_units` says; gpu: the least compute capability."""
+    """The answer of a node. cpu: its bf16 units, from `bf16_units`; gpu: the lowest compute capability."""
 
     host: str
     cpu: str | None = None
@@ -38,7 +38,7 @@ class NodeAnswer:
 def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, report: Callable[[str], None]) -> Job:
     """The job with a precision that its nodes support, written to resolved.yaml and run.json.
 
-    A run whose precision was fixed before keeps it, wherever its workers are now.
+    A run whose precision is already fixed keeps it, wherever its workers run now.
     """
     if job.recipe.train.precision is not None and job.recipe.train.minutes is None:
         return job
@@ -55,13 +55,13 @@ def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, 
 
 
 def report_precision(precision: Precision, why: str, report: Callable[[str], None]) -> None:
-    """Report the precision and why, unless the recipe sets one that suits the devices."""
+    """Report the precision and the reason, unless the recipe sets one that suits the devices."""
     if why != GIVEN:
         report(f"precision {precision}: {why}")
 
 
 def nodes_for(cluster: RayCluster, demand: Demand, placement: Placement) -> list[str]:
-    """Ids of the nodes of the workers; while Ray chooses, of those that could hold one."""
+    """Ids of the nodes of the workers; if Ray still has to choose, of all nodes that could hold one."""
     if placement.ranks:
         return sorted(set(placement.node_of_rank))
     bundle = demand.bundle

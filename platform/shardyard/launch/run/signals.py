@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP of a process that trains, from its start to its end."""
+"""Handling of Ctrl-C, SIGTERM and SIGHUP in a training process, from its start to its end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shardyard.tracking.run.events import Attempt, EventTail
 from shardyard.tracking.run.folder import RunFolder, StopReason, typed
 from shardyard.tracking.run.info import State
 
-# A hanging disk must not keep a second Ctrl-C from ending the process.
+# A hanging disk must not prevent a second Ctrl-C from ending the process.
 LAST_WORD_SECONDS = 2.0
-# A closing terminal sends SIGHUP: the user ends what runs in it.
+# A closing terminal sends SIGHUP: the user ends its programs.
 _REASONS: dict[int, StopReason] = {
     signal.SIGINT: "interrupt",
     signal.SIGHUP: "interrupt",
@@ -49,10 +49,10 @@ class StopSignals:
     """Handles SIGINT (a person), SIGHUP (a closing terminal) and SIGTERM (a scheduler).
 
     Before training starts they end the command. During training the first one requests a stop with a checkpoint; a
-    second Ctrl-C ends at once. After training they are ignored, so that the rest completes.
+    second Ctrl-C ends immediately. After training they are ignored, so that the final work completes.
 
-    first_signal: the first signal that came.
-    stop: the stop signal that the run is bound to.
+    first_signal: the first received signal.
+    stop: the stop signal to which the run is bound.
     """
 
     def __init__(self) -> None:
@@ -69,12 +69,12 @@ class StopSignals:
         return take_signals(self._handle)
 
     def install_again(self) -> None:
-        """Install the handlers again, if something replaced them."""
+        """Install the handlers again if they were replaced."""
         self.install()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """For work that must not be left incomplete: a signal waits until it is done."""
+        """Delay signals until the block is done, for work that must not be left incomplete."""
         self._held = True
         try:
             yield
@@ -83,12 +83,12 @@ class StopSignals:
         self._check()
 
     def attach(self, folder: RunFolder) -> None:
-        """From now on signals are for this run."""
+        """Apply signals to this run from now on."""
         self._folder = folder
 
     @contextlib.contextmanager
     def driving(self, folder: RunFolder, report: Callable[[str], None]) -> Iterator[None]:
-        """During training: signals become stop requests, and `report` shows their effect."""
+        """During training: turn signals into stop requests, and `report` their effect."""
         self._folder, self._begun = folder, _size(folder)
         self._report = report
         self.stop.bind(folder)
@@ -119,7 +119,7 @@ class StopSignals:
                     self._folder.update(state="failed", waiting=None)
 
     def _handle(self, number: int, frame: object) -> None:
-        # Ray's own handler of SIGTERM, where it came first, has set an alarm that aborts the process after 3 s.
+        # If Ray's SIGTERM handler ran first, it has set an alarm that aborts the process after 3 s.
         signal.alarm(0)
         if self._report is not None and self.first_signal is not None and number == signal.SIGINT:
             self._end_at_once()
@@ -158,15 +158,15 @@ class StopSignals:
         self._report(f"{who} {text}{problem}")
 
     def _trains(self) -> bool:
-        """Whether the ranks have begun their steps, by the event log."""
+        """Whether the ranks have begun training, according to the event log."""
         assert self._folder is not None
         with contextlib.suppress(OSError):
             return any(isinstance(event, Attempt) for event in EventTail(self._folder.events, self._begun).new())
         return False
 
     def _end_at_once(self) -> None:
-        """Exit without waiting; the processes that this one has started are killed."""
-        # On another thread, because this one may be in the middle of writing the same file.
+        """Exit without waiting, and kill all descendants of this process."""
+        # On another thread, because this one may just be writing the same file.
         writer = threading.Thread(target=self._note_the_end, daemon=True)
         writer.start()
         writer.join(LAST_WORD_SECONDS)
@@ -182,7 +182,7 @@ class StopSignals:
 def take_signals(handle: Callable[[int, object], None]) -> dict[int, object]:
     """Install `handle` for the signals that end a run; returns the previous handlers.
 
-    SIGHUP stays ignored under `nohup`. After it, terminal output is discarded, because writing to a closed terminal
+    SIGHUP stays ignored under `nohup`. After SIGHUP, terminal output is discarded, because writing to a closed terminal
     fails.
     """
 
@@ -217,7 +217,7 @@ def stoppable(work: Callable[[StopSignals], int]) -> int:
     try:
         return work(signals)
     except BaseException:
-        # An exception that a signal raises during an import may be replaced by another.
+        # An exception raised by a signal during an import may be replaced by another one.
         if not signals.cut_short:
             signals.note_failure()
             raise

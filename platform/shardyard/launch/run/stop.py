@@ -10,7 +10,7 @@ class Stop:
 
     An earlier request is kept and ends the run before its first step.
 
-    reason: of the first request; None before.
+    reason: of the first request; None without one.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Stop:
             self._folder.request_stop(self.reason)
 
     def bind(self, folder: RunFolder) -> None:
-        """Bind to a run; an earlier request is passed on at once.
+        """Bind to a run; an earlier request is passed on immediately.
 
         Raises:
             RunFolderError: the folder of the run cannot be written.

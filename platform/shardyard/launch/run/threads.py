@@ -17,11 +17,11 @@ def on_a_thread(
     while_waiting: Callable[[], None],
     on_interrupt: Callable[[], None] | None = None,
 ) -> Result:
-    """What `work` returns or raises.
+    """Run `work` on another thread; returns its result or raises its exception.
 
     Args:
-        while_waiting: called on this thread periodically; an exception ends the wait and abandons the thread. Waiting
-            in short intervals also lets Python run signal handlers.
+        while_waiting: called on this thread periodically; an exception ends the wait and abandons the thread. Short
+            intervals also let Python run signal handlers.
         on_interrupt: called instead of the KeyboardInterrupt that ends the wait.
     """
     results: list[Result] = []

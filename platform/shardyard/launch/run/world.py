@@ -26,7 +26,7 @@ def world_of(
         elsewhere: the job runs under another scheduler, on machines that cannot be queried from here.
 
     Raises:
-        HardwareError: a local GPU is required and there is none.
+        HardwareError: a local GPU is required, but there is none.
     """
     gpu = _on_gpus(settings, cluster_gpus)
     if local and gpu and not _torch_has_gpu():
@@ -64,7 +64,7 @@ def bf16_of_gpus(which: str, capability: tuple[int, int]) -> Bf16:
 
 
 def cluster_address(settings: Cluster) -> str | None:
-    """Address of the Ray cluster to use; None if one is started for the run. RAY_ADDRESS wins, as in Ray."""
+    """Address of the Ray cluster; None if one is started for the run. RAY_ADDRESS takes precedence, as in Ray."""
     return os.environ.get("RAY_ADDRESS") or settings.address
 
 
@@ -99,7 +99,7 @@ def _gpu_bytes(share: float) -> int | None:
 def _torch_has_gpu() -> bool:
     if not has_gpu():
         return False
-    # Imported late: importing torch takes longer than everything else that a driver does.
+    # Imported late: importing torch takes longer than all other work of a driver.
     import torch
 
     return torch.cuda.is_available()

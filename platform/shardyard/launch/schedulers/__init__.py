@@ -1,1 +1,1 @@
-"""Schedulers, one folder each."""
+"""Schedulers, each in its own folder."""

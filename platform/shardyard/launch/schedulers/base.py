@@ -36,9 +36,9 @@ class JobNotFoundError(UsageError):
 
 @dataclass(frozen=True)
 class JobHandle:
-    """A job handle: what its scheduler needs to find it.
+    """A job handle: the data with which the scheduler finds the job.
 
-    scheduler: its name. id: the job's id there. run_id: id of its run; "" where unknown. run_folder: of the run, as the
+    scheduler: its name. id: the job's id there. run_id: id of its run; "" if unknown. run_folder: of the run, as the
     hosts of the job see it. address: of the scheduler, if there may be several.
     """
 
@@ -63,7 +63,7 @@ class JobStatus:
     """The status of a job.
 
     name: as given by the user. state: see `JobState`; native_state: the scheduler's own state.
-    reason: why it waits or ended, in the scheduler's words.
+    reason: the scheduler's reason for the wait or the end.
     exit_code: of the entry point (see docs/jobs.md), once it has ended, if the scheduler keeps it. submitted, started,
     ended_at: seconds since 1970, if known.
     needs: the resources in words. recipe, tags: as given to `submit`.
@@ -103,7 +103,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class GpuLoad:
-    """How busy a GPU is, whoever uses it. percent: None where it is not measured. memory: bytes in use, and in all."""
+    """The load of a GPU, by all users. percent: None if not measured. memory: bytes in use, and total."""
 
     name: str
     percent: float | None
@@ -112,11 +112,11 @@ class GpuLoad:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """A node at one moment, for people who look at a cluster.
+    """A snapshot of a node, for display.
 
-    head: whether it is the one that places jobs. up: whether it takes some; problem: why it does not.
-    total: what it has; free: what nobody has reserved, None where it is not known.
-    cpu_percent, memory (bytes in use, and in all), gpus: as measured there, where something measures.
+    head: whether it is the node that places jobs. up: whether it accepts jobs; problem: why it does not.
+    total: its resources; free: unreserved resources, None if unknown.
+    cpu_percent, memory (bytes in use, and total), gpus: measurements, if available.
     """
 
     id: str
@@ -228,8 +228,7 @@ class Scheduler(ABC):
         """The capacity for jobs."""
 
     def nodes(self) -> Sequence[NodeStatus] | None:
-        """The nodes, with how busy they are where it is measured; those of `capacity` by default, and None where it
-        cannot say."""
+        """The nodes, with their load if measured; by default those of `capacity`, None if unknown."""
         nodes = self.capacity().nodes
         return None if nodes is None else [NodeStatus(node.id, node.id, node.total, node.free) for node in nodes]
 
@@ -252,7 +251,7 @@ class Scheduler(ABC):
         return found
 
     def follow_text(self, job: JobHandle, read: Callable[[], str], lines: int | None) -> Iterator[str]:
-        """For `logs`: the text that `read` gives as it grows, until the job has ended."""
+        """For `logs`: the growing text of `read`, until the job has ended."""
         polled_at, over = float("-inf"), False
 
         def ended() -> bool:
@@ -272,7 +271,7 @@ def follow(read: Callable[[], str], ended: Callable[[], bool], lines: int | None
     """The growing text of `read` from its last `lines` on, until `ended`."""
     seen = 0
     while True:
-        # Checked before the text is read, so that nothing is missed.
+        # Checked before reading, so that no text is missed.
         over, text = patiently(ended), patiently(read)
         if new := text[seen:] if seen else tail(text, lines):
             yield new

@@ -1,4 +1,4 @@
-"""Planning a job for an existing cluster: its world, and jobs that could never fit."""
+"""Planning a job for an existing cluster: its world, and the refusal of jobs that could never fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard.units import parse_bytes
 
 
 def world_on(recipe: Recipe, capacity: Capacity | None) -> World:
-    """The world of a run there; memory is known only from the recipe. None: the cluster was not queried."""
+    """The world of a run on the cluster; memory is known only from the recipe. None: the cluster was not queried."""
     settings, nodes = recipe.cluster, (capacity.nodes if capacity is not None else None) or ()
     gpus = settings.gpus_per_worker
     wanted = gpus > 0 if gpus is not None else any(node.total.gpus for node in nodes)
@@ -25,7 +25,7 @@ def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, capacity: Capacity, whe
     """Check that the workers could fit on the idle cluster, or once it has grown.
 
     Raises:
-        UsageError: it never could.
+        UsageError: they never fit.
     """
     if capacity.nodes is None or capacity.grows:
         return

@@ -51,7 +51,7 @@ def ask_all(
     """Query several schedulers concurrently; a single one is called directly, with its own time limits.
 
     Raises:
-        ShardyardError: none of them answers; the first one's reason.
+        ShardyardError: none of them answers; contains the first one's reason.
     """
     if len(schedulers) == 1:
         return Answers(((schedulers[0], question(schedulers[0])),))
@@ -64,7 +64,7 @@ def ask_all(
         except ShardyardError as error:
             failed[index] = error
 
-    # Daemon threads: a hanging one delays neither the other answers nor the exit of the process.
+    # Daemon threads: one that hangs delays neither the other answers nor the exit of the process.
     threads = [threading.Thread(target=ask, args=(index,), daemon=True) for index in range(len(schedulers))]
     deadline = time.monotonic() + seconds
     for thread in threads:
@@ -127,7 +127,7 @@ class JobOrRun:
 
     @property
     def id(self) -> str:
-        """The id of the run where its folder is here, so that every command takes it; else that of the job."""
+        """The id of the run if its folder is on this host, so that every command accepts it; else the job's id."""
         if self.folder is not None:
             return self.folder.id
         assert self.job is not None
@@ -166,7 +166,7 @@ class JobOrRun:
             self.folder.request_stop("interrupt")
 
     def wait(self, timeout: float | None = None) -> JobOrRun:
-        """The same once it has ended, or after `timeout` seconds.
+        """Wait until it has ended, or for `timeout` seconds; returns its new state.
 
         Raises:
             ShardyardError: its scheduler does not answer for too long.
@@ -211,7 +211,7 @@ class JobOrRun:
 
 
 def find(name: str, runs_dir: Path, *, on: str | None = None, address: str | None = None) -> JobOrRun:
-    """The job or run that has this id, unique beginning of an id, path, or name of a job; `latest` is the newest one.
+    """The job or run with this id, unique beginning of an id, path, or job name; `latest` is the newest one.
 
     A run in this runs folder that is not a job is found without querying any scheduler.
 
@@ -229,7 +229,7 @@ def find(name: str, runs_dir: Path, *, on: str | None = None, address: str | Non
         job = _status(*recorded) if recorded is not None else pick(name, chosen(on, address))
     except ShardyardError as error:
         if folder is not None and on is None and address is None:
-            return JobOrRun(None, folder)  # the cluster is gone or was restarted; its run is still there
+            return JobOrRun(None, folder)  # the cluster is gone or was restarted; the run folder still exists
         if problem is not None and isinstance(error, UsageError):
             raise UsageError(f"{error} {problem}") from error
         raise
@@ -249,7 +249,7 @@ def lost_in_words(found: JobOrRun) -> str:
 
 
 def pick(name: str, schedulers: Sequence[Scheduler], seconds: float = ASK_SECONDS) -> Job:
-    """The job with this id or run id, unique beginning of one, or name, among those of some schedulers.
+    """The job of these schedulers with this id, run id, unique beginning of one, or name.
 
     Raises:
         UsageError: there is none, or more than one.
@@ -297,7 +297,7 @@ def _matching(name: str, jobs: Sequence[Job]) -> list[Job]:
 
 
 def _known_by_id(name: str, schedulers: Sequence[Scheduler]) -> list[Job]:
-    """Schedulers may know jobs that they do not list: in other namespaces, or in accounting."""
+    """Look up a job by id: schedulers may know unlisted jobs, in other namespaces or in accounting."""
     found = []
     for scheduler in schedulers:
         try:
@@ -320,7 +320,7 @@ def _advice(matches: Sequence[Job]) -> str:
 
 
 def recorded_job(folder: RunFolder) -> JobHandle | None:
-    """The job of a run by what its run.json says; None for a run that is no job."""
+    """The job of a run according to its run.json; None for a run that is not a job."""
     if not folder.info().job:
         return None
     found = (scheduler_class(name).recorded_in(folder) for name in names())

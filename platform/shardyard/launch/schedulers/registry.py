@@ -1,4 +1,4 @@
-"""Schedulers by name: ours, those that are registered, and those of installed packages (`shardyard.schedulers`)."""
+"""Schedulers by name: built-in, registered, and from installed packages (`shardyard.schedulers`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scheduler_class(name: str) -> type[Scheduler]:
     """The class of a scheduler, by its name or as `package.module:Class` or `file.py:Class`.
 
     Raises:
-        UsageError: there is none of this name, or its module cannot be imported.
+        UsageError: there is no scheduler with this name, or its module cannot be imported.
     """
     known = _registered.get(name) or plugins.find("schedulers", name, _registered)
     if known is None:
@@ -61,20 +61,20 @@ def scheduler_class(name: str) -> type[Scheduler]:
 
 
 def create(name: str, address: str | None = None) -> Scheduler:
-    """A scheduler by name, at this address or at that of its environment.
+    """A scheduler by name, at this address or at the address from its environment.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is no scheduler with this name.
     """
     return scheduler_class(name)(address)
 
 
 def chosen(on: str | None = None, address: str | None = None) -> list[Scheduler]:
-    """The selected schedulers: the named one, the default one for an address alone, else all that are configured on
-    this host. If none is, the default one, which tells what is missing.
+    """The selected schedulers: the named one, the default one if only an address is given, else all that are configured
+    on this host. If none is, the default one, whose error says what is missing.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is no scheduler with this name.
     """
     if on is not None or address is not None:
         return [create(on or DEFAULT, address)]
@@ -82,8 +82,8 @@ def chosen(on: str | None = None, address: str | None = None) -> list[Scheduler]
 
 
 def configured(address: str | None = None) -> list[Scheduler]:
-    """All schedulers for which this host is set up, the default one at this address. Where that is none, the default
-    one, which says what is missing. One of a package that cannot be imported is left out; `doctor` lists it.
+    """All schedulers that are configured on this host, the default one at this address. If there is none, the default
+    one, whose error says what is missing. Schedulers that cannot be imported are omitted; `doctor` lists them.
     """
     found = []
     for name in names():
@@ -94,7 +94,7 @@ def configured(address: str | None = None) -> list[Scheduler]:
 
 
 def _is_configured(name: str) -> bool:
-    """Whether this host is set up for a scheduler; one of a package that cannot be imported is left to `doctor`."""
+    """Whether a scheduler is configured on this host; False if it cannot be imported, which `doctor` reports."""
     try:
         return scheduler_class(name).is_configured()
     except UsageError:

@@ -1,4 +1,4 @@
-"""The scaling law of a sweep: its finished trials as points, the fit, and the test of what the fit predicts."""
+"""The scaling law of a sweep: its finished trials as points, the fit, and the test of the fit's prediction."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Form = Literal["hoffmann", "kaplan"]
 
 
 def fit_sweep(folder: SweepFolder, *, form: Form = "hoffmann") -> Fit:
-    """The law that describes the finished trials, without the one that tests it.
+    """Fit a law to the finished trials, except the test trial.
 
     Raises:
-        UsageError: they are too few, or of too few sizes.
+        UsageError: too few trials, or too few model sizes.
     """
     prediction = folder.info().get("prediction")
     tested = prediction["trial"] if prediction is not None else None
@@ -41,7 +41,7 @@ def as_point(trial: TrialState) -> Point | None:
 
 
 def predict(folder: SweepFolder, fit: Fit, number: int) -> Prediction:
-    """What the fit says of the test of the sweep, before it is trained."""
+    """The fit's prediction for the test trial, before it is trained."""
     sweep = folder.sweep()
     assert sweep.scaling_law is not None
     loaded = load_base(folder.base, trial_overrides(sweep, folder.id, number, sweep.scaling_law.test))
@@ -51,7 +51,7 @@ def predict(folder: SweepFolder, fit: Fit, number: int) -> Prediction:
 
 
 def judge(folder: SweepFolder, number: int) -> Prediction | None:
-    """The prediction beside what was measured, with its relative error; None where the test did not finish."""
+    """The prediction, the measured loss and the relative error; None if the test trial did not finish."""
     trial = next((trial for trial in folder.trials() if trial.number == number), None)
     prediction = folder.info().get("prediction")
     if trial is None or trial.state != "finished" or trial.value is None or prediction is None:

@@ -1,10 +1,10 @@
-"""The folder of a sweep, `runs/sweeps/<id>/`: what was asked for, what its trials became, and the request to stop it.
+"""The folder of a sweep, `runs/sweeps/<id>/`: its definition, the results of its trials, and the stop request.
 
     sweep.yaml      the file as given        base.yaml    the recipe of all trials, with every default
     sweep.json      the sweep in one file    sweep.csv    its table
-    trials/007.json which run trial 7 is     logs/        what the driver and Ray Tune wrote
+    trials/007.json the run of trial 7       logs/        output of the driver and Ray Tune
 
-The state of a trial is that of its run; only what the run cannot know, such as that it was stopped early, is kept here.
+The state of a trial is the state of its run; only facts unknown to the run, such as an early stop, are stored here.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ENDED = ("finished", "stopped early", "failed")
 
 
 class Prediction(TypedDict):
-    """What the law of a sweep says of its test: weights, tokens, loss; and once it is trained, the measured loss and
-    the relative error."""
+    """The prediction of a sweep's law for its test trial: weights, tokens, loss; after training also the measured loss
+    and the relative error."""
 
     trial: int
     parameters: int
@@ -51,7 +51,7 @@ class Prediction(TypedDict):
 
 
 class SweepFile(TypedDict, total=False):
-    """sweep.json. `seconds`: wall time over all resumes; `sweep`: what was asked for; `fit`: `Fit.as_dict`."""
+    """sweep.json. `seconds`: wall time over all resumes; `sweep`: its definition; `fit`: `Fit.as_dict`."""
 
     id: str
     name: str
@@ -68,7 +68,7 @@ class SweepFile(TypedDict, total=False):
 
 
 class TrialRecord(TypedDict, total=False):
-    """trials/NNN.json. `stopped`: early, by the scheduler; `tune_id`: the name that Ray Tune has for the trial."""
+    """trials/NNN.json. `stopped`: early, by the scheduler; `tune_id`: Ray Tune's id of the trial."""
 
     trial: int
     run: str
@@ -80,7 +80,7 @@ class TrialRecord(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TrialState:
-    """One trial as it stands. `value` is the objective at its last evaluation, `parameters_of_model` is counted."""
+    """The current state of a trial. `value`: the objective at the last evaluation; `parameters_of_model`: a count."""
 
     number: int
     parameters: Parameters
@@ -96,7 +96,7 @@ class TrialState:
 
 
 class SweepFolder:
-    """One sweep on disk. Cheap to make; holds no open file."""
+    """One sweep on disk. Cheap to create; keeps no files open."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()
@@ -124,7 +124,7 @@ class SweepFolder:
             folder.trials_dir.mkdir(parents=True)
             folder.logs.mkdir()
             write_atomically(folder.yaml, scrub(loaded.text))
-            # The trials run in other current folders.
+            # Trials run in other working directories.
             write_atomically(folder.base, dump_recipe(with_absolute_files(loaded.base.recipe)))
             info = {"id": folder.id, "name": loaded.sweep.name, "state": "pending", "created": now_text()}
             counts = {"ended": None, "seconds": 0.0, "recipe": loaded.sweep.recipe, **owner()}
@@ -138,7 +138,7 @@ class SweepFolder:
         """The sweep with this path, id or unique beginning of an id; `latest` is the one created last.
 
         Raises:
-            RunFolderError: nothing, or more than one sweep, is called so.
+            RunFolderError: no sweep, or more than one, matches.
         """
         if (Path(name).expanduser() / "sweep.json").is_file():
             return cls(Path(name).expanduser())
@@ -157,7 +157,7 @@ class SweepFolder:
         raise RunFolderError(f"No sweep in {place} is called {name!r}; {there}.")
 
     def info(self) -> SweepFile:
-        """What sweep.json says.
+        """The contents of sweep.json.
 
         Raises:
             RunFolderError: it cannot be read.
@@ -172,65 +172,65 @@ class SweepFolder:
         return info
 
     def update(self, **fields: Unpack[SweepFile]) -> None:
-        """Change fields of sweep.json, which one process at a time writes: the driver of the sweep."""
+        """Change fields of sweep.json. Only one process may write it: the driver of the sweep."""
         self._write({**self.info(), **fields})
 
     def sweep(self) -> Sweep:
-        """What was asked for."""
+        """The definition of the sweep."""
         return Sweep.model_validate(self.info()["sweep"])
 
     @property
     def alive(self) -> bool:
-        """Whether the driver runs, as far as this host can see."""
+        """Whether the driver runs, as far as this host can tell."""
         info = self.info()
         return info["state"] == "running" and _lives(info.get("driver") or {})
 
     def training(self) -> bool:
-        """Whether a run of the sweep is at work, as far as this host can see."""
+        """Whether a run of the sweep is active, as far as this host can tell."""
         runs = [run.info() for record in self.records() if (run := self.run_of(int(record["trial"]))) is not None]
         return any(info.state == "running" and _lives(info.driver) for info in runs)
 
     def request_stop(self) -> None:
-        """Ask the driver to stop all trials, with checkpoints, and end."""
+        """Request that the driver stops all trials, with checkpoints, and ends."""
         write_atomically(self._stop, encode({"time": now_text()}) + "\n")
 
     def stop_requested(self) -> bool:
-        """Whether someone asked for that."""
+        """Whether a stop is requested."""
         return self._stop.exists()
 
     def clear_stop(self) -> None:
-        """Forget the request, as a resumed sweep does."""
+        """Remove the stop request, as a resumed sweep does."""
         self._stop.unlink(missing_ok=True)
 
     def record(self, number: int) -> TrialRecord:
-        """What is kept of a trial; {} where it has not begun."""
+        """The record of a trial; {} if it has not begun."""
         with contextlib.suppress(FileNotFoundError):
             found: TrialRecord = json.loads(self._trial(number).read_text(encoding="utf-8"))
             return found
         return {}
 
     def note(self, number: int, **fields: Unpack[TrialRecord]) -> None:
-        """Change what is kept of a trial."""
+        """Change the record of a trial."""
         record = {"trial": number, **self.record(number), **fields}
         write_atomically(self._trial(number), json.dumps(scrub_all(record), indent=1) + "\n")
 
     def records(self) -> list[TrialRecord]:
-        """What is kept of all trials that have begun, by number."""
+        """The records of all trials that have begun, by number."""
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.trials_dir.glob("*.json"))]
 
     def run_of(self, number: int) -> RunFolder | None:
-        """The run of a trial; None where it has none yet."""
+        """The run of a trial; None if it has none yet."""
         name = self.record(number).get("run")
         folder = self.runs_dir / name if name else None
         return RunFolder(folder) if folder is not None and (folder / "run.json").is_file() else None
 
     def trials(self) -> list[TrialState]:
-        """All trials that have begun, as they stand now."""
+        """The current states of all trials that have begun."""
         metric = self.sweep().objective.metric
         return [trial_state(self, record, metric) for record in self.records()]
 
     def write_table(self) -> None:
-        """sweep.csv, and the trials in sweep.json."""
+        """Write sweep.csv, and the trials in sweep.json."""
         trials = self.trials()
         rows = [flat(trial.parameters) for trial in trials]
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -261,13 +261,13 @@ class SweepFolder:
 
 
 def list_sweeps(runs_dir: Path) -> list[SweepFolder]:
-    """All sweeps of a runs folder, the newest first."""
+    """All sweeps of a runs folder, newest first."""
     found = [SweepFolder(path.parent) for path in (runs_dir / FOLDER).glob("*/sweep.json")]
     return sorted(found, key=lambda one: (str(one.info().get("created")), one.id), reverse=True)
 
 
 def trial_state(folder: SweepFolder, record: TrialRecord, metric: str) -> TrialState:
-    """A trial from what is kept of it and from its run."""
+    """The state of a trial, from its record and its run."""
     run = folder.run_of(int(record["trial"]))
     info = run.info() if run is not None else None
     lines = read_metrics(run.metrics) if run is not None else []
@@ -291,7 +291,7 @@ def trial_state(folder: SweepFolder, record: TrialRecord, metric: str) -> TrialS
 
 
 def best_trial(folder: SweepFolder, trials: list[TrialState]) -> TrialState | None:
-    """The best of the trials that finished, else of those that were measured; ties go to the lower number."""
+    """The best finished trial, or else the best evaluated one; ties go to the lower number."""
     sweep = folder.sweep()
     sign = 1.0 if sweep.objective.mode == "min" else -1.0
     measured = [trial for trial in trials if trial.value is not None and trial.value == trial.value]
@@ -303,7 +303,7 @@ def require_best(folder: SweepFolder) -> TrialState:
     """The best trial.
 
     Raises:
-        UsageError: none was measured.
+        UsageError: no trial was evaluated.
     """
     found = best_trial(folder, folder.trials())
     if found is None:

@@ -12,9 +12,9 @@ import numpy
 from shardyard.errors import UsageError
 from shardyard.launch.sweep.scaling_laws import Fit, Hoffmann, Kaplan, Law, Point
 
-# The paper's, in differences of log L: what is far off pulls no harder than linearly.
+# From the paper, in differences of log L: the influence of outliers grows only linearly.
 HUBER_DELTA = 1e-3
-# L-BFGS starts from the best of the paper's grid of starting points, of which most lead to the same place.
+# L-BFGS starts only from the best points of the paper's grid, because most lead to the same optimum.
 STARTS = 24
 
 
@@ -22,13 +22,13 @@ def fit_hoffmann(points: Sequence[Point]) -> Fit:
     """Fit by Huber's loss on log L and L-BFGS from a grid of starts, as in the paper.
 
     Raises:
-        UsageError: too few points, sizes or budgets to tell the five constants.
+        UsageError: too few points, sizes or budgets to determine the five constants.
     """
     _enough(points, constants=5)
     n, d, target = _logs(points)
 
     def terms(x: Any) -> Any:
-        # One row a model: log of A/N^α, B/D^β and E.
+        # One row per model: log of A/N^α, B/D^β and E.
         a, b, e, alpha, beta = x
         return numpy.stack([a - alpha * n, b - beta * d, numpy.full_like(n, e)], axis=1)
 
@@ -45,10 +45,10 @@ def fit_hoffmann(points: Sequence[Point]) -> Fit:
 
 
 def fit_kaplan(points: Sequence[Point]) -> Fit:
-    """Fit Kaplan's form in the same way.
+    """Fit Kaplan's form with the same method.
 
     Raises:
-        UsageError: too few points, sizes or budgets to tell the four constants.
+        UsageError: too few points, sizes or budgets to determine the four constants.
     """
     _enough(points, constants=4)
     n, d, target = _logs(points)
@@ -85,7 +85,7 @@ def _logs(points: Sequence[Point]) -> tuple[Any, Any, Any]:
 
 
 def _sum_of_logs(rows: Any) -> tuple[Any, Any]:
-    """Log of the sum of exponentials of each row, and the share of each term in it."""
+    """The log-sum-exp of each row, and the share of each term in the sum."""
     largest = rows.max(axis=1, keepdims=True)
     terms = numpy.exp(rows - largest)
     total = terms.sum(axis=1, keepdims=True)
@@ -93,7 +93,7 @@ def _sum_of_logs(rows: Any) -> tuple[Any, Any]:
 
 
 def _huber(residual: Any) -> tuple[float, Any]:
-    """Sum of Huber's losses in units of δ², which keeps L-BFGS from stopping at tiny slopes, and the slope of each."""
+    """Sum of Huber losses in units of δ², so that small gradients do not stop L-BFGS, and the gradient of each."""
     size = numpy.abs(residual) / HUBER_DELTA
     losses = numpy.where(size <= 1, size**2 / 2, size - 0.5)
     return float(losses.sum()), numpy.sign(residual) * numpy.minimum(size, 1) / HUBER_DELTA

@@ -1,4 +1,4 @@
-"""The figures of a sweep: the objective over each parameter and over steps, and its scaling law. SVG by matplotlib."""
+"""The figures of a sweep: the objective against each parameter and steps, and its scaling law. SVG by matplotlib."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = {"finished": "tab:blue", "stopped early": "tab:orange", "failed": "ta
 
 
 def plot_sweep(folder: SweepFolder, path: Path) -> None:
-    """The objective over steps, one line a trial, and its last value over each parameter. The suffix is the format."""
+    """Plot the objective against steps and parameters, with one line or point per trial. The suffix is the format."""
     trials = [trial for trial in folder.trials() if trial.run is not None]
     metric = folder.sweep().objective.metric
     names = varying([trial.parameters for trial in trials])
@@ -29,14 +29,14 @@ def plot_sweep(folder: SweepFolder, path: Path) -> None:
 
 
 def plot_law(fit: Fit, path: Path, test: Prediction | None = None) -> None:
-    """Loss over FLOPs with a line for each model size and the compute-optimal frontier; and predicted over measured."""
+    """Plot loss against FLOPs per model size, the compute-optimal frontier, and predicted against measured loss."""
     with _Figure(2, path) as (left, right):
         _iso_sizes(left, fit)
         _against(right, fit, test)
 
 
 class _Figure:
-    """Panels in rows of three; written when the block ends. Drawn without a display, and the same for the same data."""
+    """Panels in rows of three; written at the end of the block. Needs no display; equal data give an equal file."""
 
     def __init__(self, count: int, path: Path) -> None:
         import matplotlib

@@ -1,4 +1,4 @@
-"""The run of one trial: its recipe, its plan, its folder, and how it is carried out inside a Ray worker."""
+"""The run of one trial: its recipe, plan and folder, and its execution in a Ray worker."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ LEASE_PATIENCE_SECONDS = 60.0
 
 
 def trial_overrides(sweep: Sweep, sweep_id: str, number: int, parameters: Parameters) -> list[str]:
-    """What makes the recipe of a trial of the recipe of all trials."""
+    """The overrides that turn the recipe of all trials into that of one trial."""
     fixed: dict[str, object] = {"name": trial_name(sweep.name, number), "tracking.wandb.group": sweep_id}
     if sweep.population is not None:
-        # Members compare at the same steps, and each comparison may need the checkpoint of that step.
+        # Members are compared at the same steps, and each comparison may need the checkpoint of that step.
         fixed |= {"evaluate.every": sweep.population.every, "checkpoint.every": sweep.population.every}
     return as_overrides({**parameters, **fixed})
 
 
 def make_job(folder: SweepFolder, sweep: Sweep, number: int, parameters: Parameters) -> Job:
-    """The job of a trial, in the run folder that it had before or in a new one.
+    """The job of a trial, in its existing run folder or a new one.
 
     Raises:
-        RecipeError: the values make an invalid recipe.
-        DataError, ModelError, UsageError: something that it starts from is not there, or the plan does not fit.
+        RecipeError: the parameters make the recipe invalid.
+        DataError, ModelError, UsageError: data, model or initial weights are missing, or the plan does not fit.
     """
     loaded = load_base(folder.base, trial_overrides(sweep, folder.id, number, parameters))
     planned = _planned(loaded, folder, number, parameters)
@@ -87,26 +87,26 @@ def _planned(loaded: LoadedRecipe, folder: SweepFolder, number: int, parameters:
 
 
 def carry_out(job: Job) -> Outcome:
-    """Train to the end within this Ray worker, and keep run.json true.
+    """Train to the end within this Ray worker, and keep run.json up to date.
 
-    One rank trains in this very process. More are workers of their own, which this process drives.
+    A single rank trains in this process. Several ranks are separate workers, driven by this process.
 
     Raises:
-        TrainingError: it failed for good. ShardyardError: the same, of one rank.
+        TrainingError: training failed permanently. ShardyardError: the same for a single rank.
     """
     with _lease_of(job.folder):
         try:
             return drive(job, _in_this_process if job.plan.world.size == 1 else _by_workers)
         except GaveUpError as error:
-            # Beside the trial stands the cause alone; all the rest is in its run folder.
+            # The trial shows only the cause; the details are in its run folder.
             raise TrainingError(error.failure.describe()) from error
 
 
 def _lease_of(folder: RunFolder) -> Lease:
-    """The lease of a trial's run. Its former worker, which Tune has told to end, may be about to give it back.
+    """The lease of a trial's run. Its previous worker, which Tune is stopping, may still hold it for a moment.
 
     Raises:
-        UsageError: it is held by another process all the time.
+        UsageError: another process keeps holding it.
     """
     deadline = time.monotonic() + LEASE_PATIENCE_SECONDS
     while True:
@@ -128,7 +128,7 @@ def _in_this_process(job: Job) -> Outcome:
     try:
         return locally(job, keep_group=True)
     finally:
-        # The engine of the next trial would otherwise come on top of this one's.
+        # Otherwise the next trial's engine would need memory in addition to this one's.
         gc.collect()
 
 
@@ -141,7 +141,7 @@ def _by_workers(job: Job) -> Outcome:
         try:
             return attempt(job, demand)
         except NotPlacedError:
-            # Other trials have the resources now.
+            # Other trials use the resources now.
             count_attempt(job, by=-1)
             time.sleep(PLACE_AGAIN_SECONDS)
             raise NotStartedError from None

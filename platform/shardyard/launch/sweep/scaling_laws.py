@@ -1,4 +1,4 @@
-"""Scaling laws: loss over model size and training tokens, and what follows from them. Pure mathematics.
+"""Scaling laws: loss as a function of model size and training tokens, and derived optima. Pure mathematics.
 
 Legend: N weights that multiply each token, D training tokens, L loss in nats per token, C ≈ 6·N·D training FLOPs.
 
@@ -38,7 +38,7 @@ class Hoffmann:
         return float(self.irreducible + self.a / parameters**self.alpha + self.b / tokens**self.beta)
 
     def optimum(self, flops: float) -> tuple[float, float]:
-        """N and D of least loss at C FLOPs (equation 4): N = G·(C/6)^(β/(α+β)), D = (C/6)^(α/(α+β)) / G."""
+        """N and D of minimum loss at C FLOPs (equation 4): N = G·(C/6)^(β/(α+β)), D = (C/6)^(α/(α+β)) / G."""
         g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         budget = flops / FLOPS_PER_WEIGHT_AND_TOKEN
         n = g * budget ** (self.beta / (self.alpha + self.beta))
@@ -70,7 +70,7 @@ class Kaplan:
         return float((size + self.d_c / tokens) ** self.alpha_d)
 
     def optimum(self, flops: float) -> tuple[float, float]:
-        """N and D of least loss at C FLOPs: where the derivative of (N_c/N)^r + 6·D_c·N/C is zero, r = α_N/α_D."""
+        """N and D of minimum loss at C FLOPs: where the derivative of (N_c/N)^r + 6·D_c·N/C is zero, r = α_N/α_D."""
         r = self.alpha_n / self.alpha_d
         budget = flops / FLOPS_PER_WEIGHT_AND_TOKEN
         n = (r * self.n_c**r * budget / self.d_c) ** (1 / (r + 1))
@@ -103,7 +103,7 @@ class FitData(TypedDict):
 
 @dataclass(frozen=True)
 class Fit:
-    """A law and how well it describes its points: root mean square of the relative errors."""
+    """A law and its goodness of fit: root mean square of the relative errors."""
 
     law: Law
     points: tuple[Point, ...]
@@ -121,7 +121,7 @@ class Fit:
         }
 
     def describe(self) -> str:
-        """Formula, error, and how to spend compute, in three lines."""
+        """Formula, error, and compute-optimal allocation, in three lines."""
         a, b = self.law.exponents
         return (
             f"{self.law.formula()}\n"
@@ -131,7 +131,7 @@ class Fit:
 
 
 def frontier(law: Law, least_flops: float, most_flops: float, count: int = 32) -> list[tuple[float, Point]]:
-    """FLOPs and the best model that they buy, evenly on a log scale."""
+    """FLOPs and the best model for them, evenly spaced on a log scale."""
     found = []
     for index in range(count):
         flops = least_flops * (most_flops / least_flops) ** (index / (count - 1))

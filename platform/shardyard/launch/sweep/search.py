@@ -1,4 +1,4 @@
-"""What Ray Tune needs to know of a sweep: where parameters come from, and which scheduler decides on running trials."""
+"""The settings of a sweep for Ray Tune: the source of parameters, and the scheduler of running trials."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from shardyard.launch.sweep.folder import TrialState
 from shardyard.recipe.sweep.schema import Parameter, Sweep
 from shardyard.recipe.sweep.trials import Parameters, Trial, choices, rounded
 
-# ASHA keeps comparing until the end of a run, whose length may differ among trials.
+# ASHA compares trials until the end of their runs, whose lengths may differ.
 NO_END = 1 << 40
 
 
 class Constants(TypedDict):
-    """What all trials are told: the path of the sweep's folder, and the working directory."""
+    """The values that all trials get: the path of the sweep's folder, and the working directory."""
 
     sweep: str
     cwd: str
 
 
 class TrialConfig(Constants):
-    """What Tune hands to a trial: also its number, and the values of its fields by dotted path."""
+    """The configuration that Tune passes to a trial: also its number, and its parameters by dotted path."""
 
     number: int
     parameters: dict[str, object]
 
 
 class Bayesian(Searcher):  # type: ignore[misc]
-    """Optuna's suggestions as numbered trials; what an interrupted sweep measured is told to it before.
+    """Optuna's suggestions as numbered trials; Optuna first gets the results of an interrupted sweep.
 
-    Choices are told to Optuna by their index: settings of several fields are no values that it knows.
+    Choices are passed to Optuna by index, because it does not support settings of several fields as values.
     """
 
     def __init__(self, sweep: Sweep, before: Sequence[TrialState], constants: Constants) -> None:
         super().__init__(metric=sweep.objective.metric, mode=sweep.objective.mode)
         self._sweep, self._constants = sweep, constants
-        # What ended is known; what was running or lost goes on, under its number.
+        # Ended trials are passed as results; running and lost ones continue under their numbers.
         ended = [trial for trial in before if trial.state in ("finished", "stopped early") and trial.value is not None]
         self._waiting = [trial for trial in before if trial.state not in ("finished", "stopped early", "failed")]
         self._next = max((trial.number for trial in before), default=-1) + 1
@@ -56,7 +56,7 @@ class Bayesian(Searcher):  # type: ignore[misc]
             self._optuna.add_evaluated_point(_encoded(sweep, trial.parameters), trial.value)
 
     def suggest(self, trial_id: str) -> Any:
-        """The configuration of one more trial, or that there are no more."""
+        """The configuration of the next trial, or the mark that there are no more."""
         if self._waiting:
             trial = self._waiting.pop(0)
             return self._config(trial.number, trial.parameters)
@@ -76,10 +76,10 @@ class Bayesian(Searcher):  # type: ignore[misc]
             self._optuna.on_trial_complete(trial_id, result=result, error=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from the folders of its runs."""
+        """Does nothing: a sweep is resumed from the folders of its runs."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as above."""
+        """Does nothing: a sweep is resumed from the folders of its runs."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: object, **_: Any) -> bool:
         return True
@@ -89,8 +89,8 @@ class Bayesian(Searcher):  # type: ignore[misc]
 
 
 def listed(trials: Sequence[Trial], constants: Constants) -> dict[str, object]:
-    """A parameter space of Tune that holds these very trials, in their order."""
-    # One axis for both: two axes would be multiplied.
+    """A Tune parameter space with exactly these trials, in order."""
+    # A single axis: Tune would form the product of two axes.
     table = {trial.number: trial.parameters for trial in trials}
     return {
         **constants,
@@ -100,7 +100,7 @@ def listed(trials: Sequence[Trial], constants: Constants) -> dict[str, object]:
 
 
 def scheduler_of(sweep: Sweep) -> TrialScheduler:
-    """Who decides on running trials."""
+    """The scheduler that decides about running trials."""
     metric, mode = sweep.objective.metric, sweep.objective.mode
     if sweep.stopping is not None:
         return ASHAScheduler(
@@ -113,7 +113,7 @@ def scheduler_of(sweep: Sweep) -> TrialScheduler:
         )
     if sweep.population is None:
         return FIFOScheduler()
-    # Tune draws from this generator who takes over from whom, and the factors.
+    # Tune uses this generator to choose which member copies which, and the factors.
     random.seed(sweep.search.seed)
     return PopulationBasedTraining(
         time_attr="step",
@@ -125,13 +125,13 @@ def scheduler_of(sweep: Sweep) -> TrialScheduler:
         hyperparam_mutations={"parameters": {name: _mutation(p) for name, p in sweep.parameters.items()}},
         custom_explore_fn=_Clamp(sweep),
         log_config=False,
-        # All members are compared at the same step, so that the result does not depend on which trains faster.
+        # All members are compared at the same step, so that the result does not depend on their speed.
         synch=True,
     )
 
 
 class _Clamp:
-    """Keeps values of ranges within them when they are multiplied."""
+    """Clamps perturbed values to their ranges."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._ranges = {name: p for name, p in sweep.parameters.items() if p.min is not None}
@@ -151,7 +151,7 @@ def _domain(parameter: Parameter) -> Any:
     assert parameter.min is not None
     assert parameter.max is not None
     if parameter.integer:
-        low, high = math.ceil(parameter.min), math.floor(parameter.max) + 1  # Tune leaves out the upper end
+        low, high = math.ceil(parameter.min), math.floor(parameter.max) + 1  # Tune excludes the upper end
         return tune.lograndint(low, high) if parameter.scale == "log" else tune.randint(low, high)
     if parameter.scale == "log":
         return tune.loguniform(parameter.min, parameter.max)
@@ -162,7 +162,7 @@ def _optuna(sweep: Sweep, draws_before: int) -> OptunaSearch:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A sampler begins its random numbers anew in a resumed sweep; the same seed would suggest what was tried.
+    # In a resumed sweep the sampler restarts its random numbers; the same seed would repeat suggestions.
     seed = sweep.search.seed + draws_before
     distributions = {name: _distribution(name, p) for name, p in sweep.parameters.items()}
     return OptunaSearch(

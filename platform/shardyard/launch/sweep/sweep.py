@@ -1,7 +1,7 @@
-"""Driving a sweep: Ray Tune starts its trials, and what they become is written to its folder.
+"""The driver of a sweep: Ray Tune starts its trials, and their results are written to its folder.
 
-Trials are ordinary runs, so a sweep that was cut off goes on from their folders: those that ended are not trained
-again, the others resume from their newest checkpoints.
+Trials are ordinary runs, so an interrupted sweep is resumed from their folders: ended trials are not trained again,
+the others resume from their newest checkpoints.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from shardyard.tracking.run.folder import now_text, owner
 Report = Callable[[str], None]
 TABLE_SECONDS = 5.0
 _QUIET = {
-    # Results are written to run folders; copies of Tune's would only be others of the same.
+    # Results are written to run folders; Tune's copies would be redundant.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "60",
     # A run that was stopped before its first evaluation has none.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # A trial that is stopped writes a checkpoint first.
+    # A stopped trial first writes a checkpoint.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "600",
 }
 
 
 def drive_sweep(folder: SweepFolder, report: Report) -> str:
-    """Carry out a sweep to its end and keep sweep.json true; returns `finished`, `stopped` or `budget used`.
+    """Run a sweep to its end and keep sweep.json up to date; returns `finished`, `stopped` or `budget used`.
 
     Raises:
-        ShardyardError: no trial could be measured; sweep.json says `failed`.
+        ShardyardError: no trial could be evaluated; sweep.json says `failed`.
     """
     sweep = folder.sweep()
     folder.clear_stop()
@@ -79,7 +79,7 @@ def drive_sweep(folder: SweepFolder, report: Report) -> str:
 
 
 def _fix_precision(folder: SweepFolder, cluster: RayCluster, demand: Demand, world: World) -> None:
-    """All trials compute in the same precision, wherever each of them runs and whenever the sweep goes on."""
+    """Fix one precision for all trials, wherever they run and across resumes of the sweep."""
     recipe = load_recipe(str(folder.base)).recipe
     if recipe.train.precision is None:
         bf16 = world.bf16
@@ -90,7 +90,7 @@ def _fix_precision(folder: SweepFolder, cluster: RayCluster, demand: Demand, wor
 
 
 class Progress(Callback, Stopper):  # type: ignore[misc]
-    """What Tune tells, and what ends the sweep: a request, or a budget that is used up."""
+    """Receives Tune's callbacks, and ends the sweep on a stop request or when its budget is used up."""
 
     def __init__(self, folder: SweepFolder, sweep: Sweep, report: Report) -> None:
         self._folder, self._sweep, self._report = folder, sweep, report
@@ -101,7 +101,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         self.reason: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Tune keeps a copy of what it was given, which nobody reads here."""
+        """Empty: Tune pickles a copy, which is never read here."""
         return {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Progress:
@@ -116,7 +116,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Whether the sweep ends now; asks the runs to stop, because actors are busy until they do."""
+        """Whether the sweep ends now; if so, requests a stop of the runs, because actors are busy until they end."""
         if self.reason is None:
             budget = self._sweep.budget
             late = budget.seconds is not None and self.seconds >= budget.seconds
@@ -126,7 +126,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
                 self.reason = "budget used"
             if self.reason is not None:
                 self._report(f"{self.reason}: running trials stop with a checkpoint")
-                # Trials that begin from now on see this, those that run are asked themselves.
+                # New trials see this request; running ones get their own.
                 self._folder.request_stop()
                 self._stop_runs()
         return self.reason is not None
@@ -135,7 +135,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
         metric = self._sweep.objective.metric
         if result["run"] is not None:
             self._tokens[result["run"]] = max(result["tokens"], self._tokens.get(result["run"], 0))
-        # Its own number: a member of a population has the configuration of the one that it took over.
+        # The trial's own number: a member of a population has the configuration of the one that it copied.
         number = self._numbers[trial.trial_id] = result["number"]
         if metric not in result:
             return
@@ -147,7 +147,7 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
             self._write()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """Of a trial that the scheduler ended, the run is stopped with a checkpoint."""
+        """Stop the run of a trial that the scheduler ended, with a checkpoint."""
         number = self._numbers.get(trial.trial_id, trial.config["number"])
         run = self._folder.run_of(number)
         if self.reason is None and run is not None and not trial.last_result.get("ended"):
@@ -160,12 +160,12 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         number = self._numbers.get(trial.trial_id, trial.config["number"])
         error = self._folder.record(number).get("error")
-        # Without a word of the trial itself, its process or its node went away; a resume tries it again.
+        # Without a report from the trial, its process or node was lost; a resume retries it.
         self._report(f"trial {number:03d}  failed: {(error or 'its worker went away').splitlines()[0]}")
         self._write()
 
     def close(self, state: str) -> None:
-        """The last word on the sweep."""
+        """Write the final state of the sweep."""
         self._folder.update(state=state, ended=now_text(), seconds=self.seconds)
         self._folder.write_table()
 
@@ -194,14 +194,14 @@ def _tune(folder: SweepFolder, sweep: Sweep, progress: Progress, resource: Place
 
 
 def _left(sweep: Sweep, trials: list[Trial], before: list[TrialState]) -> list[Trial]:
-    """What is still to do. Trials that ended are read again where others are compared with them."""
+    """The remaining trials. Ended trials are included if others are compared with them; they are only read."""
     known = {trial.number: trial for trial in before}
     left = []
     for trial in trials:
         state = known.get(trial.number)
         if state is not None and (state.error or (state.state == "finished" and sweep.stopping is None)):
             continue
-        # Members of a population go on with the values that they have taken over.
+        # Members of a population continue with the values that they copied.
         left.append(Trial(trial.number, state.parameters) if state is not None and state.run else trial)
     return left
 
@@ -220,7 +220,7 @@ def _fit(
     config.scheduler = scheduler_of(sweep)
     config.reuse_actors = True
     config.trial_dirname_creator = _trial_id
-    if sweep.population is None:  # a member that waits for the others still counts as running
+    if sweep.population is None:  # a member that waits for others still counts as running
         config.max_concurrent_trials = sweep.parallel
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update(_QUIET)
@@ -245,7 +245,7 @@ def _fit(
 def _scaling_law(
     folder: SweepFolder, sweep: Sweep, progress: Progress, resource: PlacementGroupFactory, report: Report
 ) -> None:
-    """Fit, predict the loss of the larger trial, train it, and compare."""
+    """Fit a law, predict the loss of the larger trial, train it, and compare."""
     assert sweep.scaling_law is not None
     fitted = fit_sweep(folder, form=sweep.scaling_law.form)
     folder.update(fit=fitted.as_dict())
@@ -269,7 +269,7 @@ def _scaling_law(
 
 
 def _room(cluster: Cluster, sweep: Sweep) -> Cluster:
-    """A local Ray has room for the trials at a time; a cluster that is named has what it has."""
+    """Size a local Ray for the concurrent trials; a named cluster stays as it is."""
     if cluster_address(cluster) is not None:
         return cluster
     at_a_time = sweep.parallel or max(1, (os.cpu_count() or 1) // (cluster.workers * cluster.cpus_per_worker))
@@ -277,7 +277,7 @@ def _room(cluster: Cluster, sweep: Sweep) -> Cluster:
 
 
 def _resources(demand: Demand) -> PlacementGroupFactory:
-    """One rank trains in the process of its trial; more have bundles of their own."""
+    """A single rank trains in the process of its trial; several ranks get separate bundles."""
     if demand.workers > 1:
         return PlacementGroupFactory([{"memory": float(1 << 20)}])
     bundle = {"CPU": demand.bundle.cpus, "GPU": demand.bundle.gpus, "memory": demand.bundle.memory}

@@ -1,7 +1,7 @@
-"""One trial of a sweep as Ray Tune sees it: an ordinary run that reports each evaluation.
+"""One trial of a sweep as a trainable of Ray Tune: an ordinary run that reports each evaluation.
 
-The run trains on a thread beside Tune's calls and is watched through its folder, like any other run. It is stopped the
-way a person stops one, with a checkpoint. Members of a population train in stretches instead, because each may go on
+The run trains on a separate thread and is observed through its folder, like any other run. It is stopped like a run
+that a person stops, with a checkpoint. Members of a population instead train in stretches, because each may continue
 from another's checkpoint.
 """
 
@@ -46,7 +46,7 @@ STOP_TIMEOUT_SECONDS = 600.0
 
 
 class TrialCheckpoint(TypedDict):
-    """What Tune keeps of a trial, and hands to the one that takes over: its number, and its newest checkpoint."""
+    """Tune's checkpoint of a trial, passed to the trial that copies it: its number and its newest checkpoint."""
 
     trial: int
     checkpoint: str | None
@@ -54,7 +54,7 @@ class TrialCheckpoint(TypedDict):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The objective as a run measured it; `step` 0 and no value where it was stopped before."""
+    """The objective of a run at an evaluation; `step` 0 and no value if the run was stopped before one."""
 
     run: str | None
     step: int = 0
@@ -63,13 +63,13 @@ class Evaluation:
 
 
 class TrialError(Exception):
-    """A trial failed. Text only, so that it travels to the driver of the sweep."""
+    """A trial failed. Text only, so that it can be sent to the driver of the sweep."""
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]
-    """Tune's view of a trial. `config`: sweep (path of its folder), cwd, number, parameters.
+    """The trainable of a trial. `config`: sweep (path of its folder), cwd, number, parameters.
 
-    Actors are reused by the next trial, so that libraries are imported once.
+    The next trial reuses the actor, so that libraries are imported once.
     """
 
     _folder: SweepFolder
@@ -88,7 +88,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, object]:
-        """The next evaluation of the run; with `done` when it has ended."""
+        """The next evaluation of the run; with `done` once it has ended."""
         try:
             if self._run is None and self._folder.stop_requested():
                 return self._result(Evaluation(run=None), ended=True)
@@ -102,13 +102,13 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
             raise TrialError(message) from None
 
     def save_checkpoint(self, checkpoint_dir: str) -> TrialCheckpoint:
-        """Where the newest checkpoint of the run is: checkpoints themselves stay in run folders."""
+        """The location of the run's newest checkpoint; the checkpoint itself stays in the run folder."""
         run = self._folder.run_of(self._number)
         committed = committed_checkpoints(run.checkpoints) if run is not None else []
         return {"trial": self._number, "checkpoint": str(committed[-1]) if committed else None}
 
     def load_checkpoint(self, checkpoint: TrialCheckpoint | str | None) -> None:
-        """What `save_checkpoint` of this trial, or of a better one, returned."""
+        """Load the result of `save_checkpoint` of this trial or of a better one."""
         assert isinstance(checkpoint, dict)
         if checkpoint["trial"] != self._number and checkpoint["checkpoint"] is not None:
             self._from = checkpoint
@@ -118,7 +118,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: TrialConfig) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        with contextlib.suppress(OSError):  # another host has other folders; recipes then name absolute ones
+        with contextlib.suppress(OSError):  # the folder may not exist on another host; recipes then use absolute paths
             os.chdir(config["cwd"])
         self._folder = SweepFolder(config["sweep"])
         self._metric = self._folder.sweep().objective.metric
@@ -128,7 +128,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         self._run = None
 
     def _result(self, found: Evaluation, ended: bool) -> dict[str, object]:
-        """For Tune. `ended` is the run's own word; `done` Tune sets as well when a scheduler ends a trial."""
+        """The result for Tune. `ended` comes from the run; `done` is also set by Tune when a scheduler ends a trial."""
         result: dict[str, object] = {"step": found.step, "tokens": found.tokens, "run": found.run}
         result["number"] = self._number
         if found.value is not None:
@@ -142,7 +142,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
 
 
 def _number(folder: SweepFolder, number: int, tune_id: str, parameters: Parameters) -> int:
-    """Number of the trial. A member of a population that took over another's values keeps its own number."""
+    """Number of the trial. A member of a population that copied another's values keeps its own number."""
     owner = next((record for record in folder.records() if record.get("tune_id") == tune_id), None)
     if owner is None:
         folder.note(number, tune_id=tune_id, parameters=parameters)
@@ -165,7 +165,7 @@ def _begin_run(
 
 
 class _FollowedRun:
-    """A run on a thread; results are read from its folder. One that has ended before is only read."""
+    """A run on a thread; results are read from its folder. A run that has already ended is only read."""
 
     def __init__(self, job: Job, folder: SweepFolder, *, ended: bool) -> None:
         self._job, self._folder = job, folder
@@ -178,12 +178,12 @@ class _FollowedRun:
         self._thread: threading.Thread | None = None
         if not ended and job.folder.state != "finished":
             self._thread = threading.Thread(target=self._train, name="shardyard-trial", daemon=True)
-            # Before anybody may ask: a request that comes while it starts is not forgotten.
+            # Before any request is possible, so that one that arrives during the start is not lost.
             self._job.folder.clear_stop()
             self._thread.start()
 
     def next_result(self) -> tuple[Evaluation, bool]:
-        """Blocks until the next evaluation, or the end; and whether it is the end."""
+        """Block until the next evaluation or the end; returns it, and whether it is the end."""
         while True:
             alive = self._thread is not None and self._thread.is_alive()
             self._look()
@@ -221,7 +221,7 @@ class _FollowedRun:
         self._last = found
         if found.step < self._job.plan.steps:
             return found, False
-        # The model is exported after the last evaluation; the trial is done when that is.
+        # The model is exported after the last evaluation; the trial is done after the export.
         if self._thread is not None:
             self._thread.join()
         return self._ended()
@@ -233,14 +233,14 @@ class _FollowedRun:
 
 
 class _StretchedRun:
-    """A run that pauses at each multiple of `every` steps, with a checkpoint that others may go on from."""
+    """A run that pauses at each multiple of `every` steps, with a checkpoint from which others may continue."""
 
     def __init__(self, job: Job, folder: SweepFolder, every: int) -> None:
         self._job, self._folder, self._every = job, folder, every
         self._metric = folder.sweep().objective.metric
 
     def next_result(self) -> tuple[Evaluation, bool]:
-        """Train to the next pause; and whether the run has ended."""
+        """Train to the next pause; returns the evaluation, and whether the run has ended."""
         committed = committed_checkpoints(self._job.folder.checkpoints)
         step = int(committed[-1].name.removeprefix("step-")) if committed else 0
         target = min((step // self._every + 1) * self._every, self._job.plan.steps)
@@ -257,14 +257,14 @@ class _StretchedRun:
         return _evaluation(self._job, reached[-1], self._metric), outcome != "paused"
 
     def end(self) -> None:
-        """Nothing runs between two stretches."""
+        """Does nothing: no training runs between two stretches."""
 
 
 def _unmeasured(job: Job, outcome: Outcome) -> Evaluation:
-    """The result of a run that someone stopped before its first evaluation.
+    """The result of a run that was stopped before its first evaluation.
 
     Raises:
-        TrialError: it was not stopped.
+        TrialError: the run was not stopped.
     """
     if outcome == "finished":
         raise TrialError(f"{job.folder.id} ended without an evaluation")
@@ -272,16 +272,16 @@ def _unmeasured(job: Job, outcome: Outcome) -> Evaluation:
 
 
 def _evaluation(job: Job, line: Mapping[str, Any], metric: str) -> Evaluation:
-    """From a line of metrics.jsonl that has the metric."""
+    """The evaluation in a line of metrics.jsonl that has the metric."""
     tokens = line.get(TRAIN_TOKENS, line["step"] * job.plan.tokens_per_step)
     return Evaluation(job.folder.id, line["step"], tokens, line[metric])
 
 
 def adopt(job: Job, source: Path) -> None:
-    """Put another run's checkpoint in the place of this run's own.
+    """Replace this run's checkpoints with a checkpoint of another run.
 
     Raises:
-        CheckpointError: it is gone or damaged.
+        CheckpointError: the checkpoint is missing or damaged.
     """
     checkpoints = job.folder.checkpoints
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -295,7 +295,7 @@ def adopt(job: Job, source: Path) -> None:
     damaged = damaged_files(partial, read_manifest(partial))
     if damaged:
         raise CheckpointError(f"{source} cannot be taken over: {', '.join(damaged)} differ from the manifest")
-    # What this run trained itself from that step on is worse, and would be taken for its newest state.
+    # This run's own checkpoints from that step on are worse, and would count as its newest state.
     for own in committed_checkpoints(checkpoints):
         if int(own.name.removeprefix("step-")) >= step:
             shutil.rmtree(own)

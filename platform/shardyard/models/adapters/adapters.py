@@ -1,7 +1,7 @@
-"""Low-rank adapters on the linear layers of a pretrained model, and the weights that they become.
+"""Low-rank adapters on the linear layers of a pretrained model, and merging them into its weights.
 
 Hu et al. 2021 (LoRA): W + (alpha / r)·B·A, of which only A [r, I] and B [O, r] are trained; B starts at zero, so
-training begins with the pretrained model itself.
+training starts from the pretrained model itself.
 
     I: inputs, O: outputs of a linear layer, r: rank
 """
@@ -29,7 +29,7 @@ _NAME = "default"
 
 
 def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: int) -> None:
-    """Freeze a model and give it adapters that depend on seed and name alone, in place.
+    """Freeze a model and add adapters whose initial weights depend only on seed and name, in place.
 
     Args:
         model: with its pretrained weights, whole.
@@ -38,7 +38,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
         seed: the recipe's seed.
 
     Raises:
-        ModelError: a target is no linear layer of the model, or a pattern of `modules_to_save` matches nothing.
+        ModelError: a target is not a linear layer of the model, or a pattern of `modules_to_save` matches nothing.
     """
     names, layers = target_names(model, adapter), _adaptable(model, adapter)
     trained = [parameter for _, parameter in _fully_trained(model, adapter, objective)]
@@ -47,7 +47,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
         for name in layers:
             _quantize(model, name)
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
-    from peft import LoraConfig, inject_adapter_in_model  # Half a second, which only adapters need.
+    from peft import LoraConfig, inject_adapter_in_model  # Takes half a second; only adapters need it.
 
     settings = LoraConfig(
         r=adapter.rank,
@@ -57,7 +57,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
         fan_in_fan_out=transposed,
     )
     with warnings.catch_warnings():
-        # A model with both kinds of linear layers sets this for each layer itself, and says so.
+        # For a model with both kinds of linear layers, peft sets this for each layer and warns about it.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         inject_adapter_in_model(settings, model, _NAME)
     for parameter in trained:
@@ -66,13 +66,13 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
 
 
 def num_trainable(model: PreTrainedModel, adapter: Adapter, objective: str) -> int:
-    """Parameters that `attach` leaves to train, counted on shapes alone."""
+    """Number of parameters that `attach` leaves trainable, counted from shapes only."""
     adapters = sum(adapter.rank * sum(_shape(model, name)) for name in target_names(model, adapter))
     return adapters + sum(parameter.numel() for _, parameter in _fully_trained(model, adapter, objective))
 
 
 def num_quantized(model: PreTrainedModel, adapter: Adapter) -> int:
-    """Weights that `attach` holds in 4 bits."""
+    """Number of weights that `attach` quantises to 4 bits."""
     return 0 if adapter.quantize is None else sum(math.prod(_shape(model, name)) for name in _adaptable(model, adapter))
 
 
@@ -80,7 +80,7 @@ def target_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
     """Full names of the layers that get an adapter.
 
     Raises:
-        ModelError: a target of the recipe is no linear layer of the model.
+        ModelError: a target of the recipe is not a linear layer of the model.
     """
     layers = _adaptable(model, adapter)
     if not adapter.targets:
@@ -98,12 +98,12 @@ def target_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
 
 
 def merged(weights: Mapping[str, Tensor], adapter: Adapter, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of a plain model that computes what the adapted one does, in their own precision.
+    """The weights of a plain model that computes the same as the adapted one, in their own precision.
 
     Args:
         weights: of the adapted model, by name.
         adapter: the recipe's section.
-        model: the plain model, for shapes; it may lie on the meta device.
+        model: the plain model, for shapes; it may be on the meta device.
     """
     precision = next((t.dtype for name, t in weights.items() if ".lora_A." in name), torch.float32)
     result: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ def _update(weights: Mapping[str, Tensor], layer: str, adapter: Adapter, model: 
 
 
 def _dequantized(weights: Mapping[str, Tensor], name: str, layer: nn.Module) -> Tensor:
-    """[O, I], or [I, O] of a Conv1D. Checkpoints of ZeRO-3 hold the bytes as floats."""
+    """The weight [O, I], or [I, O] for a Conv1D. ZeRO-3 checkpoints store the bytes as floats."""
     codes, scales = (weights[name.removesuffix("codes") + part].to(torch.uint8) for part in ("codes", "scales"))
     assert isinstance(layer.weight, Tensor)
     if isinstance(layer, Conv1D):
@@ -134,7 +134,7 @@ def _dequantized(weights: Mapping[str, Tensor], name: str, layer: nn.Module) -> 
 
 
 def _adaptable(model: PreTrainedModel, adapter: Adapter) -> list[str]:
-    """The linear layers of the body that are not trained whole."""
+    """The linear layers of the body that are not fully trained."""
     full = set(_fully_trained_names(model, adapter))
     return [name for name in _linear_layers(model) if f"{name}.weight" not in full]
 
@@ -146,7 +146,7 @@ def _fully_trained_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
 
 
 def _linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of all linear layers of the body, so without the head of the objective."""
+    """Names of all linear layers of the body, without the objective's head."""
     kinds = (nn.Linear, Conv1D)
     body = {id(module) for module in model.base_model.modules()}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -164,7 +164,7 @@ def _shape(model: PreTrainedModel, name: str) -> tuple[int, int]:
 
 
 def _fully_trained(model: PreTrainedModel, adapter: Adapter, objective: str) -> list[tuple[str, nn.Parameter]]:
-    """The parts that the recipe names, and what lies outside the body where that is a head of classes."""
+    """The parameters of the modules that the recipe names, and of a new head of the objective outside the body."""
     chosen = set(_fully_trained_names(model, adapter))
     body = {id(parameter) for parameter in model.base_model.parameters()}
     new_head = objective_spec(objective).new_head
@@ -186,7 +186,7 @@ def _quantize(model: PreTrainedModel, name: str) -> None:
 
 
 def _initialise(model: nn.Module, seed: int) -> None:
-    """A as in the paper's code (Kaiming uniform, a = √5) from a generator of its own each; B is zero already."""
+    """Initialise each A as in the paper's code (Kaiming uniform, a = √5), from its own generator; B is already zero."""
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()

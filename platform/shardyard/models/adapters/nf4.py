@@ -27,21 +27,21 @@ LEVELS = (
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [N / 2] (two a byte, the first in the high bits) and scales [N / 64 · 4], both uint8, of a tensor.
 
-    The scale of a block is its largest absolute value in fp32. It is kept as bytes, which no change of a module's
-    precision rounds.
+    The scale of a block is its largest absolute value in fp32. It is stored as bytes, so that changing a module's
+    precision does not round it.
     """
     flat = weight.detach().float().flatten()
     blocks = functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)  # [N / 64, 64]
     scales = blocks.abs().amax(1)
     unit = blocks / torch.where(scales > 0, scales, 1)[:, None]
     levels = torch.tensor(LEVELS, device=weight.device)
-    # Halfway between two levels is where the nearest one changes.
+    # The nearest level changes halfway between two levels.
     codes = torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2).to(torch.uint8).view(-1, 2)
     return (codes[:, 0] << 4) | codes[:, 1], scales.view(torch.uint8)
 
 
 def dequantize(codes: Tensor, scales: Tensor, shape: torch.Size) -> Tensor:
-    """The tensor of `shape` in fp32 that `quantize` gave codes and scales of."""
+    """The inverse of `quantize`: a tensor of `shape` in fp32."""
     levels = torch.tensor(LEVELS, device=codes.device)
     pairs = torch.stack([codes >> 4, codes & 15], dim=-1).long()
     blocks = levels[pairs].view(-1, BLOCK) * scales.view(torch.float32)[:, None]
@@ -49,16 +49,16 @@ def dequantize(codes: Tensor, scales: Tensor, shape: torch.Size) -> Tensor:
 
 
 class NF4Linear(nn.Linear):
-    """A linear layer whose weight is held in NF4 and made whole for each pass; it is not trained.
+    """A linear layer whose weight is stored in NF4 and dequantised for each pass; it is not trained.
 
-    The weight is a buffer: ZeRO neither shards nor reduces it, each rank holds all of its 4 bits.
+    The weight is a buffer: ZeRO neither shards nor reduces it, and each rank holds the whole quantised weight.
     """
 
     codes: Tensor
     scales: Tensor
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
-        """`weight` [O, I]; `bias` [O] stays as it is."""
+        """`weight` [O, I] is quantised; `bias` [O] is kept unchanged."""
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         codes, scales = quantize(weight)
@@ -68,17 +68,17 @@ class NF4Linear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """[O, I] in fp32."""
+        """The dequantised weight [O, I] in fp32."""
         return dequantize(self.codes, self.scales, torch.Size((self.out_features, self.in_features)))
 
     def forward(self, input: Tensor) -> Tensor:
-        """[…, I] → […, O]; the weight is not kept for the backward pass but made again."""
+        """[…, I] → […, O]; the backward pass dequantises the weight again instead of keeping it."""
         output: Tensor = _Product.apply(input, lambda: self.weight.to(input.dtype))  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
 
 class _Product(torch.autograd.Function):
-    """input @ weightᵀ with a weight that is made when it is needed, and has no gradient."""
+    """input @ weightᵀ with a weight that is dequantised when it is needed and has no gradient."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, input: Tensor, make: Callable[[], Tensor]) -> Tensor:

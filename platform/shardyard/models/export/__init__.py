@@ -1,1 +1,1 @@
-"""What `from_pretrained` loads, and its model card."""
+"""Export to a folder that `from_pretrained` loads, with a model card."""

@@ -17,7 +17,7 @@ from shardyard.units import format_count
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a card says of the run behind a model: its id, its last step, and where it comes from."""
+    """The facts about a model's run that its card states: run id, last step, and origin."""
 
     id: str
     step: int
@@ -28,7 +28,7 @@ def model_card(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping
     """Text of README.md, with the metadata block that the Hugging Face hub reads.
 
     Args:
-        measured: metrics of the newest evaluation by name, empty if there was none.
+        measured: metrics of the latest evaluation by name, empty if there was none.
     """
     provenance = run.provenance
     sources = "\n".join(f"- {_source(source)}" for source in recipe.data.train)

@@ -1,4 +1,4 @@
-"""A folder that `from_pretrained` of the objective's `Auto…` class and of `AutoTokenizer` load."""
+"""Writes a folder that `from_pretrained` of the objective's `Auto…` class and of `AutoTokenizer` can load."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def export_model(
     adapter: Adapter | None = None,
     module: OutsideModel | None = None,
 ) -> Path:
-    """Write weights (safetensors), configuration, tokenizer and model card; whole or not at all.
+    """Write weights (safetensors), configuration, tokenizer and model card, atomically.
 
     Args:
         destination: replaced if it exists.
-        config: of the model that was trained.
+        config: of the trained model.
         weights: every parameter by name, whole, in the precision to export.
-        tokenizer: saved beside the model; None for an objective without text.
+        tokenizer: saved next to the model; None for an objective without text.
         card: text of README.md.
-        processor: what prepares images or audio for the model; has `save_pretrained`.
-        adapter: of the model that was trained; it is merged into the weights, which are then those of a plain model.
-        module: on the meta device, where the model is one from outside; its weights are saved by its own names.
+        processor: prepares images or audio for the model; has `save_pretrained`.
+        adapter: of the trained model; it is merged into the weights, which become those of a plain model.
+        module: a custom module on the meta device; its weights are saved under its own names.
 
     Raises:
         ModelError: the weights do not fit the configuration.
-        OSError: the folder cannot be written; nothing is left behind then, and an older export stays.
+        OSError: the folder cannot be written; nothing is left behind, and an older export is kept.
     """
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -74,7 +74,7 @@ def export_model(
 def _model(
     config: PreTrainedConfig, weights: Mapping[str, Tensor], objective: str, adapter: Adapter | None = None
 ) -> Any:
-    """A model that holds the given tensors themselves: built on the meta device, so nothing is allocated twice."""
+    """A model that holds the given tensors without copying them; it is built on the meta device."""
     transformers_logging.disable_progress_bar()
     dtype = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), torch.float32)
     with torch.device("meta"):
@@ -83,7 +83,7 @@ def _model(
         weights = merged(weights, adapter, model)
     scalars = {name for name, parameter in model.named_parameters() if parameter.dim() == 0}
     shaped = {name: weight.reshape(()) if name in scalars else weight for name, weight in weights.items()}
-    # Buffers that are not saved, such as rotary frequencies, have no weights here and are computed again on loading.
+    # Buffers that are not saved, such as rotary frequencies, have no weights here; loading recomputes them.
     try:
         problems = model.load_state_dict(shaped, strict=False, assign=True)
     except RuntimeError as error:
@@ -95,7 +95,7 @@ def _model(
         raise ModelError(
             f"the weights do not fit the configuration: missing {untouched[:3]}, unexpected {unexpected[:3]}"
         )
-    # Generation is what an exported model is for, and it wants the cache that training turns off.
+    # An exported model generates text, which needs the cache that training turns off.
     model.config.use_cache = True
     return model
 
@@ -110,7 +110,7 @@ def _full_disks() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        # A full disk reaches safetensors as its own kind of error, with the number of the operating system in its text.
+        # safetensors reports a full disk with its own exception type and the operating system's error number as text.
         number = re.search(r"code: (\d+)|os error (\d+)", str(error))
         raise OSError(int(number[1] or number[2]) if number else errno.EIO, str(error)) from error
 

@@ -1,1 +1,1 @@
-"""The size of a model, measured without allocating it, and what a row costs."""
+"""The size of a model and the cost of a row, measured without allocating the model."""

@@ -1,4 +1,4 @@
-"""Sizes of a model, counted on the meta device: exact for every family, and no weight is ever allocated."""
+"""Sizes of a model, counted on the meta device: exact for every family, without allocating any weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def measure(model: Model, *, vocabulary: int) -> Architecture:
     """Count the weights of the causal language model that a `model` section describes.
 
     Raises:
-        ModelError: `transformers` does not know the family or refuses the configuration.
+        ModelError: `transformers` does not know the family or rejects the configuration.
     """
     no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = architecture_config(model, vocabulary=vocabulary, special_tokens=no_ids)
@@ -32,7 +32,7 @@ def measure(model: Model, *, vocabulary: int) -> Architecture:
 
 
 def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
-    """Count the weights of a recipe's model; for other models than decoders also what a row costs.
+    """Count the weights of a recipe's model and, unless it is a decoder, the cost of a row.
 
     Raises:
         ModelError: the configuration describes no model.
@@ -46,7 +46,7 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     try:
         cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
     except ModelError as error:
-        # An operation of the user's own that knows no shapes: the weights alone are counted.
+        # A custom operation without shape inference: only the weights are counted.
         if isinstance(config, ModuleConfig) and isinstance(error.__cause__, NotImplementedError):
             return found
         raise
@@ -72,12 +72,12 @@ def _trained_part(found: Architecture, module: Any, recipe: Recipe) -> Architect
         return found
     freeze(module.module if isinstance(module, OutsideModel) else module, recipe.model.freeze)
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    module.requires_grad_(True)  # what a row costs is counted on this module next
+    module.requires_grad_(True)  # the cost of a row is counted on this module next
     return replace(found, trainable_parameters=trained)
 
 
 def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architecture:
-    """The weights of a module on the meta device. Of several stacks (encoder and decoder) all blocks are counted."""
+    """The weights of a module on the meta device. With several stacks (encoder and decoder), all blocks are counted."""
     text = config.get_text_config()
     parameters = _count(module)
     hidden = _hidden_size(text)
@@ -92,7 +92,7 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
         largest_block_parameters=max(
             (sum(p.numel() for p in block.parameters()) for block in _blocks(module)), default=0
         ),
-        # Swin calls its stages layers; their blocks are what others call so.
+        # Swin calls its stages layers; its blocks correspond to the layers of other families.
         layers=int(sum(getattr(text, "depths", None) or []) or getattr(text, "num_hidden_layers", None) or 0),
         hidden_size=hidden,
         heads=_heads(text),
@@ -105,7 +105,7 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
 
 
 def _hidden_size(config: PreTrainedConfig) -> int:
-    """The widest, of a model whose stages differ."""
+    """The hidden size; the largest one if stages differ."""
     widths = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "hidden_dim")]
     width: Any = next((width for width in widths if width), 0)
     return width if isinstance(width, int) else int(max(width))
@@ -117,7 +117,7 @@ def _heads(config: PreTrainedConfig) -> int:
 
 
 def _attention_width(config: PreTrainedConfig) -> int | None:
-    """Of families that give the width of a head, or one for keys and one for values (multi-head latent attention)."""
+    """The width of all heads, for families that set the width of a head, or separate ones for keys and values (MLA)."""
     keys, values = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
     if keys and values:
         return int(_heads(config) * (keys + values) // 2)
@@ -126,10 +126,10 @@ def _attention_width(config: PreTrainedConfig) -> int | None:
 
 
 def _has_tied_head(module: Any) -> bool:
-    """Whether the logits are products with the table of embeddings, which is then also multiplied with."""
+    """Whether the output head shares the embedding table, which is then also used in a matrix product."""
     try:
         head, table = module.get_output_embeddings(), module.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # a model of images has neither
+    except (NotImplementedError, AttributeError):  # an image model has neither
         return False
     return head is not None and getattr(head, "weight", None) is getattr(table, "weight", 0)
 

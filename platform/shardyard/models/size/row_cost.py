@@ -1,4 +1,4 @@
-"""What one row costs, counted on a forward pass on the meta device: nothing is allocated or computed."""
+"""The cost of one row, counted on a forward pass on the meta device: nothing is allocated or computed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from shardyard.models.outside import OutsideModel, blocks_of
 from shardyard.models.size.row_shapes import row_shape
 from shardyard.recipe.schema import Data, Image
 
-# Forward and backward pass: the backward pass computes two products for each of the forward pass.
+# Forward and backward pass: the backward pass computes two products for each one in the forward pass.
 PASSES = 3
 
 
 @dataclass(frozen=True)
 class RowCost:
-    """Of one row: positions that go through the model, FLOPs of forward and backward pass, fp32 bytes kept between.
+    """The cost of one row: its positions, FLOPs of forward and backward pass, fp32 bytes of stored activations.
 
-    checkpointed_bytes: what is kept where each block is computed anew: its input, and one block at a time.
+    checkpointed_bytes: the same with activation checkpointing: the input of each block, and one recomputed block.
     logits: numbers that the model predicts.
     """
 
@@ -41,12 +41,12 @@ class RowCost:
 
 
 def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: Data, image: Image) -> RowCost:
-    """Run one row of shapes through `module`, which lies on the meta device.
+    """Run one row of shapes through `module`, which is on the meta device.
 
-    Attention counts its matrix as kept, which kernels such as flash attention do not.
+    The attention matrix counts as stored, although kernels such as flash attention do not store it.
 
     Raises:
-        ModelError: the model does not take what its objective gives it.
+        ModelError: the model does not accept the inputs of its objective.
     """
     inputs, tokens = row_shape(objective)(config, data, image)
     kept, products = _Kept(module), _Products()
@@ -70,12 +70,12 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
 
 
 class _Kept:
-    """Bytes of the tensors that a forward pass keeps for the backward pass: in all, and of each block."""
+    """Bytes of the tensors that a forward pass stores for the backward pass: in total, and for each block."""
 
     def __init__(self, module: nn.Module) -> None:
         self._weights = {p.untyped_storage()._cdata for p in module.parameters()}
         self._bytes: dict[int, int] = {}
-        # A storage that is gone leaves its address to the next one, which would then count as the same.
+        # Storages stay alive, because a new one could reuse the address of a freed one and count as the same.
         self._alive: list[torch.UntypedStorage] = []
         self._inputs: list[int] = []
         self._blocks: list[int] = []
@@ -85,21 +85,21 @@ class _Kept:
             self._handles.append(block.register_forward_hook(self._leave))
 
     def hooks(self) -> AbstractContextManager[Any]:
-        """The context of the pass."""
+        """The context manager for the forward pass."""
         hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
         return hooks
 
     def close(self) -> None:
-        """Leave the blocks as they were."""
+        """Remove the hooks from the blocks."""
         for handle in self._handles:
             handle.remove()
 
     def total(self) -> int:
-        """Bytes of everything."""
+        """Bytes of all stored tensors."""
         return sum(self._bytes.values())
 
     def checkpointed(self) -> int:
-        """Bytes where blocks keep their inputs alone, beside the largest block, which is computed anew."""
+        """Bytes if blocks store only their inputs, plus the largest block, which is recomputed."""
         return self.total() - sum(self._blocks) + sum(self._inputs) + max(self._blocks, default=0)
 
     def _keep(self, tensor: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class _Kept:
 
 
 def _checkpointable(module: nn.Module) -> Iterator[nn.Module]:
-    """The blocks whose activations can be computed anew."""
+    """The blocks whose activations can be recomputed."""
     if isinstance(module, OutsideModel):
         yield from blocks_of(module.module)
     else:
@@ -129,7 +129,7 @@ def _checkpointable(module: nn.Module) -> Iterator[nn.Module]:
 class _Products(TorchDispatchMode):
     """Counts the FLOPs of matrix products and convolutions.
 
-    A value that is asked for is 0: models ask whether to skip a layer or a mask, and both are then kept.
+    Reading a scalar value returns 0: models read values to decide whether to skip a layer or a mask, and 0 keeps both.
     """
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ class _Products(TorchDispatchMode):
 
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """Without transformers' checks of values, such as one place in the text for each patch of an image."""
+    """Disable transformers' checks of values, such as one text position for each image patch."""
     name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
     before = os.environ.get(name)
     os.environ[name] = "1"

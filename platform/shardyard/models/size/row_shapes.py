@@ -1,4 +1,4 @@
-"""One row of each kind as shapes on the meta device: what goes through a model when the cost of a row is counted."""
+"""The shapes of one row of each kind on the meta device: the model inputs with which the cost of a row is counted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def row_shape(objective: str) -> RowShape:
     """The shapes of an objective's rows.
 
     Raises:
-        ModelError: the objective names shapes that there are not.
+        ModelError: the objective names unknown shapes.
     """
-    # Decoders are asked only where no formula holds: modules from outside.
+    # Decoders get here only if they are custom modules, for which no formula holds.
     name = objective_spec(objective).row_shape or "text"
     if plugins.is_reference(name):
         found: RowShape = plugins.load(name)
@@ -46,7 +46,7 @@ def _length(data: Data) -> int:
 
 
 def _text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    # Without a mask: it costs nothing, and some encoders look into it, which shapes alone cannot answer.
+    # Without a mask: it costs nothing, and some encoders read its values, which the meta device does not have.
     return {"input_ids": _ids(_length(data))}, _length(data)
 
 
@@ -56,7 +56,7 @@ def _text_pair(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
 
 
 def _image(config: Any, image: Image) -> tuple[Tensor, int]:
-    """Pixels [1, C, H, W] and the number of patches: for convolutions those of a ViT, 16 pixels wide."""
+    """Pixels [1, C, H, W] and the number of patches; convolutional models count patches of 16 pixels, as a ViT."""
     shape = image_shape(image, config)
     patch = getattr(getattr(config, "vision_config", None) or config, "patch_size", None) or 16
     height, width = (patch, patch) if isinstance(patch, int) else patch
@@ -66,18 +66,18 @@ def _image(config: Any, image: Image) -> tuple[Tensor, int]:
 
 def _image_only(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     pixels, patches = _image(config, image)
-    # Two rows: of one alone, normalisation over a batch refuses a feature map of one pixel.
+    # Two rows, because batch normalisation rejects a feature map of one pixel in a batch of one row.
     return {"pixel_values": pixels.expand(2, -1, -1, -1)}, patches
 
 
 def _image_and_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    # Without a mask: to look into one takes its values.
+    # Without a mask: the model would read its values, which the meta device does not have.
     pixels, patches = _image(config, image)
     return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
 
 
 def _image_within_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    # The tokens of the image are among those of the row; what it takes to make them is counted with the FLOPs.
+    # The image tokens are among the tokens of the row; the cost of computing them is part of the FLOPs.
     pixels, _ = _image(config, image)
     return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data)
 

@@ -13,18 +13,18 @@ from shardyard.objectives.masked_lm.loss import chosen, num_correct
 class BertPretraining(Objective):
     """Rows of sentence pairs (`data/formats/sentence_pairs.py`).
 
-    The loss is the sum of two means: that over hidden tokens (`mlm`) and that over rows (`nsp`), as in the paper.
+    As in the paper, the loss is the sum of the mean over hidden tokens (`mlm`) and the mean over rows (`nsp`).
     """
 
     def __init__(self) -> None:
         self.weights = {"mlm": 1.0, "nsp": 1.0}
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """Hidden tokens, and rows."""
+        """One target per hidden token (`mlm`), and one per row (`nsp`)."""
         return {"mlm": count_targets(batch["labels"]), "nsp": count_targets(batch["next_sentence_label"])}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`labels` [B, T], `next_sentence_label` [B]; whatever else the batch has goes to the model."""
+        """`labels` [B, T], `next_sentence_label` [B]; everything else in the batch is passed to the model."""
         labels = ("labels", "next_sentence_label")
         output = model(**{name: tensor for name, tensor in batch.items() if name not in labels})
         tokens = chosen(output.prediction_logits, batch["labels"])
@@ -35,7 +35,7 @@ class BertPretraining(Objective):
         )
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Both losses, and the shares of tokens and of pairs that are predicted."""
+        """Both losses, and the shares of tokens and pairs that are predicted correctly."""
         return {
             "loss_mlm": totals.mean("mlm"),
             "loss_nsp": totals.mean("nsp"),
@@ -45,5 +45,5 @@ class BertPretraining(Objective):
 
 
 def make(inputs: ObjectiveInputs) -> BertPretraining:
-    """From its sections of a recipe."""
+    """Create the objective from its recipe sections."""
     return BertPretraining()

@@ -33,12 +33,12 @@ def causal_lm_loss(
         model: maps tokens to an output with `logits` [B, T, V].
         input_ids: [B, T].
         labels: [B, T], already shifted: `labels[:, t]` is the token after `input_ids[:, t]`; -100 is not a target.
-        position_ids: [B, T]; where they start again, attention does not look back.
-        label_smoothing: probability that a target gives to all tokens alike.
+        position_ids: [B, T]; attention does not look back beyond a position where they restart.
+        label_smoothing: probability that a target spreads evenly over all tokens.
 
     Returns:
-        A scalar in fp32. It is a sum, not a mean, so that a global batch weighs each of its targets alike however it is
-        cut into micro-batches and ranks.
+        A scalar in fp32. It is a sum, not a mean, so that all targets of a global batch have the same weight, however
+        it is split into micro-batches and ranks.
     """
     apart = document_bounds(model, position_ids)
     logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).logits  # [B, T, V]
@@ -52,12 +52,12 @@ def causal_lm_loss(
 
 
 class CausalLM(Objective):
-    """Rows of packed documents (`data/formats/packed.py`); with experts, their losses and metrics beside.
+    """Rows of packed documents (`data/formats/packed.py`); with experts, also their losses and metrics.
 
     Args:
-        label_smoothing: probability that a target gives to all tokens alike.
+        label_smoothing: probability that a target spreads evenly over all tokens.
         experts: weights of the losses of a mixture of experts.
-        has_experts: whether the model is one.
+        has_experts: whether the model is a mixture of experts.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CausalLM(Objective):
         self.weights = {"loss": 1.0, **self._terms}
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a token; the losses of routers are means over all tokens, targets or not."""
+        """One target per token; router losses are means over all tokens, targets or not."""
         return {"loss": count_targets(batch["labels"]), **dict.fromkeys(self._terms, batch["labels"].numel())}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
@@ -95,18 +95,18 @@ class CausalLM(Objective):
             )
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """How experts are used; with losses of routers, the cross-entropy without them."""
+        """Usage of experts; with router losses, also the cross-entropy without them."""
         alone = {"train/cross_entropy": totals.mean("loss")} if self._terms else {}
         return alone | expert_metrics(totals.observed)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """The cross-entropy alone, so that models with and without experts compare; e to it; how experts are used."""
+        """The cross-entropy alone, so that models with and without experts compare; perplexity; usage of experts."""
         mean = totals.mean("loss")
         experts = expert_metrics(totals.observed) | expert_table(totals.observed)
         return {"loss": mean, "perplexity": perplexity(mean), **experts}
 
 
 def make(inputs: ObjectiveInputs) -> CausalLM:
-    """From its sections of a recipe."""
+    """Create the objective from its recipe sections."""
     has_experts = inputs.model is not None and num_experts(inputs.model) > 0
     return CausalLM(inputs.loss.label_smoothing, inputs.experts, has_experts=has_experts)

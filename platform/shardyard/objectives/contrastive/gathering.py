@@ -1,4 +1,4 @@
-"""Rows of all data-parallel ranks on each of them, with gradients."""
+"""Gathering the rows of all data-parallel ranks on each rank, with gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 
 
 class _GatherRows(torch.autograd.Function):
-    """Forward: all ranks' rows, in rank order. Backward: what all ranks' losses say of the own rows, summed."""
+    """Forward: all ranks' rows, in rank order. Backward: the gradient of the sum of all losses for this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: ProcessGroup) -> Tensor:
@@ -28,14 +28,14 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor, group: ProcessGroup | None) -> tuple[Tensor, int]:
-    """The rows of all ranks of a group, and where the own ones begin among them.
+    """The rows of all ranks of a group, and the index of this rank's first row among them.
 
-    The gradient is that of the sum of all ranks' losses, so every rank has to call this alike and to go backward
-    through it. Without a group the rows come back as they are.
+    The gradient is that of the sum of all ranks' losses, so every rank must call this in the same way and run a
+    backward pass through it. Without a group, the rows are returned unchanged.
 
     Args:
-        rows: [B, …], of one shape on every rank.
-        group: the data-parallel ranks; None for one alone.
+        rows: [B, …], of the same shape on every rank.
+        group: the data-parallel ranks; None if there is only one.
 
     Returns:
         [G, …] with G = ranks · B, in rank order, and rank · B.

@@ -1,4 +1,4 @@
-"""Contrastive language–image pretraining: an image finds its caption among all of the batch, and the other way round.
+"""Contrastive language–image pretraining: match images and captions within a batch, in both directions.
 
 Radford et al. 2021 (Learning Transferable Visual Models From Natural Language Supervision), section 2.3.
 
@@ -22,7 +22,7 @@ from shardyard.objectives.scores import recall_at_k
 
 LARGEST_SCALE = 100.0
 RECALLS_AT = (1, 5, 10)
-# Rows that are compared with all others at a time in an evaluation: bounds the memory.
+# Number of rows that an evaluation compares with all others at a time: limits memory.
 _ROWS_AT_A_TIME = 1024
 
 
@@ -30,35 +30,35 @@ class Contrastive(Objective):
     """Rows of images with captions (`data/formats/captions.py`).
 
     Training compares each row with those of all ranks. An evaluation compares all held-out pairs with each other, so
-    that neither ranks nor micro-batches change what it gives; chance is ln N for the loss and k / N for recall at k.
+    neither ranks nor micro-batches change its result; chance is ln N for the loss and k / N for recall at k.
 
     Args:
-        group: the ranks that read the other rows; None for one alone.
+        group: the data-parallel ranks; None if there is only one.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
         self._group = group
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a row: the mean of its two directions."""
+        """One target per row: the mean of both directions."""
         return {"loss": batch["input_ids"].shape[0]}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`pixel_values` [B, C, H, W], `input_ids`, `attention_mask` [B, T]. In an evaluation `score` has the loss."""
+        """`pixel_values` [B, C, H, W], `input_ids`, `attention_mask` [B, T]. In evaluations, `score` gives the loss."""
         if not model.training:
             return Measured({"loss": torch.zeros(())})
         images, texts, scale = _embed(model, batch)
-        # One collective for both sides.
+        # A single collective gathers both sides.
         everything, first = gather_rows(torch.cat([images, texts], dim=-1), self._group)  # [G, 2·D]
         all_images, all_texts = everything.chunk(2, dim=-1)
         return Measured({"loss": contrastive_loss(images, texts, all_images, all_texts, scale, first)})
 
     def rows_to_collect(self, rows: int) -> int:
-        """All: the more pairs, the harder."""
+        """All rows, because the difficulty depends on the number of pairs."""
         return rows
 
     def collect(self, model: Any, batch: Tensors, *, synchronised: bool) -> list[Any]:
-        """Of each row both embeddings, together [2·D], and the scale."""
+        """Both embeddings of each row, concatenated [2·D], and the scale."""
         images, texts, scale = _embed(model, batch)
         pairs = torch.cat([images, texts], dim=-1).cpu().numpy()
         return [(pair, float(scale)) for pair in pairs]
@@ -83,8 +83,8 @@ def contrastive_loss(
     Args:
         images, texts: [B, D], of length 1; rows of this rank.
         all_images, all_texts: [G, D], of all ranks.
-        scale: what cosines are multiplied with, the inverse of the temperature.
-        first: where the own rows begin among all.
+        scale: factor of the cosines, the inverse of the temperature.
+        first: index of this rank's first row among all.
     """
     to_text = info_nce(images, all_texts, scale, first)
     to_image = info_nce(texts, all_images, scale, first)
@@ -94,8 +94,8 @@ def contrastive_loss(
 def _embed(model: Any, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings of images and of texts, [B, D] each, of length 1 in fp32, and the scale.
 
-    The scale is limited to 100, as in the paper, where the loss is computed: beyond that its gradient is zero and the
-    parameter rests, while the paper cuts the parameter itself after each step.
+    The scale is limited to 100, as in the paper, but here it is clamped when the loss is computed: beyond the limit its
+    gradient is zero and the parameter stays as it is. The paper clips the parameter itself after each step.
     """
     output = model(**{**batch, "pixel_values": as_model(model, batch["pixel_values"])})
     inner = getattr(model, "module", model)
@@ -112,5 +112,5 @@ def _full_batch_loss(images: Tensor, texts: Tensor, scale: Tensor) -> float:
 
 
 def make(inputs: ObjectiveInputs) -> Contrastive:
-    """It has no settings."""
+    """Create the objective, which has no settings."""
     return Contrastive(inputs.data_group)

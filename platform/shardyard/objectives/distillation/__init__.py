@@ -1,1 +1,1 @@
-"""Distillation of a teacher."""
+"""Distillation from a teacher."""

@@ -1,4 +1,4 @@
-"""Distillation: a student learns the labels and, for each of them, the whole distribution of a teacher.
+"""Distillation: a student learns the labels and, for each of them, the teacher's whole distribution.
 
 Hinton et al. 2015 (Distilling the Knowledge in a Neural Network): (1 − w)·cross-entropy + w·τ²·KL(teacher ‖ student).
 """
@@ -27,7 +27,7 @@ class Distilled(Objective):
         self.weights = {"labels": 1.0 - settings.weight, "teacher": settings.weight}
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """The same targets for both terms: one a token."""
+        """The same targets for both terms: one per token."""
         return dict.fromkeys(self.weights, float(count_targets(batch["labels"])))
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
@@ -48,11 +48,11 @@ class Distilled(Objective):
         )
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Both terms, and e to the labels' one, which compares with a model trained without a teacher."""
+        """Both terms, and the perplexity of the labels, which is comparable with models trained without a teacher."""
         means = {f"loss_{term}": totals.mean(term) for term in self.weights}
         return {"perplexity": perplexity(totals.mean("labels")), **means}
 
 
 def make(inputs: ObjectiveInputs) -> Distilled:
-    """From its sections of a recipe, and the teacher."""
+    """Create the objective from its recipe sections and the teacher."""
     return Distilled(inputs.distillation, inputs.frozen)

@@ -1,4 +1,4 @@
-"""Masked autoencoding: the pixels of hidden patches are predicted from the patches that are seen.
+"""Masked autoencoding: the pixels of hidden patches are predicted from the visible patches.
 
 He et al. 2021, Masked Autoencoders Are Scalable Vision Learners, section 3.
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from shardyard.objectives.base import Measured, Objective, Tensors, as_model
 from shardyard.objectives.inputs import ObjectiveInputs
 
-# Added to the variance of a patch before its root is divided by, as the paper's own code does.
+# Added to the variance of a patch before taking the square root, as in the paper's code.
 _EPSILON = 1e-6
 
 
 class MaskedImage(Objective):
-    """A target is a hidden patch, its loss the mean squared error of its pixels."""
+    """Each hidden patch is one target; its loss is the mean squared error of its pixels."""
 
     def __init__(self, patch_size: int, mask_ratio: float, *, norm_pix_loss: bool) -> None:
         self._patch_size, self._mask_ratio, self._norm_pix_loss = patch_size, mask_ratio, norm_pix_loss
@@ -30,7 +30,7 @@ class MaskedImage(Objective):
         return {"loss": rows * (patches - int(patches * (1 - self._mask_ratio)))}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`pixel_values` [B, C, H, W], `noise` [B, N]; the model gives `logits` [B, N, D] and `mask` [B, N]."""
+        """`pixel_values` [B, C, H, W], `noise` [B, N]; the model returns `logits` [B, N, D] and `mask` [B, N]."""
         pixels = batch["pixel_values"]
         output = model(pixel_values=as_model(model, pixels), noise=batch["noise"])
         target = patches(pixels, self._patch_size)
@@ -42,13 +42,13 @@ class MaskedImage(Objective):
 
 
 def patches(pixels: Tensor, size: int) -> Tensor:
-    """[B, C, H, W] cut into patches, row by row: [B, N, D], channels last within a patch."""
+    """Split [B, C, H, W] into patches, row by row: [B, N, D], channels last within a patch."""
     rows, channels, height, width = pixels.shape
     grid = pixels.reshape(rows, channels, height // size, size, width // size, size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, size * size * channels)
 
 
 def make(inputs: ObjectiveInputs) -> MaskedImage:
-    """From the model's configuration."""
+    """Create the objective from the model's configuration."""
     config: Any = inputs.model
     return MaskedImage(config.patch_size, config.mask_ratio, norm_pix_loss=config.norm_pix_loss)

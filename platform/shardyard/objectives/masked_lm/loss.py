@@ -12,44 +12,44 @@ from shardyard.recipe.schema import Loss
 
 
 class MaskedLM(Objective):
-    """Rows with hidden tokens (`data/formats/masked.py`); a target is a token that was chosen."""
+    """Rows with hidden tokens (`data/formats/masked.py`); each selected token is one target."""
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a token that was chosen."""
+        """One target per selected token."""
         return {"loss": count_targets(batch["labels"])}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`labels` [B, T]; whatever else the batch has goes to the model."""
+        """`labels` [B, T]; everything else in the batch is passed to the model."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits, labels = chosen(model(**inputs).logits, batch["labels"])
         return Measured({"loss": target_loss(self._loss, logits, labels)}, {"correct": num_correct(logits, labels)})
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """e to the mean loss, and the share of targets that are the likeliest token."""
+        """Perplexity, and the share of targets that are the likeliest token."""
         return {"perplexity": perplexity(totals.mean("loss")), "accuracy": totals.share("correct", "loss")}
 
 
 def chosen(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] and labels [N] of the N targets alone: most tokens are none, and fp32 logits of all are large."""
+    """Logits [N, V] and labels [N] of the N targets only: most tokens are not targets, and fp32 logits are large."""
     kept = labels != IGNORED
     return logits[kept], labels[kept]
 
 
 def target_loss(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum over targets of the loss that a recipe names."""
+    """The sum over targets of the loss that the recipe selects."""
     if loss.name == "focal":
         return losses.focal(logits, labels, gamma=loss.focal_gamma)
     return losses.cross_entropy(logits, labels, label_smoothing=loss.label_smoothing)
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels […] are the likeliest class of logits […, C]."""
+    """Number of `labels` […] that are the likeliest class of `logits` […, C]."""
     return (logits.detach().argmax(-1) == labels).sum()
 
 
 def make(inputs: ObjectiveInputs) -> MaskedLM:
-    """From its sections of a recipe."""
+    """Create the objective from its recipe sections."""
     return MaskedLM(inputs.loss)

@@ -1,6 +1,6 @@
-"""Direct preference optimisation: the chosen answer becomes likelier than the rejected one, measured by a reference.
+"""Direct preference optimisation: the chosen answer becomes likelier than the rejected one, relative to a reference.
 
-Rafailov et al. 2023 (Direct Preference Optimization). A model's reward of an answer is β·(log p(answer) − log p_ref).
+Rafailov et al. 2023 (Direct Preference Optimization). The reward of an answer is β·(log p(answer) − log p_ref).
 
     B: pairs, T: tokens of the longest answer with its prompt, V: vocabulary
 """
@@ -22,14 +22,14 @@ _PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 
 
 class Preference(Objective):
-    """Rows of pairs (`data/formats/preferences.py`); a target is a pair."""
+    """Rows of pairs (`data/formats/preferences.py`); each pair is one target."""
 
     def __init__(self, settings: Settings, reference: Any) -> None:
         """`reference`: called like the model, without gradients."""
         self._settings, self._reference = settings, reference
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a pair."""
+        """One target per pair."""
         return {"loss": len(batch["chosen_labels"])}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
@@ -50,16 +50,16 @@ class Preference(Objective):
         return Measured({"loss": loss}, {"preferred": (margin > 0).sum(dtype=torch.float64), "margin": margin.sum()})
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """Accuracy and margin of the rows that are trained on."""
+        """Accuracy and margin of the training rows."""
         return {f"train/{name}": value for name, value in self.metrics(totals).items()}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Share of pairs whose chosen answer has the larger reward, and the mean difference of the rewards."""
+        """Share of pairs whose chosen answer has the larger reward, and the mean difference in reward."""
         return {"accuracy": totals.share("preferred", "loss"), "margin": totals.share("margin", "loss")}
 
 
 def both(batch: Tensors) -> Tensors:
-    """Chosen answers above rejected ones, padded to one length: [2B, T] by name."""
+    """Chosen answers followed by rejected ones, padded to the same length: [2B, T] by name."""
     length = max(batch["chosen_labels"].shape[1], batch["rejected_labels"].shape[1])
     return {
         name: torch.cat([_padded(batch[f"{answer}_{name}"], length, fill) for answer in ("chosen", "rejected")])
@@ -72,5 +72,5 @@ def _padded(tensor: Tensor, length: int, fill: int) -> Tensor:
 
 
 def make(inputs: ObjectiveInputs) -> Preference:
-    """From its sections of a recipe, and the reference model."""
+    """Create the objective from its recipe sections and the reference model."""
     return Preference(inputs.preference, inputs.frozen)

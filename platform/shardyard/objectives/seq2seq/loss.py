@@ -1,7 +1,7 @@
-"""Sequence to sequence: a decoder predicts each token of a text from those before it and from what an encoder read.
+"""Sequence to sequence: a decoder predicts each token of a text from the tokens before it and the encoder's input.
 
-Sutskever et al. 2014; the Transformer of Vaswani et al. 2017. In training the decoder reads the right text, not what
-it predicted itself (teacher forcing).
+Sutskever et al. 2014; the Transformer of Vaswani et al. 2017. In training the decoder reads the reference text, not its
+own predictions (teacher forcing).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shardyard.objectives.inputs import ObjectiveInputs
 class EncoderDecoder(Objective):
     """Base of the objectives whose decoder writes a text.
 
-    B: rows, T: tokens of the longest text. `decoder_input_ids` and `labels` [B, T], and what `inputs` takes.
+    B: rows, T: tokens of the longest text. A batch has `decoder_input_ids`, `labels` [B, T], and the encoder's inputs.
     """
 
     def __init__(self, given: ObjectiveInputs) -> None:
@@ -28,18 +28,18 @@ class EncoderDecoder(Objective):
         self._max_tokens = given.sequence_length
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
-        """What the encoder reads, by the names of the model's arguments."""
+        """The encoder's inputs, by the names of the model's arguments."""
         raise NotImplementedError
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target a token of the decoder's text, its end included."""
+        """One target per token of the decoder's text, including the end token."""
         return {"loss": count_targets(batch["labels"])}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """The recipe's loss in training; in evaluation cross-entropy, so that perplexity means what it says."""
+        """The recipe's loss in training; cross-entropy in evaluation, so that perplexity is correct."""
         inputs = self.inputs(model, batch)
         logits = model(**inputs, decoder_input_ids=batch["decoder_input_ids"], use_cache=False).logits  # [B, T, V]
-        # DeepSpeed's engine leaves its own flag alone and sets that of the module inside.
+        # DeepSpeed's engine sets the flag of the wrapped module, not its own.
         training = getattr(model, "module", model).training
         return Measured({"loss": self._training_loss(logits, batch["labels"]) if training else _nats(logits, batch)})
 
@@ -49,15 +49,15 @@ class EncoderDecoder(Objective):
         return losses.cross_entropy(logits, labels, label_smoothing=self._loss.label_smoothing)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """e to the mean loss."""
+        """Perplexity."""
         return {"perplexity": scores.perplexity(totals.mean("loss"))}
 
     def rows_to_collect(self, rows: int) -> int:
-        """Those that the recipe wants decoded."""
+        """The number of rows that the recipe wants decoded."""
         return min(rows, self._evaluate.generate_rows)
 
     def collect(self, model: Any, batch: Tensors, *, synchronised: bool) -> list[Any]:
-        """The decoded text and the texts that a row keeps, one tuple a row."""
+        """One tuple per row: the decoded text and the texts that the row holds."""
         decoded = decode(
             model,
             self._tokenizer,
@@ -78,11 +78,11 @@ class Seq2Seq(EncoderDecoder):
     """Text to text (`data/formats/translation.py`)."""
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
-        """Tokens of the source and where they are, [B, S] each."""
+        """Tokens and attention mask of the source, [B, S] each."""
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def score(self, collected: list[Any]) -> dict[str, float]:
-        """BLEU and chrF of what was decoded, and the chrF of the sources themselves, which a translation must beat."""
+        """BLEU and chrF of the decoded texts, and chrF of the sources, which a translation must exceed."""
         decoded, references, sources = ([row[index] for row in collected] for index in range(3))
         return {
             "bleu": scores.bleu(decoded, references),
@@ -92,5 +92,5 @@ class Seq2Seq(EncoderDecoder):
 
 
 def make(given: ObjectiveInputs) -> Seq2Seq:
-    """From its sections of a recipe."""
+    """Create the objective from its recipe sections."""
     return Seq2Seq(given)

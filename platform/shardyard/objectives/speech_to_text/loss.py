@@ -1,4 +1,4 @@
-"""Speech to text: a decoder writes down what was said, from features of a recording (Whisper, Radford et al. 2022)."""
+"""Speech to text: a decoder transcribes a recording from its features (Whisper, Radford et al. 2022)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shardyard.objectives.base import Measured, Tensors, Totals, as_model
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.seq2seq.loss import EncoderDecoder
 
-# Lower case, no punctuation, no remarks in brackets: how Whisper's error rates are taken for any language.
+# Lower case, no punctuation, no remarks in brackets: how Whisper's error rates are computed for any language.
 _normalise = BasicTextNormalizer()
 
 
 class SpeechToText(EncoderDecoder):
     """Recordings to texts (`data/formats/speech.py`).
 
-    With `audio.ctc` the encoder's outputs [B, S, D] also go through the decoder's output matrix, and the token that
-    ends a text serves as the blank, so the model has no weight that transformers' does not have.
+    With `audio.ctc`, the encoder's outputs [B, S, D] are also multiplied by the decoder's output matrix, and the
+    end-of-text token serves as the blank, so the model needs no weights beyond those of transformers.
     """
 
     def __init__(self, given: ObjectiveInputs) -> None:
@@ -32,7 +32,7 @@ class SpeechToText(EncoderDecoder):
         return {"input_features": as_model(model, batch["input_features"])}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """In training with the CTC loss, where the recipe asks for it."""
+        """In training, adds the CTC loss if the recipe enables it."""
         bare: Any = getattr(model, "module", model)
         if not (self._ctc and bare.training):
             return super().measure(model, batch)
@@ -43,11 +43,11 @@ class SpeechToText(EncoderDecoder):
         return Measured({"loss": written + self._ctc * ctc}, {"ctc": ctc.detach().double()})
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """The CTC loss in nats a token of the texts."""
+        """The CTC loss in nats per token of the texts."""
         return {"train/ctc_loss": totals.share("ctc", "loss")} if "ctc" in totals.observed else {}
 
     def score(self, collected: list[Any]) -> dict[str, float]:
-        """Error rates of what was decoded, after normalising both sides."""
+        """Error rates of the decoded texts, after normalising both sides."""
         decoded, references = ([_normalise(row[index]).strip() for row in collected] for index in range(2))
         return {
             "word_error_rate": scores.word_error_rate(decoded, references),
@@ -56,5 +56,5 @@ class SpeechToText(EncoderDecoder):
 
 
 def make(given: ObjectiveInputs) -> SpeechToText:
-    """From its sections of a recipe."""
+    """Create the objective from its recipe sections."""
     return SpeechToText(given)

@@ -1,1 +1,1 @@
-"""What ships with Shardyard: recipes, tokenizer specs, cluster templates, datasets, and the schemas for editors."""
+"""The catalog of Shardyard: recipes, tokenizer specs, cluster templates, datasets, and the schemas for editors."""

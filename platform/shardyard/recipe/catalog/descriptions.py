@@ -1,4 +1,4 @@
-"""The description of a recipe file, read from its first lines: listing recipes checks none of them."""
+"""The description of a recipe file, read from its first lines, so that listing recipes does not check them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEY = "description"
 
 
 def description_of(path: Path) -> str | None:
-    """The `description` of a file itself; None if it has none or cannot be read."""
+    """The `description` in the file itself; None if it has none or cannot be read."""
     depth, key = 0, None
     try:
         for event in YAML(typ="safe", pure=True).parse(path.read_text(encoding="utf-8-sig")):

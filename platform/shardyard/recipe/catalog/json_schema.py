@@ -1,4 +1,4 @@
-"""recipes/schema.json and recipes/sweeps/schema.json: for completion and checks in editors.
+"""Generates recipes/schema.json and recipes/sweeps/schema.json, for completion and checks in editors.
 
 `python -m shardyard.recipe.catalog.json_schema` regenerates them after a change of the schemas; a test fails if they
 are stale.
@@ -33,7 +33,7 @@ def recipe_schema() -> dict[str, object]:
     _examples(definitions["Source"], "source", EMBEDDED_SOURCES)
     _examples(schema, "tokenizer", tokenizer_specs())
     schema["properties"] = {"extends": _EXTENDS, **schema["properties"]}
-    # A file that extends another takes required keys from it, so only one without `extends` must have them all.
+    # A file that extends another takes required keys from it, so only a file without `extends` must have them all.
     required = {"required": schema.pop("required"), "properties": _required_below(schema, definitions)}
     required["properties"]["model"] = {"anyOf": [required["properties"]["model"], {"required": ["module"]}]}
     return {
@@ -57,17 +57,17 @@ def sweep_schema() -> dict[str, object]:
 
 
 def sweep_schema_path() -> Path:
-    """Where the published file of sweeps lies."""
+    """The path of the published file for sweeps."""
     return share_folder("recipes") / SWEEPS / "schema.json"
 
 
 def schema_text(schema: dict[str, object] | None = None) -> str:
-    """The published file's content."""
+    """The content of the published file."""
     return json.dumps(recipe_schema() if schema is None else schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def schema_path() -> Path:
-    """Where the published file lies."""
+    """The path of the published file."""
     return share_folder("recipes") / "schema.json"
 
 
@@ -82,7 +82,7 @@ def _required_below(schema: dict[str, Any], definitions: dict[str, Any]) -> dict
 
 
 def _finish(part: dict[str, Any]) -> None:
-    """Titles repeat the keys; a unit belongs to the description, where editors show it; null means the default."""
+    """Drop titles, which repeat the keys; add units to descriptions, which editors show; allow null (the default)."""
     part.pop("title", None)
     required = part.get("required", [])
     for name, spec in part.get("properties", {}).items():

@@ -14,7 +14,7 @@ from shardyard.errors import Problem, RecipeError
 from shardyard.suggest import nearest
 
 PACKAGE = Path(__file__).resolve().parents[2]
-# Sweeps have their own folder among the recipes.
+# The folder of sweeps among the recipes.
 SWEEPS = "sweeps"
 KINDS = ("recipes", "tokenizers", "cluster")
 # Corpora that every Python installation contains; `data/` reads them.
@@ -24,14 +24,14 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*"
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe that comes with Shardyard: `name` as commands take it (`gpt/quickstart`), `path` of its file."""
+    """A recipe that comes with Shardyard: `name` for commands (`gpt/quickstart`), `path` of its file."""
 
     name: str
     path: Path
 
 
 def share_folder(kind: str, package: Path = PACKAGE) -> Path:
-    """The folder of `kind` ("recipes", "tokenizers" or "cluster"), of an installed wheel or of a checkout."""
+    """The folder of `kind` ("recipes", "tokenizers" or "cluster") in an installed wheel or a checkout."""
     assert kind in KINDS, kind
     installed = package / "share" / kind
     return installed if installed.is_dir() else package.parents[1] / kind
@@ -54,7 +54,7 @@ def _shipped() -> list[ShippedRecipe]:
 
 
 def shipped_file(name: str) -> Path | None:
-    """The shipped recipe, or base, of this name, with or without `.yaml`; None where there is none."""
+    """The shipped recipe or base of this name, with or without `.yaml`; None if there is none."""
     if _NAME.fullmatch(name) is None:
         return None
     path = share_folder("recipes") / (name if name.endswith(".yaml") else f"{name}.yaml")
@@ -65,7 +65,7 @@ def find_recipe(name_or_path: str) -> Path:
     """The file for a name: an existing path, else a shipped recipe.
 
     Raises:
-        RecipeError: (a UsageError) there is neither; names the nearest.
+        RecipeError: (a UsageError) neither exists; the message suggests the most similar name.
     """
     path = Path(os.path.expanduser(name_or_path))
     if is_file(path):
@@ -77,7 +77,7 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def find_tokenizer_spec(name: str) -> Path | None:
-    """The YAML spec in tokenizers/ of this name, such as `bytes`; None where there is none."""
+    """The YAML spec in tokenizers/ of this name, such as `bytes`; None if there is none."""
     if _NAME.fullmatch(name) is None:
         return None
     path = share_folder("tokenizers") / f"{name}.yaml"
@@ -90,7 +90,7 @@ def tokenizer_specs() -> list[str]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file (or pipe); an invalid file name counts as missing."""
+    """Whether the file (or pipe) exists; an invalid file name counts as missing."""
     return _exists(path) and not path.is_dir()
 
 

@@ -1,4 +1,4 @@
-"""`extends: base.yaml`: recipes that build on others, merged so that every value keeps its own file and line."""
+"""`extends: base.yaml`: recipes based on others, merged so that every value keeps its file and line."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_BASES = 50
 
 
 def read_with_bases(path: Path, shown: str) -> tuple[Document, list[Path]]:
-    """The recipe merged over everything that it extends, and the files involved (itself first).
+    """The recipe merged over everything that it extends, and the files involved (the recipe first).
 
-    Mappings merge key by key, anything else replaces; of several bases a later one wins over an earlier.
+    Mappings are merged key by key, anything else is replaced; later bases take precedence over earlier ones.
 
     Raises:
         RecipeError: a file cannot be read, is missing, or extends itself.
@@ -65,7 +65,7 @@ def _names(document: Document, place: str, shown: str) -> list[str]:
 
 
 def _find(name: str, path: Path, shown: str, place: str) -> tuple[Path, str]:
-    """The base's file and how it is called: relative to the recipe that names it, else a shipped name."""
+    """The file of a base and its name in messages: relative to the recipe that names it, else a shipped recipe."""
     base = path.parent / os.path.expanduser(name)
     if is_file(base):
         return base, os.path.normpath(Path(shown).parent / os.path.expanduser(name))
@@ -79,7 +79,7 @@ def _find(name: str, path: Path, shown: str, place: str) -> tuple[Path, str]:
 
 
 def _merge(base: Document, top: Document) -> None:
-    """Lay `top` over `base`, in place."""
+    """Merge `top` over `base`, in place."""
     _merge_mapping(base, top, base.data, top.data, ())
     base.problems += [problem for problem in top.problems if problem not in base.problems]
     base.renamed |= top.renamed

@@ -1,4 +1,4 @@
-"""From a file and overrides to a checked `Recipe`, or to all of its problems at once."""
+"""Loading a recipe: from a file and overrides to a checked `Recipe`, or to all of its problems at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RESOLVED = "resolved.yaml"
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe and where it came from.
+    """A checked recipe and its origin.
 
     text: the file as given; overrides: as on the command line; sources: the file, then the bases that it extends.
     """
@@ -66,7 +66,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
         lead_to_kept(document.data, path.parent)
     find_beside(document.data, [source.parent for source in sources])
     for old, place in document.renamed.items():
-        # resolved.yaml is generated: old names in it are read without a warning.
+        # resolved.yaml is generated, so old names in it cause no warning.
         if not place.startswith(f"{shown}:") or path.name != RESOLVED:
             warn(place, old)
     recipe = _checked(document, shown)
@@ -74,7 +74,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
 
 
 def parse_recipe(mapping: Mapping[str, Any], source: str = "recipe") -> Recipe:
-    """A recipe from plain data, such as a run's resolved.yaml; the schema alone is checked.
+    """A recipe from plain data, such as a run's resolved.yaml; only checks the schema.
 
     Raises:
         RecipeError: with every problem found.
@@ -86,7 +86,7 @@ def parse_recipe(mapping: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """YAML text with every field, defaults included; `load_recipe` reads it back to the same recipe."""
+    """YAML text with every field, including defaults; `load_recipe` reads it back to the same recipe."""
     writer = YAML(typ="safe", pure=True)
     writer.Representer = _Representer
     writer.default_flow_style = False
@@ -98,7 +98,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 class _Representer(SafeRepresenter):
-    """Writes text so that it reads back unchanged: line breaks that readers fold, such as U+0085, become escapes."""
+    """Writes text so that it is read back unchanged: line breaks that readers fold, such as U+0085, become escapes."""
 
     def text(self, text: str) -> Any:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
@@ -108,7 +108,7 @@ _Representer.add_representer(str, _Representer.text)
 
 
 def shown_path(path: Path) -> str:
-    """Paths below the current folder are short in messages; others stay as they are."""
+    """A path for messages: relative if it is below the current folder, else unchanged."""
     text = str(path)
     try:
         relative = os.path.relpath(text)
@@ -125,7 +125,7 @@ def _checked(document: Document, shown: str) -> Recipe:
         possible = [Recipe.model_validate(data)]
     except ValidationError as first:
         error: ValidationError | None = first
-        # Problems below a mistyped section show once its name is right.
+        # Problems below a mistyped section appear only after its name is corrected.
         while error is not None and (keys := mistyped_keys(data, error)):
             named = {dotted(path) for path in keys}
             problems += [problem for problem in problems_of(error, places, shown) if problem.path in named]
@@ -137,7 +137,7 @@ def _checked(document: Document, shown: str) -> Recipe:
     problems += [
         Problem(where(path, places, shown), dotted(path), message)
         for path, message in _rule_violations(possible)
-        # A rule that a section with other problems breaks may be broken only because of these.
+        # If a section has other problems, they may be the reason why it breaks a rule.
         if path[0] not in broken
     ]
     if problems:
@@ -165,7 +165,7 @@ def _rule_violations(possible: Sequence[Recipe]) -> list[tuple[FieldPath, str]]:
 
 
 def without_resets(data: Any, annotation: Any) -> Any:
-    """Null on a field that is never null means its default, so such keys are taken out; required ones stay."""
+    """The data without null for fields that cannot be null, where it means the default; required fields are kept."""
     section, item = section_type(annotation), item_type(annotation)
     if section is not None and isinstance(data, dict):
         kept = {}

@@ -13,7 +13,7 @@ from shardyard.recipe.renamed import current_path
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Set each field in the document's data, in the order given; values that cannot be set are added to its
+    """Set each field in the document's data, in the given order; values that cannot be set are added to its
     problems."""
     for text in overrides:
         problem = _apply(document, text)
@@ -44,13 +44,13 @@ def _apply(document: Document, text: str) -> Problem | None:
 
 
 def forget_below(document: Document, path: FieldPath) -> None:
-    """Drop the positions of a value that is about to be replaced, and of everything in it."""
+    """Drop the positions of a value that will be replaced, and of everything in it."""
     for place in [place for place in document.places if place[: len(path)] == path]:
         del document.places[place]
 
 
 def _set(data: dict[str, object], names: Sequence[str], value: Any) -> FieldPath:
-    """Set the value, making sections on the way; returns the path with list indices as numbers."""
+    """Set the value, creating missing sections; returns the path with list indices as numbers."""
     here: Any = data
     path: FieldPath = ()
     for depth, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Pydantic's errors as messages for users: where, which field, which value, and what is valid."""
+"""Pydantic's errors as messages for users: position, field, value, and valid values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PATTERNS = {
 
 
 def show(value: Any) -> str:
-    """A value as messages show it: `'many' (text)`, `true`, `a list of 2`."""
+    """A value as shown in messages: `'many' (text)`, `true`, `a list of 2`."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -53,7 +53,7 @@ def where(path: Path, places: Places, source: str) -> str:
 
 
 def problems_of(error: ValidationError, places: Places, source: str, root: type[Section] = Recipe) -> list[Problem]:
-    """Every problem that pydantic found, in the order of the schema whose top is `root`."""
+    """Every problem that pydantic found, in the order of the schema of `root`."""
     found = []
     for item in error.errors(include_url=False):
         path: Path = tuple(item["loc"])
@@ -62,7 +62,7 @@ def problems_of(error: ValidationError, places: Places, source: str, root: type[
 
 
 def mistyped_literals(data: Any, places: Places, source: str, root: type[Section] = Recipe) -> list[Problem]:
-    """Choices that only look right: `stage: true` equals 1 in Python, but is not one of 0, 1, 2, 3."""
+    """Choices of a wrong type that pydantic accepts: `stage: true` equals 1 in Python, but is not in 0, 1, 2, 3."""
     found: list[Problem] = []
     _walk_literals(
         data,

@@ -1,4 +1,4 @@
-"""The valid part of a broken recipe, so that one mistake is one problem and others are still found."""
+"""The valid part of a broken recipe, so that each mistake is reported once and other problems are still found."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from shardyard.recipe.fields import Path, UnknownFieldError, field_at, literal_values
 from shardyard.recipe.schema import Recipe
 
-# Required values that no other section depends on: without them the rest can still be checked.
+# Placeholders for required values that no other section depends on, so that the rest can still be checked.
 _PLACEHOLDERS: tuple[tuple[str, str, object], ...] = (("", "name", "unnamed"), ("optimizer", "lr", 1.0))
 
 
 def mistyped_keys(data: dict[str, object], error: ValidationError) -> dict[Path, str]:
-    """Unknown keys, by path, with the key that each most likely stands for, unless that is given too."""
+    """Unknown keys, by path, with the most likely intended key, unless that key is given as well."""
     found: dict[Path, str] = {}
     for item in error.errors():
         path: Path = tuple(item["loc"])
@@ -35,7 +35,7 @@ def mistyped_keys(data: dict[str, object], error: ValidationError) -> dict[Path,
 def renamed(
     data: dict[str, object], places: Mapping[Path, str], keys: Mapping[Path, str]
 ) -> tuple[Any, dict[Path, str]]:
-    """The data with these keys under their right names, and the positions of everything in it."""
+    """The data with these keys under their correct names, and the positions of everything in it."""
     mended, where = copy.deepcopy(data), dict(places)
     for path, name in keys.items():
         here = _at(mended, path[:-1])
@@ -47,8 +47,8 @@ def renamed(
 
 
 def possible_recipes(data: dict[str, object], error: ValidationError) -> list[Recipe]:
-    """The recipe without its invalid values. If one of a few choices is mistyped, such as an objective, one recipe is
-    returned for each likely choice: a problem that all of them have does not follow from the mistake."""
+    """The recipe without its invalid values. If a value with few choices is mistyped, such as an objective, one recipe
+    is returned for each likely choice: a problem of all these recipes is not caused by the mistake."""
     items = [(tuple(item["loc"]), item["type"]) for item in error.errors()]
     trimmed = copy.deepcopy(data)
     for path, _ in sorted(items, key=lambda item: len(item[0]), reverse=True):

@@ -1,7 +1,7 @@
-"""From YAML 1.2 text to plain values with their line numbers.
+"""Reading YAML 1.2 text as plain values with their line numbers.
 
-The node graph is read rather than a constructor's result: it knows the line of every key, shows both lines of a
-duplicate, and lets aliases be counted before they multiply.
+This reads the node graph instead of a constructor's result: the graph has the line of every key and both lines of a
+duplicate, and aliases can be counted before they are expanded.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """Plain data of one file, under the present names of fields.
+    """Plain data of one file, under the current names of fields.
 
-    `places` has the position (`file:line`) of each path's key, `renamed` that of each old field name.
+    `places` has the position (`file:line`) of each path's key, `renamed` the position of each old field name.
     """
 
     data: dict[str, object]
@@ -44,7 +44,7 @@ class Document:
 
 
 def read_document(path: Path, shown: str) -> Document:
-    """Read a recipe file, called `shown` in messages.
+    """Read a recipe file, which messages call `shown`.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML text, or is not a mapping.
@@ -135,7 +135,7 @@ def _compose(text: str, shown: str) -> Node | None:
         line = text.count("\n", 0, error.position) + 1
         raise _refuse(f"{shown}:{line}", f"holds the control character {error.character!r}; remove it") from error
     except (YAMLError, ValueError, IndexError, AttributeError, AssertionError) as error:
-        # ruamel.yaml reports most malformed text as YAMLError; a few escapes end in these.
+        # ruamel.yaml reports most malformed text as YAMLError; a few escapes raise these exceptions.
         raise _refuse(shown, f"is not valid YAML: {' '.join(str(error).split())}") from error
     return node
 
@@ -150,7 +150,7 @@ def _syntax_message(error: MarkedYAMLError, text: str) -> str:
 
 
 def _limit(text: str, shown: str) -> None:
-    """Stop at the first sign of malformed or malicious input, before any of it is composed."""
+    """Reject malformed or malicious input at the first sign, before any of it is composed."""
     nodes = depth = aliases = documents = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         here = f"{shown}:{event.start_mark.line + 1}"
@@ -248,7 +248,7 @@ class _Builder:
         return None
 
     def text(self, node: ScalarNode, path: FieldPath) -> str:
-        """Text that can be encoded again: an escape such as \\ud800 alone is not a character."""
+        """The text of a node, which must be encodable: an escape such as \\ud800 alone is not a character."""
         text = str(node.value)
         if any("\ud800" <= character <= "\udfff" for character in text):
             self.complain(

@@ -31,7 +31,7 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _source(source: Source, objective: str) -> Iterator[tuple[str, str]]:
-    """Findings about one source as (key, message); an empty key is the source itself."""
+    """Findings about one source as (key, message); an empty key stands for the source itself."""
     if source.source is None and source.path is None:
         yield "", "names no data; give `source` (an embedded corpus) or `path` (hub id, folder, file or URL)"
     elif source.source is not None and source.path is not None:
@@ -106,7 +106,7 @@ def _held_out(data: Data) -> Iterator[Finding]:
 
 
 def _leaks(data: Data) -> Iterator[Finding]:
-    """Validation that reads the training data."""
+    """Reject validation on the training data."""
     trained = {_identity(source, "train"): source for source in data.train}
     for index, source in enumerate(data.validation):
         twin = trained.get(_identity(source, "validation"))

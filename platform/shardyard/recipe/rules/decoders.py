@@ -1,4 +1,4 @@
-"""Rules for encoder–decoders: what they decode, and the lengths of their two sides."""
+"""Rules for encoder–decoders: decoding, and the lengths of source and target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardyard.recipe.schema import Recipe
 
 Finding = tuple[Path, str]
 
-# Positions of Whisper's encoder; its features are made for whole seconds.
+# Positions of Whisper's encoder; its features are computed for whole seconds.
 _POSITIONS_PER_SECOND = 50
 
 

@@ -13,11 +13,11 @@ from shardyard.recipe.schema import Recipe
 
 Finding = tuple[Path, str]
 
-# Names that families give to the number of experts, and to those of a token.
+# Names of the number of experts, and of the number of experts per token, in configurations.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOICES = "num_experts_per_tok"
-# DeepSpeed puts experts into separate groups only for optimizers that it builds itself, and Muon needs whole gradients,
-# which it refuses with experts.
+# DeepSpeed puts experts into separate groups only for optimizers that it builds itself. Muon needs whole gradients,
+# which DeepSpeed does not support with experts.
 _SPREAD_OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 
 
@@ -28,7 +28,7 @@ def expert_rules(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _losses(recipe: Recipe) -> Iterator[Finding]:
-    """Router losses need routers, and an objective that adds them."""
+    """Router losses need routers, and an objective that adds the losses."""
     for name in ("balance", "z_loss"):
         if not getattr(recipe.model.experts, name):
             continue
@@ -44,7 +44,7 @@ def _objectives() -> str:
 
 
 def _router_without_gradient(recipe: Recipe) -> Iterator[Finding]:
-    """With one expert a token, the normalised weight is always 1."""
+    """With one expert per token, the normalised weight is always 1."""
     model = recipe.model
     chosen, normalised = _value(recipe, _CHOICES), _value(recipe, "norm_topk_prob")
     if chosen == 1 and (model.family == "mixtral" or (model.family in ("qwen2_moe", "qwen3_moe") and normalised)):
@@ -81,7 +81,7 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
-    """(whether the setting is used, its path, why it is refused)."""
+    """(whether the setting is used, its path, why it is rejected)."""
     zero, model, spread = recipe.zero, recipe.model, "expert parallelism"
     noisy = bool(_value(recipe, "router_jitter_noise"))
     return [
@@ -118,7 +118,7 @@ def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
 
 
 def _is_dense(recipe: Recipe) -> bool:
-    """Whether the family is known to have no experts; one that is not known may have some."""
+    """Whether the family is known to have no experts; an unknown family may have some."""
     fields = families.config_fields(recipe.model.family)
     return fields is not None and not fields.names & set(EXPERT_COUNTS)
 
@@ -130,7 +130,7 @@ def _experts(recipe: Recipe) -> int | None:
 
 
 def _value(recipe: Recipe, name: str) -> Any:
-    """A field of the model's configuration: the recipe's value, or the family's default where it is a literal."""
+    """A field of the model's configuration: the recipe's value, or the family's default if it is a literal."""
     if name in recipe.model.config:
         return recipe.model.config[name]
     if recipe.model.pretrained is not None:

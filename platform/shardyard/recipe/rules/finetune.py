@@ -47,7 +47,7 @@ def _names(recipe: Recipe) -> Iterator[Finding]:
             yield path, f"{name} is a set of rows, not a pretrained model; name it as a source of data"
 
 
-# Families of pretrained weights, and others with the same body under another head.
+# Pairs of a family of pretrained weights and a family with the same body under another head.
 _SAME_BODY = {("vit_mae", "vit")}
 
 

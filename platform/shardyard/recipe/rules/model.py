@@ -25,7 +25,7 @@ from shardyard.suggest import suggestion
 Finding = tuple[Path, str]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Hub ids from before names had an organisation in front.
+# Hub ids from the time before names had an organisation prefix.
 _OLD_HUB_IDS = re.compile(
     r"(gpt2|distilgpt2|openai-gpt|bert|distilbert|roberta|distilroberta|xlm|xlnet|albert|camembert|t5|ctrl|transfo-xl)"
     r"(-[a-z0-9]+)*(-v\d)?"
@@ -69,7 +69,7 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _module(recipe: Recipe) -> Iterator[Finding]:
-    """What does not go together with a module from outside. Its code is imported when the recipe is planned."""
+    """Settings that cannot be combined with a custom module. Its code is imported when the recipe is planned."""
     model = recipe.model
     if model.module is None:
         yield ("model", "family"), "module stands for a torch nn.Module of yours; name it in model.module"
@@ -98,7 +98,7 @@ def _module(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _config(recipe: Recipe) -> Iterator[Finding]:
-    """Keys and types of model.config against the family's configuration class."""
+    """Check keys and types of model.config against the family's configuration class."""
     family, fields = recipe.model.family, families.config_fields(recipe.model.family)
     if fields is None:
         return
@@ -128,7 +128,7 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def _effective(recipe: Recipe) -> Mapping[str, Any] | None:
-    """The configuration as far as it is known: a local pretrained folder's, overridden; None for one on the hub."""
+    """The configuration as far as known: of a local pretrained folder, with overrides; None for one on the hub."""
     if recipe.model.pretrained is None:
         return recipe.model.config
     try:
@@ -171,7 +171,7 @@ def _shape(recipe: Recipe) -> Iterator[Finding]:
 
 
 class _Sizes:
-    """Positive whole numbers of a configuration by standard name; None for what is unknown or something else."""
+    """Positive whole numbers of a configuration by standard name; None for unknown or other values."""
 
     def __init__(self, family: str, config: Mapping[str, Any]) -> None:
         self.family, self.config = family, config
@@ -191,10 +191,10 @@ def _config_path(recipe: Recipe, name: str) -> Path:
 
 
 def _muon(recipe: Recipe) -> Iterator[Finding]:
-    """DeepSpeed's BF16 optimizer, used at stage 1 in bf16, refuses Muon for the stacked weights of experts.
+    """DeepSpeed's BF16 optimizer, used at stage 1 in bf16, rejects Muon for the stacked weights of experts.
 
-    From stage 1 on DeepSpeed clips after orthogonalising, where the norm is that of the update (about the root of the
-    number of rows, summed over matrices) and not of the gradient: every update would shrink to a fraction.
+    From stage 1, DeepSpeed clips after orthogonalising, when the norm is that of the update (about the root of the
+    number of rows, summed over matrices) instead of the gradient: every update would shrink to a fraction.
     """
     if recipe.optimizer.name == "muon" and recipe.zero.stage > 0 and recipe.train.gradient_clipping > 0:
         clipped = "but with muon DeepSpeed would clip its orthogonalised updates, whose norm is fixed and large"
@@ -214,7 +214,7 @@ def _muon(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _settings(recipe: Recipe) -> Iterator[Finding]:
-    """Switches of the platform against the same switches in the configuration."""
+    """Check switches of the platform against the same switches in the configuration."""
     model = recipe.model
     if model.activation_checkpointing and model.config.get("use_cache") is True:
         yield (
@@ -286,7 +286,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
 def _vocabulary(name: str) -> int | None:
     """Vocabulary size of a shipped tokenizer: the 256 bytes and its special tokens, or the size in its training report.
 
-    None if it is not shipped or not trained yet.
+    None if the tokenizer is not shipped or not trained yet.
     """
     spec = find_tokenizer_spec(name)
     if spec is None:
@@ -299,4 +299,4 @@ def _vocabulary(name: str) -> int | None:
         size = report["vocabulary"]["size"]
         return size if type(size) is int else None
     except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
-        return None  # opening the tokenizer says what is wrong with its spec
+        return None  # opening the tokenizer reports the problem of its spec

@@ -1,7 +1,7 @@
 """Rules that the schema cannot express: fields that are valid alone but not together.
 
-Each rule yields a path and a message that says what to do. `check` runs all of them, so that users see all problems at
-once.
+Each rule yields a path and a message that tells the user what to do. `check` runs all of them, so that users see all
+problems at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SCHEDULE_FIELDS = {
     "step_size": ("step",),
     "gamma": ("step", "exponential"),
 }
-# data.validation is one dataset, called validation.
+# data.validation is a single dataset called validation.
 _METRIC = "eval/validation/"
 NO_FLASH_ON_CPU = "flash_attention_2 needs a GPU; use sdpa on the CPU"
 
@@ -86,7 +86,7 @@ def _length(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _sharing(recipe: Recipe) -> Iterator[Finding]:
-    """How a global batch is divided over workers, micro-batches and streams."""
+    """Check how a global batch is divided over workers, micro-batches and streams."""
     batch, workers = recipe.train.global_batch, data_size(recipe, recipe.cluster.workers)
     rows, rest = divmod(batch, workers)
     if rest:
@@ -151,7 +151,7 @@ def _schedule(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _overlap(schedule: Schedule, steps: int | None) -> str:
-    """Why the warm-up and decay of wsd do not fit the run; "" if they do. Shares are compared unrounded."""
+    """Why the warm-up and decay of wsd do not fit the run; "" if they do. Shares are compared without rounding."""
     fraction = schedule.decay_fraction
     if not isinstance(schedule.warmup, int):
         if schedule.warmup + fraction <= 1 + 1e-9:
@@ -209,7 +209,7 @@ def _trackers(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _objective(recipe: Recipe) -> Iterator[Finding]:
-    """Sections and lengths against what the objective reads."""
+    """Check sections and lengths against what the objective reads."""
     spec = objective_spec(recipe.objective)
     for name in OPTIONAL_SECTIONS:
         if name not in spec.sections and getattr(recipe, name) != type(getattr(recipe, name))():
@@ -237,7 +237,8 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _precision(recipe: Recipe) -> Iterator[Finding]:
-    """Checks that depend on the machine are left to the plan, so that a recipe is valid on every host or on none."""
+    """Check the precision. Checks that depend on the machine are part of the plan, so a recipe is valid on all hosts or
+    on none."""
     fp16 = recipe.train.precision == "fp16"
     if recipe.model.attention == "flash_attention_2":
         if recipe.cluster.gpus_per_worker == 0:

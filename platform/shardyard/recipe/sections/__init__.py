@@ -1,1 +1,1 @@
-"""The sections of a recipe, one file a subject. `recipe/schema.py` joins them."""
+"""The sections of a recipe, one file per subject. `recipe/schema.py` combines them."""

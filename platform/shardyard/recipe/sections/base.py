@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: strictness, and a description for each field."""
+"""The base of all sections of a recipe: strictness, and a description for each field."""
 
 from __future__ import annotations
 

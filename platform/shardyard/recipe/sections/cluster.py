@@ -1,4 +1,4 @@
-"""Where a recipe runs: how many workers of what size, on which network, under which scheduler."""
+"""Where a recipe runs: number and size of workers, network, and scheduler."""
 
 from __future__ import annotations
 

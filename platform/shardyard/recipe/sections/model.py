@@ -1,4 +1,4 @@
-"""The model of a recipe: architecture, weights to start from, adapters, experts."""
+"""The model of a recipe: architecture, initial weights, adapters, experts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
-# The family of a module of the user's own; also the `model_type` of its configuration.
+# The family of a custom module; also the `model_type` of its configuration.
 MODULE = "module"
 
 
@@ -90,19 +90,19 @@ class Model(Section):
 
     @property
     def text_config(self) -> Mapping[str, object]:
-        """What `config` says of the part of the model that reads text: all of it where the model has no parts."""
+        """The `config` of the part of the model that reads text; all of `config` if the model has no parts."""
         found = self.config.get("text_config", self.config)
         return found if isinstance(found, dict) else {}
 
     @model_validator(mode="before")
     @classmethod
     def _family_of_a_module(cls, data: object) -> object:
-        """Who brings a module need not name a family."""
+        """Set the family of a custom module, so that the recipe need not name one."""
         if isinstance(data, dict) and data.get("module") is not None and "family" not in data:
             return {**data, "family": MODULE}
         return data
 
     @property
     def label(self) -> str:
-        """What people call the architecture: its family, or the name of the module."""
+        """The name of the architecture for users: its family, or the name of the module."""
         return self.family if self.module is None else self.module.rpartition(":")[2]

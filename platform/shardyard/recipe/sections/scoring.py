@@ -14,7 +14,7 @@ from shardyard.recipe.sections.base import Section, described
 
 
 def _one_of(value: Any, handler: ValidatorFunctionWrapHandler) -> str:
-    """A built-in name, one of an installed package, or a reference. Checked without importing code."""
+    """Accept a built-in name, a name from an installed package, or a reference, without importing code."""
     if not isinstance(value, str) or value in OBJECTIVES:
         return str(handler(value))
     if plugins.is_reference(value):

@@ -1,1 +1,1 @@
-"""Sweeps: their schema, how they are loaded and checked, and the trials that follow."""
+"""Sweeps: schema, loading, checks, and the resulting trials."""

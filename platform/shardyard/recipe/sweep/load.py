@@ -1,4 +1,4 @@
-"""From a sweep file and overrides to a checked `Sweep` with its recipe, or to all of its problems at once."""
+"""Loading a sweep: from a file and overrides to a checked `Sweep` with its recipe, or to all its problems at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A checked sweep, the recipe of all its trials (`base`), and the file that it came from."""
+    """A checked sweep, the recipe of all its trials (`base`), and its file."""
 
     sweep: Sweep
     base: LoadedRecipe
@@ -38,7 +38,7 @@ class LoadedSweep:
 
 
 def load_sweep(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedSweep:
-    """Read, override and check a sweep, its recipe, and the recipe of each trial that is known beforehand.
+    """Read, override and check a sweep, its recipe, and the recipe of each trial that is known in advance.
 
     Args:
         name_or_path: a file, or the name of a shipped sweep such as `sweeps/lr-batch`.
@@ -69,7 +69,7 @@ def load_sweep(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedSweep:
 
 
 def _without_budget(base: LoadedRecipe) -> LoadedRecipe:
-    """Trials are compared at the same steps, so none is cut by the clock."""
+    """The recipe without a time budget, because trials are compared at the same steps."""
     train = base.recipe.train.model_copy(update={"minutes": None})
     return replace(base, recipe=base.recipe.model_copy(update={"train": train}))
 
@@ -84,10 +84,10 @@ def is_sweep(name_or_path: str) -> bool:
 
 
 def load_base(path: Path, overrides: Sequence[str]) -> LoadedRecipe:
-    """The recipe of one trial, from the file that the sweep keeps of its recipe.
+    """The recipe of one trial, from the sweep's copy of its recipe.
 
     Raises:
-        RecipeError: the values make an invalid recipe.
+        RecipeError: the values result in an invalid recipe.
     """
     return load_recipe(str(path), overrides)
 
@@ -103,7 +103,7 @@ def _override(document: Document, overrides: Sequence[str]) -> None:
         except ValueError as error:
             document.problems.append(Problem(f"-s {text[:60]}", "", str(error)))
             continue
-        # A field of both, such as `name`, is the sweep's.
+        # A field that both have, such as `name`, belongs to the sweep.
         path = tuple(names) if names[0] in Sweep.model_fields else ("overrides", current_name(".".join(names)))
         if ".".join(names) in RENAMED:
             document.renamed[".".join(names)] = f"-s {text[:60]}"
@@ -135,7 +135,7 @@ def _checked(document: Document, source: str) -> Sweep:
 
 
 def _base(sweep: Sweep, path: Path, document: Document, source: str) -> LoadedRecipe:
-    """The recipe that the sweep names, with what the sweep sets in all trials."""
+    """The recipe that the sweep names, with the sweep's overrides for all trials."""
     fixed = [field for field in sweep.overrides if field.partition(".")[0] in FIXED[:4]]
     if fixed:
         at = ("overrides", fixed[0])
@@ -151,10 +151,10 @@ def _base(sweep: Sweep, path: Path, document: Document, source: str) -> LoadedRe
 
 
 def _in_sweep(problem: Problem, place: str, sweep: Sweep, document: Document, source: str) -> Problem:
-    """A problem of the recipe, placed where the sweep causes it."""
+    """A problem of the recipe, with the position in the sweep that causes it."""
     if problem.where.startswith("-s "):
         place = where(("overrides", problem.path), document.places, source)
-    elif problem.where not in ("", sweep.recipe):  # a file that is there
+    elif problem.where not in ("", sweep.recipe):  # an existing file
         return problem
     return Problem(place, problem.path, problem.message)
 
@@ -177,7 +177,7 @@ def _problems_of_trials(sweep: Sweep, base: LoadedRecipe, document: Document, so
 
 
 def _place(path: str, sweep: Sweep, document: Document, source: str) -> str:
-    """The parameter that sets this field, else the list of parameters."""
+    """The position of the parameter that sets this field, else of the list of parameters."""
     for name, parameter in sweep.parameters.items():
         if path == name or any(path in setting for setting in parameter.settings or ()):
             return where(("parameters", name), document.places, source)

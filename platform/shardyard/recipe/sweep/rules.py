@@ -17,7 +17,7 @@ Finding = tuple[Path, str]
 
 
 def check(sweep: Sweep, recipe: Recipe) -> list[Finding]:
-    """All rules that a sweep and its recipe break: where, and what is wrong."""
+    """All rules that a sweep and its recipe break, as (path, message)."""
     rules = (_parameters, _fields, _twice, _search, _population, _objective, _stopping, _scaling_law)
     return [finding for rule in rules for finding in rule(sweep, recipe)]
 
@@ -47,7 +47,7 @@ def _range(at: Path, parameter: Parameter) -> Iterator[Finding]:
 
 
 def _fields(sweep: Sweep, recipe: Recipe) -> Iterator[Finding]:
-    """Every dotted path must be a field of recipes that may vary."""
+    """Every dotted path must be a recipe field that may vary."""
     for at, field in _paths(sweep):
         try:
             field_at(field.split("."))

@@ -8,9 +8,9 @@ from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, desc
 
 SearchName = Literal["grid", "random", "bayesian", "population"]
 
-# A member of a population continues from another member's checkpoint with other values. DeepSpeed restores the rest of
-# the optimizer's settings (weight decay, clipping, momenta) with the checkpoint, so changing them there would do
-# nothing.
+# Fields that a population can change: a member continues from another member's checkpoint with other values. DeepSpeed
+# restores the other optimizer settings (weight decay, clipping, momenta) with the checkpoint, so changing them would
+# have no effect.
 CHANGEABLE = (
     "optimizer.lr",
     "optimizer.aux_lr",

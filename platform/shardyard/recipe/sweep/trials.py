@@ -26,7 +26,7 @@ class Trial:
 
 
 def planned_trials(sweep: Sweep) -> list[Trial]:
-    """The trials that are known before the sweep begins; none for a Bayesian search."""
+    """The trials that are known before the sweep starts; none for a Bayesian search."""
     if sweep.search.name == "grid":
         found: Iterator[Parameters] = _grid(sweep)
     elif sweep.search.name == "bayesian":
@@ -37,12 +37,12 @@ def planned_trials(sweep: Sweep) -> list[Trial]:
 
 
 def trial_count(sweep: Sweep) -> int:
-    """How many trials the sweep has, without the test of a scaling law."""
+    """Number of trials of the sweep, without the test of a scaling law."""
     return sweep.budget.trials if sweep.search.name == "bayesian" else len(planned_trials(sweep))  # type: ignore[return-value]
 
 
 def probes(sweep: Sweep) -> list[Parameters]:
-    """Values to check before anything starts: the planned trials, else each choice and each end of each range once."""
+    """Values to check before anything starts: the planned trials, else each choice and each bound of a range once."""
     planned = [trial.parameters for trial in planned_trials(sweep)]
     if not planned:
         ends = [_ends(name, parameter) for name, parameter in sweep.parameters.items()]
@@ -59,7 +59,7 @@ def choices(name: str, parameter: Parameter) -> Sequence[Parameters] | None:
 
 
 def rounded(parameter: Parameter, value: float) -> float | int:
-    """A value of a range, with six significant digits, or whole; never outside the range."""
+    """A value of a range, rounded to six significant digits or to a whole number; never outside the range."""
     assert parameter.min is not None
     assert parameter.max is not None
     value = min(parameter.max, max(parameter.min, value))
@@ -67,7 +67,7 @@ def rounded(parameter: Parameter, value: float) -> float | int:
 
 
 def as_overrides(parameters: Parameters) -> list[str]:
-    """`-s` texts that set these fields."""
+    """The `-s` arguments that set these fields."""
     return [f"{path}={json.dumps(value)}" for path, value in parameters.items()]
 
 
@@ -83,7 +83,7 @@ def shown(parameters: Parameters) -> str:
 
 
 def flat(parameters: Parameters) -> Parameters:
-    """With the keys of mappings as fields of their own: `model.config={n_embd: 64}` → `model.config.n_embd=64`."""
+    """The parameters with each key of a mapping as a field: `model.config={n_embd: 64}` → `model.config.n_embd=64`."""
     found: dict[str, object] = {}
     for path, value in parameters.items():
         if isinstance(value, dict) and value:
@@ -94,7 +94,7 @@ def flat(parameters: Parameters) -> Parameters:
 
 
 def varying(parameters: Sequence[Parameters]) -> list[str]:
-    """Fields, as `flat` has them, of which not all have the same value; all fields where none has another."""
+    """Fields, as returned by `flat`, whose values differ between trials; all fields if none differ."""
     rows = [flat(one) for one in parameters]
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [name for name in names if len({json.dumps(row.get(name)) for row in rows}) > 1] or names
@@ -106,7 +106,7 @@ def _grid(sweep: Sweep) -> Iterator[Parameters]:
 
 
 def _draws(sweep: Sweep) -> Iterator[Parameters]:
-    """Independent draws. A repeated combination is drawn again, as long as there are others."""
+    """Independent draws. A repeated combination is drawn again, as long as other combinations remain."""
     generator = random.Random(sweep.search.seed)
     seen: set[str] = set()
     for _ in range(sweep.budget.trials or 0):

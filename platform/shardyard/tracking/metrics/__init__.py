@@ -1,1 +1,1 @@
-"""Metrics: their names, meters, the machine's figures, and the tracker that writes them."""
+"""Metrics: their names, meters, machine utilisation, and the tracker that writes them."""

@@ -1,7 +1,7 @@
 """Utilisation of the machines of a run: CPU, memory, network and GPUs of each node, sampled in the background.
 
-The first rank of each node has a thread that samples it. Threads of other nodes write their newest sample to
-`logs/machines/<node>.json`, where the thread of rank 0 finds it: no messages between ranks, so nothing can hang.
+A thread of the first rank of each node samples the node. Threads of other nodes write their newest sample to
+`logs/machines/<node>.json`, which the thread of rank 0 reads: no messages between ranks, so nothing can hang.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shardyard.tracking.files import write_atomically
 PERIOD_SECONDS = 15.0
 # Short enough for curves of short runs.
 FIRST_SECONDS = 2.0
-# A sample older than this many periods is of a machine that no longer reports.
+# A sample older than this many periods is from a machine that no longer reports.
 _OLD = 4
 
 
@@ -32,7 +32,7 @@ class MachineWatch:
     Args:
         folder: `logs/machines` of the run, on storage that all nodes share.
         node: host name.
-        collects: whether this is rank 0, which reads the samples of all.
+        collects: whether this is rank 0, which reads the samples of all nodes.
         gpu: whether the ranks compute on GPUs.
     """
 
@@ -92,7 +92,7 @@ class MachineWatch:
 
 
 class Sampler:
-    """One sample of this machine at each call. Rates are means since the previous call."""
+    """Returns a sample of this machine at each call. Rates are means since the previous call."""
 
     def __init__(self, *, gpu: bool) -> None:
         self._gpu = gpu
@@ -101,7 +101,7 @@ class Sampler:
 
     def __call__(self) -> dict[str, float]:
         """`cpu.percent`, `memory.percent`, `memory.usedBytes`, `network.sentBytesPerSecond`,
-        `network.receivedBytesPerSecond`; of each visible GPU n `gpu.<n>.utilizationPercent`, `.memoryUsedBytes`,
+        `network.receivedBytesPerSecond`; for each visible GPU n `gpu.<n>.utilizationPercent`, `.memoryUsedBytes`,
         `.powerWatts`, `.temperatureCelsius` if the driver provides them."""
         memory, (at, sent, received) = psutil.virtual_memory(), self._before
         self._before = now, sent_now, received_now = self._traffic()

@@ -1,4 +1,4 @@
-"""Meters of speed and memory. Hardware with an unknown peak reports no MFU instead of a wrong one."""
+"""Meters of speed and memory. Hardware with unknown peak performance reports no MFU instead of a wrong one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TERA = 1e12
 def _peaks(
     fp32: float, half: float | None = None, bf16: float | None = None, tf32: float | None = None
 ) -> dict[str, float]:
-    """TFLOP/s by precision; `half` is that of fp16, and of bf16 unless given as 0 (no bf16 units)."""
+    """TFLOP/s by precision; `half` is for fp16, and for bf16 unless that is given as 0 (no bf16 units)."""
     values = {"fp32": fp32, "tf32": tf32, "fp16": half, "bf16": half if bf16 is None else bf16}
     return {precision: value * _TERA for precision, value in values.items() if value}
 
 
 # Dense peaks (no structured sparsity) from the vendors' data sheets; fp16 and bf16 with fp32 accumulation, fp32
-# without TF32. A device name must match as a whole: laptop chips, MIG slices and export variants are slower.
+# without TF32. The whole device name must match: laptop chips, MIG slices and export variants are slower.
 _ACCELERATORS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"B200", _peaks(75, 2250, tf32=1125)),
     (r"GB200", _peaks(80, 2500, tf32=1250)),
@@ -45,7 +45,7 @@ _ACCELERATORS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"T4", _peaks(8.1, 65, bf16=0)),
     (r"GeForce RTX 4090", _peaks(82.6, 165.2, tf32=82.6)),
     (r"GeForce RTX 3090", _peaks(35.6, 71, tf32=35.6)),
-    # PyTorch shows each of the two dies of an MI250X as a device, so this is half of the data sheet's number.
+    # PyTorch shows each of the two dies of an MI250X as a device, so this is half the data sheet's number.
     (r"Instinct MI250X?( / MI250)?", _peaks(23.9, 191.5)),
     (r"Instinct MI210", _peaks(22.6, 181)),
     (r"Instinct MI300X|Instinct MI325X", _peaks(163.4, 1307.4, tf32=653.7)),
@@ -53,7 +53,7 @@ _ACCELERATORS: tuple[tuple[str, dict[str, float]], ...] = (
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense FLOP/s that the vendor specifies for a device, by the name that PyTorch gives it.
+    """Dense FLOP/s specified by the vendor of a device, by its name in PyTorch.
 
     `precision` is fp32, tf32, bf16 or fp16. None for hardware that is not in the table (such as all CPUs), and for a
     precision without hardware units.
@@ -66,15 +66,15 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def device_name() -> str:
-    """Name of this rank's accelerator as PyTorch gives it, or `cpu`."""
+    """Name of this rank's accelerator in PyTorch, or `cpu`."""
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
 
 class Throughput:
     """Tokens per second and MFU over the last steps.
 
-    Durations of steps are summed, so evaluation and checkpoints between them do not count. `peak_flops` is that of all
-    ranks together, `flops_per_token` of one forward and backward pass; without either there is no MFU.
+    Durations of steps are summed, so evaluation and checkpoints between them do not count. `peak_flops` is the sum over
+    all ranks, `flops_per_token` is for one forward and backward pass; without either there is no MFU.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Throughput:
         self._utilisation_per_rate = flops_per_token / peak_flops if flops_per_token and peak_flops else None
 
     def update(self, tokens: int, step_seconds: float, data_wait_seconds: float = 0.0) -> dict[str, float]:
-        """Add a step of `tokens` (of all ranks) that took `step_seconds`, waiting included; returns its metrics."""
+        """Add a step of `tokens` (of all ranks) that took `step_seconds`, including waits; returns its metrics."""
         self._steps.append((tokens, step_seconds))
         metrics = {record.STEP_SECONDS: step_seconds, record.DATA_WAIT_SECONDS: data_wait_seconds}
         seconds = sum(duration for _, duration in self._steps)
@@ -97,7 +97,7 @@ class Throughput:
 
 
 def memory_metrics() -> dict[str, float]:
-    """Resident memory of this process, and on CUDA the largest memory allocated since its start, in bytes."""
+    """Resident memory of this process, and on CUDA the peak memory allocated since its start, in bytes."""
     metrics = {record.RSS_BYTES: float(_resident_bytes())}
     if torch.cuda.is_available():
         metrics[record.PEAK_ALLOCATED_BYTES] = float(torch.cuda.max_memory_allocated())

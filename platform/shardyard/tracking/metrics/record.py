@@ -1,4 +1,4 @@
-"""The record of a step and the names of metrics, on which every reader of a run folder relies."""
+"""The record of a step and the names of metrics, on which all readers of run folders rely."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def eval_loss(dataset: str = "validation") -> str:
 
 
 def newest_eval_loss(metrics: Mapping[str, object]) -> float | None:
-    """The loss on a held-out set in a record: that of `validation` if there, else the first one by name."""
+    """The loss on a held-out set in a record: on `validation` if present, else the first one by name."""
     names = sorted(name for name in metrics if name.startswith("eval/") and name.endswith("/loss"))
     chosen = eval_loss() if eval_loss() in names else names[0] if names else None
     value = metrics[chosen] if chosen is not None else None
     return float(value) if isinstance(value, int | float) else None
 
 
-# One number for each expert of each layer: a table, for a heat map.
+# One number per expert and layer: a table, for a heat map.
 _TABLES = "moe/tokens/"
 
 
 def evaluation_of(metrics: Mapping[str, object]) -> dict[str, float]:
-    """Metrics on the set `validation` in a record by their short names: `loss`, `accuracy`, …; no tables."""
+    """Metrics on the set `validation` in a record, by their short names: `loss`, `accuracy`, …; no tables."""
     prefix = "eval/validation/"
     found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     return {
@@ -60,8 +60,8 @@ def evaluation_of(metrics: Mapping[str, object]) -> dict[str, float]:
 class StepRecord:
     """The record of one optimizer step: one line of metrics.jsonl.
 
-    `time` is when the step ended, in Unix seconds, even if metrics are added later. A later record of the same step
-    wins. `extended`: something was added, so that the step is recorded even if it is not due.
+    `time` is the end of the step in Unix seconds, even if metrics are added later. A later record of the same step
+    takes precedence. `extended`: metrics were added, so that the step is recorded even if it is not due.
     """
 
     step: int
@@ -70,10 +70,10 @@ class StepRecord:
     extended: bool = False
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Further metrics of this step, by full name (`eval/validation/loss`)."""
+        """Add metrics to this step, by full name (`eval/validation/loss`)."""
         self.metrics |= metrics
         self.extended |= bool(metrics)
 
     def as_line(self) -> dict[str, object]:
-        """The object that metrics.jsonl holds."""
+        """The object for metrics.jsonl."""
         return {"step": self.step, "time": self.time, **self.metrics}

@@ -1,4 +1,4 @@
-"""Files of code that a recipe names are kept in the run folder: the run trains and resumes with these copies."""
+"""Copies of a recipe's code files in the run folder: the run trains and resumes with these copies."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from shardyard.tracking.run.folder import RunFolder
 
 
 def keep_code(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """The recipe with references to copies of its files in the run folder; copies that are missing are made.
+    """The recipe with references to copies of its files in the run folder; missing copies are created.
 
     Raises:
-        UsageError: a file is not here. RunFolderError: the folder cannot be written.
+        UsageError: a file does not exist. RunFolderError: the folder cannot be written.
     """
     data, root = recipe.model_dump(), folder.path.resolve()
     changed = lead_to_kept(data, root)
@@ -43,7 +43,7 @@ def keep_code(recipe: Recipe, folder: RunFolder) -> Recipe:
 
 
 def store_code(texts: Mapping[str, str], folder: RunFolder) -> None:
-    """Keep the texts of files, by the paths that a recipe has for them.
+    """Store the texts of files, by their paths in the recipe.
 
     Raises:
         RunFolderError: the folder cannot be written.
@@ -65,7 +65,7 @@ def store_code(texts: Mapping[str, str], folder: RunFolder) -> None:
 
 
 def report_changed_code(recipe: Recipe, folder: RunFolder) -> None:
-    """Note among the events what code has changed since the run began, and record what the run has not named before.
+    """Write an event about code that has changed since the run began, and record code that was not named before.
 
     Args:
         recipe: with references to kept files.
@@ -78,7 +78,7 @@ def report_changed_code(recipe: Recipe, folder: RunFolder) -> None:
         if known is not None and (text := _change(field, known, origin)) is not None:
             write_event(folder.events, Notice(text=text))
     new = {field: origin for field, origin in now.items() if field not in before}
-    # Before the first attempt of a job nothing is recorded yet; its driver does that itself.
+    # Before the first attempt of a job nothing is recorded; its driver will do that.
     if new and provenance:
         folder.update(provenance={**provenance, "code": {**before, **new}})
 

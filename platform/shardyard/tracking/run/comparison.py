@@ -13,7 +13,7 @@ from shardyard.tracking.run.summary import newest_metrics, summarize
 
 # Descriptive fields do not affect a run.
 _PROSE = frozenset({"name", "description", "paper", "expected"})
-# Beside the loss and what evaluations measure; seconds and bytes of single steps mean little at the end of a run.
+# In addition to the loss and evaluation metrics; seconds and bytes of single steps mean little at the end of a run.
 _SHOWN = (record.TRAIN_LOSS, record.TRAIN_TOKENS, record.TOKENS_PER_SECOND, record.MFU)
 
 
@@ -21,7 +21,7 @@ _SHOWN = (record.TRAIN_LOSS, record.TRAIN_TOKENS, record.TOKENS_PER_SECOND, reco
 class Comparison:
     """Runs side by side, in the order given.
 
-    recipe: dotted field → value in each run, for the fields that are not the same in all; None if it is not set.
+    recipe: dotted field → value in each run, for fields that differ; None if it is not set.
     metrics: name → newest value in each run; None if a run has none.
     """
 
@@ -33,7 +33,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunFolder]) -> Comparison:
-    """Put runs side by side.
+    """Compare runs.
 
     Raises:
         RunFolderError: a run lacks its resolved recipe, or its run.json cannot be read.
@@ -57,7 +57,7 @@ def differences(recipes: Sequence[Mapping[str, object]]) -> dict[str, tuple[obje
 
 
 def flatten(value: object, path: str = "") -> dict[str, object]:
-    """Nested sections by dotted field; lists of plain values stay whole."""
+    """Nested sections by dotted field; lists of plain values are kept."""
     if isinstance(value, dict) and value:
         children: list[tuple[object, object]] = list(value.items())
     elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):

@@ -1,6 +1,6 @@
-"""events.jsonl as types: every kind of event with its fields and severity, how it is written, and how it is read.
+"""events.jsonl as types: every kind of event with its fields and severity, and how it is written and read.
 
-A kind keeps its fields: a key that changes its meaning gets another name, because a resumed run has lines of two
+The fields of a kind are stable: a key whose meaning changes gets a new name, because a resumed run has lines of two
 versions in one file. Unknown keys and kinds are tolerated.
 
 Imports only the standard library, because every process that follows a run reads events.
@@ -19,11 +19,11 @@ from shardyard.tracking.run import reading
 from shardyard.tracking.run.info import Place
 from shardyard.tracking.run.waiting import Wait
 
-# info: the usual course. notice: a person may want to know. warning: something was lost or did not work. error: the
-# attempt has failed.
+# info: normal operation. notice: of interest to users. warning: something was lost or did not work. error: the attempt
+# failed.
 Severity = Literal["info", "notice", "warning", "error"]
 
-# What follows a failure: another attempt, the end that was asked for, or the end of a run that has failed.
+# The consequence of a failure: another attempt, the end because of a stop request, or the end of a failed run.
 Then = Literal["retry", "stopped", "end"]
 # A line of events.jsonl.
 Line = Mapping[str, object]
@@ -31,7 +31,7 @@ Line = Mapping[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a run. time: seconds since 1970; where it is None, it is that of writing."""
+    """An event of a run. time: seconds since 1970; if None, the time of writing."""
 
     _kind: ClassVar[str] = ""
     _severity: ClassVar[Severity] = "info"
@@ -49,18 +49,18 @@ class Event:
         return self._severity
 
     def to_fields(self) -> dict[str, object]:
-        """The keys of its line beside `kind` and `time`."""
+        """The keys of its line other than `kind` and `time`."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "time"}
 
     @classmethod
     def fields_of(cls, line: Line) -> dict[str, object]:
-        """Its fields in a line of any version, without `time`; what is missing or something else has its default."""
+        """Its fields from a line of any version, without `time`; missing or invalid ones have their defaults."""
         readable = ((one.name, _READERS.get(str(one.type))) for one in fields(cls) if one.name != "time")
         found = {name: read(line.get(name)) for name, read in readable if read is not None}
         return {name: value for name, value in found.items() if value is not None}
 
 
-# Every kind that this version writes.
+# All kinds that this version writes.
 EVENTS: dict[str, type[Event]] = {}
 _Class = TypeVar("_Class", bound=type[Event])
 
@@ -78,7 +78,7 @@ def _registered(kind: str, severity: Severity = "info") -> Callable[[_Class], _C
 @_registered("attempt")
 @dataclass(frozen=True, kw_only=True)
 class Attempt(Event):
-    """Ranks are about to train. resumed_step: of the checkpoint that they go on from; None for a start."""
+    """Ranks are about to train. resumed_step: of the checkpoint from which they continue; None for a start."""
 
     number: int = 1
     world_size: int | None = None
@@ -88,7 +88,7 @@ class Attempt(Event):
 @_registered("length", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Length(Event):
-    """The steps of a run with a time budget, once they are known. text: the reason, as plan.json has it."""
+    """The steps of a run with a time budget, once known. text: the reason, as in plan.json."""
 
     steps: int = 0
     text: str = ""
@@ -97,7 +97,7 @@ class Length(Event):
 @_registered("waiting", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Waiting(Event):
-    """What a run waits for, or waits for now."""
+    """A new or changed wait of a run."""
 
     wait: Wait = field(default_factory=lambda: Wait("unknown"))
 
@@ -107,7 +107,7 @@ class Waiting(Event):
 
     @classmethod
     def fields_of(cls, line: Line) -> dict[str, object]:
-        """Earlier versions wrote a sentence, as `text`."""
+        """The wait; earlier versions wrote a sentence as `text`."""
         found = Wait.from_json(line.get("wait")) or Wait.from_json(line.get("text"))
         return {} if found is None else {"wait": found}
 
@@ -115,7 +115,7 @@ class Waiting(Event):
 @_registered("placement")
 @dataclass(frozen=True, kw_only=True)
 class Placed(Event):
-    """Where the ranks of an attempt run, and how they reach each other. network: settings in words, by address."""
+    """The hosts of an attempt's ranks, and their network. network: settings as text, by address."""
 
     placement: list[Place] = field(default_factory=list)
     network: dict[str, list[str]] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class Placed(Event):
 @_registered("evaluation")
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """The held-out set after a step. metrics: by name, beside the loss. rows: that were evaluated."""
+    """An evaluation on the held-out set. metrics: by name, besides the loss. rows: number of evaluated rows."""
 
     step: int | None = None
     loss: float | None = None
@@ -133,14 +133,14 @@ class Evaluated(Event):
     seconds: float | None = None
 
     def to_fields(self) -> dict[str, object]:
-        """Metrics stand beside the other keys."""
+        """The keys; metrics are at the same level as the others."""
         known = super().to_fields()
         metrics = known.pop("metrics")
         return {"step": known.pop("step"), "loss": known.pop("loss"), **cast("dict[str, object]", metrics), **known}
 
     @classmethod
     def fields_of(cls, line: Line) -> dict[str, object]:
-        """Each number that is nothing else is a metric."""
+        """The fields; each number under an unknown key is a metric."""
         known = {one.name for one in fields(cls)}
         numbers = ((name, reading.number(value)) for name, value in line.items() if name not in known)
         metrics = {name: value for name, value in numbers if value is not None}
@@ -150,7 +150,7 @@ class Evaluated(Event):
 @_registered("checkpoint")
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """A checkpoint is whole. path: name of its folder. bytes, seconds: its size, and the time it took."""
+    """A checkpoint is complete. path: name of its folder. bytes, seconds: its size, and the time to write it."""
 
     step: int | None = None
     path: str = ""
@@ -179,7 +179,7 @@ class EarlyStop(Event):
 
 
 class SourceCounts(TypedDict, total=False):
-    """What a rank read of one source."""
+    """Counts of a rank's reads from one source."""
 
     name: str
     rows: int
@@ -190,7 +190,7 @@ class SourceCounts(TypedDict, total=False):
 
 
 class RankCounts(TypedDict, total=False):
-    """What a rank read: requests tried again, tokens that did not fit a row, and counts by source."""
+    """Counts of a rank's reads: retried requests, tokens that did not fit a row, and counts by source."""
 
     retries: int
     cut: int
@@ -200,7 +200,7 @@ class RankCounts(TypedDict, total=False):
 @_registered("data")
 @dataclass(frozen=True, kw_only=True)
 class DataRead(Event):
-    """What reading cost and left out over all ranks: examples skipped, requests tried again, tokens cut off."""
+    """Totals of reading over all ranks: skipped examples, retried requests, truncated tokens."""
 
     skipped: int = 0
     retries: int = 0
@@ -211,7 +211,7 @@ class DataRead(Event):
 @_registered("wandb")
 @dataclass(frozen=True, kw_only=True)
 class WandbStatus(Event):
-    """Where the copy at W&B is. url: of the run there, while it is online. folder: on this disk, while it is not."""
+    """The location of the copy at W&B. url: of the run there, if online. folder: on this disk, if offline."""
 
     mode: str = ""
     url: str | None = None
@@ -219,7 +219,7 @@ class WandbStatus(Event):
 
     @classmethod
     def fields_of(cls, line: Line) -> dict[str, object]:
-        """The first version wrote a sentence alone: `W&B online: URL`."""
+        """The fields; the first version wrote only a sentence: `W&B online: URL`."""
         if "mode" in line:
             return super().fields_of(line)
         mode, _, place = str(line.get("text") or "").removeprefix("W&B ").partition(": ")
@@ -229,14 +229,14 @@ class WandbStatus(Event):
 @_registered("finished")
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The trained model is written. path: name of its folder."""
+    """The trained model has been written. path: name of its folder."""
 
     step: int | None = None
     path: str = ""
 
 
 class Cause(TypedDict):
-    """Why ranks failed: one message, and those that failed with it; no ranks where none had started."""
+    """A cause of failure: one message, and the ranks that failed with it; no ranks if none had started."""
 
     message: str
     ranks: Sequence[int]
@@ -245,11 +245,11 @@ class Cause(TypedDict):
 @_registered("failure", "error")
 @dataclass(frozen=True, kw_only=True)
 class AttemptFailed(Event):
-    """An attempt failed, for these causes; `ranks` are those of all.
+    """An attempt failed with these causes; `ranks` are the ranks of all causes.
 
-    then: what follows. wait_seconds: before the next attempt, which goes on from `checkpoint_step`, or from the start.
-    failures: so far without a new checkpoint between them, of `max_failures` at most.
-    outcome: how a run ends that was asked to stop, without a checkpoint of this attempt.
+    then: the consequence. wait_seconds: before the next attempt, which continues from `checkpoint_step` or the start.
+    failures: consecutive ones without a new checkpoint, at most `max_failures`.
+    outcome: of a run with a stop request, which ends without a checkpoint of this attempt.
     """
 
     causes: Sequence[Cause] = ()
@@ -263,7 +263,7 @@ class AttemptFailed(Event):
 
     @classmethod
     def fields_of(cls, line: Line) -> dict[str, object]:
-        """Earlier versions wrote one text, as `message`, which says what follows, too."""
+        """The fields; earlier versions wrote a single text, `message`, which includes the consequence."""
         found, message = super().fields_of(line), reading.text(line.get("message"))
         if not found.get("causes") and message is not None:
             found["causes"] = [{"message": message, "ranks": list(reading.integers(line.get("ranks")) or ())}]
@@ -273,14 +273,14 @@ class AttemptFailed(Event):
 @_registered("notice", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """A message in words, as in a log."""
+    """A text message, as in a log."""
 
     text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherEvent(Event):
-    """An event of a kind that this version does not know, such as one of a hook from outside.
+    """An event of an unknown kind, such as one from an external hook.
 
     name: the kind. fields: further keys of its line.
     """
@@ -291,11 +291,11 @@ class OtherEvent(Event):
 
     @property
     def kind(self) -> str:
-        """Its own word."""
+        """The kind in the file."""
         return self.name
 
     def to_fields(self) -> dict[str, object]:
-        """Its own keys."""
+        """The further keys of its line."""
         return {**({"text": self.text} if self.text else {}), **self.fields}
 
 
@@ -325,20 +325,20 @@ def event_of(line: Line) -> Event:
 
 
 def line_of(event: Event) -> dict[str, object]:
-    """The line of an event; `time` is now where it has none."""
+    """The line of an event; `time` is now if it is None."""
     moment = time.time() if event.time is None else event.time
     return {"kind": event.kind, "time": moment, **event.to_fields()}
 
 
 class EventWriter:
-    """Appends events to a file that several processes may share; never raises. lost: events that were not written."""
+    """Appends events to a file that several processes may share; never raises. lost: number of unwritten events."""
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonlWriter(path)
 
     @property
     def lost(self) -> int:
-        """Events that could not be written, for instance because the disk is full."""
+        """The number of events that could not be written, for example because the disk is full."""
         return self._lines.lost
 
     def write(self, event: Event) -> None:
@@ -358,24 +358,24 @@ def write_event(path: Path, event: Event) -> None:
 
 
 class EventTail:
-    """Reads what was added to a file of events since the last look, as `JsonlTail` does."""
+    """Reads new events of a file, like `JsonlTail`."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._lines = JsonlTail(path, offset)
 
     def new(self) -> list[Event]:
-        """The events of lines that are complete by now and were not returned before.
+        """The events of new complete lines.
 
         Raises:
-            OSError: the file is there but cannot be read.
+            OSError: the file exists but cannot be read.
         """
         return [event_of(line) for line in self._lines.new()]
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events of a file; none where there is no file.
+    """All events of a file; none if the file does not exist.
 
     Raises:
-        OSError: it is there but cannot be read.
+        OSError: it exists but cannot be read.
     """
     return EventTail(path).new()

@@ -1,4 +1,4 @@
-"""The folder of a run: its id, its state, its files, and the request to stop it. Plain files are the source of truth.
+"""The folder of a run: its id, state, files, and stop request. Plain files are the source of truth.
 
 Files are named in design order: recipe.yaml, resolved.yaml, plan.json, run.json, metrics.jsonl, events.jsonl,
 samples.jsonl, logs/, wandb/, checkpoints/, final/. Only `RunFolder` writes run.json, always by replacement.
@@ -36,7 +36,7 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
 
 
 def runs_folder(option: str | os.PathLike[str] | None = None) -> Path:
-    """Where run folders go: `--runs-dir` if given, else SHARDYARD_RUNS, else ./runs; absolute."""
+    """The parent of run folders: `--runs-dir` if given, else SHARDYARD_RUNS, else ./runs; absolute."""
     return Path(option or os.environ.get(RUNS_VARIABLE) or DEFAULT_RUNS).expanduser().resolve()
 
 
@@ -48,7 +48,7 @@ def typed(folder: Path) -> str:
 
 
 def runs_dir_option(folder: Path) -> str:
-    """` --runs-dir FOLDER` for printed commands, quoted for a shell; "" if it is the default anyway."""
+    """` --runs-dir FOLDER` for printed commands, quoted for a shell; "" if it is the default."""
     return "" if folder == runs_folder() else f" --runs-dir {shlex.quote(str(folder))}"
 
 
@@ -58,9 +58,9 @@ def now_text() -> str:
 
 
 class RunFolder:
-    """One run on disk. Cheap to make; holds no open file.
+    """One run on disk. Cheap to create; keeps no files open.
 
-    token: of the lease under which this process, or the one that sent it the folder, trains the run.
+    token: of the lease under which this process, or the sender of the folder, trains the run.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -107,7 +107,7 @@ class RunFolder:
         such as `total_steps`, `world_size` and `provenance`.
 
         Raises:
-            RunFolderError: the name is not a folder name, the id is taken, or the runs folder cannot be written.
+            RunFolderError: the name is not a folder name, the id is taken, or the runs folder is not writable.
         """
         if not _NAME.match(name):
             raise RunFolderError(
@@ -129,11 +129,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, runs_dir: Path, name: str | os.PathLike[str]) -> RunFolder:
-        """The run with this path, id or unique beginning of an id; `latest` is the one created last, leaving out
-        those that ended before their first step.
+        """The run with this path, id or unique beginning of an id; `latest` is the one created last, except those that
+        ended before their first step.
 
         Raises:
-            RunFolderError: no run, or more than one, matches; the message has the nearest names.
+            RunFolderError: no run, or more than one, matches; the message lists the nearest names.
         """
         text = os.fspath(name)
         path = Path(text).expanduser()
@@ -167,8 +167,8 @@ class RunFolder:
         """Change fields of run.json and return the new contents; concurrent updates do not undo each other, and unknown
         keys are kept.
 
-        A change of `state` also sets `started` (first `running`) or `ended` (a state that ends the run). The process
-        that sets `running` counts as the driver: once it is gone, the run is shown as lost.
+        A change of `state` also sets `started` (first `running`) or `ended` (a final state). The process that sets
+        `running` becomes the driver: once it is gone, the run is shown as lost.
 
         Raises:
             RunFolderError: run.json cannot be read or written.
@@ -189,7 +189,7 @@ class RunFolder:
         """Check that no other process has taken over the run.
 
         Raises:
-            TakenOverError: it has.
+            TakenOverError: one has.
         """
         lease = read_lease(self.path) if self.token is not None else None
         if lease is not None and lease["token"] != self.token:
@@ -204,7 +204,7 @@ class RunFolder:
         return self.info().state
 
     def request_stop(self, reason: StopReason) -> None:
-        """Ask the training loop to write a checkpoint and stop; a later request replaces an earlier one.
+        """Request that the training loop writes a checkpoint and stops; a later request replaces an earlier one.
 
         Raises:
             RunFolderError: the folder cannot be written.
@@ -215,7 +215,7 @@ class RunFolder:
             raise unwritable(self.path, error) from error
 
     def stop_requested(self) -> str | None:
-        """Why the run should stop, or None; without a request it costs one stat call, so a loop may ask every step."""
+        """Why the run should stop, or None; without a request this is one stat call, cheap enough for every step."""
         try:
             os.stat(self._stop)
             return str(json.loads(self._stop.read_text(encoding="utf-8"))["reason"])
@@ -226,7 +226,7 @@ class RunFolder:
             return "interrupt"
 
     def clear_stop(self) -> None:
-        """Remove a request, as a resumed run does before it starts."""
+        """Remove the stop request, as a resumed run does before it starts."""
         self._stop.unlink(missing_ok=True)
 
     def _fill(self, name: str, recipe_text: str, resolved_text: str, plan_text: str | None, fields: RunFields) -> None:
@@ -251,21 +251,21 @@ class RunFolder:
 
 
 class Owner(TypedDict):
-    """The keys of run.json that name the driver of the run."""
+    """The keys of run.json that identify the driver of the run."""
 
     driver: ProcessInfo
 
 
 def owner() -> Owner:
-    """This process as the driver of a run, for run.json; a run in the state `running` whose driver is gone is lost."""
+    """This process as driver, for run.json; a run in the state `running` whose driver is gone is lost."""
     return {"driver": this_process()}
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:
-    """All runs of a folder, newest first; [] if there is no such folder.
+    """All runs of a folder, newest first; [] if the folder does not exist.
 
     Raises:
-        RunFolderError: the folder is there but cannot be read.
+        RunFolderError: the folder exists but cannot be read.
     """
     try:
         found = [RunFolder(entry.path) for entry in os.scandir(runs_dir) if entry.is_dir()]
@@ -281,12 +281,12 @@ def list_runs(runs_dir: Path) -> list[RunFolder]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """metrics.jsonl by step, ascending: a torn line is ignored, a later value for the same step replaces an earlier.
+    """metrics.jsonl by step, ascending: torn lines are ignored, later values of the same step replace earlier ones.
 
     Values are replaced one by one, so that the evaluation of a step may have a separate line.
 
     Raises:
-        OSError: the file is there but cannot be read.
+        OSError: the file exists but cannot be read.
     """
     steps: dict[int, dict[str, float]] = {}
     for record in MetricsTail(path).new():
@@ -306,7 +306,7 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
 
 
 def _named_folder(runs_dir: Path, run_id: str) -> Path:
-    """A folder without run.json is not a run yet: a scheduler may have written its log there."""
+    """The folder of a new run. It may exist without run.json: a scheduler may have written its log there."""
     path = runs_dir / run_id
     path.mkdir(exist_ok=True)
     if (path / "run.json").exists():
@@ -358,7 +358,7 @@ def _times(before: RunInfo, state: str | None) -> dict[str, object]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder itself, so that no lock file is left behind; disks without locks work unlocked."""
+    """Lock the folder itself, so that no lock file is left behind; without lock support of the disk, do nothing."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -373,8 +373,8 @@ def _pretty(info: dict[str, object]) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> RunFolderError:
-    """The error for a run folder, or a runs folder, that cannot be written. A disk that is full or broken is a failure
-    of the run (exit code 1), not a usage error."""
+    """The error for a run folder or runs folder that is not writable. A full or broken disk is a failure of the run
+    (exit code 1), not a usage error."""
     found = RunFolderError(
         f"{folder} cannot be written: {error.strerror or error}. Free some space or change its owner, or put runs "
         f"elsewhere with --runs-dir or {RUNS_VARIABLE}."

@@ -1,9 +1,8 @@
 """The process that drives a run, and whether it is alive: by pid and start time on its own host, by its lease
 elsewhere.
 
-A lease is a small file in the run folder that its holder rewrites every few seconds. Whether a holder on another host
-is alive is judged by changes that the observer sees by its own clock, because clocks of hosts and file servers may
-differ.
+A lease is a small file in the run folder that its holder rewrites every few seconds. An observer on another host
+measures the time between changes with its own clock, because clocks of hosts and file servers may differ.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from shardyard.tracking.run.info import ProcessInfo, RunInfo
 
 LEASE_NAME = "lease.json"
 BEAT_SECONDS = 5.0
-# A holder that was silent this long is gone: several heartbeats plus the delay of network caches.
+# A holder without a change for this long is gone: several heartbeats plus the delay of network caches.
 EXPIRY_SECONDS = 30.0
-# A single look has only the file's time stamp, so clocks may differ by minutes.
+# A single check has only the file's time stamp, and clocks may differ by minutes.
 LOOKED_ONCE_SECONDS = 600.0
 _MOST_BYTES = 4096
 
-# Path of a lease → its newest beat, and when this process saw it first on its own clock.
+# Path of a lease → its newest beat, and when this process first saw it, by its own clock.
 _seen: dict[str, tuple[tuple[str, int], float]] = {}
 
 
 class LeaseInfo(ProcessInfo):
-    """The file of a lease. token: of its holder, anew each time. beat: how often it was renewed. renewed: ISO 8601."""
+    """The file of a lease. token: of its holder, new for each lease. beat: number of renewals. renewed: ISO 8601."""
 
     token: Required[str]
     beat: Required[int]
@@ -41,7 +40,7 @@ class LeaseInfo(ProcessInfo):
 
 
 def this_process() -> ProcessInfo:
-    """A token that identifies this process among all others, on other hosts and at other times."""
+    """An identification of this process that is unique across hosts and time."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -52,8 +51,8 @@ def this_process() -> ProcessInfo:
 
 
 def sees(driver: ProcessInfo) -> bool:
-    """Whether the pid of a driver, as run.json holds it, is valid for this process: a container or job may have a
-    separate pid namespace, and another machine the same name."""
+    """Whether a driver's pid in run.json is meaningful to this process: a container or job may have a separate pid
+    namespace, and another machine the same name."""
     ours = driver.get("host") == socket.gethostname() and driver.get("boot_id", _boot_id()) == _boot_id()
     return ours and driver.get("pid_namespace", _pid_namespace()) == _pid_namespace()
 
@@ -70,24 +69,24 @@ def lives(driver: ProcessInfo) -> bool | None:
         return None
     start = process_start(pid)
     if start is None:
-        # Without /proc nothing is known.
+        # Unknown without /proc.
         return False if process_start(os.getpid()) is not None else None
     return driver.get("process_start") in (None, start)
 
 
 def process_start(pid: int) -> int | None:
-    """When a process started, in clock ticks since the machine did; None for a process that is gone or a zombie."""
+    """Start of a process in clock ticks since boot; None for a process that has ended or is a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The name of the command, in parentheses, may hold anything. Source: proc(5), fields 3 and 22.
+    # The command name, in parentheses, may contain any character. Source: proc(5), fields 3 and 22.
     fields = text.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def read_lease(folder: Path) -> LeaseInfo | None:
-    """The lease of a run folder; None if there is none, or it is just being written."""
+    """The lease of a run folder; None if it does not exist or is just being written."""
     try:
         descriptor = os.open(folder / LEASE_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -112,8 +111,8 @@ def parse_lease(data: bytes) -> LeaseInfo | None:
 def is_gone(info: RunInfo, folder: Path) -> bool:
     """Whether a pending or running run has lost its process.
 
-    A process on another host counts as gone once its lease was not renewed for `EXPIRY_SECONDS` while this process
-    watched, or for `LOOKED_ONCE_SECONDS` by the file's time stamp. Runs without a lease count as alive.
+    A process on another host counts as gone if its lease was not renewed for `EXPIRY_SECONDS` while this process
+    observed it, or for `LOOKED_ONCE_SECONDS` by the file's time stamp. Runs without a lease count as alive.
     """
     if info.state not in ("pending", "running") or not info.driver:
         return False

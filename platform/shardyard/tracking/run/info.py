@@ -13,9 +13,9 @@ from shardyard.errors import RunFolderError
 from shardyard.tracking.run import reading
 from shardyard.tracking.run.waiting import Wait
 
-# Of run.json, events.jsonl and plan.json. It grows when a key that readers know changes its meaning; new keys do not
-# change it, nor does a value of a new type that earlier readers treat as missing. Older folders count as 0 and are read
-# the same way.
+# Version of run.json, events.jsonl and plan.json. Incremented when an existing key changes its meaning; not for new
+# keys or for values of a new type that earlier readers treat as missing. Older folders count as 0 and are read the
+# same way.
 FORMAT = 1
 
 State = Literal["pending", "running", "finished", "failed", "interrupted", "preempted"]
@@ -33,9 +33,9 @@ class ProcessInfo(TypedDict, total=False):
 
 
 class JobInfo(TypedDict, total=False):
-    """The job that carries out a run. `submitted`: seconds since 1970. `retries`: attempts that its policy added.
+    """The job of a run. `submitted`: seconds since 1970. `retries`: attempts added by its policy.
 
-    `scheduler`, `id`: of a scheduler of another package, and the job there. `submission_id`, `address`: of Ray.
+    `scheduler`, `id`: a scheduler of another package, and the job there. `submission_id`, `address`: of Ray.
     """
 
     scheduler: str
@@ -50,7 +50,7 @@ class JobInfo(TypedDict, total=False):
 
 
 class SweepInfo(TypedDict, total=False):
-    """The trial of a sweep that a run is. `took_over`: trial and checkpoint whose weights it took."""
+    """The sweep trial of a run. `took_over`: the trial and checkpoint whose weights it copied."""
 
     id: str
     trial: int
@@ -59,22 +59,22 @@ class SweepInfo(TypedDict, total=False):
 
 
 class ShortenedInfo(TypedDict):
-    """A run of `--try`: its steps, and those of the whole recipe."""
+    """A run of `--try`: its steps, and the steps of the full recipe."""
 
     steps: int
     of: int
 
 
 class GitInfo(TypedDict, total=False):
-    """The state of the repository. `dirty`: whether files differ from the commit; None where git does not say."""
+    """The state of the repository. `dirty`: whether files differ from the commit; None if unknown."""
 
     commit: str
     dirty: bool | None
 
 
 class Provenance(TypedDict, total=False):
-    """Where a run comes from; see `provenance.collect`. `packages`: versions by name. `code`: by field of the recipe,
-    what it takes from outside, with the hashes of its sources."""
+    """The origin of a run; see `provenance.collect`. `packages`: versions by name. `code`: external code by recipe
+    field, with the hashes of its sources."""
 
     git: GitInfo
     packages: dict[str, str]
@@ -96,7 +96,7 @@ class SizesInfo(TypedDict, total=False):
 
 
 class PlanInfo(TypedDict, total=False):
-    """What is read of a plan in run.json, which has more: see `planning.plan.RunPlan`."""
+    """The keys that are read of a plan in run.json; for all see `planning.plan.RunPlan`."""
 
     steps: int
     tokens_per_step: int
@@ -107,7 +107,7 @@ class PlanInfo(TypedDict, total=False):
 
 
 class WeightsInfo(TypedDict, total=False):
-    """Weights that a run starts from: as the recipe names them, where they are, and their fingerprint."""
+    """Initial weights of a run: their name in the recipe, their path, and their fingerprint."""
 
     name: str
     path: str
@@ -115,7 +115,7 @@ class WeightsInfo(TypedDict, total=False):
 
 
 class DataInfo(TypedDict, total=False):
-    """What decides the order of the training data. `tokenizer`: SHA-256. `lanes`: the former name of `streams`."""
+    """Values that determine the order of the training data. `tokenizer`: SHA-256. `lanes`: old name of `streams`."""
 
     tokenizer: str | None
     streams: int
@@ -125,7 +125,7 @@ class DataInfo(TypedDict, total=False):
 
 
 class Place(TypedDict, total=False):
-    """Where ranks of an attempt run: one host each."""
+    """A host and its ranks in an attempt."""
 
     host: str
     address: str
@@ -136,7 +136,7 @@ class Place(TypedDict, total=False):
 
 
 class RunFields(TypedDict, total=False):
-    """The keys of run.json that `RunFolder.create` and `RunFolder.update` take; the fields of `RunInfo` say more."""
+    """The keys of run.json for `RunFolder.create` and `RunFolder.update`; `RunInfo` documents them."""
 
     state: str
     created: str | None
@@ -166,16 +166,16 @@ class RunFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The contents of run.json. Times are ISO 8601 in UTC. A missing or invalid key has its default.
+    """The contents of run.json. Times are ISO 8601 in UTC. Missing or invalid keys have their defaults.
 
     world_size: ranks. attempts: starts of the ranks so far. step: the last one. total_steps: the length of the run.
-    driver: process that drives the run; without it, a lost run cannot be detected.
-    local: trained within the process of the command, without Ray.
+    driver: the process that drives the run; without it, a lost run cannot be detected.
+    local: trained in the process of the command, without Ray.
     plan: the numbers of plan.json, without reasons.
-    starting: by dotted field of the recipe, the weights that the run starts from, with path and fingerprint.
+    starting: initial weights with path and fingerprint, by dotted field of the recipe.
     data: fingerprint of the training data. placement, placed, network: of the newest attempt, by host.
-    waiting: what the run waits for; None if it does not wait.
-    outcome: how the ranks of the newest attempt ended. exit_code: of the job.
+    waiting: the current wait; None if it does not wait.
+    outcome: of the newest attempt. exit_code: of the job.
     imported: the origin of a run that was trained elsewhere.
     raw: the object in the file, with unknown keys.
     """
@@ -214,7 +214,7 @@ class RunInfo:
         """Read the object of run.json, of any version up to this one.
 
         Raises:
-            RunFolderError: a newer version of Shardyard wrote it.
+            RunFolderError: it is from a newer version of Shardyard.
         """
         written = reading.integer(found.get("format")) or 0
         if written > FORMAT:

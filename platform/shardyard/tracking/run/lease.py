@@ -1,9 +1,9 @@
-"""The lease of a run: only one process at a time trains it. It ends with its process, also on shared storage.
+"""The lease of a run: only one process at a time trains it. The lease ends with its process, also on shared storage.
 
-The holder locks the file and rewrites it in place every few seconds, which needs no space on a full disk. A process
-that wants the run checks, in this order, the holder's process if it is visible, the lock, and whether the file changes.
-Taking over replaces the file; the former holder then finds another token. A released lease stays as a file that says
-so, so that a holder that was suspended still notices.
+The holder locks the file and rewrites it in place every few seconds, which works even on a full disk. A process that
+wants the run checks, in this order, the holder's process if it is visible, the lock, and whether the file changes.
+Taking over replaces the file; the former holder then finds another token. A released lease remains as a file marked
+released, so that a holder that was suspended still notices.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from shardyard.tracking.run.holder import LEASE_NAME, LeaseInfo, lives, read_lea
 from shardyard.tracking.run.info import ProcessInfo
 
 POLL_SECONDS = 1.0
-# On disks without locks, two processes may take it at once: the one whose file remains holds it.
+# On disks without locks, two processes may take it at the same time: the one whose file remains holds it.
 SETTLE_SECONDS = 1.0
 # Records are padded to this length, so that a shorter one overwrites a longer one completely.
 _BYTES = 1024
 
 
 class Lease:
-    """Held from `take` to the end of the `with` block. `lost` is set once another process has taken it."""
+    """A lease, held from `take` to the end of the `with` block. `lost` is set once another process has taken it."""
 
     def __init__(self, folder: RunFolder, token: str, descriptor: int) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class Lease:
             return lease
 
     def release(self) -> None:
-        """Release the lease; that of another process is left alone. May be called twice."""
+        """Release the lease, unless another process has taken it. May be called twice."""
         if self._over.is_set() or os.getpid() != self._pid:
             return
         self._over.set()
@@ -99,7 +99,7 @@ class Lease:
             except TakenOverError:
                 self.lost.set()
                 return
-            # The disk is full or temporarily gone: observers see no change, so try again.
+            # The disk is full or temporarily unavailable: observers see no change, so retry.
             with contextlib.suppress(OSError):
                 self._write()
 
@@ -110,7 +110,7 @@ class Lease:
 
 
 def _put(folder: RunFolder, token: str) -> int:
-    """A locked file in the place of the lease; its descriptor."""
+    """Replace the lease file with a new locked file; returns its descriptor."""
     aside = folder.path / f".{LEASE_NAME}.{token}"
     descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
@@ -131,7 +131,7 @@ def _record(token: str, beat: int, *, released: bool = False) -> bytes:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the disk locks files. The lock of one's own file is never another's."""
+    """Lock a new file, which no other process can have locked; False if the disk does not support locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -143,7 +143,7 @@ def _refuse_held(folder: RunFolder, lease: LeaseInfo | None, report: Callable[[s
     """Check that no process holds the run.
 
     Raises:
-        UsageError: one does, or may.
+        UsageError: a process holds it, or may hold it.
     """
     if lease is None:
         _refuse_without_lease(folder)
@@ -164,7 +164,7 @@ def _refuse_held(folder: RunFolder, lease: LeaseInfo | None, report: Callable[[s
 
 
 def _refuse_without_lease(folder: RunFolder) -> None:
-    """For a run from before there were leases."""
+    """The same check for a run from before leases existed."""
     info = folder.info()
     driver = info.driver
     if info.state != "running" or not driver or lives(driver) is False or driver.get("pid") == os.getpid():
@@ -181,7 +181,7 @@ def _held_by(folder: RunFolder, who: ProcessInfo) -> UsageError:
 
 
 def _changes(folder: RunFolder, lease: LeaseInfo) -> bool:
-    """Whether the file changes while this process watches."""
+    """Whether the file changes while this process observes it."""
     began = time.monotonic()
     while time.monotonic() - began < holder.EXPIRY_SECONDS:
         time.sleep(min(POLL_SECONDS, holder.EXPIRY_SECONDS / 10))

@@ -1,4 +1,4 @@
-"""plan.json: the numbers of a run's plan with their reasons, and how a changed plan is stored.
+"""plan.json: the numbers of a run's plan with their reasons; storing a changed plan.
 
 Imports only the standard library, because the entry points of waiting jobs import it.
 """
@@ -18,12 +18,12 @@ _NOT_IN_RUN_JSON = ("reasons", "deepspeed", "format")
 
 
 def plan_json(plan: Mapping[str, object]) -> str:
-    """The text of plan.json; `plan` as `planning.plan_text.as_dict` has it, or as it travelled with a job."""
+    """The text of plan.json; `plan` comes from `planning.plan_text.as_dict`, or from a job file."""
     return json.dumps(json.loads(encode({"format": FORMAT, **plan})), indent=2, ensure_ascii=False) + "\n"
 
 
 def in_short(plan: Mapping[str, object]) -> PlanInfo:
-    """The part of a plan in run.json, so that listing runs reads one file each."""
+    """The part of a plan for run.json, so that listing runs reads one file per run."""
     return cast("PlanInfo", {name: value for name, value in plan.items() if name not in _NOT_IN_RUN_JSON})
 
 

@@ -27,7 +27,7 @@ def collect(
 
     `code` is the recipe's code from outside Shardyard, by field, with source hashes.
 
-    Unknown values are left out. `arguments` defaults to the command line, `folder` to the working directory,
+    Unknown values are omitted. `arguments` defaults to the command line, `folder` to the working directory,
     `environment` (whose secret values are removed from the command) to that of the process.
     """
     arguments = sys.argv if arguments is None else arguments
@@ -47,7 +47,7 @@ def collect(
 
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Installed versions, without importing anything; packages that are missing are left out."""
+    """Installed versions, without imports; missing packages are omitted."""
     versions = {}
     for name in names:
         try:
@@ -58,7 +58,8 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, object] | None:
-    """`{"commit": ..., "dirty": ...}` of the repository around a folder; None outside of one or without git."""
+    """`{"commit": ..., "dirty": ...}` of the repository that contains a folder; None outside a repository or without
+    git."""
     commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
     if not commit:
         return None
@@ -76,7 +77,7 @@ def cpu_model() -> str | None:
 
 
 def gpu_names() -> list[str]:
-    """Names of the NVIDIA GPUs of this machine, from the driver so that torch is not imported; [] without any."""
+    """Names of the NVIDIA GPUs of this machine, from the driver, without importing torch; [] if there are none."""
     names = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
     return [line.strip() for line in (names or "").splitlines() if line.strip()]
 

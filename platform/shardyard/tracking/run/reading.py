@@ -1,4 +1,4 @@
-"""Reading values of untrusted JSON files: each as its type, or None.
+"""Reading typed values from untrusted JSON files: a value of the expected type, or None.
 
 Imports only the standard library, because the entry points of waiting jobs import it.
 """
@@ -55,7 +55,7 @@ def texts_by_name(value: object) -> dict[str, list[str]] | None:
     return {name: [one for one in items if isinstance(one, str)] for name, items in lists.items()}
 
 
-# How a field is read, by its annotation.
+# Reader of a field, by its annotation.
 READERS: dict[str, Callable[[object], object]] = {
     "str": text,
     "str | None": text,

@@ -1,4 +1,4 @@
-"""The summary of a run, read from the ends of its files: cheap even for long files."""
+"""The summary of a run, read from the ends of its files: fast even for long files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _TAIL_BYTES = 64 * 1024
 class Summary:
     """The state and progress of a run. `age_seconds` counts from its creation.
 
-    `state` is that of run.json, or `lost` when it says `pending` or `running` but the process that drives it is gone
-    (the machine went down, or the process was killed).
+    `state` is the state in run.json, or `lost` if that is `pending` or `running` but the driver process is gone (the
+    machine went down, or the process was killed).
     """
 
     id: str
@@ -37,11 +37,11 @@ class Summary:
 
 
 def summarize(run: RunFolder) -> Summary:
-    """Read what run.json and the last lines of metrics.jsonl say.
+    """Summarise run.json and the last lines of metrics.jsonl.
 
     Raises:
         RunFolderError: run.json cannot be read.
-        OSError: metrics.jsonl is there but cannot be read.
+        OSError: metrics.jsonl exists but cannot be read.
     """
     info = run.info()
     metrics = newest_metrics(run)
@@ -62,15 +62,15 @@ def summarize(run: RunFolder) -> Summary:
 
 
 def newest_metrics(run: RunFolder) -> dict[str, float]:
-    """The newest value of every metric in the last lines; the whole file only if no evaluation is among them.
+    """The newest value of every metric, from the last lines; from the whole file only if these have no evaluation.
 
     Raises:
-        OSError: metrics.jsonl is there but cannot be read.
+        OSError: metrics.jsonl exists but cannot be read.
     """
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     begin = max(0, size - _TAIL_BYTES)
     found: dict[str, float] = {}
-    # The first line of a tail is cut off and so left out like any torn line.
+    # The first line of a tail is truncated and skipped like any torn line.
     for line in MetricsTail(run.metrics, begin).new():
         found |= line
     if begin > 0 and record.newest_eval_loss(found) is None:
@@ -85,7 +85,7 @@ def curve(run: RunFolder, metric: str = record.TRAIN_LOSS, most_bytes: int = 16 
     """Step and value of a metric, by step; only from the last `most_bytes` of a longer file.
 
     Raises:
-        OSError: metrics.jsonl is there but cannot be read.
+        OSError: metrics.jsonl exists but cannot be read.
     """
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     found: dict[int, float] = {}

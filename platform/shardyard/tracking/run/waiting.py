@@ -1,4 +1,4 @@
-"""What a run waits for before it trains, as data: `waiting` in run.json and in the event of that name.
+"""The wait of a run before it trains, as data: `waiting` in run.json and in the event of that name.
 
 Imports only the standard library, because the entry points of waiting jobs import it.
 """
@@ -12,9 +12,9 @@ from typing import Literal, get_args
 from shardyard.planning.shortage import Constraint, Resource, Shortage
 from shardyard.tracking.run import reading
 
-# queue: jobs that were submitted before. resources: too little is free. placement: enough is free, but not where its
-# workers could go. taken: another job was faster. no_answer: workers have their resources, and their processes do not
-# answer. unknown: an earlier version wrote a sentence alone.
+# queue: jobs submitted earlier. resources: not enough are free. placement: enough are free, but not where the workers
+# could be placed. taken: another job was faster. no_answer: workers have their resources, but their processes do not
+# answer. unknown: an earlier version wrote only a sentence.
 Reason = Literal["queue", "resources", "placement", "taken", "no_answer", "unknown"]
 _REASONS: tuple[Reason, ...] = get_args(Reason)
 
@@ -23,9 +23,9 @@ _REASONS: tuple[Reason, ...] = get_args(Reason)
 class Wait:
     """The reason why a run waits.
 
-    jobs_ahead: in the queue. shortage: of resources or places. autoscaler: whether it is asked for more nodes.
+    jobs_ahead: in the queue. shortage: of resources or places. autoscaler: whether more nodes are requested.
     workers: that do not answer.
-    text: the sentence of an earlier version, which has nothing else.
+    text: the sentence of an earlier version, which recorded nothing else.
     """
 
     reason: Reason
@@ -37,13 +37,13 @@ class Wait:
 
     @classmethod
     def for_resources(cls, shortage: Shortage, *, autoscaler: bool = False) -> Wait:
-        """A wait because the run does not fit on the cluster at the moment."""
+        """A wait because the run currently does not fit on the cluster."""
         reason: Reason = "resources" if shortage.workers_held is None else "placement"
         return cls(reason, shortage=shortage, autoscaler=autoscaler)
 
     @classmethod
     def from_json(cls, value: object) -> Wait | None:
-        """The inverse of `as_json`, also of the sentence that earlier versions wrote; None where it is neither."""
+        """The inverse of `as_json`; also reads the sentence of earlier versions; None for anything else."""
         if isinstance(value, str) and value:
             return cls("unknown", text=value)
         if not isinstance(value, Mapping):

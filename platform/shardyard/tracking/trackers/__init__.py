@@ -1,1 +1,1 @@
-"""Where the records of a run go beside its folder: the interface of trackers, and those that a recipe names."""
+"""Trackers, to which the records of a run are copied: their interface, and those named in recipes."""

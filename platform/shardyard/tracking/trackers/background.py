@@ -1,4 +1,4 @@
-"""Trackers on a thread of their own: training hands records over and neither waits nor fails."""
+"""Trackers on a separate thread: training queues records and neither waits nor fails."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Status:
 
 
 class Mirror:
-    """Copies records to a tracker in the background. No method waits, but `finish`, or raises.
+    """Copies records to a tracker in the background. No method raises, and only `finish` waits.
 
-    label: what messages call the tracker. problems: what could not be done, as sentences, once each.
+    label: the tracker's name in messages. problems: failures as sentences, each once.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name=f"mirror-{label}", daemon=True)
 
     def start(self) -> None:
-        """Start in the background; returns at once."""
+        """Start in the background; returns immediately."""
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Queue one record. When the tracker is slower than training, the oldest are dropped and counted."""
+        """Queue one record. If the tracker is slower than training, the oldest records are dropped and counted."""
         with self._changed:
             if self._closing or self._status.mode == "disabled":
                 return
@@ -68,7 +68,7 @@ class Mirror:
             self._changed.notify()
 
     def finish(self, timeout_seconds: float = FINISH_TIMEOUT_SECONDS, outcome: str = "finished") -> None:
-        """Write what is left and close the run as it ended; gives up, with a problem, after the time-out."""
+        """Write queued records and close the run with its outcome; gives up, with a problem, after the timeout."""
         with self._changed:
             self._outcome = outcome
             self._closing = True
@@ -83,28 +83,28 @@ class Mirror:
             )
 
     def status(self) -> Status:
-        """Where the mirror stands; `starting` until the tracker has started."""
+        """The status of the mirror; `starting` until the tracker has started."""
         return self._status
 
     def status_event(self, status: Status) -> Event | None:
-        """What the run's events say of a status; None where there is nothing to say."""
+        """The event of the run for a status; None if there is nothing to report."""
         if status.place is None or status.mode != "online":
             return None
         return Notice(text=f"{self.label}: records go to {status.place}")
 
     def remains(self) -> str:
-        """Where records are that a tracker did not take in time."""
+        """A text about records that a tracker did not accept in time."""
         return "the run folder has all records"
 
     def report_problem(self, problem: str) -> None:
-        """Note, once, what could not be done."""
+        """Record a failure, once."""
         problem = scrub(f"{self.label}: {problem}")
         if problem not in self.problems:
             self.problems.append(problem)
             logger.warning("%s", problem)
 
     def begin(self) -> Status:
-        """Start the tracker, on the thread; `disabled` ends it at once."""
+        """Start the tracker, on the thread; `disabled` ends it immediately."""
         place = self._tracker.start()
         return Status("online", None if place is None else scrub(str(place)))
 
@@ -135,6 +135,6 @@ class Mirror:
 
 
 def reason(error: Any) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a tracker is: a place beside the run folder that the records of a run are copied to."""
+"""The interface of a tracker, to which the records of a run are copied in addition to the run folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shardyard.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class TrackerInputs:
-    """What a tracker is made from.
+    """The inputs of a tracker.
 
-    run_id: unique; a resumed run has the same. folder: of the run, where a tracker may keep files of its own.
+    run_id: unique; unchanged when a run is resumed. folder: of the run, where a tracker may store its own files.
     """
 
     recipe: Recipe
@@ -22,23 +22,23 @@ class TrackerInputs:
 
 
 class ExternalTracker:
-    """Base of trackers. Rank 0 has one for each attempt of a run.
+    """Base class of trackers. Rank 0 has one for each attempt of a run.
 
-    The methods are called one after the other, on a thread of their own: they may wait for a server. What they raise
-    becomes a notice of the run, which goes on without this tracker.
+    The methods are called sequentially on a separate thread, so they may wait for a server. An exception becomes a
+    notice of the run, which continues without this tracker.
     """
 
     def start(self) -> str | None:
-        """Open the place; returns where people find it, such as a URL or a path."""
+        """Open the tracker; returns its location for users, such as a URL or a path."""
         return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take one record. A resumed run repeats the steps after its checkpoint."""
+        """Record one step. A resumed run repeats the steps after its checkpoint."""
         raise NotImplementedError
 
     def finish(self, outcome: str) -> None:
-        """Close the place; the run is `finished`, `paused`, `interrupted`, `preempted`, out of its time (`timeout`) or
-        `failed`."""
+        """Close the tracker; outcomes are `finished`, `paused`, `interrupted`, `preempted`, `timeout` (time limit
+        reached) and `failed`."""
 
 
 TrackerFactory = Callable[..., ExternalTracker]

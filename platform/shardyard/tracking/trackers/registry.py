@@ -1,4 +1,4 @@
-"""Trackers that a recipe names: brought by installed packages (entry points `shardyard.trackers`) or by a file."""
+"""Trackers named in a recipe: from installed packages (entry points `shardyard.trackers`) or from a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shardyard.tracking.trackers.base import ExternalTracker, TrackerFactory, Tr
 
 
 def mirrors_of(inputs: TrackerInputs) -> list[Mirror]:
-    """A mirror for each tracker of the recipe's `tracking.trackers`, in its order.
+    """A mirror for each tracker in the recipe's `tracking.trackers`, in order.
 
     Raises:
-        UsageError: one cannot be imported or made.
+        UsageError: a tracker cannot be imported or created.
     """
     chosen = inputs.recipe.tracking.trackers
     return [Mirror(_make(inputs, use.name, use.options), use.name) for use in chosen]

@@ -1,4 +1,4 @@
-"""Offline runs of W&B, whichever tool wrote them, as run folders that `shardyard runs` and the dashboard show.
+"""Importing offline runs of W&B, from any tool, as run folders for `shardyard runs` and the dashboard.
 
 A resumed run has several files with one id and becomes one run folder, created atomically.
 """
@@ -27,7 +27,7 @@ from shardyard.tracking.run.events import Notice, write_event
 from shardyard.tracking.run.folder import RunFolder, now_text
 from shardyard.tracking.wandb.records import Records
 
-# The names under which other tools commonly log what Shardyard's tables show; used where a run has no such metric.
+# Common names in other tools of the metrics in Shardyard's tables; used if a run lacks Shardyard's metric.
 KNOWN_AS = {
     record.TRAIN_LOSS: ("loss", "train_loss", "training_loss", "train/train_loss", "loss/train"),
     record.eval_loss(): ("eval/loss", "eval_loss", "val_loss", "val/loss", "validation_loss", "loss/val", "test_loss"),
@@ -40,7 +40,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass
 class ImportedRun:
-    """One run of W&B, of one file or several. Times are Unix seconds; `steps` are lines as metrics.jsonl has them."""
+    """One run of W&B, from one or more files. Times are Unix seconds; `steps` are lines as in metrics.jsonl."""
 
     run_id: str
     name: str = ""
@@ -63,7 +63,7 @@ class ImportedRun:
 
     @property
     def state(self) -> str:
-        """finished or failed by its exit code; interrupted if the newest file has no exit record."""
+        """`finished` or `failed` by the exit code; `interrupted` if the newest file has no exit record."""
         if self.exit_code is None:
             return "interrupted"
         return {0: "finished", EXIT_INTERRUPTED: "interrupted", EXIT_PREEMPTED: "preempted"}.get(
@@ -81,7 +81,7 @@ class ImportedRun:
 
 @dataclass(frozen=True)
 class Written:
-    """A run folder; `is_new` unless it was there before."""
+    """A run folder; `is_new` unless it already existed."""
 
     run: RunFolder
     is_new: bool
@@ -96,7 +96,7 @@ def wandb_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(path.glob("*.wandb")) or sorted(path.glob("*/*.wandb")) or sorted(path.glob("wandb/*/*.wandb"))
-    # `latest-run` is a link to one of the others.
+    # `latest-run` is a link to another entry.
     unique = {file.resolve(): file for file in reversed(found)}
     if not unique:
         raise DataError(f"{path} has no .wandb file" if path.is_dir() else f"{path} is not there")
@@ -104,7 +104,7 @@ def wandb_files(path: Path) -> list[Path]:
 
 
 def read_runs(paths: Iterable[Path]) -> list[ImportedRun]:
-    """The runs in these paths; several files of one run are joined in the order of their start.
+    """The runs in these paths; several files of one run are joined in order of their start.
 
     Raises:
         DataError: a path has no `.wandb` file, a file is not one, or it lacks the run's id.
@@ -119,10 +119,10 @@ def read_runs(paths: Iterable[Path]) -> list[ImportedRun]:
 
 
 def read_file(path: Path) -> ImportedRun:
-    """One attempt of a run. A truncated file, as of a killed process, gives its complete records.
+    """Read one attempt of a run. A truncated file, for example of a killed process, gives its complete records.
 
     Raises:
-        DataError: it is not a `.wandb` file, or holds no run.
+        DataError: it is not a `.wandb` file, or contains no run.
     """
     records = Records(path)
     run = ImportedRun(run_id="", attempts=1, sources=[str(path)])
@@ -133,7 +133,7 @@ def read_file(path: Path) -> ImportedRun:
         raise DataError(f"{path} has no run id{reason}, so it cannot be imported.")
     if records.problem:
         run.problems.append(f"{path.name}: {records.problem}")
-    # System metrics from before the first step are shown with it.
+    # System metrics from before the first step are assigned to it.
     first = next((line["step"] for line in run.steps if "step" in line), 0)
     run.steps = [{"step": first, **line} for line in run.steps]
     if not run.output:
@@ -142,7 +142,7 @@ def read_file(path: Path) -> ImportedRun:
 
 
 def _joined(first: ImportedRun, later: ImportedRun) -> ImportedRun:
-    """A run and its resumption; of a step that both have, the later value counts, as everywhere in a run folder.
+    """Join a run and its resumption; for steps in both, the later value counts, as in all run folders.
 
     An offline attempt does not know the steps of earlier ones: if it starts at 0 again, its steps are renumbered.
     """
@@ -210,7 +210,7 @@ def _take_history(run: ImportedRun, item: Any) -> None:
 
 
 def _take_stats(run: ImportedRun, stats: Any) -> None:
-    """System metrics have no step; they get that of the record before them."""
+    """Add system metrics, which have no step, to the step of the previous record."""
     values: dict[str, object] = {}
     for item in stats.item:
         with contextlib.suppress(ValueError):
@@ -224,7 +224,7 @@ def _take_stats(run: ImportedRun, stats: Any) -> None:
 
 
 def _update(values: dict[str, object], items: Iterable[Any]) -> None:
-    """Items of a config, history or summary: `nested_key` is a path, `key` a name."""
+    """Add items of a config, history or summary: `nested_key` is a path, `key` a name."""
     for item in items:
         path = list(item.nested_key) or [item.key]
         try:
@@ -239,7 +239,7 @@ def _update(values: dict[str, object], items: Iterable[Any]) -> None:
 
 
 def _numbers(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers by name, nested ones with points between, as W&B shows them; images, tables and texts stay out."""
+    """Numbers by name, nested ones joined with dots as in W&B; images, tables and texts are skipped."""
     for name, value in values.items():
         where = f"{path}.{name}" if path else str(name)
         if isinstance(value, Mapping):
@@ -250,7 +250,7 @@ def _numbers(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str
 
 
 def _captured(path: Path) -> list[str]:
-    """The terminal output that W&B has captured, if it is stored beside the records."""
+    """The terminal output captured by W&B, if it is stored beside the records."""
     try:
         return [path.read_text(encoding="utf-8", errors="replace")]
     except OSError:
@@ -264,7 +264,7 @@ def write_run(found: ImportedRun, runs_dir: Path, *, again: bool = False) -> Wri
     """Write a run folder; an existing one is kept, unless `again`.
 
     Raises:
-        RunFolderError: the runs folder cannot be written, or a run that was not imported has this id.
+        RunFolderError: the runs folder is not writable, or a run that was not imported has this id.
     """
     folder = runs_dir / folder_name(found)
     if (folder / "run.json").is_file() or folder.exists():
@@ -285,7 +285,7 @@ def write_run(found: ImportedRun, runs_dir: Path, *, again: bool = False) -> Wri
 
 
 def folder_name(found: ImportedRun) -> str:
-    """`<name>-<id>`: the same each time, so that a run is imported once."""
+    """`<name>-<id>`: deterministic, so that a run is imported only once."""
     parts = [_UNSAFE.sub("-", text).strip("-._")[:60] for text in (found.name or found.project, found.run_id)]
     return "-".join(dict.fromkeys(part for part in parts if part)) or "run"
 
@@ -299,7 +299,7 @@ def _is_imported(folder: Path) -> bool:
 
 
 def _replace(aside: Path, folder: Path) -> None:
-    """Replace the old folder by the new one. Between the two steps there is none, but never a partial one."""
+    """Replace the old folder with the new one. In between there may be no folder, but never a partial one."""
     if folder.exists():
         old = aside.with_name(f"{aside.name}.old")
         folder.rename(old)
@@ -332,7 +332,7 @@ def _fill(folder: Path, run_id: str, found: ImportedRun) -> None:
 
 
 def _renamed(found: ImportedRun) -> dict[str, str]:
-    """Name in W&B → name in the run folder, of the metrics that the tables show."""
+    """Name in W&B → name in the run folder, for the metrics in the tables."""
     there = {name for line in found.steps for name in line}
     return {
         other: name
@@ -342,7 +342,7 @@ def _renamed(found: ImportedRun) -> dict[str, str]:
 
 
 def _recipe(found: ImportedRun) -> dict[str, object]:
-    """The configuration from W&B, below the fields that our tables read."""
+    """The configuration from W&B, overridden by the fields that Shardyard's tables read."""
     config = {name: value for name, value in found.config.items() if name not in ("_wandb", "wandb_version")}
     tracking = {"tags": found.tags, "wandb": {"project": found.project or None, "group": found.group or None}}
     return {**config, "name": found.name or found.run_id, "tracking": tracking}

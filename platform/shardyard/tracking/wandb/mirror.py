@@ -1,7 +1,7 @@
 """Weights & Biases as a mirror of the run folder: everything happens on a separate thread, and nothing waits for it.
 
-A run that restarts stays one run at W&B: the same id, `resume="allow"`, explicit step numbers. Offline, each attempt
-has a separate directory in `<run>/wandb`; `wandb_sync.py` uploads the run as one.
+A restarted run stays one run at W&B: the same id, `resume="allow"`, explicit step numbers. Offline, each attempt has a
+separate directory in `<run>/wandb`; `sync.py` uploads them as one run.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ _DEFAULT_SERVER = "https://api.wandb.ai"
 
 
 def resolve_mode(settings: Wandb, environment: Mapping[str, str] | None = None) -> str:
-    """online, offline or disabled: WANDB_MODE wins; `auto` is online if a key is found. Makes no request.
+    """online, offline or disabled: WANDB_MODE takes precedence; `auto` is online if a key is found. Makes no request.
 
-    Values of WANDB_MODE that W&B itself knows but that have no meaning here (`shared`, `dryrun`) count as online
-    and offline.
+    Values of WANDB_MODE that are valid in W&B but meaningless here (`shared`, `dryrun`) count as online and offline.
     """
     environment = os.environ if environment is None else environment
     mode = environment.get("WANDB_MODE", "").strip().lower() or settings.mode
@@ -65,7 +64,7 @@ def has_key(environment: Mapping[str, str] | None = None) -> bool:
 
 @dataclass(frozen=True)
 class _Identity:
-    """What W&B knows a run by, without secrets."""
+    """The identification of a run at W&B, without secrets."""
 
     id: str
     name: str
@@ -74,7 +73,7 @@ class _Identity:
 
 
 class WandbTracker(ExternalTracker):
-    """A run of W&B that is open: `run` of its library."""
+    """An open run of W&B: `run` of its library."""
 
     run: Any = None
 
@@ -83,7 +82,7 @@ class WandbTracker(ExternalTracker):
         self.run.log(dict(metrics), step=step)
 
     def finish(self, outcome: str) -> None:
-        """Close the run as it ended."""
+        """Close the run with its outcome."""
         if outcome == "preempted":
             # W&B then shows the run as preempted instead of crashed, and its sweeps queue it again.
             self.run.mark_preempting()
@@ -94,7 +93,7 @@ class WandbMirror(Mirror):
     """Copies records to W&B in the background.
 
     `folder` is the run folder; W&B's files go to `<folder>/wandb`, or below WANDB_DIR. `config` is shown as the run's
-    configuration. `problems` lists, once each and as sentences, what failed. No method raises.
+    configuration. `problems` lists failures as sentences, each once. No method raises.
     """
 
     def __init__(
@@ -120,18 +119,18 @@ class WandbMirror(Mirror):
         super().__init__(self._wandb, "W&B", queue_records=queue_records)
 
     def status_event(self, status: Status) -> Event:
-        """Where the run is at W&B."""
+        """The event with the location of the run at W&B."""
         online = status.mode == "online"
         return WandbStatus(
             mode=status.mode, url=status.place if online else None, folder=None if online else status.place
         )
 
     def remains(self) -> str:
-        """W&B keeps what it has not sent."""
+        """The folder in which W&B keeps unsent records, as text."""
         return f"its data is in {self._root / 'wandb'}"
 
     def begin(self) -> Status:
-        """Open the run at W&B in the mode that settings and environment say."""
+        """Open the run at W&B in the mode given by settings and environment."""
         return self._begin(resolve_mode(self._settings))
 
     def _begin(self, mode: str) -> Status:
@@ -154,8 +153,8 @@ class WandbMirror(Mirror):
         return Status(mode, self._wandb.run.url if mode == "online" else str(Path(self._wandb.run.dir).parent))
 
     def _init(self, mode: str) -> Any:
-        # Even its silent mode prints where the key came from, unless the variable says so too; and its own telemetry
-        # holds up the end of the process for 20 s when the server accepts connections but does not answer.
+        # Even its silent mode prints the source of the key, unless the variable is set too; and its telemetry delays
+        # the end of the process by 20 s if the server accepts connections but does not answer.
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
@@ -168,7 +167,7 @@ class WandbMirror(Mirror):
             init_timeout=self._init_timeout_seconds,
             finish_timeout=self._finish_timeout_seconds,
             disable_code=True,
-            # Its metadata holds the command line, which under Ray has credentials in it; provenance is in `config`.
+            # Its metadata has the command line, which under Ray contains credentials; provenance is in `config`.
             x_disable_meta=True,
         )
         place = {"project": self._settings.project, "entity": self._settings.entity, "group": self._settings.group}
@@ -187,7 +186,7 @@ class WandbMirror(Mirror):
 
     @staticmethod
     def _release_run_id() -> None:
-        """After a failed init, W&B's service still considers the run id in use."""
+        """Release the run id, which W&B's service considers in use even after a failed init."""
         import wandb
 
         wandb.teardown()
@@ -197,7 +196,7 @@ _VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WA
 
 
 def _cannot_write(folder: Path) -> str | None:
-    """None if a file can be created in the folder (which is created if needed); otherwise why not."""
+    """Why no file can be created in the folder (which is created if missing); None if one can."""
     probe = folder / f".probe-{os.getpid()}-{time.monotonic_ns()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 class Records:
-    """The messages of one file, in their order. After reading, `problem` says where and why reading ended early, if it
-    did.
+    """The messages of one file, in order. After reading, `problem` says where and why reading ended early, if it did.
 
     Raises:
         DataError: the file cannot be read, or is not a `.wandb` file.
@@ -51,7 +50,7 @@ class Records:
                 return
 
     def _records(self) -> Iterator[bytes]:
-        """Records put together from their fragments."""
+        """Records assembled from their fragments."""
         gathered = b""
         for kind, data in self._fragments():
             gathered = gathered + data if kind in (_MIDDLE, _LAST) else data

@@ -1,8 +1,8 @@
-"""Upload a run folder to Weights & Biases afterwards, as one run over all its restarts.
+"""Uploading a run folder to Weights & Biases afterwards, as one run over all its restarts.
 
-The merged metrics of the run folder are uploaded, not the files of W&B's offline attempts: those overlap where a
-restart went back to a checkpoint, and `wandb sync` renumbers the steps of the later attempt. Only steps after the
-server's last one are sent: an interrupted upload continues, and a repeated one sends nothing.
+The merged metrics of the run folder are uploaded, not the files of W&B's offline attempts: those overlap if a restart
+went back to a checkpoint, and `wandb sync` renumbers the steps of the later attempt. Only steps after the server's last
+one are sent: an interrupted upload continues, and a repeated one sends nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from shardyard.tracking.wandb.mirror import has_key
 
 INIT_TIMEOUT_SECONDS = 30.0
 FINISH_TIMEOUT_SECONDS = 600.0
-# The exit code reported to W&B, by the state of the run. A running one counts as successful so far.
+# The exit code reported to W&B, by the state of the run. A running run counts as successful so far.
 _EXIT_CODES = {
     "failed": EXIT_FAILED,
     "lost": EXIT_FAILED,
@@ -50,7 +50,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What an upload of a run would send, and its destination. `steps`: how many steps the run folder has."""
+    """The contents and destination of an upload. `steps`: the number of steps in the run folder."""
 
     run: RunFolder
     project: str
@@ -87,7 +87,7 @@ class Synced:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """The result of an upload: the address of the run, and the number of steps sent."""
+    """The result of an upload: the URL of the run, and the number of steps sent."""
 
     url: str
     sent: int
@@ -102,7 +102,7 @@ def offline_runs(runs: list[RunFolder]) -> list[RunFolder]:
 def plan_upload(run: RunFolder, project: str | None = None, entity: str | None = None) -> Plan:
     """The upload of a run.
 
-    `project` and `entity` win over WANDB_PROJECT and WANDB_ENTITY, and these over the recipe.
+    `project` and `entity` take precedence over WANDB_PROJECT and WANDB_ENTITY, and these over the recipe.
 
     Raises:
         RunFolderError: the folder cannot be read, the run has no metrics, or it is still training online.
@@ -152,7 +152,7 @@ def check_account() -> None:
 
 
 def upload(plan: Plan, progress: Progress = lambda done, total: None) -> Uploaded:
-    """Send the steps that W&B lacks, wait until it has them, and record that.
+    """Send the steps that W&B lacks, wait until they are confirmed, and record that.
 
     Raises:
         ShardyardError: W&B cannot be reached, refuses the key, or has not confirmed the last step.
@@ -178,7 +178,7 @@ def upload(plan: Plan, progress: Progress = lambda done, total: None) -> Uploade
 
 
 def _send(plan: Plan, steps: list[dict[str, float]], scratch: Path, progress: Progress) -> tuple[str, str, int]:
-    """Address, entity and the number of steps that were sent."""
+    """Send the steps; returns URL, entity and the number of steps sent."""
     began = float(steps[0].get("time") or 0.0)
     run = _begin(plan, scratch, began)
     # W&B refuses changes of existing steps, so only later ones are sent.
@@ -195,7 +195,7 @@ def _send(plan: Plan, steps: list[dict[str, float]], scratch: Path, progress: Pr
 
 
 def _confirmed(plan: Plan, scratch: Path) -> int:
-    """The last step that W&B's server has. Closing a run does not tell whether everything arrived."""
+    """The last step on W&B's server. Closing a run does not confirm that everything arrived."""
     run = _begin(plan, scratch, None)
     last = int(run.starting_step) - 1
     run.finish(exit_code=_EXIT_CODES.get(plan.state, EXIT_DONE))
@@ -214,7 +214,7 @@ def _begin(plan: Plan, scratch: Path, began: float | None) -> Any:
         finish_timeout=FINISH_TIMEOUT_SECONDS,
         disable_code=True,
         disable_git=True,
-        # Metadata and system metrics would be those of this machine, not of the run.
+        # Metadata and system metrics would describe this machine instead of the run.
         x_disable_meta=True,
         x_disable_stats=True,
         **({"x_start_time": began} if began else {}),
@@ -233,7 +233,7 @@ def _begin(plan: Plan, scratch: Path, began: float | None) -> Any:
 
 
 def _teardown() -> None:
-    """W&B's service considers the id of a run whose upload failed in use."""
+    """Stop W&B's service, which considers the run id of a failed upload in use."""
     import wandb
 
     with contextlib.suppress(BaseException):
@@ -242,7 +242,7 @@ def _teardown() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """W&B prints nothing, and does not stay offline because of a variable."""
+    """Keep W&B from printing, and from staying offline because of a variable."""
     chosen = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "online"}
     before = {name: os.environ.get(name) for name in chosen}
     os.environ.update(chosen)
@@ -266,7 +266,7 @@ def _refusal(plan: Plan, error: BaseException) -> str:
 
 
 def _note(plan: Plan, synced: Synced) -> None:
-    """Record the upload beside the run, and its address in the events."""
+    """Record the upload in the run folder, and its URL in the events."""
     try:
         plan.run.wandb.mkdir(exist_ok=True)
         write_atomically(plan.run.wandb / "synced.json", encode(asdict(synced)) + "\n")
@@ -280,7 +280,7 @@ def _note(plan: Plan, synced: Synced) -> None:
 
 
 def _steps(run: RunFolder, *, complete: bool) -> list[dict[str, float]]:
-    """One record a step; of a run that still trains the last one may lack its evaluation, and is left for later."""
+    """One record per step; the last one of a training run may still lack its evaluation and is omitted."""
     try:
         steps = read_metrics(run.metrics)
     except OSError as error:
@@ -293,7 +293,7 @@ def _attempts(run: RunFolder) -> list[Path]:
 
 
 def _was_offline(run: RunFolder) -> bool:
-    """W&B's folders may be elsewhere (WANDB_DIR); an event then says that the run was offline."""
+    """Whether an attempt was offline. W&B's folders may be elsewhere (WANDB_DIR); then an event records it."""
     if _attempts(run):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Imported by each Python that has this folder on its path: makes it believe in GPUs if REHEARSAL_GPUS says so."""
+"""Imported by each Python with this folder on its path: simulates GPUs if REHEARSAL_GPUS is set."""
 
 import os
 

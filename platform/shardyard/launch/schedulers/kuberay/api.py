@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RAY_GROUP, RAY_VERSION, RAY_JOBS = "ray.io", "v1", "rayjobs"
 KUEUE_GROUP, KUEUE_VERSION, KUEUE_WORKLOADS = "kueue.x-k8s.io", "v1beta1", "workloads"
-# Seconds to reach the server, and for its answer.
+# Timeouts in seconds: to connect, and to read the answer.
 TIMEOUTS = (5, 30)
 # A driver may be silent for a long time.
 FOLLOW_TIMEOUTS = (5, 7 * 86400)
@@ -192,7 +192,7 @@ def list_jobs(api: KubeApi, namespace: str, selector: str) -> list[RayJob]:
 
 
 def delete_job(api: KubeApi, namespace: str, name: str) -> None:
-    """Delete a RayJob; its cluster and its ConfigMap go with it.
+    """Delete a RayJob, and with it its cluster and its ConfigMap.
 
     Raises:
         ShardyardError, UsageError: it does not exist, or may not be deleted.

@@ -22,7 +22,7 @@ from shardyard.tracking.run.folder import runs_folder
 
 
 def manifest(name_or_path: str, overrides: Sequence[str] = (), name: str | None = None) -> str:
-    """The manifest as YAML; the same on every machine, with GPUs only where `cluster.gpus_per_worker` asks for them.
+    """The manifest as YAML; the same on every machine, with GPUs only if `cluster.gpus_per_worker` requests them.
 
     Raises:
         RecipeError: Kubernetes would reject the settings.

@@ -2,8 +2,8 @@
 
     python -m shardyard.launch.schedulers.kuberay.entry JOB_FILE
 
-KubeRay creates a new cluster after any exit code but 0, and cannot be configured which codes end a job. The run folder
-has that information.
+KubeRay creates a new cluster after any exit code except 0, and cannot be configured to end a job on certain codes. The
+run folder records whether the job has ended.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     try:
         before = ended_with(read_spec(Path(job_file)))
     except (OSError, ValueError):
-        before = None  # which the entry of the job explains better
+        before = None  # the job's own entry point gives a better message
     if before is not None:
         sys.stderr.write(f"The job has already ended with exit code {before}; it is not run again.\n")
         return before

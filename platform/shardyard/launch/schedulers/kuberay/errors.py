@@ -12,7 +12,7 @@ from shardyard.errors import ShardyardError, UsageError
 from shardyard.launch.schedulers.base import JobNotFoundError
 from shardyard.launch.schedulers.kuberay.manifests import Status, StatusDetails
 
-# Time-out of a request, and too many of them.
+# Request timeout, and too many requests.
 _LATER = (408, 429)
 _MISSING = "it is not there"
 
@@ -38,9 +38,9 @@ def explained(server: str, what: str) -> Iterator[None]:
     """Errors of the API as one paragraph.
 
     Raises:
-        MissingError: (a JobNotFoundError) the object is not there.
+        MissingError: (a JobNotFoundError) the object does not exist.
         RefusedError: (a UsageError) the server refused.
-        UnreachableError: there is no server.
+        UnreachableError: the server cannot be reached.
         ShardyardError: unexpected answer; the request may have been carried out.
     """
     from kubernetes.client.exceptions import ApiException

@@ -52,7 +52,7 @@ class KubeJob:
 
     id: `namespace/name`. run_id: of its run folder. state: one of Ray's PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED.
     message: what it waits for, or why it failed. exit_code: of a job that has ended.
-    created, started, ended: ISO 8601, where it got that far. nodes, cpus, gpus: of its workers.
+    created, started, ended: ISO 8601, if reached. nodes, cpus, gpus: of its workers.
     """
 
     id: str
@@ -79,7 +79,7 @@ def submit(request: SubmitRequest, report: Report) -> str:
 
     Raises:
         RecipeError: Kubernetes would reject the settings. ShardyardError, UsageError: the cluster cannot be reached or
-        does not take the job; nothing is left behind.
+        rejects the job; nothing is left behind.
     """
     spec = _spec(request)
     config_map, job = render_job(spec)
@@ -97,7 +97,7 @@ def submit(request: SubmitRequest, report: Report) -> str:
 def _spec(request: SubmitRequest) -> RayJobInputs:
     recipe = request.loaded.recipe
     run_id = request.run_id or new_run_id(recipe.name)
-    # An explicit name is kept, so that a second job of this name is refused.
+    # An explicit name is kept, so that a second job with this name is refused.
     name = dns_name(run_id if request.job_name == recipe.name else request.job_name, MAX_JOB_NAME)
     inside = replace(request, run_id=run_id, runs_dir=Path(RUNS_PATH))
     job_file = json.dumps(spec_of(inside), indent=1)
@@ -143,7 +143,7 @@ def state(job_id: str, context: str | None = None) -> KubeJob:
 
 
 def jobs(namespace: str = DEFAULT_NAMESPACE, context: str | None = None) -> list[KubeJob]:
-    """The jobs that were submitted from recipes to a namespace, the newest first.
+    """The jobs of a namespace that were submitted from recipes, newest first.
 
     Raises:
         ShardyardError, UsageError: they may not be read, or KubeRay is not installed.
@@ -192,7 +192,7 @@ def split_id(job_id: str) -> tuple[str, str]:
     """Namespace and name.
 
     Raises:
-        UsageError: the text is no id.
+        UsageError: the text is not an id.
     """
     namespace, slash, name = job_id.rpartition("/")
     if not name or "/" in namespace or (slash and not namespace):
@@ -232,7 +232,7 @@ class _Sizes(TypedDict, total=False):
 
 
 def _sizes(item: RayJob) -> _Sizes:
-    """The resources of its workers, as written by `render.cluster_spec`; empty for manifests from elsewhere."""
+    """The resources of the job's workers, as written by `render.cluster_spec`; empty for manifests of other tools."""
     try:
         groups = item["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         counts = [int(group["replicas"]) for group in groups]
@@ -259,7 +259,7 @@ def _state(item: RayJob) -> tuple[str, str]:
 
 
 def _exit_code(current: str, message: str) -> int | None:
-    """Ray reports the exit code of an entrypoint only in words; without one it failed otherwise."""
+    """The exit code in Ray's message about an entrypoint; without one, the job failed for another reason."""
     if current in ("PENDING", "RUNNING"):
         return None
     if current in ("SUCCEEDED", "STOPPED"):

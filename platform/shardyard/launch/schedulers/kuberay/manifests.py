@@ -1,16 +1,16 @@
-"""Shapes of the objects of Kubernetes and KubeRay that are written or read here, as far as they are used."""
+"""Types of the Kubernetes and KubeRay objects that are written or read here; only the fields that are used."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
-# A part that is only written, whose shape is that of Kubernetes' own documentation.
+# A part that is only written; its structure is documented by Kubernetes.
 Section = Mapping[str, object]
 
 
 class OwnerReference(TypedDict):
-    """The object that another one goes with."""
+    """The owner of an object; the object is deleted with it."""
 
     apiVersion: str
     kind: str
@@ -21,7 +21,7 @@ class OwnerReference(TypedDict):
 
 
 class ObjectMeta(TypedDict):
-    """Name, labels and annotations of an object; `uid` and `creationTimestamp` are Kubernetes' own."""
+    """Name, labels and annotations of an object; Kubernetes sets `uid` and `creationTimestamp`."""
 
     name: str
     namespace: str
@@ -42,21 +42,21 @@ class ConfigMap(TypedDict):
 
 
 class Capabilities(TypedDict, total=False):
-    """What a process may do beside, or not."""
+    """Linux capabilities to add or drop."""
 
     add: list[str]
     drop: list[str]
 
 
 class SecurityContext(TypedDict):
-    """What a container may do."""
+    """The privileges of a container."""
 
     allowPrivilegeEscalation: bool
     capabilities: Capabilities
 
 
 class Resources(TypedDict):
-    """What a container asks for, and what it gets at most."""
+    """Resource requests and limits of a container."""
 
     requests: dict[str, str]
     limits: dict[str, str]
@@ -77,7 +77,7 @@ class Container(TypedDict):
 
 
 class PodSpec(TypedDict):
-    """Who a pod is, its containers, and where it may run."""
+    """The account of a pod, its containers, and its placement."""
 
     serviceAccountName: NotRequired[str]
     automountServiceAccountToken: NotRequired[bool]
@@ -98,7 +98,7 @@ class TemplateMeta(TypedDict):
 
 
 class PodTemplate(TypedDict):
-    """From which pods are made."""
+    """The template of pods."""
 
     metadata: TemplateMeta
     spec: PodSpec
@@ -113,7 +113,7 @@ class HeadGroup(TypedDict):
 
 
 class WorkerGroup(TypedDict):
-    """Equal workers of a Ray cluster."""
+    """A group of identical workers of a Ray cluster."""
 
     groupName: str
     replicas: int
@@ -125,7 +125,7 @@ class WorkerGroup(TypedDict):
 
 
 class RayClusterSpec(TypedDict):
-    """A Ray cluster. `suspend` keeps it from starting, until Kueue lets it."""
+    """A Ray cluster. `suspend` prevents its start until Kueue admits it."""
 
     suspend: NotRequired[bool]
     rayVersion: str
@@ -145,7 +145,7 @@ class RayCluster(TypedDict):
 
 
 class JobSettings(TypedDict):
-    """How KubeRay carries out a job."""
+    """KubeRay's settings for running a job."""
 
     entrypoint: str
     submissionMode: str
@@ -158,14 +158,14 @@ class JobSettings(TypedDict):
 
 
 class RayJobSpec(JobSettings):
-    """A job and the cluster that it brings."""
+    """A job and its cluster."""
 
     submitterPodTemplate: PodTemplate
     rayClusterSpec: RayClusterSpec
 
 
 class RayJobStatus(TypedDict, total=False):
-    """What KubeRay says of a job: its own state of it, and Ray's."""
+    """The status of a job: KubeRay's state and Ray's."""
 
     jobDeploymentStatus: str
     jobStatus: str
@@ -177,7 +177,7 @@ class RayJobStatus(TypedDict, total=False):
 
 
 class RayJob(TypedDict):
-    """A job; `status` once KubeRay has seen it."""
+    """A job; `status` is present once KubeRay has seen it."""
 
     apiVersion: str
     kind: str
@@ -187,7 +187,7 @@ class RayJob(TypedDict):
 
 
 class StatusDetails(TypedDict, total=False):
-    """What a refusal is about."""
+    """The object of a refusal."""
 
     kind: str
     name: str
@@ -196,7 +196,7 @@ class StatusDetails(TypedDict, total=False):
 
 
 class Status(TypedDict, total=False):
-    """A refusal of Kubernetes."""
+    """A refusal by Kubernetes."""
 
     kind: str
     message: str

@@ -38,7 +38,7 @@ def dns_name(text: str, limit: int = MAX_JOB_NAME) -> str:
 
 
 def label_value(text: str) -> str:
-    """A label's value of at most 63 characters: letters, digits, `.`, `_` and `-`, a letter or digit at both ends."""
+    """A label value: at most 63 letters, digits, `.`, `_` and `-`, with a letter or digit at both ends."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     value = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("._-")
     if not value and text:
@@ -50,7 +50,7 @@ def label_value(text: str) -> str:
 
 def tag_labels(tags: Iterable[str]) -> dict[str, str]:
     """`shardyard/tag-…: "true"` for each tag, so that `kubectl get rayjobs -l shardyard/tag-ablation` finds them."""
-    # The part of a label's key behind the slash has at most 63 characters too.
+    # The part of a label key after the slash is also limited to 63 characters.
     return {f"{PREFIX}/tag-{dns_name(tag, MAX_LABEL - len('tag-'))}": "true" for tag in tags}
 
 

@@ -22,7 +22,7 @@ from shardyard.recipe.schema import Recipe
 GPU_RESOURCE = "nvidia.com/gpu"
 RUNS_PATH = "/runs"
 JOB_FOLDER = "/etc/shardyard"
-# The user of the image. A number, because Kubernetes cannot tell from a name that it is not root.
+# The user of the image. A number, because Kubernetes cannot verify from a name that it is not root.
 USER_ID = 1000
 
 _MIB = 1024**2
@@ -98,7 +98,7 @@ def submitter_template(context: PodContext) -> PodTemplate:
 
 
 def rdma_resource(context: PodContext) -> str | None:
-    """The extended resource of RDMA devices that workers get, if any: pods without GPUs have no use for it."""
+    """The extended resource for the RDMA devices of workers, if any; pods without GPUs do not need it."""
     cluster = context.recipe.cluster
     return cluster.kubernetes.rdma_resource if context.pods.gpus and cluster.network.rdma != "off" else None
 
@@ -142,7 +142,7 @@ def _pod(context: PodContext, container: Container, shared_bytes: int) -> PodSpe
 
 
 def _pod_spec(context: PodContext, spec: PodSpec) -> PodSpec:
-    """A pod that is never root, without access to the Kubernetes API beyond its service account's."""
+    """The spec of a pod that never runs as root, with no API access beyond its service account's."""
     account = context.recipe.cluster.kubernetes.service_account
     user = {
         "runAsNonRoot": True,
@@ -169,8 +169,8 @@ def _same(amounts: dict[str, str]) -> Resources:
 def _farewell(context: PodContext, driver: bool) -> str:
     """The preStop hook of a pod: wait for a checkpoint, then stop Ray.
 
-    The shell in which KubeRay starts Ray ignores SIGTERM, so without `ray stop` each pod would keep its GPUs to the end
-    of its grace period.
+    The shell in which KubeRay starts Ray ignores SIGTERM, so without `ray stop` each pod would keep its GPUs until the
+    end of its grace period.
     """
     stop = f"ray stop --grace-period {STOP_SECONDS // 2}"
     if context.run_id is None:
@@ -181,7 +181,7 @@ def _farewell(context: PodContext, driver: bool) -> str:
 
 
 def _apart(context: PodContext) -> Section | None:
-    """Pods on nodes of their own, where the recipe wants its ranks spread; None elsewhere."""
+    """Anti-affinity that keeps pods on separate nodes if the recipe spreads its ranks; else None."""
     placement = context.recipe.cluster.placement
     if placement not in ("spread", "strict_spread"):
         return None

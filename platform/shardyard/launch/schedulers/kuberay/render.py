@@ -48,7 +48,7 @@ RUN_ANNOTATION = f"{names.PREFIX}/run"
 START_SECONDS = 1800
 # Attempts to reach the cluster's dashboard, not attempts at the run.
 SUBMITTER_RETRIES = 2
-# A ConfigMap holds 1 MiB, its own fields among them.
+# The limit of a ConfigMap is 1 MiB, including its metadata.
 MAX_JOB_FILE_BYTES = 1_000_000
 
 
@@ -57,7 +57,7 @@ class RayJobInputs:
     """The inputs of a RayJob.
 
     name: of the job, from `names.dns_name`; run_id: of the run folder, which later attempts continue.
-    job_file: text of the job file (`jobs.spec.spec_of`), the recipe in it.
+    job_file: text of the job file (`jobs.spec.spec_of`), which includes the recipe.
     """
 
     name: str
@@ -114,7 +114,7 @@ def render_cluster(name: str, recipe: Recipe, plan: RunPlan) -> RayCluster:
 
 
 def cluster_spec(context: PodContext) -> RayClusterSpec:
-    """The spec of a Ray cluster: a head on which no rank runs, and one group of equal workers."""
+    """The spec of a Ray cluster: a head on which no rank runs, and one group of identical workers."""
     pods = context.pods
     store = {"object-store-memory": str(pods.object_store_bytes)}
     return {
@@ -154,7 +154,7 @@ def _job_settings(spec: RayJobInputs, pods: Pods) -> JobSettings:
         "ttlSecondsAfterFinished": kubernetes.ttl_seconds,
     }
     if job.time_limit is not None:
-        # The run itself ends each attempt in time, with a checkpoint; this ends a hanging one.
+        # The run itself ends each attempt in time, with a checkpoint; this limit ends one that hangs.
         attempts = math.ceil(limit_seconds(job.time_limit) + GRACE_SECONDS) * (job.retries + 1)
         settings["activeDeadlineSeconds"] = START_SECONDS + attempts
     if kubernetes.queue is not None:
@@ -164,7 +164,7 @@ def _job_settings(spec: RayJobInputs, pods: Pods) -> JobSettings:
 
 
 def retries_of(recipe: Recipe) -> int:
-    """Clusters that KubeRay creates for a job after its first was lost.
+    """The number of clusters that KubeRay creates for a job after its first one is lost.
 
     After a failed or timed-out attempt the driver itself continues on the same cluster (`jobs.policy.decide`).
     """

@@ -30,7 +30,7 @@ class KubeRayScheduler(Scheduler):
 
     @classmethod
     def is_configured(cls) -> bool:
-        """There is a kubeconfig, or this is a pod."""
+        """Whether there is a kubeconfig, or this is a pod."""
         return api.is_configured()
 
     @property
@@ -40,11 +40,11 @@ class KubeRayScheduler(Scheduler):
 
     @property
     def options(self) -> str:
-        """With the context, if one was given."""
+        """The context, if one was given."""
         return f" --on {self.name}" + (f" --address {self.address}" if self.address else "")
 
     def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
-        """Through the Kubernetes API."""
+        """Submit through the Kubernetes API."""
         job_id = jobs.submit(replace(request, address=request.address or self.address), report)
         return self.status(JobHandle(self.name, job_id)).job if job_id else None
 
@@ -54,7 +54,7 @@ class KubeRayScheduler(Scheduler):
         return [job for job in found if ended or not job.ended]
 
     def status(self, job: JobHandle) -> JobStatus:
-        """From KubeRay's two states of a RayJob."""
+        """The status from KubeRay's two states of a RayJob."""
         return self._status(jobs.state(job.id, self.address))
 
     def logs(self, job: JobHandle, *, follow: bool = False, lines: int | None = None) -> Iterator[str]:
@@ -76,7 +76,7 @@ class KubeRayScheduler(Scheduler):
         folder = Path(RUNS_PATH) / job.run_id if job.run_id else None
         return JobStatus(
             job=JobHandle(self.name, job.id, job.run_id, folder, self.address),
-            # Without a given name the object is named after the run.
+            # Without an explicit name the object is named after the run.
             name=job.recipe if given == dns_name(job.run_id, MAX_JOB_NAME) else given,
             state=_STATES.get(job.state, "PENDING"),
             native_state=job.state,

@@ -28,11 +28,11 @@ STOP_SECONDS = 30
 
 @dataclass(frozen=True)
 class Pods:
-    """The pods of a run's workers, all of one size, one per node.
+    """The pods of a run's workers, all of the same size, one per node.
 
     count: pods; ranks: workers of each; cpus, gpus: of each pod.
-    memory_bytes: of the container, /dev/shm included; base_bytes: what one rank takes of it.
-    shared_bytes: of /dev/shm; object_store_bytes: what Ray may use of it.
+    memory_bytes: of the container, including /dev/shm; base_bytes: the part of one rank.
+    shared_bytes: of /dev/shm; object_store_bytes: the part that Ray may use.
     checkpoint_seconds: the time that a stopped pod has for a last checkpoint.
     """
 
@@ -48,7 +48,7 @@ class Pods:
 
     @property
     def grace_seconds(self) -> int:
-        """The grace period of a pod: its last checkpoint, then Ray."""
+        """The grace period of a pod: for its last checkpoint, then for stopping Ray."""
         return self.checkpoint_seconds + STOP_SECONDS
 
 
@@ -56,7 +56,7 @@ def pods_of(recipe: Recipe, plan: RunPlan) -> Pods:
     """The pods that hold all ranks.
 
     Raises:
-        RecipeError: the ranks do not fill pods of one size.
+        RecipeError: the ranks do not fill pods of equal size.
     """
     settings = recipe.cluster.kubernetes
     ranks, why = ranks_per_pod(recipe, plan)
@@ -89,7 +89,7 @@ def ranks_per_pod(recipe: Recipe, plan: RunPlan) -> tuple[int, str]:
     """How many ranks share a pod, and why.
 
     Raises:
-        RecipeError: the ranks do not divide into pods of one size as required.
+        RecipeError: the ranks do not divide into pods of equal size as required.
     """
     settings, workers, group = recipe.cluster, plan.world.size, ranks_together(recipe)
     if settings.workers_per_node is not None:
@@ -135,7 +135,7 @@ def _memory_bytes(recipe: Recipe, plan: RunPlan, ranks: int) -> tuple[int, str]:
 
 
 def _checkpoint_seconds(plan: RunPlan, ranks: int) -> int:
-    """In whole minutes."""
+    """Time to write the ranks' last checkpoint, in whole minutes."""
     memory = plan.memory
     states = memory.parameters_bytes + memory.optimizer_bytes + memory.offloaded_bytes
     return 60 * math.ceil((LAST_STEP_SECONDS + ranks * states / CHECKPOINT_BYTES_PER_SECOND) / 60)

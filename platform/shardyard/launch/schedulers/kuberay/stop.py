@@ -3,8 +3,8 @@
     python -m shardyard.launch.schedulers.kuberay.stop RUN_FOLDER SECONDS [--driver]
 
 A worker pod requests a stop through the run folder: the run ends, and its driver continues it if the recipe says so
-(`job.on_preempted`). The driver's pod signals the driver itself. Several pods may request it at once; a run that is
-over, or has not begun, is not waited for.
+(`job.on_preempted`). The driver's pod signals the driver itself. Several pods may request a stop at once; there is no
+wait for a run that has ended or not yet begun.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shardyard.errors import RunFolderError
 from shardyard.tracking.run.folder import RunFolder
 
 POLL_SECONDS = 0.5
-# The driver in its command line.
+# Identifies the driver's command line.
 DRIVER = "shardyard.launch.schedulers.kuberay.entry"
 
 
@@ -65,12 +65,12 @@ def _within(seconds: float, over: Callable[[], bool]) -> bool:
 def _running(folder: RunFolder) -> bool:
     try:
         return folder.state == "running"
-    except RunFolderError:  # no such folder yet, or any more
+    except RunFolderError:  # the folder does not exist yet, or no longer
         return False
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0: the run is over; 1: time is up."""
+    """Run the hook; exit code 0: the run is over; 1: time is up."""
     path, seconds, *driver = arguments
     over = stop_driver(float(seconds)) if driver == ["--driver"] else stop_run(Path(path), float(seconds))
     return 0 if over else 1

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[-+]?(\d[-+.:_\dxoa-f]*|\.[-+_\de]+|\.inf|\.nan)(t[\d:.z+
 
 
 def to_yaml(manifests: Sequence[Mapping[str, object]], comments: Sequence[str]) -> str:
-    """Manifests as one YAML text for `kubectl create -f`, with comments at its head."""
+    """Manifests as one YAML text for `kubectl create -f`, with comments at the top."""
     writer = YAML()
     writer.width = 4096
     writer.indent(mapping=2, sequence=4, offset=2)

@@ -1,7 +1,7 @@
-"""Ray's Jobs API and state API over HTTP, as far as jobs need them; every failure is a paragraph.
+"""Ray's Jobs API and state API over HTTP, as far as jobs need them, with errors as paragraphs.
 
-`ray.job_submission` uses the same protocol, but importing it takes a second, and `ps` should be instant. The protocol
-is Ray's documented REST API; a cluster with another version of Ray is refused.
+`ray.job_submission` uses the same protocol, but importing it takes a second, and `ps` should be fast. The protocol is
+Ray's documented REST API; a cluster with another version of Ray is refused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from shardyard.launch.schedulers.base import ENDED, JobNotFoundError
 TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
 TERMINAL = ENDED
-# The head's answer while its job agent is not up yet; it has waited some seconds by then.
+# The head's answer while its job agent is not up yet, after waiting some seconds for it.
 _NO_AGENT = "No available agent"
 _AGENT_SECONDS = 60.0
 _UNAUTHORIZED = (401, 403)
 
 
 class RayJob(TypedDict, total=False):
-    """A job as Ray's Jobs API tells it; times in milliseconds since 1970."""
+    """A job in Ray's Jobs API; times in milliseconds since 1970."""
 
     submission_id: str
     type: str
@@ -46,7 +46,7 @@ class RayJob(TypedDict, total=False):
 
 
 class RayNode(TypedDict, total=False):
-    """A node as Ray's state API tells it. resources_total: counts, and sizes as numbers or texts such as 4.000 GiB."""
+    """A node in Ray's state API. resources_total: counts, and sizes as numbers or texts such as 4.000 GiB."""
 
     node_id: str
     node_ip: str
@@ -60,14 +60,14 @@ class RayNode(TypedDict, total=False):
 
 
 class RuntimeEnv(TypedDict):
-    """Where a job runs, and its variables."""
+    """The working directory of a job, and its environment variables."""
 
     working_dir: str
     env_vars: dict[str, str]
 
 
 class RayJobBody(TypedDict):
-    """What the Jobs API is sent to submit a job."""
+    """The request body for submitting a job to the Jobs API."""
 
     entrypoint: str
     submission_id: str
@@ -226,14 +226,14 @@ class JobsApi:
         return bool(self._json("POST", f"/api/jobs/{urllib.parse.quote(submission_id)}/stop", b"")["stopped"])
 
     def nodes(self, *, alive: bool = True) -> list[RayNode]:
-        """Nodes with `node_id`, `node_ip`, `state`, `labels` and `resources_total`; by default those that are alive."""
+        """Nodes with `node_id`, `node_ip`, `state`, `labels` and `resources_total`; by default only living ones."""
         query = urllib.parse.urlencode({"detail": "1", "limit": 10000})
         wanted = "&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE" if alive else ""
         found = self.get(f"/api/v0/nodes?{query}{wanted}")
         return list(found["data"]["result"]["result"])
 
     def has_package(self, name: str) -> bool:
-        """Whether a package is uploaded already; Ray keeps it for ten minutes, even if no job uses it."""
+        """Whether a package is already uploaded; Ray keeps it for ten minutes, even if no job uses it."""
         try:
             self._request("GET", f"/api/packages/gcs/{name}", None).close()
         except urllib.error.HTTPError as error:

@@ -34,7 +34,7 @@ from shardyard.units import format_bytes
 STOP_SIGNAL = "SIGINT"
 # The time that Ray waits for the last checkpoint of a stopped job before it kills it.
 STOP_WAIT_SECONDS = 900
-# Metadata of a job: when it counts as submitted.
+# Metadata key of a job: its effective submission time.
 _SUBMITTED = "shardyard_submitted"
 # Ray's autoscaler and KubeRay label the nodes that they start.
 _NODE_GROUP = "ray.io/node-group"
@@ -46,7 +46,7 @@ def connect(address: str | None) -> JobsApi:
     """The Jobs API of the selected cluster.
 
     Raises:
-        ShardyardError: there is none, it does not answer, rejects the token, or runs another version of Ray.
+        ShardyardError: no cluster is selected, it does not answer, rejects the token, or runs another version of Ray.
     """
     api = JobsApi(target(address))
     api.check_version()
@@ -108,7 +108,7 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
         api.upload(name, content)
     secret = _leave_secrets(api, request.loaded.recipe)
     try:
-        # A partially submitted job would be unknown to everyone.
+        # Nobody would know of a partially submitted job.
         with uninterrupted():
             return _sent(api, _body(request, spec, f"gcs://{name}", secret, python))
     except BaseException:
@@ -119,7 +119,7 @@ def submit(request: SubmitRequest, report: Report, api: JobsApi | None = None) -
 
 
 def _unended(api: JobsApi) -> dict[str, float]:
-    """When each job of ours counts as submitted that has not ended, by id."""
+    """The effective submission times of Shardyard's unended jobs, by id."""
     unended = {
         str(job["submission_id"]): job.get("metadata") or {} for job in api.jobs() if job["status"] not in TERMINAL
     }
@@ -131,7 +131,7 @@ def _selected(request: SubmitRequest, folder: Path) -> Selection:
 
 
 def _listed(folder: Path, selection: Selection, report: Report) -> dict[str, object]:
-    """The output of a dry run about the folder."""
+    """The part of a dry run's output about the folder."""
     for line in listing(folder, selection):
         report(line)
     return {
@@ -141,7 +141,7 @@ def _listed(folder: Path, selection: Selection, report: Report) -> dict[str, obj
 
 
 def _sent(api: JobsApi, body: RayJobBody) -> str:
-    """Submit; a job whose answer is lost exists nevertheless."""
+    """Submit a job; it may exist even if the answer is lost."""
     try:
         return api.submit(body)
     except ShardyardError:
@@ -155,7 +155,7 @@ def _leave_secrets(api: JobsApi, recipe: Recipe) -> str | None:
     if not variables:
         return None
     name = secrets.new_name()
-    api.has_package(name)  # Ray forgets cached answers after a while
+    api.has_package(name)  # after this query, Ray deletes the upload in time
     api.upload(name, secrets.pack(variables))
     return name
 
@@ -185,7 +185,7 @@ def _body(
         # `exec`: no shell stays between Ray and the entry point.
         "entrypoint": f"exec {shlex.join(command)}",
         "submission_id": str(request.run_id),
-        # The entry point holds a random name; this is text that a person gave.
+        # The entry point contains a random name; this is text from the user.
         "metadata": scrub_all(metadata),
         "runtime_env": {
             "working_dir": package_uri,

@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster and how busy they are, from three answers of Ray's dashboard."""
+"""The nodes of a Ray cluster and their load, from three endpoints of Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from shardyard.launch.schedulers.base import GpuLoad, NodeStatus
 from shardyard.launch.schedulers.ray.api import JobsApi, RayNode
 from shardyard.planning.placement import Amount
 
-# How long a node that died is still shown, with the reason.
+# How long a dead node is shown, with the reason.
 DEAD_SECONDS = 900.0
 _MEGABYTE = 1024**2
 
 
 def ask(api: JobsApi) -> list[NodeStatus]:
-    """Nodes with what of them is reserved and how busy their machines are, the head first.
+    """Nodes with their reserved resources and the load of their machines, the head first.
 
     Raises:
         ShardyardError: the cluster does not answer.
@@ -26,7 +26,7 @@ def ask(api: JobsApi) -> list[NodeStatus]:
     listed = api.nodes(alive=False)
     reserved: Mapping[str, Any] = {}
     machines: list[Any] = []
-    # An autoscaler that reports otherwise, or a head without agents, leaves these out; the nodes are there anyhow.
+    # An autoscaler with another report format, or a head without agents, omits these; the nodes are listed anyway.
     with contextlib.suppress(ShardyardError, AttributeError, KeyError, TypeError):
         reserved = api.get("/api/cluster_status")["data"]["clusterStatus"]["loadMetricsReport"]["usageByNode"] or {}
     with contextlib.suppress(ShardyardError, AttributeError, KeyError, TypeError):
@@ -37,12 +37,12 @@ def ask(api: JobsApi) -> list[NodeStatus]:
 def described(
     listed: Sequence[RayNode], reserved: Mapping[str, Any], machines: Sequence[Any], now: float
 ) -> list[NodeStatus]:
-    """The nodes that live or died a short time ago.
+    """The nodes that are alive or died recently.
 
     Args:
         listed: nodes of Ray's state API.
-        reserved: by node, pairs of what is taken and what there is, by resource.
-        machines: what Ray's agents measure.
+        reserved: by node and resource, pairs of the reserved and the total amount.
+        machines: measurements of Ray's agents.
         now: seconds since the epoch.
     """
     by_id = {}
@@ -102,7 +102,7 @@ def _load(machine: Mapping[str, Any]) -> float | None:
 
 def _memory(machine: Mapping[str, Any]) -> tuple[int, int] | None:
     with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
-        # In bytes: all, what is available, per cent, what is used.
+        # Total, available, percentage, used; in bytes except the percentage.
         return int(machine["mem"][3]), int(machine["mem"][0])
     return None
 

@@ -1,4 +1,4 @@
-"""A Ray cluster as a scheduler: jobs go to its job server, and our queue on its head orders them."""
+"""A Ray cluster as a scheduler: jobs go to its job server, and Shardyard's queue on its head orders them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STATES: dict[str, JobState] = {
 
 
 class RayScheduler(Scheduler):
-    """Ray's job server at an address, or at that of the environment or of `shardyard cluster up`."""
+    """Ray's job server at a given address, or at the address from the environment or `shardyard cluster up`."""
 
     name = "ray"
     files = "travel"
@@ -45,12 +45,12 @@ class RayScheduler(Scheduler):
 
     @classmethod
     def is_configured(cls) -> bool:
-        """An environment variable names a cluster, or one was started here."""
+        """Whether an environment variable names a cluster, or one was started on this host."""
         return is_named()
 
     @classmethod
     def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
-        """Ray's jobs are recorded with the address of their cluster."""
+        """The job of a run; jobs on Ray are recorded with the address of their cluster."""
         job = folder.info().job
         if "submission_id" not in job:
             return None
@@ -58,7 +58,7 @@ class RayScheduler(Scheduler):
 
     @property
     def api(self) -> JobsApi:
-        """The cluster, after a check that it answers and runs this version of Ray.
+        """The cluster's API, after checking that it answers and runs this version of Ray.
 
         Raises:
             ShardyardError: it does not.
@@ -78,18 +78,18 @@ class RayScheduler(Scheduler):
         return f" --address {self.where}"
 
     def submit(self, request: SubmitRequest, report: Report) -> JobHandle:
-        """Through Ray's Jobs API; even for a dry run the id is known: it is the run's."""
+        """Submit through Ray's Jobs API; the id is known even for a dry run, because it is the run's id."""
         api = None if request.dry_run is not None else self.api
         job_id = submit(request, report, api)
         return JobHandle(self.name, job_id, job_id, request.runs_dir / job_id, api.cluster.url if api else None)
 
     def list(self, *, ended: bool = False) -> Sequence[JobStatus]:
-        """Jobs of everyone who uses the cluster."""
+        """Jobs of all users of the cluster."""
         found = [self._status(job) for job in self.api.jobs() if _OURS in (job.get("metadata") or {})]
         return [job for job in found if ended or not job.ended]
 
     def status(self, job: JobHandle) -> JobStatus:
-        """From the job server."""
+        """The status from the job server."""
         found = self.api.job(job.id)
         if _OURS not in (found.get("metadata") or {}):
             raise JobNotFoundError(f"{job.id} at {self.where} is a Ray job that Shardyard did not submit.")
@@ -106,7 +106,7 @@ class RayScheduler(Scheduler):
         yield tail(self.api.logs(job.id), lines)
 
     def stop(self, job: JobHandle) -> None:
-        """SIGINT to the entry point."""
+        """Send SIGINT to the entry point."""
         self.api.stop(self.status(job).job.id)
 
     def capacity(self) -> Capacity:
@@ -114,7 +114,7 @@ class RayScheduler(Scheduler):
         return Capacity(tuple(nodes_of(self.api)), grows=autoscales(self.api))
 
     def nodes(self) -> Sequence[NodeStatus]:
-        """With what Ray's agents measure, and those that died a short time ago."""
+        """The nodes, including recently dead ones, with the measurements of Ray's agents."""
         return ask(self.api)
 
     def _status(self, job: RayJob) -> JobStatus:

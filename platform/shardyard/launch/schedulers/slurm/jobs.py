@@ -1,4 +1,4 @@
-"""Jobs under Slurm: submitting, listing, looking at and cancelling them, through Slurm's own commands."""
+"""Jobs under Slurm: submitting, listing, inspecting and cancelling them, with Slurm's commands."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
 from shardyard.tracking.run.folder import RunFolder
 
-# Longest wait for one of Slurm's commands; a controller that is down answers after several of its own time-outs.
+# Time limit of one Slurm command; if the controller is down, commands fail after several timeouts of their own.
 COMMAND_TIMEOUT_SECONDS = 120.0
-# Controllers of large clusters ask users not to poll more often.
+# Large clusters ask users not to poll the controller more often.
 POLL_SECONDS = 5.0
-# A word of sbatch's message → what to do about it.
+# A phrase of sbatch's message → advice.
 _ADVICE = (
     ("partition", "`sinfo` lists partitions; cluster.slurm.partition chooses one"),
     ("account", "`sacctmgr show associations user=$USER` lists accounts; cluster.slurm.account chooses one"),
@@ -42,14 +42,14 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job as Slurm sees it.
+    """A job as Slurm reports it.
 
-    state: Slurm's word, such as PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT, PREEMPTED, CANCELLED, NODE_FAIL.
-    reason: why it waits, such as Resources or Priority; `None` where it does not.
+    state: Slurm's state, such as PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT, PREEMPTED, CANCELLED, NODE_FAIL.
+    reason: why it waits, such as Resources or Priority; Slurm's text `None` if it does not wait.
     exit_code: of the batch script, once it has ended.
-    restarts: how often it was requeued; None where Slurm no longer says.
-    run: its run folder; None for a job that Shardyard did not write.
-    submitted, started, ended_at: seconds since 1970, where Slurm says so.
+    restarts: how often it was requeued; None if Slurm no longer reports it.
+    run: its run folder; None for a job not submitted by Shardyard.
+    submitted, started, ended_at: seconds since 1970, if Slurm reports them.
     cpus, gpus: over all nodes.
     """
 
@@ -69,11 +69,11 @@ class SlurmJob:
 
     @property
     def ended(self) -> bool:
-        """Whether it is over; a job that waits to start again is not."""
+        """Whether it has ended; a requeued job has not."""
         return self.state in _ENDED
 
 
-# States after which Slurm does nothing more with a job.
+# Final states of a job.
 _ENDED = frozenset(
     {
         "BOOT_FAIL",
@@ -88,19 +88,19 @@ _ENDED = frozenset(
         "TIMEOUT",
     }
 )
-# Of nodes that take jobs, now or once others have ended.
+# States of nodes that accept jobs, now or once others have ended.
 _UP = ("idle", "mix", "alloc", "comp", "resv", "plnd")
 _NODE_COLUMNS = "NodeList:128,StateCompact:32,CPUsState:48,Memory:24,AllocMem:24,Gres:256,GresUsed:256"
 _MEBIBYTE = 1024**2
-# Beginnings of the reasons why a job waits that as things are no node will ever hold.
+# Prefixes of wait reasons that mean that, as configured, no node will ever run the job.
 _NEVER = ("Partition", "Invalid", "AccountNotAllowed", "QOSNotAllowed", "BadConstraints")
 
 
 def submit(request: SubmitRequest, report: Report) -> str:
-    """Submit a job, or with `dry_run` write its script only; returns its id in Slurm ("" for a script).
+    """Submit a job, or with `dry_run` only write its script; returns its id in Slurm ("" for a script).
 
     Raises:
-        UsageError: Slurm does not have what the recipe asks for, or is not on this host.
+        UsageError: Slurm lacks the resources that the recipe requires, or is not installed on this host.
         ShardyardError: Slurm does not answer.
     """
     recipe = request.loaded.recipe
@@ -108,7 +108,7 @@ def submit(request: SubmitRequest, report: Report) -> str:
     run = Path(spec["runs_dir"]) / spec["run_id"]
     gpu = _on_gpus(recipe, planned=request.plan.world.gpu, report=report)
     if gpu != request.plan.world.gpu:
-        spec["version"] = ""  # so that the job plans again, where the GPUs are
+        spec["version"] = ""  # so that the job plans again on a host with the GPUs
     allocation = allocation_of(recipe, request.plan, gpu=gpu)
     script = render(
         recipe,
@@ -132,7 +132,7 @@ def submit(request: SubmitRequest, report: Report) -> str:
 
 
 def jobs() -> list[SlurmJob]:
-    """The jobs of this user that Shardyard wrote and that Slurm still lists, in its order.
+    """This user's jobs that Shardyard submitted and Slurm still lists, in Slurm's order.
 
     Raises:
         ShardyardError: Slurm does not answer.
@@ -145,7 +145,7 @@ def jobs() -> list[SlurmJob]:
 
 
 def state(job_id: str) -> SlurmJob | None:
-    """What Slurm knows of a job; None where it has forgotten it, which without accounting is after some minutes.
+    """The state of a job; None if Slurm has forgotten it, which without accounting happens after some minutes.
 
     Raises:
         ShardyardError: Slurm does not answer.
@@ -160,7 +160,7 @@ def state(job_id: str) -> SlurmJob | None:
 
 
 def of_run(run: RunFolder) -> SlurmJob | None:
-    """The job of a run, from any host of the cluster; None for a run without one, or one that Slurm has forgotten.
+    """The job of a run, from any host of the cluster; None if it has none, or Slurm has forgotten it.
 
     Raises:
         ShardyardError: Slurm does not answer.
@@ -173,7 +173,7 @@ def of_run(run: RunFolder) -> SlurmJob | None:
 
 
 def cancel(job_id: str) -> None:
-    """End a job for good: one that waits at once, one that runs with SIGTERM and, KillWait seconds later, SIGKILL.
+    """Cancel a job: a waiting one at once, a running one with SIGTERM and, KillWait seconds later, SIGKILL.
 
     Raises:
         UsageError: there is no such job.
@@ -184,7 +184,7 @@ def cancel(job_id: str) -> None:
 
 
 def _submit(script: str, spec: JobSpec, allocation: Allocation, recipe: Recipe) -> str:
-    """Make the run folder and hand the script to sbatch. Whatever goes wrong, or Ctrl-C, leaves neither behind."""
+    """Create the run folder and pass the script to sbatch. An error or Ctrl-C leaves neither behind."""
     run = Path(spec["runs_dir"]) / spec["run_id"]
     existed = run.exists()
     path = run / "slurm" / "job.sh"
@@ -193,7 +193,7 @@ def _submit(script: str, spec: JobSpec, allocation: Allocation, recipe: Recipe) 
         folder = run_folder(spec)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _write_script(path, script)
-        # Ctrl-C must not part the job from its id.
+        # Ctrl-C must not separate the job from its id.
         with uninterrupted():
             job_id, complaint = _sbatch(path)
             if not job_id:
@@ -209,17 +209,17 @@ def _submit(script: str, spec: JobSpec, allocation: Allocation, recipe: Recipe) 
 
 
 def _sbatch(script: Path) -> tuple[str, str]:
-    """Id of the new job, "" where there is none, and what sbatch complained about."""
+    """The id of the new job, "" if there is none, and sbatch's error output."""
     done = subprocess.run(
         ["sbatch", "--parsable", str(script)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
-        start_new_session=True,  # which the terminal does not interrupt
+        start_new_session=True,  # not interrupted by the terminal
     )
     lines = done.stdout.strip().splitlines()
-    # `12;cluster` where there are several clusters.
+    # `12;cluster` if there are several clusters.
     return (lines[-1].partition(";")[0] if lines and not done.returncode else ""), done.stderr
 
 
@@ -241,13 +241,13 @@ def _in_words(allocation: Allocation, recipe: Recipe) -> str:
 
 
 def _message(complaint: str) -> str:
-    """sbatch's message without its name, each sentence once: `sbatch: error: …` says most things twice."""
+    """sbatch's message without its prefix, each sentence once: `sbatch: error: …` repeats most of them."""
     lines = [line.split("error:", 1)[-1].strip().rstrip(".") for line in complaint.strip().splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
 
 
 def _on_gpus(recipe: Recipe, *, planned: bool, report: Report) -> bool:
-    """Whether workers get GPUs: as the recipe says, else where the partition has some."""
+    """Whether workers get GPUs: as the recipe says, else if the partition has some."""
     if recipe.cluster.gpus_per_worker is not None:
         return recipe.cluster.gpus_per_worker > 0
     found = planned or _partition_has_gpus(recipe.cluster.slurm.partition)
@@ -257,7 +257,7 @@ def _on_gpus(recipe: Recipe, *, planned: bool, report: Report) -> bool:
 
 
 def _partition_has_gpus(partition: str | None) -> bool:
-    """Whether nodes of a partition, or of the default one, have GPUs; False where Slurm cannot be asked."""
+    """Whether nodes of a partition, or of the default one, have GPUs; False if Slurm cannot be queried."""
     try:
         listed = _slurm("sinfo", "--noheader", "--format=%P|%G")
     except (ShardyardError, OSError):
@@ -267,7 +267,7 @@ def _partition_has_gpus(partition: str | None) -> bool:
 
 
 def _parse(text: str) -> SlurmJob:
-    """`scontrol --oneliner show job`; its field names are the same in all versions, unlike its JSON."""
+    """Parse `scontrol --oneliner show job`; its field names are the same in all versions, unlike its JSON."""
     fields = dict(part.partition("=")[::2] for part in text.split() if "=" in part)
     comment = text.partition(f" Comment={COMMENT} ")[2]
     code, _, signal = fields.get("ExitCode", "0:0").partition(":")
@@ -283,7 +283,7 @@ def _parse(text: str) -> SlurmJob:
         run=Path(comment.split(" Power=")[0].split(" StdErr=")[0].strip()) if comment else None,
         submitted=_moment(fields.get("SubmitTime")),
         started=_moment(fields.get("StartTime")) if fields["JobState"] != "PENDING" else None,
-        # Of a job that runs it is the end of its time limit.
+        # For a running job this is the end of its time limit.
         ended_at=_moment(fields.get("EndTime")) if ended else None,
         cpus=float(fields["NumCPUs"].partition("-")[0]) if fields.get("NumCPUs") else None,
         gpus=_gpus(text),
@@ -291,7 +291,7 @@ def _parse(text: str) -> SlurmJob:
 
 
 def _moment(text: str | None) -> float | None:
-    """Slurm's times are those of this host's clock, without a zone."""
+    """Seconds since 1970; Slurm prints times in this host's time zone, without naming it."""
     try:
         return datetime.fromisoformat(text or "").timestamp()
     except ValueError:  # Unknown, N/A
@@ -299,7 +299,7 @@ def _moment(text: str | None) -> float | None:
 
 
 def _gpus(text: str) -> float | None:
-    """GPUs of all nodes, from the line TRES=cpu=8,mem=1G,node=2,billing=8,gres/gpu=4."""
+    """GPUs over all nodes, from a line such as TRES=cpu=8,mem=1G,node=2,billing=8,gres/gpu=4."""
     found = re.search(r" (?:ReqTRES|TRES)=\S*?gres/gpu=(\d+)", text)
     if found is not None:
         return float(found[1])
@@ -307,7 +307,7 @@ def _gpus(text: str) -> float | None:
 
 
 def nodes() -> list[Node]:
-    """The nodes of the cluster that are up, with their cores, GPUs and memory.
+    """The nodes that are up, with their cores, GPUs and memory.
 
     Raises:
         ShardyardError: Slurm does not answer.
@@ -327,12 +327,12 @@ def nodes() -> list[Node]:
 
 
 def _gres_gpus(text: str) -> float:
-    """GPUs of a list such as gpu:a100:4(S:0-1),shard:8."""
+    """The number of GPUs in a list such as gpu:a100:4(S:0-1),shard:8."""
     return float(sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", text)))
 
 
 def _from_accounting(job_id: str) -> SlurmJob | None:
-    """What sacct knows, where Slurm keeps accounts."""
+    """A job from sacct, if accounting is enabled."""
     try:
         text = _slurm("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}",
                       "--format=JobID,JobName,State,NNodes,ExitCode,Comment")  # fmt: skip
@@ -357,15 +357,15 @@ def _from_accounting(job_id: str) -> SlurmJob | None:
 
 
 def _exit_code(code: int, signal: int) -> int:
-    """As a shell has it: 128 and the signal for a script that one ended."""
+    """The exit code as in a shell: 128 plus the signal for a script that a signal ended."""
     return 128 + signal if signal else code
 
 
 def _slurm(*command: str) -> str:
-    """What one of Slurm's commands prints.
+    """The output of a Slurm command.
 
     Raises:
-        ShardyardError: it failed; with its message.
+        ShardyardError: the command failed; contains its message.
     """
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Slurm as a scheduler: each job is a batch script that starts a Ray cluster on the nodes that Slurm gives it."""
+"""Slurm as a scheduler: each job is a batch script that starts a Ray cluster on its allocated nodes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shardyard.launch.schedulers.slurm import jobs
 from shardyard.tracking.run.folder import RunFolder
 
 LOG = "slurm.log"
-# Files of which a host of a Slurm cluster has one; without a slurm.conf it fetches that, with munge's credentials.
+# A host of a Slurm cluster has one of these; without slurm.conf it fetches the file, authenticated by munge.
 _SIGNS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf", "/run/munge/munge.socket.2")
 _STATES: dict[str, JobState] = {
     "PENDING": "PENDING",
@@ -35,7 +35,7 @@ _STATES: dict[str, JobState] = {
     "COMPLETED": "SUCCEEDED",
     "CANCELLED": "STOPPED",
 }
-# What a run folder says of a run that has ended and that Slurm has forgotten.
+# State in the run folder → state of an ended job that Slurm has forgotten.
 _RUN_STATES: dict[str, JobState] = {
     "finished": "SUCCEEDED",
     "interrupted": "STOPPED",
@@ -45,7 +45,7 @@ _RUN_STATES: dict[str, JobState] = {
 
 
 class SlurmScheduler(Scheduler):
-    """The Slurm of this host; run folders lie on storage that its nodes share."""
+    """The Slurm of this host; run folders are on storage shared by its nodes."""
 
     name = "slurm"
     files = "share"
@@ -53,32 +53,32 @@ class SlurmScheduler(Scheduler):
 
     @classmethod
     def is_configured(cls) -> bool:
-        """Its commands are here, and know their cluster: a package alone may have brought them."""
+        """Whether its commands are installed and configured for a cluster; a package may install only the commands."""
         named = any(os.environ.get(name) for name in ("SLURM_CONF", "SLURM_CONF_SERVER"))
         return shutil.which("squeue") is not None and (named or any(Path(path).exists() for path in _SIGNS))
 
     @classmethod
     def recorded_in(cls, folder: RunFolder) -> JobHandle | None:
-        """The number is written when the job is submitted."""
+        """The job of a run; its Slurm id is recorded at submission."""
         number = folder.info().job.get("slurm_job_id")
         return None if number is None else JobHandle(cls.name, str(number), folder.id, folder.path)
 
     @property
     def where(self) -> str:
-        """There is one."""
+        """Always "Slurm": a host has only one."""
         return "Slurm"
 
     def submit(self, request: SubmitRequest, report: Report) -> JobHandle | None:
-        """With sbatch."""
+        """Submit with sbatch."""
         job_id = jobs.submit(request, report)
         return self.status(JobHandle(self.name, job_id)).job if job_id else None
 
     def list(self, *, ended: bool = False) -> Sequence[JobStatus]:
-        """Those that squeue still shows."""
+        """The jobs that squeue still shows."""
         return [self._status(job) for job in jobs.jobs() if ended or not job.ended]
 
     def status(self, job: JobHandle) -> JobStatus:
-        """As Slurm has it; of a job that Slurm has forgotten, as its run folder has it."""
+        """The status from Slurm, or from the run folder if Slurm has forgotten the job."""
         found = jobs.state(job.id) if job.id.isdecimal() else None
         if found is not None and found.run is not None and job.run_folder in (None, found.run):
             return self._status(found)
@@ -87,7 +87,7 @@ class SlurmScheduler(Scheduler):
         raise JobNotFoundError(f"Slurm knows no job {job.id!r} of Shardyard; `squeue --me` lists what it runs.")
 
     def logs(self, job: JobHandle, *, follow: bool = False, lines: int | None = None) -> Iterator[str]:
-        """The file in the run folder to which the batch script writes."""
+        """The output file of the batch script, in the run folder."""
         known = self.status(job).job
         assert known.run_folder is not None, "a job of Shardyard has one"
         path = known.run_folder / "logs" / LOG
@@ -102,7 +102,7 @@ class SlurmScheduler(Scheduler):
         return iter([tail(read(), lines)])
 
     def stop(self, job: JobHandle) -> None:
-        """A run that trains is asked through its folder and writes a checkpoint; before, there is nothing to save."""
+        """Stop a training run through its folder, with a checkpoint; before training, cancel the job."""
         found = self.status(job)
         if found.ended:
             return
@@ -117,7 +117,7 @@ class SlurmScheduler(Scheduler):
             folder.update(state="interrupted", exit_code=EXIT_INTERRUPTED)
 
     def capacity(self) -> Capacity:
-        """The nodes that sinfo shows."""
+        """The nodes listed by sinfo."""
         return Capacity(tuple(jobs.nodes()))
 
     def _status(self, job: jobs.SlurmJob) -> JobStatus:
@@ -141,7 +141,7 @@ class SlurmScheduler(Scheduler):
 
 
 def _remembered(job: JobHandle, folder: RunFolder) -> JobStatus | None:
-    """How a run ended, by its folder; None where it has not, or cannot be read."""
+    """The final status of a run from its folder; None if it has not ended or cannot be read."""
     with suppress(RunFolderError):
         info = folder.info()
         state = _RUN_STATES.get(info.state)
@@ -152,12 +152,12 @@ def _remembered(job: JobHandle, folder: RunFolder) -> JobStatus | None:
 
 
 def _as_stopped(state: JobState, code: int | None) -> JobState:
-    """A run that a person stopped through its folder ends with a code that is Slurm's FAILED."""
+    """Correct the state of a run that a person stopped through its folder: Slurm reports its exit code as FAILED."""
     return "STOPPED" if state == "FAILED" and code == EXIT_INTERRUPTED else state
 
 
 def _tags(job: jobs.SlurmJob) -> tuple[str, ...]:
-    """Slurm knows none; the run folder does, where it can be read."""
+    """The tags of a job, from its run folder if readable: Slurm does not store them."""
     with suppress(RunFolderError, OSError):
         if job.run is not None:
             return tuple(map(str, RunFolder(job.run).info().job.get("tags") or ()))

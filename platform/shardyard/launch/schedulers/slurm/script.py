@@ -1,4 +1,4 @@
-"""The batch script of a job under Slurm, as a pure function of the recipe and where its run goes."""
+"""The batch script of a job under Slurm, as a pure function of the recipe and its run folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, parse_bytes
 
 OBJECT_STORE_BYTES = 1024**3
-# Ray's daemons, its object store, and the process that drives the run.
+# Ray's daemons, its object store, and the driver of the run.
 NODE_BYTES = 2 * 1024**3 + OBJECT_STORE_BYTES
-# Slurm may send its signal up to a minute before it was asked to (sbatch(1), --signal).
+# Slurm may send its signal up to a minute early (sbatch(1), --signal).
 SIGNAL_EARLY_SECONDS = 60
 COMMENT = "shardyard"
 _LINT = "# shellcheck disable=SC2016,SC2089,SC2090,SC2317 # shells on the nodes are given functions as text, by name"
@@ -29,9 +29,9 @@ _LINT = "# shellcheck disable=SC2016,SC2089,SC2090,SC2317 # shells on the nodes 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What the job asks Slurm for.
+    """The resources that the job requests from Slurm.
 
-    memory_bytes: of each node; None for all that it has.
+    memory_bytes: per node; None for all of it.
     minutes: time limit of Slurm, which leaves time to write a checkpoint after `job.time_limit`; None for the
         partition's.
     """
@@ -44,10 +44,10 @@ class Allocation:
 
 
 def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool) -> Allocation:
-    """What a job of `recipe` needs, if its workers compute on GPUs or not.
+    """The allocation for a job of `recipe`; `gpu`: whether its workers compute on GPUs.
 
     Raises:
-        UsageError: `cluster.slurm.nodes` nodes do not hold the workers.
+        UsageError: the workers do not fit on `cluster.slurm.nodes` nodes.
     """
     settings, slurm = recipe.cluster, recipe.cluster.slurm
     per_node = _workers_per_node(recipe, gpu=gpu)
@@ -73,14 +73,14 @@ def render(
     """The whole script.
 
     Args:
-        run: the run folder, absolute; the job makes it where it is not there yet.
-        cwd: what relative paths of the recipe start from.
+        run: the run folder, absolute; the job creates it if it is missing.
+        cwd: the base of the recipe's relative paths.
         name: of the job.
-        python: the interpreter that has Shardyard and Ray on every node.
-        spec: of the run, as `jobs.spec.spec_of` makes it; travels inside the script.
+        python: the interpreter with Shardyard and Ray on every node.
+        spec: of the run, from `jobs.spec.spec_of`; embedded in the script.
 
     Raises:
-        UsageError: a line of the recipe's cannot stand in the script.
+        UsageError: a line of the recipe cannot be embedded in the script.
     """
     body = (share_folder("cluster") / "slurm" / "job.sh").read_text(encoding="utf-8")
     lines = ["#!/bin/bash", *_title(allocation, run), *_options(recipe, allocation, run, cwd, name), ""]
@@ -89,7 +89,7 @@ def render(
 
 
 def _workers_per_node(recipe: Recipe, *, gpu: bool) -> int:
-    """Ranks of a node, in whole groups of those that share experts."""
+    """Ranks per node, in whole expert-parallel groups."""
     settings, group = recipe.cluster, ranks_together(recipe)
     if settings.workers_per_node is not None:
         return min(settings.workers_per_node, settings.workers)
@@ -103,7 +103,7 @@ def _workers_per_node(recipe: Recipe, *, gpu: bool) -> int:
 
 
 def _memory(recipe: Recipe, plan: RunPlan, *, gpu: bool, workers: int) -> int:
-    """Memory of a node: what ranks hold on the host and, without GPUs, what they would hold on one."""
+    """Memory per node: the host memory of its ranks and, without GPUs, their device memory too."""
     given = recipe.cluster.memory_per_worker
     if not gpu and given is not None:
         return workers * parse_bytes(given) + NODE_BYTES
@@ -165,8 +165,8 @@ def _setup(recipe: Recipe) -> list[str]:
 
 
 def _job_file(spec: JobSpec) -> list[str]:
-    """The file that `job_entry` reads. After a time limit Slurm gives another one by requeueing the job, so the run
-    does not go on by itself."""
+    """The job file that the entry point reads. After a time limit Slurm grants a new one by requeueing the job, so the
+    run does not continue automatically."""
     policy = {**spec["policy"], "on_timeout": "end"}
     fields = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in {**spec, "policy": policy}.items())
     start = ["job_file() { # the run, for shardyard.launch.jobs.entry", "  cat <<'END_OF_JOB_FILE'"]
@@ -188,12 +188,12 @@ def _settings(recipe: Recipe, allocation: Allocation, run: Path, python: str) ->
 
 
 def _time(minutes: int) -> str:
-    """Days-hours:minutes, as sbatch reads them."""
+    """Days-hours:minutes, the format of sbatch."""
     return f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}"
 
 
 def _quoted(value: str) -> str:
-    """A value as sbatch reads it behind #SBATCH, where quotes and backslashes mean what they mean to a shell."""
+    """A value quoted for an #SBATCH line, where quotes and backslashes have the same meaning as in a shell."""
     return value if re.fullmatch(r"[\w@%+=:,./-]*", value) else '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 

@@ -1,4 +1,4 @@
-"""FlashAttention's functions by their formula: what is passed to them, and that it is what they take, is rehearsed."""
+"""FlashAttention's functions by their formula: the arguments passed to them, and their validity, are tested."""
 
 from __future__ import annotations
 

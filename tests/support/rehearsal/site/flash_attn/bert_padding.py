@@ -1,4 +1,4 @@
-"""Padding, by the functions of transformers that do the same."""
+"""Padding, by the equivalent functions of transformers."""
 
 from transformers.modeling_flash_attention_utils import _pad_input as pad_input
 from transformers.modeling_flash_attention_utils import _unpad_input as unpad_input

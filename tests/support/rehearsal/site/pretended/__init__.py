@@ -1,4 +1,4 @@
-"""What has to change for a process to believe in GPUs, done as soon as the module concerned is imported."""
+"""Patches that simulate GPUs in a process, applied as soon as the patched module is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AFTER = {
     "ray._private.thirdparty.pynvml": "driver",
 }
 
-# `torch.set_num_threads`: what a worker of Ray is to miss, as a bug does.
+# `torch.set_num_threads`: to be removed in a Ray worker, to simulate a bug.
 _WITHOUT = [
     name for name in os.environ.get("REHEARSAL_WITHOUT", "").split(",") if "default_worker.py" in str(sys.orig_argv)
 ]
@@ -39,7 +39,7 @@ def begin() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Leaves finding to the others, and looks after what they load."""
+    """Leaves finding to other finders, and patches the modules that they load."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""DeepSpeed's accelerator: its own for CUDA, without kernels that only a compiler for GPUs could build."""
+"""DeepSpeed's CUDA accelerator, without kernels that only a GPU compiler could build."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def change(module: ModuleType) -> None:
-    """Called when DeepSpeed has just learnt how accelerators are chosen; without GPUs it chooses itself."""
+    """Called when DeepSpeed's selection of accelerators has been imported; without GPUs it is unchanged."""
     if not torch.cuda.is_available():
         return
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
     class PretendedAccelerator(CUDA_Accelerator):  # type: ignore[misc]
-        """Everything of it asks torch.cuda, which answers."""
+        """All methods use torch.cuda, which is simulated."""
 
         def on_accelerator(self, tensor: torch.Tensor) -> bool:
             return True

@@ -1,4 +1,4 @@
-"""torch.cuda: as many GPUs as CUDA_VISIBLE_DEVICES leaves of those pretended, with streams that are always in order."""
+"""torch.cuda: the simulated GPUs visible by CUDA_VISIBLE_DEVICES, with streams that are always in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pretended.driver import CAPABILITY, COUNT, MEMORY_BYTES, NAME
 _CURRENT = threading.local()
 _GENERATORS: dict[int, torch.Generator] = {}
 _MOST = {"allocated": 0}
-# How often what only GPUs have was used: streams, events, pinned copies.
+# Counts of uses of GPU-only features: streams, events, pinned copies.
 USED: Counter[str] = Counter()
 
 
@@ -27,7 +27,7 @@ def device_count() -> int:
     if visible is None:
         return COUNT
     chosen = [part.strip() for part in visible.split(",") if part.strip()]
-    # As CUDA has it: nothing from the first one on that is not there.
+    # As in CUDA: the list ends at the first device that does not exist.
     known = 0
     while known < len(chosen) and chosen[known].isdecimal() and int(chosen[known]) < COUNT:
         known += 1
@@ -93,7 +93,7 @@ def manual_seed_all(seed: int) -> None:
 
 
 class Stream:
-    """Work on it is done when the call returns."""
+    """A stream; its work is done when the call returns."""
 
     def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
         USED["streams"] += 1
@@ -117,7 +117,7 @@ class Stream:
 
 
 class Event:
-    """A moment."""
+    """An event: a point in time."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.moment: float | None = None
@@ -161,7 +161,7 @@ class Device:
 
 
 def change() -> None:
-    """Put all of it into torch.cuda."""
+    """Patch all of it into torch.cuda."""
     none: Any = lambda *args, **kwargs: None  # noqa: E731
     default: dict[int, Stream] = {}
 
@@ -210,7 +210,7 @@ def change() -> None:
         "utilization": lambda device=None: 42 if index_of(device) >= 0 else 0,
         "device_memory_used": memory_allocated,
         "power_draw": lambda device=None: 250_000 if index_of(device) >= 0 else 0,
-        # A driver that does not tell it.
+        # A driver that does not report it.
         "temperature": _untold,
     }
     for name, answer in answers.items():

@@ -1,4 +1,4 @@
-"""What the driver of GPUs shows: files in /dev, and answers to NVML, which Ray counts GPUs with."""
+"""The interfaces of the GPU driver: files in /dev, and NVML, with which Ray counts GPUs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 COUNT = int(os.environ.get("REHEARSAL_GPUS", "0"))
 NAME = os.environ.get("REHEARSAL_NAME", "")
 MEMORY_BYTES = 80 * 1024**3
-# The compute capability, by which programs know what a GPU computes with.
+# The compute capability, from which programs derive the units of a GPU.
 CAPABILITY = (7, 0) if "V100" in NAME else (9, 0)
 
 
 def show_devices() -> None:
-    """Let `Path("/dev").glob("nvidia…")` find them. Files in /dev itself would be seen by everyone."""
+    """Let `Path("/dev").glob("nvidia…")` find them. Real files in /dev would be visible to all processes."""
     glob = Path.glob
 
     def with_devices(self: Path, pattern: str, **options: Any) -> Iterator[Path]:
@@ -28,7 +28,7 @@ def show_devices() -> None:
 
 
 def change(pynvml: ModuleType) -> None:
-    """Ray's copy of NVML's Python interface."""
+    """Patch Ray's copy of NVML's Python interface."""
     answers: dict[str, Any] = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,

@@ -1,4 +1,4 @@
-"""Which lines of Shardyard run, written down as they run: Ray ends workers without a word."""
+"""Recording the executed lines of Shardyard immediately, because Ray kills workers without notice."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _ROOM = os.sep + os.path.join("platform", "shardyard") + os.sep
 
 
 def record(folder: str) -> None:
-    """In this process, from now on, in all threads."""
+    """Record in this process, from now on, in all threads."""
     file = os.open(f"{folder}/{os.getpid()}.lines", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     names: dict[str, str | None] = {}
     seen: set[tuple[str, int]] = set()
 
     def name_of(path: str) -> str | None:
         if path not in names:
-            # `…/platform/shardyard/engine/run.py` → `engine/run.py`; None for files of others.
+            # `…/platform/shardyard/engine/run.py` → `engine/run.py`; None for other files.
             _, found, after = path.partition(_ROOM)
             names[path] = after.replace(os.sep, "/") if found else None
         return names[path]

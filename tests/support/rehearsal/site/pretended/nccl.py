@@ -8,10 +8,10 @@ from typing import Any
 
 
 def change(c10d: ModuleType) -> None:
-    """`init_process_group("nccl")` works, and takes tensors that lie where ours do."""
+    """Make `init_process_group("nccl")` work, with tensors in host memory."""
 
     class Options:
-        """What torch sets of NCCL's options."""
+        """The NCCL options that torch sets."""
 
         _timeout = timedelta(minutes=10)
 
@@ -19,7 +19,7 @@ def change(c10d: ModuleType) -> None:
             self.__dict__[name] = value
 
     class ProcessGroupNCCL(c10d.ProcessGroupGloo):  # type: ignore[misc, name-defined]
-        """Gloo that torch takes for NCCL; it keeps a time limit and no wish to block streams."""
+        """Gloo that torch treats as NCCL; it keeps the timeout and ignores stream blocking."""
 
         def __init__(self, store: Any, rank: int, size: int, options: Options) -> None:
             super().__init__(store, rank, size, timeout=options._timeout)
@@ -32,5 +32,5 @@ def change(c10d: ModuleType) -> None:
     c10d.Backend.backend_capability["nccl"] = ["cuda", "cpu"]
 
 
-# torch asks for the type of a backend later, which C++ alone does not keep.
+# torch later queries the type of a backend, which the C++ object alone does not keep.
 _ALIVE: list[Any] = []

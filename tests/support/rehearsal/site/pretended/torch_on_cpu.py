@@ -1,4 +1,4 @@
-"""torch on a device named cuda: whatever is sent there stays, and the CPU computes it."""
+"""torch on a device named cuda: tensors sent there stay on the CPU, which computes them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pretended import cuda
 
 
 def change(module: ModuleType) -> None:
-    """Called when torch has just been imported."""
+    """Called right after torch was imported."""
     cuda.change()
-    # Its argument is checked before any mode is asked.
+    # Its argument is checked before any mode is consulted.
     torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign, assignment]
     OnCpu().__enter__()
     run = threading.Thread.run
 
     def run_on_cpu(self: threading.Thread) -> None:
-        # Modes belong to a thread.
+        # Modes are per thread.
         with OnCpu():
             run(self)
 
@@ -30,7 +30,7 @@ def change(module: ModuleType) -> None:
     backward = torch.autograd._engine_run_backward
 
     def backward_on_cpu(*args: Any, **kwargs: Any) -> Any:
-        # A mode is off while it handles a function, and hooks of DeepSpeed run while this one does.
+        # A mode is disabled while it handles a function, and hooks of DeepSpeed run during that time.
         with OnCpu():
             return backward(*args, **kwargs)
 
@@ -40,12 +40,12 @@ def change(module: ModuleType) -> None:
 
 
 class OnCpu(TorchFunctionMode):
-    """Takes each mention of a CUDA device for the CPU."""
+    """Replaces each CUDA device with the CPU."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is torch.device:
-            # Shardyard and Ray hear of a GPU; DeepSpeed compares devices with those where tensors are.
+            # Shardyard and Ray see a GPU; DeepSpeed compares devices with those of tensors.
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if not caller.startswith("deepspeed"):
                 return function(*args, **kwargs)
