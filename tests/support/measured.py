@@ -10,6 +10,7 @@ from pathlib import Path
 from shardyard.launch.run.initial import for_planning
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import world_of
+from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
@@ -24,6 +25,21 @@ class Planned:
     recipe: Recipe
     plan: RunPlan
     seconds: float
+
+
+def tiny_architecture(family: str) -> Architecture:
+    """Sizes of a model that is never built, for what a plan computes with them."""
+    return Architecture(
+        family=family,
+        parameters=1024,
+        matmul_parameters=1024,
+        largest_block_parameters=256,
+        layers=2,
+        hidden_size=8,
+        heads=2,
+        vocabulary=64,
+        positions=64,
+    )
 
 
 @cache

@@ -10,25 +10,15 @@ import torch
 from shardyard.engine import assemble
 from shardyard.engine.hooks.evaluate import _passes
 from shardyard.engine.mesh import Axis, single_process
-from shardyard.planning.architecture import Architecture
 from shardyard.planning.memory import estimate_memory
 from shardyard.planning.plan import World, make_plan
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import MeshShape, data_mesh
 from shardyard.recipe.schema import Recipe
+from support.measured import tiny_architecture
 
 PAIRS = MeshShape((("expert_data", 2), ("expert", 1), ("tensor", 2)))
-SMALL = Architecture(
-    family="gpt2",
-    parameters=1024,
-    matmul_parameters=1024,
-    largest_block_parameters=256,
-    layers=2,
-    hidden_size=8,
-    heads=2,
-    vocabulary=64,
-    positions=64,
-)
+SMALL = tiny_architecture("gpt2")
 
 
 def recipe_of(stage: int = 0) -> Recipe:

@@ -11,25 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardyard.errors import RecipeError
-from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import RunPlan, World, make_plan
 from shardyard.planning.plan_text import as_dict, from_dict
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import MeshShape, data_mesh, data_size, mesh_shape, ranks_together
 from shardyard.recipe.schema import Recipe
+from support.measured import tiny_architecture
 
 MIXTRAL = {"family": "mixtral", "config": {"num_local_experts": 8, "num_experts_per_tok": 2}}
-SMALL = Architecture(
-    family="mixtral",
-    parameters=1024,
-    matmul_parameters=1024,
-    largest_block_parameters=256,
-    layers=2,
-    hidden_size=8,
-    heads=2,
-    vocabulary=64,
-    positions=64,
-)
+SMALL = tiny_architecture("mixtral")
 # Axes as they are today, and as they would be with others.
 SHAPES = st.builds(
     lambda *sizes: MeshShape(
