@@ -1,12 +1,17 @@
 """The exceptions of Shardyard, whose messages are written for users.
 
-    ShardyardError exit code 1 ├── UsageError exit code 2: a command line that cannot be carried out │ ├── RecipeError
-    an invalid recipe; carries every problem found │ └── RunFolderError a run that is missing or incomplete ├──
-    DataError a source that cannot be read or is empty │ └── UnavailableError one whose server or storage fails
-    temporarily ├── ModelError an architecture or weights that cannot be built ├── HardwareError a device, precision or
-    library that this machine lacks ├── CheckpointError a checkpoint that cannot be written, or does not verify ├──
-    TrainingError the run failed; names the cause of each rank └── TakenOverError another process trains the run now;
-    this one stops without writing
+    ShardyardError                exit code 1
+    ├── UsageError                exit code 2: a command line that cannot be carried out
+    │   ├── RecipeError           an invalid recipe; carries every problem found
+    │   └── RunFolderError        a run that is missing or incomplete
+    ├── DataError                 a source that cannot be read or is empty
+    │   ├── UnavailableError      one whose server or storage fails temporarily
+    │   └── UnusableRowError      a row that nothing can be learned from
+    ├── ModelError                an architecture or weights that cannot be built
+    ├── HardwareError             a device, precision or library that this machine lacks
+    ├── CheckpointError           a checkpoint that cannot be written, or does not verify
+    ├── TrainingError             the run failed; names the cause of each rank
+    └── TakenOverError            another process trains the run now; this one stops without writing
 
 Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are `assert`s,
 never these. Secrets are removed when the error is created, so callers need not do it.
@@ -79,6 +84,13 @@ class DataError(ShardyardError):
 
 class UnavailableError(DataError):
     """A source whose server or storage fails temporarily: a later attempt may succeed."""
+
+
+class UnusableRowError(DataError):
+    """A row that nothing can be learned from, such as a conversation that the chat template refuses.
+
+    `data.on_error` decides whether it is skipped, repaired, or ends the run; only with `stop` does it reach users.
+    """
 
 
 class ModelError(ShardyardError):
