@@ -90,7 +90,12 @@ class UnusableRowError(DataError):
     """A row that nothing can be learned from, such as a conversation that the chat template refuses.
 
     `data.on_error` decides whether it is skipped, repaired, or ends the run; only with `stop` does it reach users.
+    `reason` contains nothing of the row itself, so that rows can be counted by reason; `detail` is about this row.
     """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
 class ModelError(ShardyardError):

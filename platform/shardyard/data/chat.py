@@ -13,7 +13,7 @@ from typing import TypedDict
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 
 # Roles as words, one turn per line, the end-of-text token after each answer.
 PLAIN_TEMPLATE = (
@@ -70,8 +70,8 @@ def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[M
     as text.
 
     Raises:
-        DataError: a message has no role or content, or the template does not render the messages before an answer as a
-            prefix of the conversation.
+        UnusableRowError: a message has no role or content, or the template refuses the conversation.
+        DataError: the template does not render the messages before an answer as a prefix of the conversation.
     """
     turns = [_checked(message) for message in messages]
     text = _render(tokenizer, turns)
@@ -88,7 +88,9 @@ def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[M
 def _checked(message: Mapping[str, object]) -> Message:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
-        raise DataError(f"a message needs a role and a content, both text; got {sorted(message)} in {message!r:.120}")
+        raise UnusableRowError(
+            "a message needs a role and a content, both text", f"got {sorted(message)} in {message!r:.120}"
+        )
     return {"role": role, "content": content}
 
 
@@ -99,8 +101,9 @@ def _answers(message: Message) -> bool:
 def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, answering: bool = False) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering))
-    except jinja2.TemplateError as error:
-        raise DataError(f"the chat template refuses a conversation: {error}") from error
+    except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # An empty conversation, such as the one before an assistant message that comes first, is a ValueError.
+        raise UnusableRowError("the chat template refuses a conversation", str(error)) from error
 
 
 def _answer_span(

@@ -14,7 +14,7 @@ from shardyard.data.formats.conversations import make
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.preferences import make as make_preferences
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe.schema import Data, Source
 
 # As ChatML (OpenAI 2023) writes turns: a line break follows the token that ends one.
@@ -160,6 +160,13 @@ def test_conversations_that_cannot_be_told_apart(template: str | None, messages:
     add_chat_template(found)
     with pytest.raises(DataError, match=message):
         encode_conversation(found, messages)
+
+
+def test_a_conversation_that_the_template_refuses_is_one_unusable_row() -> None:
+    found = tokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UnusableRowError, match="refuses a conversation: roles must alternate") as caught:
+        encode_conversation(found, TALK)
+    assert caught.value.reason == "the chat template refuses a conversation"
 
 
 def test_a_tokenizer_needs_an_end_for_answers() -> None:
