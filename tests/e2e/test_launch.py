@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from support.cli import Command, write_recipe
+from support.hold import held_by
 from support.tiny import write_corpus
 from support.waiting import PATIENCE_SECONDS, until
 
@@ -196,12 +197,16 @@ def test_neither_ctrl_c_nor_kills_change_the_end(
     corpus: Path, undisturbed: tuple[Command, str], tmp_path: Path
 ) -> None:
     """Ctrl-C, then `kill -9` of a rank, then of the driver: the end is the undisturbed one, bit for bit."""
-    runs = tmp_path / "runs"
-    with Command("launch", write_recipe(tmp_path, corpus, **LONG), runs=runs) as command:
+    runs, held = tmp_path / "runs", tmp_path / "held"
+    with Command("launch", write_recipe(tmp_path, corpus, **LONG, hooks=held_by(held)), runs=runs) as command:
         stopped = _interrupt(command)
+    # Held behind the next checkpoint each time, so that the kill falls within the run however fast the machine is.
+    held.write_text(str(stopped + EVERY + 5))
     with Command("resume", "latest", runs=runs) as command:
         _kill_a_rank(command, after=stopped)
+        held.write_text(str(stopped + 2 * EVERY + 10))
         _kill_the_driver(command)
+    held.unlink()
     _write_old_names(command.folder)
     with Command("resume", "latest", runs=runs) as command:
         code, output = command.finish()

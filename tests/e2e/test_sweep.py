@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from shardyard.launch.sweep.folder import SweepFolder, TrialState, list_sweeps
 from shardyard.tracking.run.folder import RunFolder, read_metrics
 from support.cli import Command, write_recipe
+from support.hold import held_by
 from support.tiny import write_corpus
 from support.waiting import PATIENCE_SECONDS
 
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 METRIC = "eval/validation/loss"
 STEPS = 36
+EVALUATED = 12  # first evaluation
 ENDED = ("finished", "stopped early")
 
 
@@ -41,9 +43,10 @@ def write_sweep(folder: Path, corpus: Path, **sections: Any) -> Path:
         cluster={"workers": 1},
         train={"steps": STEPS},
         zero={"stage": 1},
-        evaluate={"every": 12, "rows": 8},
+        evaluate={"every": EVALUATED, "rows": 8},
         checkpoint={"every": 6},
         sample={"prompts": []},
+        hooks=held_by(folder / "held"),
     )
     path = folder / "sweep.yaml"
     with path.open("w") as file:
@@ -66,22 +69,25 @@ def states(runs: Path) -> list[TrialState]:
     return [trial for folder in list_sweeps(runs) for trial in folder.trials()]
 
 
-def in_the_middle(runs: Path) -> bool:
-    """Two trials have ended; one that runs has a checkpoint to go on from, and most of its steps before it.
+def saved(run: RunFolder) -> bool:
+    return any(run.checkpoints.glob("step-*/manifest.json"))
 
-    Ray ends the trials some time after the driver, and they train until then.
-    """
-    found = states(runs)
-    begun = [trial for trial in found if trial.state == "running" and 6 < trial.step < STEPS // 2]
-    return bool(begun) and sum(trial.state in ENDED for trial in found) >= 2
+
+def two_have_ended(runs: Path) -> bool:
+    return sum(trial.state in ENDED for trial in states(runs)) >= 2
+
+
+def one_is_held(runs: Path) -> bool:
+    """A trial that is held has a checkpoint to go on from, and no evaluation by which it may be stopped early."""
+    running = [trial for trial in states(runs) if trial.state == "running" and trial.run is not None]
+    return any(trial.step < EVALUATED and saved(run_of(only_sweep(runs), trial)) for trial in running)
 
 
 def found_dead(runs: Path, trial: TrialState) -> dict[str, Any]:
-    """run.json of a trial whose sweep was killed; whether it had ended, or was cut off with a checkpoint."""
+    """run.json of a trial whose sweep was killed; whether it had ended, or was cut off before its first evaluation."""
     run = run_of(only_sweep(runs), trial)
-    saved = any(run.checkpoints.glob("step-*/manifest.json"))
     ended = trial.state in ENDED
-    return {**run.info().raw, "had ended": ended, "cut off": saved and not ended and trial.step < STEPS}
+    return {**run.info().raw, "had ended": ended, "cut off": saved(run) and not ended and trial.step < EVALUATED}
 
 
 def wait_until_gone(processes: dict[psutil.Process, str], seconds: float = PATIENCE_SECONDS) -> None:
@@ -114,17 +120,19 @@ def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
             "optimizer.lr": {"values": [3e-3, 1e-2, 1e-5, 1e-4]},
             "train.seed": {"values": [7, 8, 9]},
         },
-        stopping={"grace_steps": 12, "reduction_factor": 3},
-        # A step takes long enough for a trial to be killed within.
-        overrides={"train.global_batch": 256},
+        stopping={"grace_steps": EVALUATED, "reduction_factor": 3},
     )
-    runs = folder / "runs"
+    runs, held = folder / "runs", folder / "held"
     with Command("sweep", path, runs=runs) as command:
-        command.wait_for(lambda: in_the_middle(runs))
+        command.wait_for(lambda: two_have_ended(runs))
+        # Those that have not come so far wait here, and are killed here.
+        held.write_text(str(EVALUATED - 3))
+        command.wait_for(lambda: one_is_held(runs))
         started = names_of(command.descendants())
         command.process.kill()
         command.finish()
         wait_until_gone(started)
+    held.unlink()
     before = {trial.run: found_dead(runs, trial) for trial in states(runs) if trial.run is not None}
     with Command("sweep", "resume", "latest", runs=runs) as command:
         code, output = command.finish()
@@ -154,9 +162,9 @@ def test_what_had_ended_is_not_trained_again(resumed: tuple[SweepFolder, dict[st
         if info["had ended"]:
             assert after[run].attempts == info["attempts"] == 1
             assert after[run].ended == info["ended"]
-    # What was cut off went on from its newest checkpoint, in its folder.
     assert len(after) == 12
     assert sum(info["had ended"] for info in before.values()) >= 2
+    # What was cut off before anything could be decided about it went on from its newest checkpoint, in its folder.
     again = [after[run].attempts for run, info in before.items() if info["cut off"]]
     assert len(again) >= 1
     assert set(again) == {2}

@@ -41,7 +41,7 @@ EXCEPTIONS = {
     ),
     (
         "launch/schedulers/slurm/jobs.py",
-        'spec["version"] = ""  # so that the job plans again, where the GPUs are',
+        'spec["version"] = ""  # so that the job plans again on a host with the GPUs',
     ): _SLURM,
     ("launch/schedulers/slurm/jobs.py", "if allocation.gpus_per_node:"): _SLURM,
     (
