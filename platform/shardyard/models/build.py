@@ -65,14 +65,14 @@ def architecture_config(
         return config
     with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
-            config = pretrained_config(model.pretrained, **{**(special_tokens or {}), **model.config})
+            overrides = {**(special_tokens or {}), **model.config, **_named_classes(model)}
+            config = pretrained_config(model.pretrained, **overrides)
             config = _as_family(config, model)
         elif vocabulary is None:
-            config = AutoConfig.for_model(model.family, **model.config)
+            config = AutoConfig.for_model(model.family, **model.config, **_named_classes(model))
         else:
-            config = AutoConfig.for_model(
-                model.family, **_with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})})
-            )
+            text = _with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})})
+            config = AutoConfig.for_model(model.family, **text, **_named_classes(model))
     _check_vocabulary(config, vocabulary)
     # Where a family has several heads of a kind, transformers looks for the class among these, and fails on None.
     config.architectures = config.architectures or []
@@ -93,6 +93,14 @@ def _as_family(config: PreTrainedConfig, model: Model) -> PreTrainedConfig:
     known = AutoConfig.for_model(model.family).to_dict().keys() - {"model_type", "architectures"}
     shared = {name: value for name, value in config.to_dict().items() if name in known}
     return AutoConfig.for_model(model.family, **{**shared, **model.config})
+
+
+def _named_classes(model: Model) -> dict[str, object]:
+    """The names of the classes, under which pipelines of transformers show predictions."""
+    if not model.labels:
+        return {}
+    names = dict(enumerate(model.labels))
+    return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
 def _with_text(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:

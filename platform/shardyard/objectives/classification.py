@@ -28,7 +28,7 @@ class Classification(Objective):
         """`labels` [B]; everything else in the batch is passed to the model, whose `logits` are [B, C]."""
         inputs = {name: _as_input(model, tensor) for name, tensor in batch.items() if name != "labels"}
         logits, labels = model(**inputs).logits, batch["labels"]
-        observed = {"correct": num_correct(logits, labels), "classes": _class_counts(logits, labels)}
+        observed = {"correct": num_correct(logits, labels), "classes": class_counts(logits, labels)}
         if logits.size(-1) > TOP:
             observed["correct_top5"] = (logits.detach().topk(TOP).indices == labels[:, None]).sum()
         return Measured({"loss": target_loss(self._loss, logits, labels)}, observed)
@@ -39,7 +39,7 @@ class Classification(Objective):
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Accuracy, macro F1 and, with more than five classes, top-5 accuracy."""
-        found = {"accuracy": totals.share("correct", "loss"), "f1": _macro_f1(totals.observed["classes"])}
+        found = {"accuracy": totals.share("correct", "loss"), "f1": macro_f1(totals.observed["classes"])}
         if "correct_top5" in totals.observed:
             found["accuracy_top5"] = totals.share("correct_top5", "loss")
         return found
@@ -49,7 +49,7 @@ def _as_input(model: nn.Module, tensor: Tensor) -> Tensor:
     return as_model(model, tensor) if tensor.is_floating_point() else tensor
 
 
-def _class_counts(logits: Tensor, labels: Tensor) -> Tensor:
+def class_counts(logits: Tensor, labels: Tensor) -> Tensor:
     """Numbers of correct, predicted and labelled rows of each class, [3, C], from which F1 is computed.
 
     With a thousand classes, the full confusion matrix would be a million numbers to sum.
@@ -61,7 +61,7 @@ def _class_counts(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([functional.one_hot(members, classes).sum(0) for members in sets])
 
 
-def _macro_f1(counts: Tensor) -> float:
+def macro_f1(counts: Tensor) -> float:
     """Mean of 2·TP / (predicted + labelled) over the classes [3, C] that are predicted or labelled."""
     correct, predicted, labelled = counts.double()
     occurs = predicted + labelled

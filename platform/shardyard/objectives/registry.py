@@ -24,6 +24,7 @@ OBJECTIVES = (
     "vision_language",
     "speech_to_text",
     "text_classification",
+    "token_classification",
     "instruction",
     "preference",
     "distillation",

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["text", "label", "image", "audio", "messages"]
+# `label` is a whole number, `texts` a list of texts, `tags` a list of whole numbers or of names.
+Kind = Literal["text", "label", "image", "audio", "messages", "texts", "tags"]
 
 # Recipe sections that only some objectives read; they have no effect on others.
 OPTIONAL_SECTIONS = ("loss", "masking", "image", "audio", "preference", "distillation")
@@ -40,6 +41,7 @@ class ObjectiveSpec:
     text: whether it uses a tokenizer. whole_batch: whether a step needs all rows of a rank in one micro-batch.
     frozen: the frozen model that it needs: the initial weights (`reference`) or `distillation.teacher`.
     new_head: whether the model has a head that no checkpoint contains, which is trained along with adapters.
+    classes: whether that head predicts classes, which `model.labels` names.
     experts: whether it adds router losses, and experts may be distributed over ranks.
 
     generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template;
@@ -66,6 +68,7 @@ class ObjectiveSpec:
     whole_batch: bool = False
     frozen: Literal["reference", "teacher"] | None = None
     new_head: bool = False
+    classes: bool = False
     experts: bool = False
     generates: bool = False
     chat: bool = False

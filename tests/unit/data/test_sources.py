@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,21 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, case: str, capfd: pyt
         read(source)
     assert "\n" not in str(caught.value)
     assert "".join(capfd.readouterr()) == "", "nothing is printed beside the error"
+
+
+def test_columns_of_lists(tmp_path: Path) -> None:
+    path = tmp_path / "lists.jsonl"
+    path.write_text('{"words": ["a", "b"], "classes": [0, 1], "scores": [0.5], "text": "a b"}\n')
+    roles: dict[str, Kind] = {"tokens": "texts", "tags": "tags"}
+    for tags in ("classes", "words"):
+        open_source(Source(path=str(path), columns={"tokens": "words", "tags": tags}), training=True, roles=roles)
+    for tokens, tags, message in (
+        ("classes", "classes", "'classes' holds nested values, not lists of texts; columns of lists of texts: words."),
+        ("words", "scores", "'scores' holds nested values, not lists of whole numbers or names; columns of lists of"),
+        ("words", "text", "'text' holds string, not lists of whole numbers or names"),
+    ):
+        with pytest.raises(DataError, match=re.escape(message)):
+            open_source(Source(path=str(path), columns={"tokens": tokens, "tags": tags}), training=True, roles=roles)
 
 
 def test_an_unreachable_hub_points_to_local_data(monkeypatch: pytest.MonkeyPatch) -> None:

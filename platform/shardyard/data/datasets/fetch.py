@@ -43,7 +43,7 @@ def fetch(package: Package, workspace: Path, given: Sequence[Path], report: Repo
     Raises:
         DataError: it cannot be downloaded, or is not a package.
     """
-    file = next((path for path in given if package_name(path) == _normalised(package.name)), None)
+    file = next((path for path in given if package_name(path) == normalised_name(package.name)), None)
     if file is None:
         report(f"fetching {package.name} ({'Debian' if package.registry == 'debian' else 'PyPI'}), "
                f"about {format_bytes(package.num_bytes)}")  # fmt: skip
@@ -61,10 +61,11 @@ def fetch(package: Package, workspace: Path, given: Sequence[Path], report: Repo
 
 def package_name(file: Path) -> str:
     """The name of the package in a file, from the file's name: `a-b` for `a_b-1.0-py3-none-any.whl`."""
-    return _normalised(file.name.split("_")[0] if file.suffix == ".deb" else file.name.split("-")[0])
+    return normalised_name(file.name.split("_")[0] if file.suffix == ".deb" else file.name.split("-")[0])
 
 
-def _normalised(name: str) -> str:
+def normalised_name(name: str) -> str:
+    """A name in the form in which registries compare names: lower case, with hyphens."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

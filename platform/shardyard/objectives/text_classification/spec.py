@@ -15,4 +15,5 @@ SPEC = ObjectiveSpec(
     metrics={"accuracy": True, "accuracy_top5": True, "f1": True},
     row_shape="text",
     new_head=True,
+    classes=True,
 )

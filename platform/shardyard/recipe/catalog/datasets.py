@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # `image` and `audio` are struct<bytes, path> as in datasets of the hub; `label` is an index into names that are stored
-# with the dataset; `messages` is a list of {role, content}.
-ColumnKind = Literal["text", "label", "image", "audio", "messages"]
+# with the dataset; `messages` is a list of {role, content}, `texts` of texts, `tags` of indices like `label`.
+ColumnKind = Literal["text", "label", "image", "audio", "messages", "texts", "tags"]
 Registry = Literal["debian", "pypi"]
 
 
@@ -130,6 +130,16 @@ _SETS = (
         columns={"text": "text", "label": "label", "word": "text", "pos": "text"},
         num_rows={"train": 111_798, "validation": 5_861},
         held_out="5% of the definitions by hash",
+    ),
+    DatasetSpec(
+        name="python-doc-entities",
+        what="sentences of Python's documentation, with names of code tagged as one of six kinds",
+        licence="PSF-2.0",
+        attribution="Python documentation, © Python Software Foundation",
+        packages=(Package("debian", "python3.11-doc", 13 * _MIB),),
+        columns={"tokens": "texts", "tags": "tags", "page": "text"},
+        num_rows={"train": 24_623, "validation": 2_007},
+        held_out="8% of the pages by hash",
     ),
     DatasetSpec(
         name="emoji-questions",

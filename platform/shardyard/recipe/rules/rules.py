@@ -22,6 +22,7 @@ from shardyard.recipe.rules.data import data_rules
 from shardyard.recipe.rules.decoders import decoder_rules
 from shardyard.recipe.rules.experts import expert_rules
 from shardyard.recipe.rules.finetune import finetune_rules
+from shardyard.recipe.rules.heads import head_rules
 from shardyard.recipe.rules.model import model_rules
 from shardyard.recipe.rules.secrets import secret_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
@@ -267,5 +268,6 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     data_rules,
     decoder_rules,
     finetune_rules,
+    head_rules,
     secret_rules,
 )

@@ -60,6 +60,11 @@ class Model(Section):
         "Fields of the family's transformers configuration; others keep their defaults. With `module`, the arguments "
         "of its constructor.",
     )
+    labels: list[str] = described(
+        [],
+        "Names of the classes in their order, for a classifier; sets num_labels, id2label and label2id of the "
+        "configuration.",
+    )
     module: str | None = described(
         None,
         "A torch nn.Module instead of a family (docs/extending.md): a name that an installed package brings (entry "

@@ -128,6 +128,40 @@ def test_glosses(tmp_path: Path) -> None:
     assert found["breathe"][0] == found["guinea pig"][0], "one definition is on one side"
 
 
+RST = """:mod:`json` --- JSON
+====================
+
+Use :func:`~json.dumps` of the :mod:`json` module to write ``None`` as null.  The :class:`!Encoder` is a `class <x>`_
+that a :term:`text encoding <encoding>` needs, and :c:func:`PyFree` is *not* tagged here::
+
+    def this_is_code(): return no_sentence_of_the_page
+
+.. note::
+
+   * A :exc:`ValueError` is raised if :attr:`.indent` is wrong.
+"""
+
+
+def test_entities_of_the_documentation(tmp_path: Path) -> None:
+    folder = "usr/share/doc/python3.11/html/_sources/library"
+    pages = {f"{folder}/page{number}.rst.txt": f"Page {number} has no :mod:`names`." for number in range(100)}
+    files = {name: text.encode() for name, text in {**pages, f"{folder}/json.rst.txt": RST}.items()}
+    rows = converted("python-doc-entities", [deb(tmp_path, "python3.11-doc", files)])
+    names = read_manifest("python-doc-entities").label_names["tags"]
+    found = [
+        [f"{word}/{names[tag]}" if tag else word for word, tag in zip(row["tokens"], row["tags"], strict=True)]
+        for side in rows.values()
+        for row in side
+        if row["page"] == "library/json"
+    ]
+    assert sorted(map(" ".join, found)) == [
+        "A ValueError/B-EXCEPTION is raised if ./B-DATA indent/I-DATA is wrong .",
+        "The Encoder/B-CLASS is a class that a text/B-TERM encoding/I-TERM needs , and PyFree is not tagged here .",
+        "Use dumps/B-FUNCTION of the json/B-MODULE module to write None as null .",
+    ]
+    assert len(rows["validation"]) > 1, "whole pages"
+
+
 def verses(**books: list[list[str]]) -> Files:
     return sword("module", books)
 

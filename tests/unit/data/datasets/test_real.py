@@ -18,7 +18,7 @@ from shardyard.recipe.catalog.datasets import DATASETS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["wordnet-glosses", "plays", "docstring-preferences"])
+@pytest.mark.parametrize("name", ["wordnet-glosses", "plays", "docstring-preferences", "python-doc-entities"])
 def test_a_set_is_prepared_twice_with_the_same_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prints = []
     for folder in ("first", "second"):
