@@ -159,7 +159,7 @@ def test_a_bug_before_the_first_step_ends_a_launch_at_once(recipe: Path, folder:
         code, output = command.finish()
     assert code == 1, output
     assert command.info()["attempts"] == 1
-    assert "AttributeError: module 'torch' has no attribute 'set_num_threads'" in output
+    assert "AttributeError: module 'torch' has no attribute 'set_num_threads'" in output, output + command.driver_log()
     assert f"on {socket.gethostname()}, before the first step" in output
     assert "training failed, and it would fail again" in output
 

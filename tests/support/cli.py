@@ -125,6 +125,10 @@ class Command:
         info: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
         return info
 
+    def driver_log(self) -> str:
+        """What the driver's libraries printed: where a driver that ends without a word may have said why."""
+        return (self.folder / "logs" / "driver.log").read_text(errors="replace")[-4000:]
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Events of one kind."""
         return [event for event in _lines(self.folder / "events.jsonl") if event["kind"] == kind]
