@@ -1,0 +1,1 @@
+"""Probes: what a model does with documents, padding, dropout and gradients, tried on a narrow copy of it."""

@@ -1,0 +1,169 @@
+"""A narrow copy of a model: every kind of layer that its configuration has, with few and small weights."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig
+
+from shardyard.errors import ModelError
+from shardyard.models.probes.layer_kinds import layers_needed
+from shardyard.models.probes.shrink import POSITIONS, VOCABULARY, Shrink, shrinks
+
+MAX_PARAMETERS = 30_000_000
+# Some families take none of the smaller sizes; after this the search ends.
+MAX_SECONDS = 20.0
+MAX_TRIES = 40
+# Ids of the tokens with which a copy is tried and probed; those of special tokens are outside of this range.
+FIRST_TOKEN, LAST_TOKEN = 5, 90
+
+Check = Callable[[Any], None]
+
+
+class NotNarrowedError(ModelError):
+    """No smaller configuration of a family was found that its model accepts."""
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A narrow copy: its configuration, and its module in fp32 and evaluation mode, on the CPU."""
+
+    config: PreTrainedConfig
+    model: Any
+
+
+def narrow_config(
+    config: PreTrainedConfig,
+    auto: str = "AutoModelForCausalLM",
+    *,
+    check: Check | None = None,
+    vocabulary: int = VOCABULARY,
+    positions: int = POSITIONS,
+    row: int | None = None,
+) -> PreTrainedConfig:
+    """A configuration with all kinds of layers of `config`, fewer layers, and smaller sizes.
+
+    Args:
+        auto: the `Auto…` class of transformers that builds the model.
+        check: is called with each candidate's module in evaluation mode; a candidate with which it raises is not
+            chosen. By default, a causal model must compute finite logits of 16 tokens, and any other must be built.
+        vocabulary, positions: most entries of the vocabulary, most positions.
+        row: tokens of a row; windows and chunks of attention that are shorter become shorter than a probe's documents.
+
+    Raises:
+        NotNarrowedError: the model accepts no smaller configuration.
+    """
+    return narrow_model(config, auto, check=check, vocabulary=vocabulary, positions=positions, row=row).config
+
+
+def narrow_model(
+    config: PreTrainedConfig,
+    auto: str = "AutoModelForCausalLM",
+    *,
+    attention: str | None = None,
+    check: Check | None = None,
+    vocabulary: int = VOCABULARY,
+    positions: int = POSITIONS,
+    row: int | None = None,
+) -> Narrow:
+    """As `narrow_config`, with the module: its weights are random, and none of them zero.
+
+    Args:
+        attention: implementation; None for the family's default.
+
+    Raises:
+        NotNarrowedError: the model accepts no smaller configuration.
+    """
+    check = check or (_computes if auto == "AutoModelForCausalLM" else _is_built)
+    end = time.monotonic() + MAX_SECONDS
+    errors: list[str] = []
+    start = Shrink(None, vocabulary=vocabulary, positions=positions, row=row)
+    for layers in _numbers_of_layers(config, auto, start):
+        text = config.get_text_config(decoder=True).to_dict()
+        for shrink in itertools.islice(shrinks(text, replace(start, layers=layers)), MAX_TRIES):
+            if time.monotonic() > end:
+                break
+            try:
+                narrow = _with_config(config, shrink)
+                model = _random_model(narrow, auto, attention)
+                check(model)
+            except Exception as error:  # noqa: BLE001 - families refuse sizes with any exception
+                errors.append(f"{type(error).__name__}: {error}"[:200])
+            else:
+                return Narrow(narrow, model)
+    reasons = "; ".join(list(dict.fromkeys(errors))[-3:])
+    raise NotNarrowedError(f"no narrow copy of {config.model_type!r} can be made ({reasons or 'no size was tried'})")
+
+
+def _numbers_of_layers(config: PreTrainedConfig, auto: str, start: Shrink) -> Iterator[int]:
+    """How many layers to keep: those that show every kind, and twice as many for families that repeat a pattern."""
+    needed = layers_needed(_skeleton_with_all_layers(config, auto, start))
+    yield needed
+    yield 2 * needed
+
+
+def _skeleton_with_all_layers(config: PreTrainedConfig, auto: str, start: Shrink) -> nn.Module:
+    """The model on the meta device with all of its layers; narrow if possible, because many experts take seconds."""
+    text = config.get_text_config(decoder=True).to_dict()
+    for shrink in itertools.islice(shrinks(text, start), 4):
+        try:
+            return _on_meta(_with_config(config, shrink), auto)
+        except Exception:  # noqa: BLE001 - families refuse sizes with any exception
+            continue
+    try:
+        return _on_meta(config, auto)
+    except Exception as error:
+        raise NotNarrowedError(f"{config.model_type!r} cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _with_config(config: PreTrainedConfig, shrink: Shrink) -> PreTrainedConfig:
+    narrow: PreTrainedConfig = type(config).from_dict(shrink.values(config.to_dict()))
+    return narrow
+
+
+def _on_meta(config: PreTrainedConfig, auto: str, attention: str | None = None) -> nn.Module:
+    with torch.device("meta"):
+        model: nn.Module = getattr(transformers, auto).from_config(config, attn_implementation=attention)
+    return model
+
+
+def _random_model(config: PreTrainedConfig, auto: str, attention: str | None) -> Any:
+    size = sum(parameter.numel() for parameter in _on_meta(config, auto, attention).parameters())
+    if size > MAX_PARAMETERS:
+        raise ValueError(f"{size} parameters are too many")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, auto).from_config(config, dtype=torch.float32, attn_implementation=attention)
+        randomise(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Add noise to all weights: projections and biases that begin at zero would hide what they pass on."""
+    noise = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+            scale = max(0.05, 0.3 * spread) if spread == spread else 0.05
+            parameter.add_(torch.randn(parameter.shape, generator=noise) * scale)
+
+
+@torch.no_grad()
+def _computes(model: Any) -> None:
+    ids = torch.arange(FIRST_TOKEN, FIRST_TOKEN + 16)[None]  # [1, T]
+    logits = model(input_ids=ids, use_cache=False).logits
+    if not torch.isfinite(logits).all():
+        raise ValueError("its logits are not finite")
+
+
+def _is_built(model: Any) -> None:
+    """Accepts every model that could be constructed."""
+    assert isinstance(model, nn.Module)

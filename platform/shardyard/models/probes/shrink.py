@@ -1,0 +1,178 @@
+"""Smaller numbers for the fields of a transformers configuration, which are known by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+VOCABULARY = 128
+POSITIONS = 128
+# Sliding windows and chunks become shorter than a document of a probe, so that their edges are part of it.
+WINDOW = 8
+
+_LAYERS = re.compile(
+    r"^(num_(hidden_|decoder_|encoder_)?layers|n_layers?|(en|de)coder_layers|num_blocks|num_layers_per_stack|depths?)$"
+)
+_HEADS = re.compile(r"(heads?|num_query_groups|n_groups|ngroups|o_groups|index_n_heads)$")
+_EXPERTS = re.compile(r"^((num|n|moe_num)_(local_|routed_)?experts|zero_expert_num)$")
+_CHOSEN = re.compile(r"^(num_experts_per_tok(en)?|moe_topk|moe_k|top_k_experts)$")
+_GROUPS = re.compile(r"^(n_group|topk_group|num_expert_group)$")
+_POSITIONS = re.compile(
+    r"(max_position|n_positions|max_seq|n_ctx|max_.*positions|context_length|model_max_length|max_len)"
+)
+_WINDOWS = re.compile(r"^(sliding_window|attention_chunk_size)$")
+_WIDTH = re.compile(
+    r"(hidden|inter|embd|embed|_size$|dim$|d_model|d_inner|d_kv|ffn|dff|d_ff|rank|width|headdim|d_head|d_state|d_ssm|"
+    r"kv_channels|rotary|scalar)"
+)
+_KEPT = re.compile(
+    r"(token|kernel|patch|window|chunk|block|length|period|topk|codebook|conv_dim|d_conv|pad|mel|image_size|stride|"
+    r"extent|ngram|type_vocab|fraction|multiple)"
+)
+# Widths that often stand in a fixed relation to each other.
+_STATES = re.compile(r"rank|state|scalar|channels")
+# Fields that are less than the number of layers.
+_BELOW_LAYERS = frozenset({"first_k_dense_replace", "num_dense_layers", "moe_layer_end_index", "max_window_layers"})
+_UNCHANGED = frozenset({"rope_parameters", "rope_scaling", "id2label", "label2id"})
+_NUMBER_OF_LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "num_blocks",
+    "num_decoder_layers",
+)
+_WIDTHS = (
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "dim",
+    "emb_dim",
+    "embedding_dim",
+    "n_embed",
+    "dim_model",
+    "embedding_size",
+)
+_NUMBER_OF_HEADS = (
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "decoder_attention_heads",
+    "attention_heads",
+    "num_decoder_attention_heads",
+    "encoder_attention_heads",
+)
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """How far to shrink.
+
+    layers: blocks that remain. widths, heads: divisors. caution: 0 shrinks most; 1 leaves ranks and states alone, 2 the
+    heads, 3 the experts.
+    """
+
+    layers: int | None
+    widths: int = 1
+    heads: int = 1
+    caution: int = 0
+    vocabulary: int = VOCABULARY
+    positions: int = POSITIONS
+    row: int | None = None
+    ids: dict[int, int] = field(default_factory=dict)
+
+    def values(self, config: Mapping[str, object], total: int | None = None) -> dict[str, object]:
+        """The fields of a configuration (`to_dict`), shrunk.
+
+        Args:
+            total: layers of the configuration around this one.
+        """
+        own = number(config, _NUMBER_OF_LAYERS) or total
+        return {name: self._value(name, value, own) for name, value in config.items() if name != "quantization_config"}
+
+    def _value(self, name: str, value: object, total: int | None) -> object:
+        if name in _UNCHANGED or value is None or isinstance(value, bool | str | float):
+            return value
+        if name.endswith(("token_id", "token_index", "token_ids")):
+            return self._token(value)
+        if isinstance(value, dict):
+            return self._below(value, total)
+        if isinstance(value, list):
+            return self._list(name, value, total)
+        return self._number(name, value) if isinstance(value, int) else value
+
+    def _below(self, values: dict[object, object], total: int | None) -> object:
+        """A part of the configuration; or settings by the index of a layer, of which those that remain are kept."""
+        if values and all(isinstance(key, int) or str(key).isdigit() for key in values):
+            left = total if self.layers is None else self.layers
+            return {key: value for key, value in values.items() if left is None or int(str(key)) < left}
+        return self.values({str(key): value for key, value in values.items()}, total)
+
+    def _list(self, name: str, values: list[object], total: int | None) -> list[object]:
+        if self.layers is not None and total is not None and len(values) == total > self.layers:
+            values = values[: self.layers]
+        if all(isinstance(value, int) and not isinstance(value, bool) for value in values) and _WIDTH.search(name):
+            return [self._number(name, value) for value in values if isinstance(value, int)]
+        return values
+
+    def _token(self, value: object) -> object:
+        """Token ids that the smaller vocabulary lacks become its last ones, different ones different."""
+        if isinstance(value, list):
+            return [self._token(one) for one in value]
+        if not isinstance(value, int) or value < self.vocabulary:
+            return value
+        return self.ids.setdefault(value, self.vocabulary - 1 - len(self.ids))
+
+    def _number(self, name: str, value: int) -> int:
+        layers = value if self.layers is None else self.layers
+        if "vocab" in name and not name.startswith("type"):
+            return min(value, self.vocabulary)
+        if _POSITIONS.search(name):
+            return min(value, self.positions)
+        if _LAYERS.match(name):
+            return min(value, layers)
+        if name in _BELOW_LAYERS:
+            return min(value, layers - 1)
+        if _WINDOWS.match(name) and self.caution < 1:
+            return WINDOW if self.row is not None and WINDOW < value < self.row else value
+        if _GROUPS.match(name):
+            return 1 if name == "topk_group" else min(value, 2)
+        if _EXPERTS.match(name):
+            return min(value, 8) if self.caution < 3 else value
+        if _CHOSEN.match(name):
+            return min(value, 2)
+        if _HEADS.search(name):
+            return value // self.heads if self.caution < 2 and value % self.heads == 0 else value
+        if _KEPT.search(name) or not _WIDTH.search(name) or value < 16:
+            return value
+        if self.caution >= 1 and _STATES.search(name):
+            return value
+        return value // self.widths if value % self.widths == 0 and value // self.widths >= 4 else value
+
+
+def number(values: Mapping[str, object], names: tuple[str, ...]) -> int | None:
+    """The first of some fields that is a number."""
+    found = (values.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)
+
+
+def shrinks(text: Mapping[str, object], start: Shrink) -> Iterator[Shrink]:
+    """Ways to shrink a model, the smallest first.
+
+    Args:
+        text: the configuration of the part that reads text.
+        start: sets everything but divisors and caution.
+    """
+    width = number(text, _WIDTHS) or 1024
+    heads = number(text, _NUMBER_OF_HEADS) or 8
+    groups = sorted({max(1, heads // 4), max(1, heads // 8), 2, 1}, reverse=True)
+    widths = sorted({64, 32, 16, 8, 4, 2, 1, *groups}, reverse=True)
+    for caution in range(4):
+        for divisor in widths:
+            if divisor > 1 and width // divisor < 32:
+                continue
+            for group in groups:
+                yield replace(start, widths=divisor, heads=group, caution=caution, ids={})
