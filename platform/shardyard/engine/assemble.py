@@ -15,6 +15,7 @@ from shardyard.engine.hooks.registry import HookInputs, outside_hooks
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.session import Session
+from shardyard.models import generation
 from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan
@@ -43,6 +44,9 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     event_log: EventLog = tracker or NullEventLog()
     components = make_components(recipe, data_group=mesh.data.group)
     engine = start_engine(recipe, plan, components.config, mesh, lambda text: event_log.event(Notice(text=text)))
+    tokenizer = components.exported_tokenizer(recipe)
+    generates = components.generation(recipe, tokenizer)
+    generation.adopt(engine.module, generates)
     components = with_frozen(recipe, components, mesh.device, engine.module)
     loader = TrainLoader(
         components.format_inputs,
@@ -60,7 +64,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         plan=plan,
         mesh=mesh,
         folder=folder,
-        tokenizer=components.tokenizer,
+        tokenizer=tokenizer,
         config=components.config,
         engine=engine,
         objective=components.objective,
@@ -75,6 +79,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         meter=_meter(recipe, plan),
         machine=_machine(folder, mesh),
         processor=components.processor,
+        generates=generates,
     )
     _add_hooks(session, components)
     if mesh.is_first:

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
+from shardyard.data.answer_ends import answer_ends
+from shardyard.data.exported import exported_tokenizer
 from shardyard.data.formats import FormatInputs
 from shardyard.data.media.processors import make_processor
 from shardyard.data.stream.held_out import HeldOut, held_out_rows
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.models.frozen import AdapterOff, frozen_causal_lm
+from shardyard.models.generation import generation_config
 from shardyard.objectives.base import Objective
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.make import make_objective
@@ -39,6 +42,21 @@ class Components:
     objective: Objective
     objective_inputs: ObjectiveInputs
     processor: Any = None
+
+    def exported_tokenizer(self, recipe: Recipe) -> Any:
+        """The tokenizer for sampling and for the exported model; None for an objective without text."""
+        return None if self.tokenizer is None else exported_tokenizer(self.tokenizer, recipe.objective)
+
+    def generation(self, recipe: Recipe, tokenizer: Any) -> GenerationConfig | None:
+        """How the model generates with its exported tokenizer; None if it generates no text.
+
+        Raises:
+            OSError: the pretrained model whose configuration is kept is not there any more.
+        """
+        if tokenizer is None:
+            return None
+        ends = answer_ends(tokenizer) if objective_spec(recipe.objective).chat else []
+        return generation_config(recipe.model, self.config, special_tokens=special_token_ids(tokenizer), ends=ends)
 
 
 def make_components(

@@ -185,6 +185,7 @@ def _export(session: Session) -> str | None:
                     objective=session.recipe.objective,
                     adapter=session.recipe.model.adapter,
                     module=module_skeleton(session.recipe.model, session.config),
+                    generates=session.generates,
                 ),
             )
             session.event_log.event(Finished(step=session.engine.global_steps, path=path.name))

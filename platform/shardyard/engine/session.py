@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from shardyard.data.stream.loader import Batch, TrainLoader
 from shardyard.data.stream.streams import StreamStates
@@ -33,7 +33,10 @@ from shardyard.tracking.run.folder import RunFolder
 
 @dataclass
 class Session:
-    """One run on one rank. Built by `assemble`, driven by `train`."""
+    """One run on one rank. Built by `assemble`, driven by `train`.
+
+    `tokenizer` and `generates` are those of the exported model, which samples during training use too.
+    """
 
     recipe: Recipe
     plan: RunPlan
@@ -52,6 +55,7 @@ class Session:
     meter: Throughput
     machine: MachineWatch | None = None
     processor: Any = None
+    generates: GenerationConfig | None = None
     hooks: list[Hook] = field(default_factory=list)
     streams: StreamStates = field(default_factory=dict)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from shardyard.data.exported import exported_tokenizer
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.engine.hooks.base import Hook, NullEventLog
 from shardyard.engine.hooks.checkpoints import CheckpointHook
@@ -173,7 +174,7 @@ def test_perplexity_is_e_to_the_loss_and_infinite_where_that_overflows() -> None
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return load_tokenizer("bytes")
+    return exported_tokenizer(load_tokenizer("bytes"), "causal_lm")
 
 
 def model_of(family: str, tokenizer: Any, **config: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq, PreTrainedModel
 from transformers.trainer_pt_utils import LabelSmoother
 
+from shardyard.data.exported import exported_tokenizer
 from shardyard.engine.hooks.generate import generate
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.objectives.base import Tensors
@@ -235,7 +236,7 @@ def test_error_rates_know_no_case_and_no_punctuation() -> None:
 
 
 def test_a_sample_of_an_encoder_decoder_is_its_whole_output() -> None:
-    model, tokenizer = tiny("marian"), bytes_tokenizer()
+    model, tokenizer = tiny("marian"), exported_tokenizer(bytes_tokenizer(), "seq2seq")
     text = generate(model, tokenizer, "abcd", max_new_tokens=LENGTH, device=torch.device("cpu"))
     ids = torch.tensor([[*b"abcd", SEPARATOR]])
     assert [text] == decode(model, tokenizer, {"input_ids": ids}, max_tokens=LENGTH)

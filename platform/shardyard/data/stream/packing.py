@@ -31,6 +31,22 @@ Tokens = npt.NDArray[np.integer[Any]]
 Ints = npt.NDArray[np.int64]
 
 
+def separators(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """The tokens before and after each document.
+
+    Raises:
+        DataError: the tokenizer has no token that separates documents.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None and eos is None:
+        raise DataError(
+            "the tokenizer has neither a bos nor an eos token, so documents cannot be told apart; choose another."
+        )
+    if bos is not None and eos is not None and bos != eos:
+        return [bos], [eos]
+    return [eos if eos is not None else bos], []
+
+
 class DocumentEncoder:
     """Tokens of whole documents with their separators.
 
@@ -39,15 +55,9 @@ class DocumentEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        if bos is None and eos is None:
-            raise DataError(
-                "the tokenizer has neither a bos nor an eos token, so documents cannot be told apart; choose another."
-            )
-        self.two_separators = bos is not None and eos is not None and bos != eos
-        self.separator: int = bos if self.two_separators or eos is None else eos
-        self._head = [self.separator]
-        self._tail = [eos] if self.two_separators else []
+        self._head, self._tail = separators(tokenizer)
+        self.two_separators = bool(self._tail)
+        self.separator: int = self._head[0]
         self._backend = plain_backend(tokenizer)
         # Documents are buffered as tokens; a small type keeps windows of long documents small.
         self._dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32

@@ -31,9 +31,14 @@ def generate(
     Greedy at temperature 0. With `chat`, the prompt is a message, and the text is the model's answer to it. Sampling
     depends only on `seed` and does not affect the random state of dropout. If a text exceeds the model's context, it is
     continued from its newest part. `report` is called with a message if the prompt does not fit.
+
+    Args:
+        tokenizer: that of the exported model (`data/exported.py`), whose texts the model begins with the same tokens.
     """
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    fixed = {"pad_token_id": tokenizer.eos_token_id, "use_cache": True, **sampling}
+    fixed = {"use_cache": True, **sampling}
+    if getattr(getattr(model, "generation_config", None), "pad_token_id", None) is None:
+        fixed["pad_token_id"] = tokenizer.eos_token_id
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         if model.config.is_encoder_decoder:
@@ -91,10 +96,9 @@ def _report_cut(report: Callable[[str], None], tokens: int, fit: int, which: str
 
 
 def _beginning(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a prompt, which begins with the tokenizer's first token, as documents do."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return ([start] if start is not None else []) + ids
+    """The tokens of a prompt as the exported tokenizer makes them: it begins as documents begin."""
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    return ids
 
 
 def _question(tokenizer: Any, prompt: str) -> list[int]:
@@ -104,11 +108,12 @@ def _question(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def _source(model: Any, tokenizer: Any, prompt: str, report: Callable[[str], None]) -> tuple[list[int], int]:
-    """The encoder's tokens, cut to fit and followed by the end token; and the maximum number of decoder tokens."""
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    """The encoder's tokens, made by the exported tokenizer and cut to fit; and the maximum number of decoder tokens."""
+    ids: list[int] = tokenizer(prompt)["input_ids"]
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
-        return [*ids, tokenizer.eos_token_id], 10**9
-    if len(ids) > positions - 1:
-        _report_cut(report, len(ids), positions - 1, "last")
-    return [*ids[: positions - 1], tokenizer.eos_token_id], positions - 1
+        return ids, 10**9
+    if len(ids) > positions:
+        _report_cut(report, len(ids), positions, "last")
+        ids = [*ids[: positions - 1], ids[-1]]
+    return ids, positions - 1

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from transformers.utils import logging as transformers_logging
 
+from shardyard.data.exported import exported_tokenizer
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.engine.checkpoint.files import bad_because, committed_checkpoints, read_manifest, step_of
 from shardyard.engine.checkpoint.tensor_files import only_tensors
@@ -120,7 +121,9 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_of(folder, trust=trust)
-    tokenizer = load_tokenizer(str(path)) if objective_spec(recipe.objective).text else None
+    # A folder of an older version has the tokenizer of training, which need not begin a text as documents begin.
+    text = objective_spec(recipe.objective).text
+    tokenizer = exported_tokenizer(load_tokenizer(str(path)), recipe.objective) if text else None
     if recipe.model.module is not None:
         return Trained(recipe, _module_from_folder(recipe, path).to(device).eval(), tokenizer, device)
     # The model was trained in the saved precision; in another precision, another model would be measured.
@@ -187,17 +190,19 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
     plan = make_plan(recipe, measure_recipe(recipe, components.config), world)
     done = read_manifest(checkpoint)["step"]
     card = model_card(recipe, plan, TrainedRun(folder.id, done, folder.info().provenance), _measured_at(folder, done))
+    tokenizer = components.exported_tokenizer(recipe)
     weights = weights_of_checkpoint(checkpoint, precision=precision_of(recipe), trust=trust)
     return export_model(
         destination,
         config=components.config,
         weights=weights,
-        tokenizer=components.tokenizer,
+        tokenizer=tokenizer,
         processor=components.processor,
         card=card,
         objective=recipe.objective,
         adapter=recipe.model.adapter,
         module=module_skeleton(recipe.model, components.config),
+        generates=components.generation(recipe, tokenizer),
     )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
+from shardyard.models import generation
 from shardyard.models.adapters.adapters import merged
 from shardyard.models.build import auto_class
 from shardyard.models.outside import OutsideModel, save_module
@@ -34,6 +35,7 @@ def export_model(
     processor: Any = None,
     adapter: Adapter | None = None,
     module: OutsideModel | None = None,
+    generates: GenerationConfig | None = None,
 ) -> Path:
     """Write weights (safetensors), configuration, tokenizer and model card, atomically.
 
@@ -46,6 +48,7 @@ def export_model(
         processor: prepares images or audio for the model; has `save_pretrained`.
         adapter: of the trained model; it is merged into the weights, which become those of a plain model.
         module: a custom module on the meta device; its weights are saved under its own names.
+        generates: how the model generates, if it does; None derives it from `config`.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -59,7 +62,7 @@ def export_model(
             with _full_disks():
                 save_module(partial, module, weights)
         else:
-            _save(_model(config, weights, objective, adapter), partial)
+            _save(_model(config, weights, objective, adapter), partial, generates)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         if processor is not None:
@@ -96,13 +99,22 @@ def _model(
             f"the weights do not fit the configuration: missing {untouched[:3]}, unexpected {unexpected[:3]}"
         )
     # An exported model generates text, which needs the cache that training turns off.
-    model.config.use_cache = True
+    for part in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
+        if getattr(part, "use_cache", None) is not None:
+            part.use_cache = True
     return model
 
 
-def _save(model: Any, folder: Path) -> None:
+def _save(model: Any, folder: Path, generates: GenerationConfig | None) -> None:
+    can_generate = getattr(model, "generation_config", None) is not None
+    if can_generate:
+        generates = generates or model.generation_config
+        generates.use_cache = True
+        model.generation_config = GenerationConfig()
     with _full_disks():
         model.save_pretrained(folder)
+    if can_generate:
+        generation.write(folder, generates)
 
 
 @contextmanager

@@ -1,0 +1,83 @@
+"""The generation configuration of a model: the same for samples in training and for the exported model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedConfig
+
+from shardyard.models.outside import ModuleConfig
+from shardyard.models.pretrained import place
+from shardyard.recipe.schema import Model
+
+
+def generation_config(
+    section: Model,
+    config: PreTrainedConfig,
+    *,
+    special_tokens: Mapping[str, int | None],
+    ends: Iterable[int] = (),
+) -> GenerationConfig | None:
+    """How the model generates; None for a custom module, which has no such configuration.
+
+    That of the pretrained weights is kept (end tokens, forced tokens, sampling); else it follows from the model's own
+    configuration. It is used with a cache.
+
+    Args:
+        section: the recipe's section; names the pretrained weights.
+        config: of the model to train.
+        special_tokens: `bos_token_id`, `eos_token_id` and `pad_token_id` of the tokenizer.
+        ends: further tokens that end a text, such as the end of a turn.
+    """
+    if isinstance(config, ModuleConfig):
+        return None
+    found = _kept(section) or GenerationConfig.from_model_config(config)
+    eos = dict.fromkeys([*_ids(found.eos_token_id), *_ids(special_tokens.get("eos_token_id")), *ends])
+    found.eos_token_id = _one_or_all(list(eos))
+    if found.bos_token_id is None:
+        found.bos_token_id = special_tokens.get("bos_token_id")
+    if found.pad_token_id is None:
+        pad = special_tokens.get("pad_token_id")
+        found.pad_token_id = pad if pad is not None else next(iter(eos), None)
+    if found.decoder_start_token_id is None:
+        found.decoder_start_token_id = getattr(config, "decoder_start_token_id", None)
+    # Training turns the cache off; a model that generates needs it.
+    found.use_cache = True
+    return found
+
+
+def adopt(model: Any, found: GenerationConfig | None) -> None:
+    """Make a model generate by this configuration, if it generates at all."""
+    if found is not None and getattr(model, "generation_config", None) is not None:
+        model.generation_config = copy.deepcopy(found)
+
+
+def write(folder: Path, found: GenerationConfig) -> None:
+    """Write generation_config.json as it is. `save_pretrained` refuses combinations that published models have, such
+    as a temperature without sampling."""
+    found.to_json_file(folder / "generation_config.json", use_diff=True)
+
+
+def _kept(section: Model) -> GenerationConfig | None:
+    """The pretrained model's; where it has no such file, what its config.json says (as transformers reads BART's)."""
+    if section.pretrained is None:
+        return None
+    where = place(section.pretrained)
+    try:
+        return GenerationConfig.from_pretrained(
+            where["pretrained_model_name_or_path"], revision=where.get("revision", "main")
+        )
+    except OSError:
+        stored, _ = PreTrainedConfig.get_config_dict(**where)
+        return GenerationConfig.from_model_config(stored)
+
+
+def _ids(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]
+
+
+def _one_or_all(ids: list[int]) -> int | list[int] | None:
+    return ids if len(ids) > 1 else next(iter(ids), None)
