@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import datasets
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
@@ -38,3 +40,23 @@ def hub_client(wrap: Callable[[httpx.BaseTransport], httpx.BaseTransport]) -> ht
     client._transport = wrap(client._transport)
     client._mounts = {what: inner and wrap(inner) for what, inner in client._mounts.items()}
     return client
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A file of a streamed dataset; `row_groups` of a Parquet file, or None if all of it is read."""
+
+    path: str
+    row_groups: tuple[int, ...] | None = None
+
+
+def shard_files(dataset: Any) -> list[ShardFile]:
+    """The files of a streamed dataset in reading order; empty if they are not known.
+
+    `datasets` has no public name for them.
+    """
+    options = getattr(getattr(dataset, "_ex_iterable", None), "kwargs", {})
+    if "row_groups_list" in options:
+        groups = options["row_groups_list"]
+        return [ShardFile(str(file), part) for file, part in zip(options["files"], groups, strict=True)]
+    return [ShardFile(str(file)) for file in options.get("original_files", ())]

@@ -134,10 +134,13 @@ def _early_stopping(recipe: Recipe, events: EventLog, every: int) -> EarlyStoppi
 def _add_hooks(session: Session, components: Components) -> None:
     """Add hooks in the order in which they run after a step: measure, record, react, save."""
     recipe, every, events = session.recipe, session.plan.evaluate_every, session.event_log
+    held = held_out(recipe, components)
+    if held.num_left_out:
+        events.event(Notice(text=f"evaluation: {held.describe()}"))
     evaluate = EvaluateHook(
         session.engine,
         components.objective,
-        held_out(recipe, components),
+        held,
         session.mesh,
         micro_batch=session.plan.micro_batch,
         events=events,

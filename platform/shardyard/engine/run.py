@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import distributed
 
+from shardyard.data.stream.left_out import added
 from shardyard.engine.assemble import assemble
 from shardyard.engine.budget import fix_steps
 from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
@@ -124,7 +125,19 @@ def _log_data_counts(session: Session) -> None:
     stats = session.mesh.data.gather(session.loader.stats())
     skipped = sum(source["skipped"] for one in stats for source in one["sources"])
     retries, cut = (sum(one[name] for one in stats) for name in ("retries", "cut"))
-    session.event_log.event(DataRead(skipped=skipped, retries=retries, cut=cut, ranks=stats))
+    left_out = added([source["left_out"] for one in stats for source in one["sources"]])
+    session.event_log.event(
+        DataRead(
+            skipped=skipped,
+            retries=retries,
+            cut=cut,
+            unusable=left_out["unusable"],
+            without_target=left_out["without_target"],
+            repaired=left_out["repaired"],
+            named=tuple(left_out["named"]),
+            ranks=stats,
+        )
+    )
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -53,9 +53,7 @@ def describe(event: Event) -> str:
         case AttemptFailed():
             return f"failed{_causes(event)}{_what_follows(event)}"
         case DataRead():
-            words = {"examples skipped": event.skipped, "tokens cut off": event.cut, "retries": event.retries}
-            told = [f"{count} {word}" for word, count in words.items() if count]
-            return f"data: {', '.join(told)}" if told else ""
+            return _data_read(event)
         case WandbStatus():
             # The folder of an offline run is named at the end, with the command that uploads it.
             return f"W&B {event.mode}: {event.url}" if event.url else f"W&B {event.mode}"
@@ -70,6 +68,20 @@ def describe(event: Event) -> str:
         case OtherEvent():
             return event.text or event.kind
     raise AssertionError(f"no words for {event.kind}")
+
+
+def _data_read(event: DataRead) -> str:
+    words = {
+        "examples skipped": event.skipped,
+        "unusable rows left out": event.unusable,
+        "rows without a target left out": event.without_target,
+        "rows repaired": event.repaired,
+        "tokens cut off": event.cut,
+        "retries": event.retries,
+    }
+    told = [f"{count} {word}" for word, count in words.items() if count]
+    named = f" ({'; '.join(event.named)})" if event.named else ""
+    return f"data: {', '.join(told)}{named}" if told else ""
 
 
 def wait_in_words(wait: Wait) -> str:

@@ -29,6 +29,8 @@ class ObjectiveSpec:
     head: the `Auto…` class of transformers whose models have the head, and the name of that class's table in
         transformers' `modeling_auto.py`. families: the supported entries of that table, if not all of them.
     columns: role → kind of each column that a row needs. optional_columns: columns that it uses if present.
+    layouts: the layouts that are recognised by their columns (`recipe/layouts.py`); the first has the roles of
+        `columns`.
     rows: the row format: a name of `data/formats/`, or `module:function`, called with the format's `FormatInputs`.
     task: the model's task on the Hugging Face hub. card: a paragraph of the model card on how to use the model.
 
@@ -60,6 +62,7 @@ class ObjectiveSpec:
     card: str = ""
     families: frozenset[str] | None = None
     optional_columns: Mapping[str, Kind] = field(default_factory=dict)
+    layouts: Literal["conversations", "pairs"] | None = None
     sections: frozenset[str] = frozenset({"loss"})
     metrics: Mapping[str, bool] = field(default_factory=dict)
     row_shape: str | None = None

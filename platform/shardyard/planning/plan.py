@@ -15,6 +15,7 @@ from shardyard.planning.deepspeed_config import deepspeed_config
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.recipe.batching import default_streams
+from shardyard.recipe.layouts import recognised
 from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.mesh import MeshShape, mesh_shape
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
@@ -116,6 +117,8 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     reasons["tokens_per_row"] = "positions that a row puts through the model: data.sequence_length of a decoder"
     tokens_per_step = recipe.train.global_batch * tokens_per_row
     reasons["tokens_per_step"] = f"{recipe.train.global_batch} rows × {tokens_per_row} tokens"
+    if layouts := recognised(recipe):
+        reasons["layout"] = layouts
     steps = _steps(recipe, tokens_per_step, rows, reasons)
     if recipe.train.minutes is not None:
         reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"

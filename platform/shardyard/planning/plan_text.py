@@ -63,6 +63,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "each worker", plan.bundle, why["bundle"]
     yield "placement", plan.placement, why["placement"]
     yield "network", plan.network, why["network"]
+    if "layout" in why:
+        yield "data layout", why["layout"], "recognised by the columns; data.train.….columns chooses another"
     yield "precision", plan.precision, why["precision"]
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     yield "accumulation", str(plan.accumulation), why["accumulation"]

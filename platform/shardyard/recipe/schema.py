@@ -14,7 +14,7 @@ from pydantic import model_validator
 from shardyard.recipe.renamed import with_current_names
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
-from shardyard.recipe.sections.data import Audio, Data, Image, Masking, Source
+from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Source
 from shardyard.recipe.sections.model import Adapter, Experts, Model
 from shardyard.recipe.sections.scoring import Distillation, Loss, ObjectiveName, Preference
 from shardyard.recipe.sections.training import (
@@ -60,6 +60,7 @@ __all__ = [
     "Model",
     "Network",
     "ObjectiveName",
+    "OnError",
     "Optimizer",
     "OptimizerName",
     "Precision",

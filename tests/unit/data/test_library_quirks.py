@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import httpx2 as httpx
@@ -53,3 +54,12 @@ def test_a_transport_of_ones_own_still_turns_proxies_off(monkeypatch: pytest.Mon
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     assert not any(httpx.Client(transport=_Wrapped(httpx.HTTPTransport()))._mounts.values())
     assert any(default_client_factory()._mounts.values())
+
+
+def test_the_files_of_a_stream_have_no_public_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n')
+    stream = datasets.load_dataset("json", data_files=[str(path)], split="train", streaming=True)
+    assert quirks.shard_files(stream) == [quirks.ShardFile(str(path))]
+    assert not hasattr(stream, "files")
+    assert quirks.shard_files(object()) == []

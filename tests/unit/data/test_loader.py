@@ -16,6 +16,7 @@ from shardyard.data.formats import FormatInputs
 from shardyard.data.sources import retry as retry_module
 from shardyard.data.sources.retry import Retry, Stopped
 from shardyard.data.stream import reader, streams
+from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.loader import Batch, TrainLoader
 from shardyard.errors import DataError, UnavailableError
 from shardyard.recipe.schema import Data, Source
@@ -107,7 +108,7 @@ def test_stats_count_tokens_documents_skips_and_epochs(tmp_path: Path) -> None:
     texts = [*documents(20), "", None]
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]), weight=1.0)], sequence_length=50)
     with loader(recipe, streams=1, global_batch=1) as opened:
-        nothing = {"rows": 0, "tokens": 0, "documents": 0, "skipped": 0, "epochs": 0}
+        nothing = {"rows": 0, "tokens": 0, "documents": 0, "skipped": 0, "epochs": 0, "left_out": LeftOut().counts()}
         assert opened.stats() == {"retries": 0, "cut": 0, "sources": [{"name": recipe.train[0].path, **nothing}]}
         tokens = sum(len(text.encode()) + 1 for text in documents(20))
         for _ in range(2 * tokens // 50 + 1):

@@ -58,7 +58,20 @@ ONE_OF_EACH: dict[str, tuple[str, Event]] = {
     "checkpoint": ("info", CheckpointSaved(time=1.0, step=5, path="step-00000005", seconds=0.25, bytes=2048)),
     "checkpoint_failed": ("warning", CheckpointFailed(time=1.0, step=5, error="disk full")),
     "early_stop": ("info", EarlyStop(time=1.0, step=5, metric="eval/validation/loss", best=2.5, best_step=3)),
-    "data": ("info", DataRead(time=1.0, skipped=1, retries=2, cut=3, ranks=[{"retries": 2, "cut": 3, "sources": []}])),
+    "data": (
+        "notice",
+        DataRead(
+            time=1.0,
+            skipped=1,
+            retries=2,
+            cut=3,
+            unusable=4,
+            without_target=5,
+            repaired=6,
+            named=("a.jsonl, row 1: no target",),
+            ranks=[{"retries": 2, "cut": 3, "sources": []}],
+        ),
+    ),
     "wandb": ("info", WandbStatus(time=1.0, mode="online", url="https://w.example/r/1", folder=None)),
     "finished": ("info", Finished(time=1.0, step=5, path="final")),
     "failure": (

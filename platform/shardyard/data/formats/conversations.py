@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shardyard.data.chat import Encoded, add_chat_template, encode_conversation
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
+from shardyard.data.turns import check_turns, repairs
 
 
 class ConversationRows(ExampleRows):
     """`input_ids`, `attention_mask`, `labels` [T] of a conversation; labels are shifted, -100 outside answers."""
+
+    drops = True
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
@@ -25,10 +29,23 @@ class ConversationRows(ExampleRows):
         self._fill = padding(self._tokenizer)
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
-        """An example {messages: [{role, content}, …]}."""
+        """An example {messages: [{role, content}, …]}.
+
+        Raises:
+            UnusableRowError: a turn is empty, or the template refuses the conversation.
+        """
+        check_turns(piece["messages"])
         row, cut = answer_row(encode_conversation(self._tokenizer, piece["messages"]), self._length)
         self.num_cut += cut
         return row
+
+    def learns(self, row: Row) -> bool:
+        """Whether a token of an answer fits into the row."""
+        return has_target(row["labels"])
+
+    def repairs(self, piece: Any) -> Iterator[Any]:
+        """Conversations with repaired turns."""
+        return ({**piece, "messages": turns} for turns in repairs(piece["messages"]))
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """Tensors [B, T] by name, padded to the longest row."""
@@ -45,6 +62,11 @@ def answer_row(encoded: Encoded, length: int) -> tuple[Row, int]:
         "labels": np.where(answers[1:], ids[1:], IGNORED),
     }
     return row, max(0, len(encoded.ids) - length - 1)
+
+
+def has_target(labels: npt.NDArray[Any]) -> bool:
+    """Whether `labels` of any shape have a target."""
+    return bool((labels != IGNORED).any())
 
 
 def padding(tokenizer: Any) -> dict[str, float]:

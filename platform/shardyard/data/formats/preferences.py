@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from shardyard.data.chat import add_chat_template, encode_conversation
-from shardyard.data.formats.conversations import answer_row, padding
+from shardyard.data.formats.conversations import answer_row, has_target, padding
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
+from shardyard.data.turns import check_turns, repairs
 
 ANSWERS = ("chosen", "rejected")
 
 
 class PreferenceRows(ExampleRows):
     """`chosen_…` and `rejected_…`: `input_ids`, `attention_mask`, `labels` [T] of the prompt with each answer."""
+
+    drops = True
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
@@ -28,21 +31,36 @@ class PreferenceRows(ExampleRows):
         self._fill = {f"{answer}_{name}": value for answer in ANSWERS for name, value in fill.items()}
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
-        """An example {prompt, chosen, rejected}, texts."""
+        """An example {prompt, chosen, rejected}: texts, or lists of messages.
+
+        Raises:
+            UnusableRowError: a turn is empty, or the template refuses a conversation.
+        """
         row: Row = {}
         for answer in ANSWERS:
-            messages = [
-                {"role": "user", "content": piece["prompt"]},
-                {"role": "assistant", "content": piece[answer]},
-            ]
+            messages = [*_turns(piece["prompt"], "user"), *_turns(piece[answer], "assistant")]
+            check_turns(messages)
             made, cut = answer_row(encode_conversation(self._tokenizer, messages), self._length)
             row |= {f"{answer}_{name}": array for name, array in made.items()}
             self.num_cut += cut
         return row
 
+    def learns(self, row: Row) -> bool:
+        """Whether a token of each answer fits into the row: a pair without one has nothing to compare."""
+        return all(has_target(row[f"{answer}_labels"]) for answer in ANSWERS)
+
+    def repairs(self, piece: Any) -> Iterator[Any]:
+        """Pairs whose prompt is repaired, each with the beginning of the answers."""
+        prompt = _turns(piece["prompt"], "user")
+        return ({**piece, "prompt": turns} for turns in repairs(prompt))
+
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """Tensors [B, T] by name; chosen and rejected answers are each padded to their own longest row."""
         return collate(rows, self._fill)
+
+
+def _turns(value: Any, role: str) -> list[Any]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def make(inputs: FormatInputs) -> PreferenceRows:

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +20,14 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from shardyard.data.datasets import dataset_files, dataset_fingerprint
 from shardyard.data.quirks import quiet_datasets
 from shardyard.data.sources import corpus
+from shardyard.data.sources.layouts import read_layout
 from shardyard.data.sources.retry import TRANSIENT, Retry, Stopped
+from shardyard.data.sources.values import Decode, decoder
 from shardyard.data.sources.web import WEB, UnreachedError, be_patient
-from shardyard.errors import DataError, UnavailableError
-from shardyard.objectives.spec import Kind
+from shardyard.errors import DataError, UnavailableError, UnusableRowError
+from shardyard.objectives.spec import Kind, ObjectiveSpec
 from shardyard.recipe.catalog.datasets import DATASETS
+from shardyard.recipe.layouts import Chosen, LayoutKind, choose, explain_unknown
 from shardyard.recipe.schema import Source
 from shardyard.redaction import VARIABLE_PREFIX, filled
 
@@ -51,7 +54,9 @@ class OpenSource:
     """An opened source with the columns that the objective needs.
 
     `dataset` is a streaming `IterableDataset`; `columns` maps role → column and `kinds` role → kind of its values;
-    `fingerprint` is JSON-able and identifies the data.
+    `decoders` maps role → how its stored values are read, if they are not read as they are. `layout` is the layout of
+    conversations or pairs that was recognised; its values are of any kind. `fingerprint` is JSON-able and identifies
+    the data.
     """
 
     name: str
@@ -61,21 +66,53 @@ class OpenSource:
     fingerprint: Mapping[str, object]
     holdout: float
     training: bool
+    decoders: Mapping[str, Decode] = field(default_factory=dict)
+    layout: Chosen | None = None
 
     @property
     def is_text(self) -> bool:
         """Whether an example is a text and nothing else."""
         return self.columns.keys() == {"text"}
 
-    def keeps(self, example: Example) -> bool:
-        """Whether the example is on this side of the hold-out; depends only on the hash of its text or first column."""
+    def decoded(self, stored: Example) -> Example:
+        """An example as its features type it.
+
+        Raises:
+            UnusableRowError: a field that should hold JSON does not.
+        """
+        if not self.decoders:
+            return stored
+        try:
+            if not isinstance(stored, dict):
+                return self.decoders["text"](stored)  # type: ignore[no-any-return]
+            return {
+                role: decode(value) if (decode := self.decoders.get(role)) else value for role, value in stored.items()
+            }
+        except ValueError as error:
+            raise UnusableRowError("a field holds no valid JSON", str(error)) from error
+
+    def laid_out(self, example: Example) -> Example:
+        """A decoded example with the roles of the objective.
+
+        Raises:
+            UnusableRowError: a value is not what the layout has there.
+        """
+        if self.layout is None or not isinstance(example, dict):
+            return example
+        return read_layout(self.layout.layout.name, example)
+
+    def keeps(self, stored: Example) -> bool:
+        """Whether an example is on this side of the hold-out; depends only on the hash of its stored text or first
+        column."""
         if self.holdout == 0.0:
             return True
-        number = int.from_bytes(hashlib.sha256(_identity(example)).digest()[:8], "big")
+        number = int.from_bytes(hashlib.sha256(_identity(stored)).digest()[:8], "big")
         return (number >= self.holdout * 2.0**64) is self.training
 
     def is_usable(self, example: Any) -> bool:
-        """Whether all required values are present and not empty."""
+        """Whether all required values of a decoded example are present and not empty."""
+        if self.layout is not None:
+            return all(example.get(role) not in (None, "", []) for role in self.layout.layout.needed)
         if self.is_text:
             return isinstance(example, str) and bool(example)
         return all(_is_there(example[role], kind) for role, kind in self.kinds.items())
@@ -108,12 +145,14 @@ def open_source(
     training: bool,
     roles: Mapping[str, Kind] = TEXT_ONLY,
     optional: Mapping[str, Kind] | None = None,
+    layouts: LayoutKind | None = None,
     retry: Retry | None = None,
 ) -> OpenSource:
     """Open a source as a stream and check that it has the columns that the objective reads.
 
     `training` selects the default split and the side of `holdout`: training skips held-out examples, validation reads
-    only those. `roles` maps required roles to the kind of their values, `optional` those that are read if present.
+    only those. `roles` maps required roles to the kind of their values, `optional` those that are read if present;
+    with `layouts`, the columns decide which of these layouts is read instead.
     `retry` limits how long transient failures are retried.
 
     Raises:
@@ -132,10 +171,28 @@ def open_source(
         raise DataError("a source needs `source` (an embedded corpus) or `path` (files or a hub id).")
     else:
         dataset, fingerprint = _open_path(source, split, retry)
-    columns, kinds = _columns(dataset, name, source, roles, optional or {}, retry)
+    features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
+    layout = _layout(features, name, source, layouts) if layouts is not None else None
+    if layout is not None:
+        columns, kinds = dict(layout.columns), dict[str, Kind]()
+    else:
+        columns, kinds = _columns(features, name, source, roles, optional or {})
     holdout = 0.0 if source.source is not None and split == "validation" else source.holdout
     fingerprint = {"source": name, "split": split, **fingerprint}
-    return OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training)
+    opened = OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training, layout=layout)
+    return replace(opened, decoders=_decoders(features, opened))
+
+
+def open_for(spec: ObjectiveSpec, source: Source, *, training: bool, retry: Retry | None = None) -> OpenSource:
+    """Open a source with the columns that an objective reads. Raises as `open_source` does."""
+    return open_source(
+        source,
+        training=training,
+        roles=spec.columns,
+        optional=spec.optional_columns,
+        layouts=spec.layouts,
+        retry=retry,
+    )
 
 
 def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, object]]:
@@ -303,16 +360,29 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _layout(features: Any, name: str, source: Source, kind: LayoutKind) -> Chosen:
+    """The layout of the columns."""
+    chosen = choose(kind, lambda column: _feature(features, column) is not None, source.columns)
+    if chosen is None:
+        raise DataError(f"{name} {explain_unknown(kind, kind, features, source.columns)}.")
+    return chosen
+
+
+def _decoders(features: Any, opened: OpenSource) -> dict[str, Decode]:
+    """Role → decoder of its values, where they are not stored as they are."""
+    prune = opened.layout is not None
+    found = {role: decoder(_feature(features, column), prune=prune) for role, column in opened.columns.items()}
+    return {role: decode for role, decode in found.items() if decode is not None}
+
+
 def _columns(
-    dataset: Any,
+    features: Any,
     name: str,
     source: Source,
     roles: Mapping[str, Kind],
     optional: Mapping[str, Kind],
-    retry: Retry,
 ) -> tuple[dict[str, str], dict[str, Kind]]:
     """Role → column and role → kind, checked against the columns of the source."""
-    features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
     named = {"text": source.text_column, **source.columns}
     wanted = dict(roles)
     wanted |= {role: kind for role, kind in optional.items() if _feature(features, named.get(role, role)) is not None}
@@ -370,7 +440,10 @@ def _type_of(feature: Any) -> str:
 
 
 def _is_kind(feature: Any, kind: Kind) -> bool:
-    """Images and audio are the features of `datasets`, a struct with `bytes`, or plain bytes."""
+    """Images and audio are the features of `datasets`, a struct with `bytes`, or plain bytes. A column of JSON may hold
+    values of any kind, which are checked row by row."""
+    if isinstance(feature, datasets.Json):
+        return True
     if kind == "text":
         return _type_of(feature) in _TEXT_TYPES
     if kind == "label":

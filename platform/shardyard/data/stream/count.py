@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import glob
-from pathlib import Path
-
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import open_source
+from shardyard.data.sources.sources import open_for
 from shardyard.data.stream.examples import ExampleStream
+from shardyard.data.stream.first_rows import is_local
 from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.shuffle import Windows
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.schema import Source
 
 
 def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
@@ -23,14 +20,14 @@ def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
         DataError: the source is not on this machine, or cannot be read.
     """
     (source,) = inputs.data.train
-    if not _is_local(source):
+    if not is_local(source):
         raise DataError(
             f"train.epochs: {source.path} is not a file of this machine, so its rows cannot be counted before "
             "training; give train.steps or train.tokens."
         )
     spec = objective_spec(objective)
-    opened = open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns)
-    reader = ShareReader(share_of(opened, 0, 1), Retry())
+    opened = open_for(spec, source, training=True)
+    reader = ShareReader(share_of(opened, 0, 1), Retry(), inputs.data.on_error)
     stream = make_rows(objective, inputs).stream(
         Windows(reader, (seed, 0, 0), inputs.data.shuffle_window, repeat=False)
     )
@@ -42,11 +39,3 @@ def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
         return stream.num_rows
     finally:
         stream.close()
-
-
-def _is_local(source: Source) -> bool:
-    """Whether the source is embedded, prepared, or made of existing local files and folders."""
-    if source.path is None:
-        return True
-    path = Path(source.path).expanduser()
-    return path.exists() or bool(glob.glob(str(path), recursive=True))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from shardyard.data.sources.sources import Example
+from shardyard.data.stream.reader import ShareReader
 from shardyard.data.stream.rows import Position, Row, Tensors, collate
 from shardyard.data.stream.shuffle import EXAMPLE_STREAM, Window, Windows
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 
 
 class ExampleRows:
@@ -22,6 +24,8 @@ class ExampleRows:
     """
 
     padding: ClassVar[Mapping[str, float]] = {}
+    # Whether rows may be left out for what they hold, so that they are counted by making them.
+    drops: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.num_cut = 0
@@ -34,6 +38,14 @@ class ExampleRows:
         """The row of one piece."""
         raise NotImplementedError
 
+    def learns(self, row: Row) -> bool:
+        """Whether the row has a target; other rows are left out and counted."""
+        return True
+
+    def repairs(self, piece: Any) -> Iterator[Any]:
+        """Pieces to try instead of one that is unusable, in this order, if `data.on_error` is `repair`."""
+        return iter(())
+
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """Tensors [B, …] by name."""
         return collate(rows, self.padding)
@@ -44,12 +56,18 @@ class ExampleRows:
 
 
 class ExampleStream:
-    """Rows of one (stream, source), made on demand. `position` restores the stream exactly."""
+    """Rows of one (stream, source), made on demand. `position` restores the stream exactly.
+
+    Rows without a target and, by `data.on_error`, unusable ones are left out. This depends on their content alone, so
+    the order of the others is the same whenever the stream is read.
+    """
 
     def __init__(self, windows: Windows, rows: ExampleRows) -> None:
         self.num_rows = self.num_documents = self.num_tokens = 0
         self._windows, self._rows = windows, rows
         self._position = Position()
+        # The epoch from whose start on no row was made; None if one was, or the epoch was not read from its start.
+        self._nothing_since: int | None = None
         self._source = self._made()
 
     @property
@@ -63,7 +81,7 @@ class ExampleStream:
     def restore(self, position: Position) -> None:
         """Continue at `position`: the next call of `next_row` reads its window again."""
         self._windows.seek(position.epoch, position.window, position.cursor)
-        self._position = position
+        self._position, self._nothing_since = position, None
         self._source = self._made(position.document)
 
     def close(self) -> None:
@@ -80,25 +98,80 @@ class ExampleStream:
         return row
 
     def count_pieces(self) -> int:
-        """The number of remaining rows, without making them: images are not decoded."""
+        """The number of remaining rows, where possible without making them: images are not decoded."""
+        if self._rows.drops:
+            return sum(1 for _ in iter(self.next_row, None))
         windows = iter(self._windows.next, None)
         return sum(len(self._rows.pieces(window.examples, _generator(window))) for window in windows)
 
     def _made(self, skip: int = 0) -> Iterator[tuple[Row, Position]]:
         """Each row with the position after it."""
         while (window := self._windows.next()) is not None:
+            if not skip:
+                self._check_progress(window)
             at = Position(window.epoch, window.index, window.cursor)
             pieces = self._rows.pieces(window.examples, _generator(window))
             for index in range(skip, len(pieces)):
-                yield self._row(pieces[index], _generator(window, index)), replace(at, document=index + 1)
+                row = self._learnable(pieces[index], window, index, len(pieces))
+                if row is not None:
+                    self._nothing_since = None
+                    yield row, replace(at, document=index + 1)
             self.num_documents += len(window.examples)
             skip = 0
 
-    def _row(self, piece: Any, generator: np.random.Generator) -> Row:
+    def _check_progress(self, window: Window) -> None:
+        """Refuse a share that has been read from its start to its end without a single row.
+
+        Raises:
+            DataError: there is nothing to learn from.
+        """
+        if self._nothing_since is None and window.index == 0:
+            self._nothing_since = window.epoch
+        elif self._nothing_since is not None and window.epoch > self._nothing_since:
+            raise DataError(nothing_left(self._windows.reader))
+
+    def _learnable(self, piece: Any, window: Window, index: int, number: int) -> Row | None:
+        """The row of a piece; None if it is left out."""
+        left_out, cut_before = self._windows.reader.left_out, self._rows.num_cut
+        # The row of an example is named; pieces of examples have no place of their own.
+        place = window.place(index) if number == len(window.examples) else self._windows.reader.name
         try:
-            return self._rows.row(piece, generator)
+            row = self._row(piece, lambda: _generator(window, index), place)
+        except UnusableRowError as error:
+            left_out.unusable(place, error)
+            return None
         except DataError as error:
             raise DataError(f"source {self._windows.reader.name}: {error}") from error
+        if self._rows.learns(row):
+            return row
+        self._rows.num_cut = cut_before
+        left_out.without_target(place)
+        return None
+
+    def _row(self, piece: Any, generator: Callable[[], np.random.Generator], place: str) -> Row:
+        """The row of a piece, or of its first repair that is usable."""
+        left_out = self._windows.reader.left_out
+        try:
+            return self._rows.row(piece, generator())
+        except UnusableRowError:
+            if left_out.on_error != "repair":
+                raise
+            for repaired in self._rows.repairs(piece):
+                with contextlib.suppress(UnusableRowError):
+                    row = self._rows.row(repaired, generator())
+                    left_out.repaired(place)
+                    return row
+            raise
+
+
+def nothing_left(reader: ShareReader) -> str:
+    """The message about a share of which every row was left out."""
+    share = reader.share
+    part = "" if share.streams == 1 else f" in stream {share.stream} of {share.streams}"
+    return (
+        f"source {reader.name} has nothing to learn from{part}: {reader.left_out.in_words()}. Give rows room for their "
+        "targets (data.sequence_length), correct the rows, or use fewer streams (data.streams)."
+    )
 
 
 def _generator(window: Window, *index: int) -> np.random.Generator:

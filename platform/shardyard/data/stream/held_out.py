@@ -12,7 +12,8 @@ import torch
 
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import open_source, source_name
+from shardyard.data.sources.sources import open_for, source_name
+from shardyard.data.stream.left_out import LeftOutCounts, added, left_out_in_words
 from shardyard.data.stream.rows import Row, Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.errors import DataError
@@ -36,6 +37,7 @@ class HeldOut:
     sources: tuple[str, ...]
     fingerprints: tuple[Mapping[str, object], ...]
     num_requested: int
+    left_out: LeftOutCounts | None = None
 
     @property
     def num_rows(self) -> int:
@@ -52,7 +54,14 @@ class HeldOut:
     def describe(self) -> str:
         """`64 rows of python-docs`; also says if the data ended earlier."""
         short = f" ({self.num_requested} were asked for; the data ends)" if self.num_rows < self.num_requested else ""
-        return f"{self.num_rows} rows of {', '.join(self.sources)}{short}"
+        number = self.num_left_out
+        left_out = f"; {left_out_in_words(number, self.left_out['named'])}" if self.left_out and number else ""
+        return f"{self.num_rows} rows of {', '.join(self.sources)}{short}{left_out}"
+
+    @property
+    def num_left_out(self) -> int:
+        """Rows that were left out because nothing can be measured on them."""
+        return self.left_out["unusable"] + self.left_out["without_target"] if self.left_out else 0
 
 
 def validation_sources(data: schema.Data) -> list[schema.Source]:
@@ -82,17 +91,17 @@ def held_out_rows(inputs: FormatInputs, rows: int, seed: int, *, objective: str 
         names = ", ".join(source_name(source) for source in data.train)
         raise DataError(f"nothing is held out: give data.validation, or a `holdout` such as 0.01 to {names}.")
     retry = Retry(data.retry_seconds)
-    sources = [
-        open_source(source, training=False, roles=spec.columns, optional=spec.optional_columns, retry=retry)
-        for source in chosen
-    ]
+    sources = [open_for(spec, source, training=False, retry=retry) for source in chosen]
     format_ = make_rows(objective, inputs)
-    settings = StreamSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False)
+    settings = StreamSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False, on_error=data.on_error)
     stream = Stream(0, sources, [source.weight for source in chosen], settings, retry)
     try:
         made = _read(stream, rows)
     finally:
         stream.close()
+    left_out = added([made.windows.reader.left_out.counts() for made in stream.by_source])
+    if not made:
+        raise DataError(_nothing_to_measure([source.name for source in sources], left_out))
     return HeldOut(
         name=SET_NAME,
         rows=tuple(row for row, _ in made),
@@ -101,6 +110,16 @@ def held_out_rows(inputs: FormatInputs, rows: int, seed: int, *, objective: str 
         sources=tuple(source.name for source in sources),
         fingerprints=tuple(source.fingerprint for source in sources),
         num_requested=rows,
+        left_out=left_out,
+    )
+
+
+def _nothing_to_measure(sources: Sequence[str], left_out: LeftOutCounts) -> str:
+    number = left_out["unusable"] + left_out["without_target"]
+    why = f": {left_out_in_words(number, left_out['named'])}" if number else ": it has no rows"
+    return (
+        f"the evaluation on {', '.join(sources)} has no target{why}. Give rows room for their targets "
+        "(data.sequence_length), or other data under data.validation."
     )
 
 

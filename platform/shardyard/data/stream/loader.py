@@ -18,9 +18,10 @@ import torch
 
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry, Stopped
-from shardyard.data.sources.sources import open_source
+from shardyard.data.sources.sources import open_for
 from shardyard.data.sources.web import WEB
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
+from shardyard.data.stream.left_out import LeftOutCounts, added
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings, StreamStates
@@ -41,6 +42,7 @@ class SourceCounts(TypedDict):
     documents: int
     skipped: int
     epochs: int
+    left_out: LeftOutCounts
 
 
 class NamedCounts(SourceCounts):
@@ -135,6 +137,7 @@ class _OwnRows:
                 "tokens": sum(stream.num_tokens for stream in streams),
                 "documents": sum(stream.num_documents for stream in streams),
                 "skipped": sum(stream.windows.reader.num_skipped for stream in streams),
+                "left_out": added([stream.windows.reader.left_out.counts() for stream in streams]),
                 "epochs": max(stream.position.epoch for stream in streams),
             }
             for streams in columns
@@ -220,13 +223,10 @@ class TrainLoader:
         assert global_batch % dp_size == 0, "the data-parallel size must divide the global batch"
         data, spec = inputs.data, objective_spec(objective)
         retry, requests_before = Retry(data.retry_seconds), WEB.count
-        opened = [
-            open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns, retry=retry)
-            for source in data.train
-        ]
+        opened = [open_for(spec, source, training=True, retry=retry) for source in data.train]
         self._sources = [with_shards(source, streams, retry) for source in opened]
         rows_per_batch, format_ = global_batch // dp_size, make_rows(objective, inputs)
-        settings = StreamSettings(format_.stream, data.shuffle_window, streams, seed)
+        settings = StreamSettings(format_.stream, data.shuffle_window, streams, seed, on_error=data.on_error)
         weights = [source.weight for source in data.train]
         own = range(dp_rank, streams, dp_size)
         rows = _OwnRows(
@@ -302,7 +302,8 @@ class TrainLoader:
 
         `retries` (also of requests, from opening on), `cut` (tokens that did not fit a row), and per source
         `name`, `rows`, `tokens`, `documents` (finished), `skipped` (empty or incomplete; counted when read, so up to a
-        window early) and `epochs` (finished passes of the furthest stream).
+        window early), `left_out` (rows that nothing can be learned from) and `epochs`
+        (finished passes of the furthest stream).
         """
         counted = zip(self._sources, self._stats["sources"], strict=True)
         named: list[NamedCounts] = [{"name": source.name, **counts} for source, counts in counted]

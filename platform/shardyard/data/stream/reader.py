@@ -8,10 +8,14 @@ from typing import Any, TypedDict, cast
 
 import pyarrow as pa
 
+from shardyard.data.quirks import shard_files
 from shardyard.data.sources.retry import PERMANENT, TRANSIENT, Retry, Stopped
 from shardyard.data.sources.sources import Example, OpenSource, in_words, top_columns, values_of
 from shardyard.data.sources.web import WEB
-from shardyard.errors import DataError, ShardyardError, UnavailableError
+from shardyard.data.stream.left_out import LeftOut
+from shardyard.data.stream.place import place_in_files
+from shardyard.errors import DataError, ShardyardError, UnavailableError, UnusableRowError
+from shardyard.recipe.schema import OnError
 
 # Examples fetched at once. It affects speed and memory, never the order.
 TABLE_ROWS = 256
@@ -77,12 +81,16 @@ def share_of(source: OpenSource, stream: int, streams: int) -> Share:
 class ShareReader:
     """Reads the examples of a share once from start to end; `seek` begins a new pass.
 
-    Empty and incomplete examples are skipped and counted. After a transient failure, reading resumes at the same place.
+    Empty and incomplete examples are skipped and counted; `left_out` decides about those that cannot be read. After a
+    transient failure, reading resumes at the same place. `places` are the numbers of the examples of the last `read` in
+    the share.
     """
 
-    def __init__(self, share: Share, retry: Retry) -> None:
+    def __init__(self, share: Share, retry: Retry, on_error: OnError = "skip") -> None:
         self.share = share
         self.num_skipped = 0
+        self.left_out = LeftOut(on_error)
+        self.places: list[int] = []
         self._retry = retry
         self._tables: Iterator[pa.Table] | None = None
         self._dataset: Any = None
@@ -117,17 +125,29 @@ class ShareReader:
             DataError: the source cannot be read.
         """
         source, examples = self.share.source, list[Example]()
+        self.places = []
         while len(examples) < count:
             if self._next >= len(self._rows) and not self._fetch():
                 break
             while self._next < len(self._rows) and len(examples) < count:
-                example = self._rows[self._next][1]
+                index, stored = self._rows[self._next]
                 self._next += 1
-                if not source.is_usable(example):
-                    self.num_skipped += 1
-                elif source.keeps(example):
-                    examples.append(example)
+                place = self._cursor.example + index
+                try:
+                    example = source.decoded(stored)
+                    if not source.is_usable(example):
+                        self.num_skipped += 1
+                    elif source.keeps(stored):
+                        examples.append(source.laid_out(example))
+                        self.places.append(place)
+                except UnusableRowError as error:
+                    if source.keeps(stored):
+                        self.left_out.unusable(self.place(place), error)
         return examples
+
+    def place(self, number: int) -> str:
+        """Where an example of the share lies: `train.jsonl, row 61`, or how many rows of this stream precede it."""
+        return place_in_files(self.name, shard_files(self.share.dataset), number)
 
     def close(self) -> None:
         """Close open files; further reads need `seek`."""

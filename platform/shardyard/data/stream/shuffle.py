@@ -6,6 +6,7 @@ documents, so it is restored by reading it again.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +35,22 @@ def keyed_permutation(count: int, *key: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Window:
-    """Examples in training order, and the cursor they were read from. `key` is the key of the permutation."""
+    """Examples in training order, and the cursor they were read from. `key` is the key of the permutation.
+
+    `numbers` are those of the examples in the share, which `name_place` turns into words.
+    """
 
     epoch: int
     index: int
     cursor: Cursor
     examples: list[Example]
     key: tuple[int, ...]
+    numbers: Sequence[int] = ()
+    name_place: Callable[[int], str] = str
+
+    def place(self, index: int) -> str:
+        """Where the example `index` of the window lies, for messages."""
+        return self.name_place(self.numbers[index])
 
 
 class Windows:
@@ -87,12 +97,17 @@ class Windows:
             return self.next()
         key = (*self._key, self._epoch, self._index)
         order = keyed_permutation(len(examples), *key)
-        window = Window(self._epoch, self._index, cursor, [examples[i] for i in order], key)
+        numbers = [self._reader.places[i] for i in order]
+        window = Window(
+            self._epoch, self._index, cursor, [examples[i] for i in order], key, numbers, self._reader.place
+        )
         self._index += 1
         return window
 
     def _explain_empty(self) -> str:
         share = self._reader.share
+        if left_out := self._reader.left_out.in_words():
+            return f"source {self._reader.name} has nothing to learn from: {left_out}."
         if share.streams == 1:
             return (
                 f"source {self._reader.name} yields no documents: it is empty, or its text column or its side of "

@@ -21,6 +21,7 @@ from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.rows import Position, PositionState, Row, RowStream
 from shardyard.data.stream.shuffle import MIXTURE_STREAM, Windows, keyed_words
 from shardyard.errors import DataError
+from shardyard.recipe.schema import OnError
 
 DRAWS_PER_BLOCK = 256
 
@@ -55,13 +56,17 @@ class Mixture:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Settings of all streams of a loader; `shuffle_window` in examples, `rows` turns windows into rows."""
+    """Settings of all streams of a loader; `shuffle_window` in examples, `rows` turns windows into rows.
+
+    `on_error` says what happens to unusable rows.
+    """
 
     rows: Callable[[Windows], RowStream]
     shuffle_window: int
     streams: int
     seed: int
     repeat: bool = True
+    on_error: OnError = "skip"
 
 
 class StreamState(TypedDict):
@@ -93,7 +98,7 @@ class Stream:
         self.by_source = [
             settings.rows(
                 Windows(
-                    ShareReader(share_of(source, index, settings.streams), retry),
+                    ShareReader(share_of(source, index, settings.streams), retry, settings.on_error),
                     (settings.seed, index, number),
                     settings.shuffle_window,
                     repeat=settings.repeat,

@@ -18,7 +18,7 @@ import numpy as np
 
 from shardyard.data.formats import make_rows
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import OpenSource, open_source
+from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.packing import TokenStream
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Position, Row
@@ -148,7 +148,10 @@ class _Maker:
         self._streams = streams
         self._tokenizer = components.tokenizer
         self._sources: list[OpenSource] = [
-            with_shards(open_source(source, training=True, roles=spec.columns, optional=spec.optional_columns), streams)
+            with_shards(
+                open_for(spec, source, training=True),
+                streams,
+            )
             for source in data.train
         ]
         self._weights = [source.weight for source in data.train]
@@ -158,6 +161,7 @@ class _Maker:
             data.shuffle_window,
             streams,
             recipe.train.seed,
+            on_error=data.on_error,
         )
 
     def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _RowOrigin]]:

@@ -27,10 +27,12 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
         remember: use the disk cache of model sizes.
 
     Raises:
-        DataError: the tokenizer cannot be loaded, or the data for `train.epochs` is not local.
+        DataError: the tokenizer cannot be loaded, the data for `train.epochs` is not local, or local conversations
+            hold nothing to learn from.
         ModelError: the model cannot be built.
         RecipeError: the recipe cannot run in the world.
     """
+    _check_rows(recipe)
     known = recall(recipe) if remember else None
     architecture = known or _measure(recipe)
     if remember and known is None:
@@ -45,6 +47,17 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
     from shardyard.engine.components import make_components
 
     return count_rows(make_components(recipe).format_inputs, recipe.objective, recipe.train.seed)
+
+
+def _check_rows(recipe: Recipe) -> None:
+    """Make the first rows of conversations and of pairs, of which any may be left out."""
+    if objective_spec(recipe.objective).layouts is None:
+        return
+    from shardyard.data.formats.inputs import FormatInputs
+    from shardyard.data.stream.first_rows import check_first_rows
+    from shardyard.data.tokenizers.tokenizer import load_tokenizer
+
+    check_first_rows(FormatInputs(recipe.data, load_tokenizer(recipe.tokenizer)), recipe.objective)
 
 
 def recipe_in(folder: RunFolder) -> Recipe:

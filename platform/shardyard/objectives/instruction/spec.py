@@ -9,6 +9,7 @@ SPEC = ObjectiveSpec(
     loss="shardyard.objectives.answers:make",
     head=CAUSAL_LM,
     columns={"messages": "messages"},
+    layouts="conversations",
     rows="conversations",
     task="text-generation",
     metrics={"perplexity": False, "token_accuracy": True},

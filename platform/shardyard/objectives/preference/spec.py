@@ -9,6 +9,7 @@ SPEC = ObjectiveSpec(
     loss="shardyard.objectives.preference.loss:make",
     head=CAUSAL_LM,
     columns={"prompt": "text", "chosen": "text", "rejected": "text"},
+    layouts="pairs",
     rows="preferences",
     task="text-generation",
     sections=frozenset({"preference"}),

@@ -10,7 +10,9 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.catalog.shipped import EMBEDDED_SOURCES
 from shardyard.recipe.fields import Path
+from shardyard.recipe.layouts import LayoutKind, choose, explain_unknown, roles_of
 from shardyard.recipe.schema import Data, Recipe, Source
+from shardyard.recipe.seen_columns import seen_columns
 from shardyard.suggest import suggestion
 
 Finding = tuple[Path, str]
@@ -65,6 +67,9 @@ def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, 
         yield "text_column", f"the embedded {name} has no columns; remove it"
         return
     named = {"text": source.text_column, **source.columns}
+    layouts = objective_spec(objective).layouts
+    if layouts is not None and choose(layouts, columns.__contains__, source.columns) is not None:
+        return
     for role, kind in objective_spec(objective).columns.items():
         column = named.get(role, role)
         if columns.get(column) != kind:
@@ -76,12 +81,26 @@ def _embedded(source: Source, name: str, objective: str) -> Iterator[tuple[str, 
 
 
 def _columns(source: Source, objective: str) -> Iterator[tuple[str, str]]:
-    roles = objective_spec(objective).all_columns
+    spec = objective_spec(objective)
+    roles = dict.fromkeys([*spec.all_columns, *(roles_of(spec.layouts) if spec.layouts is not None else ())])
     for role in source.columns:
         if role not in roles:
             yield "columns", f"{objective} reads no {role!r}; {suggestion(role, roles)}"
     if source.text_column != Source.model_fields["text_column"].default and "text" not in roles:
         yield "text_column", f"{objective} reads {', '.join(roles)}; name their columns under `columns`"
+    if source.path is not None and spec.layouts is not None:
+        yield from _layout(source, source.path, spec.layouts, objective)
+
+
+def _layout(source: Source, path: str, kind: LayoutKind, objective: str) -> Iterator[tuple[str, str]]:
+    """Findings about the columns of a local file, which must be those of a layout."""
+    seen = seen_columns(path)
+    tops = {column.split(".")[0] for column in seen} | set(seen)
+    if not seen or not source.columns.keys() <= set(roles_of(kind)):
+        return
+    # The fields within a column are not known here.
+    if choose(kind, lambda column: column in tops or column.split(".")[0] in tops, source.columns) is None:
+        yield "columns", explain_unknown(kind, objective, seen, source.columns)
 
 
 def _local(path: str) -> Iterator[tuple[str, str]]:

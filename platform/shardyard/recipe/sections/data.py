@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from shardyard.recipe.sections.base import REQUIRED, Section, described
+
+OnError = Literal["skip", "repair", "stop"]
 
 
 class Source(Section):
@@ -25,7 +29,9 @@ class Source(Section):
     )
     text_column: str = described("text", "Column that holds the text of a document.")
     columns: dict[str, str] = described(
-        {}, "Names of columns that differ from those the objective expects, such as {image: photo, text: caption}."
+        {},
+        "Names of columns that differ from those the objective expects, such as {image: photo, text: caption}. For "
+        "conversations and preference pairs, they also choose the layout: {prompt: question, completion: answer}.",
     )
     weight: float = described(1.0, "Weight of this source in the training mixture, relative to the others.", gt=0.0)
     holdout: float = described(
@@ -58,6 +64,15 @@ class Data(Section):
     )
     isolate_documents: bool = described(
         True, "Documents packed into one row do not attend to each other, and each starts at position 0."
+    )
+    on_error: OnError = described(
+        "skip",
+        "What happens to a row that nothing can be learned from, such as a conversation that the chat template "
+        "refuses or one with an empty turn. `skip` leaves it out; `repair` joins consecutive turns of one role, "
+        "removes empty ones and answers before the first question, and moves a system message into the first question "
+        "if the template has none, then skips what is still unusable; `stop` ends the run and names file and row. "
+        "Rows that are left out or repaired are counted, and the first ones named. A row without a target within "
+        "sequence_length is always left out.",
     )
     shuffle_window: int = described(
         256,

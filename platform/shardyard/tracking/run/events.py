@@ -200,12 +200,25 @@ class RankCounts(TypedDict, total=False):
 @_registered("data")
 @dataclass(frozen=True, kw_only=True)
 class DataRead(Event):
-    """Totals of reading over all ranks: skipped examples, retried requests, truncated tokens."""
+    """Totals of reading over all ranks: skipped examples, retried requests, truncated tokens.
+
+    unusable, without_target: rows that were left out. repaired: rows. named: the first of these rows, each with file,
+    row and reason.
+    """
 
     skipped: int = 0
     retries: int = 0
     cut: int = 0
+    unusable: int = 0
+    without_target: int = 0
+    repaired: int = 0
+    named: tuple[str, ...] = ()
     ranks: Sequence[RankCounts] = ()
+
+    @property
+    def severity(self) -> Severity:
+        """A notice if rows were left out or repaired."""
+        return "notice" if self.unusable or self.without_target or self.repaired else "info"
 
 
 @_registered("wandb")
@@ -304,10 +317,15 @@ def _causes(value: object) -> list[Cause]:
     return [{"message": message, "ranks": list(ranks or ())} for message, ranks in found if isinstance(message, str)]
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list | tuple) else ()
+
+
 _READERS: dict[str, Callable[[object], object]] = {
     **reading.READERS,
     "list[Place]": reading.objects,
     "dict[str, list[str]]": reading.texts_by_name,
+    "tuple[str, ...]": _texts,
     "Sequence[RankCounts]": reading.objects,
     "Sequence[Cause]": _causes,
     "Then": lambda value: value if value in get_args(Then) else None,

@@ -1,0 +1,71 @@
+"""The check that local sources hold something to learn from, made before a run starts anything."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from shardyard.data.formats import FormatInputs, make_rows
+from shardyard.data.sources.retry import Retry
+from shardyard.data.sources.sources import open_for
+from shardyard.data.stream.held_out import validation_sources
+from shardyard.data.stream.left_out import LeftOut
+from shardyard.data.stream.reader import ShareReader, share_of
+from shardyard.data.stream.shuffle import Windows
+from shardyard.errors import DataError
+from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.schema import Source
+
+# Rows that are looked at in search of one that can be learned from; beyond them the run finds out.
+MOST_ROWS = 2000
+
+
+class _EnoughError(Exception):
+    """So many rows are left out that the search ends without a verdict."""
+
+
+class _Counted(LeftOut):
+    def _name(self, what: str) -> None:
+        super()._name(what)
+        if self.num_unusable + self.num_without_target >= MOST_ROWS:
+            raise _EnoughError
+
+
+def check_first_rows(inputs: FormatInputs, objective: str) -> None:
+    """Make the first row of each local source, for training and for evaluation.
+
+    Raises:
+        DataError: a source cannot be read, or none of its rows has anything to learn from.
+    """
+    data = inputs.data
+    for training, sources in ((True, data.train), (False, validation_sources(data))):
+        for source in sources:
+            if is_local(source):
+                _check(inputs, objective, source, training=training)
+
+
+def is_local(source: Source) -> bool:
+    """Whether the source is embedded, prepared, or made of existing local files and folders."""
+    if source.path is None:
+        return True
+    path = Path(source.path).expanduser()
+    return path.exists() or bool(glob.glob(str(path), recursive=True))
+
+
+def _check(inputs: FormatInputs, objective: str, source: Source, *, training: bool) -> None:
+    opened = open_for(objective_spec(objective), source, training=training)
+    reader = ShareReader(share_of(opened, 0, 1), Retry())
+    reader.left_out = _Counted(inputs.data.on_error)
+    stream = make_rows(objective, inputs).stream(Windows(reader, (0, 0, 0), 1, repeat=False))
+    try:
+        found = stream.next_row()
+    except _EnoughError:
+        return
+    finally:
+        stream.close()
+    if found is None:
+        use = "training" if training else "the evaluation"
+        raise DataError(
+            f"source {reader.name} has nothing to learn from for {use}: {reader.left_out.in_words()}. Give rows room "
+            "for their targets (data.sequence_length), or correct them."
+        )

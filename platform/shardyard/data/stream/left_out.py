@@ -1,0 +1,88 @@
+"""Rows that nothing can be learned from: left out, repaired or refused by `data.on_error`, counted and named."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from shardyard.errors import UnusableRowError
+from shardyard.recipe.schema import OnError
+
+# Rows that are named; the others are counted.
+NAMED = 5
+
+
+class LeftOutCounts(TypedDict):
+    """Counts of one source: rows that cannot be used, that have no target, and that were repaired; the first named."""
+
+    unusable: int
+    without_target: int
+    repaired: int
+    named: list[str]
+
+
+class LeftOut:
+    """What happens to unusable rows of one (stream, source), and how many there were since reading began."""
+
+    def __init__(self, on_error: OnError = "skip") -> None:
+        self.on_error = on_error
+        self.num_unusable = self.num_without_target = self.num_repaired = 0
+        self.named: list[str] = []
+
+    def unusable(self, place: str, error: UnusableRowError) -> None:
+        """Count a row that is left out.
+
+        Raises:
+            UnusableRowError: `on_error` is `stop`.
+        """
+        if self.on_error == "stop":
+            raise UnusableRowError(
+                f"{place}: {error}. Correct or remove the row, or set data.on_error to skip or repair."
+            ) from error
+        self.num_unusable += 1
+        self._name(f"{place}: {error}")
+
+    def without_target(self, place: str) -> None:
+        """Count a row whose target does not fit into data.sequence_length, or that has none."""
+        self.num_without_target += 1
+        self._name(f"{place}: no target within data.sequence_length")
+
+    def repaired(self, place: str) -> None:
+        """Count a repaired row."""
+        self.num_repaired += 1
+        self._name(f"{place}: repaired")
+
+    def counts(self) -> LeftOutCounts:
+        """The counts so far."""
+        return {
+            "unusable": self.num_unusable,
+            "without_target": self.num_without_target,
+            "repaired": self.num_repaired,
+            "named": list(self.named),
+        }
+
+    def in_words(self) -> str:
+        """`60 rows left out (train.jsonl, row 1: no target …; …)`; "" if there are none."""
+        number = self.num_unusable + self.num_without_target
+        return left_out_in_words(number, self.named) if number else ""
+
+    def _name(self, what: str) -> None:
+        if len(self.named) < NAMED:
+            self.named.append(what)
+
+
+def left_out_in_words(number: int, named: list[str]) -> str:
+    """`60 rows were left out: train.jsonl, row 1: no target …; …`."""
+    rows = f"{number} row was" if number == 1 else f"{number} rows were"
+    shown = "; ".join(named[:NAMED])
+    more = "; …" if number > len(named) else ""
+    return f"{rows} left out: {shown}{more}"
+
+
+def added(all_counts: list[LeftOutCounts]) -> LeftOutCounts:
+    """The sum of several counts."""
+    return {
+        "unusable": sum(one["unusable"] for one in all_counts),
+        "without_target": sum(one["without_target"] for one in all_counts),
+        "repaired": sum(one["repaired"] for one in all_counts),
+        "named": [text for one in all_counts for text in one["named"]][:NAMED],
+    }
