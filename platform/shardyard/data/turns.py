@@ -8,7 +8,7 @@ from typing import Any
 
 from shardyard.errors import UnusableRowError
 
-Turn = Mapping[str, Any]
+Turn = Mapping[str, object]
 # What a message may say besides its content.
 _SAYS = ("tool_calls", "reasoning_content", "reasoning", "thinking", "function_call")
 # An empty system message is none, and a tool may return nothing.

@@ -13,7 +13,7 @@ from typing import Any
 
 from shardyard.errors import UnusableRowError
 
-Message = dict[str, Any]
+Message = dict[str, object]
 _ROLES = {
     "human": "user",
     "prompter": "user",
@@ -30,7 +30,7 @@ _CALLS = ("function_call", "function-call")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def read_layout(layout: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def read_layout(layout: str, values: Mapping[str, object]) -> dict[str, object]:
     """The example of one row.
 
     Args:
@@ -43,19 +43,20 @@ def read_layout(layout: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return _READERS[layout](values)
 
 
-def _messages(values: Mapping[str, Any]) -> dict[str, Any]:
+def _messages(values: Mapping[str, object]) -> dict[str, object]:
     return _conversation(_turns(values["messages"], "messages"), values)
 
 
-def _sharegpt(values: Mapping[str, Any]) -> dict[str, Any]:
+def _sharegpt(values: Mapping[str, object]) -> dict[str, object]:
     return _conversation([*_system(values), *_turns(values["conversations"], "conversations")], values)
 
 
-def _alpaca(values: Mapping[str, Any]) -> dict[str, Any]:
+def _alpaca(values: Mapping[str, object]) -> dict[str, object]:
     """The question is the instruction, followed by the input on the next line."""
     question = "\n".join(filter(None, (_text(values.get(role), role) for role in ("instruction", "input"))))
     messages = _system(values)
-    for pair in values.get("history") or ():
+    history: Any = values.get("history")
+    for pair in history or ():
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise UnusableRowError("history must hold pairs of a question and an answer", f"{pair!r:.60}")
         messages += [_user(_text(pair[0], "history")), _assistant(_text(pair[1], "history"))]
@@ -63,14 +64,14 @@ def _alpaca(values: Mapping[str, Any]) -> dict[str, Any]:
     return _conversation([*messages, _user(question), _assistant(output)], values)
 
 
-def _prompt_completion(values: Mapping[str, Any]) -> dict[str, Any]:
+def _prompt_completion(values: Mapping[str, object]) -> dict[str, object]:
     """Only the completion is trained, also where the prompt is a conversation."""
     prompt = _said(values["prompt"], "prompt", _user)
     completion = _said(values["completion"], "completion", _assistant)
     return _conversation([*_system(values), *_not_trained(prompt), *completion], values)
 
 
-def _prompt_pair(values: Mapping[str, Any]) -> dict[str, Any]:
+def _prompt_pair(values: Mapping[str, object]) -> dict[str, object]:
     """Texts stay texts, for rows of exactly one question and two answers."""
     roles = ("prompt", "chosen", "rejected")
     plain = all(isinstance(values[role], str) and not _is_transcript(values[role]) for role in roles)
@@ -86,7 +87,7 @@ def _prompt_pair(values: Mapping[str, Any]) -> dict[str, Any]:
     return _pair(prompt, answers["chosen"], answers["rejected"], values)
 
 
-def _implicit_pair(values: Mapping[str, Any]) -> dict[str, Any]:
+def _implicit_pair(values: Mapping[str, object]) -> dict[str, object]:
     """The prompt is what both conversations begin with."""
     chosen, rejected = (_said(values[role], role, _assistant) for role in ("chosen", "rejected"))
     shared = 0
@@ -96,8 +97,8 @@ def _implicit_pair(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pair(
-    prompt: list[Message], chosen: list[Message], rejected: list[Message], values: Mapping[str, Any]
-) -> dict[str, Any]:
+    prompt: list[Message], chosen: list[Message], rejected: list[Message], values: Mapping[str, object]
+) -> dict[str, object]:
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if not any(turn["role"] == "assistant" for turn in turns):
             raise UnusableRowError(f"{name} has no answer of the assistant after the prompt")
@@ -106,19 +107,21 @@ def _pair(
     return {"prompt": _not_trained(prompt), "chosen": chosen, "rejected": rejected, **_tools(values)}
 
 
-def _conversation(messages: list[Message], values: Mapping[str, Any]) -> dict[str, Any]:
+def _conversation(messages: list[Message], values: Mapping[str, object]) -> dict[str, object]:
     return {"messages": messages, **_tools(values)}
 
 
-def _said(value: Any, role: str, speaker: Callable[[str], Message]) -> list[Message]:
+def _said(value: object, role: str, speaker: Callable[[str], Message]) -> list[Message]:
     """Turns, from a list of messages, a transcript, or the text of one speaker."""
     if not isinstance(value, str):
         return _turns(value, role) if value is not None else [speaker(_text(value, role))]
     return _transcript(value) if _is_transcript(value) else [speaker(value)]
 
 
-def _is_transcript(text: str) -> bool:
-    return text.lstrip("\n").startswith(("Human:", "Assistant:")) and text.startswith("\n\n")
+def _is_transcript(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
+    return text.startswith("\n\n") and text.lstrip("\n").startswith(("Human:", "Assistant:"))
 
 
 def _transcript(text: str) -> list[Message]:
@@ -141,7 +144,7 @@ def _turns(value: Any, role: str) -> list[Message]:
     return [_turn(message, role) for message in value]
 
 
-def _transposed(value: Mapping[str, Any], role: str) -> list[Message]:
+def _transposed(value: Mapping[str, object], role: str) -> list[Message]:
     lists = {name: column for name, column in value.items() if isinstance(column, Sequence)}
     lengths = {len(column) for column in lists.values()}
     if len(lists) < len(value) or len(lengths) != 1:
@@ -173,12 +176,12 @@ def _call(turn: Message, role: str) -> Message:
     return {**turn, "role": "assistant", "content": "", "tool_calls": made}
 
 
-def _system(values: Mapping[str, Any]) -> list[Message]:
+def _system(values: Mapping[str, object]) -> list[Message]:
     text = _text(values.get("system"), "system")
     return [{"role": "system", "content": text}] if text else []
 
 
-def _tools(values: Mapping[str, Any]) -> dict[str, Any]:
+def _tools(values: Mapping[str, object]) -> dict[str, object]:
     tools = values.get("tools")
     if isinstance(tools, str):
         tools = _parsed(tools, "tools") if tools.strip() else None
@@ -213,7 +216,7 @@ def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+_READERS: Mapping[str, Callable[[Mapping[str, object]], dict[str, object]]] = {
     "messages": _messages,
     "ShareGPT": _sharegpt,
     "Alpaca": _alpaca,
