@@ -32,7 +32,7 @@ class _Counted(LeftOut):
 
 
 def check_first_rows(inputs: FormatInputs, objective: str) -> None:
-    """Make the first row of each local source, for training and for evaluation.
+    """Make the first row of each source of local files, for training and for evaluation.
 
     Raises:
         DataError: a source cannot be read, or none of its rows has anything to learn from.
@@ -40,7 +40,8 @@ def check_first_rows(inputs: FormatInputs, objective: str) -> None:
     data = inputs.data
     for training, sources in ((True, data.train), (False, validation_sources(data))):
         for source in sources:
-            if is_local(source):
+            # Embedded and prepared sources have been seen before.
+            if source.path is not None and is_local(source):
                 _check(inputs, objective, source, training=training)
 
 

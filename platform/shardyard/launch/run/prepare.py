@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ruamel.yaml import YAML
 
+from shardyard.errors import DataError
 from shardyard.launch.run.architecture_cache import keep, recall
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
@@ -50,14 +51,22 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
 
 
 def _check_rows(recipe: Recipe) -> None:
-    """Make the first rows of conversations and of pairs, of which any may be left out."""
-    if objective_spec(recipe.objective).layouts is None:
+    """Make the first rows of local conversations and pairs, of which any may be left out.
+
+    A tokenizer that is not on this machine is no reason to refuse a plan; without one nothing is checked.
+    """
+    sources = (*recipe.data.train, *recipe.data.validation)
+    if objective_spec(recipe.objective).layouts is None or all(source.path is None for source in sources):
         return
     from shardyard.data.formats.inputs import FormatInputs
     from shardyard.data.stream.first_rows import check_first_rows
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
-    check_first_rows(FormatInputs(recipe.data, load_tokenizer(recipe.tokenizer)), recipe.objective)
+    try:
+        tokenizer = load_tokenizer(recipe.tokenizer)
+    except DataError:
+        return
+    check_first_rows(FormatInputs(recipe.data, tokenizer), recipe.objective)
 
 
 def recipe_in(folder: RunFolder) -> Recipe:
