@@ -150,7 +150,7 @@ def test_a_pair_has_the_same_prompt_and_its_own_answers() -> None:
         (
             "{% for m in messages %}{{ loop.revindex }}{{ m['content'] }}{% endfor %}",
             TALK,
-            "changes earlier turns when later ones follow",
+            "the conversation is not one row: it makes 2",
         ),
         ("{{ raise_exception('only two turns') }}", TALK, "refuses a conversation: only two turns"),
     ],

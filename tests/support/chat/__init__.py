@@ -1,0 +1,1 @@
+"""Chat templates of known formats, and conversations of every kind."""
