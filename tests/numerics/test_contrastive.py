@@ -14,7 +14,7 @@ from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.errors import DataError, UsageError
 from shardyard.objectives.contrastive.gathering import gather_rows
-from shardyard.objectives.contrastive.loss import contrastive_loss
+from shardyard.objectives.contrastive.similarity import Similarity
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.objectives.contrastive import recipe_fields, write_data
@@ -40,7 +40,7 @@ def _gradients(rank: Rank) -> tuple[float, Tensor, Tensor, Tensor]:
     scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     everything, first = gather_rows(torch.cat([images, texts], dim=-1), data_axis(rank).group)
     assert first == own.start
-    loss = contrastive_loss(images, texts, *everything.chunk(2, dim=-1), scale, first)
+    loss = Similarity(scale).loss(images, texts, *everything.chunk(2, dim=-1), first)
     loss.backward()
     assert images.grad is not None
     assert texts.grad is not None

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardyard.models.quirks import forget_initialisation, initialisation_rule, place_patches
+from shardyard.models.quirks import begin_sigmoid, forget_initialisation, initialisation_rule, place_patches
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 
@@ -38,6 +38,7 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
                     torch.manual_seed(_key(seed, inner_name))
                     rule(inner)
                     place_patches(inner)
+                    begin_sigmoid(inner)
     torch.set_rng_state(state)
 
 

@@ -6,6 +6,7 @@ version no longer needs one of them or no longer has one of the names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -54,6 +55,18 @@ def place_patches(module: nn.Module) -> None:
     if type(module).__name__ == "ViTMAEDecoder":
         decoder: Any = module
         decoder.initialize_weights(decoder.decoder_pos_embed.shape[1] - 1)
+
+
+def begin_sigmoid(module: nn.Module) -> None:
+    """Set the scale and the bias of SigLIP as its paper begins: 10 and -10 (Zhai et al. 2023, section 3.2).
+
+    The rule of transformers zeroes both, so that at first each pair counts as likely as not, and all those that do not
+    belong together push at once.
+    """
+    model: Any = module
+    if type(module).__name__ == "SiglipModel":
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-10.0)
 
 
 # Adapters.

@@ -2,8 +2,8 @@
 
 Each returns a scalar, the **sum** over its targets: the engine divides by the number of targets of the whole global
 batch, so all targets have the same weight, however the batch is split into micro-batches and ranks. The loss of a batch
-is the sum of the losses of its parts; only `info_nce` compares rows with each other, and takes the keys of the whole
-batch.
+is the sum of the losses of its parts; only `info_nce` and `sigmoid_pairs` compare rows with each other, and take the
+keys of the whole batch.
 
 Arithmetic is in fp32 at least: fp16 and bf16 are widened first, fp64 stays fp64. Labels of -100 are not targets.
 Mismatching shapes are errors of the caller and `assert`ed, because broadcasting would hide them.
@@ -129,7 +129,9 @@ def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, *, margin: float
     )
 
 
-def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, first_target: int = 0) -> Tensor:
+def info_nce(
+    queries: Tensor, keys: Tensor, scale: Tensor | float, first_target: int = 0, *, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of finding each query's own key among the keys of the global batch; each query is one target.
 
     Query b belongs to key first_target + b:  -log softmax_g(scale·q_b·k_g) at g = first_target + b.
@@ -143,11 +145,39 @@ def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, first_target:
         keys: [G, D], of all ranks.
         scale: a number or scalar tensor, the inverse of the temperature.
         first_target: index of the first query's key.
+        label_smoothing: as in `cross_entropy`.
     """
     rows = queries.shape[0]
     assert 0 <= first_target <= keys.shape[0] - rows, (first_target, rows, keys.shape[0])
     logits = scale * (_wide(queries) @ _wide(keys).T)  # [B, G]
-    return cross_entropy(logits, first_target + torch.arange(rows, device=queries.device))
+    own = first_target + torch.arange(rows, device=queries.device)
+    return cross_entropy(logits, own, label_smoothing=label_smoothing)
+
+
+def sigmoid_pairs(
+    queries: Tensor, keys: Tensor, scale: Tensor | float, bias: Tensor | float, first_target: int = 0
+) -> Tensor:
+    """Binary cross-entropy of all pairs of queries and keys of the global batch; each query is one target.
+
+    Query b belongs to key first_target + b alone, where z = 1, and z = -1 elsewhere:
+    -Σ_g log σ(z_bg·(scale·q_b·k_g + bias)).
+    Zhai et al. 2023 (Sigmoid Loss for Language Image Pre-Training), section 3.2 and algorithm 1.
+
+    The losses of parts of the queries add up to the whole loss, provided that each part is compared with all keys.
+
+    Args:
+        queries: [B, D], of this rank; normalised if the product should be the cosine.
+        keys: [G, D], of all ranks.
+        scale, bias: numbers or scalar tensors; the paper begins at 10 and -10, both learned.
+        first_target: index of the first query's key.
+    """
+    rows = queries.shape[0]
+    assert 0 <= first_target <= keys.shape[0] - rows, (first_target, rows, keys.shape[0])
+    logits = scale * (_wide(queries) @ _wide(keys).T) + bias  # [B, G]
+    row = torch.arange(rows, device=queries.device)
+    signs = torch.full_like(logits, -1.0)
+    signs[row, first_target + row] = 1.0
+    return -functional.logsigmoid(signs * logits).sum()
 
 
 def distillation(

@@ -12,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     MixtralConfig,
     MixtralForCausalLM,
+    SiglipConfig,
+    SiglipModel,
     ViTMAEConfig,
     ViTMAEForPreTraining,
 )
@@ -32,6 +34,13 @@ def test_transformers_still_loses_the_positions_of_a_masked_autoencoders_decoder
     assert decoder.decoder_pos_embed.abs().max() == 0
     quirks.place_patches(decoder)
     assert decoder.decoder_pos_embed.abs().max() > 0.5
+
+
+def test_transformers_still_begins_siglip_where_all_pairs_look_alike() -> None:
+    sides = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    vision = {**sides, "image_size": 8, "patch_size": 4}
+    model = SiglipModel(SiglipConfig(text_config={**sides, "vocab_size": 9}, vision_config=vision))
+    assert (float(model.logit_scale), float(model.logit_bias)) == (0, 0)
 
 
 def test_transformers_still_leaves_what_bears_its_mark_as_it_is() -> None:

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, LlavaConfig, LlavaForConditional
 
 from shardyard.objectives.base import IGNORED
 from shardyard.objectives.contrastive.gathering import gather_rows
-from shardyard.objectives.contrastive.loss import LARGEST_SCALE, contrastive_loss
+from shardyard.objectives.contrastive.similarity import LARGEST_SCALE, Similarity
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.make import make_objective
 
@@ -92,19 +92,20 @@ def test_collected_embeddings_have_length_one(clip: CLIPModel) -> None:
     objective = make_objective("contrastive", ObjectiveInputs())
     with torch.no_grad():
         collected = objective.collect(clip.eval(), pairs(3), synchronised=False)
-    for pair, scale in collected:
-        images, texts = torch.from_numpy(pair).chunk(2)
+    for pair in collected:
+        images, texts = torch.from_numpy(pair.embeddings).chunk(2)
         assert float(images.norm()) == pytest.approx(1, abs=1e-5)
         assert float(texts.norm()) == pytest.approx(1, abs=1e-5)
-        assert scale == pytest.approx(float(clip.logit_scale.detach().exp()), rel=1e-6)
+        assert float(pair.similarity.scale) == pytest.approx(float(clip.logit_scale.detach().exp()), rel=1e-6)
 
 
-def test_parts_of_the_rows_add_up_to_the_whole() -> None:
+@pytest.mark.parametrize("bias", [None, torch.tensor(-3.0)])
+def test_parts_of_the_rows_add_up_to_the_whole(bias: torch.Tensor | None) -> None:
     generator = torch.Generator().manual_seed(2)
     images, texts = (torch.nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=-1) for _ in range(2))
-    scale = torch.tensor(12.0)
-    whole = contrastive_loss(images, texts, images, texts, scale)
-    parts = [contrastive_loss(images[p], texts[p], images, texts, scale, p.start) for p in (slice(0, 2), slice(2, 6))]
+    similarity = Similarity(torch.tensor(12.0), bias)
+    whole = similarity.loss(images, texts, images, texts)
+    parts = [similarity.loss(images[p], texts[p], images, texts, p.start) for p in (slice(0, 2), slice(2, 6))]
     torch.testing.assert_close(parts[0] + parts[1], whole)
 
 

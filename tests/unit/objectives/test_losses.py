@@ -89,6 +89,10 @@ CASES = {
     "info_nce": Case(
         lambda queries, rows: losses.info_nce(queries, KEYS.to(queries), 5.0, 2 + (rows.start or 0)), ((ROWS, WIDTH),)
     ),
+    "sigmoid_pairs": Case(
+        lambda queries, rows: losses.sigmoid_pairs(queries, KEYS.to(queries), 5.0, -2.0, 2 + (rows.start or 0)),
+        ((ROWS, WIDTH),),
+    ),
     "distillation": Case(
         lambda logits, rows: losses.distillation(logits, TEACHER[rows].to(logits), temperature=2.0, mask=KEPT[rows]),
         ((ROWS, LENGTH, CLASSES),),

@@ -14,6 +14,11 @@ from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
+# Model types that pool a text at the last position of a row of full length, without a mask; their processors fill it.
+FILLED = frozenset({"siglip"})
+# Model types whose text encoder, like RoBERTa's, numbers positions from its padding token on.
+_COUNTED = frozenset({"altclip"})
+
 
 class Caption(TypedDict):
     """An example; `image` is an input of `ImageTransform.tensor`."""
@@ -35,18 +40,28 @@ class Captions(ExampleRows):
         self._end = _end_token(inputs)
         self._length = inputs.sequence_length
         self._training = inputs.training
+        self._fills_rows = inputs.model.model_type in FILLED
 
     def row(self, piece: Caption, generator: np.random.Generator) -> Row:
         """The row of an example with `image` and `text`."""
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
-        tokens = self._backend.encode(piece["text"], add_special_tokens=False).ids
+        return {"pixel_values": pixels, **self.text_row(piece["text"])}
+
+    def text_row(self, text: str) -> Row:
+        """The part of a row that is text."""
+        tokens = self._backend.encode(text, add_special_tokens=False).ids
         self.num_cut += max(0, len(tokens) - (self._length - 1))
         ids = np.array([*tokens[: self._length - 1], self._end], dtype=np.int64)
-        return {"pixel_values": pixels, "input_ids": ids, "attention_mask": np.ones_like(ids)}
+        if not self._fills_rows:
+            return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        filled = np.full(self._length, self._end, dtype=np.int64)
+        filled[: len(ids)] = ids
+        return {"input_ids": filled}
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """Tensors [B, …]. The encoder uses the first end token, so further end tokens serve as padding."""
-        return collate(rows, {"input_ids": self._end, "attention_mask": 0})
+        padding = {"input_ids": self._end, "attention_mask": 0}
+        return collate(rows, {name: padding[name] for name in rows[0].keys() & padding.keys()})
 
 
 def _end_token(inputs: FormatInputs) -> int:
@@ -69,6 +84,12 @@ def make(inputs: FormatInputs) -> Captions:
     """Create the format from its inputs.
 
     Raises:
-        DataError: the tokenizer has no token that can end a caption.
+        DataError: the tokenizer has no token that can end a caption, or none for padding where the model needs one.
     """
+    family = inputs.model.model_type
+    if family in _COUNTED and inputs.model.get_text_config().pad_token_id is None:
+        raise DataError(
+            f"{family} counts positions from its padding token, and the tokenizer has none; choose one that has, such "
+            "as unigram-docs-4k."
+        )
     return Captions(inputs)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shardyard.data.formats.captions import Captions
 from shardyard.data.stream.held_out import HeldOut, validation_sources
 from shardyard.data.stream.rows import Row
 from shardyard.engine.components import Components, held_out, make_components
@@ -86,16 +87,16 @@ def _class_texts(
     templates: Sequence[str],
 ) -> Tensor:
     """Embeddings of the classes [C, D], each the mean over templates."""
+    if not isinstance(held.format, Captions):
+        raise UsageError(f"--classes needs rows of images with captions, not {type(held.format).__name__}.")
+    named = {tuple(row["input_ids"].tolist()): row for row in held.rows}
     image, by_template = held.rows[0]["pixel_values"], []
     for template in templates:
         rows: list[Row] = []
         for ids in classes:
-            text = template.replace(NAME, trained.tokenizer.decode(ids[:-1]))
-            tokens = trained.tokenizer.encode(text, add_special_tokens=False)[
-                : components.format_inputs.sequence_length - 1
-            ]
-            own = np.array([*tokens, ids[-1]] if template != NAME else ids, dtype=np.int64)
-            rows.append({"pixel_values": image, "input_ids": own, "attention_mask": np.ones_like(own)})
+            name = trained.tokenizer.decode(ids, skip_special_tokens=True)
+            text = named[ids] if template == NAME else held.format.text_row(template.replace(NAME, name))
+            rows.append({**text, "pixel_values": image})
         by_template.append(_embeddings(trained, components, held, rows)[1])
     return torch.stack(by_template).mean(0)
 
@@ -107,6 +108,8 @@ def _embeddings(trained: Trained, components: Components, held: HeldOut, rows: S
     with torch.no_grad():
         for first in range(0, len(rows), size):
             batch = to_device(held.format.collate(rows[first : first + size]), trained.device)
-            pairs += [pair for pair, _ in components.objective.collect(trained.model, batch, synchronised=False)]
+            pairs += [
+                pair.embeddings for pair in components.objective.collect(trained.model, batch, synchronised=False)
+            ]
     images, texts = torch.from_numpy(np.stack(pairs)).chunk(2, dim=-1)
     return images, texts

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from shardyard.objectives.spec import ObjectiveSpec
 
+# Those of the head whose embeddings are compared by one learned scale. Others need rows of another kind: patches of any
+# shape (siglip2), video (videoprism); or have a second loss beside it (blip-2).
+_FAMILIES = frozenset({"align", "altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip", "tipsv2"})
+
 SPEC = ObjectiveSpec(
     name="contrastive",
     loss="shardyard.objectives.contrastive.loss:make",
     head=("AutoModelForZeroShotImageClassification", "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
-    families=frozenset({"clip"}),
+    families=_FAMILIES,
     columns={"image": "image", "text": "text"},
     rows="captions",
     task="zero-shot-image-classification",
