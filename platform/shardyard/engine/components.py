@@ -18,8 +18,10 @@ from shardyard.data.answer_ends import answer_ends
 from shardyard.data.exported import exported_tokenizer
 from shardyard.data.formats import FormatInputs
 from shardyard.data.media.processors import make_processor
+from shardyard.data.multimodal.placeholders import model_tokenizer, own_processor_makes_rows, placeholder_ids
+from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.stream.held_out import HeldOut, held_out_rows
-from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.data.tokenizers.tokenizer import vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.models.frozen import AdapterOff, frozen_causal_lm
 from shardyard.models.generation import generation_config
@@ -65,25 +67,33 @@ def make_components(
     tokenizer: Any = None,
     config: PreTrainedConfig | None = None,
     data_group: ProcessGroup | None = None,
+    processor: Any = None,
 ) -> Components:
     """All components of a recipe except the weights.
 
     Args:
         tokenizer: the tokenizer of an exported model, instead of the recipe's.
         config: the same for the configuration, so that the pretrained weights need not exist any more.
+        processor: the same for the processor of pictures and text, for families whose own processor makes the rows.
         data_group: the data-parallel ranks, for an objective that compares their rows; None if there is only one.
 
     Raises:
         DataError, ModelError: the tokenizer or the model's configuration is not available.
     """
     if tokenizer is None and objective_spec(recipe.objective).text:
-        tokenizer = load_tokenizer(recipe.tokenizer)
+        tokenizer = model_tokenizer(recipe)
+    own = own_processor_makes_rows(recipe)
     config = config or architecture_config(
         recipe.model,
         vocabulary=vocabulary_size(tokenizer) if tokenizer is not None else None,
         special_tokens=special_token_ids(tokenizer) if tokenizer is not None else None,
+        placeholders=placeholder_ids(tokenizer, recipe.model.family, recipe.model.config) if own else None,
     )
     format_inputs = FormatInputs(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
+    if own:
+        model = recipe.model
+        made = processor or own_processor(model.family, config, tokenizer, recipe.image, model.pretrained)
+        format_inputs = replace(format_inputs, processor=made)
     objective_inputs = ObjectiveInputs(
         loss=recipe.loss,
         audio=recipe.audio,

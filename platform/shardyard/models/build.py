@@ -24,7 +24,7 @@ from shardyard.models.outside import (
 )
 from shardyard.models.pretrained import Loaded, load_weights, place, pretrained_config
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.image_tokens import image_tokens
+from shardyard.recipe.image_tokens import image_tokens, sees_with_pixtral
 from shardyard.recipe.schema import Image, Model
 
 # Exceptions that transformers raises for values it cannot build a model from, depending on where it fails.
@@ -46,7 +46,11 @@ def auto_class(objective: str = "causal_lm") -> Any:
 
 
 def architecture_config(
-    model: Model, *, vocabulary: int | None, special_tokens: dict[str, int | None] | None = None
+    model: Model,
+    *,
+    vocabulary: int | None,
+    special_tokens: dict[str, int | None] | None = None,
+    placeholders: Mapping[str, int] | None = None,
 ) -> PreTrainedConfig:
     """The transformers configuration of a recipe's model; a `ModuleConfig` for a custom module.
 
@@ -55,6 +59,8 @@ def architecture_config(
         vocabulary: length of the tokenizer, None for an objective without text; a larger `vocab_size` in the recipe is
             kept.
         special_tokens: `bos_token_id`, `eos_token_id`, `pad_token_id` of the tokenizer.
+        placeholders: name → id of the tokens that stand for pictures, such as `image_token`; None if the tokenizer has
+            none.
 
     Raises:
         ModelError: the family is unknown, a value is refused, or the vocabulary does not hold the tokenizer.
@@ -71,13 +77,13 @@ def architecture_config(
         elif vocabulary is None:
             config = AutoConfig.for_model(model.family, **model.config, **_named_classes(model))
         else:
-            text = _with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})})
+            text = _with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})}, placeholders)
             config = AutoConfig.for_model(model.family, **text, **_named_classes(model))
     _check_vocabulary(config, vocabulary)
     # Where a family has several heads of a kind, transformers looks for the class among these, and fails on None.
     config.architectures = config.architectures or []
     config.use_cache = False
-    if hasattr(config, "image_seq_length"):
+    if hasattr(config, "image_seq_length") and placeholders is None:
         config.image_seq_length = image_tokens(Image(), config)
     _set_dropout(config, model.dropout)
     return config
@@ -103,11 +109,21 @@ def _named_classes(model: Model) -> dict[str, object]:
     return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
-def _with_text(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:
+def _with_text(
+    model: Model, text: Mapping[str, int | None], placeholders: Mapping[str, int] | None
+) -> dict[str, object]:
     """The tokenizer's fields, overridden by the recipe's; they belong to the part of the model that reads text."""
     defaults = AutoConfig.for_model(model.family)
     if "text_config" in defaults.sub_configs:
         own = model.text_config if "text_config" in model.config else {}
+        if placeholders is not None:
+            fields = {**_placeholder_fields(defaults, placeholders), **model.config, "text_config": {**text, **own}}
+            # Pixtral's encoder has no class token that the default could drop.
+            return (
+                {"vision_feature_select_strategy": "full", **fields}
+                if sees_with_pixtral(model.family, model.config)
+                else fields
+            )
         if hasattr(defaults, "image_token_index") and "image_token_index" not in model.config:
             # The tokenizer has no such token; the id after its last one stands for a part of an image.
             size = text["vocab_size"]
@@ -117,6 +133,15 @@ def _with_text(model: Model, text: Mapping[str, int | None]) -> dict[str, object
             return {**image, **model.config, "text_config": {**text, **own}}
         return {**model.config, "text_config": {**text, **own}}
     return {**_decoder(model, text), **text, **model.config}
+
+
+def _placeholder_fields(defaults: PreTrainedConfig, placeholders: Mapping[str, int]) -> dict[str, object]:
+    """The fields of a family's configuration that hold ids of placeholders: `image_token_id`, `boi_token_index`, …"""
+    names = [*defaults.to_dict(), *defaults.attribute_map]
+    ids = {f"{name}_{suffix}": token for name, token in placeholders.items() for suffix in ("id", "index")}
+    # A family knows one of the two names as an attribute of the other.
+    found = {defaults.attribute_map.get(name, name): ids[name] for name in names if name in ids}
+    return dict(found)
 
 
 def _decoder(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:

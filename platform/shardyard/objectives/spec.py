@@ -47,7 +47,8 @@ class ObjectiveSpec:
     experts: whether it adds router losses, and experts may be distributed over ranks.
 
     generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template;
-    answers: with a separate text that does not begin with the prompt.
+    answers: with a separate text that does not begin with the prompt. sees: whether the trained model answers a prompt
+    about pictures.
     decodes: whether an encoder–decoder writes a text, for metrics of decoded rows; reads_source: whether it answers
     about a source that `data.drop_inputs` drops; source_length: whether `data.source_length` limits that source.
     zero_shot: whether images and texts share an embedding space, so that class names can classify images.
@@ -76,6 +77,7 @@ class ObjectiveSpec:
     generates: bool = False
     chat: bool = False
     answers: bool = False
+    sees: bool = False
     decodes: bool = False
     reads_source: bool = False
     source_length: bool = False

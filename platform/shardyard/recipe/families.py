@@ -75,6 +75,12 @@ def families_with(objective: ObjectiveSpec) -> frozenset[str]:
     return names if objective.families is None else names & objective.families
 
 
+def video_processor_name(family: str) -> str | None:
+    """The class of a family's video processor; transformers hides the names where torchvision is missing."""
+    found: Any = _literal(_models() / "auto" / "auto_mappings.py", "VIDEO_PROCESSOR_MAPPING_NAMES").get(family)
+    return found.get("torchvision") if isinstance(found, dict) else None
+
+
 def activation_names() -> frozenset[str]:
     """Valid values of hidden_act and activation_function."""
     for node in _parse(_models().parent / "activations.py").body:

@@ -10,8 +10,11 @@ import datasets
 import httpx2 as httpx
 import pytest
 from huggingface_hub.utils._http import default_client_factory
+from transformers import AutoTokenizer
+from transformers.utils import is_torchvision_available
 
 from shardyard.data import quirks
+from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
 _ASK = (
     "from datasets import config as c; "
@@ -63,3 +66,21 @@ def test_the_files_of_a_stream_have_no_public_name(tmp_path: Path) -> None:
     assert quirks.shard_files(stream) == [quirks.ShardFile(str(path))]
     assert not hasattr(stream, "files")
     assert quirks.shard_files(object()) == []
+
+
+def test_tokens_can_be_named_after_the_construction_of_a_tokenizer(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("bytes")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    assert not hasattr(tokenizer, "image_token")
+    quirks.name_special_tokens(tokenizer, {"image_token": "<image>"})
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).image_token == tokenizer.image_token == "<image>"
+    assert tokenizer.image_token_id == len(tokenizer) - 1
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="the processor is imported as it is with torchvision")
+def test_the_processor_of_pixtral_still_needs_torchvision_for_a_helper() -> None:
+    name = "transformers.models.pixtral.processing_pixtral"
+    done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, timeout=120)
+    assert "torchvision" in done.stderr
+    assert quirks.import_without_torchvision(name).PixtralProcessor.__name__ == "PixtralProcessor"

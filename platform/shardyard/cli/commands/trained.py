@@ -32,23 +32,33 @@ def sample(
         float, typer.Option("--temperature", min=0.0, help="0 always takes the most likely token.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random choice.")] = 0,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--image", help="Picture that a vision–language model is asked about; repeatable."),
+    ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Continue a prompt with a trained model; an encoder–decoder transforms it."""
+    """Continue a prompt with a trained model; an encoder–decoder transforms it, and a vision–language model answers."""
     folder = _open(run, runs_dir)  # before torch is imported, so that an unknown name is refused immediately
     from shardyard.engine.inference.load import load_trained
 
     trained = load_trained(folder, step, trust=trust)
     texts = trained.sample(
-        prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, report=output.note
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        pictures=images or (),
+        report=output.note,
     )
+    apart = trained.model.config.is_encoder_decoder or bool(images)
     for prompt, text in zip(prompts, texts, strict=True):
         if as_json:
             output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
         else:
-            output.line(f"{prompt}\n  {text}" if trained.model.config.is_encoder_decoder else f"{prompt}{text}")
+            output.line(f"{prompt}\n  {text}" if apart else f"{prompt}{text}")
 
 
 def eval(

@@ -11,6 +11,7 @@ from typing import TypedDict
 import numpy as np
 
 from shardyard.data.formats.inputs import FormatInputs
+from shardyard.data.formats.pictures_in_text import PicturesInText
 from shardyard.data.media.images import ImageTransform
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packing import IGNORED
@@ -82,10 +83,10 @@ class ImageAnswers(ExampleRows):
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
 
-def make(inputs: FormatInputs) -> ImageAnswers:
-    """Create the format from its inputs.
+def make(inputs: FormatInputs) -> ImageAnswers | PicturesInText:
+    """Create the format from its inputs: plain rows, or those of the model's own processor, if there is one.
 
     Raises:
         DataError: the tokenizer has no end token, or rows are too short for an image.
     """
-    return ImageAnswers(inputs)
+    return ImageAnswers(inputs) if inputs.processor is None else PicturesInText(inputs)

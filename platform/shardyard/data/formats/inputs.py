@@ -15,7 +15,7 @@ class FormatInputs:
     """Inputs of one format.
 
     `model` is the transformers configuration of the model, which gives image sizes, audio lengths and ids of special
-    tokens. `training` turns augmentation on.
+    tokens. `training` turns augmentation on. `processor` is the model's own, for the formats whose rows it makes.
     """
 
     data: schema.Data
@@ -25,6 +25,7 @@ class FormatInputs:
     image: schema.Image = field(default_factory=schema.Image)
     audio: schema.Audio = field(default_factory=schema.Audio)
     training: bool = True
+    processor: Any = None
 
     @property
     def sequence_length(self) -> int:

@@ -9,16 +9,22 @@ from transformers import CLIPImageProcessorPil
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.media.audio import feature_extractor
 from shardyard.data.media.images import ImageTransform
+from shardyard.data.multimodal.plain import plain_processor
 from shardyard.objectives.registry import objective_spec
 
 
 def make_processor(objective: str, inputs: FormatInputs) -> Any:
     """An object with `save_pretrained`, or None for objectives that read only text."""
+    if inputs.processor is not None:
+        return inputs.processor
     if "audio" in objective_spec(objective).sections:
         return feature_extractor(inputs.model)
     if "image" not in objective_spec(objective).sections:
         return None
-    return image_processor(ImageTransform.for_model(inputs.image, inputs.model))
+    found = image_processor(ImageTransform.for_model(inputs.image, inputs.model))
+    if objective_spec(objective).rows == "image_answers":
+        return plain_processor(inputs, found) or found
+    return found
 
 
 def image_processor(transform: ImageTransform) -> CLIPImageProcessorPil:

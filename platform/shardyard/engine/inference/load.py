@@ -14,6 +14,8 @@ from ruamel.yaml.error import YAMLError
 from transformers.utils import logging as transformers_logging
 
 from shardyard.data.exported import exported_tokenizer
+from shardyard.data.multimodal.placeholders import own_processor_makes_rows
+from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.engine.checkpoint.files import bad_because, committed_checkpoints, read_manifest, step_of
 from shardyard.engine.checkpoint.tensor_files import only_tensors
@@ -21,6 +23,7 @@ from shardyard.engine.checkpoint.weights import weights_of_checkpoint
 from shardyard.engine.components import held_out, make_components, with_frozen
 from shardyard.engine.hooks.evaluate import evaluate
 from shardyard.engine.hooks.generate import generate
+from shardyard.engine.inference.pictures import answer
 from shardyard.engine.mesh import single_process
 from shardyard.errors import CheckpointError, ModelError, RunFolderError, UsageError
 from shardyard.models.build import auto_class, construct, module_skeleton
@@ -48,6 +51,7 @@ class Trained:
     model: Any
     tokenizer: Any
     device: torch.device
+    processor: Any = None
 
     def sample(
         self,
@@ -56,13 +60,32 @@ class Trained:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        pictures: Sequence[Path] = (),
         report: Callable[[str], None] = lambda text: None,
     ) -> list[str]:
         """The continuation of each prompt; greedy at temperature 0. `report` gets a message if a prompt does not fit.
 
+        `pictures` are the files that a vision–language model is asked about, with every prompt.
+
         Raises:
-            UsageError: a model trained for this objective does not continue text.
+            UsageError: a model trained for this objective does not continue text, or reads no pictures.
         """
+        if objective_spec(self.recipe.objective).sees and self.processor is not None:
+            return [
+                answer(
+                    self.model,
+                    self.processor,
+                    prompt,
+                    pictures,
+                    max_new_tokens=max_new_tokens,
+                    device=self.device,
+                    temperature=temperature,
+                    seed=seed,
+                )
+                for prompt in prompts
+            ]
+        if pictures:
+            raise UsageError(f"a model trained for {self.recipe.objective} reads no pictures; leave out --image.")
         if not objective_spec(self.recipe.objective).generates:
             raise UsageError(
                 f"a model trained for {self.recipe.objective} does not continue a prompt; "
@@ -85,7 +108,9 @@ class Trained:
 
     def evaluate(self, rows: int | None = None) -> dict[str, object]:
         """Loss and the objective's metrics on the run's held-out rows."""
-        components = make_components(self.recipe, tokenizer=self.tokenizer, config=self.model.config)
+        components = make_components(
+            self.recipe, tokenizer=self.tokenizer, config=self.model.config, processor=self.processor
+        )
         components = with_frozen(self.recipe, components, self.device)
         micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
         result = evaluate(
@@ -131,7 +156,12 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
         model = auto_class(recipe.objective).from_pretrained(
             path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
         )
-    return Trained(recipe, model.to(device).eval(), tokenizer, device)
+    processor = None
+    if own_processor_makes_rows(recipe):
+        processor = own_processor(recipe.model.family, model.config, tokenizer, recipe.image, str(path))
+    elif objective_spec(recipe.objective).sees:
+        processor = make_components(recipe, tokenizer=tokenizer, config=model.config).processor
+    return Trained(recipe, model.to(device).eval(), tokenizer, device, processor)
 
 
 def _module_from_folder(recipe: Recipe, path: Path) -> Any:

@@ -83,20 +83,26 @@ def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
 
 
 def _measure(recipe: Recipe) -> Architecture:
+    from shardyard.data.multimodal.placeholders import own_processor_makes_rows
     from shardyard.models.build import architecture_config
     from shardyard.models.size.measure import measure_recipe
 
     # Ids of special tokens do not affect sizes, but some models need one for padding or end of text.
     no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-    config = architecture_config(recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids)
+    # The same holds for the ids of tokens that stand for pictures.
+    placeholders: dict[str, int] | None = {} if own_processor_makes_rows(recipe) else None
+    config = architecture_config(
+        recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids, placeholders=placeholders
+    )
     return measure_recipe(recipe, config)
 
 
 def _vocabulary(recipe: Recipe) -> int | None:
     """The vocabulary: from the recipe if given, because its tokenizer may be on a hub, else from the tokenizer."""
-    from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
+    from shardyard.data.multimodal.placeholders import model_tokenizer
+    from shardyard.data.tokenizers.tokenizer import vocabulary_size
 
     if not objective_spec(recipe.objective).text:
         return None
     given = recipe.model.text_config.get("vocab_size")
-    return int(given) if isinstance(given, int | float | str) else vocabulary_size(load_tokenizer(recipe.tokenizer))
+    return int(given) if isinstance(given, int | float | str) else vocabulary_size(model_tokenizer(recipe))

@@ -14,9 +14,11 @@ from shardyard.models.adapters.adapters import num_quantized, num_trainable
 from shardyard.models.build import architecture_config, skeleton
 from shardyard.models.outside import ModuleConfig, OutsideModel, check_rows
 from shardyard.models.pretrained import freeze
-from shardyard.models.size.row_cost import row_cost
+from shardyard.models.size.pictures import picture_row_cost
+from shardyard.models.size.row_cost import RowCost, row_cost
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
+from shardyard.recipe.image_tokens import uses_own_processor
 from shardyard.recipe.schema import Model, Recipe
 
 
@@ -44,7 +46,7 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     if spec.row_shape is None and not isinstance(config, ModuleConfig):
         return found
     try:
-        cost = row_cost(module, config, recipe.objective, recipe.data, recipe.image)
+        cost = _cost(module, config, recipe, found)
     except ModelError as error:
         # A custom operation without shape inference: only the weights are counted.
         if isinstance(config, ModuleConfig) and isinstance(error.__cause__, NotImplementedError):
@@ -58,6 +60,13 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
         activation_bytes_per_row=kept * spec.sequences,
         logits_per_row=cost.logits * spec.sequences,
     )
+
+
+def _cost(module: Any, config: PreTrainedConfig, recipe: Recipe, found: Architecture) -> RowCost:
+    own = objective_spec(recipe.objective).row_shape == "image_within_text" and not isinstance(config, ModuleConfig)
+    if own and uses_own_processor(recipe.model, recipe.image):
+        return picture_row_cost(module, config, recipe, found)
+    return row_cost(module, config, recipe.objective, recipe.data, recipe.image)
 
 
 def _trained_part(found: Architecture, module: Any, recipe: Recipe) -> Architecture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -55,17 +56,19 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
         return
     known = families.families_with(objective_spec(recipe.objective))
     if recipe.model.family not in known:
-        yield (
-            ("model", "family"),
-            (
-                f"transformers has no model of type {recipe.model.family!r} for the objective {recipe.objective}; "
-                f"{suggestion(recipe.model.family, known)}"
-            ),
-        )
+        yield ("model", "family"), _unknown_family(recipe, known)
         return
     yield from _config(recipe)
     yield from _shape(recipe)
     yield from _muon(recipe)
+
+
+def _unknown_family(recipe: Recipe, known: frozenset[str]) -> str:
+    spec, family = objective_spec(recipe.objective), recipe.model.family
+    if spec.families is not None and family in families.families_with(replace(spec, families=None)):
+        return f"Shardyard does not train {family} for {recipe.objective} yet; it trains {', '.join(sorted(known))}"
+    near = suggestion(family, known)
+    return f"transformers has no model of type {family!r} for the objective {recipe.objective}; {near}"
 
 
 def _module(recipe: Recipe) -> Iterator[Finding]:

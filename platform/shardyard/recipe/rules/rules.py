@@ -24,6 +24,7 @@ from shardyard.recipe.rules.experts import expert_rules
 from shardyard.recipe.rules.finetune import finetune_rules
 from shardyard.recipe.rules.heads import head_rules
 from shardyard.recipe.rules.model import model_rules
+from shardyard.recipe.rules.pictures import picture_rules
 from shardyard.recipe.rules.secrets import secret_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
 
@@ -267,6 +268,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     expert_rules,
     data_rules,
     decoder_rules,
+    picture_rules,
     finetune_rules,
     head_rules,
     secret_rules,

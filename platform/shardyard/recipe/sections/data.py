@@ -138,6 +138,16 @@ class Image(Section):
     )
     rotate: float = described(0.0, "Training: largest random rotation.", "degrees", ge=0.0, le=180.0)
     erase: float = described(0.0, "Training: probability of erasing a random rectangle.", ge=0.0, le=1.0)
+    processor: Literal["model", "plain"] | None = described(
+        None,
+        "vision_language: who makes its rows. `model`: the model's own processor and chat template; of "
+        "this section, `size`, `options`, and `mean` and `std` other than 0.5 then change the processor, and "
+        "`min_scale`, `rotate` and `flip` change the pictures before it. `plain`, for LLaVA alone: `USER: <picture>`, "
+        "the question on the next line, `ASSISTANT:` and the answer. Default: plain for llava, model for others.",
+    )
+    options: dict[str, object] = described(
+        {}, "Arguments of the image processor of the model's own processor, such as {min_pixels: 3136}."
+    )
 
 
 class Audio(Section):

@@ -1,0 +1,141 @@
+"""Conversations with pictures as the model's own processor makes them, for every vision–language family.
+
+B: rows of a batch, T: tokens of a row
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from shardyard.data.formats.inputs import FormatInputs
+from shardyard.data.media.images import decoded
+from shardyard.data.multimodal.augment import augmented
+from shardyard.data.multimodal.conversation import Message, conversation, text_of, write
+from shardyard.data.multimodal.encode import Read, labels_of, read, read_suffix, takes_suffix
+from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.packing import IGNORED
+from shardyard.data.stream.rows import Row, Tensors
+from shardyard.errors import UnusableRowError
+
+
+class PicturesInText(ExampleRows):
+    """A conversation with at least one picture in the processor's chat template; targets only on the answers.
+
+    Rows hold the processor's tensors for one text, as it returns them: `input_ids`, `attention_mask` and whatever else
+    is a position each [1, T, …], pictures [pictures, …] or [1, pictures, …] as the family has them; and `labels`
+    int64 [1, T]. Labels are shifted: -100 outside answers.
+    """
+
+    def __init__(self, inputs: FormatInputs) -> None:
+        super().__init__()
+        assert inputs.processor is not None, "made with the other components of a recipe"
+        # Its own copy, because training and evaluation prepare rows on separate threads.
+        self._processor = copy.deepcopy(inputs.processor)
+        self._image, self._training, self._length = inputs.image, inputs.training, inputs.sequence_length
+        self._drop_inputs = inputs.data.drop_inputs
+        tokenizer = self._processor.tokenizer
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._fill = {"input_ids": padding or 0, "labels": IGNORED}
+        self._names = _arguments_of(inputs.model)
+        self._pictures = _picture_ids(self._processor)
+
+    def row(self, piece: Any, generator: np.random.Generator) -> Row:
+        """The row of an example; see `conversation`."""
+        messages, values = conversation(piece)
+        if not values:
+            raise UnusableRowError("a row has no picture; text alone is what the objective `instruction` trains on")
+        pictures = [self._picture(value, generator) for value in values]
+        found = self._read(messages, pictures)
+        ids = found.tensors["input_ids"][0].tolist()
+        labels = labels_of(ids, found.is_answer, IGNORED)
+        row = {name: value.numpy() for name, value in found.tensors.items() if name in self._names}
+        return self._fitted({**row, "labels": labels[None].numpy()})
+
+    def collate(self, rows: Sequence[Row]) -> Tensors:
+        """Tensors [B, …], padded at the end of each axis to the longest row, as the processor's own batches are."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        batch = {name: _joined([row[name] for row in rows if name in row], self._fill.get(name, 0)) for name in names}
+        if "aspect_ratio_mask" in batch:
+            # Mllama: a picture that is not there has one tile, so that attention among its tiles is defined.
+            batch["aspect_ratio_mask"][batch["aspect_ratio_mask"].sum(-1) == 0, 0] = 1
+        return batch
+
+    def _picture(self, value: object, generator: np.random.Generator) -> Image.Image:
+        picture = decoded(value, "RGB")
+        if self._training:
+            picture = augmented(picture, self._image, generator)
+        return Image.new("RGB", picture.size) if self._drop_inputs else picture
+
+    def _read(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> Read:
+        processor = self._processor
+        if not takes_suffix(processor):
+            return read(processor, write(processor, messages), pictures, placeholder=processor.image_token)
+        if [message["role"] for message in messages] != ["user", "assistant"]:
+            raise UnusableRowError("PaliGemma reads one question and one answer a row")
+        return read_suffix(processor, text_of(messages[0]), text_of(messages[1]), pictures)
+
+    def _fitted(self, row: Row) -> Row:
+        """The row, cut to `sequence_length` tokens if no picture is cut and something is left to learn."""
+        ids = row["input_ids"][0]
+        excess = len(ids) - self._length
+        if excess > 0:
+            if np.isin(ids[self._length :], self._pictures).any():
+                raise UnusableRowError(
+                    f"a row has {len(ids)} tokens, and its pictures reach beyond data.sequence_length {self._length}; "
+                    "raise it, or make pictures smaller with image.size or image.options"
+                )
+            row = {name: value[:, : self._length] if _is_text(name) else value for name, value in row.items()}
+            row["labels"][:, -1] = IGNORED
+            self.num_cut += excess
+        if not (row["labels"] != IGNORED).any():
+            raise UnusableRowError("a row has no answer, or none within data.sequence_length")
+        return row
+
+
+def _is_text(name: str) -> bool:
+    """Whether the second axis of a tensor is the positions of the text."""
+    return name in ("input_ids", "attention_mask", "labels", "cross_attention_mask") or name.endswith("token_type_ids")
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], fill: float) -> Tensor:
+    """Arrays joined along the first axis; along the others they are padded to the largest."""
+    largest = [max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)]
+    shape = (sum(len(array) for array in arrays), *largest)
+    joined = np.full(shape, fill, dtype=arrays[0].dtype)
+    done = 0
+    for array in arrays:
+        joined[(slice(done, done + len(array)), *map(slice, array.shape[1:]))] = array
+        done += len(array)
+    return torch.from_numpy(joined)
+
+
+def _arguments_of(config: Any) -> frozenset[str]:
+    """Names of the tensors that the model takes; a processor may return more."""
+    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    return frozenset(inspect.signature(model.forward).parameters) - {"labels"}
+
+
+def _picture_ids(processor: Any) -> list[int]:
+    """Ids of the tokens that stand for a part of a picture."""
+    names = ("image_token_id", "video_token_id", "boi_token_id")
+    found = [getattr(where, name, None) for where in (processor, processor.tokenizer) for name in names]
+    return [token for token in found if isinstance(token, int)]
+
+
+def make(inputs: FormatInputs) -> PicturesInText:
+    """Create the format from its inputs.
+
+    Raises:
+        DataError: the model has no processor that can be used here.
+    """
+    return PicturesInText(inputs)

@@ -1,0 +1,165 @@
+"""Conversations with pictures: from the columns of an example to messages with parts, and to their text.
+
+A part is {type: text, text: …} or {type: image}; the pictures themselves are a list beside the messages, in the same
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import jinja2
+from torch import Tensor
+
+from shardyard.data.multimodal.encode import Span, Written, read, read_suffix, takes_suffix
+from shardyard.errors import UnusableRowError
+
+# Stands for a picture in a text, as in the data of LLaVA and LLaMA-Factory.
+MARK = "<image>"
+
+
+class Part(TypedDict, total=False):
+    """A part of a message."""
+
+    type: str
+    text: str
+
+
+class Message(TypedDict):
+    """A message whose content is a list of parts."""
+
+    role: str
+    content: list[Part]
+
+
+def conversation(example: Mapping[str, object]) -> tuple[list[Message], list[object]]:
+    """Messages and pictures of an example with `messages`, or with `prompt` and `response`; and `images` or `image`.
+
+    Pictures stand where a text has `<image>` or a part of type image; where nothing says so, before the first message
+    of the user.
+
+    Raises:
+        UnusableRowError: a message is malformed, or the numbers of pictures and of their places differ.
+    """
+    beside = example.get("images")
+    pictures: list[object] = list(beside) if isinstance(beside, Iterable) else []
+    if example.get("image") is not None:
+        pictures.append(example["image"])
+    within: list[object] = []
+    messages: list[Message]
+    told = example.get("messages")
+    if isinstance(told, Iterable):
+        messages = [_message(message, within) for message in told]
+    else:
+        messages = [
+            {"role": "user", "content": _parts(example["prompt"], within)},
+            {"role": "assistant", "content": [{"type": "text", "text": str(example["response"])}]},
+        ]
+    pictures = within or pictures
+    places = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if places == 0 and pictures:
+        first = next((message for message in messages if message["role"] == "user"), None)
+        if first is None:
+            raise UnusableRowError("a conversation with pictures has no message of the user")
+        first["content"] = [*({"type": "image"} for _ in pictures), *first["content"]]  # type: ignore[list-item]
+        places = len(pictures)
+    if places != len(pictures):
+        raise UnusableRowError(f"a conversation has {places} places for pictures and {len(pictures)} pictures")
+    return messages, pictures
+
+
+def _message(message: Any, within: list[object]) -> Message:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise UnusableRowError(f"a message needs a role and a content: {message!r:.80}")
+    return {"role": message["role"], "content": _parts(message.get("content"), within)}
+
+
+def _parts(content: Any, within: list[object]) -> list[Part]:
+    """The parts of a message; pictures that the parts hold themselves are added to `within`."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return _marked(content)
+    if not isinstance(content, Sequence):
+        raise UnusableRowError(f"the content of a message is a text or a list of parts, not {content!r:.80}")
+    parts: list[Part] = []
+    for part in content:
+        if isinstance(part, str):
+            parts += _marked(part)
+            continue
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        elif kind == "image":
+            parts.append({"type": "image"})
+            if part.get("image") is not None:
+                within.append(part["image"])
+        else:
+            raise UnusableRowError(f"a part of a message is of type text or image here, not {kind!r}")
+    return parts
+
+
+def _marked(text: str) -> list[Part]:
+    parts: list[Part] = []
+    for index, piece in enumerate(text.split(MARK)):
+        if index:
+            parts.append({"type": "image"})
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+def text_of(message: Message) -> str:
+    """The texts of a message."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def write(processor: Any, messages: Sequence[Message]) -> Written:
+    """A conversation in the processor's chat template; the spans are the answers with the tokens that end them.
+
+    Raises:
+        UnusableRowError: the template refuses the conversation, or changes earlier turns when later ones follow.
+    """
+    text = render(processor, messages)
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return Written(text, [_answer_span(processor, messages, index, text) for index in answers])
+
+
+def render(processor: Any, messages: Sequence[Message], *, answering: bool = False) -> str:
+    """The text of messages, with `answering` up to the beginning of the next answer."""
+    try:
+        return str(processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering))
+    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        raise UnusableRowError(f"the chat template refuses a conversation: {error}") from error
+
+
+def prompt_inputs(processor: Any, prompt: str, pictures: Sequence[Any]) -> dict[str, Tensor]:
+    """The inputs with which a model answers a prompt about pictures, by name.
+
+    Raises:
+        DataError: the processor or its chat template refuses the prompt.
+    """
+    messages, _ = conversation({"images": list(pictures), "prompt": prompt, "response": ""})
+    if takes_suffix(processor):
+        return read_suffix(processor, text_of(messages[0]), None, pictures).tensors
+    written = Written(render(processor, messages[:1], answering=True), ())
+    return read(processor, written, pictures, placeholder=processor.image_token).tensors
+
+
+def _answer_span(processor: Any, messages: Sequence[Message], index: int, text: str) -> Span:
+    before = render(processor, messages[:index], answering=True)
+    upto = render(processor, messages[: index + 1])
+    if not (upto.startswith(before) and text.startswith(upto)):
+        raise UnusableRowError(
+            "the chat template changes earlier turns when later ones follow, so answers cannot be located; give one "
+            "turn a row, or a template that only appends"
+        )
+    said = text_of(messages[index]).strip()
+    after = len(before) + max(0, upto[len(before) :].find(said)) + len(said)
+    ends = [at + len(token) for token in _special_tokens(processor.tokenizer) if (at := upto.find(token, after)) >= 0]
+    return len(before), min(ends, default=len(upto))
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    return {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}

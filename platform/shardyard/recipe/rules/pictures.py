@@ -1,0 +1,36 @@
+"""Rules for pictures within text: who makes the rows, and what that leaves of the section `image`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.fields import Path
+from shardyard.recipe.image_tokens import uses_own_processor
+from shardyard.recipe.schema import Image, Recipe
+
+Finding = tuple[Path, str]
+
+# Changes to pixels at the size of the model's input, which only its processor knows.
+_AT_THE_END = ("crop_padding", "erase")
+
+
+def picture_rules(recipe: Recipe) -> Iterator[Finding]:
+    """All findings about the model's own processor."""
+    image = recipe.image
+    if not objective_spec(recipe.objective).sees:
+        for name in ("processor", "options"):
+            if getattr(image, name) != Image.model_fields[name].get_default(call_default_factory=True):
+                yield ("image", name), f"is for vision_language; {recipe.objective} does not read it, so take it out"
+        return
+    if recipe.model.module is not None:
+        return
+    if uses_own_processor(recipe.model, image):
+        for name in _AT_THE_END:
+            if getattr(image, name):
+                yield ("image", name), "does nothing where the model's own processor makes the rows; take it out"
+    else:
+        if recipe.model.family != "llava":
+            yield ("image", "processor"), f"plain is the format of llava, and the family is {recipe.model.family}"
+        if image.options:
+            yield ("image", "options"), "are arguments of the model's own processor; set image.processor: model, too"
