@@ -102,6 +102,7 @@ def make_components(
         distillation=recipe.distillation,
         evaluate=recipe.evaluate,
         sequence_length=recipe.data.sequence_length,
+        packing=recipe.data.packing,
         tokenizer=tokenizer,
         model=config,
         data_group=data_group,

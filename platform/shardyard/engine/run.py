@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from shardyard.data.stream.left_out import added
+from shardyard.data.stream.loader import LoaderStats
 from shardyard.engine.assemble import assemble
 from shardyard.engine.budget import fix_steps
 from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
@@ -135,9 +136,17 @@ def _log_data_counts(session: Session) -> None:
             without_target=left_out["without_target"],
             repaired=left_out["repaired"],
             named=tuple(left_out["named"]),
+            full=_fullness(session, stats) if session.recipe.data.packing else None,
             ranks=stats,
         )
     )
+
+
+def _fullness(session: Session, stats: Sequence[LoaderStats]) -> float:
+    """Share of the positions of packed rows that hold tokens."""
+    rows, tokens = (sum(source[name] for one in stats for source in one["sources"]) for name in ("rows", "tokens"))
+    length = session.recipe.data.sequence_length or 1
+    return tokens / max(1, rows * length)
 
 
 def check_precision(precision: str, device: torch.device) -> None:

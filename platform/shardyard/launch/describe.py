@@ -80,6 +80,8 @@ def _data_read(event: DataRead) -> str:
         "retries": event.retries,
     }
     told = [f"{count} {word}" for word, count in words.items() if count]
+    if event.full is not None:
+        told.append(f"packed rows {event.full:.1%} full")
     named = f" ({'; '.join(event.named)})" if event.named else ""
     return f"data: {', '.join(told)}{named}" if told else ""
 

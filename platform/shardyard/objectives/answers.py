@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
 from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.isolation import document_bounds
 from shardyard.objectives.losses import cross_entropy
 from shardyard.objectives.scores import perplexity
 
@@ -17,8 +18,9 @@ class Answers(Objective):
     B: rows, T: tokens in a row, V: vocabulary.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self._label_smoothing = label_smoothing
+    def __init__(self, label_smoothing: float = 0.0, *, packing: bool = False) -> None:
+        """`packing`: rows hold several conversations, at positions that restart with each."""
+        self._label_smoothing, self._packing = label_smoothing, packing
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per answer token."""
@@ -28,6 +30,8 @@ class Answers(Objective):
         """`labels` [B, T] are already shifted: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
         answers. Everything else in the batch is passed to the model."""
         inputs = {name: _as_input(model, value) for name, value in batch.items() if name != "labels"}
+        if self._packing:
+            inputs |= document_bounds(model, inputs["position_ids"])
         logits = model(**inputs, use_cache=False).logits  # [B, T, V]
         labels = batch["labels"]
         loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
@@ -57,4 +61,4 @@ def _as_input(model: nn.Module, value: Tensor) -> Tensor:
 
 def make(inputs: ObjectiveInputs) -> Answers:
     """Create the objective from its recipe sections."""
-    return Answers(inputs.loss.label_smoothing)
+    return Answers(inputs.loss.label_smoothing, packing=inputs.packing)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class ObjectiveInputs:
     """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
 
-    `sequence_length` is the maximum number of tokens of a row, and so of decoded texts. `frozen` is the teacher of a
+    `sequence_length` is the maximum number of tokens of a row, and so of decoded texts. `packing`: rows hold several
+    conversations. `frozen` is the teacher of a
     distillation or the reference model of preference tuning: called like a model, it returns logits without gradients.
     `data_group` is the group of data-parallel ranks; None if this rank reads all rows of a global batch.
     """
@@ -28,6 +29,7 @@ class ObjectiveInputs:
     distillation: schema.Distillation = field(default_factory=schema.Distillation)
     evaluate: schema.Evaluate = field(default_factory=schema.Evaluate)
     sequence_length: int | None = None
+    packing: bool = False
     tokenizer: Any = None
     model: Any = None
     frozen: Callable[..., Any] | None = None

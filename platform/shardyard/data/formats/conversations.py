@@ -1,4 +1,7 @@
-"""Conversations, one per row, with targets only on the answers."""
+"""Conversations, one or several per row, with targets only on the answers.
+
+Packing: Krell et al. 2021 (Efficient Sequence Packing without Cross-contamination).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import numpy.typing as npt
 from shardyard.data.chat import Encoded, add_chat_template, encode_conversation
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.examples import ExampleRows
+from shardyard.data.stream.packed_examples import PackedExamples
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
+from shardyard.data.stream.shuffle import Windows
 from shardyard.data.turns import check_turns, repairs
 
 
@@ -75,6 +80,33 @@ def padding(tokenizer: Any) -> dict[str, float]:
     return {"input_ids": token or 0, "attention_mask": 0, "labels": IGNORED}
 
 
+class PackedConversations(ConversationRows):
+    """`input_ids`, `labels`, `position_ids` [T] of whole conversations; positions restart with each of them.
+
+    There is no attention mask: padding follows at position 0, each token as a document of its own.
+    """
+
+    def __init__(self, inputs: FormatInputs) -> None:
+        super().__init__(inputs)
+        self._fill = {**self._fill, "position_ids": 0}
+
+    def stream(self, windows: Windows) -> PackedExamples:
+        """Rows of one (stream, source)."""
+        return PackedExamples(windows, self, self, length=self._length)
+
+    def length(self, row: Row) -> int:
+        """Tokens of a row."""
+        return len(row["input_ids"])
+
+    def join(self, rows: Sequence[Row]) -> Row:
+        """One row of several conversations."""
+        return {
+            "input_ids": np.concatenate([row["input_ids"] for row in rows]),
+            "labels": np.concatenate([row["labels"] for row in rows]),
+            "position_ids": np.concatenate([np.arange(self.length(row)) for row in rows]),
+        }
+
+
 def make(inputs: FormatInputs) -> ConversationRows:
-    """Create the format from its inputs."""
-    return ConversationRows(inputs)
+    """Create the format from its inputs: packed if the recipe says so."""
+    return PackedConversations(inputs) if inputs.data.packing else ConversationRows(inputs)

@@ -7,14 +7,17 @@ from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_for
 from shardyard.data.stream.examples import ExampleStream
 from shardyard.data.stream.first_rows import is_local
-from shardyard.data.stream.reader import ShareReader, share_of
+from shardyard.data.stream.reader import Share, ShareReader, share_of, with_shards
 from shardyard.data.stream.shuffle import Windows
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 
 
-def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
+def count_rows(inputs: FormatInputs, objective: str, seed: int, *, streams: int = 1) -> int:
     """Rows of one pass over the only source of `data.train`; the last row of packed documents may be partly filled.
+
+    Args:
+        streams: of the run, by which packed conversations are divided; other rows do not depend on them.
 
     Raises:
         DataError: the source is not on this machine, or cannot be read.
@@ -25,11 +28,15 @@ def count_rows(inputs: FormatInputs, objective: str, seed: int) -> int:
             f"train.epochs: {source.path} is not a file of this machine, so its rows cannot be counted before "
             "training; give train.steps or train.tokens."
         )
-    spec = objective_spec(objective)
-    opened = open_for(spec, source, training=True)
-    reader = ShareReader(share_of(opened, 0, 1), Retry(), inputs.data.on_error)
+    number = streams if inputs.data.packing else 1
+    opened = with_shards(open_for(objective_spec(objective), source, training=True), number)
+    return sum(_rows(inputs, objective, share_of(opened, stream, number), seed) for stream in range(number))
+
+
+def _rows(inputs: FormatInputs, objective: str, share: Share, seed: int) -> int:
+    reader = ShareReader(share, Retry(), inputs.data.on_error)
     stream = make_rows(objective, inputs).stream(
-        Windows(reader, (seed, 0, 0), inputs.data.shuffle_window, repeat=False)
+        Windows(reader, (seed, share.stream, 0), inputs.data.shuffle_window, repeat=False)
     )
     try:
         if isinstance(stream, ExampleStream):

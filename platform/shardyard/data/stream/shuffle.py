@@ -17,7 +17,7 @@ from shardyard.data.stream.reader import START, Cursor, ShareReader
 from shardyard.errors import DataError
 
 # First word of every key, so that each purpose has independent random numbers.
-PERMUTATION_STREAM, MIXTURE_STREAM, EXAMPLE_STREAM = 1, 2, 3
+PERMUTATION_STREAM, MIXTURE_STREAM, EXAMPLE_STREAM, PACKING_STREAM = 1, 2, 3, 4
 
 
 def keyed_words(count: int, *key: int) -> npt.NDArray[np.uint64]:

@@ -36,7 +36,7 @@ _EXCLUDED: dict[str, bool | dict[str, bool]] = {
 # The parts of a recipe that, with the tokenizer, determine the sizes of a model.
 _SIZING = {"model", "objective", "tokenizer", "data", "image"}
 # A recipe with a module is not cached at all.
-_SIZELESS = {"data": {"train", "validation", "on_error"}, "model": {"module"}}
+_SIZELESS = {"data": {"train", "validation", "on_error", "packing"}, "model": {"module"}}
 
 
 def recall(recipe: Recipe) -> Architecture | None:

@@ -12,6 +12,7 @@ from shardyard.launch.run.architecture_cache import keep, recall
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.plan import RunPlan, World, make_plan
+from shardyard.recipe.batching import default_streams
 from shardyard.recipe.code import lead_to_kept
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
@@ -47,7 +48,8 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
     from shardyard.data.stream.count import count_rows
     from shardyard.engine.components import make_components
 
-    return count_rows(make_components(recipe).format_inputs, recipe.objective, recipe.train.seed)
+    streams = recipe.data.streams or default_streams(recipe.train.global_batch)
+    return count_rows(make_components(recipe).format_inputs, recipe.objective, recipe.train.seed, streams=streams)
 
 
 def _check_rows(recipe: Recipe) -> None:

@@ -42,7 +42,9 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     module = skeleton(recipe.model, config, recipe.objective)
     found = _trained_part(sizes(module, config, recipe.model.label), module, recipe)
     spec = objective_spec(recipe.objective)
-    check_rows(module, isolate_documents=recipe.data.isolate_documents, packed=spec.rows == "packed")
+    check_rows(
+        module, isolate_documents=recipe.data.isolate_documents, packed=spec.rows == "packed" or recipe.data.packing
+    )
     if spec.row_shape is None and not isinstance(config, ModuleConfig):
         return found
     try:

@@ -28,6 +28,7 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
             path = ("data", name, index)
             for key, message in _source(source, recipe.objective):
                 yield (*path, *((key,) if key else ())), message
+    yield from _packing(recipe)
     yield from _held_out(recipe.data)
     yield from _leaks(recipe.data)
 
@@ -113,6 +114,21 @@ def _local(path: str) -> Iterator[tuple[str, str]]:
         found = False
     if looks_local and not found:
         yield "path", f"no file or folder matches {path!r}; relative paths start at the current folder"
+
+
+def _packing(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.data.packing:
+        return
+    if objective_spec(recipe.objective).rows != "conversations":
+        yield (
+            ("data", "packing"),
+            f"packs conversations of the objective instruction; {recipe.objective} has other rows, so leave it out",
+        )
+    elif not recipe.data.isolate_documents:
+        yield (
+            ("data", "packing"),
+            "keeps the conversations of a row apart, and data.isolate_documents is false; leave that at true",
+        )
 
 
 def _held_out(data: Data) -> Iterator[Finding]:

@@ -65,6 +65,12 @@ class Data(Section):
     isolate_documents: bool = described(
         True, "Documents packed into one row do not attend to each other, and each starts at position 0."
     )
+    packing: bool = described(
+        False,
+        "Pack several conversations into a row, isolated from each other as documents are (instruction). None is cut "
+        "unless it is longer than a row. The conversations of one shuffle window are packed together, so a larger "
+        "window fills rows better.",
+    )
     on_error: OnError = described(
         "skip",
         "What happens to a row that nothing can be learned from, such as a conversation that the chat template "

@@ -203,7 +203,7 @@ class DataRead(Event):
     """Totals of reading over all ranks: skipped examples, retried requests, truncated tokens.
 
     unusable, without_target: rows that were left out. repaired: rows. named: the first of these rows, each with file,
-    row and reason.
+    row and reason. full: share of the positions of packed rows that hold tokens.
     """
 
     skipped: int = 0
@@ -213,6 +213,7 @@ class DataRead(Event):
     without_target: int = 0
     repaired: int = 0
     named: tuple[str, ...] = ()
+    full: float | None = None
     ranks: Sequence[RankCounts] = ()
 
     @property

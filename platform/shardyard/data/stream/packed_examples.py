@@ -1,0 +1,82 @@
+"""Several examples in one row, isolated from each other: the examples of a window are packed into as few rows as fit.
+
+Legend: T = sequence length in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from shardyard.data.stream.examples import ExampleRows, ExampleStream
+from shardyard.data.stream.rows import Position, Row
+from shardyard.data.stream.shuffle import PACKING_STREAM, Window, Windows, keyed_permutation
+
+
+class PackableRows(Protocol):
+    """A format whose rows can be joined."""
+
+    def length(self, row: Row) -> int: ...
+    def join(self, rows: Sequence[Row]) -> Row: ...
+
+
+class PackedExamples(ExampleStream):
+    """Rows of whole examples; only an example longer than T is truncated.
+
+    A window is packed by itself, so a stream is restored by reading its window again: `position.document` is the number
+    of rows of the window that were read.
+    """
+
+    def __init__(self, windows: Windows, rows: ExampleRows, joiner: PackableRows, *, length: int) -> None:
+        self._joiner, self._length = joiner, length
+        super().__init__(windows, rows)
+
+    def count_pieces(self) -> int:
+        """The number of remaining rows."""
+        return sum(1 for _ in iter(self.next_row, None))
+
+    def _made(self, skip: int = 0) -> Iterator[tuple[Row, Position]]:
+        while (window := self._windows.next()) is not None:
+            if not skip:
+                self._check_progress(window)
+            at = Position(window.epoch, window.index, window.cursor)
+            packed = self._packed(window)
+            for index in range(skip, len(packed)):
+                self._nothing_since = None
+                row = self._joiner.join(packed[index])
+                yield row, replace(at, document=index + 1)
+            self.num_documents += len(window.examples)
+            skip = 0
+
+    def _packed(self, window: Window) -> list[list[Row]]:
+        """The rows of a window's examples, packed, in an order that does not depend on their lengths."""
+        number = len(window.examples)
+        made = (self._learnable(example, window, index, number) for index, example in enumerate(window.examples))
+        rows = [row for row in made if row is not None]
+        packs = best_fit([self._joiner.length(row) for row in rows], self._length)
+        order = keyed_permutation(len(packs), PACKING_STREAM, *window.key)
+        return [[rows[index] for index in packs[number]] for number in order]
+
+
+def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of items packed into bins of `room`: the longest first, each into the fullest bin that it fits.
+
+    Best-fit decreasing needs at most 11/9 of the fewest bins (Johnson 1973). An item longer than `room` has a bin of
+    its own. Items of a bin keep their order.
+    """
+    bins: list[list[int]] = []
+    left: list[int] = []
+    # A stable sort, so that equal lengths keep their order.
+    for item in np.argsort([-length for length in lengths], kind="stable").tolist():
+        fitting = [index for index, space in enumerate(left) if space >= lengths[item]]
+        if fitting:
+            index = min(fitting, key=left.__getitem__)
+            bins[index].append(item)
+            left[index] -= lengths[item]
+        else:
+            bins.append([item])
+            left.append(room - lengths[item])
+    return [sorted(found) for found in bins]
