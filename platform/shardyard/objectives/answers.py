@@ -29,9 +29,11 @@ class Answers(Objective):
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B, T] are already shifted: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
         answers. Everything else in the batch is passed to the model."""
-        inputs = {name: _as_input(model, value) for name, value in batch.items() if name != "labels"}
+        inputs: dict[str, Tensor | int] = {
+            name: _as_input(model, value) for name, value in batch.items() if name != "labels"
+        }
         if self._packing:
-            inputs |= document_bounds(model, inputs["position_ids"])
+            inputs |= document_bounds(model, batch["position_ids"])
         logits = model(**inputs, use_cache=False).logits  # [B, T, V]
         labels = batch["labels"]
         loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing)

@@ -42,9 +42,8 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     module = skeleton(recipe.model, config, recipe.objective)
     found = _trained_part(sizes(module, config, recipe.model.label), module, recipe)
     spec = objective_spec(recipe.objective)
-    check_rows(
-        module, isolate_documents=recipe.data.isolate_documents, packed=spec.rows == "packed" or recipe.data.packing
-    )
+    packed = spec.rows == "packed" or recipe.data.packing
+    check_rows(module, isolate_documents=recipe.data.isolate_documents, packed=packed)
     if spec.row_shape is None and not isinstance(config, ModuleConfig):
         return found
     try:
