@@ -83,13 +83,16 @@ def make_components(
     if tokenizer is None and objective_spec(recipe.objective).text:
         tokenizer = model_tokenizer(recipe)
     own = own_processor_makes_rows(recipe)
+    problem_type = objective_spec(recipe.objective).problem_type
     config = config or architecture_config(
         recipe.model,
         vocabulary=vocabulary_size(tokenizer) if tokenizer is not None else None,
         special_tokens=special_token_ids(tokenizer) if tokenizer is not None else None,
         placeholders=placeholder_ids(tokenizer, recipe.model.family, recipe.model.config) if own else None,
     )
-    format_inputs = FormatInputs(recipe.data, tokenizer, config, recipe.masking, recipe.image, recipe.audio)
+    if problem_type is not None:
+        config.problem_type = problem_type
+    format_inputs = _format_inputs(recipe, tokenizer, config)
     if own:
         model = recipe.model
         made = processor or own_processor(model.family, config, tokenizer, recipe.image, model.pretrained)
@@ -100,6 +103,10 @@ def make_components(
         experts=recipe.model.experts,
         preference=recipe.preference,
         distillation=recipe.distillation,
+        answering=recipe.answering,
+        embedding=recipe.embedding,
+        ranking=recipe.ranking,
+        regression=recipe.regression,
         evaluate=recipe.evaluate,
         sequence_length=recipe.data.sequence_length,
         packing=recipe.data.packing,
@@ -110,6 +117,19 @@ def make_components(
     objective = make_objective(recipe.objective, objective_inputs)
     return Components(
         tokenizer, config, format_inputs, objective, objective_inputs, make_processor(recipe.objective, format_inputs)
+    )
+
+
+def _format_inputs(recipe: Recipe, tokenizer: Any, config: PreTrainedConfig) -> FormatInputs:
+    return FormatInputs(
+        recipe.data,
+        tokenizer,
+        config,
+        recipe.masking,
+        recipe.image,
+        recipe.audio,
+        answering=recipe.answering,
+        embedding=recipe.embedding,
     )
 
 

@@ -27,6 +27,10 @@ class ObjectiveInputs:
     experts: schema.Experts = field(default_factory=schema.Experts)
     preference: schema.Preference = field(default_factory=schema.Preference)
     distillation: schema.Distillation = field(default_factory=schema.Distillation)
+    answering: schema.Answering = field(default_factory=schema.Answering)
+    embedding: schema.Embedding = field(default_factory=schema.Embedding)
+    ranking: schema.Ranking = field(default_factory=schema.Ranking)
+    regression: schema.Regression = field(default_factory=schema.Regression)
     evaluate: schema.Evaluate = field(default_factory=schema.Evaluate)
     sequence_length: int | None = None
     packing: bool = False

@@ -113,6 +113,60 @@ def huber(predictions: Tensor, targets: Tensor, *, delta: float = 1.0, mask: Ten
     return functional.huber_loss(errors, torch.zeros_like(errors), reduction="sum", delta=delta)
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Negative log-probability of independent yes-or-no labels, in nats; each number is one target.
+
+    With p = σ(logit) and target y:  -y·log p - (1 - y)·log(1 - p).
+
+    Args:
+        logits, targets: […]; targets from 0 to 1.
+        mask: bool […]; where it is False, the number is not a target and may be anything, including NaN.
+    """
+    assert logits.shape == targets.shape, (logits.shape, targets.shape)
+    logits, targets = _wide(logits), targets.to(_wide(logits).dtype)
+    if mask is not None:
+        logits, targets = logits[mask], targets[mask]
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+
+
+def listwise(scores: Tensor, relevance: Tensor) -> Tensor:
+    """Cross-entropy of a list's scores and relevance, in nats; each row is one target.
+
+    With p = softmax(scores) and r the relevance:  -Σ_k (r_k / Σ r)·log p_k.
+    Cao et al. 2007 (ListNet), section 4.2, with the relevance itself, not its exponential, as weights. A row without a
+    relevant entry adds zero.
+
+    Args:
+        scores: [B, K].
+        relevance: [B, K], 0 or more; negative values stand for entries that do not exist.
+    """
+    assert scores.shape == relevance.shape, (scores.shape, relevance.shape)
+    there = relevance >= 0
+    weights = relevance.clamp(min=0).to(_wide(scores).dtype)
+    # An entry that does not exist has no share of the softmax, and 0·(-inf) would be NaN.
+    log_p = _wide(scores).masked_fill(~there, -torch.inf).log_softmax(-1).masked_fill(~there, 0)
+    totals = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return -(weights / totals * log_p).sum()
+
+
+def pairwise_margin(scores: Tensor, relevance: Tensor, *, margin: float) -> Tensor:
+    """Hinge loss of all pairs of a list in which one entry is more relevant than the other; each row is one target.
+
+    The mean of max(0, margin - s_i + s_j) over pairs with r_i > r_j.
+    Herbrich et al. 1999 (Support Vector Learning for Ordinal Regression). A row without such a pair adds zero.
+
+    Args:
+        scores: [B, K].
+        relevance: [B, K], 0 or more; negative values stand for entries that do not exist.
+        margin: in units of the scores.
+    """
+    assert scores.shape == relevance.shape, (scores.shape, relevance.shape)
+    wide = _wide(scores)
+    pairs = (relevance[:, :, None] > relevance[:, None, :]) & (relevance >= 0)[:, None, :]  # [B, K, K]
+    violations = (margin - wide[:, :, None] + wide[:, None, :]).clamp(min=0)
+    return (torch.where(pairs, violations, 0).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)).sum()
+
+
 def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, *, margin: float) -> Tensor:
     """Triplet loss: moves the anchor closer to the positive than to the negative by a margin; each row is one target.
 
@@ -178,6 +232,28 @@ def sigmoid_pairs(
     signs = torch.full_like(logits, -1.0)
     signs[row, first_target + row] = 1.0
     return -functional.logsigmoid(signs * logits).sum()
+
+
+def in_batch_margin(queries: Tensor, keys: Tensor, *, margin: float, first_target: int = 0) -> Tensor:
+    """Hinge loss of each query's own key against all other keys of the global batch; each query is one target.
+
+    With s the products and s_b that of the own key:  mean over the other keys g of max(0, margin - s_b + s_g).
+    Weston et al. 2011 (WSABIE), section 2, with the mean of all violations in place of a sampled one. Query b belongs
+    to key first_target + b. With a single key there is nothing to compare, and the loss is zero.
+
+    Args:
+        queries: [B, D], of this rank; of length 1 if the margin is one of the cosine.
+        keys: [G, D], of all ranks.
+        margin: in units of the product.
+        first_target: index of the first query's key.
+    """
+    rows = queries.shape[0]
+    assert 0 <= first_target <= keys.shape[0] - rows, (first_target, rows, keys.shape[0])
+    products = _wide(queries) @ _wide(keys).T  # [B, G]
+    own = first_target + torch.arange(rows, device=queries.device)
+    violations = (margin - products.gather(1, own[:, None]) + products).clamp(min=0)
+    others = torch.ones_like(violations, dtype=torch.bool).scatter(1, own[:, None], value=False)
+    return (violations * others).sum() / max(1, keys.shape[0] - 1)
 
 
 def distillation(

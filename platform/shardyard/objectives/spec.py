@@ -10,11 +10,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# `label` is a whole number, `texts` a list of texts, `tags` a list of whole numbers or of names.
-Kind = Literal["text", "label", "image", "audio", "messages", "texts", "tags"]
+# `label` is a whole number, `texts` a list of texts, `tags` a list of whole numbers or of names, `answers` the texts
+# and places of answers, as in SQuAD, `number` any number, `numbers` a list of them.
+Kind = Literal[
+    "text", "label", "image", "audio", "messages", "texts", "tags", "answers", "number", "numbers"
+]  # fmt: skip
 
 # Recipe sections that only some objectives read; they have no effect on others.
-OPTIONAL_SECTIONS = ("loss", "masking", "image", "audio", "preference", "distillation")
+OPTIONAL_SECTIONS = (
+    "loss",
+    "masking",
+    "image",
+    "audio",
+    "preference",
+    "distillation",
+    "answering",
+    "embedding",
+    "ranking",
+    "regression",
+)
 
 CAUSAL_LM = ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
 PRETRAINING = ("AutoModelForPreTraining", "MODEL_FOR_PRETRAINING_MAPPING_NAMES")
@@ -27,7 +41,8 @@ class ObjectiveSpec:
     name: its name in recipes.
     loss: `module:function`; called with `ObjectiveInputs`, it returns an `Objective`.
     head: the `Auto…` class of transformers whose models have the head, and the name of that class's table in
-        transformers' `modeling_auto.py`. families: the supported entries of that table, if not all of them.
+        transformers' `modeling_auto.py`. families: the supported entries of that table, if not all of them. tables:
+        only entries that one of these further tables has, too.
     columns: role → kind of each column that a row needs. optional_columns: columns that it uses if present.
     layouts: the layouts that are recognised by their columns (`recipe/layouts.py`); the first has the roles of
         `columns`.
@@ -43,7 +58,9 @@ class ObjectiveSpec:
     text: whether it uses a tokenizer. whole_batch: whether a step needs all rows of a rank in one micro-batch.
     frozen: the frozen model that it needs: the initial weights (`reference`) or `distillation.teacher`.
     new_head: whether the model has a head that no checkpoint contains, which is trained along with adapters.
-    classes: whether that head predicts classes, which `model.labels` names.
+    classes: whether that head predicts classes, which `model.labels` names. single_output: whether it predicts one
+        number. problem_type: its name in transformers' configuration, by which pipelines choose between softmax,
+        sigmoid and plain numbers.
     experts: whether it adds router losses, and experts may be distributed over ranks.
 
     generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template;
@@ -62,6 +79,7 @@ class ObjectiveSpec:
     task: str
     card: str = ""
     families: frozenset[str] | None = None
+    tables: tuple[str, ...] = ()
     optional_columns: Mapping[str, Kind] = field(default_factory=dict)
     layouts: Literal["conversations", "pairs"] | None = None
     sections: frozenset[str] = frozenset({"loss"})
@@ -73,6 +91,8 @@ class ObjectiveSpec:
     frozen: Literal["reference", "teacher"] | None = None
     new_head: bool = False
     classes: bool = False
+    single_output: bool = False
+    problem_type: str | None = None
     experts: bool = False
     generates: bool = False
     chat: bool = False

@@ -71,7 +71,9 @@ class _Class:
 
 def families_with(objective: ObjectiveSpec) -> frozenset[str]:
     """Model types with the head that an objective needs."""
-    names = frozenset(_literal(_models() / "auto" / "modeling_auto.py", objective.head[1]) or {})
+    names = _table(objective.head[1])
+    if objective.tables:
+        names &= frozenset().union(*map(_table, objective.tables))
     return names if objective.families is None else names & objective.families
 
 
@@ -79,6 +81,11 @@ def video_processor_name(family: str) -> str | None:
     """The class of a family's video processor; transformers hides the names where torchvision is missing."""
     found: Any = _literal(_models() / "auto" / "auto_mappings.py", "VIDEO_PROCESSOR_MAPPING_NAMES").get(family)
     return found.get("torchvision") if isinstance(found, dict) else None
+
+
+def _table(name: str) -> frozenset[str]:
+    """The model types of a table of `modeling_auto.py`."""
+    return frozenset(_literal(_models() / "auto" / "modeling_auto.py", name) or {})
 
 
 def activation_names() -> frozenset[str]:

@@ -16,7 +16,16 @@ from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, desc
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
 from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Source
 from shardyard.recipe.sections.model import Adapter, Experts, Model
-from shardyard.recipe.sections.scoring import Distillation, Loss, ObjectiveName, Preference
+from shardyard.recipe.sections.scoring import (
+    Answering,
+    Distillation,
+    Embedding,
+    Loss,
+    ObjectiveName,
+    Preference,
+    Ranking,
+    Regression,
+)
 from shardyard.recipe.sections.training import (
     Checkpoint,
     Optimizer,
@@ -43,12 +52,14 @@ __all__ = [
     "REQUIRED",
     "Adapter",
     "Alerts",
+    "Answering",
     "Audio",
     "Checkpoint",
     "Cluster",
     "Data",
     "Distillation",
     "EarlyStopping",
+    "Embedding",
     "Evaluate",
     "Experts",
     "HookUse",
@@ -65,7 +76,9 @@ __all__ = [
     "OptimizerName",
     "Precision",
     "Preference",
+    "Ranking",
     "Recipe",
+    "Regression",
     "Sample",
     "Schedule",
     "ScheduleName",
@@ -97,6 +110,10 @@ class Recipe(Section):
     audio: Audio = described(Audio(), "Augmentation of audio (speech_to_text).")
     preference: Preference = described(Preference(), "Settings of the objective preference.")
     distillation: Distillation = described(Distillation(), "Settings of the objective distillation.")
+    answering: Answering = described(Answering(), "Settings of the objective question_answering.")
+    embedding: Embedding = described(Embedding(), "Settings of the objective embedding.")
+    ranking: Ranking = described(Ranking(), "Settings of the objective reranker.")
+    regression: Regression = described(Regression(), "Settings of the objective text_regression.")
     data: Data = described(REQUIRED, "Where documents come from and how they become rows.")
     train: Train = described(REQUIRED, "Length, batch size and precision of training.")
     optimizer: Optimizer = described(REQUIRED, "How gradients become updates.")

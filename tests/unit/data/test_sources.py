@@ -226,6 +226,26 @@ def test_columns_of_lists(tmp_path: Path) -> None:
             open_source(Source(path=str(path), columns={"tokens": tokens, "tags": tags}), training=True, roles=roles)
 
 
+@pytest.mark.parametrize(
+    ("answers", "fits"),
+    [
+        ('{"text": ["a"], "answer_start": [0]}', True),
+        ('[{"text": "a", "answer_start": 0}]', True),
+        ('["a"]', False),
+        ('{"text": ["a"]}', False),
+    ],
+)
+def test_columns_of_answers(tmp_path: Path, answers: str, fits: bool) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(f'{{"answers": {answers}}}\n')
+    roles: dict[str, Kind] = {"answers": "answers"}
+    if fits:
+        open_source(Source(path=str(path)), training=True, roles=roles)
+        return
+    with pytest.raises(DataError, match=re.escape("holds nested values, not answers (text and answer_start)")):
+        open_source(Source(path=str(path)), training=True, roles=roles)
+
+
 def test_an_unreachable_hub_points_to_local_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OfflineModeIsEnabled("no network")

@@ -74,6 +74,8 @@ def preference(**settings: Any) -> Case:
 # In numbers that fp16 and bf16 hold without rounding.
 TEACHER = normal(ROWS, LENGTH, CLASSES, seed=50).bfloat16().double()
 KEYS = functional.normalize(normal(2 * ROWS, WIDTH, seed=60), dim=-1).bfloat16().double()
+SHARES = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(70), dtype=torch.float64)
+RELEVANCE = torch.randint(-1, 3, (ROWS, LENGTH), generator=torch.Generator().manual_seed(72))
 SPELLED = torch.tensor([[1, 2, 0], [3, 3, 0], [4, 0, IGNORED], [5, 6, 1]])
 CASES = {
     "cross_entropy": labelled(losses.cross_entropy),
@@ -92,6 +94,19 @@ CASES = {
     "sigmoid_pairs": Case(
         lambda queries, rows: losses.sigmoid_pairs(queries, KEYS.to(queries), 5.0, -2.0, 2 + (rows.start or 0)),
         ((ROWS, WIDTH),),
+    ),
+    "in_batch_margin": Case(
+        lambda queries, rows: losses.in_batch_margin(
+            queries, KEYS.to(queries), margin=0.7, first_target=2 + (rows.start or 0)
+        ),
+        ((ROWS, WIDTH),),
+    ),
+    "binary_cross_entropy": Case(
+        lambda logits, rows: losses.binary_cross_entropy(logits, SHARES[rows], mask=KEPT[rows]), ((ROWS, LENGTH),)
+    ),
+    "listwise": Case(lambda scores, rows: losses.listwise(scores, RELEVANCE[rows]), ((ROWS, LENGTH),)),
+    "pairwise_margin": Case(
+        lambda scores, rows: losses.pairwise_margin(scores, RELEVANCE[rows], margin=0.7), ((ROWS, LENGTH),)
     ),
     "distillation": Case(
         lambda logits, rows: losses.distillation(logits, TEACHER[rows].to(logits), temperature=2.0, mask=KEPT[rows]),
@@ -294,6 +309,24 @@ def test_triplet_is_that_of_torch_and_of_the_formula() -> None:
     assert (gaps < 0).any()
     assert (gaps > 0).any()
     assert value(found) == pytest.approx(np.maximum(gaps, 0).sum(), rel=1e-5)
+
+
+def test_binary_cross_entropy_is_that_of_torch() -> None:
+    logits = normal(ROWS, LENGTH, seed=1)
+    expected = functional.binary_cross_entropy_with_logits(logits[KEPT], SHARES[KEPT], reduction="sum")
+    spoilt = torch.where(KEPT, logits, torch.nan)
+    assert value(losses.binary_cross_entropy(spoilt, SHARES, mask=KEPT)) == pytest.approx(value(expected))
+
+
+def test_lists_by_the_formula() -> None:
+    scores, relevance = torch.tensor([[2.0, 1.0, 0.0, 9.0]]), torch.tensor([[1, 0, 2, -1]])
+    log_p = torch.tensor([2.0, 1.0, 0.0]).log_softmax(0)
+    assert value(losses.listwise(scores, relevance)) == pytest.approx(-value(log_p[0] + 2 * log_p[2]) / 3)
+    # Pairs: 0 before 1, 2 before 0, 2 before 1.
+    found = losses.pairwise_margin(scores, relevance, margin=0.5)
+    assert value(found) == pytest.approx((0.0 + 2.5 + 1.5) / 3)
+    nothing = torch.zeros_like(relevance)
+    assert value(losses.listwise(scores, nothing)) == value(losses.pairwise_margin(scores, nothing, margin=1.0)) == 0
 
 
 def test_info_nce_of_both_directions_is_the_loss_of_clip() -> None:

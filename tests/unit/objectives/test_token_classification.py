@@ -82,7 +82,7 @@ def test_tags_by_name_and_by_number_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        ([0], r"the example 'the loss of' has 3 words and 1 tags; give one tag a word\."),
+        ([0], "an example needs one tag a word: the example 'the loss of' has 3 words and 1 tags"),
         ([0, 0, 4], "the example 'the loss of' has the tag 4, but the model has 4 classes, 0 to 3; name all of them"),
         ([0, 0, -1], "has the tag -1, but"),
         (["O", "O", "B-X"], "has the tag 'B-X'; model.labels names O, B-LONG, I-LONG, B-SHORT. Add it there."),

@@ -1,11 +1,11 @@
-"""docstring-answers and docstring-preferences: questions about functions of the standard library, with answers."""
+"""docstring-answers, -preferences and -choices: questions about functions of the standard library, with answers."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ HELD_OUT_PERCENT = 5.0
 LENGTHS = range(20, 401)
 # A wrong answer is chosen from this many of the nearest length, so that length alone does not reveal the right one.
 NUM_RIVALS = 8
+NUM_CHOICES = 4
 _QUESTIONS = (
     "What does {name} do?",
     "Explain {name} in a sentence or two.",
@@ -47,20 +48,43 @@ def convert_preferences(folders: Mapping[str, Path]) -> Converted:
     return Converted({split: mixed(_preferences(found), split) for split, found in _answers().items()})
 
 
+def convert_choices(folders: Mapping[str, Path]) -> Converted:
+    """The same questions with the right answer among those for other names."""
+    return Converted({split: mixed(_choices(found), split) for split, found in _answers().items()})
+
+
 def _row(answer: Answer) -> Row:
     messages = [{"role": "user", "content": answer.prompt}, {"role": "assistant", "content": answer.response}]
     return {"messages": messages, "prompt": answer.prompt, "response": answer.response, "name": answer.name}
 
 
 def _preferences(answers: Sequence[Answer]) -> list[Row]:
-    by_length = sorted(answers, key=lambda answer: (len(answer.response), answer.name))
     rows: list[Row] = []
-    for index, answer in enumerate(by_length):
-        first = max(0, min(index - NUM_RIVALS // 2, len(by_length) - NUM_RIVALS - 1))
-        rivals = [rival for rival in by_length[first : first + NUM_RIVALS + 1] if rival is not answer]
+    for answer, rivals in _rivals(answers):
         rejected = rivals[_number(answer.name, "rival") % len(rivals)].response
         rows.append({"prompt": answer.prompt, "chosen": answer.response, "rejected": rejected, "name": answer.name})
     return rows
+
+
+def _choices(answers: Sequence[Answer]) -> list[Row]:
+    rows: list[Row] = []
+    for answer, rivals in _rivals(answers):
+        first, label = _number(answer.name, "rivals"), _number(answer.name, "place") % NUM_CHOICES
+        wrong = [rivals[(first + place) % len(rivals)].response for place in range(NUM_CHOICES - 1)]
+        choices = [*wrong[:label], answer.response, *wrong[label:]]
+        relevance = [float(place == label) for place in range(NUM_CHOICES)]
+        rows.append(
+            {"question": answer.prompt, "choices": choices, "label": label, "relevance": relevance, "name": answer.name}
+        )
+    return rows
+
+
+def _rivals(answers: Sequence[Answer]) -> Iterator[tuple[Answer, list[Answer]]]:
+    """Each answer with the answers of the nearest length."""
+    by_length = sorted(answers, key=lambda answer: (len(answer.response), answer.name))
+    for index, answer in enumerate(by_length):
+        first = max(0, min(index - NUM_RIVALS // 2, len(by_length) - NUM_RIVALS - 1))
+        yield answer, [rival for rival in by_length[first : first + NUM_RIVALS + 1] if rival is not answer]
 
 
 def _answers() -> dict[str, list[Answer]]:

@@ -31,6 +31,9 @@ _TYPES: dict[ColumnKind, pa.DataType] = {
     "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
     "texts": pa.list_(pa.string()),
     "tags": pa.list_(pa.int64()),
+    "number": pa.float64(),
+    "numbers": pa.list_(pa.float64()),
+    "answers": pa.struct([("text", pa.list_(pa.string())), ("answer_start", pa.list_(pa.int64()))]),
 }
 
 
@@ -102,10 +105,15 @@ def _feature(kind: ColumnKind, names: Sequence[str]) -> Any:
         return {"_type": "Image"}
     if kind == "audio":
         return {"sampling_rate": SAMPLING_RATE, "_type": "Audio"}
-    text = {"dtype": "string", "_type": "Value"}
+    text, whole, number = ({"dtype": dtype, "_type": "Value"} for dtype in ("string", "int64", "float64"))
+    if kind == "answers":
+        return {"text": {"feature": text, "_type": "List"}, "answer_start": {"feature": whole, "_type": "List"}}
+    if kind == "number":
+        return number
     items: dict[ColumnKind, object] = {
         "messages": {"role": text, "content": text},
         "texts": text,
+        "numbers": number,
         "tags": {"names": list(names), "_type": "ClassLabel"},
     }
     return {"feature": items[kind], "_type": "List"} if kind in items else text

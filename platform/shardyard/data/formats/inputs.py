@@ -24,6 +24,8 @@ class FormatInputs:
     masking: schema.Masking = field(default_factory=schema.Masking)
     image: schema.Image = field(default_factory=schema.Image)
     audio: schema.Audio = field(default_factory=schema.Audio)
+    answering: schema.Answering = field(default_factory=schema.Answering)
+    embedding: schema.Embedding = field(default_factory=schema.Embedding)
     training: bool = True
     processor: Any = None
 

@@ -46,11 +46,16 @@ class LabelledText(ExampleRows):
         self._num_special = {pair: tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)}
         self._classes = int(getattr(inputs.model, "num_labels", 0))
         self._segments = has_segments(inputs.model)
-        self._padding = padding(tokenizer)
+        self.fill = padding(tokenizer)
 
     def row(self, piece: Labelled, generator: np.random.Generator) -> Row:
         """The row of an example with `text`, `label` and possibly `text_pair`."""
-        texts = [piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])]
+        row = self.encoded([piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])])
+        row["labels"] = np.array(self._label(piece["label"]))
+        return row
+
+    def encoded(self, texts: Sequence[str]) -> Row:
+        """The model's inputs for a text or a pair of texts."""
         parts = [self._backend.encode(text, add_special_tokens=False) for text in texts]
         room = self._length - self._num_special[len(parts) > 1]
         lengths = _shares([len(part) for part in parts], room)
@@ -60,9 +65,7 @@ class LabelledText(ExampleRows):
         joined = self._backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)
         names = {"input_ids": joined.ids, "attention_mask": joined.attention_mask}
         names |= {"token_type_ids": joined.type_ids} if self._segments else {}
-        row: Row = {name: np.array(values, dtype=np.int64) for name, values in names.items()}
-        row["labels"] = np.array(self._label(piece["label"]))
-        return row
+        return {name: np.array(values, dtype=np.int64) for name, values in names.items()}
 
     def _label(self, label: int) -> int:
         if not 0 <= label < self._classes:
@@ -74,7 +77,7 @@ class LabelledText(ExampleRows):
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """int64 tensors: [B, ≤ T], and [B] for `labels`."""
-        return collate(rows, self._padding)
+        return collate(rows, self.fill)
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Processors saved with an exported model, so that its inputs are prepared as in training."""
+"""What is saved with an exported model beside its tokenizer, so that inputs are prepared as in training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from transformers import CLIPImageProcessorPil
 
 from shardyard.data.formats.inputs import FormatInputs
+from shardyard.data.formats.sentence_modules import SentenceModules
 from shardyard.data.media.audio import feature_extractor
 from shardyard.data.media.images import ImageTransform
 from shardyard.data.multimodal.plain import plain_processor
@@ -14,9 +15,11 @@ from shardyard.objectives.registry import objective_spec
 
 
 def make_processor(objective: str, inputs: FormatInputs) -> Any:
-    """An object with `save_pretrained`, or None for objectives that read only text."""
+    """An object with `save_pretrained`, or None for objectives whose models need only a tokenizer."""
     if inputs.processor is not None:
         return inputs.processor
+    if "embedding" in objective_spec(objective).sections:
+        return SentenceModules.for_model(inputs)
     if "audio" in objective_spec(objective).sections:
         return feature_extractor(inputs.model)
     if "image" not in objective_spec(objective).sections:

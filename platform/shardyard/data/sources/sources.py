@@ -38,7 +38,11 @@ _WORDS: Mapping[Kind, str] = {
     "label": "whole numbers",
     "texts": "lists of texts",
     "tags": "lists of whole numbers or names",
+    "answers": "answers (text and answer_start)",
+    "number": "numbers",
+    "numbers": "lists of numbers",
 }
+_LISTS = (list, datasets.List, datasets.LargeList)
 _TEXT_TYPES = ("string", "large_string", "string_view")
 # A text file is one document: single lines would lack context.
 _BUILDER_OPTIONS: dict[str, dict[str, str]] = {"text": {"sample_by": "document"}}
@@ -119,7 +123,7 @@ class OpenSource:
 
 
 def _is_there(value: Any, kind: Kind) -> bool:
-    if kind == "label":
+    if kind in ("label", "tags", "answers", "number"):
         return value is not None
     return bool(value) and (kind != "text" or isinstance(value, str))
 
@@ -448,20 +452,36 @@ def _is_kind(feature: Any, kind: Kind) -> bool:
         return _type_of(feature) in _TEXT_TYPES
     if kind == "label":
         return "int" in _type_of(feature)
-    if kind in ("messages", "texts", "tags"):
+    if kind == "number":
+        return _is_number(feature)
+    if kind in ("messages", "texts", "tags", "numbers"):
         return _is_list(feature, kind)
+    if kind == "answers":
+        fields = _item(feature) if isinstance(feature, _LISTS) else feature
+        return isinstance(fields, Mapping) and {"text", "answer_start"} <= fields.keys()
     media = datasets.Image if kind == "image" else datasets.Audio
     return isinstance(feature, media) or _type_of(feature) == "binary" or _has_bytes(feature)
 
 
+def _is_number(feature: Any) -> bool:
+    return any(kind in _type_of(feature) for kind in ("int", "float"))
+
+
 def _is_list(feature: Any, kind: Kind) -> bool:
     """Whether a column holds lists, whose items are texts, or whole numbers or names, if the kind says so."""
-    if not isinstance(feature, list | datasets.List | datasets.LargeList):
+    if not isinstance(feature, _LISTS):
         return False
-    item = feature[0] if isinstance(feature, list) else feature.feature
+    item = _item(feature)
     if kind == "texts":
         return _type_of(item) in _TEXT_TYPES
+    if kind == "numbers":
+        return _is_number(item)
     return kind == "messages" or _type_of(item) in _TEXT_TYPES or "int" in _type_of(item)
+
+
+def _item(feature: Any) -> Any:
+    """The feature of the items of a list."""
+    return feature[0] if isinstance(feature, list) else feature.feature
 
 
 def _has_bytes(feature: Any) -> bool:

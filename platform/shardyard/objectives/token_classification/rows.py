@@ -18,7 +18,7 @@ from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 
 _SHOWN_WORDS = 6
 
@@ -42,6 +42,8 @@ class TaggedRows(ExampleRows):
         DataError: the tokenizer has no padding token, the model has too few positions; from `row`: tags that do not fit
             the words or the model's classes.
     """
+
+    drops = True
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
@@ -73,7 +75,9 @@ class TaggedRows(ExampleRows):
     def _classes(self, piece: TaggedWords) -> list[int]:
         words, tags = piece["tokens"], piece["tags"]
         if len(words) != len(tags):
-            raise DataError(f"{_shown(words)} has {len(words)} words and {len(tags)} tags; give one tag a word.")
+            raise UnusableRowError(
+                "an example needs one tag a word", f"{_shown(words)} has {len(words)} words and {len(tags)} tags"
+            )
         return [self._class(tag, words) for tag in tags]
 
     def _class(self, tag: object, words: Sequence[str]) -> int:
@@ -87,6 +91,10 @@ class TaggedRows(ExampleRows):
             f"{_shown(words)} has the tag {tag}, but the model has {len(self._names)} classes, 0 to "
             f"{len(self._names) - 1}; name all of them in model.labels."
         )
+
+    def learns(self, row: Row) -> bool:
+        """Whether a word is left; the tokenizer may drop all of them."""
+        return bool((row["labels"] != IGNORED).any())
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """int64 tensors [B, ≤ T]."""

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # `image` and `audio` are struct<bytes, path> as in datasets of the hub; `label` is an index into names that are stored
-# with the dataset; `messages` is a list of {role, content}, `texts` of texts, `tags` of indices like `label`.
-ColumnKind = Literal["text", "label", "image", "audio", "messages", "texts", "tags"]
+# with the dataset; `messages` is a list of {role, content}, `texts` of texts, `tags` of indices like `label`;
+# `answers` is a struct of `text` and `answer_start`, lists of the same length; `number` is a float, `numbers` a list.
+ColumnKind = Literal[
+    "text", "label", "image", "audio", "messages", "texts", "tags", "answers", "number", "numbers"
+]  # fmt: skip
 Registry = Literal["debian", "pypi"]
 
 
@@ -132,6 +135,26 @@ _SETS = (
         held_out="5% of the definitions by hash",
     ),
     DatasetSpec(
+        name="wordnet-questions",
+        what="questions for the kind of a noun, answered by a span of three dictionary entries or by none",
+        licence="WordNet-3.0",
+        attribution="WordNet 3.0, © 2006 Princeton University",
+        packages=(Package("debian", "wordnet-base", 6 * _MIB),),
+        columns={"question": "text", "context": "text", "answers": "answers"},
+        num_rows={"train": 45_265, "validation": 2_359},
+        held_out="5% of the definitions by hash",
+    ),
+    DatasetSpec(
+        name="wordnet-nouns",
+        what="dictionary entries of nouns, with the number of their hypernyms and the kinds among these",
+        licence="WordNet-3.0",
+        attribution="WordNet 3.0, © 2006 Princeton University",
+        packages=(Package("debian", "wordnet-base", 6 * _MIB),),
+        columns={"text": "text", "depth": "number", "kinds": "tags", "word": "text"},
+        num_rows={"train": 77_999, "validation": 4_116},
+        held_out="5% of the definitions by hash",
+    ),
+    DatasetSpec(
         name="python-doc-entities",
         what="sentences of Python's documentation, with names of code tagged as one of six kinds",
         licence="PSF-2.0",
@@ -187,6 +210,15 @@ _SETS = (
         licence="PSF-2.0",
         attribution="Python standard library, © Python Software Foundation",
         columns={"prompt": "text", "chosen": "text", "rejected": "text", "name": "text"},
+        num_rows={"train": 3_800, "validation": 276},
+        held_out="the modules that the embedded corpora hold out, and 5% of the groups of like answers by hash",
+    ),
+    DatasetSpec(
+        name="docstring-choices",
+        what="the questions of docstring-answers with four answers, of which one is right",
+        licence="PSF-2.0",
+        attribution="Python standard library, © Python Software Foundation",
+        columns={"question": "text", "choices": "texts", "label": "label", "relevance": "numbers", "name": "text"},
         num_rows={"train": 3_800, "validation": 276},
         held_out="the modules that the embedded corpora hold out, and 5% of the groups of like answers by hash",
     ),

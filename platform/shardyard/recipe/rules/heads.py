@@ -1,4 +1,4 @@
-"""Rules for the heads of classifiers: the names of their classes."""
+"""Rules for the heads of classifiers: the names of their classes, and the number of their outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ Finding = tuple[Path, str]
 
 
 def head_rules(recipe: Recipe) -> Iterator[Finding]:
-    """All findings about `model.labels`."""
+    """All findings about `model.labels` and the number of outputs."""
+    spec, model = objective_spec(recipe.objective), recipe.model
+    if spec.single_output and model.module is None and model.config.get("num_labels") != 1:
+        yield ("model", "config"), f"{recipe.objective} predicts one number; set num_labels: 1"
+    yield from _labels(recipe)
+
+
+def _labels(recipe: Recipe) -> Iterator[Finding]:
     labels, path = recipe.model.labels, ("model", "labels")
     if not labels:
         return

@@ -67,3 +67,56 @@ class Distillation(Section):
     weight: float = described(
         0.5, "Weight of the distillation loss; the loss of the labels has the rest.", ge=0.0, le=1.0
     )
+
+
+class Answering(Section):
+    """Answers to questions as spans of a context."""
+
+    stride: int | None = described(
+        None,
+        "Tokens that neighbouring windows of a long context share. Default: a third of data.sequence_length.",
+        "tokens",
+        ge=0,
+    )
+    max_answer: int = described(30, "Longest answer that an evaluation considers.", "tokens", ge=1)
+    unanswerable: bool = described(
+        False, "Whether the data has questions without an answer in their context, as SQuAD 2.0 has."
+    )
+
+
+class Embedding(Section):
+    """Vectors of texts, compared by their cosine."""
+
+    pooling: Literal["mean", "cls", "last"] = described(
+        "mean", "What becomes the vector: the mean over all tokens, the first token, or the last one (for decoders)."
+    )
+    loss: Literal["info_nce", "triplet", "margin"] = described(
+        "info_nce",
+        "info_nce finds the positive among all rows' positives and negatives; triplet compares each row's own negative "
+        "by distance; margin wants the positive to be nearer than the others of all rows by a margin of the cosine.",
+    )
+    temperature: float = described(0.05, "Temperature of info_nce.", gt=0.0)
+    symmetric: bool = described(False, "Whether info_nce also finds the query of each positive, as CLIP does.")
+    margin: float = described(
+        0.5, "Margin of triplet, in units of the distance of vectors of length 1, and of margin, of the cosine.", gt=0.0
+    )
+    query_prompt: str = described("", "Text before each query, such as 'query: '.")
+    document_prompt: str = described("", "Text before each positive and negative, such as 'passage: '.")
+
+
+class Ranking(Section):
+    """Scores of documents for a query."""
+
+    loss: Literal["binary", "listwise", "margin"] = described(
+        "binary",
+        "binary judges each document by itself (relevance from 0 to 1); listwise compares all documents of a query by "
+        "a softmax (ListNet), margin each more relevant one with each less relevant one.",
+    )
+    margin: float = described(1.0, "Margin of the loss margin, in units of the scores.", gt=0.0)
+
+
+class Regression(Section):
+    """Predicting a number."""
+
+    loss: Literal["mse", "mae", "huber"] = described("mse", "Squared error, absolute error, or Huber's loss.")
+    delta: float = described(1.0, "Error up to which Huber's loss is quadratic, in units of the labels.", gt=0.0)

@@ -162,6 +162,49 @@ def test_entities_of_the_documentation(tmp_path: Path) -> None:
     assert len(rows["validation"]) > 1, "whole pages"
 
 
+def nouns_of_kinds() -> str:
+    """A data file of WordNet: a kind, and forty nouns whose definitions name it or not."""
+    lines = ['00000001 03 n 02 flying_machine 0 craft 0 000 | a thing; "it flies"  ']
+    for number in range(2, 300):
+        definition = f"a flying machine of model {number}" if number % 3 else f"something of model {number}"
+        lines.append(
+            f"{number:08d} 03 n 01 plane_{number} 0 002 ~ 00000009 n 0000 @ 00000001 n 0000 | {definition}; x  "
+        )
+    return "\n".join(["  1 This software and database is being provided to you", *lines])
+
+
+def test_questions_for_kinds(tmp_path: Path) -> None:
+    files = wordnet() | {"usr/share/wordnet/data.noun": nouns_of_kinds().encode()}
+    rows = converted("wordnet-questions", [deb(tmp_path, "wordnet-base", files)])
+    everything = [row for side in rows.values() for row in side]
+    assert len(everything) == 199, "only nouns whose definition names the kind"
+    lacking = 0
+    for row in everything:
+        word = row["question"].removeprefix("What kind of thing is ").removesuffix("?")
+        text, starts = row["answers"]["text"], row["answers"]["answer_start"]
+        lacking += not text
+        assert (f"{word}: " in row["context"]) == bool(text)
+        assert row["context"].count(": ") == 3
+        if text:
+            assert text == ["flying machine"]
+            assert row["context"][starts[0] :].startswith("flying machine of model")
+            assert row["context"][: starts[0]].endswith(f"{word}: a ")
+    assert 10 < lacking < 60
+
+
+def test_nouns_with_the_kinds_above_them(tmp_path: Path) -> None:
+    files = wordnet() | {"usr/share/wordnet/data.noun": nouns_of_kinds().replace("flying_machine", "artifact").encode()}
+    rows = converted("wordnet-nouns", [deb(tmp_path, "wordnet-base", files)])
+    found = {row["word"]: row for side in rows.values() for row in side}
+    kinds = read_manifest("wordnet-nouns").label_names["kinds"]
+    assert len(found) == 299
+    assert found["artifact"] == {"text": "artifact: a thing.", "depth": 0.0, "kinds": [], "word": "artifact"}
+    assert found["plane 7"] == {
+        "text": "plane 7: a flying machine of model 7; x.", "depth": 1.0, "kinds": [kinds.index("artifact")],
+        "word": "plane 7",
+    }  # fmt: skip
+
+
 def verses(**books: list[list[str]]) -> Files:
     return sword("module", books)
 
@@ -402,6 +445,19 @@ def test_wrong_answers_are_other_answers_of_like_length() -> None:
         assert all(row["rejected"] in right.values() and row["rejected"] != row["chosen"] for row in rows)
         longer = sum(np.sign(len(row["rejected"]) - len(row["chosen"])) for row in rows)
         assert abs(longer) < 0.4 * len(rows), "length does not tell which is right"
+
+
+@pytest.mark.usefixtures("docstrings")
+def test_choices_are_four_answers_of_like_length() -> None:
+    asked = answers.convert_answers({}).splits
+    for split, rows in answers.convert_choices({}).splits.items():
+        right = {row["prompt"]: row["response"] for row in asked[split]}
+        assert {row["question"]: row["choices"][row["label"]] for row in rows} == right
+        for row in rows:
+            assert len(set(row["choices"])) == answers.NUM_CHOICES
+            assert set(row["choices"]) <= set(right.values())
+            assert [place for place, one in enumerate(row["relevance"]) if one] == [row["label"]]
+        assert len({row["label"] for row in rows}) > 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Embeddings of texts: vectors whose cosine says how well texts belong together."""
