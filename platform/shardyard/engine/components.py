@@ -21,6 +21,7 @@ from shardyard.data.media.processors import make_processor
 from shardyard.data.multimodal.placeholders import model_tokenizer, own_processor_makes_rows, placeholder_ids
 from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.stream.held_out import HeldOut, held_out_rows
+from shardyard.data.tokenizers.compare import check_same_tokens
 from shardyard.data.tokenizers.tokenizer import vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.models.frozen import AdapterOff, frozen_causal_lm
@@ -149,14 +150,19 @@ def with_frozen(
     if spec.frozen == "reference" and recipe.model.adapter is not None and policy is not None:
         frozen = AdapterOff(policy)
     elif spec.frozen is not None:
-        name = recipe.model.pretrained if spec.frozen == "reference" else recipe.distillation.teacher
+        reference = spec.frozen == "reference"
+        name = recipe.model.pretrained if reference else recipe.distillation.teacher
         assert name is not None, "checked with the recipe"
+        if not reference:
+            check_same_tokens(name, components.tokenizer)
         frozen = frozen_causal_lm(
             name,
             vocabulary=components.config.get_text_config().vocab_size,
             precision=precision_of(recipe),
             device=device,
             attention=recipe.model.attention,
+            resize_seed=recipe.train.seed if reference else None,
+            tokens=None if reference else vocabulary_size(components.tokenizer),
         )
     if frozen is None:
         return components

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from shardyard.models.outside import (
     module_config,
 )
 from shardyard.models.pretrained import Loaded, load_weights, place, pretrained_config
+from shardyard.models.vocabulary import padded, resize, rows_of, set_rows
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.image_tokens import image_tokens, sees_with_pixtral
 from shardyard.recipe.schema import Image, Model
@@ -56,8 +59,8 @@ def architecture_config(
 
     Args:
         model: the recipe's section.
-        vocabulary: length of the tokenizer, None for an objective without text; a larger `vocab_size` in the recipe is
-            kept.
+        vocabulary: length of the tokenizer, None for an objective without text. A larger `vocab_size` is kept; a
+            pretrained model gets as many as the tokenizer needs, padded to `vocabulary_multiple`.
         special_tokens: `bos_token_id`, `eos_token_id`, `pad_token_id` of the tokenizer.
         placeholders: name → id of the tokens that stand for pictures, such as `image_token`; None if the tokenizer has
             none.
@@ -66,7 +69,8 @@ def architecture_config(
         ModelError: the family is unknown, a value is refused, or the vocabulary does not hold the tokenizer.
     """
     if model.module is not None:
-        config = module_config(model, vocabulary=vocabulary, special_tokens=special_tokens)
+        rows = None if vocabulary is None else padded(vocabulary, model.vocabulary_multiple)
+        config = module_config(model, vocabulary=rows, special_tokens=special_tokens)
         _check_vocabulary(config, vocabulary)
         return config
     with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
@@ -79,6 +83,8 @@ def architecture_config(
         else:
             text = _with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})}, placeholders)
             config = AutoConfig.for_model(model.family, **text, **_named_classes(model))
+    if vocabulary is not None and "vocab_size" not in model.text_config and (own := rows_of(config)) is not None:
+        set_rows(config, padded(max(own, vocabulary), model.vocabulary_multiple))
     _check_vocabulary(config, vocabulary)
     # Where a family has several heads of a kind, transformers looks for the class among these, and fails on None.
     config.architectures = config.architectures or []
@@ -202,12 +208,25 @@ def construct_pretrained(
     assert model.pretrained is not None
     if isinstance(config, ModuleConfig):
         return _module_with_weights(model, config, seed)
+    own, rows = own_rows(model), rows_of(config)
+    stored = copy.deepcopy(config)
+    if own is not None and rows is not None and own != rows:
+        set_rows(stored, own)
     with _refusing(f"model: cannot load {model.pretrained!r} as {model.family!r}", *_REFUSALS):
         loaded = load_weights(
-            auto_class(objective), model.pretrained, config, seed=seed, attn_implementation=model.attention
+            auto_class(objective), model.pretrained, stored, seed=seed, attn_implementation=model.attention
         )
+    if own is not None and rows is not None and own != rows:
+        loaded = replace(loaded, resized=resize(loaded.model, rows, seed=seed))
     _checkpoint_activations(model, loaded.model)
     return loaded
+
+
+def own_rows(model: Model) -> int | None:
+    """Rows of the embeddings of the pretrained weights; None if there are none, or they read no text."""
+    if model.pretrained is None or model.module is not None:
+        return None
+    return rows_of(_as_family(pretrained_config(model.pretrained), model))
 
 
 def _module_with_weights(model: Model, config: ModuleConfig, seed: int) -> Loaded:

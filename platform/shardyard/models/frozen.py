@@ -14,36 +14,49 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from shardyard.errors import ModelError
 from shardyard.models.pretrained import load_weights, pretrained_config
 from shardyard.models.quirks import adapters_off
+from shardyard.models.vocabulary import resize
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def frozen_causal_lm(
-    name: str, *, vocabulary: int, precision: str, device: torch.device, attention: str | None = None
+    name: str,
+    *,
+    vocabulary: int,
+    precision: str,
+    device: torch.device,
+    attention: str | None = None,
+    resize_seed: int | None = None,
+    tokens: int | None = None,
 ) -> nn.Module:
     """A causal language model that provides probabilities and is never trained.
 
     Args:
         name: folder or hub id.
-        vocabulary: vocabulary size of the trained model; both must be equal, because tokens are compared by id.
+        vocabulary: rows of the embeddings of the trained model.
         precision: of its weights.
         device: where it computes.
         attention: attention implementation of transformers; None uses the default.
+        resize_seed: resize its embeddings to `vocabulary`, as those of the trained model were with this seed.
+        tokens: entries of the tokenizer; its embeddings need as many rows, and may have others for padding. By default
+            `vocabulary`: both have the same rows.
 
     Raises:
         ModelError: the model cannot be loaded, or has another vocabulary.
     """
     config = _config(name)
     own = config.get_text_config().vocab_size
-    if own != vocabulary:
+    if resize_seed is None and (own < tokens if tokens is not None else own != vocabulary):
         raise ModelError(
-            f"{name} has a vocabulary of {own} entries and the model that is trained one of {vocabulary}, so their "
-            "probabilities cannot be compared; use models with the same tokenizer, or set model.config.vocab_size."
+            f"{name} has a vocabulary of {own} entries and the model that is trained one of {tokens or vocabulary}, so "
+            "their probabilities cannot be compared; use models with the same tokenizer."
         )
     options = {} if attention is None else {"attn_implementation": attention}
     loaded = load_weights(AutoModelForCausalLM, name, config, seed=0, dtype=DTYPES[precision], **options)
     if loaded.new:
         raise ModelError(f"{name} lacks weights of a causal language model: {', '.join(loaded.new[:3])}")
+    if resize_seed is not None and own != vocabulary:
+        resize(loaded.model, vocabulary, seed=resize_seed)
     loaded.model.to(device)
     loaded.model.requires_grad_(False)
     model: nn.Module = loaded.model

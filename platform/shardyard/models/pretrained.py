@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
+from shardyard.models.vocabulary import Resized
 from shardyard.suggest import suggestion
 
 _SAMPLE_BYTES = 1 << 20
@@ -24,11 +25,13 @@ _SAMPLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pretrained model and its mismatches: `new` parameters get random values, `unused` weights are dropped."""
+    """A pretrained model and its mismatches: `new` parameters get random values, `unused` weights are dropped, and
+    `resized` embeddings have rows for another vocabulary."""
 
     model: Any
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    resized: Resized | None = None
 
 
 class Place(TypedDict):

@@ -21,6 +21,7 @@ class Architecture:
         audio, source and target.
     trainable_parameters: weights that training changes; None if it changes all. Adapter weights are not included in
         `parameters`. quantized_parameters: weights stored in 4 bits.
+    pretrained_vocabulary: rows of the pretrained embeddings, if they are resized to `vocabulary`.
     flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), if the
         formulas for decoders do not apply; for checkpointed blocks, only the inputs and one block.
     """
@@ -43,6 +44,7 @@ class Architecture:
     attention_width: int | None = None
     trainable_parameters: int | None = None
     quantized_parameters: int = 0
+    pretrained_vocabulary: int | None = None
 
 
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:

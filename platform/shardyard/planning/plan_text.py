@@ -59,6 +59,10 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     if size.trainable_parameters is not None:
         share = size.trainable_parameters / size.parameters
         yield "trainable", format_count(size.trainable_parameters), f"{share:.2%} of the model's parameters"
+    if size.pretrained_vocabulary is not None:
+        grown = size.pretrained_vocabulary < size.vocabulary
+        how = "new rows begin as the mean of the others" if grown else "the last rows are left out"
+        yield "embeddings", f"{size.pretrained_vocabulary} → {size.vocabulary} rows", how
     yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
     yield "each worker", plan.bundle, why["bundle"]
     yield "placement", plan.placement, why["placement"]

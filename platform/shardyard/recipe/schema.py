@@ -104,6 +104,9 @@ class Recipe(Section):
     model: Model = described(REQUIRED, "The architecture.")
     objective: ObjectiveName = described("causal_lm", "What the model learns to do.")
     tokenizer: str = described("bytes", "Spec in tokenizers/ by name, or a path or hub id that AutoTokenizer loads.")
+    added_tokens: list[str] = described(
+        [], "Special tokens that the tokenizer gets in addition, such as <|im_end|>; the embeddings get rows for them."
+    )
     loss: Loss = described(Loss(), "How predictions are scored.")
     masking: Masking = described(Masking(), "Which tokens are predicted (masked_lm, bert_pretraining).")
     image: Image = described(Image(), "How images become tensors, and their augmentation.")

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from shardyard.data.tokenizers.compare import check_same_tokens
+from shardyard.data.tokenizers.tokenizer import load_tokenizer
+from shardyard.errors import ModelError
 from shardyard.models.frozen import frozen_causal_lm
 from shardyard.objectives.base import Totals
 from shardyard.objectives.distillation.loss import make
@@ -79,3 +82,40 @@ def test_gradients_reach_the_student_alone(models: tuple[Any, Any]) -> None:
     measured.losses["teacher"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for name, parameter in student.named_parameters() if "wpe" not in name)
+
+
+def teacher_of(folder: Path, vocabulary: int, tokens: int = 257) -> Any:
+    return frozen_causal_lm(
+        str(write_pretrained(folder, "llama", vocabulary=vocabulary)),
+        vocabulary=257,
+        tokens=tokens,
+        precision="fp32",
+        device=torch.device("cpu"),
+    )
+
+
+def test_rows_that_only_pad_a_vocabulary_are_left_out(models: tuple[Any, Any], tmp_path: Path) -> None:
+    student, _ = models
+    teacher = teacher_of(tmp_path / "padded", 320)
+    rows = batch()
+    measured = make(ObjectiveInputs(distillation=SETTINGS, frozen=teacher)).measure(student, rows)
+    inputs = {"input_ids": rows["input_ids"], "position_ids": rows["position_ids"]}
+    kept = rows["labels"] != -100
+    q, p = student(**inputs).logits[kept], teacher(**inputs).logits[kept]
+    assert (q.shape[-1], p.shape[-1]) == (257, 320)
+    softened = [(logits / 3.0).log_softmax(-1) for logits in (q, p[..., :257])]
+    expected = 9.0 * functional.kl_div(*softened, reduction="sum", log_target=True)
+    assert float(measured.losses["teacher"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_teacher_with_too_few_or_other_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has a vocabulary of 256 entries and the model that is trained one of 257"):
+        teacher_of(tmp_path / "small", 256)
+    ours = load_tokenizer("bytes")
+    check_same_tokens(str(tmp_path / "small"), ours)  # it has no tokenizer of its own
+    longer = load_tokenizer("bytes", ["<a>", "<b>"])
+    longer.save_pretrained(tmp_path / "longer")
+    check_same_tokens(str(tmp_path / "longer"), ours)
+    check_same_tokens(str(tmp_path / "longer"), load_tokenizer("bytes", ["<a>"]))
+    with pytest.raises(ModelError, match=r"2 of 259 ids stand for other tokens, the first of them 257: '<a>' for the"):
+        check_same_tokens(str(tmp_path / "longer"), load_tokenizer("bytes", ["<b>", "<a>"]))

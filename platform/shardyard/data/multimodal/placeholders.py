@@ -129,7 +129,7 @@ def model_tokenizer(recipe: Recipe) -> Any:
     Raises:
         DataError: the tokenizer does not exist.
     """
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
     if own_processor_makes_rows(recipe) and not _has_placeholder(tokenizer, recipe.model):
         add_placeholders(tokenizer, recipe.model.family, recipe.model.config)
     return tokenizer

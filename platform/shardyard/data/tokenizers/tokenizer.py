@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shardyard.data.tokenizers.build import bytes_tokenizer
@@ -16,8 +17,10 @@ from shardyard.errors import DataError
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str, added_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """The tokenizer called `name`: a shipped spec, a spec file (.yaml), a tokenizer folder or a hub id.
+
+    `added_tokens` are special tokens that it gets in addition, unless it has them; their ids follow its own.
 
     A spec that is trained from data refers to the folder with its name beside it, whose files must be unchanged since
     training.
@@ -26,10 +29,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         DataError: the tokenizer does not exist, its spec is invalid, it is not trained yet or was changed since, or it
             has no fast implementation.
     """
-    if name.endswith((".yaml", ".yml")):
-        return _from_spec(Path(name).expanduser(), name)
-    spec = find_tokenizer_spec(name)
-    return _from_spec(spec, name) if spec is not None else _from_folder_or_hub(name)
+    spec = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else find_tokenizer_spec(name)
+    tokenizer = _from_spec(spec, name) if spec is not None else _from_folder_or_hub(name)
+    if added_tokens:
+        tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added_tokens], special_tokens=True)
+    return tokenizer
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:

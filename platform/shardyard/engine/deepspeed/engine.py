@@ -22,6 +22,7 @@ from shardyard.models.build import construct, construct_pretrained
 from shardyard.models.initialise import initialise
 from shardyard.models.outside import OutsideModel
 from shardyard.models.pretrained import freeze
+from shardyard.models.vocabulary import Resized
 from shardyard.optim.groups import parameter_groups
 from shardyard.optim.lion_adagrad import client_optimizer
 from shardyard.planning.plan import RunPlan
@@ -81,6 +82,8 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
                 report(
                     f"of {recipe.model.pretrained}: {textwrap.shorten(', '.join(names), 200, placeholder=' …')} {what}"
                 )
+        if loaded.resized is not None:
+            report(_told(recipe, loaded.resized))
         if recipe.model.adapter is not None:
             attach(loaded.model, recipe.model.adapter, objective=recipe.objective, seed=recipe.train.seed)
         return loaded.model
@@ -100,6 +103,14 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
     quirks.widen_buffers(model)
     initialise(model, seed=recipe.train.seed, gathered=_gathered)
     return model
+
+
+def _told(recipe: Recipe, resized: Resized) -> str:
+    text = f"the embeddings of {recipe.model.pretrained} change from {resized.before} to {resized.after} rows"
+    if resized.after < resized.before:
+        return f"{text}; the last ones are left out"
+    frozen = " and stay so; name the embeddings in model.adapter.modules_to_save to train them"
+    return f"{text}; new ones begin as the mean of the others{'' if recipe.model.adapter is None else frozen}"
 
 
 def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[object]:

@@ -34,7 +34,7 @@ _EXCLUDED: dict[str, bool | dict[str, bool]] = {
     "train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True),
 }
 # The parts of a recipe that, with the tokenizer, determine the sizes of a model.
-_SIZING = {"model", "objective", "tokenizer", "data", "image"}
+_SIZING = {"model", "objective", "tokenizer", "added_tokens", "data", "image"}
 # A recipe with a module is not cached at all.
 _SIZELESS = {"data": {"train", "validation", "on_error", "packing"}, "model": {"module"}}
 

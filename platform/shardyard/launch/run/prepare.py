@@ -65,7 +65,7 @@ def _check_rows(recipe: Recipe) -> None:
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
     try:
-        tokenizer = load_tokenizer(recipe.tokenizer)
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
     except DataError:
         return
     check_first_rows(FormatInputs(recipe.data, tokenizer), recipe.objective)

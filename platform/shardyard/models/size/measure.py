@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from shardyard.errors import ModelError
 from shardyard.models.adapters.adapters import num_quantized, num_trainable
-from shardyard.models.build import architecture_config, skeleton
+from shardyard.models.build import architecture_config, own_rows, skeleton
 from shardyard.models.outside import ModuleConfig, OutsideModel, check_rows
 from shardyard.models.pretrained import freeze
 from shardyard.models.size.pictures import picture_row_cost
@@ -41,6 +41,9 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     """
     module = skeleton(recipe.model, config, recipe.objective)
     found = _trained_part(sizes(module, config, recipe.model.label), module, recipe)
+    before = own_rows(recipe.model)
+    if before is not None and before != found.vocabulary:
+        found = replace(found, pretrained_vocabulary=before)
     spec = objective_spec(recipe.objective)
     packed = spec.rows == "packed" or recipe.data.packing
     check_rows(module, isolate_documents=recipe.data.isolate_documents, packed=packed)

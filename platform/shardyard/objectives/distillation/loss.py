@@ -34,16 +34,20 @@ class Distilled(Objective):
         """`input_ids`, `labels`, `position_ids` [B, T]."""
         inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
         labels = batch["labels"]
+        settings = self._settings
         assert self._teacher is not None, "training and evaluation bring the teacher"
         with torch.no_grad():
             apart = document_bounds(self._teacher, inputs["position_ids"])
             taught = self._teacher(**inputs, **apart, use_cache=False).logits  # [B, T, V]
         apart = document_bounds(model, inputs["position_ids"])
         logits = model(**inputs, **apart, use_cache=False).logits  # [B, T, V]
+        # Rows beyond the tokenizer's are padding, of which one of the two may have more.
+        common = min(logits.shape[-1], taught.shape[-1])
+        student, teacher = logits[..., :common], taught[..., :common]
         return Measured(
             {
                 "labels": cross_entropy(logits, labels),
-                "teacher": distillation(logits, taught, temperature=self._settings.temperature, mask=labels != IGNORED),
+                "teacher": distillation(student, teacher, temperature=settings.temperature, mask=labels != IGNORED),
             }
         )
 

@@ -263,6 +263,8 @@ def _pretrained(recipe: Recipe) -> Iterator[Finding]:
 def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
     name = recipe.tokenizer
     if not objective_spec(recipe.objective).text:
+        if recipe.added_tokens:
+            yield ("added_tokens",), f"{recipe.objective} has no tokenizer that could get them; remove it"
         return
     if find_tokenizer_spec(name) is None and not _exists(name) and kind_of(name) == "other":
         if _looks_local(name) or name.endswith((".json", ".yaml")):
@@ -275,7 +277,12 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
                     f"{suggestion(name, tokenizer_specs())}"
                 ),
             )
+    added = recipe.added_tokens
+    if not all(token.strip() for token in added) or len(set(added)) < len(added):
+        yield ("added_tokens",), "has a token that is empty or there twice; leave it out"
     size, vocabulary = recipe.model.config.get("vocab_size"), _vocabulary(name)
+    if vocabulary is not None:
+        vocabulary += len(set(added))
     if type(size) is int and vocabulary is not None and size < vocabulary:
         yield (
             ("model", "config", "vocab_size"),

@@ -75,6 +75,13 @@ class Model(Section):
         "Hub id, folder, prepared model or run:NAME (its newest finished run) with weights to start from; its "
         "configuration is used, `config` overrides it.",
     )
+    vocabulary_multiple: int = described(
+        1,
+        "The rows of the embeddings are padded to a multiple of this, where config gives no vocab_size; 64 or 128 suit "
+        "GPUs.",
+        "rows",
+        ge=1,
+    )
     dropout: float | None = described(
         None, "Probability of every dropout in the model. Default: that of the configuration.", ge=0.0, lt=1.0
     )
