@@ -18,6 +18,7 @@ from shardyard.data.answer_ends import answer_ends
 from shardyard.data.exported import exported_tokenizer
 from shardyard.data.formats import FormatInputs
 from shardyard.data.media.processors import make_processor
+from shardyard.data.multimodal.conversation import picture_answer_ends
 from shardyard.data.multimodal.placeholders import model_tokenizer, own_processor_makes_rows, placeholder_ids
 from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.stream.held_out import HeldOut, held_out_rows
@@ -59,6 +60,8 @@ class Components:
         if tokenizer is None:
             return None
         ends = answer_ends(tokenizer) if objective_spec(recipe.objective).chat else []
+        if self.format_inputs.processor is not None:
+            ends = picture_answer_ends(self.format_inputs.processor)
         return generation_config(recipe.model, self.config, special_tokens=special_token_ids(tokenizer), ends=ends)
 
 

@@ -81,7 +81,7 @@ class ObjectiveSpec:
     families: frozenset[str] | None = None
     tables: tuple[str, ...] = ()
     optional_columns: Mapping[str, Kind] = field(default_factory=dict)
-    layouts: Literal["conversations", "pairs"] | None = None
+    layouts: Literal["conversations", "pairs", "pictures"] | None = None
     sections: frozenset[str] = frozenset({"loss"})
     metrics: Mapping[str, bool] = field(default_factory=dict)
     row_shape: str | None = None

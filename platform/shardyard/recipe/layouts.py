@@ -1,4 +1,4 @@
-"""Layouts of conversations and of preference pairs, recognised by their columns: ShareGPT, Alpaca, HH and others. Pure.
+"""Layouts of conversations, pairs and pictures with text, recognised by their columns: ShareGPT, Alpaca, … Pure.
 
 A layout maps roles to columns. The first layout whose required roles all have a column is used; `columns` of a source
 maps roles to columns with other names, and so also chooses between layouts. `data/sources/layouts.py` converts the
@@ -16,7 +16,7 @@ from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.seen_columns import seen_columns
 
-LayoutKind = Literal["conversations", "pairs"]
+LayoutKind = Literal["conversations", "pairs", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Layout:
 _SYSTEM: dict[str, tuple[str, ...]] = {"system": ("system", "system_prompt")}
 _TOOLS: dict[str, tuple[str, ...]] = {"tools": ("tools",)}
 
+_ASKED: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "question", "query"),
+    "response": ("response", "answer", "completion"),
+}
+
 # The first of each kind has the roles of the objective itself.
 LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
     "conversations": (
@@ -82,6 +87,17 @@ LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
             _SYSTEM | _TOOLS,
         ),
         Layout("two conversations", {"chosen": ("chosen",), "rejected": ("rejected",)}, _SYSTEM | _TOOLS),
+    ),
+    "pictures": (
+        Layout("a picture, prompt and response", {"image": ("image",)} | _ASKED),
+        Layout("pictures, prompt and response", {"images": ("images",)} | _ASKED),
+        Layout("pictures and messages", {"images": ("images", "image"), "messages": ("messages",)}),
+        Layout(
+            "pictures and ShareGPT",
+            {"images": ("images", "image"), "conversations": ("conversations", "conversation")},
+            _SYSTEM,
+        ),
+        Layout("messages that hold pictures", {"messages": ("messages",)}),
     ),
 }
 

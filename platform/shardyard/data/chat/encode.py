@@ -16,6 +16,8 @@ from shardyard.data.chat.tokens import Encoded, Span, tokens_of
 from shardyard.errors import DataError, UnusableRowError
 
 LossOn = Literal["all", "last", "marked"]
+# A text, and the ranges of its characters that are trained.
+TextRow = tuple[str, list[Span]]
 
 
 class ChatEncoder:
@@ -55,20 +57,31 @@ class ChatEncoder:
         Raises:
             UnusableRowError: a message is malformed, or the template refuses or does not show it.
         """
-        conversation = conversation_of(example)
-        dialect = self.dialect(conversation.tools)
-        conversation = dialect.spoken(conversation)
+        conversation = self._spoken(example)
         if self._specials.quoted_in(conversation):
             conversation = self._marked(conversation)
+        return [self._encoded(text, spans) for text, spans in self._made(conversation)]
+
+    def texts(self, example: Mapping[str, object]) -> list[TextRow]:
+        """The rows of an example as text, for whoever else turns it into tokens; quoted special tokens are not marked.
+
+        Raises:
+            UnusableRowError: as `rows`.
+        """
+        return self._made(self._spoken(example))
+
+    def _spoken(self, example: Mapping[str, object]) -> Conversation:
+        conversation = conversation_of(example)
+        return self.dialect(conversation.tools).spoken(conversation)
+
+    def _made(self, conversation: Conversation) -> list[TextRow]:
         trained = [index for index, message in enumerate(conversation.messages) if is_trained(message)]
         loss_on = self.loss_on(conversation.tools)
         if loss_on == "marked":
-            made = _by_marks(self._template, conversation, trained)
-        else:
-            answers = Answers(self._template, dialect, self._specials)
-            chosen = trained[-1:] if loss_on == "last" else trained
-            made = _by_prompts(self._template, conversation, [answers.answer(conversation, at) for at in chosen])
-        return [self._encoded(text, spans) for text, spans in made]
+            return _by_marks(self._template, conversation, trained)
+        answers = Answers(self._template, self.dialect(conversation.tools), self._specials)
+        chosen = trained[-1:] if loss_on == "last" else trained
+        return _by_prompts(self._template, conversation, [answers.answer(conversation, at) for at in chosen])
 
     def prompt(self, messages: Sequence[Mapping[str, object]]) -> str:
         """The text that the model continues to answer these messages."""
@@ -123,13 +136,9 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     return ChatEncoder(tokenizer).prompt([{"role": "user", "content": prompt}])
 
 
-# A text, and the ranges of its characters that are trained.
-_Row = tuple[str, list[Span]]
-
-
-def _by_prompts(template: Template, conversation: Conversation, answers: Sequence[Answer]) -> list[_Row]:
+def _by_prompts(template: Template, conversation: Conversation, answers: Sequence[Answer]) -> list[TextRow]:
     """Rows in which each answer follows exactly the prompt that a model would get for it."""
-    rows: list[_Row] = []
+    rows: list[TextRow] = []
     for answer in answers:
         span = (len(answer.prompt), len(answer.whole))
         if rows and answer.prompt.startswith(rows[-1][0]):
@@ -139,9 +148,9 @@ def _by_prompts(template: Template, conversation: Conversation, answers: Sequenc
     return _with_rest(template, conversation, rows)
 
 
-def _by_marks(template: Template, conversation: Conversation, trained: Sequence[int]) -> list[_Row]:
+def _by_marks(template: Template, conversation: Conversation, trained: Sequence[int]) -> list[TextRow]:
     """Rows in which what the template marks is trained, as it is shown when the answer is the last message."""
-    rows: list[_Row] = []
+    rows: list[TextRow] = []
     for index in trained:
         shown = template.marked(conversation.upto(index + 1))
         begin = len(common_prefix(shown.text, template.render(conversation.upto(index)))) if index else 0
@@ -157,7 +166,7 @@ def _by_marks(template: Template, conversation: Conversation, trained: Sequence[
     return _with_rest(template, conversation, rows)
 
 
-def _with_rest(template: Template, conversation: Conversation, rows: list[_Row]) -> list[_Row]:
+def _with_rest(template: Template, conversation: Conversation, rows: list[TextRow]) -> list[TextRow]:
     """The rows, the last with the rest of the conversation if it is shown with it."""
     if rows:
         text = template.render(conversation)

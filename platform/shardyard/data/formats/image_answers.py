@@ -62,6 +62,11 @@ class ImageAnswers(ExampleRows):
 
     def row(self, piece: Question, generator: np.random.Generator) -> Row:
         """The row of an example with `image`, `prompt` and `response`; with `data.drop_inputs` the image is blank."""
+        if piece.keys() != Question.__annotations__.keys():
+            raise DataError(
+                "LLaVA's plain format takes image, prompt and response; for several pictures a row, or conversations, "
+                "set image.processor to model."
+            )
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         question = [*self._head, *self._tokens(f"{AFTER_IMAGE}{piece['prompt']}{BEFORE_ANSWER}")]
         ids = [*question, *self._tokens(f" {piece['response']}"), self._end]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,16 @@ from PIL import Image
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from shardyard.data.formats.conversations import has_target
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.media.images import decoded
 from shardyard.data.multimodal.augment import augmented
-from shardyard.data.multimodal.conversation import Message, conversation, text_of, write
+from shardyard.data.multimodal.conversation import Message, chat_of, conversation, text_of, write
 from shardyard.data.multimodal.encode import Read, labels_of, read, read_suffix, takes_suffix
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors
+from shardyard.data.turns import check_turns, repairs
 from shardyard.errors import UnusableRowError
 
 
@@ -36,11 +38,14 @@ class PicturesInText(ExampleRows):
     int64 [1, T]. Labels are shifted: -100 outside answers.
     """
 
+    drops = True
+
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
         assert inputs.processor is not None, "made with the other components of a recipe"
         # Its own copy, because training and evaluation prepare rows on separate threads.
         self._processor = copy.deepcopy(inputs.processor)
+        self._chat = None if takes_suffix(self._processor) else chat_of(self._processor)
         self._image, self._training, self._length = inputs.image, inputs.training, inputs.sequence_length
         self._drop_inputs = inputs.data.drop_inputs
         tokenizer = self._processor.tokenizer
@@ -51,15 +56,26 @@ class PicturesInText(ExampleRows):
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
         """The row of an example; see `conversation`."""
+        if "messages" in piece:
+            check_turns(piece["messages"])
         messages, values = conversation(piece)
         if not values:
-            raise UnusableRowError("a row has no picture; text alone is what the objective `instruction` trains on")
+            raise UnusableRowError("a row has no picture; on text alone, the objective instruction trains")
         pictures = [self._picture(value, generator) for value in values]
         found = self._read(messages, pictures)
         ids = found.tensors["input_ids"][0].tolist()
         labels = labels_of(ids, found.is_answer, IGNORED)
         row = {name: value.numpy() for name, value in found.tensors.items() if name in self._names}
         return self._fitted({**row, "labels": labels[None].numpy()})
+
+    def learns(self, row: Row) -> bool:
+        """Whether a token of an answer fits into the row."""
+        return has_target(row["labels"])
+
+    def repairs(self, piece: Any) -> Iterator[Any]:
+        """Conversations with repaired turns."""
+        turns = piece.get("messages")
+        return ({**piece, "messages": repaired} for repaired in repairs(turns)) if turns else iter(())
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """Tensors [B, …], padded at the end of each axis to the longest row, as the processor's own batches are."""
@@ -78,8 +94,8 @@ class PicturesInText(ExampleRows):
 
     def _read(self, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> Read:
         processor = self._processor
-        if not takes_suffix(processor):
-            return read(processor, write(processor, messages), pictures, placeholder=processor.image_token)
+        if self._chat is not None:
+            return read(processor, write(self._chat, messages), pictures, placeholder=processor.image_token)
         if [message["role"] for message in messages] != ["user", "assistant"]:
             raise UnusableRowError("PaliGemma reads one question and one answer a row")
         return read_suffix(processor, text_of(messages[0]), text_of(messages[1]), pictures)
@@ -91,14 +107,13 @@ class PicturesInText(ExampleRows):
         if excess > 0:
             if np.isin(ids[self._length :], self._pictures).any():
                 raise UnusableRowError(
-                    f"a row has {len(ids)} tokens, and its pictures reach beyond data.sequence_length {self._length}; "
-                    "raise it, or make pictures smaller with image.size or image.options"
+                    "the pictures of a row reach beyond data.sequence_length; raise it, or make pictures smaller with "
+                    "image.size or image.options",
+                    f"{len(ids)} tokens of {self._length}",
                 )
             row = {name: value[:, : self._length] if _is_text(name) else value for name, value in row.items()}
             row["labels"][:, -1] = IGNORED
             self.num_cut += excess
-        if not (row["labels"] != IGNORED).any():
-            raise UnusableRowError("a row has no answer, or none within data.sequence_length")
         return row
 
 

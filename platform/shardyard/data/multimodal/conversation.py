@@ -6,13 +6,14 @@ order.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-import jinja2
 from torch import Tensor
 
-from shardyard.data.multimodal.encode import Span, Written, read, read_suffix, takes_suffix
+from shardyard.data.chat import ChatEncoder
+from shardyard.data.multimodal.encode import Written, read, read_suffix, takes_suffix
 from shardyard.errors import UnusableRowError
 
 # Stands for a picture in a text, as in the data of LLaVA and LLaMA-Factory.
@@ -65,13 +66,15 @@ def conversation(example: Mapping[str, object]) -> tuple[list[Message], list[obj
         first["content"] = [*({"type": "image"} for _ in pictures), *first["content"]]  # type: ignore[list-item]
         places = len(pictures)
     if places != len(pictures):
-        raise UnusableRowError(f"a conversation has {places} places for pictures and {len(pictures)} pictures")
+        raise UnusableRowError(
+            "a conversation has more or fewer pictures than places for them", f"{len(pictures)} and {places}"
+        )
     return messages, pictures
 
 
 def _message(message: Any, within: list[object]) -> Message:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise UnusableRowError(f"a message needs a role and a content: {message!r:.80}")
+        raise UnusableRowError("a message needs a role and a content", f"got {message!r:.80}")
     return {"role": message["role"], "content": _parts(message.get("content"), within)}
 
 
@@ -82,7 +85,7 @@ def _parts(content: Any, within: list[object]) -> list[Part]:
     if isinstance(content, str):
         return _marked(content)
     if not isinstance(content, Sequence):
-        raise UnusableRowError(f"the content of a message is a text or a list of parts, not {content!r:.80}")
+        raise UnusableRowError("the content of a message is a text or a list of parts", f"not {content!r:.80}")
     parts: list[Part] = []
     for part in content:
         if isinstance(part, str):
@@ -96,7 +99,7 @@ def _parts(content: Any, within: list[object]) -> list[Part]:
             if part.get("image") is not None:
                 within.append(part["image"])
         else:
-            raise UnusableRowError(f"a part of a message is of type text or image here, not {kind!r}")
+            raise UnusableRowError("a part of a message is of type text or image here", f"not {kind!r}")
     return parts
 
 
@@ -115,23 +118,31 @@ def text_of(message: Message) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-def write(processor: Any, messages: Sequence[Message]) -> Written:
-    """A conversation in the processor's chat template; the spans are the answers with the tokens that end them.
+def chat_of(processor: Any) -> ChatEncoder:
+    """The encoder of conversations in a processor's chat template.
 
     Raises:
-        UnusableRowError: the template refuses the conversation, or changes earlier turns when later ones follow.
+        DataError: nothing can end an answer.
     """
-    text = render(processor, messages)
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    return Written(text, [_answer_span(processor, messages, index, text) for index in answers])
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = processor.chat_template
+    return ChatEncoder(tokenizer)
 
 
-def render(processor: Any, messages: Sequence[Message], *, answering: bool = False) -> str:
-    """The text of messages, with `answering` up to the beginning of the next answer."""
-    try:
-        return str(processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering))
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
-        raise UnusableRowError(f"the chat template refuses a conversation: {error}") from error
+def write(chat: ChatEncoder, messages: Sequence[Message]) -> Written:
+    """A conversation as text; the spans are the answers with the tokens that end them.
+
+    Raises:
+        UnusableRowError: the template refuses the conversation, or shows an earlier answer otherwise later on.
+    """
+    rows = chat.texts({"messages": messages})
+    if not rows:
+        raise UnusableRowError("the conversation has no turn of the assistant")
+    if len(rows) > 1:
+        raise UnusableRowError(
+            "the chat template shows earlier answers otherwise once a conversation goes on; give one answer a row"
+        )
+    return Written(*rows[0])
 
 
 def prompt_inputs(processor: Any, prompt: str, pictures: Sequence[Any]) -> dict[str, Tensor]:
@@ -143,23 +154,13 @@ def prompt_inputs(processor: Any, prompt: str, pictures: Sequence[Any]) -> dict[
     messages, _ = conversation({"images": list(pictures), "prompt": prompt, "response": ""})
     if takes_suffix(processor):
         return read_suffix(processor, text_of(messages[0]), None, pictures).tensors
-    written = Written(render(processor, messages[:1], answering=True), ())
+    written = Written(chat_of(processor).prompt(messages[:1]), ())
     return read(processor, written, pictures, placeholder=processor.image_token).tensors
 
 
-def _answer_span(processor: Any, messages: Sequence[Message], index: int, text: str) -> Span:
-    before = render(processor, messages[:index], answering=True)
-    upto = render(processor, messages[: index + 1])
-    if not (upto.startswith(before) and text.startswith(upto)):
-        raise UnusableRowError(
-            "the chat template changes earlier turns when later ones follow, so answers cannot be located; give one "
-            "turn a row, or a template that only appends"
-        )
-    said = text_of(messages[index]).strip()
-    after = len(before) + max(0, upto[len(before) :].find(said)) + len(said)
-    ends = [at + len(token) for token in _special_tokens(processor.tokenizer) if (at := upto.find(token, after)) >= 0]
-    return len(before), min(ends, default=len(upto))
-
-
-def _special_tokens(tokenizer: Any) -> set[str]:
-    return {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+def picture_answer_ends(processor: Any) -> list[int]:
+    """Ids of the tokens that end an answer in the processor's chat template, besides the end-of-text token."""
+    if takes_suffix(processor):
+        return []
+    end = chat_of(processor).dialect(None).usual_end
+    return [int(processor.tokenizer.convert_tokens_to_ids(end))] if end is not None else []

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 
 Span = tuple[int, int]
 # The processor that takes question and answer apart.
@@ -86,7 +86,8 @@ def read(processor: Any, written: Written, pictures: Sequence[Any], *, placehold
         placeholder: what the processor replaces by the positions of a picture.
 
     Raises:
-        DataError: the processor refuses the row, or does not show how it read the text.
+        UnusableRowError: the processor refuses the row.
+        DataError: it does not show how it read the text.
     """
     bos = processor.tokenizer.bos_token
     # As `apply_chat_template` of transformers does: a template that writes the first token is not given a second one.
@@ -98,7 +99,7 @@ def read(processor: Any, written: Written, pictures: Sequence[Any], *, placehold
             )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{type(processor).__name__} refuses a row of {len(pictures)} pictures: {first}") from error
+        raise UnusableRowError(f"{type(processor).__name__} refuses a row", first) from error
     ids = found["input_ids"]
     own = [index for index, one in enumerate(calls.encodings) if list(one.ids) == ids[0].tolist()]
     if not own:
@@ -137,14 +138,14 @@ def _moved(written: Written, text: str, placeholder: str) -> list[Span]:
         last = number == len(parts) - 1
         found = text.rfind(part, done) if last and part else text.find(part, done)
         if found < 0:
-            raise DataError("the processor changes the text around the pictures, so the answers in it cannot be found.")
+            raise UnusableRowError("the processor changes the text around the pictures, so answers cannot be found")
         pieces.append((at, at + len(part), found - at))
         at, done = at + len(part) + len(placeholder), found + len(part)
     moved = []
     for start, end in written.spans:
         shift = next((by for first, last, by in pieces if first <= start and end <= last), None)
         if shift is None:
-            raise DataError("an answer contains a picture; only prompts may.")
+            raise UnusableRowError("an answer contains a picture; only prompts may")
         moved.append((start + shift, end + shift))
     return moved
 

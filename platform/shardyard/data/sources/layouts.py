@@ -1,7 +1,8 @@
-"""From the columns of a layout (`recipe/layouts.py`) to conversations and to pairs of answers.
+"""From the columns of a layout (`recipe/layouts.py`) to conversations, pairs of answers, and pictures with text.
 
 A conversation is `{messages: [{role, content, …}, …], tools: […]}`, `tools` only if there are any. A pair is `{prompt,
 chosen, rejected}`: texts as they are, or lists of messages. Keys of a message beyond role and content are kept.
+Pictures are `image` or the list `images`, beside `messages`, or `prompt` and `response`.
 """
 
 from __future__ import annotations
@@ -109,6 +110,18 @@ def _pair(
 
 def _conversation(messages: list[Message], values: Mapping[str, object]) -> dict[str, object]:
     return {"messages": messages, **_tools(values)}
+
+
+def _asked_about(values: Mapping[str, object]) -> dict[str, object]:
+    return {**values, "prompt": _text(values["prompt"], "prompt"), "response": _text(values["response"], "response")}
+
+
+def _told_about(values: Mapping[str, object]) -> dict[str, object]:
+    """`images` is a list, also where the column holds a single one."""
+    images = values["images"]
+    pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, bytes | str) else [images]
+    role = "messages" if "messages" in values else "conversations"
+    return {"images": pictures, "messages": [*_system(values), *_turns(values[role], role)]}
 
 
 def _said(value: object, role: str, speaker: Callable[[str], Message]) -> list[Message]:
@@ -223,4 +236,9 @@ _READERS: Mapping[str, Callable[[Mapping[str, object]], dict[str, object]]] = {
     "prompt–completion": _prompt_completion,
     "prompt with two answers": _prompt_pair,
     "two conversations": _implicit_pair,
+    "a picture, prompt and response": _asked_about,
+    "pictures, prompt and response": _asked_about,
+    "pictures and messages": _told_about,
+    "pictures and ShareGPT": _told_about,
+    "messages that hold pictures": _messages,
 }

@@ -94,7 +94,7 @@ class ExampleStream:
             return None
         row, self._position = made
         self.num_rows += 1
-        self.num_tokens += len(row.get("input_ids", ()))
+        self.num_tokens += np.size(row.get("input_ids", ()))
         return row
 
     def count_pieces(self) -> int:

@@ -32,6 +32,7 @@ SPEC = ObjectiveSpec(
     head=("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
     families=FAMILIES,
     columns={"image": "image", "prompt": "text", "response": "text"},
+    layouts="pictures",
     rows="image_answers",
     task="image-text-to-text",
     sections=frozenset({"loss", "image"}),

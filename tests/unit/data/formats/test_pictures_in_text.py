@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer
@@ -15,9 +18,10 @@ from transformers.utils import is_torchvision_available
 
 from shardyard.data.formats import pictures_in_text
 from shardyard.data.multimodal.classes import processor_class, processor_name
-from shardyard.data.multimodal.conversation import conversation, prompt_inputs, write
+from shardyard.data.multimodal.conversation import chat_of, conversation, picture_answer_ends, prompt_inputs, write
 from shardyard.data.multimodal.encode import takes_suffix
 from shardyard.data.multimodal.processor import own_processor
+from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.stream.packing import IGNORED
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.objectives.inputs import ObjectiveInputs
@@ -36,6 +40,7 @@ def batch_of(rows: Any, examples: list[dict[str, Any]]) -> dict[str, torch.Tenso
 
 def by_processor(processor: Any, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """The processor's own batch of conversations, padded as in training."""
+    processor.tokenizer.pad_token = processor.tokenizer.pad_token or processor.tokenizer.eos_token
     found = [conversation(example) for example in examples]
     images = [pictures for _, pictures in found]
     if takes_suffix(processor):
@@ -72,7 +77,6 @@ def test_a_batch_is_the_processors_and_its_loss_that_of_transformers(name: str, 
     one = tiny(name)
     rows = pictures_in_text.make(one.inputs)
     batch = batch_of(rows, ROWS)
-    one.inputs.processor.tokenizer.pad_token = one.inputs.processor.tokenizer.eos_token
     assert_same(batch, by_processor(one.inputs.processor, ROWS))
     answers = [one.inputs.text_tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
     assert [answer.strip() for answer in answers] == ["red<|endoftext|>", "blue and green<|endoftext|>"]
@@ -111,7 +115,7 @@ def test_a_model_answers_with_a_cache_as_without(name: str) -> None:
 
 def spans(processor: Any, messages: list[dict[str, Any]], pictures: list[Any]) -> list[str]:
     found, _ = conversation({"messages": messages, "images": pictures})
-    written = write(processor, found)
+    written = write(chat_of(processor), found)
     return [written.text[start:end] for start, end in written.spans]
 
 
@@ -142,14 +146,83 @@ def test_every_answer_of_a_conversation_is_learned_with_its_end(gemma: Any) -> N
     assert (labels[at] == ids[at + 1]).all()
 
 
+# ChatML as Qwen2-VL documents it: each message between two tokens, a picture between two others.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Idefics 3 reads lists of parts alone, and ends a turn with a token of its own.
+PARTS_ALONE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}<image>{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "end", "space"),
+    [("qwen2_vl", CHATML, "<|im_end|>", ""), ("idefics3", PARTS_ALONE, "<end_of_utterance>", " ")],
+)
+def test_answers_end_with_the_token_of_the_processors_template(name: str, template: str, end: str, space: str) -> None:
+    inputs = tiny_inputs(name)
+    tokenizer, processor = inputs.processor.tokenizer, inputs.processor
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    processor.chat_template = template
+    pictures = [noise(24, 24, seed) for seed in range(2)]
+    assert spans(processor, CONVERSATION, pictures) == [f"{space}red{end}", f"{space}blue{end}"]
+    assert picture_answer_ends(processor) == [tokenizer.convert_tokens_to_ids(end)]
+    row = pictures_in_text.make(inputs).row({"messages": CONVERSATION, "images": pictures}, GENERATOR)
+    labels = row["labels"][0]
+    assert tokenizer.decode(labels[labels != IGNORED]) == f"{space}red{end}{space}blue{end}"
+    assert_same(
+        {key: torch.from_numpy(value) for key, value in row.items()},
+        by_processor(processor, [{"messages": CONVERSATION, "images": pictures}]),
+    )
+
+
+def test_pictures_are_read_by_their_columns(tmp_path: Path, gemma: Any) -> None:
+    """A list of pictures beside messages in ShareGPT's form, and a row that lacks a picture, which is left out."""
+
+    def encoded(seed: int) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        noise(8, 8, seed).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
+
+    shared = [{"from": "human", "value": "Both: <image><image>"}, {"from": "gpt", "value": "red"}]
+    rows = [{"images": [encoded(2 * row), encoded(2 * row + 1)], "conversations": shared} for row in range(3)]
+    rows.append({"images": [encoded(9)], "conversations": shared})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    source = schema.Source(path=str(tmp_path / "rows.parquet"))
+    data = gemma.data.model_copy(update={"train": [source], "on_error": "skip"})
+    shares = {"global_batch": 3, "streams": 1, "seed": 0, "dp_rank": 0, "dp_size": 1}
+    loader = TrainLoader(replace(gemma, data=data, training=True), objective="vision_language", **shares)
+    try:
+        (batch,) = next(loader).micro_batches
+    finally:
+        loader.close()
+    assert batch["pixel_values"].shape == (6, 3, 16, 16)
+    assert len(batch["input_ids"]) == 3
+    assert loader.stats()["sources"][0]["tokens"] == int(batch["attention_mask"].sum())
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        ({"messages": CONVERSATION, "images": [noise(8, 8, 0)]}, "2 places for pictures and 1 pictures"),
+        (
+            {"messages": CONVERSATION, "images": [noise(8, 8, 0)]},
+            "more or fewer pictures than places for them: 1 and 2",
+        ),
         ({"prompt": "Hm?", "response": "red"}, "no picture"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "not 'audio'"),
-        ({"messages": [{"content": "Hm?"}], "images": [noise(8, 8, 0)]}, "needs a role"),
-        ({"messages": CONVERSATION[:1], "images": [noise(8, 8, 0)]}, "no answer"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}, CONVERSATION[1]]}, "not 'audio'"),
+        ({"messages": [{"content": "Hm?"}, CONVERSATION[1]], "images": [noise(8, 8, 0)]}, "needs a role"),
+        ({"messages": CONVERSATION[:1], "images": [noise(8, 8, 0)]}, "no turn of the assistant"),
+        ({"messages": [CONVERSATION[0], {"role": "assistant", "content": ""}]}, "turn of the assistant is empty"),
+        ({"image": noise(8, 8, 0), "prompt": "<start_of_image> twice", "response": "red"}, "Processor refuses a row"),
     ],
 )
 def test_a_row_of_which_nothing_can_be_learned_is_refused(gemma: Any, example: dict[str, Any], message: str) -> None:
@@ -166,7 +239,7 @@ def test_a_long_answer_is_cut_and_a_picture_never(gemma: Any) -> None:
     assert (row["labels"][0] != IGNORED).any()
     assert row["labels"][0, -1] == IGNORED
     short = pictures_in_text.make(replace(gemma, data=gemma.data.model_copy(update={"sequence_length": 8})))
-    with pytest.raises(UnusableRowError, match=r"reach beyond data.sequence_length 8"):
+    with pytest.raises(UnusableRowError, match=r"reach beyond data.sequence_length"):
         short.row(example, GENERATOR)
 
 
