@@ -10,7 +10,7 @@ import pytest
 
 from shardyard.recipe.loading.load import load_recipe, parse_recipe
 from shardyard.recipe.rules.decoders import decoder_rules
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import EarlyStopping, Recipe
 from support.objectives import seq2seq
 from support.tiny import tiny_recipe, write_corpus
 
@@ -71,3 +71,13 @@ def test_other_objectives_decode_nothing_and_have_no_source(tmp_path: Path) -> N
 
 def test_a_question_without_its_image_is_a_baseline() -> None:
     assert load_recipe("multimodal/llava-emoji", ["data.drop_inputs=true"]).recipe.data.drop_inputs
+
+
+def test_rouge_needs_decoded_rows_of_text(tmp_path: Path) -> None:
+    found = findings(recipe(tmp_path, "seq2seq", evaluate={"generate_rows": 0, "beams": 1, "rouge": "plain"}))
+    assert found == {"evaluate.rouge": "does nothing where no rows are decoded; set evaluate.generate_rows"}
+    found = findings(recipe(tmp_path, "speech_to_text", evaluate={"rouge": "plain"}))
+    assert found == {"evaluate.rouge": "does nothing for speech_to_text, only for seq2seq; remove it"}
+    early = EarlyStopping(metric="eval/validation/rouge_l", patience=2)
+    found = findings(recipe(tmp_path, "seq2seq", evaluate={"early_stopping": early}))
+    assert found == {"evaluate.early_stopping.metric": "rouge_l is not measured; set evaluate.rouge"}

@@ -14,6 +14,7 @@ from shardyard.objectives import losses, scores
 from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
 from shardyard.objectives.decoding import decode, kept_texts
 from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.rouge import first_words, rouge
 
 
 class EncoderDecoder(Objective):
@@ -82,13 +83,23 @@ class Seq2Seq(EncoderDecoder):
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def score(self, collected: list[Any]) -> dict[str, float]:
-        """BLEU and chrF of the decoded texts, and chrF of the sources, which a translation must exceed."""
+        """BLEU and chrF of the decoded texts, and chrF of the sources, which a translation must exceed.
+
+        With `evaluate.rouge` also ROUGE, and ROUGE-L of the sources' first words, as many as the references have, which
+        a summary must exceed.
+        """
         decoded, references, sources = ([row[index] for row in collected] for index in range(3))
-        return {
+        found = {
             "bleu": scores.bleu(decoded, references),
             "chrf": scores.chrf(decoded, references),
             "chrf_of_source": scores.chrf(sources, references),
         }
+        if self._evaluate.rouge == "off":
+            return found
+        stemmed = self._evaluate.rouge == "stemmed"
+        firsts = [first_words(source, like=reference) for source, reference in zip(sources, references, strict=True)]
+        lead = rouge(firsts, references, stemmed=stemmed)["rouge_l"]
+        return {**found, **rouge(decoded, references, stemmed=stemmed), "rouge_l_of_first_words": lead}
 
 
 def make(given: ObjectiveInputs) -> Seq2Seq:

@@ -21,6 +21,9 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.source_length is not None and not spec.source_length:
         owners = ", ".join(other.name for other in specs() if other.source_length)
         yield ("data", "source_length"), f"does nothing for {recipe.objective}, only for {owners}; remove it"
+    if recipe.evaluate.rouge != "off" and "rouge1" not in spec.metrics:
+        owners = ", ".join(other.name for other in specs() if "rouge1" in other.metrics)
+        yield ("evaluate", "rouge"), f"does nothing for {recipe.objective}, only for {owners}; remove it"
     if spec.decodes:
         yield from _decoding(recipe)
         if recipe.model.pretrained is None:
@@ -36,12 +39,16 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _decoding(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.evaluate.generate_rows:
-        return
-    if recipe.evaluate.beams > 1:
-        yield ("evaluate", "beams"), "does nothing where no rows are decoded; set evaluate.generate_rows"
     stopping = recipe.evaluate.early_stopping
     metric = stopping.metric.rpartition("/")[2] if stopping is not None else ""
+    if metric.startswith("rouge") and recipe.evaluate.rouge == "off":
+        yield ("evaluate", "early_stopping", "metric"), f"{metric} is not measured; set evaluate.rouge"
+    if recipe.evaluate.generate_rows:
+        return
+    if recipe.evaluate.rouge != "off":
+        yield ("evaluate", "rouge"), "does nothing where no rows are decoded; set evaluate.generate_rows"
+    if recipe.evaluate.beams > 1:
+        yield ("evaluate", "beams"), "does nothing where no rows are decoded; set evaluate.generate_rows"
     if metric in objective_spec(recipe.objective).metrics.keys() - {"perplexity"}:
         yield (
             ("evaluate", "early_stopping", "metric"),

@@ -29,6 +29,11 @@ class Evaluate(Section):
     generate_rows: int = described(
         0, "Held-out rows that are also generated, for BLEU, chrF and error rates; 0 generates none.", "sequences", ge=0
     )
+    rouge: Literal["off", "plain", "stemmed"] = described(
+        "off",
+        "Whether generated rows are also scored by ROUGE-1, ROUGE-2 and ROUGE-L, as summaries are; stemmed takes "
+        "endings off English words first (needs nltk).",
+    )
     beams: int = described(1, "Beam size of generation; 1 is greedy.", ge=1)
     early_stopping: EarlyStopping | None = described(None, "Stop when a validation metric no longer improves.")
 
