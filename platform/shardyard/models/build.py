@@ -25,6 +25,7 @@ from shardyard.models.outside import (
     module_config,
 )
 from shardyard.models.pretrained import Loaded, load_weights, place, pretrained_config
+from shardyard.models.special_ids import accepted_ids, make_room_for_padding
 from shardyard.models.vocabulary import padded, resize, rows_of, set_rows
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.image_tokens import image_tokens, sees_with_pixtral
@@ -75,7 +76,8 @@ def architecture_config(
         return config
     with _refusing(f"model: transformers refuses this configuration of {model.family!r}", *_REFUSALS):
         if model.pretrained is not None:
-            overrides = {**(special_tokens or {}), **model.config, **_named_classes(model)}
+            own_ids = accepted_ids(_text_defaults(model), special_tokens or {})
+            overrides = {**own_ids, **model.config, **_named_classes(model)}
             config = pretrained_config(model.pretrained, **overrides)
             config = _as_family(config, model)
         elif vocabulary is None:
@@ -83,15 +85,17 @@ def architecture_config(
         else:
             text = _with_text(model, {"vocab_size": vocabulary, **(special_tokens or {})}, placeholders)
             config = AutoConfig.for_model(model.family, **text, **_named_classes(model))
+            make_room_for_padding(config)
     if vocabulary is not None and "vocab_size" not in model.text_config and (own := rows_of(config)) is not None:
         set_rows(config, padded(max(own, vocabulary), model.vocabulary_multiple))
     _check_vocabulary(config, vocabulary)
     # Where a family has several heads of a kind, transformers looks for the class among these, and fails on None.
     config.architectures = config.architectures or []
     config.use_cache = False
-    if hasattr(config, "image_seq_length") and placeholders is None:
+    own_strategy = hasattr(config, "vision_feature_select_strategy")
+    if hasattr(config, "image_seq_length") and own_strategy and placeholders is None:
         config.image_seq_length = image_tokens(Image(), config)
-    _set_dropout(config, model.dropout)
+    _set_dropout(config, model)
     return config
 
 
@@ -119,6 +123,7 @@ def _with_text(
     model: Model, text: Mapping[str, int | None], placeholders: Mapping[str, int] | None
 ) -> dict[str, object]:
     """The tokenizer's fields, overridden by the recipe's; they belong to the part of the model that reads text."""
+    text = accepted_ids(_text_defaults(model), text)
     defaults = AutoConfig.for_model(model.family)
     if "text_config" in defaults.sub_configs:
         own = model.text_config if "text_config" in model.config else {}
@@ -150,6 +155,12 @@ def _placeholder_fields(defaults: PreTrainedConfig, placeholders: Mapping[str, i
     return dict(found)
 
 
+def _text_defaults(model: Model) -> PreTrainedConfig:
+    """A configuration of the family with its defaults; of its part that reads text, if it has several."""
+    defaults = AutoConfig.for_model(model.family)
+    return getattr(defaults, "text_config", None) or defaults
+
+
 def _decoder(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:
     """Overrides for token ids of an encoder–decoder, whose configuration defaults to ids of another tokenizer.
 
@@ -173,14 +184,29 @@ def _check_vocabulary(config: PreTrainedConfig, vocabulary: int | None) -> None:
         )
 
 
-def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
+def _set_dropout(config: PreTrainedConfig, model: Model) -> None:
     """Set every dropout probability; each family has its own field names (resid_pdrop, attention_dropout, …)."""
-    if probability is None:
+    if model.dropout is None:
         return
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         for key, value in part.to_dict().items() if part is not None else ():
             if ("dropout" in key or "pdrop" in key) and isinstance(value, int | float) and not isinstance(value, bool):
-                setattr(part, key, probability)
+                _set_probability(part, key, model)
+
+
+def _set_probability(config: PreTrainedConfig, key: str, model: Model) -> None:
+    """Set one probability; some families declare theirs as whole numbers (MPT: attn_pdrop)."""
+    probability = model.dropout
+    assert probability is not None, "checked by the caller"
+    try:
+        setattr(config, key, probability)
+    except StrictDataclassError as error:
+        if not float(probability).is_integer():
+            raise ModelError(
+                f"model.dropout is {probability}, but {model.family} accepts only whole numbers for {key}; leave "
+                "model.dropout out, and set the other dropouts in model.config."
+            ) from error
+        setattr(config, key, int(probability))
 
 
 def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:

@@ -21,8 +21,11 @@ from shardyard.models.quirks import begin_sigmoid, forget_initialisation, initia
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 
 
-def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
+def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> list[str]:
     """Initialise every module of `model` in place.
+
+    Returns:
+        Names of the parameters that still hold NaN: the rule of the family leaves them to the constructor.
 
     Args:
         model: as constructed; its weights are overwritten.
@@ -31,25 +34,36 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> None:
     """
     state = torch.get_rng_state()
     forget_initialisation(model)
+    left: set[nn.Parameter] = set()
     with torch.no_grad():
-        for name, module, subtree in _units("", model):
-            with gathered(_reach(module, subtree)):
-                for inner_name, inner, rule in _post_order(name, module, _rule(model, module), subtree):
+        for name, module, outer, subtree in _units("", model, model):
+            reached = _reach(module, subtree)
+            with gathered(reached):
+                for inner_name, inner, rule in _post_order(name, module, _rule(outer, module), subtree):
                     torch.manual_seed(_key(seed, inner_name))
                     rule(inner)
                     place_patches(inner)
                     begin_sigmoid(inner)
+                # A parent's rule may write what a child's has left.
+                left = left - set(reached) | {parameter for parameter in reached if parameter.isnan().any()}
     torch.set_rng_state(state)
+    return [name for name, parameter in model.named_parameters() if parameter in left]
 
 
-def _units(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Subtrees without repeated blocks (whole), then the modules that contain them (alone), children first."""
+def _units(
+    name: str, module: nn.Module, outer: PreTrainedModel
+) -> Iterator[tuple[str, nn.Module, PreTrainedModel, bool]]:
+    """Subtrees without repeated blocks (whole), then the modules that contain them (alone), children first.
+
+    Each with the innermost model of transformers around it, whose rule applies to it.
+    """
+    outer = module if isinstance(module, PreTrainedModel) else outer
     if not any(isinstance(inner, nn.ModuleList) for inner in module.modules()):
-        yield name, module, True
+        yield name, module, outer, True
         return
     for child_name, child in module.named_children():
-        yield from _units(f"{name}.{child_name}" if name else child_name, child)
-    yield name, module, False
+        yield from _units(f"{name}.{child_name}" if name else child_name, child, outer)
+    yield name, module, outer, False
 
 
 def _reach(module: nn.Module, subtree: bool) -> list[nn.Parameter]:

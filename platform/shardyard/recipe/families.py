@@ -70,10 +70,10 @@ class _Class:
 
 
 def families_with(objective: ObjectiveSpec) -> frozenset[str]:
-    """Model types with the head that an objective needs."""
-    names = _table(objective.head[1])
-    if objective.tables:
-        names &= frozenset().union(*map(_table, objective.tables))
+    """Model types that an objective supports."""
+    names = families_with_head(objective)
+    if objective.source_length:
+        names = frozenset(name for name in names if config_value(name, {}, "is_encoder_decoder"))
     return names if objective.families is None else names & objective.families
 
 
@@ -86,6 +86,17 @@ def video_processor_name(family: str) -> str | None:
 def _table(name: str) -> frozenset[str]:
     """The model types of a table of `modeling_auto.py`."""
     return frozenset(_literal(_models() / "auto" / "modeling_auto.py", name) or {})
+
+
+def families_with_head(objective: ObjectiveSpec) -> frozenset[str]:
+    """Model types for which transformers has the head of an objective, whether or not the objective supports them."""
+    names = _table(objective.head[1])
+    return names & frozenset().union(*map(_table, objective.tables)) if objective.tables else names
+
+
+def all_families() -> frozenset[str]:
+    """Every model type of transformers."""
+    return frozenset(_config_classes())
 
 
 def activation_names() -> frozenset[str]:

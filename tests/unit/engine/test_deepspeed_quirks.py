@@ -13,6 +13,7 @@ import sys
 from types import SimpleNamespace
 
 import deepspeed
+import numpy as np
 import pytest
 import torch
 from deepspeed.module_inject import auto_ep_layer
@@ -113,3 +114,19 @@ def test_deepspeed_still_marks_spread_experts_by_a_private_name() -> None:
     assert not is_parallel_layer(layer)
     layer._is_autoep_layer = auto_ep_layer.AutoEPMoELayer._is_autoep_layer
     assert is_parallel_layer(layer)
+
+
+def test_deepspeed_still_takes_the_values_of_a_tensor_for_its_size() -> None:
+    """Rates of stochastic depth that a constructor computes so would come from unwritten memory."""
+    sized = partition_parameters.get_new_tensor_fn_for_dtype(torch.float32, torch.device("cpu"))
+    assert sized(torch.Tensor, [2, 3]).shape == (2, 3)
+    new = quirks.with_values(sized, torch.Tensor.__new__)
+    assert new(torch.Tensor, np.linspace(0.0, 0.5, 3)).tolist() == [0.0, 0.25, 0.5]
+    assert new(torch.Tensor, [0.5, 0.25]).tolist() == [0.5, 0.25]
+    assert new(torch.Tensor, 2, 3).shape == (2, 3)
+
+
+def test_unwritten_memory_is_nan_within_the_context_alone() -> None:
+    with quirks.unwritten_as_nan():
+        assert torch.empty(64).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -24,6 +24,7 @@ from shardyard.models.export.export import export_model
 from shardyard.planning.plan import World
 from shardyard.recipe.schema import Model, Recipe
 from support.tiny import CONFIGS, tiny_recipe
+from support.wordpieces import tiny_wordpiece
 
 
 def trained(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedConfig]:
@@ -213,3 +214,12 @@ def test_the_card_says_what_it_does_not_know(tmp_path: Path) -> None:
     assert "| held-out data | not measured |" in card
     assert "| paper | none given |" in card
     assert "20 of 20 steps" in card
+
+
+def test_auto_tokenizer_loads_the_tokenizer_of_the_run_whatever_the_family(tmp_path: Path) -> None:
+    """For qwen2, transformers takes a class that replaces the way in which a text is divided."""
+    tokenizer = tiny_wordpiece()
+    path = write(tmp_path / "final", "qwen2", tokenizer=tokenizer)
+    text = "a model batch. Weight"
+    assert AutoTokenizer.from_pretrained(path)(text).input_ids == tokenizer(text).input_ids
+    assert "auto_map" not in (write(tmp_path / "llama", "llama") / "tokenizer_config.json").read_text()

@@ -173,3 +173,21 @@ def test_gpt2_scales_what_it_adds_to_the_residual() -> None:
     for part in ("attn", "mlp"):
         assert float(found[f"transformer.h.*.{part}.c_proj.weight"].std()) == pytest.approx(0.02 / 6**0.5, rel=0.05)
     assert float(found["transformer.h.*.mlp.c_fc.weight"].std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_each_module_is_initialised_by_the_innermost_model_around_it() -> None:
+    """The rule of xLSTM reads the embeddings of the model that it belongs to, which the model with a head has not."""
+    config = {"hidden_size": 32, "embedding_dim": 32, "num_hidden_layers": 2, "num_blocks": 2, "num_heads": 2}
+    model = initialised("xlstm", config=config)
+    assert model.get_input_embeddings().weight.std() > 0
+
+
+def test_what_a_rule_leaves_to_the_constructor_is_named() -> None:
+    """The rule of the first GPT does not know its linear layers; memory that nothing has written shows as NaN."""
+    model = constructed("openai-gpt", {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 16})
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+    left = initialise(model, seed=1, gathered=lambda _: contextlib.nullcontext())
+    assert len(left) == 2 * 2 * 4
+    assert all(name.split(".")[-2] in ("c_attn", "c_proj", "c_fc") for name in left)
+    assert initialise(constructed("gpt2", CONFIGS["gpt2"]), seed=1, gathered=lambda _: contextlib.nullcontext()) == []

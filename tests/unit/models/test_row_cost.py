@@ -155,3 +155,41 @@ def test_the_module_is_left_without_hooks() -> None:
     module: nn.Module = skeleton(recipe.model, config, recipe.objective)
     row_cost(module, config, recipe.objective, recipe.data, recipe.image)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+@pytest.mark.parametrize("family", ["bart", "longformer"])
+def test_a_model_that_reads_values_is_planned_by_its_weights(family: str) -> None:
+    """The end token's place and the number of windows are values, which the meta device does not have."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "values",
+            "objective": "text_classification",
+            "model": {"family": family},
+            "tokenizer": "wordpiece-docs-4k",
+            "data": {"sequence_length": 64, "train": [{"path": "x", "columns": {"label": "l"}}]},
+            "train": {"steps": 1, "global_batch": 2, "precision": "fp32"},
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+        }
+    )
+    architecture = prepare(recipe, World(size=1, gpu=False)).architecture
+    assert architecture.parameters > 10_000_000
+    assert (architecture.tokens_per_row, architecture.flops_per_row) == (64, None)
+
+
+def test_experts_are_counted_in_grouped_products() -> None:
+    """Two of eight experts for each token."""
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {**size, "num_key_value_heads": 4, "num_local_experts": 8, "num_experts_per_tok": 2, "num_labels": 2}
+    recipe = Recipe.model_validate(
+        {
+            "name": "experts",
+            "objective": "text_classification",
+            "model": {"family": "mixtral", "config": config},
+            "data": {"sequence_length": 32, "train": [{"path": "x", "columns": {"label": "l"}}]},
+            "train": {"steps": 1, "global_batch": 2, "precision": "fp32"},
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+        }
+    )
+    flops = prepare(recipe, World(size=1, gpu=False)).architecture.flops_per_row
+    layer = 4 * 64**2 + 2 * 3 * 64 * 96 + 64 * 8
+    assert flops == pytest.approx(6 * 32 * 2 * layer + 2 * _attention(64, 32, 32) + 6 * 32 * 64 * 2, rel=0.01)

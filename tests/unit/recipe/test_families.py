@@ -12,6 +12,8 @@ import pytest
 from shardyard import hardware
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe import families
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.rules.model import model_rules
 from support.waiting import PATIENCE_SECONDS
 
 
@@ -111,3 +113,31 @@ def test_fp16_arithmetic_is_read_from_the_text_of_cpuinfo(cpuinfo: str, fp16: bo
 def test_this_machine_is_read_without_error() -> None:
     assert isinstance(hardware.read_cpuinfo(), str)
     assert hardware.has_gpu() is any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "family", "text"),
+    [
+        (
+            "masked_image",
+            "videomae",
+            "Shardyard does not train videomae for masked_image yet; it trains ",
+        ),
+        ("seq2seq", "qwen2_audio", "seq2seq trains encoder–decoders, and 'qwen2_audio' is none; it trains bart, "),
+        ("causal_lm", "vit", "transformers has 'vit', but without the AutoModelForCausalLM that causal_lm needs; "),
+        ("causal_lm", "gtp2", "transformers has no model of type 'gtp2' for the objective causal_lm; did you mean 'gp"),
+    ],
+)
+def test_a_refusal_names_what_is_missing_and_where(objective: str, family: str, text: str) -> None:
+    fields = {"objective": objective, "model": {"family": family}, "data": {"train": [{"path": "x"}]}, "name": "x"}
+    training = {"train": {"steps": 1, "global_batch": 2}, "optimizer": {"name": "adamw", "lr": 1e-3}}
+    findings = dict(model_rules(parse_recipe({**fields, **training})))
+    assert text in findings["model", "family"]
+
+
+def test_a_sequence_is_turned_into_another_by_encoder_decoders() -> None:
+    from transformers import AutoConfig
+
+    supported = families.families_with(objective_spec("seq2seq"))
+    assert {"bart", "t5", "marian"} < supported
+    assert all(AutoConfig.for_model(name).is_encoder_decoder for name in sorted(supported))

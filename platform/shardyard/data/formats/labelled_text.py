@@ -6,7 +6,7 @@ Legend: T = sequence length in tokens, C = classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class LabelledText(ExampleRows):
     """Rows of one example each, with the special tokens that the tokenizer puts around a text or a pair.
 
     Long texts are truncated at the end, pairs at the end of the longer text. A row has `input_ids`, `attention_mask`
-    and, for a model with segments, `token_type_ids`, int64 [≤ T] each, and `labels`, a scalar.
+    and, for a model with segments, `token_type_ids`, int64 [≤ T] each, and `labels`, a scalar. The rows of an
+    encoder–decoder end with the end token, which its classifier reads.
 
     Raises:
         DataError: the tokenizer has no padding token, the model has too few positions; from `row`: an invalid label.
@@ -47,6 +48,15 @@ class LabelledText(ExampleRows):
         self._classes = int(getattr(inputs.model, "num_labels", 0))
         self._segments = has_segments(inputs.model)
         self.fill = padding(tokenizer)
+        self._end = self._missing_end(inputs.model)
+
+    def _missing_end(self, model: Any) -> list[int]:
+        """The end token of an encoder–decoder, if the tokenizer puts none at the end of a text."""
+        end = getattr(model, "eos_token_id", None)
+        if not getattr(model, "is_encoder_decoder", False) or end is None:
+            return []
+        whole = self._backend.post_process(self._backend.encode("a", add_special_tokens=False)).ids
+        return [] if whole[-1:] == [end] else [end]
 
     def row(self, piece: Labelled, generator: np.random.Generator) -> Row:
         """The row of an example with `text`, `label` and possibly `text_pair`."""
@@ -57,13 +67,13 @@ class LabelledText(ExampleRows):
     def encoded(self, texts: Sequence[str]) -> Row:
         """The model's inputs for a text or a pair of texts."""
         parts = [self._backend.encode(text, add_special_tokens=False) for text in texts]
-        room = self._length - self._num_special[len(parts) > 1]
+        room = self._length - self._num_special[len(parts) > 1] - len(self._end)
         lengths = _shares([len(part) for part in parts], room)
         for part, length in zip(parts, lengths, strict=True):
             self.num_cut += len(part) - length
             part.truncate(length)
         joined = self._backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)
-        names = {"input_ids": joined.ids, "attention_mask": joined.attention_mask}
+        names = {"input_ids": joined.ids + self._end, "attention_mask": joined.attention_mask + [1] * len(self._end)}
         names |= {"token_type_ids": joined.type_ids} if self._segments else {}
         return {name: np.array(values, dtype=np.int64) for name, values in names.items()}
 

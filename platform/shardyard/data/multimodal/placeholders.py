@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardyard.data.quirks import name_special_tokens
+from shardyard.data.tokenizers.padding import with_padding
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.image_tokens import sees_with_pixtral, uses_own_processor
@@ -124,12 +125,14 @@ def add_placeholders(tokenizer: Any, family: str, config: Mapping[str, object]) 
 
 
 def model_tokenizer(recipe: Recipe) -> Any:
-    """The recipe's tokenizer; for a model whose own processor makes the rows, with the tokens that stand for pictures.
+    """The recipe's tokenizer, with the tokens that it lacks and that rows or the model need: those that pad and end a
+    text and, for a model whose own processor makes the rows, those that stand for pictures.
 
     Raises:
         DataError: the tokenizer does not exist.
     """
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
+    tokenizer = with_padding(tokenizer, recipe.objective, recipe.model.family)
     if own_processor_makes_rows(recipe) and not _has_placeholder(tokenizer, recipe.model):
         add_placeholders(tokenizer, recipe.model.family, recipe.model.config)
     return tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import deepspeed
@@ -96,12 +96,14 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
         model = construct(recipe.model, config, recipe.objective)
         initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
         return model
-    with quirks.Init(config_dict_or_path=plan.deepspeed), no_init_weights():
+    with quirks.Init(config_dict_or_path=plan.deepspeed), no_init_weights(), quirks.unwritten_as_nan():
         model = construct(recipe.model, config, recipe.objective)
     # Skipping the constructor's initialisation also skips tying the weights.
     model.tie_weights()
     quirks.widen_buffers(model)
-    initialise(model, seed=recipe.train.seed, gathered=_gathered)
+    left = initialise(model, seed=recipe.train.seed, gathered=_gathered)
+    if left:
+        _as_constructed(model, left, recipe, config)
     return model
 
 
@@ -111,6 +113,16 @@ def _told(recipe: Recipe, resized: Resized) -> str:
         return f"{text}; the last ones are left out"
     frozen = " and stay so; name the embeddings in model.adapter.modules_to_save to train them"
     return f"{text}; new ones begin as the mean of the others{'' if recipe.model.adapter is None else frozen}"
+
+
+def _as_constructed(model: Any, names: Sequence[str], recipe: Recipe, config: PreTrainedConfig) -> None:
+    """Copy the weights that the family's rule leaves to the constructor, from a model that every rank builds whole."""
+    torch.manual_seed(recipe.train.seed)
+    whole = construct(recipe.model, config, recipe.objective)
+    for name in names:
+        parameter = model.get_parameter(name)
+        with _gathered([parameter]), torch.no_grad():
+            parameter.copy_(whole.get_parameter(name).view_as(parameter))
 
 
 def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[object]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,12 +147,46 @@ def keep_scalars_unpartitioned(model: nn.Module) -> None:
             parameter.is_external_param = True  # type: ignore[attr-defined]
 
 
+def with_values(sized: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Any:
+    """A constructor of tensors: DeepSpeed's `sized` for sizes, the `plain` one of torch for values."""
+
+    def new_tensor(cls: type[Tensor], *given: Any, **options: Any) -> Tensor:
+        sizes = all(isinstance(one, int | torch.Size) for one in given)
+        return sized(cls, *given, **options) if sizes else plain(cls, *given, **options)
+
+    return new_tensor
+
+
 class Init(deepspeed.zero.Init):  # type: ignore[misc]
-    """Partitions parameters as a constructor creates them; parameters without axes get one first."""
+    """Partitions parameters as a constructor creates them; parameters without axes get one first.
+
+    DeepSpeed takes the argument of `torch.Tensor(…)` for a size, even a list or an array of values: rates of stochastic
+    depth became memory that nothing had written.
+    """
+
+    def __enter__(self) -> None:
+        plain = torch.Tensor.__new__
+        super().__enter__()
+        if self.enabled:
+            torch.Tensor.__new__ = with_values(torch.Tensor.__new__, plain)  # type: ignore[method-assign]
 
     def _zero_init_param(self, parameter: nn.Parameter) -> None:
         _give_axis(parameter)
         super()._zero_init_param(parameter)
+
+
+@contextmanager
+def unwritten_as_nan() -> Iterator[None]:
+    """Fill memory that `torch.empty` allocates with NaN, which shows what a constructor has left unwritten."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def widen_buffers(model: nn.Module) -> None:

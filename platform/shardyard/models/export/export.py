@@ -20,6 +20,7 @@ from shardyard.errors import ModelError
 from shardyard.models import generation
 from shardyard.models.adapters.adapters import merged
 from shardyard.models.build import auto_class
+from shardyard.models.export.tokenizer import save_tokenizer
 from shardyard.models.outside import OutsideModel, save_module
 from shardyard.recipe.schema import Adapter
 
@@ -64,7 +65,7 @@ def export_model(
         else:
             _save(_model(config, weights, objective, adapter), partial, generates)
         if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+            save_tokenizer(tokenizer, partial)
         if processor is not None:
             processor.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -16,6 +16,8 @@ from shardyard.models.outside import ModuleConfig, OutsideModel, check_rows
 from shardyard.models.pretrained import freeze
 from shardyard.models.size.pictures import picture_row_cost
 from shardyard.models.size.row_cost import RowCost, row_cost
+from shardyard.models.size.row_shapes import row_shape
+from shardyard.models.size.valued_row import check_narrow
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.recipe.image_tokens import uses_own_processor
@@ -36,6 +38,9 @@ def measure(model: Model, *, vocabulary: int) -> Architecture:
 def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     """Count the weights of a recipe's model and, unless it is a decoder, the cost of a row.
 
+    Some models read values, which the meta device does not have (where the end token is, which experts are chosen).
+    Their cost follows from the weights by the formula for decoders, once a narrow copy has taken a row.
+
     Raises:
         ModelError: the configuration describes no model.
     """
@@ -53,9 +58,12 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
         cost = _cost(module, config, recipe, found)
     except ModelError as error:
         # A custom operation without shape inference: only the weights are counted.
-        if isinstance(config, ModuleConfig) and isinstance(error.__cause__, NotImplementedError):
-            return found
-        raise
+        if isinstance(config, ModuleConfig):
+            if isinstance(error.__cause__, NotImplementedError):
+                return found
+            raise
+        check_narrow(config, recipe, error)
+        return replace(found, tokens_per_row=row_shape(recipe.objective)(config, recipe.data, recipe.image)[1])
     kept = cost.checkpointed_bytes if recipe.model.activation_checkpointing else cost.activation_bytes
     return replace(
         found,

@@ -54,7 +54,7 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
     try:
         with torch.device("meta"), kept.hooks(), products, _unchecked():
             output = module(**inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise ModelError(f"model: {config.model_type} does not take a row of this objective: {error}") from error
     finally:
         kept.close()
@@ -139,10 +139,19 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0
+        if func is torch.ops.aten._grouped_mm.default:
+            return self._grouped(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+    def _grouped(self, rows: Tensor, weights: Tensor, *others: Any, **options: Any) -> Tensor:
+        """Rows [M, K], sorted by expert, times the weights [E, K, N] of their experts; meta accepts only bf16."""
+        self.flops += 2 * rows.numel() * weights.size(-1)
+        grouped = torch.ops.aten._grouped_mm.default
+        out: Tensor = grouped(rows.bfloat16(), weights.bfloat16(), *others, **options).to(rows.dtype)
         return out
 
 

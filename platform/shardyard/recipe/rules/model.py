@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -56,19 +55,26 @@ def model_rules(recipe: Recipe) -> Iterator[Finding]:
         return
     known = families.families_with(objective_spec(recipe.objective))
     if recipe.model.family not in known:
-        yield ("model", "family"), _unknown_family(recipe, known)
+        yield ("model", "family"), _unsupported(recipe.model.family, recipe.objective, known)
         return
     yield from _config(recipe)
     yield from _shape(recipe)
     yield from _muon(recipe)
 
 
-def _unknown_family(recipe: Recipe, known: frozenset[str]) -> str:
-    spec, family = objective_spec(recipe.objective), recipe.model.family
-    if spec.families is not None and family in families.families_with(replace(spec, families=None)):
-        return f"Shardyard does not train {family} for {recipe.objective} yet; it trains {', '.join(sorted(known))}"
-    near = suggestion(family, known)
-    return f"transformers has no model of type {family!r} for the objective {recipe.objective}; {near}"
+def _unsupported(family: str, objective: str, known: frozenset[str]) -> str:
+    """Why a family cannot be trained for an objective: what is missing in whose code, and what is supported."""
+    spec = objective_spec(objective)
+    if family in families.families_with_head(spec):
+        listed = ", ".join(sorted(known))
+        if spec.families is None:
+            return f"{objective} trains encoder–decoders, and {family!r} is none; it trains {listed}"
+        return f"Shardyard does not train {family} for {objective} yet; it trains {listed}"
+    if family in families.all_families():
+        return f"transformers has {family!r}, but without the {spec.auto_class} that {objective} needs; " + suggestion(
+            family, known
+        )
+    return f"transformers has no model of type {family!r} for the objective {objective}; {suggestion(family, known)}"
 
 
 def _module(recipe: Recipe) -> Iterator[Finding]:
