@@ -62,6 +62,8 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
             if isinstance(error.__cause__, NotImplementedError):
                 return found
             raise
+        if spec.row_shape == "image_within_text":
+            raise
         check_narrow(config, recipe, error)
         return replace(found, tokens_per_row=row_shape(recipe.objective)(config, recipe.data, recipe.image)[1])
     kept = cost.checkpointed_bytes if recipe.model.activation_checkpointing else cost.activation_bytes
