@@ -179,13 +179,12 @@ class Init(deepspeed.zero.Init):  # type: ignore[misc]
 def unwritten_as_nan() -> Iterator[None]:
     """Fill memory that `torch.empty` allocates with NaN, which shows what a constructor has left unwritten."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
-        yield
+        # The switch is a property of a module, which type checkers do not see.
+        with replaced(torch.utils.deterministic, "fill_uninitialized_memory", True):
+            yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fills
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 

@@ -67,7 +67,7 @@ def _unsupported(family: str, objective: str, known: frozenset[str]) -> str:
     spec = objective_spec(objective)
     if family in families.families_with_head(spec):
         listed = ", ".join(sorted(known))
-        if spec.families is None:
+        if spec.source_length:
             return f"{objective} trains encoder–decoders, and {family!r} is none; it trains {listed}"
         return f"Shardyard does not train {family} for {objective} yet; it trains {listed}"
     if family in families.all_families():
