@@ -31,6 +31,7 @@ from shardyard.objectives.base import Objective
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.make import make_objective
 from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.isolation import isolation_of
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 
@@ -116,6 +117,7 @@ def make_components(
         packing=recipe.data.packing,
         tokenizer=tokenizer,
         model=config,
+        isolation=isolation_of(recipe.data),
         data_group=data_group,
     )
     objective = make_objective(recipe.objective, objective_inputs)

@@ -6,13 +6,15 @@ version no longer needs one of them or no longer has one of the names.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 # Properties of a model.
 
@@ -21,6 +23,27 @@ def attention_of(model: Any) -> str:
     """The attention implementation that a model uses, such as `sdpa`; "" if the model does not state it."""
     config = getattr(getattr(model, "module", model), "config", None)
     return str(getattr(config, "_attn_implementation", ""))
+
+
+def first_position(model: Any) -> int:
+    """The position id of the first token of a text: 0, but `pad_token_id + 1` in RoBERTa and its descendants, whose
+    table of positions has an entry for padding (transformers derives them so only where it is given none)."""
+    config = getattr(getattr(model, "module", model), "config", None)
+    padding = getattr(config, "pad_token_id", None)
+    return padding + 1 if padding is not None and _counts_from_padding(str(getattr(config, "model_type", ""))) else 0
+
+
+@cache
+def _counts_from_padding(family: str) -> bool:
+    """Whether the embeddings of a family derive position ids from the ids of tokens; not those of speech and images."""
+    if family not in CONFIG_MAPPING:
+        return False
+    try:
+        module = importlib.import_module(CONFIG_MAPPING[family].__module__.replace(".configuration_", ".modeling_"))
+    except ImportError:
+        return False
+    classes = [one for name, one in vars(module).items() if name.endswith("Embeddings")]
+    return any(hasattr(one, "create_position_ids_from_input_ids") for one in classes)
 
 
 def recorded_routers(module: nn.Module) -> Iterator[tuple[type, int]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from shardyard.models.isolation import Inputs, document_inputs
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
 from shardyard.objectives.inputs import ObjectiveInputs
-from shardyard.objectives.isolation import document_bounds
 from shardyard.objectives.losses import cross_entropy
 from shardyard.objectives.scores import perplexity
+from shardyard.recipe.isolation import Isolation
 
 
 class Answers(Objective):
@@ -18,9 +19,13 @@ class Answers(Objective):
     B: rows, T: tokens in a row, V: vocabulary.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, *, packing: bool = False) -> None:
-        """`packing`: rows hold several conversations, at positions that restart with each."""
-        self._label_smoothing, self._packing = label_smoothing, packing
+    def __init__(
+        self, label_smoothing: float = 0.0, *, packing: bool = False, isolation: Isolation = "positions"
+    ) -> None:
+        """`packing`: rows hold several conversations, at positions that restart with each; `isolation`: how they are
+        kept apart."""
+        self._label_smoothing, self._isolation = label_smoothing, isolation
+        self._packing = packing and isolation != "rows"
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per answer token."""
@@ -29,11 +34,9 @@ class Answers(Objective):
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B, T] are already shifted: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
         answers. Everything else in the batch is passed to the model."""
-        inputs: dict[str, Tensor | int] = {
-            name: _as_input(model, value) for name, value in batch.items() if name != "labels"
-        }
+        inputs: Inputs = {name: _as_input(model, value) for name, value in batch.items() if name != "labels"}
         if self._packing:
-            inputs |= document_bounds(model, batch["position_ids"])
+            inputs |= document_inputs(model, batch["position_ids"], self._isolation)
         logits = model(**inputs, use_cache=False).logits  # [B, T, V]
         labels = batch["labels"]
         loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
@@ -63,4 +66,4 @@ def _as_input(model: nn.Module, value: Tensor) -> Tensor:
 
 def make(inputs: ObjectiveInputs) -> Answers:
     """Create the objective from its recipe sections."""
-    return Answers(inputs.loss.label_smoothing, packing=inputs.packing)
+    return Answers(inputs.loss.label_smoothing, packing=inputs.packing, isolation=inputs.isolation)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardyard.recipe import schema
+from shardyard.recipe.isolation import Isolation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -17,9 +18,9 @@ class ObjectiveInputs:
     """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
 
     `sequence_length` is the maximum number of tokens of a row, and so of decoded texts. `packing`: rows hold several
-    conversations. `frozen` is the teacher of a
-    distillation or the reference model of preference tuning: called like a model, it returns logits without gradients.
-    `data_group` is the group of data-parallel ranks; None if this rank reads all rows of a global batch.
+    conversations. `isolation` is how the documents of a row are kept apart. `frozen` is the teacher of a distillation
+    or the reference model of preference tuning: called like a model, it returns logits without gradients. `data_group`
+    is the group of data-parallel ranks; None if this rank reads all rows of a global batch.
     """
 
     loss: schema.Loss = field(default_factory=schema.Loss)
@@ -36,5 +37,6 @@ class ObjectiveInputs:
     packing: bool = False
     tokenizer: Any = None
     model: Any = None
+    isolation: Isolation = "positions"
     frozen: Callable[..., Any] | None = None
     data_group: ProcessGroup | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from shardyard.planning.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Architecture:
     pretrained_vocabulary: rows of the pretrained embeddings, if they are resized to `vocabulary`.
     flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), if the
         formulas for decoders do not apply; for checkpointed blocks, only the inputs and one block.
+    findings: of the probes of the model.
     """
 
     family: str
@@ -45,6 +48,7 @@ class Architecture:
     trainable_parameters: int | None = None
     quantized_parameters: int = 0
     pretrained_vocabulary: int | None = None
+    findings: Findings = field(default_factory=Findings)
 
 
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:

@@ -111,9 +111,10 @@ def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -
     block = 34 * tokens * architecture.hidden_size * scale
     if recipe.model.attention == "eager":
         block += 5 * architecture.heads * tokens * length * scale
+    mask = 2 * tokens * length * scale if recipe.data.isolation == "mask" else 0  # one for all layers
     if recipe.model.activation_checkpointing:
-        return round(2 * tokens * architecture.hidden_size * scale * architecture.layers + block)
-    return round(block * architecture.layers)
+        return round(2 * tokens * architecture.hidden_size * scale * architecture.layers + block + mask)
+    return round(block * architecture.layers + mask)
 
 
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:

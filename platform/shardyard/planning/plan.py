@@ -12,9 +12,11 @@ from shardyard.errors import Problem, RecipeError
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture, flops_per_token
 from shardyard.planning.deepspeed_config import deepspeed_config
+from shardyard.planning.findings import Findings, with_findings
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.recipe.batching import default_streams
+from shardyard.recipe.isolation import ISOLATIONS, Isolation, is_packed
 from shardyard.recipe.layouts import recognised
 from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.mesh import MeshShape, mesh_shape
@@ -23,6 +25,13 @@ from shardyard.recipe.schema import Precision, Recipe
 from shardyard.units import format_bytes, format_count
 
 MAX_MICRO_BATCH_TOKENS = 8192
+# What a way to isolate documents means for the rows, after the reason for it.
+_HINTS: dict[Isolation, str] = {
+    "positions": "",
+    "mask": "; so each row gets a mask of its documents",
+    "rows": "; so each row has one document, cut at data.sequence_length or padded to it: short documents leave most "
+    "of it empty",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class RunPlan:
 
     mesh: how the ranks of `world` are arranged.
     rows_per_rank: rows of a global batch that a data-parallel rank reads.
+    isolation: what keeps the documents of a row apart; None if rows have one document, or need not keep them apart.
     precision_known: False if the training devices could not be queried; the launch queries them and plans again.
     """
 
@@ -71,11 +81,19 @@ class RunPlan:
     placement: str
     network: str
     reasons: dict[str, str]
+    isolation: Isolation | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens of the whole run."""
         return self.steps * self.tokens_per_step
+
+    @property
+    def isolation_matters(self) -> bool:
+        """Whether documents are kept apart in another way than usual, or see each other."""
+        found = self.architecture.findings
+        leaks = found.isolation_why != "" and found.isolation != "positions"
+        return self.isolation is not None and (self.isolation != "positions" or leaks)
 
     @property
     def flops(self) -> float:
@@ -102,6 +120,9 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
             this check is for other worlds.
     """
     reasons: dict[str, str] = {}
+    _check_findings(recipe, architecture.findings)
+    isolation = _isolation(recipe, architecture.findings, reasons)
+    recipe = with_findings(recipe, architecture.findings)
     chosen = choose_precision(recipe.train.precision, world.bf16, gpu=world.gpu)
     recipe = with_precision(recipe, chosen.precision)
     reasons["precision"] = chosen.why
@@ -144,6 +165,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         deepspeed=deepspeed_config(recipe, micro_batch=micro_batch, accumulation=accumulation, gpu=world.gpu),
         **_whereabouts(recipe, world, reasons),
         reasons=reasons,
+        isolation=isolation,
     )
 
 
@@ -152,7 +174,34 @@ def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
     if recipe.train.epochs is not None:
         train = recipe.train.model_copy(update={"steps": plan.steps, "epochs": None})
         recipe = recipe.model_copy(update={"train": train})
+    recipe = with_findings(recipe, plan.architecture.findings)
     return with_precision(recipe, plan.precision) if plan.precision_known else recipe
+
+
+def _check_findings(recipe: Recipe, findings: Findings) -> None:
+    for refusal in findings.refusals:
+        raise _refuse("model.family", refusal)
+    if findings.isolation is None and findings.isolation_why and is_packed(recipe) and recipe.data.isolation == "auto":
+        raise _refuse(
+            "data.isolate_documents",
+            f"nothing keeps the documents of a row apart in {recipe.model.label} ({findings.isolation_why}); set it to "
+            "false to let documents see those before them, or choose another family",
+        )
+
+
+def _isolation(recipe: Recipe, findings: Findings, reasons: dict[str, str]) -> Isolation | None:
+    """What keeps documents apart: given by the recipe, or the first way that a probe found to do so."""
+    if not is_packed(recipe):
+        return None
+    given, found = recipe.data.isolation, findings.isolation
+    if given == "auto":
+        if found is not None:
+            reasons["isolation"] = findings.isolation_why + _HINTS[found]
+        return found
+    reasons["isolation"] = "given by data.isolation"
+    if findings.isolation_why and (found is None or ISOLATIONS.index(given) < ISOLATIONS.index(found)):
+        reasons["isolation"] += f", but documents see each other ({findings.isolation_why})"
+    return given
 
 
 def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[str, str]:

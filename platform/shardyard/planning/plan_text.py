@@ -70,6 +70,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     if "layout" in why:
         yield "data layout", why["layout"], "recognised by the columns; data.train.….columns chooses another"
     yield "precision", plan.precision, why["precision"]
+    if plan.isolation_matters:
+        yield "isolation", str(plan.isolation), why["isolation"]
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     yield "accumulation", str(plan.accumulation), why["accumulation"]
     yield "tokens a step", format_count(plan.tokens_per_step), why["tokens_per_step"]
@@ -81,6 +83,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "warm-up", f"{plan.warmup} steps", why["warmup"]
     yield "evaluation", f"every {plan.evaluate_every} steps", why["evaluate_every"]
     yield "checkpoint", f"every {plan.checkpoint_every} steps", why["checkpoint_every"]
+    for notice in size.findings.notices:
+        yield "notice", notice, ""
     for name, value in asdict(memory).items():
         if value:
             yield f"memory: {name.removesuffix('_bytes')}", format_bytes(value), ""

@@ -19,6 +19,7 @@ from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.stream.shuffle import Windows
 from shardyard.data.turns import check_turns, repairs
+from shardyard.recipe.isolation import isolation_of
 
 
 class ConversationRows(ExampleRows):
@@ -108,5 +109,6 @@ class PackedConversations(ConversationRows):
 
 
 def make(inputs: FormatInputs) -> ConversationRows:
-    """Create the format from its inputs: packed if the recipe says so."""
-    return PackedConversations(inputs) if inputs.data.packing else ConversationRows(inputs)
+    """Create the format from its inputs: packed if the recipe says so and conversations can be kept apart."""
+    packed = inputs.data.packing and isolation_of(inputs.data) != "rows"
+    return PackedConversations(inputs) if packed else ConversationRows(inputs)

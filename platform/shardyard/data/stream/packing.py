@@ -163,9 +163,9 @@ class TokenStream:
         return True
 
     def _consume(self, count: int) -> None:
-        """Advance by `count` tokens; they and the token after them must be in memory."""
+        """Advance by `count` tokens; they and the token after them must be in memory, unless the stream has ended."""
         self._offset += count
-        while self._offset >= len(self._held[0].tokens):
+        while self._held and self._offset >= len(self._held[0].tokens):
             self._offset -= len(self._held.popleft().tokens)
             self.num_documents += 1
 

@@ -18,25 +18,30 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
+from shardyard.planning.findings import Findings
 from shardyard.recipe.catalog.shipped import PACKAGE, share_folder
 from shardyard.recipe.code import names_code
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
 
 SIZES = "sizes.json"
+_ARCHITECTURE = TypeAdapter(Architecture)
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 # Sections that do not affect the model, and fields that a run's resolved.yaml fixes if its recipe omits them. All other
 # sections are part of the key, even those that do not affect sizes today.
 _EXCLUDED: dict[str, bool | dict[str, bool]] = {
     **dict.fromkeys(("name", "description", "cluster", "job", "tracking", "checkpoint"), True),
     "train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True),
+    "data": {"isolation": True},
 }
 # The parts of a recipe that, with the tokenizer, determine the sizes of a model.
 _SIZING = {"model", "objective", "tokenizer", "added_tokens", "data", "image"}
 # A recipe with a module is not cached at all.
-_SIZELESS = {"data": {"train", "validation", "on_error", "packing"}, "model": {"module"}}
+_SIZELESS = {"data": {"train", "validation", "on_error", "packing", "isolation"}, "model": {"module"}}
 
 
 def recall(recipe: Recipe) -> Architecture | None:
@@ -46,15 +51,22 @@ def recall(recipe: Recipe) -> Architecture | None:
 
 def shipped_sizes(measured: Iterable[tuple[Recipe, Architecture]]) -> str:
     """The text of recipes/sizes.json; models that depend on anything outside the recipe are omitted."""
-    found = {_shipped_key(recipe): asdict(architecture) for recipe, architecture in measured}
+    found = {_shipped_key(recipe): _plain(architecture) for recipe, architecture in measured}
     lines = [f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(filter(None, found))]
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _plain(architecture: Architecture) -> dict[str, object]:
+    """The fields of an architecture; findings only if there are any."""
+    fields = asdict(architecture)
+    return {name: value for name, value in fields.items() if name != "findings" or value != asdict(Findings())}
 
 
 def _recall_shipped(recipe: Recipe) -> Architecture | None:
     key = _shipped_key(recipe)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return Architecture(**json.loads((share_folder("recipes") / SIZES).read_text(encoding="utf-8"))[key])
+        shipped = json.loads((share_folder("recipes") / SIZES).read_text(encoding="utf-8"))
+        return _ARCHITECTURE.validate_python(shipped[key])
     return None
 
 
@@ -81,7 +93,7 @@ def _recall_kept(recipe: Recipe) -> Architecture | None:
     if path is None:
         return None
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Architecture(**json.loads(path.read_text(encoding="utf-8")))
+        return _ARCHITECTURE.validate_json(path.read_text(encoding="utf-8"))
     return None
 
 

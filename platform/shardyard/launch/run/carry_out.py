@@ -13,7 +13,7 @@ from shardyard.imports import import_at_once
 from shardyard.launch.run.driver import drive, locally, on_ray
 from shardyard.launch.run.end_children import children, end_children
 from shardyard.launch.run.follow import Observer, following
-from shardyard.launch.run.plans import PlannedRun
+from shardyard.launch.run.plans import PlannedRun, report_findings
 from shardyard.launch.run.stop import Stop
 from shardyard.launch.run.threads import on_a_thread
 from shardyard.planning.plan import fixed
@@ -60,6 +60,7 @@ def carry_out(
     stop.bind(folder)
     recipe = keep_code(fixed(run.loaded.recipe, run.plan), folder)
     report_changed_code(recipe, folder)
+    report_findings(run.plan, folder)
     job = Job(recipe, run.plan, folder, until, trust)
 
     def wait() -> None:

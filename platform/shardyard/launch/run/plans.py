@@ -11,7 +11,7 @@ from shardyard.errors import UsageError
 from shardyard.launch.run.create import new_run
 from shardyard.launch.run.host import refuse_on_this_host
 from shardyard.launch.run.initial import check_unchanged, for_planning, locate
-from shardyard.launch.run.prepare import prepare
+from shardyard.launch.run.prepare import as_before, prepare
 from shardyard.launch.run.world import cluster_address, world_of
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, resolved_text, rows
@@ -101,7 +101,7 @@ def plan_resumed(
     """
     local = local or folder.info().local
     check_unchanged(folder)
-    loaded = load_recipe(str(folder.resolved), list(overrides))
+    loaded = load_recipe(str(folder.resolved), [*as_before(folder), *overrides])
     if overrides:
         loaded, _ = with_initial_weights(loaded, runs_dir)
     plan = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
@@ -156,6 +156,15 @@ def cluster_gpus_of(loaded: LoadedRecipe, *, local: bool) -> int | None:
     from shardyard.launch.ray.cluster import cluster_gpus
 
     return cluster_gpus(loaded.recipe.cluster)
+
+
+def report_findings(plan: RunPlan, folder: RunFolder) -> None:
+    """Write an event for what the probes of the model found, where a user should know it."""
+    texts = list(plan.architecture.findings.notices)
+    if plan.isolation_matters:
+        texts.insert(0, f"isolation {plan.isolation}: {plan.reasons['isolation']}")
+    for text in texts:
+        write_event(folder.events, Notice(text=text))
 
 
 def refuse_what_does_not_fit(plan: RunPlan) -> None:

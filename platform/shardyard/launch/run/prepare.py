@@ -5,12 +5,16 @@ torch and transformers are imported late: a plan with cached sizes does not need
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from ruamel.yaml import YAML
 
 from shardyard.errors import DataError
 from shardyard.launch.run.architecture_cache import keep, recall
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
+from shardyard.planning.findings import with_findings
 from shardyard.planning.plan import RunPlan, World, make_plan
 from shardyard.recipe.batching import default_streams
 from shardyard.recipe.code import lead_to_kept
@@ -39,7 +43,8 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
     architecture = known or _measure(recipe)
     if remember and known is None:
         keep(recipe, architecture)
-    return make_plan(recipe, architecture, world, rows=_rows_of_a_pass(recipe))
+    isolated = with_findings(recipe, architecture.findings)
+    return make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated))
 
 
 def _rows_of_a_pass(recipe: Recipe) -> int | None:
@@ -73,9 +78,20 @@ def _check_rows(recipe: Recipe) -> None:
 
 def recipe_in(folder: RunFolder) -> Recipe:
     """The recipe of a run, from its resolved.yaml, with the code files kept in the run folder."""
-    fields = YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
+    fields = _resolved(folder)
     lead_to_kept(fields, folder.path)
     return parse_recipe(fields)
+
+
+def as_before(folder: RunFolder) -> tuple[str, ...]:
+    """Overrides with which a run from before there were probes goes on as it began: nothing is decided anew."""
+    if "isolation" in (_resolved(folder).get("data") or {}):
+        return ()
+    return ("data.isolation=positions", "model.probes.causality=false")
+
+
+def _resolved(folder: RunFolder) -> Any:
+    return YAML(typ="safe", pure=True).load(folder.resolved.read_text(encoding="utf-8"))
 
 
 def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
@@ -86,6 +102,7 @@ def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
 
 def _measure(recipe: Recipe) -> Architecture:
     from shardyard.data.multimodal.placeholders import own_processor_makes_rows
+    from shardyard.engine.findings import find
     from shardyard.models.build import architecture_config
     from shardyard.models.size.measure import measure_recipe
 
@@ -96,7 +113,7 @@ def _measure(recipe: Recipe) -> Architecture:
     config = architecture_config(
         recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids, placeholders=placeholders
     )
-    return measure_recipe(recipe, config)
+    return replace(measure_recipe(recipe, config), findings=find(recipe, config))
 
 
 def _vocabulary(recipe: Recipe) -> int | None:

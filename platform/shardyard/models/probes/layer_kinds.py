@@ -10,13 +10,14 @@ from torch import nn
 _NUMBERS = ("sliding_window", "window_size", "attention_window", "local_window", "attention_chunk_size")
 
 
-def layers_needed(model: nn.Module) -> int:
+def layers_needed(model: nn.Module, times: int = 1) -> int:
     """Length of the shortest beginning of the lists of blocks with every kind of layer; at least two.
 
     Args:
         model: may be on the meta device.
+        times: how often a kind must occur, if it does; families that share weights between layers need two.
     """
-    return max((_shortest(blocks) for blocks in _outermost_lists(model)), default=2)
+    return max((_shortest(blocks, times) for blocks in _outermost_lists(model)), default=2)
 
 
 def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
@@ -28,11 +29,11 @@ def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
             yield from _outermost_lists(child)
 
 
-def _shortest(blocks: nn.ModuleList) -> int:
-    first: dict[str, int] = {}
+def _shortest(blocks: nn.ModuleList, times: int) -> int:
+    found: dict[str, list[int]] = {}
     for index, block in enumerate(blocks):
-        first.setdefault(_kind(block), index)
-    return max(2, max(first.values(), default=0) + 1)
+        found.setdefault(_kind(block), []).append(index)
+    return max(2, max((indices[:times][-1] for indices in found.values()), default=0) + 1)
 
 
 def _kind(layer: nn.Module) -> str:
@@ -43,7 +44,8 @@ def _kind(layer: nn.Module) -> str:
             key: value
             for key, value in vars(module).items()
             if (isinstance(value, bool | str) or value is None or key in _NUMBERS)
-            and key not in ("training", "_is_hf_initialized")
+            and key != "training"
+            and not key.startswith("_")
         }
         shapes = [(key, tuple(parameter.shape)) for key, parameter in module.named_parameters(recurse=False)]
         parts.append((name, type(module).__name__, sorted(switches.items(), key=str), shapes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,10 +82,16 @@ def narrow_model(
     Raises:
         NotNarrowedError: the model accepts no smaller configuration.
     """
+    with _quiet():
+        return _search(
+            config, auto, attention, check, Shrink(None, vocabulary=vocabulary, positions=positions, row=row)
+        )
+
+
+def _search(config: PreTrainedConfig, auto: str, attention: str | None, check: Check | None, start: Shrink) -> Narrow:
     check = check or (_computes if auto == "AutoModelForCausalLM" else _is_built)
     end = time.monotonic() + MAX_SECONDS
     errors: list[str] = []
-    start = Shrink(None, vocabulary=vocabulary, positions=positions, row=row)
     for layers in _numbers_of_layers(config, auto, start):
         text = config.get_text_config(decoder=True).to_dict()
         for shrink in itertools.islice(shrinks(text, replace(start, layers=layers)), MAX_TRIES):
@@ -102,11 +109,22 @@ def narrow_model(
     raise NotNarrowedError(f"no narrow copy of {config.model_type!r} can be made ({reasons or 'no size was tried'})")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of transformers, which are about sizes of ours."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
 def _numbers_of_layers(config: PreTrainedConfig, auto: str, start: Shrink) -> Iterator[int]:
-    """How many layers to keep: those that show every kind, and twice as many for families that repeat a pattern."""
-    needed = layers_needed(_skeleton_with_all_layers(config, auto, start))
-    yield needed
-    yield 2 * needed
+    """How many layers to keep: those that show every kind, and those that show it twice."""
+    skeleton = _skeleton_with_all_layers(config, auto, start)
+    yield layers_needed(skeleton)
+    yield layers_needed(skeleton, times=2)
 
 
 def _skeleton_with_all_layers(config: PreTrainedConfig, auto: str, start: Shrink) -> nn.Module:

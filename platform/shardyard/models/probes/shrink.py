@@ -22,6 +22,8 @@ _POSITIONS = re.compile(
     r"(max_position|n_positions|max_seq|n_ctx|max_.*positions|context_length|model_max_length|max_len)"
 )
 _WINDOWS = re.compile(r"^(sliding_window|attention_chunk_size)$")
+# Chunks in which state-space models compute; the result does not depend on their size, and the time does.
+_CHUNKS = re.compile(r"^(mamba_)?chunk_size$")
 _WIDTH = re.compile(
     r"(hidden|inter|embd|embed|_size$|dim$|d_model|d_inner|d_kv|ffn|dff|d_ff|rank|width|headdim|d_head|d_state|d_ssm|"
     r"kv_channels|rotary|scalar)"
@@ -138,6 +140,8 @@ class Shrink:
             return min(value, layers - 1)
         if _WINDOWS.match(name) and self.caution < 1:
             return WINDOW if self.row is not None and WINDOW < value < self.row else value
+        if _CHUNKS.match(name) and self.caution < 1:
+            return min(value, 16)
         if _GROUPS.match(name):
             return 1 if name == "topk_group" else min(value, 2)
         if _EXPERTS.match(name):

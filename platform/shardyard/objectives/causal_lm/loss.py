@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shardyard.errors import ModelError
+from shardyard.models.isolation import document_inputs
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
 from shardyard.objectives.inputs import ObjectiveInputs
-from shardyard.objectives.isolation import document_bounds
 from shardyard.objectives.routing import (
     balance_loss,
     expert_metrics,
@@ -20,10 +20,17 @@ from shardyard.objectives.routing import (
 )
 from shardyard.objectives.scores import perplexity
 from shardyard.recipe import schema
+from shardyard.recipe.isolation import Isolation
 
 
 def causal_lm_loss(
-    model: nn.Module, input_ids: Tensor, labels: Tensor, position_ids: Tensor, *, label_smoothing: float = 0.0
+    model: nn.Module,
+    input_ids: Tensor,
+    labels: Tensor,
+    position_ids: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    isolation: Isolation = "positions",
 ) -> Tensor:
     """Sum of the cross-entropies of all targets, in nats.
 
@@ -35,13 +42,14 @@ def causal_lm_loss(
         labels: [B, T], already shifted: `labels[:, t]` is the token after `input_ids[:, t]`; -100 is not a target.
         position_ids: [B, T]; attention does not look back beyond a position where they restart.
         label_smoothing: probability that a target spreads evenly over all tokens.
+        isolation: how the documents of a row are kept apart.
 
     Returns:
         A scalar in fp32. It is a sum, not a mean, so that all targets of a global batch have the same weight, however
         it is split into micro-batches and ranks.
     """
-    apart = document_bounds(model, position_ids)
-    logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).logits  # [B, T, V]
+    apart = document_inputs(model, position_ids, isolation)
+    logits = model(input_ids=input_ids, use_cache=False, **apart).logits  # [B, T, V]
     return functional.cross_entropy(
         logits.float().view(-1, logits.size(-1)),
         labels.reshape(-1),
@@ -58,12 +66,18 @@ class CausalLM(Objective):
         label_smoothing: probability that a target spreads evenly over all tokens.
         experts: weights of the losses of a mixture of experts.
         has_experts: whether the model is a mixture of experts.
+        isolation: how the documents of a row are kept apart.
     """
 
     def __init__(
-        self, label_smoothing: float = 0.0, experts: schema.Experts | None = None, *, has_experts: bool = False
+        self,
+        label_smoothing: float = 0.0,
+        experts: schema.Experts | None = None,
+        *,
+        has_experts: bool = False,
+        isolation: Isolation = "positions",
     ) -> None:
-        self._label_smoothing, self._has_experts = label_smoothing, has_experts
+        self._label_smoothing, self._has_experts, self._isolation = label_smoothing, has_experts, isolation
         terms = {"balance": experts.balance, "z": experts.z_loss} if experts is not None else {}
         self._terms = {name: weight for name, weight in terms.items() if weight > 0}
         self.weights = {"loss": 1.0, **self._terms}
@@ -75,9 +89,9 @@ class CausalLM(Objective):
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`input_ids`, `labels`, `position_ids` [B, T]."""
         if not self._has_experts:
-            return Measured({"loss": causal_lm_loss(model, **batch, label_smoothing=self._label_smoothing)})
+            return Measured({"loss": self._loss(model, batch)})
         with watching(model) as routes:
-            losses = {"loss": causal_lm_loss(model, **batch, label_smoothing=self._label_smoothing)}
+            losses = {"loss": self._loss(model, batch)}
         if not routes:
             self._refuse_unseen()
             return Measured(losses)
@@ -86,6 +100,9 @@ class CausalLM(Objective):
         if "z" in self._terms:
             losses["z"] = z_loss(routes)
         return Measured(losses, observe(routes))
+
+    def _loss(self, model: nn.Module, batch: Tensors) -> Tensor:
+        return causal_lm_loss(model, **batch, label_smoothing=self._label_smoothing, isolation=self._isolation)
 
     def _refuse_unseen(self) -> None:
         if self._terms:
@@ -109,4 +126,4 @@ class CausalLM(Objective):
 def make(inputs: ObjectiveInputs) -> CausalLM:
     """Create the objective from its recipe sections."""
     has_experts = inputs.model is not None and num_experts(inputs.model) > 0
-    return CausalLM(inputs.loss.label_smoothing, inputs.experts, has_experts=has_experts)
+    return CausalLM(inputs.loss.label_smoothing, inputs.experts, has_experts=has_experts, isolation=inputs.isolation)

@@ -80,6 +80,13 @@ class Data(Section):
         "Rows that are left out or repaired are counted, and the first ones named. A row without a target within "
         "sequence_length is always left out.",
     )
+    isolation: Literal["auto", "positions", "mask", "rows"] = described(
+        "auto",
+        "How the documents of a row are kept apart: `positions` restart and transformers derives a mask from them; "
+        "`mask` is passed, for families that take one but derive none; `rows` of one document each, for state-space "
+        "models and others that no mask isolates. `auto` takes the first that isolates a narrow copy of the model, and "
+        "is fixed when the run is planned.",
+    )
     shuffle_window: int = described(
         256,
         "Size of the shuffle window of each stream; 1 keeps the order of the source.",

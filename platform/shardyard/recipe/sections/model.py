@@ -49,6 +49,20 @@ class Experts(Section):
     )
 
 
+class Probes(Section):
+    """What is tried on a narrow copy of the model when a run is planned (docs/plan.md#probes); for models of text."""
+
+    isolation: bool = described(True, "Whether documents of a row see each other; decides `data.isolation: auto`.")
+    causality: bool = described(
+        True, "Whether a token sees later ones; sets `is_decoder` where the family has it, and refuses the rest."
+    )
+    padding: bool = described(True, "Whether padding changes the logits of a text; tells if it does.")
+    dropout: bool = described(True, "Whether `model.dropout` is what training does; tells if it is not.")
+    tied_weights: bool = described(True, "Whether weights that the configuration ties are the same; tells if not.")
+    vocabulary: bool = described(True, "Whether the teacher has the vocabulary of the student; refuses another one.")
+    gradient: bool = described(True, "Whether a gradient reaches every trained weight; lists those that it misses.")
+
+
 class Model(Section):
     family: str = described(
         REQUIRED,
@@ -99,6 +113,8 @@ class Model(Section):
         None, "Train low-rank adapters on the linear layers instead of the weights themselves (LoRA)."
     )
     experts: Experts = described(Experts(), "Mixture of experts: load balancing and expert parallelism.")
+
+    probes: Probes = described(Probes(), "What is tried on a narrow copy of the model before it is trained.")
 
     @property
     def text_config(self) -> Mapping[str, object]:

@@ -1,0 +1,172 @@
+"""All probes of a recipe's model: what they found, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from shardyard.errors import ModelError
+from shardyard.models.outside import ModuleConfig
+from shardyard.models.pretrained import pretrained_config
+from shardyard.models.probes.causality import look_ahead
+from shardyard.models.probes.documents import find_isolation
+from shardyard.models.probes.narrow import Narrow, NotNarrowedError, narrow_model
+from shardyard.models.probes.padding import padding_leak
+from shardyard.models.probes.tokens import TOLERANCE, tolerance_of
+from shardyard.models.probes.training import is_untied, randomness, without_gradient
+from shardyard.objectives.registry import objective_spec
+from shardyard.planning.findings import Findings
+from shardyard.recipe.isolation import ISOLATIONS, is_packed
+from shardyard.recipe.schema import Recipe
+
+CAUSAL = "AutoModelForCausalLM"
+# Heads whose logits follow from tokens alone.
+_HEADS = frozenset(
+    {
+        CAUSAL,
+        "AutoModelForMaskedLM",
+        "AutoModelForSequenceClassification",
+        "AutoModelForTokenClassification",
+        "AutoModelForSeq2SeqLM",
+    }
+)
+_OFF = "`-s model.probes.{}=false` leaves this check out"
+# Names that a notice lists.
+_MOST_NAMES = 4
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A recipe, the configuration of its model, and a narrow copy of it."""
+
+    recipe: Recipe
+    config: PreTrainedConfig
+    narrow: Narrow
+
+    @property
+    def family(self) -> str:
+        return self.recipe.model.label
+
+
+def is_probed(recipe: Recipe, config: PreTrainedConfig) -> bool:
+    """Whether a recipe's model reads text alone and is a family of transformers."""
+    return not isinstance(config, ModuleConfig) and objective_spec(recipe.objective).auto_class in _HEADS
+
+
+def probe_recipe(recipe: Recipe, config: PreTrainedConfig) -> Findings:
+    """The findings of the probes that `model.probes` asks for, on a narrow copy of the model, in about a second.
+
+    Args:
+        config: of the recipe's model, as `architecture_config` makes it.
+    """
+    if not is_probed(recipe, config) or not any(recipe.model.probes.model_dump().values()):
+        return Findings()
+    auto = objective_spec(recipe.objective).auto_class
+    try:
+        subject = _Subject(recipe, config, _narrow(recipe, config, auto))
+    except NotNarrowedError as error:
+        return _unprobed(recipe, str(error))
+    findings = Findings()
+    if auto == CAUSAL and recipe.model.probes.causality:
+        subject, findings = _causality(subject)
+    if auto == CAUSAL and recipe.model.probes.isolation and is_packed(recipe):
+        findings = _isolation(subject, findings)
+    return replace(findings, notices=findings.notices + _notices(subject))
+
+
+def _narrow(recipe: Recipe, config: PreTrainedConfig, auto: str) -> Narrow:
+    # FlashAttention needs a GPU. Where transformers derives a mask from position ids, it passes document bounds too.
+    attention = None if (recipe.model.attention or "").startswith("flash") else recipe.model.attention
+    return narrow_model(config, auto, attention=attention, row=recipe.data.sequence_length)
+
+
+def _unprobed(recipe: Recipe, why: str) -> Findings:
+    notice = f"the model was not probed: {why}"
+    if objective_spec(recipe.objective).auto_class != CAUSAL or not is_packed(recipe):
+        return Findings(notices=(notice,))
+    return Findings(
+        "rows", "nothing else is known to isolate documents, because the model was not probed", notices=(notice,)
+    )
+
+
+def _causality(subject: _Subject) -> tuple[_Subject, Findings]:
+    """The model as a decoder if it is causal only so; refused if it is not causal at all."""
+    ahead = look_ahead(subject.narrow.model)
+    if ahead <= tolerance_of(subject.narrow.model):
+        return subject, Findings()
+    recipe, config = subject.recipe, subject.config
+    if hasattr(config, "is_decoder") and "is_decoder" not in recipe.model.config:
+        as_decoder = type(config).from_dict({**config.to_dict(), "is_decoder": True})
+        narrow = _narrow(recipe, as_decoder, CAUSAL)
+        if look_ahead(narrow.model) <= tolerance_of(narrow.model):
+            notice = f"is_decoder is set, because without it a token of {subject.family} sees those after it"
+            return _Subject(recipe, as_decoder, narrow), Findings(decoder=True, notices=(notice,))
+    refusal = (
+        f"{subject.family} is not causal: a changed token moves the logits before it by {ahead:.1%} of their spread, "
+        f"so {recipe.objective} would show it its own targets. Choose a decoder, such as llama or gpt2, or an "
+        f"objective for encoders, such as masked_lm; {_OFF.format('causality')}"
+    )
+    return subject, Findings(refusals=(refusal,))
+
+
+def _isolation(subject: _Subject, findings: Findings) -> Findings:
+    recipe = subject.recipe
+    models = [subject.narrow.model, *_teacher(recipe)]
+    flash = (recipe.model.attention or "").startswith("flash")
+    found = find_isolation(models, [way for way in ISOLATIONS if not flash or way != "mask"])
+    return replace(findings, isolation=found.isolation, isolation_why=found.why)
+
+
+def _teacher(recipe: Recipe) -> list[Any]:
+    """A narrow copy of the teacher, which reads the same rows; none if there is no teacher on this machine."""
+    name = recipe.distillation.teacher
+    if objective_spec(recipe.objective).frozen != "teacher" or name is None:
+        return []
+    try:
+        return [_narrow(recipe, pretrained_config(name), CAUSAL).model]
+    except (OSError, ValueError, ModelError):
+        return []
+
+
+def _notices(subject: _Subject) -> tuple[str, ...]:
+    asked, recipe, model = subject.recipe.model.probes, subject.recipe, subject.narrow.model
+    found = []
+    if asked.padding and objective_spec(recipe.objective).rows != "packed":
+        found.append(_padding(subject.family, model))
+    if asked.dropout and recipe.model.dropout is not None:
+        found.append(_dropout(subject.family, model, recipe.model.dropout))
+    if asked.tied_weights and is_untied(model):
+        found.append(f"tie_word_embeddings is true, but {subject.family} has different weights for embedding and head")
+    if asked.gradient and recipe.model.adapter is None:
+        found.append(_gradient(model, recipe.model.freeze))
+    return tuple(notice for notice in found if notice is not None)
+
+
+def _padding(family: str, model: Any) -> str | None:
+    leaked = padding_leak(model)
+    if leaked <= TOLERANCE:
+        return None
+    return (
+        f"padding is not without effect in {family}: behind a text it moves logits by {leaked:.1%} of their spread, so "
+        "results depend on the other rows of a batch"
+    )
+
+
+def _dropout(family: str, model: Any, asked: float) -> str | None:
+    differ = randomness(model)
+    if asked > 0 and differ == 0:
+        return f"model.dropout {asked:g} has no effect: {family} has no dropout"
+    if asked == 0 and differ > TOLERANCE:
+        return f"model.dropout is 0, but training is random in {family}, which drops layers or adds noise"
+    return None
+
+
+def _gradient(model: Any, frozen: list[str]) -> str | None:
+    names = [name for name in without_gradient(model) if not any(fnmatchcase(name, one) for one in frozen)]
+    if not names:
+        return None
+    listed = ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
+    return f"no gradient reaches {len(names)} weights, which stay as they are: {listed}"
