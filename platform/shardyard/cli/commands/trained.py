@@ -11,6 +11,7 @@ import typer
 from shardyard.cli.options import AsJson, RunName, RunsDir
 from shardyard.cli.view import output
 from shardyard.errors import UsageError
+from shardyard.objectives.registry import objective_spec
 from shardyard.tracking.run.folder import RunFolder, runs_folder
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ Trust = Annotated[
 
 def sample(
     run: RunName,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Text to continue, or to translate.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Text to continue, translate or classify.")],
     step: Step = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of a continuation.")] = 128,
     temperature: Annotated[
@@ -40,7 +41,10 @@ def sample(
     as_json: AsJson = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Continue a prompt with a trained model; an encoder–decoder transforms it, and a vision–language model answers."""
+    """Continue a prompt with a trained model.
+
+    An encoder–decoder transforms it, a vision–language model answers, and a classifier or tagger says what it predicts.
+    """
     folder = _open(run, runs_dir)  # before torch is imported, so that an unknown name is refused immediately
     from shardyard.engine.inference.load import load_trained
 
@@ -53,7 +57,8 @@ def sample(
         pictures=images or (),
         report=output.note,
     )
-    apart = trained.model.config.is_encoder_decoder or bool(images)
+    predicted = objective_spec(trained.recipe.objective).predicts is not None
+    apart = predicted or trained.model.config.is_encoder_decoder or bool(images)
     for prompt, text in zip(prompts, texts, strict=True):
         if as_json:
             output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))

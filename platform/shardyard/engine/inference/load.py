@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from transformers.utils import logging as transformers_logging
 
+from shardyard import plugins
 from shardyard.data.exported import exported_tokenizer
 from shardyard.data.multimodal.placeholders import own_processor_makes_rows
 from shardyard.data.multimodal.processor import own_processor
@@ -65,6 +66,8 @@ class Trained:
     ) -> list[str]:
         """The continuation of each prompt; greedy at temperature 0. `report` gets a message if a prompt does not fit.
 
+        For a classifier or tagger of texts, what it predicts for each.
+
         `pictures` are the files that a vision–language model is asked about, with every prompt.
 
         Raises:
@@ -86,6 +89,9 @@ class Trained:
             ]
         if pictures:
             raise UsageError(f"a model trained for {self.recipe.objective} reads no pictures; leave out --image.")
+        if predicts := objective_spec(self.recipe.objective).predicts:
+            length = self.recipe.data.sequence_length
+            return [plugins.load(predicts)(self.model, self.tokenizer, prompt, length) for prompt in prompts]
         if not objective_spec(self.recipe.objective).generates:
             raise UsageError(
                 f"a model trained for {self.recipe.objective} does not continue a prompt; "

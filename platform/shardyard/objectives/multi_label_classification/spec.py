@@ -19,4 +19,5 @@ SPEC = ObjectiveSpec(
     new_head=True,
     classes=True,
     problem_type="multi_label_classification",
+    predicts="shardyard.objectives.predictions:all_labels",
 )

@@ -16,4 +16,5 @@ SPEC = ObjectiveSpec(
     row_shape="text",
     new_head=True,
     classes=True,
+    predicts="shardyard.objectives.predictions:likeliest_classes",
 )

@@ -19,4 +19,5 @@ SPEC = ObjectiveSpec(
     new_head=True,
     single_output=True,
     problem_type="regression",
+    predicts="shardyard.objectives.predictions:number",
 )

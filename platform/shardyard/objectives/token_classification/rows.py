@@ -63,7 +63,7 @@ class TaggedRows(ExampleRows):
         self.num_cut += max(0, len(encoding) - self._room)
         encoding.truncate(self._room)
         labels = [IGNORED] * len(encoding)
-        for token, word in _first_tokens(encoding, words):
+        for token, word in first_tokens(encoding, words):
             labels[token] = classes[word]
         whole = self._backend.post_process(encoding)
         inside = iter(labels)
@@ -107,7 +107,7 @@ def _shown(words: Sequence[str]) -> str:
     return f"the example {' '.join(words[:_SHOWN_WORDS])!r}{more}"
 
 
-def _first_tokens(encoding: Encoding, words: Sequence[str]) -> Iterator[tuple[int, int]]:
+def first_tokens(encoding: Encoding, words: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(token, word) for the first token of each word in the joined words.
 
     A token may begin with the space before its word.

@@ -19,4 +19,5 @@ SPEC = ObjectiveSpec(
     row_shape="text",
     new_head=True,
     classes=True,
+    predicts="shardyard.objectives.predictions:tagged_words",
 )
