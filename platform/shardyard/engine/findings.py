@@ -6,14 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from pydantic import TypeAdapter
 from transformers import PreTrainedConfig
 
+from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.errors import ShardyardError
 from shardyard.models import probes
+from shardyard.models.pretrained import pretrained_config
 from shardyard.models.probes.probe import is_probed, probe_recipe
+from shardyard.objectives.registry import objective_spec
 from shardyard.planning.findings import Findings
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.files import write_atomically
@@ -36,10 +41,31 @@ def find(recipe: Recipe, config: PreTrainedConfig) -> Findings:
     with contextlib.suppress(OSError, ValueError):
         return _FINDINGS.validate_json(path.read_text(encoding="utf-8"))
     found = probe_recipe(recipe, config)
+    if recipe.model.probes.vocabulary:
+        found = replace(found, refusals=found.refusals + _other_vocabulary(recipe))
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _FINDINGS.dump_json(found).decode())
     return found
+
+
+def _other_vocabulary(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """The refusal of a teacher that lacks tokens of the recipe's tokenizer; none if either is not on this machine."""
+    name = recipe.distillation.teacher
+    if objective_spec(recipe.objective).frozen != "teacher" or name is None:
+        return ()
+    try:
+        own = pretrained_config(name).get_text_config().vocab_size
+        tokens = vocabulary_size(load_tokenizer(recipe.tokenizer))
+    except (OSError, ValueError, ShardyardError):
+        return ()
+    if own >= tokens:
+        return ()
+    text = (
+        f"{name} has a vocabulary of {own} entries and the tokenizer {tokens}, so a student's probabilities cannot be "
+        "compared with its; choose a teacher with the same tokenizer"
+    )
+    return (("distillation.teacher", text),)
 
 
 def _path(recipe: Recipe, config: PreTrainedConfig) -> Path:
@@ -50,7 +76,7 @@ def _path(recipe: Recipe, config: PreTrainedConfig) -> Path:
         "given": sorted(recipe.model.config),
         "objective": recipe.objective,
         "packed": [recipe.data.isolate_documents, recipe.data.sequence_length],
-        "teacher": recipe.distillation.teacher,
+        "teacher": [recipe.distillation.teacher, recipe.tokenizer],
         "versions": [metadata.version(name) for name in _PACKAGES],
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in code],
     }

@@ -15,13 +15,13 @@ class Findings:
     isolation: the first way that keeps the documents of a row apart; None if none was looked for, or none does.
     isolation_why: what was tried, in words; empty if nothing was.
     decoder: whether the model is causal only with `is_decoder` in its configuration.
-    refusals: why the recipe's objective cannot train this model. notices: what its user should know.
+    refusals: fields of the recipe, each with the reason why it cannot be trained so. notices: what users should know.
     """
 
     isolation: Isolation | None = None
     isolation_why: str = ""
     decoder: bool = False
-    refusals: tuple[str, ...] = ()
+    refusals: tuple[tuple[str, str], ...] = ()
     notices: tuple[str, ...] = ()
 
 

@@ -179,8 +179,8 @@ def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
 
 
 def _check_findings(recipe: Recipe, findings: Findings) -> None:
-    for refusal in findings.refusals:
-        raise _refuse("model.family", refusal)
+    if findings.refusals:
+        raise RecipeError("plan", [Problem("", path, message) for path, message in findings.refusals])
     if findings.isolation is None and findings.isolation_why and is_packed(recipe) and recipe.data.isolation == "auto":
         raise _refuse(
             "data.isolate_documents",

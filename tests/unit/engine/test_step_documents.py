@@ -61,7 +61,7 @@ class Trained:
             made = next(loader)
             state = made.state if step == checkpoint else state
             for index, ids in enumerate(made["input_ids"].tolist()):
-                last = made["labels"][index][-1:].tolist()
+                last = [label for label in made["labels"][index][-1:].tolist() if label >= 0]
                 self.rows[step][rank + index * world_size] = components.tokenizer.decode(
                     ids + last, skip_special_tokens=True
                 )
@@ -187,3 +187,13 @@ def test_a_run_whose_data_is_gone(tmp_path: Path, no_cache: Path, monkeypatch: p
         made = documents.Documents([tmp_path])
         with made._lock:
             assert "another step" in made.of_step(trained.run.path, 4)["problem"]
+
+
+def test_rows_of_one_document_have_one_part(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, world_size=1, data={"isolation": "rows"})
+    found = documents_of_step(trained.run, 3)
+    assert [part["row"] for part in found["documents"]] == list(range(8))
+    for part in found["documents"]:
+        assert part["text"]
+        assert trained.rows[3][part["row"]].startswith(part["text"])
+        assert 1 <= part["tokens"] <= 32

@@ -19,7 +19,8 @@ import numpy as np
 from shardyard.data.formats import make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
-from shardyard.data.stream.packing import TokenStream
+from shardyard.data.stream.document_rows import DocumentStream
+from shardyard.data.stream.packing import IGNORED, TokenStream
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
@@ -185,6 +186,10 @@ class _Maker:
         if not isinstance(made.stream, TokenStream):
             tokens = len(row["input_ids"]) if "input_ids" in row else None
             yield _document_part(source, made.before, rank, row_number, self._described(row), tokens)
+            return
+        if isinstance(made.stream, DocumentStream):
+            filled = int(np.count_nonzero(row["labels"] != IGNORED))
+            yield _document_part(source, made.before, rank, row_number, self._text(row["input_ids"][:filled]), filled)
             return
         ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is only a target
         separator = made.stream._encoder.separator

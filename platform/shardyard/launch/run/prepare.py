@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from shardyard.errors import DataError
 from shardyard.launch.run.architecture_cache import keep, recall
@@ -85,7 +86,11 @@ def recipe_in(folder: RunFolder) -> Recipe:
 
 def as_before(folder: RunFolder) -> tuple[str, ...]:
     """Overrides with which a run from before there were probes goes on as it began: nothing is decided anew."""
-    if "isolation" in (_resolved(folder).get("data") or {}):
+    try:
+        data = _resolved(folder)["data"]
+    except (OSError, UnicodeError, YAMLError, TypeError, KeyError):
+        return ()  # loading the recipe says what is wrong
+    if "isolation" in data:
         return ()
     return ("data.isolation=positions", "model.probes.causality=false")
 

@@ -24,6 +24,8 @@ MAX_SECONDS = 20.0
 MAX_TRIES = 40
 # Ids of the tokens with which a copy is tried and probed; those of special tokens are outside of this range.
 FIRST_TOKEN, LAST_TOKEN = 5, 90
+# Tokens of a row with which a copy is tried, at least as many as a probe's.
+TOKENS = 24
 
 Check = Callable[[Any], None]
 
@@ -54,8 +56,8 @@ def narrow_config(
     Args:
         auto: the `Auto…` class of transformers that builds the model.
         check: is called with each candidate's module in evaluation mode; a candidate with which it raises is not
-            chosen. By default, a causal model must compute finite logits of 16 tokens, and any other must be built.
-        vocabulary, positions: most entries of the vocabulary, most positions.
+            chosen. By default, a causal model must compute finite logits of some tokens, and any other must be built.
+        vocabulary, positions: entries of the vocabulary; most positions.
         row: tokens of a row; windows and chunks of attention that are shorter become shorter than a probe's documents.
 
     Raises:
@@ -176,7 +178,7 @@ def randomise(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _computes(model: Any) -> None:
-    ids = torch.arange(FIRST_TOKEN, FIRST_TOKEN + 16)[None]  # [1, T]
+    ids = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS)[None]  # [1, T]
     logits = model(input_ids=ids, use_cache=False).logits
     if not torch.isfinite(logits).all():
         raise ValueError("its logits are not finite")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from shardyard.errors import ModelError
@@ -64,14 +67,22 @@ def probe_recipe(recipe: Recipe, config: PreTrainedConfig) -> Findings:
     """
     if not is_probed(recipe, config) or not any(recipe.model.probes.model_dump().values()):
         return Findings()
-    auto = objective_spec(recipe.objective).auto_class
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # narrow copies are too small for more
+    try:
+        return _probe(recipe, config, objective_spec(recipe.objective).auto_class)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _probe(recipe: Recipe, config: PreTrainedConfig, auto: str) -> Findings:
+    findings = Findings()
     try:
         subject = _Subject(recipe, config, _narrow(recipe, config, auto))
+        if auto == CAUSAL and recipe.model.probes.causality:
+            subject, findings = _causality(subject)
     except NotNarrowedError as error:
         return _unprobed(recipe, str(error))
-    findings = Findings()
-    if auto == CAUSAL and recipe.model.probes.causality:
-        subject, findings = _causality(subject)
     if auto == CAUSAL and recipe.model.probes.isolation and is_packed(recipe):
         findings = _isolation(subject, findings)
     return replace(findings, notices=findings.notices + _notices(subject))
@@ -109,7 +120,7 @@ def _causality(subject: _Subject) -> tuple[_Subject, Findings]:
         f"so {recipe.objective} would show it its own targets. Choose a decoder, such as llama or gpt2, or an "
         f"objective for encoders, such as masked_lm; {_OFF.format('causality')}"
     )
-    return subject, Findings(refusals=(refusal,))
+    return subject, Findings(refusals=(("model.family", refusal),))
 
 
 def _isolation(subject: _Subject, findings: Findings) -> Findings:
@@ -133,16 +144,25 @@ def _teacher(recipe: Recipe) -> list[Any]:
 
 def _notices(subject: _Subject) -> tuple[str, ...]:
     asked, recipe, model = subject.recipe.model.probes, subject.recipe, subject.narrow.model
+    dropout, padded = recipe.model.dropout, objective_spec(recipe.objective).rows != "packed"
+    tries: tuple[tuple[bool, Callable[[], str | None]], ...] = (
+        (asked.padding and padded, lambda: _padding(subject.family, model)),
+        (asked.dropout and dropout is not None, lambda: _dropout(subject.family, model, dropout or 0.0)),
+        (asked.tied_weights, lambda: _tied(subject.family, model)),
+        (asked.gradient and recipe.model.adapter is None, lambda: _gradient(model, recipe.model.freeze)),
+    )
     found = []
-    if asked.padding and objective_spec(recipe.objective).rows != "packed":
-        found.append(_padding(subject.family, model))
-    if asked.dropout and recipe.model.dropout is not None:
-        found.append(_dropout(subject.family, model, recipe.model.dropout))
-    if asked.tied_weights and is_untied(model):
-        found.append(f"tie_word_embeddings is true, but {subject.family} has different weights for embedding and head")
-    if asked.gradient and recipe.model.adapter is None:
-        found.append(_gradient(model, recipe.model.freeze))
+    for wanted, tried in tries:
+        # Families that take more than tokens, or particular ones, refuse these with any exception; they are not tried.
+        with contextlib.suppress(Exception):
+            found.append(tried() if wanted else None)
     return tuple(notice for notice in found if notice is not None)
+
+
+def _tied(family: str, model: Any) -> str | None:
+    if not is_untied(model):
+        return None
+    return f"tie_word_embeddings is true, but {family} has different weights for embedding and head"
 
 
 def _padding(family: str, model: Any) -> str | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 
 VOCABULARY = 128
 POSITIONS = 128
+# Tables of fewer positions grow to this, so that the documents of a probe fit.
+LEAST_POSITIONS = 64
 # Sliding windows and chunks become shorter than a document of a probe, so that their edges are part of it.
 WINDOW = 8
 
@@ -131,9 +133,9 @@ class Shrink:
     def _number(self, name: str, value: int) -> int:
         layers = value if self.layers is None else self.layers
         if "vocab" in name and not name.startswith("type"):
-            return min(value, self.vocabulary)
+            return self.vocabulary
         if _POSITIONS.search(name):
-            return min(value, self.positions)
+            return min(max(value, LEAST_POSITIONS), self.positions)
         if _LAYERS.match(name):
             return min(value, layers)
         if name in _BELOW_LAYERS:

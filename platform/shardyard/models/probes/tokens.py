@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardyard.models.probes.narrow import FIRST_TOKEN, LAST_TOKEN
+from shardyard.models.probes.narrow import FIRST_TOKEN, LAST_TOKEN, TOKENS
 
 # Rounding in fp32 moves logits by up to 3e-6 of their spread, and the smallest leak that was seen by 9e-5.
 TOLERANCE = 1e-5
 # Sums in another order move logits by as much as the last digit of the embeddings does, give or take a factor.
 _ROUNDINGS = 3
 # Tokens of a document: more than a window of a narrow copy.
-DOCUMENT = 12
+DOCUMENT = TOKENS // 2
 
 
 def random_tokens(rows: int, length: int, seed: int) -> Tensor:

@@ -86,13 +86,14 @@ def test_an_encoder_becomes_a_decoder_for_a_causal_objective(family: str) -> Non
 
 
 def test_a_family_that_is_never_causal_is_refused() -> None:
-    (refusal,) = found("xlnet").refusals
+    ((path, refusal),) = found("xlnet").refusals
+    assert path == "model.family"
     assert "xlnet is not causal" in refusal
     assert "model.probes.causality=false" in refusal
 
 
 def test_is_decoder_of_the_recipe_is_not_overridden() -> None:
-    (refusal,) = found("bert", config={**SMALL, "is_decoder": False}).refusals
+    ((_, refusal),) = found("bert", config={**SMALL, "is_decoder": False}).refusals
     assert "bert is not causal" in refusal
 
 
@@ -172,3 +173,20 @@ def test_rounding_in_a_deep_model_is_no_leak() -> None:
     assert TOLERANCE < leak(model, "positions") < tolerance_of(model)
     assert find_isolation([model]).isolation == "positions"
     assert tolerance_of(narrow("llama")) == TOLERANCE
+
+
+def test_tables_smaller_than_a_probe_are_no_hindrance() -> None:
+    small = {**CONFIGS["gpt2"], "n_positions": 8, "vocab_size": 257}
+    assert found("gpt2", config=small, data={"sequence_length": 8}).isolation == "positions"
+
+
+def test_a_family_that_refuses_plain_tokens_is_not_tried() -> None:
+    """BART classifies at its end token, which the tokens of the probe lack."""
+    config = {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
+    assert found("bart", config=config, objective="text_classification").refusals == ()
