@@ -44,6 +44,8 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     event_log: EventLog = tracker or NullEventLog()
     components = make_components(recipe, data_group=mesh.data.group)
     engine = start_engine(recipe, plan, components.config, mesh, lambda text: event_log.event(Notice(text=text)))
+    for remark in components.chat.remarks if components.chat is not None else ():
+        event_log.event(Notice(text=remark))
     tokenizer = components.exported_tokenizer(recipe)
     generates = components.generation(recipe, tokenizer)
     generation.adopt(engine.module, generates)

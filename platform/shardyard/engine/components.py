@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from transformers import GenerationConfig, PreTrainedConfig
 
 from shardyard.data.answer_ends import answer_ends
+from shardyard.data.chat import ChatNotes, prepare_chat
 from shardyard.data.exported import exported_tokenizer
 from shardyard.data.formats import FormatInputs
 from shardyard.data.media.processors import make_processor
@@ -39,7 +40,8 @@ from shardyard.recipe.schema import Recipe
 @dataclass(frozen=True)
 class Components:
     """`tokenizer` is None for an objective without text, `processor` if there is none to save with the weights;
-    `format_inputs` are those of training, and `objective` was created from `objective_inputs`."""
+    `format_inputs` are those of training, and `objective` was created from `objective_inputs`. `chat` says how the
+    chat template trains."""
 
     tokenizer: Any
     config: PreTrainedConfig
@@ -47,6 +49,7 @@ class Components:
     objective: Objective
     objective_inputs: ObjectiveInputs
     processor: Any = None
+    chat: ChatNotes | None = None
 
     def exported_tokenizer(self, recipe: Recipe) -> Any:
         """The tokenizer for sampling and for the exported model; None for an objective without text."""
@@ -89,6 +92,7 @@ def make_components(
         tokenizer = model_tokenizer(recipe)
     own = own_processor_makes_rows(recipe)
     problem_type = objective_spec(recipe.objective).problem_type
+    chat = _chat(recipe, tokenizer)
     config = config or architecture_config(
         recipe.model,
         vocabulary=vocabulary_size(tokenizer) if tokenizer is not None else None,
@@ -122,7 +126,13 @@ def make_components(
     )
     objective = make_objective(recipe.objective, objective_inputs)
     return Components(
-        tokenizer, config, format_inputs, objective, objective_inputs, make_processor(recipe.objective, format_inputs)
+        tokenizer,
+        config,
+        format_inputs,
+        objective,
+        objective_inputs,
+        make_processor(recipe.objective, format_inputs),
+        chat,
     )
 
 
@@ -136,7 +146,16 @@ def _format_inputs(recipe: Recipe, tokenizer: Any, config: PreTrainedConfig) -> 
         recipe.audio,
         answering=recipe.answering,
         embedding=recipe.embedding,
+        chat=recipe.chat,
     )
+
+
+def _chat(recipe: Recipe, tokenizer: Any) -> ChatNotes | None:
+    """Give the tokenizer the chat template of the recipe."""
+    spec = objective_spec(recipe.objective)
+    if not spec.chat or tokenizer is None:
+        return None
+    return prepare_chat(tokenizer, recipe.chat, all_answers=spec.layouts == "conversations")
 
 
 def with_frozen(

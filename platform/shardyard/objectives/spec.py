@@ -22,6 +22,7 @@ OPTIONAL_SECTIONS = (
     "masking",
     "image",
     "audio",
+    "chat",
     "preference",
     "distillation",
     "answering",

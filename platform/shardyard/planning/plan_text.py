@@ -69,6 +69,9 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "network", plan.network, why["network"]
     if "layout" in why:
         yield "data layout", why["layout"], "recognised by the columns; data.train.….columns chooses another"
+    if "answers" in why:
+        trained, _, explained = why["answers"].partition(": ")
+        yield "trained answers", trained, explained
     yield "precision", plan.precision, why["precision"]
     if plan.isolation_matters:
         yield "isolation", str(plan.isolation), why["isolation"]

@@ -53,7 +53,11 @@ class Layout:
 
 
 _SYSTEM: dict[str, tuple[str, ...]] = {"system": ("system", "system_prompt")}
-_TOOLS: dict[str, tuple[str, ...]] = {"tools": ("tools",)}
+_TOOLS: dict[str, tuple[str, ...]] = {
+    "tools": ("tools",),
+    "documents": ("documents",),
+    "chat_template_kwargs": ("chat_template_kwargs",),
+}
 
 _ASKED: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "query"),

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from shardyard.recipe.renamed import with_current_names
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
+from shardyard.recipe.sections.chat import Chat
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
 from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Source
 from shardyard.recipe.sections.model import Adapter, Experts, Model
@@ -54,6 +55,7 @@ __all__ = [
     "Alerts",
     "Answering",
     "Audio",
+    "Chat",
     "Checkpoint",
     "Cluster",
     "Data",
@@ -111,6 +113,9 @@ class Recipe(Section):
     masking: Masking = described(Masking(), "Which tokens are predicted (masked_lm, bert_pretraining).")
     image: Image = described(Image(), "How images become tensors, and their augmentation.")
     audio: Audio = described(Audio(), "Augmentation of audio (speech_to_text).")
+    chat: Chat = described(
+        Chat(), "How conversations become text, and which answers are trained (instruction, preference)."
+    )
     preference: Preference = described(Preference(), "Settings of the objective preference.")
     distillation: Distillation = described(Distillation(), "Settings of the objective distillation.")
     answering: Answering = described(Answering(), "Settings of the objective question_answering.")

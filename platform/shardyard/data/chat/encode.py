@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.chat.answers import Answer, Answers, check_calls
 from shardyard.data.chat.conversation import Conversation, conversation_of, is_trained
-from shardyard.data.chat.dialect import Dialect, dialect_of
+from shardyard.data.chat.dialect import ANSWER, USER, Dialect, dialect_of
 from shardyard.data.chat.special import Specials, unmarked
 from shardyard.data.chat.template import Template, common_prefix
 from shardyard.data.chat.tokens import Encoded, Span, tokens_of
@@ -36,6 +36,17 @@ class ChatEncoder:
         self._template, self._specials = Template(tokenizer), Specials(tokenizer)
         self._dialects: dict[str, Dialect] = {}
         self._check(self.dialect(None))
+
+    @property
+    def source(self) -> str:
+        """The template for conversations without tools."""
+        return self._template.source()
+
+    @property
+    def eos(self) -> str | None:
+        """The token that ends answers of templates without one."""
+        eos: str | None = self._specials.eos
+        return eos
 
     def dialect(self, tools: object) -> Dialect:
         """What the template for conversations with these tools expects and writes."""
@@ -87,6 +98,13 @@ class ChatEncoder:
         """The text that the model continues to answer these messages."""
         conversation = self.dialect(None).spoken(conversation_of({"messages": messages}))
         return self._template.render(conversation, answering=True)
+
+    def marks_end(self) -> bool:
+        """Whether the template's marks hold the token that ends a plain answer."""
+        turns = self.dialect(None).spoken(Conversation([USER, ANSWER]))
+        shown = self._template.marked(turns)
+        marked = "".join(shown.text[first:last] for first, last in shown.spans)
+        return self._specials.end_of_turn(marked) is not None
 
     def _encoded(self, text: str, spans: Sequence[Span]) -> Encoded:
         plain = unmarked(text)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedTokenizerFast
 
-from shardyard.data.chat.conversation import Conversation
-from shardyard.data.chat.dialect import ANSWER, OTHER_ANSWER, USER
+from shardyard.data.chat.dialect import ANSWER, OTHER_ANSWER, SAID, USER
 from shardyard.data.chat.template import PLAIN_TEMPLATE, Template, common_prefix
-from shardyard.errors import DataError, UnusableRowError
+from shardyard.errors import DataError
+from shardyard.recipe.chat_template import template_text
 
 
 def add_chat_template(
     tokenizer: PreTrainedTokenizerFast, template: str | None = None, variables: Mapping[str, object] | None = None
-) -> None:
+) -> bool:
     """Give a tokenizer its chat template, which is saved with it; doing so again changes nothing.
 
     A tokenizer without a template gets the plain one. One that cannot write the header of an answer for the model to
@@ -25,6 +24,9 @@ def add_chat_template(
     Args:
         template: a Jinja file, or its text; replaces the tokenizer's.
         variables: values that the template uses wherever none are passed to it.
+
+    Returns:
+        Whether the template was completed.
 
     Raises:
         DataError: the file cannot be read, or the tokenizer has no token that can end an answer.
@@ -40,27 +42,8 @@ def add_chat_template(
         tokenizer.chat_template = PLAIN_TEMPLATE
     if variables:
         tokenizer.chat_template = _for_each(tokenizer.chat_template, lambda text: with_defaults(text, variables))
-    if isinstance(tokenizer.chat_template, str):
-        _complete(tokenizer, tokenizer.chat_template)
-
-
-def template_text(template: str) -> str:
-    """The text of a template that is given as text or as the path of a file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if is_text(template):
-        return template
-    try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"chat.template: {template} cannot be read: {error}.") from error
-
-
-def is_text(template: str) -> bool:
-    """Whether a template is given as text and not as a file."""
-    return "{%" in template or "{{" in template
+    source = tokenizer.chat_template
+    return _complete(tokenizer, source) if isinstance(source, str) else False
 
 
 def with_defaults(template: str, variables: Mapping[str, object]) -> str:
@@ -73,33 +56,31 @@ def with_defaults(template: str, variables: Mapping[str, object]) -> str:
     return template if template.startswith(head) else f"{head}\n{template}"
 
 
-def _complete(tokenizer: PreTrainedTokenizerFast, source: str) -> None:
+def _complete(tokenizer: PreTrainedTokenizerFast, source: str) -> bool:
     """Add the header of an answer to a template that does not write one for the model to continue."""
     template = Template(tokenizer)
-    asked = template.accepts([USER])
-    texts = [template.accepts([USER, answer]) for answer in (ANSWER, OTHER_ANSWER)]
-    if asked is None or None in texts or template.render(Conversation([USER]), answering=True) != asked:
-        return
-    header = common_prefix(*(text for text in texts if text is not None))
-    if not header.startswith(asked) or not header[len(asked) :].strip():
-        return
-    header = header[len(asked) :]
-    tokenizer.chat_template = (
-        f"{source.removesuffix(chr(10))}{{% if add_generation_prompt %}}{{{{ {_literal(header)} }}}}{{% endif %}}"
-    )
-    try:
-        completed = template.render(Conversation([USER]), answering=True) == asked + header
-    except UnusableRowError:
-        completed = False
-    if not completed or template.accepts([USER, ANSWER]) != texts[0]:
-        tokenizer.chat_template = source
+    asked, answered, other = (template.accepts(turns) for turns in ([USER], [USER, ANSWER], [USER, OTHER_ANSWER]))
+    if asked is None or answered is None or other is None or SAID not in answered:
+        return False
+    header = common_prefix(answered, other)[len(asked) :]
+    if not answered.startswith(asked) or not header.strip() or _asks(template) != asked:
+        return False
+    added = f"{{% if add_generation_prompt %}}{{{{ {_literal(header)} }}}}{{% endif %}}"
+    tokenizer.chat_template = source.removesuffix("\n") + added
+    if _asks(template) == asked + header and template.accepts([USER, ANSWER]) == answered:
+        return True
+    tokenizer.chat_template = source
+    return False
 
 
-def _for_each(templates: str | Mapping[str, str], change: object) -> str | dict[str, str]:
-    assert callable(change)
+def _asks(template: Template) -> str | None:
+    return template.accepts([USER], answering=True)
+
+
+def _for_each(templates: str | Mapping[str, str], change: Callable[[str], str]) -> str | dict[str, str]:
     if isinstance(templates, str):
-        return str(change(templates))
-    return {name: str(change(text)) for name, text in templates.items()}
+        return change(templates)
+    return {name: change(text) for name, text in templates.items()}
 
 
 def _literal(value: object) -> str:

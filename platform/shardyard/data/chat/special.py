@@ -76,8 +76,8 @@ class Specials:
         )
 
     def _around(self, text: str) -> str:
-        if not self._quoted.search(text):
-            return text
+        if not self._quoted.search(text) or _THOUGHT.search(text):
+            return self._inside(text)
         # Templates strip white space, also around the marks.
         core = text.strip()
         at = text.find(core)

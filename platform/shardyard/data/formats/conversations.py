@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardyard.data.chat import Encoded, add_chat_template, encode_conversation
+from shardyard.data.chat import ChatEncoder, Encoded, add_chat_template
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packed_examples import PackedExamples
@@ -19,6 +19,7 @@ from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.stream.shuffle import Windows
 from shardyard.data.turns import check_turns, repairs
+from shardyard.errors import UnusableRowError
 from shardyard.recipe.isolation import isolation_of
 
 
@@ -29,21 +30,31 @@ class ConversationRows(ExampleRows):
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._tokenizer = inputs.text_tokenizer
-        add_chat_template(self._tokenizer)
+        tokenizer, chat = inputs.text_tokenizer, inputs.chat
+        add_chat_template(tokenizer, chat.template, chat.template_kwargs)
+        self._encoder = ChatEncoder(tokenizer, chat.loss_on)
         self._length = inputs.sequence_length
-        self._fill = padding(self._tokenizer)
+        self._fill = padding(tokenizer)
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
-        """An example {messages: [{role, content}, …]}.
+        """The row of the last answer, see `rows_of`."""
+        rows = self.rows_of(piece, generator)
+        if not rows:
+            raise UnusableRowError("no answer of the conversation is trained")
+        return rows[-1]
+
+    def rows_of(self, piece: Any, generator: np.random.Generator) -> Sequence[Row]:
+        """The rows of an example {messages: [{role, content, …}, …]}, perhaps with `tools` and `documents`.
+
+        There are several only if the chat template shows earlier answers otherwise once the conversation goes on.
 
         Raises:
             UnusableRowError: a turn is empty, or the template refuses the conversation.
         """
         check_turns(piece["messages"])
-        row, cut = answer_row(encode_conversation(self._tokenizer, piece["messages"]), self._length)
-        self.num_cut += cut
-        return row
+        made = [answer_row(encoded, self._length) for encoded in self._encoder.rows(piece)]
+        self.num_cut += sum(cut for _, cut in made)
+        return [row for row, _ in made]
 
     def learns(self, row: Row) -> bool:
         """Whether a token of an answer fits into the row."""

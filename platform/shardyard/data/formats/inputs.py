@@ -26,6 +26,7 @@ class FormatInputs:
     audio: schema.Audio = field(default_factory=schema.Audio)
     answering: schema.Answering = field(default_factory=schema.Answering)
     embedding: schema.Embedding = field(default_factory=schema.Embedding)
+    chat: schema.Chat = field(default_factory=schema.Chat)
     training: bool = True
     processor: Any = None
 

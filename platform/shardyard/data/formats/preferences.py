@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.data.chat import add_chat_template, encode_conversation
+from shardyard.data.chat import ChatEncoder, add_chat_template
 from shardyard.data.formats.conversations import answer_row, has_target, padding
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.turns import check_turns, repairs
+from shardyard.errors import UnusableRowError
 
 ANSWERS = ("chosen", "rejected")
 
@@ -24,10 +25,11 @@ class PreferenceRows(ExampleRows):
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._tokenizer = inputs.text_tokenizer
-        add_chat_template(self._tokenizer)
+        tokenizer, chat = inputs.text_tokenizer, inputs.chat
+        add_chat_template(tokenizer, chat.template, chat.template_kwargs)
+        self._encoder = ChatEncoder(tokenizer)
         self._length = inputs.sequence_length
-        fill = padding(self._tokenizer)
+        fill = padding(tokenizer)
         self._fill = {f"{answer}_{name}": value for answer in ANSWERS for name, value in fill.items()}
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
@@ -40,7 +42,11 @@ class PreferenceRows(ExampleRows):
         for answer in ANSWERS:
             messages = [*_turns(piece["prompt"], "user"), *_turns(piece[answer], "assistant")]
             check_turns(messages)
-            made, cut = answer_row(encode_conversation(self._tokenizer, messages), self._length)
+            encoded = self._encoder.rows({**piece, "messages": messages})
+            if not encoded:
+                raise UnusableRowError(f"{answer} has no answer of the assistant that is trained")
+            # Where the template shows earlier turns otherwise, the last answers are compared.
+            made, cut = answer_row(encoded[-1], self._length)
             row |= {f"{answer}_{name}": array for name, array in made.items()}
             self.num_cut += cut
         return row

@@ -194,11 +194,16 @@ def _system(values: Mapping[str, object]) -> list[Message]:
     return [{"role": "system", "content": text}] if text else []
 
 
+# Further values that a chat template reads.
+_BESIDE = ("documents", "chat_template_kwargs")
+
+
 def _tools(values: Mapping[str, object]) -> dict[str, object]:
     tools = values.get("tools")
     if isinstance(tools, str):
         tools = _parsed(tools, "tools") if tools.strip() else None
-    return {"tools": tools} if tools else {}
+    others = {name: value for name in _BESIDE if (value := values.get(name))}
+    return {"tools": tools, **others} if tools else others
 
 
 def _parsed(text: str, role: str) -> Any:

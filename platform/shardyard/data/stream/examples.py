@@ -38,6 +38,10 @@ class ExampleRows:
         """The row of one piece."""
         raise NotImplementedError
 
+    def rows_of(self, piece: Any, generator: np.random.Generator) -> Sequence[Row]:
+        """The rows of one piece, for a format in which a piece may become several."""
+        return [self.row(piece, generator)]
+
     def learns(self, row: Row) -> bool:
         """Whether the row has a target; other rows are left out and counted."""
         return True
@@ -82,7 +86,7 @@ class ExampleStream:
         """Continue at `position`: the next call of `next_row` reads its window again."""
         self._windows.seek(position.epoch, position.window, position.cursor)
         self._position, self._nothing_since = position, None
-        self._source = self._made(position.document)
+        self._source = self._made(position.document, position.offset)
 
     def close(self) -> None:
         self._windows.reader.close()
@@ -104,18 +108,21 @@ class ExampleStream:
         windows = iter(self._windows.next, None)
         return sum(len(self._rows.pieces(window.examples, _generator(window))) for window in windows)
 
-    def _made(self, skip: int = 0) -> Iterator[tuple[Row, Position]]:
-        """Each row with the position after it."""
+    def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position]]:
+        """Each row with the position after it: `offset` is the number of rows that were made of piece `document`."""
         while (window := self._windows.next()) is not None:
-            if not skip:
+            if not skip and not begun:
                 self._check_progress(window)
             at = Position(window.epoch, window.index, window.cursor)
             pieces = self._rows.pieces(window.examples, _generator(window))
             for index in range(skip, len(pieces)):
-                row = self._learnable(pieces[index], window, index, len(pieces))
-                if row is not None:
+                rows = self._learnable(pieces[index], window, index, len(pieces))
+                for number in range(begun, len(rows)):
                     self._nothing_since = None
-                    yield row, replace(at, document=index + 1)
+                    after = number + 1
+                    done = after == len(rows)
+                    yield rows[number], replace(at, document=index + done, offset=0 if done else after)
+                begun = 0
             self.num_documents += len(window.examples)
             skip = 0
 
@@ -130,37 +137,38 @@ class ExampleStream:
         elif self._nothing_since is not None and window.epoch > self._nothing_since:
             raise DataError(nothing_left(self._windows.reader))
 
-    def _learnable(self, piece: Any, window: Window, index: int, number: int) -> Row | None:
-        """The row of a piece; None if it is left out."""
+    def _learnable(self, piece: Any, window: Window, index: int, number: int) -> list[Row]:
+        """The rows of a piece that are not left out."""
         left_out, cut_before = self._windows.reader.left_out, self._rows.num_cut
         # The row of an example is named; pieces of examples have no place of their own.
         place = window.place(index) if number == len(window.examples) else self._windows.reader.name
         try:
-            row = self._row(piece, lambda: _generator(window, index), place)
+            rows = self._rows_of(piece, lambda: _generator(window, index), place)
         except UnusableRowError as error:
             left_out.unusable(place, error)
-            return None
+            return []
         except DataError as error:
             raise DataError(f"source {self._windows.reader.name}: {error}") from error
-        if self._rows.learns(row):
-            return row
-        self._rows.num_cut = cut_before
-        left_out.without_target(place)
-        return None
+        kept = [row for row in rows if self._rows.learns(row)]
+        if not kept:
+            self._rows.num_cut = cut_before
+        for _ in range(max(len(rows), 1) - len(kept)):
+            left_out.without_target(place)
+        return kept
 
-    def _row(self, piece: Any, generator: Callable[[], np.random.Generator], place: str) -> Row:
-        """The row of a piece, or of its first repair that is usable."""
+    def _rows_of(self, piece: Any, generator: Callable[[], np.random.Generator], place: str) -> Sequence[Row]:
+        """The rows of a piece, or of its first repair that is usable."""
         left_out = self._windows.reader.left_out
         try:
-            return self._rows.row(piece, generator())
+            return self._rows.rows_of(piece, generator())
         except UnusableRowError:
             if left_out.on_error != "repair":
                 raise
             for repaired in self._rows.repairs(piece):
                 with contextlib.suppress(UnusableRowError):
-                    row = self._rows.row(repaired, generator())
+                    rows = self._rows.rows_of(repaired, generator())
                     left_out.repaired(place)
-                    return row
+                    return rows
             raise
 
 

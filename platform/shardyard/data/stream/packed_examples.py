@@ -38,7 +38,8 @@ class PackedExamples(ExampleStream):
         """The number of remaining rows."""
         return sum(1 for _ in iter(self.next_row, None))
 
-    def _made(self, skip: int = 0) -> Iterator[tuple[Row, Position]]:
+    def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position]]:
+        assert not begun, "a window's rows are counted, not the rows of an example"
         while (window := self._windows.next()) is not None:
             if not skip:
                 self._check_progress(window)
@@ -54,8 +55,11 @@ class PackedExamples(ExampleStream):
     def _packed(self, window: Window) -> list[list[Row]]:
         """The rows of a window's examples, packed, in an order that does not depend on their lengths."""
         number = len(window.examples)
-        made = (self._learnable(example, window, index, number) for index, example in enumerate(window.examples))
-        rows = [row for row in made if row is not None]
+        rows = [
+            row
+            for index, example in enumerate(window.examples)
+            for row in self._learnable(example, window, index, number)
+        ]
         packs = best_fit([self._joiner.length(row) for row in rows], self._length)
         order = keyed_permutation(len(packs), PACKING_STREAM, *window.key)
         return [[rows[index] for index in packs[number]] for number in order]

@@ -8,6 +8,7 @@ from typing import Any
 
 from shardyard.data.datasets.reading import pretrained_folder
 from shardyard.errors import DataError, ModelError, Problem, RecipeError, UsageError
+from shardyard.recipe.chat_template import with_template_text
 from shardyard.recipe.fields import dotted
 from shardyard.recipe.initial_weights import PRETRAINED_CONFIGS, RUN, kind_of, recipe_of_run
 from shardyard.recipe.loading.load import load_recipe
@@ -41,7 +42,7 @@ def locate(recipe: Recipe, runs_dir: Path, fields: Sequence[str] = _FIELDS) -> t
             found[field] = {"name": name, "path": str(path), "sha256": _fingerprint(path)}
         elif (commit := _commit(name, field)) is not None:
             found[field] = {"name": name, "path": f"{name.partition('@')[0]}@{commit}"}
-    located = _with(recipe, {field: value["path"] for field, value in found.items()})
+    located = with_template_text(_with(recipe, {field: value["path"] for field, value in found.items()}))
     findings = rules.check(located) if found else []
     if findings:
         raise RecipeError(recipe.name, [Problem("", dotted(path), message) for path, message in findings])

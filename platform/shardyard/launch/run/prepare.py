@@ -39,13 +39,14 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
         ModelError: the model cannot be built.
         RecipeError: the recipe cannot run in the world.
     """
-    _check_rows(recipe)
+    reasons = _check_rows(recipe)
     known = recall(recipe) if remember else None
     architecture = known or _measure(recipe)
     if remember and known is None:
         keep(recipe, architecture)
     isolated = with_findings(recipe, architecture.findings)
-    return make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated))
+    plan = make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated))
+    return replace(plan, reasons={**plan.reasons, **reasons})
 
 
 def _rows_of_a_pass(recipe: Recipe) -> int | None:
@@ -58,14 +59,18 @@ def _rows_of_a_pass(recipe: Recipe) -> int | None:
     return count_rows(make_components(recipe).format_inputs, recipe.objective, recipe.train.seed, streams=streams)
 
 
-def _check_rows(recipe: Recipe) -> None:
+def _check_rows(recipe: Recipe) -> dict[str, str]:
     """Make the first rows of local conversations and pairs, of which any may be left out.
 
     A tokenizer that is not on this machine is no reason to refuse a plan; without one nothing is checked.
+
+    Returns:
+        Reasons of the plan: which answers of conversations are trained, and why.
     """
     sources = (*recipe.data.train, *recipe.data.validation)
     if objective_spec(recipe.objective).layouts is None or all(source.path is None for source in sources):
-        return
+        return {}
+    from shardyard.data.chat import prepare_chat
     from shardyard.data.formats.inputs import FormatInputs
     from shardyard.data.stream.first_rows import check_first_rows
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
@@ -73,8 +78,12 @@ def _check_rows(recipe: Recipe) -> None:
     try:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
     except DataError:
-        return
-    check_first_rows(FormatInputs(recipe.data, tokenizer), recipe.objective)
+        return {}
+    conversations = objective_spec(recipe.objective).layouts == "conversations"
+    notes = prepare_chat(tokenizer, recipe.chat, all_answers=conversations)
+    check_first_rows(FormatInputs(recipe.data, tokenizer, chat=recipe.chat), recipe.objective)
+    why = "; ".join([notes.why, *notes.remarks])
+    return {"answers": f"{notes.trained}: {why}"} if conversations else {}
 
 
 def recipe_in(folder: RunFolder) -> Recipe:

@@ -12,6 +12,7 @@ SPEC = ObjectiveSpec(
     layouts="conversations",
     rows="conversations",
     task="text-generation",
+    sections=frozenset({"loss", "chat"}),
     metrics={"perplexity": False, "token_accuracy": True},
     generates=True,
     chat=True,

@@ -17,6 +17,7 @@ from shardyard.recipe.batching import default_streams, training_steps
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.mesh import data_size
+from shardyard.recipe.rules.chat import chat_rules
 from shardyard.recipe.rules.cluster import cluster_rules
 from shardyard.recipe.rules.data import data_rules
 from shardyard.recipe.rules.decoders import decoder_rules
@@ -267,6 +268,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     model_rules,
     expert_rules,
     data_rules,
+    chat_rules,
     decoder_rules,
     picture_rules,
     finetune_rules,
