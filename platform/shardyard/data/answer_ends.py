@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
+from shardyard.data.chat import ChatEncoder
+
 # A word that no template writes by itself, so that its place in the rendered text is the answer's.
 _ANSWER = "Zyxwv"
 _USER, _ASSISTANT = {"role": "user", "content": "Qponm"}, {"role": "assistant", "content": _ANSWER}
@@ -16,11 +18,13 @@ def answer_ends(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Ids of the tokens that follow an answer in the chat template; empty if none of the tokenizer's tokens does.
 
     A template may end the last answer with another token than an earlier one (gpt-oss), or with the token that begins
-    the next turn (GLM), so a conversation that ends with the answer and one that goes on are both rendered.
+    the next turn (GLM), so a conversation that ends with the answer and one that goes on are both rendered. A call of a
+    tool may end with a token of its own.
     """
     if tokenizer.chat_template is None:
         return []
-    found = (_end(tokenizer, turns) for turns in ([_USER, _ASSISTANT], [_USER, _ASSISTANT, _USER]))
+    found = [_end(tokenizer, turns) for turns in ([_USER, _ASSISTANT], [_USER, _ASSISTANT, _USER])]
+    found.append(ChatEncoder(tokenizer).call_end())
     return list(dict.fromkeys(token for token in found if token is not None))
 
 

@@ -20,6 +20,7 @@ ANSWER: Message = {"role": "assistant", "content": SAID}
 OTHER_ANSWER: Message = {"role": "assistant", "content": OTHER}
 _NEXT: Message = {"role": "user", "content": OTHER}
 _CALL = {"id": "call00001", "type": "function", "function": {"name": "probe", "arguments": {"word": SAID}}}
+CALLING: Message = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
 _RESULT: Message = {"role": "tool", "name": "probe", "tool_call_id": "call00001", "content": OTHER}
 _PARTS = [{"type": "text", "text": SAID}, {"type": "text", "text": OTHER}]
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.chat.answers import Answer, Answers, check_calls
 from shardyard.data.chat.conversation import Conversation, conversation_of, is_trained
-from shardyard.data.chat.dialect import ANSWER, USER, Dialect, dialect_of
+from shardyard.data.chat.dialect import ANSWER, CALLING, USER, Dialect, dialect_of
 from shardyard.data.chat.special import Specials, unmarked
 from shardyard.data.chat.template import Template, common_prefix
 from shardyard.data.chat.tokens import Encoded, Span, tokens_of
@@ -105,6 +105,16 @@ class ChatEncoder:
         shown = self._template.marked(turns)
         marked = "".join(shown.text[first:last] for first, last in shown.spans)
         return self._specials.end_of_turn(marked) is not None
+
+    def call_end(self) -> int | None:
+        """Id of the token that ends a call of a tool; None if the template shows no calls or no token ends them."""
+        try:
+            rows = self.rows({"messages": [USER, CALLING]})
+        except UnusableRowError:
+            return None
+        trained = [token for row in rows for token, is_answer in zip(row.ids, row.is_answer, strict=True) if is_answer]
+        special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
+        return trained[-1] if trained and trained[-1] in special else None
 
     def _encoded(self, text: str, spans: Sequence[Span]) -> Encoded:
         plain = unmarked(text)

@@ -24,7 +24,15 @@ PLAIN_TEMPLATE = (
 )
 
 # What a template raises about one conversation: its own refusals, and operations on values that it does not expect.
-REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+REFUSALS = (
+    jinja2.TemplateError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 def common_prefix(*texts: str) -> str:

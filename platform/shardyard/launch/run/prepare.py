@@ -72,9 +72,11 @@ def _check_rows(recipe: Recipe) -> dict[str, str]:
         return {}
     from shardyard.data.chat import prepare_chat
     from shardyard.data.formats.inputs import FormatInputs
-    from shardyard.data.stream.first_rows import check_first_rows
+    from shardyard.data.stream.first_rows import check_first_rows, is_local
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
+    if not any(source.path is not None and is_local(source) for source in sources):
+        return {}
     try:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
     except DataError:

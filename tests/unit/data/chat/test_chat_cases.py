@@ -262,7 +262,7 @@ def test_malformed_messages_are_unusable_rows(messages: Any, message: str) -> No
 def test_refusals_of_a_template_are_unusable_rows() -> None:
     strict = "{% if messages[0].role == 'assistant' %}{{ raise_exception('roles must alternate') }}{% endif %}" + MARKED
     for talk in ([answer("Hi."), *TALK], [system("x"), answer("Hi.")]):
-        for template in (strict, "{{ messages[0].content + 1 }}"):
+        for template in (strict, "{{ messages[0].content + 1 }}", "{{ 1 // 0 }}"):
             if talk[0]["role"] == "assistant" or template != strict:
                 with pytest.raises(UnusableRowError, match="the chat template refuses a conversation") as caught:
                     trained(tokenizer(template), talk)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from shardyard.data.answer_ends import answer_ends
 from shardyard.data.chat import ChatEncoder, Encoded
 from shardyard.errors import UnusableRowError
 from support.chat.cases import CONVERSATIONS, FORMATS, answers_of, chat_tokenizer, spans_of
@@ -128,6 +129,12 @@ def test_a_conversation_is_one_row_where_earlier_turns_stay_as_they_are(name: st
     kind = "earlier reasoning" if FORMATS[name].thinks else "system"
     kind = "several turns" if kind in FORMATS[name].refuses else kind
     assert (len(rows_of(name, kind)) == 1) is FORMATS[name].keeps
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_generation_ends_where_answers_and_calls_end(name: str) -> None:
+    ends = tokenizer_of(name).convert_ids_to_tokens(answer_ends(tokenizer_of(name)))
+    assert set(FORMATS[name].ends) <= set(ends)
 
 
 @pytest.mark.parametrize("name", FORMATS)
