@@ -21,7 +21,7 @@ JS := tests/javascript
 STATIC := platform/shardyard/dashboard/static
 JS_BIN = $(BIN)/node $(JS)/node_modules/.bin
 
-.PHONY: help setup setup-all demo data test-fast test test-clusters bench gpu-check check check-js schema clean
+.PHONY: help setup setup-all demo data test-fast test test-clusters bench seeds gpu-check check check-js schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ test-clusters: $(ALL) ## run only the tests that start clusters of several nodes
 
 bench: $(ALL) ## compare step times and whole runs with DeepSpeed alone, in ten minutes on two idle cores
 	@$(BIN)/python tests/benchmarks/step_time.py
+
+RECIPE ?= gpt/quickstart
+seeds: $(ALL) ## train RECIPE (gpt/quickstart) with three seeds and print the mean and spread of its results
+	@$(BIN)/python tests/benchmarks/seeds.py $(RECIPE)
 
 gpu-check: $(STAMP) ## check on a GPU what only a GPU shows; see docs/gpu.md
 	@$(BIN)/python tests/gpu_check/run.py

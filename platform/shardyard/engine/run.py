@@ -19,6 +19,7 @@ from shardyard.engine.budget import fix_steps
 from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
 from shardyard.engine.checkpoint.weights import consolidated_weights
 from shardyard.engine.hooks.base import Hook
+from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
 from shardyard.engine.mesh import make_mesh
@@ -199,7 +200,8 @@ def _export(session: Session) -> str | None:
     if weights is not None:
         evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]
         run = TrainedRun(session.folder.id, session.engine.global_steps, session.folder.info().provenance)
-        card = model_card(session.recipe, session.plan, run, evaluations[-1] if evaluations else {})
+        errors = next((hook.errors for hook in session.hooks if isinstance(hook, EvaluateHook)), {})
+        card = model_card(session.recipe, session.plan, run, evaluations[-1] if evaluations else {}, errors)
         try:
             path = _with_room(
                 session,

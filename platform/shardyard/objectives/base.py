@@ -50,6 +50,8 @@ class Objective:
     """Base of all objectives. `weights` are the factors of the loss terms in the total loss."""
 
     weights: Mapping[str, float] = {"loss": 1.0}
+    shares_of_rows: frozenset[str] = frozenset()
+    """Metrics of `score` that are shares of the held-out rows, for their standard error."""
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """Number of targets of each loss term in a micro-batch."""

@@ -24,6 +24,7 @@ class Architecture:
     trainable_parameters: weights that training changes; None if it changes all. Adapter weights are not included in
         `parameters`. quantized_parameters: weights stored in 4 bits.
     pretrained_vocabulary: rows of the pretrained embeddings, if they are resized to `vocabulary`.
+    adapted, left_out: the weights with and without an adapter, by kind; "" without adapters, or if none is left out.
     flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), if the
         formulas for decoders do not apply; for checkpointed blocks, only the inputs and one block.
     findings: of the probes of the model.
@@ -49,6 +50,8 @@ class Architecture:
     quantized_parameters: int = 0
     pretrained_vocabulary: int | None = None
     findings: Findings = field(default_factory=Findings)
+    adapted: str = ""
+    left_out: str = ""
 
 
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:

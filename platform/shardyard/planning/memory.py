@@ -10,8 +10,8 @@ from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
 
-# 4 bits, plus one fp32 scale for each block of 64 weights.
-NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
+# 4 bits, plus one fp32 scale for each block of 64 weights; 8 bits, with a scale for each row, which is not counted.
+QUANTIZED_BYTES_PER_WEIGHT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         gathered = 2 * width * max(0, block)
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
         parameters += width * architecture.parameters  # the reference model, whole on each rank
-    # Weights in 4 bits are buffers, which ZeRO does not shard.
-    parameters += round(NF4_BYTES_PER_WEIGHT * quantized)
+    if recipe.model.adapter is not None and recipe.model.adapter.quantize is not None:
+        # Quantised weights are buffers, which ZeRO does not shard.
+        parameters += round(QUANTIZED_BYTES_PER_WEIGHT[recipe.model.adapter.quantize] * quantized)
     offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
         parameters if recipe.zero.offload_parameters else 0
     )

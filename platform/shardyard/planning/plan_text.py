@@ -63,6 +63,10 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         grown = size.pretrained_vocabulary < size.vocabulary
         how = "new rows begin as the mean of the others" if grown else "the last rows are left out"
         yield "embeddings", f"{size.pretrained_vocabulary} → {size.vocabulary} rows", how
+    if size.adapted:
+        yield "adapters on", size.adapted, ""
+    if size.left_out:
+        yield "without adapter", size.left_out, ""
     yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
     yield "each worker", plan.bundle, why["bundle"]
     yield "placement", plan.placement, why["placement"]

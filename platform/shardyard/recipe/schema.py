@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import model_validator
 
 from shardyard.recipe.renamed import with_current_names
+from shardyard.recipe.sections.adapter import Adapter
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
 from shardyard.recipe.sections.chat import Chat
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
 from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Source
-from shardyard.recipe.sections.model import Adapter, Experts, Model
+from shardyard.recipe.sections.model import Experts, Model
 from shardyard.recipe.sections.scoring import (
     Answering,
     Distillation,

@@ -44,6 +44,7 @@ LATE = {
     "launch/sweep/law_fits.py": "scipy is an extra",
     "launch/sweep/search.py": "optuna is an extra",
     "models/adapters/adapters.py": "peft takes half a second, which only adapters need",
+    "models/adapters/nf4.py": "bitsandbytes is an extra",
     "models/quirks.py": "peft takes half a second, which only adapters need",
     "recipe/seen_columns.py": "pyarrow takes a tenth of a second, which only Parquet files need",
     "tracking/wandb/": "wandb takes half a second, which runs without it spare",

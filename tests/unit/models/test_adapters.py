@@ -11,8 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from shardyard.errors import ModelError
-from shardyard.models.adapters.adapters import attach, merged, num_quantized, num_trainable, target_names
-from shardyard.models.adapters.nf4 import BLOCK, LEVELS, NF4Linear, dequantize, quantize
+from shardyard.models.adapters import int8
+from shardyard.models.adapters.adapters import attach, num_quantized, num_trainable
+from shardyard.models.adapters.merging import merged
+from shardyard.models.adapters.nf4 import BLOCK, LEVELS, dequantize, dequantize_by_kernel, quantize
+from shardyard.models.adapters.quantized import FORMATS, Int8Linear, NF4Linear
+from shardyard.models.adapters.targets import chosen
 from shardyard.models.build import architecture_config, construct_pretrained, skeleton
 from shardyard.models.frozen import AdapterOff, frozen_causal_lm
 from shardyard.recipe.schema import Adapter, Model
@@ -52,7 +56,7 @@ def tokens() -> torch.Tensor:
     return torch.randint(0, 257, (2, 16), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("quantize", [None, "nf4", "int8"])
 @pytest.mark.parametrize("family", OBJECTIVES)
 def test_only_adapters_and_new_heads_are_trained(family: str, quantize: Any, tmp_path: Path) -> None:
     model, plain = pretrained(tmp_path, family)
@@ -64,7 +68,8 @@ def test_only_adapters_and_new_heads_are_trained(family: str, quantize: Any, tmp
     assert sum(dict(model.named_parameters())[name].numel() for name in names) == expected
     assert all(".lora_" in name or name.startswith("classifier.") for name in names)
     assert any(name.startswith("classifier.") for name in names) == (family == "bert")
-    held = sum(2 * buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".codes"))
+    codes = [buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".codes")]
+    held = sum(codes) * (2 if quantize == "nf4" else 1)
     assert held == num_quantized(plain, adapter)
     assert (held > 0) == (quantize is not None)
 
@@ -119,17 +124,24 @@ def test_adapters_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
 def test_a_target_that_is_no_layer_names_the_nearest(tmp_path: Path) -> None:
     model, _ = pretrained(tmp_path, "llama")
     assert all(
-        name.endswith(("q_proj", "v_proj")) for name in target_names(model, Adapter(targets=["q_proj", "v_proj"]))
+        target.name.endswith(("q_proj", "v_proj")) for target in chosen(model, Adapter(targets=["q_proj", "v_proj"]))
     )
     with pytest.raises(ModelError, match=r"no linear layer is called 'q_prj'; did you mean 'q_proj'\?"):
-        target_names(model, Adapter(targets=["q_prj"]))
+        chosen(model, Adapter(targets=["q_prj"]))
 
 
-@pytest.mark.parametrize("quantize", [None, "nf4"])
-@pytest.mark.parametrize("family", OBJECTIVES)
-def test_the_merged_model_computes_the_same(family: str, quantize: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        *((family, {"quantize": kind}) for family in OBJECTIVES for kind in (None, "nf4", "int8")),
+        ("gpt2", {"quantize": "nf4", "dora": True}),
+        ("gpt2", {"quantize": "int8", "init": "pissa"}),
+        ("llama", {"quantize": "nf4", "init": "pissa", "dora": True}),
+    ],
+)
+def test_the_merged_model_computes_the_same(family: str, settings: Any, tmp_path: Path) -> None:
     model, plain = pretrained(tmp_path, family)
-    adapter = Adapter(rank=4, alpha=6.0, quantize=quantize)
+    adapter = Adapter(rank=4, alpha=6.0, **settings)
     adapted(model, adapter, family)
     trained_a_little(model)
     expected = model.eval()(input_ids=tokens()).logits
@@ -196,17 +208,46 @@ def test_a_block_of_zeros_stays_zero() -> None:
     assert torch.equal(dequantize(*quantize(torch.zeros(64, 2)), torch.Size((64, 2))), torch.zeros(64, 2))
 
 
-def test_a_change_of_precision_leaves_the_levels_as_they_were() -> None:
+@pytest.mark.parametrize("shape", [(64, 64), (3, 7), (5, 130)])
+def test_codes_scales_and_weights_are_those_of_bitsandbytes(shape: tuple[int, int]) -> None:
+    """Its kernels also run on CPUs."""
+    theirs = pytest.importorskip("bitsandbytes.functional")
     torch.manual_seed(0)
-    layer = NF4Linear(torch.randn(16, 32), nn.Parameter(torch.zeros(16)))
+    weight = torch.randn(shape)
+    codes, scales = quantize(weight)
+    packed, state = theirs.quantize_4bit(weight, quant_type="nf4", compress_statistics=False)
+    assert torch.equal(state.absmax, scales.view(torch.float32))
+    assert torch.equal(packed.flatten(), codes[: packed.numel()])
+    assert torch.equal(dequantize_by_kernel(codes, scales, weight.shape), dequantize(codes, scales, weight.shape))
+    rows, largest, _ = theirs.int8_vectorwise_quant(weight)
+    codes, scales = int8.quantize(weight)
+    assert torch.equal(codes, rows)
+    assert torch.equal(scales.view(torch.float32), largest)
+
+
+def test_a_weight_in_8_bits_is_off_by_half_a_level_of_its_row() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(9, 70)
+    weight[4] = 0
+    found = int8.dequantize(*int8.quantize(weight), weight.shape)
+    level = weight.abs().amax(1, keepdim=True) / 127
+    assert ((found - weight).abs() <= level / 2 * (1 + 1e-5)).all()
+    assert torch.equal(found[4], weight[4])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_change_of_precision_leaves_the_levels_as_they_were(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = FORMATS[kind](torch.randn(16, 32), nn.Parameter(torch.zeros(16)))
     before = layer.weight
     assert torch.equal(layer.bfloat16().weight, before)
     assert layer(torch.randn(2, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_a_layer_in_4_bits_computes_as_one_with_its_weight() -> None:
+@pytest.mark.parametrize("quantized", [NF4Linear, Int8Linear])
+def test_a_quantised_layer_computes_as_one_with_its_weight(quantized: Any) -> None:
     torch.manual_seed(0)
-    layer = NF4Linear(torch.randn(16, 32), nn.Parameter(torch.randn(16)))
+    layer = quantized(torch.randn(16, 32), nn.Parameter(torch.randn(16)))
     ours, theirs = (torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in "ab")
     output, expected = layer(ours), functional.linear(theirs, layer.weight, layer.bias)
     torch.testing.assert_close(output, expected)

@@ -173,6 +173,13 @@ def card_of(recipe: Recipe, loss: float | None = 1.23456, **info: Any) -> str:
     return model_card(recipe, prepare(recipe, World(size=2, gpu=False)), run, {} if loss is None else {"loss": loss})
 
 
+def test_the_card_states_the_standard_error_of_a_metric(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "corpus.jsonl")
+    plan, run = prepare(recipe, World(size=1, gpu=False)), TrainedRun("a", 20, {})
+    card = model_card(recipe, plan, run, {"loss": 1.23456, "perplexity": 3.4}, {"loss": 0.0321})
+    assert "| held-out data | loss 1.2346 ± 0.0321, perplexity 3.4000 on 8 held-out rows |" in card
+
+
 def test_the_card_has_the_facts_and_a_header_that_the_hub_reads(tmp_path: Path) -> None:
     sources = [
         {"path": "org/set", "config": "en", "revision": "abc123", "weight": 0.7},

@@ -62,6 +62,42 @@ def test_a_partitioned_matrix_is_decayed_by_its_own_shape() -> None:
     assert [id(parameter) for parameter in others["params"]] == [id(model.bias)]
 
 
+class Adapted(nn.Module):
+    """A linear layer with the names of an adapter's parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 4, bias=False)})
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.norm(self.lora_B["default"](self.lora_A["default"](inputs)))
+
+
+def test_lora_plus_trains_b_faster_as_peft_does() -> None:
+    from peft.optimizers import create_loraplus_optimizer
+
+    theirs: Any = create_loraplus_optimizer(
+        nn.ModuleDict({"layer": Adapted()}),  # type: ignore[arg-type]
+        torch.optim.AdamW,
+        lr=0.01,
+        loraplus_lr_ratio=16.0,
+        loraplus_weight_decay=0.1,
+    )
+
+    def rates(optimizer: torch.optim.Optimizer) -> set[tuple[tuple[int, ...], float, float]]:
+        return {
+            (tuple(parameter.shape), group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    groups: Any = parameter_groups(nn.ModuleDict({"layer": Adapted()}), 0.1, lr_of_b=0.16)
+    assert [group["name"] for group in groups] == ["decayed", "faster", "others"]
+    assert rates(torch.optim.AdamW(groups, lr=0.01)) == rates(theirs)
+
+
 def random_run(steps: int = 20) -> tuple[Tensor, list[Tensor]]:
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(7, 5, generator=generator, dtype=torch.float64)

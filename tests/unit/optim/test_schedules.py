@@ -105,6 +105,43 @@ def test_shares_of_wsd_never_make_the_rate_jump(steps: int, warmup: float, decay
     assert drops == pytest.approx(drops[:1] * len(drops))
 
 
+@given(
+    name=st.sampled_from(NAMES),
+    steps=st.integers(2, 400),
+    warmup=st.floats(0, 0.99),
+    share=st.booleans(),
+    floor=st.floats(0, 1),
+    decay=st.floats(0.01, 1),
+    gamma=st.floats(0.1, 1),
+)
+def test_no_schedule_jumps_except_the_steps_of_step(
+    name: Any, steps: int, warmup: float, share: bool, floor: float, decay: float, gamma: float
+) -> None:
+    """From one step to the next, the rate changes by no more than the steepest place of its formula, also where
+    warm-up and decay overlap: a warm-up of 50 and a decay of 90 of 100 steps once fell from 1.0 to 0.6 at once."""
+    rise = max(0.001, warmup) if share else int(warmup * steps)
+    schedule = Schedule(
+        name=name, warmup=rise, min_ratio=floor, decay_fraction=decay, gamma=gamma, step_size=max(2, steps // 5)
+    )
+    found = [learning_rate_factor(schedule, steps)(t) for t in range(steps)]
+    whole = min(steps - 1, max(1, round(rise * steps))) if share else int(rise)
+    after = steps - whole
+    steepest = {
+        "constant": 0.0,
+        "linear": (1 - floor) / after,
+        "cosine": (1 - floor) * math.pi / 2 / after,
+        "inverse_sqrt": 1 / (2 * max(1, whole)),
+        "step": 1 - gamma,
+        "exponential": 1 - gamma ** (1 / after),
+        "wsd": (1 - floor) / min(after, max(1, round(decay * steps))),
+    }[name]
+    bound = max(1 / whole if whole else 0.0, steepest) + 1e-12
+    assert max(abs(b - a) for a, b in pairwise(found)) <= bound
+    if name == "step":
+        falls = [t for t in range(whole + 1, steps) if found[t] < found[t - 1]]
+        assert all((t - whole) % max(2, steps // 5) == 0 for t in falls)
+
+
 def test_exponential_ends_at_gamma_whatever_the_length() -> None:
     for steps in (10, 1000):
         factor = learning_rate_factor(Schedule(name="exponential", gamma=0.3, min_ratio=0.0), steps)

@@ -404,6 +404,31 @@ CONTRADICTIONS = [
         "corpus-split", "has the splits train and validation, not 'test'", "python-docs}", "python-docs, split: test}"
     ),
     Broken(
+        "adapter-pattern",
+        "model.adapter.targets.0: '*_proj' is no regular expression: nothing to repeat",
+        "family: gpt2",
+        "family: gpt2\n  pretrained: org/name\n  adapter: {targets: ['*_proj']}",
+    ),
+    Broken(
+        "adapter-loraplus",
+        "model.adapter.loraplus_ratio: sets learning rates that muon sets itself",
+        "family: gpt2",
+        "family: gpt2\n  pretrained: org/name\n  adapter: {loraplus_ratio: 4.0}",
+        overrides=("optimizer.name=muon",),
+    ),
+    Broken(
+        "adapter-init",
+        "model.adapter.init: does nothing beside model.adapter.pretrained, which has the values; remove it",
+        "family: gpt2",
+        "family: gpt2\n  pretrained: org/name\n  adapter: {init: pissa, pretrained: ./adapter}",
+    ),
+    Broken(
+        "wsd-jump",
+        "the decay (90 steps) would begin before the warm-up (50 steps) ends, and the rate would jump",
+        "name: cosine, warmup: 10",
+        "name: wsd, warmup: 50, decay_fraction: 0.9",
+    ),
+    Broken(
         "no-file",
         ":9: data.train.0.path: no file or folder matches './no/*.jsonl'",
         "source: python-docs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,9 @@ from shardyard.tracking.run.folder import RunFolder, runs_folder
 
 if TYPE_CHECKING:
     from shardyard.engine.inference.load import Trained
+
+# The end of the name of a standard error.
+STDERR = "_stderr"
 
 Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
 Trust = Annotated[
@@ -102,7 +106,7 @@ def eval(
     if as_json:
         output.print_json(result)
     else:
-        output.print_table(("what", "value"), [(name, _number(value)) for name, value in result.items()])
+        output.print_table(("what", "value"), _with_errors(result))
 
 
 def _on_classes(trained: Trained, classes: str, prompts: list[str], rows: int | None) -> dict[str, object]:
@@ -140,6 +144,13 @@ def export(
 def _open(run: str, runs_dir: Path | None) -> RunFolder:
 
     return RunFolder.open(runs_folder(runs_dir), run)
+
+
+def _with_errors(result: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Name and value of each metric, with its standard error behind it if there is one."""
+    shown = {name: value for name, value in result.items() if not name.endswith(STDERR)}
+    errors = {name: _number(result[f"{name}{STDERR}"]) for name in shown if f"{name}{STDERR}" in result}
+    return [(name, _number(value) + (f" ± {errors[name]}" if name in errors else "")) for name, value in shown.items()]
 
 
 def _number(value: Any) -> str:

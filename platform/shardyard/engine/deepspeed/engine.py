@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
 from shardyard.engine.mesh import Mesh
-from shardyard.models.adapters.adapters import attach
+from shardyard.models.adapters.adapters import attach, read_outside
 from shardyard.models.build import construct, construct_pretrained
 from shardyard.models.initialise import initialise
 from shardyard.models.outside import OutsideModel
@@ -59,12 +59,14 @@ def start_engine(
         normalise_in_fp32(model)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
-        model_parameters=parameter_groups(model, recipe.optimizer.weight_decay),
+        model_parameters=parameter_groups(model, recipe.optimizer.weight_decay, _lr_of_b(recipe)),
         optimizer=None if "optimizer" in plan.deepspeed else client_optimizer(recipe.optimizer),
         config=plan.deepspeed,
         dist_init_required=False,
     )
     quirks.keep_scalars_unpartitioned(model)
+    if recipe.model.adapter is not None and recipe.zero.stage == 3:
+        _gather_what_is_read_outside(model)
     quirks.undo_trial_step(engine)
     if recipe.model.compile:
         engine.compile()
@@ -72,6 +74,26 @@ def start_engine(
     # generators.
     torch.manual_seed(recipe.train.seed + mesh.data.index)
     return engine
+
+
+def _gather_what_is_read_outside(model: Any) -> None:
+    """Make ZeRO-3 gather the parameters that layers with adapters read although other modules have them."""
+    outside = list(read_outside(model))
+    for module, parameters in outside:
+        for parameter in parameters:
+            deepspeed.zero.register_external_parameter(module, parameter)
+    if outside:
+        # A module none of whose inputs needs a gradient loses its parameters before their gradients are computed.
+        with contextlib.suppress(NotImplementedError):  # a model without an embedding table
+            model.enable_input_require_grads()
+
+
+def _lr_of_b(recipe: Recipe) -> float | None:
+    """The learning rate of the B of adapters, if it is not that of all weights (LoRA+)."""
+    adapter = recipe.model.adapter
+    if adapter is None or adapter.loraplus_ratio is None:
+        return None
+    return recipe.optimizer.lr * adapter.loraplus_ratio
 
 
 def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Callable[[str], None]) -> Any:

@@ -16,21 +16,26 @@ from torch import nn
 from shardyard.data.stream.held_out import HeldOut
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.engine.mesh import Axis, Mesh
+from shardyard.engine.standard_errors import jackknife, of_share
 from shardyard.engine.step import to_device
 from shardyard.engine.sums import Sums, sum_over_ranks
-from shardyard.objectives.base import Objective, Totals
+from shardyard.objectives.base import Measured, Objective, Totals
 from shardyard.tracking.metrics.record import StepRecord, eval_loss
 from shardyard.tracking.run.events import Evaluated
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The total loss as a mean over all held-out targets, and the objective's other metrics by name."""
+    """The total loss as a mean over all held-out targets, and the objective's other metrics by name.
+
+    errors: standard errors of `loss` and of metrics for which the rows tell one, by name.
+    """
 
     loss: float
     metrics: dict[str, float]
     rows: int
     targets: int
+    errors: dict[str, float]
 
 
 def evaluate(
@@ -47,7 +52,7 @@ def evaluate(
     Under ZeRO-3 (`synchronised`) a forward pass is a collective, so every rank runs the same number of them; a rank
     without rows left repeats a row that does not count.
     """
-    sums, counts = _measure(model, objective, _passes(mesh.data, held_out.num_rows, micro_batch), held_out, mesh)
+    sums, counts, parts = _measure(model, objective, _passes(mesh.data, held_out.num_rows, micro_batch), held_out, mesh)
     terms = sorted(objective.weights)
     everything = sum_over_ranks([counts[term] for term in terms], mesh)
     totals, _, _ = sums.over_ranks(mesh).to_host(dict(zip(terms, everything, strict=True)))
@@ -56,13 +61,25 @@ def evaluate(
         passes = _passes(mesh.data, decoded, micro_batch)
         own = _collect(model, objective, passes, held_out, mesh.device, synchronised=synchronised)
         scored = objective.score(_in_order(mesh.data.gather(own)))
-    return _evaluation(objective, totals, scored, held_out)
+    everyones = [part for own in mesh.data.gather(parts) for part in own]
+    return _evaluation(objective, totals, scored, held_out, everyones)
 
 
-def _evaluation(objective: Objective, totals: Totals, scored: dict[str, float], held_out: HeldOut) -> Evaluation:
+def _evaluation(
+    objective: Objective, totals: Totals, scored: dict[str, float], held_out: HeldOut, parts: Sequence[Totals]
+) -> Evaluation:
     targets = round(next(iter(totals.counts.values())))
-    metrics = {"loss": objective.total(totals), **objective.metrics(totals), **scored}
-    return Evaluation(metrics.pop("loss"), metrics, held_out.num_rows, targets)
+    metrics = {**_measured(objective, totals), **scored}
+    errors = jackknife(parts, lambda some: _measured(objective, some))
+    errors = {name: error for name, error in errors.items() if name not in scored}
+    errors |= {
+        name: of_share(value, held_out.num_rows) for name, value in scored.items() if name in objective.shares_of_rows
+    }
+    return Evaluation(metrics.pop("loss"), metrics, held_out.num_rows, targets, errors)
+
+
+def _measured(objective: Objective, totals: Totals) -> dict[str, float]:
+    return {"loss": objective.total(totals), **objective.metrics(totals)}
 
 
 def _passes(data: Axis, rows: int, micro_batch: int) -> list[list[int]]:
@@ -74,9 +91,11 @@ def _passes(data: Axis, rows: int, micro_batch: int) -> list[list[int]]:
 
 def _measure(
     model: nn.Module, objective: Objective, passes: Sequence[list[int]], held_out: HeldOut, mesh: Mesh
-) -> tuple[Sums, dict[str, float]]:
+) -> tuple[Sums, dict[str, float], list[Totals]]:
+    """The sums of this rank, its numbers of targets, and both for each pass."""
     sums = Sums(mesh.device)
     counts = dict.fromkeys(objective.weights, 0.0)
+    each: list[tuple[Measured, dict[str, float]]] = []
     with _evaluating(model):
         for rows in passes:
             batch = held_out.pick(rows or [0])
@@ -84,9 +103,16 @@ def _measure(
             if not rows:
                 measured = _nothing(measured)
             else:
-                counts = {term: counts[term] + count for term, count in objective.counts(batch).items()}
+                targets = objective.counts(batch)
+                counts = {term: counts[term] + count for term, count in targets.items()}
+                each.append((measured, targets))
             sums.add(measured)
-    return sums, counts
+    return sums, counts, [_on_host(measured, targets) for measured, targets in each]
+
+
+def _on_host(measured: Measured, counts: dict[str, float]) -> Totals:
+    losses = {term: float(loss) for term, loss in measured.losses.items()}
+    return Totals(losses, {name: value.detach().cpu().double() for name, value in measured.observed.items()}, counts)
 
 
 def _nothing(measured: Any) -> Any:
@@ -156,6 +182,8 @@ class EvaluateHook(Hook):
         super().__init__(every)
         self._engine, self._objective, self._held_out, self._mesh = engine, objective, held_out, mesh
         self._micro_batch, self._events = micro_batch, events
+        self.errors: dict[str, float] = {}
+        """Standard errors of the latest evaluation's metrics, by name."""
 
     def on_step(self, record: StepRecord) -> None:
         """Add the evaluation's metrics to the record."""
@@ -168,6 +196,7 @@ class EvaluateHook(Hook):
             micro_batch=self._micro_batch,
             synchronised=self._engine.zero_optimization_stage() == 3 and self._mesh.data.size > 1,
         )
+        self.errors = result.errors
         record.add({eval_loss(): result.loss})
         record.add({f"eval/validation/{name}": value for name, value in result.metrics.items()})
         self._events.event(

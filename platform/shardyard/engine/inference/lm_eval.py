@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from shardyard.data.datasets import dataset_files
 from shardyard.engine.checkpoint.tensor_files import only_tensors
 from shardyard.engine.inference.load import export_checkpoint, recipe_of
+from shardyard.engine.standard_errors import of_share
 from shardyard.errors import DataError, UsageError
 from shardyard.extras import install_command
 from shardyard.objectives.registry import objective_spec
@@ -95,7 +96,7 @@ def run_tasks(
         except (KeyError, ValueError, FileNotFoundError) as error:
             raise UsageError(f"lm-eval cannot run {', '.join(tasks)}: {_first_line(error)}") from error
     assert found is not None, "this is the only process"
-    return {task: _numbers(metrics) for task, metrics in found["results"].items()}
+    return {task: _with_errors(_numbers(metrics), metrics["sample_len"]) for task, metrics in found["results"].items()}
 
 
 def _task(name: str) -> str | dict[str, object]:
@@ -129,6 +130,17 @@ def _numbers(metrics: dict[str, object]) -> dict[str, float]:
         for name, value in metrics.items()
         if isinstance(value, int | float) and not name.partition(",")[0].endswith("_stderr")
     }
+
+
+# Metrics of lm-eval that are the share of documents answered correctly.
+_SHARES = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
+
+
+def _with_errors(metrics: dict[str, float], documents: object) -> dict[str, float]:
+    """The metrics with the standard errors of those that are shares of documents, as lm-eval computes them."""
+    if isinstance(documents, int):
+        metrics |= {f"{name}_stderr": of_share(metrics[name], documents) for name in _SHARES if name in metrics}
+    return metrics
 
 
 def _first_line(error: BaseException) -> str:

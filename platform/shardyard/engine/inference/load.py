@@ -42,6 +42,8 @@ from shardyard.tracking.metrics.record import evaluation_of
 from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
 
 DEFAULT_MICRO_BATCH = 8
+# Passes of an evaluation between which the standard errors are measured.
+_PASSES = 30
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,12 @@ class Trained:
             self.recipe, tokenizer=self.tokenizer, config=self.model.config, processor=self.processor
         )
         components = with_frozen(self.recipe, components, self.device)
-        micro_batch = self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH
-        result = evaluate(
-            self.model,
-            components.objective,
-            held_out(self.recipe, components, rows),
-            single_process(self.device),
-            micro_batch=micro_batch,
-        )
-        return {"loss": result.loss, **result.metrics, "rows": result.rows, "targets": result.targets}
+        held = held_out(self.recipe, components, rows)
+        # Enough passes for standard errors.
+        micro_batch = min(self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH, max(1, held.num_rows // _PASSES))
+        result = evaluate(self.model, components.objective, held, single_process(self.device), micro_batch=micro_batch)
+        errors = {f"{name}_stderr": error for name, error in result.errors.items()}
+        return {"loss": result.loss, **result.metrics, "rows": result.rows, "targets": result.targets, **errors}
 
 
 def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = False) -> Trained:

@@ -18,6 +18,7 @@ from shardyard.data.stream.held_out import HeldOut, validation_sources
 from shardyard.data.stream.rows import Row
 from shardyard.engine.components import Components, held_out, make_components
 from shardyard.engine.inference.load import DEFAULT_MICRO_BATCH, Trained
+from shardyard.engine.standard_errors import of_share
 from shardyard.engine.step import to_device
 from shardyard.errors import DataError, UsageError
 from shardyard.objectives.registry import objective_spec
@@ -66,8 +67,10 @@ def measure_zero_shot(
     images = _embeddings(trained, components, held, held.rows)[0]
     texts = _class_texts(trained, components, held, classes, templates)
     (_, most), *_ = Counter(names).most_common(1)
+    accuracy = zero_shot_accuracy(images, texts, labels)
     return {
-        "zero_shot_accuracy": zero_shot_accuracy(images, texts, labels),
+        "zero_shot_accuracy": accuracy,
+        "zero_shot_accuracy_stderr": of_share(accuracy, held.num_rows),
         "chance": 1 / len(classes),
         "most_frequent_class": most / len(names),
         "classes": len(classes),

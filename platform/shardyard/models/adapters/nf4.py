@@ -1,4 +1,4 @@
-"""Frozen linear layers in 4 bits: NormalFloat (NF4) with one scale for each block of 64 weights.
+"""Weights in 4 bits: NormalFloat (NF4) with one scale for each block of 64 weights.
 
 Dettmers et al. 2023 (QLoRA: Efficient Finetuning of Quantized LLMs), section 3 and appendix E. Scales are kept in fp32
 (no double quantisation), so a weight takes 4.5 bits.
@@ -8,13 +8,14 @@ Dettmers et al. 2023 (QLoRA: Efficient Finetuning of Quantized LLMs), section 3 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 64
+_HAS_KERNELS = importlib.util.find_spec("bitsandbytes") is not None
 # Quantiles of the normal distribution scaled to [-1, 1], with an exact zero (appendix E).
 LEVELS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -41,50 +42,29 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(codes: Tensor, scales: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `quantize`: a tensor of `shape` in fp32."""
+    """The inverse of `quantize`: a tensor of `shape` in fp32; on a GPU by bitsandbytes, if it is installed."""
+    if codes.is_cuda and _HAS_KERNELS:
+        return dequantize_by_kernel(codes, scales, shape)
     levels = torch.tensor(LEVELS, device=codes.device)
     pairs = torch.stack([codes >> 4, codes & 15], dim=-1).long()
     blocks = levels[pairs].view(-1, BLOCK) * scales.view(torch.float32)[:, None]
     return blocks.flatten()[: shape.numel()].view(shape)
 
 
-class NF4Linear(nn.Linear):
-    """A linear layer whose weight is stored in NF4 and dequantised for each pass; it is not trained.
+def dequantize_by_kernel(codes: Tensor, scales: Tensor, shape: torch.Size) -> Tensor:
+    """`dequantize` by the kernel of bitsandbytes, which has the same codes and scales."""
+    import bitsandbytes.functional as kernels
 
-    The weight is a buffer: ZeRO neither shards nor reduces it, and each rank holds the whole quantised weight.
-    """
-
-    codes: Tensor
-    scales: Tensor
-
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
-        """`weight` [O, I] is quantised; `bias` [O] is kept unchanged."""
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        codes, scales = quantize(weight)
-        self.register_buffer("codes", codes)
-        self.register_buffer("scales", scales)
-        self.register_parameter("bias", bias)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The dequantised weight [O, I] in fp32."""
-        return dequantize(self.codes, self.scales, torch.Size((self.out_features, self.in_features)))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[…, I] → […, O]; the backward pass dequantises the weight again instead of keeping it."""
-        output: Tensor = _Product.apply(input, lambda: self.weight.to(input.dtype))  # type: ignore[no-untyped-call]
-        return output if self.bias is None else output + self.bias.to(output.dtype)
-
-
-class _Product(torch.autograd.Function):
-    """input @ weightᵀ with a weight that is dequantised when it is needed and has no gradient."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, input: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        ctx.make = make  # type: ignore[attr-defined]
-        return input @ make().T
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ ctx.make(), None  # type: ignore[attr-defined]
+    state = kernels.QuantState(
+        absmax=scales.view(torch.float32),
+        shape=shape,
+        code=kernels.get_4bit_type("nf4", device=codes.device),
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=torch.float32,
+    )
+    padded = -(-shape.numel() // BLOCK) * BLOCK
+    if padded != shape.numel():
+        state.shape = torch.Size((padded,))
+    whole: Tensor = kernels.dequantize_4bit(codes[:, None], state)
+    return whole.flatten()[: shape.numel()].view(shape)

@@ -24,16 +24,24 @@ class TrainedRun:
     provenance: Mapping[str, Any]
 
 
-def model_card(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping[str, float]) -> str:
+def model_card(
+    recipe: Recipe,
+    plan: RunPlan,
+    run: TrainedRun,
+    measured: Mapping[str, float],
+    errors: Mapping[str, float] | None = None,
+) -> str:
     """Text of README.md, with the metadata block that the Hugging Face hub reads.
 
     Args:
         measured: metrics of the latest evaluation by name, empty if there was none.
+        errors: standard errors of some of them, by name.
     """
     provenance = run.provenance
     sources = "\n".join(f"- {_source(source)}" for source in recipe.data.train)
     spec = objective_spec(recipe.objective)
-    numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    known = {name: f" ± {error:.4f}" for name, error in (errors or {}).items()}
+    numbers = ", ".join(f"{name} {value:.4f}{known.get(name, '')}" for name, value in measured.items())
     quality = f"{numbers} on {recipe.evaluate.rows} held-out rows" if numbers else "not measured"
     vocabulary = f", {plan.architecture.vocabulary} entries" if spec.text else ""
     size = format_count(plan.architecture.parameters)

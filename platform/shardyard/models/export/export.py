@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
 from shardyard.models import generation
-from shardyard.models.adapters.adapters import merged
+from shardyard.models.adapters.merging import merged
 from shardyard.models.build import auto_class
 from shardyard.models.export.tokenizer import save_tokenizer
 from shardyard.models.outside import OutsideModel, save_module

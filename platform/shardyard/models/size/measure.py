@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from shardyard.errors import ModelError
 from shardyard.models.adapters.adapters import num_quantized, num_trainable
+from shardyard.models.adapters.targets import described
 from shardyard.models.build import architecture_config, own_rows, skeleton
 from shardyard.models.outside import ModuleConfig, OutsideModel, check_rows
 from shardyard.models.pretrained import freeze
@@ -86,8 +87,11 @@ def _cost(module: Any, config: PreTrainedConfig, recipe: Recipe, found: Architec
 def _trained_part(found: Architecture, module: Any, recipe: Recipe) -> Architecture:
     adapter = recipe.model.adapter
     if adapter is not None:
+        adapted, left_out = described(module, adapter)
         return replace(
             found,
+            adapted=adapted,
+            left_out=left_out,
             trainable_parameters=num_trainable(module, adapter, recipe.objective),
             quantized_parameters=num_quantized(module, adapter),
         )

@@ -62,6 +62,8 @@ class Contrastive(Objective):
         all_images, all_texts = everything.chunk(2, dim=-1)
         return Measured({"loss": similarity_of(model).loss(images, texts, all_images, all_texts, first)})
 
+    shares_of_rows = frozenset(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in RECALLS_AT)
+
     def rows_to_collect(self, rows: int) -> int:
         """All rows, because the difficulty depends on the number of pairs."""
         return rows

@@ -16,6 +16,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.catalog.shipped import find_recipe
 from shardyard.recipe.code import find_beside, lead_to_kept
+from shardyard.recipe.earlier_defaults import keep_earlier_defaults
 from shardyard.recipe.fields import Path as FieldPath
 from shardyard.recipe.fields import allows_none, dotted, item_type, section_type
 from shardyard.recipe.loading.extends import read_with_bases
@@ -64,6 +65,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     apply_overrides(document, overrides)
     if path.name == RESOLVED:
         lead_to_kept(document.data, path.parent)
+        keep_earlier_defaults(document.data)
     find_beside(document.data, [source.parent for source in sources])
     for old, place in document.renamed.items():
         # resolved.yaml is generated, so old names in it cause no warning.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
@@ -10,7 +11,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.fields import Path
 from shardyard.recipe.initial_weights import PRETRAINED_FAMILIES, RUN, kind_of, recipe_of_run
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Adapter, Recipe
 
 Finding = tuple[Path, str]
 
@@ -81,6 +82,7 @@ def _adapter(recipe: Recipe) -> Iterator[Finding]:
             ("model", "adapter"),
             "adapts weights that were never trained; give model.pretrained, or remove the adapter",
         )
+    yield from _variants(recipe, adapter)
     if adapter.modules_to_save and objective_spec(recipe.objective).frozen == "reference":
         yield (
             ("model", "adapter", "modules_to_save"),
@@ -91,6 +93,29 @@ def _adapter(recipe: Recipe) -> Iterator[Finding]:
             ("model", "freeze"),
             "does nothing beside model.adapter, which freezes all weights but the adapter's and new heads; remove it",
         )
+
+
+def _variants(recipe: Recipe, adapter: Adapter) -> Iterator[Finding]:
+    """Variants of LoRA that exclude each other or another setting."""
+    at = ("model", "adapter")
+    for index, target in enumerate(adapter.targets):
+        try:
+            re.compile(target)
+        except re.error as error:
+            yield (*at, "targets", index), f"{target!r} is no regular expression: {error}"
+    if adapter.init != "kaiming":
+        if objective_spec(recipe.objective).frozen == "reference":
+            yield (
+                (*at, "init"),
+                (
+                    "takes singular vectors out of the weights, which with the adapters switched off are the reference "
+                    "model; set it to kaiming"
+                ),
+            )
+        if adapter.pretrained is not None:
+            yield (*at, "init"), "does nothing beside model.adapter.pretrained, which has the values; remove it"
+    if adapter.loraplus_ratio is not None and recipe.optimizer.name == "muon":
+        yield (*at, "loraplus_ratio"), "sets learning rates that muon sets itself; use another optimizer, or remove it"
 
 
 def launch_advice(name: str) -> str:

@@ -7,28 +7,11 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from shardyard.recipe.sections.adapter import Adapter
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
 # The family of a custom module; also the `model_type` of its configuration.
 MODULE = "module"
-
-
-class Adapter(Section):
-    """LoRA (Hu et al. 2021), through peft; merged into the weights on export."""
-
-    rank: int = described(8, "Rank of the update of each matrix.", ge=1)
-    alpha: float = described(16.0, "Scale of the update: alpha / rank.", gt=0.0)
-    dropout: float = described(0.0, "Probability of dropout before the adapter.", ge=0.0, lt=1.0)
-    targets: list[str] = described(
-        [], "Names of the linear layers, such as q_proj; by default every linear layer but the head."
-    )
-    modules_to_save: list[str] = described(
-        [],
-        "Names of parameters that are trained in full beside the adapters, such as bert.pooler.*; * matches any text.",
-    )
-    quantize: Literal["nf4"] | None = described(
-        None, "Hold the frozen weights in 4 bits (NF4, as QLoRA does); adapters keep the precision of training."
-    )
 
 
 class Experts(Section):
