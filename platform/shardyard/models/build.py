@@ -96,6 +96,7 @@ def architecture_config(
     if hasattr(config, "image_seq_length") and own_strategy and placeholders is None:
         config.image_seq_length = image_tokens(Image(), config)
     _set_dropout(config, model)
+    _settle_sound(config, model)
     return config
 
 
@@ -143,6 +144,12 @@ def _with_text(
             text = {**text, "vocab_size": size + 1}
             return {**image, **model.config, "text_config": {**text, **own}}
         return {**model.config, "text_config": {**text, **own}}
+    if hasattr(defaults, "ctc_loss_reduction"):
+        # The blank of CTC is the padding token, or else the end of a text.
+        text = {
+            "pad_token_id": text.get("eos_token_id"),
+            **{name: id_ for name, id_ in text.items() if id_ is not None},
+        }
     return {**_decoder(model, text), **text, **model.config}
 
 
@@ -207,6 +214,17 @@ def _set_probability(config: PreTrainedConfig, key: str, model: Model) -> None:
                 "model.dropout out, and set the other dropouts in model.config."
             ) from error
         setattr(config, key, int(probability))
+
+
+def _settle_sound(config: PreTrainedConfig, model: Model) -> None:
+    """Turn off random choices of encoders of sound that a recipe does not ask for.
+
+    Their masks come from numpy's global generator, which a resumed run would not repeat (`audio` has masks of ours);
+    a dropped layer would be dropped on some ranks only.
+    """
+    if hasattr(config, "ctc_loss_reduction"):
+        config.apply_spec_augment = False
+        config.layerdrop = model.config.get("layerdrop", 0.0)
 
 
 def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:

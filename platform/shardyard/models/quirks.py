@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 # Properties of a model.
@@ -52,6 +53,17 @@ def recorded_routers(module: nn.Module) -> Iterator[tuple[type, int]]:
     entries = recorded.get("router_logits", []) if isinstance(recorded, dict) else []
     for entry in entries if isinstance(entries, list) else [entries]:
         yield cast(type, getattr(entry, "target_class", entry)), int(getattr(entry, "index", 1))
+
+
+def positions_of_sound(model: Any, mask: Tensor | None, output: Tensor) -> Tensor:
+    """How many positions [B] of `output` [B, S, …] are of a recording and not of its padding.
+
+    Args:
+        mask: [B, T], of the model's input; None if the model reads no mask.
+    """
+    whole = torch.full((output.shape[0],), output.shape[1], dtype=torch.long, device=output.device)
+    rule = getattr(getattr(model, "module", model), "_get_feat_extract_output_lengths", None)
+    return whole if mask is None or rule is None else torch.minimum(rule(mask.sum(-1)).long(), whole)
 
 
 # Initialisation.

@@ -323,7 +323,7 @@ def sequence_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
     return -losses.view(labels.shape).sum(-1)
 
 
-def ctc(logits: Tensor, labels: Tensor, *, blank: int) -> Tensor:
+def ctc(logits: Tensor, labels: Tensor, *, blank: int, positions: Tensor | None = None) -> Tensor:
     """Negative log-likelihood of texts under all their alignments with a recording; each row is one target.
 
     An alignment has a token for each position; merging repetitions and removing blanks gives its text.
@@ -333,11 +333,13 @@ def ctc(logits: Tensor, labels: Tensor, *, blank: int) -> Tensor:
         logits: [B, S, V] for S positions of the recording.
         labels: [B, T]; `blank` and -100 are not part of the texts. A text that needs more than S positions adds 0.
         blank: the token of positions that add nothing to the text.
+        positions: [B], how many of the S positions are of the recording; None means all.
     """
     assert labels.shape[0] == logits.shape[0], (labels.shape, logits.shape)
     spelled = (labels != IGNORED) & (labels != blank)
     lengths = spelled.sum(dim=1)
-    positions = torch.full_like(lengths, logits.shape[1])
+    if positions is None:
+        positions = torch.full_like(lengths, logits.shape[1])
     log_probabilities = functional.log_softmax(_wide(logits), dim=-1).transpose(0, 1)
     return functional.ctc_loss(
         log_probabilities, labels[spelled], positions, lengths, blank=blank, reduction="sum", zero_infinity=True

@@ -23,6 +23,8 @@ OBJECTIVES = (
     "contrastive",
     "vision_language",
     "speech_to_text",
+    "speech_ctc",
+    "audio_classification",
     "text_classification",
     "multi_label_classification",
     "text_regression",

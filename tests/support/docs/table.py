@@ -82,6 +82,7 @@ PARSED: tuple[tuple[str, str], ...] = (
         "tests/unit/launch/schedulers/test_kuberay_render.py and tests/e2e/test_kuberay_api.py",
     ),
     (r"shardyard (submit|ps|logs|stop|wait|inspect)( |$)", "tests/e2e/test_jobs.py, on a cluster of its own"),
+    (r"shardyard sample RUN .*--image", "needs a run of a vision–language model; tests/numerics/test_objectives.py"),
     (r"shardyard resume", "tests/e2e/test_launch.py resumes runs"),
     (r"shardyard dashboard", "a server that does not end; tests/browser uses it"),
     (r"shardyard data prepare", "fetches packages; `make data` does so before the tests"),

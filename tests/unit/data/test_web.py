@@ -26,7 +26,7 @@ from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.stream.reader import ShareReader, share_of, with_shards
 from shardyard.errors import DataError, UnavailableError
 from shardyard.recipe.schema import Data, Source
-from support.stumbling import FAULTS, Server, as_hub, serving
+from support.servers.stumbling import FAULTS, Server, as_hub, serving
 
 TEXTS = [f"document {number} " + "word " * (number % 40) for number in range(300)]
 

@@ -16,7 +16,7 @@ from shardyard.tracking.files import read_jsonl
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.wandb import sync as wandb_sync
 from support.dash_cases import index_of, write_run
-from support.wandb_stub import KEY, WandbStub, wandb_stub
+from support.servers.wandb_stub import KEY, WandbStub, wandb_stub
 
 STEPS = 60
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import CLIPImageProcessorPil
 
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.sentence_modules import SentenceModules
-from shardyard.data.media.audio import feature_extractor
 from shardyard.data.media.images import ImageTransform
+from shardyard.data.media.listening import listener
 from shardyard.data.multimodal.plain import plain_processor
 from shardyard.objectives.registry import objective_spec
 
@@ -21,13 +23,34 @@ def make_processor(objective: str, inputs: FormatInputs) -> Any:
     if "embedding" in objective_spec(objective).sections:
         return SentenceModules.for_model(inputs)
     if "audio" in objective_spec(objective).sections:
-        return feature_extractor(inputs.model)
+        own = listener(inputs.model, inputs.audio).own
+        return CtcProcessor(own, inputs) if objective == "speech_ctc" else own
     if "image" not in objective_spec(objective).sections:
         return None
     found = image_processor(ImageTransform.for_model(inputs.image, inputs.model))
     if objective_spec(objective).rows == "image_answers":
         return plain_processor(inputs, found) or found
     return found
+
+
+class CtcProcessor:
+    """The feature extractor, and a tokenizer that merges what an encoder spells.
+
+    The tokenizer of Parakeet is that of any other model, and besides merges repetitions and leaves out the padding
+    token, which is the blank. It makes `pipeline("automatic-speech-recognition")` read as we do.
+    """
+
+    def __init__(self, own: Any, inputs: FormatInputs) -> None:
+        self._own, self._inputs = own, inputs
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Save both into a folder that already has the tokenizer."""
+        self._own.save_pretrained(folder)
+        path, tokenizer = Path(folder) / "tokenizer_config.json", self._inputs.text_tokenizer
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["tokenizer_class"] = "ParakeetTokenizer"
+        settings["pad_token"] = tokenizer.convert_ids_to_tokens(self._inputs.model.pad_token_id)
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def image_processor(transform: ImageTransform) -> CLIPImageProcessorPil:

@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
@@ -109,12 +110,13 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
         if recipe.model.adapter is not None:
             attach(loaded.model, recipe.model.adapter, objective=recipe.objective, seed=recipe.train.seed)
         return loaded.model
+    whole = recipe.zero.stage < 3 or (recipe.model.module is None and _reparametrised(recipe, config))
     # Values that a family's rule leaves to the constructor must be the same on every rank.
     torch.manual_seed(recipe.train.seed)
     if recipe.model.module is not None:
         # A custom module has no initialisation rule per submodule: every rank builds it whole, DeepSpeed partitions it.
         return construct(recipe.model, config, recipe.objective)
-    if recipe.zero.stage < 3:
+    if whole:
         model = construct(recipe.model, config, recipe.objective)
         initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
         return model
@@ -145,6 +147,13 @@ def _as_constructed(model: Any, names: Sequence[str], recipe: Recipe, config: Pr
         parameter = model.get_parameter(name)
         with _gathered([parameter]), torch.no_grad():
             parameter.copy_(whole.get_parameter(name).view_as(parameter))
+
+
+def _reparametrised(recipe: Recipe, config: PreTrainedConfig) -> bool:
+    """Whether the constructor computes with weights (weight normalisation, as in wav2vec2), so it needs them whole."""
+    with torch.device("meta"), no_init_weights():
+        model = construct(recipe.model, config, recipe.objective)
+    return any(is_parametrized(module) for module in model.modules())
 
 
 def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,25 @@ def _speech(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     return {"input_features": features, "decoder_input_ids": _ids(_length(data))}, frames + _length(data)
 
 
+# A recording of ten seconds at 16 kHz; a tenth of a second is ten frames of features.
+_SAMPLES = 160_000
+_FRAMES = 1000
+
+
+def _sound(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    """A recording of ten seconds, or of the length that the configuration fixes."""
+    if hasattr(config, "conv_stride"):
+        return {"input_values": torch.zeros((1, _SAMPLES), device="meta")}, _SAMPLES // math.prod(config.conv_stride)
+    if hasattr(config, "feature_projection_input_dim"):
+        frames = _FRAMES // 2
+        return {"input_features": torch.zeros((1, frames, config.feature_projection_input_dim), device="meta")}, frames
+    if hasattr(config, "frequency_stride"):
+        values = torch.zeros((1, config.max_length, config.num_mel_bins), device="meta")
+        return {"input_values": values}, config.max_length // config.time_stride
+    frames = 2 * config.max_source_positions
+    return {"input_features": torch.zeros((1, config.num_mel_bins, frames), device="meta")}, frames // 2
+
+
 _SHAPES: dict[str, RowShape] = {
     "text": _text,
     "text_pair": _text_pair,
@@ -95,4 +115,5 @@ _SHAPES: dict[str, RowShape] = {
     "image_and_text": _image_and_text,
     "image_within_text": _image_within_text,
     "speech": _speech,
+    "sound": _sound,
 }

@@ -166,6 +166,14 @@ class Image(Section):
 class Audio(Section):
     """How recordings are changed in training; their length and features are those of the model's configuration."""
 
+    seconds: float = described(
+        30.0,
+        "Longest recording, for models whose configuration does not fix it; rows with a longer one are unusable. "
+        "Models that normalise over time without a mask (wav2vec2-base, HuBERT) read every row at this length, so keep "
+        "it short.",
+        "seconds",
+        gt=0.0,
+    )
     shift: float = described(0.0, "Longest random silence inserted before the recording.", "seconds", ge=0.0)
     speed: float = described(0.0, "Largest random change of the speed, as a fraction (Ko et al. 2015).", ge=0.0, lt=1.0)
     time_masks: int = described(0, "Number of time masks (SpecAugment, Park et al. 2019).", ge=0)

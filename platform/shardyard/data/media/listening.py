@@ -1,0 +1,155 @@
+"""From samples to what a model of sound reads: by the feature extractor that transformers has for its family.
+
+T: samples at 16 kHz, F: frames, M: features of a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import transformers
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+
+from shardyard.data.media.audio import FRAME, RATE, feature_extractor, mask
+from shardyard.data.media.resampling import Samples
+from shardyard.data.stream.rows import Row
+from shardyard.errors import DataError, UnusableRowError
+from shardyard.recipe import schema
+
+# The published models have this extractor; the table of transformers names the one of wav2vec2.
+_OWN = {"wav2vec2-bert": "SeamlessM4TFeatureExtractor"}
+Settings = Callable[[Any], Mapping[str, object]]
+
+
+def _wave(config: Any) -> Mapping[str, object]:
+    # Models that normalise each layer were published with a mask; those that normalise groups over time, without.
+    masked = getattr(config, "feat_extract_norm", "layer") == "layer"
+    return {"sampling_rate": RATE, "do_normalize": config.model_type != "moonshine", "return_attention_mask": masked}
+
+
+def _mel(config: Any) -> Mapping[str, object]:
+    bins = config.input_feat_per_channel
+    return {"feature_size": bins, "num_mel_bins": bins, "sampling_rate": RATE}
+
+
+def _seamless(config: Any) -> Mapping[str, object]:
+    width = config.feature_projection_input_dim
+    stride = 2 if width % 2 == 0 else 1
+    return {"feature_size": width // stride, "num_mel_bins": width // stride, "stride": stride, "sampling_rate": RATE}
+
+
+def _spectrogram(config: Any) -> Mapping[str, object]:
+    return {"num_mel_bins": config.num_mel_bins, "max_length": config.max_length, "sampling_rate": RATE}
+
+
+_SETTINGS: dict[str, Settings] = {
+    "Wav2Vec2FeatureExtractor": _wave,
+    "SpeechT5FeatureExtractor": lambda config: {"sampling_rate": RATE},
+    "Speech2TextFeatureExtractor": _mel,
+    "SeamlessM4TFeatureExtractor": _seamless,
+    "ASTFeatureExtractor": _spectrogram,
+}
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Makes the part of a row that a model hears.
+
+    own: the feature extractor of transformers; it is exported with the model.
+    longest: samples of the longest recording.
+    filled: whether every row has the length of the longest, because the model reads padding too: those that normalise
+        over time without a mask, and those with a fixed input.
+    """
+
+    own: Any
+    longest: int
+    filled: bool
+
+    @property
+    def waves(self) -> bool:
+        """Whether the model reads samples [T] and not features [F, M]."""
+        return self.own.model_input_names[0] == "input_values" and self.own.feature_size == 1 and not self._spectrogram
+
+    @property
+    def _spectrogram(self) -> bool:
+        return hasattr(self.own, "num_mel_bins") and not hasattr(self.own, "win_function")
+
+    def row(self, samples: Samples, audio: schema.Audio, generator: np.random.Generator | None) -> Row:
+        """`input_values` or `input_features`, and `attention_mask` if the model reads one.
+
+        Args:
+            generator: for the masks of `audio`; None without.
+
+        Raises:
+            UnusableRowError: the recording is longer than the model or the recipe allows.
+        """
+        if len(samples) > self.longest:
+            raise UnusableRowError(
+                f"recording longer than {self.longest / RATE:g} seconds", f"it has {len(samples) / RATE:.1f}"
+            )
+        heard = self.own(samples, sampling_rate=RATE, return_tensors="np")
+        name = self.own.model_input_names[0]
+        values = np.asarray(heard[name][0], dtype=np.float32)
+        if generator is not None:
+            values = self._masked(values, len(samples), audio, generator)
+        if self.filled and self.waves:
+            values = np.pad(values, (0, self.longest - len(values)))
+        if "attention_mask" not in heard:
+            return {name: values}
+        return {name: values, "attention_mask": np.asarray(heard["attention_mask"][0], dtype=np.int64)}
+
+    def _masked(
+        self, values: npt.NDArray[np.float32], samples: int, audio: schema.Audio, generator: np.random.Generator
+    ) -> npt.NDArray[np.float32]:
+        if not self.waves:
+            lengthwise = values.T if values.shape[0] != self.own.feature_size else values
+            frames = min(lengthwise.shape[1], samples // FRAME)
+            masked = mask(lengthwise, frames, audio, generator)
+            return masked.T if lengthwise is not values else masked
+        values = values.copy()
+        for _ in range(audio.time_masks):
+            width = int(generator.integers(min(audio.time_mask_frames * FRAME, len(values)) + 1))
+            start = int(generator.integers(len(values) - width + 1))
+            values[start : start + width] = 0.0
+        return values
+
+
+def listener(config: Any, audio: schema.Audio) -> Listener:
+    """The listener of a model.
+
+    Raises:
+        DataError: the family has no extractor that we can set, or its library is missing; or the recipe asks for masks
+            of frequencies, and the model reads samples.
+    """
+    if config.model_type == "whisper":
+        own = feature_extractor(config)
+        return Listener(own, own.n_samples, filled=True)
+    name = _OWN.get(config.model_type) or FEATURE_EXTRACTOR_MAPPING_NAMES.get(config.model_type)
+    if name not in _SETTINGS:
+        raise DataError(
+            f"Shardyard does not know how {config.model_type} hears: its feature extractor is {name}, and known are "
+            f"{', '.join(sorted(_SETTINGS))} and Whisper's."
+        )
+    own = getattr(transformers, name)(**_SETTINGS[name](config))
+    found = Listener(own, _longest(own, audio), filled=name == "ASTFeatureExtractor" or not own.return_attention_mask)
+    if found.waves and audio.frequency_masks:
+        raise DataError(
+            f"audio.frequency_masks is {audio.frequency_masks}, but {config.model_type} reads samples and not "
+            "frequencies; take it out."
+        )
+    return found
+
+
+def _longest(own: Any, audio: schema.Audio) -> int:
+    limit = int(audio.seconds * RATE)
+    # A spectrogram of fixed length; a frame more or less depends on the rounding of its windows.
+    frames = getattr(own, "max_length", None)
+    return limit if frames is None else min(limit, (frames - 2) * FRAME)
+
+
+# What a row is padded with in a batch; a longer one decides its length.
+PADDING = {"input_values": 0.0, "input_features": 0.0, "attention_mask": 0}
