@@ -23,11 +23,12 @@ from shardyard.data.multimodal.conversation import picture_answer_ends
 from shardyard.data.multimodal.placeholders import model_tokenizer, own_processor_makes_rows, placeholder_ids
 from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.stream.held_out import HeldOut, held_out_rows
+from shardyard.data.text_frame import set_languages, target_frame
 from shardyard.data.tokenizers.compare import check_same_tokens
 from shardyard.data.tokenizers.tokenizer import vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.models.frozen import AdapterOff, frozen_causal_lm
-from shardyard.models.generation import generation_config
+from shardyard.models.generation import begin_texts, generation_config
 from shardyard.objectives.base import Objective
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.make import make_objective
@@ -66,7 +67,11 @@ class Components:
         ends = answer_ends(tokenizer) if objective_spec(recipe.objective).chat else []
         if self.format_inputs.processor is not None:
             ends = picture_answer_ends(self.format_inputs.processor)
-        return generation_config(recipe.model, self.config, special_tokens=special_token_ids(tokenizer), ends=ends)
+        found = generation_config(recipe.model, self.config, special_tokens=special_token_ids(tokenizer), ends=ends)
+        begins = self.objective_inputs.decoder_prompt
+        if found is not None and recipe.data.special_tokens == "tokenizer" and objective_spec(recipe.objective).decodes:
+            begin_texts(found, begins, language=recipe.data.target_language, task=recipe.data.task)
+        return found
 
 
 def make_components(
@@ -90,6 +95,7 @@ def make_components(
     """
     if tokenizer is None and objective_spec(recipe.objective).text:
         tokenizer = model_tokenizer(recipe)
+        set_languages(tokenizer, recipe.data)
     own = own_processor_makes_rows(recipe)
     problem_type = objective_spec(recipe.objective).problem_type
     chat = _chat(recipe, tokenizer)
@@ -119,6 +125,7 @@ def make_components(
         evaluate=recipe.evaluate,
         sequence_length=recipe.data.sequence_length,
         packing=recipe.data.packing,
+        decoder_prompt=_decoder_prompt(recipe, tokenizer, config),
         tokenizer=tokenizer,
         model=config,
         isolation=isolation_of(recipe.data),
@@ -134,6 +141,15 @@ def make_components(
         make_processor(recipe.objective, format_inputs),
         chat,
     )
+
+
+def _decoder_prompt(recipe: Recipe, tokenizer: Any, config: PreTrainedConfig) -> tuple[int, ...]:
+    """The start token and the tokens that follow it in every text; none for the start token of the configuration."""
+    if not objective_spec(recipe.objective).decodes or tokenizer is None:
+        return ()
+    target = target_frame(tokenizer, config, recipe.data)
+    alone = not target.prompt and target.start == getattr(config, "decoder_start_token_id", None)
+    return () if alone else (target.start, *target.prompt)
 
 
 def _format_inputs(recipe: Recipe, tokenizer: Any, config: PreTrainedConfig) -> FormatInputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,21 @@ def generation_config(
     # Training turns the cache off; a model that generates needs it.
     found.use_cache = True
     return found
+
+
+def begin_texts(found: GenerationConfig, begins: Sequence[int], *, language: str | None, task: str | None) -> None:
+    """Make a decoder begin its texts as in training.
+
+    Args:
+        begins: the start token and the tokens that follow it in every text; empty for the start token alone.
+        language, task: of the recipe; Whisper's own `generate` turns them into tokens.
+    """
+    if begins:
+        found.decoder_start_token_id = begins[0]
+    # More tokens than one cannot be forced this way; Whisper's own `generate` knows its tokens.
+    found.forced_bos_token_id = begins[1] if len(begins) == 2 else None
+    if getattr(found, "lang_to_id", None) is not None:
+        found.language, found.task = language or found.language, task or found.task
 
 
 def adopt(model: Any, found: GenerationConfig | None) -> None:

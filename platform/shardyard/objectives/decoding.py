@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,14 @@ from shardyard.objectives.base import Tensors
 
 
 def decode(
-    model: Any, tokenizer: Any, inputs: Tensors, *, max_tokens: int, beams: int = 1, synchronised: bool = False
+    model: Any,
+    tokenizer: Any,
+    inputs: Tensors,
+    *,
+    max_tokens: int,
+    prompt: Sequence[int] = (),
+    beams: int = 1,
+    synchronised: bool = False,
 ) -> list[str]:
     """The likeliest text for each row, greedily or by beam search; special tokens are left out.
 
@@ -23,17 +31,20 @@ def decode(
         model: a transformers model in evaluation mode.
         inputs: of the encoder, [B, …] each.
         max_tokens: the maximum length of a text; longer ones are cut.
+        prompt: the tokens with which every text of the decoder begins, such as a language; none for the start token of
+            the model.
         synchronised: continue until all ranks are done, because each forward pass is a collective (ZeRO-3).
     """
     eos = tokenizer.eos_token_id
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
     # Nothing in a recording is masked, but the search warns if there is no mask.
     first = next(iter(inputs.values()))
+    given = {"decoder_input_ids": torch.tensor([list(prompt)] * len(first), device=first.device)} if prompt else {}
     masks = {"attention_mask": torch.ones((len(first), first.shape[-1]), dtype=torch.long, device=first.device)}
     with torch.no_grad():
         ids: Tensor = GenerationMixin.generate(
             model,
-            **(masks | inputs),
+            **(masks | inputs | given),
             max_new_tokens=max_tokens,
             num_beams=beams,
             do_sample=False,

@@ -18,9 +18,10 @@ class ObjectiveInputs:
     """The sections of a recipe that objectives read, the tokenizer, and the model's configuration (`model`).
 
     `sequence_length` is the maximum number of tokens of a row, and so of decoded texts. `packing`: rows hold several
-    conversations. `isolation` is how the documents of a row are kept apart. `frozen` is the teacher of a distillation
-    or the reference model of preference tuning: called like a model, it returns logits without gradients. `data_group`
-    is the group of data-parallel ranks; None if this rank reads all rows of a global batch.
+    conversations. `decoder_prompt`: tokens with which every text of a decoder begins; none for the start token of the
+    model. `isolation` is how the documents of a row are kept apart. `frozen` is the teacher of a distillation or the
+    reference model of preference tuning: called like a model, it returns logits without gradients. `data_group` is the
+    group of data-parallel ranks; None if this rank reads all rows of a global batch.
     """
 
     loss: schema.Loss = field(default_factory=schema.Loss)
@@ -35,6 +36,7 @@ class ObjectiveInputs:
     evaluate: schema.Evaluate = field(default_factory=schema.Evaluate)
     sequence_length: int | None = None
     packing: bool = False
+    decoder_prompt: tuple[int, ...] = ()
     tokenizer: Any = None
     model: Any = None
     isolation: Isolation = "positions"

@@ -11,6 +11,7 @@ from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.media.images import ImageTransform
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
+from shardyard.data.text_frame import Frame, text_frame
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
@@ -28,7 +29,7 @@ class Caption(TypedDict):
 
 
 class Captions(ExampleRows):
-    """An image and its caption, which ends with the token at which the text encoder is pooled.
+    """An image and its caption, as its tokenizer makes it; it ends with the token at which the text encoder is pooled.
 
     Rows: `pixel_values` float32 [C, H, W], `input_ids` and `attention_mask` int64 [T], T up to `sequence_length`.
     """
@@ -38,6 +39,8 @@ class Captions(ExampleRows):
         self._transform = ImageTransform.for_model(inputs.image, inputs.model)
         self._backend = plain_backend(inputs.text_tokenizer)
         self._end = _end_token(inputs)
+        frame = text_frame(inputs.text_tokenizer, inputs.data, ends=False)
+        self._frame = frame if self._end in frame.tail else Frame(frame.head, (*frame.tail, self._end))
         self._length = inputs.sequence_length
         self._training = inputs.training
         self._fills_rows = inputs.model.model_type in FILLED
@@ -50,8 +53,9 @@ class Captions(ExampleRows):
     def text_row(self, text: str) -> Row:
         """The part of a row that is text."""
         tokens = self._backend.encode(text, add_special_tokens=False).ids
-        self.num_cut += max(0, len(tokens) - (self._length - 1))
-        ids = np.array([*tokens[: self._length - 1], self._end], dtype=np.int64)
+        framed, cut = self._frame.around(tokens, self._length)
+        self.num_cut += cut
+        ids = np.array(framed, dtype=np.int64)
         if not self._fills_rows:
             return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         filled = np.full(self._length, self._end, dtype=np.int64)

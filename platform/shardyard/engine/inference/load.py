@@ -35,6 +35,7 @@ from shardyard.models.size.measure import measure_recipe
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.plan import World, make_plan
 from shardyard.recipe.code import lead_to_kept, refuse_code
+from shardyard.recipe.earlier import complete
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
@@ -200,6 +201,7 @@ def recipe_of(folder: RunFolder, *, trust: bool) -> Recipe:
     except (OSError, ValueError, YAMLError) as error:
         raise RunFolderError(f"{folder.resolved} cannot be read: {str(error).splitlines()[0]}") from error
     fields = fields if isinstance(fields, dict) else {}
+    complete(fields)
     lead_to_kept(fields, folder.path)
     recipe = parse_recipe(fields, str(folder.resolved))
     if not trust:

@@ -41,7 +41,20 @@ _EXCLUDED: dict[str, bool | dict[str, bool]] = {
 # The parts of a recipe that, with the tokenizer, determine the sizes of a model.
 _SIZING = {"model", "objective", "tokenizer", "added_tokens", "data", "image"}
 # A recipe with a module is not cached at all.
-_SIZELESS = {"data": {"train", "validation", "on_error", "packing", "isolation"}, "model": {"module"}}
+_SIZELESS = {
+    "data": {
+        "train",
+        "validation",
+        "on_error",
+        "packing",
+        "isolation",
+        "special_tokens",
+        "source_language",
+        "target_language",
+        "task",
+    },
+    "model": {"module"},
+}
 
 
 def recall(recipe: Recipe) -> Architecture | None:

@@ -19,6 +19,7 @@ from shardyard.planning.findings import with_findings
 from shardyard.planning.plan import RunPlan, World, make_plan
 from shardyard.recipe.batching import default_streams
 from shardyard.recipe.code import lead_to_kept
+from shardyard.recipe.earlier import complete
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
@@ -91,19 +92,20 @@ def _check_rows(recipe: Recipe) -> dict[str, str]:
 def recipe_in(folder: RunFolder) -> Recipe:
     """The recipe of a run, from its resolved.yaml, with the code files kept in the run folder."""
     fields = _resolved(folder)
+    complete(fields)
     lead_to_kept(fields, folder.path)
     return parse_recipe(fields)
 
 
 def as_before(folder: RunFolder) -> tuple[str, ...]:
-    """Overrides with which a run from before there were probes goes on as it began: nothing is decided anew."""
+    """Overrides with which a run of an earlier version goes on as it began: without probes, and with the special tokens
+    of its time."""
     try:
         data = _resolved(folder)["data"]
     except (OSError, UnicodeError, YAMLError, TypeError, KeyError):
         return ()  # loading the recipe says what is wrong
-    if "isolation" in data:
-        return ()
-    return ("data.isolation=positions", "model.probes.causality=false")
+    probes = () if "isolation" in data else ("data.isolation=positions", "model.probes.causality=false")
+    return probes if "special_tokens" in data else (*probes, "data.special_tokens=end")
 
 
 def _resolved(folder: RunFolder) -> Any:

@@ -26,7 +26,7 @@ class EncoderDecoder(Objective):
     def __init__(self, given: ObjectiveInputs) -> None:
         assert given.sequence_length is not None, "checked with the recipe"
         self._loss, self._evaluate, self._tokenizer = given.loss, given.evaluate, given.tokenizer
-        self._max_tokens = given.sequence_length
+        self._max_tokens, self._prompt = given.sequence_length, given.decoder_prompt
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
         """The encoder's inputs, by the names of the model's arguments."""
@@ -64,6 +64,7 @@ class EncoderDecoder(Objective):
             self._tokenizer,
             self.inputs(model, batch),
             max_tokens=self._max_tokens,
+            prompt=self._prompt,
             beams=self._evaluate.beams,
             synchronised=synchronised,
         )

@@ -25,6 +25,8 @@ class SpeechToText(EncoderDecoder):
 
     def __init__(self, given: ObjectiveInputs) -> None:
         super().__init__(given)
+        # Labels that are given, such as the language, are not heard.
+        self._given_labels = max(0, len(given.decoder_prompt) - 1)
         self._ctc, self._blank = given.audio.ctc, given.tokenizer.eos_token_id if given.audio.ctc else 0
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
@@ -38,7 +40,7 @@ class SpeechToText(EncoderDecoder):
             return super().measure(model, batch)
         out = model(**self.inputs(model, batch), decoder_input_ids=batch["decoder_input_ids"], use_cache=False)
         heard = bare.get_output_embeddings()(out.encoder_last_hidden_state)
-        ctc = losses.ctc(heard, batch["labels"], blank=self._blank)
+        ctc = losses.ctc(heard, batch["labels"][:, self._given_labels :], blank=self._blank)
         written = self._training_loss(out.logits, batch["labels"])
         return Measured({"loss": written + self._ctc * ctc}, {"ctc": ctc.detach().double()})
 

@@ -29,6 +29,7 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
             for key, message in _source(source, recipe.objective):
                 yield (*path, *((key,) if key else ())), message
     yield from _packing(recipe)
+    yield from _languages(recipe)
     yield from _held_out(recipe.data)
     yield from _leaks(recipe.data)
 
@@ -114,6 +115,13 @@ def _local(path: str) -> Iterator[tuple[str, str]]:
         found = False
     if looks_local and not found:
         yield "path", f"no file or folder matches {path!r}; relative paths start at the current folder"
+
+
+def _languages(recipe: Recipe) -> Iterator[Finding]:
+    if not objective_spec(recipe.objective).decodes:
+        for name in ("source_language", "target_language", "task"):
+            if getattr(recipe.data, name) is not None:
+                yield ("data", name), f"is for decoders of texts and transcripts, not for {recipe.objective}; remove it"
 
 
 def _packing(recipe: Recipe) -> Iterator[Finding]:

@@ -65,6 +65,23 @@ class Data(Section):
     isolate_documents: bool = described(
         True, "Documents packed into one row do not attend to each other, and each starts at position 0."
     )
+    special_tokens: Literal["tokenizer", "end"] = described(
+        "tokenizer",
+        "Special tokens around captions, translations and transcripts: `tokenizer`, those that the tokenizer itself "
+        "adds (start, language, task, end), or the end token if it adds none; `end`, the end token alone, as runs that "
+        "began before this field existed.",
+    )
+    source_language: str | None = described(
+        None, "Language token of the source text, for a tokenizer of several languages: en_XX, eng_Latn (seq2seq)."
+    )
+    target_language: str | None = described(
+        None,
+        "Language token of the target text (seq2seq), or language of the transcripts of a Whisper tokenizer, such as "
+        "en (speech_to_text). Default: that of the tokenizer.",
+    )
+    task: Literal["transcribe", "translate"] | None = described(
+        None, "Task token of a Whisper tokenizer (speech_to_text). Default: that of the tokenizer."
+    )
     packing: bool = described(
         False,
         "Pack several conversations into a row, isolated from each other as documents are (instruction). None is cut "

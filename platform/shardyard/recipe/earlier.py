@@ -1,0 +1,13 @@
+"""Resolved recipes of earlier versions: fields whose default is another than what these runs did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def complete(fields: Any) -> None:
+    """Add to the fields of a resolved.yaml, which has every default of its time, what its run did before a field
+    existed."""
+    data = fields.get("data") if isinstance(fields, dict) else None
+    if isinstance(data, dict):
+        data.setdefault("special_tokens", "end")
