@@ -1,7 +1,7 @@
 """Isolation and causality of every causal family of the installed transformers, as a table.
 
 `python tests/breadth/isolation.py` probes what `isolation.jsonl` does not have for this version of transformers (a few
-minutes for all) and writes docs/isolation.md; `--again FAMILY …` probes anew.
+minutes for all) and writes docs/develop/isolation.md; `--again FAMILY …` probes anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shardyard.recipe.isolation import ISOLATIONS
 from shardyard.recipe.loading.load import parse_recipe
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
-PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
+PAGE = Path(__file__).parents[2] / "docs" / "develop" / "isolation.md"
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 ROW = 512
 VOCABULARY = 128
@@ -120,7 +120,7 @@ def page(lines: Sequence[Line]) -> str:
     return (
         f"# Isolation and causality\n\n"
         f"All {len(lines)} causal families of transformers {version}, their default configurations with narrow layers, "
-        f"as [the probes](plan.md#probes) of a plan find them: what keeps the documents of a row apart "
+        f"as [the probes](../plan.md#probes) of a plan find them: what keeps the documents of a row apart "
         f"(`data.isolation`), or that the family is refused. No family has a leak that is not refused. Other "
         f"configurations of a family are probed on their own: lfm2 with convolutions needs `rows`, for example. "
         f"Families whose default configuration transformers cannot build are `invalid`. Written by "
