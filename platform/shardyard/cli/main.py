@@ -82,10 +82,11 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("eval", "shardyard.cli.commands.trained", "eval", "Measure a trained model on held-out data."),
     (
         "export",
-        "shardyard.cli.commands.trained",
+        "shardyard.cli.commands.export",
         "export",
         "Write a checkpoint as a folder that from_pretrained loads.",
     ),
+    ("push", "shardyard.cli.commands.export", "push", "Send a trained model to a hub."),
     (
         "cluster",
         "shardyard.cli.commands.cluster",

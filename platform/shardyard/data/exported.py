@@ -60,3 +60,5 @@ def _surround(tokenizer: PreTrainedTokenizerFast, head: list[int], tail: list[in
     # What does not add tokens, such as the offsets of a byte-level tokenizer, stays.
     kept = [backend.post_processor] if backend.post_processor is not None and made == plain else []
     backend.post_processor = processors.Sequence([*kept, template])
+    if first:
+        tokenizer.init_kwargs["documents_start_with"] = first[0]  # tells the export to GGUF what to take off again

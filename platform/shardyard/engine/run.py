@@ -199,7 +199,9 @@ def _export(session: Session) -> str | None:
     problem = None
     if weights is not None:
         evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]
-        run = TrainedRun(session.folder.id, session.engine.global_steps, session.folder.info().provenance)
+        info = session.folder.info()
+        base = info.starting.get("model.pretrained", {}).get("name", session.recipe.model.pretrained)
+        run = TrainedRun(info.id, session.engine.global_steps, info.provenance, base)
         errors = next((hook.errors for hook in session.hooks if isinstance(hook, EvaluateHook)), {})
         card = model_card(session.recipe, session.plan, run, evaluations[-1] if evaluations else {}, errors)
         try:

@@ -103,6 +103,9 @@ class Recipe(Section):
     name: str = described(REQUIRED, "Name of the run and of its folder.", pattern=NAME_PATTERN)
     description: str = described("", "What this recipe is for, in a sentence or two.")
     paper: str | None = described(None, "Paper or source of the architecture and its settings.")
+    license: str | None = described(
+        None, "Licence of the trained model for its card, as the hub writes it: apache-2.0, mit, other."
+    )
     expected: str | None = described(None, "Expected result of a run, and the hardware it was measured on.")
     model: Model = described(REQUIRED, "The architecture.")
     objective: ObjectiveName = described("causal_lm", "What the model learns to do.")

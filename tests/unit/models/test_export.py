@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,6 +24,7 @@ from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.planning.plan import World
 from shardyard.recipe.schema import Model, Recipe
+from support.pretrained import write_pretrained
 from support.tiny import CONFIGS, tiny_recipe
 from support.wordpieces import tiny_wordpiece
 
@@ -199,6 +201,7 @@ def test_the_card_has_the_facts_and_a_header_that_the_hub_reads(tmp_path: Path) 
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["shardyard", "gpt2"],
+        "datasets": ["org/set"],
     }
     for fact in (
         "# tiny\n",
@@ -230,3 +233,26 @@ def test_auto_tokenizer_loads_the_tokenizer_of_the_run_whatever_the_family(tmp_p
     text = "a model batch. Weight"
     assert AutoTokenizer.from_pretrained(path)(text).input_ids == tokenizer(text).input_ids
     assert "auto_map" not in (write(tmp_path / "llama", "llama") / "tokenizer_config.json").read_text()
+
+
+def test_the_card_names_the_base_model_the_licence_and_the_limits(tmp_path: Path) -> None:
+    write_pretrained(tmp_path / "base", "gpt2")
+    recipe = tiny_recipe(
+        tmp_path / "corpus.jsonl", license="apache-2.0", model={"pretrained": str(tmp_path / "base"), "config": {}}
+    )
+    plan = prepare(recipe, World(size=1, gpu=False))
+    run = TrainedRun("tiny-1", 20, {}, base="org/name@abc123")
+    for adapter in (False, True):
+        card = ModelCard(model_card(recipe, plan, run, {"loss": 1.0}, adapter=adapter))
+        assert card.data.license == "apache-2.0"
+        assert card.data.base_model == "org/name", "the hub resolves it, without the commit"
+        assert card.data.to_dict()["base_model_relation"] == ("adapter" if adapter else "finetune")
+        assert card.data.library_name == ("peft" if adapter else "transformers")
+        assert "| base model | org/name@abc123 |" in card.text
+        assert "It reads at most 64 tokens; rows of training had at most 32." in card.text
+        assert "not on tasks, for safety, or for bias" in card.text
+        assert ('AutoModelForCausalLM.from_pretrained("org/name"), "path/to/this/folder")' in card.text) == adapter
+    folder = ModelCard(model_card(recipe, plan, TrainedRun("tiny-1", 20, {}, base="run:other"), {}))
+    assert folder.data.base_model is None, "the name of a run is nothing on a hub"
+    assert "| base model | run:other |" in folder.text
+    assert "- It was not measured." in folder.text

@@ -17,6 +17,7 @@ from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.engine.hooks.generate import generate
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.models.export.export import export_model
+from shardyard.models.export.gguf import STARTS_WITH
 from shardyard.models.generation import adopt, generation_config, write
 from shardyard.recipe.schema import Model
 from support.pretrained import write_pretrained
@@ -144,14 +145,16 @@ def generate_length(model: Any, tokenizer: Any) -> int:
     return int(made.shape[1] - given["input_ids"].shape[1])
 
 
-def test_a_text_begins_as_documents_begin() -> None:
+def test_a_text_begins_as_documents_begin(tmp_path: Path) -> None:
     ours = load_tokenizer("bytes")
     exported = exported_tokenizer(ours, "causal_lm")
     assert exported("ab")["input_ids"] == [EOS, 97, 98]
     assert exported("")["input_ids"] == [EOS]
     assert exported("ab", add_special_tokens=False)["input_ids"] == ours("ab")["input_ids"] == [97, 98]
     assert exported("a", "b")["input_ids"] == [EOS, 97, EOS, 98]
-    again = exported_tokenizer(exported, "causal_lm")
+    exported.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())[STARTS_WITH] == "<|endoftext|>"
+    again = exported_tokenizer(AutoTokenizer.from_pretrained(tmp_path), "causal_lm")
     assert again("ab")["input_ids"] == [EOS, 97, 98]
     # Chat templates write their own tokens.
     assert exported_tokenizer(ours, "instruction")("ab")["input_ids"] == [97, 98]

@@ -124,6 +124,9 @@ def test_a_recipe_is_planned_before_its_weights_are_here(
     assert planned.model.pretrained is None
     plan = prepare(planned, World(size=1, gpu=False))
     assert plan.architecture.parameters == pytest.approx(parameters, rel=0.01)
+    planned = for_planning(recipe.model_copy(update={"added_tokens": ["<a>", "<b>"]}), tmp_path / "runs")
+    longer = prepare(planned, World(size=1, gpu=False)).architecture
+    assert longer.vocabulary == plan.architecture.vocabulary + 2
 
 
 def test_the_known_sizes_of_a_prepared_model_are_its_own() -> None:

@@ -1,4 +1,4 @@
-"""`shardyard sample`, `eval` and `export`: using a trained model."""
+"""`shardyard sample` and `eval`: using a trained model."""
 
 from __future__ import annotations
 
@@ -122,23 +122,6 @@ def _on_tasks(
 
     measured = measure_run(folder, tasks, step=step, limit=limit, trust=trust)
     return {f"{task} {metric}": value for task, found in measured.items() for metric, value in found.items()}
-
-
-def export(
-    run: RunName,
-    destination: Annotated[Path | None, typer.Argument(help="Output folder. Default: RUN/final.")] = None,
-    step: Step = None,
-    trust: Trust = False,
-    runs_dir: RunsDir = None,
-) -> None:
-    """Write a checkpoint as a folder that from_pretrained loads: safetensors, tokenizer and a model card."""
-    from shardyard.engine.inference.load import export_checkpoint
-
-    folder = _open(run, runs_dir)
-    target = destination or folder.path / "final"
-    if destination is not None and destination.exists():
-        raise UsageError(f"{destination} exists already; name another folder.")
-    output.line(str(export_checkpoint(folder, step, target, trust=trust)))
 
 
 def _open(run: str, runs_dir: Path | None) -> RunFolder:

@@ -21,7 +21,7 @@ from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.engine.checkpoint.files import bad_because, committed_checkpoints, read_manifest, step_of
 from shardyard.engine.checkpoint.tensor_files import only_tensors
 from shardyard.engine.checkpoint.weights import weights_of_checkpoint
-from shardyard.engine.components import held_out, make_components, with_frozen
+from shardyard.engine.components import Components, held_out, make_components, with_frozen
 from shardyard.engine.hooks.evaluate import evaluate
 from shardyard.engine.hooks.generate import generate
 from shardyard.engine.inference.pictures import answer
@@ -220,13 +220,10 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
         RunFolderError: the checkpoint does not exist.
         CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
-    checkpoint = _pick(folder, step)
+    checkpoint = pick_checkpoint(folder, step)
     recipe = recipe_of(folder, trust=trust)
     components = make_components(recipe)
-    world = World(size=read_manifest(checkpoint)["world_size"], gpu=False)
-    plan = make_plan(recipe, measure_recipe(recipe, components.config), world)
-    done = read_manifest(checkpoint)["step"]
-    card = model_card(recipe, plan, TrainedRun(folder.id, done, folder.info().provenance), _measured_at(folder, done))
+    card = card_of(folder, recipe, components, checkpoint)
     tokenizer = components.exported_tokenizer(recipe)
     weights = weights_of_checkpoint(checkpoint, precision=precision_of(recipe), trust=trust)
     return export_model(
@@ -243,7 +240,24 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
     )
 
 
-def _pick(folder: RunFolder, step: int | None) -> Path:
+def card_of(
+    folder: RunFolder, recipe: Recipe, components: Components, checkpoint: Path, *, adapter: bool = False
+) -> str:
+    """The model card of a checkpoint, or of its adapter alone."""
+    manifest, info = read_manifest(checkpoint), folder.info()
+    world, done = World(size=manifest["world_size"], gpu=False), manifest["step"]
+    plan = make_plan(recipe, measure_recipe(recipe, components.config), world)
+    base = info.starting.get("model.pretrained", {}).get("name", recipe.model.pretrained)
+    run = TrainedRun(folder.id, done, info.provenance, base)
+    return model_card(recipe, plan, run, _measured_at(folder, done), adapter=adapter)
+
+
+def pick_checkpoint(folder: RunFolder, step: int | None) -> Path:
+    """The checkpoint of a step, or the newest good one.
+
+    Raises:
+        RunFolderError: it does not exist.
+    """
     found = {step_of(path): path for path in committed_checkpoints(folder.checkpoints)}
     if not found:
         raise RunFolderError(

@@ -78,8 +78,9 @@ def for_planning(recipe: Recipe, runs_dir: Path) -> Recipe:
     if name is None or "model.pretrained" in here:
         return located
     config = recipe.model.config if _gives_sizes(recipe.model) else {**_known_config(name), **recipe.model.config}
-    if recipe.added_tokens and "vocab_size" not in recipe.model.config:
-        config = {key: value for key, value in config.items() if key != "vocab_size"}
+    known = config.get("vocab_size")
+    if isinstance(known, int) and "vocab_size" not in recipe.model.config:
+        config = {**config, "vocab_size": known + len(recipe.added_tokens)}
     model = recipe.model.model_copy(update={"pretrained": None, "config": config})
     return located.model_copy(update={"model": model})
 

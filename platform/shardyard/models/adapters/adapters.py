@@ -40,7 +40,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
     targets = chosen(model, adapter)
     if adapter.pretrained is not None:
         check_saved(adapter, targets)
-    trained = [parameter for _, parameter in _fully_trained(model, adapter, objective)]
+    trained = [parameter for _, parameter in fully_trained(model, adapter, objective)]
     linear = [target.name for target in adaptable(model, adapter) if not target.stacked]
     model.requires_grad_(False)
     # PiSSA takes singular vectors out of the whole weights; what is left of them is quantised.
@@ -83,7 +83,7 @@ def num_trainable(model: PreTrainedModel, adapter: Adapter, objective: str) -> i
     adapters = sum(target.size(adapter.rank) for target in targets)
     if adapter.dora:
         adapters += sum(_outputs(model, target.name) for target in targets)
-    return adapters + sum(parameter.numel() for _, parameter in _fully_trained(model, adapter, objective))
+    return adapters + sum(parameter.numel() for _, parameter in fully_trained(model, adapter, objective))
 
 
 def num_quantized(model: PreTrainedModel, adapter: Adapter) -> int:
@@ -99,7 +99,7 @@ def _outputs(model: PreTrainedModel, name: str) -> int:
     return int(layer.weight.shape[1 if isinstance(layer, Conv1D) else 0])
 
 
-def _fully_trained(model: PreTrainedModel, adapter: Adapter, objective: str) -> list[tuple[str, nn.Parameter]]:
+def fully_trained(model: PreTrainedModel, adapter: Adapter, objective: str) -> list[tuple[str, nn.Parameter]]:
     """The parameters of the modules that the recipe names, and of a new head of the objective outside the body."""
     chosen_names = set(fully_trained_names(model, adapter))
     body = {id(parameter) for parameter in model.base_model.parameters()}

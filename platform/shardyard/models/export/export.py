@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,8 @@ def export_model(
         ModelError: the weights do not fit the configuration.
         OSError: the folder cannot be written; nothing is left behind, and an older export is kept.
     """
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+
+    def write(partial: Path) -> None:
         if module is not None:
             with _full_disks():
                 save_module(partial, module, weights)
@@ -69,6 +67,17 @@ def export_model(
         if processor is not None:
             processor.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+    return write_folder(destination, write)
+
+
+def write_folder(destination: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a new folder, which then replaces `destination`; if it fails, an older folder is kept."""
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
         _replace(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""What leaves a run that added tokens, or trained an adapter: the same at every ZeRO stage and number of ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from shardyard.engine.inference.adapter import export_adapter
+from shardyard.engine.inference.load import load_trained
+from shardyard.engine.run import Job, run_rank
+from shardyard.engine.world import Rank
+from shardyard.errors import UsageError
+from shardyard.tracking.run.folder import read_metrics
+from support.pretrained import write_pretrained
+from support.ranks import run_ranks
+from support.tiny import tiny_job, tiny_recipe, write_corpus
+
+pytestmark = pytest.mark.slow
+
+PROMPT = "the model "
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Trained runs: `plain` by ZeRO stage and ranks, `adapted` with an adapter instead of all weights."""
+
+    plain: dict[tuple[int, int], Job]
+    adapted: Job
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    corpus, base = write_corpus(folder), write_pretrained(folder / "base", "llama")
+
+    def job(stage: int, ranks: int, **model: object) -> Job:
+        recipe = tiny_recipe(
+            corpus,
+            family="llama",
+            added_tokens=["<|im_start|>", "<|im_end|>"],
+            model={"pretrained": str(base), "config": {}, "vocabulary_multiple": 8, **model},
+            train={"steps": 4},
+            schedule={"warmup": 1},
+            optimizer={"lr": 1e-2},
+            checkpoint={"every": 4},
+            evaluate={"every": 4},
+            sample={"prompts": [PROMPT], "max_new_tokens": 8},
+            zero={"stage": stage},
+            cluster={"workers": ranks},
+        )
+        return tiny_job(recipe, folder / "out", world_size=ranks)
+
+    frozen = {"freeze": ["model.layers.0.*"]}
+    plain = {(stage, ranks): job(stage, ranks, **frozen) for stage, ranks in ((0, 1), (2, 2), (3, 2))}
+    adapted = job(3, 2, adapter={"rank": 4})
+    run_ranks(1, _train, [plain[0, 1]])
+    run_ranks(2, _train, [plain[2, 2], plain[3, 2], adapted])
+    return Runs(plain, adapted)
+
+
+def _train(rank: Rank, jobs: list[Job]) -> None:
+    for job in jobs:
+        run_rank(job, rank)
+
+
+def events(job: Job, kind: str) -> list[dict[str, str]]:
+    lines = map(json.loads, (job.folder.path / "events.jsonl").read_text().splitlines())
+    return [event for event in lines if event["kind"] == kind]
+
+
+def test_new_rows_are_the_same_at_every_stage_and_number_of_ranks(runs: Runs) -> None:
+    curves = [[line["train/loss"] for line in read_metrics(job.folder.metrics)] for job in runs.plain.values()]
+    assert len(curves[0]) == 4
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], rel=1e-5)
+    tables = [
+        AutoModelForCausalLM.from_pretrained(job.folder.path / "final").get_input_embeddings().weight
+        for job in runs.plain.values()
+    ]
+    assert tables[0].shape[0] == 264
+    for table in tables[1:]:
+        torch.testing.assert_close(table, tables[0], rtol=1e-4, atol=1e-6)
+    for job in runs.plain.values():
+        (told,) = (event["text"] for event in events(job, "notice") if "embeddings" in event["text"])
+        assert "change from 257 to 264 rows; new ones begin as the mean of the others" in told
+
+
+def test_a_sample_in_training_is_what_the_export_writes(runs: Runs) -> None:
+    for job in runs.plain.values():
+        (line,) = map(json.loads, (job.folder.path / "samples.jsonl").read_text().splitlines())
+        again = load_trained(job.folder).sample([PROMPT], max_new_tokens=8, temperature=0.0, seed=0)
+        piped = pipeline("text-generation", model=str(job.folder.path / "final"), device="cpu")
+        (made,) = piped(PROMPT, max_new_tokens=8, do_sample=False, return_full_text=False)
+        assert [line["text"]] == again == [made["generated_text"]]
+
+
+def test_peft_loads_the_adapter_alone(runs: Runs, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    job = runs.adapted
+    (told,) = (event["text"] for event in events(job, "notice") if "embeddings" in event["text"])
+    assert told.endswith("and stay so; name the embeddings in model.adapter.modules_to_save to train them")
+    path = export_adapter(job.folder, None, tmp_path / "adapter")
+    config = json.loads((path / "adapter_config.json").read_text())
+    base = config["base_model_name_or_path"]
+    assert base == job.recipe.model.pretrained
+    merged = AutoModelForCausalLM.from_pretrained(job.folder.path / "final").eval()
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path).eval()
+    ids = torch.tensor([[256, *b"the model"]])
+    with torch.no_grad():
+        logits = adapted(input_ids=ids).logits
+        torch.testing.assert_close(logits, merged(input_ids=ids).logits[..., :257], rtol=1e-4, atol=1e-4)
+        with adapted.disable_adapter():
+            assert not torch.allclose(adapted(input_ids=ids).logits, logits, atol=1e-3), "the adapter does something"
+    # What vLLM reads: its names of LoRA tensors, and nothing that it refuses.
+    with safe_open(path / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert names
+    assert all(name.startswith("base_model.model.model.layers.") for name in names)
+    assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names)
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 16.0)
+    assert not config["modules_to_save"]
+    assert not config["use_dora"]
+    assert set(config["target_modules"]) == {name.split(".")[-3] for name in names}
+    assert len(AutoTokenizer.from_pretrained(path)) == 259
+    assert "library_name: peft" in (path / "README.md").read_text()
+
+
+def test_a_run_without_an_adapter_has_none_to_export(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"trained no adapter \(model\.adapter\); `shardyard export "):
+        export_adapter(runs.plain[0, 1].folder, None, tmp_path / "adapter")
