@@ -90,6 +90,7 @@ PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard dashboard", "a server that does not end; tests/browser uses it"),
     (r"shardyard data prepare", "fetches packages; `make data` does so before the tests"),
     (r"shardyard data (show|verify)", "needs the datasets; tests/unit/data/datasets/test_real.py"),
+    (r"shardyard sample RUN .*--image", "needs a run with pictures; tests/numerics/test_picture_families.py"),
     (r"shardyard eval latest --classes", "needs a run of CLIP; tests/numerics/test_contrastive.py"),
     (r"shardyard eval (RUN|latest) --task", "tests/numerics/test_harness.py"),
     (

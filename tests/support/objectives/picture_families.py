@@ -29,6 +29,8 @@ _PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
 _QWEN = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
+_GLM = {**_QWEN, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32}
+
 # Family → model.config. Names with a slash are another configuration of the family before it.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llava": {"text_config": _LLAMA, "vision_config": _CLIP},
@@ -117,12 +119,107 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "max_num_tiles": 4,
         },
     },
+    "glm4v": {
+        "text_config": {**_TEXT, "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0}},
+        "vision_config": {**_GLM, "image_size": 16},
+    },
+    "glm46v": {
+        "text_config": {**_TEXT, "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0}},
+        "vision_config": {**_GLM, "image_size": 16},
+    },
+    "aya_vision": {
+        "text_config": {**_TEXT, "model_type": "cohere2", "head_dim": 16},
+        "vision_config": {**_SIGLIP, "image_size": 32},
+        "downsample_factor": 2,
+    },
+    "qwen3_5": {
+        "text_config": {
+            **_TEXT,
+            "head_dim": 16,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0},
+        },
+        "vision_config": {
+            **_QWEN,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+        },
+    },
+    "qwen3_vl_moe": {
+        "text_config": {
+            **_TEXT,
+            "head_dim": 16,
+            "moe_intermediate_size": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": _ROPE,
+        },
+        "vision_config": {
+            **_QWEN,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+    },
+    "deepseek_vl": {"text_config": _LLAMA, "vision_config": _SIGLIP},
+    "janus": {
+        "text_config": _LLAMA,
+        "vision_config": {**_SIDE, "image_size": 16, "patch_size": 8, "projection_dim": 32, "mlp_ratio": 2},
+        "vq_config": {
+            "embed_dim": 8,
+            "num_embeddings": 32,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "projection_dim": 32,
+            "image_token_embed_dim": 32,
+            "latent_channels": 32,
+        },
+    },
+    "lighton_ocr": {
+        "text_config": {**_TEXT, "model_type": "qwen3", "head_dim": 16},
+        "vision_config": _PIXTRAL,
+        "spatial_merge_size": 2,
+    },
+    "video_llama_3": {
+        "text_config": {**_TEXT, "model_type": "qwen2"},
+        "vision_config": {**_SIDE, "patch_size": 4},
+    },
+    "paddleocr_vl": {
+        "text_config": {**_TEXT, "head_dim": 16, "rope_parameters": _ROPE},
+        "vision_config": {**_SIDE, "image_size": 16, "patch_size": 4, "spatial_merge_size": 2},
+    },
+    "exaone4_5": {
+        "text_config": {
+            **_TEXT,
+            "model_type": "exaone4",
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "vision_config": {
+            **_GLM,
+            "model_type": "exaone4_5_vision",
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+            "num_key_value_heads": 2,
+        },
+    },
     "mistral3": {
         "text_config": {**_TEXT, "model_type": "mistral"},
         "vision_config": _PIXTRAL,
         "vision_feature_layer": -1,
     },
 }
+# Family → section `image`, where the sizes of the class are too large for a test.
+IMAGES: dict[str, dict[str, object]] = {"paddleocr_vl": {"size": 32}}
 
 
 def family_of(name: str) -> str:
@@ -165,7 +262,7 @@ def tiny_inputs(name: str, image: Mapping[str, object] | None = None, sequence_l
         special_tokens=special_token_ids(tokenizer),
         placeholders=placeholder_ids(tokenizer, family, config),
     )
-    section = schema.Image(**(image or {}))
+    section = schema.Image(**(image or IMAGES.get(name, {})))
     data = schema.Data(sequence_length=sequence_length, train=[schema.Source(path="x")])
     processor = own_processor(family, made, tokenizer, section)
     return FormatInputs(data, tokenizer, made, image=section, training=False, processor=processor)
@@ -186,7 +283,7 @@ def recipe_fields(name: str, data: Path, steps: int) -> dict[str, Any]:
         "name": name.replace("/", "-"),
         "model": {"family": family_of(name), "config": FAMILIES[name], "dropout": 0.0},
         "data": {**question_fields(data)["data"], "sequence_length": 256},
-        "image": {},
+        "image": IMAGES.get(name, {}),
         "train": {"steps": steps, "global_batch": 8, "precision": "fp32", "seed": 7},
         "checkpoint": {"every": max(1, steps // 2)},
         "evaluate": {"every": steps, "rows": 8},

@@ -151,6 +151,8 @@ def _sequence(config: Any, image: Image) -> int:
 
 _ARGUMENTS: Mapping[str, Callable[[Any, Image], object]] = {
     "patch_size": lambda config, image: _edge(getattr(_vision(config), "patch_size", 16)),
+    "img_size": lambda config, image: _edge(_vision(config).image_size),
+    "downsample_factor": lambda config, image: getattr(config, "downsample_factor", 1),
     "spatial_merge_size": lambda config, image: getattr(config, "spatial_merge_size", 1),
     "vision_feature_select_strategy": lambda config, image: getattr(
         config, "vision_feature_select_strategy", "default"

@@ -32,6 +32,7 @@ _ALIASES = {"shieldgemma2": "gemma3", "glmga": "glm46v", "qwen3_vl_moe": "qwen3_
 _VIDEO_ALIASES = {
     **_ALIASES,
     "qwen2_5_vl": "qwen2_vl",
+    "exaone4_5": "qwen2_vl",
     "qwen3_5": "qwen3_vl",
     "qwen3_5_moe": "qwen3_vl",
     "qwen4_exp": "qwen3_vl",

@@ -65,6 +65,11 @@ TOKENS: Mapping[str, Mapping[str, str]] = {
         **{f"loc{index:04}": f"<loc{index:04}>" for index in range(1024)},
         **{f"seg{index:03}": f"<seg{index:03}>" for index in range(128)},
     },
+    "janus": {
+        "image_token": "<image_placeholder>",
+        "boi_token": "<begin_of_image>",
+        "eoi_token": "<end_of_image>",
+    },
     "aya_vision": {
         "image_token": "<image>",
         "img_patch_token": "<|IMG_PATCH|>",
@@ -154,4 +159,7 @@ def _has_placeholder(tokenizer: Any, model: Model) -> bool:
 def placeholder_ids(tokenizer: Any, family: str, config: Mapping[str, object]) -> dict[str, int]:
     """Name of a configuration field without `_id` or `_index` → id: `image_token`, `boi_token`, …"""
     tokens = {name: token for name, token in tokens_of(family, config).items() if name.endswith("_token")}
+    if family == "aya_vision":
+        # Its image token stands for a whole picture in the text, and this one for a part of it in the model.
+        tokens["image_token"] = tokens["img_patch_token"]
     return {name: int(tokenizer.convert_tokens_to_ids(token)) for name, token in tokens.items()}

@@ -39,6 +39,9 @@ def own_processor(family: str, config: Any, tokenizer: Any, image: Image, pretra
     Raises:
         DataError: the model has none that can be used here.
     """
+    if tokenizer.pad_token is None:
+        # Some processors pad the pictures or the texts of a single row.
+        tokenizer.pad_token = tokenizer.eos_token
     saved = _saved(pretrained) if pretrained is not None else None
     if saved is None:
         return build_processor(family, config, tokenizer, image)
@@ -48,8 +51,10 @@ def own_processor(family: str, config: Any, tokenizer: Any, image: Image, pretra
     settings = saved.get("image_processor", saved)
     overrides = {key: value for key, value in image_options(pictures, config, image).items() if _asked(key, image)}
     known = inspect.signature(whole.__init__).parameters
-    given = arguments(whole, config, image) | {key: value for key, value in saved.items() if key in known}
-    given = {key: value for key, value in given.items() if key not in ("image_processor", "tokenizer", *OTHER_PARTS)}
+    parts = ("image_processor", "tokenizer", "chat_template", *OTHER_PARTS)
+    # Older folders have no settings of the whole processor, which then follow from the configuration.
+    given = {key: value for key, value in saved.items() if key in known and key not in parts}
+    given = given or arguments(whole, config, image)
     try:
         image_processor = pictures.from_dict({**_plain(settings), **overrides})
         if family == "paligemma" and not hasattr(image_processor, "image_seq_length"):

@@ -6,6 +6,7 @@ torch and transformers are imported late: a plan with cached sizes does not need
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -69,7 +70,11 @@ def _check_rows(recipe: Recipe) -> dict[str, str]:
         Reasons of the plan: which answers of conversations are trained, and why.
     """
     sources = (*recipe.data.train, *recipe.data.validation)
-    if objective_spec(recipe.objective).layouts is None or all(source.path is None for source in sources):
+    spec = objective_spec(recipe.objective)
+    if spec.layouts is None or all(source.path is None for source in sources):
+        return {}
+    if spec.sees:
+        _check_pictures(recipe)
         return {}
     from shardyard.data.chat import prepare_chat
     from shardyard.data.formats.inputs import FormatInputs
@@ -82,11 +87,27 @@ def _check_rows(recipe: Recipe) -> dict[str, str]:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
     except DataError:
         return {}
-    conversations = objective_spec(recipe.objective).layouts == "conversations"
+    conversations = spec.layouts == "conversations"
     notes = prepare_chat(tokenizer, recipe.chat, all_answers=conversations)
     check_first_rows(FormatInputs(recipe.data, tokenizer, chat=recipe.chat), recipe.objective)
     why = "; ".join([notes.why, *notes.remarks])
     return {"answers": f"{notes.trained}: {why}"} if conversations else {}
+
+
+def _check_pictures(recipe: Recipe) -> None:
+    """Make the first rows with pictures, by the model's processor, if model and tokenizer are on this machine."""
+    from shardyard.data.stream.first_rows import check_first_rows
+    from shardyard.data.tokenizers.tokenizer import load_tokenizer
+    from shardyard.engine.components import make_components
+
+    place = recipe.model.pretrained
+    if place is not None and not Path(place).expanduser().is_dir():
+        return
+    try:
+        load_tokenizer(recipe.tokenizer, recipe.added_tokens)
+    except DataError:
+        return
+    check_first_rows(make_components(recipe).format_inputs, recipe.objective)
 
 
 def recipe_in(folder: RunFolder) -> Recipe:
@@ -125,9 +146,12 @@ def _measure(recipe: Recipe) -> Architecture:
     from shardyard.models.size.measure import measure_recipe
 
     # Ids of special tokens do not affect sizes, but some models need one for padding or end of text.
-    no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    no_ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     # The same holds for the ids of tokens that stand for pictures.
     placeholders: dict[str, int] | None = {} if own_processor_makes_rows(recipe) else None
+    if placeholders is not None:
+        # Mllama's configuration needs a first token, which its tokenizer is given.
+        no_ids["bos_token_id"] = 0
     config = architecture_config(
         recipe.model, vocabulary=_vocabulary(recipe), special_tokens=no_ids, placeholders=placeholders
     )

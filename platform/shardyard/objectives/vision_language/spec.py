@@ -8,20 +8,31 @@ from shardyard.objectives.spec import ObjectiveSpec
 # test_pictures_in_text.py), and which were trained.
 FAMILIES = frozenset(
     {
+        "aya_vision",
+        "deepseek_vl",
+        "exaone4_5",
         "gemma3",
+        "glm46v",
+        "glm4v",
         "idefics2",
         "idefics3",
         "internvl",
+        "janus",
+        "lighton_ocr",
         "llava",
         "llava_next",
         "llava_onevision",
         "mistral3",
         "mllama",
+        "paddleocr_vl",
         "paligemma",
         "qwen2_5_vl",
         "qwen2_vl",
+        "qwen3_5",
         "qwen3_vl",
+        "qwen3_vl_moe",
         "smolvlm",
+        "video_llama_3",
         "vipllava",
     }
 )

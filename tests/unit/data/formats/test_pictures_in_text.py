@@ -24,14 +24,19 @@ from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.stream.packing import IGNORED
 from shardyard.errors import DataError, UnusableRowError
+from shardyard.launch.run.prepare import prepare
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.make import make_objective
+from shardyard.planning.plan import World
 from shardyard.recipe import schema
-from support.objectives.picture_families import FAMILIES, ROWS, family_of, noise, tiny, tiny_inputs
+from shardyard.recipe.loading.load import parse_recipe
+from support.objectives.picture_families import FAMILIES, ROWS, family_of, noise, recipe_fields, tiny, tiny_inputs
+from support.objectives.vision_language import write_data
 
 GENERATOR = np.random.default_rng(0)
-# Processors of these also read video; transformers loads them only with torchvision.
-WITH_TORCHVISION = ("llava/pixtral", "mistral3", "llava_onevision", "smolvlm", "internvl")
+
+# Of each kind of processor one or two; the others only have to give the same batch and loss.
+SAMPLE = ("llava/pixtral", "qwen2_vl", "gemma3", "paligemma", "idefics3", "mllama")
 
 
 def batch_of(rows: Any, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -90,8 +95,8 @@ def test_a_batch_is_the_processors_and_its_loss_that_of_transformers(name: str, 
     one.inputs.processor.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     restored = [own_processor(family_of(name), one.inputs.model, tokenizer, schema.Image(), str(tmp_path))]
-    video = name in WITH_TORCHVISION or name.startswith("qwen")
-    if not video:
+    needs_torchvision = type(one.inputs.processor).__name__ == "PixtralProcessor"
+    if one.inputs.processor.video_settings is None and not needs_torchvision:
         restored.append(AutoProcessor.from_pretrained(tmp_path, backend="pil"))
     elif is_torchvision_available():
         restored.append(AutoProcessor.from_pretrained(tmp_path))
@@ -101,7 +106,7 @@ def test_a_batch_is_the_processors_and_its_loss_that_of_transformers(name: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SAMPLE)
 def test_a_model_answers_with_a_cache_as_without(name: str) -> None:
     """Generation from the processor's prompt: greedy tokens equal those of one pass over the whole row each."""
     one = tiny(name)
@@ -111,6 +116,17 @@ def test_a_model_answers_with_a_cache_as_without(name: str) -> None:
         cached, whole = (one.model.generate(**inputs, use_cache=cache, **options) for cache in (True, False))
     assert cached.shape[1] > inputs["input_ids"].shape[1]
     assert torch.equal(cached, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_planned(name: str, tmp_path: Path) -> None:
+    """With the cost of a row, and with the first row of its files made by its processor."""
+    recipe = parse_recipe(recipe_fields(name, write_data(tmp_path), 2))
+    found = prepare(recipe, World(size=1, gpu=False)).architecture
+    assert found.flops_per_row is not None
+    assert found.flops_per_row > 6 * 256 * found.vocabulary * found.hidden_size
+    assert found.activation_bytes_per_row is not None
 
 
 def spans(processor: Any, messages: list[dict[str, Any]], pictures: list[Any]) -> list[str]:
