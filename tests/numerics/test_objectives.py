@@ -20,6 +20,7 @@ from shardyard.engine.inference.step_documents import documents_of_step
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.objectives import registry
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
@@ -129,6 +130,14 @@ def test_the_exported_model_measures_the_same(
     assert own.keys() <= found.keys()
     for name, value in own.items():
         assert math.isclose(found[name], value, rel_tol=1e-5, abs_tol=1e-7), name
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if objective_spec(name).predicts])
+def test_a_classifier_says_what_it_predicts(trained: dict[tuple[str, int], Trained], objective: str) -> None:
+    model = load_trained(trained[objective, 1].straight.folder)
+    (said,) = model.sample(["the weight of a model"], max_new_tokens=1, temperature=0.0, seed=0)
+    names = [*model.model.config.id2label.values(), *(tag[2:] for tag in model.model.config.id2label.values()), "none"]
+    assert any(name and name in said for name in names) or math.isfinite(float(said))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
