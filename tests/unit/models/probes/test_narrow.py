@@ -51,6 +51,12 @@ def test_ids_of_special_tokens_stay_apart() -> None:
     assert narrow.eos_token_id == [126, 7]
 
 
+def test_a_smaller_vocabulary_has_the_tokens_of_the_probes() -> None:
+    config = AutoConfig.for_model("esm", vocab_size=33, hidden_size=32, num_hidden_layers=2, pad_token_id=1)
+    narrow = narrow_config(config, "AutoModelForMaskedLM")
+    assert (narrow.vocab_size, narrow.pad_token_id) == (128, 1)
+
+
 def test_other_heads_are_narrowed_too() -> None:
     narrow = narrow_config(AutoConfig.for_model("vit"), "AutoModelForImageClassification")
     assert narrow.num_hidden_layers == 2
