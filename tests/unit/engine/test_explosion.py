@@ -139,7 +139,8 @@ def test_room_is_made_by_the_oldest_and_the_last_good_one_stays(
     assert files.make_room(tmp_path, 100) == []
 
 
-def test_weights_that_are_no_numbers_are_named() -> None:
+def test_weights_that_are_no_numbers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert not_finite(model) == []
     with torch.no_grad():
@@ -149,8 +150,23 @@ def test_weights_that_are_no_numbers_are_named() -> None:
     # Codes of 4 bits are always numbers; under ZeRO-3 a rank looks at its own part.
     model[0].bias.ds_tensor = torch.zeros(1)
     model[1].weight.ds_tensor = torch.ones(1, dtype=torch.uint8)
+    for parameter in (model[0].bias, model[1].weight):
+        parameter.ds_numel, parameter.ds_process_group = 1, None
     assert not_finite(model) == []
     assert not_finite(nn.Identity()) == []
+
+
+@pytest.mark.parametrize(("rank", "spoiled"), [(0, []), (1, []), (2, ["weight"])])
+def test_what_fills_the_last_part_of_a_parameter_up_may_be_anything(
+    monkeypatch: pytest.MonkeyPatch, rank: int, spoiled: list[str]
+) -> None:
+    """Under ZeRO-3, a bias of one number on two ranks leaves one of them memory that nobody wrote."""
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: rank % 2)
+    model = nn.Linear(3, 1, bias=False)
+    parts = {0: [1.0, 2.0], 1: [3.0, math.nan], 2: [math.nan, 2.0]}
+    model.weight.ds_tensor, model.weight.ds_numel = torch.tensor(parts[rank]), 3  # type: ignore[attr-defined]
+    model.weight.ds_process_group = None  # type: ignore[attr-defined]
+    assert not_finite(model) == spoiled
 
 
 def test_a_step_without_a_checkpoint_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ import deepspeed
 import numpy
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-from torch import nn
+from torch import distributed, nn
 
 from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint import files
@@ -317,10 +317,19 @@ class Checkpointer:
             raise CheckpointError(refusal(str(folder), names))
 
 
+def _own_part(parameter: Any) -> Any:
+    """A parameter, or under ZeRO-3 this rank's part of it without what fills the last part up: any memory."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    part = parameter.ds_tensor.flatten()
+    first = distributed.get_rank(parameter.ds_process_group) * part.numel()
+    return part[: max(0, parameter.ds_numel - first)]
+
+
 def not_finite(model: nn.Module) -> list[str]:
     """Names of parameters of this rank (or parts of them) with a value that is not finite."""
     # Under ZeRO-3 a rank holds a part of each parameter.
-    parts = {name: getattr(parameter, "ds_tensor", parameter) for name, parameter in model.named_parameters()}
+    parts = {name: _own_part(parameter) for name, parameter in model.named_parameters()}
     tests = {name: part.detach().isfinite().all() for name, part in parts.items() if part.is_floating_point()}
     # A single synchronisation for all, because each one waits for the device.
     if not tests or bool(torch.stack(list(tests.values())).all()):
