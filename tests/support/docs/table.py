@@ -84,6 +84,11 @@ PARSED: tuple[tuple[str, str], ...] = (
     ),
     (r"shardyard (submit|ps|logs|stop|wait|inspect)( |$)", "tests/e2e/test_jobs.py, on a cluster of its own"),
     (r"shardyard sample RUN .*--image", "needs a run of a vision–language model; tests/numerics/test_objectives.py"),
+    (r"shardyard sample RUN TEXT", "needs a run of a classifier; tests/unit/objectives/test_predictions.py"),
+    (
+        r"shardyard (export|push) RUN( .*)? --(adapter|dry-run)",
+        "needs an adapter or a hub; tests/numerics/test_export_runs.py",
+    ),
     (r"shardyard resume", "tests/e2e/test_launch.py resumes runs"),
     (r"shardyard export RUN ADAPTER --adapter", "needs a run with an adapter; tests/numerics/test_export_runs.py"),
     (r"shardyard export RUN FILE.gguf", "needs llama.cpp; tests/unit/models/test_gguf.py has a stand-in"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from support.objectives.sound import fields_of, write_data
+from support.families.sound import fields_of, write_data
 
 __all__ = ["recipe_fields", "write_data"]
 

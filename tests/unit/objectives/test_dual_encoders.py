@@ -20,8 +20,8 @@ from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.make import make_objective
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.loading.load import parse_recipe
+from support.families.dual_encoders import CONFIGS
 from support.objectives.contrastive import image, recipe_fields
-from support.objectives.dual_encoders import CONFIGS
 
 ROWS = 4
 

@@ -24,7 +24,7 @@ from shardyard.objectives.make import make_objective
 from shardyard.objectives.registry import objective_spec
 from shardyard.objectives.speech_ctc import rows as spelled
 from shardyard.recipe.loading.load import parse_recipe
-from support.objectives.sound import ENCODERS, fields_of, recording
+from support.families.sound import ENCODERS, fields_of, recording
 
 GENERATOR = np.random.default_rng(0)
 TEXTS = ("abca", "dd")

@@ -1,0 +1,1 @@
+"""Tiny configurations of many families."""
