@@ -22,6 +22,7 @@ STATIC := platform/shardyard/dashboard/static
 JS_BIN = $(BIN)/node $(JS)/node_modules/.bin
 
 .PHONY: help setup setup-all demo data test-fast test test-clusters bench seeds gpu-check check check-js schema clean
+.PHONY: help setup setup-all demo data test-fast test test-clusters bench breadth gpu-check check check-js schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +58,10 @@ bench: $(ALL) ## compare step times and whole runs with DeepSpeed alone, in ten 
 RECIPE ?= gpt/quickstart
 seeds: $(ALL) ## train RECIPE (gpt/quickstart) with three seeds and print the mean and spread of its results
 	@$(BIN)/python tests/benchmarks/seeds.py $(RECIPE)
+breadth: $(ALL) ## train every model type of transformers under every objective, in an hour on two cores; see docs/families.md
+	@PYTHONPATH=tests $(BIN)/python -m breadth.matrix .breadth.jsonl
+	@PYTHONPATH=tests $(BIN)/python -m breadth.keep .breadth.jsonl
+	@$(BIN)/python docs/develop/write_families.py
 
 gpu-check: $(STAMP) ## check on a GPU what only a GPU shows; see docs/gpu.md
 	@$(BIN)/python tests/gpu_check/run.py
@@ -79,6 +84,7 @@ schema: $(STAMP) ## rewrite recipes/schema.json, and the pages of docs/ that com
 	@$(BIN)/python docs/develop/write_fields.py
 	@$(BIN)/python docs/develop/write_house.py
 	@$(BIN)/python docs/develop/write_recipes.py
+	@$(BIN)/python docs/develop/write_families.py
 
 clean: ## remove .venv and caches; runs/ stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -48,7 +48,7 @@ def cells(of: Sequence[str], families: Sequence[str] = ()) -> list[Cell]:
 def read(path: Path) -> dict[Cell, dict[str, object]]:
     """The newest result of each cell."""
     lines = path.read_text().splitlines() if path.is_file() else []
-    results = map(json.loads, lines)
+    results = [result for result in map(json.loads, lines) if "family" in result]
     return {Cell(result["objective"], result["family"]): result for result in results}
 
 
@@ -125,13 +125,13 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="the file of results, one line of JSON for each cell")
     parser.add_argument("--objective", action="append", help="run only this one; may be repeated")
     parser.add_argument("--family", action="append", help="run only this model type; may be repeated")
-    parser.add_argument("--again", action="store_true", help="run cells that failed once more")
+    parser.add_argument("--again", action="store_true", help="run cells that did not pass once more")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--logs", type=Path, help="keep the output of cells that fail in this folder")
     given = parser.parse_args()
     done = read(given.output)
     wanted = cells(given.objective or objectives(), given.family or ())
-    todo = [cell for cell in wanted if cell not in done or (given.again and done[cell]["status"] == "failed")]
+    todo = [cell for cell in wanted if cell not in done or (given.again and done[cell]["status"] != "passed")]
     print(f"{len(wanted)} cells, {len(todo)} to run", flush=True)  # noqa: T201
     for number, result in enumerate(run(todo, given.output, jobs=given.jobs, logs=given.logs), 1):
         text = " ".join(str(result[key]) for key in ("objective", "family", "status", "step"))

@@ -266,11 +266,12 @@ def train_plainly(family: str, auto_class: str, config: dict[str, Any], image_si
         return parameters
     inputs = batch(made, image_size)
     try:
-        loss = model(**inputs).loss
+        loss = model(**inputs).get("loss")
     except (ValueError, TypeError):  # some heads compute no loss for such rows, or none at all
         loss = None
     if loss is None:
-        loss = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits.float().sum()
+        output = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss = next(value for value in (output.get("logits"), output[0]) if value is not None).float().sum()
     loss.backward()
     if not torch.isfinite(loss):
         raise RuntimeError(f"the loss is {float(loss)}")
@@ -320,5 +321,11 @@ _BATCHES: dict[str, Batch] = {
     "AutoModelForQuestionAnswering": _text_batch(
         start_positions=torch.tensor([1, 2]), end_positions=torch.tensor([2, 3])
     ),
+    "AutoModelForMultipleChoice": lambda config, size: {
+        "input_ids": _ids(4).view(2, 2, 16),
+        "attention_mask": torch.ones(2, 2, 16, dtype=torch.long),
+        "labels": torch.tensor([0, 1]),
+    },
+    "AutoModel": _text_batch(),
     "AutoModelForImageClassification": _image_batch,
 }

@@ -1,0 +1,38 @@
+"""Keeps the results of a run of the matrix in tests/breadth/results.jsonl, from which docs/families.md is written."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from importlib import metadata
+from pathlib import Path
+
+from breadth.matrix import cells, objectives, read
+
+KEPT = Path(__file__).parent / "results.jsonl"
+FIELDS = ("objective", "family", "status", "step", "error", "note")
+PACKAGES = ("transformers", "torch", "deepspeed")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="results of `python -m breadth.matrix`")
+    parser.add_argument("--before", type=Path, help="results of an earlier run to compare with")
+    given = parser.parse_args()
+    results = read(given.results)
+    earlier = read(given.before) if given.before else read(KEPT)
+    head = {"measured on": datetime.date.today().isoformat(), **{name: metadata.version(name) for name in PACKAGES}}
+    lines = [head]
+    for cell in cells(objectives()):
+        if cell in results:
+            line = {name: str(results[cell].get(name, "")) for name in FIELDS}
+            old = earlier.get(cell, {})
+            before = str(old.get("status" if given.before else "before", ""))
+            lines.append({**line, **({"before": before} if before else {})})
+    KEPT.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

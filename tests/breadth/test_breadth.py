@@ -1,0 +1,44 @@
+"""A sample of the matrix: one cell of each kind of repair; `make breadth` runs all of them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from breadth.matrix import Cell, cells, objectives, run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLE = (
+    Cell("causal_lm", "openai-gpt"),  # weights that the constructor sets alone
+    Cell("causal_lm", "xlstm"),  # a rule that reads the model around a module
+    Cell("image_classification", "bit"),  # values in a constructor under ZeRO-3
+    Cell("text_classification", "bart"),  # values on the meta device, an end token
+    Cell("text_classification", "qwen2"),  # a tokenizer that transformers replaces
+    Cell("seq2seq", "m2m_100"),  # positions counted from the padding
+)
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_matrix_passes(tmp_path: Path) -> None:
+    results = list(run(SAMPLE, tmp_path / "results.jsonl", jobs=2, logs=tmp_path / "logs"))
+    assert {(one["objective"], one["family"]) for one in results} == {(one.objective, one.family) for one in SAMPLE}
+    assert not [one for one in results if one["status"] != "passed"]
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == len(SAMPLE)
+
+
+def test_the_matrix_has_every_head_and_every_family_of_it() -> None:
+    named = objectives()
+    assert {"causal_lm", "masked_lm", "seq2seq", "image_classification", "text_classification"} <= set(named)
+    assert "instruction" not in named, "it trains the models of causal_lm"
+    assert len(cells(["causal_lm"])) > 150
+    assert cells(named, ["t5"]) == [Cell(one, "t5") for one in named if Cell(one, "t5") in cells([one])]
+
+
+def test_the_page_of_families_is_written_from_the_results() -> None:
+    writer = runpy.run_path(str(REPOSITORY / "docs" / "develop" / "write_families.py"))
+    written = writer["page"](*writer["read"]())
+    assert writer["PAGE"].read_text(encoding="utf-8") == written, (
+        "`python docs/develop/write_families.py` writes it anew"
+    )
