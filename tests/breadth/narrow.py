@@ -14,8 +14,11 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from shardyard.recipe.families import config_fields
+
 VOCABULARY = 512
 POSITIONS = 128
+SECONDS_OF_SOUND = 3
 END = 2
 LABELS = 6
 MOST_PARAMETERS = 60_000_000
@@ -103,7 +106,12 @@ def find(family: str, auto_class: str) -> Narrow:
         config = narrowed(default.to_dict(), cut)
         if size is not None and isinstance(config.get("image_size"), int | list | tuple):
             config["image_size"] = size
-        changed = difference(default.to_dict(), config)
+        fields = config_fields(family)
+        changed = {
+            name: value
+            for name, value in difference(default.to_dict(), config).items()
+            if fields is None or name in fields.names
+        }
         try:
             parameters = train_plainly(family, auto_class, changed, size)
         except Exception as error:  # noqa: BLE001  a refusal of transformers: try the next
@@ -143,7 +151,11 @@ def _number(values: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
 def narrowed(values: Mapping[str, Any], cut: _Cut, total: int | None = None) -> dict[str, Any]:
     """The fields of a configuration, made small."""
     own_total = _number(values, _TOTALS) or total
-    return {name: _narrow_field(name, value, cut, own_total) for name, value in values.items()}
+    made = {name: _narrow_field(name, value, cut, own_total) for name, value in values.items()}
+    hidden, heads = _number(made, _WIDTHS), _number(made, _HEAD_COUNTS)
+    if "head_dim" in made and made["head_dim"] is None and hidden and heads:
+        made["head_dim"] = hidden // heads
+    return made
 
 
 def _narrow_field(name: str, value: Any, cut: _Cut, total: int | None) -> Any:
@@ -162,6 +174,8 @@ def _narrow_field(name: str, value: Any, cut: _Cut, total: int | None) -> Any:
         return value if value < VOCABULARY else 3
     if "vocab" in name and not name.startswith("type"):
         return min(value, VOCABULARY)
+    if name == "max_source_positions":
+        return min(value, SECONDS_OF_SOUND * 50)
     if _POSITIONS.search(name):
         return min(value, POSITIONS)
     if _LAYERS.match(name):

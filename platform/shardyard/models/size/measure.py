@@ -148,8 +148,19 @@ def _attention_width(config: PreTrainedConfig) -> int | None:
     keys, values = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
     if keys and values:
         return int(_heads(config) * (keys + values) // 2)
-    width = getattr(config, "head_dim", None)
+    width = _widest_head(config)
     return int(_heads(config) * width) if isinstance(width, int) else None
+
+
+def _widest_head(config: PreTrainedConfig) -> int | None:
+    """The width of a head; the largest one if layers differ (Gemma 4), where transformers refuses to name a single one."""
+    layers = getattr(config, "per_layer_config", None)
+    if not layers:
+        return getattr(config, "head_dim", None)
+    widths = [
+        getattr(layer, "head_dim", None) for layer in (layers[index] for index in range(config.num_hidden_layers))
+    ]
+    return max((width for width in widths if isinstance(width, int)), default=None)
 
 
 def _has_tied_head(module: Any) -> bool:
