@@ -153,7 +153,7 @@ def _attention_width(config: PreTrainedConfig) -> int | None:
 
 
 def _widest_head(config: PreTrainedConfig) -> int | None:
-    """The width of a head; the largest one if layers differ (Gemma 4), where transformers refuses to name a single one."""
+    """The width of a head; the largest one if layers differ (Gemma 4): transformers then refuses to name one."""
     layers = getattr(config, "per_layer_config", None)
     if not layers:
         return getattr(config, "head_dim", None)
