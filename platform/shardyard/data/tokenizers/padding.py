@@ -12,7 +12,12 @@ OWN_TOKEN = "<|padding|>"
 
 # Families of transformers that count positions from the padding token, find the length of a text by it, or lengthen
 # rows with it themselves.
-_NEED_PADDING = frozenset({"flaubert", "fsmt", "led", "m2m_100", "nllb-moe", "seamless_m4t", "seamless_m4t_v2", "xlm"})
+_NEED_PADDING = frozenset(
+    [
+        *("flaubert", "fsmt", "gemma4", "gemma4_unified", "led", "m2m_100"),
+        *("nllb-moe", "seamless_m4t", "seamless_m4t_v2", "xlm"),
+    ]
+)
 
 
 def with_padding(tokenizer: Any, objective: str, family: str) -> Any:
