@@ -186,3 +186,11 @@ def test_activation_checkpointing_reaches_every_block() -> None:
     built = construct(model, architecture_config(model, vocabulary=257))
     assert built.is_gradient_checkpointing
     assert isinstance(built, auto_class()._model_mapping[type(built.config)])
+
+
+def test_layers_may_have_heads_of_different_widths() -> None:
+    """Gemma 4's layers of full attention have wider heads, and transformers then refuses to name one width."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 1, "head_dim": 16, "global_head_dim": 32, "vocab_size_per_layer_input": 512}
+    model = Model(family="gemma4_text", config={**size, **heads, "hidden_size_per_layer_input": 4})
+    assert measure(model, vocabulary=257).attention_width == 2 * 32

@@ -154,9 +154,9 @@ def _attention_width(config: PreTrainedConfig) -> int | None:
 
 def _widest_head(config: PreTrainedConfig) -> int | None:
     """The width of a head; the largest one if layers differ (Gemma 4): transformers then refuses to name one."""
-    layers = getattr(config, "per_layer_config", None)
-    if not layers:
+    if not getattr(config, "is_heterogeneous", False):
         return getattr(config, "head_dim", None)
+    layers = config.per_layer_config
     widths = [
         getattr(layer, "head_dim", None) for layer in (layers[index] for index in range(config.num_hidden_layers))
     ]
