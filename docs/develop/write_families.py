@@ -36,7 +36,9 @@ def read(path: Path = RESULTS) -> tuple[dict[str, str], list[Result]]:
 
 def page(head: dict[str, str], results: list[Result]) -> str:
     """The whole page."""
-    text = HEAD + "\n" + ", ".join(f"{name} {value}" for name, value in head.items()) + ".\n\n"
+    remark = head.get("remark")
+    text = HEAD + "\n" + ", ".join(f"{name} {value}" for name, value in head.items() if name != "remark")
+    text += f"; {remark}.\n\n" if remark else ".\n\n"
     text += "| objective | model types | valid | passed before | passed | share |\n|---|---|---|---|---|---|\n"
     objectives = list(dict.fromkeys(result["objective"] for result in results))
     for objective in objectives:
