@@ -21,7 +21,7 @@ with a cache and without. Objectives that share a head (`instruction`, `preferen
 of `causal_lm`) have one row.
 
 What keeps the documents of a row apart in each causal family, and which families are refused because they are not
-causal, is in [isolation](isolation.md). Objectives without a row here have not been measured by the matrix yet.
+causal, is in [isolation](develop/isolation.md). Objectives without a row here have not been measured by the matrix yet.
 
 A configuration counts as *valid* if plain transformers itself does a forward and a backward pass with it. *Before* is
 the first run of the matrix, on the same day as the first repairs.
