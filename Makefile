@@ -21,8 +21,7 @@ JS := tests/javascript
 STATIC := platform/shardyard/dashboard/static
 JS_BIN = $(BIN)/node $(JS)/node_modules/.bin
 
-.PHONY: help setup setup-all demo data test-fast test test-clusters bench seeds gpu-check check check-js schema clean
-.PHONY: help setup setup-all demo data test-fast test test-clusters bench breadth gpu-check check check-js schema clean
+.PHONY: help setup setup-all demo data test-fast test test-clusters bench breadth seeds gpu-check check check-js schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +57,7 @@ bench: $(ALL) ## compare step times and whole runs with DeepSpeed alone, in ten 
 RECIPE ?= gpt/quickstart
 seeds: $(ALL) ## train RECIPE (gpt/quickstart) with three seeds and print the mean and spread of its results
 	@$(BIN)/python tests/benchmarks/seeds.py $(RECIPE)
+
 breadth: $(ALL) ## train every model type of transformers under every objective, in an hour on two cores; see docs/families.md
 	@PYTHONPATH=tests $(BIN)/python -m breadth.matrix .breadth.jsonl
 	@PYTHONPATH=tests $(BIN)/python -m breadth.keep .breadth.jsonl
