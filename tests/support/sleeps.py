@@ -14,6 +14,7 @@ ALLOWED = {
     ("unit/engine/test_checkpoint_files.py", "die_of"): "the writer is killed at moments that nobody chose",
     ("e2e/test_jobs.py", "_pump"): "a slow line",
     ("support/hold.py", "on_step"): "a step lasts as long as a test holds it",
+    ("breadth/matrix.py", "run"): "looks after processes that end by themselves or at their limit",
     ("browser/conftest.py", "until"): "how a page lets time go by between two looks",
     ("browser/conftest.py", "unchanged"): "how a page lets time go by between two looks",
 }

@@ -195,7 +195,7 @@ def test_the_loss_that_is_shown_is_what_it_says() -> None:
     from shardyard.objectives import losses
 
     names = {**vars(losses)}
-    exec(_python("docs/losses.md"), names)
+    exec(_python("docs/develop/losses.md"), names)
     predictions, targets = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([0.0, 1.0, 1.0])
     torch.testing.assert_close(names["log_cosh"](predictions, targets), (predictions - targets).cosh().log().sum())
 
