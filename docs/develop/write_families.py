@@ -83,8 +83,8 @@ def _name(result: Result) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text within a table: no bars, no long tails."""
-    flat = " ".join(text.replace("|", "/").split())
+    """Text within a table: no bars, no code, no long tails."""
+    flat = " ".join(text.replace("|", "/").replace("`", "'").split())
     return flat if len(flat) <= 160 else flat[:159] + "…"
 
 
