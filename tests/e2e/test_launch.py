@@ -136,7 +136,7 @@ def test_plain_transformers_load_the_result(undisturbed: tuple[Command, str]) ->
         "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
         "path = sys.argv[1]; model = M.from_pretrained(path); tokenizer = T.from_pretrained(path)\n"
         "ids = tokenizer('the model', return_tensors='pt')['input_ids']\n"
-        "print(tokenizer.decode(model.generate(ids, max_new_tokens=4)[0]))\n"
+        "print(tokenizer.decode(model.generate(ids, max_new_tokens=4)[0], skip_special_tokens=True))\n"
         "assert not any(name.startswith('shardyard') for name in sys.modules)\n"
     )
     command = [sys.executable, "-c", code, str(undisturbed[0].folder / "final")]

@@ -110,7 +110,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("model.experts", "moe mixture_of_experts num_experts", ""),
     ("model.experts.parallel", "expert_parallel expert_parallel_size ep_size", ""),
     # objective and data
-    ("objective", "task training_task loss_type task_type head", ""),
+    ("objective", "training_task loss_type task_type head", ""),
     ("tokenizer", "tokenizer_name tokenizer_path tokenizer_name_or_path tokenizer_type vocab vocab_file", ""),
     ("data", "dataset datasets data_config datamodule", ""),
     (

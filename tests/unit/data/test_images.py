@@ -133,7 +133,7 @@ def test_the_exported_processor_gives_the_tensor_of_an_evaluation(
 
 
 def test_only_objectives_with_images_have_a_processor() -> None:
-    context: Any = SimpleNamespace(image=schema.Image(), model=ViTConfig(image_size=32))
+    context: Any = SimpleNamespace(image=schema.Image(), model=ViTConfig(image_size=32), processor=None)
     assert make_processor("image_classification", context).crop_size == {"height": 32, "width": 32}
     assert make_processor("masked_lm", context) is None
 
