@@ -261,8 +261,8 @@ def test_the_plan_counts_both_answers_and_the_reference(tmp_path: Path) -> None:
     start = str(write_pretrained(tmp_path / "start"))
     one = prepare(recipe_from(start, tmp_path), World(size=1, gpu=False))
     # A plan reads the first rows of local files.
-    row = {"text": "a", "prompt": "a", "chosen": "b", "rejected": "c"}
-    (tmp_path / "corpus.jsonl").write_text(json.dumps(row) + "\n")
+    rows = [{"prompt": f"a{number}", "chosen": f"b{number}", "rejected": "c"} for number in range(100)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = prepare(recipe_from(start, tmp_path, objective="preference"), World(size=1, gpu=False))
     assert pairs.tokens_per_row == 2 * one.tokens_per_row
     assert pairs.flops_per_token == one.flops_per_token
