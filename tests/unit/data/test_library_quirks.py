@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from transformers.utils import is_torchvision_available
 
 from shardyard.data import quirks
+from shardyard.data.multimodal import quirks as processors
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
 _ASK = (
@@ -72,7 +73,7 @@ def test_tokens_can_be_named_after_the_construction_of_a_tokenizer(tmp_path: Pat
     tokenizer = load_tokenizer("bytes")
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
     assert not hasattr(tokenizer, "image_token")
-    quirks.name_special_tokens(tokenizer, {"image_token": "<image>"})
+    processors.name_special_tokens(tokenizer, {"image_token": "<image>"})
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).image_token == tokenizer.image_token == "<image>"
     assert tokenizer.image_token_id == len(tokenizer) - 1
@@ -83,4 +84,4 @@ def test_the_processor_of_pixtral_still_needs_torchvision_for_a_helper() -> None
     name = "transformers.models.pixtral.processing_pixtral"
     done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, timeout=120)
     assert "torchvision" in done.stderr
-    assert quirks.import_without_torchvision(name).PixtralProcessor.__name__ == "PixtralProcessor"
+    assert processors.import_without_torchvision(name).PixtralProcessor.__name__ == "PixtralProcessor"

@@ -12,7 +12,8 @@ from support.module_graph import PACKAGE
 LIBRARIES = {"deepspeed", "ray", "datasets", "transformers", "huggingface_hub", "peft", "wandb"}
 # Names that exist under one library alone, wherever the object comes from.
 KNOWN_PRIVATE = {"_attn_implementation", "_can_record_outputs", "_copy_recovery_script"}
-KNOWN_PRIVATE |= {"_init_weights", "_is_autoep_layer", "_is_hf_initialized", "_zero3_consolidated_16bit_state_dict"}
+KNOWN_PRIVATE |= {"_init_weights", "_is_autoep_layer", "_is_hf_initialized", "_set_model_specific_special_tokens"}
+KNOWN_PRIVATE |= {"_zero3_consolidated_16bit_state_dict"}
 
 
 def faults(source: str) -> Iterator[tuple[int, str]]:

@@ -18,7 +18,7 @@ from transformers.models.auto.image_processing_auto import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from shardyard.data.quirks import import_without_torchvision
+from shardyard.data.multimodal.quirks import import_without_torchvision
 from shardyard.errors import DataError
 from shardyard.recipe.families import video_processor_name
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shardyard.data.quirks import name_special_tokens
+from shardyard.data.multimodal.quirks import name_special_tokens
 from shardyard.data.tokenizers.padding import with_padding
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.objectives.registry import objective_spec

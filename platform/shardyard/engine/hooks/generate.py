@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from shardyard.data.chat import chat_prompt
 # When the model's positions are used up, the newest tokens are kept up to this share of the positions: with a larger
 # share, tokens would be read again more often; with a smaller one, they would be dropped earlier.
 KEPT_SHARE = 0.75
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A context without gradients whose random numbers depend on `seed` alone; the state before comes back after it."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def generate(
@@ -39,8 +48,7 @@ def generate(
     fixed = {"use_cache": True, **sampling}
     if getattr(getattr(model, "generation_config", None), "pad_token_id", None) is None:
         fixed["pad_token_id"] = tokenizer.eos_token_id
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         if model.config.is_encoder_decoder:
             ids, room = _source(model, tokenizer, prompt, report)
             continuation = _generate(model, ids, min(max_new_tokens, room), device, fixed)
