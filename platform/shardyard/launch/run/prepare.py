@@ -73,15 +73,16 @@ def _check_rows(recipe: Recipe) -> dict[str, str]:
     spec = objective_spec(recipe.objective)
     if spec.layouts is None or all(source.path is None for source in sources):
         return {}
-    if spec.sees:
-        _check_pictures(recipe)
-        return {}
     from shardyard.data.chat import prepare_chat
     from shardyard.data.formats.inputs import FormatInputs
     from shardyard.data.stream.first_rows import check_first_rows, is_local
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
+    # Loading a tokenizer may ask the hub, which takes long without a network.
     if not any(source.path is not None and is_local(source) for source in sources):
+        return {}
+    if spec.sees:
+        _check_pictures(recipe)
         return {}
     try:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
