@@ -190,3 +190,20 @@ def test_a_pipeline_on_the_export_reads_what_an_evaluation_reads(name: str, tmp_
     theirs = pipeline("automatic-speech-recognition", str(written))({"raw": heard, "sampling_rate": 16_000})
     assert len(ours) > 2
     assert theirs["text"] == ours
+
+
+def test_masks_of_frames_blank_frames_and_bins_whatever_their_number() -> None:
+    """Also where there are as many frames as bins."""
+    settings = {"time_masks": 3, "time_mask_frames": 4, "frequency_masks": 3, "frequency_mask_bins": 3}
+    rows = spelled.make(inputs_of("wav2vec2-bert", audio=settings))
+    plain = spelled.make(inputs_of("wav2vec2-bert"))
+    samples = read_audio(recording("abcd"))[: 16 * 160 + 400]
+    for count in (len(samples), len(samples) + 160 * 9):
+        heard = np.resize(samples, count)
+        masked = rows.heard(heard, np.random.default_rng(5))["input_features"]
+        whole = plain.heard(heard, np.random.default_rng(5))["input_features"]
+        changed = masked != whole
+        frames, bins = changed.all(1), changed.all(0)
+        assert 0 < frames.sum() <= 12
+        assert 0 < bins.sum() <= 9
+        assert not changed[~frames][:, ~bins].any()

@@ -9,6 +9,7 @@ import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from shardyard.data.formats.inputs import FormatInputs
+from shardyard.data.formats.recordings import joined
 from shardyard.data.formats.target_text import PADDING, TEXT_PADDING, TargetText, TextEncoder
 from shardyard.data.media.audio import FRAME, RATE, Features, feature_extractor, mask, move, read_audio
 from shardyard.data.media.resampling import Samples
@@ -43,12 +44,8 @@ class Speech(ExampleRows):
         self._settings, self._training, self._drop_inputs = inputs.audio, inputs.training, inputs.data.drop_inputs
 
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
-        """One list per example, which comes first in it; the others are drawn from the same window."""
-        if not self._training or self._settings.join == 1:
-            return [[example] for example in examples]
-        numbers = generator.integers(self._settings.join, size=len(examples))
-        chosen = [generator.integers(len(examples), size=number) for number in numbers]
-        return [[example, *(examples[c] for c in more)] for example, more in zip(examples, chosen, strict=True)]
+        """One list per example, which comes first in it; in training with others that may be joined to it."""
+        return joined(examples, self._settings.join if self._training else 1, generator)
 
     def row(self, piece: list[Recording], generator: np.random.Generator) -> Row:
         """The row of all recordings that fit, at least the first; with `data.drop_inputs` they are silent."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,7 @@ Settings = Callable[[Any], Mapping[str, object]]
 def _wave(config: Any) -> Mapping[str, object]:
     # Models that normalise each layer were published with a mask; those that normalise groups over time, without.
     masked = getattr(config, "feat_extract_norm", "layer") == "layer"
-    return {"sampling_rate": RATE, "do_normalize": config.model_type != "moonshine", "return_attention_mask": masked}
-
-
-def _mel(config: Any) -> Mapping[str, object]:
-    bins = config.input_feat_per_channel
-    return {"feature_size": bins, "num_mel_bins": bins, "sampling_rate": RATE}
+    return {"sampling_rate": RATE, "do_normalize": True, "return_attention_mask": masked}
 
 
 def _seamless(config: Any) -> Mapping[str, object]:
@@ -48,8 +43,6 @@ def _spectrogram(config: Any) -> Mapping[str, object]:
 
 _SETTINGS: dict[str, Settings] = {
     "Wav2Vec2FeatureExtractor": _wave,
-    "SpeechT5FeatureExtractor": lambda config: {"sampling_rate": RATE},
-    "Speech2TextFeatureExtractor": _mel,
     "SeamlessM4TFeatureExtractor": _seamless,
     "ASTFeatureExtractor": _spectrogram,
 }
@@ -63,20 +56,18 @@ class Listener:
     longest: samples of the longest recording.
     filled: whether every row has the length of the longest, because the model reads padding too: those that normalise
         over time without a mask, and those with a fixed input.
+    axes: of what the model reads: samples, frames of features, or Whisper's features of frames.
     """
 
     own: Any
     longest: int
     filled: bool
+    axes: Literal["T", "FM", "MF"]
 
     @property
     def waves(self) -> bool:
-        """Whether the model reads samples [T] and not features [F, M]."""
-        return self.own.model_input_names[0] == "input_values" and self.own.feature_size == 1 and not self._spectrogram
-
-    @property
-    def _spectrogram(self) -> bool:
-        return hasattr(self.own, "num_mel_bins") and not hasattr(self.own, "win_function")
+        """Whether the model reads samples."""
+        return self.axes == "T"
 
     def row(self, samples: Samples, audio: schema.Audio, generator: np.random.Generator | None) -> Row:
         """`input_values` or `input_features`, and `attention_mask` if the model reads one.
@@ -106,10 +97,9 @@ class Listener:
         self, values: npt.NDArray[np.float32], samples: int, audio: schema.Audio, generator: np.random.Generator
     ) -> npt.NDArray[np.float32]:
         if not self.waves:
-            lengthwise = values.T if values.shape[0] != self.own.feature_size else values
-            frames = min(lengthwise.shape[1], samples // FRAME)
-            masked = mask(lengthwise, frames, audio, generator)
-            return masked.T if lengthwise is not values else masked
+            bins_first = values.T if self.axes == "FM" else values
+            masked = mask(bins_first, min(bins_first.shape[1], samples // FRAME), audio, generator)
+            return masked.T if self.axes == "FM" else masked
         values = values.copy()
         for _ in range(audio.time_masks):
             width = int(generator.integers(min(audio.time_mask_frames * FRAME, len(values)) + 1))
@@ -127,7 +117,7 @@ def listener(config: Any, audio: schema.Audio) -> Listener:
     """
     if config.model_type == "whisper":
         own = feature_extractor(config)
-        return Listener(own, own.n_samples, filled=True)
+        return Listener(own, own.n_samples, filled=True, axes="MF")
     name = _OWN.get(config.model_type) or FEATURE_EXTRACTOR_MAPPING_NAMES.get(config.model_type)
     if name not in _SETTINGS:
         raise DataError(
@@ -135,7 +125,12 @@ def listener(config: Any, audio: schema.Audio) -> Listener:
             f"{', '.join(sorted(_SETTINGS))} and Whisper's."
         )
     own = getattr(transformers, name)(**_SETTINGS[name](config))
-    found = Listener(own, _longest(own, audio), filled=name == "ASTFeatureExtractor" or not own.return_attention_mask)
+    found = Listener(
+        own,
+        _longest(own, audio),
+        filled=name == "ASTFeatureExtractor" or not own.return_attention_mask,
+        axes="T" if name == "Wav2Vec2FeatureExtractor" else "FM",
+    )
     if found.waves and audio.frequency_masks:
         raise DataError(
             f"audio.frequency_masks is {audio.frequency_masks}, but {config.model_type} reads samples and not "
