@@ -138,6 +138,7 @@ def _log_data_counts(session: Session) -> None:
             unusable=left_out["unusable"],
             without_target=left_out["without_target"],
             repaired=left_out["repaired"],
+            empty_streams=left_out["empty_streams"],
             named=tuple(left_out["named"]),
             full=_fullness(session, stats) if _fills_rows(session.recipe) else None,
             ranks=stats,

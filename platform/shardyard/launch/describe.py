@@ -76,6 +76,7 @@ def _data_read(event: DataRead) -> str:
         "unusable rows left out": event.unusable,
         "rows without a target left out": event.without_target,
         "rows repaired": event.repaired,
+        "streams without rows of their own, which read the whole source": event.empty_streams,
         "tokens cut off": event.cut,
         "retries": event.retries,
     }

@@ -136,6 +136,40 @@ def test_the_order_of_the_others_and_resumed_rows_are_the_same(tmp_path: Path) -
 LONG = turns("u:" + "lorem ipsum " * 20, "a:ok")
 
 
+def streamed(given: FormatInputs, batches: int, state: Any = None) -> tuple[list[str], Any, Any]:
+    """As `texts`, of four streams: row n of a batch is of stream n."""
+    opened = TrainLoader(
+        given, objective="instruction", global_batch=4, micro_batch=1, streams=4, seed=7, dp_rank=0, dp_size=1
+    )
+    try:
+        if state is not None:
+            opened.load_state(json.loads(json.dumps(state)))
+        made = [next(opened) for _ in range(batches)]
+        rows = [part["input_ids"][0] for batch in made for part in batch.micro_batches]
+        return [given.text_tokenizer.decode(ids) for ids in rows], made[-1].state, opened.stats()["sources"][0]
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("bad", [BAD["assistant first"], LONG, None], ids=["refused", "without target", "no messages"])
+def test_a_stream_whose_rows_are_all_bad_reads_the_whole_source(tmp_path: Path, bad: Any, packing: bool) -> None:
+    # Every fourth example belongs to stream 1.
+    talks = [bad if n % 4 == 1 else turns(f"u:question {n}", f"a:answer {n}") for n in range(16)]
+    good = [f"[I]question {n}[/I]answer {n}" for n in range(16) if n % 4 != 1]
+    given = inputs(write(tmp_path, talks), 40 if packing else 96, packing=packing)
+    whole, _, counts = streamed(given, 14)
+    first, state, _ = streamed(given, 5)
+    assert first + streamed(given, 9, state)[0] == whole
+    assert {talk for talk in good if any(talk in row for row in whole[1::4])} == set(good)
+    assert counts["left_out"]["empty_streams"] == 1
+
+
+def test_a_source_of_bad_rows_alone_is_refused_by_every_stream(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has nothing to learn from: .* rows were left out"):
+        streamed(inputs(write(tmp_path, [LONG] * 9), 96), 1)
+
+
 def test_rows_without_a_target_are_dropped_and_counted(tmp_path: Path) -> None:
     given = inputs(write(tmp_path, [LONG, *GOOD]), 96)
     found, _, left_out = texts(given, 3)

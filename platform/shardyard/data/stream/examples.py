@@ -111,8 +111,8 @@ class ExampleStream:
     def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position]]:
         """Each row with the position after it: `offset` is the number of rows that were made of piece `document`."""
         while (window := self._windows.next()) is not None:
-            if not skip and not begun:
-                self._check_progress(window)
+            if not skip and not begun and not self._progresses(window):
+                continue
             at = Position(window.epoch, window.index, window.cursor)
             pieces = self._rows.pieces(window.examples, _generator(window))
             for index in range(skip, len(pieces)):
@@ -126,16 +126,21 @@ class ExampleStream:
             self.num_documents += len(window.examples)
             skip = 0
 
-    def _check_progress(self, window: Window) -> None:
-        """Refuse a share that has been read from its start to its end without a single row.
+    def _progresses(self, window: Window) -> bool:
+        """Whether to read the window: False if the share has been read from its start to its end without a single row.
+        The whole source is read then.
 
         Raises:
-            DataError: there is nothing to learn from.
+            DataError: that has nothing to learn from either.
         """
+        if self._nothing_since is not None and window.epoch > self._nothing_since:
+            if not self._windows.widen():
+                raise DataError(nothing_left(self._windows.reader))
+            self._nothing_since = None
+            return False
         if self._nothing_since is None and window.index == 0:
             self._nothing_since = window.epoch
-        elif self._nothing_since is not None and window.epoch > self._nothing_since:
-            raise DataError(nothing_left(self._windows.reader))
+        return True
 
     def _learnable(self, piece: Any, window: Window, index: int, number: int) -> list[Row]:
         """The rows of a piece that are not left out."""
@@ -173,12 +178,10 @@ class ExampleStream:
 
 
 def nothing_left(reader: ShareReader) -> str:
-    """The message about a share of which every row was left out."""
-    share = reader.share
-    part = "" if share.streams == 1 else f" in stream {share.stream} of {share.streams}"
+    """The message about a source of which every row was left out."""
     return (
-        f"source {reader.name} has nothing to learn from{part}: {reader.left_out.in_words()}. Give rows room for their "
-        "targets (data.sequence_length), correct the rows, or use fewer streams (data.streams)."
+        f"source {reader.name} has nothing to learn from: {reader.left_out.in_words()}. Give rows room for their "
+        "targets (data.sequence_length), or correct the rows."
     )
 
 

@@ -12,11 +12,15 @@ NAMED = 5
 
 
 class LeftOutCounts(TypedDict):
-    """Counts of one source: rows that cannot be used, that have no target, and that were repaired; the first named."""
+    """Counts of one source: rows that cannot be used, that have no target, and that were repaired; the first named.
+
+    `empty_streams` read the whole source, because their share of it has nothing to learn from.
+    """
 
     unusable: int
     without_target: int
     repaired: int
+    empty_streams: int
     named: list[str]
 
 
@@ -25,7 +29,7 @@ class LeftOut:
 
     def __init__(self, on_error: OnError = "skip") -> None:
         self.on_error = on_error
-        self.num_unusable = self.num_without_target = self.num_repaired = 0
+        self.num_unusable = self.num_without_target = self.num_repaired = self.num_empty_streams = 0
         self.named: list[str] = []
 
     def unusable(self, place: str, error: UnusableRowError) -> None:
@@ -57,6 +61,7 @@ class LeftOut:
             "unusable": self.num_unusable,
             "without_target": self.num_without_target,
             "repaired": self.num_repaired,
+            "empty_streams": self.num_empty_streams,
             "named": list(self.named),
         }
 
@@ -84,5 +89,6 @@ def added(all_counts: list[LeftOutCounts]) -> LeftOutCounts:
         "unusable": sum(one["unusable"] for one in all_counts),
         "without_target": sum(one["without_target"] for one in all_counts),
         "repaired": sum(one["repaired"] for one in all_counts),
+        "empty_streams": sum(one["empty_streams"] for one in all_counts),
         "named": [text for one in all_counts for text in one["named"]][:NAMED],
     }

@@ -41,8 +41,8 @@ class PackedExamples(ExampleStream):
     def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position]]:
         assert not begun, "a window's rows are counted, not the rows of an example"
         while (window := self._windows.next()) is not None:
-            if not skip:
-                self._check_progress(window)
+            if not skip and not self._progresses(window):
+                continue
             at = Position(window.epoch, window.index, window.cursor)
             packed = self._packed(window)
             for index in range(skip, len(packed)):

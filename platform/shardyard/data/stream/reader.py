@@ -27,6 +27,7 @@ class CursorState(TypedDict):
     state: Mapping[str, object] | None
     example: int
     row: int
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Cursor:
     """The place at which reading a share continues.
 
     `state` is the `state_dict` of `datasets` before a table (None: the start), `example` the number of examples of
-    the shard before this table, `row` the number of rows of the table already read.
+    the shard before this table, `row` the number of rows of the table already read. `whole` is the place in the whole
+    source, not in the share.
     """
 
     state: Mapping[str, object] | None = None
     example: int = 0
     row: int = 0
+    whole: bool = False
 
 
 START = Cursor()
@@ -87,7 +90,7 @@ class ShareReader:
     """
 
     def __init__(self, share: Share, retry: Retry, on_error: OnError = "skip") -> None:
-        self.share = share
+        self.share = self._own = share
         self.num_skipped = 0
         self.left_out = LeftOut(on_error)
         self.places: list[int] = []
@@ -107,7 +110,9 @@ class ShareReader:
     def seek(self, cursor: Cursor) -> None:
         """Continue from `cursor`, which must come from a reader of the same share."""
         self.close()
-        self._cursor = Cursor(cursor.state, cursor.example, 0)
+        if cursor.whole != self._cursor.whole:
+            self.share = share_of(self._own.source, 0, 1) if cursor.whole else self._own
+        self._cursor = replace(cursor, row=0)
         self._rows, self._next, self._length, self._exhausted = [], 0, 0, False
         if cursor.row:
             self._advance()
@@ -116,7 +121,11 @@ class ShareReader:
     def cursor(self) -> Cursor:
         """The place after the last document read."""
         row = self._rows[self._next][0] if self._next < len(self._rows) else self._length
-        return Cursor(self._cursor.state, self._cursor.example, row)
+        return replace(self._cursor, row=row)
+
+    def start(self) -> Cursor:
+        """The place of the first document."""
+        return replace(START, whole=self._cursor.whole)
 
     def read(self, count: int) -> list[Example]:
         """The next `count` examples, fewer only at the end of the share.
@@ -203,9 +212,9 @@ class ShareReader:
             table = next(self._tables, None)
         except BaseException:
             self._tables = None
-            self._cursor, self._length = Cursor(state, example, 0), 0
+            self._cursor, self._length = replace(self._cursor, state=state, example=example, row=0), 0
             raise
-        self._cursor = Cursor(state, example, 0)
+        self._cursor = replace(self._cursor, state=state, example=example, row=0)
         return table
 
     def _explain(self, error: Exception) -> str:

@@ -78,22 +78,37 @@ class Windows:
         self._reader.seek(cursor)
         self._positioned = True
 
+    def widen(self) -> bool:
+        """Continue with the whole source, in the order of this stream, because its share has nothing to learn from.
+
+        This depends on the share's content alone, so it happens at the same row whenever the stream is read.
+
+        Returns:
+            Whether there is more than the share to read.
+        """
+        if not self._repeat or self._reader.share.streams == 1:
+            return False
+        self._reader.left_out.num_empty_streams += 1
+        self.seek(self._epoch + 1, 0, Cursor(whole=True))
+        return True
+
     def next(self) -> Window | None:
         """The next window; None at the end of a single pass.
 
         Raises:
-            DataError: the share has no documents, or cannot be read.
+            DataError: there are no documents, or they cannot be read.
         """
         if not self._positioned:
             self.seek(0, 0, START)
         cursor = self._reader.cursor()
         examples = self._reader.read(self._size)
         if not examples:
-            if self._index == 0:
-                raise DataError(self._explain_empty())
-            if not self._repeat:
+            if not self._repeat and (self._index or self._reader.share.streams > 1):
                 return None
-            self.seek(self._epoch + 1, 0, START)
+            if self._index == 0 and not self.widen():
+                raise DataError(self._explain_empty())
+            if self._index:
+                self.seek(self._epoch + 1, 0, self._reader.start())
             return self.next()
         key = (*self._key, self._epoch, self._index)
         order = keyed_permutation(len(examples), *key)
@@ -105,15 +120,9 @@ class Windows:
         return window
 
     def _explain_empty(self) -> str:
-        share = self._reader.share
         if left_out := self._reader.left_out.in_words():
             return f"source {self._reader.name} has nothing to learn from: {left_out}."
-        if share.streams == 1:
-            return (
-                f"source {self._reader.name} yields no documents: it is empty, or its text column or its side of "
-                "`holdout` is; check the file and `text_column`."
-            )
         return (
-            f"source {self._reader.name} has no documents for stream {share.stream} of {share.streams}; use fewer "
-            "streams (data.streams, a divisor of the global batch that the data-parallel size divides) or more data."
+            f"source {self._reader.name} yields no documents: it is empty, or its text column or its side of "
+            "`holdout` is; check the file and `text_column`."
         )

@@ -203,7 +203,8 @@ class DataRead(Event):
     """Totals of reading over all ranks: skipped examples, retried requests, truncated tokens.
 
     unusable, without_target: rows that were left out. repaired: rows. named: the first of these rows, each with file,
-    row and reason. full: share of the positions of packed rows that hold tokens.
+    row and reason. empty_streams: had nothing to learn from in their share of a source, and read all of it. full: share
+    of the positions of packed rows that hold tokens.
     """
 
     skipped: int = 0
@@ -212,6 +213,7 @@ class DataRead(Event):
     unusable: int = 0
     without_target: int = 0
     repaired: int = 0
+    empty_streams: int = 0
     named: tuple[str, ...] = ()
     full: float | None = None
     ranks: Sequence[RankCounts] = ()
@@ -219,7 +221,8 @@ class DataRead(Event):
     @property
     def severity(self) -> Severity:
         """A notice if rows were left out or repaired."""
-        return "notice" if self.unusable or self.without_target or self.repaired else "info"
+        told = self.unusable or self.without_target or self.repaired or self.empty_streams
+        return "notice" if told else "info"
 
 
 @_registered("wandb")
