@@ -2,8 +2,9 @@
 
     python tests/benchmarks/seeds.py gpt/quickstart [--seeds 1234 1 2] [-s FIELD=VALUE …] [--local]
 
-Every seed gets its own initial weights, data order and dropout; the held-out rows stay the same. `shardyard eval`
-states the other error: that of having evaluated only these rows.
+Every seed gets its own initial weights, data order and dropout; the held-out rows stay the same. A time budget
+(`train.minutes`) does not apply: seeds are compared after the same steps. `shardyard eval` states the other error: that
+of having evaluated only these rows.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ SEEDS = (1234, 1, 2)
 
 def results(recipe: str, seed: int, more: Sequence[str], runs: Path) -> dict[str, float]:
     """The metrics of the last evaluation of a run with one seed."""
-    command = [sys.executable, "-m", "shardyard.cli.main", "launch", recipe, "-s", f"train.seed={seed}"]
-    subprocess.run([*command, "--runs-dir", str(runs), *more], check=True)
+    command = [sys.executable, "-m", "shardyard.cli.main", "launch", recipe, "--runs-dir", str(runs)]
+    subprocess.run([*command, "-s", f"train.seed={seed}", "-s", "train.minutes=", *more], check=True)
     (run,) = list_runs(runs)
     measured = [found for line in read_metrics(run.metrics) if (found := evaluation_of(line))]
     return measured[-1]

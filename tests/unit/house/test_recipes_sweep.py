@@ -79,6 +79,14 @@ def test_a_recipe_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_measured_result_says_how_many_seeds_it_is_of(name: str) -> None:
+    expected = loaded(name).expected or ""
+    if "shardyard launch" in expected:
+        assert re.search(r"\b([Oo]ne seed|three seeds)\b", expected)
+    assert ("±" in expected) == ("three seeds" in expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_says_it_itself(name: str) -> None:
     """Not by what it extends, which is another model."""
     path = share_folder("recipes") / f"{name}.yaml"

@@ -223,6 +223,15 @@ _SETS = (
         held_out="the modules that the embedded corpora hold out, and 5% of the groups of like answers by hash",
     ),
     DatasetSpec(
+        name="function-summaries",
+        what="functions of Python's standard library, with the first paragraphs of their docstrings as summaries",
+        licence="PSF-2.0",
+        attribution="Python standard library, © Python Software Foundation",
+        columns={"source": "text", "target": "text", "name": "text"},
+        num_rows={"train": 4_403, "validation": 335},
+        held_out="the modules that the embedded corpora hold out, and 5% of the groups of like summaries by hash",
+    ),
+    DatasetSpec(
         name="stamps",
         what="images for children, 96×96 RGB on white, with descriptions in six languages",
         licence="GPL-2.0-or-later",
