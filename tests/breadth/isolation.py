@@ -1,7 +1,7 @@
 """Isolation and causality of every causal family of the installed transformers, as a table.
 
-`python tests/breadth/isolation.py` probes what `isolation.jsonl` does not have for this version of transformers (a few
-minutes for all) and writes docs/develop/isolation.md; `--again FAMILY …` probes anew.
+`PYTHONPATH=tests python -m breadth.isolation` probes what `isolation.jsonl` does not have for this version of
+transformers (a few minutes for all) and writes docs/develop/isolation.md; `--again FAMILY …` probes anew.
 """
 
 from __future__ import annotations
@@ -18,29 +18,19 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from breadth.defaults import completion
 from shardyard.models.build import architecture_config
 from shardyard.models.probes.probe import probe_recipe
 from shardyard.planning.findings import Findings
 from shardyard.recipe.isolation import ISOLATIONS
 from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.schema import Recipe
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PAGE = Path(__file__).parents[2] / "docs" / "develop" / "isolation.md"
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 ROW = 512
 VOCABULARY = 128
-# Default configurations that transformers itself cannot build, and what completes them.
-COMPLETED: dict[str, dict[str, object]] = {
-    "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 8, "moe_intermediate_size": 64},
-    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    "hunyuan_v1_dense": {"head_dim": 128},
-    "hunyuan_v1_moe": {"head_dim": 128},
-    "lfm2_moe": {"num_hidden_layers": 6, "layer_types": ["conv", "conv", "full_attention"] * 2},
-    "ministral": {"head_dim": 128},
-    "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
-    "reformer": {"is_decoder": True},
-    "xmod": {"default_language": "en_XX"},
-}
 
 
 @dataclass(frozen=True)
@@ -61,23 +51,11 @@ class Line:
 
 
 def probe(family: str) -> Line:
-    """The findings for a family's default configuration under `causal_lm`, as a plan of it has them."""
+    """The findings for a family's completed default configuration under `causal_lm`, as a plan of it has them."""
     version = transformers.__version__
-    recipe = parse_recipe(
-        {
-            "name": "probe",
-            "model": {
-                "family": family,
-                "config": COMPLETED.get(family, {}),
-                "probes": {"gradient": False, "tied_weights": False},
-            },
-            "data": {"sequence_length": ROW, "train": [{"source": "python-docs"}]},
-            "train": {"steps": 1, "global_batch": 1},
-            "optimizer": {"name": "adamw", "lr": 1.0e-3},
-        }
-    )
     ids = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
     try:
+        recipe = _recipe(family)
         config = architecture_config(recipe.model, vocabulary=VOCABULARY, special_tokens=ids)
         findings = probe_recipe(recipe, config)
         if any(notice.startswith("the model was not probed") for notice in findings.notices):
@@ -86,6 +64,23 @@ def probe(family: str) -> Line:
     except Exception as error:  # noqa: BLE001 - whatever transformers raises, it is its own default configuration
         return Line(family, version, invalid=f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
     return Line(family, version, findings=findings)
+
+
+def _recipe(family: str) -> Recipe:
+    default = transformers.AutoConfig.for_model(family)
+    return parse_recipe(
+        {
+            "name": "probe",
+            "model": {
+                "family": family,
+                "config": completion(family, default),
+                "probes": {"gradient": False, "tied_weights": False},
+            },
+            "data": {"sequence_length": ROW, "train": [{"source": "python-docs"}]},
+            "train": {"steps": 1, "global_batch": 1},
+            "optimizer": {"name": "adamw", "lr": 1.0e-3},
+        }
+    )
 
 
 def read() -> dict[str, Line]:
@@ -119,12 +114,13 @@ def page(lines: Sequence[Line]) -> str:
     refusals = "".join(f"- `{line.family}`: {_why(line)}\n" for line in lines if line.outcome == "refused")
     return (
         f"# Isolation and causality\n\n"
-        f"All {len(lines)} causal families of transformers {version}, their default configurations with narrow layers, "
+        f"All {len(lines)} causal families of transformers {version}, their default configurations (completed "
+        f"where a number is missing) with narrow layers, "
         f"as [the probes](../plan.md#probes) of a plan find them: what keeps the documents of a row apart "
         f"(`data.isolation`), or that the family is refused. No family has a leak that is not refused. Other "
         f"configurations of a family are probed on their own: lfm2 with convolutions needs `rows`, for example. "
         f"Families whose default configuration transformers cannot build are `invalid`. Written by "
-        f"`python tests/breadth/isolation.py`.\n\n"
+        f"`PYTHONPATH=tests python -m breadth.isolation`.\n\n"
         f"| isolation | families | which |\n|---|---|---|\n{table}\n"
         f"Causal only with `is_decoder`, which is set: {', '.join(decoders)}.\n\n"
         f"Refused:\n\n{refusals}"

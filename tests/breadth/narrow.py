@@ -1,59 +1,36 @@
-"""Finds a small configuration of a model type with which plain transformers trains, without a list of families."""
+"""A small configuration of a model type with which plain transformers trains, as a recipe takes it."""
 
 from __future__ import annotations
 
-import itertools
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from breadth.defaults import completed
+from shardyard.models.probes.narrow import Effort, NotNarrowedError, narrow_config
+from shardyard.models.probes.narrow import Narrow as Copy
 from shardyard.recipe.families import config_fields
 
 VOCABULARY = 512
 POSITIONS = 128
-SECONDS_OF_SOUND = 3
 END = 2
 LABELS = 6
 MOST_PARAMETERS = 60_000_000
-MOST_LAYERS = 48
-MOST_TRIES = 10
-MOST_SECONDS = 60.0
-IMAGE_SIZES = (32, 64, None)
-WIDTH_DIVISORS = (64, 32, 16, 8, 4, 2, 1)
+# Pictures are tried in several sizes.
+EFFORT, EFFORT_WITH_PICTURES = Effort(60.0, 60), Effort(60.0, 10)
+# The pictures of models that classify them; None is the size of the family's default.
+IMAGES = (32, 64, None)
 
-_LAYERS = re.compile(
-    r"^(num_(hidden_|decoder_|encoder_|hidden)?layers|n_layers?|(en|de)coder_layers|num_blocks|num_layers_per_stack)$"
+# What a recipe's tokenizer sets, and what transformers notes about how a model was built.
+_OTHERS = frozenset(
+    {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "dtype"}
+    | {"transformers_version", "architectures", "use_cache"}
 )
-_HEADS = re.compile(r"(heads?|num_query_groups|n_groups|ngroups|o_groups|index_n_heads)$")
-_EXPERTS = re.compile(r"^((num|n|moe_num)_(local_|routed_)?experts|zero_expert_num)$")
-_CHOSEN = re.compile(r"^(num_experts_per_tok(en)?|moe_topk|moe_k|top_k_experts)$")
-_GROUPS = re.compile(r"^(n_group|topk_group|num_expert_group)$")
-_ONE = re.compile(r"^(n_group|topk_group|num_expert_group|n(um)?_shared_experts?)$")
-_POSITIONS = re.compile(r"(max_position|n_positions|max_seq|n_ctx|max_.*positions|context_length|model_max_length)")
-_WIDTH = re.compile(
-    r"(hidden|inter|embd|embed|_size$|dim$|d_model|d_inner|d_kv|ffn|dff|d_ff|rank|width|headdim|d_head|d_state|d_ssm"
-    r"|kv_channels|rotary|scalar|channels)"
-)
-_KEPT = re.compile(
-    r"(token|kernel|patch|window|chunk|block|length|period|topk|codebook|conv_dim|d_conv|pad|mel|image_size|stride"
-    r"|extent|ngram|type_vocab|fraction|multiple|num_channels|labels)"
-)
-_DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_end_index", "max_window_layers")
-_SKIPPED = ("rope_parameters", "rope_scaling", "quantization_config", "id2label", "label2id")
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embedding_dim", "n_embed", "dim_model", "hidden_dim")
-_HEAD_COUNTS = (
-    *("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
-    *("decoder_attention_heads", "num_decoder_attention_heads", "encoder_attention_heads"),
-)
-_TOTALS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks")
 
 
 @dataclass(frozen=True)
@@ -68,17 +45,6 @@ class Narrow:
     parameters: int
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """How far to narrow: layers to keep, divisors of widths and heads, whether lists of sizes and ranks shrink too."""
-
-    layers: int
-    width: int
-    heads: int
-    lists: bool
-    ranks: bool
-
-
 class InvalidInTransformersError(Exception):
     """Plain transformers trains with no configuration that was tried."""
 
@@ -87,132 +53,41 @@ def find(family: str, auto_class: str) -> Narrow:
     """The smallest configuration tried with which plain transformers does a forward and a backward pass.
 
     Raises:
-        InvalidInTransformersError: there is none; the text has transformers' first and last message.
+        InvalidInTransformersError: there is none; the text has messages of transformers.
     """
-    started, errors = time.monotonic(), []
     try:
         default = AutoConfig.for_model(family)
+        whole = completed(family)
     except Exception as error:
         raise InvalidInTransformersError(f"default configuration: {_text(error)}") from error
+    found: list[Narrow] = []
+
+    def check(candidate: Copy) -> None:
+        fields = _fields(family, default, candidate.config)
+        size = fields.get("image_size") if pictures else None
+        found.append(Narrow(fields, size, train_plainly(family, auto_class, fields, size)))
+
+    pictures = auto_class == "AutoModelForImageClassification"
+    images = IMAGES if pictures and hasattr(default, "image_size") else (None,)
+    effort = EFFORT_WITH_PICTURES if len(images) > 1 else EFFORT
     try:
-        with torch.device("meta"):
-            full = getattr(transformers, auto_class).from_config(default)
-        layers = min(MOST_LAYERS, layers_needed(layer_kinds(full)))
-        del full
-    except Exception as error:  # noqa: BLE001  whatever transformers raises, it is its own default configuration
-        errors.append(f"default configuration: {_text(error)}")
-        layers = 2
-    for size, cut in _cuts(default, auto_class, layers):
-        config = narrowed(default.to_dict(), cut)
-        if size is not None and isinstance(config.get("image_size"), int | list | tuple):
-            config["image_size"] = size
-        fields = config_fields(family)
-        changed = {
-            name: value
-            for name, value in difference(default.to_dict(), config).items()
-            if fields is None or name in fields.names
-        }
-        try:
-            parameters = train_plainly(family, auto_class, changed, size)
-        except Exception as error:  # noqa: BLE001  a refusal of transformers: try the next
-            errors.append(_text(error))
-        else:
-            return Narrow(changed, size, parameters)
-        if time.monotonic() - started > MOST_SECONDS:
-            errors.append(f"stopped after {MOST_SECONDS:g} s")
-            break
-    raise InvalidInTransformersError(" … ".join(list(dict.fromkeys(errors))[:: max(1, len(set(errors)) - 1)]))
+        narrow_config(
+            whole, auto_class, check=check, vocabulary=VOCABULARY, positions=POSITIONS, images=images, effort=effort
+        )
+    except NotNarrowedError as error:
+        raise InvalidInTransformersError(" ".join(str(error).split())) from error
+    return found[-1]
 
 
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def _cuts(default: PreTrainedConfig, auto_class: str, layers: int) -> Iterator[tuple[int | None, _Cut]]:
-    text = default.get_text_config(decoder=True).to_dict()
-    hidden = _number(text, _WIDTHS) or 1024
-    heads = _number(text, _HEAD_COUNTS) or 8
-    sizes = IMAGE_SIZES if auto_class == "AutoModelForImageClassification" else (None,)
-    widths = [width for width in WIDTH_DIVISORS if hidden // width >= 32 or width == 1]
-    shares = sorted({max(1, heads // 4), max(1, heads // 8), 2, 1}, reverse=True)
-    for lists, size, ranks in itertools.product((True, False), sizes, (True, False)):
-        cuts = (_Cut(layers, width, share, lists, ranks) for width, share in itertools.product(widths, shares))
-        # The widest are tried last of all.
-        yield from ((size, cut) for cut in itertools.islice(cuts, MOST_TRIES))
-    for width, share in list(itertools.product(widths, shares))[MOST_TRIES:]:
-        yield None, _Cut(layers, width, share, lists=False, ranks=False)
-
-
-def _number(values: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    found = (values[name] for name in names if type(values.get(name)) is int)
-    return next(found, None)
-
-
-def narrowed(values: Mapping[str, Any], cut: _Cut, total: int | None = None) -> dict[str, Any]:
-    """The fields of a configuration, made small."""
-    own_total = _number(values, _TOTALS) or total
-    made = {name: _narrow_field(name, value, cut, own_total) for name, value in values.items()}
-    hidden, heads = _number(made, _WIDTHS), _number(made, _HEAD_COUNTS)
-    if "head_dim" in made and made["head_dim"] is None and hidden and heads:
-        made["head_dim"] = hidden // heads
-    return made
-
-
-def _narrow_field(name: str, value: Any, cut: _Cut, total: int | None) -> Any:
-    if name == "per_layer_config" and isinstance(value, dict):
-        return {key: one for key, one in value.items() if int(key) < cut.layers}
-    if isinstance(value, dict) and name not in _SKIPPED:
-        return narrowed(value, cut, total)
-    if value is None:
-        # Families whose configuration has no default for its experts.
-        return 4 if _EXPERTS.match(name) else 2 if _CHOSEN.match(name) else 1 if _ONE.match(name) else None
-    if isinstance(value, list | tuple) and value:
-        return _narrow_list(name, list(value), cut, total)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return value
-    if name.endswith("token_id"):
-        return value if value < VOCABULARY else 3
-    if "vocab" in name and not name.startswith("type"):
-        return min(value, VOCABULARY)
-    if name == "max_source_positions":
-        return min(value, SECONDS_OF_SOUND * 50)
-    if _POSITIONS.search(name):
-        return min(value, POSITIONS)
-    if _LAYERS.match(name):
-        return min(value, cut.layers)
-    if name in _DENSE_FIRST:
-        return min(value, cut.layers - 1)
-    return _narrow_size(name, value, cut)
-
-
-def _narrow_size(name: str, value: int, cut: _Cut) -> int:
-    if _GROUPS.match(name):
-        return 1 if name == "topk_group" else min(value, 2)
-    if _EXPERTS.match(name):
-        return min(value, 8)
-    if _CHOSEN.match(name):
-        return min(value, 2)
-    if _HEADS.search(name):
-        return value // cut.heads if value % cut.heads == 0 else value
-    kept = _KEPT.search(name) or (not cut.ranks and re.search(r"rank|state|scalar|channels", name))
-    if not kept and _WIDTH.search(name) and value >= 16:
-        # Experts are multiplied by kernels that need rows of a multiple of 16 bytes.
-        whole = value % cut.width == 0 and value // cut.width >= 4
-        return value // cut.width if whole else max(8, value // cut.width // 8 * 8)
-    return value
-
-
-def _narrow_list(name: str, value: list[Any], cut: _Cut, total: int | None) -> list[Any]:
-    if total and len(value) == total and total > cut.layers and not isinstance(value[0], int):
-        return value[: cut.layers]
-    if not cut.lists or not all(type(one) is int for one in value):
-        return value
-    if name in ("depths", "layers_per_stage", "num_blocks"):
-        return [min(one, 2) for one in value]
-    if re.search(r"hidden_sizes|embed_dims?|channels|dims|widths", name):
-        smallest = max(1, min(cut.width, 8))
-        return [one // smallest if one % smallest == 0 and one // smallest >= 4 else one for one in value]
-    return value
+def _fields(family: str, default: PreTrainedConfig, config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a configuration that a recipe has to give."""
+    known = config_fields(family)
+    changed = difference(default.to_dict(), config.to_dict())
+    return {name: value for name, value in changed.items() if known is None or name in known.names}
 
 
 def difference(default: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +95,7 @@ def difference(default: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[st
     changed: dict[str, Any] = {}
     for name, value in narrow.items():
         before = default.get(name)
-        if name == "vocab_size" or name in _SPECIAL or value == before:
+        if name in _OTHERS or name.startswith("_") or value == before:
             continue
         if name != "per_layer_config" and isinstance(value, dict) and isinstance(before, dict):
             inner = difference(before, value)
@@ -230,35 +105,6 @@ def difference(default: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[st
         else:
             changed[name] = list(value) if isinstance(value, tuple) else value
     return changed
-
-
-def layer_kinds(model: nn.Module) -> list[str]:
-    """A description of each layer of the longest list of blocks: classes, shapes and switches."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
-    return [_kind(layer) for layer in max(lists, key=len)] if lists else []
-
-
-def _kind(layer: nn.Module) -> str:
-    parts = []
-    for name, inner in layer.named_modules():
-        switches = {
-            key: value
-            for key, value in vars(inner).items()
-            if isinstance(value, bool | str) or value is None or "window" in key
-        }
-        for key in ("training", "_is_hf_initialized"):
-            switches.pop(key, None)
-        shapes = [(key, tuple(parameter.shape)) for key, parameter in inner.named_parameters(recurse=False)]
-        parts.append((name, type(inner).__name__, sorted(switches.items(), key=str), shapes))
-    return re.sub(r"layers?\.\d+", "", repr(parts))
-
-
-def layers_needed(kinds: list[str]) -> int:
-    """Length of the shortest beginning that has every kind of layer; at least two."""
-    first: dict[str, int] = {}
-    for index, kind in enumerate(kinds):
-        first.setdefault(kind, index)
-    return max(2, max(first.values(), default=0) + 1)
 
 
 def train_plainly(family: str, auto_class: str, config: dict[str, Any], image_size: int | None) -> int:

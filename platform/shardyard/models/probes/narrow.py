@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,19 +19,22 @@ from shardyard.models.probes.layer_kinds import layers_needed
 from shardyard.models.probes.shrink import POSITIONS, VOCABULARY, Shrink, shrinks
 
 MAX_PARAMETERS = 30_000_000
-# Some families take none of the smaller sizes; after this the search ends.
-MAX_SECONDS = 20.0
-MAX_TRIES = 40
 # Ids of the tokens with which a copy is tried and probed; those of special tokens are outside of this range.
 FIRST_TOKEN, LAST_TOKEN = 5, 90
 # Tokens of a row with which a copy is tried, at least as many as a probe's.
 TOKENS = 24
 
-Check = Callable[[Any], None]
-
 
 class NotNarrowedError(ModelError):
     """No smaller configuration of a family was found that its model accepts."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """When a search ends: some families take none of the smaller sizes. tries: for each number of layers."""
+
+    seconds: float = 20.0
+    tries: int = 40
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Narrow:
     model: Any
 
 
+Check = Callable[[Narrow], None]
+
+
 def narrow_config(
     config: PreTrainedConfig,
     auto: str = "AutoModelForCausalLM",
@@ -50,20 +56,26 @@ def narrow_config(
     vocabulary: int = VOCABULARY,
     positions: int = POSITIONS,
     row: int | None = None,
+    images: Sequence[int | None] = (None,),
+    effort: Effort = Effort(),
 ) -> PreTrainedConfig:
     """A configuration with all kinds of layers of `config`, fewer layers, and smaller sizes.
 
     Args:
         auto: the `Auto…` class of transformers that builds the model.
-        check: is called with each candidate's module in evaluation mode; a candidate with which it raises is not
-            chosen. By default, a causal model must compute finite logits of some tokens, and any other must be built.
+        check: is called with each candidate; one with which it raises is not chosen. By default, a causal model must
+            compute finite logits of some tokens, and any other must be built.
         vocabulary, positions: entries of the vocabulary; most positions.
         row: tokens of a row; windows and chunks of attention that are shorter become shorter than a probe's documents.
+        images: heights of pictures in pixels to try, in this order; None is that of `config`.
+        effort: how long to search.
 
     Raises:
         NotNarrowedError: the model accepts no smaller configuration.
     """
-    return narrow_model(config, auto, check=check, vocabulary=vocabulary, positions=positions, row=row).config
+    starts = [Shrink(None, vocabulary=vocabulary, positions=positions, row=row, image=image) for image in images]
+    with _quiet():
+        return _search(config, auto, None, check, starts, effort).config
 
 
 def narrow_model(
@@ -84,31 +96,43 @@ def narrow_model(
     Raises:
         NotNarrowedError: the model accepts no smaller configuration.
     """
+    start = Shrink(None, vocabulary=vocabulary, positions=positions, row=row)
     with _quiet():
-        return _search(
-            config, auto, attention, check, Shrink(None, vocabulary=vocabulary, positions=positions, row=row)
-        )
+        return _search(config, auto, attention, check, [start], Effort())
 
 
-def _search(config: PreTrainedConfig, auto: str, attention: str | None, check: Check | None, start: Shrink) -> Narrow:
+def _search(
+    config: PreTrainedConfig,
+    auto: str,
+    attention: str | None,
+    check: Check | None,
+    starts: Sequence[Shrink],
+    effort: Effort,
+) -> Narrow:
     check = check or (_computes if auto == "AutoModelForCausalLM" else _is_built)
-    end = time.monotonic() + MAX_SECONDS
+    end = time.monotonic() + effort.seconds
     errors: list[str] = []
-    for layers in _numbers_of_layers(config, auto, start):
-        text = config.get_text_config(decoder=True).to_dict()
-        for shrink in itertools.islice(shrinks(text, replace(start, layers=layers)), MAX_TRIES):
+    text = config.get_text_config(decoder=True).to_dict()
+    for layers in _numbers_of_layers(config, auto, starts[0]):
+        for shrink in _candidates(text, [replace(start, layers=layers) for start in starts], effort.tries):
             if time.monotonic() > end:
                 break
             try:
-                narrow = _with_config(config, shrink)
-                model = _random_model(narrow, auto, attention)
-                check(model)
+                smaller = _with_config(config, shrink)
+                narrow = Narrow(smaller, _random_model(smaller, auto, attention))
+                check(narrow)
             except Exception as error:  # noqa: BLE001 - families refuse sizes with any exception
                 errors.append(f"{type(error).__name__}: {error}"[:200])
             else:
-                return Narrow(narrow, model)
+                return narrow
     reasons = "; ".join(list(dict.fromkeys(errors))[-3:])
     raise NotNarrowedError(f"no narrow copy of {config.model_type!r} can be made ({reasons or 'no size was tried'})")
+
+
+def _candidates(text: dict[str, object], starts: Sequence[Shrink], tries: int) -> Iterator[Shrink]:
+    """What is tried for a number of layers: with lists of stages shrunk, and as they are."""
+    for stages, start in itertools.product((True, False) if len(starts) > 1 else (True,), starts):
+        yield from itertools.islice(shrinks(text, replace(start, stages=stages)), tries)
 
 
 @contextmanager
@@ -177,13 +201,13 @@ def randomise(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _computes(model: Any) -> None:
+def _computes(narrow: Narrow) -> None:
     ids = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS)[None]  # [1, T]
-    logits = model(input_ids=ids, use_cache=False).logits
+    logits = narrow.model(input_ids=ids, use_cache=False).logits
     if not torch.isfinite(logits).all():
         raise ValueError("its logits are not finite")
 
 
-def _is_built(model: Any) -> None:
+def _is_built(narrow: Narrow) -> None:
     """Accepts every model that could be constructed."""
-    assert isinstance(model, nn.Module)
+    assert isinstance(narrow.model, nn.Module)

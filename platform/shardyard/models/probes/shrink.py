@@ -28,12 +28,16 @@ _WINDOWS = re.compile(r"^(sliding_window|attention_chunk_size)$")
 _CHUNKS = re.compile(r"^(mamba_)?chunk_size$")
 _WIDTH = re.compile(
     r"(hidden|inter|embd|embed|_size$|dim$|d_model|d_inner|d_kv|ffn|dff|d_ff|rank|width|headdim|d_head|d_state|d_ssm|"
-    r"kv_channels|rotary|scalar)"
+    r"channels|rotary|scalar)"
 )
 _KEPT = re.compile(
     r"(token|kernel|patch|window|chunk|block|length|period|topk|codebook|conv_dim|d_conv|pad|mel|image_size|stride|"
-    r"extent|ngram|type_vocab|fraction|multiple)"
+    r"extent|ngram|type_vocab|fraction|multiple|num_channels|labels)"
 )
+# Lists with a number for each stage of an encoder of pictures: blocks, and widths.
+_DEPTHS = re.compile(r"^(depths|layers_per_stage|num_blocks)$")
+_STAGES = re.compile(r"hidden_sizes|embed_dims?|channels|dims|widths")
+_MOST_DIVIDED = 8
 # Widths that often stand in a fixed relation to each other.
 _STATES = re.compile(r"rank|state|scalar|channels")
 # Fields that are less than the number of layers.
@@ -75,8 +79,9 @@ _NUMBER_OF_HEADS = (
 class Shrink:
     """How far to shrink.
 
-    layers: blocks that remain. widths, heads: divisors. caution: 0 shrinks most; 1 leaves ranks and states alone, 2 the
-    heads, 3 the experts.
+    layers: blocks that remain. widths, heads: divisors. image: height and width of pictures in pixels; None leaves them
+    alone. caution: 0 shrinks most; 1 leaves ranks and states alone, 2 the heads, 3 the experts. stages: whether lists
+    of blocks and widths shrink.
     """
 
     layers: int | None
@@ -86,6 +91,8 @@ class Shrink:
     vocabulary: int = VOCABULARY
     positions: int = POSITIONS
     row: int | None = None
+    image: int | None = None
+    stages: bool = True
     ids: dict[int, int] = field(default_factory=dict)
 
     def values(self, config: Mapping[str, object], total: int | None = None) -> dict[str, object]:
@@ -102,10 +109,12 @@ class Shrink:
             return value
         if name.endswith(("token_id", "token_index", "token_ids")):
             return self._token(value)
+        if name == "image_size" and self.image is not None and isinstance(value, int | list | tuple):
+            return self.image
         if isinstance(value, dict):
             return self._below(value, total)
-        if isinstance(value, list):
-            return self._list(name, value, total)
+        if isinstance(value, list | tuple):
+            return self._list(name, list(value), total)
         return self._number(name, value) if isinstance(value, int) else value
 
     def _below(self, values: dict[object, object], total: int | None) -> object:
@@ -118,9 +127,14 @@ class Shrink:
     def _list(self, name: str, values: list[object], total: int | None) -> list[object]:
         if self.layers is not None and total is not None and len(values) == total > self.layers:
             values = values[: self.layers]
-        if all(isinstance(value, int) and not isinstance(value, bool) for value in values) and _WIDTH.search(name):
-            return [self._number(name, value) for value in values if isinstance(value, int)]
-        return values
+        if not self.stages or not all(type(value) is int for value in values):
+            return values
+        whole = [value for value in values if isinstance(value, int)]
+        if _DEPTHS.match(name):
+            return [min(value, 2) for value in whole]
+        if _STAGES.search(name):
+            return [_divided(value, min(self.widths, _MOST_DIVIDED)) for value in whole]
+        return [self._number(name, value) for value in whole] if _WIDTH.search(name) else values
 
     def _token(self, value: object) -> object:
         """Token ids that the smaller vocabulary lacks become its last ones, different ones different."""
@@ -156,7 +170,11 @@ class Shrink:
             return value
         if self.caution >= 1 and _STATES.search(name):
             return value
-        return value // self.widths if value % self.widths == 0 and value // self.widths >= 4 else value
+        return _divided(value, self.widths)
+
+
+def _divided(value: int, divisor: int) -> int:
+    return value // divisor if value % divisor == 0 and value // divisor >= 4 else value
 
 
 def number(values: Mapping[str, object], names: tuple[str, ...]) -> int | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from shardyard.errors import ModelError
-from shardyard.models.probes.narrow import narrow_model
+from shardyard.models.probes.narrow import Narrow, narrow_model
 from shardyard.models.size.row_shapes import row_shape
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Recipe
@@ -27,15 +25,16 @@ def check_narrow(config: PreTrainedConfig, recipe: Recipe, error: ModelError) ->
     source = min(recipe.data.source_length or length, SHORT_ROW)
     data = recipe.data.model_copy(update={"sequence_length": length, "source_length": source})
 
-    def takes_a_row(model: Any) -> None:
+    def takes_a_row(narrow: Narrow) -> None:
+        model = narrow.model
         inputs, _ = row_shape(recipe.objective)(model.config, data, recipe.image)
         with torch.no_grad():
             model(**{name: _valued(model.config, tensor) for name, tensor in inputs.items()})
 
     try:
         narrow_model(config, objective_spec(recipe.objective).auto_class, check=takes_a_row)
-    except ModelError as narrow:
-        raise error from narrow
+    except ModelError as refusal:
+        raise error from refusal
 
 
 def _valued(config: PreTrainedConfig, shape: Tensor) -> Tensor:

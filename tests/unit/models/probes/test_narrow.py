@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
-from shardyard.models.probes.narrow import NotNarrowedError, narrow_config, narrow_model
+from shardyard.models.probes.narrow import Effort, Narrow, NotNarrowedError, narrow_config, narrow_model
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe"])
@@ -61,6 +61,26 @@ def test_other_heads_are_narrowed_too() -> None:
     narrow = narrow_config(AutoConfig.for_model("vit"), "AutoModelForImageClassification")
     assert narrow.num_hidden_layers == 2
     assert narrow.hidden_size < 768
+
+
+def test_stages_and_pictures_shrink_as_far_as_the_check_allows() -> None:
+    tried: list[int] = []
+
+    def check(candidate: Narrow) -> None:
+        tried.append(candidate.config.image_size)
+        if candidate.config.image_size < 64:
+            raise ValueError("too small")
+
+    narrow = narrow_config(
+        AutoConfig.for_model("convnext"),
+        "AutoModelForImageClassification",
+        check=check,
+        images=(32, 64),
+        effort=Effort(tries=2),
+    )
+    assert (narrow.image_size, narrow.depths) == (64, [2, 2, 2, 2])
+    assert narrow.hidden_sizes == [12, 24, 48, 96]
+    assert tried == [32, 32, 64]
 
 
 def test_a_configuration_that_builds_nothing_is_refused() -> None:
