@@ -11,11 +11,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from shardyard.engine.components import make_components
 from shardyard.engine.inference.adapter import export_adapter
 from shardyard.engine.inference.load import load_trained
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.errors import UsageError
+from shardyard.launch.run.initial import locate
+from shardyard.models.adapters.adapters import attach
+from shardyard.models.build import construct_pretrained
 from shardyard.tracking.run.folder import read_metrics
 from support.pretrained import write_pretrained
 from support.ranks import run_ranks
@@ -130,6 +134,26 @@ def test_peft_loads_the_adapter_alone(runs: Runs, tmp_path: Path) -> None:
     assert set(config["target_modules"]) == {name.split(".")[-3] for name in names}
     assert len(AutoTokenizer.from_pretrained(path)) == 259
     assert "library_name: peft" in (path / "README.md").read_text()
+
+
+def test_another_run_continues_the_adapter_of_a_run_by_its_name(runs: Runs) -> None:
+    job, runs_dir = runs.adapted, runs.adapted.folder.path.parent
+    job.folder.update(state="finished", starting=locate(job.recipe, runs_dir)[1])
+    assert job.recipe.model.adapter is not None
+    adapter = job.recipe.model.adapter.model_copy(update={"pretrained": f"run:{job.recipe.name}"})
+    model = job.recipe.model.model_copy(update={"adapter": adapter})
+    located, _ = locate(job.recipe.model_copy(update={"model": model}), runs_dir)
+    found = located.model.adapter
+    assert found is not None
+    assert found.pretrained == str(job.folder.adapter)
+    config = make_components(located).config
+    continued = construct_pretrained(located.model, config, "causal_lm", seed=1).model
+    attach(continued, found, objective="causal_lm", seed=1)
+    merged = AutoModelForCausalLM.from_pretrained(job.folder.final).eval()
+    ids = torch.tensor([[256, *b"the model"]])
+    with torch.no_grad():
+        expected = merged(input_ids=ids).logits
+        torch.testing.assert_close(continued.eval()(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_without_an_adapter_has_none_to_export(runs: Runs, tmp_path: Path) -> None:

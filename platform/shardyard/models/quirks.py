@@ -1,12 +1,13 @@
-"""Workarounds for transformers and peft, and their private names; tests show when each is no longer needed.
+"""Workarounds for transformers, peft and bitsandbytes, and private names; tests show when each is no longer needed.
 
-Needed for transformers 5.19 to 5.22 and peft 0.21; `tests/unit/models/test_transformers_quirks.py` fails if a newer
-version no longer needs one of them or no longer has one of the names.
+Needed for transformers 5.19 to 5.22, peft 0.21 and bitsandbytes 0.50; `tests/unit/models/test_transformers_quirks.py`
+fails if a newer version no longer needs one of them or no longer has one of the names.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,14 @@ def begin_sigmoid(module: nn.Module) -> None:
 
 
 # Adapters.
+
+
+def quiet_kernels() -> None:
+    """Silence a warning that bitsandbytes 0.50 writes when peft imports it on a CPU with AVX-512.
+
+    It asks for another package, for products of 4-bit weights that Shardyard does not use.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from shardyard.optim.groups import parameter_groups
 from shardyard.planning.plan import World
 from shardyard.recipe.initial_weights import PRETRAINED_CONFIGS, PRETRAINED_FAMILIES
 from shardyard.recipe.rules import rules
-from shardyard.recipe.schema import Model, Recipe
+from shardyard.recipe.schema import Adapter, Model, Recipe
 from shardyard.tracking.run.folder import RunFolder
 from support.pretrained import write_pretrained
 from support.tiny import tiny_recipe
@@ -84,6 +84,43 @@ def test_a_tokenizer_may_lie_with_a_run(tmp_path: Path) -> None:
     recipe = recipe_from("run:base", tmp_path).model_copy(update={"tokenizer": "run:base"})
     assert not [finding for finding in findings(recipe) if finding.startswith("tokenizer")]
     assert locate(recipe, tmp_path / "runs")[0].tokenizer == str(run.final)
+
+
+def adapter_from(pretrained: str, base: str, folder: Path) -> Recipe:
+    recipe = recipe_from(base, folder)
+    adapter = Adapter(rank=2, targets=["c_attn"], pretrained=pretrained)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": adapter})})
+
+
+def test_the_adapter_of_a_run_is_continued_over_the_weights_that_it_adapted(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    base, other = write_pretrained(tmp_path / "base"), write_pretrained(tmp_path / "other", seed=9)
+    _, starting = locate(recipe_from(str(base), tmp_path), runs)
+    run = RunFolder.create(runs, "tuned", "", "", starting=starting)
+    run.adapter.mkdir()
+    (run.adapter / "adapter_config.json").write_text("{}")
+    recipe = adapter_from("run:tuned", str(base), tmp_path)
+    with pytest.raises(UsageError, match=r"^model\.adapter\.pretrained: .* has no finished run of the recipe tuned"):
+        locate(recipe, runs)
+    unfinished = for_planning(recipe, runs).model.adapter
+    assert unfinished is not None
+    assert unfinished.pretrained is None, "a plan needs no values"
+    run.update(state="finished")
+    located, found = locate(recipe, runs)
+    assert located.model.adapter == Adapter(rank=2, targets=["c_attn"], pretrained=str(run.adapter))
+    assert found["model.adapter.pretrained"] == {
+        "name": "run:tuned",
+        "path": str(run.adapter),
+        "sha256": fingerprint(run.adapter),
+    }
+    assert for_planning(recipe, runs).model.adapter == located.model.adapter
+    with pytest.raises(UsageError, match=rf"adapted {base}, and model\.pretrained is {other}, which has other weights"):
+        locate(adapter_from("run:tuned", str(other), tmp_path), runs)
+    assert not findings(recipe)
+    (found_problem,) = findings(adapter_from("minilm", str(base), tmp_path))
+    assert found_problem.startswith("model.adapter.pretrained: minilm is a pretrained model, not an adapter")
+    (found_problem,) = findings(adapter_from("org/adapter", str(base), tmp_path))
+    assert found_problem.startswith("model.adapter.pretrained: no folder 'org/adapter'; give the folder of an adapter")
 
 
 def test_what_was_found_is_checked_against_the_recipe(tmp_path: Path) -> None:

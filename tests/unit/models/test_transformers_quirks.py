@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -71,6 +74,16 @@ def test_peft_still_changes_what_is_trained_as_it_switches_adapters_off() -> Non
     adapted[0].enable_adapters(False)
     assert torch.equal(bare, adapted(rows))
     assert not any(parameter.requires_grad for parameter in adapted.parameters())
+
+
+def test_bitsandbytes_still_asks_for_another_package_when_peft_imports_it() -> None:
+    """Only with AVX-512, so the text is looked for in its code."""
+    library = Path(find_spec("bitsandbytes").origin).parent  # type: ignore[union-attr, arg-type]
+    assert 'logger.warning(\n                "Failed to load CPU gemm_4bit_forward' in (
+        library / "backends" / "cpu" / "ops.py"
+    ).read_text(encoding="utf-8")
+    quirks.quiet_kernels()
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 def test_a_configuration_says_its_attention() -> None:

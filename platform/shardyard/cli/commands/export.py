@@ -46,7 +46,7 @@ def export(
     elif adapter:
         from shardyard.engine.inference.adapter import export_adapter
 
-        output.line(str(export_adapter(folder, step, destination or folder.path / "adapter", trust=trust)))
+        output.line(str(export_adapter(folder, step, destination or folder.adapter, trust=trust)))
     else:
         from shardyard.engine.inference.load import export_checkpoint
 

@@ -19,6 +19,7 @@ from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
 from shardyard.engine.mesh import Mesh
 from shardyard.models.adapters.adapters import attach, read_outside
+from shardyard.models.adapters.saved import other_base
 from shardyard.models.build import construct, construct_pretrained
 from shardyard.models.initialise import initialise
 from shardyard.models.outside import OutsideModel
@@ -28,7 +29,7 @@ from shardyard.optim.groups import parameter_groups
 from shardyard.optim.lion_adagrad import client_optimizer
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.precision import precision_of
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Adapter, Recipe
 
 
 def start_engine(
@@ -108,6 +109,7 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
         if loaded.resized is not None:
             report(_told(recipe, loaded.resized))
         if recipe.model.adapter is not None:
+            _name_other_base(recipe.model.adapter, recipe.model.pretrained, report)
             attach(loaded.model, recipe.model.adapter, objective=recipe.objective, seed=recipe.train.seed)
         return loaded.model
     whole = recipe.zero.stage < 3 or (recipe.model.module is None and _reparametrised(recipe, config))
@@ -129,6 +131,15 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
     if left:
         _as_constructed(model, left, recipe, config)
     return model
+
+
+def _name_other_base(adapter: Adapter, base: str, report: Callable[[str], None]) -> None:
+    named = None if adapter.pretrained is None else other_base(adapter, base)
+    if named is not None:
+        report(
+            f"the adapter in {adapter.pretrained} was trained on {named}, and model.pretrained is {base}: it fits only "
+            "if these are the same weights"
+        )
 
 
 def _told(recipe: Recipe, resized: Resized) -> str:

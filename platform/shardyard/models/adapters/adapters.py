@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from shardyard.models.adapters.quantized import quantize_layer
 from shardyard.models.adapters.saved import check_saved, load_saved
 from shardyard.models.adapters.targets import adaptable, chosen, fully_trained_names
+from shardyard.models.quirks import quiet_kernels
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Adapter
 
@@ -48,6 +49,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
     if adapter.quantize is not None and before:
         for name in linear:
             quantize_layer(model, name, adapter.quantize)
+    quiet_kernels()
     from shardyard.models.adapters.layers import inject  # peft takes half a second; only adapters need it.
 
     inject(model, adapter, targets, seed)

@@ -6,6 +6,7 @@ r: rank
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -103,6 +104,26 @@ def load_saved(model: PreTrainedModel, adapter: Adapter, targets: Sequence[Targe
                 f"{list(parameter.shape)}; the adapter belongs to another base model."
             )
         parameter.data.copy_(tensor)
+
+
+def other_base(adapter: Adapter, base: str) -> str | None:
+    """The name of the model that a saved adapter belongs to, if it is not that of `base`.
+
+    The same model may be a hub id, or a folder of the same name.
+    """
+    assert adapter.pretrained is not None
+    named = _config(Path(adapter.pretrained).expanduser()).get("base_model_name_or_path")
+    if not named or _last(named) == _last(base):
+        return None
+    return named
+
+
+def _last(name: str) -> str:
+    """`org/name@revision`, `/models/name`, and `…/models--org--name/snapshots/…` of a hub's cache → `name`; of a run,
+    its folder."""
+    cached = re.search(r"models--(?:.*--)?([^/]+)/snapshots/", name)
+    path = Path(name.partition("@")[0])
+    return cached[1] if cached else path.parent.name if path.name == "final" else path.name
 
 
 def save_adapter(

@@ -35,6 +35,7 @@ def _names(recipe: Recipe) -> Iterator[Finding]:
     """Special names: `run:` needs a run name, and a dataset's name must be that of a model."""
     named: tuple[tuple[Path, str | None], ...] = (
         (("model", "pretrained"), recipe.model.pretrained),
+        (("model", "adapter", "pretrained"), recipe.model.adapter and recipe.model.adapter.pretrained),
         (("distillation", "teacher"), recipe.distillation.teacher),
         (("tokenizer",), recipe.tokenizer),
     )
@@ -114,8 +115,26 @@ def _variants(recipe: Recipe, adapter: Adapter) -> Iterator[Finding]:
             )
         if adapter.pretrained is not None:
             yield (*at, "init"), "does nothing beside model.adapter.pretrained, which has the values; remove it"
+    if adapter.pretrained is not None and kind_of(adapter.pretrained) != "run":
+        yield from _adapter_folder(adapter.pretrained)
     if adapter.loraplus_ratio is not None and recipe.optimizer.name == "muon":
         yield (*at, "loraplus_ratio"), "sets learning rates that muon sets itself; use another optimizer, or remove it"
+
+
+def _adapter_folder(name: str) -> Iterator[Finding]:
+    """An adapter to continue from must be a folder here."""
+    at = ("model", "adapter", "pretrained")
+    if kind_of(name) == "dataset":
+        yield at, f"{name} is a pretrained model, not an adapter; name it in model.pretrained"
+    elif not _is_folder(name):
+        yield at, f"no folder {name!r}; give the folder of an adapter, or run:NAME for the adapter of an earlier run"
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return FilePath(name).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # invalid file names, unknown users
+        return False
 
 
 def launch_advice(name: str) -> str:

@@ -40,8 +40,8 @@ class Adapter(Section):
     )
     pretrained: str | None = described(
         None,
-        "Adapter to continue from: a folder in peft's format (adapter_config.json and weights). Its rank, alpha and "
-        "targets must be those of this section.",
+        "Adapter to continue from: a folder in peft's format (adapter_config.json and weights), or run:NAME for "
+        "that of the newest finished run of a recipe. Its rank, alpha and targets must be those of this section.",
     )
     quantize: Literal["nf4", "int8"] | None = described(
         None,

@@ -77,6 +77,7 @@ class RunFolder:
         self.wandb = self.path / "wandb"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
+        self.adapter = self.path / "adapter"
         self.token: str | None = None
         self._stop = self.path / "stop.json"
 
