@@ -33,9 +33,10 @@ def finetune_rules(recipe: Recipe) -> Iterator[Finding]:
 
 def _names(recipe: Recipe) -> Iterator[Finding]:
     """Special names: `run:` needs a run name, and a dataset's name must be that of a model."""
+    adapter = recipe.model.adapter
     named: tuple[tuple[Path, str | None], ...] = (
         (("model", "pretrained"), recipe.model.pretrained),
-        (("model", "adapter", "pretrained"), recipe.model.adapter and recipe.model.adapter.pretrained),
+        (("model", "adapter", "pretrained"), None if adapter is None else adapter.pretrained),
         (("distillation", "teacher"), recipe.distillation.teacher),
         (("tokenizer",), recipe.tokenizer),
     )
