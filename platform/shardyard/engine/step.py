@@ -83,7 +83,7 @@ def train_step(
 
 def _scales(factors: Sequence[float], targets: Tensor) -> Tensor:
     """The multipliers of the loss terms [N]: `factors` divided by their numbers of targets, in fp64 on the device."""
-    return torch.tensor(factors, dtype=torch.float64, device=targets.device) / targets.clamp(min=1.0)
+    return torch.tensor(factors, dtype=torch.float64, device=targets.device) / torch.where(targets > 0, targets, 1.0)
 
 
 def to_device(batch: Tensors, device: torch.device) -> Tensors:

@@ -16,6 +16,9 @@ from shardyard.recipe.isolation import Isolation
 class Answers(Objective):
     """Rows of conversations, with or without images (`data/formats/conversations.py`, `image_answers.py`).
 
+    A target of weight w adds w times its cross-entropy to the loss and w to its denominator, as in the weighted mean
+    of PyTorch: a message of weight 0.5 counts half as much as one of its length, and equal weights change nothing.
+
     B: rows, T: tokens in a row, V: vocabulary.
     """
 
@@ -28,19 +31,21 @@ class Answers(Objective):
         self._packing = packing and isolation != "rows"
 
     def counts(self, batch: Tensors) -> dict[str, float]:
-        """One target per answer token."""
-        return {"loss": count_targets(batch["labels"])}
+        """One target per answer token, or its weight."""
+        weights = _weights(batch)
+        return {"loss": count_targets(batch["labels"]) if weights is None else float(weights.double().sum())}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B, T] are already shifted: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
-        answers. Everything else in the batch is passed to the model."""
-        inputs: Inputs = {name: _as_input(model, value) for name, value in batch.items() if name != "labels"}
+        answers; `target_weights` [B, T] are their weights, if not all are 1. Everything else in the batch is passed to
+        the model."""
+        inputs: Inputs = {name: _as_input(model, value) for name, value in batch.items() if name not in _TARGETS}
         if self._packing:
             inputs |= document_inputs(model, batch["position_ids"], self._isolation)
         logits = model(**inputs, use_cache=False).logits  # [B, T, V]
-        labels = batch["labels"]
-        loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
-        return Measured({"loss": loss}, {"correct": num_correct(logits, labels)})
+        labels, weights = batch["labels"], _weights(batch)
+        loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing, weights=weights)
+        return Measured({"loss": loss}, {"correct": num_correct(logits, labels, weights)})
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
         """Share of targets that are the likeliest token."""
@@ -54,10 +59,20 @@ class Answers(Objective):
         }
 
 
-def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number of targets in `labels` […] that have the largest of the `logits` […, V]: a scalar."""
-    hits = logits.detach().argmax(-1) == labels
-    return (hits & (labels != IGNORED)).sum(dtype=torch.float64)
+# Tensors of a batch that are not for the model.
+_TARGETS = ("labels", "target_weights")
+
+
+def num_correct(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Number of targets in `labels` […] that have the largest of the `logits` […, V], or their weight: a scalar."""
+    hits = (logits.detach().argmax(-1) == labels) & (labels != IGNORED)
+    return (hits if weights is None else hits * weights).sum(dtype=torch.float64)
+
+
+def _weights(batch: Tensors) -> Tensor | None:
+    """The weights of the labels [B, T], 0 where there is no target; None if all are 1."""
+    weights = batch.get("target_weights")
+    return None if weights is None else torch.where(batch["labels"] != IGNORED, weights, 0)
 
 
 def _as_input(model: nn.Module, value: Tensor) -> Tensor:

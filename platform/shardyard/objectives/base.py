@@ -39,11 +39,11 @@ class Totals:
 
     def mean(self, term: str) -> float:
         """Mean of a loss term over its targets; 0 if it has no targets."""
-        return self.losses[term] / max(1.0, self.counts[term])
+        return self.losses[term] / (self.counts[term] or 1.0)
 
     def share(self, name: str, term: str) -> float:
         """An observed scalar divided by the number of targets of a term."""
-        return float(self.observed[name]) / max(1.0, self.counts[term])
+        return float(self.observed[name]) / (self.counts[term] or 1.0)
 
 
 class Objective:

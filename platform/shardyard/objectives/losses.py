@@ -21,7 +21,9 @@ from torch.nn import functional
 from shardyard.objectives.base import IGNORED
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """Negative log-probability of the labelled classes, in nats; each label is one target.
 
     With p = softmax(logits), label y and smoothing ε:  (1 - ε)·(-log p_y) + ε·mean_c(-log p_c).
@@ -31,11 +33,17 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
         logits: […, C].
         labels: […], classes; -100 is not a target.
         label_smoothing: ε, the share of the target that is spread over all classes, including the labelled one.
+        weights: […], factors of the targets, which then count as much; None means 1 for all.
     """
     flat, targets = _flat(logits, labels)
-    return functional.cross_entropy(
-        flat, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+    losses = functional.cross_entropy(
+        flat,
+        targets,
+        ignore_index=IGNORED,
+        reduction="sum" if weights is None else "none",
+        label_smoothing=label_smoothing,
     )
+    return losses if weights is None else (losses * weights.reshape(-1).to(losses.dtype)).sum()
 
 
 def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: Tensor | None = None) -> Tensor:

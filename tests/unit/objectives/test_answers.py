@@ -70,6 +70,34 @@ def test_the_loss_is_that_of_transformers(family: str) -> None:
     assert objective.train_metrics(totals) == {"train/token_accuracy": metrics["token_accuracy"]}
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_weights_are_those_of_the_weighted_mean_of_pytorch(packing: bool) -> None:
+    """Σ w·CE / Σ w over the targets, also if rows of other weights are in other micro-batches."""
+    talks = [[{**turn, "weight": 0.1 + 0.2 * number} for turn in talk] for number, talk in enumerate(TALKS)]
+    data = Data(sequence_length=64, train=[Source(path="x.jsonl")], packing=packing)
+    rows, built = make_rows(FormatInputs(data, load_tokenizer("bytes"))), model("llama")
+    made = [rows.row({"messages": talk}, np.random.default_rng(0)) for talk in talks]
+    plain = rows.row({"messages": TALKS[0]}, np.random.default_rng(0))
+    made = [rows.join([*made, plain])] if packing else [*made, plain]
+    objective = make(ObjectiveInputs(packing=packing))
+    for part in filter(None, (made, made[:1], made[1:])):
+        batch = rows.collate(part)
+        counts, measured = objective.counts(batch), objective.measure(built, batch)
+        given = {name: batch[name] for name in batch if name not in ("labels", "target_weights")}
+        losses = torch.nn.functional.cross_entropy(
+            built(**given).logits.flatten(0, 1), batch["labels"].flatten(), reduction="none"
+        )
+        weights = (batch["target_weights"] * (batch["labels"] != -100)).flatten()
+        mean = Totals({"loss": float(measured.losses["loss"].detach())}, measured.observed, counts).mean("loss")
+        assert mean == pytest.approx(float(losses @ weights / weights.sum()), rel=1e-5)
+    assert objective.counts(rows.collate(made)) == {"loss": pytest.approx(0.1 * 3 + 0.3 * 9 + 3)}
+
+
+def test_a_mean_of_small_weights_is_a_mean() -> None:
+    totals = Totals({"loss": 0.4}, {"correct": torch.tensor(0.1)}, {"loss": 0.2})
+    assert (totals.mean("loss"), totals.share("correct", "loss")) == (2.0, pytest.approx(0.5))
+
+
 def test_padding_changes_nothing() -> None:
     rows, built = batch(), model("llama")
     objective = make(ObjectiveInputs())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.preferences import make as make_rows
@@ -110,6 +111,27 @@ def test_answers_of_unlike_lengths_share_a_pass() -> None:
     assert (joined["labels"][:3, shorter:] == -100).all()
     assert (joined["attention_mask"][:3, shorter:] == 0).all()
     assert torch.equal(joined["input_ids"][3:], rows["rejected_input_ids"])
+
+
+def test_the_log_probabilities_of_the_sequences_of_an_answer_are_added(models: tuple[Any, Any]) -> None:
+    policy, reference = models
+    objective = make(ObjectiveInputs(preference=Preference(beta=BETA), frozen=reference))
+    first, second, third = (batch([pair]) for pair in PAIRS)
+    length = max(one["chosen_labels"].shape[1] for one in (first, second))
+    joined = {
+        name: torch.cat(
+            [functional.pad(one[name], (0, length - one[name].shape[1]), value=fill) for one in (first, second)]
+        )
+        for name, fill in (("chosen_input_ids", 0), ("chosen_attention_mask", 0), ("chosen_labels", -100))
+    }
+    pair = {**third, **joined, "chosen_pairs": torch.ones(2, 1, dtype=torch.bool)}
+    assert objective.counts(pair) == {"loss": 1}
+    chosen = sum(
+        log_probability(policy, one, "chosen") - log_probability(reference, one, "chosen") for one in PAIRS[:2]
+    )
+    rejected = log_probability(policy, PAIRS[2], "rejected") - log_probability(reference, PAIRS[2], "rejected")
+    measured = objective.measure(policy, pair)
+    assert float(measured.observed["margin"]) == pytest.approx(BETA * (chosen - rejected), rel=1e-4)
 
 
 def test_how_rows_are_put_together_changes_nothing(models: tuple[Any, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -83,16 +84,16 @@ def checked(message: object) -> Message:
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-def is_trained(message: Message) -> bool:
-    """Whether the tokens of a message are targets: those of an assistant, unless its `weight` is 0.
+def weight_of(message: Message) -> float:
+    """The weight of a message's tokens in the loss: for an assistant its `weight`, 1 by default; 0 for everyone else.
 
     Raises:
-        UnusableRowError: the weight is neither 0 nor 1.
+        UnusableRowError: the weight is no number of 0 or more.
     """
     weight = message.get("weight", 1)
-    if weight not in (0, 1):
-        raise UnusableRowError("the weight of a message is 0 or 1", f"got {weight!r}")
-    return message["role"] == "assistant" and bool(weight)
+    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+        raise UnusableRowError("the weight of a message is a number of 0 or more", f"got {weight!r}")
+    return float(weight) if message["role"] == "assistant" else 0.0
 
 
 def function_of(call: Call) -> Call:

@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.chat.answers import Answer, Answers, check_calls
-from shardyard.data.chat.conversation import Conversation, conversation_of, is_trained
+from shardyard.data.chat.conversation import Conversation, conversation_of, weight_of
 from shardyard.data.chat.dialect import ANSWER, CALLING, USER, Dialect, dialect_of
 from shardyard.data.chat.special import Specials, unmarked
 from shardyard.data.chat.template import Template, common_prefix
@@ -16,7 +16,7 @@ from shardyard.data.chat.tokens import Encoded, Span, tokens_of
 from shardyard.errors import DataError, UnusableRowError
 
 LossOn = Literal["all", "last", "marked"]
-# A text, and the ranges of its characters that are trained.
+# A text, and what is trained of it.
 TextRow = tuple[str, list[Span]]
 
 
@@ -86,7 +86,7 @@ class ChatEncoder:
         return self.dialect(conversation.tools).spoken(conversation)
 
     def _made(self, conversation: Conversation) -> list[TextRow]:
-        trained = [index for index, message in enumerate(conversation.messages) if is_trained(message)]
+        trained = [index for index, message in enumerate(conversation.messages) if weight_of(message) > 0]
         loss_on = self.loss_on(conversation.tools)
         if loss_on == "marked":
             return _by_marks(self._template, conversation, trained)
@@ -118,9 +118,8 @@ class ChatEncoder:
 
     def _encoded(self, text: str, spans: Sequence[Span]) -> Encoded:
         plain = unmarked(text)
-        return tokens_of(
-            self._tokenizer, plain.text, [(plain.at(first), plain.at(last)) for first, last in spans], plain.quoted
-        )
+        spoken = [Span(plain.at(span.first), plain.at(span.last), span.weight) for span in spans]
+        return tokens_of(self._tokenizer, plain.text, spoken, plain.quoted)
 
     def _marked(self, conversation: Conversation) -> Conversation:
         """The conversation with marks where it quotes special tokens; they may not change what the template writes."""
@@ -168,7 +167,7 @@ def _by_prompts(template: Template, conversation: Conversation, answers: Sequenc
     """Rows in which each answer follows exactly the prompt that a model would get for it."""
     rows: list[TextRow] = []
     for answer in answers:
-        span = (len(answer.prompt), len(answer.whole))
+        span = Span(len(answer.prompt), len(answer.whole), weight_of(conversation.messages[answer.index]))
         if rows and answer.prompt.startswith(rows[-1][0]):
             rows[-1] = (answer.whole, [*rows[-1][1], span])
         else:
@@ -186,11 +185,12 @@ def _by_marks(template: Template, conversation: Conversation, trained: Sequence[
         check_calls(conversation.messages[index], "".join(shown.text[first:last] for first, last in spans))
         if not spans:
             continue
-        text = shown.text[: spans[-1][1]]
+        text, weight = shown.text[: spans[-1][1]], weight_of(conversation.messages[index])
+        trained_spans = [Span(first, last, weight) for first, last in spans]
         if rows and text.startswith(rows[-1][0]):
-            rows[-1] = (text, [*rows[-1][1], *spans])
+            rows[-1] = (text, [*rows[-1][1], *trained_spans])
         else:
-            rows.append((text, spans))
+            rows.append((text, trained_spans))
     return _with_rest(template, conversation, rows)
 
 

@@ -37,10 +37,13 @@ def prepare_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, *, all_answers:
     completed = add_chat_template(tokenizer, chat.template, chat.template_kwargs)
     encoder = ChatEncoder(tokenizer, chat.loss_on)
     remarks = list(_remarks(encoder, completed=completed))
-    if encoder.loss_on() != "last" and all_answers and _splits(encoder):
+    if encoder.loss_on() != "last" and _splits(encoder):
         remarks.append(
             "the chat template shows an answer otherwise once the conversation goes on; each such answer is trained in "
             "a row that ends with it, as the model has to write it"
+            if all_answers
+            else "the chat template shows an answer otherwise once the conversation goes on; where several answers "
+            "follow the prompt of a pair, each is compared in a sequence that ends with it"
         )
     return ChatNotes(encoder.loss_on(), _why(encoder, chat), tuple(remarks))
 

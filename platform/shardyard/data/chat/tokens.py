@@ -1,4 +1,4 @@
-"""From the text of a conversation to tokens, each with whether it belongs to an answer.
+"""From the text of a conversation to tokens, each with its weight in the loss.
 
 T: tokens of a conversation.
 """
@@ -11,29 +11,43 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-Span = tuple[int, int]
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The characters [first, last) of a text, which are trained with `weight` > 0."""
+
+    first: int
+    last: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids [T], and for each whether it belongs to an answer [T]."""
+    """Token ids [T], and the weight of each in the loss [T]: 0 outside answers."""
 
     ids: list[int]
-    is_answer: list[bool]
+    weights: list[float]
+
+    @property
+    def is_answer(self) -> list[bool]:
+        """Whether each token belongs to an answer that is trained [T]."""
+        return [weight > 0 for weight in self.weights]
 
 
 def tokens_of(
-    tokenizer: PreTrainedTokenizerFast, text: str, answers: Sequence[Span], quoted: Sequence[Span] = ()
+    tokenizer: PreTrainedTokenizerFast, text: str, answers: Sequence[Span], quoted: Sequence[Range] = ()
 ) -> Encoded:
     """Tokens of a text.
 
     Args:
-        answers: ranges of characters that are answers.
+        answers: what is trained.
         quoted: ranges of characters in which special tokens are read as text.
     """
     found = _tokens(tokenizer, text, quoted, ())
     # A prompt is tokenized by itself when the model answers, so no token may begin in it and end in the answer.
-    straddled = [first for first, _ in answers if any(start < first < end for _, start, end in found)]
+    straddled = [one.first for one in answers if any(start < one.first < end for _, start, end in found)]
     if straddled:
         split = _tokens(tokenizer, text, quoted, straddled)
         # Tokenizers that put a space before a text cannot tokenize a text in parts.
@@ -41,12 +55,12 @@ def tokens_of(
             found = split
     return Encoded(
         [token for token, _, _ in found],
-        [any(first <= start < last for first, last in answers) for _, start, _ in found],
+        [next((one.weight for one in answers if one.first <= start < one.last), 0.0) for _, start, _ in found],
     )
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerFast, text: str, quoted: Sequence[Span], cuts: Sequence[int]
+    tokenizer: PreTrainedTokenizerFast, text: str, quoted: Sequence[Range], cuts: Sequence[int]
 ) -> list[tuple[int, int, int]]:
     """Each token with the indices of its first character and of the one behind it."""
     bounds = sorted({0, len(text), *(at for span in quoted for at in span), *cuts})

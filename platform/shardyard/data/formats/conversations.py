@@ -24,7 +24,10 @@ from shardyard.recipe.isolation import isolation_of
 
 
 class ConversationRows(ExampleRows):
-    """`input_ids`, `attention_mask`, `labels` [T] of a conversation; labels are shifted, -100 outside answers."""
+    """`input_ids`, `attention_mask`, `labels` [T] of a conversation; labels are shifted, -100 outside answers.
+
+    `target_weights` float32 [T] are those of the labels, in batches in which one of them is not 1.
+    """
 
     drops = True
 
@@ -66,19 +69,32 @@ class ConversationRows(ExampleRows):
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """Tensors [B, T] by name, padded to the longest row."""
-        return collate(rows, self._fill)
+        return collate(weighted_alike(rows), self._fill)
 
 
 def answer_row(encoded: Encoded, length: int) -> tuple[Row, int]:
     """A row of at most `length` tokens, and how many tokens did not fit."""
     ids = np.array(encoded.ids[: length + 1], dtype=np.int64)
-    answers = np.array(encoded.is_answer[: length + 1], dtype=bool)
+    weights = np.array(encoded.weights[: length + 1], dtype=np.float32)
     row = {
         "input_ids": ids[:-1],
         "attention_mask": np.ones(len(ids) - 1, dtype=np.int64),
-        "labels": np.where(answers[1:], ids[1:], IGNORED),
+        "labels": np.where(weights[1:] > 0, ids[1:], IGNORED),
     }
-    return row, max(0, len(encoded.ids) - length - 1)
+    return weighted(row, weights[1:]), max(0, len(encoded.ids) - length - 1)
+
+
+def weighted(row: Row, weights: npt.NDArray[np.float32]) -> Row:
+    """The row, with the weights of its labels if a target has another than 1."""
+    differs = (weights[row["labels"] != IGNORED] != 1).any()
+    return {**row, "target_weights": weights} if differs else row
+
+
+def weighted_alike(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows, all of them with `target_weights` if one has them."""
+    if not any("target_weights" in row for row in rows):
+        return rows
+    return [{"target_weights": np.ones(row["labels"].shape, np.float32), **row} for row in rows]
 
 
 def has_target(labels: npt.NDArray[Any]) -> bool:
@@ -89,7 +105,7 @@ def has_target(labels: npt.NDArray[Any]) -> bool:
 def padding(tokenizer: Any) -> dict[str, float]:
     """Padding values; padding is masked and has no target, so any token works."""
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return {"input_ids": token or 0, "attention_mask": 0, "labels": IGNORED}
+    return {"input_ids": token or 0, "attention_mask": 0, "labels": IGNORED, "target_weights": 0}
 
 
 class PackedConversations(ConversationRows):
@@ -112,9 +128,10 @@ class PackedConversations(ConversationRows):
 
     def join(self, rows: Sequence[Row]) -> Row:
         """One row of several conversations."""
+        alike = weighted_alike(rows)
+        names = ("input_ids", "labels", *(["target_weights"] if "target_weights" in alike[0] else []))
         return {
-            "input_ids": np.concatenate([row["input_ids"] for row in rows]),
-            "labels": np.concatenate([row["labels"] for row in rows]),
+            **{name: np.concatenate([row[name] for row in alike]) for name in names},
             "position_ids": np.concatenate([np.arange(self.length(row)) for row in rows]),
         }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from shardyard.data.chat import ChatEncoder, add_chat_template
 from shardyard.data.formats.conversations import answer_row, has_target, padding
@@ -19,7 +20,12 @@ ANSWERS = ("chosen", "rejected")
 
 
 class PreferenceRows(ExampleRows):
-    """`chosen_…` and `rejected_…`: `input_ids`, `attention_mask`, `labels` [T] of the prompt with each answer."""
+    """`chosen_…` and `rejected_…`: `input_ids`, `attention_mask`, `labels` [S, T] of the prompt with each side.
+
+    A side is what follows the prompt, and its targets are the answers of the assistant in it. It has several sequences
+    (S > 1) only if the chat template shows earlier answers otherwise once the conversation goes on: each answer is then
+    read as the model writes it, and their log-probabilities are added.
+    """
 
     drops = True
 
@@ -29,8 +35,8 @@ class PreferenceRows(ExampleRows):
         add_chat_template(tokenizer, chat.template, chat.template_kwargs)
         self._encoder = ChatEncoder(tokenizer)
         self._length = inputs.sequence_length
-        fill = padding(tokenizer)
-        self._fill = {f"{answer}_{name}": value for answer in ANSWERS for name, value in fill.items()}
+        self._padding = padding(tokenizer)
+        self._fill = {f"{answer}_{name}": value for answer in ANSWERS for name, value in self._padding.items()}
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
         """An example {prompt, chosen, rejected}: texts, or lists of messages.
@@ -45,10 +51,12 @@ class PreferenceRows(ExampleRows):
             encoded = self._encoder.rows({**piece, "messages": messages})
             if not encoded:
                 raise UnusableRowError(f"{answer} has no answer of the assistant that is trained")
-            # Where the template shows earlier turns otherwise, the last answers are compared.
-            made, cut = answer_row(encoded[-1], self._length)
-            row |= {f"{answer}_{name}": array for name, array in made.items()}
-            self.num_cut += cut
+            made = [answer_row(one, self._length) for one in encoded]
+            if any("target_weights" in sequence for sequence, _ in made):
+                raise UnusableRowError("the answers of a pair have no weight but 0 and 1: they are compared as a whole")
+            sequences = collate([sequence for sequence, _ in made], self._padding)
+            row |= {f"{answer}_{name}": tensor.numpy() for name, tensor in sequences.items()}
+            self.num_cut += sum(cut for _, cut in made)
         return row
 
     def learns(self, row: Row) -> bool:
@@ -61,8 +69,19 @@ class PreferenceRows(ExampleRows):
         return ({**piece, "prompt": turns} for turns in repairs(prompt))
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
-        """Tensors [B, T] by name; chosen and rejected answers are each padded to their own longest row."""
-        return collate(rows, self._fill)
+        """Tensors [B, T] by name; chosen and rejected answers are each padded to their own longest row.
+
+        With several sequences for a side, their number replaces B, and `…_pairs` [number, B] says whose each is.
+        """
+        batch: Tensors = {}
+        for answer in ANSWERS:
+            names = [f"{answer}_{name}" for name in ("input_ids", "attention_mask", "labels")]
+            split = [{name: row[name][at] for name in names} for row in rows for at in range(len(row[names[0]]))]
+            batch |= collate(split, self._fill)
+            if len(split) > len(rows):
+                sizes = torch.tensor([len(row[names[0]]) for row in rows])
+                batch[f"{answer}_pairs"] = torch.eye(len(rows), dtype=torch.bool).repeat_interleave(sizes, 0)
+        return batch
 
 
 def _turns(value: Any, role: str) -> list[Any]:

@@ -30,10 +30,12 @@ class Preference(Objective):
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per pair."""
-        return {"loss": len(batch["chosen_labels"])}
+        return {"loss": num_pairs(batch)}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`chosen_…` and `rejected_…`: `input_ids`, `attention_mask`, `labels` (shifted, -100 outside answers) [B, T].
+
+        With `…_pairs` there are several sequences for an answer of a pair: its log-probability is their sum.
 
         Observed: pairs whose chosen answer has the larger reward, and the sum of the differences (margin).
         """
@@ -41,8 +43,9 @@ class Preference(Objective):
         labels = inputs.pop("labels")
         assert self._reference is not None, "training and evaluation bring the reference model"
         with torch.no_grad():
-            reference = sequence_log_probability(self._reference(**inputs, use_cache=False).logits, labels)  # [2B]
-        policy = sequence_log_probability(model(**inputs, use_cache=False).logits, labels)  # [2B]
+            reference = sequence_log_probability(self._reference(**inputs, use_cache=False).logits, labels)
+        policy = sequence_log_probability(model(**inputs, use_cache=False).logits, labels)
+        reference, policy = by_pair(batch, reference), by_pair(batch, policy)  # [2B]
         pairs = (*policy.chunk(2), *reference.chunk(2))
         loss = dpo(*pairs, beta=self._settings.beta, label_smoothing=self._settings.label_smoothing)
         rewards = self._settings.beta * (policy.detach() - reference)  # [2B]
@@ -65,6 +68,23 @@ def both(batch: Tensors) -> Tensors:
         name: torch.cat([_padded(batch[f"{answer}_{name}"], length, fill) for answer in ("chosen", "rejected")])
         for name, fill in _PADDING.items()
     }
+
+
+def num_pairs(batch: Tensors) -> int:
+    """B."""
+    pairs = batch.get("chosen_pairs", batch.get("rejected_pairs"))
+    return len(batch["chosen_labels"]) if pairs is None else pairs.shape[1]
+
+
+def by_pair(batch: Tensors, values: Tensor) -> Tensor:
+    """The sums over the sequences of each answer [2B], from values of chosen sequences followed by rejected ones."""
+    number = num_pairs(batch)
+    if len(values) == 2 * number:
+        return values
+    split = values.split([len(batch[f"{answer}_labels"]) for answer in ("chosen", "rejected")])
+    whose = (batch.get(f"{answer}_pairs") for answer in ("chosen", "rejected"))
+    sums = [part if of is None else (part[:, None] * of).sum(0) for part, of in zip(split, whose, strict=True)]
+    return torch.cat(sums)
 
 
 def _padded(tensor: Tensor, length: int, fill: int) -> Tensor:

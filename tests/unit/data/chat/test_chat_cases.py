@@ -245,7 +245,9 @@ def test_no_token_begins_in_a_prompt_and_ends_in_an_answer() -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([user("a?"), answer("A.", weight=0.5)], "the weight of a message is 0 or 1: got 0.5"),
+        ([user("a?"), answer("A.", weight=-1)], "the weight of a message is a number of 0 or more: got -1"),
+        ([user("a?"), answer("A.", weight="1")], "the weight of a message is a number of 0 or more: got '1'"),
+        ([answer("A.", weight=float("nan"))], "the weight of a message is a number of 0 or more: got nan"),
         ([user("a?"), answer(None)], "a message needs a role and a content"),
         ([user("a?"), answer(3)], "a message needs a role and a content"),
         ([{"content": "a?"}], "a message needs a role and a content"),
@@ -275,5 +277,58 @@ def test_rows_of_a_pair_end_with_its_answers() -> None:
     example: Mapping[str, Any] = {"prompt": TALK[:3], "chosen": [answer("B.")], "rejected": [answer("C.")]}
     row = rows.row({**example, "prompt": [TALK[0], {**TALK[1], "weight": 0}, TALK[2]]}, GENERATOR)
     for name, text in (("chosen", "<think></think>B.<e>"), ("rejected", "<think></think>C.<e>")):
-        labels = row[f"{name}_labels"]
+        (labels,) = row[f"{name}_labels"]
         assert found.decode(labels[labels != -100]) == text
+
+
+def test_every_answer_after_the_prompt_of_a_pair_is_compared_as_it_is_written() -> None:
+    found = tokenizer(REWRITES)
+    rows = make_preferences(inputs(found))
+    row = rows.row({"prompt": "a?", "chosen": TALK[1:], "rejected": [answer("C.")]}, GENERATOR)
+    sequences = [
+        (found.decode(ids), found.decode(labels[labels != -100]))
+        for ids, labels in zip(row["chosen_input_ids"], row["chosen_labels"], strict=True)
+    ]
+    assert [targets for _, targets in sequences] == ["<think></think>A.<e>", "<think></think>B.<e>"]
+    assert sequences[1][0].startswith("<u>a?<e><a>A.<e><u>b?<e><a><think></think>B.")
+    batch = rows.collate([row, rows.row({"prompt": "a?", "chosen": "D.", "rejected": "E."}, GENERATOR)])
+    assert batch["chosen_pairs"].int().tolist() == [[1, 0], [1, 0], [0, 1]]
+    assert "rejected_pairs" not in batch
+    notes = prepare_chat(tokenizer(REWRITES), Chat(), all_answers=False)
+    assert "each is compared in a sequence that ends with it" in " ".join(notes.remarks)
+
+
+def test_the_answers_of_a_pair_have_no_other_weight_than_0_and_1() -> None:
+    rows = make_preferences(inputs(tokenizer(MARKED)))
+    with pytest.raises(UnusableRowError, match="the answers of a pair have no weight but 0 and 1"):
+        rows.row({"prompt": "a?", "chosen": [answer("A.", weight=0.5)], "rejected": "B."}, GENERATOR)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "zephyr"])
+def test_a_pair_is_read_as_trl_reads_it(name: str) -> None:
+    """There a completion is what follows the prompt in the whole conversation, as the template shows it."""
+    found = chat_tokenizer(name)
+    rows = make_preferences(inputs(found))
+    prompt = [system("Be kind."), user("One?"), answer("First."), user("Two?")]
+    sides = {"chosen": [answer("Second."), user("Three?"), answer("Third.")], "rejected": [answer("No.")]}
+    row = rows.row({"prompt": [*prompt[:2], {**prompt[2], "weight": 0}, prompt[3]], **sides}, GENERATOR)
+    asked = found.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True)["input_ids"]
+    for side, turns in sides.items():
+        whole = found.apply_chat_template([*prompt, *turns], tokenize=True)["input_ids"]
+        (ids,), (labels,) = row[f"{side}_input_ids"], row[f"{side}_labels"]
+        assert [*ids, whole[-1]] == whole
+        assert whole[: len(asked)] == asked
+        assert (labels[: len(asked) - 1] == -100).all()
+        assert labels[len(asked) - 1] == whole[len(asked)]
+        # Only what the assistant writes is compared, not the turns of the user between its answers.
+        (encoded,) = ChatEncoder(found).rows({"messages": [*prompt, *turns]})
+        later = [one for _, one in spans_of(found, encoded)][1:]
+        assert found.decode(labels[labels != -100]) == "".join(later)
+
+
+def test_weights_are_those_of_a_messages_tokens() -> None:
+    found = tokenizer(MARKED)
+    talk = [TALK[0], {**TALK[1], "weight": 0.25}, TALK[2], {**TALK[3], "weight": 2}]
+    for loss_on in ("marked", "all"):
+        (row,) = ChatEncoder(found, loss_on).rows({"messages": talk})
+        assert [weight for weight in row.weights if weight] == [0.25] * 3 + [2.0] * 3

@@ -133,11 +133,11 @@ def test_a_pair_has_the_same_prompt_and_its_own_answers() -> None:
     row = rows.row({"prompt": "Who?", "chosen": "The first one.", "rejected": "No."}, GENERATOR)
     prompt = 1 + len("User: Who?\nAssistant:")
     for answer, text in (("chosen", " The first one."), ("rejected", " No.")):
-        targets = row[f"{answer}_labels"]
+        (targets,) = row[f"{answer}_labels"]
         assert found.decode(targets[targets != -100]) == text + found.eos_token
         assert (targets[: prompt - 1] == -100).all()
         assert targets[prompt - 1] == ord(" ")
-    assert (row["chosen_input_ids"][:prompt] == row["rejected_input_ids"][:prompt]).all()
+    assert (row["chosen_input_ids"][0, :prompt] == row["rejected_input_ids"][0, :prompt]).all()
     batch = rows.collate([row, rows.row({"prompt": "?", "chosen": "a", "rejected": "b" * 30}, GENERATOR)])
     assert batch["chosen_labels"].shape != batch["rejected_labels"].shape
     assert rows.num_cut == 0
