@@ -19,7 +19,7 @@ from shardyard.data.chat import ChatNotes, prepare_chat
 from shardyard.data.exported import exported_tokenizer
 from shardyard.data.formats import FormatInputs
 from shardyard.data.media.processors import make_processor
-from shardyard.data.multimodal.conversation import picture_answer_ends
+from shardyard.data.multimodal.conversation import picture_answer_ends, prepare_processor
 from shardyard.data.multimodal.placeholders import model_tokenizer, own_processor_makes_rows, placeholder_ids
 from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.stream.held_out import HeldOut, held_out_rows
@@ -111,6 +111,7 @@ def make_components(
     if own:
         model = recipe.model
         made = processor or own_processor(model.family, config, tokenizer, recipe.image, model.pretrained)
+        chat = prepare_processor(made, recipe.chat)
         format_inputs = replace(format_inputs, processor=made)
     objective_inputs = ObjectiveInputs(
         loss=recipe.loss,

@@ -95,13 +95,13 @@ LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
     "pictures": (
         Layout("a picture, prompt and response", {"image": ("image",)} | _ASKED),
         Layout("pictures, prompt and response", {"images": ("images",)} | _ASKED),
-        Layout("pictures and messages", {"images": ("images", "image"), "messages": ("messages",)}),
+        Layout("pictures and messages", {"images": ("images", "image"), "messages": ("messages",)}, _TOOLS),
         Layout(
             "pictures and ShareGPT",
             {"images": ("images", "image"), "conversations": ("conversations", "conversation")},
-            _SYSTEM,
+            _SYSTEM | _TOOLS,
         ),
-        Layout("messages that hold pictures", {"messages": ("messages",)}),
+        Layout("messages that hold pictures", {"messages": ("messages",)}, _TOOLS),
     ),
 }
 

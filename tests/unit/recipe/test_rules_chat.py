@@ -33,7 +33,12 @@ def findings(fields: dict[str, Any]) -> dict[str, str]:
         (instruction, {"template": "gone.jinja"}, "chat.template", "no file 'gone.jinja' from the current folder"),
         (instruction, {"template_kwargs": {"a b": 1}}, "chat.template_kwargs", "'a b' is no name of a variable"),
         (preference, {"loss_on": "last"}, "chat.loss_on", "which compares the answers of a pair; remove it"),
-        (masked_lm, {"loss_on": "last"}, "chat", "does nothing for the objective masked_lm, only for instruction"),
+        (
+            masked_lm,
+            {"loss_on": "last"},
+            "chat",
+            "does nothing for the objective masked_lm, only for vision_language, instruction, preference",
+        ),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, objective: Any, chat: Any, path: str, message: str) -> None:

@@ -14,6 +14,7 @@ from shardyard.data.chat.conversation import (
     Message,
     calls_of,
     function_of,
+    said_by,
     with_function,
 )
 from shardyard.data.chat.dialect import ANSWER, OTHER_ANSWER, Dialect
@@ -159,7 +160,7 @@ def _thought(message: Message, text: str, opened: re.Match[str], *, compact: boo
     """
     start, end = _tags(opened)
     space = opened.group()[len(start) :]
-    content = message["content"] if isinstance(message["content"], str) else ""
+    content = said_by(message)
     if text.startswith(start):
         return text[len(start) :].removeprefix(space) if space else text[len(start) :]
     if end in content:

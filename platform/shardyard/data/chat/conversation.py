@@ -113,6 +113,14 @@ def with_function(call: Call, **changed: object) -> Call:
     return {**call, "function": inner} if isinstance(call.get("function"), Mapping) else inner
 
 
+def said_by(message: Message) -> str:
+    """The content of a checked message as text: the texts of its parts joined."""
+    content = message["content"]
+    if isinstance(content, list | tuple):
+        return "".join(str(part.get("text") or "") if isinstance(part, Mapping) else str(part) for part in content)
+    return content if isinstance(content, str) else ""
+
+
 def texts_of(value: object) -> Iterator[str]:
     """All texts in messages, tools or documents, without the keys of mappings."""
     if isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
@@ -16,8 +17,15 @@ from shardyard.data.chat.tokens import Encoded, Span, tokens_of
 from shardyard.errors import DataError, UnusableRowError
 
 LossOn = Literal["all", "last", "marked"]
-# A text, and what is trained of it.
-TextRow = tuple[str, list[Span]]
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A conversation's first `count` messages as text, and what is trained of it."""
+
+    text: str
+    spans: Sequence[Span]
+    count: int
 
 
 class ChatEncoder:
@@ -71,7 +79,7 @@ class ChatEncoder:
         conversation = self._spoken(example)
         if self._specials.quoted_in(conversation):
             conversation = self._marked(conversation)
-        return [self._encoded(text, spans) for text, spans in self._made(conversation)]
+        return [self._encoded(row.text, row.spans) for row in self._made(conversation)]
 
     def texts(self, example: Mapping[str, object]) -> list[TextRow]:
         """The rows of an example as text, for whoever else turns it into tokens; quoted special tokens are not marked.
@@ -168,10 +176,8 @@ def _by_prompts(template: Template, conversation: Conversation, answers: Sequenc
     rows: list[TextRow] = []
     for answer in answers:
         span = Span(len(answer.prompt), len(answer.whole), weight_of(conversation.messages[answer.index]))
-        if rows and answer.prompt.startswith(rows[-1][0]):
-            rows[-1] = (answer.whole, [*rows[-1][1], span])
-        else:
-            rows.append((answer.whole, [span]))
+        earlier = rows.pop().spans if rows and answer.prompt.startswith(rows[-1].text) else ()
+        rows.append(TextRow(answer.whole, [*earlier, span], answer.index + 1))
     return _with_rest(template, conversation, rows)
 
 
@@ -186,11 +192,8 @@ def _by_marks(template: Template, conversation: Conversation, trained: Sequence[
         if not spans:
             continue
         text, weight = shown.text[: spans[-1][1]], weight_of(conversation.messages[index])
-        trained_spans = [Span(first, last, weight) for first, last in spans]
-        if rows and text.startswith(rows[-1][0]):
-            rows[-1] = (text, [*rows[-1][1], *trained_spans])
-        else:
-            rows.append((text, trained_spans))
+        earlier = rows.pop().spans if rows and text.startswith(rows[-1].text) else ()
+        rows.append(TextRow(text, [*earlier, *(Span(first, last, weight) for first, last in spans)], index + 1))
     return _with_rest(template, conversation, rows)
 
 
@@ -198,6 +201,6 @@ def _with_rest(template: Template, conversation: Conversation, rows: list[TextRo
     """The rows, the last with the rest of the conversation if it is shown with it."""
     if rows:
         text = template.render(conversation)
-        if text.startswith(rows[-1][0]):
-            rows[-1] = (text, rows[-1][1])
+        if text.startswith(rows[-1].text):
+            rows[-1] = TextRow(text, rows[-1].spans, len(conversation.messages))
     return rows

@@ -24,6 +24,10 @@ class ChatNotes:
     why: str
     remarks: tuple[str, ...]
 
+    def in_words(self) -> str:
+        """`all: answers of the assistant, …; the chat template …`."""
+        return f"{self.trained}: {'; '.join([self.why, *self.remarks])}"
+
 
 def prepare_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, *, all_answers: bool = True) -> ChatNotes:
     """Give the tokenizer the template of a recipe, and say how it trains.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from torch import Tensor
 
-from shardyard.data.chat import ChatEncoder
-from shardyard.data.multimodal.encode import Written, read, read_suffix, takes_suffix
-from shardyard.errors import UnusableRowError
+from shardyard.data.chat import ChatEncoder, ChatNotes, LossOn, TextRow, prepare_chat
+from shardyard.data.multimodal.encode import read, read_suffix, takes_suffix
+from shardyard.errors import DataError, UnusableRowError
+from shardyard.recipe.schema import Chat
 
 # Stands for a picture in a text, as in the data of LLaVA and LLaMA-Factory.
 MARK = "<image>"
@@ -27,11 +28,8 @@ class Part(TypedDict, total=False):
     text: str
 
 
-class Message(TypedDict):
-    """A message whose content is a list of parts."""
-
-    role: str
-    content: list[Part]
+# A message, with all its keys; its content is a list of parts, null, or what a tool returns.
+Message = dict[str, object]
 
 
 def conversation(example: Mapping[str, object]) -> tuple[list[Message], list[object]]:
@@ -58,12 +56,12 @@ def conversation(example: Mapping[str, object]) -> tuple[list[Message], list[obj
             {"role": "assistant", "content": [{"type": "text", "text": str(example["response"])}]},
         ]
     pictures = within or pictures
-    places = sum(part["type"] == "image" for message in messages for part in message["content"])
+    places = num_places(messages)
     if places == 0 and pictures:
         first = next((message for message in messages if message["role"] == "user"), None)
         if first is None:
             raise UnusableRowError("a conversation with pictures has no message of the user")
-        first["content"] = [*({"type": "image"} for _ in pictures), *first["content"]]  # type: ignore[list-item]
+        first["content"] = [*({"type": "image"} for _ in pictures), *_parts_of(first)]
         places = len(pictures)
     if places != len(pictures):
         raise UnusableRowError(
@@ -72,16 +70,26 @@ def conversation(example: Mapping[str, object]) -> tuple[list[Message], list[obj
     return messages, pictures
 
 
+def num_places(messages: Sequence[Message]) -> int:
+    """The number of places of pictures in messages."""
+    return sum(part["type"] == "image" for message in messages for part in _parts_of(message))
+
+
+def _parts_of(message: Message) -> list[Part]:
+    content = message["content"]
+    return cast("list[Part]", content) if isinstance(content, list) else []
+
+
 def _message(message: Any, within: list[object]) -> Message:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UnusableRowError("a message needs a role and a content", f"got {message!r:.80}")
-    return {"role": message["role"], "content": _parts(message.get("content"), within)}
+    content = message.get("content")
+    as_it_is = content is None or (message["role"] == "tool" and isinstance(content, Mapping))
+    return {**message, "content": content if as_it_is else _parts(content, within)}
 
 
 def _parts(content: Any, within: list[object]) -> list[Part]:
     """The parts of a message; pictures that the parts hold themselves are added to `within`."""
-    if content is None:
-        return []
     if isinstance(content, str):
         return _marked(content)
     if not isinstance(content, Sequence):
@@ -115,34 +123,48 @@ def _marked(text: str) -> list[Part]:
 
 def text_of(message: Message) -> str:
     """The texts of a message."""
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+    return "".join(part["text"] for part in _parts_of(message) if part["type"] == "text")
 
 
-def chat_of(processor: Any) -> ChatEncoder:
+def prepare_processor(processor: Any, chat: Chat) -> ChatNotes | None:
+    """Give a processor the chat template of a recipe, and say how it trains; None for one without a template.
+
+    Raises:
+        DataError: the template cannot be read, nothing can end an answer, or the processor reads no conversations.
+    """
+    if takes_suffix(processor):
+        if chat != Chat():
+            raise DataError("PaliGemma reads a question and an answer, no conversations; remove the section chat.")
+        return None
+    tokenizer = _tokenizer_of(processor)
+    notes = prepare_chat(tokenizer, chat)
+    processor.chat_template = tokenizer.chat_template
+    return notes
+
+
+def chat_of(processor: Any, loss_on: LossOn | None = None) -> ChatEncoder:
     """The encoder of conversations in a processor's chat template.
 
     Raises:
-        DataError: nothing can end an answer.
+        DataError: nothing can end an answer, or the template has no marks to train by.
     """
+    return ChatEncoder(_tokenizer_of(processor), loss_on)
+
+
+def _tokenizer_of(processor: Any) -> Any:
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.chat_template = processor.chat_template
-    return ChatEncoder(tokenizer)
+    return tokenizer
 
 
-def write(chat: ChatEncoder, messages: Sequence[Message]) -> Written:
-    """A conversation as text; the spans are the answers with the tokens that end them.
+def written(chat: ChatEncoder, example: Mapping[str, object], messages: Sequence[Message]) -> list[TextRow]:
+    """The rows of an example as text, with the example's `tools`, `documents` and variables; see `ChatEncoder.rows`.
 
     Raises:
-        UnusableRowError: the template refuses the conversation, or shows an earlier answer otherwise later on.
+        UnusableRowError: a message is malformed, or the template refuses or does not show it.
     """
-    rows = chat.texts({"messages": messages})
-    if not rows:
-        raise UnusableRowError("the conversation has no turn of the assistant")
-    if len(rows) > 1:
-        raise UnusableRowError(
-            "the chat template shows earlier answers otherwise once a conversation goes on; give one answer a row"
-        )
-    return Written(*rows[0])
+    beside = {name: example[name] for name in ("tools", "documents", "chat_template_kwargs") if name in example}
+    return chat.texts({**beside, "messages": messages})
 
 
 def prompt_inputs(processor: Any, prompt: str, pictures: Sequence[Any]) -> dict[str, Tensor]:
@@ -154,13 +176,16 @@ def prompt_inputs(processor: Any, prompt: str, pictures: Sequence[Any]) -> dict[
     messages, _ = conversation({"images": list(pictures), "prompt": prompt, "response": ""})
     if takes_suffix(processor):
         return read_suffix(processor, text_of(messages[0]), None, pictures).tensors
-    written = Written(chat_of(processor).prompt(messages[:1]), ())
-    return read(processor, written, pictures, placeholder=processor.image_token).tensors
+    asked = TextRow(chat_of(processor).prompt(messages[:1]), (), 1)
+    return read(processor, asked, pictures, placeholder=processor.image_token).tensors
 
 
 def picture_answer_ends(processor: Any) -> list[int]:
     """Ids of the tokens that end an answer in the processor's chat template, besides the end-of-text token."""
     if takes_suffix(processor):
         return []
-    end = chat_of(processor).dialect(None).usual_end
-    return [int(processor.tokenizer.convert_tokens_to_ids(end))] if end is not None else []
+    chat = chat_of(processor)
+    dialect, call = chat.dialect(None), chat.call_end()
+    end = dialect.usual_end or (dialect.next_user or "").lstrip()
+    ends = [int(processor.tokenizer.convert_tokens_to_ids(end))] if end else []
+    return list(dict.fromkeys([*ends, *([call] if call is not None else [])]))

@@ -10,30 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from shardyard.data.chat import Span, TextRow
 from shardyard.errors import DataError, UnusableRowError
 
-Span = tuple[int, int]
 # The processor that takes question and answer apart.
 _PREFIX_SUFFIX = "PaliGemmaProcessor"
 
 
 @dataclass(frozen=True)
-class Written:
-    """A conversation as text, in which `spans` [start, end) are what the model has to write."""
-
-    text: str
-    spans: Sequence[Span]
-
-
-@dataclass(frozen=True)
 class Read:
-    """The output of a processor for one text, by name, and for each of its tokens whether it is an answer [T]."""
+    """The output of a processor for one text, by name, and the weight of each of its tokens in the loss [T]."""
 
     tensors: dict[str, Tensor]
-    is_answer: list[bool]
+    weights: list[float]
 
 
 @dataclass
@@ -76,7 +67,7 @@ def _recorded(processor: Any) -> Iterator[_Calls]:
         processor.tokenizer = tokenizer
 
 
-def read(processor: Any, written: Written, pictures: Sequence[Any], *, placeholder: str) -> Read:
+def read(processor: Any, written: TextRow, pictures: Sequence[Any], *, placeholder: str) -> Read:
     """Let a processor read a conversation.
 
     Args:
@@ -110,18 +101,22 @@ def read(processor: Any, written: Written, pictures: Sequence[Any], *, placehold
     text, encoding = calls.texts[own[-1]], calls.encodings[own[-1]]
     spans = _moved(written, text, placeholder)
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    return Read(
-        tensors, [any(first < end and last > start for start, end in spans) for first, last in encoding.offsets]
+    weights = (
+        next((one.weight for one in spans if first < one.last and last > one.first), 0.0)
+        for first, last in encoding.offsets
     )
+    return Read(tensors, list(weights))
 
 
-def read_suffix(processor: Any, question: str, answer: str | None, pictures: Sequence[Any]) -> Read:
+def read_suffix(
+    processor: Any, question: str, answer: str | None, pictures: Sequence[Any], weight: float = 1.0
+) -> Read:
     """PaliGemma: pictures and question are the prefix, the answer is the suffix, and the processor marks it itself."""
     text = processor.image_token * len(pictures) + question
     suffix = {} if answer is None else {"suffix": [answer]}
     found = processor(text=[text], images=[list(pictures)], return_tensors="pt", **suffix)
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and name != "labels"}
-    return Read(tensors, (tensors["token_type_ids"][0] == 1).tolist())
+    return Read(tensors, ((tensors["token_type_ids"][0] == 1) * weight).tolist())
 
 
 def takes_suffix(processor: Any) -> bool:
@@ -129,7 +124,7 @@ def takes_suffix(processor: Any) -> bool:
     return type(processor).__name__ == _PREFIX_SUFFIX
 
 
-def _moved(written: Written, text: str, placeholder: str) -> list[Span]:
+def _moved(written: TextRow, text: str, placeholder: str) -> list[Span]:
     """The spans in the text that the tokenizer read: what lies between placeholders is in it unchanged."""
     pieces: list[tuple[int, int, int]] = []
     at = done = 0
@@ -142,15 +137,9 @@ def _moved(written: Written, text: str, placeholder: str) -> list[Span]:
         pieces.append((at, at + len(part), found - at))
         at, done = at + len(part) + len(placeholder), found + len(part)
     moved = []
-    for start, end in written.spans:
-        shift = next((by for first, last, by in pieces if first <= start and end <= last), None)
+    for span in written.spans:
+        shift = next((by for first, last, by in pieces if first <= span.first and span.last <= last), None)
         if shift is None:
             raise UnusableRowError("an answer contains a picture; only prompts may")
-        moved.append((start + shift, end + shift))
+        moved.append(Span(span.first + shift, span.last + shift, span.weight))
     return moved
-
-
-def labels_of(ids: Sequence[int], is_answer: Sequence[bool], ignored: int) -> Tensor:
-    """`labels[t]` is the token after `ids[t]` where that is an answer, int64 [T]."""
-    following = [token if answer else ignored for token, answer in zip(ids[1:], is_answer[1:], strict=True)]
-    return torch.tensor([*following, ignored], dtype=torch.int64)

@@ -121,7 +121,7 @@ def _told_about(values: Mapping[str, object]) -> dict[str, object]:
     images = values["images"]
     pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, bytes | str) else [images]
     role = "messages" if "messages" in values else "conversations"
-    return {"images": pictures, "messages": [*_system(values), *_turns(values[role], role)]}
+    return {"images": pictures, **_conversation([*_system(values), *_turns(values[role], role)], values)}
 
 
 def _said(value: object, role: str, speaker: Callable[[str], Message]) -> list[Message]:

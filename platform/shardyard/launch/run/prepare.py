@@ -82,8 +82,7 @@ def _check_rows(recipe: Recipe) -> dict[str, str]:
     if not any(source.path is not None and is_local(source) for source in sources):
         return {}
     if spec.sees:
-        _check_pictures(recipe)
-        return {}
+        return _check_pictures(recipe)
     try:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.added_tokens)
     except DataError:
@@ -91,11 +90,10 @@ def _check_rows(recipe: Recipe) -> dict[str, str]:
     conversations = spec.layouts == "conversations"
     notes = prepare_chat(tokenizer, recipe.chat, all_answers=conversations)
     check_first_rows(FormatInputs(recipe.data, tokenizer, chat=recipe.chat), recipe.objective)
-    why = "; ".join([notes.why, *notes.remarks])
-    return {"answers": f"{notes.trained}: {why}"} if conversations else {}
+    return {"answers": notes.in_words()} if conversations else {}
 
 
-def _check_pictures(recipe: Recipe) -> None:
+def _check_pictures(recipe: Recipe) -> dict[str, str]:
     """Make the first rows with pictures, by the model's processor, if model and tokenizer are on this machine."""
     from shardyard.data.stream.first_rows import check_first_rows
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
@@ -103,12 +101,14 @@ def _check_pictures(recipe: Recipe) -> None:
 
     place = recipe.model.pretrained
     if place is not None and not Path(place).expanduser().is_dir():
-        return
+        return {}
     try:
         load_tokenizer(recipe.tokenizer, recipe.added_tokens)
     except DataError:
-        return
-    check_first_rows(make_components(recipe).format_inputs, recipe.objective)
+        return {}
+    components = make_components(recipe)
+    check_first_rows(components.format_inputs, recipe.objective)
+    return {"answers": components.chat.in_words()} if components.chat is not None else {}
 
 
 def recipe_in(folder: RunFolder) -> Recipe:

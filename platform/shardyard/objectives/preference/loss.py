@@ -81,7 +81,7 @@ def by_pair(batch: Tensors, values: Tensor) -> Tensor:
     number = num_pairs(batch)
     if len(values) == 2 * number:
         return values
-    split = values.split([len(batch[f"{answer}_labels"]) for answer in ("chosen", "rejected")])
+    split = torch.split(values, [len(batch[f"{answer}_labels"]) for answer in ("chosen", "rejected")])
     whose = (batch.get(f"{answer}_pairs") for answer in ("chosen", "rejected"))
     sums = [part if of is None else (part[:, None] * of).sum(0) for part, of in zip(split, whose, strict=True)]
     return torch.cat(sums)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.fields import Path
 from shardyard.recipe.image_tokens import uses_own_processor
-from shardyard.recipe.schema import Image, Recipe
+from shardyard.recipe.schema import Chat, Image, Recipe
 
 Finding = tuple[Path, str]
 
@@ -32,5 +32,10 @@ def picture_rules(recipe: Recipe) -> Iterator[Finding]:
     else:
         if recipe.model.family != "llava":
             yield ("image", "processor"), f"plain is the format of llava, and the family is {recipe.model.family}"
+        if recipe.chat != Chat():
+            yield (
+                ("chat",),
+                "does nothing in LLaVA's plain format, which has no chat template; set image.processor: model",
+            )
         if image.options:
             yield ("image", "options"), "are arguments of the model's own processor; set image.processor: model, too"

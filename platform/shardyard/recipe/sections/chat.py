@@ -10,7 +10,7 @@ from shardyard.recipe.sections.base import Section, described
 
 
 class Chat(Section):
-    """Conversations in a chat template (instruction, preference)."""
+    """Conversations in a chat template (instruction, preference, vision_language)."""
 
     template: str | None = described(
         None,

@@ -18,7 +18,7 @@ from transformers.utils import is_torchvision_available
 
 from shardyard.data.formats import pictures_in_text
 from shardyard.data.multimodal.classes import processor_class, processor_name
-from shardyard.data.multimodal.conversation import chat_of, conversation, picture_answer_ends, prompt_inputs, write
+from shardyard.data.multimodal.conversation import chat_of, conversation, picture_answer_ends, prompt_inputs, written
 from shardyard.data.multimodal.encode import takes_suffix
 from shardyard.data.multimodal.processor import own_processor
 from shardyard.data.stream.loader import TrainLoader
@@ -131,8 +131,8 @@ def test_every_family_is_planned(name: str, tmp_path: Path) -> None:
 
 def spans(processor: Any, messages: list[dict[str, Any]], pictures: list[Any]) -> list[str]:
     found, _ = conversation({"messages": messages, "images": pictures})
-    written = write(chat_of(processor), found)
-    return [written.text[start:end] for start, end in written.spans]
+    (row,) = written(chat_of(processor), {}, found)
+    return [row.text[span.first : span.last] for span in row.spans]
 
 
 CONVERSATION = [
