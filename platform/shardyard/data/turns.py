@@ -11,6 +11,7 @@ from shardyard.errors import UnusableRowError
 Turn = Mapping[str, object]
 # What a message may say besides its content.
 _SAYS = ("tool_calls", "reasoning_content", "reasoning", "thinking", "function_call")
+_SETTING = ("system", "developer")
 # An empty system message is none, and a tool may return nothing.
 _MAY_BE_EMPTY = ("system", "developer", "tool", "function", "ipython")
 
@@ -36,8 +37,8 @@ def repairs(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
     also the system message becomes the beginning of the first question.
     """
     spoken = [turn for turn in turns if not _is_empty(turn)]
-    system = [turn for turn in spoken if turn.get("role") == "system"]
-    others = [turn for turn in spoken if turn.get("role") != "system"]
+    system = [{**turn, "role": "system"} for turn in spoken if turn.get("role") in _SETTING]
+    others = [turn for turn in spoken if turn.get("role") not in _SETTING]
     first = next((index for index, turn in enumerate(others) if turn.get("role") == "user"), len(others))
     joined = _joined(others[first:])
     if not joined:

@@ -52,6 +52,7 @@ class Layout:
         return found
 
 
+_TALKS = ("conversations", "conversation", "dialogue", "dialog", "turns")
 _SYSTEM: dict[str, tuple[str, ...]] = {"system": ("system", "system_prompt")}
 _TOOLS: dict[str, tuple[str, ...]] = {
     "tools": ("tools",),
@@ -68,7 +69,7 @@ _ASKED: dict[str, tuple[str, ...]] = {
 LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
     "conversations": (
         Layout("messages", {"messages": ("messages",)}, _TOOLS),
-        Layout("ShareGPT", {"conversations": ("conversations", "conversation")}, _SYSTEM | _TOOLS),
+        Layout("ShareGPT", {"conversations": _TALKS}, _SYSTEM | _TOOLS),
         Layout(
             "Alpaca",
             {"instruction": ("instruction",), "output": ("output", "response")},
@@ -84,7 +85,7 @@ LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
         Layout(
             "prompt with two answers",
             {
-                "prompt": ("prompt", "question", "instruction"),
+                "prompt": ("prompt", "question", "instruction", *_TALKS),
                 "chosen": ("chosen", "chosen_response"),
                 "rejected": ("rejected", "rejected_response"),
             },
@@ -98,7 +99,7 @@ LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
         Layout("pictures and messages", {"images": ("images", "image"), "messages": ("messages",)}, _TOOLS),
         Layout(
             "pictures and ShareGPT",
-            {"images": ("images", "image"), "conversations": ("conversations", "conversation")},
+            {"images": ("images", "image"), "conversations": _TALKS},
             _SYSTEM | _TOOLS,
         ),
         Layout("messages that hold pictures", {"messages": ("messages",)}, _TOOLS),
@@ -136,7 +137,8 @@ def explain_unknown(kind: LayoutKind, objective: str, seen: Iterable[str], mappi
     columns = list(seen)
     mapped = ", ".join(f"{role}: {column}" for role, column in mapping.items())
     given = f" with columns: {{{mapped}}}" if mapping else ""
-    needed = LAYOUTS[kind][-1].needed
+    fitting = (layout.needed for layout in reversed(LAYOUTS[kind]) if len(layout.needed) <= len(columns))
+    needed = next(fitting, LAYOUTS[kind][0].needed)
     example = ", ".join(f"{role}: {column}" for role, column in zip(needed, columns, strict=False))
     return (
         f"has the columns {', '.join(columns)}, of which {objective} recognises no layout{given}. It reads {layouts}. "

@@ -108,6 +108,27 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         conversation(("user", "a"), ("assistant", "b")),
     ),
     "question and answer": ({"question": "a", "answer": "b"}, conversation(("user", "a"), ("assistant", "b"))),
+    "dialogue": ({"dialogue": PLAIN}, {"messages": PLAIN}),
+    "turns of speakers": (
+        {"turns": [{"speaker": "Human", "text": "a"}, {"speaker": "AI", "text": "b"}]},
+        conversation(("user", "a"), ("assistant", "b")),
+    ),
+    "texts in turn": (
+        {"dialog": ["a", "b", "c", "d"]},
+        conversation(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+    ),
+    "turns that hold question and answer": (
+        {"conversation": [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}]},
+        conversation(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+    ),
+    "roles in capitals": (
+        {"messages": [{"role": "USER", "content": "a"}, {"role": "Assistant", "content": "b"}]},
+        conversation(("user", "a"), ("assistant", "b")),
+    ),
+    "results of functions": (
+        {"messages": [QUESTION, ANSWER, {"role": "function", "name": "f", "content": "3"}, ANSWER]},
+        {"messages": [QUESTION, ANSWER, {"role": "tool", "name": "f", "content": "3"}, ANSWER]},
+    ),
     "prompt and completion as messages": (
         {"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]},
         {"messages": [QUESTION, {**ANSWER, "weight": 0}, QUESTION, ANSWER]},
@@ -152,6 +173,21 @@ PAIR = {
         ({"prompt": "Who?", **{name: PAIR["prompt"] + PAIR[name] for name in ("chosen", "rejected")}}, PAIR),
         # HH.
         ({name: f"\n\nHuman: Who?\n\nAssistant: {TEXTS[name]}" for name in ("chosen", "rejected")}, PAIR),
+        # HH, stripped.
+        ({name: f"Human: Who?\n\nAssistant: {TEXTS[name]}" for name in ("chosen", "rejected")}, PAIR),
+        # A conversation and one message each, as LLaMA-Factory has them.
+        (
+            {
+                "conversations": [{"from": "human", "value": "Who?"}],
+                **{name: {"from": "gpt", "value": TEXTS[name]} for name in ("chosen", "rejected")},
+            },
+            PAIR,
+        ),
+        # Texts that begin like a transcript.
+        (
+            {**TEXTS, "chosen": "Human: Me.", "rejected": "Assistant: You."},
+            {**TEXTS, "chosen": "Human: Me.", "rejected": "Assistant: You."},
+        ),
         # An implicit prompt.
         ({name: PAIR["prompt"] + PAIR[name] for name in ("chosen", "rejected")}, PAIR),
     ],

@@ -122,6 +122,11 @@ def test_calls_of_tools_are_not_joined() -> None:
     assert found == [*turns("u:a"), call, *turns("a:b\n\nc")]
 
 
+def test_instructions_of_a_developer_are_repaired_as_those_of_the_system() -> None:
+    talk = [{"role": "developer", "content": "x"}, *turns("u:a", "u:b", "a:c")]
+    assert list(repairs(talk)) == [turns("s:x", "u:a\n\nb", "a:c"), turns("u:x\n\na\n\nb", "a:c")]
+
+
 def test_the_order_of_the_others_and_resumed_rows_are_the_same(tmp_path: Path) -> None:
     mixed = [found for pair in zip(GOOD, BAD.values(), strict=False) for found in pair] + GOOD[4:]
     given = inputs(write(tmp_path, mixed))

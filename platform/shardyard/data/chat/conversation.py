@@ -53,7 +53,7 @@ def conversation_of(example: Mapping[str, object]) -> Conversation:
         raise UnusableRowError("chat_template_kwargs is no mapping of names to values", f"{variables!r:.80}")
     return Conversation(
         [checked(message) for message in messages],
-        _list(example.get("tools"), "tools") or None,
+        [cast("Call", parsed(tool)) for tool in _list(example.get("tools"), "tools")] or None,
         _list(example.get("documents"), "documents") or None,
         _without_nulls(variables or {}),
     )
@@ -68,8 +68,13 @@ def checked(message: object) -> Message:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UnusableRowError("a message needs a role and a content", f"got {message!r:.120}")
     kept = {name: value for name, value in message.items() if value is not None and name != "tool_calls"}
-    kept["content"] = _without_nulls(kept.get("content"))
+    content = kept.get("content")
+    alone = isinstance(content, Mapping) and "type" in content and message["role"] != "tool"
+    kept["content"] = _without_nulls([content] if alone else content)
     calls = _listed(message.get("tool_calls"), "tool_calls")
+    if not calls and isinstance(kept.get("function_call"), Mapping):
+        # What OpenAI's messages had before they had several calls.
+        calls = [{"type": "function", "function": kept.pop("function_call")}]
     if calls:
         kept["tool_calls"] = [_call(call) for call in calls]
     content, role = kept["content"], kept["role"]
@@ -148,6 +153,9 @@ def _call(call: object) -> Call:
     if not isinstance(call, Mapping) or not isinstance(function_of(call).get("name"), str):
         raise UnusableRowError("a tool call needs a function with a name", f"got {call!r:.120}")
     present = {name: value for name, value in call.items() if value is not None}
+    if not isinstance(call.get("function"), Mapping):
+        function = {name: present.pop(name) for name in ("name", "arguments") if name in present}
+        present |= {"type": "function", "function": function}
     return with_function(present, arguments=parsed(function_of(call).get("arguments") or {}))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shardyard.data.chat.conversation import Call, Conversation, Message, calls_of, function_of, with_function
@@ -14,7 +14,7 @@ from shardyard.data.chat.template import Template, common_prefix
 from shardyard.errors import UnusableRowError
 
 # Words that no template writes by itself, so that their place in a text is that of the message.
-ASKED, SAID, OTHER = "Qponm", "Zyxwv", "Kjihg"
+ASKED, SAID, OTHER, _TOLD = "Qponm", "Zyxwv", "Kjihg", "Fedcb"
 USER: Message = {"role": "user", "content": ASKED}
 ANSWER: Message = {"role": "assistant", "content": SAID}
 OTHER_ANSWER: Message = {"role": "assistant", "content": OTHER}
@@ -35,6 +35,7 @@ class Dialect:
     arguments: whether a tool call has its arguments as a mapping or as JSON text; None if calls are not shown.
     null_content: the content of an answer that only calls tools: None or "".
     parts: roles whose content may be a list of several parts; only_parts: roles whose content must be a list.
+    shown: other role → whether its messages are shown; None if they are refused.
     header: what the template writes for the model to continue; "" if it cannot, None if it refuses a simple question.
     marks: whether it marks what the model generates.
     tail: the text after an answer at the end of a conversation; None if the template refuses a simple question.
@@ -46,6 +47,7 @@ class Dialect:
     null_content: str | None = None
     parts: frozenset[str] = frozenset()
     only_parts: frozenset[str] = frozenset()
+    shown: Mapping[str, bool | None] = field(default_factory=dict)
     header: str | None = ""
     marks: bool = False
     tail: str | None = None
@@ -70,6 +72,10 @@ class Dialect:
         return conversation.having([self._message(message) for message in conversation.messages])
 
     def _message(self, message: Message) -> Message:
+        if message["role"] == "developer" and self._has_system_instead():
+            message = {**message, "role": "system"}
+        if self.shown.get(str(message["role"])) is False and message["content"]:
+            raise UnusableRowError(f"the chat template does not show messages of the role {message['role']!r}")
         said: dict[str, object] = {**message, "content": self._content(message)}
         if "tool_calls" not in message:
             return said
@@ -80,6 +86,15 @@ class Dialect:
         if self.arguments == "text":
             said["tool_calls"] = [_as_text(call) for call in calls_of(message)]
         return said
+
+    def knowing(self, template: Template, roles: Iterable[str]) -> Dialect:
+        """The dialect that also knows whether the template shows messages of these roles."""
+        new = {role for role in roles if role not in (*self.shown, "user", "assistant")}
+        return replace(self, shown={**self.shown, **{role: is_shown(template, role) for role in new}}) if new else self
+
+    def _has_system_instead(self) -> bool:
+        """Whether instructions of a developer, as newer models call them, are those of the system here."""
+        return not self.shown.get("developer") and bool(self.shown.get("system"))
 
     def _content(self, message: Message) -> object:
         content, role = message["content"], message["role"]
@@ -106,6 +121,7 @@ def dialect_of(template: Template, specials: Specials, tools: object = None) -> 
         null_content,
         parts,
         only_parts,
+        {role: is_shown(template, role, arguments, null_content) for role in OTHER_ROLES},
         _header(template, only_parts),
         _MARKS.search(template.source(tools)) is not None,
         tail,
@@ -172,6 +188,22 @@ def _parts(template: Template, arguments: str | None) -> tuple[frozenset[str], f
         if SAID not in plain:
             must.add(role)
     return frozenset(may), frozenset(must)
+
+
+# Roles besides user and assistant that conversations usually have.
+OTHER_ROLES = ("system", "developer", "tool")
+
+
+def is_shown(template: Template, role: str, arguments: str | None = None, content: str | None = None) -> bool | None:
+    """Whether a template shows the messages of a role; None if it refuses them."""
+    calling = [USER, _calling(arguments, content)] if arguments is not None else [USER, ANSWER]
+    before, after = (calling, [OTHER_ANSWER]) if role == "tool" else ([], [USER])
+    message = {**(_RESULT if role == "tool" else {}), "role": role}
+    texts = [
+        _shown(template, before, {**message, "content": told}, after)
+        for told in (_TOLD, [{"type": "text", "text": _TOLD}])
+    ]
+    return any(_TOLD in text for text in texts) if any(texts) else None
 
 
 def _shown(template: Template, before: list[Message], message: Message, after: list[Message]) -> str:

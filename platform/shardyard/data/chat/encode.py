@@ -91,7 +91,10 @@ class ChatEncoder:
 
     def _spoken(self, example: Mapping[str, object]) -> Conversation:
         conversation = conversation_of(example)
-        return self.dialect(conversation.tools).spoken(conversation)
+        dialect = self.dialect(conversation.tools)
+        roles = {str(message["role"]) for message in conversation.messages}
+        known = self._dialects[self._template.source(conversation.tools)] = dialect.knowing(self._template, roles)
+        return known.spoken(conversation)
 
     def _made(self, conversation: Conversation) -> list[TextRow]:
         trained = [index for index, message in enumerate(conversation.messages) if weight_of(message) > 0]

@@ -16,17 +16,24 @@ from shardyard.errors import UnusableRowError
 
 Message = dict[str, object]
 _ROLES = {
+    **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
     "observation": "tool",
+    "function": "tool",
     "function_response": "tool",
     "function-response": "tool",
 }
 _CALLS = ("function_call", "function-call")
+# Other names of a message's role and content, and the keys of a turn that holds both a question and its answer.
+_SPEAKER, _SAYING = ("from", "speaker", "author"), ("value", "text", "utterance")
+_ASKED, _ANSWERED = ("human", "user", "question", "prompt"), ("assistant", "gpt", "bot", "answer", "response")
 # Transcripts of HH (Bai et al. 2022): "\n\nHuman: …\n\nAssistant: …".
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -132,9 +139,10 @@ def _said(value: object, role: str, speaker: Callable[[str], Message]) -> list[M
 
 
 def _is_transcript(text: object) -> bool:
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text.lstrip("\n").startswith(("Human:", "Assistant:")):
         return False
-    return text.startswith("\n\n") and text.lstrip("\n").startswith(("Human:", "Assistant:"))
+    # Some copies of HH are stripped; a single question may begin with these words, too.
+    return text.startswith("\n\n") or len({mark[1] for mark in _TURN.finditer(text)}) == 2
 
 
 def _transcript(text: str) -> list[Message]:
@@ -149,12 +157,28 @@ def _turns(value: Any, role: str) -> list[Message]:
     if isinstance(value, str):
         # A table without nested columns, such as CSV, keeps conversations as JSON text.
         value = _parsed(value, role)
+    if isinstance(value, Mapping) and isinstance(value.get("role", value.get("from")), str):
+        value = [value]
     if isinstance(value, Mapping):
         # A list of structs is stored as a struct of lists by older versions of `datasets`.
         value = _transposed(value, role)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise UnusableRowError(f"{role} is no list of messages", f"{value!r:.60}")
-    return [_turn(message, role) for message in value]
+    if all(isinstance(said, str) for said in value):
+        # UltraChat and DailyDialog: the user and the assistant speak in turn.
+        return [(_assistant if at % 2 else _user)(said) for at, said in enumerate(value)]
+    return [_turn(message, role) for both in value for message in _apart(both)]
+
+
+def _apart(message: Any) -> Sequence[Any]:
+    """The question and the answer of a turn that holds both under their speakers' names; any other message alone."""
+    if not isinstance(message, Mapping) or any(name in message for name in ("role", *_SPEAKER)):
+        return [message]
+    asked = next((name for name in _ASKED if name in message), None)
+    answered = next((name for name in _ANSWERED if name in message), None)
+    if asked is None or answered is None:
+        return [message]
+    return [{"role": "user", "content": message[asked]}, {"role": "assistant", "content": message[answered]}]
 
 
 def _transposed(value: Mapping[str, object], role: str) -> list[Message]:
@@ -169,14 +193,18 @@ def _turn(message: Any, role: str) -> Message:
     if not isinstance(message, Mapping):
         raise UnusableRowError(f"{role} must hold messages with role and content", f"{message!r:.60}")
     turn = dict(message)
-    if "role" not in turn and "from" in turn:
-        turn = {"role": turn.pop("from"), "content": turn.pop("value", None)} | turn
+    speaker = next((name for name in _SPEAKER if name in turn), None)
+    if "role" not in turn and speaker is not None:
+        turn = {"role": turn.pop(speaker), **turn}
+    saying = next((name for name in _SAYING if name in turn), None)
+    if "content" not in turn and saying is not None:
+        turn = {"content": turn.pop(saying), **turn}
     name = turn.get("role")
     if not isinstance(name, str):
         raise UnusableRowError(f"a message of {role} has no role", f"{message!r:.60}")
     if name in _CALLS:
         return _call(turn, role)
-    return {**turn, "role": _ROLES.get(name, name)}
+    return {**turn, "role": _ROLES.get(name.strip().lower(), name)}
 
 
 def _call(turn: Message, role: str) -> Message:

@@ -122,6 +122,9 @@ class Windows:
     def _explain_empty(self) -> str:
         if left_out := self._reader.left_out.in_words():
             return f"source {self._reader.name} has nothing to learn from: {left_out}."
+        if self._reader.num_skipped:
+            number = self._reader.num_skipped
+            return f"source {self._reader.name} yields no documents: all {number} are empty, or lack a value."
         return (
             f"source {self._reader.name} yields no documents: it is empty, or its text column or its side of "
             "`holdout` is; check the file and `text_column`."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from shardyard.data.formats.preferences import make as make_preferences
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe.schema import Chat, Data, Source
-from support.chat.cases import answer, call, chat_tokenizer, result, spans_of, system, user
+from support.chat.cases import TOOL, answer, call, chat_tokenizer, result, spans_of, system, user
 
 TOKENS = ["<u>", "<a>", "<e>", "<s>"]
 # An answer is shown with an empty thought only while it is the last.
@@ -209,8 +210,49 @@ def test_arguments_are_given_as_the_template_needs_them(arguments: Any) -> None:
     assert '```json\n{"city": "Oslo"}\n```' in texts["deepseek_v3"]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        answer("", tool_calls=[{"name": "weather", "arguments": {"city": "Oslo"}, "id": "1"}]),
+        answer(None, function_call={"name": "weather", "arguments": '{"city": "Oslo"}'}),
+        answer("", tool_calls='[{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}]'),
+    ],
+    ids=["flat", "of one function", "JSON text"],
+)
+def test_calls_of_other_forms_are_those_of_transformers(message: Any) -> None:
+    for name in ("qwen2_5", "llama3"):
+        usual = trained(chat_tokenizer(name), [user("Weather?"), answer("", tool_calls=[call("Oslo")])])
+        assert trained(chat_tokenizer(name), [user("Weather?"), message]) == usual
+
+
+def test_tools_may_be_texts_of_json() -> None:
+    texts = [trained(chat_tokenizer("qwen2_5"), TALK, tools=tools) for tools in ([TOOL], [json.dumps(TOOL)])]
+    assert texts[0] == texts[1]
+
+
+def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
+    talk = [{"role": "developer", "content": "Be kind."}, *TALK[:2]]
+    for name in ("llama2", "deepseek_r1"):
+        assert trained(chat_tokenizer(name), talk) == trained(chat_tokenizer(name), [system("Be kind."), *TALK[:2]])
+    assert "<|im_start|>developer\nBe kind." in trained(chat_tokenizer("qwen2_5"), talk)[0][0][0]
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "tool", "critic"])
+def test_messages_that_the_template_hides_make_a_row_unusable(role: str) -> None:
+    hides = (
+        "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}<e>{% elif m.role == 'assistant' %}"
+        "<a>{{ m.content }}<e>{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    talk = [TALK[0], answer("Look."), {"role": role, "content": "Hidden."}, answer("Seen.")]
+    with pytest.raises(UnusableRowError, match=f"does not show messages of the role '{role}'"):
+        trained(tokenizer(hides), talk)
+    assert trained(tokenizer(hides), [{"role": role, "content": ""}, *TALK])
+
+
 def test_parts_are_joined_as_the_template_says() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    alone, listed = (trained(tokenizer(MARKED), [user(content), answer("A.")]) for content in (parts[0], parts[:1]))
+    assert alone == listed
     before = {name: trained(chat_tokenizer(name), [user(parts), answer("A.")])[0][0][0] for name in ("gemma3", "gemma")}
     assert "user\nonetwo<end_of_turn>" in before["gemma3"]
     assert "user\none\ntwo<end_of_turn>" in before["gemma"]
@@ -296,6 +338,12 @@ def test_every_answer_after_the_prompt_of_a_pair_is_compared_as_it_is_written() 
     assert "rejected_pairs" not in batch
     notes = prepare_chat(tokenizer(REWRITES), Chat(), all_answers=False)
     assert "each is compared in a sequence that ends with it" in " ".join(notes.remarks)
+
+
+def test_a_pair_of_equal_answers_has_nothing_to_compare() -> None:
+    rows = make_preferences(inputs(tokenizer(MARKED)))
+    with pytest.raises(UnusableRowError, match="chosen and rejected are the same"):
+        rows.row({"prompt": "a?", "chosen": "A.", "rejected": [answer("A.")]}, GENERATOR)
 
 
 def test_the_answers_of_a_pair_have_no_other_weight_than_0_and_1() -> None:
