@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardyard.data.stream import reader
+from shardyard.data.stream import tables
 from shardyard.data.stream.shuffle import keyed_permutation
 from shardyard.data.stream.streams import Mixture
 from shardyard.errors import DataError
@@ -101,7 +101,7 @@ def test_streams_that_share_a_shard_take_every_kth_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_rows: int
 ) -> None:
     """A table holds nothing for some of the five streams, or several documents for each: resuming must not slip."""
-    monkeypatch.setattr(reader, "TABLE_ROWS", table_rows)
+    monkeypatch.setattr(tables, "TABLE_ROWS", table_rows)
     texts = documents(53)
     recipe = data([Source(path=write_jsonl(tmp_path, [texts]))], shuffle_window=1)
     undisturbed = [rows(batch) for batch in batches(recipe, 30, streams=5, global_batch=5)]

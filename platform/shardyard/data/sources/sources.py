@@ -414,7 +414,13 @@ def _check_column(features: Any, name: str, role: str, column: str, kind: Kind) 
 
 def top_columns(table: pa.Table, columns: Iterable[str]) -> list[str]:
     """The top-level columns of a table that contain `columns`, each once: `translation` for `translation.en`."""
-    return list(dict.fromkeys(_path(table.column_names, column)[0] for column in columns))
+    return top_names(table.column_names, columns)
+
+
+def top_names(names: Iterable[str], columns: Iterable[str]) -> list[str]:
+    """Those of the top-level columns `names` that contain `columns`, each once."""
+    names = list(names)
+    return list(dict.fromkeys(_path(names, column)[0] for column in columns))
 
 
 def values_of(table: pa.Table, column: str) -> list[Any]:

@@ -2,83 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypedDict, cast
+from dataclasses import replace
 
-import pyarrow as pa
-
+from shardyard.data.index.records import IrregularError
+from shardyard.data.index.rows import indexed_files
 from shardyard.data.quirks import shard_files
 from shardyard.data.sources.retry import PERMANENT, TRANSIENT, Retry, Stopped
-from shardyard.data.sources.sources import Example, OpenSource, in_words, top_columns, values_of
+from shardyard.data.sources.sources import Example, top_names
 from shardyard.data.sources.web import WEB
 from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.place import place_in_files
+from shardyard.data.stream.share import START, Cursor, CursorState, Share, share_of, with_shards
+from shardyard.data.stream.tables import Chunk, IndexedTables, StreamedTables, Tables
 from shardyard.errors import DataError, ShardyardError, UnavailableError, UnusableRowError
 from shardyard.recipe.schema import OnError
 
-# Examples fetched at once. It affects speed and memory, never the order.
-TABLE_ROWS = 256
-
-
-class CursorState(TypedDict):
-    """A cursor in the data state of a checkpoint."""
-
-    state: Mapping[str, object] | None
-    example: int
-    row: int
-    whole: bool
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """The place at which reading a share continues.
-
-    `state` is the `state_dict` of `datasets` before a table (None: the start), `example` the number of examples of
-    the shard before this table, `row` the number of rows of the table already read. `whole` is the place in the whole
-    source, not in the share.
-    """
-
-    state: Mapping[str, object] | None = None
-    example: int = 0
-    row: int = 0
-    whole: bool = False
-
-
-START = Cursor()
-
-
-@dataclass(frozen=True)
-class Share:
-    """One stream's part of a source: the examples of `dataset` with index ≡ `phase` (mod `step`)."""
-
-    source: OpenSource
-    stream: int
-    streams: int
-    dataset: Any
-    step: int
-    phase: int
-
-
-def with_shards(source: OpenSource, streams: int, retry: Retry | None = None) -> OpenSource:
-    """The source; if it has fewer Parquet files than streams, they are split into row groups."""
-    if source.dataset.num_shards >= streams:
-        return source
-    return replace(source, dataset=in_words(source.name, retry or Retry(), source.dataset.reshard))
-
-
-def share_of(source: OpenSource, stream: int, streams: int) -> Share:
-    """The share of stream `stream` of `streams`: whole shards if the source has at least as many shards as streams.
-
-    With S shards for L > S streams, the k streams l ≡ s (mod S) share shard s, and each takes every k-th example of it.
-    The cost: each of the k streams reads and decodes the whole shard, so a single file is read L times per epoch. To
-    avoid this, provide at least as many files (or Parquet row groups) as streams.
-    """
-    shards = source.dataset.num_shards
-    if shards >= streams:
-        return Share(source, stream, streams, source.dataset.shard(streams, stream, contiguous=False), 1, 0)
-    part = source.dataset.shard(shards, stream % shards, contiguous=False)
-    return Share(source, stream, streams, part, len(range(stream % shards, streams, shards)), stream // shards)
+__all__ = ["START", "Cursor", "CursorState", "Share", "ShareReader", "share_of", "with_shards"]
 
 
 class ShareReader:
@@ -95,12 +34,10 @@ class ShareReader:
         self.left_out = LeftOut(on_error)
         self.places: list[int] = []
         self._retry = retry
-        self._tables: Iterator[pa.Table] | None = None
-        self._dataset: Any = None
-        self._cursor = START
-        self._rows: list[tuple[int, Any]] = []
+        self._tables = _tables_of(share)
+        self._start = START
+        self._chunk: Chunk | None = None
         self._next = 0
-        self._length = 0
         self._exhausted = False
 
     @property
@@ -109,23 +46,24 @@ class ShareReader:
 
     def seek(self, cursor: Cursor) -> None:
         """Continue from `cursor`, which must come from a reader of the same share."""
-        self.close()
-        if cursor.whole != self._cursor.whole:
+        if cursor.whole != self._start.whole:
+            self.close()
             self.share = share_of(self._own.source, 0, 1) if cursor.whole else self._own
-        self._cursor = replace(cursor, row=0)
-        self._rows, self._next, self._length, self._exhausted = [], 0, 0, False
-        if cursor.row:
-            self._advance()
-            self._next = next((i for i, (row, _) in enumerate(self._rows) if row >= cursor.row), len(self._rows))
+            self._tables = _tables_of(self.share)
+        self._tables.seek(cursor)
+        self._start, self._chunk, self._next, self._exhausted = cursor, None, 0, False
 
     def cursor(self) -> Cursor:
         """The place after the last document read."""
-        row = self._rows[self._next][0] if self._next < len(self._rows) else self._length
-        return replace(self._cursor, row=row)
+        if self._chunk is None:
+            return self._start
+        rows = self._chunk.rows
+        row = rows[self._next][0] if self._next < len(rows) else self._chunk.length
+        return replace(self._chunk.cursor, row=row, whole=self._start.whole)
 
     def start(self) -> Cursor:
         """The place of the first document."""
-        return replace(START, whole=self._cursor.whole)
+        return replace(START, whole=self._start.whole)
 
     def read(self, count: int) -> list[Example]:
         """The next `count` examples, fewer only at the end of the share.
@@ -135,13 +73,11 @@ class ShareReader:
         """
         source, examples = self.share.source, list[Example]()
         self.places = []
-        while len(examples) < count:
-            if self._next >= len(self._rows) and not self._fetch():
-                break
-            while self._next < len(self._rows) and len(examples) < count:
-                index, stored = self._rows[self._next]
+        while len(examples) < count and (chunk := self._fetched(count - len(examples))) is not None:
+            while self._next < len(chunk.rows) and len(examples) < count:
+                index, stored = chunk.rows[self._next]
                 self._next += 1
-                place = self._cursor.example + index
+                place = chunk.cursor.example + index
                 try:
                     example = source.decoded(stored)
                     if not source.is_usable(example):
@@ -160,21 +96,23 @@ class ShareReader:
 
     def close(self) -> None:
         """Close open files; further reads need `seek`."""
-        if self._tables is not None:
-            cast(Any, self._tables).close()
-        self._tables = None
+        self._tables.close()
 
-    def _fetch(self) -> bool:
-        """Move to the next table with rows of this share; False at the end."""
-        self._rows = []
-        while not self._rows and not self._exhausted:
-            self._advance()
-        return bool(self._rows)
+    def _fetched(self, wanted: int) -> Chunk | None:
+        """The chunk that holds the next row of this share; None at the end."""
+        while self._chunk is None or self._next >= len(self._chunk.rows):
+            if self._exhausted:
+                return None
+            following = self._pull(wanted)
+            self._exhausted = following is None
+            if following is not None:
+                self._chunk, self._next = following, 0
+        return self._chunk
 
-    def _advance(self) -> None:
+    def _pull(self, wanted: int) -> Chunk | None:
         mark = WEB.mark()
         try:
-            table = self._retry.call(self._pull, f"source {self.name}")
+            return self._retry.call(lambda: self._next_chunk(wanted), f"source {self.name}")
         except (ShardyardError, Stopped):
             raise
         except Exception as error:
@@ -183,39 +121,15 @@ class ShareReader:
                 raise cause from error
             kind = UnavailableError if _may_pass(error) else DataError
             raise kind(self._explain(error)) from error
-        step, phase, first = self.share.step, self.share.phase, self._cursor.example
-        self._exhausted, self._next = table is None, 0
-        self._length = 0 if table is None else table.num_rows
-        rows = range((phase - first) % step, self._length, step)
-        if table is not None and rows:
-            table = table.select(top_columns(table, self.share.source.columns.values()))
-            self._rows = list(zip(rows, self._examples(table.take(list(rows)) if step > 1 else table), strict=True))
 
-    def _examples(self, table: pa.Table) -> list[Any]:
-        source = self.share.source
-        if source.is_text:
-            return values_of(table, source.columns["text"])
-        columns = {role: values_of(table, column) for role, column in source.columns.items()}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-    def _pull(self) -> pa.Table | None:
-        """The next table; a failure leaves the cursor unchanged, so that a retry repeats nothing."""
-        state, example = self._cursor.state, self._cursor.example + self._length
-        if self._tables is None:
-            self._dataset = self.share.dataset.with_format("arrow")
-            if state is not None:
-                self._dataset.load_state_dict(state)
-            self._tables = self._dataset.iter(batch_size=TABLE_ROWS)
-        else:
-            state = self._dataset.state_dict()
+    def _next_chunk(self, wanted: int) -> Chunk | None:
         try:
-            table = next(self._tables, None)
-        except BaseException:
-            self._tables = None
-            self._cursor, self._length = replace(self._cursor, state=state, example=example, row=0), 0
-            raise
-        self._cursor = replace(self._cursor, state=state, example=example, row=0)
-        return table
+            return self._tables.next(wanted)
+        except IrregularError:
+            at = self.cursor()
+            self._tables = StreamedTables(self.share)
+            self._tables.seek(at)
+            return self._tables.next(wanted)
 
     def _explain(self, error: Exception) -> str:
         first = (str(error).strip().splitlines() or [""])[0]
@@ -230,3 +144,11 @@ class ShareReader:
 
 def _may_pass(error: Exception) -> bool:
     return isinstance(error, TRANSIENT) and not isinstance(error, PERMANENT)
+
+
+def _tables_of(share: Share) -> Tables:
+    features = getattr(share.dataset, "features", None)
+    if features is None:
+        return StreamedTables(share)
+    files = indexed_files(share.dataset, top_names(features, share.source.columns.values()))
+    return StreamedTables(share) if files is None else IndexedTables(share, files)

@@ -1,0 +1,152 @@
+"""A share's examples, table by table: as `datasets` streams them, or by their numbers where they are indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import pyarrow as pa
+
+from shardyard.data.index.rows import IndexedFiles
+from shardyard.data.sources.sources import top_columns, values_of
+from shardyard.data.stream.share import START, Cursor, Share
+
+# Examples fetched at once. It affects speed and memory, never the order.
+TABLE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive examples of a share's dataset, of which `rows` are the share's: index in the chunk, and value.
+
+    `cursor` is the place at which the chunk begins, `length` the number of examples that it spans.
+    """
+
+    cursor: Cursor
+    length: int
+    rows: list[tuple[int, Any]]
+
+
+class Tables(Protocol):
+    """Reads a share from a cursor to its end."""
+
+    def seek(self, cursor: Cursor) -> None:
+        """Continue at `cursor`."""
+
+    def next(self, wanted: int) -> Chunk | None:
+        """The next chunk, with about `wanted` rows of the share or fewer; None at the end.
+
+        A failure leaves the place unchanged, so that a retry repeats nothing.
+        """
+
+    def close(self) -> None:
+        """Close open files; further reads need `seek`."""
+
+
+class StreamedTables:
+    """The tables of a dataset from its start, or from a state of `datasets`."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._tables: Iterator[pa.Table] | None = None
+        self._dataset: Any = None
+        self._cursor, self._length = START, 0
+        # Examples before this number have been read before.
+        self._from = 0
+
+    def seek(self, cursor: Cursor) -> None:
+        self.close()
+        self._from = cursor.example + cursor.row
+        streamed = not is_by_number(cursor)
+        self._cursor, self._length = (Cursor(cursor.state, cursor.example) if streamed else START), 0
+
+    def next(self, wanted: int) -> Chunk | None:
+        while (table := self._pull()) is not None:
+            first = self._cursor.example
+            if first + self._length > self._from:
+                return Chunk(self._cursor, self._length, self._rows_of(table, first))
+        return None
+
+    def close(self) -> None:
+        if self._tables is not None:
+            cast(Any, self._tables).close()
+        self._tables = None
+
+    def _rows_of(self, table: pa.Table, first: int) -> list[tuple[int, Any]]:
+        step, phase = self._share.step, self._share.phase
+        rows = range((phase - first) % step, table.num_rows, step)
+        rows = rows[max(0, -(-(self._from - first - rows.start) // step)) :] if rows else rows
+        if not rows:
+            return []
+        table = table.select(top_columns(table, self._share.source.columns.values()))
+        whole = len(rows) == table.num_rows
+        return list(zip(rows, values(self._share, table if whole else table.take(list(rows))), strict=True))
+
+    def _pull(self) -> pa.Table | None:
+        state, example = self._cursor.state, self._cursor.example + self._length
+        if self._tables is None:
+            self._dataset = self._share.dataset.with_format("arrow")
+            if state is not None:
+                self._dataset.load_state_dict(state)
+            self._tables = self._dataset.iter(batch_size=TABLE_ROWS)
+        else:
+            state = self._dataset.state_dict()
+        try:
+            table = next(self._tables, None)
+        except BaseException:
+            self._tables = None
+            self._cursor, self._length = Cursor(state, example, 0), 0
+            raise
+        self._cursor, self._length = Cursor(state, example, 0), 0 if table is None else table.num_rows
+        return table
+
+
+class IndexedTables:
+    """The share's rows of indexed files, by their numbers: what lies between them is not parsed."""
+
+    def __init__(self, share: Share, files: IndexedFiles) -> None:
+        self._share, self._files = share, files
+        # The file, the number of examples before it, and the next example.
+        self._file = self._before = self._next = 0
+
+    def seek(self, cursor: Cursor) -> None:
+        state = cursor.state if is_by_number(cursor) and cursor.state is not None else {"file": 0, "before": 0}
+        self._file, self._before = int(cast(int, state["file"])), int(cast(int, state["before"]))
+        self._next = cursor.example + cursor.row
+
+    def next(self, wanted: int) -> Chunk | None:
+        step, most = self._share.step, min(wanted, TABLE_ROWS)
+        while self._file < len(self._files.paths):
+            first = self._next - self._before
+            own = first + (self._share.phase - self._next) % step
+            known = self._files.known(self._file, own + (most - 1) * step + 1)
+            numbers = range(own, known, step)[:most]
+            if numbers:
+                examples = values(self._share, self._files.table(self._file, numbers))
+                cursor = Cursor({"file": self._file, "before": self._before}, self._next) if self._next else START
+                self._next = self._before + numbers[-1] + 1
+                indices = (number - first for number in numbers)
+                return Chunk(cursor, numbers[-1] + 1 - first, list(zip(indices, examples, strict=True)))
+            # Fewer are known than were asked for, so these are all of the file.
+            self._before += known
+            self._next = max(self._next, self._before)
+            self._file += 1
+        return None
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def is_by_number(cursor: Cursor) -> bool:
+    """Whether the cursor is the number of a row, not a state of `datasets`."""
+    return cursor.state is not None and "file" in cursor.state
+
+
+def values(share: Share, table: pa.Table) -> list[Any]:
+    """The stored examples of a table: texts, or dictionaries role → value."""
+    source = share.source
+    if source.is_text:
+        return values_of(table, source.columns["text"])
+    columns = {role: values_of(table, column) for role, column in source.columns.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
