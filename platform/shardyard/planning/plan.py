@@ -15,7 +15,7 @@ from shardyard.planning.deepspeed_config import deepspeed_config
 from shardyard.planning.findings import Findings, with_findings
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
-from shardyard.recipe.batching import default_streams
+from shardyard.recipe.batching import default_streams, streams_of
 from shardyard.recipe.isolation import ISOLATIONS, Isolation, is_packed
 from shardyard.recipe.layouts import recognised
 from shardyard.recipe.lengths import in_steps
@@ -299,12 +299,15 @@ def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict
 
 
 def _streams(recipe: Recipe, mesh: MeshShape, reasons: dict[str, str]) -> int:
-    streams = recipe.data.streams or default_streams(recipe.train.global_batch)
+    streams = streams_of(recipe, mesh.world)
     if streams % mesh.data:
         raise _refuse("data.streams", f"{streams} streams cannot be shared by {mesh.data} ranks; set a multiple of it")
-    reasons["streams"] = (
-        "given by data.streams" if recipe.data.streams else "largest divisor of the global batch up to 64"
-    )
+    if recipe.data.streams:
+        reasons["streams"] = "given by data.streams"
+    elif streams == default_streams(recipe.train.global_batch):
+        reasons["streams"] = "largest divisor of the global batch up to 64"
+    else:
+        reasons["streams"] = f"one for each row of the global batch, so that {mesh.data} ranks share them"
     return streams
 
 

@@ -207,8 +207,6 @@ def test_tokens_are_rounded_up_to_whole_steps(tokens: int, rows: int, length: in
         (2, {"train": {"micro_batch": 5}}, "train.micro_batch", "5 does not divide the 32 rows of each rank"),
         (2, {"train": {"micro_batch": 64}}, "train.micro_batch", "64 does not divide the 32 rows"),
         (4, {"data": {"streams": 6}}, "data.streams", "6 streams cannot be shared by 4 ranks"),
-        # 202 rows have no divisor from 3 to 64.
-        (101, {"train": {"global_batch": 202}}, "data.streams", "2 streams cannot be shared by 101 ranks"),
     ],
 )
 def test_a_world_that_does_not_divide_is_refused(size: int, sections: dict[str, Any], path: str, message: str) -> None:
@@ -217,6 +215,17 @@ def test_a_world_that_does_not_divide_is_refused(size: int, sections: dict[str, 
     (problem,) = caught.value.problems
     assert problem.path == path
     assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "streams"),
+    [(1, 64, 64), (64, 128, 64), (128, 128, 128), (128, 1024, 1024), (512, 1024, 1024), (101, 202, 202), (2, 122, 122)],
+)
+def test_any_number_of_ranks_that_divides_the_global_batch_has_streams(size: int, batch: int, streams: int) -> None:
+    """The number depends on the ranks only in whether the default fits, so that the order of the data hardly does."""
+    plan = plan_of(size=size, train={"global_batch": batch})
+    assert plan.streams == streams
+    assert ("global batch, so that" in plan.reasons["streams"]) is (streams == batch > 64)
 
 
 def test_the_micro_batch_shrinks_until_the_estimate_fits() -> None:

@@ -198,12 +198,6 @@ CONTRADICTIONS = [
         "streams: 3\n  sequence_length: 128",
     ),
     Broken(
-        "default-streams",
-        ":6: data.streams: 61 by default is not divisible by 2 workers; set it to 62",
-        "global_batch: 8",
-        "global_batch: 122",
-    ),
-    Broken(
         "positions",
         ":7: data.sequence_length: 512 tokens are more than the 128 positions of the model; set model.config.n_pos",
         "sequence_length: 128",

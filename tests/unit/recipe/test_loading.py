@@ -275,6 +275,12 @@ def test_default_streams_are_the_largest_divisor_up_to_64(batch: int, streams: i
     assert batching.default_streams(batch) == streams
 
 
+def test_more_workers_than_the_default_need_no_streams_by_hand(base: Path) -> None:
+    recipe = load_recipe(str(base), ["cluster.workers=128", "train.global_batch=256"]).recipe
+    assert batching.streams_of(recipe, 128) == batching.streams_of(recipe, 256) == 256
+    assert batching.streams_of(recipe, 64) == batching.streams_of(recipe, 1) == 64
+
+
 def test_steps_follow_from_tokens_rounded_up(base: Path) -> None:
     def steps(*overrides: str) -> int | None:
         return batching.training_steps(load_recipe(str(base), ["checkpoint=", *overrides]).recipe)

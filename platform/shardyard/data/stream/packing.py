@@ -23,7 +23,8 @@ from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
 
 IGNORED = -100
-# Limits of one tokenizer call: large enough for throughput, small enough that long documents do not accumulate.
+# Limits of one tokenizer call: large enough for throughput, small enough that long documents do not accumulate. The
+# calls of a window grow from one document on: a row of each of many streams needs but the first.
 ENCODE_DOCUMENTS = 32
 ENCODE_CHARACTERS = 1 << 18
 
@@ -185,14 +186,11 @@ def _start(window: Window, document: int) -> Position:
 
 def _batches(texts: list[str], skip: int) -> Iterator[tuple[int, int]]:
     """Ranges of documents from `skip` on that are tokenised together."""
-    first = characters = 0
-    for index, text in enumerate(texts):
-        if index < skip:
-            first = index + 1
-            continue
-        if index - first >= ENCODE_DOCUMENTS or (index > first and characters + len(text) > ENCODE_CHARACTERS):
+    first, characters, most = skip, 0, 1
+    for index, text in enumerate(texts[skip:], start=skip):
+        if index - first >= most or (index > first and characters + len(text) > ENCODE_CHARACTERS):
             yield first, index
-            first, characters = index, 0
+            first, characters, most = index, 0, min(2 * most, ENCODE_DOCUMENTS)
         characters += len(text)
     if first < len(texts):
         yield first, len(texts)

@@ -32,7 +32,7 @@ from shardyard.engine.inference.load import recipe_of
 from shardyard.engine.inference.step_sources import check_sources
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.batching import default_streams
+from shardyard.recipe.batching import streams_of
 from shardyard.recipe.code import refuse_code
 from shardyard.recipe.mesh import data_size
 from shardyard.recipe.schema import Recipe
@@ -87,12 +87,7 @@ def documents_of_step(
         refuse_code(recipe, folder.id, f"Where you know who wrote it, in a terminal: {command}")
         check_sources(recipe, only_from, command)
     stored = info.data
-    streams = int(
-        stored.get("streams")
-        or stored.get("lanes")
-        or recipe.data.streams
-        or default_streams(recipe.train.global_batch)
-    )
+    streams = int(stored.get("streams") or stored.get("lanes") or streams_of(recipe, info.world_size or 1))
     maker = _Maker(recipe, make_components(recipe), streams)
     batch, readers = recipe.train.global_batch, data_size(recipe, info.world_size or 1)
     first = (step - 1) * batch

@@ -18,7 +18,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.findings import with_findings
 from shardyard.planning.plan import RunPlan, World, make_plan
-from shardyard.recipe.batching import default_streams
+from shardyard.recipe.batching import streams_of
 from shardyard.recipe.code import lead_to_kept
 from shardyard.recipe.earlier import complete
 from shardyard.recipe.loading.load import parse_recipe
@@ -47,17 +47,17 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
     if remember and known is None:
         keep(recipe, architecture)
     isolated = with_findings(recipe, architecture.findings)
-    plan = make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated))
+    plan = make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated, world))
     return replace(plan, reasons={**plan.reasons, **reasons})
 
 
-def _rows_of_a_pass(recipe: Recipe) -> int | None:
+def _rows_of_a_pass(recipe: Recipe, world: World) -> int | None:
     if recipe.train.epochs is None:
         return None
     from shardyard.data.stream.count import count_rows
     from shardyard.engine.components import make_components
 
-    streams = recipe.data.streams or default_streams(recipe.train.global_batch)
+    streams = streams_of(recipe, world.size)
     return count_rows(make_components(recipe).format_inputs, recipe.objective, recipe.train.seed, streams=streams)
 
 

@@ -13,7 +13,7 @@ from shardyard import plugins
 from shardyard.errors import UsageError
 from shardyard.objectives.registry import objective_spec, specs
 from shardyard.objectives.spec import OPTIONAL_SECTIONS
-from shardyard.recipe.batching import default_streams, training_steps
+from shardyard.recipe.batching import streams_of, training_steps
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.mesh import data_size
@@ -109,12 +109,11 @@ def _sharing(recipe: Recipe) -> Iterator[Finding]:
         )
     if rest:
         return
-    streams = recipe.data.streams or default_streams(batch)
+    streams = streams_of(recipe, recipe.cluster.workers)
     if streams % workers:
-        given = "" if recipe.data.streams else " by default"
         yield (
             ("data", "streams"),
-            f"{streams}{given} is not divisible by {workers} workers; set it to {_streams_for(streams, workers)}",
+            f"{streams} is not divisible by {workers} workers; set it to {_streams_for(streams, workers)}",
         )
 
 

@@ -114,7 +114,7 @@ class Data(Section):
         None,
         "Number of canonical streams that the data is split into. Row j of a global batch comes from stream j modulo "
         "this number, so the data-parallel size, the number of workers that read different rows, must divide it. "
-        "Default: the largest divisor of the global batch up to 64.",
+        "Default: the largest divisor of the global batch up to 64 if that size divides it, else the global batch.",
         ge=1,
     )
     retry_seconds: float = described(
