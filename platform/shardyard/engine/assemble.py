@@ -6,7 +6,7 @@ import socket
 
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.checkpoint.checkpoint import Checkpointer
-from shardyard.engine.components import Components, held_out, make_components, with_frozen
+from shardyard.engine.components import Components, make_components, with_frozen
 from shardyard.engine.deepspeed.engine import LearningRate, start_engine
 from shardyard.engine.hooks.base import EventLog, NullEventLog
 from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
@@ -15,6 +15,7 @@ from shardyard.engine.hooks.registry import HookInputs, outside_hooks
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.session import Session
+from shardyard.engine.shared_rows import shared_held_out
 from shardyard.models import generation
 from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
@@ -136,7 +137,7 @@ def _early_stopping(recipe: Recipe, events: EventLog, every: int) -> EarlyStoppi
 def _add_hooks(session: Session, components: Components) -> None:
     """Add hooks in the order in which they run after a step: measure, record, react, save."""
     recipe, every, events = session.recipe, session.plan.evaluate_every, session.event_log
-    held = held_out(recipe, components)
+    held = shared_held_out(recipe, components, session.folder, session.mesh)
     if held.num_left_out:
         events.event(Notice(text=f"evaluation: {held.describe()}"))
     evaluate = EvaluateHook(

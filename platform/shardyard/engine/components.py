@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from shardyard.data.media.processors import make_processor
 from shardyard.data.multimodal.conversation import picture_answer_ends, prepare_processor
 from shardyard.data.multimodal.placeholders import model_tokenizer, own_processor_makes_rows, placeholder_ids
 from shardyard.data.multimodal.processor import own_processor
-from shardyard.data.stream.held_out import HeldOut, held_out_rows
+from shardyard.data.stream.held_out import HeldOut, RowFile, held_out_rows
 from shardyard.data.text_frame import set_languages, target_frame
 from shardyard.data.tokenizers.compare import check_same_tokens
-from shardyard.data.tokenizers.tokenizer import vocabulary_size
+from shardyard.data.tokenizers.tokenizer import fingerprint, vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.models.frozen import AdapterOff, frozen_causal_lm
 from shardyard.models.generation import begin_texts, generation_config
@@ -212,11 +213,25 @@ def with_frozen(
     )
 
 
-def held_out(recipe: Recipe, components: Components, rows: int | None = None) -> HeldOut:
+def held_out(recipe: Recipe, components: Components, rows: int | None = None, *, file: Path | None = None) -> HeldOut:
     """The recipe's held-out rows, without augmentation.
+
+    Args:
+        file: where they are read if they have been made before, and else kept.
 
     Raises:
         DataError: nothing is held out, or a source cannot be read.
     """
     format_inputs = replace(components.format_inputs, training=False)
-    return held_out_rows(format_inputs, rows or recipe.evaluate.rows, recipe.train.seed, objective=recipe.objective)
+    kept = None
+    if file is not None:
+        tokenizer = components.tokenizer
+        settings = {
+            "recipe": recipe.model_dump(mode="json"),
+            "config": components.config.to_dict(),
+            "tokenizer": None if tokenizer is None else fingerprint(tokenizer),
+        }
+        kept = RowFile(file, settings)
+    return held_out_rows(
+        format_inputs, rows or recipe.evaluate.rows, recipe.train.seed, objective=recipe.objective, file=kept
+    )

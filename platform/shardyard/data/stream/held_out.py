@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_for, source_name
+from shardyard.data.stream.held_out_file import keep, kept, key_of
 from shardyard.data.stream.left_out import LeftOutCounts, added, left_out_in_words
 from shardyard.data.stream.rows import Row, Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings
@@ -21,6 +23,14 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.recipe import schema
 
 SET_NAME = "validation"
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file for held-out rows, and all settings, beside the data, on which the rows depend."""
+
+    path: Path
+    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -76,11 +86,16 @@ def validation_sources(data: schema.Data) -> list[schema.Source]:
     return embedded + [source for source in data.train if source.source is None and source.holdout > 0.0]
 
 
-def held_out_rows(inputs: FormatInputs, rows: int, seed: int, *, objective: str = "causal_lm") -> HeldOut:
+def held_out_rows(
+    inputs: FormatInputs, rows: int, seed: int, *, objective: str = "causal_lm", file: RowFile | None = None
+) -> HeldOut:
     """The first `rows` rows of the validation sources, mixed by their weights, in an order determined by `seed`.
 
     No example is repeated: if the data ends there are fewer rows, and the last row of a source may contain padding
     without targets.
+
+    Args:
+        file: where these rows are read if they have been made before, and else kept.
 
     Raises:
         DataError: nothing is held out, or a source cannot be read.
@@ -94,14 +109,21 @@ def held_out_rows(inputs: FormatInputs, rows: int, seed: int, *, objective: str 
     sources = [open_for(spec, source, training=False, retry=retry) for source in chosen]
     format_ = make_rows(objective, inputs)
     settings = StreamSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False, on_error=data.on_error)
-    stream = Stream(0, sources, [source.weight for source in chosen], settings, retry)
-    try:
-        made = _read(stream, rows)
-    finally:
-        stream.close()
-    left_out = added([made.windows.reader.left_out.counts() for made in stream.by_source])
-    if not made:
-        raise DataError(_nothing_to_measure([source.name for source in sources], left_out))
+    key = None if file is None else key_of({"rows": rows, "seed": seed, "settings": file.settings}, sources)
+    found = None if file is None or key is None else kept(file.path, key)
+    if found is not None:
+        made, left_out, format_.num_cut = found
+    else:
+        stream = Stream(0, sources, [source.weight for source in chosen], settings, retry)
+        try:
+            made = _read(stream, rows)
+        finally:
+            stream.close()
+        left_out = added([one.windows.reader.left_out.counts() for one in stream.by_source])
+        if not made:
+            raise DataError(_nothing_to_measure([source.name for source in sources], left_out))
+        if file is not None and key is not None:
+            keep(file.path, key, (made, left_out, format_.num_cut))
     return HeldOut(
         name=SET_NAME,
         rows=tuple(row for row, _ in made),

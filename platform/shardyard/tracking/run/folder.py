@@ -75,6 +75,7 @@ class RunFolder:
         self.samples = self.path / "samples.jsonl"
         self.logs = self.path / "logs"
         self.wandb = self.path / "wandb"
+        self.held_out = self.path / "held-out.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
         self.adapter = self.path / "adapter"
