@@ -13,6 +13,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from transformers import PreTrainedConfig
 
+from shardyard.data.multimodal.placeholders import model_tokenizer
+from shardyard.data.tokenizers.compare import other_tokens
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.errors import ShardyardError
 from shardyard.models import probes
@@ -35,6 +37,33 @@ def find(recipe: Recipe, config: PreTrainedConfig) -> Findings:
     Args:
         config: of the model, as `architecture_config` makes it.
     """
+    return _with_tokenizer(recipe, _probed(recipe, config))
+
+
+def _with_tokenizer(recipe: Recipe, found: Findings) -> Findings:
+    """The findings with a tokenizer that is not that of the pretrained weights; these are read each time."""
+    base = recipe.model.pretrained
+    if base is None or not (recipe.model.probes.tokenizer and objective_spec(recipe.objective).text):
+        return found
+    if _place(recipe.tokenizer) == _place(base):
+        return found
+    other = other_tokens(base, model_tokenizer(recipe))
+    if other is None:
+        return found
+    what = f"is {recipe.tokenizer}, and model.pretrained {base} was trained with another tokenizer: {other.text}"
+    if other.few:
+        return replace(found, notices=(*found.notices, f"tokenizer {what}"))
+    advice = f"set it to {base}, or train with other tokens on purpose: `-s model.probes.tokenizer=false`"
+    return replace(found, refusals=(*found.refusals, ("tokenizer", f"{what}; {advice}")))
+
+
+def _place(name: str) -> str:
+    """A path without `~`, or a hub id without its revision."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name.partition("@")[0]
+
+
+def _probed(recipe: Recipe, config: PreTrainedConfig) -> Findings:
     if not is_probed(recipe, config):
         return Findings()
     path = _path(recipe, config)

@@ -179,3 +179,31 @@ def test_a_custom_module_has_no_such_configuration(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("bytes")
     assert generation_config(section, described(section, tokenizer), special_tokens={}) is None
     adopt(object(), GenerationConfig())
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"num_return_sequences": 3, "do_sample": True},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+        {"dola_layers": "high"},
+        {"cache_implementation": "quantized"},
+        {"stop_strings": ["never"]},
+        {"max_time": 1e-9},
+    ],
+)
+def test_a_sample_is_one_text_whatever_search_the_pretrained_configuration_asks_for(
+    tmp_path: Path, kept: dict[str, Any]
+) -> None:
+    """A sample in training must not end the run; `final/` keeps the search for those who have what it needs."""
+    section = pretrained(tmp_path / "base", kept)
+    tokenizer = load_tokenizer("bytes")
+    config = described(section, tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(str(section.pretrained)).eval()
+    found = generation_config(section, config, special_tokens=special_token_ids(tokenizer))
+    adopt(model, found)
+    text = generate(model, tokenizer, "ab", max_new_tokens=4, device=torch.device("cpu"))
+    assert isinstance(text, str)
+    assert all(getattr(model.generation_config, name) == value for name, value in kept.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +49,9 @@ def generate(
     fixed = {"use_cache": True, **sampling}
     if getattr(getattr(model, "generation_config", None), "pad_token_id", None) is None:
         fixed["pad_token_id"] = tokenizer.eos_token_id
-    with seeded(seed, device):
+    if getattr(getattr(model, "generation_config", None), "stop_strings", None):
+        fixed["tokenizer"] = tokenizer
+    with seeded(seed, device), _one_text(model):
         if model.config.is_encoder_decoder:
             ids, room = _source(model, tokenizer, prompt, report)
             continuation = _generate(model, ids, min(max_new_tokens, room), device, fixed)
@@ -56,6 +59,37 @@ def generate(
             ids = _question(tokenizer, prompt) if chat else _beginning(tokenizer, prompt)
             continuation = _continue(model, ids, max_new_tokens, device, fixed, report)
     return str(tokenizer.decode(continuation, skip_special_tokens=True))
+
+
+# Settings of a kept generation configuration that return more than a text, or search by code or packages that are not
+# installed. The exported model keeps them.
+_ONE_TEXT: dict[str, object] = {
+    "return_dict_in_generate": False,
+    "num_return_sequences": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "num_beam_groups": None,
+    "diversity_penalty": None,
+    "cache_implementation": None,
+    "max_time": None,
+}
+
+
+@contextmanager
+def _one_text(model: Any) -> Iterator[None]:
+    """A context in which a model makes one text at a time, whatever else its generation configuration asks for."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        yield
+        return
+    model.generation_config = copy.deepcopy(config)
+    for name, value in _ONE_TEXT.items():
+        if getattr(config, name, None) is not None:
+            setattr(model.generation_config, name, value)
+    try:
+        yield
+    finally:
+        model.generation_config = config
 
 
 def _continue(

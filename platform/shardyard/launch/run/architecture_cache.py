@@ -53,7 +53,7 @@ _SIZELESS = {
         "target_language",
         "task",
     },
-    "model": {"module"},
+    "model": {"module": True, "probes": {"tokenizer"}},
 }
 
 

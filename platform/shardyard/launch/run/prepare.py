@@ -120,13 +120,16 @@ def recipe_in(folder: RunFolder) -> Recipe:
 
 
 def as_before(folder: RunFolder) -> tuple[str, ...]:
-    """Overrides with which a run of an earlier version goes on as it began: without probes, and with the special tokens
-    of its time."""
+    """Overrides with which a run of an earlier version goes on as it began: without probes, and with the tokens of its
+    time."""
     try:
-        data = _resolved(folder)["data"]
-    except (OSError, UnicodeError, YAMLError, TypeError, KeyError):
+        fields = _resolved(folder)
+        data, made = fields["data"], fields["model"].get("probes") or {}
+    except (OSError, UnicodeError, YAMLError, TypeError, KeyError, AttributeError):
         return ()  # loading the recipe says what is wrong
-    probes = () if "isolation" in data else ("data.isolation=positions", "model.probes.causality=false")
+    probes: tuple[str, ...] = () if "tokenizer" in made else ("model.probes.tokenizer=false",)
+    if "isolation" not in data:
+        probes = ("data.isolation=positions", "model.probes.causality=false", *probes)
     return probes if "special_tokens" in data else (*probes, "data.special_tokens=end")
 
 

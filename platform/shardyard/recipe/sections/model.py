@@ -43,6 +43,10 @@ class Probes(Section):
     dropout: bool = described(True, "Whether `model.dropout` is what training does; tells if it is not.")
     tied_weights: bool = described(True, "Whether weights that the configuration ties are the same; tells if not.")
     vocabulary: bool = described(True, "Whether the teacher has the vocabulary of the student; refuses another one.")
+    tokenizer: bool = described(
+        True,
+        "Whether the tokenizer has the tokens of the pretrained model; refuses another one, tells if a few differ.",
+    )
     gradient: bool = described(True, "Whether a gradient reaches every trained weight; lists those that it misses.")
 
 
