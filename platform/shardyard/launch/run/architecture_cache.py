@@ -41,7 +41,7 @@ _EXCLUDED: dict[str, bool | dict[str, bool]] = {
 # The parts of a recipe that, with the tokenizer, determine the sizes of a model.
 _SIZING = {"model", "objective", "tokenizer", "added_tokens", "data", "image"}
 # A recipe with a module is not cached at all.
-_SIZELESS = {
+_SIZELESS: dict[str, set[str] | dict[str, bool | set[str]]] = {
     "data": {
         "train",
         "validation",
