@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from shardyard.objectives import registry
+from shardyard.objectives.spec import ObjectiveSpec
 from shardyard.recipe.families import families_with
 
 CELL_SECONDS = 180.0
@@ -34,9 +35,20 @@ class Cell:
 
 
 def objectives() -> list[str]:
-    """The first objective of each head: the others train the same models, on other rows."""
-    first = {spec.head[0] + str(spec.families): spec.name for spec in reversed(list(registry.specs()))}
-    return [name for name in registry.OBJECTIVES if name in first.values()]
+    """All but those that train the models of an earlier one on other rows of packed text."""
+    return [spec.name for spec in registry.specs() if spec.row_shape or _first(spec) == spec.name]
+
+
+def in_short(objective: str) -> bool:
+    """Whether its models are trained in the cells of another objective too, at both stages and with a resume."""
+    spec = registry.objective_spec(objective)
+    return _first(spec) != spec.name or spec.auto_class == "AutoModel"
+
+
+def _first(spec: ObjectiveSpec) -> str:
+    """The first objective that trains the same models."""
+    same = (one for one in registry.specs() if (one.head, one.families) == (spec.head, spec.families))
+    return next(same).name
 
 
 def cells(of: Sequence[str], families: Sequence[str] = ()) -> list[Cell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +14,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from breadth.defaults import completed
 from shardyard.models.probes.narrow import Effort, NotNarrowedError, narrow_config
 from shardyard.models.probes.narrow import Narrow as Copy
+from shardyard.models.size.row_shapes import row_shape
 from shardyard.recipe.families import config_fields
+from shardyard.recipe.schema import Data, Image, Source
 
 VOCABULARY = 512
 POSITIONS = 128
 END = 2
+# Positions of the sound of two seconds.
+WHOLE_SECONDS = 100
 LABELS = 6
 MOST_PARAMETERS = 60_000_000
 # Pictures are tried in several sizes.
@@ -38,11 +42,13 @@ class Narrow:
     """A small configuration: `config` are the fields that differ from the family's defaults, as a recipe takes them.
 
     image_size: height and width of its pictures; None for the default of the family.
+    sections: what else a recipe for it needs.
     """
 
     config: dict[str, Any]
-    image_size: int | None
-    parameters: int
+    image_size: int | None = None
+    parameters: int = 0
+    sections: dict[str, Any] = field(default_factory=dict)
 
 
 class InvalidInTransformersError(Exception):
@@ -87,6 +93,8 @@ def _fields(family: str, default: PreTrainedConfig, config: PreTrainedConfig) ->
     """The fields of a configuration that a recipe has to give."""
     known = config_fields(family)
     changed = difference(default.to_dict(), config.to_dict())
+    if "max_source_positions" in changed and hasattr(default, "num_mel_bins"):
+        changed["max_source_positions"] = WHOLE_SECONDS
     return {name: value for name, value in changed.items() if known is None or name in known.names}
 
 
@@ -172,6 +180,12 @@ def _image_batch(config: PreTrainedConfig, size: int | None) -> dict[str, Tensor
     return {"pixel_values": pixels, "labels": torch.tensor([0, 1])}
 
 
+def _sound_batch(config: PreTrainedConfig, size: int | None) -> dict[str, Tensor]:
+    shapes, _ = row_shape("audio_classification")(config, Data(train=[Source(path="x")]), Image())
+    values = {name: torch.randn(2, *shape.shape[1:]) for name, shape in shapes.items()}
+    return {**values, "labels": torch.tensor([0, 1])}
+
+
 _BATCHES: dict[str, Batch] = {
     "AutoModelForCausalLM": _text_batch(labels=_ids()),
     "AutoModelForMaskedLM": _text_batch(labels=_ids()),
@@ -188,4 +202,5 @@ _BATCHES: dict[str, Batch] = {
     },
     "AutoModel": _text_batch(),
     "AutoModelForImageClassification": _image_batch,
+    "AutoModelForAudioClassification": _sound_batch,
 }

@@ -44,9 +44,9 @@ _REFUSALS = (
 )
 
 
-def auto_class(objective: str = "causal_lm") -> Any:
-    """The `Auto…` class with the head that the objective needs."""
-    return getattr(transformers, objective_spec(objective).auto_class)
+def auto_class(objective: str = "causal_lm", family: str | None = None) -> Any:
+    """The `Auto…` class with the head that the objective needs, for a model type."""
+    return getattr(transformers, objective_spec(objective).auto_class_of(family))
 
 
 def architecture_config(
@@ -236,7 +236,8 @@ def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_l
     if isinstance(config, ModuleConfig):
         return make_module(model, config)
     with _refusing(f"model: cannot build {model.family!r}", *_REFUSALS):
-        built = auto_class(objective).from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+        head = auto_class(objective, model.family)
+        built = head.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
     _checkpoint_activations(model, built)
     return built
 
@@ -258,7 +259,11 @@ def construct_pretrained(
         set_rows(stored, own)
     with _refusing(f"model: cannot load {model.pretrained!r} as {model.family!r}", *_REFUSALS):
         loaded = load_weights(
-            auto_class(objective), model.pretrained, stored, seed=seed, attn_implementation=model.attention
+            auto_class(objective, model.family),
+            model.pretrained,
+            stored,
+            seed=seed,
+            attn_implementation=model.attention,
         )
     if own is not None and rows is not None and own != rows:
         loaded = replace(loaded, resized=resize(loaded.model, rows, seed=seed))
@@ -300,7 +305,7 @@ def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm
     refusals = (*_REFUSALS, RuntimeError)
     what = f"model: transformers refuses this configuration of {model.family!r}"
     with _refusing(what, *refusals), torch.device("meta"):
-        return auto_class(objective).from_config(config)
+        return auto_class(objective, config.model_type).from_config(config)
 
 
 def module_skeleton(model: Model, config: PreTrainedConfig) -> OutsideModel | None:

@@ -33,6 +33,7 @@ OPTIONAL_SECTIONS = (
 
 CAUSAL_LM = ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
 PRETRAINING = ("AutoModelForPreTraining", "MODEL_FOR_PRETRAINING_MAPPING_NAMES")
+MASKED_IMAGES = ("AutoModelForMaskedImageModeling", "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class ObjectiveSpec:
     loss: `module:function`; called with `ObjectiveInputs`, it returns an `Objective`.
     head: the `Auto…` class of transformers whose models have the head, and the name of that class's table in
         transformers' `modeling_auto.py`. families: the supported entries of that table, if not all of them. tables:
-        only entries that one of these further tables has, too.
+        only entries that one of these further tables has, too. other_heads: model type → head, of model types that have
+        another one for the same task.
     columns: role → kind of each column that a row needs. optional_columns: columns that it uses if present.
     layouts: the layouts that are recognised by their columns (`recipe/layouts.py`); the first has the roles of
         `columns`.
@@ -81,6 +83,7 @@ class ObjectiveSpec:
     task: str
     card: str = ""
     families: frozenset[str] | None = None
+    other_heads: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     optional_columns: Mapping[str, Kind] = field(default_factory=dict)
     layouts: Literal["conversations", "pairs", "pictures"] | None = None
@@ -108,8 +111,12 @@ class ObjectiveSpec:
 
     @property
     def auto_class(self) -> str:
-        """The `Auto…` class of transformers."""
+        """The `Auto…` class of transformers for most model types."""
         return self.head[0]
+
+    def auto_class_of(self, family: str | None) -> str:
+        """The `Auto…` class of transformers for a model type."""
+        return self.other_heads.get(family or "", self.head)[0]
 
     @property
     def all_columns(self) -> dict[str, Kind]:

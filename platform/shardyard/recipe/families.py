@@ -74,7 +74,7 @@ def families_with(objective: ObjectiveSpec) -> frozenset[str]:
     names = families_with_head(objective)
     if objective.source_length:
         names = frozenset(name for name in names if config_value(name, {}, "is_encoder_decoder"))
-    return names if objective.families is None else names & objective.families
+    return (names if objective.families is None else names & objective.families) | _with_other_heads(objective)
 
 
 def video_processor_name(family: str) -> str | None:
@@ -91,7 +91,12 @@ def _table(name: str) -> frozenset[str]:
 def families_with_head(objective: ObjectiveSpec) -> frozenset[str]:
     """Model types for which transformers has the head of an objective, whether or not the objective supports them."""
     names = _table(objective.head[1])
-    return names & frozenset().union(*map(_table, objective.tables)) if objective.tables else names
+    found = names & frozenset().union(*map(_table, objective.tables)) if objective.tables else names
+    return found | _with_other_heads(objective)
+
+
+def _with_other_heads(objective: ObjectiveSpec) -> frozenset[str]:
+    return frozenset(name for name, head in objective.other_heads.items() if name in _table(head[1]))
 
 
 def all_families() -> frozenset[str]:

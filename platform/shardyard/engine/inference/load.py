@@ -159,7 +159,7 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
         return Trained(recipe, _module_from_folder(recipe, path).to(device).eval(), tokenizer, device)
     # The model was trained in the saved precision; in another precision, another model would be measured.
     with only_tensors(trust=trust):
-        model = auto_class(recipe.objective).from_pretrained(
+        model = auto_class(recipe.objective, recipe.model.family).from_pretrained(
             path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
         )
     processor = None

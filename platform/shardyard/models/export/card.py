@@ -160,26 +160,27 @@ def _limits(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping[st
 
 
 def _how_to_load_adapter(recipe: Recipe, run: TrainedRun) -> str:
-    spec = objective_spec(recipe.objective)
+    head = objective_spec(recipe.objective).auto_class_of(recipe.model.family)
     base = _hub_id(run.base) or "path/to/the/base/model"
     return f"""This is a LoRA adapter; it needs its base model.
 
 ```python
 from peft import PeftModel
-from transformers import {spec.auto_class}
+from transformers import {head}
 
-model = PeftModel.from_pretrained({spec.auto_class}.from_pretrained("{base}"), "path/to/this/folder")
+model = PeftModel.from_pretrained({head}.from_pretrained("{base}"), "path/to/this/folder")
 ```"""
 
 
 def _how_to_load(recipe: Recipe) -> str:
     spec = objective_spec(recipe.objective)
+    head = spec.auto_class_of(recipe.model.family)
     tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")' if spec.text else ""
     if recipe.model.module is None:
         return f"""```python
-from transformers import {spec.auto_class}{", AutoTokenizer" if spec.text else ""}
+from transformers import {head}{", AutoTokenizer" if spec.text else ""}
 
-model = {spec.auto_class}.from_pretrained("path/to/this/folder"){tokenizer or chr(10)}
+model = {head}.from_pretrained("path/to/this/folder"){tokenizer or chr(10)}
 ```"""
     name = recipe.model.label
     return f"""The model is `{plugins.short(recipe.model.module)}`, not one of transformers: loading it takes its code.

@@ -91,7 +91,7 @@ def _model(
     transformers_logging.disable_progress_bar()
     dtype = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), torch.float32)
     with torch.device("meta"):
-        model = auto_class(objective).from_config(config, dtype=dtype)
+        model = auto_class(objective, config.model_type).from_config(config, dtype=dtype)
     if adapter is not None:
         weights = merged(weights, adapter, model)
     scalars = {name for name, parameter in model.named_parameters() if parameter.dim() == 0}

@@ -32,7 +32,7 @@ def check_narrow(config: PreTrainedConfig, recipe: Recipe, error: ModelError) ->
             model(**{name: _valued(model.config, tensor) for name, tensor in inputs.items()})
 
     try:
-        narrow_model(config, objective_spec(recipe.objective).auto_class, check=takes_a_row)
+        narrow_model(config, objective_spec(recipe.objective).auto_class_of(recipe.model.family), check=takes_a_row)
     except ModelError as refusal:
         raise error from refusal
 

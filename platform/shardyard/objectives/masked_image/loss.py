@@ -1,6 +1,7 @@
-"""Masked autoencoding: the pixels of hidden patches are predicted from the visible patches.
+"""Masked images: the pixels of hidden patches are predicted from the visible ones.
 
-He et al. 2021, Masked Autoencoders Are Scalable Vision Learners, section 3.
+He et al. 2021 (Masked Autoencoders Are Scalable Vision Learners), section 3; Xie et al. 2022 (SimMIM: A Simple Framework
+for Masked Image Modeling), section 3, for encoders that see a mask token in place of a patch.
 
     B: rows, C: channels, H, W: height and width, N: patches of an image, P: pixels along a patch, D = P·P·C
 """
@@ -48,7 +49,27 @@ def patches(pixels: Tensor, size: int) -> Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(rows, -1, size * size * channels)
 
 
-def make(inputs: ObjectiveInputs) -> MaskedImage:
-    """Create the objective from the model's configuration."""
+class MaskedSquares(Objective):
+    """Each hidden patch is one target; its loss is the mean absolute error of its pixels, as in SimMIM."""
+
+    def __init__(self, patch_size: int) -> None:
+        self._patch_size = patch_size
+
+    def counts(self, batch: Tensors) -> dict[str, float]:
+        """The hidden patches."""
+        return {"loss": float(batch["bool_masked_pos"].sum())}
+
+    def measure(self, model: nn.Module, batch: Tensors) -> Measured:
+        """`pixel_values` [B, C, H, W], `bool_masked_pos` [B, N]; the model returns `reconstruction` [B, C, H, W]."""
+        pixels, masked = batch["pixel_values"], batch["bool_masked_pos"]
+        output = model(pixel_values=as_model(model, pixels), bool_masked_pos=masked)
+        errors = (output.reconstruction.float() - pixels).abs()
+        return Measured({"loss": (patches(errors, self._patch_size).mean(-1) * masked).sum()})
+
+
+def make(inputs: ObjectiveInputs) -> Objective:
+    """Create the objective from the model's configuration: the loss of a masked autoencoder or of SimMIM."""
     config: Any = inputs.model
+    if hasattr(config, "encoder_stride"):
+        return MaskedSquares(config.patch_size)
     return MaskedImage(config.patch_size, config.mask_ratio, norm_pix_loss=config.norm_pix_loss)

@@ -1,4 +1,4 @@
-"""Rules for pictures within text: who makes the rows, and what that leaves of the section `image`."""
+"""Rules for pictures: who makes the rows of those within text, what that leaves of `image`, and where masks count."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from shardyard.recipe.fields import Path
 from shardyard.recipe.image_tokens import uses_own_processor
 from shardyard.recipe.schema import Chat, Image, Recipe
 
+# Row formats of whole pictures.
+_WHOLE = frozenset({"labelled_images", "captions", "image_answers"})
+
 Finding = tuple[Path, str]
 
 # Changes to pixels at the size of the model's input, which only its processor knows.
@@ -16,8 +19,9 @@ _AT_THE_END = ("crop_padding", "erase")
 
 
 def picture_rules(recipe: Recipe) -> Iterator[Finding]:
-    """All findings about the model's own processor."""
+    """All findings about the section `image`."""
     image = recipe.image
+    yield from _masks(recipe)
     if not objective_spec(recipe.objective).sees:
         for name in ("processor", "options"):
             if getattr(image, name) != Image.model_fields[name].get_default(call_default_factory=True):
@@ -39,3 +43,15 @@ def picture_rules(recipe: Recipe) -> Iterator[Finding]:
             )
         if image.options:
             yield ("image", "options"), "are arguments of the model's own processor; set image.processor: model, too"
+
+
+def _masks(recipe: Recipe) -> Iterator[Finding]:
+    """Masks of pictures that nothing reads."""
+    rows = objective_spec(recipe.objective).rows
+    for name in ("mask_ratio", "mask_size"):
+        if getattr(recipe.image, name) == Image.model_fields[name].get_default():
+            continue
+        if rows in _WHOLE:
+            yield ("image", name), f"is for masked_image; {recipe.objective} masks nothing, so take it out"
+        elif recipe.model.family == "vit_mae":
+            yield ("image", name), "is not for vit_mae, which masks model.config.mask_ratio of the patches; take it out"

@@ -168,6 +168,19 @@ class Image(Section):
     )
     rotate: float = described(0.0, "Training: largest random rotation.", "degrees", ge=0.0, le=180.0)
     erase: float = described(0.0, "Training: probability of erasing a random rectangle.", ge=0.0, le=1.0)
+    mask_ratio: float = described(
+        0.6,
+        "masked_image: fraction of an image that is masked. vit_mae has its own, model.config.mask_ratio.",
+        gt=0.0,
+        lt=1.0,
+    )
+    mask_size: int | None = described(
+        None,
+        "masked_image: height and width of the squares that are masked as one. Default: encoder_stride of the model's "
+        "configuration. vit_mae masks patches.",
+        "pixels",
+        ge=1,
+    )
     processor: Literal["model", "plain"] | None = described(
         None,
         "vision_language: who makes its rows. `model`: the model's own processor and chat template; of "

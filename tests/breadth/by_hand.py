@@ -1,0 +1,37 @@
+"""Small configurations that are written by hand: those of models whose parts and processor have to fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from breadth.narrow import Narrow
+from support.families.dual_encoders import CONFIGS
+from support.families.masked_pictures import CONFIGS as MASKED
+from support.families.sound import ENCODERS
+from support.objectives.masked_image import MAE
+from support.objectives.picture_families import FAMILIES, IMAGES
+
+_CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+    "contrastive": CONFIGS,
+    "masked_image": {**MASKED, "vit_mae": MAE},
+    "vision_language": FAMILIES,
+    "speech_ctc": ENCODERS,
+    "audio_classification": {name: {**config, "classifier_proj_size": 8} for name, config in ENCODERS.items()},
+}
+_SECTIONS: dict[str, dict[str, Any]] = {
+    "contrastive": {"data": {"sequence_length": 48}},
+    "vision_language": {"data": {"sequence_length": 256}},
+}
+
+
+def by_hand(objective: str, family: str) -> Narrow | None:
+    """The configuration of a family under an objective, with which a test compares its loss with transformers'."""
+    config = _CONFIGS.get(objective, {}).get(family)
+    if config is None:
+        return None
+    sections = {**_SECTIONS.get(objective, {})}
+    if family == "altclip":
+        sections["tokenizer"] = "unigram-en-es-8k"
+    if objective == "vision_language":
+        sections["image"] = IMAGES.get(family, {})
+    return Narrow(config, sections=sections)
