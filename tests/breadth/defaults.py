@@ -17,6 +17,8 @@ _NUMBERS = (
 _FAMILIES: dict[str, dict[str, object]] = {
     "deepseek_v2": {"n_routed_experts": 8, "moe_intermediate_size": 64},
     "dots1": {"n_routed_experts": 8, "first_k_dense_replace": 1},
+    "esm": {"vocab_size": 33},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "lfm2_moe": {"num_hidden_layers": 6, "layer_types": ["conv", "conv", "full_attention"] * 2},

@@ -24,6 +24,7 @@ END = 2
 # Positions of the sound of two seconds.
 WHOLE_SECONDS = 100
 LABELS = 6
+START_AND_END = 2
 MOST_PARAMETERS = 60_000_000
 # Pictures are tried in several sizes.
 EFFORT, EFFORT_WITH_PICTURES = Effort(60.0, 60), Effort(60.0, 10)
@@ -33,7 +34,7 @@ IMAGES = (32, 64, None)
 # What a recipe's tokenizer sets, and what transformers notes about how a model was built.
 _OTHERS = frozenset(
     {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "dtype"}
-    | {"transformers_version", "architectures", "use_cache"}
+    | {"transformers_version", "architectures", "use_cache", "id2label", "label2id"}
 )
 
 
@@ -103,7 +104,7 @@ def difference(default: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[st
     changed: dict[str, Any] = {}
     for name, value in narrow.items():
         before = default.get(name)
-        if name in _OTHERS or name.startswith("_") or value == before:
+        if name in _OTHERS or str(name).startswith("_") or value == before:
             continue
         if name != "per_layer_config" and isinstance(value, dict) and isinstance(before, dict):
             inner = difference(before, value)
@@ -121,7 +122,7 @@ def train_plainly(family: str, auto_class: str, config: dict[str, Any], image_si
     Raises:
         Exception: whatever transformers raises; RuntimeError for too many parameters or a value that is not finite.
     """
-    made = plain_config(family, config)
+    made = plain_config(family, config, START_AND_END if auto_class == "AutoModelForQuestionAnswering" else LABELS)
     of = getattr(transformers, auto_class)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in of.from_config(made).parameters())
@@ -146,7 +147,7 @@ def train_plainly(family: str, auto_class: str, config: dict[str, Any], image_si
     return parameters
 
 
-def plain_config(family: str, config: dict[str, Any]) -> PreTrainedConfig:
+def plain_config(family: str, config: dict[str, Any], labels: int = LABELS) -> PreTrainedConfig:
     """The configuration with a vocabulary and special tokens, as a user of transformers sets them."""
     text = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0}
     default = AutoConfig.for_model(family)
@@ -155,7 +156,7 @@ def plain_config(family: str, config: dict[str, Any]) -> PreTrainedConfig:
     elif hasattr(default, "vocab_size"):
         start = {"decoder_start_token_id": 0} if default.is_encoder_decoder else {}
         config = {**text, **start, **config}
-    made = AutoConfig.for_model(family, **config, num_labels=LABELS)
+    made = AutoConfig.for_model(family, **config, num_labels=labels)
     made.architectures, made.use_cache = [], False
     return made
 
@@ -166,6 +167,12 @@ Batch = Callable[[PreTrainedConfig, int | None], dict[str, Tensor]]
 def _ids(rows: int = 2, length: int = 16) -> Tensor:
     ids = torch.arange(rows * length).view(rows, length) + 5
     ids[:, -1] = END  # the classifiers of BART and others read the last end token
+    return ids
+
+
+def _question_and_context() -> Tensor:
+    ids = _ids()
+    ids[:, 4:6] = END  # Longformer attends from every token before the first of three
     return ids
 
 
@@ -192,9 +199,12 @@ _BATCHES: dict[str, Batch] = {
     "AutoModelForSeq2SeqLM": _text_batch(labels=_ids()),
     "AutoModelForSequenceClassification": _text_batch(labels=torch.tensor([0, 1])),
     "AutoModelForTokenClassification": _text_batch(labels=_ids() % LABELS),
-    "AutoModelForQuestionAnswering": _text_batch(
-        start_positions=torch.tensor([1, 2]), end_positions=torch.tensor([2, 3])
-    ),
+    "AutoModelForQuestionAnswering": lambda config, size: {
+        "input_ids": _question_and_context(),
+        "attention_mask": torch.ones(2, 16, dtype=torch.long),
+        "start_positions": torch.tensor([1, 2]),
+        "end_positions": torch.tensor([2, 3]),
+    },
     "AutoModelForMultipleChoice": lambda config, size: {
         "input_ids": _ids(4).view(2, 2, 16),
         "attention_mask": torch.ones(2, 2, 16, dtype=torch.long),

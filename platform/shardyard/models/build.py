@@ -258,13 +258,8 @@ def construct_pretrained(
     if own is not None and rows is not None and own != rows:
         set_rows(stored, own)
     with _refusing(f"model: cannot load {model.pretrained!r} as {model.family!r}", *_REFUSALS):
-        loaded = load_weights(
-            auto_class(objective, model.family),
-            model.pretrained,
-            stored,
-            seed=seed,
-            attn_implementation=model.attention,
-        )
+        head = auto_class(objective, model.family)
+        loaded = load_weights(head, model.pretrained, stored, seed=seed, attn_implementation=model.attention)
     if own is not None and rows is not None and own != rows:
         loaded = replace(loaded, resized=resize(loaded.model, rows, seed=seed))
     _checkpoint_activations(model, loaded.model)

@@ -83,7 +83,7 @@ def test_share_and_size_of_the_squares_are_those_of_the_recipe() -> None:
 
 
 def test_a_decoder_that_predicts_other_squares_is_refused() -> None:
-    with pytest.raises(DataError, match="set encoder_stride: 4 in model.config"):
+    with pytest.raises(DataError, match=r"set encoder_stride: 4 in model\.config"):
         rows_of("vit", encoder_stride=16)
     with pytest.raises(DataError, match="masked in squares of 6"):
         rows_of("vit", {"mask_size": 6})

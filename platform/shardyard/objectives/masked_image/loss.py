@@ -1,7 +1,7 @@
 """Masked images: the pixels of hidden patches are predicted from the visible ones.
 
-He et al. 2021 (Masked Autoencoders Are Scalable Vision Learners), section 3; Xie et al. 2022 (SimMIM: A Simple Framework
-for Masked Image Modeling), section 3, for encoders that see a mask token in place of a patch.
+He et al. 2021 (Masked Autoencoders Are Scalable Vision Learners), section 3; Xie et al. 2022 (SimMIM: A Simple
+Framework for Masked Image Modeling), section 3, for encoders that see a mask token in place of a patch.
 
     B: rows, C: channels, H, W: height and width, N: patches of an image, P: pixels along a patch, D = P·P·C
 """
