@@ -71,7 +71,8 @@ class Components:
         found = generation_config(recipe.model, self.config, special_tokens=special_token_ids(tokenizer), ends=ends)
         begins = self.objective_inputs.decoder_prompt
         if found is not None and recipe.data.special_tokens == "tokenizer" and objective_spec(recipe.objective).decodes:
-            begin_texts(found, begins, language=recipe.data.target_language, task=recipe.data.task)
+            language, task = recipe.data.target_language, recipe.data.task
+            begin_texts(found, begins, language=language, task=task, vocabulary=tokenizer.added_tokens_encoder)
         return found
 
 

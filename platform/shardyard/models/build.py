@@ -25,6 +25,7 @@ from shardyard.models.outside import (
     module_config,
 )
 from shardyard.models.pretrained import Loaded, load_weights, place, pretrained_config
+from shardyard.models.sound import TEXT_PARTS, settle_sound
 from shardyard.models.special_ids import accepted_ids, make_room_for_padding
 from shardyard.models.vocabulary import padded, resize, rows_of, set_rows
 from shardyard.objectives.registry import objective_spec
@@ -42,6 +43,8 @@ _REFUSALS = (
     ArithmeticError,
     StrictDataclassError,
 )
+
+_WHISPER_START = "<|startoftranscript|>"
 
 
 def auto_class(objective: str = "causal_lm", family: str | None = None) -> Any:
@@ -96,7 +99,7 @@ def architecture_config(
     if hasattr(config, "image_seq_length") and own_strategy and placeholders is None:
         config.image_seq_length = image_tokens(Image(), config)
     _set_dropout(config, model)
-    _settle_sound(config, model)
+    settle_sound(config, model)
     return config
 
 
@@ -150,7 +153,11 @@ def _with_text(
             "pad_token_id": text.get("eos_token_id"),
             **{name: id_ for name, id_ in text.items() if id_ is not None},
         }
-    return {**_decoder(model, text), **text, **model.config}
+    made = {**_decoder(model, text), **text, **model.config}
+    if (part := TEXT_PARTS.get(model.family)) is not None:
+        own = model.config.get(part)
+        made[part] = {**text, **(own if isinstance(own, dict) else {})}
+    return made
 
 
 def _placeholder_fields(defaults: PreTrainedConfig, placeholders: Mapping[str, int]) -> dict[str, object]:
@@ -165,7 +172,7 @@ def _placeholder_fields(defaults: PreTrainedConfig, placeholders: Mapping[str, i
 def _text_defaults(model: Model) -> PreTrainedConfig:
     """A configuration of the family with its defaults; of its part that reads text, if it has several."""
     defaults = AutoConfig.for_model(model.family)
-    return getattr(defaults, "text_config", None) or defaults
+    return getattr(defaults, TEXT_PARTS.get(model.family, "text_config"), None) or defaults
 
 
 def _decoder(model: Model, text: Mapping[str, int | None]) -> dict[str, object]:
@@ -214,17 +221,6 @@ def _set_probability(config: PreTrainedConfig, key: str, model: Model) -> None:
                 "model.dropout out, and set the other dropouts in model.config."
             ) from error
         setattr(config, key, int(probability))
-
-
-def _settle_sound(config: PreTrainedConfig, model: Model) -> None:
-    """Turn off random choices of encoders of sound that a recipe does not ask for.
-
-    Their masks come from numpy's global generator, which a resumed run would not repeat (`audio` has masks of ours);
-    a dropped layer would be dropped on some ranks only.
-    """
-    if hasattr(config, "ctc_loss_reduction"):
-        config.apply_spec_augment = False
-        config.layerdrop = model.config.get("layerdrop", 0.0)
 
 
 def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:
@@ -325,4 +321,7 @@ def _refusing(what: str, *refusals: type[Exception]) -> Iterator[None]:
 
 def special_token_ids(tokenizer: Any) -> dict[str, int | None]:
     """Ids that the configuration of a model shares with its tokenizer."""
-    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # Whisper's texts do not begin with the token that its tokenizer calls bos.
+    start = getattr(tokenizer, "added_tokens_encoder", {}).get(_WHISPER_START)
+    return ids if start is None else {**ids, "decoder_start_token_id": start}

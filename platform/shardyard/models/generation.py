@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from shardyard.models.outside import ModuleConfig
 from shardyard.models.pretrained import place
+from shardyard.models.quirks import keep_all_fields
 from shardyard.recipe.schema import Model
+
+# Tokens of Whisper.
+_START, _NO_TIMES, _TASKS = "<|startoftranscript|>", "<|notimestamps|>", ("transcribe", "translate")
 
 
 def generation_config(
@@ -49,12 +54,20 @@ def generation_config(
     return found
 
 
-def begin_texts(found: GenerationConfig, begins: Sequence[int], *, language: str | None, task: str | None) -> None:
+def begin_texts(
+    found: GenerationConfig,
+    begins: Sequence[int],
+    *,
+    language: str | None,
+    task: str | None,
+    vocabulary: Mapping[str, int] | None = None,
+) -> None:
     """Make a decoder begin its texts as in training.
 
     Args:
         begins: the start token and the tokens that follow it in every text; empty for the start token alone.
         language, task: of the recipe; Whisper's own `generate` turns them into tokens.
+        vocabulary: added token → id, by which a configuration that names no tokens of Whisper gets them.
     """
     if begins:
         found.decoder_start_token_id = begins[0]
@@ -62,6 +75,25 @@ def begin_texts(found: GenerationConfig, begins: Sequence[int], *, language: str
     found.forced_bos_token_id = begins[1] if len(begins) == 2 else None
     if getattr(found, "lang_to_id", None) is not None:
         found.language, found.task = language or found.language, task or found.task
+    elif vocabulary is not None and _START in vocabulary:
+        _name_whispers_tokens(found, begins, vocabulary)
+
+
+def _name_whispers_tokens(found: GenerationConfig, begins: Sequence[int], vocabulary: Mapping[str, int]) -> None:
+    """What Whisper's own `generate` looks up, as far as training used it: it would guess a language otherwise, or
+    leave it out."""
+    keep_all_fields(found)
+    codes = [code for code in vocabulary if code.startswith("<|") and code[2:-2] in LANGUAGES]
+    languages = {code: vocabulary[code] for code in codes}
+    tasks = {name: vocabulary[f"<|{name}|>"] for name in _TASKS if f"<|{name}|>" in vocabulary}
+    spoken = next((code for code, token in languages.items() if token in begins), None)
+    done = next((name for name, token in tasks.items() if token in begins), None)
+    if vocabulary.get(_NO_TIMES) in begins:
+        found.no_timestamps_token_id, found.return_timestamps = vocabulary[_NO_TIMES], False
+    if spoken is not None:
+        found.lang_to_id, found.is_multilingual, found.language = languages, True, spoken
+    if done is not None:
+        found.task_to_id, found.task = tasks, done
 
 
 def adopt(model: Any, found: GenerationConfig | None) -> None:

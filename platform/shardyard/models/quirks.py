@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel
 
 # Properties of a model.
 
@@ -103,6 +103,15 @@ def begin_sigmoid(module: nn.Module) -> None:
     if type(module).__name__ == "SiglipModel":
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-10.0)
+
+
+# Generation.
+
+
+def keep_all_fields(found: GenerationConfig) -> None:
+    """Unmark a configuration that was derived from a model's: of a marked one, `from_pretrained` reads back only the
+    fields that every model has, and not those of Whisper."""
+    found._from_model_config = False
 
 
 # Adapters.

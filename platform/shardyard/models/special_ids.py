@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-_POSITIONS_AFTER_PADDING = frozenset({"m2m_100", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
+_POSITIONS_AFTER_PADDING = frozenset({"m2m_100", "nllb-moe", "seamless_m4t", "seamless_m4t_v2", "speech_to_text"})
 _NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -38,9 +38,13 @@ def make_room_for_padding(config: PreTrainedConfig) -> None:
 
     Families whose own tokenizers pad with one of their first ids count the positions of tokens from there on.
     """
-    pad, positions = getattr(config, "pad_token_id", None), getattr(config, "max_position_embeddings", None)
-    if config.model_type in _POSITIONS_AFTER_PADDING and pad is not None and positions is not None and pad >= positions:
-        config.max_position_embeddings = positions + pad + 1
+    if config.model_type not in _POSITIONS_AFTER_PADDING:
+        return
+    pad = getattr(config, "pad_token_id", None)
+    for name in ("max_position_embeddings", "max_target_positions"):
+        positions = getattr(config, name, None)
+        if pad is not None and positions is not None and pad >= positions:
+            setattr(config, name, positions + pad + 1)
 
 
 def _accepts_none(defaults: PreTrainedConfig, name: str) -> bool:

@@ -32,8 +32,11 @@ def rows_of(config: PreTrainedConfig) -> int | None:
 
 
 def set_rows(config: PreTrainedConfig, rows: int) -> None:
-    """Set the vocabulary of the part that reads text."""
+    """Set the vocabulary of the part that reads text, and the whole model's where it is stated twice (Canary)."""
+    before = rows_of(config)
     config.get_text_config().vocab_size = rows
+    if getattr(config, "vocab_size", None) == before:
+        config.vocab_size = rows  # type: ignore[attr-defined]
 
 
 def padded(rows: int, multiple: int) -> int:

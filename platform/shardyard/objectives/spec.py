@@ -45,7 +45,7 @@ class ObjectiveSpec:
     head: the `Auto…` class of transformers whose models have the head, and the name of that class's table in
         transformers' `modeling_auto.py`. families: the supported entries of that table, if not all of them. tables:
         only entries that one of these further tables has, too. other_heads: model type → head, of model types that have
-        another one for the same task.
+        another one for the same task. refusals: why an entry is not supported, after its name.
     columns: role → kind of each column that a row needs. optional_columns: columns that it uses if present.
     layouts: the layouts that are recognised by their columns (`recipe/layouts.py`); the first has the roles of
         `columns`.
@@ -85,6 +85,7 @@ class ObjectiveSpec:
     families: frozenset[str] | None = None
     other_heads: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
+    refusals: Mapping[str, str] = field(default_factory=dict)
     optional_columns: Mapping[str, Kind] = field(default_factory=dict)
     layouts: Literal["conversations", "pairs", "pictures"] | None = None
     sections: frozenset[str] = frozenset({"loss"})

@@ -42,6 +42,8 @@ _COMMON = frozenset(
 )
 _KINDS = frozenset({"int", "float", "str", "bool", "list", "dict", "tuple", "None"})
 
+_UNDECLARED = {'getattr(config, "head_dim"': "head_dim", "=config.num_key_value_heads": "num_key_value_heads"}
+
 
 @dataclass(frozen=True)
 class ConfigFields:
@@ -140,10 +142,11 @@ def config_value(family: str, config: Mapping[str, Any], standard_name: str) -> 
 
 
 def _read_besides(path: Path) -> frozenset[str]:
-    """Keys that a model reads although its configuration does not declare them: the width of an attention head."""
+    """Keys that a model reads although its configuration does not declare them: the width of an attention head, and
+    the number of heads for keys and values."""
     modeling = path.with_name(path.name.replace("configuration_", "modeling_"))
-    reads = modeling.is_file() and 'getattr(config, "head_dim"' in modeling.read_text(encoding="utf-8")
-    return frozenset({"head_dim"}) if reads else frozenset()
+    text = modeling.read_text(encoding="utf-8") if modeling.is_file() else ""
+    return frozenset(name for read, name in _UNDECLARED.items() if read in text)
 
 
 def _models() -> Path:

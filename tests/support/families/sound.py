@@ -50,10 +50,11 @@ def samples(text: str, seconds: float = 0.1) -> npt.NDArray[np.float32]:
     return (0.3 * np.concatenate(tones)).astype(np.float32)
 
 
-def recording(text: str) -> dict[str, Any]:
-    """An example's audio, as WAV."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples(text), RATE, format="WAV")
+def recording(text: str, noise: float = 0.0) -> dict[str, Any]:
+    """An example's audio, as WAV; with noise of that loudness."""
+    buffer, clear = io.BytesIO(), samples(text)
+    hiss = noise * np.random.default_rng(len(text)).standard_normal(len(clear)).astype(np.float32)
+    soundfile.write(buffer, clear + hiss, RATE, format="WAV")
     return {"bytes": buffer.getvalue(), "path": f"{text}.wav"}
 
 

@@ -20,15 +20,26 @@ from shardyard.data.stream.rows import Row
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
 
-# The published models have this extractor; the table of transformers names the one of wav2vec2.
-_OWN = {"wav2vec2-bert": "SeamlessM4TFeatureExtractor"}
+# The published models have these extractors; the table of transformers names another one, or none.
+_OWN = {"wav2vec2-bert": "SeamlessM4TFeatureExtractor", "moonshine_streaming": "Wav2Vec2FeatureExtractor"}
 Settings = Callable[[Any], Mapping[str, object]]
 
 
 def _wave(config: Any) -> Mapping[str, object]:
     # Models that normalise each layer were published with a mask; those that normalise groups over time, without.
+    # Moonshine's were published with a mask, and without normalised samples.
     masked = getattr(config, "feat_extract_norm", "layer") == "layer"
-    return {"sampling_rate": RATE, "do_normalize": True, "return_attention_mask": masked}
+    scaled = not config.model_type.startswith("moonshine")
+    return {"sampling_rate": RATE, "do_normalize": scaled, "return_attention_mask": masked}
+
+
+def _mel(config: Any) -> Mapping[str, object]:
+    bins = config.input_feat_per_channel
+    return {"feature_size": bins, "num_mel_bins": bins, "sampling_rate": RATE}
+
+
+def _conformer(config: Any) -> Mapping[str, object]:
+    return {"feature_size": config.num_mel_bins, "sampling_rate": RATE}
 
 
 def _seamless(config: Any) -> Mapping[str, object]:
@@ -43,9 +54,14 @@ def _spectrogram(config: Any) -> Mapping[str, object]:
 
 _SETTINGS: dict[str, Settings] = {
     "Wav2Vec2FeatureExtractor": _wave,
+    "SpeechT5FeatureExtractor": lambda config: {"sampling_rate": RATE},
+    "Speech2TextFeatureExtractor": _mel,
     "SeamlessM4TFeatureExtractor": _seamless,
+    "ParakeetFeatureExtractor": _conformer,
+    "CohereAsrFeatureExtractor": _conformer,
     "ASTFeatureExtractor": _spectrogram,
 }
+_OF_SAMPLES = ("Wav2Vec2FeatureExtractor", "SpeechT5FeatureExtractor")
 
 
 @dataclass(frozen=True)
@@ -57,23 +73,28 @@ class Listener:
     filled: whether every row has the length of the longest, because the model reads padding too: those that normalise
         over time without a mask, and those with a fixed input.
     axes: of what the model reads: samples, frames of features, or Whisper's features of frames.
+    whole: the model reads a multiple of so many samples.
     """
 
     own: Any
     longest: int
     filled: bool
     axes: Literal["T", "FM", "MF"]
+    whole: int = 1
 
     @property
     def waves(self) -> bool:
         """Whether the model reads samples."""
         return self.axes == "T"
 
-    def row(self, samples: Samples, audio: schema.Audio, generator: np.random.Generator | None) -> Row:
+    def row(
+        self, samples: Samples, audio: schema.Audio, generator: np.random.Generator | None, *, silent: bool = False
+    ) -> Row:
         """`input_values` or `input_features`, and `attention_mask` if the model reads one.
 
         Args:
             generator: for the masks of `audio`; None without.
+            silent: all values are zero.
 
         Raises:
             UnusableRowError: the recording is longer than the model or the recipe allows.
@@ -82,16 +103,23 @@ class Listener:
             raise UnusableRowError(
                 f"recording longer than {self.longest / RATE:g} seconds", f"it has {len(samples) / RATE:.1f}"
             )
-        heard = self.own(samples, sampling_rate=RATE, return_tensors="np")
+        # Speech2Text's extractor divides a constant band, such as silence, by its deviation of zero.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            heard = self.own(samples, sampling_rate=RATE, return_tensors="np")
         name = self.own.model_input_names[0]
-        values = np.asarray(heard[name][0], dtype=np.float32)
-        if generator is not None:
+        values = np.nan_to_num(np.asarray(heard[name][0], dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        if silent:
+            values = np.zeros_like(values)
+        elif generator is not None:
             values = self._masked(values, len(samples), audio, generator)
-        if self.filled and self.waves:
-            values = np.pad(values, (0, self.longest - len(values)))
-        if "attention_mask" not in heard:
-            return {name: values}
-        return {name: values, "attention_mask": np.asarray(heard["attention_mask"][0], dtype=np.int64)}
+        row = {name: values}
+        if "attention_mask" in heard:
+            row["attention_mask"] = np.asarray(heard["attention_mask"][0], dtype=np.int64)
+        if self.waves:
+            length = self.longest if self.filled else len(values)
+            padding = -(-length // self.whole) * self.whole - len(values)
+            row = {key: np.pad(value, (0, padding)) for key, value in row.items()}
+        return row
 
     def _masked(
         self, values: npt.NDArray[np.float32], samples: int, audio: schema.Audio, generator: np.random.Generator
@@ -118,18 +146,14 @@ def listener(config: Any, audio: schema.Audio) -> Listener:
     if config.model_type == "whisper":
         own = feature_extractor(config)
         return Listener(own, own.n_samples, filled=True, axes="MF")
-    name = _OWN.get(config.model_type) or FEATURE_EXTRACTOR_MAPPING_NAMES.get(config.model_type)
-    if name not in _SETTINGS:
-        raise DataError(
-            f"Shardyard does not know how {config.model_type} hears: its feature extractor is {name}, and known are "
-            f"{', '.join(sorted(_SETTINGS))} and Whisper's."
-        )
-    own = getattr(transformers, name)(**_SETTINGS[name](config))
+    own, hearing = _extractor(config)
+    name = type(own).__name__
     found = Listener(
         own,
         _longest(own, audio),
-        filled=name == "ASTFeatureExtractor" or not own.return_attention_mask,
-        axes="T" if name == "Wav2Vec2FeatureExtractor" else "FM",
+        filled=name == "ASTFeatureExtractor" or _normalises_over_time(hearing),
+        axes="T" if name in _OF_SAMPLES else "FM",
+        whole=_frame(config) if config.model_type == "moonshine_streaming" else 1,
     )
     if found.waves and audio.frequency_masks:
         raise DataError(
@@ -139,10 +163,43 @@ def listener(config: Any, audio: schema.Audio) -> Listener:
     return found
 
 
+def _extractor(config: Any) -> tuple[Any, Any]:
+    """The feature extractor of a family, and the configuration of the part of the model that hears."""
+    hearing = config.encoder if config.model_type == "speech-encoder-decoder" else config
+    name = _OWN.get(hearing.model_type) or FEATURE_EXTRACTOR_MAPPING_NAMES.get(hearing.model_type)
+    if name not in _SETTINGS:
+        raise DataError(
+            f"Shardyard does not know how {hearing.model_type} hears: its feature extractor is {name}, and known are "
+            f"{', '.join(sorted(_SETTINGS))} and Whisper's."
+        )
+    if _SETTINGS[name] is _conformer:
+        hearing = config.encoder_config
+    try:
+        return getattr(transformers, name)(**_SETTINGS[name](hearing)), hearing
+    except ImportError as error:
+        raise DataError(
+            f"{name}, by which {config.model_type} hears, needs a package that is not installed: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _normalises_over_time(config: Any) -> bool:
+    """Whether the first layer normalises a whole row, its padding included, so that padding changes what is heard."""
+    return config.model_type == "moonshine" or getattr(config, "feat_extract_norm", "layer") == "group"
+
+
+def _frame(config: Any) -> int:
+    """Samples of a frame of Moonshine's streaming encoder, which reads whole frames."""
+    encoder = config.encoder_config
+    return round(encoder.sample_rate * encoder.frame_ms / 1000)
+
+
 def _longest(own: Any, audio: schema.Audio) -> int:
     limit = int(audio.seconds * RATE)
     # A spectrogram of fixed length; a frame more or less depends on the rounding of its windows.
     frames = getattr(own, "max_length", None)
+    if (clip := getattr(own, "max_audio_clip_s", None)) is not None:
+        limit = min(limit, int((clip - own.overlap_chunk_second) * RATE))  # it cuts longer ones into several rows
     return limit if frames is None else min(limit, (frames - 2) * FRAME)
 
 

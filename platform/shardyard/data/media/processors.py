@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CLIPImageProcessorPil
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.sentence_modules import SentenceModules
@@ -24,13 +25,40 @@ def make_processor(objective: str, inputs: FormatInputs) -> Any:
         return SentenceModules.for_model(inputs)
     if "audio" in objective_spec(objective).sections:
         own = listener(inputs.model, inputs.audio).own
-        return CtcProcessor(own, inputs) if objective == "speech_ctc" else own
+        if objective == "speech_ctc":
+            return CtcProcessor(own, inputs)
+        return SpeechProcessor(own, inputs.model) if "text" in objective_spec(objective).columns else own
     if "image" not in objective_spec(objective).sections:
         return None
     found = image_processor(ImageTransform.for_model(inputs.image, inputs.model))
     if objective_spec(objective).rows == "image_answers":
         return plain_processor(inputs, found) or found
     return found
+
+
+class SpeechProcessor:
+    """The feature extractor, and the name of the class that joins it with the tokenizer, for `AutoProcessor`."""
+
+    def __init__(self, own: Any, model: Any) -> None:
+        self._own, self._name = own, _processor_name(model)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Save the extractor's settings with the name."""
+        self._own.save_pretrained(folder)
+        if self._name is not None:
+            path = Path(folder) / "preprocessor_config.json"
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings["processor_class"] = self._name
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _processor_name(model: Any) -> str | None:
+    """The processor of a family; composed models have that of their encoder."""
+    if model.model_type == "seamless_m4t_v2":  # its table of transformers has no entry
+        return "SeamlessM4TProcessor"
+    hearing = model.encoder if model.model_type == "speech-encoder-decoder" else model
+    found = PROCESSOR_MAPPING_NAMES.get(hearing.model_type)
+    return found if isinstance(found, str) else None
 
 
 class CtcProcessor:

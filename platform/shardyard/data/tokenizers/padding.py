@@ -11,11 +11,12 @@ from shardyard.recipe.families import config_value
 OWN_TOKEN = "<|padding|>"
 
 # Families of transformers that count positions from the padding token, find the length of a text by it, or lengthen
-# rows with it themselves.
+# rows with it themselves; and those whose `labels` are padded with it in the decoder of the exported model.
 _NEED_PADDING = frozenset(
     [
-        *("flaubert", "fsmt", "gemma4", "gemma4_unified", "led", "m2m_100"),
-        *("nllb-moe", "seamless_m4t", "seamless_m4t_v2", "xlm"),
+        *("canary", "cohere_asr", "flaubert", "fsmt", "gemma4", "gemma4_unified", "led", "m2m_100", "moonshine"),
+        *("moonshine_streaming", "nllb-moe", "seamless_m4t", "seamless_m4t_v2", "speech-encoder-decoder"),
+        *("speech_to_text", "speecht5", "xlm"),
     ]
 )
 

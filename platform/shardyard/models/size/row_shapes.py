@@ -84,28 +84,46 @@ def _image_within_text(config: Any, data: Data, image: Image) -> tuple[Inputs, i
 
 
 def _speech(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
-    frames = config.max_source_positions
-    features = torch.zeros((1, config.num_mel_bins, 2 * frames), device="meta")
-    return {"input_features": features, "decoder_input_ids": _ids(_length(data))}, frames + _length(data)
+    heard, positions = _sound(config, data, image)
+    return {**heard, "decoder_input_ids": _ids(_length(data))}, positions + _length(data)
 
 
 # A recording of ten seconds at 16 kHz; a tenth of a second is ten frames of features.
 _SAMPLES = 160_000
 _FRAMES = 1000
+# Moonshine's three convolutions, and the four frames that its streaming encoder joins.
+_MOONSHINE_STRIDE = 64 * 3 * 2
+_STREAMING_FRAMES = 4
 
 
 def _sound(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     """A recording of ten seconds, or of the length that the configuration fixes."""
+    config = getattr(config, "encoder_config", None) or getattr(config, "encoder", None) or config
     if hasattr(config, "conv_stride"):
-        return {"input_values": torch.zeros((1, _SAMPLES), device="meta")}, _SAMPLES // math.prod(config.conv_stride)
+        return _samples(math.prod(config.conv_stride))
+    if config.model_type == "moonshine":
+        return _samples(_MOONSHINE_STRIDE)
+    if hasattr(config, "frame_ms"):
+        return _samples(round(config.sample_rate * config.frame_ms / 1000) * _STREAMING_FRAMES)
     if hasattr(config, "feature_projection_input_dim"):
-        frames = _FRAMES // 2
-        return {"input_features": torch.zeros((1, frames, config.feature_projection_input_dim), device="meta")}, frames
+        return _frames(_FRAMES // 2, config.feature_projection_input_dim, getattr(config, "adaptor_stride", 1))
+    if hasattr(config, "input_feat_per_channel"):
+        return _frames(_FRAMES, config.input_feat_per_channel * config.input_channels, 2**config.num_conv_layers)
+    if hasattr(config, "subsampling_factor"):
+        return _frames(_FRAMES, config.num_mel_bins, config.subsampling_factor)
     if hasattr(config, "frequency_stride"):
         values = torch.zeros((1, config.max_length, config.num_mel_bins), device="meta")
         return {"input_values": values}, config.max_length // config.time_stride
     frames = 2 * config.max_source_positions
     return {"input_features": torch.zeros((1, config.num_mel_bins, frames), device="meta")}, frames // 2
+
+
+def _samples(stride: int) -> tuple[Inputs, int]:
+    return {"input_values": torch.zeros((1, _SAMPLES), device="meta")}, _SAMPLES // stride
+
+
+def _frames(frames: int, bins: int, stride: int) -> tuple[Inputs, int]:
+    return {"input_features": torch.zeros((1, frames, bins), device="meta")}, frames // stride
 
 
 _SHAPES: dict[str, RowShape] = {

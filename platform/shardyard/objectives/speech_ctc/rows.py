@@ -5,32 +5,21 @@ Legend: T = tokens of a text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from shardyard.data.formats.inputs import FormatInputs
-from shardyard.data.formats.recordings import Recordings, joined
+from shardyard.data.formats.recordings import Recording, Transcribed
 from shardyard.data.formats.target_text import IGNORED, as_bytes
 from shardyard.data.media.listening import PADDING
-from shardyard.data.sources.sources import Example
 from shardyard.data.stream.rows import Row
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError, UnusableRowError
 
-_plain = BasicTextNormalizer()
 
-
-class Recording(TypedDict):
-    """An example; `audio` is an input of `read_audio`."""
-
-    audio: object
-    text: str
-
-
-class SpelledRecordings(Recordings):
+class SpelledRecordings(Transcribed):
     """Rows of what the model hears (`data/media/listening.py`) and `labels` int64 [T]; in evaluation also `reference`.
 
     A text longer than `sequence_length` makes its row unusable, because a part of it would be of no recording.
@@ -42,16 +31,11 @@ class SpelledRecordings(Recordings):
         super().__init__(inputs)
         self._backend = plain_backend(inputs.text_tokenizer)
         self._length, self._blank = inputs.sequence_length, inputs.model.pad_token_id
-        self._silent = inputs.data.drop_inputs
         if self._blank is None:
             raise DataError(
                 "CTC needs a token that stands for no letter, and the tokenizer has neither a pad nor an eos token; "
                 "choose another, such as bytes."
             )
-
-    def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
-        """One list per example, which comes first in it; in training with others that may be joined to it."""
-        return joined(examples, self.settings.join if self.training else 1, generator)
 
     def row(self, piece: list[Recording], generator: np.random.Generator) -> Row:
         """The row of all recordings that fit, at least the first; with `data.drop_inputs` they are silent.
@@ -59,23 +43,14 @@ class SpelledRecordings(Recordings):
         Raises:
             UnusableRowError: the recording or its text is too long, or the text is empty.
         """
-        samples, text = self.samples(piece[0], generator), self._text(piece[0])
-        for example in piece[1:]:
-            longer = np.concatenate([samples, self.samples(example, generator)])
-            more = f"{text} {self._text(example)}"
-            if len(longer) <= self.listener.longest and len(self._ids(more)) <= self._length:
-                samples, text = longer, more
+        samples, text = self.joined(piece, generator, lambda more: len(self._ids(more)) <= self._length)
         ids = self._ids(text)
         if len(ids) > self._length:
             raise UnusableRowError("text longer than data.sequence_length", f"{len(ids)} tokens of {self._length}")
         if not ids:
             raise UnusableRowError("recording without a text")
-        heard = self.heard(np.zeros_like(samples) if self._silent else samples, generator)
-        row = {**heard, "labels": np.array(ids, dtype=np.int64)}
+        row = {**self.heard(samples, generator), "labels": np.array(ids, dtype=np.int64)}
         return row if self.training else {**row, "reference": as_bytes(text)}
-
-    def _text(self, example: Recording) -> str:
-        return _plain(example["text"]).strip() if self.settings.plain_text else example["text"]
 
     def _ids(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)

@@ -1,4 +1,4 @@
-"""Speech to text: a decoder transcribes a recording from its features (Whisper, Radford et al. 2022)."""
+"""Speech to text: a decoder writes what an encoder hears (Whisper, Radford et al. 2022, and others)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from shardyard.objectives.seq2seq.loss import EncoderDecoder
 # Lower case, no punctuation, no remarks in brackets: how Whisper's error rates are computed for any language.
 _normalise = BasicTextNormalizer()
 
+_WRITTEN = frozenset({"decoder_input_ids", "labels", "reference"})
+
 
 class SpeechToText(EncoderDecoder):
     """Recordings to texts (`data/formats/speech.py`).
 
-    With `audio.ctc`, the encoder's outputs [B, S, D] are also multiplied by the decoder's output matrix, and the
-    end-of-text token serves as the blank, so the model needs no weights beyond those of transformers.
+    With `audio.ctc` (Whisper), the encoder's outputs [B, S, D] are also multiplied by the decoder's output matrix, and
+    the end-of-text token serves as the blank, so the model needs no weights beyond those of transformers.
     """
 
     def __init__(self, given: ObjectiveInputs) -> None:
@@ -30,8 +32,10 @@ class SpeechToText(EncoderDecoder):
         self._ctc, self._blank = given.audio.ctc, given.tokenizer.eos_token_id if given.audio.ctc else 0
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
-        """Log-Mel features [B, M, F] of M bins and F frames."""
-        return {"input_features": as_model(model, batch["input_features"])}
+        """What the encoder hears, by the names of its arguments: `input_features` or `input_values`, and perhaps
+        `attention_mask`."""
+        heard = {name: value for name, value in batch.items() if name not in _WRITTEN}
+        return {name: as_model(model, one) if one.is_floating_point() else one for name, one in heard.items()}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """In training, adds the CTC loss if the recipe enables it."""

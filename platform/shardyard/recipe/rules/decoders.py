@@ -26,6 +26,12 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
         yield ("evaluate", "rouge"), f"does nothing for {recipe.objective}, only for {owners}; remove it"
     if spec.decodes:
         yield from _decoding(recipe)
+        if recipe.audio.ctc and recipe.model.family != "whisper":
+            yield (
+                ("audio", "ctc"),
+                f"makes the encoder of whisper spell, and {recipe.model.family} has none of its kind; take it out, or "
+                "train an encoder alone with the objective speech_ctc",
+            )
         if recipe.model.pretrained is None:
             yield from _lengths(recipe)
             yield from _audio(recipe)
@@ -72,7 +78,7 @@ def _lengths(recipe: Recipe) -> Iterator[Finding]:
 
 def _audio(recipe: Recipe) -> Iterator[Finding]:
     family, config = recipe.model.family, recipe.model.config
-    positions = families.config_value(family, config, "max_source_positions")
+    positions = families.config_value(family, config, "max_source_positions") if family == "whisper" else None
     if type(positions) is int and positions % _POSITIONS_PER_SECOND:
         better = _POSITIONS_PER_SECOND * max(1, round(positions / _POSITIONS_PER_SECOND))
         yield (

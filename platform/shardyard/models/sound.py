@@ -1,0 +1,46 @@
+"""Configurations of models that hear, as far as they differ from those of other models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from shardyard.recipe.schema import Model
+
+# Encoder–decoders whose decoder has a configuration of its own.
+TEXT_PARTS = {"canary": "decoder_config", "speech-encoder-decoder": "decoder"}
+
+
+def settle_sound(config: PreTrainedConfig, model: Model) -> None:
+    """Turn off random choices of encoders of sound that a recipe does not ask for, and complete what a family lacks.
+
+    Their masks come from numpy's global generator, which a resumed run would not repeat (`audio` has masks of ours);
+    a dropped layer would be dropped on some ranks only.
+    """
+    for part, own in _parts(config, model.config):
+        if not _hears(part):
+            continue
+        if not hasattr(part, "speech_encoder_layerdrop"):  # data2vec-audio reads it without declaring it
+            part.apply_spec_augment = False
+        for name in part.to_dict():
+            if name.endswith("layerdrop"):
+                setattr(part, name, own.get(name, 0.0))
+    if config.model_type == "moonshine_streaming" and not hasattr(config, "num_key_value_heads"):
+        # Its decoder reads a field that its configuration does not declare (transformers 5.22).
+        config.num_key_value_heads = config.num_attention_heads  # type: ignore[attr-defined]
+    if config.model_type == "speech-encoder-decoder":
+        decoder: Any = config.decoder  # type: ignore[attr-defined]
+        decoder.is_decoder = decoder.add_cross_attention = True
+
+
+def _parts(config: PreTrainedConfig, own: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """The configuration and those inside it, each with the recipe's fields for it."""
+    inner = [(getattr(config, name, None), own.get(name)) for name in config.sub_configs]
+    return [(config, own), *((part, fields or {}) for part, fields in inner if part is not None)]
+
+
+def _hears(config: Any) -> bool:
+    return any(
+        hasattr(config, name) for name in ("ctc_loss_reduction", "speech_encoder_layerdrop", "apply_spec_augment")
+    )
