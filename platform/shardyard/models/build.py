@@ -153,10 +153,10 @@ def _with_text(
             "pad_token_id": text.get("eos_token_id"),
             **{name: id_ for name, id_ in text.items() if id_ is not None},
         }
-    made = {**_decoder(model, text), **text, **model.config}
+    made: dict[str, object] = {**_decoder(model, text), **text, **model.config}
     if (part := TEXT_PARTS.get(model.family)) is not None:
-        own = model.config.get(part)
-        made[part] = {**text, **(own if isinstance(own, dict) else {})}
+        fields = model.config.get(part)
+        made[part] = {**text, **(fields if isinstance(fields, dict) else {})}
     return made
 
 

@@ -28,9 +28,9 @@ def settle_sound(config: PreTrainedConfig, model: Model) -> None:
                 setattr(part, name, own.get(name, 0.0))
     if config.model_type == "moonshine_streaming" and not hasattr(config, "num_key_value_heads"):
         # Its decoder reads a field that its configuration does not declare (transformers 5.22).
-        config.num_key_value_heads = config.num_attention_heads  # type: ignore[attr-defined]
+        config.num_key_value_heads = config.num_attention_heads
     if config.model_type == "speech-encoder-decoder":
-        decoder: Any = config.decoder  # type: ignore[attr-defined]
+        decoder: Any = config.decoder
         decoder.is_decoder = decoder.add_cross_attention = True
 
 
@@ -41,6 +41,5 @@ def _parts(config: PreTrainedConfig, own: Any) -> list[tuple[Any, dict[str, Any]
 
 
 def _hears(config: Any) -> bool:
-    return any(
-        hasattr(config, name) for name in ("ctc_loss_reduction", "speech_encoder_layerdrop", "apply_spec_augment")
-    )
+    names = ("ctc_loss_reduction", "speech_encoder_layerdrop", "apply_spec_augment")
+    return any(hasattr(config, name) for name in names)

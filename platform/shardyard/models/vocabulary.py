@@ -36,7 +36,7 @@ def set_rows(config: PreTrainedConfig, rows: int) -> None:
     before = rows_of(config)
     config.get_text_config().vocab_size = rows
     if getattr(config, "vocab_size", None) == before:
-        config.vocab_size = rows  # type: ignore[attr-defined]
+        config.vocab_size = rows
 
 
 def padded(rows: int, multiple: int) -> int:

@@ -29,8 +29,10 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
         if recipe.audio.ctc and recipe.model.family != "whisper":
             yield (
                 ("audio", "ctc"),
-                f"makes the encoder of whisper spell, and {recipe.model.family} has none of its kind; take it out, or "
-                "train an encoder alone with the objective speech_ctc",
+                (
+                    f"makes the encoder of whisper spell, and {recipe.model.family} has none of its kind; take it out, "
+                    "or train an encoder alone with the objective speech_ctc"
+                ),
             )
         if recipe.model.pretrained is None:
             yield from _lengths(recipe)
