@@ -155,8 +155,8 @@ def _with_text(
         }
     made: dict[str, object] = {**_decoder(model, text), **text, **model.config}
     if (part := TEXT_PARTS.get(model.family)) is not None:
-        fields = model.config.get(part)
-        made[part] = {**text, **(fields if isinstance(fields, dict) else {})}
+        inner = model.config.get(part)
+        made[part] = {**text, **(inner if isinstance(inner, dict) else {})}
     return made
 
 

@@ -191,7 +191,8 @@ def _normalises_over_time(config: Any) -> bool:
 def _frame(config: Any) -> int:
     """Samples of a frame of Moonshine's streaming encoder, which reads whole frames."""
     encoder = config.encoder_config
-    return int(round(encoder.sample_rate * encoder.frame_ms / 1000))
+    samples: int = round(encoder.sample_rate * encoder.frame_ms / 1000)
+    return samples
 
 
 def _longest(own: Any, audio: schema.Audio) -> int:

@@ -40,8 +40,8 @@ SPEC = ObjectiveSpec(
     columns={"audio": "audio", "text": "text"},
     rows="speech",
     task="automatic-speech-recognition",
-    card="`AutoProcessor` prepares a recording (16 kHz) for `AutoModelForSpeechSeq2Seq`, and decodes what it writes "
-    "by `generate`. The pipeline of transformers does both, greedily with `num_beams=1`; it reads a Whisper only if the "
+    card="`AutoProcessor` prepares a recording (16 kHz) for `AutoModelForSpeechSeq2Seq`, and decodes what it "
+    "writes by `generate`. The pipeline of transformers does both, greedily with `num_beams=1`; it reads a Whisper only if the "
     "tokenizer is Whisper's own.",
     sections=frozenset({"loss", "audio"}),
     metrics={"perplexity": False, "word_error_rate": False, "character_error_rate": False},
