@@ -143,7 +143,7 @@ def test_every_other_family_of_the_head_is_refused_with_its_reason() -> None:
     spec = objective_spec("speech_to_text")
     assert spec.families is not None
     others = families_with_head(spec) - spec.families
-    assert others == spec.others.keys()
+    assert others == spec.refusals.keys()
     for other in others:
         fields = {**fields_of(Path(), "moonshine"), "model": {"family": other}}
         text = dict(model_rules(parse_recipe(fields)))["model", "family"]

@@ -21,7 +21,7 @@ _FAMILIES = frozenset(
 )
 _SPEAKS = "writes speech and not text"
 _CONVERSES = "is a language model that reads sound among the tokens of a prompt, and no encoder–decoder"
-_OTHERS = {
+_REFUSALS = {
     **dict.fromkeys(("dia", "vibevoice"), _SPEAKS),
     "pop2piano": "writes notes for a piano and not text",
     "kyutai_speech_to_text": "is a decoder that reads codes of sound beside its text, and no encoder–decoder",
@@ -36,13 +36,13 @@ SPEC = ObjectiveSpec(
     loss="shardyard.objectives.speech_to_text.loss:make",
     head=("AutoModelForSpeechSeq2Seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES"),
     families=_FAMILIES,
-    others=_OTHERS,
+    refusals=_REFUSALS,
     columns={"audio": "audio", "text": "text"},
     rows="speech",
     task="automatic-speech-recognition",
     card="`AutoProcessor` prepares a recording (16 kHz) for `AutoModelForSpeechSeq2Seq`, and decodes what it "
-    "writes by `generate`. The pipeline of transformers does both, greedily with `num_beams=1`; it reads a Whisper only if the "
-    "tokenizer is Whisper's own.",
+    "writes by `generate`. The pipeline of transformers does both, greedily with `num_beams=1`; it reads a Whisper "
+    "only if the tokenizer is Whisper's own.",
     sections=frozenset({"loss", "audio"}),
     metrics={"perplexity": False, "word_error_rate": False, "character_error_rate": False},
     row_shape="speech",

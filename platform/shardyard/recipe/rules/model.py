@@ -69,8 +69,8 @@ def _unsupported(family: str, objective: str, known: frozenset[str]) -> str:
         listed = ", ".join(sorted(known))
         if spec.source_length:
             return f"{objective} trains encoder–decoders, and {family!r} is none; it trains {listed}"
-        if family in spec.others:
-            return f"{family} {spec.others[family]}; {objective} trains {listed}"
+        if family in spec.refusals:
+            return f"{family} {spec.refusals[family]}; {objective} trains {listed}"
         return f"Shardyard does not train {family} for {objective} yet; it trains {listed}"
     if family in families.all_families():
         return f"transformers has {family!r}, but without the {spec.auto_class} that {objective} needs; " + suggestion(
