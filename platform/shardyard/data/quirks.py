@@ -7,13 +7,11 @@ newer version no longer needs one of these, or no longer has a name.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import pyarrow as pa
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from huggingface_hub.utils._http import default_client_factory
 
@@ -64,14 +62,6 @@ def shard_files(dataset: Any) -> list[ShardFile]:
     return [ShardFile(str(file)) for file in options.get("original_files", ())]
 
 
-def json_table(dataset: Any, lines: bytes) -> Any:
-    """A table of JSON Lines with the features of a streamed JSON dataset, converted as `datasets` converts its files.
-
-    `datasets` has no public function that parses bytes.
-    """
-    generate = dataset._ex_iterable.generate_tables_fn
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-        file.write(lines)
-        file.flush()
-        name = [file.name]
-        return pa.concat_tables([table for _, table in generate(name, [name], name)])
+def generator_of(dataset: Any) -> Any:
+    """The function that yields the tables of a streamed dataset; `datasets` has no public name for it."""
+    return getattr(getattr(dataset, "_ex_iterable", None), "generate_tables_fn", None)

@@ -75,7 +75,7 @@ def test_a_text_column_with_other_values_skips_those(tmp_path: Path) -> None:
     reader = ShareReader(share_of(opened, 0, 1), Retry())
     reader.seek(START)
     assert reader.read(10) == ['a "quoted" text', "b"]
-    assert reader.num_skipped == 1
+    assert reader.left_out.named == ["rows.jsonl, row 2: no text where text is read: {'no': 'text'}"]
 
 
 def conversation(*turns: tuple[str, str]) -> dict[str, Any]:

@@ -167,12 +167,14 @@ def test_lasting_failures_are_not_retried(recipe: Data, monkeypatch: pytest.Monk
 def test_a_broken_file_among_others(tmp_path: Path) -> None:
     pattern = write_jsonl(tmp_path, [documents(20), documents(20, "e")])
     (tmp_path / "part-002.jsonl").write_text('{"text": \n')
-    recipe = data([Source(path=pattern)], sequence_length=5000)
-    with (
-        loader(recipe, streams=1) as opened,
-        pytest.raises(DataError, match=r"part-\*\.jsonl: reading failed.*check the file"),
-    ):
+    recipe = data([Source(path=pattern)], sequence_length=5000, on_error="stop")
+    told = r"part-002\.jsonl, row 1: line 1: no JSON: Expecting value at character 10\. Correct or remove the row"
+    with loader(recipe, streams=1) as opened, pytest.raises(DataError, match=told):
         next(opened)
+    with loader(recipe.model_copy(update={"on_error": "skip"}), streams=1) as opened:
+        next(opened)
+        (counts,) = opened.stats()["sources"]
+    assert counts["left_out"]["unusable"] >= 1
 
 
 def test_defects_of_the_program_keep_their_type(recipe: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,8 @@ def test_fingerprints_say_which_files_were_read(tmp_path: Path) -> None:
 def invalid(tmp_path: Path) -> dict[str, tuple[Source, str]]:
     path = write_jsonl(tmp_path, [documents(3)])
     (tmp_path / "empty.jsonl").write_text("")
+    nested = str(tmp_path / "nested.jsonl")
+    Path(nested).write_text('{"text": "a", "n": {"m": 1}}\n')
     (tmp_path / "broken.parquet").write_bytes(b"not parquet at all")
     (tmp_path / "nothing").mkdir()
     mixed = tmp_path / "mixed"
@@ -185,13 +187,13 @@ def invalid(tmp_path: Path) -> dict[str, tuple[Source, str]]:
         "glob": (Source(path=str(tmp_path / "*.csv")), r"\*\.csv: there is no such file"),
         "folder": (Source(path=str(tmp_path / "gone")), "gone: there is no such file or folder"),
         "column": (Source(path=path, text_column="body"), "no column 'body'; it has text, n"),
-        "type": (Source(path=path, text_column="n"), "'n' holds int64, not text; columns of text: text"),
+        "type": (Source(path=nested, text_column="n"), "'n' holds nested values, not text; columns of text: text"),
         "empty": (Source(path=str(tmp_path / "empty.jsonl")), r"empty\.jsonl"),
         "broken": (Source(path=str(tmp_path / "broken.parquet")), r"broken\.parquet"),
         "split": (Source(path=path, split="test"), "files have no splits"),
         "no files": (Source(path=str(tmp_path / "nothing")), "holds no files"),
         "mixed": (Source(path=str(mixed)), "mixes files of several kinds"),
-        "suffix": (Source(path="https://example.invalid/data.tar"), "files end in"),
+        "suffix": (Source(path="https://example.invalid/data.rar"), "files end in"),
         "corpus": (Source(source="python-poems"), "no embedded corpus 'python-poems'; there are python-docs"),
         "neither": (Source(), "needs `source`"),
         "not an id": (Source(path="what is this"), "neither a local file or folder nor a hub id"),

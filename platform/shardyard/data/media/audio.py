@@ -47,12 +47,13 @@ def read_audio(value: Any) -> Samples:
     """Samples [T] of one channel at 16 kHz, from -1 to 1.
 
     Args:
-        value: bytes of a file that libsndfile reads (WAV, FLAC, OGG, MP3, …), or a dictionary with `bytes`, or with
-            the `path` of one.
+        value: bytes of a file that libsndfile reads (WAV, FLAC, OGG, MP3, …), its path, or a dictionary with `bytes` or
+            `path`.
 
     Raises:
         DataError: the file is not readable.
     """
+    value = {"path": value} if isinstance(value, str) else value
     path = value.get("path") if isinstance(value, dict) else None
     content = value.get("bytes") if isinstance(value, dict) else value
     source = io.BytesIO(content) if content is not None else path

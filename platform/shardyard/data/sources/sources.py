@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,20 +18,22 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from shardyard.data.datasets import dataset_files, dataset_fingerprint
 from shardyard.data.quirks import quiet_datasets
 from shardyard.data.sources import corpus
+from shardyard.data.sources.files import Found, open_files
+from shardyard.data.sources.kinds import column_path, feature_of, is_kind, may_be, type_of
 from shardyard.data.sources.layouts import read_layout
 from shardyard.data.sources.retry import TRANSIENT, Retry, Stopped
-from shardyard.data.sources.values import Decode, decoder
+from shardyard.data.sources.values import Decode, as_kind, chained, decoder
 from shardyard.data.sources.web import WEB, UnreachedError, be_patient
+from shardyard.data.tables.table import PROBLEM, problems_of
 from shardyard.errors import DataError, UnavailableError, UnusableRowError
 from shardyard.objectives.spec import Kind, ObjectiveSpec
 from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.layouts import Chosen, LayoutKind, choose, explain_unknown
 from shardyard.recipe.schema import Source
-from shardyard.redaction import VARIABLE_PREFIX, filled
+from shardyard.recipe.sources.usual import columns_of
 
 HUB_TIMEOUT_SECONDS = 20.0
 Result = TypeVar("Result")
-_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _WORDS: Mapping[Kind, str] = {
     "label": "whole numbers",
     "texts": "lists of texts",
@@ -42,10 +42,6 @@ _WORDS: Mapping[Kind, str] = {
     "number": "numbers",
     "numbers": "lists of numbers",
 }
-_LISTS = (list, datasets.List, datasets.LargeList)
-_TEXT_TYPES = ("string", "large_string", "string_view")
-# A text file is one document: single lines would lack context.
-_BUILDER_OPTIONS: dict[str, dict[str, str]] = {"text": {"sample_by": "document"}}
 
 
 # A document is its text; other examples are dictionaries: role → value.
@@ -59,8 +55,8 @@ class OpenSource:
 
     `dataset` is a streaming `IterableDataset`; `columns` maps role → column and `kinds` role → kind of its values;
     `decoders` maps role → how its stored values are read, if they are not read as they are. `layout` is the layout of
-    conversations or pairs that was recognised; its values are of any kind. `fingerprint` is JSON-able and identifies
-    the data.
+    conversations or pairs that was recognised; its values are of any kind. `found` has all columns. `fingerprint` is
+    JSON-able and identifies the data.
     """
 
     name: str
@@ -72,6 +68,7 @@ class OpenSource:
     training: bool
     decoders: Mapping[str, Decode] = field(default_factory=dict)
     layout: Chosen | None = None
+    found: Found | None = None
 
     @property
     def is_text(self) -> bool:
@@ -115,25 +112,35 @@ class OpenSource:
 
     def is_usable(self, example: Any) -> bool:
         """Whether all required values of a decoded example are present and not empty."""
+        return self.missing(example) is None
+
+    def missing(self, example: Any) -> str | None:
+        """The first role of a decoded example whose value is missing or empty."""
         if self.layout is not None:
-            return all(example.get(role) not in (None, "", []) for role in self.layout.layout.needed)
+            return next((role for role in self.layout.layout.needed if example.get(role) in (None, "", [])), None)
         if self.is_text:
-            return isinstance(example, str) and bool(example)
-        return all(_is_there(example[role], kind) for role, kind in self.kinds.items())
+            return None if isinstance(example, str) and example else "text"
+        return next((role for role, kind in self.kinds.items() if not _is_there(example[role], kind)), None)
 
 
 def _is_there(value: Any, kind: Kind) -> bool:
     if kind in ("label", "tags", "answers", "number"):
         return value is not None
+    if isinstance(value, dict):
+        # A struct of nulls stands for no value.
+        return any(inner is not None for inner in value.values())
     return bool(value) and (kind != "text" or isinstance(value, str))
 
 
 def _identity(example: Example) -> bytes:
     if isinstance(example, str):
         return example.encode()
-    value = next(iter(example.values()))
+    value: Any = next(iter(example.values())) if isinstance(example, dict) else example
     if isinstance(value, dict) and value.get("bytes") is not None:
         value = value["bytes"]
+    elif isinstance(value, dict) and value.get("path"):
+        # A folder may be moved, and its files stay on their sides.
+        value = "/".join(Path(str(value["path"])).parts[-2:])
     return value if isinstance(value, bytes) else repr(value).encode() if not isinstance(value, str) else value.encode()
 
 
@@ -151,12 +158,14 @@ def open_source(
     optional: Mapping[str, Kind] | None = None,
     layouts: LayoutKind | None = None,
     retry: Retry | None = None,
+    beside: Iterable[str] = (),
 ) -> OpenSource:
     """Open a source as a stream and check that it has the columns that the objective reads.
 
     `training` selects the default split and the side of `holdout`: training skips held-out examples, validation reads
     only those. `roles` maps required roles to the kind of their values, `optional` those that are read if present;
-    with `layouts`, the columns decide which of these layouts is read instead.
+    with `layouts`, the columns decide which of these layouts is read instead. `beside` are further columns that the
+    dataset has if the source has them.
     `retry` limits how long transient failures are retried.
 
     Raises:
@@ -170,21 +179,33 @@ def open_source(
     split = source.split or ("train" if training or (source.holdout and source.source is None) else "validation")
     name = source_name(source)
     if source.source is not None:
-        dataset, fingerprint = _open_corpus(source.source, split)
+        found = _open_corpus(source.source, split, retry)
     elif source.path is None:
         raise DataError("a source needs `source` (an embedded corpus) or `path` (files or a hub id).")
     else:
-        dataset, fingerprint = _open_path(source, split, retry)
-    features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
-    layout = _layout(features, name, source, layouts) if layouts is not None else None
+        found = _open_path(source, split, retry)
+    layout = _layout(found.features, name, source, layouts) if layouts is not None else None
     if layout is not None:
         columns, kinds = dict(layout.columns), dict[str, Kind]()
+        asked: Mapping[str, Kind] = {role: "image" for role in ("image", "images") if role in columns}
     else:
-        columns, kinds = _columns(features, name, source, roles, optional or {})
+        columns, kinds = _columns(found.features, name, source, roles, optional or {})
+        asked = kinds
+    wanted = _wanted(found.features, columns, asked) | {name: None for name in beside if name in found.features}
+    dataset = in_words(name, retry, lambda: found.stream(wanted))
     holdout = 0.0 if source.source is not None and split == "validation" else source.holdout
-    fingerprint = {"source": name, "split": split, **fingerprint}
-    opened = OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training, layout=layout)
-    return replace(opened, decoders=_decoders(features, opened))
+    fingerprint = {"source": name, "split": split, **found.fingerprint}
+    opened = OpenSource(name, dataset, columns, kinds, fingerprint, holdout, training, layout=layout, found=found)
+    return replace(opened, decoders=_decoders(dataset.features or found.features, opened))
+
+
+def _wanted(features: Any, columns: Mapping[str, str], asked: Mapping[str, Kind]) -> dict[str, Kind | None]:
+    """The top-level columns that hold `columns`, with the kind of their values if all of a column is read."""
+    found: dict[str, Kind | None] = {}
+    for role, column in columns.items():
+        top = column_path(features, column)[0]
+        found[top] = None if top != column or top in found else asked.get(role)
+    return found
 
 
 def open_for(spec: ObjectiveSpec, source: Source, *, training: bool, retry: Retry | None = None) -> OpenSource:
@@ -199,85 +220,29 @@ def open_for(spec: ObjectiveSpec, source: Source, *, training: bool, retry: Retr
     )
 
 
-def _open_corpus(name: str, split: str) -> tuple[Any, dict[str, object]]:
+def _open_corpus(name: str, split: str, retry: Retry) -> Found:
     if name in DATASETS:
         shards = [str(path) for path in dataset_files(name, split)]
         dataset = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
-        return dataset, dataset_fingerprint(name)
+        return _found(dataset, dataset_fingerprint(name), name, retry)
     files = corpus.corpus_files(name)
     if split not in files:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(files)}.")
     dataset = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
-    return dataset, asdict(corpus.fingerprint(name))
+    return _found(dataset, asdict(corpus.fingerprint(name)), name, retry)
 
 
-def _open_path(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
+def _open_path(source: Source, split: str, retry: Retry) -> Found:
     path = str(source.path)
-    if _kind(path) is not None or "://" in path:
-        return _open_files(path, source.split, retry)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return _open_folder(folder, split, retry)
-    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or "*" in path:
+    found = in_words(path, retry, lambda: open_files(source, split))
+    if found is not None:
+        return found
+    if Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or "*" in path:
         raise DataError(f"{path}: there is no such file or folder; relative paths start at the current folder.")
     return _open_hub(source, split, retry)
 
 
-def _kind(path: str) -> str | None:
-    """The builder of `datasets` for the suffix of a file, or None."""
-    return _KINDS.get(Path(path.split("?")[0].removesuffix(".gz")).suffix.lower())
-
-
-def _open_files(path: str, split: str | None, retry: Retry) -> tuple[Any, dict[str, object]]:
-    kind = _kind(path)
-    if kind is None:
-        raise DataError(f"{path}: files end in {', '.join(_KINDS)}, each with .gz after it or not.")
-    if split not in (None, "train"):
-        raise DataError(f"{path} has no split {split!r}: files have no splits; leave `split` out.")
-    fingerprint: dict[str, object] = {"url": path}
-    if "://" in path:
-        files = [filled(path, _variable)]
-    else:
-        files = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
-        if not files:
-            raise DataError(f"{path}: there is no such file; relative paths start at the current folder.")
-        fingerprint = _fingerprint_files(files)
-    options = _BUILDER_OPTIONS.get(kind, {})
-    return _load(path, retry, kind, data_files=files, split="train", **options), fingerprint
-
-
-def _variable(name: str) -> str:
-    """The value of a variable in a URL, from the environment of the process that reads the data."""
-    value = os.environ.get(name) if name.startswith(VARIABLE_PREFIX) else None
-    if value is None:
-        raise DataError(
-            f"a URL under data names the variable {name}, which is not set where the data is read; only variables that "
-            f"begin with {VARIABLE_PREFIX} are filled in. Export it before the launch or submission."
-        )
-    return value
-
-
-def _open_folder(folder: Path, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
-    """Open a folder like `datasets` does: splits by the names of files and subfolders."""
-    files = sorted(str(path) for path in folder.rglob("*") if path.is_file() and _kind(path.name))
-    kinds = {_kind(file) for file in files}
-    if not files:
-        raise DataError(f"{folder} holds no files that end in {', '.join(_KINDS)}.")
-    if len(kinds) > 1:
-        mixed = ", ".join(sorted(map(str, kinds)))
-        raise DataError(f"{folder} mixes files of several kinds ({mixed}); name one kind, as in {folder}/*.jsonl.")
-    options = _BUILDER_OPTIONS.get(str(kinds.pop()), {})
-    return _load(str(folder), retry, str(folder), split=split, **options), _fingerprint_files(files)
-
-
-def _fingerprint_files(files: list[str]) -> dict[str, object]:
-    """Names and sizes of files: hashing the content would read every byte once before training."""
-    sizes = [(Path(file).name, Path(file).stat().st_size) for file in files]
-    digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
-    return {"num_files": len(files), "num_bytes": sum(size for _, size in sizes), "names_and_sizes_sha256": digest}
-
-
-def _open_hub(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, object]]:
+def _open_hub(source: Source, split: str, retry: Retry) -> Found:
     """Open a dataset of the hub at the commit that `revision` (or the default branch) currently points to."""
     path = str(source.path)
     try:
@@ -302,7 +267,14 @@ def _open_hub(source: Source, split: str, retry: Retry) -> tuple[Any, dict[str, 
     except ValueError as error:
         raise DataError(f"{path} is neither a local file or folder nor a hub id (owner/name).") from error
     dataset = _load(path, retry, path, name=source.config, revision=commit, split=split)
-    return dataset, {"hub": path, "config": source.config, "revision": commit}
+    fingerprint = {"hub": path, "config": source.config, "revision": commit}
+    return _found(dataset, fingerprint, path, retry)
+
+
+def _found(dataset: Any, fingerprint: Mapping[str, object], name: str, retry: Retry) -> Found:
+    """A dataset that is streamed as it is."""
+    features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
+    return Found(features, fingerprint, lambda _: dataset)
 
 
 def _unreachable(path: str) -> str:
@@ -366,7 +338,7 @@ def _first_line(error: BaseException) -> str:
 
 def _layout(features: Any, name: str, source: Source, kind: LayoutKind) -> Chosen:
     """The layout of the columns."""
-    chosen = choose(kind, lambda column: _feature(features, column) is not None, source.columns)
+    chosen = choose(kind, lambda column: feature_of(features, column) is not None, source.columns)
     if chosen is None:
         raise DataError(f"{name} {explain_unknown(kind, kind, features, source.columns)}.")
     return chosen
@@ -375,8 +347,14 @@ def _layout(features: Any, name: str, source: Source, kind: LayoutKind) -> Chose
 def _decoders(features: Any, opened: OpenSource) -> dict[str, Decode]:
     """Role → decoder of its values, where they are not stored as they are."""
     prune = opened.layout is not None
-    found = {role: decoder(_feature(features, column), prune=prune) for role, column in opened.columns.items()}
-    return {role: decode for role, decode in found.items() if decode is not None}
+    found: dict[str, Decode] = {}
+    for role, column in opened.columns.items():
+        feature = feature_of(features, column)
+        steps = [decoder(feature, prune=prune), as_kind(opened.kinds.get(role), feature)]
+        present = [step for step in steps if step is not None]
+        if present:
+            found[role] = present[0] if len(present) == 1 else chained(*present)
+    return found
 
 
 def _columns(
@@ -387,13 +365,17 @@ def _columns(
     optional: Mapping[str, Kind],
 ) -> tuple[dict[str, str], dict[str, Kind]]:
     """Role → column and role → kind, checked against the columns of the source."""
-    named = {"text": source.text_column, **source.columns}
-    wanted = dict(roles)
-    wanted |= {role: kind for role, kind in optional.items() if _feature(features, named.get(role, role)) is not None}
+
+    def has(column: str) -> bool:
+        return feature_of(features, column) is not None
+
+    every = {**optional, **roles}
+    named = columns_of(every, source.columns, source.text_column, has)
+    wanted = {**roles, **{role: kind for role, kind in optional.items() if has(named[role])}}
     unknown = sorted(source.columns.keys() - roles.keys() - optional.keys())
     if unknown:
         raise DataError(f"{name}: columns names {unknown[0]!r}, which the objective does not read: {', '.join(roles)}.")
-    columns = {role: named.get(role, role) for role in wanted}
+    columns = {role: named[role] for role in wanted}
     for role, kind in wanted.items():
         _check_column(features, name, role, columns[role], kind)
     return columns, wanted
@@ -401,97 +383,58 @@ def _columns(
 
 def _check_column(features: Any, name: str, role: str, column: str, kind: Kind) -> None:
     setting = "text_column" if role == "text" else f"columns.{role}"
-    feature = _feature(features, column)
+    feature = feature_of(features, column)
     if feature is None:
         raise DataError(f"{name} has no column {column!r}; it has {', '.join(features)}. Set {setting} to one.")
-    if not _is_kind(feature, kind):
-        fitting = ", ".join(key for key, feature in features.items() if _is_kind(feature, kind))
+    if not is_kind(feature, kind) and not may_be(feature, kind):
+        fitting = ", ".join(key for key, feature in features.items() if is_kind(feature, kind))
         what = _WORDS.get(kind, kind)
         raise DataError(
-            f"{name}: column {column!r} holds {_type_of(feature)}, not {what}; columns of {what}: {fitting or 'none'}."
+            f"{name}: column {column!r} holds {type_of(feature)}, not {what}; columns of {what}: {fitting or 'none'}."
         )
 
 
+@dataclass(frozen=True)
+class Broken:
+    """An example that cannot be read as it is; `repaired` can be, if there is one."""
+
+    problem: str
+    repaired: Example | None
+
+
+def stored_examples(source: OpenSource, table: pa.Table) -> list[Example | Broken]:
+    """The stored examples of a table of a source."""
+    table_columns = {role: values_of(table, column) for role, column in source.columns.items()}
+    if source.is_text:
+        examples: list[Any] = table_columns["text"]
+    else:
+        rows = zip(*table_columns.values(), strict=True)
+        examples = [dict(zip(table_columns, values, strict=True)) for values in rows]
+    for index, problem in enumerate(problems_of(table) or ()):
+        if problem is not None:
+            values = examples[index].values() if isinstance(examples[index], dict) else (examples[index],)
+            whole = all(value is not None for value in values)
+            examples[index] = Broken(problem, examples[index] if whole else None)
+    return examples
+
+
 def top_columns(table: pa.Table, columns: Iterable[str]) -> list[str]:
-    """The top-level columns of a table that contain `columns`, each once: `translation` for `translation.en`."""
-    return top_names(table.column_names, columns)
+    """The top-level columns of a table that contain `columns`, each once: `translation` for `translation.en`; and the
+    column of problems."""
+    return [*top_names(table.column_names, columns), *([PROBLEM] if PROBLEM in table.column_names else [])]
 
 
 def top_names(names: Iterable[str], columns: Iterable[str]) -> list[str]:
     """Those of the top-level columns `names` that contain `columns`, each once."""
     names = list(names)
-    return list(dict.fromkeys(_path(names, column)[0] for column in columns))
+    return list(dict.fromkeys(column_path(names, column)[0] for column in columns))
 
 
 def values_of(table: pa.Table, column: str) -> list[Any]:
     """A column as a list; `translation.en` is the field `en` of the column `translation`."""
-    top, *fields = _path(table.column_names, column)
+    top, *fields = column_path(table.column_names, column)
     values = table.column(top)
     return list((pc.struct_field(values, fields) if fields else values).to_pylist())
-
-
-def _path(names: Iterable[str], column: str) -> list[str]:
-    """A column and the fields within it; a column whose name contains the dot takes precedence."""
-    return [column] if column in names else column.split(".")
-
-
-def _feature(features: Any, column: str) -> Any | None:
-    """The feature of a column or of a field within one; None if it does not exist."""
-    found: Any = features
-    for part in _path(features, column):
-        if isinstance(found, datasets.Translation):
-            found = dict.fromkeys(found.languages, datasets.Value("string"))
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
-def _type_of(feature: Any) -> str:
-    return str(getattr(feature, "dtype", None) or "nested values")
-
-
-def _is_kind(feature: Any, kind: Kind) -> bool:
-    """Images and audio are the features of `datasets`, a struct with `bytes`, or plain bytes. A column of JSON may hold
-    values of any kind, which are checked row by row."""
-    if isinstance(feature, datasets.Json):
-        return True
-    if kind == "text":
-        return _type_of(feature) in _TEXT_TYPES
-    if kind == "label":
-        return "int" in _type_of(feature)
-    if kind == "number":
-        return _is_number(feature)
-    if kind in ("messages", "texts", "tags", "numbers"):
-        return _is_list(feature, kind)
-    if kind == "answers":
-        fields = _item(feature) if isinstance(feature, _LISTS) else feature
-        return isinstance(fields, Mapping) and {"text", "answer_start"} <= fields.keys()
-    media = datasets.Image if kind == "image" else datasets.Audio
-    return isinstance(feature, media) or _type_of(feature) == "binary" or _has_bytes(feature)
-
-
-def _is_number(feature: Any) -> bool:
-    return any(kind in _type_of(feature) for kind in ("int", "float"))
-
-
-def _is_list(feature: Any, kind: Kind) -> bool:
-    """Whether a column holds lists, whose items are texts, or whole numbers or names, if the kind says so."""
-    if not isinstance(feature, _LISTS):
-        return False
-    item = _item(feature)
-    if kind == "texts":
-        return _type_of(item) in _TEXT_TYPES
-    if kind == "numbers":
-        return _is_number(item)
-    return kind == "messages" or _type_of(item) in _TEXT_TYPES or "int" in _type_of(item)
-
-
-def _item(feature: Any) -> Any:
-    """The feature of the items of a list."""
-    return feature[0] if isinstance(feature, list) else feature.feature
-
-
-def _has_bytes(feature: Any) -> bool:
-    return isinstance(feature, dict) and "bytes" in feature
 
 
 def _features_of_first(dataset: Any, name: str) -> Any:

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
+
+from shardyard.data.tables.fit import whole
+from shardyard.errors import UnusableRowError
+from shardyard.objectives.spec import Kind
 
 Decode = Callable[[Any], Any]
 # A key of a message that may be null on purpose: an answer that only calls tools.
@@ -33,6 +38,64 @@ def decoder(feature: Any, *, prune: bool = False, kept: tuple[str, ...] = _MAY_B
     if isinstance(feature, Mapping):
         return _struct({name: decoder(inner, prune=prune, kept=()) for name, inner in feature.items()}, prune, kept)
     return None
+
+
+def chained(first: Decode, second: Decode) -> Decode:
+    """One after the other."""
+    return lambda value: second(first(value))
+
+
+def as_kind(kind: Kind | None, feature: Any) -> Decode | None:
+    """A function from a value of this feature to one of the kind; None if they are the same."""
+    dtype = str(getattr(feature, "dtype", ""))
+    if kind == "text" and dtype not in ("string", "large_string", "string_view"):
+        return as_text
+    if kind == "label" and "int" not in dtype:
+        return as_whole
+    return as_number if kind == "number" and not dtype.startswith(("int", "uint", "float")) else None
+
+
+def as_text(value: Any) -> str | None:
+    """Digits, dates and booleans as texts.
+
+    Raises:
+        UnusableRowError: it is no single value.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return str(value)
+    raise UnusableRowError("no text where text is read", f"{value!r:.60}")
+
+
+def as_whole(value: Any) -> int | None:
+    """A whole number, of a text; None of an empty one.
+
+    Raises:
+        UnusableRowError: it is none.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        return whole(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnusableRowError("no whole number where one is read", f"{value!r:.60}") from error
+
+
+def as_number(value: Any) -> float | None:
+    """A number, of a text; None of an empty one.
+
+    Raises:
+        UnusableRowError: it is none.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UnusableRowError("no number where one is read", f"{value!r:.60}") from error
 
 
 def _json(value: Any) -> Any:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-from pathlib import Path
-
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_for
@@ -15,6 +12,7 @@ from shardyard.data.stream.shuffle import Windows
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Source
+from shardyard.recipe.sources.files import matching
 
 # Rows that are looked at in search of one that can be learned from; beyond them the run finds out.
 MOST_ROWS = 2000
@@ -49,8 +47,7 @@ def is_local(source: Source) -> bool:
     """Whether the source is embedded, prepared, or made of existing local files and folders."""
     if source.path is None:
         return True
-    path = Path(source.path).expanduser()
-    return path.exists() or bool(glob.glob(str(path), recursive=True))
+    return bool(matching(source.path))
 
 
 def _check(inputs: FormatInputs, objective: str, source: Source, *, training: bool) -> None:

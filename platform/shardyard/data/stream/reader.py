@@ -8,7 +8,7 @@ from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
 from shardyard.data.quirks import shard_files
 from shardyard.data.sources.retry import PERMANENT, TRANSIENT, Retry, Stopped
-from shardyard.data.sources.sources import Example, top_names
+from shardyard.data.sources.sources import Broken, Example
 from shardyard.data.sources.web import WEB
 from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.place import place_in_files
@@ -71,24 +71,44 @@ class ShareReader:
         Raises:
             DataError: the source cannot be read.
         """
-        source, examples = self.share.source, list[Example]()
+        examples = list[Example]()
         self.places = []
         while len(examples) < count and (chunk := self._fetched(count - len(examples))) is not None:
             while self._next < len(chunk.rows) and len(examples) < count:
                 index, stored = chunk.rows[self._next]
                 self._next += 1
                 place = chunk.cursor.example + index
-                try:
-                    example = source.decoded(stored)
-                    if not source.is_usable(example):
-                        self.num_skipped += 1
-                    elif source.keeps(stored):
-                        examples.append(source.laid_out(example))
-                        self.places.append(place)
-                except UnusableRowError as error:
-                    if source.keeps(stored):
-                        self.left_out.unusable(self.place(place), error)
+                if isinstance(stored, Broken):
+                    stored = self._mended(stored, place)
+                    if stored is None:
+                        continue
+                self._take(stored, place, examples)
         return examples
+
+    def _take(self, stored: Example, place: int, examples: list[Example]) -> None:
+        """Add an example, or count it."""
+        source = self.share.source
+        try:
+            example = source.decoded(stored)
+            missing = source.missing(example)
+            if missing is not None and source.is_text:
+                self.num_skipped += 1
+            elif missing is not None:
+                raise UnusableRowError(f"no {missing}")
+            elif source.keeps(stored):
+                examples.append(source.laid_out(example))
+                self.places.append(place)
+        except UnusableRowError as error:
+            if source.keeps(stored):
+                self.left_out.unusable(self.place(place), error)
+
+    def _mended(self, broken: Broken, place: int) -> Example | None:
+        """The repaired example if there is one and `data.on_error` asks for it."""
+        if broken.repaired is None or self.left_out.on_error != "repair":
+            self.left_out.unusable(self.place(place), UnusableRowError(broken.problem))
+            return None
+        self.left_out.repaired(self.place(place))
+        return broken.repaired
 
     def place(self, number: int) -> str:
         """Where an example of the share lies: `train.jsonl, row 61`, or how many rows of this stream precede it."""
@@ -147,8 +167,5 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _tables_of(share: Share) -> Tables:
-    features = getattr(share.dataset, "features", None)
-    if features is None:
-        return StreamedTables(share)
-    files = indexed_files(share.dataset, top_names(features, share.source.columns.values()))
+    files = indexed_files(share.dataset)
     return StreamedTables(share) if files is None else IndexedTables(share, files)

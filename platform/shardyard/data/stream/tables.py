@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import pyarrow as pa
 
 from shardyard.data.index.rows import IndexedFiles
-from shardyard.data.sources.sources import top_columns, values_of
+from shardyard.data.sources.sources import stored_examples, top_columns
 from shardyard.data.stream.share import START, Cursor, Share
 
 # Examples fetched at once. It affects speed and memory, never the order.
@@ -81,7 +81,9 @@ class StreamedTables:
             return []
         table = table.select(top_columns(table, self._share.source.columns.values()))
         whole = len(rows) == table.num_rows
-        return list(zip(rows, values(self._share, table if whole else table.take(list(rows))), strict=True))
+        return list(
+            zip(rows, stored_examples(self._share.source, table if whole else table.take(list(rows))), strict=True)
+        )
 
     def _pull(self) -> pa.Table | None:
         state, example = self._cursor.state, self._cursor.example + self._length
@@ -123,7 +125,7 @@ class IndexedTables:
             known = self._files.known(self._file, own + (most - 1) * step + 1)
             numbers = range(own, known, step)[:most]
             if numbers:
-                examples = values(self._share, self._files.table(self._file, numbers))
+                examples = stored_examples(self._share.source, self._files.table(self._file, numbers))
                 cursor = Cursor({"file": self._file, "before": self._before}, self._next) if self._next else START
                 self._next = self._before + numbers[-1] + 1
                 indices = (number - first for number in numbers)
@@ -141,12 +143,3 @@ class IndexedTables:
 def is_by_number(cursor: Cursor) -> bool:
     """Whether the cursor is the number of a row, not a state of `datasets`."""
     return cursor.state is not None and "file" in cursor.state
-
-
-def values(share: Share, table: pa.Table) -> list[Any]:
-    """The stored examples of a table: texts, or dictionaries role → value."""
-    source = share.source
-    if source.is_text:
-        return values_of(table, source.columns["text"])
-    columns = {role: values_of(table, column) for role, column in source.columns.items()}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -104,15 +104,16 @@ def _read_source(corpus: Corpus, source: TokenizerSource, spec: TokenizerSpec, p
 
 def _documents(source: TokenizerSource) -> Iterator[tuple[str, str | None]]:
     """(label, text) of every text column of every row."""
-    opened = open_source(source.as_recipe_source(), training=True)
     wanted = [*source.text_columns, *([source.language_column] if source.language_column else [])]
+    opened = open_source(source.as_recipe_source(), training=True, beside=wanted)
+    assert opened.found is not None
+    features = opened.found.features
+    if missing := [column for column in wanted if column not in features]:
+        raise DataError(
+            f"{source.name} has no column {missing[0]!r}; it has {', '.join(features)}. "
+            "Set text_columns and language_column of the spec to columns that there are."
+        )
     for table in _tables(opened.dataset, source.name):
-        missing = [column for column in wanted if column not in table.column_names]
-        if missing:
-            raise DataError(
-                f"{source.name} has no column {missing[0]!r}; it has {', '.join(table.column_names)}. "
-                "Set text_columns and language_column of the spec to columns that there are."
-            )
         values = {column: table.column(column).to_pylist() for column in wanted}
         for index in range(table.num_rows):
             for position, column in enumerate(source.text_columns):

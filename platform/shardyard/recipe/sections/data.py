@@ -19,7 +19,9 @@ class Source(Section):
     )
     path: str | None = described(
         None,
-        "Hub id, folder, file or URL (.parquet, .jsonl, .json, .csv, .txt, each also .gz, with * allowed). A URL "
+        "Hub id, folder, file or URL, with * allowed: .parquet, .jsonl, .json, .csv, .tsv, .txt (these five also .gz, "
+        ".zst, .bz2 or .xz), .arrow, .tar (WebDataset), or folders of pictures, of recordings, of save_to_disk, Common "
+        "Voice or LibriSpeech. Pictures and recordings named in a column lie relative to the file with the name. A URL "
         "takes logins and signatures from variables, ${DATA_…}.",
     )
     config: str | None = described(None, "Configuration (subset) of a hub dataset.")
@@ -32,6 +34,12 @@ class Source(Section):
         {},
         "Names of columns that differ from those the objective expects, such as {image: photo, text: caption}. For "
         "conversations and preference pairs, they also choose the layout: {prompt: question, completion: answer}.",
+    )
+    documents: Literal["file", "lines", "paragraphs"] | int | str | None = described(
+        None,
+        "How text files become documents: `file`, one per file; `lines`; `paragraphs`, at blank lines; a number, "
+        "pieces of about so many characters that end with a paragraph, line, sentence or word; or a regular expression "
+        "between slashes that matches where a document begins, such as `/^# /`. Default: file.",
     )
     weight: float = described(1.0, "Weight of this source in the training mixture, relative to the others.", gt=0.0)
     holdout: float = described(

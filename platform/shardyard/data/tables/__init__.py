@@ -1,0 +1,1 @@
+"""From files to Arrow tables of the columns that are read, whatever the other columns hold."""

@@ -1,0 +1,61 @@
+"""Opening files for reading: local or by URL, compressed or not."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any, cast
+
+import pyarrow as pa
+from datasets.utils.file_utils import xopen
+
+from shardyard.recipe.sources.files import compression
+
+# As `datasets` reads text and JSON; the chunks are part of its resumable state.
+CHUNK_BYTES = 10 << 20
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file."""
+    with ExitStack() as stack:
+        remote = "://" in path
+        file: IO[bytes] = stack.enter_context(xopen(path, "rb") if remote else open(path, "rb"))  # noqa: SIM115
+        yield cast("IO[bytes]", stack.enter_context(_decompressed(file, compression(path))))
+
+
+def _decompressed(file: IO[bytes], how: str | None) -> Any:
+    if how == ".gz":
+        return gzip.GzipFile(fileobj=file)
+    if how == ".bz2":
+        return bz2.BZ2File(file)
+    if how == ".xz":
+        return lzma.LZMAFile(file)
+    if how == ".zst":
+        return io.BufferedReader(cast("Any", _Raw(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))))
+    return file
+
+
+class _Raw(io.RawIOBase):
+    """A stream of pyarrow as Python's own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """The bytes in parts that end with a line."""
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk + file.readline()

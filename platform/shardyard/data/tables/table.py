@@ -1,0 +1,91 @@
+"""Tables as a stream: one shard per file, a table at a time, and a column that says which rows cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets.iterable_dataset import ArrowExamplesIterable
+from datasets.table import table_cast
+
+from shardyard.data.quirks import generator_of
+
+# The column of reasons for which a row cannot be read; null where it can. Other columns of such a row may hold values
+# that were repaired.
+PROBLEM = "__problem__"
+Tables = Callable[[str], Iterator[pa.Table]]
+
+
+# The table of some records of a file.
+Parse = Callable[[bytes, str], pa.Table]
+
+
+@dataclass(frozen=True)
+class _Generator:
+    tables: Tables
+    parse: Parse | None
+
+    def __call__(self, original_files: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
+        for file in original_files:
+            for number, table in enumerate(self.tables(file)):
+                yield (file, number), table
+
+
+def stream_of(
+    files: Sequence[str], tables: Tables, features: datasets.Features, parse: Parse | None = None
+) -> datasets.IterableDataset:
+    """A streamed dataset of files, of which `tables` yields the tables of one; each file is a shard.
+
+    Args:
+        parse: makes the table of some records, where records can be read alone.
+    """
+    found = ArrowExamplesIterable(_Generator(tables, parse), {"original_files": list(files)})
+    return datasets.IterableDataset(found, info=datasets.DatasetInfo(features=with_problems(features)))
+
+
+def parser_of(dataset: Any) -> Parse | None:
+    """The parser of a streamed dataset's records, if they can be read alone."""
+    found = generator_of(dataset)
+    return found.parse if isinstance(found, _Generator) else None
+
+
+def with_problems(features: Mapping[str, object]) -> datasets.Features:
+    """The features with those of the column of problems."""
+    return datasets.Features({**features, PROBLEM: datasets.Value("string")})
+
+
+def table_of(
+    features: datasets.Features, columns: Mapping[str, Sequence[Any]], problems: Sequence[str | None]
+) -> pa.Table:
+    """A table of these features from stored values, with the column of problems."""
+    schema = features.arrow_schema
+    plain = [pa.array(columns[name], type=_plain(schema.field(name).type)) for name in features]
+    table = table_cast(pa.Table.from_arrays(plain, names=list(features)), schema)
+    return table.append_column(PROBLEM, pa.array(problems, pa.string()))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without the extensions of `datasets`, which pyarrow cannot make arrays of."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(inner.name, _plain(inner.type)) for inner in kind])
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain(kind.value_type))
+    return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def without_problems(table: pa.Table) -> pa.Table:
+    """The table with the column of problems, all null."""
+    return table.append_column(PROBLEM, pa.nulls(table.num_rows, pa.string()))
+
+
+def problems_of(table: pa.Table) -> list[str | None] | None:
+    """The reasons of a table's rows; None if all can be read."""
+    if PROBLEM not in table.column_names or table.column(PROBLEM).null_count == table.num_rows:
+        return None
+    found: list[str | None] = table.column(PROBLEM).to_pylist()
+    return found
