@@ -18,6 +18,8 @@ _CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "speech_ctc": ENCODERS,
     "audio_classification": {name: {**config, "classifier_proj_size": 8} for name, config in ENCODERS.items()},
 }
+# Families that take tokenizers with particular tokens alone: one for padding, or one for padding whose id is 0.
+TOKENIZERS = {"altclip": "unigram-en-es-8k", "prophetnet": "wordpiece-docs-4k"}
 _SECTIONS: dict[str, dict[str, Any]] = {
     "contrastive": {"data": {"sequence_length": 48}},
     "vision_language": {"data": {"sequence_length": 256}},
@@ -30,8 +32,6 @@ def by_hand(objective: str, family: str) -> Narrow | None:
     if config is None:
         return None
     sections = {**_SECTIONS.get(objective, {})}
-    if family == "altclip":
-        sections["tokenizer"] = "unigram-en-es-8k"
     if objective == "vision_language":
         sections["image"] = IMAGES.get(family, {})
     return Narrow(config, sections=sections)

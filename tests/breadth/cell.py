@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ import transformers
 from safetensors.torch import load_file
 from torch import distributed
 
-from breadth.by_hand import by_hand
+from breadth.by_hand import TOKENIZERS, by_hand
 from breadth.matrix import in_short
 from breadth.narrow import InvalidInTransformersError, Narrow, find
 from shardyard.engine.inference.load import load_trained
 from shardyard.engine.job import Job
 from shardyard.engine.run import run_rank
 from shardyard.engine.world import Rank
+from shardyard.errors import RecipeError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.loading.load import dump_recipe, load_recipe, parse_recipe
 from shardyard.recipe.schema import Recipe
@@ -39,6 +40,8 @@ from support.tiny import tiny_job
 gc.freeze()
 MEMORY_BYTES = 8 << 30
 TOLERANCE = 1e-4
+# What the probes of a plan find in a family whose training would be wrong.
+_REFUSALS = ("is not causal", "nothing keeps the documents of a row apart")
 # Where in our sources an exception of a training passed by: the innermost that matches names the step.
 _PLACES = (
     ("engine/hooks/evaluate.py", "evaluate"),
@@ -52,7 +55,8 @@ _PLACES = (
 class Result:
     """What happened to one cell.
 
-    status: `passed`, `failed` (at `step`), or `invalid`: plain transformers refuses each configuration that was tried.
+    status: `passed`, `failed` (at `step`), `invalid`: plain transformers refuses each configuration that was tried, or
+        `refused`: the plan finds that its training would be wrong.
     seconds: step → time; the last step is the one that failed.
     """
 
@@ -83,6 +87,8 @@ def run_cell(objective: str, family: str, folder: Path, output: Path) -> None:
         except BaseException as error:  # noqa: BLE001  whatever it is, it is what the table shows
             result.status, result.error = "failed", _short(error)
             result.step = _place(error) or result.step
+            if isinstance(error, RecipeError) and any(text in str(error) for text in _REFUSALS):
+                result.status = "refused"
             traceback.print_exc(file=log)
     temporary = output.with_suffix(".partial")
     temporary.write_text(json.dumps(asdict(result)))
@@ -146,7 +152,9 @@ def _steps(result: Result, folder: Path) -> None:
 
 def _narrow(result: Result) -> Narrow:
     written = by_hand(result.objective, result.family)
-    return written or find(result.family, objective_spec(result.objective).auto_class_of(result.family))
+    found = written or find(result.family, objective_spec(result.objective).auto_class_of(result.family))
+    tokenizer = TOKENIZERS.get(result.family)
+    return replace(found, sections={**found.sections, "tokenizer": tokenizer}) if tokenizer else found
 
 
 def _validated(fields: dict[str, Any], folder: Path) -> Recipe:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,7 +29,7 @@ class Classification(Objective):
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B]; everything else in the batch is passed to the model, whose `logits` are [B, C]."""
         inputs = {name: _as_input(model, tensor) for name, tensor in batch.items() if name != "labels"}
-        logits, labels = model(**inputs).logits, batch["labels"]
+        logits, labels = _logits(model(**inputs)), batch["labels"]
         observed = {"correct": num_correct(logits, labels), "classes": class_counts(logits, labels)}
         if logits.size(-1) > TOP:
             observed["correct_top5"] = (logits.detach().topk(TOP).indices == labels[:, None]).sum()
@@ -43,6 +45,12 @@ class Classification(Objective):
         if "correct_top5" in totals.observed:
             found["accuracy_top5"] = totals.share("correct_top5", "loss")
         return found
+
+
+def _logits(output: Any) -> Tensor:
+    """The scores [B, C] of a model's output; PP-LCNet names its only output after the states that it comes from."""
+    found: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    return found
 
 
 def _as_input(model: nn.Module, tensor: Tensor) -> Tensor:

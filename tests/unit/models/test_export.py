@@ -69,6 +69,22 @@ def test_transformers_loads_the_same_model(tmp_path: Path, family: str, dtype: t
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_the_part_of_a_family_that_reads_text_is_found_by_the_family(tmp_path: Path) -> None:
+    """`AutoModelForCausalLM` knows emu3, and not the configuration of its decoder."""
+    side = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    section = Model(family="emu3", config={"text_config": {**side, "num_key_value_heads": 2}}, dropout=0.0)
+    ids = special_token_ids(load_tokenizer("bytes"))
+    config = architecture_config(section, vocabulary=257, special_tokens=ids)
+    torch.manual_seed(3)
+    model = construct(section, config).eval()
+    path = write(tmp_path / "final", config=config, weights=model.state_dict())
+    loaded = AutoModelForCausalLM.from_pretrained(path).eval()
+    assert (type(loaded), loaded.config.use_cache) == (type(model), True)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
 def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     path = write(tmp_path / "final")
     loaded, ours = AutoTokenizer.from_pretrained(path), load_tokenizer("bytes")

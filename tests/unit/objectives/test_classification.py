@@ -38,6 +38,13 @@ class Answers(nn.Module):
         return SimpleNamespace(logits=pixel_values * self.scale)
 
 
+class States(Answers):
+    """A model as PP-LCNet, whose scores have the name of states."""
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=pixel_values)
+
+
 def measured_totals(logits: Tensor, labels: Tensor, parts: int = 1) -> tuple[Classification, Totals]:
     """Measured in several micro-batches and added up."""
     made = Classification(Loss())
@@ -170,3 +177,9 @@ def test_labels_and_tokenizers_that_will_not_do() -> None:
             a_row(rows_format(8), text="the", label=label)
     with pytest.raises(DataError, match="no pad_token"):
         rows_format(8, bytes_tokenizer())
+
+
+def test_scores_by_the_name_of_states_are_read() -> None:
+    scored, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    measured = Classification(Loss()).measure(States(), {"pixel_values": scored, "labels": labels})
+    assert float(measured.losses["loss"]) == pytest.approx(float(nn.functional.cross_entropy(scored, labels) * 4))

@@ -26,15 +26,16 @@ def with_padding(tokenizer: Any, objective: str, family: str) -> Any:
 
     Classifiers of texts pad with the end token, as is usual for decoders, which have no other: the vocabulary and with
     it pretrained weights stay as they are. Models that could then not tell padding from the end of a text get a token
-    of their own, one more than the tokenizer had. The classifiers of encoder–decoders read the end token; where the
-    tokenizer separates texts instead, the separator is that token.
+    of their own, one more than the tokenizer had. Encoder–decoders end a text, and their classifiers read that token;
+    where the tokenizer separates texts instead, the separator is the end token.
 
     Raises:
         DataError: the family pads with the first token whatever the tokenizer says, and this is another token.
     """
     is_text = objective_spec(objective).row_shape == "text"
-    reads_end = is_text and bool(config_value(family, {}, "is_encoder_decoder"))
-    if reads_end and tokenizer.eos_token is None and tokenizer.sep_token is not None:
+    has_decoder = bool(config_value(family, {}, "is_encoder_decoder"))
+    reads_end = is_text and has_decoder
+    if has_decoder and tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if family == "prophetnet" and tokenizer.pad_token_id != 0:
         raise DataError(

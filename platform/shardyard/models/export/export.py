@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import re
 import shutil
@@ -22,6 +23,8 @@ from shardyard.models.adapters.merging import merged
 from shardyard.models.build import auto_class
 from shardyard.models.export.tokenizer import save_tokenizer
 from shardyard.models.outside import OutsideModel, save_module
+from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.families import families_with_head
 from shardyard.recipe.schema import Adapter
 
 
@@ -61,7 +64,10 @@ def export_model(
             with _full_disks():
                 save_module(partial, module, weights)
         else:
-            _save(_model(config, weights, objective, adapter), partial, generates)
+            model = _model(config, weights, objective, adapter)
+            _save(model, partial, generates)
+            if not _is_known(model.config, config, objective):
+                _whole(model.config, config).save_pretrained(partial)
         if tokenizer is not None:
             save_tokenizer(tokenizer, partial)
         if processor is not None:
@@ -125,6 +131,18 @@ def _save(model: Any, folder: Path, generates: GenerationConfig | None) -> None:
         model.save_pretrained(folder)
     if can_generate:
         generation.write(folder, generates)
+
+
+def _is_known(saved: PreTrainedConfig, config: PreTrainedConfig, objective: str) -> bool:
+    """Whether the `Auto…` class of the objective finds a model by the configuration that the model has itself."""
+    return type(saved) is type(config) or saved.model_type in families_with_head(objective_spec(objective))
+
+
+def _whole(text: PreTrainedConfig, config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of a family of which only the part that reads text was trained (`emu3`, `mllama`)."""
+    whole = copy.deepcopy(config)
+    whole.text_config, whole.architectures = text, text.architectures
+    return whole
 
 
 @contextmanager

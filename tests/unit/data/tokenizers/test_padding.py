@@ -40,6 +40,12 @@ def test_prophetnet_pads_with_the_first_token_alone() -> None:
     assert with_padding(tiny_wordpiece(), "causal_lm", "prophetnet").pad_token_id == 0
 
 
+def test_a_separator_ends_the_texts_of_an_encoder_decoder() -> None:
+    tokenizer = with_padding(tiny_wordpiece(), "seq2seq", "prophetnet")
+    assert tokenizer.eos_token == tokenizer.sep_token == "[SEP]"
+    assert with_padding(tiny_wordpiece(), "masked_lm", "bert").eos_token is None
+
+
 def _row(tokenizer: object, family: str) -> np.ndarray:
     tokenizer = with_padding(tokenizer, "text_classification", family)
     size = vocabulary_size(tokenizer)  # type: ignore[arg-type]
