@@ -14,13 +14,18 @@ from shardyard.objectives.registry import objective_spec
 _PROBE = "a"
 
 
-def exported_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: str) -> PreTrainedTokenizerFast:
+def exported_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, objective: str, *, segments: bool = False
+) -> PreTrainedTokenizerFast:
     """A copy of a run's tokenizer for sampling and for `final/`.
 
     Documents of packed rows begin with a separator, and texts of an encoder–decoder end with one. A tokenizer whose own
     call does not add it gets a post-processor that does, so that `pipeline` gives the model the same tokens as
     training. Without the separator the model would see a text that begins as no document does; with an end token the
     prompt would be over. A chat objective gets the chat template of training instead.
+
+    Args:
+        segments: the model tells the second text of a pair from the first; its tokenizer then says which is which.
     """
     copied = copy.deepcopy(tokenizer)
     spec = objective_spec(objective)
@@ -31,6 +36,9 @@ def exported_tokenizer(tokenizer: PreTrainedTokenizerFast, objective: str) -> Pr
         _surround(copied, head, [], replace=True)
     elif spec.row_shape in _ENDED and copied.eos_token_id is not None:
         _surround(copied, [], [copied.eos_token_id], replace=False)
+    if segments and "token_type_ids" not in copied.model_input_names:
+        names = ["input_ids", "token_type_ids", *copied.model_input_names[1:]]
+        copied.model_input_names = copied.init_kwargs["model_input_names"] = names
     return copied
 
 

@@ -19,6 +19,7 @@ from shardyard.data.answer_ends import answer_ends
 from shardyard.data.chat import ChatNotes, prepare_chat
 from shardyard.data.exported import exported_tokenizer
 from shardyard.data.formats import FormatInputs
+from shardyard.data.formats.sentences import has_segments
 from shardyard.data.media.processors import make_processor
 from shardyard.data.multimodal.conversation import picture_answer_ends, prepare_processor
 from shardyard.data.multimodal.placeholders import model_tokenizer, own_processor_makes_rows, placeholder_ids
@@ -55,7 +56,9 @@ class Components:
 
     def exported_tokenizer(self, recipe: Recipe) -> Any:
         """The tokenizer for sampling and for the exported model; None for an objective without text."""
-        return None if self.tokenizer is None else exported_tokenizer(self.tokenizer, recipe.objective)
+        if self.tokenizer is None:
+            return None
+        return exported_tokenizer(self.tokenizer, recipe.objective, segments=has_segments(self.config))
 
     def generation(self, recipe: Recipe, tokenizer: Any) -> GenerationConfig | None:
         """How the model generates with its exported tokenizer; None if it generates no text.

@@ -185,6 +185,13 @@ def test_rows_without_a_target_are_dropped_and_counted(tmp_path: Path) -> None:
     assert count_rows(given, "instruction", 7) == 6
 
 
+def test_conversations_without_an_answer_to_train_are_counted(tmp_path: Path) -> None:
+    talk = [*turns("u:a"), {"role": "assistant", "content": "b", "weight": 0}]
+    _, _, left_out = texts(inputs(write(tmp_path, [talk, *GOOD])), 3)
+    assert left_out["without_target"] >= 1
+    assert left_out["named"][0] == "talk.jsonl, row 1: no answer that is trained"
+
+
 def test_nothing_to_learn_is_refused_early_and_late(tmp_path: Path) -> None:
     given = inputs(write(tmp_path, [LONG] * 60), 96)
     told = r"nothing to learn from for training: 60 rows were left out: talk.jsonl, row 1"

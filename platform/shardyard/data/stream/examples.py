@@ -157,7 +157,9 @@ class ExampleStream:
         kept = [row for row in rows if self._rows.learns(row)]
         if not kept:
             self._rows.num_cut = cut_before
-        for _ in range(max(len(rows), 1) - len(kept)):
+        if not rows:
+            left_out.without_target(place, "no answer that is trained")
+        for _ in range(len(rows) - len(kept)):
             left_out.without_target(place)
         return kept
 

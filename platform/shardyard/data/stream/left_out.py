@@ -45,10 +45,10 @@ class LeftOut:
         self.num_unusable += 1
         self._name(f"{place}: {error}")
 
-    def without_target(self, place: str) -> None:
+    def without_target(self, place: str, why: str = "no target within data.sequence_length") -> None:
         """Count a row whose target does not fit into data.sequence_length, or that has none."""
         self.num_without_target += 1
-        self._name(f"{place}: no target within data.sequence_length")
+        self._name(f"{place}: {why}")
 
     def repaired(self, place: str) -> None:
         """Count a repaired row."""
