@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, ScalarEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.parser import Parser
 from ruamel.yaml.reader import ReaderError
 
 from shardyard.errors import Problem, RecipeError
@@ -125,8 +127,9 @@ def _read_text(path: Path, shown: str) -> str:
 
 def _compose(text: str, shown: str) -> Node | None:
     try:
-        _limit(text, shown)
-        node: Node | None = YAML(typ="safe", pure=True).compose(text)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Parser = partial(_Limited, shown=shown)
+        node: Node | None = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{shown}:{mark.line + 1}" if mark is not None else shown
@@ -149,27 +152,36 @@ def _syntax_message(error: MarkedYAMLError, text: str) -> str:
     return f"is not valid YAML: {' '.join(message.split())}"
 
 
-def _limit(text: str, shown: str) -> None:
-    """Reject malformed or malicious input at the first sign, before any of it is composed."""
-    nodes = depth = aliases = documents = 0
-    for event in YAML(typ="safe", pure=True).parse(text):
-        here = f"{shown}:{event.start_mark.line + 1}"
+class _Limited(Parser):
+    """Events of one YAML text; refuses malicious input at the first sign."""
+
+    def __init__(self, loader: Any, shown: str) -> None:
+        super().__init__(loader)
+        self.shown = shown
+        self.nodes = self.depth = self.aliases = self.documents = 0
+
+    def get_event(self) -> Any:
+        event = super().get_event()
         if isinstance(event, DocumentStartEvent):
-            documents += 1
+            self.documents += 1
             if event.version or event.tags:
-                raise _refuse(here, "has a % directive; recipes are plain YAML 1.2, so remove it")
-            if documents > 1:
-                raise _refuse(here, "starts a second document (---); one file holds one recipe")
+                raise self._refusal(event, "has a % directive; recipes are plain YAML 1.2, so remove it")
+            if self.documents > 1:
+                raise self._refusal(event, "starts a second document (---); one file holds one recipe")
         elif isinstance(event, AliasEvent):
-            aliases += 1
+            self.aliases += 1
         elif isinstance(event, CollectionStartEvent):
-            depth += 1
+            self.depth += 1
         elif isinstance(event, CollectionEndEvent):
-            depth -= 1
-        nodes += isinstance(event, ScalarEvent | CollectionStartEvent)
-        if aliases > MAX_ALIASES or nodes > MAX_NODES or depth > MAX_DEPTH:
+            self.depth -= 1
+        self.nodes += isinstance(event, ScalarEvent | CollectionStartEvent)
+        if self.aliases > MAX_ALIASES or self.nodes > MAX_NODES or self.depth > MAX_DEPTH:
             limit = f"{MAX_NODES} values, {MAX_DEPTH} levels or {MAX_ALIASES} aliases"
-            raise _refuse(here, f"is more than {limit}; no recipe needs that")
+            raise self._refusal(event, f"is more than {limit}; no recipe needs that")
+        return event
+
+    def _refusal(self, event: Any, message: str) -> RecipeError:
+        return _refuse(f"{self.shown}:{event.start_mark.line + 1}", message)
 
 
 def _tag_message(node: Node) -> str:

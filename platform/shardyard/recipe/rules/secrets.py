@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from shardyard.recipe.fields import Path
 from shardyard.recipe.schema import Recipe
-from shardyard.redaction import VARIABLE_PREFIX, holds_secret, variables_in
+from shardyard.redaction import VARIABLE_PREFIX, secret_finder, variables_in
 
 Finding = tuple[Path, str]
 
 
 def secret_rules(recipe: Recipe) -> Iterator[Finding]:
     """Text that looks like a secret, and variables in URLs that a recipe may not use."""
-    for path, text in _texts(recipe.model_dump(), ()):
+    holds_secret = secret_finder()
+    for path, text in _texts(recipe.model_dump(), (), holds_secret):
         if holds_secret(text):
             yield path, _advice("://" in text)
     for name in ("train", "validation"):
@@ -43,14 +44,14 @@ def _variables(path: str) -> Iterator[str]:
             )
 
 
-def _texts(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+def _texts(value: Any, path: Path, holds_secret: Callable[[str], bool]) -> Iterator[tuple[Path, str]]:
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(key, str) and holds_secret(key):
                 yield path, key
-            yield from _texts(item, (*path, key))
+            yield from _texts(item, (*path, key), holds_secret)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _texts(item, (*path, index))
+            yield from _texts(item, (*path, index), holds_secret)
     elif isinstance(value, str):
         yield path, value
