@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from shardyard.launch.run.architecture_cache import shipped_size
 from shardyard.launch.run.initial import for_planning
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import world_of
 from shardyard.planning.architecture import Architecture
-from shardyard.planning.plan import RunPlan
+from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
 
@@ -55,3 +56,11 @@ def planned(name: str) -> Planned:
     start = time.process_time()
     plan = prepare(for_planning(recipe, NO_RUNS), world_of(recipe.cluster))
     return Planned(recipe, plan, time.process_time() - start)
+
+
+@cache
+def planned_by_shipped_size(name: str) -> RunPlan:
+    """The plan of a shipped recipe by the sizes of recipes/sizes.json, which `test_recipes_sweep.py` measures again."""
+    recipe = for_planning(loaded(name), NO_RUNS)
+    size = shipped_size(recipe)
+    return planned(name).plan if size is None else make_plan(recipe, size, world_of(recipe.cluster))

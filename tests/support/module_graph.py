@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -24,34 +24,47 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
     return found
 
 
-def imports(path: str, source: str) -> Iterator[tuple[int, str]]:
+@cache
+def imports(path: str, source: str) -> tuple[tuple[int, str], ...]:
     """Line and full dotted name of all that a module imports; `path` is relative to the package, as in `data/chat.py`.
 
     Imports inside functions and under `TYPE_CHECKING` count like any other, and so do names given to `import_module`.
     """
     # The package of `data/loader.py`, and of `data/__init__.py`, is shardyard.data.
     package = ["shardyard", *path.split("/")[:-1]]
+    found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             outer = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*outer, *([node.module] if node.module else [])])
             # `from shardyard import data` names a room only by what is imported.
-            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in _IMPORTERS:
+            found += ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node.func) in _IMPORTERS:
             for argument in node.args:
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                    yield node.lineno, argument.value
+                    found.append((node.lineno, argument.value))
+    return tuple(found)
 
 
-def named_in_strings(source: str, known: Collection[str]) -> Iterator[tuple[int, str]]:
+def _called(function: ast.expr) -> str:
+    """`importlib.import_module` of a call, or the end of a longer expression."""
+    if isinstance(function, ast.Attribute):
+        outer = function.value.id + "." if isinstance(function.value, ast.Name) else ""
+        return outer + function.attr
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def named_in_strings(source: str, known: Collection[str]) -> list[tuple[int, str]]:
     """Line and name of each module in `known` that is named by a string of the source, as for `python -m`."""
-    for node in ast.walk(ast.parse(source)):
+    found = []
+    for node in ast.walk(ast.parse(source)) if "shardyard." in source else ():
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             whole = _NAMED.fullmatch(node.value)
             if whole is not None and (name := _module_of(whole[1], known)) is not None:
-                yield node.lineno, name
+                found.append((node.lineno, name))
+    return found
 
 
 def edges(package: Path = PACKAGE) -> dict[str, set[str]]:

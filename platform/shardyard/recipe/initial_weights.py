@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from ruamel.yaml import YAML
@@ -36,12 +38,15 @@ def kind_of(name: str) -> Literal["run", "dataset", "other"]:
 def recipe_of_run(name: str) -> ShippedRecipe | None:
     """The shipped recipe of the runs that `run:NAME` refers to."""
     wanted = name.removeprefix(RUN)
-    return next((shipped for shipped in shipped_recipes() if _title(shipped) == wanted), None)
+    titles = ((shipped, _title(shipped.path, shipped.path.stat().st_mtime_ns)) for shipped in shipped_recipes())
+    return next((shipped for shipped, title in titles if title == wanted), None)
 
 
-def _title(shipped: ShippedRecipe) -> str | None:
+@cache
+def _title(path: Path, changed_ns: int) -> str | None:
+    """The name that a recipe gives its runs; `changed_ns` is when its file changed last."""
     try:
-        data = YAML(typ="safe", pure=True).load(shipped.path)
+        data = YAML(typ="safe", pure=True).load(path)
     except (OSError, ValueError, YAMLError):
         return None  # loading that recipe reports the problem
     name = data.get("name") if isinstance(data, dict) else None

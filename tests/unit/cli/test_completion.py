@@ -76,6 +76,7 @@ def in_shell(shell: str, script: str, home: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_bash_installs_and_completes(home: Path) -> None:
     assert "bash completion installed" in in_shell("bash", "shardyard --install-completion; true", home)
     script = (
@@ -85,6 +86,7 @@ def test_bash_installs_and_completes(home: Path) -> None:
     assert in_shell("bash", script, home) == "mine-1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")
 def test_fish_installs_and_completes(home: Path) -> None:
     assert "fish completion installed" in in_shell("fish", "shardyard --install-completion; true", home)
@@ -92,6 +94,7 @@ def test_fish_installs_and_completes(home: Path) -> None:
     assert in_shell("fish", script, home) == "mine-1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here")
 def test_zsh_installs_and_completes(home: Path) -> None:
     assert "zsh completion installed" in in_shell("zsh", "shardyard --install-completion; true", home)

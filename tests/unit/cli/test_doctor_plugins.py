@@ -38,6 +38,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     plugins._entry_points.cache_clear()
 
 
+@pytest.mark.slow
 def test_doctor_lists_what_packages_bring_and_what_is_broken(installed: Path) -> None:
     good, *bad = check_plugins()
     assert (good.status, good.detail) == ("ok", "bigram (models, my-package 1.2)")

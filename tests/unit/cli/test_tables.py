@@ -117,6 +117,7 @@ def in_terminal(arguments: list[str], columns: int) -> str:
     return shown.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_runs_and_compare_show_ids_and_numbers_whole(columns: int, runs: Path) -> None:
     ids = [path.name for path in runs.iterdir()]
@@ -135,6 +136,7 @@ def test_runs_and_compare_show_ids_and_numbers_whole(columns: int, runs: Path) -
     assert str(runs / ids[0]) in one.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_what_is_watched_shows_ids_and_numbers_whole(columns: int, runs: Path) -> None:
     for path in runs.iterdir():

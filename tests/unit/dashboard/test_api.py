@@ -347,8 +347,15 @@ def _parsed(message: bytes) -> tuple[str, Any]:
     return lines["event"], json.loads(lines["data"])
 
 
-def test_the_stream_over_http(client: TestClient, runs: Path) -> None:
+def test_the_stream_over_http(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The application itself is asked, because the client of the tests waits for the end of an answer."""
+    monkeypatch.setattr("shardyard.dashboard.index.index.ENDED_PAUSES", (0.05, 0.1))
+    monkeypatch.setattr("shardyard.dashboard.web.stream.PERIOD_SECONDS", 0.05)
+    with served(runs, tmp_path / "cache") as client:
+        _follow_the_stream(client, runs)
+
+
+def _follow_the_stream(client: TestClient, runs: Path) -> None:
     messages: list[dict[str, Any]] = []
     scope = {
         "type": "http", "method": "GET", "path": "/api/stream", "raw_path": b"/api/stream", "headers": [

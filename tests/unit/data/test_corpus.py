@@ -28,7 +28,11 @@ def read(name: str, split: str) -> dict[str, str]:
     return {id_: text for table in tables for id_, text in zip(*table.to_pydict().values(), strict=True)}
 
 
-@pytest.mark.parametrize("name", corpus.CORPORA)
+# Making the corpus of docstrings takes four seconds.
+SLOW = {"python-docstrings": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in corpus.CORPORA])
 def test_a_corpus_has_even_shards_and_a_validation_split(name: str) -> None:
     files = corpus.corpus_files(name)
     assert (len(files["train"]), len(files["validation"])) == (64, 1)
@@ -52,6 +56,7 @@ def test_the_fingerprint_describes_the_corpus() -> None:
     assert opened.fingerprint["sha256"] == found.sha256
 
 
+@pytest.mark.slow
 def test_a_module_is_held_out_in_all_corpora() -> None:
     """`json.decoder` and the like are keys; ids tell them as `module:name#part`, `name.function#n` and `name`."""
     modules = set(read("python-code", "train")) | set(read("python-code", "validation"))
@@ -74,6 +79,7 @@ def test_a_module_is_held_out_in_all_corpora() -> None:
     assert any(id_.startswith("topic:") for id_ in topics["validation"])
 
 
+@pytest.mark.slow
 def test_documents_are_what_they_say() -> None:
     docs = {**read("python-docs", "train"), **read("python-docs", "validation")}
     assert "grammar" in "".join(text for id_, text in docs.items() if id_.startswith("topic:"))

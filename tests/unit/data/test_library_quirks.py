@@ -79,6 +79,7 @@ def test_tokens_can_be_named_after_the_construction_of_a_tokenizer(tmp_path: Pat
     assert tokenizer.image_token_id == len(tokenizer) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_torchvision_available(), reason="the processor is imported as it is with torchvision")
 def test_the_processor_of_pixtral_still_needs_torchvision_for_a_helper() -> None:
     name = "transformers.models.pixtral.processing_pixtral"

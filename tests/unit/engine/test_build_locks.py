@@ -65,6 +65,7 @@ def baton(lock: Path) -> tuple[quirks.BuildLock, list[str]]:
     return quirks.BuildLock(str(lock), wait_seconds=0.01, report=told.append), told
 
 
+@pytest.mark.slow
 def test_torch_still_waits_for_a_process_that_was_killed(lock: Path) -> None:
     Holder(lock, _TORCH).kill()
     assert not FileBaton(str(lock)).try_acquire()

@@ -288,6 +288,7 @@ def write_for_ever(checkpoints: Path) -> None:
         files.rotate(checkpoints, 2)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_nothing_that_only_looks_whole(tmp_path: Path) -> None:
     generator = random.Random(0)
     seen = 0
@@ -328,6 +329,7 @@ def write_and_die(checkpoints: Path, fatal: int) -> None:
     files.rotate(checkpoints, 1)
 
 
+@pytest.mark.slow
 def test_a_kill_before_each_single_operation_leaves_only_whole_ones(tmp_path: Path) -> None:
     for fatal in range(1, 200):
         checkpoints = tmp_path / str(fatal)

@@ -41,6 +41,7 @@ print(getattr(original_muon, "_plain", False), "torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_deepspeed_still_compiles_muon_for_every_optimizer() -> None:
     from deepspeed.runtime.zero.muon import original_muon
 

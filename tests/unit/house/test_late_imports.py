@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 
 import pytest
 
@@ -51,6 +52,7 @@ LATE = {
 }
 
 
+@cache
 def late(source: str) -> list[str]:
     """`line: import` of each import inside a function."""
     inner = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]

@@ -59,7 +59,7 @@ def violations(path: str, source: str) -> list[str]:
     for line, name in imports(path, source):
         if problem := _crossed(room, name):
             found.append(f"{path}:{line}: imports {name}: {problem}")
-    imported = set(imports(path, source))
+    imported = imports(path, source)
     for line, name in named_in_strings(source, modules()):
         problem = _crossed(room, name)
         # A specification names the code of its objective, for whoever makes one to import.

@@ -11,6 +11,8 @@ from support.module_graph import PACKAGE
 
 REPOSITORY = PACKAGE.parents[1]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, str]:

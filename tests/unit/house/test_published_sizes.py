@@ -1,7 +1,7 @@
 """Recipes of published sizes have the parameters that their papers and released weights have.
 
-All are counted on the meta device. `released` is the count of the weights that the authors (or, for architectures
-without, a widely used implementation) gave out, `paper` the round figure of the paper.
+Counted on the meta device, by the sizes that come with the recipes. `released` is the count of the weights that the
+authors (or, for architectures without, a widely used implementation) gave out, `paper` the round figure of the paper.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from shardyard.recipe.catalog.shipped import shipped_recipes
-from support.measured import loaded, planned
+from support.measured import loaded, planned_by_shipped_size
 
 
 class Size(NamedTuple):
@@ -78,10 +78,9 @@ ROUNDED = {
 
 
 def _parameters(name: str) -> int:
-    found = planned(name)
-    count = found.plan.architecture.parameters
-    if found.recipe.model.family == "marian":
-        config = found.recipe.model.config
+    count = planned_by_shipped_size(name).architecture.parameters
+    if loaded(name).model.family == "marian":
+        config = loaded(name).model.config
         count -= 2 * config["max_position_embeddings"] * config["d_model"]
     return count
 
@@ -103,22 +102,22 @@ def test_only_what_is_rounded_is_explained(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, size in SIZES.items() if size.active])
 def test_a_token_meets_the_active_parameters_of_the_paper(name: str) -> None:
-    assert planned(name).plan.architecture.active_parameters == pytest.approx(SIZES[name].active, rel=0.01)
+    assert planned_by_shipped_size(name).architecture.active_parameters == pytest.approx(SIZES[name].active, rel=0.01)
 
 
 def test_a_switch_sends_a_token_to_one_expert() -> None:
     """Twelve layers of 128 experts, each of three matrices of 768 by 2048, of which a token meets one."""
-    size = planned("moe/switch-base").plan.architecture
+    size = planned_by_shipped_size("moe/switch-base").architecture
     assert size.parameters - size.active_parameters == 12 * 127 * 3 * 768 * 2048
 
 
 def test_deepseek_lacks_only_the_biases_of_its_router() -> None:
     """The released count less a bias for each routed expert, which is a buffer in transformers."""
-    assert planned("moe/deepseek-v3").plan.architecture.parameters == 671_026_419_200 - 58 * 256
+    assert planned_by_shipped_size("moe/deepseek-v3").architecture.parameters == 671_026_419_200 - 58 * 256
 
 
 def test_what_a_stage_trains_is_what_its_recipe_says() -> None:
-    trained = {name: planned(name).plan.architecture.trainable_parameters for name in SIZES}
+    trained = {name: planned_by_shipped_size(name).architecture.trainable_parameters for name in SIZES}
     # Two layers between 1024 and 4096 numbers, with biases.
     assert trained["multimodal/llava-1.5-7b-align"] == 1024 * 4096 + 4096**2 + 2 * 4096
     # All but CLIP's tower, of which the released count is known.
@@ -137,8 +136,8 @@ def test_every_recipe_that_needs_a_large_gpu_is_checked() -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_plan_fits_the_gpus_that_the_recipe_supposes(name: str) -> None:
-    found = planned(name)
-    assert found.recipe.cluster.memory_per_worker == "80GiB"
-    assert found.plan.fits, found.plan.memory
-    assert found.recipe.expected is not None
-    assert f"{found.recipe.cluster.workers} GPUs of 80 GB" in " ".join(found.recipe.expected.split())
+    recipe, plan = loaded(name), planned_by_shipped_size(name)
+    assert recipe.cluster.memory_per_worker == "80GiB"
+    assert plan.fits, plan.memory
+    assert recipe.expected is not None
+    assert f"{recipe.cluster.workers} GPUs of 80 GB" in " ".join(recipe.expected.split())

@@ -82,6 +82,7 @@ def test_units_are_read_from_the_flags_and_what_onednn_is_told(
     assert bf16_units("", environment) is None
 
 
+@pytest.mark.slow
 def test_torch_agrees_about_this_cpu() -> None:
     """torch also takes CPUs whose AVX-512 only converts, so what has units must be among its own.
 

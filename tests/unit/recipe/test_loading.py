@@ -16,6 +16,7 @@ from shardyard.recipe.catalog.shipped import find_recipe, shipped_recipes
 from shardyard.recipe.loading.load import dump_recipe, load_recipe, parse_recipe
 from shardyard.recipe.loading.yaml_source import parse_value, read_document
 from shardyard.recipe.schema import Checkpoint, Recipe
+from support.measured import loaded
 
 BASE = """\
 name: base
@@ -215,7 +216,7 @@ def test_dumping_and_parsing_give_the_same_recipe(base: Path, tmp_path: Path) ->
 @example(text=" \u2028 'x': \n\n\t#\ufeff", number=1e22)
 @given(text=st.text(max_size=60), number=st.floats(min_value=1e-30, max_value=1e30))
 def test_any_text_and_number_survive_a_dump(text: str, number: float, tmp_path: Path) -> None:
-    recipe = load_recipe("gpt/quickstart").recipe
+    recipe = loaded("gpt/quickstart")
     changed = recipe.model_copy(
         update={"description": text, "optimizer": recipe.optimizer.model_copy(update={"lr": number})}
     )

@@ -89,6 +89,7 @@ def test_unicode_line_separators_inside_a_text_do_not_split_a_line(tmp_path: Pat
     assert read_jsonl(tmp_path / "s.jsonl", numbers=False) == [{"text": "a\u2028b\x85c\n"}]
 
 
+@pytest.mark.slow
 def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     code = (
@@ -104,6 +105,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     assert JsonlTail(path).torn == 0
 
 
+@pytest.mark.slow
 def test_a_killed_writer_costs_at_most_a_line_and_leaves_a_whole_run_json(tmp_path: Path) -> None:
     """Linux may end a write of more than a page half-way when its process is killed; the next writer ends that line."""
     from shardyard.tracking.run.folder import RunFolder

@@ -101,6 +101,7 @@ print(mirror.status().mode, mirror.status().place)
 """
 
 
+@pytest.mark.slow
 def test_an_offline_run_and_its_resumption_are_one_run(tmp_path: Path) -> None:
     for attempt in (1, 2):
         done = subprocess.run(
@@ -139,6 +140,7 @@ for outcome in sys.argv[2:]:
 _ENDS = {"finished": 0, "paused": 0, "failed": 1, "interrupted": 130, "preempted": 143, "timeout": 124}
 
 
+@pytest.mark.slow
 def test_wandb_is_told_how_a_run_ended(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", _OUTCOMES, str(tmp_path), *_ENDS], timeout=240, check=True)
     for outcome, code in _ENDS.items():
@@ -218,6 +220,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_means_offline_and_no_secret_in_what_is_said(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, silent_server: str
 ) -> None:

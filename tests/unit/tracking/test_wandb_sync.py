@@ -97,6 +97,7 @@ def test_a_second_upload_asks_nobody_and_more_steps_are_added(
     assert stub.run(run.id).steps == list(range(1, STEPS + 2))
 
 
+@pytest.mark.slow
 def test_an_upload_that_breaks_off_is_told_and_goes_on(
     stub: WandbStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_key_that_is_refused(stub: WandbStub, tmp_path: Path, capsys: pytest.C
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_no_network(
     stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

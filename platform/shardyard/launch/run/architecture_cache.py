@@ -59,7 +59,7 @@ _SIZELESS: dict[str, set[str] | dict[str, bool | set[str]]] = {
 
 def recall(recipe: Recipe) -> Architecture | None:
     """The cached sizes of a recipe's model; None if they are missing or outdated."""
-    return _recall_shipped(recipe) or _recall_kept(recipe)
+    return shipped_size(recipe) or _recall_kept(recipe)
 
 
 def shipped_sizes(measured: Iterable[tuple[Recipe, Architecture]]) -> str:
@@ -75,7 +75,8 @@ def _plain(architecture: Architecture) -> dict[str, object]:
     return {name: value for name, value in fields.items() if name != "findings" or value != asdict(Findings())}
 
 
-def _recall_shipped(recipe: Recipe) -> Architecture | None:
+def shipped_size(recipe: Recipe) -> Architecture | None:
+    """The sizes that came with a shipped recipe; None for any other, and for one whose weights lie elsewhere."""
     key = _shipped_key(recipe)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         shipped = json.loads((share_folder("recipes") / SIZES).read_text(encoding="utf-8"))
