@@ -8,6 +8,7 @@ from typing import Literal
 
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, train_step
+from shardyard.recipe.isolation import leaves_gaps
 from shardyard.tracking.metrics import record as names
 from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
@@ -75,6 +76,9 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
     metrics |= session.meter.update(session.plan.tokens_per_step, time.monotonic() - started, waited)
     if wanted:
         metrics |= memory_metrics()
+        if leaves_gaps(session.recipe):
+            positions = len(batch.row_sources) * (session.recipe.data.sequence_length or 1)
+            metrics[names.ROW_FILL] = batch.num_tokens / positions
     stop = next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
     return StepRecord(step, metrics), stop
 

@@ -30,9 +30,8 @@ from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.models.build import module_skeleton
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
-from shardyard.recipe.isolation import is_packed
+from shardyard.recipe.isolation import leaves_gaps
 from shardyard.recipe.precision import precision_of
-from shardyard.recipe.schema import Recipe
 from shardyard.tracking.metrics.record import StepRecord, evaluation_of
 from shardyard.tracking.run.events import DataRead, Finished, Notice
 from shardyard.tracking.run.folder import read_metrics, typed
@@ -140,15 +139,10 @@ def _log_data_counts(session: Session) -> None:
             repaired=left_out["repaired"],
             empty_streams=left_out["empty_streams"],
             named=tuple(left_out["named"]),
-            full=_fullness(session, stats) if _fills_rows(session.recipe) else None,
+            full=_fullness(session, stats) if leaves_gaps(session.recipe) else None,
             ranks=stats,
         )
     )
-
-
-def _fills_rows(recipe: Recipe) -> bool:
-    """Whether it matters how full rows are: examples are packed into them, or each document has its own."""
-    return recipe.data.packing or (recipe.data.isolation == "rows" and is_packed(recipe))
 
 
 def _fullness(session: Session, stats: Sequence[LoaderStats]) -> float:

@@ -29,8 +29,8 @@ MAX_MICRO_BATCH_TOKENS = 8192
 _HINTS: dict[Isolation, str] = {
     "positions": "",
     "mask": "; so each row gets a mask of its documents",
-    "rows": "; so each row has one document, cut at data.sequence_length or padded to it: short documents leave most "
-    "of it empty",
+    "rows": "; so each row has one document, cut at data.sequence_length or padded to it: short documents "
+    "leave a part of it empty",
 }
 
 

@@ -24,6 +24,11 @@ def is_packed(recipe: Recipe) -> bool:
     return recipe.data.isolate_documents and packed
 
 
+def leaves_gaps(recipe: Recipe) -> bool:
+    """Whether rows may be partly empty: whole examples are packed into them, or each document has its own."""
+    return recipe.data.packing or (recipe.data.isolation == "rows" and is_packed(recipe))
+
+
 def with_isolation(recipe: Recipe, isolation: Isolation) -> Recipe:
     """The recipe with `data.isolation` set."""
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"isolation": isolation})})

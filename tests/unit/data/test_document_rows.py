@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from shardyard.data.formats import FormatInputs
+from shardyard.data.stream.first_rows import filled_share
 from shardyard.data.stream.packing import IGNORED
 from shardyard.recipe.schema import Source
-from support.data_cases import SEPARATOR, batches, data, documents, two_separators, write_jsonl
+from support.data_cases import SEPARATOR, batches, bytes_tokenizer, data, documents, two_separators, write_jsonl
 
 BOS, EOS = 256, 257
 
@@ -58,3 +60,17 @@ def test_a_stream_of_rows_is_restored_exactly(tmp_path: Path) -> None:
     for done in (1, 7, 23):
         _, state = rows_of(tmp_path, texts, done)
         assert rows_of(tmp_path, texts, 60 - done, state)[0] == whole[done:]
+
+
+def test_how_full_rows_are_is_known_from_the_first_ones_and_of_each_batch(tmp_path: Path) -> None:
+    """Documents of three letters with their separator fill half of rows of eight, and those of seven all."""
+    short, long = (
+        Source(path=write_jsonl(tmp_path, [texts], name), weight=weight)
+        for name, texts, weight in (("short", ["abc"] * 20, 0.25), ("long", ["g" * 7] * 20, 0.75))
+    )
+    recipe = data([short, long], sequence_length=8, shuffle_window=1, isolation="rows")
+    assert filled_share(FormatInputs(recipe, bytes_tokenizer()), "causal_lm") == 0.25 * 0.5 + 0.75
+    elsewhere = recipe.model_copy(update={"train": [Source(path="https://host.invalid/x.jsonl")]})
+    assert filled_share(FormatInputs(elsewhere, bytes_tokenizer()), "causal_lm") is None
+    only_short = recipe.model_copy(update={"train": [short]})
+    assert [batch.num_tokens for batch in batches(only_short, 2, None, streams=1, global_batch=4)] == [16, 16]

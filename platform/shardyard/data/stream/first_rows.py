@@ -16,6 +16,7 @@ from shardyard.recipe.sources.files import matching
 
 # Rows that are looked at in search of one that can be learned from; beyond them the run finds out.
 MOST_ROWS = 2000
+ROWS_OF_AN_ESTIMATE = 64
 
 
 class _EnoughError(Exception):
@@ -41,6 +42,35 @@ def check_first_rows(inputs: FormatInputs, objective: str) -> None:
             # Embedded and prepared sources have been seen before.
             if source.path is not None and is_local(source):
                 _check(inputs, objective, source, training=training)
+
+
+def filled_share(inputs: FormatInputs, objective: str) -> float | None:
+    """The share of the positions of a row that hold tokens, from the first rows of each local source of training.
+
+    None if no source is made of local files.
+
+    Raises:
+        DataError: a source cannot be read.
+    """
+    found = [
+        (source.weight, _filled(inputs, objective, source))
+        for source in inputs.data.train
+        if source.path is not None and is_local(source)
+    ]
+    total = sum(weight for weight, _ in found)
+    return sum(weight * share for weight, share in found) / total if total else None
+
+
+def _filled(inputs: FormatInputs, objective: str, source: Source) -> float:
+    opened = open_for(objective_spec(objective), source, training=True)
+    reader = ShareReader(share_of(opened, 0, 1), Retry())
+    stream = make_rows(objective, inputs).stream(Windows(reader, (0, 0, 0), 1, repeat=False))
+    try:
+        while stream.num_rows < ROWS_OF_AN_ESTIMATE and stream.next_row() is not None:
+            pass
+    finally:
+        stream.close()
+    return stream.num_tokens / max(1, stream.num_rows * inputs.sequence_length)
 
 
 def is_local(source: Source) -> bool:

@@ -82,12 +82,13 @@ class Batch:
 
     `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` concatenates them to [R, …] if their
     lengths are equal. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able:
-    stream → state of this rank's streams after this batch.
+    stream → state of this rank's streams after this batch. `num_tokens` are those of the rows, without padding.
     """
 
     micro_batches: tuple[Tensors, ...]
     row_sources: tuple[int, ...]
     state: StreamStates
+    num_tokens: int = 0
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.cat([tensors[name] for tensors in self.micro_batches])
@@ -106,12 +107,16 @@ class _OwnRows:
     format: Rows
 
     def next_batch(self) -> Batch:
+        before = self._num_tokens()
         drawn = [self._next_row() for _ in range(self.rows_per_batch)]
         rows = [row for row, _ in drawn]
         cuts = range(0, self.rows_per_batch, self.micro_batch)
         micro_batches = tuple(self.format.collate(rows[cut : cut + self.micro_batch]) for cut in cuts)
         state = {str(index): stream.state() for index, stream in self.streams.items()}
-        return Batch(micro_batches, tuple(source for _, source in drawn), state)
+        return Batch(micro_batches, tuple(source for _, source in drawn), state, self._num_tokens() - before)
+
+    def _num_tokens(self) -> int:
+        return sum(source.num_tokens for stream in self.streams.values() for source in stream.by_source)
 
     def _next_row(self) -> Any:
         done = sum(stream.num_rows for stream in self.streams.values())

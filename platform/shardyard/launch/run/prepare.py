@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from shardyard.errors import DataError
+from shardyard.errors import DataError, ShardyardError
 from shardyard.launch.run.architecture_cache import keep, recall
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
@@ -48,7 +48,25 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
         keep(recipe, architecture)
     isolated = with_findings(recipe, architecture.findings)
     plan = make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated, world))
-    return replace(plan, reasons={**plan.reasons, **reasons})
+    return replace(plan, reasons={**plan.reasons, **reasons, **_fullness(isolated, plan)})
+
+
+def _fullness(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
+    """The reason of `rows` as isolation, with how full local data makes them; nothing if that cannot be told here."""
+    if plan.isolation != "rows":
+        return {}
+    from shardyard.data.stream.first_rows import ROWS_OF_AN_ESTIMATE, filled_share, is_local
+
+    if not any(source.path is not None and is_local(source) for source in recipe.data.train):
+        return {}
+    from shardyard.engine.components import make_components
+
+    try:
+        share = filled_share(make_components(recipe).format_inputs, recipe.objective)
+    except (ShardyardError, OSError):
+        return {}  # the run says what is wrong
+    filled = "" if share is None else f"; the first {ROWS_OF_AN_ESTIMATE} rows of the local data are {share:.0%} full"
+    return {"isolation": f"{plan.reasons['isolation']}{filled}"}
 
 
 def _rows_of_a_pass(recipe: Recipe, world: World) -> int | None:
