@@ -133,7 +133,9 @@ def test_peft_loads_the_adapter_alone(runs: Runs, tmp_path: Path) -> None:
     assert not config["use_dora"]
     assert set(config["target_modules"]) == {name.split(".")[-3] for name in names}
     assert len(AutoTokenizer.from_pretrained(path)) == 259
-    assert "library_name: peft" in (path / "README.md").read_text()
+    card = (path / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "base.resize_token_embeddings(264)" in card
 
 
 def test_another_run_continues_the_adapter_of_a_run_by_its_name(runs: Runs) -> None:

@@ -50,7 +50,7 @@ NO_FIELDS = re.compile(r"\.(json|py)$|^train\.loss$")
 # Options of other programs that stand alone, by page.
 OTHERS_OPTIONS = {
     "docs/develop/speed.md": {"--arms"},
-    "docs/checkpoints.md": {"--lora-modules"},
+    "docs/checkpoints.md": {"--lora-modules", "--max-lora-rank"},
     "docs/gpu.md": {"--part", "--rehearse"},
     "cluster/cloud/README.md": {"--device"},
     "cluster/image/README.md": {"--shm-size", "--device", "--ulimit"},

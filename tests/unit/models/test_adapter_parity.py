@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shardyard.errors import ModelError
-from shardyard.models.adapters.adapters import attach, num_trainable
+from shardyard.models.adapters.adapters import attach, fully_trained, num_trainable
 from shardyard.models.adapters.merging import merged
-from shardyard.models.adapters.saved import CONFIG, save_adapter
+from shardyard.models.adapters.saved import CONFIG, WEIGHTS, save_adapter
+from shardyard.models.adapters.servers import left_out_by_vllm, local_base
 from shardyard.models.adapters.targets import chosen, described
 from shardyard.models.frozen import AdapterOff
+from shardyard.models.vocabulary import resize
 from shardyard.recipe.loading.load import dump_recipe, load_recipe
 from shardyard.recipe.schema import Adapter
 from support.tiny import tiny_recipe, write_corpus
@@ -43,6 +45,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 FAMILIES["mamba"] = FAMILIES["falcon_mamba"] = {"state_size": 4, "intermediate_size": 32}
 FAMILIES["mamba2"] = {"state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 4}
+FAMILIES["phi"] = {"intermediate_size": 24}
+FAMILIES["gemma"] = {"intermediate_size": 24, "head_dim": 8}
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe", "jetmoe")
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -214,6 +218,113 @@ def test_peft_loads_what_is_saved_and_training_continues_from_it(
     (tmp_path / CONFIG).unlink()
     with pytest.raises(ModelError, match=r"has no readable adapter_config\.json"):
         adapted(family, adapter.model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "modules", "rows"),
+    [
+        ("llama", True, ["model.embed_tokens.*"], 61),
+        ("llama", True, ["lm_head.weight"], 66),  # another name of the same weight
+        ("llama", False, ["*embed_tokens*", "lm_head.*"], 66),
+        ("gpt2", True, ["transformer.wte.weight"], 64),
+        ("gemma", True, ["model.embed_tokens.*"], 66),  # scales its embeddings
+        ("phi", False, ["lm_head.*", "model.embed_tokens.*"], 64),  # its head has a bias
+        ("llama", True, [], 66),
+    ],
+)
+def test_peft_loads_embeddings_that_are_tied_resized_and_trained_in_full(
+    family: str, tied: bool, modules: list[str], rows: int, tmp_path: Path
+) -> None:
+    """peft gives each module of modules_to_save its own copy: a tied head must come with its embedding."""
+    from peft import AutoPeftModelForCausalLM, PeftModel
+
+    config = AutoConfig.for_model(family, **SMALL | FAMILIES[family], tie_word_embeddings=tied)
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    resize(model, rows, seed=1)
+    plain = copy.deepcopy(model)
+    adapter = Adapter(rank=3, modules_to_save=modules)
+    attach(model, adapter, objective="causal_lm", seed=1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    expected = model(input_ids=tokens()).logits
+    trained = [name for name, _ in fully_trained(plain, adapter, "causal_lm")]
+    assert bool(trained) == bool(modules)
+    saved = tmp_path / "adapter"
+    saved.mkdir()
+    save_adapter(
+        saved,
+        weights=model.state_dict(),
+        adapter=adapter,
+        model=plain,
+        trained=trained,
+        base=str(tmp_path / "base"),
+    )
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(rows)
+    for loaded in (
+        PeftModel.from_pretrained(base, saved),
+        AutoPeftModelForCausalLM.from_pretrained(saved) if rows == 61 or not modules else None,
+    ):
+        if loaded is not None:
+            found = loaded.eval()(input_ids=tokens()).logits
+            torch.testing.assert_close(found[..., :61], expected[..., :61], rtol=1e-4, atol=1e-4)
+    continued = copy.deepcopy(plain)
+    attach(continued, adapter.model_copy(update={"pretrained": str(saved)}), objective="causal_lm", seed=2)
+    torch.testing.assert_close(continued(input_ids=tokens()).logits, expected, rtol=1e-4, atol=1e-4)
+    whole = merged(model.state_dict(), adapter, plain)
+    plain.load_state_dict(whole)
+    torch.testing.assert_close(plain(input_ids=tokens()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_of_a_tied_weight_that_differ_are_not_continued(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def tied() -> Any:
+        config = AutoConfig.for_model("llama", **SMALL | FAMILIES["llama"], tie_word_embeddings=True)
+        torch.manual_seed(3)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+    adapter, model = Adapter(rank=3, modules_to_save=["lm_head.*"]), tied()
+    attach(model, adapter, objective="causal_lm", seed=1)
+    trained = ["model.embed_tokens.weight"]
+    save_adapter(tmp_path, weights=model.state_dict(), adapter=adapter, model=tied(), trained=trained, base="base")
+    tensors = load_file(tmp_path / WEIGHTS)
+    tensors["base_model.model.lm_head.weight"] += 1
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ModelError, match=r"differ, and are one tensor in this model; set model\.config\.tie_word"):
+        attach(tied(), adapter.model_copy(update={"pretrained": str(tmp_path)}), objective="causal_lm", seed=1)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "model.embed_tokens"])
+def test_embeddings_and_heads_have_no_adapter_and_the_way_out_is_named(target: str) -> None:
+    with pytest.raises(ModelError, match=rf"{target} is an embedding, a head, or trained in full.*modules_to_save"):
+        chosen(plain_model("llama"), Adapter(targets=["q_proj", target]))
+
+
+def test_what_vllm_does_not_load_is_told(tmp_path: Path) -> None:
+    def told(family: str = "llama", **settings: Any) -> list[str]:
+        adapter, plain = Adapter(**settings), plain_model(family)
+        model = plain_model(family)
+        attach(model, adapter, objective="causal_lm", seed=1)
+        trained = [name for name, _ in fully_trained(plain, adapter, "causal_lm")]
+        save_adapter(
+            tmp_path, weights=model.state_dict(), adapter=adapter, model=plain, trained=trained, base=str(tmp_path)
+        )
+        return left_out_by_vllm(tmp_path)
+
+    assert told() == told(rslora=True, targets=["q_proj"]) == []
+    assert told(rank=24) == ["its rank 24 needs `--max-lora-rank 32`"]
+    assert told(rank=600, targets=["q_proj"]) == ["its rank 600 is above vLLM's largest, 512"]
+    assert told(dora=True, modules_to_save=["lm_head.*"]) == [
+        "vLLM has no DoRA",
+        "vLLM loads no modules that are trained in full (lm_head)",
+    ]
+    (experts,) = told("mixtral")
+    assert experts.startswith("adapters of stacked experts")
+    assert local_base(tmp_path) == str(tmp_path)
 
 
 def test_an_adapter_that_peft_wrote_is_continued_if_the_recipe_says_what_it_is(tmp_path: Path) -> None:

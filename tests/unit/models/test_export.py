@@ -267,7 +267,7 @@ def test_the_card_names_the_base_model_the_licence_and_the_limits(tmp_path: Path
         assert "| base model | org/name@abc123 |" in card.text
         assert "It reads at most 64 tokens; rows of training had at most 32." in card.text
         assert "not on tasks, for safety, or for bias" in card.text
-        assert ('AutoModelForCausalLM.from_pretrained("org/name"), "path/to/this/folder")' in card.text) == adapter
+        assert ('base = AutoModelForCausalLM.from_pretrained("org/name")\nmodel = Peft' in card.text) == adapter
     folder = ModelCard(model_card(recipe, plan, TrainedRun("tiny-1", 20, {}, base="run:other"), {}))
     assert folder.data.base_model is None, "the name of a run is nothing on a hub"
     assert "| base model | run:other |" in folder.text

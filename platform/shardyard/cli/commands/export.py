@@ -46,7 +46,9 @@ def export(
     elif adapter:
         from shardyard.engine.inference.adapter import export_adapter
 
-        output.line(str(export_adapter(folder, step, destination or folder.adapter, trust=trust)))
+        written = export_adapter(folder, step, destination or folder.adapter, trust=trust)
+        output.line(str(written))
+        _note_servers(written)
     else:
         from shardyard.engine.inference.load import export_checkpoint
 
@@ -82,6 +84,8 @@ def push(
     from shardyard.models.export.hub import push as send
 
     with _model_folder(folder, step, trust, adapter=adapter) as model:
+        if adapter:
+            _note_servers(model, others=True)
         upload = planned_upload(model, repository, private=not public)
         size = f"{len(upload.files)} files, {format_bytes(upload.num_bytes)}"
         if dry_run:
@@ -90,6 +94,21 @@ def push(
             return
         output.note(f"sending {size} to {repository}")
         output.line(send(model, upload, message=f"{folder.id}, trained with Shardyard", revision=revision))
+
+
+def _note_servers(adapter: Path, *, others: bool = False) -> None:
+    """Say what vLLM does not load of an adapter, and if `others` are to load it, that they lack its base model."""
+    from shardyard.models.adapters.servers import left_out_by_vllm, local_base
+
+    found = left_out_by_vllm(adapter)
+    if found:
+        output.note(f"for vLLM: {'; '.join(found)}. `shardyard export RUN` writes a merged model.")
+    base = local_base(adapter) if others else None
+    if base is not None:
+        output.note(
+            f"the base model of this adapter is {base}, a folder of this machine: others need it too. Push it, and set "
+            "base_model_name_or_path in adapter_config.json to its name."
+        )
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def generate(
         fixed["pad_token_id"] = tokenizer.eos_token_id
     if getattr(getattr(model, "generation_config", None), "stop_strings", None):
         fixed["tokenizer"] = tokenizer
-    with seeded(seed, device), _one_text(model):
+    with seeded(seed, device), one_text(model):
         if model.config.is_encoder_decoder:
             ids, room = _source(model, tokenizer, prompt, report)
             continuation = _generate(model, ids, min(max_new_tokens, room), device, fixed)
@@ -76,7 +76,7 @@ _ONE_TEXT: dict[str, object] = {
 
 
 @contextmanager
-def _one_text(model: Any) -> Iterator[None]:
+def one_text(model: Any) -> Iterator[None]:
     """A context in which a model makes one text at a time, whatever else its generation configuration asks for."""
     config = getattr(model, "generation_config", None)
     if config is None:

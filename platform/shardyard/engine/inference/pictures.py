@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shardyard.data.media.images import decoded
 from shardyard.data.multimodal.conversation import prompt_inputs
-from shardyard.engine.hooks.generate import seeded
+from shardyard.engine.hooks.generate import one_text, seeded
 from shardyard.errors import UsageError
 from shardyard.objectives.base import as_model
 
@@ -43,7 +43,7 @@ def answer(
     inputs = {name: _as_input(model, value.to(device)) for name, value in found.items()}
     length = inputs["input_ids"].shape[1]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with seeded(seed, device):
+    with seeded(seed, device), one_text(model):
         written = model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,

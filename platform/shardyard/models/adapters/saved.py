@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shardyard.errors import ModelError
-from shardyard.models.adapters.targets import Target, adaptable, chosen, places
+from shardyard.models.adapters.targets import Target, adaptable, chosen, first_names, places
 from shardyard.recipe.schema import Adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -48,6 +48,7 @@ class SavedConfig(TypedDict):
     rank_pattern: NotRequired[dict[str, int]]
     alpha_pattern: NotRequired[dict[str, float]]
     inference_mode: NotRequired[bool]
+    auto_mapping: NotRequired[dict[str, str] | None]
 
 
 def check_saved(adapter: Adapter, targets: Sequence[Target]) -> None:
@@ -88,8 +89,9 @@ def load_saved(model: PreTrainedModel, adapter: Adapter, targets: Sequence[Targe
     """
     assert adapter.pretrained is not None
     folder = Path(adapter.pretrained).expanduser()
-    parameters = dict(model.named_parameters())
-    adapters = _tensors_of(targets, dora=adapter.dora)
+    # Tied weights have several names, and an adapter may hold them under each.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    adapters, given = _tensors_of(targets, dora=adapter.dora), dict[int, tuple[str, Tensor]]()
     for name, tensor in load_file(folder / WEIGHTS).items():
         plain = name.removeprefix(_PREFIX)
         parameter = parameters.get(adapters.get(plain, plain))
@@ -102,6 +104,12 @@ def load_saved(model: PreTrainedModel, adapter: Adapter, targets: Sequence[Targe
             raise ModelError(
                 f"{_FIELD}: {plain} in {folder} has shape {list(tensor.shape)}, and this model needs "
                 f"{list(parameter.shape)}; the adapter belongs to another base model."
+            )
+        first, same = given.setdefault(id(parameter), (plain, tensor))
+        if not torch.equal(same, tensor):
+            raise ModelError(
+                f"{_FIELD}: {first} and {plain} in {folder} differ, and are one tensor in this model; set "
+                "model.config.tie_word_embeddings to false."
             )
         parameter.data.copy_(tensor)
 
@@ -164,9 +172,11 @@ def save_adapter(
         for target in targets:
             _over_whole_weight(tensors, target, weights, start, adapter, model)
         rank, alpha = 2 * rank, adapter.scale * (2 * rank) ** (0.5 if adapter.rslora else 1)
-    modules = sorted({name.rpartition(".")[0] for name in trained})
-    members = {name for name in weights for module in modules if name.rpartition(".")[0] == module}
-    tensors |= {name: weights[name] for name in members}
+    tied = {alias: name for alias, name in first_names(model).items() if name in trained}
+    modules = sorted({name.rpartition(".")[0] for name in tied})
+    members = {name: name for name in weights for module in modules if name.rpartition(".")[0] == module}
+    # peft gives each module its own copy: without that of a tied head it would keep the head of the base model.
+    tensors |= {alias: weights[name].detach().clone() for alias, name in (members | tied).items()}
     save_file(
         {f"{_PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         folder / WEIGHTS,
@@ -177,6 +187,7 @@ def save_adapter(
         "r": rank,
         "lora_alpha": alpha,
         "base_model_name_or_path": base,
+        "task_type": _task_of(model),
         "lora_dropout": adapter.dropout,
         "target_modules": _short(targets, model, adapter),
         "target_parameters": sorted(target.name for target in targets if target.stacked) or None,
@@ -186,7 +197,16 @@ def save_adapter(
         "fan_in_fan_out": any(isinstance(model.get_submodule(t.name), Conv1D) for t in targets if not t.stacked),
         "inference_mode": True,
     }
+    if config["task_type"] is None:  # by these, `AutoPeftModel` finds the class of the base model
+        config["auto_mapping"] = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _task_of(model: PreTrainedModel) -> str | None:
+    """peft's name of the task of a class of transformers; None if it has none that changes nothing else."""
+    if type(model) in MODEL_FOR_CAUSAL_LM_MAPPING.values():
+        return "CAUSAL_LM"
+    return "SEQ_2_SEQ_LM" if type(model) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING.values() else None
 
 
 def _over_whole_weight(

@@ -94,7 +94,7 @@ def selected(model: PreTrainedModel, adapter: Adapter) -> list[Target]:
     weights = adaptable(model, adapter)
     if not adapter.targets:
         return [weight for weight in weights if not weight.router and not weight.read]
-    wanted = {weight.name for target in adapter.targets for weight in _matched(target, weights)}
+    wanted = {weight.name for target in adapter.targets for weight in _matched(target, weights, model)}
     return [weight for weight in weights if weight.name in wanted]
 
 
@@ -105,14 +105,20 @@ def adaptable(model: PreTrainedModel, adapter: Adapter) -> list[Target]:
 
 
 def fully_trained_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
-    """The parameters that `modules_to_save` names.
+    """The parameters that `modules_to_save` names; a tied weight may be named by any of its names.
 
     Raises:
         ModelError: a pattern matches nothing.
     """
-    return matching(
-        (name for name, _ in model.named_parameters()), adapter.modules_to_save, "model.adapter.modules_to_save"
-    )
+    names = first_names(model)
+    matched = matching(names, adapter.modules_to_save, "model.adapter.modules_to_save")
+    return list(dict.fromkeys(names[name] for name in matched))
+
+
+def first_names(model: PreTrainedModel) -> dict[str, str]:
+    """Every name of a parameter → the first name of it. A tied weight has several."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def places(targets: Iterable[Target]) -> dict[str, str]:
@@ -147,7 +153,7 @@ def described(model: PreTrainedModel, adapter: Adapter) -> tuple[str, str]:
     return _counted(target.kind for target in targets), f"{kinds} ({left / total:.2%} of the body's matrices)"
 
 
-def _matched(target: str, weights: list[Target]) -> list[Target]:
+def _matched(target: str, weights: list[Target], model: PreTrainedModel) -> list[Target]:
     """The weights whose name ends with `target`, or matches it as a regular expression.
 
     Raises:
@@ -163,6 +169,13 @@ def _matched(target: str, weights: list[Target]) -> list[Target]:
     ]
     if found:
         return found
+    tables = (nn.Linear, nn.Embedding, Conv1D)
+    for name, module in model.named_modules():
+        if isinstance(module, tables) and f".{name}".endswith(f".{target}"):
+            raise ModelError(
+                f"model.adapter.targets: {name} is an embedding, a head, or trained in full, and gets no adapter; take "
+                f"it out. To train it as a whole, name {name}.* in model.adapter.modules_to_save."
+            )
     plain = re.fullmatch(r"[\w.]+", target) is not None
     near = suggestion(target, {weight.kind for weight in weights} if plain else {weight.name for weight in weights})
     matches = "linear layer is called" if plain else "whole name of a linear layer matches"

@@ -93,7 +93,7 @@ def model_card(
 
 ## Use
 
-{use}{_how_to_load_adapter(recipe, run) if adapter else _how_to_load(recipe)}
+{use}{_how_to_load_adapter(recipe, plan, run) if adapter else _how_to_load(recipe)}
 
 ## Limits
 
@@ -159,16 +159,23 @@ def _limits(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping[st
         yield "Its text may be false, offensive or copied from its data: check it before you rely on it."
 
 
-def _how_to_load_adapter(recipe: Recipe, run: TrainedRun) -> str:
-    head = objective_spec(recipe.objective).auto_class_of(recipe.model.family)
+def _how_to_load_adapter(recipe: Recipe, plan: RunPlan, run: TrainedRun) -> str:
+    head, size = objective_spec(recipe.objective).auto_class_of(recipe.model.family), plan.architecture
     base = _hub_id(run.base) or "path/to/the/base/model"
-    return f"""This is a LoRA adapter; it needs its base model.
+    resized = size.pretrained_vocabulary is not None
+    resize = f"\nbase.resize_token_embeddings({size.vocabulary})" if resized else ""
+    adapter = recipe.model.adapter
+    quantized = ""
+    if adapter is not None and adapter.quantize is not None:
+        quantized = f" It was trained over weights in {adapter.quantize}; over others its results differ a little."
+    return f"""This is a LoRA adapter; it needs its base model.{quantized}
 
 ```python
 from peft import PeftModel
 from transformers import {head}
 
-model = PeftModel.from_pretrained({head}.from_pretrained("{base}"), "path/to/this/folder")
+base = {head}.from_pretrained("{base}"){resize}
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```"""
 
 

@@ -96,7 +96,10 @@ def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
         (
             model.adapter is not None,
             ("model", "adapter"),
-            f"cannot be combined with {spread}; set model.experts.parallel to 1",
+            (
+                f"cannot be combined with {spread}, because DeepSpeed's AutoEP trains and saves no other weights of "
+                "experts than their own; set model.experts.parallel to 1"
+            ),
         ),
         (bool(model.freeze), ("model", "freeze"), f"does not support {spread}; set model.experts.parallel to 1"),
         (
