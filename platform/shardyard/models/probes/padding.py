@@ -31,7 +31,7 @@ def padding_leak(model: Any) -> float:
 
 
 def text_logits(model: Any, ids: Tensor, length: int | None = None) -> Tensor:
-    """Logits for texts [B, T], of which the first `length` tokens are no padding.
+    """Logits for texts [B, T], of which the first `length` tokens are no padding; of several outputs, the first.
 
     An encoder–decoder gets the same decoder inputs for all lengths.
     """
@@ -39,5 +39,5 @@ def text_logits(model: Any, ids: Tensor, length: int | None = None) -> Tensor:
     if length is not None:
         mask[:, length:] = 0
     decoder = {"decoder_input_ids": ids[:, :DOCUMENT]} if model.config.is_encoder_decoder else {}
-    logits: Tensor = model(input_ids=ids, attention_mask=mask, **decoder).logits
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, return_dict=True, **decoder)[0]
     return logits
