@@ -10,6 +10,15 @@ from shardyard.recipe.schema import Image
 DEFAULT_SIZE = 224
 
 
+# Families whose pictures are lists of patches that keep the aspect ratio.
+PATCHED = frozenset({"siglip2"})
+
+
+def takes_any_shape(config: Any) -> bool:
+    """Whether a model of images and texts reads patches of pictures of any shape."""
+    return config.model_type in PATCHED
+
+
 def image_shape(image: Image, config: Any) -> tuple[int, int, int]:
     """(channels, height, width) for a transformers configuration, or for its vision part if it has several.
 

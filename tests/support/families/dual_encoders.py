@@ -27,6 +27,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "clip": _CLIP,
     "clipseg": _CLIP,
     "metaclip_2": _CLIP,
+    "siglip2": {
+        "text_config": _TEXT,
+        "vision_config": {**_SIDE, "patch_size": 8, "num_patches": 16},
+    },
     "siglip": {"text_config": _TEXT, "vision_config": _VISION},
     "tipsv2": {"text_config": _TEXT, "vision_config": _VISION},
 }

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForZeroShotImageClassification
+from PIL import Image
+from transformers import AutoModelForZeroShotImageClassification, Siglip2ImageProcessorPil
 
 from shardyard.data.formats import FormatInputs, captions
+from shardyard.data.media.processors import make_processor
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.errors import DataError
 from shardyard.models.build import architecture_config, special_token_ids
@@ -20,6 +22,7 @@ from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.make import make_objective
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.rules.pictures import picture_rules
 from support.families.dual_encoders import CONFIGS
 from support.objectives.contrastive import image, recipe_fields
 
@@ -90,6 +93,26 @@ def test_a_text_is_the_same_beside_a_longer_one(family: str) -> None:
         alone, both = model(**rows.collate([short])), model(**rows.collate([short, long]))
     torch.testing.assert_close(both.text_embeds[:1], alone.text_embeds, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(both.text_embeds[0], both.text_embeds[1], atol=1e-3)
+
+
+def test_pictures_of_any_shape_are_the_patches_of_their_processor() -> None:
+    """A wide picture, a tall one and a square, as the processor of SigLIP 2 makes a batch of them."""
+    inputs = inputs_of("siglip2")
+    noise = np.random.default_rng(1)
+    sizes = ((20, 60), (64, 16), (40, 40))
+    pictures = [Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    rows = captions.make(inputs)
+    batch = rows.collate([rows.row({"image": one, "text": "a"}, noise) for one in pictures])
+    theirs = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)(pictures, return_tensors="pt")
+    assert all(torch.equal(batch[name], theirs[name].to(batch[name].dtype)) for name in theirs)
+    assert [shape.tolist() for shape in batch["spatial_shapes"]] == [[2, 6], [8, 2], [4, 4]]
+    exported = make_processor("contrastive", inputs)
+    assert (exported.patch_size, exported.max_num_patches) == (8, 16)
+
+
+def test_a_size_of_pictures_of_any_shape_is_refused() -> None:
+    fields = {**recipe_fields(Path("x")), "model": {"family": "siglip2"}, "image": {"size": 32, "erase": 0.1}}
+    assert [path for path, _ in picture_rules(parse_recipe(fields))] == [("image", "size"), ("image", "erase")]
 
 
 def test_siglip_begins_where_its_paper_does() -> None:

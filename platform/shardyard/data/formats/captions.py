@@ -9,14 +9,16 @@ import numpy as np
 
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.media.images import ImageTransform
+from shardyard.data.multimodal.patches import patch_transform
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.text_frame import Frame, text_frame
 from shardyard.data.tokenizers.tokenizer import plain_backend
 from shardyard.errors import DataError
+from shardyard.recipe.image_shape import takes_any_shape
 
 # Model types that pool a text at the last position of a row of full length, without a mask; their processors fill it.
-FILLED = frozenset({"siglip"})
+FILLED = frozenset({"siglip", "siglip2"})
 # Model types whose text encoder, like RoBERTa's, numbers positions from its padding token on.
 _COUNTED = frozenset({"altclip"})
 
@@ -31,12 +33,14 @@ class Caption(TypedDict):
 class Captions(ExampleRows):
     """An image and its caption, as its tokenizer makes it; it ends with the token at which the text encoder is pooled.
 
-    Rows: `pixel_values` float32 [C, H, W], `input_ids` and `attention_mask` int64 [T], T up to `sequence_length`.
+    Rows: `pixel_values` float32 [C, H, W], or the tensors of `PatchTransform`; `input_ids` and `attention_mask` int64
+    [T], T up to `sequence_length`.
     """
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__()
-        self._transform = ImageTransform.for_model(inputs.image, inputs.model)
+        self._patches = patch_transform(inputs.image, inputs.model)
+        self._transform = None if self._patches else ImageTransform.for_model(inputs.image, inputs.model)
         self._backend = plain_backend(inputs.text_tokenizer)
         self._end = _end_token(inputs)
         frame = text_frame(inputs.text_tokenizer, inputs.data, ends=False)
@@ -44,11 +48,20 @@ class Captions(ExampleRows):
         self._length = inputs.sequence_length
         self._training = inputs.training
         self._fills_rows = inputs.model.model_type in FILLED
+        # SigLIP pads with the end token; the tokenizer of SigLIP 2 has a token of its own.
+        own = inputs.text_tokenizer.pad_token_id if takes_any_shape(inputs.model) else None
+        self._padding = self._end if own is None else own
 
     def row(self, piece: Caption, generator: np.random.Generator) -> Row:
         """The row of an example with `image` and `text`."""
-        pixels = self._transform.tensor(piece["image"], generator if self._training else None)
-        return {"pixel_values": pixels, **self.text_row(piece["text"])}
+        return {**self._image_row(piece["image"], generator), **self.text_row(piece["text"])}
+
+    def _image_row(self, value: object, generator: np.random.Generator) -> Row:
+        chance = generator if self._training else None
+        if self._transform is not None:
+            return {"pixel_values": self._transform.tensor(value, chance)}
+        assert self._patches is not None
+        return self._patches.tensors(value, chance)
 
     def text_row(self, text: str) -> Row:
         """The part of a row that is text."""
@@ -58,7 +71,7 @@ class Captions(ExampleRows):
         ids = np.array(framed, dtype=np.int64)
         if not self._fills_rows:
             return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        filled = np.full(self._length, self._end, dtype=np.int64)
+        filled = np.full(self._length, self._padding, dtype=np.int64)
         filled[: len(ids)] = ids
         return {"input_ids": filled}
 

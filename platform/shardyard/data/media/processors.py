@@ -13,6 +13,7 @@ from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.sentence_modules import SentenceModules
 from shardyard.data.media.images import ImageTransform
 from shardyard.data.media.listening import listener
+from shardyard.data.multimodal.patches import patch_transform
 from shardyard.data.multimodal.plain import plain_processor
 from shardyard.objectives.registry import objective_spec
 
@@ -30,6 +31,8 @@ def make_processor(objective: str, inputs: FormatInputs) -> Any:
         return SpeechProcessor(own, inputs.model) if "text" in objective_spec(objective).columns else own
     if "image" not in objective_spec(objective).sections:
         return None
+    if (patches := patch_transform(inputs.image, inputs.model)) is not None:
+        return patches.own
     found = image_processor(ImageTransform.for_model(inputs.image, inputs.model))
     if objective_spec(objective).rows == "image_answers":
         return plain_processor(inputs, found) or found

@@ -25,6 +25,8 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.objectives.scores import zero_shot_accuracy
 
 NAME = "{}"
+# What rows hold of an image.
+_IMAGE = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
 
 def measure_zero_shot(
@@ -93,13 +95,13 @@ def _class_texts(
     if not isinstance(held.format, Captions):
         raise UsageError(f"--classes needs rows of images with captions, not {type(held.format).__name__}.")
     named = {tuple(row["input_ids"].tolist()): row for row in held.rows}
-    image, by_template = held.rows[0]["pixel_values"], []
+    image, by_template = {name: held.rows[0][name] for name in _IMAGE if name in held.rows[0]}, []
     for template in templates:
         rows: list[Row] = []
         for ids in classes:
             name = trained.tokenizer.decode(ids, skip_special_tokens=True)
             text = named[ids] if template == NAME else held.format.text_row(template.replace(NAME, name))
-            rows.append({**text, "pixel_values": image})
+            rows.append({**text, **image})
         by_template.append(_embeddings(trained, components, held, rows)[1])
     return torch.stack(by_template).mean(0)
 

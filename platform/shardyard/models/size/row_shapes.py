@@ -12,7 +12,7 @@ from torch import Tensor
 from shardyard import plugins
 from shardyard.errors import ModelError
 from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.image_shape import image_shape
+from shardyard.recipe.image_shape import image_shape, takes_any_shape
 from shardyard.recipe.schema import Data, Image
 from shardyard.suggest import suggestion
 
@@ -73,8 +73,19 @@ def _image_only(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
 
 def _image_and_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     # Without a mask: the model would read its values, which the meta device does not have.
+    if takes_any_shape(config):
+        return _patches_and_text(config, _length(data))
     pixels, patches = _image(config, image)
     return {"input_ids": _ids(_length(data)), "pixel_values": pixels}, _length(data) + patches
+
+
+def _patches_and_text(config: Any, length: int) -> tuple[Inputs, int]:
+    """A square picture that fills the patches; its shape has values, because the model reads them."""
+    vision = config.vision_config
+    side = math.isqrt(vision.num_patches)
+    pixels = torch.zeros((1, side**2, vision.num_channels * vision.patch_size**2), device="meta")
+    shape = torch.tensor([[side, side]])
+    return {"input_ids": _ids(length), "pixel_values": pixels, "spatial_shapes": shape}, length + side**2
 
 
 def _image_within_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:

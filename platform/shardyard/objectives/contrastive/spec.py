@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from shardyard.objectives.spec import ObjectiveSpec
 
-# Those of the head whose embeddings are compared by one learned scale. Others need rows of another kind: patches of any
-# shape (siglip2), video (videoprism); or have a second loss beside it (blip-2).
-_FAMILIES = frozenset({"align", "altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip", "tipsv2"})
+# Those of the head whose embeddings are compared by one learned scale. Others see video (videoprism), or compare each
+# text with several embeddings of a picture and have a second loss beside it (blip-2).
+_FAMILIES = frozenset(
+    {"align", "altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip", "siglip2", "tipsv2"}
+)
 
 SPEC = ObjectiveSpec(
     name="contrastive",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.fields import Path
+from shardyard.recipe.image_shape import PATCHED
 from shardyard.recipe.image_tokens import uses_own_processor
 from shardyard.recipe.schema import Chat, Image, Recipe
 
@@ -22,6 +23,10 @@ def picture_rules(recipe: Recipe) -> Iterator[Finding]:
     """All findings about the section `image`."""
     image = recipe.image
     yield from _masks(recipe)
+    if objective_spec(recipe.objective).rows == "captions" and recipe.model.family in PATCHED:
+        for name in ("size", *_AT_THE_END):
+            if getattr(image, name):
+                yield ("image", name), f"does nothing in {recipe.model.family}, which takes pictures of any shape"
     if not objective_spec(recipe.objective).sees:
         for name in ("processor", "options"):
             if getattr(image, name) != Image.model_fields[name].get_default(call_default_factory=True):
