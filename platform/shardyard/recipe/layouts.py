@@ -55,7 +55,7 @@ class Layout:
 _TALKS = ("conversations", "conversation", "dialogue", "dialog", "turns")
 _SYSTEM: dict[str, tuple[str, ...]] = {"system": ("system", "system_prompt")}
 _TOOLS: dict[str, tuple[str, ...]] = {
-    "tools": ("tools",),
+    "tools": ("tools", "functions"),
     "documents": ("documents",),
     "chat_template_kwargs": ("chat_template_kwargs",),
 }
@@ -68,7 +68,7 @@ _ASKED: dict[str, tuple[str, ...]] = {
 # The first of each kind has the roles of the objective itself.
 LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
     "conversations": (
-        Layout("messages", {"messages": ("messages",)}, _TOOLS),
+        Layout("messages", {"messages": ("messages",)}, _SYSTEM | _TOOLS),
         Layout("ShareGPT", {"conversations": _TALKS}, _SYSTEM | _TOOLS),
         Layout(
             "Alpaca",
@@ -96,13 +96,13 @@ LAYOUTS: Mapping[LayoutKind, tuple[Layout, ...]] = {
     "pictures": (
         Layout("a picture, prompt and response", {"image": ("image",)} | _ASKED),
         Layout("pictures, prompt and response", {"images": ("images",)} | _ASKED),
-        Layout("pictures and messages", {"images": ("images", "image"), "messages": ("messages",)}, _TOOLS),
+        Layout("pictures and messages", {"images": ("images", "image"), "messages": ("messages",)}, _SYSTEM | _TOOLS),
         Layout(
             "pictures and ShareGPT",
             {"images": ("images", "image"), "conversations": _TALKS},
             _SYSTEM | _TOOLS,
         ),
-        Layout("messages that hold pictures", {"messages": ("messages",)}, _TOOLS),
+        Layout("messages that hold pictures", {"messages": ("messages",)}, _SYSTEM | _TOOLS),
     ),
 }
 

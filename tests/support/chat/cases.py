@@ -137,7 +137,7 @@ def call(city: str) -> dict[str, Any]:
     return {"id": "call00001", "type": "function", "function": function}
 
 
-def result(text: str) -> dict[str, Any]:
+def result(text: Any) -> dict[str, Any]:
     return {"role": "tool", "name": "weather", "tool_call_id": "call00001", "content": text}
 
 

@@ -108,6 +108,14 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         conversation(("user", "a"), ("assistant", "b")),
     ),
     "question and answer": ({"question": "a", "answer": "b"}, conversation(("user", "a"), ("assistant", "b"))),
+    "messages with a system column": (
+        {"messages": PLAIN, "system_prompt": "s"},
+        {"messages": [{"role": "system", "content": "s"}, *PLAIN]},
+    ),
+    "messages with a system of their own": (
+        {"messages": [{"role": "system", "content": "t"}, *PLAIN], "system": "s"},
+        {"messages": [{"role": "system", "content": "t"}, *PLAIN]},
+    ),
     "dialogue": ({"dialogue": PLAIN}, {"messages": PLAIN}),
     "turns of speakers": (
         {"turns": [{"speaker": "Human", "text": "a"}, {"speaker": "AI", "text": "b"}]},

@@ -71,6 +71,8 @@ def checked(message: object) -> Message:
     content = kept.get("content")
     alone = isinstance(content, Mapping) and "type" in content and message["role"] != "tool"
     kept["content"] = _without_nulls([content] if alone else content)
+    if message["role"] == "tool" and content is None:
+        kept["content"] = ""  # a function may return nothing
     calls = _listed(message.get("tool_calls"), "tool_calls")
     if not calls and isinstance(kept.get("function_call"), Mapping):
         # What OpenAI's messages had before they had several calls.

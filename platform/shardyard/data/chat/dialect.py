@@ -35,6 +35,7 @@ class Dialect:
     arguments: whether a tool call has its arguments as a mapping or as JSON text; None if calls are not shown.
     null_content: the content of an answer that only calls tools: None or "".
     parts: roles whose content may be a list of several parts; only_parts: roles whose content must be a list.
+    objects: whether it writes a result of a tool that is no text as JSON; otherwise it is given JSON text.
     shown: other role → whether its messages are shown; None if they are refused.
     header: what the template writes for the model to continue; "" if it cannot, None if it refuses a simple question.
     marks: whether it marks what the model generates.
@@ -47,6 +48,7 @@ class Dialect:
     null_content: str | None = None
     parts: frozenset[str] = frozenset()
     only_parts: frozenset[str] = frozenset()
+    objects: bool = False
     shown: Mapping[str, bool | None] = field(default_factory=dict)
     header: str | None = ""
     marks: bool = False
@@ -98,6 +100,8 @@ class Dialect:
 
     def _content(self, message: Message) -> object:
         content, role = message["content"], message["role"]
+        if role == "tool" and not isinstance(content, str) and not _is_parts(content):
+            return content if self.objects else json.dumps(content, ensure_ascii=False)
         if not content:
             # Some templates show calls only beside a null content, and others none beside it.
             content = self.null_content if "tool_calls" in message else ""
@@ -121,6 +125,7 @@ def dialect_of(template: Template, specials: Specials, tools: object = None) -> 
         null_content,
         parts,
         only_parts,
+        _shows_objects(template, arguments, null_content),
         {role: is_shown(template, role, arguments, null_content) for role in OTHER_ROLES},
         _header(template, only_parts),
         _MARKS.search(template.source(tools)) is not None,
@@ -188,6 +193,18 @@ def _parts(template: Template, arguments: str | None) -> tuple[frozenset[str], f
         if SAID not in plain:
             must.add(role)
     return frozenset(may), frozenset(must)
+
+
+def _shows_objects(template: Template, arguments: str | None, null_content: str | None) -> bool:
+    if arguments is None:
+        return False
+    text = _shown(template, [USER, _calling(arguments, null_content)], {**_RESULT, "content": {"word": _TOLD}}, [])
+    return f'"{_TOLD}"' in text
+
+
+def _is_parts(content: object) -> bool:
+    parts = content if isinstance(content, list | tuple) else [None]
+    return all(isinstance(part, str) or (isinstance(part, Mapping) and "type" in part) for part in parts)
 
 
 # Roles besides user and assistant that conversations usually have.

@@ -52,11 +52,11 @@ def read_layout(layout: str, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _messages(values: Mapping[str, object]) -> dict[str, object]:
-    return _conversation(_turns(values["messages"], "messages"), values)
+    return _conversation(_after_system(values, _turns(values["messages"], "messages")), values)
 
 
 def _sharegpt(values: Mapping[str, object]) -> dict[str, object]:
-    return _conversation([*_system(values), *_turns(values["conversations"], "conversations")], values)
+    return _conversation(_after_system(values, _turns(values["conversations"], "conversations")), values)
 
 
 def _alpaca(values: Mapping[str, object]) -> dict[str, object]:
@@ -76,7 +76,7 @@ def _prompt_completion(values: Mapping[str, object]) -> dict[str, object]:
     """Only the completion is trained, also where the prompt is a conversation."""
     prompt = _said(values["prompt"], "prompt", _user)
     completion = _said(values["completion"], "completion", _assistant)
-    return _conversation([*_system(values), *_not_trained(prompt), *completion], values)
+    return _conversation([*_after_system(values, _not_trained(prompt)), *completion], values)
 
 
 def _prompt_pair(values: Mapping[str, object]) -> dict[str, object]:
@@ -85,7 +85,7 @@ def _prompt_pair(values: Mapping[str, object]) -> dict[str, object]:
     plain = all(isinstance(values[role], str) and not _is_transcript(values[role]) for role in roles)
     if plain and not any(map(values.get, ("system", "tools"))):
         return {role: values[role] for role in roles}
-    prompt = [*_system(values), *_said(values["prompt"], "prompt", _user)]
+    prompt = _after_system(values, _said(values["prompt"], "prompt", _user))
     answers = {role: _said(values[role], role, _assistant) for role in ("chosen", "rejected")}
     for role, turns in answers.items():
         # UltraFeedback repeats the prompt in each answer.
@@ -101,7 +101,7 @@ def _implicit_pair(values: Mapping[str, object]) -> dict[str, object]:
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    return _pair([*_system(values), *chosen[:shared]], chosen[shared:], rejected[shared:], values)
+    return _pair(_after_system(values, chosen[:shared]), chosen[shared:], rejected[shared:], values)
 
 
 def _pair(
@@ -128,7 +128,7 @@ def _told_about(values: Mapping[str, object]) -> dict[str, object]:
     images = values["images"]
     pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, bytes | str) else [images]
     role = "messages" if "messages" in values else "conversations"
-    return {"images": pictures, **_conversation([*_system(values), *_turns(values[role], role)], values)}
+    return {"images": pictures, **_conversation(_after_system(values, _turns(values[role], role)), values)}
 
 
 def _said(value: object, role: str, speaker: Callable[[str], Message]) -> list[Message]:
@@ -220,6 +220,12 @@ def _call(turn: Message, role: str) -> Message:
 def _system(values: Mapping[str, object]) -> list[Message]:
     text = _text(values.get("system"), "system")
     return [{"role": "system", "content": text}] if text else []
+
+
+def _after_system(values: Mapping[str, object], turns: list[Message]) -> list[Message]:
+    """The turns after the system message of a column, unless they begin with one of their own."""
+    own = turns and turns[0]["role"] in ("system", "developer")
+    return turns if own else [*_system(values), *turns]
 
 
 # Further values that a chat template reads.

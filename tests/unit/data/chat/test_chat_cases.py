@@ -225,6 +225,13 @@ def test_calls_of_other_forms_are_those_of_transformers(message: Any) -> None:
         assert trained(chat_tokenizer(name), [user("Weather?"), message]) == usual
 
 
+@pytest.mark.parametrize(("returned", "text"), [({"temp": 3}, '{"temp": 3}'), ([1, "ä"], '[1, "ä"]'), (None, "")])
+def test_results_of_tools_are_written_as_json(returned: Any, text: str) -> None:
+    for name, shown in (("qwen2_5", f"<tool_response>\n{text}\n</tool_response>"), ("llama3", text)):
+        talk = [user("a?"), answer("", tool_calls=[call("Oslo")]), result(returned), answer("A.")]
+        assert shown in trained(chat_tokenizer(name), talk)[0][1][0]
+
+
 def test_tools_may_be_texts_of_json() -> None:
     texts = [trained(chat_tokenizer("qwen2_5"), TALK, tools=tools) for tools in ([TOOL], [json.dumps(TOOL)])]
     assert texts[0] == texts[1]
