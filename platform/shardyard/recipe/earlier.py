@@ -11,3 +11,6 @@ def complete(fields: Any) -> None:
     data = fields.get("data") if isinstance(fields, dict) else None
     if isinstance(data, dict):
         data.setdefault("special_tokens", "end")
+    image = fields.get("image") if isinstance(fields, dict) else None
+    if isinstance(image, dict):
+        image.setdefault("background", None)

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPConfig, ResNetConfig, SwinConfig, ViTConfig
 
-from shardyard.data.media.images import ImageTransform
+from shardyard.data.media.images import ImageTransform, decoded
 from shardyard.data.media.processors import image_processor, make_processor
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
 from support.images import png
 
@@ -77,7 +77,9 @@ def test_palettes_transparency_and_sixteen_bits() -> None:
     grey = noise(8, 8)
     palette = Image.fromarray(noise(8, 8, 3)).convert("P")
     palette.info["transparency"] = bytes(range(256))
-    expected = np.asarray(palette.convert("RGBA").convert("RGB")).transpose(2, 0, 1) / 255
+    layer = palette.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "#ffffff")
+    expected = np.asarray(Image.alpha_composite(white, layer).convert("RGB")).transpose(2, 0, 1) / 255
     data = encoded(palette, "png", transparency=palette.info["transparency"])
     np.testing.assert_allclose(images(channels=3).tensor(data, None), expected, atol=1e-6)
     deep = encoded(Image.fromarray(grey.astype(np.uint16) * 257), "png")
@@ -224,12 +226,54 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_images_are_errors_that_say_what_to_do(name: str) -> None:
+def test_broken_images_make_their_rows_unusable(name: str) -> None:
     value, expected = BROKEN[name]
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UnusableRowError) as caught:
         images().tensor(value, None)
     assert expected in str(caught.value)
-    assert "repair the file, or remove its row" in str(caught.value)
+
+
+RAMP = np.arange(256).reshape(16, 16)
+DEEP: dict[str, tuple[str, np.ndarray[Any, Any]]] = {
+    "a 16-bit PGM": ("ppm", (RAMP * 257).astype(np.uint16)),
+    "a 16-bit PNG": ("png", (RAMP * 257).astype(np.uint16)),
+    "a 16-bit TIFF": ("tiff", (RAMP * 257).astype(np.uint16)),
+    "a 32-bit TIFF of 8-bit values": ("tiff", RAMP.astype(np.int32)),
+    "a 32-bit TIFF of 16-bit values": ("tiff", (RAMP * 257).astype(np.int32)),
+    "a 32-bit TIFF": ("tiff", (RAMP * ((2**31 - 1) // 255)).astype(np.int32)),
+    "a float TIFF up to 1": ("tiff", (RAMP / 255).astype(np.float32)),
+    "a float TIFF up to 255": ("tiff", RAMP.astype(np.float32)),
+    "a float TIFF up to 65535": ("tiff", (RAMP * 257).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_images_of_more_than_eight_bits_keep_their_values(name: str) -> None:
+    kind, values = DEEP[name]
+    tensor = images(16).tensor(encoded(Image.fromarray(values), kind), None)[0]
+    np.testing.assert_allclose(tensor, RAMP / 255, atol=1e-6)
+    assert np.asarray(decoded(encoded(Image.fromarray(values), kind), "RGB")).mean() == 127.5
+
+
+def test_the_value_of_white_can_be_set() -> None:
+    twelve = encoded(Image.fromarray((RAMP * 4095 // 255).astype(np.uint16)), "png")
+    np.testing.assert_allclose(images(16, white_level=4095.0).tensor(twelve, None)[0], RAMP / 255, atol=1 / 255)
+    assert images(16).tensor(twelve, None).max() < 0.07
+    bad = encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "tiff")
+    with pytest.raises(UnusableRowError, match="values that are no numbers"):
+        images(4).tensor(bad, None)
+
+
+@pytest.mark.parametrize("background", ["#ffffff", "#ff0000", None])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_composed_on_a_stated_colour(mode: str, background: str | None) -> None:
+    hidden = Image.new("RGBA", (4, 4), (0, 200, 0, 0)).convert(mode)
+    tensor = images(4, 3, background=background).tensor(encoded(hidden, "png"), None)
+    colours = {"#ffffff": [1.0, 1.0, 1.0], "#ff0000": [1.0, 0.0, 0.0]}
+    if background is not None:
+        assert tensor[:, 0, 0].tolist() == colours[background]
+    else:
+        assert tensor[1, 0, 0] > 0.4
 
 
 def test_a_bomb_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from shardyard.data.formats.classes import checked_class
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.media.images import ImageTransform
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row
-from shardyard.errors import DataError
 
 
 class LabelledImages(ExampleRows):
@@ -22,12 +22,7 @@ class LabelledImages(ExampleRows):
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
         """The row of an example; augmented in training."""
-        label = int(piece["label"])
-        if not 0 <= label < self._num_labels:
-            raise DataError(
-                f"an image has the label {label}, and the model has {self._num_labels} classes, counted from 0; set "
-                "num_labels in model.config to the number of classes."
-            )
+        label = checked_class(piece["label"], self._num_labels)
         pixels = self._transform.tensor(piece["image"], generator if self._training else None)
         return {"pixel_values": pixels, "labels": np.array(label)}
 

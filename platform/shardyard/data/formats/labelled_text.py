@@ -10,13 +10,13 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from shardyard.data.formats.classes import checked_class
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.masked import padding
 from shardyard.data.formats.sentences import check_positions, has_segments
 from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
-from shardyard.errors import DataError
 
 
 class Labelled(TypedDict):
@@ -61,7 +61,7 @@ class LabelledText(ExampleRows):
     def row(self, piece: Labelled, generator: np.random.Generator) -> Row:
         """The row of an example with `text`, `label` and possibly `text_pair`."""
         row = self.encoded([piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])])
-        row["labels"] = np.array(self._label(piece["label"]))
+        row["labels"] = np.array(checked_class(piece["label"], self._classes))
         return row
 
     def encoded(self, texts: Sequence[str]) -> Row:
@@ -76,14 +76,6 @@ class LabelledText(ExampleRows):
         names = {"input_ids": joined.ids + self._end, "attention_mask": joined.attention_mask + [1] * len(self._end)}
         names |= {"token_type_ids": joined.type_ids} if self._segments else {}
         return {name: np.array(values, dtype=np.int64) for name, values in names.items()}
-
-    def _label(self, label: int) -> int:
-        if not 0 <= label < self._classes:
-            raise DataError(
-                f"an example has label {label}, but the model has {self._classes} classes, 0 to {self._classes - 1}; "
-                "set model.config.num_labels."
-            )
-        return label
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """int64 tensors: [B, ≤ T], and [B] for `labels`."""

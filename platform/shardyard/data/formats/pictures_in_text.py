@@ -110,7 +110,7 @@ class PicturesInText(ExampleRows):
         return batch
 
     def _picture(self, value: object, generator: np.random.Generator) -> Image.Image:
-        picture = decoded(value, "RGB")
+        picture = decoded(value, "RGB", self._image)
         if self._training:
             picture = augmented(picture, self._image, generator)
         return Image.new("RGB", picture.size) if self._drop_inputs else picture

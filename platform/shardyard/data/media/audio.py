@@ -14,7 +14,7 @@ import soundfile
 from transformers import PreTrainedConfig, WhisperFeatureExtractor
 
 from shardyard.data.media.resampling import Samples, resample
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
 
 RATE = 16_000  # Hz
@@ -51,7 +51,7 @@ def read_audio(value: Any) -> Samples:
             `path`.
 
     Raises:
-        DataError: the file is not readable.
+        UnusableRowError: the file is not readable, or holds no samples, or such that are no numbers.
     """
     value = {"path": value} if isinstance(value, str) else value
     path = value.get("path") if isinstance(value, dict) else None
@@ -60,7 +60,9 @@ def read_audio(value: Any) -> Samples:
     try:
         samples, rate = soundfile.read(source, dtype="float32", always_2d=True)  # [T, channels]
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        raise DataError(f"recording {path or ''} cannot be read: {error}") from error
+        raise UnusableRowError(f"recording {path or ''} cannot be read", str(error)) from error
+    if not samples.size or not np.isfinite(samples).all():
+        raise UnusableRowError("recording without samples" if not samples.size else "samples that are no numbers")
     return resample(samples.mean(axis=1), rate, RATE)
 
 

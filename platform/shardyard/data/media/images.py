@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
 from shardyard.recipe.image_shape import image_shape
 
@@ -29,6 +29,8 @@ _MODES = {1: "L", 3: "RGB"}
 # Aspect ratio of a random crop: Szegedy et al. 2015 (Going Deeper with Convolutions), section 6.
 _CROP_RATIOS = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
+# The values of white that images of 32 bits or floats are written with.
+_WHITES = (1.0, 255.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
 # Area and aspect ratio of an erased rectangle: Zhong et al. 2017 (Random Erasing Data Augmentation), section 3.
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_RATIOS = (0.3, 1 / 0.3)
@@ -88,9 +90,9 @@ class ImageTransform:
             generator: for augmentation; None for evaluation, without augmentation.
 
         Raises:
-            DataError: the image cannot be decoded.
+            UnusableRowError: the image cannot be decoded.
         """
-        image = decoded(value, _MODES[self.channels])
+        image = decoded(value, _MODES[self.channels], self.settings)
         if generator is None:
             return self._normalise(_pixels(self._centre(image)))
         return self._augmented(image, generator)
@@ -148,23 +150,24 @@ class ImageTransform:
         return tensor
 
 
-def decoded(value: Any, mode: str) -> Image.Image:
+def decoded(value: Any, mode: str, settings: schema.Image | None = None) -> Image.Image:
     """An image in mode `L` or `RGB`, turned upright by its EXIF orientation.
 
+    Args:
+        settings: what stands behind transparent images, and which value is white in those of more than 8 bits.
+
     Raises:
-        DataError: the image is invalid or truncated.
+        UnusableRowError: the image is invalid or truncated, or holds values that are no numbers.
     """
+    settings = settings or schema.Image()
     try:
         image = value if isinstance(value, Image.Image) else Image.open(_file(value))
         image.load()
         if "exif" in image.info or image.format in ("TIFF", "MPO"):
             image = ImageOps.exif_transpose(image)
-        return _converted(image, mode)
+        return _converted(image, mode, settings)
     except _BROKEN as error:
-        raise DataError(
-            f"{_name(value)} cannot be decoded: {_first_line(error)}; repair the file, or remove its row from the "
-            "source."
-        ) from error
+        raise UnusableRowError(f"{_name(value)} cannot be decoded", _first_line(error)) from error
 
 
 def _file(value: Any) -> Any:
@@ -178,15 +181,35 @@ def _file(value: Any) -> Any:
     raise ValueError("there are neither bytes nor a path")
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit values at 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _converted(image: Image.Image, mode: str, settings: schema.Image) -> Image.Image:
+    if image.mode[0] in "IF":
+        # Pillow would clip the values at 255.
+        image = Image.fromarray(_to_bytes(np.asarray(image), settings.white_level))
+    elif image.has_transparency_data and settings.background is not None:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, settings.background)
+        image.alpha_composite(layer)
+        image = image.convert("RGB")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _to_bytes(values: npt.NDArray[Any], white: float | None) -> Pixels:
+    """Values of 16 or 32 bits, or floats, as 0 to 255.
+
+    Args:
+        white: the value of white. Default: 65535 for 16 bits, else the smallest of 1 (floats only), 255, 65535, 2³¹ - 1
+            and 2³² - 1 that no value exceeds.
+    """
+    if values.dtype == np.uint16 and white is None:
+        return (values >> 8).astype(np.uint8)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are no numbers")
+    whites = _WHITES if values.dtype.kind == "f" else _WHITES[1:]
+    largest = float(values.max(initial=0))
+    white = white or next((level for level in whites if largest <= level), largest)
+    return np.clip(np.rint(values.astype(np.float64) * (255 / white)), 0, 255).astype(np.uint8)
 
 
 def _name(value: Any) -> str:

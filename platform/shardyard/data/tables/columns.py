@@ -14,7 +14,7 @@ from datasets.iterable_dataset import ArrowExamplesIterable
 from datasets.table import table_cast
 
 from shardyard.data.tables.media import with_paths
-from shardyard.data.tables.table import table_of, with_problems, without_problems
+from shardyard.data.tables.table import checked, table_of, with_problems
 from shardyard.errors import DataError
 
 RowGroups = tuple[int, ...] | None
@@ -87,16 +87,14 @@ class ParquetTables:
                 yield self._unreadable(sizes[group] - done, f"row group {group + 1}: {_first_line(error)}")
 
     def _cast(self, table: pa.Table, file: str) -> pa.Table:
-        table = with_paths(table, file, self.media)
-        table.validate(full=True)
+        table = checked(with_paths(table, file, self.media))
         try:
-            table = table_cast(table, self.features.arrow_schema)
+            return table_cast(table, with_problems(self.features).arrow_schema)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise DataError(
                 f"{file}: its columns are of other types than those of the first file ({_first_line(error)}); "
                 "write them with the same types."
             ) from error
-        return without_problems(table)
 
     def _unreadable(self, count: int, problem: str) -> pa.Table:
         return table_of(self.features, {name: [None] * count for name in self.features}, [problem] * count)
@@ -111,8 +109,8 @@ class ArrowTables:
     def tables(self, path: str) -> Iterator[pa.Table]:
         """The tables of a file."""
         for batch in _batches(path):
-            table = pa.Table.from_batches([batch]).select(list(self.features))
-            yield without_problems(table_cast(table, self.features.arrow_schema))
+            table = checked(pa.Table.from_batches([batch]).select(list(self.features)))
+            yield table_cast(table, with_problems(self.features).arrow_schema)
 
 
 def arrow_features(path: str) -> datasets.Features:

@@ -83,6 +83,35 @@ def without_problems(table: pa.Table) -> pa.Table:
     return table.append_column(PROBLEM, pa.nulls(table.num_rows, pa.string()))
 
 
+def checked(table: pa.Table) -> pa.Table:
+    """The table with the column of problems: texts of the top level that are no UTF-8 are repaired and marked.
+
+    Raises:
+        pa.ArrowInvalid: its values are damaged otherwise.
+    """
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        return _repaired(table)
+    return without_problems(table)
+
+
+def _repaired(table: pa.Table) -> pa.Table:
+    problems: list[str | None] = [None] * table.num_rows
+    for place, field in enumerate(table.schema):
+        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+            continue
+        texts: list[str | None] = []
+        stored = table.column(place).cast(pa.large_binary() if pa.types.is_large_string(field.type) else pa.binary())
+        for row, value in enumerate(stored.to_pylist()):
+            texts.append(None if value is None else value.decode(errors="replace"))
+            if value is not None and value != (texts[-1] or "").encode():
+                problems[row] = "no UTF-8"
+        table = table.set_column(place, field, pa.array(texts, field.type))
+    table.validate(full=True)
+    return table.append_column(PROBLEM, pa.array(problems, pa.string()))
+
+
 def problems_of(table: pa.Table) -> list[str | None] | None:
     """The reasons of a table's rows; None if all can be read."""
     if PROBLEM not in table.column_names or table.column(PROBLEM).null_count == table.num_rows:

@@ -6,10 +6,10 @@ from typing import TypedDict
 
 import numpy as np
 
+from shardyard.data.formats.classes import checked_class
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.recordings import Recordings
 from shardyard.data.stream.rows import Row
-from shardyard.errors import DataError
 
 
 class LabelledRecording(TypedDict):
@@ -31,14 +31,9 @@ class LabelledRecordings(Recordings):
 
         Raises:
             DataError: the label is not one of the model's classes.
-            UnusableRowError: the recording is too long.
+            UnusableRowError: the recording is too long, or has no class.
         """
-        label = int(piece["label"])
-        if not 0 <= label < self._num_labels:
-            raise DataError(
-                f"a recording has the label {label}, and the model has {self._num_labels} classes, counted from 0; set "
-                "num_labels in model.config to the number of classes."
-            )
+        label = checked_class(piece["label"], self._num_labels)
         return {**self.heard(self.samples(piece, generator), generator), "labels": np.array(label)}
 
 

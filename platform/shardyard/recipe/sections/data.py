@@ -164,6 +164,19 @@ class Image(Section):
         min_length=1,
     )
     std: list[float] = described([0.5], "Standard deviation of each channel for normalisation, likewise.", min_length=1)
+    background: str | None = described(
+        "#ffffff",
+        "Colour behind transparent images. null drops the transparency and shows the colours that it hides, as runs "
+        "that began before this field existed, and as most processors of transformers.",
+        pattern=r"^#[0-9a-fA-F]{6}$",
+    )
+    white_level: float | None = described(
+        None,
+        "Value of white in images of 16 or 32 bits or of floats, such as 4095 for 12 bits; they are scaled to 8 bits. "
+        "Default: 65535 for 16 bits, else the smallest of 1 (floats), 255, 65535 and the largest whole number that no "
+        "value of the image exceeds. Values below 0 become black.",
+        gt=0.0,
+    )
     flip: bool = described(False, "Training: flip half of the images horizontally.")
     crop_padding: int = described(
         0, "Training: pad by this many pixels, then crop to the size at a random position.", "pixels", ge=0

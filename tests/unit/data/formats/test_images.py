@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTMAEConfig
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.stream.held_out import held_out_rows
 from shardyard.data.stream.loader import TrainLoader
-from shardyard.errors import DataError
+from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
 from support.images import CLASSES, SIZE, png, write_images
 
@@ -52,12 +52,13 @@ def test_a_row_is_an_image_and_its_class() -> None:
     assert torch.equal(batch["labels"], torch.tensor([2, 2]))
 
 
-@pytest.mark.parametrize("label", [-1, CLASSES])
-def test_a_label_that_the_model_does_not_have_is_an_error(label: int) -> None:
+def test_a_label_that_the_model_does_not_have_is_an_error_and_none_is_an_unusable_row() -> None:
     rows = make_rows("image_classification", context(Path("unused"), VIT))
-    example = {"image": png(np.zeros((SIZE, SIZE), np.uint8)), "label": label}
-    with pytest.raises(DataError, match=rf"the label {label}, and the model has 3 classes.*set num_labels"):
+    example = {"image": png(np.zeros((SIZE, SIZE), np.uint8)), "label": CLASSES}
+    with pytest.raises(DataError, match=rf"the label {CLASSES}, but the model has 3 classes.*set num_labels"):
         rows.row(example, np.random.default_rng(0))  # type: ignore[attr-defined]
+    with pytest.raises(UnusableRowError, match="the label -1, which stands for no class"):
+        rows.row({**example, "label": -1}, np.random.default_rng(0))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("objective", "model"), [("image_classification", VIT), ("masked_image", MAE)])
@@ -120,10 +121,18 @@ def test_a_broken_image_names_its_source_and_itself(tmp_path: Path) -> None:
     data = tmp_path / "broken.parquet"
     pq.write_table(pa.Table.from_pylist(rows), data)
     source = schema.Source(path=str(data))
-    settings = FormatInputs(schema.Data(train=[source]), model=VIT)
-    reading = TrainLoader(
-        settings, objective="image_classification", global_batch=8, streams=4, seed=1, dp_rank=0, dp_size=1
-    )
-    with pytest.raises(DataError, match=r"source .*broken\.parquet: the image 'seven\.png' cannot be decoded"):
-        list(itertools.islice(reading, 5))
-    reading.close()
+    counts = []
+    for on_error in ("stop", "skip"):
+        settings = FormatInputs(schema.Data(train=[source], on_error=on_error), model=VIT)
+        reading = TrainLoader(
+            settings, objective="image_classification", global_batch=8, streams=4, seed=1, dp_rank=0, dp_size=1
+        )
+        if on_error == "stop":
+            with pytest.raises(DataError, match=r"broken\.parquet, row 8: the image 'seven\.png' cannot be decoded"):
+                list(itertools.islice(reading, 5))
+        else:
+            list(itertools.islice(reading, 5))
+            counts = [one["left_out"] for one in reading.stats()["sources"]]
+        reading.close()
+    assert counts[0]["unusable"] >= 1
+    assert counts[0]["named"][0].startswith("broken.parquet, row 8: the image 'seven.png' cannot be decoded")
