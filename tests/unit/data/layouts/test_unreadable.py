@@ -161,9 +161,7 @@ def files(name: str, content: bytes | str, told: str) -> Any:
 
 FILES: dict[str, Callable[[Path], tuple[Source, str, str]]] = {
     "an empty CSV": files("a.csv", "", "a.csv is empty: it has no header of columns"),
-    "JSON without a good line": files(
-        "a.jsonl", "{no\n", "a.jsonl has no rows: line 1 holds no JSON: "
-    ),
+    "JSON without a good line": files("a.jsonl", "{no\n", "a.jsonl has no rows: line 1 holds no JSON: "),
     "JSON of one number": files("a.json", "7", "a.json has no rows: line 1 holds no object of columns"),
     "no tar": files("a.tar", "x" * 1024, "a.tar cannot be read as a tar file"),
     "no Parquet": files("a.parquet", "x", "a.parquet cannot be read as Parquet"),
