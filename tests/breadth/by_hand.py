@@ -8,14 +8,18 @@ from breadth.narrow import Narrow
 from support.families.dual_encoders import CONFIGS
 from support.families.masked_pictures import CONFIGS as MASKED
 from support.families.sound import ENCODERS
+from support.families.speech import CONFIGS as SPEECH
+from support.objectives.audio_contrastive import CONFIG as CLAP
 from support.objectives.masked_image import MAE
 from support.objectives.picture_families import FAMILIES, IMAGES
 
 _CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+    "audio_contrastive": {"clap": CLAP},
     "contrastive": CONFIGS,
     "masked_image": {**MASKED, "vit_mae": MAE},
     "vision_language": FAMILIES,
     "speech_ctc": ENCODERS,
+    "speech_to_text": SPEECH,
     "audio_classification": {name: {**config, "classifier_proj_size": 8} for name, config in ENCODERS.items()},
 }
 # Families that take tokenizers with particular tokens alone: one for padding, or one for padding whose id is 0.

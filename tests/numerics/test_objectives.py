@@ -30,8 +30,9 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-4
 STAGES = (0, 1, 2, 3)
-# causal_lm has tests of its own (test_parity, test_resume), with more families.
-OBJECTIVES = tuple(name for name in registry.OBJECTIVES if name != "causal_lm")
+# causal_lm has tests of its own (test_parity, test_resume), with more families, and so has audio_contrastive
+# (test_speech_runs), because CLAP normalises over the rows of one rank.
+OBJECTIVES = tuple(name for name in registry.OBJECTIVES if name not in ("causal_lm", "audio_contrastive"))
 CASES = [(name, stage) for name in OBJECTIVES for stage in STAGES]
 
 

@@ -25,6 +25,7 @@ from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.families.sound import recording, write_data
 from support.families.speech import fields_of
+from support.objectives.audio_contrastive import recipe_fields as clap_fields
 from support.ranks import run_ranks
 from support.tiny import tiny_job
 from support.tokenizers import own as own_tokenizers
@@ -33,6 +34,8 @@ pytestmark = pytest.mark.slow
 
 # Samples, frames of features, and Whisper with its own tokenizer and its own `generate`.
 FAMILIES = ("moonshine", "speech_to_text", "whisper")
+# A dual encoder of sound and text, whose batch normalisation depends on the number of ranks.
+CLAP = "clap"
 STAGES = (2, 3)
 # A recording that fills a row, which is the same with and without padding.
 LONGEST = "abcdabcdab"
@@ -43,13 +46,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[in
     """Stage 2 with a break and stage 3 without, for each family."""
     folder = tmp_path_factory.mktemp("speech")
     data = write_data(folder)
-    jobs = {name: {stage: _job(folder, data, name, stage) for stage in STAGES} for name in FAMILIES}
+    jobs = {name: {stage: _job(folder, data, name, stage) for stage in STAGES} for name in (*FAMILIES, CLAP)}
     run_ranks(1, _run_all, [run for one in jobs.values() for run in ((one[2], 1), (one[2], None), (one[3], None))])
     return jobs
 
 
 def _job(folder: Path, data: Path, name: str, stage: int) -> Job:
-    fields = {**fields_of(data, name), "name": f"{name}-{stage}", "zero": {"stage": stage}}
+    fields = fields_of(data, name) if name in FAMILIES else clap_fields(data)
+    fields |= {"train": {**fields["train"], "steps": 2}, "checkpoint": {"every": 1}}
+    fields = {**fields, "name": f"{name}-{stage}", "zero": {"stage": stage}}
     if name == "whisper":
         own_tokenizers.whisper().save_pretrained(folder / "tokenizer")
         fields["tokenizer"] = str(folder / "tokenizer")
@@ -67,7 +72,7 @@ def _curve(job: Job) -> list[float]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, CLAP])
 def test_stages_agree_and_a_break_changes_nothing(trained: Mapping[str, Mapping[int, Job]], name: str) -> None:
     curves = {stage: _curve(job) for stage, job in trained[name].items()}
     assert len(curves[2]) == 2
@@ -98,6 +103,16 @@ def test_the_exported_model_measures_and_writes_the_same(trained: Mapping[str, M
     read = pipeline("automatic-speech-recognition", str(final))
     raw = {"raw": _samples(LONGEST), "sampling_rate": 16_000}
     assert read(raw, generate_kwargs={"max_new_tokens": 12, "num_beams": 1})["text"] == written
+
+
+def test_an_exported_clap_measures_the_same(trained: Mapping[str, Mapping[int, Job]]) -> None:
+    job = trained[CLAP][2]
+    last = [line for line in read_metrics(job.folder.metrics) if "eval/validation/loss" in line][-1]
+    measured = load_trained(job.folder).evaluate()
+    assert math.isclose(float(str(measured["loss"])), last["eval/validation/loss"], rel_tol=1e-5)
+    find = pipeline("zero-shot-audio-classification", str(job.folder.path / "final"))
+    found = find(read_audio(recording(LONGEST), 48_000), candidate_labels=["abcd", "dd"], hypothesis_template="{}")
+    assert {one["label"] for one in found} == {"abcd", "dd"}
 
 
 def _samples(text: str) -> Any:

@@ -43,7 +43,7 @@ def exported_tokenizer(
 
 
 # Rows whose texts end with the end token.
-_ENDED = ("text_pair", "speech", "image_and_text")
+_ENDED = ("text_pair", "speech", "image_and_text", "sound_and_text")
 
 
 def _surround(tokenizer: PreTrainedTokenizerFast, head: list[int], tail: list[int], *, replace: bool) -> None:

@@ -21,6 +21,7 @@ OBJECTIVES = (
     "image_classification",
     "masked_image",
     "contrastive",
+    "audio_contrastive",
     "vision_language",
     "speech_to_text",
     "speech_ctc",

@@ -40,8 +40,9 @@ class Recordings(ExampleRows):
 
     def samples(self, example: Any, generator: np.random.Generator) -> Samples:
         """The samples of an example with `audio`, in training with another speed and start."""
-        samples = read_audio(example["audio"])
-        return move(samples, self.settings, generator) if self.training else samples
+        rate = self.listener.rate
+        samples = read_audio(example["audio"], rate)
+        return move(samples, self.settings, generator, rate) if self.training else samples
 
     def heard(self, samples: Samples, generator: np.random.Generator) -> Row:
         """The part of a row that the model hears."""

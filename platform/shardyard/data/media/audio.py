@@ -43,12 +43,13 @@ def feature_extractor(config: PreTrainedConfig) -> WhisperFeatureExtractor:
     )
 
 
-def read_audio(value: Any) -> Samples:
-    """Samples [T] of one channel at 16 kHz, from -1 to 1.
+def read_audio(value: Any, rate: int = RATE) -> Samples:
+    """Samples [T] of one channel, from -1 to 1.
 
     Args:
         value: bytes of a file that libsndfile reads (WAV, FLAC, OGG, MP3, …), its path, or a dictionary with `bytes` or
             `path`.
+        rate: of the samples, in Hz.
 
     Raises:
         UnusableRowError: the file is not readable, or holds no samples, or such that are no numbers.
@@ -58,21 +59,21 @@ def read_audio(value: Any) -> Samples:
     content = value.get("bytes") if isinstance(value, dict) else value
     source = io.BytesIO(content) if content is not None else path
     try:
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)  # [T, channels]
+        samples, own_rate = soundfile.read(source, dtype="float32", always_2d=True)  # [T, channels]
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise UnusableRowError(f"recording {path or ''} cannot be read", str(error)) from error
     if not samples.size or not np.isfinite(samples).all():
         raise UnusableRowError("recording without samples" if not samples.size else "samples that are no numbers")
-    return resample(samples.mean(axis=1), rate, RATE)
+    return resample(samples.mean(axis=1), own_rate, rate)
 
 
-def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator) -> Samples:
+def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator, rate: int = RATE) -> Samples:
     """Change the speed (and pitch) of a recording and shift its start, at random."""
     if settings.speed:
         # Whole percentages keep the transform short.
         percent = round(100 * generator.uniform(1 - settings.speed, 1 + settings.speed))
         samples = resample(samples, max(1, percent), 100)
-    silence = int(generator.uniform(0.0, settings.shift) * RATE)
+    silence = int(generator.uniform(0.0, settings.shift) * rate)
     return np.pad(samples, (silence, 0))
 
 

@@ -1,6 +1,6 @@
 """From samples to what a model of sound reads: by the feature extractor that transformers has for its family.
 
-T: samples at 16 kHz, F: frames, M: features of a frame.
+T: samples, at 16 kHz for all but CLAP, F: frames, M: features of a frame.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import transformers
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 
-from shardyard.data.media.audio import FRAME, RATE, feature_extractor, mask
+from shardyard.data.media.audio import FRAME, FRAMES_PER_SECOND, RATE, feature_extractor, mask
 from shardyard.data.media.resampling import Samples
 from shardyard.data.stream.rows import Row
 from shardyard.errors import DataError, UnusableRowError
@@ -52,6 +52,13 @@ def _spectrogram(config: Any) -> Mapping[str, object]:
     return {"num_mel_bins": config.num_mel_bins, "max_length": config.max_length, "sampling_rate": RATE}
 
 
+def _clap(config: Any) -> Mapping[str, object]:
+    # The encoder stretches its input to a picture of `spec_size`, which holds so many frames of 10 ms.
+    frames = config.spec_size**2 // config.num_mel_bins
+    seconds = (frames - 1) // FRAMES_PER_SECOND
+    return {"feature_size": config.num_mel_bins, "max_length_s": seconds, "truncation": "rand_trunc"}
+
+
 _SETTINGS: dict[str, Settings] = {
     "Wav2Vec2FeatureExtractor": _wave,
     "SpeechT5FeatureExtractor": lambda config: {"sampling_rate": RATE},
@@ -60,7 +67,9 @@ _SETTINGS: dict[str, Settings] = {
     "ParakeetFeatureExtractor": _conformer,
     "CohereAsrFeatureExtractor": _conformer,
     "ASTFeatureExtractor": _spectrogram,
+    "ClapFeatureExtractor": _clap,
 }
+_FIXED = ("ASTFeatureExtractor", "ClapFeatureExtractor")
 _OF_SAMPLES = ("Wav2Vec2FeatureExtractor", "SpeechT5FeatureExtractor")
 
 
@@ -72,15 +81,20 @@ class Listener:
     longest: samples of the longest recording.
     filled: whether every row has the length of the longest, because the model reads padding too: those that normalise
         over time without a mask, and those with a fixed input.
-    axes: of what the model reads: samples, frames of features, or Whisper's features of frames.
+    axes: of what the model reads: samples, frames of features (CLAP's in one channel), or Whisper's features of frames.
     whole: the model reads a multiple of so many samples.
     """
 
     own: Any
     longest: int
     filled: bool
-    axes: Literal["T", "FM", "MF"]
+    axes: Literal["T", "FM", "CFM", "MF"]
     whole: int = 1
+
+    @property
+    def rate(self) -> int:
+        """Samples in a second."""
+        return int(self.own.sampling_rate)
 
     @property
     def waves(self) -> bool:
@@ -101,11 +115,11 @@ class Listener:
         """
         if len(samples) > self.longest:
             raise UnusableRowError(
-                f"recording longer than {self.longest / RATE:g} seconds", f"it has {len(samples) / RATE:.1f}"
+                f"recording longer than {self.longest / self.rate:g} seconds", f"it has {len(samples) / self.rate:.1f}"
             )
         # Speech2Text's extractor divides a constant band, such as silence, by its deviation of zero.
         with np.errstate(divide="ignore", invalid="ignore"):
-            heard = self.own(samples, sampling_rate=RATE, return_tensors="np")
+            heard = self.own(samples, sampling_rate=self.rate, return_tensors="np")
         name = self.own.model_input_names[0]
         values = np.nan_to_num(np.asarray(heard[name][0], dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
         if silent:
@@ -124,6 +138,9 @@ class Listener:
     def _masked(
         self, values: npt.NDArray[np.float32], samples: int, audio: schema.Audio, generator: np.random.Generator
     ) -> npt.NDArray[np.float32]:
+        if self.axes == "CFM":
+            frames = min(values.shape[1], samples // (self.rate // FRAMES_PER_SECOND))
+            return mask(values[0].T, frames, audio, generator).T[None]
         if not self.waves:
             bins_first = values.T if self.axes == "FM" else values
             masked = mask(bins_first, min(bins_first.shape[1], samples // FRAME), audio, generator)
@@ -151,8 +168,8 @@ def listener(config: Any, audio: schema.Audio) -> Listener:
     found = Listener(
         own,
         _longest(own, audio),
-        filled=name == "ASTFeatureExtractor" or _normalises_over_time(hearing),
-        axes="T" if name in _OF_SAMPLES else "FM",
+        filled=name in _FIXED or _normalises_over_time(hearing),
+        axes="T" if name in _OF_SAMPLES else "CFM" if name == "ClapFeatureExtractor" else "FM",
         whole=_frame(config) if config.model_type == "moonshine_streaming" else 1,
     )
     if found.waves and audio.frequency_masks:
@@ -174,6 +191,13 @@ def _extractor(config: Any) -> tuple[Any, Any]:
         )
     if _SETTINGS[name] is _conformer:
         hearing = config.encoder_config
+    if _SETTINGS[name] is _clap:
+        hearing = config.audio_config
+        if hearing.enable_fusion:
+            raise DataError(
+                "model.config.audio_config.enable_fusion makes CLAP read random parts of long recordings, which a "
+                "resumed run would not repeat; set it to false."
+            )
     try:
         return getattr(transformers, name)(**_SETTINGS[name](hearing)), hearing
     except ImportError as error:
@@ -196,7 +220,9 @@ def _frame(config: Any) -> int:
 
 
 def _longest(own: Any, audio: schema.Audio) -> int:
-    limit = int(audio.seconds * RATE)
+    limit = int(audio.seconds * own.sampling_rate)
+    if (samples := getattr(own, "nb_max_samples", None)) is not None:
+        return min(limit, int(samples))
     # A spectrogram of fixed length; a frame more or less depends on the rounding of its windows.
     frames = getattr(own, "max_length", None)
     if (clip := getattr(own, "max_audio_clip_s", None)) is not None:

@@ -14,7 +14,18 @@ OWN_TOKEN = "<|padding|>"
 # rows with it themselves; and those whose `labels` are padded with it in the decoder of the exported model.
 _NEED_PADDING = frozenset(
     [
-        *("canary", "cohere_asr", "flaubert", "fsmt", "gemma4", "gemma4_unified", "led", "m2m_100", "moonshine"),
+        *(
+            "canary",
+            "clap",
+            "cohere_asr",
+            "flaubert",
+            "fsmt",
+            "gemma4",
+            "gemma4_unified",
+            "led",
+            "m2m_100",
+            "moonshine",
+        ),
         *("moonshine_streaming", "nllb-moe", "seamless_m4t", "seamless_m4t_v2", "speech-encoder-decoder"),
         *("speech_to_text", "speecht5", "xlm"),
     ]

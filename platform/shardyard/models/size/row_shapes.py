@@ -129,6 +129,15 @@ def _sound(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
     return {"input_features": torch.zeros((1, config.num_mel_bins, frames), device="meta")}, frames // 2
 
 
+def _sound_and_text(config: Any, data: Data, image: Image) -> tuple[Inputs, int]:
+    # Without a mask, as for images and text.
+    audio = config.audio_config
+    frames = audio.spec_size**2 // audio.num_mel_bins
+    features = torch.zeros((1, 1, frames, audio.num_mel_bins), device="meta")
+    patches = (audio.spec_size // audio.patch_size) ** 2
+    return {"input_ids": _ids(_length(data)), "input_features": features}, _length(data) + patches
+
+
 def _samples(stride: int) -> tuple[Inputs, int]:
     return {"input_values": torch.zeros((1, _SAMPLES), device="meta")}, _SAMPLES // stride
 
@@ -145,4 +154,5 @@ _SHAPES: dict[str, RowShape] = {
     "image_within_text": _image_within_text,
     "speech": _speech,
     "sound": _sound,
+    "sound_and_text": _sound_and_text,
 }

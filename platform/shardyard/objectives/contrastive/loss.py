@@ -8,7 +8,6 @@ Radford et al. 2021 (Learning Transferable Visual Models From Natural Language S
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,12 @@ RECALLS_AT = (1, 5, 10)
 _ROWS_AT_A_TIME = 1024
 
 
+def recalls(matched: str) -> frozenset[str]:
+    """The names of the recalls of both directions."""
+    ways = (f"{matched}_to_text", f"text_to_{matched}")
+    return frozenset(f"{way}_recall_at_{k}" for way in ways for k in RECALLS_AT)
+
+
 class Pair(NamedTuple):
     """What an evaluation collects of a row: both embeddings, concatenated [2·D], and how the model compares them."""
 
@@ -39,10 +44,13 @@ class Contrastive(Objective):
 
     Training compares each row with those of all ranks. An evaluation compares all held-out pairs with each other, so
     neither ranks nor micro-batches change its result; chance is ln N for the loss and k / N for recall at k.
+    `matched` names what texts are matched with, in the model's output and in the metrics.
 
     Args:
         group: the data-parallel ranks; None if there is only one.
     """
+
+    matched = "image"
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
         self._group = group
@@ -52,17 +60,17 @@ class Contrastive(Objective):
         return {"loss": batch["input_ids"].shape[0]}
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
-        """`pixel_values` [B, C, H, W], `input_ids` [B, T] and what else the model reads. In evaluations, `score` gives
-        the loss."""
+        """`pixel_values` [B, C, H, W] or what else is matched with texts, `input_ids` [B, T], and what else the model
+        reads. In evaluations, `score` gives the loss."""
         if not model.training:
             return Measured({"loss": torch.zeros(())})
-        images, texts = _embed(model, batch)
+        images, texts = self._embed(model, batch)
         # A single collective gathers both sides.
         everything, first = gather_rows(torch.cat([images, texts], dim=-1), self._group)  # [G, 2·D]
         all_images, all_texts = everything.chunk(2, dim=-1)
         return Measured({"loss": similarity_of(model).loss(images, texts, all_images, all_texts, first)})
 
-    shares_of_rows = frozenset(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in RECALLS_AT)
+    shares_of_rows = recalls("image")
 
     def rows_to_collect(self, rows: int) -> int:
         """All rows, because the difficulty depends on the number of pairs."""
@@ -70,10 +78,8 @@ class Contrastive(Objective):
 
     def collect(self, model: Any, batch: Tensors, *, synchronised: bool) -> list[Any]:
         """A `Pair` of each row."""
-        images, texts = _embed(model, batch)
-        found = similarity_of(model)
-        bias = None if found.bias is None else found.bias.cpu()
-        similarity = replace(found, scale=found.scale.cpu(), bias=bias)
+        images, texts = self._embed(model, batch)
+        similarity = similarity_of(model).cpu()
         return [Pair(pair, similarity) for pair in torch.cat([images, texts], dim=-1).cpu().numpy()]
 
     def score(self, collected: list[Any]) -> dict[str, float]:
@@ -82,15 +88,16 @@ class Contrastive(Objective):
         images, texts = pairs.chunk(2, dim=-1)  # [N, D] each
         scores = {"loss": _full_batch_loss(images, texts, collected[0].similarity)}
         for k in RECALLS_AT:
-            scores[f"image_to_text_recall_at_{k}"] = recall_at_k(images, texts, k)
-            scores[f"text_to_image_recall_at_{k}"] = recall_at_k(texts, images, k)
+            scores[f"{self.matched}_to_text_recall_at_{k}"] = recall_at_k(images, texts, k)
+            scores[f"text_to_{self.matched}_recall_at_{k}"] = recall_at_k(texts, images, k)
         return scores
 
-
-def _embed(model: Any, batch: Tensors) -> tuple[Tensor, Tensor]:
-    """Embeddings of images and of texts, [B, D] each, of length 1 in fp32."""
-    output = model(**{**batch, "pixel_values": as_model(model, batch["pixel_values"])})
-    return output.image_embeds.float(), output.text_embeds.float()
+    def _embed(self, model: Any, batch: Tensors) -> tuple[Tensor, Tensor]:
+        """Embeddings of images (or recordings) and of texts, [B, D] each, of length 1 in fp32."""
+        output = model(
+            **{name: as_model(model, one) if one.is_floating_point() else one for name, one in batch.items()}
+        )
+        return output[f"{self.matched}_embeds"].float(), output.text_embeds.float()
 
 
 def _full_batch_loss(images: Tensor, texts: Tensor, similarity: Similarity) -> float:

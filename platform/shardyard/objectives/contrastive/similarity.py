@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ _SMOOTHING = {"align": 0.1}
 class Similarity:
     """The logit of a pair is `scale` · cosine + `bias`; both are scalars in fp32.
 
+    text_scale: of a text that is compared with images, where the model learns one of its own (CLAP).
     bias: of models that decide about each pair by itself (SigLIP); None for those that choose among all (CLIP).
     smoothing: of the labels, for those that choose among all.
     """
@@ -27,6 +28,12 @@ class Similarity:
     scale: Tensor
     bias: Tensor | None = None
     smoothing: float = 0.0
+    text_scale: Tensor | None = None
+
+    def cpu(self) -> Similarity:
+        """On the CPU, as it is collected."""
+        bias, text_scale = (None if one is None else one.cpu() for one in (self.bias, self.text_scale))
+        return replace(self, scale=self.scale.cpu(), bias=bias, text_scale=text_scale)
 
     def loss(self, images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, first: int = 0) -> Tensor:
         """The sum over rows, in nats: the mean cross-entropy of both directions, or the sigmoid loss of all pairs.
@@ -39,7 +46,8 @@ class Similarity:
         if self.bias is not None:
             return sigmoid_pairs(texts, all_images, self.scale, self.bias, first)
         to_text = info_nce(images, all_texts, self.scale, first, label_smoothing=self.smoothing)
-        to_image = info_nce(texts, all_images, self.scale, first, label_smoothing=self.smoothing)
+        text_scale = self.scale if self.text_scale is None else self.text_scale
+        to_image = info_nce(texts, all_images, text_scale, first, label_smoothing=self.smoothing)
         return (to_text + to_image) / 2
 
 
@@ -56,6 +64,9 @@ def similarity_of(model: Any) -> Similarity:
     inner = getattr(model, "module", model)
     if (temperature := getattr(inner, "temperature", None)) is not None:
         return Similarity(1 / _scalar(temperature), smoothing=_SMOOTHING.get(inner.config.model_type, 0.0))
+    if (own := getattr(inner, "logit_scale_a", None)) is not None:
+        scales = (_scalar(one).exp().clamp(max=LARGEST_SCALE) for one in (own, inner.logit_scale_t))
+        return Similarity(next(scales), text_scale=next(scales))
     if (logarithm := getattr(inner, "logit_scale", None)) is None:
         raise ModelError(
             f"{type(inner).__name__} has no logit_scale and no temperature, by which contrastive compares embeddings."

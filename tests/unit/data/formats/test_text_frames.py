@@ -19,7 +19,7 @@ from shardyard.data.formats.target_text import TargetText, TextEncoder
 from shardyard.data.text_frame import set_languages, target_frame, text_frame
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.errors import DataError
-from shardyard.models.generation import begin_texts
+from shardyard.models.generation import begin_texts, write
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.seq2seq.loss import Seq2Seq
 from shardyard.recipe.earlier import complete
@@ -156,6 +156,36 @@ def test_generation_begins_as_training() -> None:
     found.lang_to_id = {"<|en|>": 1}
     begin_texts(found, (4, 7, 8), language="en", task="transcribe")
     assert (found.forced_bos_token_id, found.language, found.task) == (None, "en", "transcribe")
+
+
+@pytest.mark.parametrize(
+    ("begins", "told"),
+    [
+        (("<|startoftranscript|>", "<|notimestamps|>"), {"no_timestamps_token_id", "return_timestamps"}),
+        (("<|startoftranscript|>", "<|en|>"), {"lang_to_id", "is_multilingual", "language"}),
+        (
+            ("<|startoftranscript|>", "<|es|>", "<|translate|>", "<|notimestamps|>"),
+            {"lang_to_id", "is_multilingual", "language", "task_to_id", "task"}
+            | {"no_timestamps_token_id", "return_timestamps"},
+        ),
+    ],
+)
+def test_a_configuration_without_whispers_tokens_gets_those_of_training(
+    begins: tuple[str, ...], told: set[str], tmp_path: Path
+) -> None:
+    """Whisper's `generate` guesses a language where it finds languages and is told none."""
+    tokenizer = own_tokenizers.whisper()
+    found = transformers.GenerationConfig.from_model_config(AutoConfig.for_model("whisper"))
+    before = {name for name, value in found.to_dict().items() if value is not None}
+    ids = tokenizer.convert_tokens_to_ids(list(begins))
+    begin_texts(found, ids, language=None, task=None, vocabulary=tokenizer.added_tokens_encoder)
+    assert found.decoder_start_token_id == ids[0]
+    write(tmp_path, found)
+    read = transformers.GenerationConfig.from_pretrained(tmp_path)
+    new = {name for name, value in read.to_dict().items() if value is not None} - before
+    assert new - {"forced_bos_token_id"} == told
+    if "language" in told:
+        assert read.lang_to_id[read.language] == ids[1]
 
 
 def test_runs_of_earlier_versions_keep_their_rows() -> None:
