@@ -49,39 +49,41 @@ class SpeechProcessor:
         """Save the extractor's settings with the name."""
         self._own.save_pretrained(folder)
         if self._name is not None:
-            path = Path(folder) / "preprocessor_config.json"
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            settings["processor_class"] = self._name
-            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            _change(Path(folder) / "preprocessor_config.json", processor_class=self._name)
 
 
 def _processor_name(model: Any) -> str | None:
     """The processor of a family; composed models have that of their encoder."""
-    if model.model_type == "seamless_m4t_v2":  # its table of transformers has no entry
-        return "SeamlessM4TProcessor"
     hearing = model.encoder if model.model_type == "speech-encoder-decoder" else model
-    found = PROCESSOR_MAPPING_NAMES.get(hearing.model_type)
+    found = _PROCESSORS.get(hearing.model_type) or PROCESSOR_MAPPING_NAMES.get(hearing.model_type)
     return found if isinstance(found, str) else None
 
 
-class CtcProcessor:
-    """The feature extractor, and a tokenizer that merges what an encoder spells.
+# Those that the published models name, and the table of transformers does not.
+_PROCESSORS = {"data2vec-audio": "Wav2Vec2Processor", "seamless_m4t_v2": "SeamlessM4TProcessor"}
+
+
+def _change(path: Path, **fields: str | None) -> None:
+    """Change fields of a JSON file."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class CtcProcessor(SpeechProcessor):
+    """The same, and a tokenizer that merges what an encoder spells.
 
     The tokenizer of Parakeet is that of any other model, and besides merges repetitions and leaves out the padding
     token, which is the blank. It makes `pipeline("automatic-speech-recognition")` read as we do.
     """
 
     def __init__(self, own: Any, inputs: FormatInputs) -> None:
-        self._own, self._inputs = own, inputs
+        super().__init__(own, inputs.model)
+        self._blank = inputs.text_tokenizer.convert_ids_to_tokens(inputs.model.pad_token_id)
 
     def save_pretrained(self, folder: Path) -> None:
         """Save both into a folder that already has the tokenizer."""
-        self._own.save_pretrained(folder)
-        path, tokenizer = Path(folder) / "tokenizer_config.json", self._inputs.text_tokenizer
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["tokenizer_class"] = "ParakeetTokenizer"
-        settings["pad_token"] = tokenizer.convert_ids_to_tokens(self._inputs.model.pad_token_id)
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+        super().save_pretrained(folder)
+        _change(Path(folder) / "tokenizer_config.json", tokenizer_class="ParakeetTokenizer", pad_token=str(self._blank))
 
 
 def image_processor(transform: ImageTransform) -> CLIPImageProcessorPil:
