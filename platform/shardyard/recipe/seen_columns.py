@@ -5,72 +5,141 @@ Reads only the standard library's formats and the footer of Parquet; whatever ca
 
 from __future__ import annotations
 
+import bz2
 import csv
-import glob
 import gzip
+import io
+import itertools
 import json
+import lzma
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+from shardyard.errors import DataError
+from shardyard.recipe.sources.files import compression, file_kind, suffix
+from shardyard.recipe.sources.recognise import Recognised, recognise
 
 # Enough to see optional keys, and fast.
 PEEK_CHARACTERS = 1 << 18
 PEEK_ROWS = 64
+_OPEN: dict[str | None, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
-def seen_columns(path: str) -> list[str]:
-    """The columns of the first file that matches `path`, in their order; empty if they cannot be read here."""
-    try:
-        for file in _files(path):
-            if columns := _columns(file):
-                return columns
-    # The errors of pyarrow are also OSError or ValueError.
-    except (OSError, ValueError, csv.Error):
-        pass
-    return []
+@dataclass(frozen=True)
+class Seen:
+    """What a path names: its columns in their order, empty if they cannot be read here; and why it cannot be read."""
+
+    columns: tuple[str, ...] = ()
+    problem: str | None = None
 
 
-def _files(path: str) -> Iterator[str]:
+def seen_columns(path: str, split: str = "train") -> list[str]:
+    """The columns of the first file of a path; empty if they cannot be read here."""
+    return list(look(path, split).columns)
+
+
+def look(path: str, split: str) -> Seen:
+    """The columns of local data, from its names or the beginning of its first file that has any."""
     if "://" in path:
-        return
-    for match in sorted(glob.glob(os.path.expanduser(path), recursive=True)):
-        if os.path.isdir(match):
-            yield from sorted(str(file) for file in Path(match).rglob("*") if file.is_file())
-        else:
-            yield match
+        return Seen()
+    try:
+        found = recognise(path, split)
+    except DataError as error:
+        return Seen(problem=str(error))
+    except (OSError, ValueError):
+        return Seen()
+    if found is None:
+        return Seen()
+    return _of_layout(found) or _first(found)
 
 
-def _columns(file: str) -> list[str]:
-    suffix = Path(file.removesuffix(".gz")).suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet as pq
+def _of_layout(found: Recognised) -> Seen | None:
+    if found.layout == "LibriSpeech":
+        return Seen(("audio", "text", "id"))
+    if found.layout in ("ImageFolder", "AudioFolder"):
+        if found.metadata is not None:
+            return _columns(found.metadata)
+        return Seen(("image" if found.kind == "picture" else "audio", *(("label",) if _has_classes(found) else ())))
+    return Seen(("text",)) if found.kind == "text" else None
 
-        return list(pq.read_schema(file).names)
-    if suffix not in (".jsonl", ".json", ".csv"):
-        return []
-    with _opened(file) as text:
-        return _header(text) if suffix == ".csv" else _keys(text)
+
+def _has_classes(found: Recognised) -> bool:
+    folders = {os.path.dirname(file) for file in found.files}
+    return len(folders) > 1 and len({folder.count(os.sep) for folder in folders}) == 1
+
+
+def _first(found: Recognised) -> Seen:
+    seen = Seen()
+    for file in found.files:
+        seen = _columns(file)
+        if seen.columns or seen.problem:
+            break
+    return seen
+
+
+def _columns(file: str) -> Seen:
+    kind = file_kind(file)
+    try:
+        if kind == "parquet":
+            import pyarrow.parquet as pq
+
+            return Seen(tuple(pq.read_schema(file).names))
+        if kind == "tar":
+            return _members(file)
+        if kind not in ("json", "csv") or compression(file) == ".zst":
+            return Seen()
+        with _opened(file) as text:
+            return _header(text, suffix(file)) if kind == "csv" else _keys(file, text)
+    # The errors of pyarrow are also OSError or ValueError.
+    except (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, tarfile.TarError):
+        return Seen()
 
 
 def _opened(file: str) -> IO[str]:
     # As `datasets` does, a byte-order mark is no part of the first name.
-    if file.endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8-sig", errors="replace")
-    return open(file, encoding="utf-8-sig", errors="replace")
+    opener = _OPEN.get(compression(file), open)
+    return cast("IO[str]", opener(file, "rt", encoding="utf-8-sig", errors="replace"))
 
 
-def _header(text: IO[str]) -> list[str]:
-    return next(csv.reader(text), [])
+def _header(text: IO[str], end: str) -> Seen:
+    line = text.readline()
+    while line and not line.strip():
+        line = text.readline()
+    marks = "\t" if end == ".tsv" else ",;\t"
+    delimiter = next((mark for mark in marks if mark in line), marks[0])
+    return Seen(tuple(next(csv.reader(io.StringIO(line), delimiter=delimiter), [])))
 
 
-def _keys(text: IO[str]) -> list[str]:
+def _keys(file: str, text: IO[str]) -> Seen:
     """The keys of the first objects: of one on each line, or of a list of objects that ends within the part read."""
     beginning = text.read(PEEK_CHARACTERS)
+    whole = len(beginning) < PEEK_CHARACTERS
+    start = beginning.lstrip()
+    if start.startswith("["):
+        found = json.loads(beginning) if whole else []
+        return Seen(_all_keys(found[:PEEK_ROWS]))
     lines = beginning.splitlines(keepends=True)
-    if beginning.lstrip().startswith("["):
-        found = json.loads(beginning) if len(beginning) < PEEK_CHARACTERS else []
-    else:
-        whole = lines if len(beginning) < PEEK_CHARACTERS else lines[:-1]
-        found = [json.loads(line) for line in whole[:PEEK_ROWS] if line.strip()]
-    return list(dict.fromkeys(key for row in found[:PEEK_ROWS] if isinstance(row, dict) for key in row))
+    lines = lines if whole else lines[:-1]
+    rows, problem = [], None
+    for number, line in enumerate(lines[:PEEK_ROWS], 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            problem = problem or f"{file}: line {number} is no JSON: {error.msg} at character {error.colno}"
+    keys = _all_keys(rows)
+    # A file of one object on several lines has no row on its first one.
+    return Seen(keys, None if keys or start.startswith("{\n") else problem)
+
+
+def _all_keys(rows: list[object]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(key) for row in rows if isinstance(row, dict) for key in row))
+
+
+def _members(file: str) -> Seen:
+    """The suffixes of the first members of a tar file; fields of JSON are not known here."""
+    with tarfile.open(file, "r|") as archive:
+        names = [member.name.rpartition("/")[2] for member in itertools.islice(archive, PEEK_ROWS) if member.isfile()]
+    return Seen(tuple(dict.fromkeys(name.partition(".")[2].lower() for name in names if "." in name.strip("."))))

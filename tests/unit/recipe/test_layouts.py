@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from shardyard.recipe.layouts import recognised
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.rules.data import data_rules
 from shardyard.recipe.schema import Recipe
-from shardyard.recipe.seen_columns import seen_columns
+from shardyard.recipe.seen_columns import look, seen_columns
 
 
 def recipe(path: Path, objective: str = "instruction", **source: Any) -> Recipe:
@@ -77,10 +78,73 @@ def test_columns_of_files_of_each_kind(tmp_path: Path) -> None:
         csv.writer(file).writerows([["a", "b"], ["1", "x"]])
     for name in ("t.parquet", "list.json", "z.jsonl.gz", "c.csv"):
         assert seen_columns(str(tmp_path / name)) == ["a", "b"], name
-    assert seen_columns(str(tmp_path)) == ["a", "b"]
     assert seen_columns(str(tmp_path / "*.csv")) == ["a", "b"]
+    assert "mixes files of several kinds" in str(look(str(tmp_path), "train").problem)
     for unreadable in ("none.jsonl", "https://host/x.jsonl", "org/set"):
         assert seen_columns(unreadable) == []
     (tmp_path / "broken.jsonl").write_text("{no json\n")
     (tmp_path / "broken.parquet").write_text("no table")
     assert seen_columns(str(tmp_path / "broken.jsonl")) == seen_columns(str(tmp_path / "broken.parquet")) == []
+
+
+def told(path: Path, objective: str, **source: Any) -> list[str]:
+    return [
+        f"{'.'.join(map(str, where[3:]))}: {message}"
+        for where, message in data_rules(recipe(path, objective, **source))
+    ]
+
+
+def test_columns_that_an_objective_needs_are_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("a\tlabel\nx\t1\n")
+    (finding,) = told(path, "text_classification")
+    assert finding == (
+        "text_column: text_classification reads text (text), and the data has no column 'text'; it has a, label. Name "
+        "the right one with text_column"
+    )
+    assert told(path, "text_classification", text_column="a") == []
+    (finding,) = told(path, "text_classification", columns={"text": "a", "label": "kind"})
+    assert finding.startswith("columns: text_classification reads label (label), and the data has no column 'kind'")
+    with gzip.open(tmp_path / "rows.csv.gz", "wt") as file:
+        file.write("img;caption\nx;y\n")
+    assert told(tmp_path / "rows.csv.gz", "contrastive") == []
+
+
+def test_what_a_folder_holds_is_looked_at(tmp_path: Path) -> None:
+    for name in ("train/cat/a.png", "train/dog/b.png", "sound/x.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    folder = tmp_path / "train"
+    assert told(folder, "image_classification") == []
+    (finding,) = told(folder, "causal_lm")
+    assert "has no column 'text'; it has image, label" in finding
+    (finding,) = told(tmp_path / "train", "image_classification", split="test")
+    assert finding.startswith("split: ")
+    assert "has no split 'test'; it has train" in finding
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(tmp_path / "train" / "cat" / "a.png", "0.png")
+    (finding,) = told(tmp_path / "set.tar", "image_classification")
+    assert "no column 'label'; it has png" in finding
+
+
+def test_a_file_that_begins_with_no_json_is_a_problem_of_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": \n')
+    (finding,) = told(path, "causal_lm")
+    assert finding == f"path: {path}: line 1 is no JSON: Expecting value at character 1"
+
+
+@pytest.mark.parametrize(
+    ("documents", "finding"),
+    [
+        ("lines", None),
+        (400, None),
+        ("/^# /", None),
+        (0, "documents: is 0; give a number of characters from 1 on"),
+        ("/(/", "documents: is no regular expression: missing ), unterminated subpattern at position 0"),
+        ("words", "documents: is 'words'; give file, lines, paragraphs, a number of characters, or a pattern as /…/"),
+    ],
+)
+def test_ways_to_divide_a_text(tmp_path: Path, documents: Any, finding: str | None) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    assert told(tmp_path / "a.txt", "causal_lm", documents=documents) == ([] if finding is None else [finding])

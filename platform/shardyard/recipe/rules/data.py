@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import glob
-import os
+import re
 from collections.abc import Iterator
 
 from shardyard.objectives.registry import objective_spec
+from shardyard.objectives.spec import ObjectiveSpec
 from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.catalog.shipped import EMBEDDED_SOURCES
 from shardyard.recipe.fields import Path
-from shardyard.recipe.layouts import LayoutKind, choose, explain_unknown, roles_of
+from shardyard.recipe.layouts import choose, explain_unknown, roles_of
 from shardyard.recipe.schema import Data, Recipe, Source
-from shardyard.recipe.seen_columns import seen_columns
+from shardyard.recipe.seen_columns import Seen, look
+from shardyard.recipe.sources.files import file_kind, is_table, matching
+from shardyard.recipe.sources.usual import columns_of
 from shardyard.suggest import suggestion
 
 Finding = tuple[Path, str]
 
-_SUFFIXES = tuple(s + z for s in (".parquet", ".jsonl", ".json", ".csv", ".txt") for z in ("", ".gz"))
 _EMBEDDED_SPLITS = ("train", "validation")
 
 
@@ -26,7 +27,7 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
     for name in ("train", "validation"):
         for index, source in enumerate(getattr(recipe.data, name)):
             path = ("data", name, index)
-            for key, message in _source(source, recipe.objective):
+            for key, message in _source(source, recipe.objective, training=name == "train"):
                 yield (*path, *((key,) if key else ())), message
     yield from _packing(recipe)
     yield from _languages(recipe)
@@ -34,7 +35,7 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
     yield from _leaks(recipe.data)
 
 
-def _source(source: Source, objective: str) -> Iterator[tuple[str, str]]:
+def _source(source: Source, objective: str, *, training: bool) -> Iterator[tuple[str, str]]:
     """Findings about one source as (key, message); an empty key stands for the source itself."""
     if source.source is None and source.path is None:
         yield "", "names no data; give `source` (an embedded corpus) or `path` (hub id, folder, file or URL)"
@@ -44,6 +45,11 @@ def _source(source: Source, objective: str) -> Iterator[tuple[str, str]]:
         yield from _embedded(source, source.source, objective)
     elif source.path is not None:
         yield from _local(source.path)
+        yield from _documents(source)
+        seen = look(source.path, source.split or ("train" if training or source.holdout else "validation"))
+        if seen.problem is not None:
+            yield ("split" if "has no split" in seen.problem else "path"), seen.problem.rstrip(".")
+        yield from _seen(source, seen, objective)
     yield from _columns(source, objective)
 
 
@@ -90,27 +96,62 @@ def _columns(source: Source, objective: str) -> Iterator[tuple[str, str]]:
             yield "columns", f"{objective} reads no {role!r}; {suggestion(role, roles)}"
     if source.text_column != Source.model_fields["text_column"].default and "text" not in roles:
         yield "text_column", f"{objective} reads {', '.join(roles)}; name their columns under `columns`"
-    if source.path is not None and spec.layouts is not None:
-        yield from _layout(source, source.path, spec.layouts, objective)
 
 
-def _layout(source: Source, path: str, kind: LayoutKind, objective: str) -> Iterator[tuple[str, str]]:
-    """Findings about the columns of a local file, which must be those of a layout."""
-    seen = seen_columns(path)
-    tops = {column.split(".")[0] for column in seen} | set(seen)
-    if not seen or not source.columns.keys() <= set(roles_of(kind)):
+def _seen(source: Source, seen: Seen, objective: str) -> Iterator[tuple[str, str]]:
+    """Findings about the columns of a local file: they must be those of a layout, or one for each role."""
+    spec = objective_spec(objective)
+    roles = {*spec.all_columns, *(roles_of(spec.layouts) if spec.layouts is not None else ())}
+    if not seen.columns or not source.columns.keys() <= roles:
         return
-    # The fields within a column are not known here.
-    if choose(kind, lambda column: column in tops or column.split(".")[0] in tops, source.columns) is None:
-        yield "columns", explain_unknown(kind, objective, seen, source.columns)
+
+    def has(column: str) -> bool:
+        # The fields within a column are not known here.
+        return column in seen.columns or column.split(".")[0] in seen.columns
+
+    if spec.layouts is not None:
+        if choose(spec.layouts, has, source.columns) is None:
+            yield "columns", explain_unknown(spec.layouts, objective, seen.columns, source.columns)
+        return
+    named = columns_of(spec.all_columns, source.columns, source.text_column, has)
+    missing = [role for role in spec.columns if not has(named[role])]
+    mapped = [role for role in spec.optional_columns if role in source.columns and not has(named[role])]
+    for role in (*missing, *mapped):
+        yield _no_column(role, named[role], source, seen, spec)
+
+
+def _no_column(role: str, column: str, source: Source, seen: Seen, spec: ObjectiveSpec) -> tuple[str, str]:
+    field = "text_column" if role == "text" and role not in source.columns else "columns"
+    how = "text_column" if field == "text_column" else f"columns: {{{role}: …}}"
+    listed = ", ".join(seen.columns)
+    return field, (
+        f"{spec.name} reads {role} ({spec.all_columns[role]}), and the data has no column {column!r}; it has {listed}. "
+        f"Name the right one with {how}"
+    )
+
+
+def _documents(source: Source) -> Iterator[tuple[str, str]]:
+    way = source.documents
+    if way is None:
+        return
+    if isinstance(way, int):
+        if way < 1:
+            yield "documents", f"is {way}; give a number of characters from 1 on"
+    elif way.startswith("/") and way.endswith("/") and len(way) > 2:
+        try:
+            re.compile(way[1:-1])
+        except re.error as error:
+            yield "documents", f"is no regular expression: {error}"
+    elif way not in ("file", "lines", "paragraphs"):
+        yield "documents", f"is {way!r}; give file, lines, paragraphs, a number of characters, or a pattern as /…/"
 
 
 def _local(path: str) -> Iterator[tuple[str, str]]:
     if "://" in path:
         return
-    looks_local = path.startswith(("./", "../", "/", "~")) or path.endswith(_SUFFIXES)
+    looks_local = path.startswith(("./", "../", "/", "~")) or file_kind(path) is not None
     try:
-        found = bool(glob.glob(os.path.expanduser(path), recursive=True))
+        found = bool(matching(path))
     except (OSError, ValueError):
         found = False
     if looks_local and not found:
@@ -169,6 +210,6 @@ def _leaks(data: Data) -> Iterator[Finding]:
 
 def _identity(source: Source, split: str) -> tuple[str | None, ...]:
     # Files have no splits, and documents held out by hash are in the training split.
-    if source.path is not None and (source.holdout or source.path.endswith(_SUFFIXES)):
+    if source.path is not None and (source.holdout or is_table(source.path)):
         split = "train"
     return (source.source, source.path, source.config, source.revision, source.split or split)
