@@ -71,16 +71,23 @@ def describe(event: Event) -> str:
 
 
 def _data_read(event: DataRead) -> str:
-    words = {
+    rows = {
         "examples skipped": event.skipped,
         "unusable rows left out": event.unusable,
         "rows without a target left out": event.without_target,
         "rows repaired": event.repaired,
+    }
+    others = {
         "streams without rows of their own, which read the whole source": event.empty_streams,
         "tokens cut off": event.cut,
         "retries": event.retries,
     }
-    told = [f"{count} {word}" for word, count in words.items() if count]
+    told = [f"{count} {word}" for word, count in rows.items() if count]
+    # A row that is left out is counted each time it is read.
+    passes = 1 + max((source.get("epochs", 0) for rank in event.ranks for source in rank.get("sources", ())), default=0)
+    if told and passes > 1:
+        told[-1] += f" in {passes} passes over the data"
+    told += [f"{count} {word}" for word, count in others.items() if count]
     if event.full is not None:
         told.append(f"packed rows {event.full:.1%} full")
     named = f" ({'; '.join(event.named)})" if event.named else ""

@@ -44,6 +44,7 @@ HOPELESS: Mapping[str, Talk] = {
     "no answer": [user("a")],
 }
 NO_ROOM: Talk = [user("lorem ipsum " * 20), answer("ok")]
+NUM_BAD = len(REPAIRABLE) + len(HOPELESS) + 1
 MIXED: Sequence[Talk | None] = [*GOOD, *REPAIRABLE.values(), *HOPELESS.values(), NO_ROOM, None]
 
 
@@ -78,10 +79,10 @@ def test_bad_rows_are_left_out_counted_and_told(tmp_path: Path) -> None:
     assert code == 0, output
     assert command.info()["state"] == "finished"
     (read,) = command.events("data")
-    unusable = len(REPAIRABLE) + len(HOPELESS)
-    # Each pass counts them again, and reading ahead may have begun the next one.
-    assert read["unusable"] % unusable == 0
-    assert read["unusable"] / unusable == read["without_target"] == read["skipped"] >= 2
+    # Four steps are two passes and the beginning of a third, and each counts them again.
+    assert 2 * NUM_BAD <= read["unusable"] < 3 * NUM_BAD
+    assert 2 <= read["without_target"] <= 3
+    assert "in 3 passes over the data" in output
     assert (read["repaired"], read["empty_streams"]) == (0, 0)
     assert len(read["named"]) == 5
     assert all(re.match(r"talk\.jsonl, row \d+: .", name) for name in read["named"])
@@ -104,14 +105,15 @@ def test_bad_rows_are_repaired_where_that_helps(tmp_path: Path) -> None:
     assert code == 0, output
     assert command.info()["state"] == "finished"
     (read,) = command.events("data")
-    assert read["repaired"] == read["unusable"] > 0
+    assert read["repaired"] >= len(REPAIRABLE)
+    assert read["unusable"] >= len(HOPELESS) + 1
     assert f"{read['repaired']} rows repaired" in output
 
 
 def test_stop_names_file_and_row(tmp_path: Path) -> None:
     command, code, output = launched(tmp_path, "stop", "--local")
     assert code == 1, output
-    bad = range(len(GOOD) + 1, len(GOOD) + len(REPAIRABLE) + len(HOPELESS) + 1)
+    bad = [row for row, talk in enumerate(MIXED, start=1) if talk not in GOOD and talk is not NO_ROOM]
     named = re.search(r"(?:talk|held)\.jsonl, row (\d+): .*data\.on_error", output)
     assert named, output
     assert int(named[1]) in bad

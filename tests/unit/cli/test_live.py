@@ -306,6 +306,11 @@ def test_the_default_runs_folder_need_not_be_there(
 def test_what_reading_left_out_is_told_and_nothing_else() -> None:
     assert describe(DataRead(skipped=0, retries=0)) == ""
     assert describe(DataRead(skipped=3, retries=1)) == "data: 3 examples skipped, 1 retries"
+    ranks = [{"sources": [{"epochs": 1}, {"epochs": 2}]}]
+    assert describe(DataRead(unusable=9, cut=4, empty_streams=1, ranks=ranks)) == (
+        "data: 9 unusable rows left out in 3 passes over the data, 1 streams without rows of their own, which read the "
+        "whole source, 4 tokens cut off"
+    )
     left_out = describe(DataRead(unusable=2, without_target=1, named=("a.jsonl, row 1: no target", "…")))
     assert left_out == (
         "data: 2 unusable rows left out, 1 rows without a target left out (a.jsonl, row 1: no target; …)"
