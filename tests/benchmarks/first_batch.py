@@ -21,9 +21,12 @@ from pathlib import Path
 
 from shardyard.data.index.offsets import offsets_of
 from shardyard.data.index.records import JsonLines
+from shardyard.recipe.schema import Order
 
 STREAMS = (1, 16, 64)
 GLOBAL_BATCH = 64
+# By index or not, and data.order.
+WAYS: tuple[tuple[bool, Order], ...] = ((False, 1), (True, 1), (True, 2))
 LONG, SHORT = 6000, 100
 DEEP = 1_000_000
 
@@ -34,8 +37,13 @@ class Arm:
 
     indexed: bool
     streams: int
-    order: int = 1
+    order: Order = 1
     document: int = 0
+
+    @property
+    def how(self) -> str:
+        """How the rows are read, in words."""
+        return f"order {self.order}" if self.indexed else "streamed"
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def measure(path: Path, arm: Arm) -> Cost:
 
     if not arm.indexed:
         reader.indexed_files = lambda *_: None  # type: ignore[assignment]
-    data = Data(sequence_length=1024, prefetch=1, train=[Source(path=str(path))])
+    data = Data(sequence_length=1024, prefetch=1, train=[Source(path=str(path))], order=arm.order)
     inputs = FormatInputs(data, load_tokenizer("bytes"))
     cpu, memory = time_of_process(), peak_megabytes()
     loader = TrainLoader(inputs, global_batch=GLOBAL_BATCH, streams=arm.streams, seed=1, dp_rank=0, dp_size=1)
@@ -118,16 +126,16 @@ def rows(folder: Path, megabytes: int, deep: int) -> Iterator[tuple[str, Arm, Co
     """All measurements, each with a title."""
     long, short = folder / "long.jsonl", folder / "short.jsonl"
     write(long, megabytes, LONG)
-    for indexed in (False, True):
+    for indexed, order in WAYS:
         for streams in STREAMS:
-            arm = Arm(indexed, streams)
+            arm = Arm(indexed, streams, order)
             # A cache of its own, so that the index is built in each measurement.
             yield "first batch", arm, in_a_process(long, arm, Path(tempfile.mkdtemp(dir=folder)))
     long.unlink()
     write(short, -(-(deep + 100_000) * SHORT * 13 // 10 // 1_000_000), SHORT)
-    for indexed in (False, True):
+    for indexed, order in WAYS:
         for document in (10, deep):
-            arm = Arm(indexed, 1, document=document)
+            arm = Arm(indexed, 1, order, document=document)
             # The run before has found all rows.
             in_a_process(short, arm, folder / "kept", "--index")
             yield "resume", arm, in_a_process(short, arm, folder / "kept")
@@ -151,8 +159,8 @@ def main() -> None:
     sys.stdout.write(table.format("", "read", "streams", "document", "CPU s", "MB"))
     with tempfile.TemporaryDirectory() as folder:
         for title, arm, cost in rows(Path(folder), options.megabytes, options.deep):
-            how, seconds = "by index" if arm.indexed else "streamed", f"{cost.cpu_seconds:.2f}"
-            sys.stdout.write(table.format(title, how, arm.streams, arm.document, seconds, f"{cost.megabytes:.0f}"))
+            seconds = f"{cost.cpu_seconds:.2f}"
+            sys.stdout.write(table.format(title, arm.how, arm.streams, arm.document, seconds, f"{cost.megabytes:.0f}"))
             sys.stdout.flush()
 
 

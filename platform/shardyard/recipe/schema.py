@@ -16,7 +16,7 @@ from shardyard.recipe.sections.adapter import Adapter
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
 from shardyard.recipe.sections.chat import Chat
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
-from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Source
+from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Order, Source
 from shardyard.recipe.sections.model import Experts, Model
 from shardyard.recipe.sections.scoring import (
     Answering,
@@ -77,6 +77,7 @@ __all__ = [
     "OnError",
     "Optimizer",
     "OptimizerName",
+    "Order",
     "Precision",
     "Preference",
     "Ranking",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.masking_utils import find_packed_sequence_indices
 
-from shardyard.data.stream.packing import ENCODE_CHARACTERS, ENCODE_DOCUMENTS, IGNORED, DocumentEncoder, _batches
+from shardyard.data.stream.packing import ENCODE_CHARACTERS, ENCODE_DOCUMENTS, IGNORED, DocumentEncoder, _parts, _ranges
 from shardyard.recipe.schema import Source
 from support.data_cases import SEPARATOR, batches, bytes_tokenizer, data, documents, two_separators, write_jsonl
 
@@ -77,8 +77,10 @@ def test_cut_and_padding_of_a_tokenizer_do_not_reach_the_rows() -> None:
 
 @pytest.mark.parametrize("skip", [0, 1, ENCODE_DOCUMENTS, 99])
 def test_batches_of_the_tokenizer_cover_each_document_once(skip: int) -> None:
-    texts = ["x"] * 50 + ["y" * ENCODE_CHARACTERS] * 3 + ["z"] * 46
-    ranges = list(_batches(texts, skip))
+    texts = list(enumerate(["x"] * 50 + ["y" * ENCODE_CHARACTERS] * 3 + ["z"] * 46))
+    ranges = list(_ranges(len(texts), skip))
     assert [n for first, last in ranges for n in range(first, last)] == list(range(skip, len(texts)))
     assert all(last - first <= ENCODE_DOCUMENTS for first, last in ranges)
-    assert all(sum(map(len, texts[first:last])) <= ENCODE_CHARACTERS or last - first == 1 for first, last in ranges)
+    parts = [part for first, last in ranges for part in _parts(texts[first:last])]
+    assert [number for part in parts for number, _ in part] == list(range(skip, len(texts)))
+    assert all(sum(len(text) for _, text in part) <= ENCODE_CHARACTERS or len(part) == 1 for part in parts)

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import weakref
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Offsets:
             self.scan_further()
         return len(self._found.starts)
 
-    def read(self, numbers: range) -> list[bytes]:
+    def read(self, numbers: Sequence[int]) -> list[bytes]:
         """The bytes of known records, each with its line end.
 
         Raises:

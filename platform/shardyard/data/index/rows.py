@@ -34,7 +34,7 @@ class IndexedFiles:
         """The number of rows of a file, counted at least up to `wanted` if there are as many."""
         return self._offsets(file).known(wanted)
 
-    def table(self, file: int, numbers: range) -> pa.Table:
+    def table(self, file: int, numbers: Sequence[int]) -> pa.Table:
         """Some rows of a file, which must be known."""
         lines = self._offsets(file).read(numbers)
         parts, first, size = [], 0, 0

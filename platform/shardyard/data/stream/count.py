@@ -36,7 +36,7 @@ def count_rows(inputs: FormatInputs, objective: str, seed: int, *, streams: int 
 def _rows(inputs: FormatInputs, objective: str, share: Share, seed: int) -> int:
     reader = ShareReader(share, Retry(), inputs.data.on_error)
     stream = make_rows(objective, inputs).stream(
-        Windows(reader, (seed, share.stream, 0), inputs.data.shuffle_window, repeat=False)
+        Windows(reader, (seed, share.stream, 0), inputs.data.shuffle_window, repeat=False, order=inputs.data.order)
     )
     try:
         if isinstance(stream, ExampleStream):

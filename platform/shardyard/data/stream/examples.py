@@ -105,13 +105,15 @@ class ExampleStream:
         """The number of remaining rows, where possible without making them: images are not decoded."""
         if self._rows.drops:
             return sum(1 for _ in iter(self.next_row, None))
-        windows = iter(self._windows.next, None)
+        windows = (window for window in iter(self._windows.next, None) if window.examples)
         return sum(len(self._rows.pieces(window.examples, _generator(window))) for window in windows)
 
     def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position]]:
         """Each row with the position after it: `offset` is the number of rows that were made of piece `document`."""
         while (window := self._windows.next()) is not None:
             if not skip and not begun and not self._progresses(window):
+                continue
+            if not window.examples:
                 continue
             at = Position(window.epoch, window.index, window.cursor)
             pieces = self._rows.pieces(window.examples, _generator(window))

@@ -231,7 +231,9 @@ class TrainLoader:
         opened = [open_for(spec, source, training=True, retry=retry) for source in data.train]
         self._sources = [with_shards(source, streams, retry) for source in opened]
         rows_per_batch, format_ = global_batch // dp_size, make_rows(objective, inputs)
-        settings = StreamSettings(format_.stream, data.shuffle_window, streams, seed, on_error=data.on_error)
+        settings = StreamSettings(
+            format_.stream, data.shuffle_window, streams, seed, on_error=data.on_error, order=data.order
+        )
         weights = [source.weight for source in data.train]
         own = range(dp_rank, streams, dp_size)
         rows = _OwnRows(

@@ -172,11 +172,11 @@ class TokenStream:
 
     def _documents(self, skip: int = 0) -> Iterator[_Document]:
         while (window := self._windows.next()) is not None:
-            texts = cast(list[str], window.examples)
-            for first, last in _batches(texts, skip):
-                encoded = self._encoder.encode(texts[first:last])
-                for index, tokens in enumerate(encoded, start=first):
-                    yield _Document(_start(window, index), tokens)
+            for first, last in _ranges(window.size, skip):
+                for part in _parts(cast(list[tuple[int, str]], window.drawn(first, last))):
+                    encoded = self._encoder.encode([text for _, text in part])
+                    for (index, _), tokens in zip(part, encoded, strict=True):
+                        yield _Document(_start(window, index), tokens)
             skip = 0
 
 
@@ -184,13 +184,21 @@ def _start(window: Window, document: int) -> Position:
     return Position(window.epoch, window.index, window.cursor, document, 0)
 
 
-def _batches(texts: list[str], skip: int) -> Iterator[tuple[int, int]]:
-    """Ranges of documents from `skip` on that are tokenised together."""
-    first, characters, most = skip, 0, 1
-    for index, text in enumerate(texts[skip:], start=skip):
-        if index - first >= most or (index > first and characters + len(text) > ENCODE_CHARACTERS):
-            yield first, index
-            first, characters, most = index, 0, min(2 * most, ENCODE_DOCUMENTS)
+def _ranges(size: int, skip: int) -> Iterator[tuple[int, int]]:
+    """Ranges of documents from `skip` on that are drawn together."""
+    first, count = skip, 1
+    while first < size:
+        yield first, min(first + count, size)
+        first, count = first + count, min(2 * count, ENCODE_DOCUMENTS)
+
+
+def _parts(texts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Documents that are tokenised together."""
+    first = characters = 0
+    for index, (_, text) in enumerate(texts):
+        if index > first and characters + len(text) > ENCODE_CHARACTERS:
+            yield texts[first:index]
+            first, characters = index, 0
         characters += len(text)
-    if first < len(texts):
-        yield first, len(texts)
+    if texts:
+        yield texts[first:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
@@ -13,11 +15,27 @@ from shardyard.data.sources.web import WEB
 from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.place import place_in_files
 from shardyard.data.stream.share import START, Cursor, CursorState, Share, share_of, with_shards
-from shardyard.data.stream.tables import Chunk, IndexedTables, StreamedTables, Tables
+from shardyard.data.stream.tables import Chunk, IndexedTables, RowNumber, StreamedTables, Tables
 from shardyard.errors import DataError, ShardyardError, UnavailableError, UnusableRowError
 from shardyard.recipe.schema import OnError
 
-__all__ = ["START", "Cursor", "CursorState", "Share", "ShareReader", "share_of", "with_shards"]
+__all__ = ["START", "Cursor", "CursorState", "Reserved", "Share", "ShareReader", "share_of", "with_shards"]
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Reserved:
+    """Consecutive rows of a share: `places` are their numbers in it, `cursor` is the place of the first.
+
+    `numbers` and `tables` of rows that are read when they are asked for; `stored` of those that have been read.
+    """
+
+    cursor: Cursor
+    places: Sequence[int]
+    numbers: Sequence[RowNumber] = ()
+    tables: IndexedTables | None = None
+    stored: list[Any] | None = None
 
 
 class ShareReader:
@@ -78,16 +96,62 @@ class ShareReader:
                 index, stored = chunk.rows[self._next]
                 self._next += 1
                 place = chunk.cursor.example + index
-                if isinstance(stored, Broken):
-                    stored = self._mended(stored, place)
-                    if stored is None:
-                        continue
-                self._take(stored, place, examples)
+                example = self._example(stored, place)
+                if example is not None:
+                    examples.append(example)
+                    self.places.append(place)
         return examples
 
-    def _take(self, stored: Example, place: int, examples: list[Example]) -> None:
-        """Add an example, or count it."""
+    def reserve(self, count: int) -> Reserved:
+        """The next `count` rows, usable or not, fewer only at the end of the share. Indexed ones are not read yet.
+
+        Raises:
+            DataError: the source cannot be read.
+        """
+        if isinstance(self._tables, IndexedTables):
+            tables, cursor = self._tables, self.cursor()
+            try:
+                _, numbers = self._told(lambda: tables.reserve(count))
+            except IrregularError:
+                self._stream_on()
+            else:
+                self._start, self._chunk = replace(tables.place(), whole=self._start.whole), None
+                return Reserved(cursor, [number.place for number in numbers], numbers, tables)
+        cursor, places, stored = self.cursor(), list[int](), list[Any]()
+        while len(places) < count and (chunk := self._fetched(count - len(places))) is not None:
+            some = chunk.rows[self._next : self._next + count - len(places)]
+            self._next += len(some)
+            places += [chunk.cursor.example + index for index, _ in some]
+            stored += [value for _, value in some]
+        return Reserved(cursor, places, stored=stored)
+
+    def take(self, reserved: Reserved, indices: Sequence[int]) -> list[Example | None]:
+        """Some of the reserved rows in this order; None for one that is skipped, held out or cannot be used.
+
+        Raises:
+            DataError: the source cannot be read.
+        """
+        tables = reserved.tables
+        if reserved.stored is None and tables is not None:
+            try:
+                some = self._told(lambda: tables.stored([reserved.numbers[index] for index in indices]))
+                pairs = list(zip(indices, some, strict=True))
+                return [self._example(stored, reserved.places[index]) for index, stored in pairs]
+            except IrregularError:
+                again = ShareReader(self.share, self._retry)
+                again._stream_on(reserved.cursor)
+                reserved.stored = again.reserve(len(reserved.places)).stored
+                again.close()
+        assert reserved.stored is not None, "rows that are not indexed are read when they are reserved"
+        return [self._example(reserved.stored[index], reserved.places[index]) for index in indices]
+
+    def _example(self, stored: Any, place: int) -> Example | None:
+        """The example of a row; None if it is skipped, held out, or cannot be used, which is counted."""
         source = self.share.source
+        if isinstance(stored, Broken):
+            stored = self._mended(stored, place)
+            if stored is None:
+                return None
         try:
             example = source.decoded(stored)
             missing = source.missing(example)
@@ -96,11 +160,11 @@ class ShareReader:
             elif missing is not None:
                 raise UnusableRowError(f"no {missing}")
             elif source.keeps(stored):
-                examples.append(source.laid_out(example))
-                self.places.append(place)
+                return source.laid_out(example)
         except UnusableRowError as error:
             if source.keeps(stored):
                 self.left_out.unusable(self.place(place), error)
+        return None
 
     def _mended(self, broken: Broken, place: int) -> Example | None:
         """The repaired example if there is one and `data.on_error` asks for it."""
@@ -130,10 +194,25 @@ class ShareReader:
         return self._chunk
 
     def _pull(self, wanted: int) -> Chunk | None:
+        try:
+            return self._told(lambda: self._tables.next(wanted))
+        except IrregularError:
+            self._stream_on()
+            return self._told(lambda: self._tables.next(wanted))
+
+    def _stream_on(self, cursor: Cursor | None = None) -> None:
+        """Read the share from its start on, without an index, up to a place (this one) and then further."""
+        at = cursor or self.cursor()
+        self._tables = StreamedTables(self.share)
+        self._tables.seek(at)
+        self._start, self._chunk, self._next, self._exhausted = at, None, 0, False
+
+    def _told(self, read: Callable[[], Result]) -> Result:
+        """The result of a read, which is retried; errors are told in words."""
         mark = WEB.mark()
         try:
-            return self._retry.call(lambda: self._next_chunk(wanted), f"source {self.name}")
-        except (ShardyardError, Stopped):
+            return self._retry.call(read, f"source {self.name}")
+        except (ShardyardError, Stopped, IrregularError):
             raise
         except Exception as error:
             cause = WEB.error_since(mark)
@@ -141,15 +220,6 @@ class ShareReader:
                 raise cause from error
             kind = UnavailableError if _may_pass(error) else DataError
             raise kind(self._explain(error)) from error
-
-    def _next_chunk(self, wanted: int) -> Chunk | None:
-        try:
-            return self._tables.next(wanted)
-        except IrregularError:
-            at = self.cursor()
-            self._tables = StreamedTables(self.share)
-            self._tables.seek(at)
-            return self._tables.next(wanted)
 
     def _explain(self, error: Exception) -> str:
         first = (str(error).strip().splitlines() or [""])[0]

@@ -21,7 +21,7 @@ from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.rows import Position, PositionState, Row, RowStream
 from shardyard.data.stream.shuffle import MIXTURE_STREAM, Windows, keyed_words
 from shardyard.errors import DataError
-from shardyard.recipe.schema import OnError
+from shardyard.recipe.schema import OnError, Order
 
 DRAWS_PER_BLOCK = 256
 
@@ -58,7 +58,7 @@ class Mixture:
 class StreamSettings:
     """Settings of all streams of a loader; `shuffle_window` in examples, `rows` turns windows into rows.
 
-    `on_error` says what happens to unusable rows.
+    `on_error` says what happens to unusable rows, `order` is data.order.
     """
 
     rows: Callable[[Windows], RowStream]
@@ -67,6 +67,7 @@ class StreamSettings:
     seed: int
     repeat: bool = True
     on_error: OnError = "skip"
+    order: Order = 1
 
 
 class StreamState(TypedDict):
@@ -102,6 +103,7 @@ class Stream:
                     (settings.seed, index, number),
                     settings.shuffle_window,
                     repeat=settings.repeat,
+                    order=settings.order,
                 )
             )
             for number, source in enumerate(sources)

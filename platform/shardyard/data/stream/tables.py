@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol, cast
 
 import pyarrow as pa
@@ -26,6 +28,15 @@ class Chunk:
     cursor: Cursor
     length: int
     rows: list[tuple[int, Any]]
+
+
+@dataclass(frozen=True, order=True)
+class RowNumber:
+    """A row of an indexed file; `place` is its number in the share's dataset."""
+
+    file: int
+    row: int
+    place: int
 
 
 class Tables(Protocol):
@@ -118,23 +129,55 @@ class IndexedTables:
         self._next = cursor.example + cursor.row
 
     def next(self, wanted: int) -> Chunk | None:
-        step, most = self._share.step, min(wanted, TABLE_ROWS)
+        at = self._file, self._before, self._next
+        try:
+            cursor, numbers = self._found(min(wanted, TABLE_ROWS))
+            stored = self.stored(numbers) if numbers else []
+        except BaseException:
+            self._file, self._before, self._next = at
+            raise
+        if not numbers:
+            return None
+        first = cursor.example
+        indices = (number.place - first for number in numbers)
+        return Chunk(cursor, numbers[-1].place + 1 - first, list(zip(indices, stored, strict=True)))
+
+    def reserve(self, wanted: int) -> tuple[Cursor, list[RowNumber]]:
+        """The place before and the numbers of the next rows of the share, which are not read; fewer at the end."""
+        cursor, numbers = self._found(wanted)
+        while numbers and len(numbers) < wanted and (more := self._found(wanted - len(numbers))[1]):
+            numbers += more
+        return cursor, numbers
+
+    def place(self) -> Cursor:
+        """The place of the next row."""
+        return Cursor({"file": self._file, "before": self._before}, self._next) if self._next else START
+
+    def stored(self, numbers: Sequence[RowNumber]) -> list[Any]:
+        """The stored examples with these numbers, in this order."""
+        found: dict[RowNumber, Any] = {}
+        for file, some in groupby(sorted(numbers), key=attrgetter("file")):
+            rows = list(some)
+            table = self._files.table(file, [number.row for number in rows])
+            found |= zip(rows, stored_examples(self._share.source, table), strict=True)
+        return [found[number] for number in numbers]
+
+    def _found(self, most: int) -> tuple[Cursor, list[RowNumber]]:
+        """The next rows that lie in one file, and the place before them; none at the end of the share."""
+        step = self._share.step
         while self._file < len(self._files.paths):
-            first = self._next - self._before
-            own = first + (self._share.phase - self._next) % step
+            cursor, before = self.place(), self._before
+            own = self._next - before + (self._share.phase - self._next) % step
             known = self._files.known(self._file, own + (most - 1) * step + 1)
-            numbers = range(own, known, step)[:most]
-            if numbers:
-                examples = stored_examples(self._share.source, self._files.table(self._file, numbers))
-                cursor = Cursor({"file": self._file, "before": self._before}, self._next) if self._next else START
-                self._next = self._before + numbers[-1] + 1
-                indices = (number - first for number in numbers)
-                return Chunk(cursor, numbers[-1] + 1 - first, list(zip(indices, examples, strict=True)))
+            rows = range(own, known, step)[:most]
+            if rows:
+                self._next = before + rows[-1] + 1
+                return cursor, [RowNumber(self._file, row, before + row) for row in rows]
             # Fewer are known than were asked for, so these are all of the file.
             self._before += known
             self._next = max(self._next, self._before)
             self._file += 1
-        return None
+        return self.place(), []
 
     def close(self) -> None:
         self._files.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -118,11 +118,11 @@ class _RowOrigin:
 
 
 class _Seen:
-    """Windows of a stream; stores the number of documents in the most recent ones."""
+    """Windows of a stream; keeps the most recent ones."""
 
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
-        self.lengths: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self.recent: OrderedDict[tuple[int, int], Window] = OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._windows, name)
@@ -130,9 +130,9 @@ class _Seen:
     def next(self) -> Window | None:
         window = self._windows.next()
         if window is not None:
-            self.lengths[window.epoch, window.index] = len(window.examples)
-            while len(self.lengths) > _KEPT_WINDOWS:
-                self.lengths.popitem(last=False)
+            self.recent[window.epoch, window.index] = window
+            while len(self.recent) > _KEPT_WINDOWS:
+                self.recent.popitem(last=False)
         return window
 
 
@@ -158,6 +158,7 @@ class _Maker:
             streams,
             recipe.train.seed,
             on_error=data.on_error,
+            order=data.order,
         )
 
     def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _RowOrigin]]:
@@ -189,10 +190,10 @@ class _Maker:
         ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is only a target
         separator = made.stream._encoder.separator
         starts = [0, *(np.flatnonzero(ids[1:-1] == separator) + 1).tolist(), len(ids) - 1]
-        at = made.before
+        at = _from(made.before, made.windows.recent)
         for begin, end in pairwise(starts):
             yield _document_part(source, at, rank, row_number, self._text(ids[begin:end]), end - begin)
-            at = _after(at, made.windows.lengths)
+            at = _after(at, made.windows.recent)
 
     def changed_since(self, stored: Mapping[str, Any]) -> str | None:
         """How the data differs from that of the training; None if nothing differs or this is unknown."""
@@ -248,13 +249,21 @@ def _row(stream: Stream, position: int) -> _RowOrigin:
             return _RowOrigin(row, source, before[source], rows, cast(_Seen, rows.windows))
 
 
-def _after(at: Position, lengths: dict[tuple[int, int], int]) -> Position:
+def _after(at: Position, windows: Mapping[tuple[int, int], Window]) -> Position:
     """The position of the next document."""
-    if at.document + 1 < lengths.get((at.epoch, at.window), 1 << 62):
-        return Position(at.epoch, at.window, at.cursor, at.document + 1)
-    following = (at.epoch, at.window + 1)
-    epoch, window = following if following in lengths else (at.epoch + 1, 0)
-    return Position(epoch, window)
+    window = windows.get((at.epoch, at.window))
+    following = at.document + 1 if window is None else window.following(at.document)
+    if following is not None:
+        return Position(at.epoch, at.window, at.cursor, following)
+    epoch, index = (at.epoch, at.window + 1) if (at.epoch, at.window + 1) in windows else (at.epoch + 1, 0)
+    return _from(Position(epoch, index), windows)
+
+
+def _from(at: Position, windows: Mapping[tuple[int, int], Window]) -> Position:
+    """The position, or that of the first usable document after it in its window."""
+    window = windows.get((at.epoch, at.window))
+    first = None if window is None else window.following(at.document - 1)
+    return at if first is None else replace(at, document=first, offset=at.offset if first == at.document else 0)
 
 
 def _document_part(source: str, at: Position, rank: int, row: int, text: str, tokens: int | None) -> DocumentPart:

@@ -7,6 +7,7 @@ from typing import Literal
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
 OnError = Literal["skip", "repair", "stop"]
+Order = Literal[1, 2]
 
 
 class Source(Section):
@@ -111,6 +112,12 @@ class Data(Section):
         "`mask` is passed, for families that take one but derive none; `rows` of one document each, for state-space "
         "models and others that no mask isolates. `auto` takes the first that isolates a narrow copy of the model, and "
         "is fixed when the run is planned.",
+    )
+    order: Order = described(
+        1,
+        "How windows are formed. 1: of `shuffle_window` documents, which are read together. 2: of as many rows, each "
+        "read when it is drawn, so that a run with many streams starts sooner and takes less memory; a window has "
+        "fewer documents if rows are empty, held out or unusable. The sequence of batches differs.",
     )
     shuffle_window: int = described(
         256,
