@@ -52,16 +52,20 @@ class JsonLines:
     def starts(self, block: bytes, *, first: bool) -> Starts:
         skip = len(_BOM) if first and block.startswith(_BOM) else 0
         data = np.frombuffer(block, np.uint8)
-        ends = np.flatnonzero(data == _LINE)
-        if len(block) and data[-1] != _LINE:
-            ends = np.append(ends, len(block))
+        # Splitting is several times faster than comparing each byte.
+        lengths = np.fromiter(map(len, block.split(b"\n")), np.int64)
+        ends = np.cumsum(lengths + 1) - 1
+        if data[-1] == _LINE:
+            ends = ends[:-1]
         starts = np.empty_like(ends)
         starts[:1], starts[1:] = skip, ends[:-1] + 1
         kept = self._are_objects(block, data, starts, ends)
-        checked = 0
-        for match in _TWO_OBJECTS.finditer(block):
-            if match.start() >= checked:
-                checked = _check_line(block, match.start())
+        # With one closing brace a line, no line can hold two objects.
+        if block.count(b"}") > np.count_nonzero(kept):
+            checked = 0
+            for match in _TWO_OBJECTS.finditer(block):
+                if match.start() >= checked:
+                    checked = _check_line(block, match.start())
         return starts[kept].astype(np.int64)
 
     def _are_objects(self, block: bytes, data: Any, starts: Any, ends: Any) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from shardyard.data.sources.web import WEB
 from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.place import place_in_files
 from shardyard.data.stream.share import START, Cursor, CursorState, Share, share_of, with_shards
-from shardyard.data.stream.tables import Chunk, IndexedTables, RowNumber, StreamedTables, Tables
+from shardyard.data.stream.tables import Chunk, IndexedTables, RowRange, StreamedTables, Tables
 from shardyard.errors import DataError, ShardyardError, UnavailableError, UnusableRowError
 from shardyard.recipe.schema import OnError
 
@@ -28,12 +28,12 @@ Result = TypeVar("Result")
 class Reserved:
     """Consecutive rows of a share: `places` are their numbers in it, `cursor` is the place of the first.
 
-    `numbers` and `tables` of rows that are read when they are asked for; `stored` of those that have been read.
+    `ranges` and `tables` of rows that are read when they are asked for; `stored` of those that have been read.
     """
 
     cursor: Cursor
     places: Sequence[int]
-    numbers: Sequence[RowNumber] = ()
+    ranges: Sequence[RowRange] = ()
     tables: IndexedTables | None = None
     stored: list[Any] | None = None
 
@@ -111,19 +111,20 @@ class ShareReader:
         if isinstance(self._tables, IndexedTables):
             tables, cursor = self._tables, self.cursor()
             try:
-                _, numbers = self._told(lambda: tables.reserve(count))
+                ranges = self._told(lambda: tables.reserve(count))
             except IrregularError:
                 self._stream_on()
             else:
                 self._start, self._chunk = replace(tables.place(), whole=self._start.whole), None
-                return Reserved(cursor, [number.place for number in numbers], numbers, tables)
-        cursor, places, stored = self.cursor(), list[int](), list[Any]()
-        while len(places) < count and (chunk := self._fetched(count - len(places))) is not None:
-            some = chunk.rows[self._next : self._next + count - len(places)]
+                places = ranges[0].places if len(ranges) == 1 else [n for part in ranges for n in part.places]
+                return Reserved(cursor, places, ranges, tables)
+        cursor, numbers, stored = self.cursor(), list[int](), list[Any]()
+        while len(numbers) < count and (chunk := self._fetched(count - len(numbers))) is not None:
+            some = chunk.rows[self._next : self._next + count - len(numbers)]
             self._next += len(some)
-            places += [chunk.cursor.example + index for index, _ in some]
+            numbers += [chunk.cursor.example + index for index, _ in some]
             stored += [value for _, value in some]
-        return Reserved(cursor, places, stored=stored)
+        return Reserved(cursor, numbers, stored=stored)
 
     def take(self, reserved: Reserved, indices: Sequence[int]) -> list[Example | None]:
         """Some of the reserved rows in this order; None for one that is skipped, held out or cannot be used.
@@ -134,7 +135,7 @@ class ShareReader:
         tables = reserved.tables
         if reserved.stored is None and tables is not None:
             try:
-                some = self._told(lambda: tables.stored([reserved.numbers[index] for index in indices]))
+                some = self._told(lambda: tables.stored(reserved.ranges, indices))
                 pairs = list(zip(indices, some, strict=True))
                 return [self._example(stored, reserved.places[index]) for index, stored in pairs]
             except IrregularError:

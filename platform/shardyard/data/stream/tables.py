@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from typing import Any, Protocol, cast
 
 import pyarrow as pa
@@ -30,13 +28,18 @@ class Chunk:
     rows: list[tuple[int, Any]]
 
 
-@dataclass(frozen=True, order=True)
-class RowNumber:
-    """A row of an indexed file; `place` is its number in the share's dataset."""
+@dataclass(frozen=True)
+class RowRange:
+    """Rows of an indexed file, with the number of examples of the share's dataset before that file."""
 
     file: int
-    row: int
-    place: int
+    before: int
+    rows: range
+
+    @property
+    def places(self) -> range:
+        """The numbers of the rows in the share's dataset."""
+        return range(self.before + self.rows.start, self.before + self.rows.stop, self.rows.step)
 
 
 class Tables(Protocol):
@@ -131,39 +134,43 @@ class IndexedTables:
     def next(self, wanted: int) -> Chunk | None:
         at = self._file, self._before, self._next
         try:
-            cursor, numbers = self._found(min(wanted, TABLE_ROWS))
-            stored = self.stored(numbers) if numbers else []
+            cursor, found = self._found(min(wanted, TABLE_ROWS))
+            stored = self.stored([found], range(len(found.rows))) if found is not None else []
         except BaseException:
             self._file, self._before, self._next = at
             raise
-        if not numbers:
+        if found is None:
             return None
         first = cursor.example
-        indices = (number.place - first for number in numbers)
-        return Chunk(cursor, numbers[-1].place + 1 - first, list(zip(indices, stored, strict=True)))
+        indices = (place - first for place in found.places)
+        return Chunk(cursor, found.places[-1] + 1 - first, list(zip(indices, stored, strict=True)))
 
-    def reserve(self, wanted: int) -> tuple[Cursor, list[RowNumber]]:
-        """The place before and the numbers of the next rows of the share, which are not read; fewer at the end."""
-        cursor, numbers = self._found(wanted)
-        while numbers and len(numbers) < wanted and (more := self._found(wanted - len(numbers))[1]):
-            numbers += more
-        return cursor, numbers
+    def reserve(self, wanted: int) -> list[RowRange]:
+        """The next `wanted` rows of the share, which are not read yet; fewer at the end."""
+        ranges: list[RowRange] = []
+        while wanted > 0 and (found := self._found(wanted)[1]) is not None:
+            ranges.append(found)
+            wanted -= len(found.rows)
+        return ranges
 
     def place(self) -> Cursor:
         """The place of the next row."""
         return Cursor({"file": self._file, "before": self._before}, self._next) if self._next else START
 
-    def stored(self, numbers: Sequence[RowNumber]) -> list[Any]:
-        """The stored examples with these numbers, in this order."""
-        found: dict[RowNumber, Any] = {}
-        for file, some in groupby(sorted(numbers), key=attrgetter("file")):
-            rows = list(some)
-            table = self._files.table(file, [number.row for number in rows])
-            found |= zip(rows, stored_examples(self._share.source, table), strict=True)
-        return [found[number] for number in numbers]
+    def stored(self, ranges: Sequence[RowRange], indices: Sequence[int]) -> list[Any]:
+        """The stored examples with these indices in the ranges, in this order."""
+        found: dict[int, Any] = {}
+        first = 0
+        for part in ranges:
+            own = sorted(index for index in indices if first <= index < first + len(part.rows))
+            if own:
+                table = self._files.table(part.file, [part.rows[index - first] for index in own])
+                found |= zip(own, stored_examples(self._share.source, table), strict=True)
+            first += len(part.rows)
+        return [found[index] for index in indices]
 
-    def _found(self, most: int) -> tuple[Cursor, list[RowNumber]]:
-        """The next rows that lie in one file, and the place before them; none at the end of the share."""
+    def _found(self, most: int) -> tuple[Cursor, RowRange | None]:
+        """The place of the next row, and rows that lie in one file; None at the end of the share."""
         step = self._share.step
         while self._file < len(self._files.paths):
             cursor, before = self.place(), self._before
@@ -172,12 +179,12 @@ class IndexedTables:
             rows = range(own, known, step)[:most]
             if rows:
                 self._next = before + rows[-1] + 1
-                return cursor, [RowNumber(self._file, row, before + row) for row in rows]
+                return cursor, RowRange(self._file, before, rows)
             # Fewer are known than were asked for, so these are all of the file.
             self._before += known
             self._next = max(self._next, self._before)
             self._file += 1
-        return self.place(), []
+        return self.place(), None
 
     def close(self) -> None:
         self._files.close()
