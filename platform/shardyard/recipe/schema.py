@@ -119,7 +119,8 @@ class Recipe(Section):
     image: Image = described(Image(), "How images become tensors, and their augmentation.")
     audio: Audio = described(Audio(), "Augmentation of audio (speech_to_text).")
     chat: Chat = described(
-        Chat(), "How conversations become text, and which answers are trained (instruction, preference)."
+        Chat(),
+        "How conversations become text, and which answers are trained (instruction, preference, vision_language).",
     )
     preference: Preference = described(Preference(), "Settings of the objective preference.")
     distillation: Distillation = described(Distillation(), "Settings of the objective distillation.")

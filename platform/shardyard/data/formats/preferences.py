@@ -57,7 +57,8 @@ class PreferenceRows(ExampleRows):
             sequences = collate([sequence for sequence, _ in made], self._padding)
             row |= {f"{answer}_{name}": tensor.numpy() for name, tensor in sequences.items()}
             self.num_cut += sum(cut for _, cut in made)
-        if self.learns(row) and np.array_equal(row["chosen_input_ids"], row["rejected_input_ids"]):
+        same = (np.array_equal(row[f"chosen_{name}"], row[f"rejected_{name}"]) for name in ("input_ids", "labels"))
+        if self.learns(row) and all(same):
             raise UnusableRowError("chosen and rejected are the same within data.sequence_length")
         return row
 
