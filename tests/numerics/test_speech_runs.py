@@ -21,6 +21,7 @@ from shardyard.engine.components import make_components
 from shardyard.engine.inference.load import Trained, load_trained
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
+from shardyard.errors import UsageError
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.families.sound import recording, write_data
@@ -85,7 +86,9 @@ def test_stages_agree_and_a_break_changes_nothing(trained: Mapping[str, Mapping[
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_exported_model_measures_and_writes_the_same(trained: Mapping[str, Mapping[int, Job]], name: str) -> None:
+def test_the_exported_model_measures_and_writes_the_same(
+    trained: Mapping[str, Mapping[int, Job]], name: str, tmp_path: Path
+) -> None:
     job = trained[name][2]
     final = job.folder.path / "final"
     loaded = load_trained(job.folder)
@@ -95,6 +98,11 @@ def test_the_exported_model_measures_and_writes_the_same(trained: Mapping[str, M
     assert not about["missing_keys"]
     assert not about["unexpected_keys"]
     written = _written(loaded, LONGEST)
+    file = tmp_path / "spoken.wav"
+    file.write_bytes(recording(LONGEST, noise=0.02)["bytes"])
+    assert loaded.sample([str(file)], max_new_tokens=1, temperature=0.0, seed=0) == [written]
+    with pytest.raises(UsageError, match=r"writes what it hears: .* none at 'hello'"):
+        loaded.sample(["hello"], max_new_tokens=1, temperature=0.0, seed=0)
     processor = AutoProcessor.from_pretrained(final)
     heard = _processed(processor, LONGEST)
     with torch.no_grad():

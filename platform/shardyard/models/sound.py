@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -34,10 +35,14 @@ def settle_sound(config: PreTrainedConfig, model: Model) -> None:
         decoder.is_decoder = decoder.add_cross_attention = True
 
 
-def _parts(config: PreTrainedConfig, own: Any) -> list[tuple[Any, dict[str, Any]]]:
+def _parts(config: PreTrainedConfig, own: Mapping[str, object]) -> list[tuple[Any, Mapping[str, object]]]:
     """The configuration and those inside it, each with the recipe's fields for it."""
-    inner = [(getattr(config, name, None), own.get(name)) for name in config.sub_configs]
-    return [(config, own), *((part, fields or {}) for part, fields in inner if part is not None)]
+    found: list[tuple[Any, Mapping[str, object]]] = [(config, own)]
+    for name in config.sub_configs:
+        part, fields = getattr(config, name, None), own.get(name)
+        if part is not None:
+            found.append((part, fields if isinstance(fields, Mapping) else {}))
+    return found
 
 
 def _hears(config: Any) -> bool:

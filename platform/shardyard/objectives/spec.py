@@ -68,7 +68,7 @@ class ObjectiveSpec:
 
     generates: whether the trained model continues a prompt; chat: as an answer, in the tokenizer's chat template;
     answers: with a separate text that does not begin with the prompt. sees: whether the trained model answers a prompt
-    about pictures.
+    about pictures. hears: whether it writes what a recording says.
     predicts: `module:function` that says in words what the model predicts for a text (`objectives/predictions.py`).
     decodes: whether an encoder–decoder writes a text, for metrics of decoded rows; reads_source: whether it answers
     about a source that `data.drop_inputs` drops; source_length: whether `data.source_length` limits that source.
@@ -104,6 +104,7 @@ class ObjectiveSpec:
     chat: bool = False
     answers: bool = False
     sees: bool = False
+    hears: bool = False
     predicts: str | None = None
     decodes: bool = False
     reads_source: bool = False

@@ -15,6 +15,7 @@ from shardyard.data.media.audio import read_audio
 from shardyard.data.media.processors import make_processor
 from shardyard.data.stream.rows import collate
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.engine.inference.recordings import transcripts
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.models.build import architecture_config, special_token_ids
 from shardyard.models.export.export import export_model
@@ -190,6 +191,10 @@ def test_a_pipeline_on_the_export_reads_what_an_evaluation_reads(name: str, tmp_
     theirs = pipeline("automatic-speech-recognition", str(written))({"raw": heard, "sampling_rate": 16_000})
     assert len(ours) > 2
     assert theirs["text"] == ours
+    (tmp_path / "spoken.wav").write_bytes(recording(text)["bytes"])
+    recipe = parse_recipe(fields_of(Path(), "speech_ctc", name))
+    heard_in_file = transcripts(recipe, model, tokenizer, [str(tmp_path / "spoken.wav")], torch.device("cpu"))
+    assert heard_in_file == [ours]
 
 
 def test_masks_of_frames_blank_frames_and_bins_whatever_their_number() -> None:

@@ -30,7 +30,9 @@ Trust = Annotated[
 
 def sample(
     run: RunName,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Text to continue, translate or classify.")],
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT", help="Text to continue, translate or classify; a recording's file.")
+    ],
     step: Step = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of a continuation.")] = 128,
     temperature: Annotated[
@@ -48,6 +50,7 @@ def sample(
     """Continue a prompt with a trained model.
 
     An encoder–decoder transforms it, a vision–language model answers, and a classifier or tagger says what it predicts.
+    A model of speech writes what it hears in the files that are named instead of prompts.
     """
     folder = _open(run, runs_dir)  # before torch is imported, so that an unknown name is refused immediately
     from shardyard.engine.inference.load import load_trained
@@ -62,7 +65,12 @@ def sample(
         report=output.note,
     )
     predicted = objective_spec(trained.recipe.objective).predicts is not None
-    apart = predicted or trained.model.config.is_encoder_decoder or bool(images)
+    apart = (
+        predicted
+        or objective_spec(trained.recipe.objective).hears
+        or trained.model.config.is_encoder_decoder
+        or bool(images)
+    )
     for prompt, text in zip(prompts, texts, strict=True):
         if as_json:
             output.line(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))

@@ -25,6 +25,7 @@ from shardyard.engine.components import Components, held_out, make_components, w
 from shardyard.engine.hooks.evaluate import evaluate
 from shardyard.engine.hooks.generate import generate
 from shardyard.engine.inference.pictures import answer
+from shardyard.engine.inference.recordings import transcripts
 from shardyard.engine.mesh import single_process
 from shardyard.errors import CheckpointError, ModelError, RunFolderError, UsageError
 from shardyard.models.build import auto_class, construct, module_skeleton
@@ -69,7 +70,8 @@ class Trained:
     ) -> list[str]:
         """The continuation of each prompt; greedy at temperature 0. `report` gets a message if a prompt does not fit.
 
-        For a classifier or tagger of texts, what it predicts for each.
+        For a classifier or tagger of texts, what it predicts for each; for a model of speech, what it hears in each of
+        these files, at most `data.sequence_length` tokens.
 
         `pictures` are the files that a vision–language model is asked about, with every prompt.
 
@@ -92,6 +94,8 @@ class Trained:
             ]
         if pictures:
             raise UsageError(f"a model trained for {self.recipe.objective} reads no pictures; leave out --image.")
+        if objective_spec(self.recipe.objective).hears:
+            return transcripts(self.recipe, self.model, self.tokenizer, prompts, self.device)
         if predicts := objective_spec(self.recipe.objective).predicts:
             length = self.recipe.data.sequence_length
             return [plugins.load(predicts)(self.model, self.tokenizer, prompt, length) for prompt in prompts]

@@ -25,6 +25,7 @@ SPEC = ObjectiveSpec(
     columns={"audio": "audio", "text": "text"},
     rows="shardyard.objectives.speech_ctc.rows:make",
     task="automatic-speech-recognition",
+    hears=True,
     sections=frozenset({"audio"}),
     metrics={"word_error_rate": False, "character_error_rate": False},
     row_shape="sound",

@@ -40,6 +40,7 @@ SPEC = ObjectiveSpec(
     columns={"audio": "audio", "text": "text"},
     rows="speech",
     task="automatic-speech-recognition",
+    hears=True,
     card="`AutoProcessor` prepares a recording (16 kHz) for `AutoModelForSpeechSeq2Seq`, and decodes what it "
     "writes by `generate`. The pipeline of transformers does both, greedily with `num_beams=1`; it reads a Whisper "
     "only if the tokenizer is Whisper's own.",
