@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,19 @@ from shardyard.recipe.schema import Model
 
 # Tokens of Whisper.
 _START, _NO_TIMES, _TASKS = "<|startoftranscript|>", "<|notimestamps|>", ("transcribe", "translate")
+
+# Settings of a kept generation configuration that return more than a text, or search by code or packages that are not
+# installed. The exported model keeps them.
+_ONE_TEXT: dict[str, object] = {
+    "return_dict_in_generate": False,
+    "num_return_sequences": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "num_beam_groups": None,
+    "diversity_penalty": None,
+    "cache_implementation": None,
+    "max_time": None,
+}
 
 
 def generation_config(
@@ -100,6 +114,23 @@ def adopt(model: Any, found: GenerationConfig | None) -> None:
     """Make a model generate by this configuration, if it generates at all."""
     if found is not None and getattr(model, "generation_config", None) is not None:
         model.generation_config = copy.deepcopy(found)
+
+
+@contextmanager
+def one_text(model: Any) -> Iterator[None]:
+    """A context in which a model makes one text at a time, whatever else its generation configuration asks for."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        yield
+        return
+    model.generation_config = copy.deepcopy(config)
+    for name, value in _ONE_TEXT.items():
+        if getattr(config, name, None) is not None:
+            setattr(model.generation_config, name, value)
+    try:
+        yield
+    finally:
+        model.generation_config = config
 
 
 def write(folder: Path, found: GenerationConfig) -> None:

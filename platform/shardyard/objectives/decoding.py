@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
+from shardyard.models.generation import one_text
 from shardyard.objectives.base import Tensors
 
 
@@ -41,7 +42,7 @@ def decode(
     first = next(iter(inputs.values()))
     given = {"decoder_input_ids": torch.tensor([list(prompt)] * len(first), device=first.device)} if prompt else {}
     masks = {"attention_mask": torch.ones((len(first), first.shape[-1]), dtype=torch.long, device=first.device)}
-    with torch.no_grad():
+    with torch.no_grad(), one_text(model):
         ids: Tensor = GenerationMixin.generate(
             model,
             **(masks | inputs | given),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from shardyard.data.stream.packing import DocumentEncoder
 from shardyard.data.tokenizers.tokenizer import fingerprint, load_tokenizer, vocabulary_size
 from shardyard.errors import DataError
 from support.data_cases import bytes_tokenizer, two_separators
@@ -70,3 +72,18 @@ def test_missing_tokenizers_are_explained(tmp_path: Path, monkeypatch: pytest.Mo
         load_tokenizer(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(DataError, match="neither a shipped spec, nor a folder, nor a hub id"):
         load_tokenizer(str(tmp_path / "empty folder"))
+
+
+def test_a_vocabulary_with_holes_has_embeddings_up_to_its_largest_id(tmp_path: Path) -> None:
+    """Ids above the number of tokens would be read behind the end of the embeddings."""
+    load_tokenizer("bytes").save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    vocabulary = fields["model"]["vocab"]
+    vocabulary[next(token for token, id in vocabulary.items() if id == ord("a"))] = 70_000
+    path.write_text(json.dumps(fields))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert len(tokenizer) == 257
+    assert vocabulary_size(tokenizer) == 70_001
+    (document,) = DocumentEncoder(tokenizer).encode(["ab"])
+    assert document.tolist() == [256, 70_000, ord("b")]

@@ -19,6 +19,7 @@ from shardyard.models.build import architecture_config, construct, special_token
 from shardyard.models.export.export import export_model
 from shardyard.models.export.gguf import STARTS_WITH
 from shardyard.models.generation import adopt, generation_config, write
+from shardyard.objectives.decoding import decode
 from shardyard.recipe.schema import Model
 from support.pretrained import write_pretrained
 
@@ -206,4 +207,7 @@ def test_a_sample_is_one_text_whatever_search_the_pretrained_configuration_asks_
     adopt(model, found)
     text = generate(model, tokenizer, "ab", max_new_tokens=4, device=torch.device("cpu"))
     assert isinstance(text, str)
+    tokenizer.pad_token = tokenizer.eos_token
+    if "stop_strings" not in kept:
+        assert len(decode(model, tokenizer, {"input_ids": torch.tensor([[97, 98], [99, 98]])}, max_tokens=4)) == 2
     assert all(getattr(model.generation_config, name) == value for name, value in kept.items())

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.stream.rows import Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
-from shardyard.data.tokenizers.tokenizer import plain_backend
+from shardyard.data.tokenizers.tokenizer import plain_backend, vocabulary_size
 from shardyard.errors import DataError
 
 IGNORED = -100
@@ -61,7 +61,8 @@ class DocumentEncoder:
         self.separator: int = self._head[0]
         self._backend = plain_backend(tokenizer)
         # Documents are buffered as tokens; a small type keeps windows of long documents small.
-        self._dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+        small = len(tokenizer) <= 1 << 16 and vocabulary_size(tokenizer) <= 1 << 16
+        self._dtype = np.uint16 if small else np.int32
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """Tokens of each text with its separators; text that spells a special token stays text."""

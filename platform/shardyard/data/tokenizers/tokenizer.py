@@ -37,8 +37,11 @@ def load_tokenizer(name: str, added_tokens: Sequence[str] = ()) -> PreTrainedTok
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Number of token ids, including special and added ones: the minimum number of embeddings."""
-    return len(tokenizer)
+    """Number of token ids up to the largest one, including special and added ones: the minimum number of embeddings.
+
+    A vocabulary may leave out ids; then it has fewer tokens than this.
+    """
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

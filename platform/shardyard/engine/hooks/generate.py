@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from shardyard.data.chat import chat_prompt
+from shardyard.models.generation import one_text
 
 # When the model's positions are used up, the newest tokens are kept up to this share of the positions: with a larger
 # share, tokens would be read again more often; with a smaller one, they would be dropped earlier.
@@ -59,37 +59,6 @@ def generate(
             ids = _question(tokenizer, prompt) if chat else _beginning(tokenizer, prompt)
             continuation = _continue(model, ids, max_new_tokens, device, fixed, report)
     return str(tokenizer.decode(continuation, skip_special_tokens=True))
-
-
-# Settings of a kept generation configuration that return more than a text, or search by code or packages that are not
-# installed. The exported model keeps them.
-_ONE_TEXT: dict[str, object] = {
-    "return_dict_in_generate": False,
-    "num_return_sequences": 1,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "num_beam_groups": None,
-    "diversity_penalty": None,
-    "cache_implementation": None,
-    "max_time": None,
-}
-
-
-@contextmanager
-def one_text(model: Any) -> Iterator[None]:
-    """A context in which a model makes one text at a time, whatever else its generation configuration asks for."""
-    config = getattr(model, "generation_config", None)
-    if config is None:
-        yield
-        return
-    model.generation_config = copy.deepcopy(config)
-    for name, value in _ONE_TEXT.items():
-        if getattr(config, name, None) is not None:
-            setattr(model.generation_config, name, value)
-    try:
-        yield
-    finally:
-        model.generation_config = config
 
 
 def _continue(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from shardyard.data.media.images import decoded
 from shardyard.data.multimodal.conversation import prompt_inputs
-from shardyard.engine.hooks.generate import one_text, seeded
+from shardyard.engine.hooks.generate import seeded
 from shardyard.errors import UsageError
+from shardyard.models.generation import one_text
 from shardyard.objectives.base import as_model
 
 
