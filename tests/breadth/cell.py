@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,17 @@ class _FailedError(Exception):
     """A check of a step that was not met."""
 
 
-def run_cell(objective: str, family: str, folder: Path, output: Path) -> None:
-    """Run every step, and write the result as one line of JSON; the entry point of a process."""
+def run_cell(objective: str, family: str, folder: Path, output: Path, alike: Mapping[str, Any] | None = None) -> None:
+    """Run every step, and write the result as one line of JSON; the entry point of a process.
+
+    Args:
+        alike: the result of a cell with the same model, whose configuration is taken.
+    """
     _limit()
     result = Result(objective, family)
     with open(folder / "log", "w") as log, _redirected(log):
         try:
-            _steps(result, folder)
+            _steps(result, folder, alike)
         except InvalidInTransformersError as error:
             result.status, result.error = "invalid", str(error)
         except BaseException as error:  # noqa: BLE001  whatever it is, it is what the table shows
@@ -122,7 +126,7 @@ def _place(error: BaseException) -> str | None:
     return next((step for file in reversed(files) for part, step in _PLACES if part in file), None)
 
 
-def _steps(result: Result, folder: Path) -> None:
+def _steps(result: Result, folder: Path, alike: Mapping[str, Any] | None) -> None:
     def step(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         result.step = name
         started = time.monotonic()
@@ -131,7 +135,7 @@ def _steps(result: Result, folder: Path) -> None:
         finally:
             result.seconds[name] = round(time.monotonic() - started, 2)
 
-    narrow = step("narrow", _narrow, result)
+    narrow = step("narrow", _narrow, result, alike)
     result.parameters, result.config = narrow.parameters, narrow.config
     fields = _fields(result, narrow, folder)
     stages = (2,) if in_short(result.objective) else (2, 3)
@@ -153,8 +157,12 @@ def _steps(result: Result, folder: Path) -> None:
     result.step = ""
 
 
-def _narrow(result: Result) -> Narrow:
+def _narrow(result: Result, alike: Mapping[str, Any] | None) -> Narrow:
     written = by_hand(result.objective, result.family)
+    if written is None and alike is not None:
+        if alike["status"] == "invalid":
+            raise InvalidInTransformersError(alike["error"])
+        written = Narrow(alike["config"], parameters=alike["parameters"])
     found = written or find(result.family, objective_spec(result.objective).auto_class_of(result.family))
     tokenizer = TOKENIZERS.get(result.family)
     return replace(found, sections={**found.sections, "tokenizer": tokenizer}) if tokenizer else found

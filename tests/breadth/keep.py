@@ -1,4 +1,7 @@
-"""Keeps the results of a run of the matrix in tests/breadth/results.jsonl, from which docs/families.md is written."""
+"""Keeps the results of a run of the matrix in tests/breadth/results.jsonl, from which docs/families.md is written.
+
+Cells that the run did not have keep their earlier result.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import json
 from importlib import metadata
 from pathlib import Path
 
-from breadth.matrix import cells, objectives, read
+from breadth.matrix import cells, in_short, objectives, read
+from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.families import families_with_head
 
 KEPT = Path(__file__).parent / "results.jsonl"
 FIELDS = ("objective", "family", "status", "step", "error", "note")
@@ -21,10 +26,13 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results of `python -m breadth.matrix`")
     parser.add_argument("--before", type=Path, help="results of an earlier run to compare with")
     given = parser.parse_args()
-    results = read(given.results)
-    earlier = read(given.before) if given.before else read(KEPT)
+    kept = read(KEPT)
+    results = {**kept, **read(given.results)}
+    earlier = read(given.before) if given.before else kept
     head = {"measured on": datetime.date.today().isoformat(), **{name: metadata.version(name) for name in PACKAGES}}
-    lines = [head]
+    heads = {name: len(families_with_head(objective_spec(name))) for name in objectives()}
+    short = [name for name in objectives() if in_short(name)]
+    lines: list[dict[str, object]] = [{**head, "heads": heads, "short": short}]
     for cell in cells(objectives()):
         if cell in results:
             line = {name: str(results[cell].get(name, "")) for name in FIELDS}

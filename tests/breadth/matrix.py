@@ -12,8 +12,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -81,29 +81,43 @@ def run(todo: Sequence[Cell], output: Path, *, jobs: int, logs: Path | None = No
     context = get_context("forkserver")
     context.set_forkserver_preload(["breadth.cell"])
     waiting, running = list(todo), list[_Running]()
+    done = read(output)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(context, waiting.pop(0)))
+                running.append(_start(context, waiting[0], _alike(waiting[0], done)))
+                waiting.pop(0)
             time.sleep(POLL_SECONDS)
             for one in [one for one in running if _ended(one)]:
                 running.remove(one)
                 result = _result(one, logs)
                 with output.open("a") as file:
                     file.write(json.dumps(result) + "\n")
+                done[one.cell] = result
                 yield result
     finally:
         for one in running:
             one.process.kill()
 
 
-def _start(context: object, cell: Cell) -> _Running:
+def _alike(cell: Cell, done: Mapping[Cell, dict[str, object]]) -> dict[str, object] | None:
+    """The result of the same model under an objective that shares its head: a configuration is searched for once."""
+    same = (Cell(other, cell.family) for other in objectives() if _head(other, cell.family) == _head(*astuple(cell)))
+    found = (done[one] for one in same if one in done and one != cell)
+    return next((one for one in found if one.get("config") or one["status"] == "invalid"), None)
+
+
+def _head(objective: str, family: str) -> str:
+    return registry.objective_spec(objective).auto_class_of(family)
+
+
+def _start(context: object, cell: Cell, alike: dict[str, object] | None) -> _Running:
     from breadth.cell import run_cell
 
     scratch = tempfile.TemporaryDirectory(prefix="breadth-")
     folder = Path(scratch.name)
     process = context.Process(  # type: ignore[attr-defined]
-        target=run_cell, args=(cell.objective, cell.family, folder, folder / "result.json")
+        target=run_cell, args=(cell.objective, cell.family, folder, folder / "result.json", alike)
     )
     process.start()
     return _Running(cell, process, scratch, time.monotonic())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardyard.objectives.spec import ObjectiveSpec
+from shardyard.objectives.spec import TEXT_ENCODING, ObjectiveSpec
 
 SPEC = ObjectiveSpec(
     name="embedding",
@@ -13,6 +13,8 @@ SPEC = ObjectiveSpec(
         "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
         "MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES",
     ),
+    # `AutoModel` is the whole encoder–decoder, which reads no text alone.
+    other_heads=dict.fromkeys(("mt5", "t5", "t5gemma", "umt5"), TEXT_ENCODING),
     columns={"query": "text", "positive": "text"},
     optional_columns={"negative": "text"},
     rows="shardyard.objectives.embedding.rows:make",
