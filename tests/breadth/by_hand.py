@@ -13,11 +13,15 @@ from support.objectives.audio_contrastive import CONFIG as CLAP
 from support.objectives.masked_image import MAE
 from support.objectives.picture_families import FAMILIES, IMAGES
 
+_COMPUTED = "num_feat_extract_layers"  # the length of other lists: no field of a recipe
+_MISTRAL = FAMILIES["mistral3"]
+# transformers fails on a single picture of a single token.
+_SMALLER_PATCHES = {**_MISTRAL, "vision_config": {**_MISTRAL["vision_config"], "patch_size": 4}}
 _CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "audio_contrastive": {"clap": CLAP},
     "contrastive": CONFIGS,
     "masked_image": {**MASKED, "vit_mae": MAE},
-    "vision_language": FAMILIES,
+    "vision_language": {**FAMILIES, "mistral3": _SMALLER_PATCHES},
     "speech_ctc": ENCODERS,
     "speech_to_text": SPEECH,
     "audio_classification": {name: {**config, "classifier_proj_size": 8} for name, config in ENCODERS.items()},
@@ -27,6 +31,10 @@ TOKENIZERS = {"altclip": "unigram-en-es-8k", "prophetnet": "wordpiece-docs-4k"}
 _SECTIONS: dict[str, dict[str, Any]] = {
     "contrastive": {"data": {"sequence_length": 48}},
     "vision_language": {"data": {"sequence_length": 256}},
+    # Joined recordings, a second loss and masks are those of Whisper.
+    "speech_to_text": {
+        "audio": {"join": 1, "ctc": 0.0, "time_masks": 0, "frequency_masks": 0, "speed": 0.0, "plain_text": False}
+    },
 }
 
 
@@ -38,4 +46,4 @@ def by_hand(objective: str, family: str) -> Narrow | None:
     sections = {**_SECTIONS.get(objective, {})}
     if objective == "vision_language":
         sections["image"] = IMAGES.get(family, {})
-    return Narrow(config, sections=sections)
+    return Narrow({name: value for name, value in config.items() if name != _COMPUTED}, sections=sections)

@@ -42,7 +42,7 @@ def objectives() -> list[str]:
 def in_short(objective: str) -> bool:
     """Whether its models are trained in the cells of another objective too, at both stages and with a resume."""
     spec = registry.objective_spec(objective)
-    return _first(spec) != spec.name or spec.auto_class == "AutoModel"
+    return _first(spec) != spec.name or "embedding" in spec.sections
 
 
 def _first(spec: ObjectiveSpec) -> str:
