@@ -6,6 +6,7 @@ order.
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
@@ -19,6 +20,8 @@ from shardyard.recipe.schema import Chat
 
 # Stands for a picture in a text, as in the data of LLaVA and LLaMA-Factory.
 MARK = "<image>"
+# Types of a part that is a picture, and the keys that hold it, in the messages of transformers, Qwen and OpenAI.
+_PICTURES, _PICTURE_KEYS = ("image", "image_url", "input_image"), ("image", "image_url", "url", "path")
 
 
 class Part(TypedDict, total=False):
@@ -100,15 +103,35 @@ def _parts(content: Any, within: list[object]) -> list[Part]:
             parts += _marked(part)
             continue
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
+        if (kind == "text" and isinstance(part.get("text"), str)) or (
+            kind in ("input_text", "output_text") and isinstance(part.get("text"), str)
+        ):
             parts.append({"type": "text", "text": part["text"]})
-        elif kind == "image":
+        elif kind in _PICTURES:
             parts.append({"type": "image"})
-            if part.get("image") is not None:
-                within.append(part["image"])
+            picture = next((part[name] for name in _PICTURE_KEYS if part.get(name) is not None), None)
+            if picture is not None:
+                within.append(_opened(picture))
         else:
             raise UnusableRowError("a part of a message is of type text or image here", f"not {kind!r}")
     return parts
+
+
+def _opened(picture: Any) -> object:
+    """A picture of OpenAI's messages, which is a URL that holds the picture or names a local file."""
+    if isinstance(picture, Mapping) and "url" in picture:
+        picture = picture["url"]
+    if not isinstance(picture, str):
+        return picture
+    head, comma, content = picture.partition(",")
+    if head.startswith("data:") and comma:
+        try:
+            return base64.b64decode(content, validate=True)
+        except ValueError as error:
+            raise UnusableRowError("a picture is a data URL that is not base64", picture[:40]) from error
+    if picture.startswith(("http://", "https://")):
+        raise UnusableRowError("a picture is on the web; download it and name the file", picture[:120])
+    return picture.removeprefix("file://")
 
 
 def _marked(text: str) -> list[Part]:

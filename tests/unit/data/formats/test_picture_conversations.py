@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,30 @@ def test_the_template_of_the_recipe_leaves_with_the_processor(qwen: FormatInputs
     shown = tokenizer.apply_chat_template([user("a?")], tokenize=False, add_generation_prompt=True)
     assert shown == "Be brief.<|im_start|>user\na?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in picture_answer_ends(inputs.processor)
+
+
+def test_pictures_within_messages_of_each_form(qwen: FormatInputs, tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "picture.png")
+    content = base64.b64encode((tmp_path / "picture.png").read_bytes()).decode()
+    forms: list[dict[str, Any]] = [
+        {"type": "image", "image": PICTURE},
+        {"type": "image", "path": str(tmp_path / "picture.png")},
+        {"type": "image", "image": f"file://{tmp_path}/picture.png"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{content}"},
+    ]
+    made = pictures_in_text.make(with_chat(qwen))
+
+    def row(form: dict[str, Any]) -> Any:
+        return made.row({"messages": [user([form, {"type": "text", "text": "a?"}]), answer("A.")]}, GENERATOR)
+
+    first, *others = map(row, forms)
+    for other in others:
+        assert all(np.array_equal(first[name], other[name]) for name in first)
+    with pytest.raises(UnusableRowError, match="a picture is on the web; download it"):
+        row({"type": "image_url", "image_url": {"url": "https://example.org/a.png"}})
+    with pytest.raises(UnusableRowError, match="a data URL that is not base64"):
+        row({"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}})
 
 
 def test_bad_rows_with_pictures_are_skipped_and_repaired_by_policy(qwen: FormatInputs, tmp_path: Path) -> None:
