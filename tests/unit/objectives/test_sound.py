@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def test_the_best_tokens_are_merged_and_blanks_left_out() -> None:
     scores = objective.score(collected)
     assert scores["character_error_rate"] == 0.5  # three edits of six letters
     assert scores["word_error_rate"] == 0.5
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "wav2vec2-bert"])
+def test_recordings_can_be_silenced_as_a_baseline(family: str) -> None:
+    inputs = inputs_of(family)
+    rows = spelled.make(replace(inputs, data=inputs.data.model_copy(update={"drop_inputs": True})))
+    silent, heard = (made.row([example("abca")], GENERATOR) for made in (rows, spelled.make(inputs)))
+    (name,) = silent.keys() & {"input_values", "input_features"}
+    assert heard[name].any()
+    assert silent[name].shape == heard[name].shape
+    assert not silent[name].any()
+    assert silent["labels"].tolist() == heard["labels"].tolist()
 
 
 def test_what_cannot_be_learned_is_an_unusable_row() -> None:

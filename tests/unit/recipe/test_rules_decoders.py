@@ -69,8 +69,9 @@ def test_other_objectives_decode_nothing_and_have_no_source(tmp_path: Path) -> N
     assert found.keys() == {"evaluate.generate_rows", "evaluate.beams", "data.drop_inputs", "data.source_length"}
 
 
-def test_a_question_without_its_image_is_a_baseline() -> None:
-    assert load_recipe("multimodal/llava-emoji", ["data.drop_inputs=true"]).recipe.data.drop_inputs
+@pytest.mark.parametrize("name", ["multimodal/llava-emoji", "speech/prompts-en", "speech/ctc-prompts-en"])
+def test_a_question_without_its_image_or_a_recording_without_its_sound_is_a_baseline(name: str) -> None:
+    assert load_recipe(name, ["data.drop_inputs=true"]).recipe.data.drop_inputs
 
 
 def test_rouge_needs_decoded_rows_of_text(tmp_path: Path) -> None:

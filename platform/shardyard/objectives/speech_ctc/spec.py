@@ -30,4 +30,5 @@ SPEC = ObjectiveSpec(
     metrics={"word_error_rate": False, "character_error_rate": False},
     row_shape="sound",
     new_head=True,
+    reads_source=True,
 )

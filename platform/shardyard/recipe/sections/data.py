@@ -65,7 +65,7 @@ class Data(Section):
     drop_inputs: bool = described(
         False,
         "Blank the source text, recording or image in training and evaluation. This gives the baseline that a model "
-        "must beat to show that it uses its inputs (seq2seq, speech_to_text, vision_language).",
+        "must beat to show that it uses its inputs (seq2seq, speech_to_text, speech_ctc, vision_language).",
     )
     train: list[Source] = described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
     validation: list[Source] = described(
