@@ -11,6 +11,9 @@ def complete(fields: Any) -> None:
     data = fields.get("data") if isinstance(fields, dict) else None
     if isinstance(data, dict):
         data.setdefault("special_tokens", "end")
+        for source in (*(data.get("train") or ()), *(data.get("validation") or ())):
+            if isinstance(source, dict):
+                source.setdefault("documents", "file")
     image = fields.get("image") if isinstance(fields, dict) else None
     if isinstance(image, dict):
         image.setdefault("background", None)

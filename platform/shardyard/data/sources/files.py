@@ -21,7 +21,7 @@ from shardyard.data.tables.columns import ArrowTables, ParquetTables, arrow_feat
 from shardyard.data.tables.lines import JsonTables, json_features
 from shardyard.data.tables.media import FolderTables, LibriSpeechTables, with_paths
 from shardyard.data.tables.table import Tables, stream_of
-from shardyard.data.tables.texts import TextTables
+from shardyard.data.tables.texts import TextTables, documents_of
 from shardyard.errors import DataError
 from shardyard.objectives.spec import Kind
 from shardyard.recipe.schema import Source
@@ -41,7 +41,7 @@ class Found:
     """Data whose columns are not yet chosen.
 
     features: of all columns. fingerprint: identifies the data. stream: opens the columns that are read. about: what
-    was recognised, for people.
+    was recognised, for people. note: what they should know of it before training.
     """
 
     features: Any
@@ -49,6 +49,7 @@ class Found:
     stream: Callable[[Wanted], IterableDataset]
     about: str = ""
     classes: Sequence[str] = field(default_factory=tuple)
+    note: str = ""
 
 
 def open_files(source: Source, split: str) -> Found | None:
@@ -151,13 +152,22 @@ def _media(recognised: Recognised, fingerprint: Mapping[str, object]) -> Found:
 
 def _of_rows(recognised: Recognised, fingerprint: Mapping[str, object], source: Source) -> Found:
     files, layout = list(recognised.files), recognised.layout
-    about = layout if layout != "rows" else recognised.kind
+    about: str = layout if layout != "rows" else recognised.kind
     features = _features(recognised.kind, files[0])
 
     def stream(wanted: Wanted) -> IterableDataset:
         return _stream(recognised.kind, files, features, wanted, source)
 
-    return Found(features, fingerprint, stream, about)
+    note = ""
+    if recognised.kind == "text" and source.documents is None and len(files) == 1:
+        length = documents_of(None, files)
+        about = f"a text file in pieces of about {length} characters"
+        note = (
+            f"{Path(files[0]).name} is a single text file: it is divided into pieces of about {length} characters that "
+            "end with a paragraph, line, sentence or word, which are dealt and held out as documents are (`documents` "
+            "of the source divides it otherwise)"
+        )
+    return Found(features, fingerprint, stream, about, note=note)
 
 
 def _features(kind: FileKind, first: str) -> Any:
@@ -189,7 +199,7 @@ def _stream(
     if kind == "parquet":
         return ParquetTables(chosen, media).stream(files)
     if kind == "text":
-        texts = TextTables(source.documents or "file")
+        texts = TextTables(documents_of(source.documents, files))
         return stream_of(files, texts.tables, texts.features)
     if kind == "json":
         lines = JsonTables(_json_types(chosen, wanted, files))

@@ -304,6 +304,11 @@ class TrainLoader:
         """The values that, with the recipe, determine the data order: tokenizer (SHA-256), streams, seed, sources."""
         return self._provenance
 
+    @property
+    def notes(self) -> list[str]:
+        """What people should know of the sources, in words."""
+        return [source.found.note for source in self._sources if source.found is not None and source.found.note]
+
     def stats(self) -> LoaderStats:
         """Counts since this loader began, up to the newest batch returned, for this rank's streams.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -14,11 +15,30 @@ import pyarrow as pa
 
 from shardyard.data.tables.opened import CHUNK_BYTES, opened
 from shardyard.data.tables.table import table_of
+from shardyard.recipe.sources.files import compression
 
 TABLE_ROWS = 1000
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 # Where a text is cut to a length: after the last of these that lies in the second half, most wanted first.
 _CUTS = ("\n\n", "\n", ". ", " ")
+
+
+# A single file is divided into so many pieces, if these are then no shorter and no longer than this, in characters.
+_PIECES, _SHORTEST, _LONGEST = 256, 200, 2000
+
+
+def documents_of(given: str | int | None, files: Sequence[str]) -> str | int:
+    """How text files become documents: as the recipe says, else several are one document each.
+
+    A single one is divided into pieces of about so many characters: a document can neither be dealt to streams nor be
+    held out in part. Its length is that of the file in bytes where it is known.
+    """
+    if given is not None:
+        return given
+    if len(files) > 1:
+        return "file"
+    known = os.path.isfile(files[0]) and compression(files[0]) is None
+    return min(max(os.path.getsize(files[0]) // _PIECES, _SHORTEST), _LONGEST) if known else _LONGEST
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ class Source(Section):
         None,
         "How text files become documents: `file`, one per file; `lines`; `paragraphs`, at blank lines; a number, "
         "pieces of about so many characters that end with a paragraph, line, sentence or word; or a regular expression "
-        "between slashes that matches where a document begins, such as `/^# /`. Default: file.",
+        "between slashes that matches where a document begins, such as `/^# /`. Default: file; for a single file, "
+        "pieces of a 256th of it, but of 200 to 2000 characters.",
     )
     weight: float = described(1.0, "Weight of this source in the training mixture, relative to the others.", gt=0.0)
     holdout: float = described(
