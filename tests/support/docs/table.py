@@ -40,6 +40,7 @@ WALKED: dict[tuple[str, str], Walk] = {
     ("docs/dashboard.md", "shardyard watch RUN"): Walk(swap=_RUN),
     ("docs/dashboard.md", "shardyard runs"): Walk(),
     ("docs/data.md", "shardyard data list"): Walk(),
+    ("docs/data.md", "shardyard data inspect RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),
     ("docs/evaluation.md", "shardyard eval RUN"): Walk(swap=_RUN),
     ("docs/checkpoints.md", "shardyard push RUN org/name --dry-run"): Walk(swap=_RUN),
     ("docs/finetune.md", 'shardyard sample latest "What does json.dumps do?"'): Walk(),

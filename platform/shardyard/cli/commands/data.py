@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
+from shardyard.cli.commands.inspect_data import inspect_data
 from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.cli.view import complete, output
 from shardyard.data.datasets.reading import dataset_files
@@ -38,6 +39,9 @@ data = typer.Typer(
 SetName = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=complete.set_names, help="A dataset of `shardyard data list`.")
 ]
+
+
+data.command("inspect")(inspect_data)
 
 
 @data.command("list")

@@ -1,0 +1,81 @@
+"""`shardyard data inspect`: the data of a recipe as training will see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shardyard.cli.options import AsJson, Overrides, RecipeName
+from shardyard.cli.view import output
+from shardyard.recipe.loading.load import load_recipe
+
+if TYPE_CHECKING:
+    from shardyard.engine.inference.data_inspection import InspectedSource, Inspection, ShownRow
+
+_BAR = 40
+
+
+def inspect_data(
+    name: RecipeName,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Rows to show.")] = 3,
+    sample: Annotated[int, typer.Option("--sample", min=1, help="Rows to make for the numbers.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was recognised of a recipe's data, its first rows with what is trained, lengths and shares."""
+    from shardyard.engine.inference import data_inspection
+
+    found = data_inspection.inspect_data(load_recipe(name, overrides or []).recipe, max(rows, sample), rows)
+    if as_json:
+        output.print_json(data_inspection.as_json(found))
+        return
+    for source in found.sources:
+        _print_source(source)
+    for row in found.rows:
+        _print_row(row)
+    _print_numbers(found)
+
+
+def _print_source(source: InspectedSource) -> None:
+    columns = ", ".join(role if role == column else f"{role}: {column}" for role, column in source.columns.items())
+    others = f"; not read: {', '.join(source.others)}" if source.others else ""
+    output.line(f"{source.name}: {source.recognised} ({columns}{others})")
+    output.line(
+        f"  {source.share:.1%} of the mixture; {source.rows} rows, {source.documents} documents, {source.tokens} tokens"
+    )
+    if number := source.left_out["unusable"] + source.left_out["without_target"]:
+        output.line(f"  {number} rows left out: {'; '.join(source.left_out['named'])}")
+
+
+def _print_row(row: ShownRow) -> None:
+    """A row: trained tokens are green in a terminal and in ⟦…⟧ elsewhere; a document begins after a bar."""
+    output.line()
+    output.line(" ".join(filter(None, (f"── {row.source}, {row.tokens} tokens", row.beside and f"({row.beside})"))))
+    document = 0
+    terminal = output.is_terminal()
+    parts: list[tuple[str, str]] = []
+    for span in row.spans:
+        if span.document != document:
+            parts.append((" ▌", "bold yellow"))
+            document = span.document
+        text = span.text if terminal or not span.trained else f"⟦{span.text}⟧"
+        parts.append((text, "green" if span.trained else "dim"))
+    if not terminal:
+        output.line("".join(text for text, _ in parts))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(soft_wrap=True).print(Text.assemble(*parts))
+
+
+def _print_numbers(found: Inspection) -> None:
+    output.line()
+    if found.filled is not None:
+        trained = "" if found.trained is None else f"; {found.trained:.1%} of the tokens are targets"
+        output.line(f"positions filled: {found.filled:.1%}{trained}")
+    bar = "█" if output.has_utf8() else "#"
+    most = max(found.lengths.values(), default=1)
+    for bound, number in found.lengths.items():
+        output.line(f"{'≤ ' + str(bound):>9} tokens {number:>6} {bar * max(1, round(_BAR * number / most))}")
