@@ -117,7 +117,7 @@ class Recipe(Section):
     loss: Loss = described(Loss(), "How predictions are scored.")
     masking: Masking = described(Masking(), "Which tokens are predicted (masked_lm, bert_pretraining).")
     image: Image = described(Image(), "How images become tensors, and their augmentation.")
-    audio: Audio = described(Audio(), "Augmentation of audio (speech_to_text).")
+    audio: Audio = described(Audio(), "How recordings are heard, and changed in training.")
     chat: Chat = described(
         Chat(),
         "How conversations become text, and which answers are trained (instruction, preference, vision_language).",

@@ -11,14 +11,17 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import (
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     MixtralConfig,
     MixtralForCausalLM,
+    MoonshineStreamingConfig,
     SiglipConfig,
     SiglipModel,
     ViTMAEConfig,
     ViTMAEForPreTraining,
+    WhisperConfig,
 )
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
@@ -59,6 +62,21 @@ def test_transformers_still_leaves_what_bears_its_mark_as_it_is() -> None:
     rule(layer)
     assert kept
     assert layer.weight.abs().max() < 1.0
+
+
+def test_transformers_still_drops_whispers_fields_of_a_derived_configuration(tmp_path: Path) -> None:
+    found = GenerationConfig.from_model_config(WhisperConfig())
+    for name in ("marked", "unmarked"):
+        found.lang_to_id = {"<|en|>": 1}
+        found.save_pretrained(tmp_path / name)
+        quirks.keep_all_fields(found)
+    marked, unmarked = (GenerationConfig.from_pretrained(tmp_path / name) for name in ("marked", "unmarked"))
+    assert not hasattr(marked, "lang_to_id")
+    assert unmarked.lang_to_id == {"<|en|>": 1}
+
+
+def test_moonshines_streaming_decoder_still_reads_a_field_that_it_does_not_declare() -> None:
+    assert not hasattr(MoonshineStreamingConfig(), "num_key_value_heads")
 
 
 def test_peft_still_changes_what_is_trained_as_it_switches_adapters_off() -> None:

@@ -156,6 +156,16 @@ def test_only_whisper_spells_in_its_encoder() -> None:
     assert "moonshine has none of its kind" in dict(decoder_rules(parse_recipe(fields)))["audio", "ctc"]
 
 
+@pytest.mark.parametrize(
+    ("objective", "field", "value"),
+    [("audio_classification", "join", 2), ("audio_contrastive", "plain_text", True), ("speech_ctc", "ctc", 0.3)],
+)
+def test_a_field_of_transcripts_is_refused_where_it_does_nothing(objective: str, field: str, value: float) -> None:
+    fields = {**fields_of(Path(), "moonshine"), "objective": objective, "audio": {field: value}}
+    found = dict(decoder_rules(parse_recipe(fields)))
+    assert found["audio", field] == f"does nothing for {objective}; take it out"
+
+
 def test_layers_are_not_dropped_and_nothing_is_masked_unless_the_recipe_says_so() -> None:
     config = components("speecht5").config
     assert (config.encoder_layerdrop, config.decoder_layerdrop, config.apply_spec_augment) == (0.0, 0.0, False)

@@ -24,6 +24,8 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
     if recipe.evaluate.rouge != "off" and "rouge1" not in spec.metrics:
         owners = ", ".join(other.name for other in specs() if "rouge1" in other.metrics)
         yield ("evaluate", "rouge"), f"does nothing for {recipe.objective}, only for {owners}; remove it"
+    if "audio" in spec.sections:
+        yield from _unheard(recipe)
     if spec.decodes:
         yield from _decoding(recipe)
         if recipe.audio.ctc and recipe.model.family != "whisper":
@@ -44,6 +46,15 @@ def decoder_rules(recipe: Recipe) -> Iterator[Finding]:
         yield ("evaluate", "beams"), f"{recipe.objective} has no decoded metrics; remove it"
     if recipe.data.drop_inputs and not spec.reads_source:
         yield ("data", "drop_inputs"), f"{recipe.objective} has no inputs to drop; remove the field"
+
+
+def _unheard(recipe: Recipe) -> Iterator[Finding]:
+    """Fields of `audio` that concern transcripts, where the objective has none, or spells them anyway."""
+    audio, objective = recipe.audio, recipe.objective
+    names = () if objective_spec(objective).hears else ("join", "plain_text")
+    for name in (*names, *(() if objective_spec(objective).decodes else ("ctc",))):
+        if getattr(audio, name) != type(audio).model_fields[name].default:
+            yield ("audio", name), f"does nothing for {objective}; take it out"
 
 
 def _decoding(recipe: Recipe) -> Iterator[Finding]:

@@ -228,8 +228,8 @@ class Audio(Section):
     seconds: float = described(
         30.0,
         "Longest recording, for models whose configuration does not fix it; rows with a longer one are unusable. "
-        "Models that normalise over time without a mask (wav2vec2-base, HuBERT) read every row at this length, so keep "
-        "it short.",
+        "Models that normalise over time with the padding (wav2vec2-base, HuBERT, SpeechT5, Moonshine) read every row "
+        "at this length, so keep it short.",
         "seconds",
         gt=0.0,
     )
