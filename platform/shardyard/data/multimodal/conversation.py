@@ -20,7 +20,8 @@ from shardyard.recipe.schema import Chat
 
 # Stands for a picture in a text, as in the data of LLaVA and LLaMA-Factory.
 MARK = "<image>"
-# Types of a part that is a picture, and the keys that hold it, in the messages of transformers, Qwen and OpenAI.
+# Types of parts that are texts or pictures, and the keys that hold a picture, for transformers, Qwen and OpenAI.
+_TEXTS = ("text", "input_text", "output_text")
 _PICTURES, _PICTURE_KEYS = ("image", "image_url", "input_image"), ("image", "image_url", "url", "path")
 
 
@@ -103,9 +104,7 @@ def _parts(content: Any, within: list[object]) -> list[Part]:
             parts += _marked(part)
             continue
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if (kind == "text" and isinstance(part.get("text"), str)) or (
-            kind in ("input_text", "output_text") and isinstance(part.get("text"), str)
-        ):
+        if kind in _TEXTS and isinstance(part.get("text"), str):
             parts.append({"type": "text", "text": part["text"]})
         elif kind in _PICTURES:
             parts.append({"type": "image"})
