@@ -24,6 +24,8 @@ from shardyard.models.probes.probe import probe_recipe
 from shardyard.planning.findings import Findings
 from shardyard.recipe.isolation import ISOLATIONS
 from shardyard.recipe.loading.load import parse_recipe
+from support.objectives.picture_families import FAMILIES as PICTURE_FAMILIES
+from support.objectives.picture_families import family_of
 from shardyard.recipe.schema import Recipe
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -123,7 +125,24 @@ def page(lines: Sequence[Line]) -> str:
         f"`PYTHONPATH=tests python -m breadth.isolation`.\n\n"
         f"| isolation | families | which |\n|---|---|---|\n{table}\n"
         f"Causal only with `is_decoder`, which is set: {', '.join(decoders)}.\n\n"
-        f"Refused:\n\n{refusals}"
+        f"Refused:\n\n{refusals}\n{_pictures()}"
+    )
+
+
+def _pictures() -> str:
+    """The section about models that read pictures within text: what `test_no_family_sees_an_answer` shows."""
+    families = sorted({family_of(name) for name in PICTURE_FAMILIES})
+    return (
+        "## Pictures within text\n\n"
+        "Rows of `vision_language` hold one conversation each, so there is nothing to isolate. A plan makes two rows by "
+        "the model's own processor and puts them through a narrow copy; tests/unit/engine/test_picture_probes.py does "
+        f"so for all {len(families)} families, in training and in evaluation mode.\n\n"
+        "| what is checked | families without a leak |\n|---|---|\n"
+        "| a changed token of an answer moves no logit before it: of answers, questions or pictures | "
+        f"{', '.join(families)} |\n"
+        "| a row has the same logits alone and padded beside a longer row with another picture | the same |\n\n"
+        "What is meant to go both ways is left alone: Gemma 3 attends both ways among the tokens of a picture, and "
+        "PaliGemma over picture and question, its prefix. Neither holds a target.\n"
     )
 
 

@@ -16,6 +16,8 @@ from transformers import PreTrainedConfig
 from shardyard.data.multimodal.placeholders import model_tokenizer
 from shardyard.data.tokenizers.compare import other_tokens
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
+from shardyard.engine import picture_probes
+from shardyard.engine.picture_probes import probe_pictures
 from shardyard.errors import ShardyardError
 from shardyard.models import probes
 from shardyard.models.pretrained import pretrained_config
@@ -64,12 +66,13 @@ def _place(name: str) -> str:
 
 
 def _probed(recipe: Recipe, config: PreTrainedConfig) -> Findings:
-    if not is_probed(recipe, config):
+    sees = objective_spec(recipe.objective).sees
+    if not sees and not is_probed(recipe, config):
         return Findings()
     path = _path(recipe, config)
     with contextlib.suppress(OSError, ValueError):
         return _FINDINGS.validate_json(path.read_text(encoding="utf-8"))
-    found = probe_recipe(recipe, config)
+    found = probe_pictures(recipe) if sees else probe_recipe(recipe, config)
     if recipe.model.probes.vocabulary:
         found = replace(found, refusals=found.refusals + _other_vocabulary(recipe))
     with contextlib.suppress(OSError):
@@ -98,7 +101,12 @@ def _other_vocabulary(recipe: Recipe) -> tuple[tuple[str, str], ...]:
 
 
 def _path(recipe: Recipe, config: PreTrainedConfig) -> Path:
-    code = [*sorted((_CODE / "probes").glob("*.py")), _CODE / "isolation.py", _CODE / "quirks.py"]
+    code = [
+        *sorted((_CODE / "probes").glob("*.py")),
+        _CODE / "isolation.py",
+        _CODE / "quirks.py",
+        Path(picture_probes.__file__),
+    ]
     contents = {
         "config": config.to_json_string(use_diff=False),
         "model": recipe.model.model_dump(mode="json", include={"attention", "dropout", "freeze", "adapter", "probes"}),
@@ -106,6 +114,7 @@ def _path(recipe: Recipe, config: PreTrainedConfig) -> Path:
         "objective": recipe.objective,
         "packed": [recipe.data.isolate_documents, recipe.data.sequence_length],
         "teacher": [recipe.distillation.teacher, recipe.tokenizer],
+        "image": recipe.image.model_dump(mode="json"),
         "versions": [metadata.version(name) for name in _PACKAGES],
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in code],
     }

@@ -31,10 +31,14 @@ class NotNarrowedError(ModelError):
 
 @dataclass(frozen=True)
 class Effort:
-    """When a search ends: some families take none of the smaller sizes. tries: for each number of layers."""
+    """When a search ends: some families take none of the smaller sizes.
+
+    tries: for each number of layers. parameters: the most that a copy has.
+    """
 
     seconds: float = 20.0
     tries: int = 40
+    parameters: int = MAX_PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def narrow_model(
     vocabulary: int = VOCABULARY,
     positions: int = POSITIONS,
     row: int | None = None,
+    effort: Effort = Effort(),
 ) -> Narrow:
     """As `narrow_config`, with the module: its weights are random, and none of them zero.
 
@@ -98,7 +103,7 @@ def narrow_model(
     """
     start = Shrink(None, vocabulary=vocabulary, positions=positions, row=row)
     with _quiet():
-        return _search(config, auto, attention, check, [start], Effort())
+        return _search(config, auto, attention, check, [start], effort)
 
 
 def _search(
@@ -119,7 +124,7 @@ def _search(
                 break
             try:
                 smaller = _with_config(config, shrink)
-                narrow = Narrow(smaller, _random_model(smaller, auto, attention))
+                narrow = Narrow(smaller, _random_model(smaller, auto, attention, effort.parameters))
                 check(narrow)
             except Exception as error:  # noqa: BLE001 - families refuse sizes with any exception
                 errors.append(f"{type(error).__name__}: {error}"[:200])
@@ -178,9 +183,9 @@ def _on_meta(config: PreTrainedConfig, auto: str, attention: str | None = None) 
     return model
 
 
-def _random_model(config: PreTrainedConfig, auto: str, attention: str | None) -> Any:
+def _random_model(config: PreTrainedConfig, auto: str, attention: str | None, most: int) -> Any:
     size = sum(parameter.numel() for parameter in _on_meta(config, auto, attention).parameters())
-    if size > MAX_PARAMETERS:
+    if size > most:
         raise ValueError(f"{size} parameters are too many")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

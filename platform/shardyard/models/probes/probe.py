@@ -95,8 +95,10 @@ def _narrow(recipe: Recipe, config: PreTrainedConfig, auto: str) -> Narrow:
 
 
 def _unprobed(recipe: Recipe, why: str) -> Findings:
-    notice = f"the model was not probed: {why}"
-    if objective_spec(recipe.objective).auto_class != CAUSAL or not is_packed(recipe):
+    causal = objective_spec(recipe.objective).auto_class == CAUSAL
+    unknown = "whether a token sees those after it" if causal else "what padding does"
+    notice = f"the model was not probed: {why}; {unknown} is not known"
+    if not causal or not is_packed(recipe):
         return Findings(notices=(notice,))
     return Findings(
         "rows", "nothing else is known to isolate documents, because the model was not probed", notices=(notice,)

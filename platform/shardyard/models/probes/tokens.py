@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,23 +33,23 @@ def logits_of(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
 
 def tolerance_of(model: Any) -> float:
     """The largest difference of logits, as a fraction of their spread, that rounding explains in a causal model."""
-    return max(TOLERANCE, _ROUNDINGS * _rounding(model))
+    ids = random_tokens(1, DOCUMENT, seed=5)
+    return max(TOLERANCE, moved_by_rounding(model, lambda: logits_of(model, ids)))
 
 
 @torch.no_grad()
-def _rounding(model: Any) -> float:
-    """How far the logits move with the last digit of the embeddings: deep models multiply what rounding changes."""
+def moved_by_rounding(model: Any, logits: Callable[[], Tensor]) -> float:
+    """How far logits move with the last digit of the embeddings, and a little more: deep models multiply rounding."""
     try:
         weight = model.get_input_embeddings().weight
     except (NotImplementedError, AttributeError):
         return 0.0
-    ids = random_tokens(1, DOCUMENT, seed=5)
-    before, kept = logits_of(model, ids), weight.clone()
+    before, kept = logits(), weight.clone()
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     weight.mul_(1 + torch.finfo(weight.dtype).eps * noise)
-    after = logits_of(model, ids)
+    after = logits()
     weight.copy_(kept)
-    return moved(after, before)
+    return _ROUNDINGS * moved(after, before)
 
 
 def moved(logits: Tensor, expected: Tensor) -> float:
