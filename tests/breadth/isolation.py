@@ -24,9 +24,9 @@ from shardyard.models.probes.probe import probe_recipe
 from shardyard.planning.findings import Findings
 from shardyard.recipe.isolation import ISOLATIONS
 from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.schema import Recipe
 from support.objectives.picture_families import FAMILIES as PICTURE_FAMILIES
 from support.objectives.picture_families import family_of
-from shardyard.recipe.schema import Recipe
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PAGE = Path(__file__).parents[2] / "docs" / "develop" / "isolation.md"
@@ -134,9 +134,9 @@ def _pictures() -> str:
     families = sorted({family_of(name) for name in PICTURE_FAMILIES})
     return (
         "## Pictures within text\n\n"
-        "Rows of `vision_language` hold one conversation each, so there is nothing to isolate. A plan makes two rows by "
-        "the model's own processor and puts them through a narrow copy; tests/unit/engine/test_picture_probes.py does "
-        f"so for all {len(families)} families, in training and in evaluation mode.\n\n"
+        "Rows of `vision_language` hold one conversation each, so there is nothing to isolate. A plan makes two rows "
+        "by the model's own processor and puts them through a narrow copy; tests/unit/engine/test_picture_probes.py "
+        f"does so for all {len(families)} families, in training and in evaluation mode.\n\n"
         "| what is checked | families without a leak |\n|---|---|\n"
         "| a changed token of an answer moves no logit before it: of answers, questions or pictures | "
         f"{', '.join(families)} |\n"

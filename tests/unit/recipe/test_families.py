@@ -124,7 +124,11 @@ def test_this_machine_is_read_without_error() -> None:
             "Shardyard does not train videomae for masked_image yet; it trains ",
         ),
         ("seq2seq", "qwen2_audio", "seq2seq trains encoder–decoders, and 'qwen2_audio' is none; it trains bart, "),
-        ("causal_lm", "vit", "transformers has 'vit', but without the AutoModelForCausalLM that causal_lm needs; "),
+        (
+            "causal_lm",
+            "vit",
+            "transformers has 'vit', but without the AutoModelForCausalLM that causal_lm needs, and Shardyard ",
+        ),
         ("causal_lm", "gtp2", "transformers has no model of type 'gtp2' for the objective causal_lm; did you mean 'gp"),
     ],
 )

@@ -14,6 +14,7 @@ from shardyard.errors import RecipeError, UsageError
 from shardyard.recipe.catalog.shipped import find_recipe, shipped_recipes
 from shardyard.recipe.explain import FieldExplanation, explain_field, is_field
 from shardyard.recipe.loading.load import load_recipe
+from shardyard.recipe.rules.causality import causality_note
 from shardyard.recipe.sweep.load import is_sweep, load_sweep
 from shardyard.recipe.synonyms import synonym
 from shardyard.suggest import nearest
@@ -54,7 +55,8 @@ def _outcome(name: str, overrides: list[str]) -> str | RecipeError:
         loaded = load_recipe(name, overrides)
     except RecipeError as error:
         return error
-    return f"ok: {loaded.recipe.name} ({loaded.path})"
+    note = causality_note(loaded.recipe)
+    return f"ok: {loaded.recipe.name} ({loaded.path})" + (f"\n  note: {note}" if note is not None else "")
 
 
 def _json_outcome(name: str, outcome: str | RecipeError) -> dict[str, object]:

@@ -119,10 +119,24 @@ def _causality(subject: _Subject) -> tuple[_Subject, Findings]:
             return _Subject(recipe, as_decoder, narrow), Findings(decoder=True, notices=(notice,))
     refusal = (
         f"{subject.family} is not causal: a changed token moves the logits before it by {ahead:.1%} of their spread, "
-        f"so {recipe.objective} would show it its own targets. Choose a decoder, such as llama or gpt2, or an "
-        f"objective for encoders, such as masked_lm; {_OFF.format('causality')}"
+        f"so {recipe.objective} would show it its own targets{_what_makes_causal(subject)}. Choose a decoder, such as "
+        "llama or gpt2, or an objective for encoders, such as masked_lm; "
+        f"{_OFF.format('causality')}"
     )
     return subject, Findings(refusals=(("model.family", refusal),))
+
+
+def _what_makes_causal(subject: _Subject) -> str:
+    """The setting of the family with which it is causal, for a refusal; empty if there is none."""
+    for name, value, shown in (("attn_type", "uni", "uni"), ("causal", True, "true")):
+        if not hasattr(subject.config, name):
+            continue
+        config = type(subject.config).from_dict({**subject.config.to_dict(), name: value})
+        with contextlib.suppress(NotNarrowedError):
+            model = _narrow(subject.recipe, config, CAUSAL).model
+            if look_ahead(model) <= tolerance_of(model):
+                return f"; `-s model.config.{name}={shown}` makes it causal"
+    return ""
 
 
 def _isolation(subject: _Subject, findings: Findings) -> Findings:

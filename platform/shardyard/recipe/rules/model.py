@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from shardyard import plugins
-from shardyard.objectives.registry import objective_spec
+from shardyard.objectives.registry import objective_spec, specs
 from shardyard.recipe import families
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec, is_file, tokenizer_specs
 from shardyard.recipe.fields import Path
@@ -73,9 +73,10 @@ def _unsupported(family: str, objective: str, known: frozenset[str]) -> str:
             return f"{family} {spec.refusals[family]}; {objective} trains {listed}"
         return f"Shardyard does not train {family} for {objective} yet; it trains {listed}"
     if family in families.all_families():
-        return f"transformers has {family!r}, but without the {spec.auto_class} that {objective} needs; " + suggestion(
-            family, known
-        )
+        others = [other.name for other in specs() if family in families.families_with(other)]
+        trained = f", and Shardyard trains it for {', '.join(others)}" if others else ""
+        lacking = f"transformers has {family!r}, but without the {spec.auto_class} that {objective} needs{trained}"
+        return f"{lacking}; {suggestion(family, known)}"
     return f"transformers has no model of type {family!r} for the objective {objective}; {suggestion(family, known)}"
 
 

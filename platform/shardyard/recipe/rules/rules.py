@@ -17,6 +17,7 @@ from shardyard.recipe.batching import streams_of, training_steps
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.mesh import data_size
+from shardyard.recipe.rules.causality import causality_rules
 from shardyard.recipe.rules.chat import chat_rules
 from shardyard.recipe.rules.cluster import cluster_rules
 from shardyard.recipe.rules.data import data_rules
@@ -265,6 +266,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _precision,
     cluster_rules,
     model_rules,
+    causality_rules,
     expert_rules,
     data_rules,
     chat_rules,

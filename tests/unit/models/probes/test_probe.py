@@ -90,6 +90,8 @@ def test_a_family_that_is_never_causal_is_refused() -> None:
     assert path == "model.family"
     assert "xlnet is not causal" in refusal
     assert "model.probes.causality=false" in refusal
+    assert "`-s model.config.attn_type=uni` makes it causal" in refusal
+    assert found("xlnet", config={**CONFIGS["xlnet"], "attn_type": "uni"}).refusals == ()
 
 
 def test_is_decoder_of_the_recipe_is_not_overridden() -> None:
