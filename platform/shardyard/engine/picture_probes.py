@@ -25,6 +25,7 @@ from shardyard.models.probes.narrow import Narrow, narrow_model
 from shardyard.models.probes.tokens import TOLERANCE, moved, moved_by_rounding
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.findings import Findings
+from shardyard.recipe.catalog.shipped import find_tokenizer_spec
 from shardyard.recipe.schema import Recipe
 
 # Texts and pictures of different sizes: the second row is the longer one. LLaVA's plain format takes one picture a row.
@@ -52,15 +53,13 @@ class Seen:
 
 
 def probe_pictures(recipe: Recipe) -> Findings:
-    """The findings for a model that reads pictures within text; none if it is not on this machine.
+    """The findings for a model that reads pictures within text; none if tokenizer or weights are on a hub.
 
     Where attention goes both ways within a picture (Gemma 3) or over pictures and question (PaliGemma), that is left
     alone: what must not be seen before its time are answers.
     """
-    asked, place = recipe.model.probes, recipe.model.pretrained
-    if not objective_spec(recipe.objective).sees or not (asked.causality or asked.padding):
-        return Findings()
-    if place is not None and not Path(place).expanduser().is_dir():
+    asked = recipe.model.probes
+    if not objective_spec(recipe.objective).sees or not (asked.causality or asked.padding) or not _is_here(recipe):
         return Findings()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # narrow copies are too small for more
@@ -72,6 +71,12 @@ def probe_pictures(recipe: Recipe) -> Findings:
     finally:
         torch.set_num_threads(threads)
     return _findings(recipe, seen)
+
+
+def _is_here(recipe: Recipe) -> bool:
+    """Whether the tokenizer, and the processor of pretrained weights, are read without asking a hub."""
+    folders = [name for name in (recipe.model.pretrained, recipe.tokenizer) if name is not None]
+    return all(find_tokenizer_spec(name) is not None or Path(name).expanduser().exists() for name in folders)
 
 
 def _of_narrow_copy(recipe: Recipe) -> Seen:

@@ -102,3 +102,9 @@ def test_a_model_that_cannot_be_narrowed_is_told_of(recipe: Recipe, monkeypatch:
 
 def test_a_narrow_copy_of_the_recipes_model_is_probed(recipe: Recipe) -> None:
     assert probe_pictures(recipe) == Findings()
+
+
+def test_no_hub_is_asked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_probes, "_of_narrow_copy", lambda _: Seen(0.5, 0.25, 1e-5))
+    elsewhere = recipe.model_copy(update={"tokenizer": "org/name"})
+    assert probe_pictures(elsewhere) == Findings()
