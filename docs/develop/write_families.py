@@ -27,9 +27,10 @@ Configurations are found automatically for text and for classes of pictures and 
 transformers itself does a forward and a backward pass with it. Models whose parts and processor have to fit each other
 (`vision_language`, `contrastive`, `masked_image`, most of sound) have small configurations written by hand, for the
 model types that the objective takes; tests compare their losses with those of transformers. *Head* counts the model
-types of transformers that have the head, *taken* those that the objective takes. *Refused* are families whose training
-would be wrong, as their plan finds out: those that see later tokens, or whose documents nothing keeps apart. The share
-is that of the valid ones that are not refused. *Before* is the first run of the matrix, before the first repairs.
+types of transformers that have the head, *run* those that the objective takes and that were run. *Refused* are families
+whose training would be wrong, as their plan finds out: those that see later tokens, or whose documents nothing keeps
+apart. The share is that of the valid ones that are not refused. *Before* is the first run of the matrix, before the
+first repairs.
 """
 ISOLATION = """
 ## Isolation and causality
@@ -62,7 +63,7 @@ def page(head: dict[str, Any], results: list[Result]) -> str:
     about = ", ".join(f"{name} {value}" for name, value in head.items() if isinstance(value, str))
     text = f"{HEAD.replace('SHORT', short)}\nMeasured: {about}.\n\n".replace("Measured: measured on", "Measured on")
     text += (
-        "| objective | head | taken | valid | refused | before | passed | share |\n|---|---|---|---|---|---|---|---|\n"
+        "| objective | head | run | valid | refused | before | passed | share |\n|---|---|---|---|---|---|---|---|\n"
     )
     objectives = list(dict.fromkeys(result["objective"] for result in results))
     for objective in objectives:
