@@ -108,7 +108,15 @@ def held_out_rows(
     retry = Retry(data.retry_seconds)
     sources = [open_for(spec, source, training=False, retry=retry) for source in chosen]
     format_ = make_rows(objective, inputs)
-    settings = StreamSettings(format_.stream, data.shuffle_window, 1, seed, repeat=False, on_error=data.on_error)
+    settings = StreamSettings(
+        format_.stream,
+        data.shuffle_window,
+        1,
+        seed,
+        repeat=False,
+        on_error=data.on_error,
+        error_limit=data.error_limit,
+    )
     key = None if file is None else key_of({"rows": rows, "seed": seed, "settings": file.settings}, sources)
     found = None if file is None or key is None else kept(file.path, key)
     if found is not None:

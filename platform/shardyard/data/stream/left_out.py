@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from shardyard.errors import UnusableRowError
+from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe.schema import OnError
 
+# Fewer unusable rows say nothing about the others.
+FEW = 10
 # Rows that are named; the others are counted.
 NAMED = 5
 
@@ -27,8 +29,9 @@ class LeftOutCounts(TypedDict):
 class LeftOut:
     """What happens to unusable rows of one (stream, source), and how many there were since reading began."""
 
-    def __init__(self, on_error: OnError = "skip") -> None:
-        self.on_error = on_error
+    def __init__(self, on_error: OnError = "skip", error_limit: float = 1.0) -> None:
+        self.on_error, self.error_limit = on_error, error_limit
+        self.num_read = 0
         self.num_unusable = self.num_without_target = self.num_repaired = self.num_empty_streams = 0
         self.named: list[str] = []
 
@@ -37,6 +40,7 @@ class LeftOut:
 
         Raises:
             UnusableRowError: `on_error` is `stop`.
+            DataError: more than `error_limit` of the rows that were read are unusable.
         """
         if self.on_error == "stop":
             raise UnusableRowError(
@@ -44,6 +48,11 @@ class LeftOut:
             ) from error
         self.num_unusable += 1
         self._name(f"{place}: {error}")
+        if self.num_unusable >= FEW and self.num_unusable > self.error_limit * max(self.num_read, self.num_unusable):
+            raise DataError(
+                f"{self.num_unusable} of {self.num_read} rows cannot be used, more than data.error_limit "
+                f"{self.error_limit:g} allows: {'; '.join(self.named)}; …. Correct the rows, or raise the limit."
+            )
 
     def without_target(self, place: str, why: str = "no target within data.sequence_length") -> None:
         """Count a row whose target does not fit into data.sequence_length, or that has none."""

@@ -232,7 +232,13 @@ class TrainLoader:
         self._sources = [with_shards(source, streams, retry) for source in opened]
         rows_per_batch, format_ = global_batch // dp_size, make_rows(objective, inputs)
         settings = StreamSettings(
-            format_.stream, data.shuffle_window, streams, seed, on_error=data.on_error, order=data.order
+            format_.stream,
+            data.shuffle_window,
+            streams,
+            seed,
+            on_error=data.on_error,
+            error_limit=data.error_limit,
+            order=data.order,
         )
         weights = [source.weight for source in data.train]
         own = range(dp_rank, streams, dp_size)

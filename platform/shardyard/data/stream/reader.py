@@ -46,10 +46,10 @@ class ShareReader:
     the share.
     """
 
-    def __init__(self, share: Share, retry: Retry, on_error: OnError = "skip") -> None:
+    def __init__(self, share: Share, retry: Retry, on_error: OnError = "skip", error_limit: float = 1.0) -> None:
         self.share = self._own = share
         self.num_skipped = 0
-        self.left_out = LeftOut(on_error)
+        self.left_out = LeftOut(on_error, error_limit)
         self.places: list[int] = []
         self._retry = retry
         self._tables = _tables_of(share)
@@ -149,6 +149,7 @@ class ShareReader:
     def _example(self, stored: Any, place: int) -> Example | None:
         """The example of a row; None if it is skipped, held out, or cannot be used, which is counted."""
         source = self.share.source
+        self.left_out.num_read += 1
         if isinstance(stored, Broken):
             stored = self._mended(stored, place)
             if stored is None:

@@ -58,7 +58,7 @@ class Mixture:
 class StreamSettings:
     """Settings of all streams of a loader; `shuffle_window` in examples, `rows` turns windows into rows.
 
-    `on_error` says what happens to unusable rows, `order` is data.order.
+    `on_error` says what happens to unusable rows, `error_limit` how many there may be, `order` is data.order.
     """
 
     rows: Callable[[Windows], RowStream]
@@ -67,6 +67,7 @@ class StreamSettings:
     seed: int
     repeat: bool = True
     on_error: OnError = "skip"
+    error_limit: float = 1.0
     order: Order = 1
 
 
@@ -99,7 +100,9 @@ class Stream:
         self.by_source = [
             settings.rows(
                 Windows(
-                    ShareReader(share_of(source, index, settings.streams), retry, settings.on_error),
+                    ShareReader(
+                        share_of(source, index, settings.streams), retry, settings.on_error, settings.error_limit
+                    ),
                     (settings.seed, index, number),
                     settings.shuffle_window,
                     repeat=settings.repeat,

@@ -94,7 +94,15 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
     number = streams_of(recipe, 1)
     sources = [with_shards(open_for(spec, source, training=True), number) for source in data.train]
     format_ = make_rows(recipe.objective, components.format_inputs)
-    settings = StreamSettings(format_.stream, data.shuffle_window, number, recipe.train.seed, on_error=data.on_error)
+    settings = StreamSettings(
+        format_.stream,
+        data.shuffle_window,
+        number,
+        recipe.train.seed,
+        on_error=data.on_error,
+        error_limit=data.error_limit,
+        order=data.order,
+    )
     weights = [source.weight for source in data.train]
     streams = [Stream(index, sources, weights, settings, Retry()) for index in range(min(number, num_rows))]
     try:

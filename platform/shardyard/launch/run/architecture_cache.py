@@ -46,6 +46,7 @@ _SIZELESS: dict[str, set[str] | dict[str, bool | set[str]]] = {
         "train",
         "validation",
         "on_error",
+        "error_limit",
         "packing",
         "isolation",
         "special_tokens",

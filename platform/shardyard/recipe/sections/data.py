@@ -107,6 +107,13 @@ class Data(Section):
         "Rows that are left out or repaired are counted, and the first ones named. A row without a target within "
         "sequence_length is always left out.",
     )
+    error_limit: float = described(
+        1.0,
+        "Largest share of the rows of a source that may be unusable: once ten are and this share is exceeded, the run "
+        "ends and names the first ones. Counted by each stream from its start or resumption on.",
+        gt=0.0,
+        le=1.0,
+    )
     isolation: Literal["auto", "positions", "mask", "rows"] = described(
         "auto",
         "How the documents of a row are kept apart: `positions` restart and transformers derives a mask from them; "

@@ -195,3 +195,18 @@ def test_recordings_with_samples_that_are_no_numbers_or_none_are_unusable(tmp_pa
             read_audio(str(tmp_path / "a.wav"))
     with pytest.raises(UnusableRowError, match="cannot be read"):
         read_audio(struct.pack("<4s", b"RIFF"))
+
+
+def test_more_unusable_rows_than_the_limit_end_the_run(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"t{n}"}) if n % 4 else "{broken}" for n in range(100)]
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    opened = open_for(objective_spec("causal_lm"), Source(path=path), training=True)
+    for limit in (0.3, 0.2):
+        reader = ShareReader(share_of(opened, 0, 1), Retry(), "skip", limit)
+        reader.seek(START)
+        if limit == 0.3:
+            assert len(reader.read(100)) == 75
+            continue
+        told = r"10 of 37 rows cannot be used, more than data\.error_limit 0\.2 allows: a\.jsonl, row 1: no JSON"
+        with pytest.raises(DataError, match=told):
+            reader.read(100)
