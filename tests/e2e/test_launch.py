@@ -73,7 +73,8 @@ def test_a_run_tells_what_matters_and_nothing_else(undisturbed: tuple[Command, s
 
 def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
     folder = undisturbed[0].folder
-    for name in ("recipe.yaml", "resolved.yaml", "run.json", "metrics.jsonl", "events.jsonl", "samples.jsonl"):
+    records = ("metrics.jsonl", "events.jsonl", "samples.jsonl", "held-out.safetensors")
+    for name in ("recipe.yaml", "resolved.yaml", "run.json", *records):
         assert (folder / name).stat().st_size > 0, name
     assert [path.name for path in sorted((folder / "logs").glob("*.log"))] == ["driver.log", "rank-0.log", "rank-1.log"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [

@@ -69,9 +69,10 @@ class Trained:
         return state
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("trained"), world_size=2, checkpoint=20)
+@pytest.fixture(scope="module", params=[1, 2], ids=["order 1", "order 2"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    data = {"order": request.param}
+    return Trained(tmp_path_factory.mktemp("trained"), world_size=2, checkpoint=20, data=data)
 
 
 def rows_of(found: dict[str, Any]) -> dict[int, str]:
