@@ -139,6 +139,17 @@ def test_a_stream_without_usable_documents_reads_the_whole_source(tmp_path: Path
         assert [rows(batch) for batch in batches(recipe, 5, state, **options)] == undisturbed[step : step + 5]
 
 
+def test_a_window_over_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More files than stay open, each of which is searched again when rows of it are drawn."""
+    recipe = drawn(
+        [Source(path=write_jsonl(tmp_path, [with_gaps(9, n, f"{n}-") for n in range(14)]))], shuffle_window=50
+    )
+    options: dict[str, Any] = {"streams": 2, "global_batch": 2}
+    indexed = global_rows(recipe, 60, 1, **options)
+    monkeypatch.setattr(reader, "indexed_files", lambda *_: None)
+    assert global_rows(recipe, 60, 2, **options) == indexed
+
+
 def test_a_source_of_empty_documents_is_an_error(tmp_path: Path) -> None:
     recipe = drawn([Source(path=write_jsonl(tmp_path, [[""] * 20]))])
     for streams in (1, 4):

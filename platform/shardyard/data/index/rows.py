@@ -16,6 +16,7 @@ from shardyard.data.tables.table import Parse, parser_of
 _SUFFIXES = (".jsonl", ".json")
 # Records of more bytes together are parsed in several parts.
 _PARSED_BYTES = 1 << 25
+_OPEN_FILES = 2
 
 
 class IndexedFiles:
@@ -28,15 +29,19 @@ class IndexedFiles:
 
     def __init__(self, paths: Sequence[Path], parse: Parse) -> None:
         self.paths, self._parse = paths, parse
-        self._current: tuple[int, Offsets] | None = None
+        # The files that are open; a window of rows may begin in one and end in the next.
+        self._open: dict[int, Offsets] = {}
 
     def known(self, file: int, wanted: int) -> int:
         """The number of rows of a file, counted at least up to `wanted` if there are as many."""
         return self._offsets(file).known(wanted)
 
     def table(self, file: int, numbers: Sequence[int]) -> pa.Table:
-        """Some rows of a file, which must be known."""
-        lines = self._offsets(file).read(numbers)
+        """Some rows of a file, by ascending numbers, which it has."""
+        offsets = self._offsets(file)
+        # A file that was closed since these rows were counted is searched again.
+        offsets.known(numbers[-1] + 1)
+        lines = offsets.read(numbers)
         parts, first, size = [], 0, 0
         for index, line in enumerate(lines):
             if size and size + len(line) > _PARSED_BYTES:
@@ -47,19 +52,21 @@ class IndexedFiles:
         return pa.concat_tables(parts)
 
     def close(self) -> None:
-        """Close the open file."""
-        self._current = None
+        """Close the open files."""
+        self._open.clear()
 
     def _offsets(self, file: int) -> Offsets:
-        if self._current is None or self._current[0] != file:
+        if file not in self._open:
             try:
                 offsets = offsets_of(self.paths[file], JsonLines())
             except OSError as error:
                 raise IrregularError from error  # Read from its start, the file gives the message.
-            self._current = (file, offsets)
+            while len(self._open) >= _OPEN_FILES:
+                del self._open[next(iter(self._open))]
+            self._open[file] = offsets
             if not offsets.is_complete:
                 background.complete(offsets)
-        return self._current[1]
+        return self._open[file]
 
     def _parsed(self, lines: list[bytes], file: int) -> pa.Table:
         # The last line of a file may lack its end.
