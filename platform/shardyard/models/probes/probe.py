@@ -82,7 +82,7 @@ def _probe(recipe: Recipe, config: PreTrainedConfig, auto: str) -> Findings:
         if auto == CAUSAL and recipe.model.probes.causality:
             subject, findings = _causality(subject)
     except NotNarrowedError as error:
-        return _unprobed(recipe, str(error))
+        return _refused_attention(recipe, config, auto) or _unprobed(recipe, str(error))
     if auto == CAUSAL and recipe.model.probes.isolation and is_packed(recipe):
         findings = _isolation(subject, findings)
     return replace(findings, notices=findings.notices + _notices(subject))
@@ -92,6 +92,20 @@ def _narrow(recipe: Recipe, config: PreTrainedConfig, auto: str) -> Narrow:
     # FlashAttention needs a GPU. Where transformers derives a mask from position ids, it passes document bounds too.
     attention = None if (recipe.model.attention or "").startswith("flash") else recipe.model.attention
     return narrow_model(config, auto, attention=attention, row=recipe.data.sequence_length)
+
+
+def _refused_attention(recipe: Recipe, config: PreTrainedConfig, auto: str) -> Findings | None:
+    """The refusal of an implementation of attention without which the model can be built; None if that is not it."""
+    model = recipe.model
+    if model.attention not in ("sdpa", "eager"):
+        return None
+    default = recipe.model_copy(update={"model": model.model_copy(update={"attention": None})})
+    try:
+        _narrow(default, config, auto)
+    except NotNarrowedError:
+        return None
+    refusal = f"transformers computes {model.label} in another way than {model.attention}; leave it out"
+    return Findings(refusals=(("model.attention", refusal),))
 
 
 def _unprobed(recipe: Recipe, why: str) -> Findings:

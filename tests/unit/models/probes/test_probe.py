@@ -77,6 +77,14 @@ def test_layers_with_windows_get_masks_of_their_own() -> None:
     assert found("gpt_oss", config=config).isolation == "mask"
 
 
+def test_attention_that_a_family_lacks_is_refused_by_the_plan() -> None:
+    config = {**SMALL, "head_dim": 16, "num_key_value_heads": 1, "num_local_experts": 2}
+    ((path, refusal),) = found("gpt_oss", config=config, model={"attention": "sdpa"}).refusals
+    assert path == "model.attention"
+    assert "transformers computes gpt_oss in another way than sdpa; leave it out" in refusal
+    assert found("gpt_oss", config=config, model={"attention": "eager"}).refusals == ()
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_an_encoder_becomes_a_decoder_for_a_causal_objective(family: str) -> None:
     findings = found(family)
