@@ -58,7 +58,7 @@ RECIPE ?= gpt/quickstart
 seeds: $(ALL) ## train RECIPE (gpt/quickstart) with three seeds and print the mean and spread of its results
 	@$(BIN)/python tests/benchmarks/seeds.py $(RECIPE)
 
-breadth: $(ALL) ## train every model type of transformers under every objective, in an hour on two cores; see docs/families.md
+breadth: $(ALL) ## train every model type of transformers under every objective, in two hours on two cores; see docs/families.md
 	@PYTHONPATH=tests $(BIN)/python -m breadth.matrix .breadth.jsonl
 	@PYTHONPATH=tests $(BIN)/python -m breadth.keep .breadth.jsonl
 	@$(BIN)/python docs/develop/write_families.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from breadth.narrow import Narrow
+from shardyard.recipe.families import config_fields
 from support.families.dual_encoders import CONFIGS
 from support.families.masked_pictures import CONFIGS as MASKED
 from support.families.sound import ENCODERS
@@ -46,4 +47,6 @@ def by_hand(objective: str, family: str) -> Narrow | None:
     sections = {**_SECTIONS.get(objective, {})}
     if objective == "vision_language":
         sections["image"] = IMAGES.get(family, {})
-    return Narrow({name: value for name, value in config.items() if name != _COMPUTED}, sections=sections)
+    known = config_fields(family)
+    names = config.keys() - {_COMPUTED} if known is None else (config.keys() & known.names) - {_COMPUTED}
+    return Narrow({name: value for name, value in config.items() if name in names}, sections=sections)

@@ -95,6 +95,8 @@ def run_cell(objective: str, family: str, folder: Path, output: Path, alike: Map
         except BaseException as error:  # noqa: BLE001  whatever it is, it is what the table shows
             result.status, result.error = "failed", _short(error)
             result.step = _place(error) or result.step
+            if "needs a package that is not installed" in str(error):
+                result.status = "invalid"
             if isinstance(error, RecipeError) and any(text in str(error) for text in _REFUSALS):
                 result.status = "refused"
             traceback.print_exc(file=log)

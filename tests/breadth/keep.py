@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from shardyard.recipe.families import families_with, families_with_head
 
 KEPT = Path(__file__).parent / "results.jsonl"
 FIELDS = ("objective", "family", "status", "step", "error", "note")
+# Places in temporary folders.
+_PATHS = re.compile(r"/\S+/recipe\.yaml(:\d+)?: ")
 PACKAGES = ("transformers", "torch", "deepspeed")
 
 
 def _with_head(objective: str) -> int:
-    """How many model types of transformers have the head; heads of all kinds of pretraining do not count."""
+    """How many model types of transformers have the head; a head of all kinds of models does not count."""
     spec = objective_spec(objective)
-    return len((families_with if spec.head == PRETRAINING else families_with_head)(spec))
+    of_all_kinds = spec.head == PRETRAINING or (spec.auto_class == "AutoModel" and not spec.tables)
+    return len((families_with if of_all_kinds else families_with_head)(spec))
 
 
 def main() -> None:
@@ -42,7 +46,7 @@ def main() -> None:
     lines: list[dict[str, object]] = [{**head, "heads": heads, "short": short}]
     for cell in cells(objectives()):
         if cell in results:
-            line = {name: str(results[cell].get(name, "")) for name in FIELDS}
+            line = {name: _PATHS.sub("", str(results[cell].get(name, ""))) for name in FIELDS}
             old = earlier.get(cell, {})
             before = str(old.get("status" if given.before else "before", ""))
             lines.append({**line, **({"before": before} if before else {})})
