@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from shardyard.cli.commands.export import export
 from shardyard.engine.components import make_components
 from shardyard.engine.inference.adapter import export_adapter
 from shardyard.engine.inference.load import load_trained
@@ -32,10 +33,12 @@ PROMPT = "the model "
 
 @dataclass(frozen=True)
 class Runs:
-    """Trained runs: `plain` by ZeRO stage and ranks, `adapted` with an adapter instead of all weights."""
+    """Trained runs: `plain` by ZeRO stage and ranks, `adapted` with an adapter instead of all weights, `embedded` with
+    an adapter and embeddings that are tied to the head."""
 
     plain: dict[tuple[int, int], Job]
     adapted: Job
+    embedded: Job
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     corpus, base = write_corpus(folder), write_pretrained(folder / "base", "llama")
 
-    def job(stage: int, ranks: int, **model: object) -> Job:
+    def job(stage: int, ranks: int, base: Path = base, **model: object) -> Job:
         recipe = tiny_recipe(
             corpus,
             family="llama",
@@ -63,9 +66,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     frozen = {"freeze": ["model.layers.0.*"]}
     plain = {(stage, ranks): job(stage, ranks, **frozen) for stage, ranks in ((0, 1), (2, 2), (3, 2))}
     adapted = job(3, 2, adapter={"rank": 4})
+    tied = write_pretrained(folder / "tied", "llama", tie_word_embeddings=True)
+    embedded = job(3, 2, tied, adapter={"rank": 24, "targets": ["q_proj"], "modules_to_save": ["lm_head.weight"]})
     run_ranks(1, _train, [plain[0, 1]])
-    run_ranks(2, _train, [plain[2, 2], plain[3, 2], adapted])
-    return Runs(plain, adapted)
+    run_ranks(2, _train, [plain[2, 2], plain[3, 2], adapted, embedded])
+    return Runs(plain, adapted, embedded)
 
 
 def _train(rank: Rank, jobs: list[Job]) -> None:
@@ -136,6 +141,28 @@ def test_peft_loads_the_adapter_alone(runs: Runs, tmp_path: Path) -> None:
     card = (path / "README.md").read_text()
     assert "library_name: peft" in card
     assert "base.resize_token_embeddings(264)" in card
+
+
+def test_an_embedding_trained_beside_an_adapter_leaves_with_its_tied_head(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import PeftModel
+
+    job = runs.embedded
+    path = tmp_path / "adapter"
+    export(str(job.folder.path), path, adapter=True)
+    told = capsys.readouterr().err
+    assert "for vLLM: vLLM loads no modules that are trained in full (lm_head, model.embed_tokens); its rank 24" in told
+    base = AutoModelForCausalLM.from_pretrained(str(job.recipe.model.pretrained))
+    base.resize_token_embeddings(264)
+    merged = AutoModelForCausalLM.from_pretrained(job.folder.final).eval()
+    adapted = PeftModel.from_pretrained(base, path).eval()
+    ids = torch.tensor([[256, *b"the model", 257, 258]])
+    with torch.no_grad():
+        expected = merged(input_ids=ids).logits
+        torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        with adapted.disable_adapter():
+            assert not torch.allclose(adapted(input_ids=ids).logits, expected, atol=1e-2)
 
 
 def test_another_run_continues_the_adapter_of_a_run_by_its_name(runs: Runs) -> None:
