@@ -73,7 +73,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "whisper": {**_SIDES, "num_mel_bins": 16, "max_source_positions": 50, "max_target_positions": 64},
 }
-NEEDS_LIBROSA = ("canary", "cohere_asr")
 
 
 def fields_of(data: Path, family: str, **config: Any) -> dict[str, Any]:

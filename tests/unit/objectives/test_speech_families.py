@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,14 @@ from shardyard.recipe.rules.decoders import decoder_rules
 from shardyard.recipe.rules.model import model_rules
 from shardyard.recipe.schema import Audio
 from support.families.sound import recording
-from support.families.speech import CONFIGS, NEEDS_LIBROSA, fields_of
+from support.families.speech import CONFIGS, fields_of
 
 GENERATOR = np.random.default_rng(0)
 TEXTS = ("abca", "dd")
 IGNORED = -100
-_WITHOUT_LIBROSA = pytest.mark.skipif(importlib.util.find_spec("librosa") is None, reason="needs librosa")
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=_WITHOUT_LIBROSA if name in NEEDS_LIBROSA else ()) for name in sorted(CONFIGS)]
-)
+@pytest.fixture(params=sorted(CONFIGS))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
