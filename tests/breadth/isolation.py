@@ -122,7 +122,7 @@ def page(lines: Sequence[Line]) -> str:
         f"(`data.isolation`), or that the family is refused. No family has a leak that is not refused. Other "
         f"configurations of a family are probed on their own: lfm2 with convolutions needs `rows`, for example. "
         f"Families whose default configuration transformers cannot build are `invalid`. Written by "
-        f"`PYTHONPATH=tests python -m breadth.isolation`.\n\n"
+        f"tests/breadth/isolation.py.\n\n"
         f"| isolation | families | which |\n|---|---|---|\n{table}\n"
         f"Causal only with `is_decoder`, which is set: {', '.join(decoders)}.\n\n"
         f"Refused:\n\n{refusals}\n{_pictures()}"
