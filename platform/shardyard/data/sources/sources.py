@@ -318,6 +318,9 @@ def _worded(name: str, error: Exception, *, remote: bool) -> Exception:
     if isinstance(error, StopIteration):
         # Raised by `datasets` if the first file, from which it takes the columns, is empty.
         return DataError(f"{name}: its first file is empty; remove it, or check how it was written.")
+    if isinstance(error, ImportError):
+        # fsspec names the package of the address's scheme: s3fs, gcsfs, adlfs.
+        return DataError(f"{name} cannot be read here: {_first_line(error)} (pip install it where the data is read).")
     if isinstance(error, FileNotFoundError | DatasetsError):
         return DataError(f"{name} cannot be read as a data set: {_first_line(error)}")
     if isinstance(error, TRANSIENT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 from collections.abc import Callable
@@ -210,3 +211,10 @@ def test_more_unusable_rows_than_the_limit_end_the_run(tmp_path: Path) -> None:
         told = r"10 of 37 rows cannot be used, more than data\.error_limit 0\.2 allows: a\.jsonl, row 1: no JSON"
         with pytest.raises(DataError, match=told):
             reader.read(100)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is there")
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "*.csv"])
+def test_an_address_without_its_package_names_the_package(name: str) -> None:
+    with pytest.raises(DataError, match=r"Install s3fs to access S3 \(pip install it"):
+        reader_of(Source(path=f"s3://bucket/{name}"), "causal_lm", "skip")
