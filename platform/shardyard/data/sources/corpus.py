@@ -19,6 +19,7 @@ import re
 import shutil
 import sysconfig
 import tempfile
+import threading
 import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +44,8 @@ ROWS_PER_GROUP = 16
 
 _EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "__pycache__",
              "ensurepip", "pydoc_data", "encodings"}  # fmt: skip
+# Python 3.11 counts the depth of syntax trees for all threads together: parsing in two of them raises SystemError.
+_PARSING = threading.Lock()
 _MODULE_DOCSTRING = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*([rRuU]?(\"\"\"|''').*?\2)", re.DOTALL)
 
 
@@ -122,7 +125,9 @@ def _ensure(folder: Path, name: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(aside, name, list(CORPORA[name](_modules())))
+        with _PARSING:
+            documents = list(CORPORA[name](_modules()))
+        _write(aside, name, documents)
         if folder.exists() and not _is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)
         try:
