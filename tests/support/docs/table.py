@@ -92,6 +92,7 @@ PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard data (show|verify)", "needs the datasets; tests/unit/data/datasets/test_real.py"),
     (r"shardyard sample RUN .*--image", "needs a run with pictures; tests/numerics/test_picture_families.py"),
     (r"shardyard sample RUN TEXT", "needs a classifier; tests/numerics/test_objectives.py"),
+    (r"shardyard sample RUN recording\.wav", "needs a run of speech; tests/numerics/test_speech_runs.py"),
     (r"shardyard eval latest --classes", "needs a run of CLIP; tests/numerics/test_contrastive.py"),
     (r"shardyard eval (RUN|latest) --task", "tests/numerics/test_harness.py"),
     (
