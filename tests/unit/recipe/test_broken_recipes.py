@@ -490,6 +490,14 @@ def test_the_recipe_that_all_others_are_made_of_is_valid(tmp_path: Path, capsys:
     assert capsys.readouterr().out == f"ok: broken ({path})\n"
 
 
+def test_heads_may_share_more_than_the_hidden_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "zamba.yaml"
+    gpt2 = "family: gpt2\n  config: {n_layer: 2, n_head: 2, n_embd: 64, n_positions: 128}"
+    assert gpt2 in GOOD
+    path.write_text(GOOD.replace(gpt2, "family: zamba\n  config: {hidden_size: 58, num_attention_heads: 4}"))
+    assert validate(path) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.name)
 def test_a_broken_recipe_is_named_with_line_value_and_remedy(
     case: Broken, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -31,6 +31,8 @@ _OLD_HUB_IDS = re.compile(
     r"(-[a-z0-9]+)*(-v\d)?"
 )
 _EXPERT_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"})
+# Families whose heads share a width other than the hidden size: that times this.
+_ATTENDED_OVER_HIDDEN = {"zamba": 2, "zamba2": 2}
 _PYTHON = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": list}
 _WORDS = {
     "int": "a whole number",
@@ -167,7 +169,8 @@ def _shape(recipe: Recipe) -> Iterator[Finding]:
             ),
         )
     hidden, heads, groups = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_key_value_heads"]
-    if hidden and heads and hidden % heads and not sizes["head_dim"]:
+    factor = _ATTENDED_OVER_HIDDEN.get(recipe.model.family, 1)
+    if hidden and heads and hidden * factor % heads and not sizes["head_dim"]:
         yield (
             _config_path(recipe, sizes.name("hidden_size")),
             (
