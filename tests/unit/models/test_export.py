@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.errors import ModelError
@@ -83,6 +83,20 @@ def test_the_part_of_a_family_that_reads_text_is_found_by_the_family(tmp_path: P
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
+def test_a_body_alone_keeps_no_cache(tmp_path: Path) -> None:
+    """That of bamba or xlstm fails with the one that it makes itself."""
+    section = Model(family="xlstm", config={"hidden_size": 32, "embedding_dim": 32, "num_blocks": 2, "num_heads": 2})
+    ids = special_token_ids(load_tokenizer("bytes"))
+    config = architecture_config(section, vocabulary=257, special_tokens=ids)
+    body = AutoModel.from_config(config).eval()
+    path = write(tmp_path / "final", config=config, weights=body.state_dict(), objective="embedding")
+    loaded = AutoModel.from_pretrained(path).eval()
+    assert not loaded.config.use_cache
+    rows = torch.arange(32).reshape(2, 16)
+    with torch.no_grad():
+        assert loaded(input_ids=rows).last_hidden_state.shape == (2, 16, 32)
 
 
 def test_the_tokenizer_comes_along(tmp_path: Path) -> None:

@@ -114,10 +114,12 @@ def _model(
         raise ModelError(
             f"the weights do not fit the configuration: missing {untouched[:3]}, unexpected {unexpected[:3]}"
         )
-    # An exported model generates text, which needs the cache that training turns off.
-    for part in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
-        if getattr(part, "use_cache", None) is not None:
-            part.use_cache = True
+    if model.can_generate():
+        # Text is generated with the cache that training turns off. Bodies and classifiers need none, and some families'
+        # fail with it.
+        for part in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
+            if getattr(part, "use_cache", None) is not None:
+                part.use_cache = True
     return model
 
 
