@@ -24,9 +24,10 @@ def inspect_data(
     as_json: AsJson = False,
 ) -> None:
     """Show what was recognised of a recipe's data, its first rows with what is trained, lengths and shares."""
+    recipe = load_recipe(name, overrides or []).recipe  # Before torch: its mistakes are told at once.
     from shardyard.engine.inference import data_inspection
 
-    found = data_inspection.inspect_data(load_recipe(name, overrides or []).recipe, max(rows, sample), rows)
+    found = data_inspection.inspect_data(recipe, max(rows, sample), rows)
     if as_json:
         output.print_json(data_inspection.as_json(found))
         return
@@ -45,7 +46,7 @@ def _print_source(source: InspectedSource) -> None:
         f"  {source.share:.1%} of the mixture; {source.rows} rows, {source.documents} documents, {source.tokens} tokens"
     )
     if number := source.left_out["unusable"] + source.left_out["without_target"]:
-        output.line(f"  {number} rows left out: {'; '.join(source.left_out['named'])}")
+        output.line(f"  rows left out: {number} ({'; '.join(source.left_out['named'])})")
 
 
 def _print_row(row: ShownRow) -> None:
