@@ -16,8 +16,6 @@ from transformers import PreTrainedConfig
 from shardyard.data.multimodal.placeholders import model_tokenizer
 from shardyard.data.tokenizers.compare import other_tokens
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
-from shardyard.engine import picture_probes
-from shardyard.engine.picture_probes import probe_pictures
 from shardyard.errors import ShardyardError
 from shardyard.models import probes
 from shardyard.models.pretrained import pretrained_config
@@ -72,7 +70,12 @@ def _probed(recipe: Recipe, config: PreTrainedConfig) -> Findings:
     path = _path(recipe, config)
     with contextlib.suppress(OSError, ValueError):
         return _FINDINGS.validate_json(path.read_text(encoding="utf-8"))
-    found = probe_pictures(recipe) if sees else probe_recipe(recipe, config)
+    if sees:
+        from shardyard.engine.picture_probes import probe_pictures  # A plan of text needs no Pillow and no datasets.
+
+        found = probe_pictures(recipe)
+    else:
+        found = probe_recipe(recipe, config)
     if recipe.model.probes.vocabulary:
         found = replace(found, refusals=found.refusals + _other_vocabulary(recipe))
     with contextlib.suppress(OSError):
@@ -105,7 +108,7 @@ def _path(recipe: Recipe, config: PreTrainedConfig) -> Path:
         *sorted((_CODE / "probes").glob("*.py")),
         _CODE / "isolation.py",
         _CODE / "quirks.py",
-        Path(picture_probes.__file__),
+        Path(__file__).with_name("picture_probes.py"),
     ]
     contents = {
         "config": config.to_json_string(use_diff=False),

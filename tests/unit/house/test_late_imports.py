@@ -25,6 +25,7 @@ LATE = {
     "dashboard/web/documents.py": "torch, in the process that reads documents alone",
     "dashboard/web/sweeps.py": "the fit of a scaling law imports torch",
     "data/sources/corpus.py": "some Pythons come without pydoc_data",
+    "engine/findings.py": "Pillow and datasets, which a plan of text does without",
     "engine/inference/lm_eval.py": "lm-eval is an extra",
     "launch/__init__.py": "`import shardyard` is instant; the public functions import what they do",
     "launch/api.py": "torch and Ray, where a run is carried out or loaded",
