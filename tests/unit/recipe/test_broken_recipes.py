@@ -494,7 +494,9 @@ def test_heads_may_share_more_than_the_hidden_size(tmp_path: Path, capsys: pytes
     path = tmp_path / "zamba.yaml"
     gpt2 = "family: gpt2\n  config: {n_layer: 2, n_head: 2, n_embd: 64, n_positions: 128}"
     assert gpt2 in GOOD
-    path.write_text(GOOD.replace(gpt2, "family: zamba\n  config: {hidden_size: 58, num_attention_heads: 4, num_key_value_heads: 4}"))
+    path.write_text(
+        GOOD.replace(gpt2, "family: zamba\n  config: {hidden_size: 58, num_attention_heads: 4, num_key_value_heads: 4}")
+    )
     assert validate(path) == 0, capsys.readouterr().err
 
 
