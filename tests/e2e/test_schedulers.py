@@ -44,7 +44,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             with example(folder) as (scheduler_class, _):
                 yield _case(scheduler_class(), folder)
         elif request.param == "ray":
-            with ray_head(folder, dashboard=True) as environment:
+            (folder / "another").mkdir()
+            # Jobs stay in their cluster, though Ray's supervisor names the one that was started last on the machine.
+            with ray_head(folder, dashboard=True) as environment, ray_head(folder / "another"):
                 for name, value in environment.items():
                     patch.setenv(name, value)
                 yield _case(registry.create("ray"), folder)

@@ -273,7 +273,7 @@ def test_a_submitted_job_carries_a_known_precision(tmp_path: Path) -> None:
 def test_a_node_is_asked_through_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         (node,) = [node.id for node in RayCluster(None).nodes()]
         monkeypatch.setattr(settle, "ASK_SECONDS", 120.0)

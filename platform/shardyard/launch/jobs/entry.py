@@ -31,6 +31,7 @@ from shardyard.errors import (
 from shardyard.launch.describe import wait_in_words
 from shardyard.launch.jobs import secrets as job_secrets
 from shardyard.launch.jobs.order import join, wait_for_earlier
+from shardyard.launch.jobs.own_cluster import own_address
 from shardyard.launch.jobs.policy import Again, decide
 from shardyard.launch.jobs.progress import JobProgress
 from shardyard.launch.jobs.spec import SPEC_NAME, JobSpec, read_spec
@@ -46,6 +47,8 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 900.0
 _CODES: dict[StopReason, int] = {"interrupt": EXIT_INTERRUPTED, "preempt": EXIT_PREEMPTED, "timeout": EXIT_TIMEOUT}
 _PR_SET_PDEATHSIG = 1
+# Set by Ray for the entry points of its jobs.
+_UNDER_RAY = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class Stop:
@@ -73,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
         "--secrets", metavar="KEY", help="key under which the submitter's environment variables are stored"
     )
     options = parser.parse_args(arguments)
+    if _UNDER_RAY in os.environ and (address := own_address()) is not None:
+        os.environ["RAY_ADDRESS"] = address
     stop = Stop()
     try:
         path = _spec_of_recipe(options) if options.spec.suffix in (".yaml", ".yml") else options.spec
@@ -255,11 +260,11 @@ def _driver_environment(spec: JobSpec) -> dict[str, str]:
     Ray keeps idle worker processes, but would start new ones for each job with a different runtime environment.
     """
     environment = dict(os.environ)
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment:
-        config = json.loads(environment["RAY_JOB_CONFIG_JSON_ENV_VAR"])
+    if _UNDER_RAY in environment:
+        config = json.loads(environment[_UNDER_RAY])
         given = config.get("runtime_env") or {}
         config["runtime_env"] = {"working_dir": given["working_dir"]} if spec.get("working_dir") else {}
-        environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(config)
+        environment[_UNDER_RAY] = json.dumps(config)
     return environment
 
 
