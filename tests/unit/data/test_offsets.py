@@ -250,6 +250,14 @@ def test_a_line_without_an_end_is_no_record(tmp_path: Path, monkeypatch: pytest.
         Offsets(path, JsonLines()).known(1)
 
 
+def test_reading_without_an_index_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(FILES["two on a line"])
+    for stream in range(2):
+        read(path, stream=stream, streams=2)
+    assert caplog.text.count("has no index") == 1
+
+
 def test_a_million_short_rows_take_eight_bytes_each(tmp_path: Path) -> None:
     block = b'{"text":"a"}\n' * 1000
     starts = JsonLines().starts(block, first=True)

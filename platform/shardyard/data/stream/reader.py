@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -22,6 +24,14 @@ from shardyard.recipe.schema import OnError
 __all__ = ["START", "Cursor", "CursorState", "Reserved", "Share", "ShareReader", "share_of", "with_shards"]
 
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _tell_irregular(name: str) -> None:
+    """Once a process, however many streams share the source."""
+    log.warning("%s has no index: its lines are not one row each, so each stream reads it from its start", name)
 
 
 @dataclass
@@ -204,6 +214,7 @@ class ShareReader:
 
     def _stream_on(self, cursor: Cursor | None = None) -> None:
         """Read the share from its start on, without an index, up to a place (this one) and then further."""
+        _tell_irregular(self.name)
         at = cursor or self.cursor()
         self._tables = StreamedTables(self.share)
         self._tables.seek(at)
