@@ -21,11 +21,10 @@ from shardyard.cli.view.live import THREE_COLUMNS_WIDTH, TITLE_MARGIN, LiveView
 from shardyard.cli.view.plot import plot
 from shardyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, RunFolderError
 from shardyard.launch.describe import describe, metrics_in_words, number
-from shardyard.launch.run.follow import follow, in_order
+from shardyard.launch.run.follow import RunTail, follow
 from shardyard.launch.run.progress import Progress, rounded_seconds
-from shardyard.tracking.files import MetricsTail
 from shardyard.tracking.metrics import record
-from shardyard.tracking.run.events import Evaluated, Event, EventTail
+from shardyard.tracking.run.events import Evaluated, Event
 from shardyard.tracking.run.folder import RunFolder, runs_folder
 from shardyard.tracking.run.summary import summarize
 from shardyard.units import format_bytes, format_count, format_seconds
@@ -108,12 +107,12 @@ class Watched:
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
         self.state = _state(folder)
         self._state_read_at = time.monotonic()
-        self._metrics, self._events = MetricsTail(folder.metrics), EventTail(folder.events)
+        self._tail = RunTail(folder)
 
     def update(self) -> None:
         """Read new data; unreadable files are retried later."""
         try:
-            new = in_order(self._metrics.new(), self._events.new())
+            new = self._tail.new()
         except OSError:
             return
         for one in new:

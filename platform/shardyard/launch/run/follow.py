@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -55,18 +56,17 @@ def follow(
     `from_start=False` skips existing lines, as for a resumed run. Blocks, so it usually runs on a thread. Temporary
     read errors are retried.
     """
-    metrics = MetricsTail(folder.metrics, 0 if from_start else _size(folder.metrics))
-    events = EventTail(folder.events, 0 if from_start else _size(folder.events))
+    tail = RunTail(folder, from_start=from_start)
     while not over.is_set():
-        _feed(observer, metrics, events)
+        _feed(observer, tail.new)
         over.wait(interval_seconds)
-    _feed(observer, metrics, events)
+    _feed(observer, tail.rest)
 
 
-def _feed(observer: Observer, metrics: MetricsTail, events: EventTail) -> None:
+def _feed(observer: Observer, read: Callable[[], list[dict[str, float] | Event]]) -> None:
     """Pass on new lines in chronological order."""
     try:
-        new = in_order(metrics.new(), events.new())
+        new = read()
     except OSError:
         return  # a temporary error of a network disk; the next read continues here
     for one in new:
@@ -76,7 +76,42 @@ def _feed(observer: Observer, metrics: MetricsTail, events: EventTail) -> None:
             observer.on_metrics([one])
 
 
-def in_order(lines: list[dict[str, float]], events: list[Event]) -> list[dict[str, float] | Event]:
+class RunTail:
+    """New lines of two files that are written while they are read, in the order in which they were written.
+
+    Whatever is read second holds lines that are newer than the end of what was read first. So events are read before
+    the metrics and after them; of the second read only those pass that are older than the newest metrics, the others
+    wait for the next call.
+    """
+
+    def __init__(self, folder: RunFolder, *, from_start: bool = True) -> None:
+        self._metrics = MetricsTail(folder.metrics, 0 if from_start else _size(folder.metrics))
+        self._events = EventTail(folder.events, 0 if from_start else _size(folder.events))
+        self._waiting: list[Event] = []
+
+    def new(self) -> list[dict[str, float] | Event]:
+        """Lines since the last call; raises OSError, after which a further call loses nothing."""
+        self._waiting += self._events.new()
+        before = len(self._waiting)
+        lines = self._metrics.new()
+        newest = max((line.get("time", 0.0) for line in lines), default=-math.inf)
+        events, self._waiting = self._waiting[:before], self._waiting[before:]
+        try:
+            later = self._events.new()
+        except OSError:
+            later = []  # read again by the next call
+        events += [event for event in later if (event.time or 0.0) <= newest]
+        self._waiting += [event for event in later if (event.time or 0.0) > newest]
+        return _in_order(lines, events)
+
+    def rest(self) -> list[dict[str, float] | Event]:
+        """What is left after the last line was written; raises OSError."""
+        lines = self._metrics.new()
+        events, self._waiting = self._waiting + self._events.new(), []
+        return _in_order(lines, events)
+
+
+def _in_order(lines: list[dict[str, float]], events: list[Event]) -> list[dict[str, float] | Event]:
     """Lines of metrics.jsonl and events by their times."""
     timed: list[tuple[float, dict[str, float] | Event]] = [(line.get("time", 0.0), line) for line in lines]
     timed += [(event.time or 0.0, event) for event in events]
