@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.data.stream.rows import Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
-from shardyard.data.tokenizers.tokenizer import plain_backend, vocabulary_size
+from shardyard.data.tokenizers.arrays import TokenArrays, Tokens
 from shardyard.errors import DataError
 
 IGNORED = -100
@@ -28,7 +28,6 @@ IGNORED = -100
 ENCODE_DOCUMENTS = 32
 ENCODE_CHARACTERS = 1 << 18
 
-Tokens = npt.NDArray[np.integer[Any]]
 Ints = npt.NDArray[np.int64]
 
 
@@ -59,15 +58,11 @@ class DocumentEncoder:
         self._head, self._tail = separators(tokenizer)
         self.two_separators = bool(self._tail)
         self.separator: int = self._head[0]
-        self._backend = plain_backend(tokenizer)
-        # Documents are buffered as tokens; a small type keeps windows of long documents small.
-        small = len(tokenizer) <= 1 << 16 and vocabulary_size(tokenizer) <= 1 << 16
-        self._dtype = np.uint16 if small else np.int32
+        self._arrays = TokenArrays(tokenizer)
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """Tokens of each text with its separators; text that spells a special token stays text."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array([*self._head, *encoding.ids, *self._tail], dtype=self._dtype) for encoding in encodings]
+        return self._arrays.encode(texts, self._head, self._tail)
 
 
 @dataclass(frozen=True)
