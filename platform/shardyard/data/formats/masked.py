@@ -5,7 +5,8 @@ Legend: T = sequence length in tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,11 @@ class MaskedRows(ExampleRows):
 
     def pieces(self, examples: Sequence[Any], generator: np.random.Generator) -> list[Segment]:
         """The segments that become rows, in random order."""
-        documents = [document for document in self._reader.read(examples) if len(document)]
+        documents: list[Segment] = [document for document in self._reader.read(examples) if len(document)]
         if documents and not self._isolate:
-            documents = [self._joined(documents)]  # type: ignore[list-item]
-        found = [piece for document in documents for piece in self._cut(document, generator)]
+            found = _named(self._cut(self._joined(documents), generator), documents)
+        else:
+            found = [piece for document in documents for piece in self._cut(document, generator)]
         return [found[index] for index in generator.permutation(len(found))]
 
     def _joined(self, documents: Sequence[Segment]) -> Segment:
@@ -80,6 +82,9 @@ class MaskedRows(ExampleRows):
             yield document.part(at, at + length)
             at += length
 
+    def documents_of(self, piece: Segment, index: int) -> Sequence[int]:
+        return piece.documents
+
     def row(self, piece: Segment, generator: np.random.Generator) -> Row:
         """[CLS] piece [SEP], newly masked."""
         tokens = np.concatenate([[self._first], piece.tokens, [self._last]])
@@ -91,6 +96,18 @@ class MaskedRows(ExampleRows):
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """int64 tensors [B, ≤ T]."""
         return collate(rows, self._padding)
+
+
+def _named(pieces: Iterable[Segment], documents: Sequence[Segment]) -> list[Segment]:
+    """The pieces of joined documents, each with those that it comes from; separators belong to the document before."""
+    bounds = np.cumsum([len(document) + 1 for document in documents])
+    found, at = list[Segment](), 0
+    for piece in pieces:
+        first, last = np.searchsorted(bounds, [at, at + len(piece) - 1], side="right")
+        own = tuple(index for document in documents[first : last + 1] for index in document.documents)
+        found.append(replace(piece, documents=own))
+        at += len(piece)
+    return found
 
 
 def padding(tokenizer: Any) -> dict[str, float]:

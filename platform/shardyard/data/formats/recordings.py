@@ -52,6 +52,12 @@ class Recordings(ExampleRows):
 class Transcribed(Recordings):
     """Base of formats whose rows hold one recording with its text, in training possibly with others after it."""
 
+    def __init__(self, inputs: FormatInputs) -> None:
+        super().__init__(inputs)
+        # By piece of the last window, the examples drawn to be joined to it; and those that were, of the last row.
+        self._chosen: list[list[int]] = []
+        self._joined: list[int] = []
+
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
         """One list per example, which comes first in it; in training with others that may be joined to it."""
         join = self.settings.join if self.training else 1
@@ -59,7 +65,12 @@ class Transcribed(Recordings):
             return [[example] for example in examples]
         numbers = generator.integers(join, size=len(examples))
         chosen = [generator.integers(len(examples), size=number) for number in numbers]
+        self._chosen = [[int(c) for c in more] for more in chosen]
         return [[example, *(examples[c] for c in more)] for example, more in zip(examples, chosen, strict=True)]
+
+    def documents_of(self, piece: Sequence[Recording], index: int) -> Sequence[int]:
+        more = self._chosen[index] if len(piece) > 1 else []
+        return list(dict.fromkeys([index, *(more[place] for place in self._joined)]))
 
     def joined(
         self, piece: Sequence[Recording], generator: np.random.Generator, fits: Callable[[str], bool]
@@ -70,11 +81,13 @@ class Transcribed(Recordings):
             fits: whether a row has room for a text.
         """
         samples, text = self.samples(piece[0], generator), self.text(piece[0])
-        for example in piece[1:]:
+        self._joined = []
+        for place, example in enumerate(piece[1:]):
             longer = np.concatenate([samples, self.samples(example, generator)])
             more = f"{text} {self.text(example)}"
             if len(longer) <= self.listener.longest and fits(more):
                 samples, text = longer, more
+                self._joined.append(place)
         return samples, text
 
     def text(self, example: Recording) -> str:

@@ -104,6 +104,9 @@ class SentencePairs(ExampleRows):
         found = [pair for index in range(len(documents)) for pair in self._pairs(documents, index, generator)]
         return [found[index] for index in generator.permutation(len(found))]
 
+    def documents_of(self, piece: Pair, index: int) -> Sequence[int]:
+        return list(dict.fromkeys((*piece.first.documents, *piece.second.documents)))
+
     def _pairs(self, documents: list[Sentences], index: int, generator: np.random.Generator) -> Iterator[Pair]:
         own, at = documents[index], 0
         while at < len(own):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,17 +32,21 @@ _LAST_WORD = re.compile(r"[\w.]*\w$")
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a document: tokens [n], and a number per token that differs between neighbouring words [n]."""
+    """A part of a document: tokens [n], and a number per token that differs between neighbouring words [n].
+
+    `documents` are the indices of the texts that it comes from.
+    """
 
     tokens: Ints
     words: Ints
+    documents: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def part(self, first: int, last: int) -> Segment:
         """Tokens `first` … `last` - 1; a view."""
-        return Segment(self.tokens[first:last], self.words[first:last])
+        return Segment(self.tokens[first:last], self.words[first:last], documents=self.documents)
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,12 @@ class DocumentReader:
         """The documents of the texts, in order."""
         for first in range(0, len(texts), ENCODE_TEXTS):
             part = list(texts[first : first + ENCODE_TEXTS])
-            for encoding in self._backend.encode_batch(part, add_special_tokens=False):
+            encodings = self._backend.encode_batch(part, add_special_tokens=False)
+            for index, encoding in enumerate(encodings, first):
                 # A token outside words is a separate word.
                 words = [-1 - at if word is None else word for at, word in enumerate(encoding.word_ids)]
                 starts = [start for start, _ in encoding.offsets]
-                yield Document(_ints(encoding.ids), _ints(words), _ints(starts))
+                yield Document(_ints(encoding.ids), _ints(words), _ints(starts), documents=(index,))
 
     def check_words(self) -> None:
         """Raise DataError if the tokenizer treats a whole text as one word."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardyard.data.sources.sources import Example
 from shardyard.data.stream.reader import ShareReader
-from shardyard.data.stream.rows import Position, Row, Tensors, collate
+from shardyard.data.stream.rows import Part, Position, Row, Tensors, collate
 from shardyard.data.stream.shuffle import EXAMPLE_STREAM, Window, Windows
 from shardyard.errors import DataError, UnusableRowError
 
@@ -42,6 +42,10 @@ class ExampleRows:
         """The rows of one piece, for a format in which a piece may become several."""
         return [self.row(piece, generator)]
 
+    def documents_of(self, piece: Any, index: int) -> Sequence[int]:
+        """Indices of the examples that the piece `index`, of which rows were made last, comes from."""
+        return [index]
+
     def learns(self, row: Row) -> bool:
         """Whether the row has a target; other rows are left out and counted."""
         return True
@@ -70,6 +74,7 @@ class ExampleStream:
         self.num_rows = self.num_documents = self.num_tokens = 0
         self._windows, self._rows = windows, rows
         self._position = Position()
+        self._parts: list[Part] = []
         # The epoch from whose start on no row was made; None if one was, or the epoch was not read from its start.
         self._nothing_since: int | None = None
         self._source = self._made()
@@ -96,10 +101,13 @@ class ExampleStream:
         made = next(self._source, None)
         if made is None:
             return None
-        row, self._position = made
+        row, self._position, self._parts = made
         self.num_rows += 1
         self.num_tokens += np.size(row.get("input_ids", ()))
         return row
+
+    def parts(self) -> list[Part]:
+        return self._parts
 
     def count_pieces(self) -> int:
         """The number of remaining rows, where possible without making them: images are not decoded."""
@@ -108,8 +116,9 @@ class ExampleStream:
         windows = (window for window in iter(self._windows.next, None) if window.examples)
         return sum(len(self._rows.pieces(window.examples, _generator(window))) for window in windows)
 
-    def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position]]:
-        """Each row with the position after it: `offset` is the number of rows that were made of piece `document`."""
+    def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position, list[Part]]]:
+        """Each row with the position after it, whose `offset` is the number of rows that were made of piece `document`,
+        and the documents that it was made of."""
         while (window := self._windows.next()) is not None:
             if not skip and not begun and not self._progresses(window):
                 continue
@@ -119,11 +128,13 @@ class ExampleStream:
             pieces = self._rows.pieces(window.examples, _generator(window))
             for index in range(skip, len(pieces)):
                 rows = self._learnable(pieces[index], window, index, len(pieces))
+                documents = self._rows.documents_of(pieces[index], index) if rows else ()
+                parts = [Part(window, window.document(example)) for example in documents]
                 for number in range(begun, len(rows)):
                     self._nothing_since = None
                     after = number + 1
                     done = after == len(rows)
-                    yield rows[number], replace(at, document=index + done, offset=0 if done else after)
+                    yield rows[number], replace(at, document=index + done, offset=0 if done else after), parts
                 begun = 0
             self.num_documents += len(window.examples)
             skip = 0

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from shardyard.data.stream.examples import ExampleRows, ExampleStream
-from shardyard.data.stream.rows import Position, Row
+from shardyard.data.stream.rows import Part, Position, Row
 from shardyard.data.stream.shuffle import PACKING_STREAM, Window, Windows, keyed_permutation
 
 
@@ -38,7 +38,7 @@ class PackedExamples(ExampleStream):
         """The number of remaining rows."""
         return sum(1 for _ in iter(self.next_row, None))
 
-    def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position]]:
+    def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position, list[Part]]]:
         assert not begun, "a window's rows are counted, not the rows of an example"
         while (window := self._windows.next()) is not None:
             if not skip and not self._progresses(window):
@@ -47,20 +47,20 @@ class PackedExamples(ExampleStream):
             packed = self._packed(window)
             for index in range(skip, len(packed)):
                 self._nothing_since = None
-                row = self._joiner.join(packed[index])
-                yield row, replace(at, document=index + 1)
+                row = self._joiner.join([own for own, _ in packed[index]])
+                yield row, replace(at, document=index + 1), [part for _, part in packed[index]]
             self.num_documents += len(window.examples)
             skip = 0
 
-    def _packed(self, window: Window) -> list[list[Row]]:
+    def _packed(self, window: Window) -> list[list[tuple[Row, Part]]]:
         """The rows of a window's examples, packed, in an order that does not depend on their lengths."""
         number = len(window.examples)
         rows = [
-            row
+            (row, Part(window, window.document(index), 0, self._joiner.length(row)))
             for index, example in enumerate(window.examples)
             for row in self._learnable(example, window, index, number)
         ]
-        packs = best_fit([self._joiner.length(row) for row in rows], self._length)
+        packs = best_fit([part.tokens or 0 for _, part in rows], self._length)
         order = keyed_permutation(len(packs), PACKING_STREAM, *window.key)
         return [[rows[index] for index in packs[number]] for number in order]
 

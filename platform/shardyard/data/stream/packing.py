@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from shardyard.data.stream.rows import Position, Row
+from shardyard.data.stream.rows import Part, Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
 from shardyard.data.tokenizers.arrays import TokenArrays, Tokens
 from shardyard.errors import DataError
@@ -69,6 +69,7 @@ class DocumentEncoder:
 class _Document:
     start: Position
     tokens: Tokens
+    window: Window
 
 
 class TokenStream:
@@ -89,6 +90,8 @@ class TokenStream:
         self._held: deque[_Document] = deque()
         self._offset = 0
         self._restored = Position()
+        # Documents of the last row, each with its first token and the number of tokens in the row.
+        self._last: list[tuple[_Document, int, int]] = []
         self._source = self._documents()
 
     @property
@@ -110,6 +113,9 @@ class TokenStream:
 
     def close(self) -> None:
         self._windows.reader.close()
+
+    def parts(self) -> list[Part]:
+        return [Part(own.window, own.start.document, first, tokens) for own, first, tokens in self._last]
 
     def next_row(self) -> Row | None:
         """The next row; None if the stream has ended.
@@ -140,12 +146,14 @@ class TokenStream:
         """The next `count` tokens (fewer at the end of a single pass) and the indices at which documents begin."""
         parts: list[Tokens] = []
         starts: list[int] = []
+        self._last = []
         gathered, index, offset = 0, 0, self._offset
         while gathered < count and self._hold(index):
             if offset == 0:
                 starts.append(gathered)
             part = self._held[index].tokens[offset : offset + count - gathered]
             parts.append(part)
+            self._last.append((self._held[index], offset, len(part)))
             gathered += len(part)
             index, offset = index + 1, 0
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64), starts
@@ -172,7 +180,7 @@ class TokenStream:
                 for part in _parts(cast(list[tuple[int, str]], window.drawn(first, last))):
                     encoded = self._encoder.encode([text for _, text in part])
                     for (index, _), tokens in zip(part, encoded, strict=True):
-                        yield _Document(_start(window, index), tokens)
+                        yield _Document(_start(window, index), tokens, window)
             skip = 0
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shardyard.data.stream.reader import START, Cursor, CursorState
-from shardyard.data.stream.shuffle import Windows
+from shardyard.data.stream.shuffle import Window, Windows
 
 # Name → array of one row; arrays that the model takes have the name of its argument.
 Row = dict[str, npt.NDArray[Any]]
@@ -51,6 +51,25 @@ class Position:
         return replace(cls(**cast(Any, value)), cursor=Cursor(**value["cursor"]))
 
 
+@dataclass(frozen=True)
+class Part:
+    """A document of a row, or the part of it that is in the row.
+
+    `document` is its number in `window`, `first` the number of its first token in the row, counted with the separator
+    before it, and `tokens` how many are in the row; None where they are not counted by document.
+    """
+
+    window: Window
+    document: int
+    first: int = 0
+    tokens: int | None = None
+
+    @property
+    def share_number(self) -> int:
+        """The number of the document in the share of its stream, or in the whole source if that is read."""
+        return self.window.share_number(self.document)
+
+
 class RowStream(Protocol):
     """Rows of one (stream, source). `position` is where the next row begins and restores the stream exactly."""
 
@@ -64,6 +83,9 @@ class RowStream(Protocol):
     def position(self) -> Position: ...
     def restore(self, position: Position) -> None: ...
     def next_row(self) -> Row | None: ...
+    def parts(self) -> Sequence[Part]:
+        """The documents that the last row was made of, in order."""
+
     def close(self) -> None: ...
 
 

@@ -71,6 +71,14 @@ class Window:
         """Where the example `index` of the window lies, for messages."""
         return self._name_place(self._numbers[index])
 
+    def document(self, index: int) -> int:
+        """The number of the example `index` among all that are drawn."""
+        return index
+
+    def share_number(self, document: int) -> int:
+        """The number, in the share, of a document with this number in the window."""
+        return self._numbers[document]
+
 
 class DrawnWindow(Window):
     """A window of row numbers: rows are read when they are drawn, and only then found to be usable or not."""
@@ -88,9 +96,17 @@ class DrawnWindow(Window):
         if not self._are_read:
             drawn = self.drawn(0, self.size)
             self._examples = [example for _, example in drawn]
-            self._numbers = [self._reserved.places[self._order[number]] for number, _ in drawn]
+            self._documents = [number for number, _ in drawn]
+            self._numbers = [self.share_number(number) for number in self._documents]
             self._are_read = True
         return self._examples
+
+    def document(self, index: int) -> int:
+        assert self._are_read
+        return self._documents[index]
+
+    def share_number(self, document: int) -> int:
+        return self._reserved.places[self._order[document]]
 
     def drawn(self, first: int, last: int) -> list[tuple[int, Example]]:
         examples = self._reader.take(self._reserved, self._order[first:last])

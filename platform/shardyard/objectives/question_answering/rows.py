@@ -45,13 +45,14 @@ class Question(TypedDict):
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `first` … `last` - 1 of a context, for one row."""
+    """Tokens `first` … `last` - 1 of the context of the example `index`, for one row."""
 
     example: Question
     question: Encoding
     context: Encoding
     first: int
     last: int
+    index: int
 
 
 class QuestionRows(ExampleRows):
@@ -88,20 +89,23 @@ class QuestionRows(ExampleRows):
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> list[Window]:
         """The windows of all contexts, in order."""
         return [window for first in range(0, len(examples), ENCODE_TEXTS) for window in self._windows(
-            examples[first : first + ENCODE_TEXTS]
+            examples[first : first + ENCODE_TEXTS], first
         )]  # fmt: skip
 
-    def _windows(self, examples: Sequence[Any]) -> Iterator[Window]:
+    def documents_of(self, piece: Window, index: int) -> Sequence[int]:
+        return [piece.index]
+
+    def _windows(self, examples: Sequence[Any], before: int) -> Iterator[Window]:
         questions, contexts = (
             self._backend.encode_batch([example[name] for example in examples], add_special_tokens=False)
             for name in ("question", "context")
         )
-        for example, question, context in zip(examples, questions, contexts, strict=True):
+        for index, (example, question, context) in enumerate(zip(examples, questions, contexts, strict=True), before):
             self.num_cut += max(0, len(question) - self._most_question)
             question.truncate(self._most_question)
             room, first = self._room - len(question), 0
             while True:
-                yield Window(example, question, context, first, min(first + room, len(context)))
+                yield Window(example, question, context, first, min(first + room, len(context)), index)
                 if first + room >= len(context):
                     break
                 first += room - self._stride
