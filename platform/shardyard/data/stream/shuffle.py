@@ -106,7 +106,7 @@ class DrawnWindow(Window):
         return self._documents[index]
 
     def share_number(self, document: int) -> int:
-        return self._reserved.places[self._order[document]]
+        return int(self._reserved.places[self._order[document]])
 
     def drawn(self, first: int, last: int) -> list[tuple[int, Example]]:
         examples = self._reader.take(self._reserved, self._order[first:last])
