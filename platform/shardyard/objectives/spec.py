@@ -13,7 +13,7 @@ from typing import Literal
 # `label` is a whole number, `texts` a list of texts, `tags` a list of whole numbers or of names, `answers` the texts
 # and places of answers, as in SQuAD, `number` any number, `numbers` a list of them.
 Kind = Literal[
-    "text", "label", "image", "audio", "messages", "texts", "tags", "answers", "number", "numbers"
+    "text", "label", "image", "audio", "messages", "texts", "tags", "answers", "number", "numbers", "segments"
 ]  # fmt: skip
 
 # Recipe sections that only some objectives read; they have no effect on others.

@@ -17,3 +17,10 @@ def complete(fields: Any) -> None:
     image = fields.get("image") if isinstance(fields, dict) else None
     if isinstance(image, dict):
         image.setdefault("background", None)
+    audio = fields.get("audio") if isinstance(fields, dict) else None
+    if isinstance(audio, dict):
+        audio.setdefault("too_long", "beginning" if _is_whisper(fields.get("model")) else "unusable")
+
+
+def _is_whisper(model: Any) -> bool:
+    return isinstance(model, dict) and model.get("family") == "whisper"

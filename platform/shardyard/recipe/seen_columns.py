@@ -15,7 +15,7 @@ import lzma
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
 from shardyard.errors import DataError
@@ -30,10 +30,12 @@ _OPEN: dict[str | None, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.ope
 
 @dataclass(frozen=True)
 class Seen:
-    """What a path names: its columns in their order, empty if they cannot be read here; and why it cannot be read."""
+    """What a path names: its columns in their order, empty if they cannot be read here, and the file that has them;
+    and why it cannot be read."""
 
     columns: tuple[str, ...] = ()
     problem: str | None = None
+    file: str | None = None
 
 
 def seen_columns(path: str, split: str = "train") -> list[str]:
@@ -61,7 +63,7 @@ def _of_layout(found: Recognised) -> Seen | None:
         return Seen(("audio", "text", "id"))
     if found.layout in ("ImageFolder", "AudioFolder"):
         if found.metadata is not None:
-            return _columns(found.metadata)
+            return replace(_columns(found.metadata), file=found.metadata)
         return Seen(("image" if found.kind == "picture" else "audio", *(("label",) if _has_classes(found) else ())))
     return Seen(("text",)) if found.kind == "text" else None
 
@@ -74,7 +76,7 @@ def _has_classes(found: Recognised) -> bool:
 def _first(found: Recognised) -> Seen:
     seen = Seen()
     for file in found.files:
-        seen = _columns(file)
+        seen = replace(_columns(file), file=file)
         if seen.columns or seen.problem:
             break
     return seen
@@ -91,14 +93,15 @@ def _columns(file: str) -> Seen:
             return _members(file)
         if kind not in ("json", "csv") or compression(file) == ".zst":
             return Seen()
-        with _opened(file) as text:
+        with opened_text(file) as text:
             return _header(text, suffix(file)) if kind == "csv" else _keys(file, text)
     # The errors of pyarrow are also OSError or ValueError.
     except (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, tarfile.TarError):
         return Seen()
 
 
-def _opened(file: str) -> IO[str]:
+def opened_text(file: str) -> IO[str]:
+    """The text of a file, decompressed."""
     # As `datasets` does, a byte-order mark is no part of the first name.
     opener = _OPEN.get(compression(file), open)
     return cast("IO[str]", opener(file, "rt", encoding="utf-8-sig", errors="replace"))
@@ -108,9 +111,13 @@ def _header(text: IO[str], end: str) -> Seen:
     line = text.readline()
     while line and not line.strip():
         line = text.readline()
+    return Seen(tuple(next(csv.reader(io.StringIO(line), delimiter=delimiter_of(line, end)), [])))
+
+
+def delimiter_of(header: str, end: str) -> str:
+    """What divides the cells of a file with this header and suffix."""
     marks = "\t" if end == ".tsv" else ",;\t"
-    delimiter = next((mark for mark in marks if mark in line), marks[0])
-    return Seen(tuple(next(csv.reader(io.StringIO(line), delimiter=delimiter), [])))
+    return next((mark for mark in marks if mark in header), marks[0])
 
 
 def _keys(file: str, text: IO[str]) -> Seen:

@@ -49,6 +49,7 @@ LATE = {
     "models/adapters/nf4.py": "bitsandbytes is an extra",
     "models/quirks.py": "peft takes half a second, which only adapters need",
     "recipe/seen_columns.py": "pyarrow takes a tenth of a second, which only Parquet files need",
+    "recipe/seen_values.py": "pyarrow takes a tenth of a second, which only Parquet files need",
     "tracking/wandb/": "wandb takes half a second, which runs without it spare",
 }
 

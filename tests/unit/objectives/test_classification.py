@@ -172,8 +172,14 @@ def test_a_decoder_has_no_segments_and_no_special_tokens() -> None:
 
 
 def test_labels_and_tokenizers_that_will_not_do() -> None:
-    with pytest.raises(DataError, match=r"3 classes, 0 to 2; set num_labels in model\.config"):
+    with pytest.raises(UnusableRowError, match=r"3 classes, 0 to 2: the label is 3; set num_labels in model\.config"):
         a_row(rows_format(8), text="the", label=3)
+    with pytest.raises(
+        UnusableRowError, match=r"'dog' is none of LABEL_0, LABEL_1, LABEL_2; name all in model\.labels"
+    ):
+        a_row(rows_format(8), text="the", label="dog")
+    named = rows_format(8, model=BertConfig(id2label={0: "cat", 1: "dog"}))
+    assert a_row(named, text="the", label="dog")["labels"] == 1
     with pytest.raises(UnusableRowError, match="the label -1, which stands for no class"):
         a_row(rows_format(8), text="the", label=-1)
     with pytest.raises(DataError, match="no pad_token"):

@@ -166,7 +166,7 @@ def test_a_classifier_of_recordings_has_the_loss_of_transformers(name: str) -> N
     theirs = model(**batch).loss
     ours = make_objective("audio_classification", ObjectiveInputs()).measure(model, batch).losses["loss"] / 2
     torch.testing.assert_close(ours, theirs)
-    with pytest.raises(DataError, match="label 1, but the model has 1 classes"):
+    with pytest.raises(UnusableRowError, match="it has 1 classes, 0 to 0: the label is 1"):
         labelled.make(inputs_of(name, num_labels=1)).row(example("ab"), GENERATOR)  # type: ignore[arg-type]
 
 

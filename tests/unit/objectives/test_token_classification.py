@@ -11,7 +11,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast, pipeline
 
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
-from shardyard.errors import DataError
+from shardyard.errors import UnusableRowError
 from shardyard.models.build import architecture_config, construct
 from shardyard.objectives.base import IGNORED, Totals
 from shardyard.objectives.token_classification.entities import (
@@ -83,13 +83,13 @@ def test_tags_by_name_and_by_number_are_the_same() -> None:
     ("tags", "message"),
     [
         ([0], "an example needs one tag a word: the example 'the loss of' has 3 words and 1 tags"),
-        ([0, 0, 4], "the example 'the loss of' has the tag 4, but the model has 4 classes, 0 to 3; name all of them"),
+        ([0, 0, 4], "the example 'the loss of' has the tag 4, but the model has 4 classes, 0 to 3; name all in"),
         ([0, 0, -1], "has the tag -1, but"),
-        (["O", "O", "B-X"], "has the tag 'B-X'; model.labels names O, B-LONG, I-LONG, B-SHORT. Add it there."),
+        (["O", "O", "B-X"], "has the tag 'B-X'; model.labels names O, B-LONG, I-LONG, B-SHORT: add it there"),
     ],
 )
 def test_tags_that_will_not_do(tags: list[Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UnusableRowError, match=message):
         a_row(rows_format(), ["the", "loss", "of"], tags)
 
 

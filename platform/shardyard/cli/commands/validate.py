@@ -15,6 +15,7 @@ from shardyard.recipe.catalog.shipped import find_recipe, shipped_recipes
 from shardyard.recipe.explain import FieldExplanation, explain_field, is_field
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.rules.causality import causality_note
+from shardyard.recipe.rules.values import value_notes
 from shardyard.recipe.sweep.load import is_sweep, load_sweep
 from shardyard.recipe.synonyms import synonym
 from shardyard.suggest import nearest
@@ -56,7 +57,8 @@ def _outcome(name: str, overrides: list[str]) -> str | RecipeError:
     except RecipeError as error:
         return error
     note = causality_note(loaded.recipe)
-    return f"ok: {loaded.recipe.name} ({loaded.path})" + (f"\n  note: {note}" if note is not None else "")
+    notes = [*([note] if note is not None else []), *value_notes(loaded.recipe)]
+    return f"ok: {loaded.recipe.name} ({loaded.path})" + "".join(f"\n  note: {note}" for note in notes)
 
 
 def _json_outcome(name: str, outcome: str | RecipeError) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from shardyard.data.formats.classes import checked_class
+from shardyard.data.formats.classes import Classes
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.masked import padding
 from shardyard.data.formats.sentences import check_positions, has_segments
@@ -35,7 +35,8 @@ class LabelledText(ExampleRows):
     encoder–decoder end with the end token, which its classifier reads.
 
     Raises:
-        DataError: the tokenizer has no padding token, the model has too few positions; from `row`: an invalid label.
+        DataError: the tokenizer has no padding token, the model has too few positions.
+        UnusableRowError: from `row`, a label that is none of the model's classes.
     """
 
     def __init__(self, inputs: FormatInputs) -> None:
@@ -45,7 +46,7 @@ class LabelledText(ExampleRows):
         self._backend = plain_backend(tokenizer)
         self._length = inputs.sequence_length
         self._num_special = {pair: tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)}
-        self._classes = int(getattr(inputs.model, "num_labels", 0))
+        self._classes = Classes(inputs.model)
         self._segments = has_segments(inputs.model)
         self.fill = padding(tokenizer)
         self._end = self._missing_end(inputs.model)
@@ -61,7 +62,7 @@ class LabelledText(ExampleRows):
     def row(self, piece: Labelled, generator: np.random.Generator) -> Row:
         """The row of an example with `text`, `label` and possibly `text_pair`."""
         row = self.encoded([piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])])
-        row["labels"] = np.array(checked_class(piece["label"], self._classes))
+        row["labels"] = np.array(self._classes.number_of(piece["label"]))
         return row
 
     def encoded(self, texts: Sequence[str]) -> Row:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from shardyard.data.formats.inputs import FormatInputs
-from shardyard.data.media.audio import move, read_audio
+from shardyard.data.media.audio import POSITIONS_PER_SECOND, Move, draw_move, read_audio
+from shardyard.data.media.clipping import segments_of, text_until
 from shardyard.data.media.listening import PADDING, listener
 from shardyard.data.media.resampling import Samples
 from shardyard.data.sources.sources import Example
@@ -20,10 +21,11 @@ _plain = BasicTextNormalizer()
 
 
 class Recording(TypedDict):
-    """An example; `audio` is an input of `read_audio`."""
+    """An example; `audio` is an input of `read_audio`, `segments` one of `segments_of`."""
 
     audio: object
     text: str
+    segments: NotRequired[object]
 
 
 class Recordings(ExampleRows):
@@ -40,12 +42,33 @@ class Recordings(ExampleRows):
 
     def samples(self, example: Any, generator: np.random.Generator) -> Samples:
         """The samples of an example with `audio`, in training with another speed and start."""
-        rate = self.listener.rate
-        samples = read_audio(example["audio"], rate)
-        return move(samples, self.settings, generator, rate) if self.training else samples
+        samples = self._read(example)
+        moved = self._move(generator).of(samples)
+        return samples if self._fits_only_unmoved(samples, moved) else moved
+
+    def _read(self, example: Any) -> Samples:
+        return read_audio(example["audio"], self.listener.rate)
+
+    def _move(self, generator: np.random.Generator) -> Move:
+        return draw_move(self.settings, generator, self.listener.rate) if self.training else Move()
+
+    def _count_cut(self, samples: int) -> None:
+        self.num_cut += max(0, samples) // (self.listener.rate // POSITIONS_PER_SECOND)
+
+    def _fits_only_unmoved(self, samples: Samples, moved: Samples) -> bool:
+        """A random change makes no recording too long; only runs from before `audio.too_long` lost their ends so."""
+        longest = self.listener.longest
+        return self.settings.too_long == "segments" and len(moved) > longest >= len(samples)
 
     def heard(self, samples: Samples, generator: np.random.Generator) -> Row:
-        """The part of a row that the model hears."""
+        """The part of a row that the model hears.
+
+        Raises:
+            UnusableRowError: the recording is too long, and `audio.too_long` does not keep its beginning.
+        """
+        if self.settings.too_long == "beginning":
+            self._count_cut(len(samples) - self.listener.longest)
+            samples = samples[: self.listener.longest]
         return self.listener.row(samples, self.settings, generator if self.training else None, silent=self._silent)
 
 
@@ -80,7 +103,7 @@ class Transcribed(Recordings):
         Args:
             fits: whether a row has room for a text.
         """
-        samples, text = self.samples(piece[0], generator), self.text(piece[0])
+        samples, text = self.clip(piece[0], generator)
         self._joined = []
         for place, example in enumerate(piece[1:]):
             longer = np.concatenate([samples, self.samples(example, generator)])
@@ -89,6 +112,25 @@ class Transcribed(Recordings):
                 samples, text = longer, more
                 self._joined.append(place)
         return samples, text
+
+    def clip(self, example: Recording, generator: np.random.Generator) -> tuple[Samples, str]:
+        """Samples and text of an example, both up to the last of its segments that the model hears to its end.
+
+        Without segments, and if not even the first one fits, they are whole. What is cut is counted.
+        """
+        samples, move = self._read(example), self._move(generator)
+        moved, longest = move.of(samples), self.listener.longest
+        if len(moved) <= longest or self.settings.too_long != "segments":
+            return moved, self.text(example)
+        if len(samples) <= longest:
+            return samples, self.text(example)
+        segments = segments_of(example.get("segments"))
+        for last in range(len(segments) - 1, -1, -1):
+            end = move.place(round(segments[last].end * self.listener.rate))
+            if end <= longest and (text := text_until(example["text"], segments, last)):
+                self._count_cut(len(moved) - end)
+                return moved[:end], self.text({**example, "text": text})
+        return moved, self.text(example)
 
     def text(self, example: Recording) -> str:
         """The transcript, with `audio.plain_text` as error rates are computed."""

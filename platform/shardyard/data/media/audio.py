@@ -6,6 +6,7 @@ T: samples, M: Mel bins, F: frames of 10 ms.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,39 @@ def read_audio(value: Any, rate: int = RATE) -> Samples:
     return resample(samples.mean(axis=1), own_rate, rate)
 
 
-def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator, rate: int = RATE) -> Samples:
-    """Change the speed (and pitch) of a recording and shift its start, at random."""
+@dataclass(frozen=True)
+class Move:
+    """A random change of a recording.
+
+    percent: of the samples that are played in the same time, so more than 100 are faster. silence: samples before.
+    """
+
+    percent: int = 100
+    silence: int = 0
+
+    def of(self, samples: Samples) -> Samples:
+        """The changed recording."""
+        if self.percent != 100:
+            samples = resample(samples, self.percent, 100)
+        return np.pad(samples, (self.silence, 0)) if self.silence else samples
+
+    def place(self, place: int) -> int:
+        """Where a sample of the recording lies in the changed one."""
+        return self.silence + place * 100 // self.percent
+
+
+def draw_move(settings: schema.Audio, generator: np.random.Generator, rate: int = RATE) -> Move:
+    """A random speed (which also changes the pitch) and a random silence before the start."""
+    percent = 100
     if settings.speed:
         # Whole percentages keep the transform short.
-        percent = round(100 * generator.uniform(1 - settings.speed, 1 + settings.speed))
-        samples = resample(samples, max(1, percent), 100)
-    silence = int(generator.uniform(0.0, settings.shift) * rate)
-    return np.pad(samples, (silence, 0))
+        percent = max(1, round(100 * generator.uniform(1 - settings.speed, 1 + settings.speed)))
+    return Move(percent, int(generator.uniform(0.0, settings.shift) * rate))
+
+
+def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator, rate: int = RATE) -> Samples:
+    """Change the speed (and pitch) of a recording and shift its start, at random."""
+    return draw_move(settings, generator, rate).of(samples)
 
 
 def mask(features: Features, frames: int, settings: schema.Audio, generator: np.random.Generator) -> Features:

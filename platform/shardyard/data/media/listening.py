@@ -115,7 +115,8 @@ class Listener:
         """
         if len(samples) > self.longest:
             raise UnusableRowError(
-                f"recording longer than {self.longest / self.rate:g} seconds", f"it has {len(samples) / self.rate:.1f}"
+                f"recording longer than {self.longest / self.rate:g} seconds",
+                f"it has {len(samples) / self.rate:.1f}, and audio.too_long keeps no part of it",
             )
         # Speech2Text's extractor divides a constant band, such as silence, by its deviation of zero.
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -11,6 +11,9 @@ from shardyard.data.sources.files import MEDIA
 from shardyard.objectives.spec import Kind
 
 _LISTS = (list, datasets.List, datasets.LargeList)
+# Names of a segment's text and end, as Whisper, the pipelines of transformers, WhisperX and NeMo write them.
+SEGMENT_TEXTS = ("text", "word", "segment", "sentence")
+SEGMENT_ENDS = ("end", "timestamp", "timestamps")
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
@@ -46,6 +49,11 @@ def is_kind(feature: Any, kind: Kind) -> bool:
         return _is_number(feature)
     if kind in ("messages", "texts", "tags", "numbers"):
         return _is_list(feature, kind)
+    if kind == "segments":
+        fields = _item(feature) if isinstance(feature, _LISTS) else None
+        return (
+            isinstance(fields, Mapping) and bool(fields.keys() & SEGMENT_ENDS) and bool(fields.keys() & SEGMENT_TEXTS)
+        )
     if kind == "answers":
         fields = _item(feature) if isinstance(feature, _LISTS) else feature
         return isinstance(fields, Mapping) and {"text", "answer_start"} <= fields.keys()
@@ -54,10 +62,11 @@ def is_kind(feature: Any, kind: Kind) -> bool:
 
 
 def may_be(feature: Any, kind: Kind) -> bool:
-    """Whether other values can be read as of this kind: numbers and dates as texts, names of files as their content."""
+    """Whether other values can be read as of this kind: numbers and dates as texts, names of files as their
+    content, names of classes as their numbers."""
     if not isinstance(feature, datasets.Value):
         return False
-    return kind == "text" or (kind in MEDIA and type_of(feature) in _TEXT_TYPES)
+    return kind == "text" or (kind in (*MEDIA, "label") and type_of(feature) in _TEXT_TYPES)
 
 
 def _is_number(feature: Any) -> bool:

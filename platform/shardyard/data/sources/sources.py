@@ -39,6 +39,7 @@ _WORDS: Mapping[Kind, str] = {
     "texts": "lists of texts",
     "tags": "lists of whole numbers or names",
     "answers": "answers (text and answer_start)",
+    "segments": "lists of segments (text and end)",
     "number": "numbers",
     "numbers": "lists of numbers",
 }
@@ -124,6 +125,8 @@ class OpenSource:
 
 
 def _is_there(value: Any, kind: Kind) -> bool:
+    if kind == "segments":
+        return True
     if kind in ("label", "tags", "answers", "number"):
         return value is not None
     if isinstance(value, dict):
@@ -353,7 +356,8 @@ def _decoders(features: Any, opened: OpenSource) -> dict[str, Decode]:
     found: dict[str, Decode] = {}
     for role, column in opened.columns.items():
         feature = feature_of(features, column)
-        steps = [decoder(feature, prune=prune), as_kind(opened.kinds.get(role), feature)]
+        seen = feature_of(opened.found.features, column) if opened.found is not None else feature
+        steps = [decoder(feature, prune=prune), as_kind(opened.kinds.get(role), feature, seen)]
         present = [step for step in steps if step is not None]
         if present:
             found[role] = present[0] if len(present) == 1 else chained(*present)
@@ -374,7 +378,13 @@ def _columns(
 
     every = {**optional, **roles}
     named = columns_of(every, source.columns, source.text_column, has)
-    wanted = {**roles, **{role: kind for role, kind in optional.items() if has(named[role])}}
+
+    def is_there(role: str, kind: Kind) -> bool:
+        # Many a column is called `segments` and holds other things.
+        other = kind == "segments" and role not in source.columns
+        return has(named[role]) and not (other and not is_kind(feature_of(features, named[role]), kind))
+
+    wanted = {**roles, **{role: kind for role, kind in optional.items() if is_there(role, kind)}}
     unknown = sorted(source.columns.keys() - roles.keys() - optional.keys())
     if unknown:
         raise DataError(f"{name}: columns names {unknown[0]!r}, which the objective does not read: {', '.join(roles)}.")

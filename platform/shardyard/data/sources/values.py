@@ -17,6 +17,7 @@ from shardyard.errors import UnusableRowError
 from shardyard.objectives.spec import Kind
 
 Decode = Callable[[Any], Any]
+_TEXT_TYPES = ("string", "large_string", "string_view")
 # A key of a message that may be null on purpose: an answer that only calls tools.
 _MAY_BE_NULL = ("content", "value")
 
@@ -45,13 +46,17 @@ def chained(first: Decode, second: Decode) -> Decode:
     return lambda value: second(first(value))
 
 
-def as_kind(kind: Kind | None, feature: Any) -> Decode | None:
-    """A function from a value of this feature to one of the kind; None if they are the same."""
+def as_kind(kind: Kind | None, feature: Any, seen: Any = None) -> Decode | None:
+    """A function from a value of this feature to one of the kind; None if they are the same.
+
+    Args:
+        seen: the feature that the first values have, where all are stored as texts.
+    """
     dtype = str(getattr(feature, "dtype", ""))
-    if kind == "text" and dtype not in ("string", "large_string", "string_view"):
+    if kind == "text" and dtype not in _TEXT_TYPES:
         return as_text
     if kind == "label" and "int" not in dtype:
-        return as_whole
+        return as_class if str(getattr(seen, "dtype", "string")) in _TEXT_TYPES else as_whole
     return as_number if kind == "number" and not dtype.startswith(("int", "uint", "float")) else None
 
 
@@ -68,6 +73,20 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, datetime.date | datetime.time):
         return str(value)
     raise UnusableRowError("no text where text is read", f"{value!r:.60}")
+
+
+def as_class(value: Any) -> int | str | None:
+    """The number of a class, or its name; None of an empty text.
+
+    Raises:
+        UnusableRowError: it is neither.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            return whole(value)
+        except (ValueError, OverflowError):
+            return value.strip()
+    return as_whole(value)
 
 
 def as_whole(value: Any) -> int | None:

@@ -31,7 +31,9 @@ def transcripts(recipe: Recipe, model: Any, tokenizer: Any, files: Sequence[str]
             f"{recipe.objective} writes what it hears: give the file of a recording; there is none at {missing!r}."
         )
     made = make_components(recipe, tokenizer=tokenizer, config=model.config)
-    rows = cast(Transcribed, make_rows(recipe.objective, replace(made.format_inputs, training=False)))
+    whole = recipe.audio.model_copy(update={"too_long": "unusable"})
+    inputs = replace(made.format_inputs, training=False, audio=whole)
+    rows = cast(Transcribed, make_rows(recipe.objective, inputs))
     # What a recording sounds like in evaluation does not depend on random numbers; its text is not known.
     unused, unknown = np.random.default_rng(0), {"reference": as_bytes(" ")}
     found = []

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from shardyard.data.formats.classes import checked_class
+from shardyard.data.formats.classes import Classes
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.recordings import Recordings
 from shardyard.data.stream.rows import Row
@@ -16,7 +16,7 @@ class LabelledRecording(TypedDict):
     """An example; `audio` is an input of `read_audio`."""
 
     audio: object
-    label: int
+    label: int | str
 
 
 class LabelledRecordings(Recordings):
@@ -24,16 +24,15 @@ class LabelledRecordings(Recordings):
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__(inputs)
-        self._num_labels = int(inputs.model.num_labels)
+        self._classes = Classes(inputs.model)
 
     def row(self, piece: LabelledRecording, generator: np.random.Generator) -> Row:
         """The row of an example.
 
         Raises:
-            DataError: the label is not one of the model's classes.
-            UnusableRowError: the recording is too long, or has no class.
+            UnusableRowError: the recording is too long, or the label is not one of the model's classes.
         """
-        label = checked_class(piece["label"], self._num_labels)
+        label = self._classes.number_of(piece["label"])
         return {**self.heard(self.samples(piece, generator), generator), "labels": np.array(label)}
 
 

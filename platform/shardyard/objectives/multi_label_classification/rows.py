@@ -9,7 +9,7 @@ import numpy as np
 from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.formats.labelled_text import LabelledText
 from shardyard.data.stream.rows import Row
-from shardyard.errors import DataError
+from shardyard.errors import UnusableRowError
 
 _SHOWN = 60
 
@@ -18,7 +18,7 @@ class ManyLabels(LabelledText):
     """The rows of `LabelledText`, whose `labels` are float32 [C]: 1 for each class of the text, else 0.
 
     Raises:
-        DataError: from `row`, a label that is no class of the model.
+        UnusableRowError: from `row`, a label that is no class of the model.
     """
 
     def __init__(self, inputs: FormatInputs) -> None:
@@ -33,9 +33,10 @@ class ManyLabels(LabelledText):
             number = self._numbers.get(label) if isinstance(label, str) else label
             if number not in self._names:
                 known = ", ".join(self._numbers) if isinstance(label, str) else f"0 to {len(self._names) - 1}"
-                raise DataError(
+                raise UnusableRowError(
+                    "a label that is no class of the model",
                     f"the text {piece['text'][:_SHOWN]!r} has the label {label!r}, and the classes of the model are "
-                    f"{known}; name all of them in model.labels."
+                    f"{known}; name all of them in model.labels",
                 )
             classes[number] = 1
         texts = [piece["text"], *([piece["text_pair"]] if "text_pair" in piece else [])]

@@ -44,12 +44,12 @@ class ChoiceRows(TextLists):
 
     def row(self, piece: Any, generator: np.random.Generator) -> Row:
         """The row of an example with `question`, `choices`, `label` and perhaps `context`."""
-        question, choices, label = piece["question"], piece["choices"], int(piece["label"])
-        if len(choices) < 2 or not 0 <= label < len(choices):
+        question, choices, label = piece["question"], piece["choices"], piece["label"]
+        if len(choices) < 2 or isinstance(label, str) or not 0 <= label < len(choices):
             shown = question if len(question) <= _SHOWN else question[:_SHOWN] + "…"
             raise UnusableRowError(
                 "a question needs at least two choices, and the index of the right one, counted from 0",
-                f"{shown!r} has {len(choices)} choices and the label {label}",
+                f"{shown!r} has {len(choices)} choices and the label {label!r}",
             )
         context = piece.get("context")
         pairs = [[question, choice] if context is None else [context, f"{question} {choice}"] for choice in choices]

@@ -23,6 +23,7 @@ SPEC = ObjectiveSpec(
         }
     ),
     columns={"audio": "audio", "text": "text"},
+    optional_columns={"segments": "segments"},
     rows="shardyard.objectives.speech_ctc.rows:make",
     task="automatic-speech-recognition",
     hears=True,

@@ -38,6 +38,7 @@ SPEC = ObjectiveSpec(
     families=_FAMILIES,
     refusals=_REFUSALS,
     columns={"audio": "audio", "text": "text"},
+    optional_columns={"segments": "segments"},
     rows="speech",
     task="automatic-speech-recognition",
     hears=True,

@@ -18,7 +18,7 @@ from shardyard.data.stream.examples import ExampleRows
 from shardyard.data.stream.packing import IGNORED
 from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.tokenizers.tokenizer import plain_backend
-from shardyard.errors import DataError, UnusableRowError
+from shardyard.errors import UnusableRowError
 
 _SHOWN_WORDS = 6
 
@@ -39,8 +39,8 @@ class TaggedRows(ExampleRows):
     no target.
 
     Raises:
-        DataError: the tokenizer has no padding token, the model has too few positions; from `row`: tags that do not fit
-            the words or the model's classes.
+        DataError: the tokenizer has no padding token, the model has too few positions.
+        UnusableRowError: from `row`, tags that do not fit the words or the model's classes.
     """
 
     drops = True
@@ -86,11 +86,11 @@ class TaggedRows(ExampleRows):
             return number
         if isinstance(tag, str):
             known = ", ".join(self._numbers)
-            raise DataError(f"{_shown(words)} has the tag {tag!r}; model.labels names {known}. Add it there.")
-        raise DataError(
-            f"{_shown(words)} has the tag {tag}, but the model has {len(self._names)} classes, 0 to "
-            f"{len(self._names) - 1}; name all of them in model.labels."
-        )
+            told = f"{tag!r}; model.labels names {known}: add it there"
+        else:
+            number_of = len(self._names)
+            told = f"{tag}, but the model has {number_of} classes, 0 to {number_of - 1}; name all in model.labels"
+        raise UnusableRowError("a tag that is no class of the model", f"{_shown(words)} has the tag {told}")
 
     def learns(self, row: Row) -> bool:
         """Whether a word is left; the tokenizer may drop all of them."""

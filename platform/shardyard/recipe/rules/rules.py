@@ -28,6 +28,7 @@ from shardyard.recipe.rules.heads import head_rules
 from shardyard.recipe.rules.model import model_rules
 from shardyard.recipe.rules.pictures import picture_rules
 from shardyard.recipe.rules.secrets import secret_rules
+from shardyard.recipe.rules.values import value_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
 
 Finding = tuple[Path, str]
@@ -269,6 +270,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     causality_rules,
     expert_rules,
     data_rules,
+    value_rules,
     chat_rules,
     decoder_rules,
     picture_rules,

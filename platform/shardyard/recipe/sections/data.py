@@ -8,6 +8,7 @@ from shardyard.recipe.sections.base import REQUIRED, Section, described
 
 OnError = Literal["skip", "repair", "stop"]
 Order = Literal[1, 2]
+TooLong = Literal["segments", "unusable", "beginning"]
 
 
 class Source(Section):
@@ -234,11 +235,20 @@ class Audio(Section):
 
     seconds: float = described(
         30.0,
-        "Longest recording, for models whose configuration does not fix it; rows with a longer one are unusable. "
+        "Longest recording, for models whose configuration does not fix it; `too_long` says what becomes of others. "
         "Models that normalise over time with the padding (wav2vec2-base, HuBERT, SpeechT5, Moonshine) read every row "
         "at this length, so keep it short.",
         "seconds",
         gt=0.0,
+    )
+    too_long: TooLong = described(
+        "segments",
+        "What becomes of a recording longer than the model hears. `segments`: it is cut with its text, at the end of "
+        "the last segment that fits, if the source has the column `segments` (or `chunks`, `words`): a list of {end, "
+        "text} or {timestamp: [start, end], text} in seconds; without it, and for classes and descriptions, the row is "
+        "unusable (data.on_error). `unusable`: always. `beginning`: its beginning is kept with the whole text or "
+        "class, so that a transcript says what is not heard; Whisper did so in runs that began before this field "
+        "existed. Random changes of speed and start make no recording too long, except in such runs.",
     )
     shift: float = described(0.0, "Longest random silence inserted before the recording.", "seconds", ge=0.0)
     speed: float = described(0.0, "Largest random change of the speed, as a fraction (Ko et al. 2015).", ge=0.0, lt=1.0)

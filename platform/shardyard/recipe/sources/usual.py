@@ -14,6 +14,7 @@ _MEDIA: Mapping[Kind, tuple[str, ...]] = {
 _BESIDE: Mapping[Kind, tuple[str, ...]] = {
     "text": ("text", "txt", "caption", "sentence", "transcription", "transcript"),
     "label": ("label", "cls", "class"),
+    "segments": ("segments", "chunks", "words"),
 }
 
 

@@ -52,10 +52,10 @@ def test_a_row_is_an_image_and_its_class() -> None:
     assert torch.equal(batch["labels"], torch.tensor([2, 2]))
 
 
-def test_a_label_that_the_model_does_not_have_is_an_error_and_none_is_an_unusable_row() -> None:
+def test_a_label_that_the_model_does_not_have_is_an_unusable_row() -> None:
     rows = make_rows("image_classification", context(Path("unused"), VIT))
     example = {"image": png(np.zeros((SIZE, SIZE), np.uint8)), "label": CLASSES}
-    with pytest.raises(DataError, match=rf"the label {CLASSES}, but the model has 3 classes.*set num_labels"):
+    with pytest.raises(UnusableRowError, match=rf"it has 3 classes, 0 to 2: the label is {CLASSES}; set num_labels"):
         rows.row(example, np.random.default_rng(0))  # type: ignore[attr-defined]
     with pytest.raises(UnusableRowError, match="the label -1, which stands for no class"):
         rows.row({**example, "label": -1}, np.random.default_rng(0))  # type: ignore[attr-defined]

@@ -122,7 +122,7 @@ def test_plain_text_is_what_error_rates_compare() -> None:
 
 
 def test_what_does_not_fit_is_counted() -> None:
-    rows = speech(sequence_length=3)
+    rows = speech(Audio(too_long="beginning"), sequence_length=3)
     rows.row([{"audio": wav(noise(SECONDS + 0.5)), "text": "abcd"}], np.random.default_rng(0))
     assert rows.num_cut == 25 + 2
     whole = speech()

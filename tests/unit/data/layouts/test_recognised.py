@@ -145,6 +145,12 @@ def digits_as_texts(folder: Path) -> Made:
     return source, "text_classification", {"text": "body", "label": "label"}, rows
 
 
+def labels_by_name(folder: Path) -> Made:
+    path = write(folder / "rows.csv", "text,label\na,dog\nb, cat\nc,dog\n")
+    rows = [{"text": text, "label": label} for text, label in zip("abc", ("dog", "cat", "dog"), strict=True)]
+    return Source(path=str(path)), "text_classification", {"text": "text", "label": "label"}, rows
+
+
 def json_of_other_types(folder: Path) -> Made:
     path = write(folder / "rows.jsonl", '{"text": 7}\n{"text": true}\n{"text": "2020-01-01"}\n{"text": 1.5}\n')
     return Source(path=str(path)), "causal_lm", {"text": "text"}, ["7", "true", "2020-01-01", "1.5"]
@@ -318,6 +324,7 @@ LAYOUTS: dict[str, Callable[[Path], Made]] = {
     "TSV with quotes in its texts": tsv_with_quotes,
     "words that stand for nothing elsewhere": missing_words,
     "digits, dates and booleans in a CSV": digits_as_texts,
+    "classes by name": labels_by_name,
     "digits, dates and booleans in JSON": json_of_other_types,
     "dates in Parquet": parquet_of_dates,
     "unread columns of other types": unread_columns_that_differ,

@@ -140,8 +140,8 @@ def no_columns(folder: Path) -> tuple[Source, str, str]:
 
 
 def no_labels(folder: Path) -> tuple[Source, str, str]:
-    path = write(folder / "a.csv", "text,label,n\na,x,1\nb,y,2\n")
-    told = "column 'label' holds string, not whole numbers; columns of whole numbers: n"
+    path = write(folder / "a.jsonl", '{"text": "a", "label": [1], "n": 1}\n{"text": "b", "label": [2], "n": 2}\n')
+    told = "column 'label' holds nested values, not whole numbers; columns of whole numbers: n"
     return Source(path=path), "text_classification", told
 
 
@@ -170,7 +170,7 @@ FILES: dict[str, Callable[[Path], tuple[Source, str, str]]] = {
     "no gzip": files("a.jsonl.gz", "xxxx", "a.jsonl.gz cannot be read"),
     "an unknown suffix": files("a.pkl", "x", "files end in .parquet, .jsonl"),
     "other columns": no_columns,
-    "labels that are words": no_labels,
+    "labels that are lists": no_labels,
     "URLs for pictures": urls,
     "files of other columns": files_of_other_columns,
 }
