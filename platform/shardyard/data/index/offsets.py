@@ -70,6 +70,7 @@ class Offsets:
 
     def __init__(self, path: Path, finder: Finder) -> None:
         self.path, self._finder = path, finder
+        self._width = 2 if finder.has_ends else 1
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
         self._identity = self._seen = Identity.of(self._descriptor)
@@ -92,9 +93,14 @@ class Offsets:
             IrregularError: a block up to the wanted record is not regular.
             DataError: the file was changed.
         """
-        while len(self._found.starts) < wanted and not self.is_complete:
+        if self._is_irregular:
+            raise IrregularError
+        while self._count() < wanted and not self.is_complete:
             self.scan_further()
-        return len(self._found.starts)
+        return self._count()
+
+    def _count(self) -> int:
+        return len(self._found.starts) // self._width
 
     def read(self, numbers: Sequence[int]) -> list[bytes]:
         """The bytes of known records, each with its line end.
@@ -105,12 +111,18 @@ class Offsets:
         self._check_unchanged()
         found, records = self._found, list[bytes]()
         for number in numbers:
-            begin = int(found.starts[number])
-            end = int(found.starts[number + 1]) if number + 1 < len(found.starts) else found.scanned
+            first = number * self._width
+            begin = int(found.starts[first])
+            end = int(found.starts[first + 1]) if first + 1 < len(found.starts) else found.scanned
             records.append(os.pread(self._descriptor, end - begin, begin))
             if len(records[-1]) < end - begin:
                 raise self._changed()
         return records
+
+    def distrust(self) -> None:
+        """Take the file for one without regular records from now on."""
+        with self._lock:
+            self._is_irregular = True
 
     def scan_further(self) -> None:
         """Find the records of the next block. Raises as `known` does."""
@@ -120,29 +132,30 @@ class Offsets:
             if self.is_complete or self._load():
                 return
             try:
-                block = self._next_block()
-                starts = self._finder.starts(block, first=self._found.scanned == 0)
+                starts, length = self._next_records()
             except IrregularError:
                 self._is_irregular = True
                 raise
-            self._add(starts + self._found.scanned, len(block))
+            self._add(starts + self._found.scanned, length)
             if self._found.scanned == self._identity.size:
                 self._keep()
 
-    def _next_block(self) -> bytes:
-        """The next bytes that end with a record or with the file."""
+    def _next_records(self) -> tuple[Starts, int]:
+        """Records from the next byte on, relative to it, and the number of bytes that they fill."""
         self._check_unchanged()
-        size = BLOCK_BYTES
+        begin = end = self._found.scanned
+        size, part = BLOCK_BYTES, self._finder.part_bytes
         while True:
-            left = self._identity.size - self._found.scanned
-            block = os.pread(self._descriptor, min(size, left), self._found.scanned)
-            if len(block) < min(size, left):
+            end = begin + size if part is None else (end // part + 1) * part
+            last = end >= self._identity.size
+            end = min(end, self._identity.size)
+            block = os.pread(self._descriptor, end - begin, begin)
+            if len(block) < end - begin:
                 raise self._changed()
-            if len(block) == left:
-                return block
-            if complete := self._finder.complete(block):
-                return block[:complete]
-            if size >= LONGEST_BYTES:
+            starts, length = self._finder.find(block, first=begin == 0, last=last)
+            if last or length:
+                return starts, len(block) if last else length
+            if len(block) >= LONGEST_BYTES:
                 raise IrregularError
             size *= 2
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 Starts = npt.NDArray[np.int64]
+NONE: Starts = np.empty(0, np.int64)
+BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\r\f\v"
 _OPEN, _CLOSE, _LINE = b"{}\n"
 _RETURN = ord("\r")
-_BOM = b"\xef\xbb\xbf"
 # The end of one object and the beginning of the next on one line; in a single object they are part of a text.
 _TWO_OBJECTS = re.compile(rb"\}[ \t\r\f\v]*\{")
 
@@ -25,16 +26,25 @@ class IrregularError(Exception):
 class Finder(Protocol):
     """Finds the records of a kind of file."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tells its results from those of other finders, and of other versions of itself."""
 
-    def complete(self, block: bytes) -> int:
-        """The length of the part of a block that ends with a complete record; the block begins with a record."""
+    @property
+    def part_bytes(self) -> int | None:
+        """Blocks end at multiples of so many bytes of the file; None where any block will do."""
 
-    def starts(self, block: bytes, *, first: bool) -> Starts:
-        """The first byte of each record of a block, which ends with a complete record or with the file, [R].
+    @property
+    def has_ends(self) -> bool:
+        """Whether records are pairs of the first byte and the byte after the last; else each ends with the next."""
+
+    def find(self, block: bytes, *, first: bool, last: bool) -> tuple[Starts, int]:
+        """The complete records of a block, [R] or [2R], and the length of the part of the block that they fill.
 
         Args:
+            block: begins with a record.
             first: whether the block begins the file.
+            last: whether it ends the file; all of it is then filled.
 
         Raises:
             IrregularError: the block is not regular.
@@ -45,12 +55,16 @@ class JsonLines:
     """One object a line. Blank lines are no records; a byte order mark begins the file or not."""
 
     name = "json-lines-1"
+    part_bytes = None
+    has_ends = False
 
-    def complete(self, block: bytes) -> int:
-        return block.rfind(b"\n") + 1
+    def find(self, block: bytes, *, first: bool, last: bool) -> tuple[Starts, int]:
+        length = len(block) if last else block.rfind(b"\n") + 1
+        return self.starts(block[:length], first=first) if length else NONE, length
 
     def starts(self, block: bytes, *, first: bool) -> Starts:
-        skip = len(_BOM) if first and block.startswith(_BOM) else 0
+        """The first byte of each line that is not blank, [R]."""
+        skip = len(BOM) if first and block.startswith(BOM) else 0
         data = np.frombuffer(block, np.uint8)
         # Splitting is several times faster than comparing each byte.
         lengths = np.fromiter(map(len, block.split(b"\n")), np.int64)
@@ -86,7 +100,7 @@ def _check_line(block: bytes, position: int) -> int:
     begin, end = block.rfind(b"\n", 0, position) + 1, block.find(b"\n", position)
     end = end if end >= 0 else len(block)
     try:
-        json.loads(block[begin:end].removeprefix(_BOM))
+        json.loads(block[begin:end].removeprefix(BOM))
     except ValueError as error:
         if "Extra data" in str(error):
             raise IrregularError from error

@@ -2,21 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from shardyard.data.index.offsets import Offsets, background, offsets_of
-from shardyard.data.index.records import IrregularError, JsonLines
-from shardyard.data.quirks import shard_files
-from shardyard.data.tables.table import Parse, parser_of
+from shardyard.data.index.cells import Cells
+from shardyard.data.index.columns import ArrowRows, ParquetRows
+from shardyard.data.index.offsets import background, offsets_of
+from shardyard.data.index.records import Finder, IrregularError, JsonLines
+from shardyard.data.index.texts import Documents
+from shardyard.data.quirks import ShardFile, generator_of, shard_files
+from shardyard.data.tables.cells import CellTables, known_header
+from shardyard.data.tables.columns import ArrowTables, ParquetTables
+from shardyard.data.tables.table import Records, records_of
+from shardyard.data.tables.texts import TextTables
+from shardyard.recipe.sources.files import compression
 
-_SUFFIXES = (".jsonl", ".json")
 # Records of more bytes together are parsed in several parts.
 _PARSED_BYTES = 1 << 25
 _OPEN_FILES = 2
+
+
+class FileRows(Protocol):
+    """The rows of one file. Its methods raise as those of `IndexedFiles`."""
+
+    def known(self, wanted: int) -> int:
+        """The number of rows, counted at least up to `wanted` if there are as many."""
+
+    def table(self, numbers: Sequence[int]) -> pa.Table:
+        """Some rows by ascending numbers."""
+
+
+class RecordRows:
+    """The rows of a file whose records are found by their bytes."""
+
+    def __init__(self, records: Records, path: str) -> None:
+        assert records.parse is not None, "the format does not parse records"
+        self._parse, self._path = records.parse, path
+        try:
+            self._offsets = offsets_of(Path(path), finder_of(records.format, path))
+        except OSError as error:
+            raise IrregularError from error  # Read from its start, the file gives the message.
+        if not self._offsets.is_complete:
+            background.complete(self._offsets)
+
+    def known(self, wanted: int) -> int:
+        return self._offsets.known(wanted)
+
+    def table(self, numbers: Sequence[int]) -> pa.Table:
+        # A file that was closed since these rows were counted is searched again.
+        self._offsets.known(numbers[-1] + 1)
+        lines = self._offsets.read(numbers)
+        parts, first, size = [], 0, 0
+        for index, line in enumerate(lines):
+            if size and size + len(line) > _PARSED_BYTES:
+                parts.append(self._parsed(lines[first:index]))
+                first, size = index, 0
+            size += len(line)
+        parts.append(self._parsed(lines[first:]))
+        return pa.concat_tables(parts)
+
+    def _parsed(self, lines: list[bytes]) -> pa.Table:
+        table = self._parse(lines, self._path)
+        if table.num_rows != len(lines):
+            self._offsets.distrust()
+            raise IrregularError
+        return table
 
 
 class IndexedFiles:
@@ -27,62 +80,51 @@ class IndexedFiles:
         DataError: (methods) a file was changed while it was read.
     """
 
-    def __init__(self, paths: Sequence[Path], parse: Parse) -> None:
-        self.paths, self._parse = paths, parse
+    def __init__(self, files: Sequence[ShardFile], rows_of: Callable[[ShardFile], FileRows]) -> None:
+        self.files, self._rows_of = files, rows_of
         # The files that are open; a window of rows may begin in one and end in the next.
-        self._open: dict[int, Offsets] = {}
+        self._open: dict[int, FileRows] = {}
 
     def known(self, file: int, wanted: int) -> int:
         """The number of rows of a file, counted at least up to `wanted` if there are as many."""
-        return self._offsets(file).known(wanted)
+        return self._rows(file).known(wanted)
 
     def table(self, file: int, numbers: Sequence[int]) -> pa.Table:
         """Some rows of a file, by ascending numbers, which it has."""
-        offsets = self._offsets(file)
-        # A file that was closed since these rows were counted is searched again.
-        offsets.known(numbers[-1] + 1)
-        lines = offsets.read(numbers)
-        parts, first, size = [], 0, 0
-        for index, line in enumerate(lines):
-            if size and size + len(line) > _PARSED_BYTES:
-                parts.append(self._parsed(lines[first:index], file))
-                first, size = index, 0
-            size += len(line)
-        parts.append(self._parsed(lines[first:], file))
-        return pa.concat_tables(parts)
+        return self._rows(file).table(numbers)
 
     def close(self) -> None:
         """Close the open files."""
         self._open.clear()
 
-    def _offsets(self, file: int) -> Offsets:
+    def _rows(self, file: int) -> FileRows:
         if file not in self._open:
-            try:
-                offsets = offsets_of(self.paths[file], JsonLines())
-            except OSError as error:
-                raise IrregularError from error  # Read from its start, the file gives the message.
+            rows = self._rows_of(self.files[file])
             while len(self._open) >= _OPEN_FILES:
                 del self._open[next(iter(self._open))]
-            self._open[file] = offsets
-            if not offsets.is_complete:
-                background.complete(offsets)
+            self._open[file] = rows
         return self._open[file]
 
-    def _parsed(self, lines: list[bytes], file: int) -> pa.Table:
-        # The last line of a file may lack its end.
-        block = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
-        table = self._parse(block, str(self.paths[file]))
-        if table.num_rows != len(lines):
-            raise IrregularError
-        return table
+
+def finder_of(form: object, path: str) -> Finder:
+    """What finds the records of a file."""
+    if isinstance(form, CellTables):
+        return Cells(known_header(path)[1])
+    return Documents(form) if isinstance(form, TextTables) else JsonLines()
 
 
 def indexed_files(dataset: Any) -> IndexedFiles | None:
-    """The files of a streamed dataset, if they are local JSON Lines."""
-    parse, files = parser_of(dataset), shard_files(dataset)
-    paths = [Path(file.path) for file in files]
-    if parse is None or not files or not all(path.suffix.lower() in _SUFFIXES for path in paths):
+    """The files of a streamed dataset, if they are local ones whose rows can be read by their number."""
+    files = shard_files(dataset)
+    if not files or any("://" in file.path or compression(file.path) is not None for file in files):
         return None
-    if any(file.row_groups is not None or "://" in file.path for file in files):
-        return None
-    return IndexedFiles(paths, parse)
+    records = records_of(dataset)
+    form = None if records is None else records.format
+    if records is not None and records.parse is not None:
+        return IndexedFiles(files, lambda file: RecordRows(records, file.path))
+    if isinstance(form, ArrowTables):
+        return IndexedFiles(files, lambda file: ArrowRows(form, file.path))
+    owner = getattr(generator_of(dataset), "__self__", None)
+    if isinstance(owner, ParquetTables):
+        return IndexedFiles(files, lambda file: ParquetRows(owner, file.path, file.row_groups))
+    return None

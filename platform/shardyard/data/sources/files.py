@@ -20,7 +20,7 @@ from shardyard.data.tables.cells import CellTables, cell_features
 from shardyard.data.tables.columns import ArrowTables, ParquetTables, arrow_features, parquet_features
 from shardyard.data.tables.lines import JsonTables, json_features
 from shardyard.data.tables.media import FolderTables, LibriSpeechTables, with_paths
-from shardyard.data.tables.table import Tables, stream_of
+from shardyard.data.tables.table import Records, Tables, stream_of
 from shardyard.data.tables.texts import TextTables, documents_of
 from shardyard.errors import DataError
 from shardyard.objectives.spec import Kind
@@ -200,19 +200,18 @@ def _stream(
         return ParquetTables(chosen, media).stream(files)
     if kind == "text":
         texts = TextTables(documents_of(source.documents, files))
-        return stream_of(files, texts.tables, texts.features)
-    if kind == "json":
-        lines = JsonTables(_json_types(chosen, wanted, files))
+        alone = None if texts.documents == "file" else Records(texts, texts.of_records)
+        return stream_of(files, texts.tables, texts.features, alone)
+    if kind in ("json", "csv"):
+        rows = JsonTables(_json_types(chosen, wanted, files)) if kind == "json" else CellTables(list(wanted))
 
-        def parse(records: bytes, file: str) -> pa.Table:
-            return with_paths(lines.table(records), file, media)
+        def parse(records: Sequence[bytes], file: str) -> pa.Table:
+            return with_paths(rows.of_records(records, file), file, media)
 
-        return stream_of(files, _with_media(lines.tables, media), lines.features, parse)
-    tables: Any
-    if kind == "csv":
-        tables = CellTables(list(wanted))
-    else:
-        tables = ArrowTables(chosen) if kind == "arrow" else TarTables(chosen)
+        return stream_of(files, _with_media(rows.tables, media), rows.features, Records(rows, parse))
+    tables = ArrowTables(chosen) if kind == "arrow" else TarTables(chosen)
+    if kind == "arrow" and not media:
+        return stream_of(files, tables.tables, tables.features, Records(tables))
     return stream_of(files, _with_media(tables.tables, media), tables.features)
 
 

@@ -172,7 +172,7 @@ class IndexedTables:
     def _found(self, most: int) -> tuple[Cursor, RowRange | None]:
         """The place of the next row, and rows that lie in one file; None at the end of the share."""
         step = self._share.step
-        while self._file < len(self._files.paths):
+        while self._file < len(self._files.files):
             cursor, before = self.place(), self._before
             own = self._next - before + (self._share.phase - self._next) % step
             known = self._files.known(self._file, own + (most - 1) * step + 1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
@@ -79,6 +81,17 @@ def header_of(path: str) -> tuple[list[str], Dialect]:
     return header, dialect
 
 
+def known_header(path: str) -> tuple[list[str], Dialect]:
+    """As `header_of`, for a local file that is asked for often."""
+    status = os.stat(path)
+    return _known_header(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_header(path: str, *_: int) -> tuple[list[str], Dialect]:
+    return header_of(path)
+
+
 def _text(file: IO[bytes]) -> io.TextIOWrapper:
     # Bytes that are no UTF-8 survive, so that their rows can be named.
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -150,12 +163,26 @@ class CellTables:
             while some := list(itertools.islice(rows, TABLE_ROWS)):
                 yield self._table(some, places, len(header))
 
+    def of_records(self, records: Sequence[bytes], path: str) -> pa.Table:
+        """The table of some records of a file, each with its line end.
+
+        Raises:
+            DataError: the file lacks a column.
+        """
+        header, dialect = known_header(path)
+        places = [self._place(path, header, name) for name in self.names]
+        lines = io.StringIO(b"".join(records).decode(errors="surrogateescape"), newline="")
+        rows = [(None, record, problem) for _, record, problem in _numbered(dialect.reader(lines))]
+        return self._table(rows, places, len(header))
+
     def _place(self, path: str, header: Sequence[str], name: str) -> int:
         if name not in header:
             raise DataError(f"{path} has no column {name!r}; it has {', '.join(header)}.")
         return list(header).index(name)
 
-    def _table(self, rows: Sequence[tuple[int, list[str], str | None]], places: Sequence[int], width: int) -> pa.Table:
+    def _table(
+        self, rows: Sequence[tuple[int | None, list[str], str | None]], places: Sequence[int], width: int
+    ) -> pa.Table:
         columns: list[list[str | None]] = [[] for _ in places]
         problems: list[str | None] = []
         for number, record, problem in rows:
@@ -169,7 +196,7 @@ class CellTables:
                 cells = [None] * len(cells)
             for column, cell in zip(columns, cells, strict=True):
                 column.append(cell)
-            problems.append(None if problem is None else f"line {number}: {problem}")
+            problems.append(problem if problem is None or number is None else f"line {number}: {problem}")
         return table_of(self.features, dict(zip(self.names, columns, strict=True)), problems)
 
 

@@ -67,24 +67,37 @@ class ParquetTables:
         Raises:
             DataError: it lacks a column, or has it of a type that cannot be converted.
         """
-        # Closed with the last batch that refers to it.
+        whole = self.opened(file)
+        sizes = [group.num_rows for group in whole.row_groups]
+        chosen = list(range(len(sizes))) if groups is None else list(groups)
+        for group in chosen:
+            yield from self.group_tables(whole, file, group, sizes[chosen[0]])
+
+    def opened(self, file: str) -> ds.ParquetFileFragment:
+        """A file that has all columns; it is closed with the last batch that refers to it.
+
+        Raises:
+            DataError: it lacks a column.
+        """
         whole = ds.ParquetFileFormat().make_fragment(pa.memory_map(file))
         schema = whole.physical_schema
         if missing := [name for name in self.features if name not in schema.names]:
             raise DataError(f"{file} has no column {missing[0]!r}; it has {', '.join(schema.names)}.")
-        sizes = [group.num_rows for group in whole.row_groups]
-        chosen = list(range(len(sizes))) if groups is None else list(groups)
-        for group in chosen:
-            done = 0
-            try:
-                part = whole.subset(row_group_ids=[group])
-                options: dict[str, object] = {"batch_size": sizes[chosen[0]] or 1, "columns": list(self.features)}
-                for batch in part.to_batches(**options, batch_readahead=0, fragment_readahead=0):
-                    table = self._cast(pa.Table.from_batches([batch]), file)
-                    done += table.num_rows
-                    yield table
-            except _BROKEN as error:
-                yield self._unreadable(sizes[group] - done, f"row group {group + 1}: {_first_line(error)}")
+        return whole
+
+    def group_tables(self, whole: ds.ParquetFileFragment, file: str, group: int, most: int) -> Iterator[pa.Table]:
+        """The tables of one row group, of at most `most` rows each. Rows that cannot be read are marked."""
+        done = 0
+        try:
+            part = whole.subset(row_group_ids=[group])
+            options: dict[str, object] = {"batch_size": most or 1, "columns": list(self.features)}
+            for batch in part.to_batches(**options, batch_readahead=0, fragment_readahead=0):
+                table = self._cast(pa.Table.from_batches([batch]), file)
+                done += table.num_rows
+                yield table
+        except _BROKEN as error:
+            count = whole.row_groups[group].num_rows - done
+            yield self._unreadable(count, f"row group {group + 1}: {_first_line(error)}")
 
     def _cast(self, table: pa.Table, file: str) -> pa.Table:
         table = checked(with_paths(table, file, self.media))
@@ -109,8 +122,11 @@ class ArrowTables:
     def tables(self, path: str) -> Iterator[pa.Table]:
         """The tables of a file."""
         for batch in _batches(path):
-            table = checked(pa.Table.from_batches([batch]).select(list(self.features)))
-            yield table_cast(table, with_problems(self.features).arrow_schema)
+            yield self.checked(pa.Table.from_batches([batch]))
+
+    def checked(self, table: pa.Table) -> pa.Table:
+        """Rows of a file as those of a stream."""
+        return table_cast(checked(table.select(list(self.features))), with_problems(self.features).arrow_schema)
 
 
 def arrow_features(path: str) -> datasets.Features:

@@ -63,6 +63,11 @@ class JsonTables:
                 yield self.table(chunk, first)
                 first += chunk.count(b"\n")
 
+    def of_records(self, records: Sequence[bytes], _: str) -> pa.Table:
+        """The table of some lines of a file."""
+        # The last line of a file may lack its end.
+        return self.table(b"".join(line if line.endswith(b"\n") else line + b"\n" for line in records))
+
     def table(self, chunk: bytes, first: int | None = None) -> pa.Table:
         """The table of some lines, of which the first has the number `first` in its file, if that is known."""
         fast = self._parsed(chunk)

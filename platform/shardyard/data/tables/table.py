@@ -19,14 +19,21 @@ PROBLEM = "__problem__"
 Tables = Callable[[str], Iterator[pa.Table]]
 
 
-# The table of some records of a file.
-Parse = Callable[[bytes, str], pa.Table]
+@dataclass(frozen=True)
+class Records:
+    """Records that can be read alone: `format` knows how they are divided, `parse` makes a table of some of a file.
+
+    Without `parse`, the format makes them itself.
+    """
+
+    format: object
+    parse: Callable[[Sequence[bytes], str], pa.Table] | None = None
 
 
 @dataclass(frozen=True)
 class _Generator:
     tables: Tables
-    parse: Parse | None
+    records: Records | None
 
     def __call__(self, original_files: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
         for file in original_files:
@@ -35,21 +42,21 @@ class _Generator:
 
 
 def stream_of(
-    files: Sequence[str], tables: Tables, features: datasets.Features, parse: Parse | None = None
+    files: Sequence[str], tables: Tables, features: datasets.Features, records: Records | None = None
 ) -> datasets.IterableDataset:
     """A streamed dataset of files, of which `tables` yields the tables of one; each file is a shard.
 
     Args:
-        parse: makes the table of some records, where records can be read alone.
+        records: of the files, where they can be read alone.
     """
-    found = ArrowExamplesIterable(_Generator(tables, parse), {"original_files": list(files)})
+    found = ArrowExamplesIterable(_Generator(tables, records), {"original_files": list(files)})
     return datasets.IterableDataset(found, info=datasets.DatasetInfo(features=with_problems(features)))
 
 
-def parser_of(dataset: Any) -> Parse | None:
-    """The parser of a streamed dataset's records, if they can be read alone."""
+def records_of(dataset: Any) -> Records | None:
+    """The records of a streamed dataset, if they can be read alone."""
     found = generator_of(dataset)
-    return found.parse if isinstance(found, _Generator) else None
+    return found.records if isinstance(found, _Generator) else None
 
 
 def with_problems(features: Mapping[str, object]) -> datasets.Features:

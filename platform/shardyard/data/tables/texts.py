@@ -67,6 +67,19 @@ class TextTables:
             while some := list(itertools.islice(numbered, TABLE_ROWS)):
                 yield self._table(some)
 
+    def of_records(self, records: Sequence[bytes], _: str) -> pa.Table:
+        """The table of some documents of a file."""
+        texts = [lines_ended(record.decode(errors="surrogateescape")) for record in records]
+        return self._table(list(enumerate(texts)))
+
+    def pieces(self, text: str) -> tuple[list[str], list[int]]:
+        """The documents of a text, blank ones too, and the characters at which they begin."""
+        pieces = self._cutter()(text, True)
+        if self.documents == "paragraphs":
+            return pieces, [0, *(match.end() for match in _BLANK_LINES.finditer(text))]
+        gap = 1 if self.documents == "lines" else 0
+        return pieces, [0, *itertools.accumulate(len(piece) + gap for piece in pieces[:-1])]
+
     def _cutter(self) -> Callable[[str, bool], list[str]]:
         if isinstance(self.documents, int):
             length = self.documents
@@ -94,11 +107,12 @@ def _decoded(file: IO[bytes]) -> Iterator[str]:
     for data in iter(lambda: file.read(CHUNK_BYTES), b""):
         text = rest + decoder.decode(data)
         rest = "\r" if text.endswith("\r") else ""
-        yield _lines_ended(text.removesuffix("\r") if rest else text)
-    yield _lines_ended(rest + decoder.decode(b"", final=True))
+        yield lines_ended(text.removesuffix("\r") if rest else text)
+    yield lines_ended(rest + decoder.decode(b"", final=True))
 
 
-def _lines_ended(text: str) -> str:
+def lines_ended(text: str) -> str:
+    """The text with line breaks as `\n`."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 

@@ -100,10 +100,10 @@ ROWS: dict[str, Callable[[Path], Case]] = {
     "JSON that is no UTF-8": file(
         "a.jsonl", b'{"text": "a"}\n{"text": "b\xff"}\n', ["a"], "a.jsonl, row 2: no UTF-8 at byte 12"
     ),
-    "CSV that is no UTF-8": file("a.csv", b"n,text\n1,a\n2,b\xff\n3,c\n", ["a", "c"], "a.csv, row 2: line 3: no UTF-8"),
+    "CSV that is no UTF-8": file("a.csv", b"n,text\n1,a\n2,b\xff\n3,c\n", ["a", "c"], "a.csv, row 2: no UTF-8"),
     "a text that is no UTF-8": file("a.txt", b"a\xffb", [], "a.txt, row 1: no UTF-8"),
     "too many cells": file(
-        "a.csv", 'text,n\na,1\nb,2,3\n"c\nd",4\n', ["a", "c\nd"], "a.csv, row 2: line 3: 3 cells under 2 columns"
+        "a.csv", 'text,n\na,1\nb,2,3\n"c\nd",4\n', ["a", "c\nd"], "a.csv, row 2: 3 cells under 2 columns"
     ),
     "no second text": file("a.csv", PAIRS, PAIR_ROWS, "a.csv, row 2: no text_pair", "text_classification"),
     "a broken row group": broken_row_group,
