@@ -135,7 +135,7 @@ WAYS: tuple[str | int, ...] = ("lines", "paragraphs", 5, 16, 40, 300, "/^# /", "
 @pytest.mark.parametrize("part", [1, 7, 64, 10 << 20])
 @pytest.mark.parametrize("documents", WAYS)
 def test_documents_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str | int, part: int) -> None:
-    monkeypatch.setattr(texts, "CHUNK_BYTES", part)
+    monkeypatch.setattr(texts, "PART_BYTES", part)
     path = tmp_path / "a.txt"
     path.write_bytes(BOOK.encode() * 2 + b"\xff\xe2\x82 end\r")
     assert len(check(path, documents=documents)) > 2
@@ -150,14 +150,14 @@ def test_documents_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do
 )
 def test_any_text(text: str, end: bytes, way: str | int, part: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "CHUNK_BYTES", part)
+        patch.setattr(texts, "PART_BYTES", part)
         path = Path(folder) / "a.txt"
         path.write_bytes(text.encode() + end)
         assert read(path, documents=way) == read(path, documents=way, indexed=False)
 
 
 def test_a_long_document_is_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(texts, "PART_BYTES", 8)
     found = Documents(texts.TextTables("paragraphs"))
     starts, length = found.find(b"ab", first=True, last=False)
     assert (starts.tolist(), length) == ([], 0)

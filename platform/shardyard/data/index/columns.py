@@ -53,7 +53,7 @@ class _Shared:
 class _File:
     def __init__(self, fragment: Any) -> None:
         self.fragment = fragment
-        self.sizes = [group.num_rows for group in fragment.row_groups]
+        self.sizes: list[int] = [group.num_rows for group in fragment.row_groups]
 
 
 _shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
@@ -73,7 +73,7 @@ class ParquetRows:
         self._groups = list(range(len(self._file.sizes))) if groups is None else list(groups)
         sizes = [self._file.sizes[group] for group in self._groups]
         self._most = sizes[0] if sizes else 1
-        self._begins = [0, *itertools.accumulate(sizes)]
+        self._begins: list[int] = [0, *itertools.accumulate(sizes)]
         # The groups of the last two reads: a window may begin in one group and end in the next.
         self._held: dict[int, pa.Table] = {}
         self._before: dict[int, pa.Table] = {}

@@ -31,7 +31,7 @@ class Documents:
     @property
     def part_bytes(self) -> int:
         """The parts are those of streaming, so that both find the same documents."""
-        return texts.CHUNK_BYTES
+        return texts.PART_BYTES
 
     def find(self, block: bytes, *, first: bool, last: bool) -> tuple[Starts, int]:
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")

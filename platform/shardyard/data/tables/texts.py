@@ -18,6 +18,8 @@ from shardyard.data.tables.table import table_of
 from shardyard.recipe.sources.files import compression
 
 TABLE_ROWS = 1000
+# A file is divided part by part, so that one without any bound is not read whole before its first document.
+PART_BYTES = CHUNK_BYTES
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 # Where a text is cut to a length: after the last of these that lies in the second half, most wanted first.
 _CUTS = ("\n\n", "\n", ". ", " ")
@@ -104,7 +106,7 @@ def _decoded(file: IO[bytes]) -> Iterator[str]:
     """The text in parts, with line breaks as `\\n`. Bytes that are no UTF-8 survive as lone surrogates."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     rest = ""
-    for data in iter(lambda: file.read(CHUNK_BYTES), b""):
+    for data in iter(lambda: file.read(PART_BYTES), b""):
         text = rest + decoder.decode(data)
         rest = "\r" if text.endswith("\r") else ""
         yield lines_ended(text.removesuffix("\r") if rest else text)
