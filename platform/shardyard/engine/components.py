@@ -130,7 +130,7 @@ def make_components(
         regression=recipe.regression,
         evaluate=recipe.evaluate,
         sequence_length=recipe.data.sequence_length,
-        packing=recipe.data.packing,
+        packing=bool(recipe.data.packing),
         decoder_prompt=_decoder_prompt(recipe, tokenizer, config),
         tokenizer=tokenizer,
         model=config,

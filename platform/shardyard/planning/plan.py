@@ -194,11 +194,13 @@ def _isolation(recipe: Recipe, findings: Findings, reasons: dict[str, str]) -> I
     if not is_packed(recipe):
         return None
     given, found = recipe.data.isolation, findings.isolation
+    unpacked = "; so nothing is packed, whatever data.packing says"
     if given == "auto":
         if found is not None:
             reasons["isolation"] = findings.isolation_why + _HINTS[found]
+            reasons["isolation"] += unpacked if found == "rows" and recipe.data.packing else ""
         return found
-    reasons["isolation"] = "given by data.isolation"
+    reasons["isolation"] = "given by data.isolation" + (unpacked if given == "rows" and recipe.data.packing else "")
     if findings.isolation_why and (found is None or ISOLATIONS.index(given) < ISOLATIONS.index(found)):
         reasons["isolation"] += f", but documents see each other ({findings.isolation_why})"
     return given

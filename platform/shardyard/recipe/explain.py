@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -114,6 +115,9 @@ def type_words(annotation: Any) -> str:
     choices = literal_values(bare)
     if choices:
         return f"one of {', '.join(map(str, choices))}{null}"
+    if typing.get_origin(bare) in (typing.Union, types.UnionType):
+        kinds = (type_words(one) for one in typing.get_args(bare) if one is not types.NoneType)
+        return f"{', '.join(kinds)}{null}"
     return f"{_NAMES.get(bare, 'any value')}{null}"
 
 

@@ -20,13 +20,18 @@ def isolation_of(data: Data) -> Isolation:
 
 def is_packed(recipe: Recipe) -> bool:
     """Whether the recipe's rows hold several documents that must not see each other."""
-    packed = objective_spec(recipe.objective).rows == "packed" or recipe.data.packing
+    packed = objective_spec(recipe.objective).rows == "packed" or bool(recipe.data.packing)
     return recipe.data.isolate_documents and packed
+
+
+def packs_best_fit(data: Data) -> bool:
+    """Whether documents or conversations are packed whole; `packing: true` is the older name for conversations."""
+    return data.packing in (True, "best_fit")
 
 
 def leaves_gaps(recipe: Recipe) -> bool:
     """Whether rows may be partly empty: whole examples are packed into them, or each document has its own."""
-    return recipe.data.packing or (recipe.data.isolation == "rows" and is_packed(recipe))
+    return packs_best_fit(recipe.data) or (recipe.data.isolation == "rows" and is_packed(recipe))
 
 
 def with_isolation(recipe: Recipe, isolation: Isolation) -> Recipe:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -64,13 +65,16 @@ def test_more_streams_than_rows_in_a_batch(tmp_path: Path) -> None:
     weight=st.floats(0.05, 20.0),
     worlds=st.sampled_from([(1, 1), (1, 4), (2, 4), (4, 2), (4, 1)]),
     isolate=st.booleans(),
+    packing=st.sampled_from([None, "best_fit"]),
+    order=st.sampled_from([1, 2]),
 )
 def test_resume_at_any_step_onto_any_number_of_ranks(
-    step: int, length: int, window: int, weight: float, worlds: tuple[int, int], isolate: bool
+    step: int, length: int, window: int, weight: float, worlds: tuple[int, int], isolate: bool, packing: Any, order: int
 ) -> None:
     before, after = worlds
     with tempfile.TemporaryDirectory() as folder:
-        recipe = two_sources(Path(folder), sequence_length=length, shuffle_window=window, isolate_documents=isolate)
+        options = {"shuffle_window": window, "isolate_documents": isolate, "packing": packing, "order": order}
+        recipe = two_sources(Path(folder), sequence_length=length, **options)
         second = recipe.train[1].model_copy(update={"weight": weight})
         recipe = recipe.model_copy(update={"train": [recipe.train[0], second]})
         undisturbed = [rows(batch) for batch in batches(recipe, step + 3)]

@@ -9,7 +9,14 @@ import pytest
 import torch
 from transformers.masking_utils import find_packed_sequence_indices
 
-from shardyard.data.stream.packing import ENCODE_CHARACTERS, ENCODE_DOCUMENTS, IGNORED, DocumentEncoder, _parts, _ranges
+from shardyard.data.stream.packing import (
+    ENCODE_CHARACTERS,
+    ENCODE_DOCUMENTS,
+    IGNORED,
+    DocumentEncoder,
+    _ranges,
+    encoded_parts,
+)
 from shardyard.recipe.schema import Source
 from support.data_cases import SEPARATOR, batches, bytes_tokenizer, data, documents, two_separators, write_jsonl
 
@@ -81,6 +88,6 @@ def test_batches_of_the_tokenizer_cover_each_document_once(skip: int) -> None:
     ranges = list(_ranges(len(texts), skip))
     assert [n for first, last in ranges for n in range(first, last)] == list(range(skip, len(texts)))
     assert all(last - first <= ENCODE_DOCUMENTS for first, last in ranges)
-    parts = [part for first, last in ranges for part in _parts(texts[first:last])]
+    parts = [part for first, last in ranges for part in encoded_parts(texts[first:last])]
     assert [number for part in parts for number, _ in part] == list(range(skip, len(texts)))
     assert all(sum(len(text) for _, text in part) <= ENCODE_CHARACTERS or len(part) == 1 for part in parts)

@@ -198,3 +198,19 @@ def test_rows_of_one_document_have_one_part(tmp_path: Path) -> None:
         assert part["text"]
         assert trained.rows[3][part["row"]].startswith(part["text"])
         assert 1 <= part["tokens"] <= 32
+
+
+def test_the_documents_of_rows_packed_best_fit(tmp_path: Path) -> None:
+    """Their parts are whole documents, or pieces of one longer than a row, each named by its place in the window."""
+    trained = Trained(tmp_path, world_size=2, checkpoint=20, data={"packing": "best_fit"})
+    places: dict[tuple[str, str, int], set[str]] = {}
+    for step in (1, 7, 21):
+        found = documents_of_step(trained.run, step)
+        for row, text in trained.rows[step].items():
+            assert text.startswith(rows_of(found)[row])
+        for part in found["documents"]:
+            places.setdefault((part["source"], part["document"], part["row"] % 4), set()).add(part["text"])
+    ours = [texts for (source, _, _), texts in places.items() if source.endswith(".jsonl")]
+    whole = [text for text in trained.corpus if any(text in texts for texts in ours)]
+    assert len(whole) >= 1
+    assert all(any(text in one for one in trained.corpus) for texts in ours for text in texts)

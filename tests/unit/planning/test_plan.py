@@ -255,6 +255,12 @@ def test_a_pinned_micro_batch_is_kept_even_where_it_does_not_fit() -> None:
     assert plan.reasons["micro_batch"] == "pinned by train.micro_batch"
 
 
+def test_a_plan_says_that_rows_of_one_document_pack_nothing() -> None:
+    alone = plan_of(data={"isolation": "rows", "packing": "best_fit"})
+    assert alone.reasons["isolation"] == "given by data.isolation; so nothing is packed, whatever data.packing says"
+    assert "packed" not in plan_of(data={"isolation": "rows"}).reasons["isolation"]
+
+
 def test_every_derived_number_has_a_reason() -> None:
     given_by_others = {"world", "architecture", "memory", "deepspeed", "reasons", "precision_known"}
     given_by_others.add("isolation")  # of models that were probed alone

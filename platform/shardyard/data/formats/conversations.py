@@ -20,7 +20,7 @@ from shardyard.data.stream.rows import Row, Tensors, collate
 from shardyard.data.stream.shuffle import Windows
 from shardyard.data.turns import check_turns, repairs
 from shardyard.errors import UnusableRowError
-from shardyard.recipe.isolation import isolation_of
+from shardyard.recipe.isolation import isolation_of, packs_best_fit
 
 
 class ConversationRows(ExampleRows):
@@ -138,5 +138,5 @@ class PackedConversations(ConversationRows):
 
 def make(inputs: FormatInputs) -> ConversationRows:
     """Create the format from its inputs: packed if the recipe says so and conversations can be kept apart."""
-    packed = inputs.data.packing and isolation_of(inputs.data) != "rows"
+    packed = packs_best_fit(inputs.data) and isolation_of(inputs.data) != "rows"
     return PackedConversations(inputs) if packed else ConversationRows(inputs)

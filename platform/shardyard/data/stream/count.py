@@ -11,13 +11,14 @@ from shardyard.data.stream.reader import Share, ShareReader, share_of, with_shar
 from shardyard.data.stream.shuffle import Windows
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.isolation import packs_best_fit
 
 
 def count_rows(inputs: FormatInputs, objective: str, seed: int, *, streams: int = 1) -> int:
     """Rows of one pass over the only source of `data.train`; the last row of packed documents may be partly filled.
 
     Args:
-        streams: of the run, by which packed conversations are divided; other rows do not depend on them.
+        streams: of the run, by which windows are divided that are packed best-fit; other rows do not depend on them.
 
     Raises:
         DataError: the source is not on this machine, or cannot be read.
@@ -28,7 +29,7 @@ def count_rows(inputs: FormatInputs, objective: str, seed: int, *, streams: int 
             f"train.epochs: {source.path} is not a file of this machine, so its rows cannot be counted before "
             "training; give train.steps or train.tokens."
         )
-    number = streams if inputs.data.packing else 1
+    number = streams if packs_best_fit(inputs.data) else 1
     opened = with_shards(open_for(objective_spec(objective), source, training=True), number)
     return sum(_rows(inputs, objective, share_of(opened, stream, number), seed) for stream in range(number))
 

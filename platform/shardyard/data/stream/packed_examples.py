@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-
+from shardyard.data.stream.best_fit import best_fit
 from shardyard.data.stream.examples import ExampleRows, ExampleStream
 from shardyard.data.stream.rows import Part, Position, Row
 from shardyard.data.stream.shuffle import PACKING_STREAM, Window, Windows, keyed_permutation
@@ -63,24 +62,3 @@ class PackedExamples(ExampleStream):
         packs = best_fit([part.tokens or 0 for _, part in rows], self._length)
         order = keyed_permutation(len(packs), PACKING_STREAM, *window.key)
         return [[rows[index] for index in packs[number]] for number in order]
-
-
-def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Indices of items packed into bins of `room`: the longest first, each into the fullest bin that it fits.
-
-    Best-fit decreasing needs at most 11/9 of the fewest bins (Johnson 1973). An item longer than `room` has a bin of
-    its own. Items of a bin keep their order.
-    """
-    bins: list[list[int]] = []
-    left: list[int] = []
-    # A stable sort, so that equal lengths keep their order.
-    for item in np.argsort([-length for length in lengths], kind="stable").tolist():
-        fitting = [index for index, space in enumerate(left) if space >= lengths[item]]
-        if fitting:
-            index = min(fitting, key=left.__getitem__)
-            bins[index].append(item)
-            left[index] -= lengths[item]
-        else:
-            bins.append([item])
-            left.append(room - lengths[item])
-    return [sorted(found) for found in bins]

@@ -177,7 +177,7 @@ class TokenStream:
     def _documents(self, skip: int = 0) -> Iterator[_Document]:
         while (window := self._windows.next()) is not None:
             for first, last in _ranges(window.size, skip):
-                for part in _parts(cast(list[tuple[int, str]], window.drawn(first, last))):
+                for part in encoded_parts(cast(list[tuple[int, str]], window.drawn(first, last))):
                     encoded = self._encoder.encode([text for _, text in part])
                     for (index, _), tokens in zip(part, encoded, strict=True):
                         yield _Document(_start(window, index), tokens, window)
@@ -196,7 +196,7 @@ def _ranges(size: int, skip: int) -> Iterator[tuple[int, int]]:
         first, count = first + count, min(2 * count, ENCODE_DOCUMENTS)
 
 
-def _parts(texts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def encoded_parts(texts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
     """Documents that are tokenised together."""
     first = characters = 0
     for index, (_, text) in enumerate(texts):

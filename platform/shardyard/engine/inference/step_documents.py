@@ -20,6 +20,7 @@ from shardyard.data.formats import make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.document_rows import DocumentStream
+from shardyard.data.stream.fitted_documents import FittedStream
 from shardyard.data.stream.packing import IGNORED, TokenStream
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Position, Row
@@ -179,6 +180,9 @@ class _Maker:
     def parts(self, made: _RowOrigin, *, row_number: int, rank: int) -> Iterator[DocumentPart]:
         """The documents of a row, in order."""
         source, row = self._sources[made.source].name, made.row
+        if isinstance(made.stream, FittedStream):
+            yield from self._whole(made.stream, source, row, rank, row_number)
+            return
         if not isinstance(made.stream, TokenStream):
             tokens = len(row["input_ids"]) if "input_ids" in row else None
             yield _document_part(source, made.before, rank, row_number, self._described(row), tokens)
@@ -194,6 +198,14 @@ class _Maker:
         for begin, end in pairwise(starts):
             yield _document_part(source, at, rank, row_number, self._text(ids[begin:end]), end - begin)
             at = _after(at, made.windows.recent)
+
+    def _whole(self, stream: FittedStream, source: str, row: Row, rank: int, number: int) -> Iterator[DocumentPart]:
+        begin = 0
+        for part in stream.parts():
+            end = begin + (part.tokens or 0)
+            at = Position(part.window.epoch, part.window.index, part.window.cursor, part.document)
+            yield _document_part(source, at, rank, number, self._text(row["input_ids"][begin:end]), end - begin)
+            begin = end
 
     def changed_since(self, stored: Mapping[str, Any]) -> str | None:
         """How the data differs from that of the training; None if nothing differs or this is unknown."""

@@ -51,7 +51,7 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     if before is not None and before != found.vocabulary:
         found = replace(found, pretrained_vocabulary=before)
     spec = objective_spec(recipe.objective)
-    packed = spec.rows == "packed" or recipe.data.packing
+    packed = spec.rows == "packed" or bool(recipe.data.packing)
     check_rows(module, isolate_documents=recipe.data.isolate_documents, packed=packed)
     if spec.row_shape is None and not isinstance(config, ModuleConfig):
         return found

@@ -166,18 +166,19 @@ def _languages(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _packing(recipe: Recipe) -> Iterator[Finding]:
-    if not recipe.data.packing:
+    packing, rows = recipe.data.packing, objective_spec(recipe.objective).rows
+    if not packing:
         return
-    if objective_spec(recipe.objective).rows != "conversations":
-        yield (
-            ("data", "packing"),
-            f"packs conversations of the objective instruction; {recipe.objective} has other rows, so leave it out",
-        )
+    where = ("data", "packing")
+    if rows == "packed":
+        if packing is True:
+            yield where, f"is concat or best_fit for the documents of {recipe.objective}, which are packed anyway"
+    elif rows != "conversations":
+        yield where, f"packs documents and conversations; {recipe.objective} has other rows, so leave it out"
+    elif packing == "concat":
+        yield where, f"concat would cut conversations; use best_fit for {recipe.objective}"
     elif not recipe.data.isolate_documents:
-        yield (
-            ("data", "packing"),
-            "keeps the conversations of a row apart, and data.isolate_documents is false; leave that at true",
-        )
+        yield where, "keeps the conversations of a row apart, and data.isolate_documents is false; leave that at true"
 
 
 def _held_out(data: Data) -> Iterator[Finding]:

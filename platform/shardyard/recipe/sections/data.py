@@ -9,6 +9,7 @@ from shardyard.recipe.sections.base import REQUIRED, Section, described
 OnError = Literal["skip", "repair", "stop"]
 Order = Literal[1, 2]
 TooLong = Literal["segments", "unusable", "beginning"]
+Packing = Literal["concat", "best_fit"]
 
 
 class Source(Section):
@@ -93,11 +94,13 @@ class Data(Section):
     task: Literal["transcribe", "translate"] | None = described(
         None, "Task token of a Whisper tokenizer (speech_to_text). Default: that of the tokenizer."
     )
-    packing: bool = described(
-        False,
-        "Pack several conversations into a row, isolated from each other as documents are (instruction). None is cut "
-        "unless it is longer than a row. The conversations of one shuffle window are packed together, so a larger "
-        "window fills rows better.",
+    packing: Packing | bool | None = described(
+        None,
+        "How documents and conversations share rows. `best_fit` packs the longest first, each into the fullest row "
+        "with room for it, and cuts none that fits into a row (Ding et al. 2024); a longer document fills rows, and "
+        "what remains of it is packed. Those of one shuffle window are packed together, so a larger window fills rows "
+        "better. `concat` joins documents and cuts them where a row is full (causal_lm, distillation). Default, and "
+        "false: concat; conversations have rows of their own (instruction). true is best_fit for conversations.",
     )
     on_error: OnError = described(
         "skip",

@@ -17,7 +17,6 @@ from shardyard.data.formats import FormatInputs
 from shardyard.data.stream.count import count_rows
 from shardyard.data.stream.held_out import held_out_rows
 from shardyard.data.stream.loader import TrainLoader
-from shardyard.data.stream.packed_examples import best_fit
 from shardyard.objectives.answers import Answers
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.rules.data import data_rules
@@ -123,21 +122,19 @@ def _positions(family: str) -> dict[str, int]:
     return {"n_positions": LENGTH} if family == "gpt2" else {"max_position_embeddings": LENGTH}
 
 
-def test_best_fit_wastes_little_and_keeps_order() -> None:
-    assert best_fit([5, 3, 5, 3, 2], 8) == [[0, 1], [2, 3], [4]]
-    assert best_fit([9, 1], 8) == [[0], [1]]
-    assert best_fit([], 8) == []
-    generator = random.Random(0)
-    lengths = [generator.randint(10, 400) for _ in range(256)]
-    assert sum(lengths) / (len(best_fit(lengths, 1024)) * 1024) > 0.97
-
-
 @pytest.mark.parametrize(
-    ("objective", "isolate", "message"),
-    [("causal_lm", True, "packs conversations of the objective instruction"), ("instruction", False, "keeps the")],
+    ("objective", "isolate", "packing", "message"),
+    [
+        ("causal_lm", True, True, "is concat or best_fit for the documents of causal_lm"),
+        ("instruction", False, "best_fit", "keeps the conversations of a row apart"),
+        ("instruction", True, "concat", "concat would cut conversations"),
+        ("preference", True, "best_fit", "preference has other rows"),
+    ],
 )
-def test_packing_is_refused_where_it_cannot_be(path: str, objective: str, isolate: bool, message: str) -> None:
-    fields = {"sequence_length": 32, "train": [{"path": path, "holdout": 0.1}], "packing": True}
+def test_packing_is_refused_where_it_cannot_be(
+    path: str, objective: str, isolate: bool, packing: Any, message: str
+) -> None:
+    fields = {"sequence_length": 32, "train": [{"path": path, "holdout": 0.1}], "packing": packing}
     recipe = parse_recipe(
         {
             "name": "p",
