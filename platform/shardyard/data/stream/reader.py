@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from shardyard.data.filters.outcome import Removed
 from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
 from shardyard.data.quirks import shard_files
@@ -172,11 +173,20 @@ class ShareReader:
             elif missing is not None:
                 raise UnusableRowError(f"no {missing}")
             elif source.keeps(stored):
-                return source.laid_out(example)
+                return self._filtered(source.laid_out(example))
         except UnusableRowError as error:
             if source.keeps(stored):
                 self.left_out.unusable(self.place(place), error)
         return None
+
+    def _filtered(self, example: Example) -> Example | None:
+        """The example after data.filters; None if they remove it, which is counted."""
+        steps = self.share.source.steps
+        outcome = example if steps is None else steps.of_example(example)
+        if isinstance(outcome, Removed):
+            self.left_out.filtered(outcome.reason)
+            return None
+        return outcome
 
     def _mended(self, broken: Broken, place: int) -> Example | None:
         """The repaired example if there is one and `data.on_error` asks for it."""
