@@ -7,56 +7,40 @@ Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L 
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 import torch
 
 from shardyard.data.formats import FormatInputs, make_rows
+from shardyard.data.readers.copies import each_its_own
+from shardyard.data.readers.crew import Crew, OwnThread, ThreadReaders
+from shardyard.data.readers.part import OwnStreams, SourceCounts, added_counts, counts_of, in_order
+from shardyard.data.readers.shelf import Closed, Shelf
 from shardyard.data.sources.retry import Retry, Stopped
 from shardyard.data.sources.sources import open_for
 from shardyard.data.sources.web import WEB
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
-from shardyard.data.stream.left_out import LeftOutCounts, added
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Rows, Tensors
-from shardyard.data.stream.streams import Stream, StreamSettings, StreamStates
+from shardyard.data.stream.streams import Stream, StreamSettings, StreamState, StreamStates
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 
 __all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
 
-POLL_SECONDS = 0.1
-
-
-class SourceCounts(TypedDict):
-    """Counts of one source; see `TrainLoader.stats`."""
-
-    rows: int
-    tokens: int
-    documents: int
-    skipped: int
-    epochs: int
-    left_out: LeftOutCounts
+# Prepared batches take at most this, or are one: a quarter of what a rank may need beside its model.
+PREFETCH_BYTES = 1 << 29
 
 
 class NamedCounts(SourceCounts):
     """Counts of one source, with its name."""
 
     name: str
-
-
-class Counts(TypedDict):
-    """Counts up to a batch, of this rank's streams."""
-
-    retries: int
-    cut: int
-    sources: list[SourceCounts]
 
 
 class LoaderStats(TypedDict):
@@ -94,9 +78,23 @@ class Batch:
         return torch.cat([tensors[name] for tensors in self.micro_batches])
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A batch, and the counts up to it of the streams that it is from."""
+
+    batch: Batch
+    counts: Mapping[int, Sequence[SourceCounts]]
+    cut: int
+    retries: int
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensors in self.batch.micro_batches for tensor in tensors.values())
+
+
 @dataclass
-class _OwnRows:
-    """The rows g ≡ dp_rank (mod N) in their order, made on demand."""
+class _Batches:
+    """The rows g ≡ dp_rank (mod N) in their order, batch by batch."""
 
     streams: dict[int, Stream]
     num_streams: int
@@ -105,25 +103,33 @@ class _OwnRows:
     rows_per_batch: int
     micro_batch: int
     format: Rows
+    crew: Crew
+    states: dict[str, StreamState] = field(default_factory=dict)
+    # The number of this rank's next row.
+    next_row: int = 0
 
-    def next_batch(self) -> Batch:
-        before = self._num_tokens()
-        drawn = [self._next_row() for _ in range(self.rows_per_batch)]
+    def start(self) -> None:
+        """Begin at the states of the streams."""
+        self.states = {str(index): stream.state() for index, stream in self.streams.items()}
+        self.next_row = sum(stream.num_rows for stream in self.streams.values())
+        self.crew.start(self.next_row)
+
+    def next_batch(self) -> _Ready:
+        parts = self.crew.next()
+        drawn = list(in_order(parts, self.next_row, self.rows_per_batch, len(self.streams)))
+        self.next_row += self.rows_per_batch
         rows = [row for row, _ in drawn]
         cuts = range(0, self.rows_per_batch, self.micro_batch)
         micro_batches = tuple(self.format.collate(rows[cut : cut + self.micro_batch]) for cut in cuts)
-        state = {str(index): stream.state() for index, stream in self.streams.items()}
-        return Batch(micro_batches, tuple(source for _, source in drawn), state, self._num_tokens() - before)
-
-    def _num_tokens(self) -> int:
-        return sum(source.num_tokens for stream in self.streams.values() for source in stream.by_source)
-
-    def _next_row(self) -> Any:
-        done = sum(stream.num_rows for stream in self.streams.values())
-        stream = self.streams[(self.dp_rank + done * self.dp_size) % self.num_streams]
-        drawn = stream.next_row()
-        assert drawn is not None, "a training stream never ends"
-        return drawn
+        for part in parts:
+            self.states |= {str(index): state for index, state in part.states.items()}
+        num_tokens = sum(part.num_tokens for part in parts)
+        return _Ready(
+            Batch(micro_batches, tuple(source for _, source in drawn), dict(self.states), num_tokens),
+            {index: counts for part in parts for index, counts in part.counts.items()},
+            sum(part.num_cut for part in parts),
+            sum(part.num_retries for part in parts),
+        )
 
     def check_aligned(self) -> None:
         """Raise DataError unless all streams are at the same global row."""
@@ -133,69 +139,40 @@ class _OwnRows:
             if stream.num_rows != len(range(index, position, self.num_streams)):
                 raise DataError("the streams' data states are of different steps; resume from a single checkpoint.")
 
-    def counts(self) -> list[SourceCounts]:
-        """Per source, summed over this rank's streams since the loader began."""
-        columns = zip(*(stream.by_source for stream in self.streams.values()), strict=True)
-        return [
-            {
-                "rows": sum(stream.num_rows for stream in streams),
-                "tokens": sum(stream.num_tokens for stream in streams),
-                "documents": sum(stream.num_documents for stream in streams),
-                "skipped": sum(stream.windows.reader.num_skipped for stream in streams),
-                "left_out": added([stream.windows.reader.left_out.counts() for stream in streams]),
-                "epochs": max(stream.position.epoch for stream in streams),
-            }
-            for streams in columns
-        ]
-
 
 @dataclass
 class _Feed:
     """State shared by the thread and the loader; has no reference to the loader, so the loader can be collected."""
 
-    rows: _OwnRows
+    rows: _Batches
     retry: Retry
-    ready: queue.Queue[tuple[Batch, Counts] | BaseException]
+    ready: Shelf[_Ready | BaseException]
     requests_before: int = 0
     thread: threading.Thread | None = None
-    closed: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         try:
-            while not self.closed.is_set():
-                batch = self.rows.next_batch()
-                counts: Counts = {
-                    "retries": self.retries(),
-                    "cut": self.rows.format.num_cut,
-                    "sources": self.rows.counts(),
-                }
-                self._put((batch, counts))
-        except Stopped:
+            self.rows.start()
+            while not self.ready.is_closed:
+                made = self.rows.next_batch()
+                made = replace(made, retries=made.retries + self.retries())
+                self.ready.put(made, made.num_bytes)
+        except (Stopped, Closed):
             return
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
-            self._put(error)
+            with contextlib.suppress(Closed):
+                self.ready.put(error)
         finally:
-            for stream in self.rows.streams.values():
-                stream.close()
+            self.rows.crew.finish()
 
     def retries(self) -> int:
         """The number of retries: of reads, and of requests since the loader began to open sources."""
         return self.retry.count + WEB.count - self.requests_before
 
-    def _put(self, item: tuple[Batch, Counts] | BaseException) -> None:
-        while not self.closed.is_set():
-            try:
-                self.ready.put(item, timeout=POLL_SECONDS)
-                break
-            except queue.Full:
-                continue
-
     def close(self) -> None:
-        self.closed.set()
         self.retry.stop.set()
-        with contextlib.suppress(queue.Empty):  # Unblocks a thread that waits to put its batch.
-            while True:
-                self.ready.get_nowait()
+        self.ready.close()
+        self.rows.crew.close()
         if self.thread is not None and self.thread is not threading.current_thread():
             # Long enough to finish the current batch; a thread blocked on the network ends with the process.
             self.thread.join(timeout=5.0)
@@ -207,6 +184,10 @@ class TrainLoader:
     Row g = step · global_batch + j of the run comes from stream g mod `streams`; data-parallel rank `dp_rank` of
     `dp_size` makes the rows with g mod `dp_size` = `dp_rank`, ordered by g. `dp_size` must divide `streams` and
     `global_batch`.
+
+    Args:
+        readers: threads that make rows, at most one for each stream of this rank; 0: the loader's own thread makes
+            them. Batches and states do not depend on it.
 
     Raises:
         DataError: a source cannot be opened; `next` also raises errors from reading ahead.
@@ -223,6 +204,7 @@ class TrainLoader:
         seed: int,
         dp_rank: int,
         dp_size: int,
+        readers: int = 0,
     ) -> None:
         assert streams % dp_size == 0, "the data-parallel size must divide the streams"
         assert global_batch % dp_size == 0, "the data-parallel size must divide the global batch"
@@ -230,9 +212,11 @@ class TrainLoader:
         retry, requests_before = Retry(data.retry_seconds), WEB.count
         opened = [open_for(spec, source, training=True, retry=retry) for source in data.train]
         self._sources = [with_shards(source, streams, retry) for source in opened]
-        rows_per_batch, format_ = global_batch // dp_size, make_rows(objective, inputs)
+        rows_per_batch, own = global_batch // dp_size, list(range(dp_rank, streams, dp_size))
+        number = min(readers, len(own))
+        formats = [make_rows(objective, one) for one in each_its_own(inputs, max(1, number))]
         settings = StreamSettings(
-            format_.stream,
+            formats[0].stream,
             data.shuffle_window,
             streams,
             seed,
@@ -241,19 +225,37 @@ class TrainLoader:
             order=data.order,
         )
         weights = [source.weight for source in data.train]
-        own = range(dp_rank, streams, dp_size)
-        rows = _OwnRows(
-            streams={index: Stream(index, self._sources, weights, settings, retry) for index in own},
+        made = {
+            index: Stream(
+                index,
+                self._sources,
+                weights,
+                replace(settings, rows=formats[turn % len(formats)].stream),
+                retry,
+            )
+            for turn, index in enumerate(own)
+        }
+        crew: Crew
+        if number:
+            crew = ThreadReaders(
+                [OwnStreams(made, one, reader=turn, readers=number) for turn, one in enumerate(formats)], rows_per_batch
+            )
+        else:
+            crew = OwnThread(OwnStreams(made, formats[0]), rows_per_batch)
+        rows = _Batches(
+            streams=made,
             num_streams=streams,
             dp_rank=dp_rank,
             dp_size=dp_size,
             rows_per_batch=rows_per_batch,
             micro_batch=micro_batch or rows_per_batch,
-            format=format_,
+            format=formats[0],
+            crew=crew,
         )
-        self._feed = _Feed(rows, retry, queue.Queue(maxsize=data.prefetch), requests_before)
+        self._feed = _Feed(rows, retry, Shelf(data.prefetch, PREFETCH_BYTES), requests_before)
         self._finalizer = weakref.finalize(self, self._feed.close)
-        self._stats: Counts = {"retries": self._feed.retries(), "cut": 0, "sources": rows.counts()}
+        self._counts: dict[int, Sequence[SourceCounts]] = {index: counts_of(stream) for index, stream in made.items()}
+        self._cut, self._retries = 0, self._feed.retries()
         self._failure: BaseException | None = None
         self._provenance: DataFingerprint = {
             "tokenizer": tokenizers.fingerprint(inputs.tokenizer) if inputs.tokenizer is not None else None,
@@ -290,17 +292,16 @@ class TrainLoader:
         if self._failure is not None:
             raise self._failure
         self._start()
-        while not self._feed.closed.is_set():
-            try:
-                item = self._feed.ready.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                continue
-            if isinstance(item, BaseException):
-                self._failure = item
-                raise item
-            batch, self._stats = item
-            return batch
-        raise StopIteration
+        try:
+            item = self._feed.ready.get()
+        except Closed:
+            raise StopIteration from None
+        if isinstance(item, BaseException):
+            self._failure = item
+            raise item
+        self._counts |= item.counts
+        self._cut, self._retries = item.cut, item.retries
+        return item.batch
 
     def close(self) -> None:
         """End the background thread; the loader then yields no more batches. A second call does nothing."""
@@ -323,9 +324,9 @@ class TrainLoader:
         window early), `left_out` (rows that nothing can be learned from) and `epochs`
         (finished passes of the furthest stream).
         """
-        counted = zip(self._sources, self._stats["sources"], strict=True)
+        counted = zip(self._sources, added_counts(list(self._counts.values())), strict=True)
         named: list[NamedCounts] = [{"name": source.name, **counts} for source, counts in counted]
-        return {"retries": self._stats["retries"], "cut": self._stats["cut"], "sources": named}
+        return {"retries": self._retries, "cut": self._cut, "sources": named}
 
     def _start(self) -> None:
         if self._feed.thread is None:

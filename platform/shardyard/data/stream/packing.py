@@ -24,7 +24,7 @@ from shardyard.errors import DataError
 
 IGNORED = -100
 # Limits of one tokenizer call: large enough for throughput, small enough that long documents do not accumulate. The
-# calls of a window grow from one document on: a row of each of many streams needs but the first.
+# calls of the first window grow from one document on: the first row of each of many streams needs but one.
 ENCODE_DOCUMENTS = 32
 ENCODE_CHARACTERS = 1 << 18
 
@@ -83,7 +83,7 @@ class TokenStream:
         self.num_rows = 0
         self.num_documents = 0
         self.num_tokens = 0
-        self._length = length
+        self._length, self._counting = length, np.arange(length)
         self._windows = windows
         self._encoder = encoder
         self._isolate = isolate
@@ -130,13 +130,13 @@ class TokenStream:
         inputs, labels, positions = np.empty((3, length), dtype=np.int64)
         inputs[:filled], inputs[filled:] = tokens[:-1], self._encoder.separator
         labels[:filled], labels[filled:] = tokens[1:], IGNORED
-        positions[:] = np.arange(length)
+        positions[:] = self._counting
         bounds = [start for start in starts if 0 < start <= filled]
         if self._encoder.two_separators:
             labels[np.array(bounds, dtype=np.int64) - 1] = IGNORED
         if self._isolate:
             for start, end in pairwise([*bounds, length]):
-                positions[start:end] = np.arange(end - start)
+                positions[start:end] = self._counting[: end - start]
         self._consume(filled)
         self.num_rows += 1
         self.num_tokens += length
@@ -156,7 +156,7 @@ class TokenStream:
             self._last.append((self._held[index], offset, len(part)))
             gathered += len(part)
             index, offset = index + 1, 0
-        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64), starts
+        return np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, np.int64), starts
 
     def _hold(self, index: int) -> bool:
         """Load document `index`, counted from the current one, into memory; False if there is none."""
@@ -175,22 +175,23 @@ class TokenStream:
             self.num_documents += 1
 
     def _documents(self, skip: int = 0) -> Iterator[_Document]:
+        count = 1
         while (window := self._windows.next()) is not None:
-            for first, last in _ranges(window.size, skip):
+            for first, last in _ranges(window.size, skip, count):
                 for part in encoded_parts(cast(list[tuple[int, str]], window.drawn(first, last))):
                     encoded = self._encoder.encode([text for _, text in part])
                     for (index, _), tokens in zip(part, encoded, strict=True):
                         yield _Document(_start(window, index), tokens, window)
-            skip = 0
+            skip, count = 0, ENCODE_DOCUMENTS
 
 
 def _start(window: Window, document: int) -> Position:
     return Position(window.epoch, window.index, window.cursor, document, 0)
 
 
-def _ranges(size: int, skip: int) -> Iterator[tuple[int, int]]:
-    """Ranges of documents from `skip` on that are drawn together."""
-    first, count = skip, 1
+def _ranges(size: int, skip: int, count: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of documents from `skip` on that are drawn together, of `count` documents and then of more."""
+    first = skip
     while first < size:
         yield first, min(first + count, size)
         first, count = first + count, min(2 * count, ENCODE_DOCUMENTS)

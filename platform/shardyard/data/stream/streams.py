@@ -112,6 +112,11 @@ class Stream:
             for number, source in enumerate(sources)
         ]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the rows that were made."""
+        return sum(rows.num_tokens for rows in self.by_source)
+
     def next_row(self) -> tuple[Row, int] | None:
         """The next row and the index of its source; None when all sources have ended."""
         while self._live:

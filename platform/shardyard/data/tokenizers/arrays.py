@@ -33,17 +33,20 @@ class TokenArrays:
 
     def encode(self, texts: Sequence[str], head: Sequence[int] = (), tail: Sequence[int] = ()) -> list[Tokens]:
         """An array for each text, with the tokens `head` before and `tail` after those of the text."""
-        ids: list[Any]
         if self._of_byte is not None:
             ids = [self._of_byte[np.frombuffer(text.encode(), dtype=np.uint8)] for text in texts]
-        else:
-            found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            # The library hands out lists alone; they become arrays at once.
-            ids = [np.fromiter(encoding.ids, dtype=self._dtype, count=len(encoding)) for encoding in found]
-        if not head and not tail:
-            return ids
-        before, after = np.array(head, dtype=self._dtype), np.array(tail, dtype=self._dtype)
-        return [np.concatenate([before, tokens, after]) for tokens in ids]
+            if not head and not tail:
+                return ids
+            before, after = np.array(head, dtype=self._dtype), np.array(tail, dtype=self._dtype)
+            return [np.concatenate([before, tokens, after]) for tokens in ids]
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        # The library hands out lists alone; they become arrays at once.
+        return [self._array(encoding.ids, head, tail) for encoding in found]
+
+    def _array(self, ids: list[int], head: Sequence[int], tail: Sequence[int]) -> Tokens:
+        ids[:0] = head
+        ids += tail
+        return np.fromiter(ids, dtype=self._dtype, count=len(ids))
 
 
 def byte_ids(backend: Tokenizer) -> list[int] | None:

@@ -14,5 +14,4 @@ SPEC = ObjectiveSpec(
     metrics={"perplexity": False},
     experts=True,
     generates=True,
-    vocabulary=True,
 )

@@ -15,5 +15,4 @@ SPEC = ObjectiveSpec(
     metrics={"perplexity": False, "loss_labels": False, "loss_teacher": False},
     frozen="teacher",
     generates=True,
-    vocabulary=True,
 )

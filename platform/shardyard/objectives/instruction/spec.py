@@ -17,5 +17,4 @@ SPEC = ObjectiveSpec(
     generates=True,
     chat=True,
     answers=True,
-    vocabulary=True,
 )

@@ -14,5 +14,4 @@ SPEC = ObjectiveSpec(
     sections=frozenset({"loss", "masking"}),
     metrics={"perplexity": False, "accuracy": True},
     row_shape="text",
-    vocabulary=True,
 )

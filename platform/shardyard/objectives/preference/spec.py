@@ -19,5 +19,4 @@ SPEC = ObjectiveSpec(
     generates=True,
     chat=True,
     answers=True,
-    vocabulary=True,
 )

@@ -24,5 +24,4 @@ SPEC = ObjectiveSpec(
     decodes=True,
     reads_source=True,
     source_length=True,
-    vocabulary=True,
 )

@@ -50,5 +50,4 @@ SPEC = ObjectiveSpec(
     row_shape="speech",
     decodes=True,
     reads_source=True,
-    vocabulary=True,
 )

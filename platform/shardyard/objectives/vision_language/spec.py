@@ -51,5 +51,4 @@ SPEC = ObjectiveSpec(
     row_shape="image_within_text",
     reads_source=True,
     sees=True,
-    vocabulary=True,
 )
