@@ -9,7 +9,7 @@ import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from shardyard.data.formats.inputs import FormatInputs
-from shardyard.data.media.audio import POSITIONS_PER_SECOND, Move, draw_move, read_audio
+from shardyard.data.media.audio import POSITIONS_PER_SECOND, Move, draw_move, read_audio, sound_bytes
 from shardyard.data.media.clipping import segments_of, text_until
 from shardyard.data.media.listening import PADDING, listener
 from shardyard.data.media.resampling import Samples
@@ -39,6 +39,10 @@ class Recordings(ExampleRows):
         self.listener = listener(inputs.model, inputs.audio)
         self.settings, self.training = inputs.audio, inputs.training
         self._silent = inputs.data.drop_inputs
+
+    def length(self, piece: Any) -> int:
+        """Bytes of the recordings of a piece, which are in files of one kind as a rule."""
+        return sum(sound_bytes(one["audio"]) for one in (piece if isinstance(piece, list) else [piece]))
 
     def samples(self, example: Any, generator: np.random.Generator) -> Samples:
         """The samples of an example with `audio`, in training with another speed and start."""

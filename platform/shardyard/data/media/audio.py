@@ -5,7 +5,9 @@ T: samples, M: Mel bins, F: frames of 10 ms.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,17 @@ def read_audio(value: Any, rate: int = RATE) -> Samples:
     if not samples.size or not np.isfinite(samples).all():
         raise UnusableRowError("recording without samples" if not samples.size else "samples that are no numbers")
     return resample(samples.mean(axis=1), own_rate, rate)
+
+
+def sound_bytes(value: Any) -> int:
+    """Size of the file of a recording, an input of `read_audio`; 0 if it cannot be told."""
+    value = {"path": value} if isinstance(value, str) else value
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content is not None:
+        return len(content)
+    with contextlib.suppress(OSError, TypeError):
+        return os.stat(value["path"]).st_size
+    return 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shardyard.data.sources.sources import Example
+from shardyard.data.stream.length_groups import ByLength, InOrder, Order, size_of
 from shardyard.data.stream.reader import ShareReader
 from shardyard.data.stream.rows import Part, Position, Row, Tensors, collate
 from shardyard.data.stream.shuffle import EXAMPLE_STREAM, Window, Windows
@@ -45,6 +46,10 @@ class ExampleRows:
     def documents_of(self, piece: Any, index: int) -> Sequence[int]:
         """Indices of the examples that the piece `index`, of which rows were made last, comes from."""
         return [index]
+
+    def length(self, piece: Any) -> int:
+        """How long the row of a piece will be, in any unit, told without making it: for `data.group_by_length`."""
+        return size_of(piece)
 
     def learns(self, row: Row) -> bool:
         """Whether the row has a target; other rows are left out and counted."""
@@ -119,25 +124,41 @@ class ExampleStream:
     def _made(self, skip: int = 0, begun: int = 0) -> Iterator[tuple[Row, Position, list[Part]]]:
         """Each row with the position after it, whose `offset` is the number of rows that were made of piece `document`,
         and the documents that it was made of."""
+        since, odd = self._position.since, dict(self._position.odd)
         while (window := self._windows.next()) is not None:
             if not skip and not begun and not self._progresses(window):
                 continue
             if not window.examples:
                 continue
-            at = Position(window.epoch, window.index, window.cursor)
+            at = Position(window.epoch, window.index, window.cursor, since=since)
             pieces = self._rows.pieces(window.examples, _generator(window))
-            for index in range(skip, len(pieces)):
+            order, row = self._order(pieces, window), since
+            for place in range(len(pieces)):
+                index = order.next(row)
+                if place < skip:
+                    row += odd.get(place, 1)
+                    continue
                 rows = self._learnable(pieces[index], window, index, len(pieces))
+                row += len(rows)
+                if self._windows.group and len(rows) != 1:
+                    odd[place] = len(rows)
                 documents = self._rows.documents_of(pieces[index], index) if rows else ()
                 parts = [Part(window, window.document(example)) for example in documents]
                 for number in range(begun, len(rows)):
                     self._nothing_since = None
                     after = number + 1
                     done = after == len(rows)
-                    yield rows[number], replace(at, document=index + done, offset=0 if done else after), parts
+                    made = replace(at, document=place + done, offset=0 if done else after, odd=tuple(odd.items()))
+                    yield rows[number], made, parts
                 begun = 0
             self.num_documents += len(window.examples)
-            skip = 0
+            skip, since, odd = 0, row if self._windows.group else 0, {}
+
+    def _order(self, pieces: Sequence[Any], window: Window) -> Order:
+        if not self._windows.group:
+            return InOrder()
+        seed, _, source, *_ = window.key
+        return ByLength([self._rows.length(piece) for piece in pieces], self._windows.group, (seed, source))
 
     def _progresses(self, window: Window) -> bool:
         """Whether to read the window: False if the share has been read from its start to its end without a single row.

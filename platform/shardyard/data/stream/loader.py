@@ -24,6 +24,7 @@ from shardyard.data.sources.retry import Retry, Stopped
 from shardyard.data.sources.sources import open_for
 from shardyard.data.sources.web import WEB
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
+from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings, StreamState, StreamStates
@@ -223,6 +224,7 @@ class TrainLoader:
             on_error=data.on_error,
             error_limit=data.error_limit,
             order=data.order,
+            group=rows_per_batch_of(data, global_batch, streams),
         )
         weights = [source.weight for source in data.train]
         made = {

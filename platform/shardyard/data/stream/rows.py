@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, NotRequired, Protocol, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ class PositionState(TypedDict):
     cursor: CursorState
     document: int
     offset: int
+    since: NotRequired[int]
+    odd: NotRequired[list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Position:
     """A position in one (stream, source): window `window` of `epoch`, which was read from `cursor`.
 
     `document` is an index into the permuted window's documents (or pieces of them), `offset` a number of tokens from
-    the document's start.
+    the document's start. Where batches hold rows of like length, `since` is the number of rows of the (stream, source)
+    before the window, and `odd` has (index, number of rows) for what did not become one row.
     """
 
     epoch: int = 0
@@ -45,21 +48,29 @@ class Position:
     cursor: Cursor = START
     document: int = 0
     offset: int = 0
+    since: int = 0
+    odd: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> PositionState:
         # By hand: `asdict` copies the state of `datasets`, which nobody changes, and takes most of a short row's time.
         cursor = cast(CursorState, {name: getattr(self.cursor, name) for name in _CURSOR})
-        return {
+        state: PositionState = {
             "epoch": self.epoch,
             "window": self.window,
             "cursor": cursor,
             "document": self.document,
             "offset": self.offset,
         }
+        if self.since:
+            state["since"] = self.since
+        if self.odd:
+            state["odd"] = list(self.odd)
+        return state
 
     @classmethod
     def from_json(cls, value: PositionState) -> Position:
-        return replace(cls(**cast(Any, value)), cursor=Cursor(**value["cursor"]))
+        odd = tuple((index, rows) for index, rows in value.get("odd", ()))
+        return replace(cls(**cast(Any, value)), cursor=Cursor(**value["cursor"]), odd=odd)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from shardyard.errors import DataError
 from shardyard.recipe.schema import Order
 
 # First word of every key, so that each purpose has independent random numbers.
-PERMUTATION_STREAM, MIXTURE_STREAM, EXAMPLE_STREAM, PACKING_STREAM = 1, 2, 3, 4
+PERMUTATION_STREAM, MIXTURE_STREAM, EXAMPLE_STREAM, PACKING_STREAM, LENGTH_STREAM = 1, 2, 3, 4, 5
 
 
 def keyed_words(count: int, *key: int) -> npt.NDArray[np.uint64]:
@@ -124,8 +124,17 @@ class Windows:
     """
 
     def __init__(
-        self, reader: ShareReader, key: tuple[int, int, int], size: int, *, repeat: bool, order: Order = 1
+        self,
+        reader: ShareReader,
+        key: tuple[int, int, int],
+        size: int,
+        *,
+        repeat: bool,
+        order: Order = 1,
+        group: int = 0,
     ) -> None:
+        # Rows that a stream gives to a global batch of rows of like length; 0: lengths are not looked at.
+        self.group = group
         self._order = order
         # In order 2, whether a pass so far has nothing to draw, and the window that may change this.
         self._is_barren = True

@@ -59,6 +59,7 @@ class StreamSettings:
     """Settings of all streams of a loader; `shuffle_window` in examples, `rows` turns windows into rows.
 
     `on_error` says what happens to unusable rows, `error_limit` how many there may be, `order` is data.order.
+    `group`: rows of a stream in each global batch, if these are of like length, else 0.
     """
 
     rows: Callable[[Windows], RowStream]
@@ -69,6 +70,7 @@ class StreamSettings:
     on_error: OnError = "skip"
     error_limit: float = 1.0
     order: Order = 1
+    group: int = 0
 
 
 class StreamState(TypedDict):
@@ -107,6 +109,7 @@ class Stream:
                     settings.shuffle_window,
                     repeat=settings.repeat,
                     order=settings.order,
+                    group=settings.group,
                 )
             )
             for number, source in enumerate(sources)

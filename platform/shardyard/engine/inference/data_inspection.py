@@ -16,6 +16,7 @@ from shardyard.data.formats import make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.left_out import LeftOutCounts, added
+from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Row
 from shardyard.data.stream.streams import Stream, StreamSettings
@@ -102,6 +103,7 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
         on_error=data.on_error,
         error_limit=data.error_limit,
         order=data.order,
+        group=rows_per_batch_of(data, recipe.train.global_batch, number),
     )
     weights = [source.weight for source in data.train]
     streams = [Stream(index, sources, weights, settings, Retry()) for index in range(min(number, num_rows))]

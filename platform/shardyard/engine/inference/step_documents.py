@@ -21,6 +21,7 @@ from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.document_rows import DocumentStream
 from shardyard.data.stream.fitted_documents import FittedStream
+from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.packing import IGNORED, TokenStream
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Position, Row
@@ -160,6 +161,7 @@ class _Maker:
             recipe.train.seed,
             on_error=data.on_error,
             order=data.order,
+            group=rows_per_batch_of(data, recipe.train.global_batch, streams),
         )
 
     def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _RowOrigin]]:

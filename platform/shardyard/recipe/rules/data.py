@@ -30,6 +30,7 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
             for key, message in _source(source, recipe.objective, training=name == "train"):
                 yield (*path, *((key,) if key else ())), message
     yield from _packing(recipe)
+    yield from _grouping(recipe)
     yield from _languages(recipe)
     yield from _held_out(recipe.data)
     yield from _leaks(recipe.data)
@@ -179,6 +180,17 @@ def _packing(recipe: Recipe) -> Iterator[Finding]:
         yield where, f"concat would cut conversations; use best_fit for {recipe.objective}"
     elif not recipe.data.isolate_documents:
         yield where, "keeps the conversations of a row apart, and data.isolate_documents is false; leave that at true"
+
+
+def _grouping(recipe: Recipe) -> Iterator[Finding]:
+    spec = objective_spec(recipe.objective)
+    if not recipe.data.group_by_length:
+        return
+    where = ("data", "group_by_length")
+    if spec.rows == "packed" or recipe.data.packing:
+        yield where, "saves padding, and packed rows have next to none; leave one of data.packing and this out"
+    elif not spec.text and "audio" not in spec.all_columns.values():
+        yield where, f"is for texts and recordings; the images of {recipe.objective} are of one size, so leave it out"
 
 
 def _held_out(data: Data) -> Iterator[Finding]:

@@ -102,6 +102,12 @@ class Data(Section):
         "better. `concat` joins documents and cuts them where a row is full (causal_lm, distillation). Default, and "
         "false: concat; conversations have rows of their own (instruction). true is best_fit for conversations.",
     )
+    group_by_length: bool = described(
+        False,
+        "Put rows of like length into the same global batch, so that it has little padding: where rows hold one text "
+        "or recording each. Lengths are characters, or bytes of recordings, and are compared within a shuffle window, "
+        "so larger windows save more. The sequence of batches differs.",
+    )
     on_error: OnError = described(
         "skip",
         "What happens to a row that nothing can be learned from, such as a conversation that the chat template "
