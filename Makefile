@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 # Training, data and the dashboard need the first; sweeps, lm-eval, Kubernetes, tests and checks more.
 RUNTIME := data,dashboard,ops
 ASKED = $(RUNTIME),$(EXTRAS)
-EVERYTHING := $(RUNTIME),eval,sweep,kubernetes,vision,speech,quantize,test,check
+EVERYTHING := $(RUNTIME),clean,eval,sweep,kubernetes,vision,speech,quantize,test,check
 STAMP := $(VENV)/.shardyard-setup
 ALL := $(VENV)/.shardyard-setup-all
 

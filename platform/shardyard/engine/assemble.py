@@ -140,7 +140,7 @@ def _add_hooks(session: Session, components: Components) -> None:
     """Add hooks in the order in which they run after a step: measure, record, react, save."""
     recipe, every, events = session.recipe, session.plan.evaluate_every, session.event_log
     held = shared_held_out(recipe, components, session.folder, session.mesh)
-    if held.num_left_out or session.loader.notes:
+    if held.num_left_out or held.filtered or session.loader.notes:
         events.event(Notice(text=f"evaluation: {held.describe()}"))
     evaluate = EvaluateHook(
         session.engine,

@@ -135,6 +135,7 @@ def make_components(
         tokenizer=tokenizer,
         model=config,
         isolation=isolation_of(recipe.data),
+        logits_chunk=recipe.model.logits_chunk or 0,
         data_group=data_group,
     )
     objective = make_objective(recipe.objective, objective_inputs)

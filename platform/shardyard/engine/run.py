@@ -134,6 +134,7 @@ def _log_data_counts(session: Session) -> None:
             skipped=skipped,
             retries=retries,
             cut=cut,
+            filtered=left_out["filtered"],
             unusable=left_out["unusable"],
             without_target=left_out["without_target"],
             repaired=left_out["repaired"],

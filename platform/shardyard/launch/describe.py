@@ -34,6 +34,7 @@ from shardyard.units import format_bytes, format_seconds
 # Metrics that are not shown: perplexity follows from the loss.
 _NOT_SHOWN = frozenset({"perplexity"})
 _MOST_METRICS = 6
+_REASONS = 5
 
 
 def describe(event: Event) -> str:
@@ -73,6 +74,7 @@ def describe(event: Event) -> str:
 def _data_read(event: DataRead) -> str:
     rows = {
         "examples skipped": event.skipped,
+        "rows removed by filters": sum(event.filtered.values()),
         "unusable rows left out": event.unusable,
         "rows without a target left out": event.without_target,
         "rows repaired": event.repaired,
@@ -90,7 +92,9 @@ def _data_read(event: DataRead) -> str:
     told += [f"{count} {word}" for word, count in others.items() if count]
     if event.full is not None:
         told.append(f"packed rows {event.full:.1%} full")
-    named = f" ({'; '.join(event.named)})" if event.named else ""
+    reasons = sorted(event.filtered.items(), key=lambda found: (-found[1], found[0]))[:_REASONS]
+    named_ = [*(f"{reason}: {count}" for reason, count in reasons), *event.named]
+    named = f" ({'; '.join(named_)})" if named_ else ""
     return f"data: {', '.join(told)}{named}" if told else ""
 
 

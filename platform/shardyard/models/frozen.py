@@ -69,6 +69,13 @@ class AdapterOff:
     def __init__(self, adapted: nn.Module) -> None:
         self._adapted = adapted
 
+    @property
+    def module(self) -> nn.Module | None:
+        """The model whose output layer also computes the pretrained model's logits; None if the layer is adapted."""
+        layer = self._adapted.get_output_embeddings()  # type: ignore[operator]
+        adapted = layer is not None and len(list(layer.modules())) > 1
+        return None if adapted else self._adapted
+
     def __call__(self, **inputs: Any) -> Any:
         """The output of the pretrained model, without gradients or dropout."""
         training = self._adapted.training

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from shardyard.models.isolation import Inputs, document_inputs
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
+from shardyard.objectives.chunked import ChunkedLogits, output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import cross_entropy
 from shardyard.objectives.scores import perplexity
@@ -23,11 +24,16 @@ class Answers(Objective):
     """
 
     def __init__(
-        self, label_smoothing: float = 0.0, *, packing: bool = False, isolation: Isolation = "positions"
+        self,
+        label_smoothing: float = 0.0,
+        *,
+        packing: bool = False,
+        isolation: Isolation = "positions",
+        logits_chunk: int = 0,
     ) -> None:
         """`packing`: rows hold several conversations, at positions that restart with each; `isolation`: how they are
-        kept apart."""
-        self._label_smoothing, self._isolation = label_smoothing, isolation
+        kept apart; `logits_chunk`: most tokens whose logits exist at the same time, 0 for all."""
+        self._label_smoothing, self._isolation, self._logits_chunk = label_smoothing, isolation, logits_chunk
         self._packing = packing and isolation != "rows"
 
     def counts(self, batch: Tensors) -> dict[str, float]:
@@ -42,7 +48,7 @@ class Answers(Objective):
         inputs: Inputs = {name: _as_input(model, value) for name, value in batch.items() if name not in _TARGETS}
         if self._packing:
             inputs |= document_inputs(model, batch["position_ids"], self._isolation)
-        logits = model(**inputs, use_cache=False).logits  # [B, T, V]
+        logits = output_with_logits(model, {**inputs, "use_cache": False}, self._logits_chunk).logits  # [B, T, V]
         labels, weights = batch["labels"], _weights(batch)
         loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing, weights=weights)
         return Measured({"loss": loss}, {"correct": num_correct(logits, labels, weights)})
@@ -63,7 +69,7 @@ class Answers(Objective):
 _TARGETS = ("labels", "target_weights")
 
 
-def num_correct(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def num_correct(logits: Tensor | ChunkedLogits, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Number of targets in `labels` […] that have the largest of the `logits` […, V], or their weight: a scalar."""
     hits = (logits.detach().argmax(-1) == labels) & (labels != IGNORED)
     return (hits if weights is None else hits * weights).sum(dtype=torch.float64)
@@ -81,4 +87,9 @@ def _as_input(model: nn.Module, value: Tensor) -> Tensor:
 
 def make(inputs: ObjectiveInputs) -> Answers:
     """Create the objective from its recipe sections."""
-    return Answers(inputs.loss.label_smoothing, packing=inputs.packing, isolation=inputs.isolation)
+    return Answers(
+        inputs.loss.label_smoothing,
+        packing=inputs.packing,
+        isolation=inputs.isolation,
+        logits_chunk=inputs.logits_chunk,
+    )

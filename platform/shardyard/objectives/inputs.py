@@ -19,7 +19,8 @@ class ObjectiveInputs:
 
     `sequence_length` is the maximum number of tokens of a row, and so of decoded texts. `packing`: rows hold several
     conversations. `decoder_prompt`: tokens with which every text of a decoder begins; none for the start token of the
-    model. `isolation` is how the documents of a row are kept apart. `frozen` is the teacher of a distillation or the
+    model. `isolation` is how the documents of a row are kept apart. `logits_chunk`: most tokens whose logits exist at
+    the same time; 0 for all. `frozen` is the teacher of a distillation or the
     reference model of preference tuning: called like a model, it returns logits without gradients. `data_group` is the
     group of data-parallel ranks; None if this rank reads all rows of a global batch.
     """
@@ -40,5 +41,6 @@ class ObjectiveInputs:
     tokenizer: Any = None
     model: Any = None
     isolation: Isolation = "positions"
+    logits_chunk: int = 0
     frozen: Callable[..., Any] | None = None
     data_group: ProcessGroup | None = None

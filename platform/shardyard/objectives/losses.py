@@ -10,19 +10,24 @@ Mismatching shapes are errors of the caller and `assert`ed, because broadcasting
 
     B: rows, C: classes, D: size of an embedding, G: rows of the global batch, T: tokens in a row, V: vocabulary,
     …: any number of axes, including none
+
+Losses of tokens also take `ChunkedLogits`, which stand for logits that are computed for some tokens at a time.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from shardyard.objectives.base import IGNORED
+from shardyard.objectives.chunked import ChunkedLogits
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, weights: Tensor | None = None
+    logits: Tensor | ChunkedLogits, labels: Tensor, *, label_smoothing: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
     """Negative log-probability of the labelled classes, in nats; each label is one target.
 
@@ -35,6 +40,9 @@ def cross_entropy(
         label_smoothing: ε, the share of the target that is spread over all classes, including the labelled one.
         weights: […], factors of the targets, which then count as much; None means 1 for all.
     """
+    if isinstance(logits, ChunkedLogits):
+        smoothed = partial(cross_entropy, label_smoothing=label_smoothing)
+        return logits.map(lambda part, own, weighed: smoothed(part, own, weights=weighed), labels, weights).sum()
     flat, targets = _flat(logits, labels)
     losses = functional.cross_entropy(
         flat,
@@ -46,7 +54,7 @@ def cross_entropy(
     return losses if weights is None else (losses * weights.reshape(-1).to(losses.dtype)).sum()
 
 
-def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: Tensor | None = None) -> Tensor:
+def focal(logits: Tensor | ChunkedLogits, labels: Tensor, *, gamma: float, alpha: Tensor | None = None) -> Tensor:
     """Cross-entropy that gives less weight to labels that are already classified well; each label is one target.
 
     With p the softmax probability of label y:  -α_y·(1 - p)^γ·log p.  γ = 0 is cross-entropy.
@@ -58,6 +66,8 @@ def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: Tensor | None 
         gamma: γ ≥ 0, how fast the weight falls; the paper uses 2.
         alpha: [C], a weight for each class; None means 1 for all.
     """
+    if isinstance(logits, ChunkedLogits):
+        return logits.map(partial(focal, gamma=gamma, alpha=alpha), labels).sum()
     flat, targets = _flat(logits, labels)
     kept = targets != IGNORED
     targets = targets[kept]
@@ -319,16 +329,24 @@ def dpo(
     return -((1 - label_smoothing) * kept + label_smoothing * flipped).sum()
 
 
-def sequence_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
+def sequence_log_probability(logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
     """Joint log-probability of each row's targets, Σ_t log p(labels[t]), in nats: [B].
 
     Args:
         logits: [B, T, V].
         labels: [B, T], already shifted; -100 is not a target. A row without targets gets 0.
     """
-    flat, targets = _flat(logits, labels)
-    losses = functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
+    if isinstance(logits, ChunkedLogits):
+        losses = logits.map(_each_cross_entropy, labels)
+    else:
+        losses = _each_cross_entropy(logits, labels)
     return -losses.view(labels.shape).sum(-1)
+
+
+def _each_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[N] for N labels; 0 where there is no target."""
+    flat, targets = _flat(logits, labels)
+    return functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
 
 
 def ctc(logits: Tensor, labels: Tensor, *, blank: int, positions: Tensor | None = None) -> Tensor:

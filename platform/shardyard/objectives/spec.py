@@ -74,6 +74,7 @@ class ObjectiveSpec:
     decodes: whether an encoder–decoder writes a text, for metrics of decoded rows; reads_source: whether it answers
     about a source that `data.drop_inputs` drops; source_length: whether `data.source_length` limits that source.
     zero_shot: whether images and texts share an embedding space, so that class names can classify images.
+    vocabulary: whether its logits are those of tokens, and may be computed for some tokens at a time.
     """
 
     name: str
@@ -111,6 +112,7 @@ class ObjectiveSpec:
     reads_source: bool = False
     source_length: bool = False
     zero_shot: bool = False
+    vocabulary: bool = False
 
     @property
     def auto_class(self) -> str:

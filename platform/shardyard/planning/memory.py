@@ -119,9 +119,18 @@ def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -
 
 
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
-    """Bytes of the logits in the model's precision and in fp32 for the loss, and of the gradients of both."""
+    """Bytes of the logits in the model's precision and in fp32 for the loss, and of the gradients of both.
+
+    With `model.logits_chunk`, those of so many tokens, and the gradient of the output matrix: of one chunk, and the sum
+    in fp32.
+    """
+    width = _parameter_bytes(recipe)
     length = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
     logits = length * architecture.vocabulary
     if architecture.activation_bytes_per_row is not None:
         logits = architecture.logits_per_row
-    return 2 * micro_batch * logits * (_parameter_bytes(recipe) + 4)
+    logits *= micro_batch
+    chunk = (recipe.model.logits_chunk or 0) * architecture.vocabulary
+    if not 0 < chunk < logits:
+        return 2 * logits * (width + 4)
+    return 2 * chunk * (width + 4) + (width + 4) * architecture.vocabulary * architecture.hidden_size

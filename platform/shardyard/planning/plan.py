@@ -14,6 +14,7 @@ from shardyard.planning.architecture import Architecture, flops_per_token
 from shardyard.planning.deepspeed_config import deepspeed_config
 from shardyard.planning.findings import Findings, with_findings
 from shardyard.planning.memory import Memory, estimate_memory
+from shardyard.planning.micro_batch import fitting_batch, refusal, row_tokens, rows_per_rank, with_logits_chunk
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.recipe.batching import default_streams, streams_of
 from shardyard.recipe.isolation import ISOLATIONS, Isolation, is_packed
@@ -22,9 +23,8 @@ from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.mesh import MeshShape, mesh_shape
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
 from shardyard.recipe.schema import Precision, Recipe
-from shardyard.units import format_bytes, format_count
+from shardyard.units import format_count
 
-MAX_MICRO_BATCH_TOKENS = 8192
 # What a way to isolate documents means for the rows, after the reason for it.
 _HINTS: dict[Isolation, str] = {
     "positions": "",
@@ -54,6 +54,7 @@ class RunPlan:
 
     mesh: how the ranks of `world` are arranged.
     rows_per_rank: rows of a global batch that a data-parallel rank reads.
+    logits_chunk: `model.logits_chunk`; None in plans from before it existed.
     isolation: what keeps the documents of a row apart; None if rows have one document, or need not keep them apart.
     precision_known: False if the training devices could not be queried; the launch queries them and plans again.
     """
@@ -82,6 +83,7 @@ class RunPlan:
     network: str
     reasons: dict[str, str]
     isolation: Isolation | None = None
+    logits_chunk: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -128,12 +130,15 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     reasons["precision"] = chosen.why
     mesh = mesh_shape(recipe, world.size)
     reasons["mesh"] = "all ranks are data-parallel; groups of model.experts.parallel share experts"
-    rows_per_rank = _rows_per_rank(recipe, mesh)
+    rank_rows = rows_per_rank(recipe, mesh)
     _check_shared_gpus(recipe, world)
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {mesh.data} ranks"
-    micro_batch = _micro_batch(recipe, architecture, world, mesh, reasons)
-    accumulation = rows_per_rank // micro_batch
-    reasons["accumulation"] = f"{rows_per_rank} rows a rank / micro-batch of {micro_batch}"
+    fitting = fitting_batch(recipe, architecture, mesh, world.device_bytes)
+    micro_batch = fitting.micro_batch
+    reasons |= fitting.reasons
+    recipe = with_logits_chunk(recipe, fitting.logits_chunk)
+    accumulation = rank_rows // micro_batch
+    reasons["accumulation"] = f"{rank_rows} rows a rank / micro-batch of {micro_batch}"
     tokens_per_row = row_tokens(recipe, architecture)
     reasons["tokens_per_row"] = "positions that a row puts through the model: data.sequence_length of a decoder"
     tokens_per_step = recipe.train.global_batch * tokens_per_row
@@ -148,7 +153,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         mesh=mesh,
         precision=chosen.precision,
         precision_known=chosen.known,
-        rows_per_rank=rows_per_rank,
+        rows_per_rank=rank_rows,
         micro_batch=micro_batch,
         accumulation=accumulation,
         steps=steps,
@@ -166,6 +171,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         **_whereabouts(recipe, world, reasons),
         reasons=reasons,
         isolation=isolation,
+        logits_chunk=fitting.logits_chunk,
     )
 
 
@@ -175,6 +181,8 @@ def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
         train = recipe.train.model_copy(update={"steps": plan.steps, "epochs": None})
         recipe = recipe.model_copy(update={"train": train})
     recipe = with_findings(recipe, plan.architecture.findings)
+    if plan.logits_chunk is not None:
+        recipe = with_logits_chunk(recipe, plan.logits_chunk)
     return with_precision(recipe, plan.precision) if plan.precision_known else recipe
 
 
@@ -182,7 +190,7 @@ def _check_findings(recipe: Recipe, findings: Findings) -> None:
     if findings.refusals:
         raise RecipeError("plan", [Problem("", path, message) for path, message in findings.refusals])
     if findings.isolation is None and findings.isolation_why and is_packed(recipe) and recipe.data.isolation == "auto":
-        raise _refuse(
+        raise refusal(
             "data.isolate_documents",
             f"nothing keeps the documents of a row apart in {recipe.model.label} ({findings.isolation_why}); set it to "
             "false to let documents see those before them, or choose another family",
@@ -227,63 +235,14 @@ def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[
     }
 
 
-def row_tokens(recipe: Recipe, architecture: Architecture) -> int:
-    """Number of positions of a row in the model."""
-    if architecture.tokens_per_row is not None:
-        return architecture.tokens_per_row
-    assert recipe.data.sequence_length is not None, "checked with the recipe"
-    return recipe.data.sequence_length * objective_spec(recipe.objective).sequences
-
-
-def _refuse(path: str, message: str) -> RecipeError:
-    return RecipeError("plan", [Problem("", path, message)])
-
-
 def _check_shared_gpus(recipe: Recipe, world: World) -> None:
     gpus = recipe.cluster.gpus_per_worker
     if world.gpu and gpus and gpus <= 0.5 and world.size > 1:
-        raise _refuse(
+        raise refusal(
             "cluster.gpus_per_worker",
             f"workers of {gpus:g} GPUs may share one, and NCCL refuses two ranks of a run on one GPU; use 1 or 0, "
             "or cluster.workers 1 (several runs may share a GPU)",
         )
-
-
-def _rows_per_rank(recipe: Recipe, mesh: MeshShape) -> int:
-    rows, rest = divmod(recipe.train.global_batch, mesh.data)
-    if rest:
-        raise _refuse("train.global_batch", f"{recipe.train.global_batch} rows cannot be shared by {mesh.data} ranks")
-    return rows
-
-
-def _micro_batch(
-    recipe: Recipe, architecture: Architecture, world: World, mesh: MeshShape, reasons: dict[str, str]
-) -> int:
-    pinned, rows = recipe.train.micro_batch, _rows_per_rank(recipe, mesh)
-    if pinned is not None:
-        if rows % pinned:
-            raise _refuse("train.micro_batch", f"{pinned} does not divide the {rows} rows of each rank")
-        reasons["micro_batch"] = "pinned by train.micro_batch"
-        return pinned
-    if objective_spec(recipe.objective).whole_batch:
-        reasons["micro_batch"] = f"all rows of a rank: {recipe.objective} compares every row with every other"
-        return rows
-    limit = max(1, MAX_MICRO_BATCH_TOKENS // row_tokens(recipe, architecture))
-    candidates = [m for m in range(min(rows, limit), 0, -1) if rows % m == 0]
-    fitting = next((m for m in candidates if _holds(recipe, architecture, world, mesh, m)), None)
-    why = f"largest divisor of {rows} rows a rank with at most {MAX_MICRO_BATCH_TOKENS} tokens"
-    if world.device_bytes is not None:
-        device = format_bytes(world.device_bytes)
-        why = f"{why}, and that fits {device}" if fitting else f"the minimum; not even one row fits {device}"
-    reasons["micro_batch"] = why
-    return fitting or 1
-
-
-def _holds(recipe: Recipe, architecture: Architecture, world: World, mesh: MeshShape, micro_batch: int) -> bool:
-    if world.device_bytes is None:
-        return True
-    estimate = estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch)
-    return estimate.device_bytes <= world.device_bytes
 
 
 def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict[str, str]) -> int:
@@ -303,7 +262,7 @@ def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict
 def _streams(recipe: Recipe, mesh: MeshShape, reasons: dict[str, str]) -> int:
     streams = streams_of(recipe, mesh.world)
     if streams % mesh.data:
-        raise _refuse("data.streams", f"{streams} streams cannot be shared by {mesh.data} ranks; set a multiple of it")
+        raise refusal("data.streams", f"{streams} streams cannot be shared by {mesh.data} ranks; set a multiple of it")
     if recipe.data.streams:
         reasons["streams"] = "given by data.streams"
     elif streams == default_streams(recipe.train.global_batch):
@@ -323,7 +282,7 @@ def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) 
 
 def _warmup(given: float, steps: int, reasons: dict[str, str]) -> int:
     if isinstance(given, int) and given >= max(1, steps):
-        raise _refuse("schedule.warmup", f"{given} steps of warm-up take all of the {steps} steps of training")
+        raise refusal("schedule.warmup", f"{given} steps of warm-up take all of the {steps} steps of training")
     reasons["warmup"] = _by_the_recipe(given, steps)
     return in_steps(given, steps, most=steps - 1)
 

@@ -14,6 +14,9 @@ def complete(fields: Any) -> None:
         for source in (*(data.get("train") or ()), *(data.get("validation") or ())):
             if isinstance(source, dict):
                 source.setdefault("documents", "file")
+    model = fields.get("model") if isinstance(fields, dict) else None
+    if isinstance(model, dict):
+        model.setdefault("logits_chunk", 0)
     image = fields.get("image") if isinstance(fields, dict) else None
     if isinstance(image, dict):
         image.setdefault("background", None)

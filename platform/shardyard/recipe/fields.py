@@ -16,6 +16,8 @@ from shardyard.recipe.synonyms import SYNONYMS, synonym
 from shardyard.suggest import nearest
 
 Path = tuple[str | int, ...]
+# Sections that have the fields of another, `data.filters`, which are listed there alone.
+_AS_ELSEWHERE = ("data.train.filters", "data.validation.filters")
 # The similarity required of a name in another section: a less similar one would be misleading.
 FAR = 0.8
 
@@ -172,5 +174,5 @@ def all_paths(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str
     for name, info in section.model_fields.items():
         yield prefix + name
         below = section_type(item_type(info.annotation) or info.annotation)
-        if below is not None:
+        if below is not None and prefix + name not in _AS_ELSEWHERE:
             yield from all_paths(below, f"{prefix}{name}.")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from shardyard.errors import RecipeError
 from shardyard.planning.architecture import Architecture, flops_per_token
 from shardyard.planning.memory import Memory, estimate_memory
-from shardyard.planning.plan import MAX_MICRO_BATCH_TOKENS, RunPlan, World, make_plan
+from shardyard.planning.micro_batch import LOGITS_CHUNK, MAX_MICRO_BATCH_TOKENS, with_logits_chunk
+from shardyard.planning.plan import RunPlan, World, fixed, make_plan
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import data_mesh
 from shardyard.recipe.schema import Recipe
@@ -230,18 +231,40 @@ def test_any_number_of_ranks_that_divides_the_global_batch_has_streams(size: int
 
 def test_the_micro_batch_shrinks_until_the_estimate_fits() -> None:
     """What a micro-batch needs, as the plan itself estimates it, and one byte less."""
-    recipe = recipe_of()
+    all_logits = {"logits_chunk": 0}
+    recipe = recipe_of(model=all_logits)
     needs = {m: estimate_memory(recipe, GPT2, data_mesh(1), micro_batch=m).device_bytes for m in (1, 2, 4, 8)}
     assert sorted(needs.values()) == list(needs.values())
     for micro_batch, smaller in ((8, 4), (4, 2), (2, 1)):
-        assert plan_of(device_bytes=needs[micro_batch]).micro_batch == micro_batch
-        assert plan_of(device_bytes=needs[micro_batch] - 1).micro_batch == smaller
-    tight = plan_of(device_bytes=needs[1])
+        assert plan_of(device_bytes=needs[micro_batch], model=all_logits).micro_batch == micro_batch
+        assert plan_of(device_bytes=needs[micro_batch] - 1, model=all_logits).micro_batch == smaller
+    tight = plan_of(device_bytes=needs[1], model=all_logits)
     assert (tight.micro_batch, tight.fits) == (1, True)
     assert "that fits" in tight.reasons["micro_batch"]
-    none = plan_of(device_bytes=needs[1] - 1)
+    none = plan_of(device_bytes=needs[1] - 1, model=all_logits)
     assert (none.micro_batch, none.fits) == (1, False)
     assert "not even one row fits" in none.reasons["micro_batch"]
+
+
+def test_logits_are_computed_by_chunks_where_all_of_them_do_not_fit() -> None:
+    recipe = recipe_of(train={"micro_batch": 8})
+    whole, chunked = (
+        estimate_memory(with_logits_chunk(recipe, chunk), GPT2, data_mesh(1), micro_batch=8) for chunk in (0, 1024)
+    )
+    assert chunked.logits_bytes < whole.logits_bytes / 4
+    assert dataclasses.replace(chunked, logits_bytes=whole.logits_bytes) == whole
+    for chosen, have, expected, why in (
+        (None, whole.device_bytes, 0, "leaves room"),
+        (None, whole.device_bytes - 1, LOGITS_CHUNK, "does not fit"),
+        (None, None, LOGITS_CHUNK, "not known"),
+        (0, whole.device_bytes - 1, 0, "given by"),
+        (77, whole.device_bytes, 77, "given by"),
+    ):
+        plan = plan_of(device_bytes=have, train={"micro_batch": 8}, model={"logits_chunk": chosen})
+        assert plan.logits_chunk == fixed(recipe, plan).model.logits_chunk == expected
+        assert why in plan.reasons["logits_chunk"]
+    compiled = plan_of(device_bytes=whole.device_bytes - 1, train={"micro_batch": 8}, model={"compile": True})
+    assert (compiled.logits_chunk, compiled.fits) == (0, False)
 
 
 def test_fits_is_not_known_without_the_devices_memory() -> None:

@@ -256,6 +256,12 @@ CONTRADICTIONS = [
         "family: gpt2\n  activation_checkpointing: true\n  config: {use_cache: true",
     ),
     Broken(
+        "chunks-of-a-compiled-model",
+        "model.logits_chunk: takes the output layer out of the model",
+        "family: gpt2\n  config: {n_layer: 2",
+        "family: gpt2\n  compile: true\n  logits_chunk: 64\n  config: {n_layer: 2",
+    ),
+    Broken(
         "vocabulary",
         "model.config.vocab_size: 100 is less than the 257 entries of the tokenizer bytes",
         "n_layer: 2",

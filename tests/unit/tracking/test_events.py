@@ -65,6 +65,7 @@ ONE_OF_EACH: dict[str, tuple[str, Event]] = {
             skipped=1,
             retries=2,
             cut=3,
+            filtered={"c4: lorem ipsum": 2},
             unusable=4,
             without_target=5,
             repaired=6,

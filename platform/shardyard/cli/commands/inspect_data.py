@@ -47,6 +47,8 @@ def _print_source(source: InspectedSource) -> None:
     )
     if number := source.left_out["unusable"] + source.left_out["without_target"]:
         output.line(f"  rows left out: {number} ({'; '.join(source.left_out['named'])})")
+    for reason, count in source.left_out["filtered"].items():
+        output.line(f"  removed by filters: {count} ({reason})")
 
 
 def _print_row(row: ShownRow) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shardyard.data.datasets import dataset_files, dataset_fingerprint
+from shardyard.data.filters.outcome import Clean
+from shardyard.data.filters.steps import Steps, make_step
 from shardyard.data.quirks import quiet_datasets
 from shardyard.data.sources import corpus
 from shardyard.data.sources.files import Found, open_files
@@ -30,6 +34,7 @@ from shardyard.objectives.spec import Kind, ObjectiveSpec
 from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.layouts import Chosen, LayoutKind, choose, explain_unknown
 from shardyard.recipe.schema import Source
+from shardyard.recipe.sections.filters import EvaluationSet, Step
 from shardyard.recipe.sources.usual import columns_of
 
 HUB_TIMEOUT_SECONDS = 20.0
@@ -57,7 +62,7 @@ class OpenSource:
     `dataset` is a streaming `IterableDataset`; `columns` maps role → column and `kinds` role → kind of its values;
     `decoders` maps role → how its stored values are read, if they are not read as they are. `layout` is the layout of
     conversations or pairs that was recognised; its values are of any kind. `found` has all columns. `fingerprint` is
-    JSON-able and identifies the data.
+    JSON-able and identifies the data. `steps` are its filters.
     """
 
     name: str
@@ -70,6 +75,7 @@ class OpenSource:
     decoders: Mapping[str, Decode] = field(default_factory=dict)
     layout: Chosen | None = None
     found: Found | None = None
+    steps: Steps | None = None
 
     @property
     def is_text(self) -> bool:
@@ -213,7 +219,7 @@ def _wanted(features: Any, columns: Mapping[str, str], asked: Mapping[str, Kind]
 
 def open_for(spec: ObjectiveSpec, source: Source, *, training: bool, retry: Retry | None = None) -> OpenSource:
     """Open a source with the columns that an objective reads. Raises as `open_source` does."""
-    return open_source(
+    opened = open_source(
         source,
         training=training,
         roles=spec.columns,
@@ -221,6 +227,41 @@ def open_for(spec: ObjectiveSpec, source: Source, *, training: bool, retry: Retr
         layouts=spec.layouts,
         retry=retry,
     )
+    if not source.filters:
+        return opened
+    digest = hashlib.sha256("\n".join(step.model_dump_json() for step in source.filters).encode()).hexdigest()
+    return replace(opened, steps=steps_of(source.filters), fingerprint={**opened.fingerprint, "filters": digest})
+
+
+def steps_of(steps: Sequence[Step]) -> Steps:
+    """The functions of steps that look at single documents. Raises as `make_step` does."""
+    return Steps([(step.name, _step(step.model_dump_json())) for step in steps])
+
+
+@functools.lru_cache(maxsize=64)
+def _step(description: str) -> Clean:
+    """Sources and streams share what a step has read."""
+    return make_step(Step.model_validate_json(description), _texts_of)
+
+
+def _texts_of(evaluation: EvaluationSet) -> Iterator[str]:
+    """The texts of an evaluation set, column by column."""
+    names = {name: getattr(evaluation, name) for name in ("source", "path", "config", "revision", "split")}
+    for column in evaluation.text_columns:
+        source = Source(text_column=column, **names)
+        # Without `split`, embedded corpora hold out `validation`; other data may have no splits.
+        opened = open_source(source, training=evaluation.source is None)
+        yield from in_words(opened.name, Retry(), lambda opened=opened: list(_whole_texts(opened)))  # type: ignore[misc]
+
+
+def _whole_texts(opened: OpenSource) -> Iterator[str]:
+    for table in opened.dataset.with_format("arrow").iter(batch_size=256):
+        for stored in stored_examples(opened, table.select(top_columns(table, opened.columns.values()))):
+            if not isinstance(stored, Broken):
+                with contextlib.suppress(UnusableRowError):
+                    text = opened.decoded(stored)
+                    if isinstance(text, str) and text:
+                        yield text
 
 
 def _open_corpus(name: str, split: str, retry: Retry) -> Found:

@@ -26,7 +26,14 @@ class _EnoughError(Exception):
 class _Counted(LeftOut):
     def _name(self, what: str) -> None:
         super()._name(what)
-        if self.num_unusable + self.num_without_target >= MOST_ROWS:
+        self._stop_at_most()
+
+    def filtered(self, reason: str) -> None:
+        super().filtered(reason)
+        self._stop_at_most()
+
+    def _stop_at_most(self) -> None:
+        if self.num_unusable + self.num_without_target + sum(self.num_filtered.values()) >= MOST_ROWS:
             raise _EnoughError
 
 

@@ -15,7 +15,7 @@ from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_for, source_name
 from shardyard.data.stream.held_out_file import keep, kept, key_of
-from shardyard.data.stream.left_out import LeftOutCounts, added, left_out_in_words
+from shardyard.data.stream.left_out import LeftOutCounts, added, filtered_in_words, left_out_in_words
 from shardyard.data.stream.rows import Row, Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.errors import DataError
@@ -66,7 +66,13 @@ class HeldOut:
         short = f" ({self.num_requested} were asked for; the data ends)" if self.num_rows < self.num_requested else ""
         number = self.num_left_out
         left_out = f"; {left_out_in_words(number, self.left_out['named'])}" if self.left_out and number else ""
-        return f"{self.num_rows} rows of {', '.join(self.sources)}{short}{left_out}"
+        filtered = f"; {filtered_in_words(self.filtered)}" if self.filtered else ""
+        return f"{self.num_rows} rows of {', '.join(self.sources)}{short}{left_out}{filtered}"
+
+    @property
+    def filtered(self) -> Mapping[str, int]:
+        """Rows that data.filters removed, by step and reason."""
+        return self.left_out.get("filtered", {}) if self.left_out else {}
 
     @property
     def num_left_out(self) -> int:
@@ -146,7 +152,9 @@ def held_out_rows(
 
 def _nothing_to_measure(sources: Sequence[str], left_out: LeftOutCounts) -> str:
     number = left_out["unusable"] + left_out["without_target"]
-    why = f": {left_out_in_words(number, left_out['named'])}" if number else ": it has no rows"
+    found = [left_out_in_words(number, left_out["named"])] if number else []
+    found += [filtered_in_words(left_out["filtered"])] if left_out.get("filtered") else []
+    why = f": {'; '.join(found)}" if found else ": it has no rows"
     return (
         f"the evaluation on {', '.join(sources)} has no target{why}. Give rows room for their targets "
         "(data.sequence_length), or other data under data.validation."

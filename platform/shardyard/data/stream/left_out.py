@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import TypedDict
 
 from shardyard.errors import DataError, UnusableRowError
@@ -16,9 +18,11 @@ NAMED = 5
 class LeftOutCounts(TypedDict):
     """Counts of one source: rows that cannot be used, that have no target, and that were repaired; the first named.
 
-    `empty_streams` read the whole source, because their share of it has nothing to learn from.
+    `empty_streams` read the whole source, because their share of it has nothing to learn from. `filtered` are the
+    documents that data.filters removed, by step and reason.
     """
 
+    filtered: dict[str, int]
     unusable: int
     without_target: int
     repaired: int
@@ -34,6 +38,7 @@ class LeftOut:
         self.num_read = 0
         self.num_unusable = self.num_without_target = self.num_repaired = self.num_empty_streams = 0
         self.named: list[str] = []
+        self.num_filtered: dict[str, int] = {}
 
     def unusable(self, place: str, error: UnusableRowError) -> None:
         """Count a row that is left out.
@@ -59,6 +64,10 @@ class LeftOut:
         self.num_without_target += 1
         self._name(f"{place}: {why}")
 
+    def filtered(self, reason: str) -> None:
+        """Count a row that data.filters removes."""
+        self.num_filtered[reason] = self.num_filtered.get(reason, 0) + 1
+
     def repaired(self, place: str) -> None:
         """Count a repaired row."""
         self.num_repaired += 1
@@ -67,6 +76,7 @@ class LeftOut:
     def counts(self) -> LeftOutCounts:
         """The counts so far."""
         return {
+            "filtered": dict(self.num_filtered),
             "unusable": self.num_unusable,
             "without_target": self.num_without_target,
             "repaired": self.num_repaired,
@@ -77,7 +87,9 @@ class LeftOut:
     def in_words(self) -> str:
         """`60 rows left out (train.jsonl, row 1: no target …; …)`; "" if there are none."""
         number = self.num_unusable + self.num_without_target
-        return left_out_in_words(number, self.named) if number else ""
+        left_out = [left_out_in_words(number, self.named)] if number else []
+        filtered = [filtered_in_words(self.num_filtered)] if self.num_filtered else []
+        return "; ".join([*left_out, *filtered])
 
     def _name(self, what: str) -> None:
         if len(self.named) < NAMED:
@@ -92,9 +104,22 @@ def left_out_in_words(number: int, named: list[str]) -> str:
     return f"{rows} left out: {shown}{more}"
 
 
+def filtered_in_words(filtered: Mapping[str, int]) -> str:
+    """`60 rows were removed by filters: c4: lorem ipsum (40), length: …`; frequent reasons first."""
+    number = sum(filtered.values())
+    ordered = sorted(filtered.items(), key=lambda found: (-found[1], found[0]))
+    shown = ", ".join(f"{reason} ({count})" for reason, count in ordered[:NAMED])
+    more = ", …" if len(ordered) > NAMED else ""
+    return f"{number} {'row was' if number == 1 else 'rows were'} removed by filters: {shown}{more}"
+
+
 def added(all_counts: list[LeftOutCounts]) -> LeftOutCounts:
     """The sum of several counts."""
+    filtered = Counter[str]()
+    for one in all_counts:
+        filtered.update(one.get("filtered", {}))  # Earlier versions had no filters.
     return {
+        "filtered": dict(sorted(filtered.items())),
         "unusable": sum(one["unusable"] for one in all_counts),
         "without_target": sum(one["without_target"] for one in all_counts),
         "repaired": sum(one["repaired"] for one in all_counts),

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from shardyard.data.filters.outcome import Removed
 from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
 from shardyard.data.quirks import shard_files
 from shardyard.data.sources.retry import PERMANENT, TRANSIENT, Retry, Stopped
 from shardyard.data.sources.sources import Broken, Example
 from shardyard.data.sources.web import WEB
+from shardyard.data.stream.dealt import DealtTables
 from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.place import place_in_files
 from shardyard.data.stream.share import START, Cursor, CursorState, Share, share_of, with_shards
@@ -62,8 +64,12 @@ class ShareReader:
         self.left_out = LeftOut(on_error, error_limit)
         self.places: list[int] = []
         self._retry = retry
-        self._tables = _tables_of(share)
+        # How the share is read where it has no index, and how it is read.
+        self._streamed = _streamed_tables(share)
+        self._tables = _tables_of(share, self._streamed)
         self._start = START
+        # The last reserved rows of an index, unless reading went on elsewhere.
+        self._newest: Reserved | None = None
         self._chunk: Chunk | None = None
         self._next = 0
         self._exhausted = False
@@ -77,9 +83,11 @@ class ShareReader:
         if cursor.whole != self._start.whole:
             self.close()
             self.share = share_of(self._own.source, 0, 1) if cursor.whole else self._own
-            self._tables = _tables_of(self.share)
+            self._streamed = _streamed_tables(self.share)
+            self._tables = _tables_of(self.share, self._streamed)
         self._tables.seek(cursor)
         self._start, self._chunk, self._next, self._exhausted = cursor, None, 0, False
+        self._newest = None
 
     def cursor(self) -> Cursor:
         """The place after the last document read."""
@@ -127,7 +135,8 @@ class ShareReader:
             else:
                 self._start, self._chunk = replace(tables.place(), whole=self._start.whole), None
                 places = ranges[0].places if len(ranges) == 1 else [n for part in ranges for n in part.places]
-                return Reserved(cursor, places, ranges, tables)
+                self._newest = Reserved(cursor, places, ranges, tables)
+                return self._newest
         cursor, numbers, stored = self.cursor(), list[int](), list[Any]()
         while len(numbers) < count and (chunk := self._fetched(count - len(numbers))) is not None:
             some = chunk.rows[self._next : self._next + count - len(numbers)]
@@ -149,10 +158,12 @@ class ShareReader:
                 pairs = list(zip(indices, some, strict=True))
                 return [self._example(stored, reserved.places[index]) for index, stored in pairs]
             except IrregularError:
-                again = ShareReader(self.share, self._retry)
+                # This reader goes on without the index if it stands at the end of these rows.
+                again = self if reserved is self._newest else ShareReader(self.share, self._retry)
                 again._stream_on(reserved.cursor)
                 reserved.stored = again.reserve(len(reserved.places)).stored
-                again.close()
+                if again is not self:
+                    again.close()
         assert reserved.stored is not None, "rows that are not indexed are read when they are reserved"
         return [self._example(reserved.stored[index], reserved.places[index]) for index in indices]
 
@@ -172,11 +183,20 @@ class ShareReader:
             elif missing is not None:
                 raise UnusableRowError(f"no {missing}")
             elif source.keeps(stored):
-                return source.laid_out(example)
+                return self._filtered(source.laid_out(example))
         except UnusableRowError as error:
             if source.keeps(stored):
                 self.left_out.unusable(self.place(place), error)
         return None
+
+    def _filtered(self, example: Example) -> Example | None:
+        """The example after data.filters; None if they remove it, which is counted."""
+        steps = self.share.source.steps
+        outcome = example if steps is None else steps.of_example(example)
+        if isinstance(outcome, Removed):
+            self.left_out.filtered(outcome.reason)
+            return None
+        return outcome
 
     def _mended(self, broken: Broken, place: int) -> Example | None:
         """The repaired example if there is one and `data.on_error` asks for it."""
@@ -193,6 +213,7 @@ class ShareReader:
     def close(self) -> None:
         """Close open files; further reads need `seek`."""
         self._tables.close()
+        self._streamed.close()
 
     def _fetched(self, wanted: int) -> Chunk | None:
         """The chunk that holds the next row of this share; None at the end."""
@@ -216,9 +237,10 @@ class ShareReader:
         """Read the share from its start on, without an index, up to a place (this one) and then further."""
         _tell_irregular(self.name)
         at = cursor or self.cursor()
-        self._tables = StreamedTables(self.share)
+        self._tables = self._streamed
         self._tables.seek(at)
         self._start, self._chunk, self._next, self._exhausted = at, None, 0, False
+        self._newest = None
 
     def _told(self, read: Callable[[], Result]) -> Result:
         """The result of a read, which is retried; errors are told in words."""
@@ -249,6 +271,10 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, TRANSIENT) and not isinstance(error, PERMANENT)
 
 
-def _tables_of(share: Share) -> Tables:
+def _streamed_tables(share: Share) -> Tables:
+    return StreamedTables(share) if share.step == 1 else DealtTables(share)
+
+
+def _tables_of(share: Share, streamed: Tables) -> Tables:
     files = indexed_files(share.dataset)
-    return StreamedTables(share) if files is None else IndexedTables(share, files)
+    return streamed if files is None else IndexedTables(share, files)

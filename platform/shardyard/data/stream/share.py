@@ -61,9 +61,8 @@ def share_of(source: OpenSource, stream: int, streams: int) -> Share:
     """The share of stream `stream` of `streams`: whole shards if the source has at least as many shards as streams.
 
     With S shards for L > S streams, the k streams l ≡ s (mod S) share shard s, and each takes every k-th example of it.
-    A local file of JSON Lines is read by the numbers of its rows (`indexed_tables.py`), so that each stream reads its
-    own. Of other shards, each of the k streams reads and decodes the whole: provide at least as many files (or Parquet
-    row groups) as streams.
+    Local files are read by the numbers of their rows (`data/index/`), so that each stream reads its own. Any other
+    shard is read once in each rank, which deals its rows to the streams (`dealt.py`).
     """
     shards = source.dataset.num_shards
     if shards >= streams:

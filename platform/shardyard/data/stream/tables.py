@@ -58,51 +58,25 @@ class Tables(Protocol):
         """Close open files; further reads need `seek`."""
 
 
-class StreamedTables:
-    """The tables of a dataset from its start, or from a state of `datasets`."""
+class TableStream:
+    """The tables of a dataset from its start, or from a state of `datasets`, each with the place at which it begins."""
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
+    def __init__(self, dataset: Any, start: Cursor) -> None:
+        self._plain = dataset
         self._tables: Iterator[pa.Table] | None = None
         self._dataset: Any = None
-        self._cursor, self._length = START, 0
-        # Examples before this number have been read before.
-        self._from = 0
+        self._cursor, self._length = start, 0
 
-    def seek(self, cursor: Cursor) -> None:
-        self.close()
-        self._from = cursor.example + cursor.row
-        streamed = not is_by_number(cursor)
-        self._cursor, self._length = (Cursor(cursor.state, cursor.example) if streamed else START), 0
+    @property
+    def next_example(self) -> int:
+        """The number of the first example of the next table."""
+        return self._cursor.example + self._length
 
-    def next(self, wanted: int) -> Chunk | None:
-        while (table := self._pull()) is not None:
-            first = self._cursor.example
-            if first + self._length > self._from:
-                return Chunk(self._cursor, self._length, self._rows_of(table, first))
-        return None
-
-    def close(self) -> None:
-        if self._tables is not None:
-            cast(Any, self._tables).close()
-        self._tables = None
-
-    def _rows_of(self, table: pa.Table, first: int) -> list[tuple[int, Any]]:
-        step, phase = self._share.step, self._share.phase
-        rows = range((phase - first) % step, table.num_rows, step)
-        rows = rows[max(0, -(-(self._from - first - rows.start) // step)) :] if rows else rows
-        if not rows:
-            return []
-        table = table.select(top_columns(table, self._share.source.columns.values()))
-        whole = len(rows) == table.num_rows
-        return list(
-            zip(rows, stored_examples(self._share.source, table if whole else table.take(list(rows))), strict=True)
-        )
-
-    def _pull(self) -> pa.Table | None:
-        state, example = self._cursor.state, self._cursor.example + self._length
+    def pull(self) -> tuple[Cursor, pa.Table] | None:
+        """The next table; None at the end. A failure leaves the place unchanged."""
+        state, example = self._cursor.state, self.next_example
         if self._tables is None:
-            self._dataset = self._share.dataset.with_format("arrow")
+            self._dataset = self._plain.with_format("arrow")
             if state is not None:
                 self._dataset.load_state_dict(state)
             self._tables = self._dataset.iter(batch_size=TABLE_ROWS)
@@ -115,7 +89,55 @@ class StreamedTables:
             self._cursor, self._length = Cursor(state, example, 0), 0
             raise
         self._cursor, self._length = Cursor(state, example, 0), 0 if table is None else table.num_rows
-        return table
+        return None if table is None else (self._cursor, table)
+
+    def close(self) -> None:
+        if self._tables is not None:
+            cast(Any, self._tables).close()
+        self._tables = None
+
+
+class StreamedTables:
+    """A share that is streamed for one reader."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._tables = TableStream(share.dataset, START)
+        # Examples before this number have been read before.
+        self._from = 0
+
+    def seek(self, cursor: Cursor) -> None:
+        self.close()
+        self._from = cursor.example + cursor.row
+        start = START if is_by_number(cursor) else Cursor(cursor.state, cursor.example)
+        self._tables = TableStream(self._share.dataset, start)
+
+    def next(self, wanted: int) -> Chunk | None:
+        while (pulled := self._tables.pull()) is not None:
+            cursor, table = pulled
+            if cursor.example + table.num_rows > self._from:
+                rows = rows_of(self._share, cursor.example, table.num_rows, self._from)
+                return stored_chunk(self._share, cursor, table, rows)
+        return None
+
+    def close(self) -> None:
+        self._tables.close()
+
+
+def rows_of(share: Share, first: int, count: int, wanted: int) -> range:
+    """Which of `count` examples from number `first` on belong to a share, those before number `wanted` left out."""
+    step = share.step
+    rows = range((share.phase - first) % step, count, step)
+    return rows[max(0, -(-(wanted - first - rows.start) // step)) :] if rows else rows
+
+
+def stored_chunk(share: Share, cursor: Cursor, table: pa.Table, rows: Sequence[int]) -> Chunk:
+    """A table as a chunk with some of its rows."""
+    if not rows:
+        return Chunk(cursor, table.num_rows, [])
+    some = table.select(top_columns(table, share.source.columns.values()))
+    some = some if len(rows) == table.num_rows else some.take(list(rows))
+    return Chunk(cursor, table.num_rows, list(zip(rows, stored_examples(share.source, some), strict=True)))
 
 
 class IndexedTables:

@@ -6,6 +6,7 @@ from torch import nn
 
 from shardyard.objectives import losses
 from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.chunked import output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.masked_lm.loss import chosen, num_correct
 
@@ -16,7 +17,9 @@ class BertPretraining(Objective):
     As in the paper, the loss is the sum of the mean over hidden tokens (`mlm`) and the mean over rows (`nsp`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, logits_chunk: int = 0) -> None:
+        """`logits_chunk`: most tokens whose logits exist at the same time; 0 for all."""
+        self._logits_chunk = logits_chunk
         self.weights = {"mlm": 1.0, "nsp": 1.0}
 
     def counts(self, batch: Tensors) -> dict[str, float]:
@@ -26,7 +29,8 @@ class BertPretraining(Objective):
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B, T], `next_sentence_label` [B]; everything else in the batch is passed to the model."""
         labels = ("labels", "next_sentence_label")
-        output = model(**{name: tensor for name, tensor in batch.items() if name not in labels})
+        inputs = {name: tensor for name, tensor in batch.items() if name not in labels}
+        output = output_with_logits(model, inputs, self._logits_chunk, "prediction_logits")
         tokens = chosen(output.prediction_logits, batch["labels"])
         pairs = output.seq_relationship_logits, batch["next_sentence_label"]
         return Measured(
@@ -46,4 +50,4 @@ class BertPretraining(Objective):
 
 def make(inputs: ObjectiveInputs) -> BertPretraining:
     """Create the objective from its recipe sections."""
-    return BertPretraining()
+    return BertPretraining(inputs.logits_chunk)

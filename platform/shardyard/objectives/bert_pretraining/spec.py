@@ -15,4 +15,5 @@ SPEC = ObjectiveSpec(
     sections=frozenset({"masking"}),
     metrics={"loss_mlm": False, "loss_nsp": False, "mlm_accuracy": True, "nsp_accuracy": True},
     row_shape="text",
+    vocabulary=True,
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shardyard.errors import ModelError
 from shardyard.models.isolation import document_inputs
-from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.chunked import output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
+from shardyard.objectives.losses import cross_entropy
 from shardyard.objectives.routing import (
     balance_loss,
     expert_metrics,
@@ -31,6 +35,7 @@ def causal_lm_loss(
     *,
     label_smoothing: float = 0.0,
     isolation: Isolation = "positions",
+    logits_chunk: int = 0,
 ) -> Tensor:
     """Sum of the cross-entropies of all targets, in nats.
 
@@ -43,20 +48,15 @@ def causal_lm_loss(
         position_ids: [B, T]; attention does not look back beyond a position where they restart.
         label_smoothing: probability that a target spreads evenly over all tokens.
         isolation: how the documents of a row are kept apart.
+        logits_chunk: most tokens whose logits exist at the same time; 0 for all.
 
     Returns:
         A scalar in fp32. It is a sum, not a mean, so that all targets of a global batch have the same weight, however
         it is split into micro-batches and ranks.
     """
     apart = document_inputs(model, position_ids, isolation)
-    logits = model(input_ids=input_ids, use_cache=False, **apart).logits  # [B, T, V]
-    return functional.cross_entropy(
-        logits.float().view(-1, logits.size(-1)),
-        labels.reshape(-1),
-        ignore_index=IGNORED,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
+    logits = output_with_logits(model, {"input_ids": input_ids, "use_cache": False, **apart}, logits_chunk).logits
+    return cross_entropy(logits, labels, label_smoothing=label_smoothing)  # of [B, T, V]
 
 
 class CausalLM(Objective):
@@ -67,6 +67,7 @@ class CausalLM(Objective):
         experts: weights of the losses of a mixture of experts.
         has_experts: whether the model is a mixture of experts.
         isolation: how the documents of a row are kept apart.
+        logits_chunk: most tokens whose logits exist at the same time; 0 for all.
     """
 
     def __init__(
@@ -76,8 +77,12 @@ class CausalLM(Objective):
         *,
         has_experts: bool = False,
         isolation: Isolation = "positions",
+        logits_chunk: int = 0,
     ) -> None:
-        self._label_smoothing, self._has_experts, self._isolation = label_smoothing, has_experts, isolation
+        self._has_experts = has_experts
+        self._own_loss: Callable[..., Tensor] = partial(
+            causal_lm_loss, label_smoothing=label_smoothing, isolation=isolation, logits_chunk=logits_chunk
+        )
         terms = {"balance": experts.balance, "z": experts.z_loss} if experts is not None else {}
         self._terms = {name: weight for name, weight in terms.items() if weight > 0}
         self.weights = {"loss": 1.0, **self._terms}
@@ -102,7 +107,7 @@ class CausalLM(Objective):
         return Measured(losses, observe(routes))
 
     def _loss(self, model: nn.Module, batch: Tensors) -> Tensor:
-        return causal_lm_loss(model, **batch, label_smoothing=self._label_smoothing, isolation=self._isolation)
+        return self._own_loss(model, **batch)
 
     def _refuse_unseen(self) -> None:
         if self._terms:
@@ -126,4 +131,10 @@ class CausalLM(Objective):
 def make(inputs: ObjectiveInputs) -> CausalLM:
     """Create the objective from its recipe sections."""
     has_experts = inputs.model is not None and num_experts(inputs.model) > 0
-    return CausalLM(inputs.loss.label_smoothing, inputs.experts, has_experts=has_experts, isolation=inputs.isolation)
+    return CausalLM(
+        inputs.loss.label_smoothing,
+        inputs.experts,
+        has_experts=has_experts,
+        isolation=inputs.isolation,
+        logits_chunk=inputs.logits_chunk,
+    )

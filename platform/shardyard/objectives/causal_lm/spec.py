@@ -14,4 +14,5 @@ SPEC = ObjectiveSpec(
     metrics={"perplexity": False},
     experts=True,
     generates=True,
+    vocabulary=True,
 )

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shardyard.models.isolation import document_inputs
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.chunked import ChunkedLogits, output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import cross_entropy, distillation
 from shardyard.objectives.scores import perplexity
@@ -22,9 +23,13 @@ from shardyard.recipe.schema import Distillation as Settings
 class Distilled(Objective):
     """Rows of packed documents (`data/formats/packed.py`). B: rows, T: tokens in a row, V: vocabulary."""
 
-    def __init__(self, settings: Settings, teacher: Any, isolation: Isolation = "positions") -> None:
-        """`teacher`: called like the model, without gradients. `isolation`: how documents of a row are kept apart."""
+    def __init__(
+        self, settings: Settings, teacher: Any, isolation: Isolation = "positions", logits_chunk: int = 0
+    ) -> None:
+        """`teacher`: called like the model, without gradients. `isolation`: how documents of a row are kept apart.
+        `logits_chunk`: most tokens whose logits exist at the same time, 0 for all."""
         self._settings, self._teacher, self._isolation = settings, teacher, isolation
+        self._logits_chunk = logits_chunk
         self.weights = {"labels": 1.0 - settings.weight, "teacher": settings.weight}
 
     def counts(self, batch: Tensors) -> dict[str, float]:
@@ -34,22 +39,26 @@ class Distilled(Objective):
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`input_ids`, `labels`, `position_ids` [B, T]."""
         ids, positions, labels = batch["input_ids"], batch["position_ids"], batch["labels"]
-        settings = self._settings
         assert self._teacher is not None, "training and evaluation bring the teacher"
         with torch.no_grad():
             apart = document_inputs(self._teacher, positions, self._isolation)
-            taught = self._teacher(input_ids=ids, **apart, use_cache=False).logits  # [B, T, V]
-        apart = document_inputs(model, positions, self._isolation)
-        logits = model(input_ids=ids, **apart, use_cache=False).logits  # [B, T, V]
-        # Rows beyond the tokenizer's are padding, of which one of the two may have more.
-        common = min(logits.shape[-1], taught.shape[-1])
-        student, teacher = logits[..., :common], taught[..., :common]
-        return Measured(
-            {
-                "labels": cross_entropy(logits, labels),
-                "teacher": distillation(student, teacher, temperature=settings.temperature, mask=labels != IGNORED),
-            }
-        )
+            inputs = {"input_ids": ids, **apart, "use_cache": False}
+            taught = output_with_logits(self._teacher, inputs, self._logits_chunk).logits  # [B, T, V]
+        inputs = {"input_ids": ids, **document_inputs(model, positions, self._isolation), "use_cache": False}
+        logits = output_with_logits(model, inputs, self._logits_chunk).logits  # [B, T, V]
+
+        def both_terms(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+            # Rows beyond the tokenizer's are padding, of which one of the two may have more.
+            common = min(logits.shape[-1], taught.shape[-1])
+            student, teacher, mask = logits[..., :common], taught[..., :common], labels != IGNORED
+            softened = distillation(student, teacher, temperature=self._settings.temperature, mask=mask)
+            return torch.stack([cross_entropy(logits, labels), softened])
+
+        if isinstance(logits, ChunkedLogits):
+            terms = logits.map(both_terms, taught, labels).view(-1, 2).sum(0)
+        else:
+            terms = both_terms(logits, taught, labels)
+        return Measured(dict(zip(("labels", "teacher"), terms, strict=True)))
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Both terms, and the perplexity of the labels, which is comparable with models trained without a teacher."""
@@ -59,4 +68,4 @@ class Distilled(Objective):
 
 def make(inputs: ObjectiveInputs) -> Distilled:
     """Create the objective from its recipe sections and the teacher."""
-    return Distilled(inputs.distillation, inputs.frozen, inputs.isolation)
+    return Distilled(inputs.distillation, inputs.frozen, inputs.isolation, inputs.logits_chunk)

@@ -15,4 +15,5 @@ SPEC = ObjectiveSpec(
     metrics={"perplexity": False, "loss_labels": False, "loss_teacher": False},
     frozen="teacher",
     generates=True,
+    vocabulary=True,
 )

@@ -17,4 +17,5 @@ SPEC = ObjectiveSpec(
     generates=True,
     chat=True,
     answers=True,
+    vocabulary=True,
 )

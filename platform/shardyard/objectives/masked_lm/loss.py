@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor, nn
 
 from shardyard.objectives import losses
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.chunked import ChunkedLogits, output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.scores import perplexity
 from shardyard.recipe.schema import Loss
+
+Logits = TypeVar("Logits", Tensor, ChunkedLogits)
 
 
 class MaskedLM(Objective):
     """Rows with hidden tokens (`data/formats/masked.py`); each selected token is one target."""
 
-    def __init__(self, loss: Loss) -> None:
-        self._loss = loss
+    def __init__(self, loss: Loss, logits_chunk: int = 0) -> None:
+        """`logits_chunk`: most tokens whose logits exist at the same time; 0 for all."""
+        self._loss, self._logits_chunk = loss, logits_chunk
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per selected token."""
@@ -24,7 +30,7 @@ class MaskedLM(Objective):
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B, T]; everything else in the batch is passed to the model."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits, labels = chosen(model(**inputs).logits, batch["labels"])
+        logits, labels = chosen(output_with_logits(model, inputs, self._logits_chunk).logits, batch["labels"])
         return Measured({"loss": target_loss(self._loss, logits, labels)}, {"correct": num_correct(logits, labels)})
 
     def metrics(self, totals: Totals) -> dict[str, float]:
@@ -32,24 +38,24 @@ class MaskedLM(Objective):
         return {"perplexity": perplexity(totals.mean("loss")), "accuracy": totals.share("correct", "loss")}
 
 
-def chosen(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def chosen(logits: Logits, labels: Tensor) -> tuple[Logits, Tensor]:
     """Logits [N, V] and labels [N] of the N targets only: most tokens are not targets, and fp32 logits are large."""
     kept = labels != IGNORED
     return logits[kept], labels[kept]
 
 
-def target_loss(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+def target_loss(loss: Loss, logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
     """The sum over targets of the loss that the recipe selects."""
     if loss.name == "focal":
         return losses.focal(logits, labels, gamma=loss.focal_gamma)
     return losses.cross_entropy(logits, labels, label_smoothing=loss.label_smoothing)
 
 
-def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
+def num_correct(logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
     """Number of `labels` […] that are the likeliest class of `logits` […, C]."""
     return (logits.detach().argmax(-1) == labels).sum()
 
 
 def make(inputs: ObjectiveInputs) -> MaskedLM:
     """Create the objective from its recipe sections."""
-    return MaskedLM(inputs.loss)
+    return MaskedLM(inputs.loss, inputs.logits_chunk)

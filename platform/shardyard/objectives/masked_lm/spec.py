@@ -14,4 +14,5 @@ SPEC = ObjectiveSpec(
     sections=frozenset({"loss", "masking"}),
     metrics={"perplexity": False, "accuracy": True},
     row_shape="text",
+    vocabulary=True,
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals
+from shardyard.objectives.chunked import output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import dpo, sequence_log_probability
 from shardyard.recipe.schema import Preference as Settings
@@ -24,9 +25,10 @@ _PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 class Preference(Objective):
     """Rows of pairs (`data/formats/preferences.py`); each pair is one target."""
 
-    def __init__(self, settings: Settings, reference: Any) -> None:
-        """`reference`: called like the model, without gradients."""
-        self._settings, self._reference = settings, reference
+    def __init__(self, settings: Settings, reference: Any, logits_chunk: int = 0) -> None:
+        """`reference`: called like the model, without gradients. `logits_chunk`: most tokens whose logits exist at the
+        same time, 0 for all."""
+        self._settings, self._reference, self._logits_chunk = settings, reference, logits_chunk
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per pair."""
@@ -43,14 +45,18 @@ class Preference(Objective):
         labels = inputs.pop("labels")
         assert self._reference is not None, "training and evaluation bring the reference model"
         with torch.no_grad():
-            reference = sequence_log_probability(self._reference(**inputs, use_cache=False).logits, labels)
-        policy = sequence_log_probability(model(**inputs, use_cache=False).logits, labels)
+            reference = self._log_probability(self._reference, inputs, labels)
+        policy = self._log_probability(model, inputs, labels)
         reference, policy = by_pair(batch, reference), by_pair(batch, policy)  # [2B]
         pairs = (*policy.chunk(2), *reference.chunk(2))
         loss = dpo(*pairs, beta=self._settings.beta, label_smoothing=self._settings.label_smoothing)
         rewards = self._settings.beta * (policy.detach() - reference)  # [2B]
         margin = torch.sub(*rewards.chunk(2))  # [B]
         return Measured({"loss": loss}, {"preferred": (margin > 0).sum(dtype=torch.float64), "margin": margin.sum()})
+
+    def _log_probability(self, model: Any, inputs: Tensors, labels: Tensor) -> Tensor:
+        output = output_with_logits(model, {**inputs, "use_cache": False}, self._logits_chunk)
+        return sequence_log_probability(output.logits, labels)
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
         """Accuracy and margin of the training rows."""
@@ -93,4 +99,4 @@ def _padded(tensor: Tensor, length: int, fill: int) -> Tensor:
 
 def make(inputs: ObjectiveInputs) -> Preference:
     """Create the objective from its recipe sections and the reference model."""
-    return Preference(inputs.preference, inputs.frozen)
+    return Preference(inputs.preference, inputs.frozen, inputs.logits_chunk)

@@ -19,4 +19,5 @@ SPEC = ObjectiveSpec(
     generates=True,
     chat=True,
     answers=True,
+    vocabulary=True,
 )

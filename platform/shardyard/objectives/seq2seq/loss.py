@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shardyard.objectives import losses, scores
 from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.chunked import ChunkedLogits, output_with_logits
 from shardyard.objectives.decoding import decode, kept_texts
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.rouge import first_words, rouge
@@ -26,6 +27,7 @@ class EncoderDecoder(Objective):
     def __init__(self, given: ObjectiveInputs) -> None:
         assert given.sequence_length is not None, "checked with the recipe"
         self._loss, self._evaluate, self._tokenizer = given.loss, given.evaluate, given.tokenizer
+        self._logits_chunk = given.logits_chunk
         self._max_tokens, self._prompt = given.sequence_length, given.decoder_prompt
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
@@ -38,13 +40,16 @@ class EncoderDecoder(Objective):
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """The recipe's loss in training; cross-entropy in evaluation, so that perplexity is correct."""
-        inputs = self.inputs(model, batch)
-        logits = model(**inputs, decoder_input_ids=batch["decoder_input_ids"], use_cache=False).logits  # [B, T, V]
+        logits = self._output(model, batch).logits  # [B, T, V]
         # DeepSpeed's engine sets the flag of the wrapped module, not its own.
         training = getattr(model, "module", model).training
         return Measured({"loss": self._training_loss(logits, batch["labels"]) if training else _nats(logits, batch)})
 
-    def _training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _output(self, model: nn.Module, batch: Tensors) -> Any:
+        inputs = {**self.inputs(model, batch), "decoder_input_ids": batch["decoder_input_ids"], "use_cache": False}
+        return output_with_logits(model, inputs, self._logits_chunk)
+
+    def _training_loss(self, logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
         if self._loss.name == "focal":
             return losses.focal(logits, labels, gamma=self._loss.focal_gamma)
         return losses.cross_entropy(logits, labels, label_smoothing=self._loss.label_smoothing)
@@ -72,7 +77,7 @@ class EncoderDecoder(Objective):
         return list(zip(decoded, *kept, strict=True))
 
 
-def _nats(logits: Tensor, batch: Tensors) -> Tensor:
+def _nats(logits: Tensor | ChunkedLogits, batch: Tensors) -> Tensor:
     return losses.cross_entropy(logits, batch["labels"])
 
 

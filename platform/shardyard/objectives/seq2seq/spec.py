@@ -24,4 +24,5 @@ SPEC = ObjectiveSpec(
     decodes=True,
     reads_source=True,
     source_length=True,
+    vocabulary=True,
 )

@@ -42,7 +42,7 @@ class SpeechToText(EncoderDecoder):
         bare: Any = getattr(model, "module", model)
         if not (self._ctc and bare.training):
             return super().measure(model, batch)
-        out = model(**self.inputs(model, batch), decoder_input_ids=batch["decoder_input_ids"], use_cache=False)
+        out = self._output(model, batch)
         heard = bare.get_output_embeddings()(out.encoder_last_hidden_state)
         ctc = losses.ctc(heard, batch["labels"][:, self._given_labels :], blank=self._blank)
         written = self._training_loss(out.logits, batch["labels"])

@@ -50,4 +50,5 @@ SPEC = ObjectiveSpec(
     row_shape="speech",
     decodes=True,
     reads_source=True,
+    vocabulary=True,
 )

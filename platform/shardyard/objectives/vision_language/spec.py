@@ -51,4 +51,5 @@ SPEC = ObjectiveSpec(
     row_shape="image_within_text",
     reads_source=True,
     sees=True,
+    vocabulary=True,
 )

@@ -11,6 +11,7 @@ from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.catalog.shipped import EMBEDDED_SOURCES
 from shardyard.recipe.fields import Path
 from shardyard.recipe.layouts import choose, explain_unknown, roles_of
+from shardyard.recipe.rules.filters import filter_rules
 from shardyard.recipe.schema import Data, Recipe, Source
 from shardyard.recipe.seen_columns import Seen, look
 from shardyard.recipe.sources.files import file_kind, is_table, matching
@@ -27,8 +28,9 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
     for name in ("train", "validation"):
         for index, source in enumerate(getattr(recipe.data, name)):
             path = ("data", name, index)
-            for key, message in _source(source, recipe.objective, training=name == "train"):
+            for key, message in source_findings(source, recipe.objective, training=name == "train"):
                 yield (*path, *((key,) if key else ())), message
+    yield from filter_rules(recipe)
     yield from _packing(recipe)
     yield from _grouping(recipe)
     yield from _languages(recipe)
@@ -36,7 +38,7 @@ def data_rules(recipe: Recipe) -> Iterator[Finding]:
     yield from _leaks(recipe.data)
 
 
-def _source(source: Source, objective: str, *, training: bool) -> Iterator[tuple[str, str]]:
+def source_findings(source: Source, objective: str, *, training: bool) -> Iterator[tuple[str, str]]:
     """Findings about one source as (key, message); an empty key stands for the source itself."""
     if source.source is None and source.path is None:
         yield "", "names no data; give `source` (an embedded corpus) or `path` (hub id, folder, file or URL)"

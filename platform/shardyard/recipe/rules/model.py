@@ -228,6 +228,16 @@ def _muon(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+def _logits_chunk(recipe: Recipe) -> Iterator[Finding]:
+    path = ("model", "logits_chunk")
+    if not objective_spec(recipe.objective).vocabulary:
+        yield path, f"does not apply: {recipe.objective} predicts no tokens of a vocabulary; remove it"
+    elif recipe.model.module is not None:
+        yield path, "needs a family of transformers, whose output layer is known; remove it"
+    elif recipe.model.compile:
+        yield path, "takes the output layer out of the model, which model.compile compiles whole; set one of them"
+
+
 def _settings(recipe: Recipe) -> Iterator[Finding]:
     """Check switches of the platform against the same switches in the configuration."""
     model = recipe.model
@@ -236,6 +246,8 @@ def _settings(recipe: Recipe) -> Iterator[Finding]:
             ("model", "config", "use_cache"),
             ("keeps what activation_checkpointing drops; remove it, or turn model.activation_checkpointing off"),
         )
+    if model.logits_chunk:
+        yield from _logits_chunk(recipe)
     if model.dropout is not None:
         for key, value in model.config.items():
             if ("dropout" in key or "pdrop" in key) and _is_number(value) and value != model.dropout:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from shardyard.recipe.sections.base import REQUIRED, Section, described
+from shardyard.recipe.sections.filters import Step
 
 OnError = Literal["skip", "repair", "stop"]
 Order = Literal[1, 2]
@@ -53,6 +56,13 @@ class Source(Section):
         ge=0.0,
         le=0.5,
     )
+    filters: list[Step] | None = described(
+        None, "Steps for the documents of this source, in order, in place of data.filters; [] has none."
+    )
+
+    def with_filters(self, filters: list[Step]) -> Self:
+        """The same with these steps, if it has none of its own."""
+        return self if self.filters is not None or not filters else self.model_copy(update={"filters": filters})
 
 
 class Data(Section):
@@ -69,6 +79,12 @@ class Data(Section):
         False,
         "Blank the source text, recording or image in training and evaluation. This gives the baseline that a model "
         "must beat to show that it uses its inputs (seq2seq, speech_to_text, speech_ctc, vision_language).",
+    )
+    filters: list[Step] = described(
+        [],
+        "Steps that remove or change documents while they are read, in order, for every source without steps of its "
+        "own: as in `shardyard data build`, but for those that compare documents with each other. What they remove is "
+        "counted by reason.",
     )
     train: list[Source] = described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
     validation: list[Source] = described(
@@ -159,6 +175,14 @@ class Data(Section):
         ge=0.0,
     )
     prefetch: int = described(4, "Global batches that are prepared ahead in the background.", "batches", ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _filter_sources(self) -> Self:
+        """Sources are opened one by one, so each has the steps that apply to it."""
+        for name in ("train", "validation"):
+            sources = [source.with_filters(self.filters) for source in getattr(self, name)]
+            object.__setattr__(self, name, sources)
+        return self
 
 
 class Masking(Section):

@@ -92,6 +92,14 @@ class Model(Section):
     activation_checkpointing: bool = described(
         False, "Recompute activations in the backward pass: less memory, about a third more compute."
     )
+    logits_chunk: int | None = described(
+        None,
+        "Most tokens whose logits exist at the same time; 0 for all of a micro-batch. Output layer and loss are then "
+        "computed for as many tokens at a time, and again in the backward pass: less memory for large vocabularies, "
+        "one more product with the output matrix. Default: all where they fit, else 1024; fixed when a run is planned.",
+        "tokens",
+        ge=0,
+    )
     compile: bool = described(False, "Compile the model with torch.compile; needs a C++ compiler.")
     freeze: list[str] = described(
         [], "Names of parameters that are not trained, such as model.vision_tower.*; * matches any text."

@@ -204,12 +204,13 @@ class DataRead(Event):
 
     unusable, without_target: rows that were left out. repaired: rows. named: the first of these rows, each with file,
     row and reason. empty_streams: had nothing to learn from in their share of a source, and read all of it. full: share
-    of the positions of packed rows that hold tokens.
+    of the positions of packed rows that hold tokens. filtered: documents that data.filters removed, by step and reason.
     """
 
     skipped: int = 0
     retries: int = 0
     cut: int = 0
+    filtered: Mapping[str, int] = field(default_factory=dict)
     unusable: int = 0
     without_target: int = 0
     repaired: int = 0
@@ -330,6 +331,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "list[Place]": reading.objects,
     "dict[str, list[str]]": reading.texts_by_name,
     "tuple[str, ...]": _texts,
+    "Mapping[str, int]": reading.integers_by_name,
     "Sequence[RankCounts]": reading.objects,
     "Sequence[Cause]": _causes,
     "Then": lambda value: value if value in get_args(Then) else None,

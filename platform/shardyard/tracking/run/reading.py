@@ -55,6 +55,13 @@ def texts_by_name(value: object) -> dict[str, list[str]] | None:
     return {name: [one for one in items if isinstance(one, str)] for name, items in lists.items()}
 
 
+def integers_by_name(value: object) -> dict[str, int] | None:
+    """Counts by name."""
+    if not isinstance(value, dict):
+        return None
+    return {name: count for name, one in value.items() if (count := integer(one)) is not None}
+
+
 # Reader of a field, by its annotation.
 READERS: dict[str, Callable[[object], object]] = {
     "str": text,
