@@ -226,12 +226,20 @@ def _checked(starts: npt.NDArray[Any]) -> bytes:
     return np.array([starts.nbytes, zlib.crc32(starts.data), 0], "<u8").tobytes()
 
 
-def _kept_path(path: Path, finder: Finder, identity: Identity) -> Path:
+def cache_folder() -> Path:
+    """The folder of what can be made again: SHARDYARD_CACHE, else ~/.cache/shardyard."""
     configured = os.environ.get("SHARDYARD_CACHE")
-    root = Path(configured).expanduser() if configured else Path.home() / ".cache" / "shardyard"
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "shardyard"
+
+
+def state_of(identity: Identity) -> str:
+    """A state of a file as a part of a name."""
+    return hashlib.sha256(json.dumps([identity.size, identity.mtime_ns, identity.sample]).encode()).hexdigest()[:24]
+
+
+def _kept_path(path: Path, finder: Finder, identity: Identity) -> Path:
     place = hashlib.sha256(f"{path.resolve()}\0{finder.name}".encode()).hexdigest()[:24]
-    state = hashlib.sha256(json.dumps([identity.size, identity.mtime_ns, identity.sample]).encode()).hexdigest()[:24]
-    return root / "offsets" / f"{place}-{state}.idx"
+    return cache_folder() / "offsets" / f"{place}-{state_of(identity)}.idx"
 
 
 def _remove_older(kept: Path) -> None:

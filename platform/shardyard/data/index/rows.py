@@ -13,6 +13,7 @@ from shardyard.data.index.columns import ArrowRows, ParquetRows
 from shardyard.data.index.offsets import background, offsets_of
 from shardyard.data.index.records import Finder, IrregularError, JsonLines
 from shardyard.data.index.texts import Documents
+from shardyard.data.index.unpacked import copy_of, plan_copies
 from shardyard.data.quirks import ShardFile, generator_of, shard_files
 from shardyard.data.tables.cells import CellTables, known_header
 from shardyard.data.tables.columns import ArrowTables, ParquetTables
@@ -36,13 +37,13 @@ class FileRows(Protocol):
 
 
 class RecordRows:
-    """The rows of a file whose records are found by their bytes."""
+    """The rows of a file, or of its unpacked copy, whose records are found by their bytes."""
 
-    def __init__(self, records: Records, path: str) -> None:
+    def __init__(self, records: Records, path: str, copy: Path | None = None) -> None:
         assert records.parse is not None, "the format does not parse records"
         self._parse, self._path = records.parse, path
         try:
-            self._offsets = offsets_of(Path(path), finder_of(records.format, path))
+            self._offsets = offsets_of(copy or Path(path), finder_of(records.format, path))
         except OSError as error:
             raise IrregularError from error  # Read from its start, the file gives the message.
         if not self._offsets.is_complete:
@@ -116,9 +117,11 @@ def finder_of(form: object, path: str) -> Finder:
 def indexed_files(dataset: Any) -> IndexedFiles | None:
     """The files of a streamed dataset, if they are local ones whose rows can be read by their number."""
     files = shard_files(dataset)
-    if not files or any("://" in file.path or compression(file.path) is not None for file in files):
+    if not files or any("://" in file.path for file in files):
         return None
     records = records_of(dataset)
+    if any(compression(file.path) is not None for file in files):
+        return None if records is None else _unpacked_files(files, records)
     form = None if records is None else records.format
     if records is not None and records.parse is not None:
         return IndexedFiles(files, lambda file: RecordRows(records, file.path))
@@ -128,3 +131,20 @@ def indexed_files(dataset: Any) -> IndexedFiles | None:
     if isinstance(owner, ParquetTables):
         return IndexedFiles(files, lambda file: ParquetRows(owner, file.path, file.row_groups))
     return None
+
+
+def _unpacked_files(files: Sequence[ShardFile], records: Records) -> IndexedFiles | None:
+    """Compressed files that have copies."""
+    if not records.unpack or len(files) > 1:
+        return None
+    copy = copy_of(files[0].path)
+    return None if copy is None else IndexedFiles(files, lambda file: RecordRows(records, file.path, copy))
+
+
+def unpack_later(dataset: Any, streams: int) -> str | None:
+    """Begin to unpack the compressed files of a source that streams share or have one each of; a note for people."""
+    records, files = records_of(dataset), shard_files(dataset)
+    if records is None or records.parse is None or not records.unpack or len(files) > streams:
+        return None
+    paths = [file.path for file in files if "://" not in file.path and compression(file.path) is not None]
+    return plan_copies(paths) if paths else None

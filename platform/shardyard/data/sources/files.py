@@ -200,7 +200,7 @@ def _stream(
         return ParquetTables(chosen, media).stream(files)
     if kind == "text":
         texts = TextTables(documents_of(source.documents, files))
-        alone = None if texts.documents == "file" else Records(texts, texts.of_records)
+        alone = None if texts.documents == "file" else Records(texts, texts.of_records, source.unpack)
         return stream_of(files, texts.tables, texts.features, alone)
     if kind in ("json", "csv"):
         rows = JsonTables(_json_types(chosen, wanted, files)) if kind == "json" else CellTables(list(wanted))
@@ -208,7 +208,7 @@ def _stream(
         def parse(records: Sequence[bytes], file: str) -> pa.Table:
             return with_paths(rows.of_records(records, file), file, media)
 
-        return stream_of(files, _with_media(rows.tables, media), rows.features, Records(rows, parse))
+        return stream_of(files, _with_media(rows.tables, media), rows.features, Records(rows, parse, source.unpack))
     tables = ArrowTables(chosen) if kind == "arrow" else TarTables(chosen)
     if kind == "arrow" and not media:
         return stream_of(files, tables.tables, tables.features, Records(tables))

@@ -16,6 +16,7 @@ from typing import TypedDict
 import torch
 
 from shardyard.data.formats import FormatInputs, make_rows
+from shardyard.data.index.rows import unpack_later
 from shardyard.data.readers.copies import each_its_own
 from shardyard.data.readers.crew import Crew, OwnThread, ThreadReaders
 from shardyard.data.readers.part import OwnStreams, SourceCounts, added_counts, counts_of, in_order
@@ -226,6 +227,7 @@ class TrainLoader:
             order=data.order,
             group=rows_per_batch_of(data, global_batch, streams),
         )
+        self._unpacked = [unpack_later(source.dataset, streams) for source in self._sources]
         weights = [source.weight for source in data.train]
         made = {
             index: Stream(
@@ -316,7 +318,8 @@ class TrainLoader:
     @property
     def notes(self) -> list[str]:
         """What people should know of the sources, in words."""
-        return [source.found.note for source in self._sources if source.found is not None and source.found.note]
+        found = [source.found.note for source in self._sources if source.found is not None]
+        return [note for note in (*found, *self._unpacked) if note]
 
     def stats(self) -> LoaderStats:
         """Counts since this loader began, up to the newest batch returned, for this rank's streams.

@@ -23,11 +23,12 @@ Tables = Callable[[str], Iterator[pa.Table]]
 class Records:
     """Records that can be read alone: `format` knows how they are divided, `parse` makes a table of some of a file.
 
-    Without `parse`, the format makes them itself.
+    Without `parse`, the format makes them itself. `unpack` is that of the source.
     """
 
     format: object
     parse: Callable[[Sequence[bytes], str], pa.Table] | None = None
+    unpack: bool = True
 
 
 @dataclass(frozen=True)

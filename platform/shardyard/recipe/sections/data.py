@@ -64,6 +64,13 @@ class Source(Section):
         """The same with these steps, if it has none of its own."""
         return self if self.filters is not None or not filters else self.model_copy(update={"filters": filters})
 
+    unpack: bool = described(
+        True,
+        "Compressed local files of rows or texts, if there are no more of them than streams, are unpacked once into "
+        "the cache folder while training begins; later starts read their rows there by number, from where they "
+        "continue. The order of the data is the same.",
+    )
+
 
 class Data(Section):
     sequence_length: int | None = described(
