@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 COMMIT = "a" * 40
+Running = TypeVar("Running", bound="Server")
 FAULTS = ("500", "502", "503", "429", "drop", "cut")
 
 
@@ -24,8 +25,10 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, contents: dict[str, bytes], *, seed: int = 0, ranges: bool = True) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(
+        self, contents: dict[str, bytes], *, seed: int = 0, ranges: bool = True, handler: type[Handler] | None = None
+    ) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.contents, self.ranges = contents, ranges
         self.faults, self.kinds, self.retry_after = 0.0, FAULTS, "0"
         self.met: Counter[str] = Counter()
@@ -45,7 +48,7 @@ class Server(ThreadingHTTPServer):
         """Ignore disconnected clients, which are expected."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
@@ -77,12 +80,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, *, body: bool, cut: bool) -> None:
         data = self.server.contents.get(self.path.partition("?")[0].lstrip("/"))
         if data is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.send_content(b"", body=body, cut=False, status=404, headers={"X-Error-Code": "EntryNotFound"})
             return
-        asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.ranges else None
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        self.send_content(data, body=body, cut=cut, status=200, headers=headers)
+
+    def send_content(self, data: bytes, *, body: bool, cut: bool, status: int, headers: Mapping[str, str]) -> None:
+        """Send content, the range of it that was asked for, or half of that if it is `cut`."""
+        ranges = self.server.ranges and status == HTTPStatus.OK
+        asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if ranges else None
         part = data
         if asked:
             first, last = int(asked[1]), int(asked[2] or len(data) - 1)
@@ -90,11 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
         else:
-            self.send_response(200)
-        if self.server.ranges:
+            self.send_response(status)
+        if ranges:
             self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         if body:
@@ -105,9 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(contents: dict[str, bytes], **options: Any) -> Iterator[Server]:
-    """The server, while the `with` block runs."""
-    with Server(contents, **options) as server:
+def served(server: Running) -> Iterator[Running]:
+    """A server, while the `with` block runs."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
@@ -117,14 +123,8 @@ def serving(contents: dict[str, bytes], **options: Any) -> Iterator[Server]:
             thread.join()
 
 
-def as_hub(name: str, data: bytes) -> dict[str, bytes]:
-    """The hub's answers about a dataset with one Parquet file, by path."""
-    file = {"type": "file", "path": "data/train.parquet", "size": len(data), "oid": "b" * 40}
-    folder = {"type": "directory", "path": "data", "oid": "c" * 40, "size": 0}
-    facts = {"id": name, "_id": "1", "sha": COMMIT, "siblings": [{"rfilename": file["path"]}], "private": False}
-    facts |= {"tags": [], "downloads": 0, "likes": 0}
-    api, tree = f"api/datasets/{name}", f"api/datasets/{name}/tree/{COMMIT}"
-    answers = {api: facts, f"{api}/revision/{COMMIT}": facts, tree: [folder], f"{tree}/data": [file]}
-    return {path: json.dumps(answer).encode() for path, answer in answers.items()} | {
-        f"datasets/{name}/resolve/{COMMIT}/data/train.parquet": data
-    }
+@contextmanager
+def serving(contents: dict[str, bytes], **options: Any) -> Iterator[Server]:
+    """A server of these files, while the `with` block runs."""
+    with served(Server(contents, **options)) as server:
+        yield server

@@ -5,12 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +22,7 @@ from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.stream.reader import ShareReader, share_of, with_shards
 from shardyard.errors import DataError, UnavailableError
 from shardyard.recipe.schema import Data, Source
-from support.servers.stumbling import FAULTS, Server, as_hub, serving
+from support.servers.stumbling import FAULTS, Server, serving
 
 TEXTS = [f"document {number} " + "word " * (number % 40) for number in range(300)]
 
@@ -211,38 +207,6 @@ def test_after_a_host_was_given_up_the_next_request_is_tried_once() -> None:
 def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float) -> None:
     assert retry_after_seconds(value, now=1.6e9) == seconds
     assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT", now=1445412470.0) == 10.0
-
-
-# The hub's address is read when its library is imported.
-READ_FROM_HUB = """
-from shardyard.data.sources import retry as retries, web
-from shardyard.data.stream.reader import ShareReader, share_of, with_shards
-from shardyard.data.sources.sources import open_source
-from shardyard.recipe.schema import Source
-
-retries.FIRST_SECONDS, retries.LONGEST_SECONDS = 0.001, 0.02
-for _ in range(5):
-    retry = retries.Retry(60.0)
-    source = with_shards(open_source(Source(path="org/set"), training=True, retry=retry), 2, retry)
-    readers = [ShareReader(share_of(source, stream, 2), retry) for stream in range(2)]
-    print(sum(len(reader.read(10**6)) for reader in readers), web.WEB.count)
-"""
-
-
-@pytest.mark.slow
-def test_a_data_set_of_the_hub_is_opened_and_read_while_it_stumbles(tmp_path: Path) -> None:
-    with serving(as_hub("org/set", CONTENTS["a.parquet"]), seed=3) as server:
-        # What it cannot say in a body that is cut, it says in none.
-        server.kinds, server.faults = ("500", "502", "503", "429", "drop"), 0.3
-        environment = {**os.environ, "HF_ENDPOINT": server.url("").rstrip("/"), "HF_HOME": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", READ_FROM_HUB], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        read = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-        assert [rows for rows, _ in read] == [len(TEXTS)] * 5
-        assert read[-1][1] > 10
-        assert sum(server.met[kind] for kind in server.kinds) > 10
 
 
 def test_requests_of_the_hub_are_tried_again(server: Server) -> None:

@@ -17,6 +17,7 @@ import soundfile
 from transformers import PreTrainedConfig, WhisperFeatureExtractor
 
 from shardyard.data.media.resampling import Samples, resample
+from shardyard.data.tables.opened import read_remote
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
 
@@ -60,8 +61,10 @@ def read_audio(value: Any, rate: int = RATE) -> Samples:
     value = {"path": value} if isinstance(value, str) else value
     path = value.get("path") if isinstance(value, dict) else None
     content = value.get("bytes") if isinstance(value, dict) else value
-    source = io.BytesIO(content) if content is not None else path
     try:
+        if content is None and isinstance(path, str) and "://" in path:
+            content = read_remote(path)
+        source = io.BytesIO(content) if content is not None else path
         samples, own_rate = soundfile.read(source, dtype="float32", always_2d=True)  # [T, channels]
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise UnusableRowError(f"recording {path or ''} cannot be read", str(error)) from error

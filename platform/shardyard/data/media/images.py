@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from shardyard.data.tables.opened import read_remote
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
 from shardyard.recipe.image_shape import image_shape
@@ -177,7 +178,7 @@ def _file(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return io.BytesIO(value)
     if isinstance(value, str) and value:
-        return value
+        return io.BytesIO(read_remote(value)) if "://" in value else value
     raise ValueError("there are neither bytes nor a path")
 
 

@@ -146,8 +146,21 @@ def _media(recognised: Recognised, fingerprint: Mapping[str, object]) -> Found:
     kind = file_kind(recognised.metadata)
     assert kind is not None
     beside = Recognised("rows", kind, (recognised.metadata,))
-    found = _of_rows(beside, {**fingerprint, "metadata": fingerprint_files([recognised.metadata])}, Source())
+    if "://" not in recognised.metadata:
+        fingerprint = {**fingerprint, "metadata": fingerprint_files([recognised.metadata])}
+    found = _of_rows(beside, fingerprint, Source())
     return Found(found.features, found.fingerprint, found.stream, f"{recognised.layout} with a metadata file")
+
+
+def of_files(recognised: Recognised, fingerprint: Mapping[str, object], source: Source) -> Found:
+    """Files by their paths or URLs.
+
+    Raises:
+        DataError: the first one cannot be read.
+    """
+    if recognised.layout in ("ImageFolder", "AudioFolder"):
+        return _media(recognised, fingerprint)
+    return _of_rows(recognised, fingerprint, source)
 
 
 def _of_rows(recognised: Recognised, fingerprint: Mapping[str, object], source: Source) -> Found:

@@ -33,6 +33,17 @@ LONGEST_SECONDS = 30.0
 LIMIT_SECONDS = 300.0
 
 
+_PASSING = (408, 425, 429)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a failure may be gone at the next attempt; what a server refuses (4xx) is not."""
+    if isinstance(error, PERMANENT) or not isinstance(error, TRANSIENT):
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
+    return not isinstance(status, int) or not 400 <= status < 500 or status in _PASSING
+
+
 class Stopped(Exception):  # noqa: N818 - no error: the reader is being closed while it waits
     """The loader is closed while a retry waits."""
 
@@ -64,9 +75,9 @@ class Retry:
         while True:
             try:
                 return attempt()
-            except PERMANENT:
-                raise
             except TRANSIENT as error:
+                if not may_pass(error):
+                    raise
                 failures += 1
                 deadline = deadline or time.monotonic() + self.limit_seconds
                 pause = wait_seconds(failures)

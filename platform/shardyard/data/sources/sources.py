@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shardyard.data.datasets import dataset_files, dataset_fingerprint
 from shardyard.data.filters.outcome import Clean
@@ -23,13 +20,15 @@ from shardyard.data.filters.steps import Steps, make_step
 from shardyard.data.quirks import quiet_datasets
 from shardyard.data.sources import corpus
 from shardyard.data.sources.files import Found, open_files
+from shardyard.data.sources.hub import open_hub, streamed
 from shardyard.data.sources.kinds import column_path, feature_of, is_kind, may_be, type_of
 from shardyard.data.sources.layouts import read_layout
-from shardyard.data.sources.retry import TRANSIENT, Retry, Stopped
+from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.values import Decode, as_kind, chained, decoder
-from shardyard.data.sources.web import WEB, UnreachedError, be_patient
+from shardyard.data.sources.web import be_patient
+from shardyard.data.sources.wording import in_words
 from shardyard.data.tables.table import PROBLEM, problems_of
-from shardyard.errors import DataError, UnavailableError, UnusableRowError
+from shardyard.errors import DataError, UnusableRowError
 from shardyard.objectives.spec import Kind, ObjectiveSpec
 from shardyard.recipe.catalog.datasets import DATASETS
 from shardyard.recipe.layouts import Chosen, LayoutKind, choose, explain_unknown
@@ -38,7 +37,6 @@ from shardyard.recipe.sections.filters import EvaluationSet, Step
 from shardyard.recipe.sources.usual import columns_of
 
 HUB_TIMEOUT_SECONDS = 20.0
-Result = TypeVar("Result")
 _WORDS: Mapping[Kind, str] = {
     "label": "whole numbers",
     "texts": "lists of texts",
@@ -268,12 +266,12 @@ def _open_corpus(name: str, split: str, retry: Retry) -> Found:
     if name in DATASETS:
         shards = [str(path) for path in dataset_files(name, split)]
         dataset = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
-        return _found(dataset, dataset_fingerprint(name), name, retry)
+        return streamed(dataset, dataset_fingerprint(name), name, retry)
     files = corpus.corpus_files(name)
     if split not in files:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(files)}.")
     dataset = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
-    return _found(dataset, asdict(corpus.fingerprint(name)), name, retry)
+    return streamed(dataset, asdict(corpus.fingerprint(name)), name, retry)
 
 
 def _open_path(source: Source, split: str, retry: Retry) -> Found:
@@ -283,104 +281,7 @@ def _open_path(source: Source, split: str, retry: Retry) -> Found:
         return found
     if Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or "*" in path:
         raise DataError(f"{path}: there is no such file or folder; relative paths start at the current folder.")
-    return _open_hub(source, split, retry)
-
-
-def _open_hub(source: Source, split: str, retry: Retry) -> Found:
-    """Open a dataset of the hub at the commit that `revision` (or the default branch) currently points to."""
-    path = str(source.path)
-    try:
-        commit = HfApi().dataset_info(path, revision=source.revision, timeout=HUB_TIMEOUT_SECONDS).sha
-    except GatedRepoError as error:
-        raise DataError(f"{path} is gated: accept its terms on the hub and set HF_TOKEN.") from error
-    except RevisionNotFoundError as error:
-        raise DataError(f"{path} has no revision {source.revision!r} on the hub.") from error
-    except RepositoryNotFoundError as error:
-        raise DataError(
-            f"{path} is neither a local file or folder nor a data set that the hub shows you; check the name, or set "
-            "HF_TOKEN if it is private."
-        ) from error
-    except HfHubHTTPError as error:
-        raise DataError(f"{path}: the hub answers {_first_line(error)}") from error
-    except UnavailableError:
-        raise
-    except UnreachedError as error:
-        raise DataError(_unreachable(path)) from error
-    except TRANSIENT as error:
-        raise DataError(_unreachable(path)) from error
-    except ValueError as error:
-        raise DataError(f"{path} is neither a local file or folder nor a hub id (owner/name).") from error
-    dataset = _load(path, retry, path, name=source.config, revision=commit, split=split)
-    fingerprint = {"hub": path, "config": source.config, "revision": commit}
-    return _found(dataset, fingerprint, path, retry)
-
-
-def _found(dataset: Any, fingerprint: Mapping[str, object], name: str, retry: Retry) -> Found:
-    """A dataset that is streamed as it is."""
-    features = dataset.features or in_words(name, retry, lambda: _features_of_first(dataset, name))
-    return Found(features, fingerprint, lambda _: dataset)
-
-
-def _unreachable(path: str) -> str:
-    return (
-        f"{path}: the hub cannot be reached (and there is no local file or folder of this name). Check the network, "
-        "HF_ENDPOINT and HF_HUB_OFFLINE, or use local data: the path of files, or an embedded corpus such as "
-        "`source: python-docs`."
-    )
-
-
-def _load(label: str, retry: Retry, builder: str, /, **options: Any) -> Any:
-    """Call `load_dataset` for a stream and turn its errors into messages for users."""
-    return in_words(label, retry, lambda: datasets.load_dataset(builder, streaming=True, **options))
-
-
-def in_words(name: str, retry: Retry, read: Callable[[], Result]) -> Result:
-    """The result of `read`. Transient failures are retried, others become messages for users.
-
-    Raises:
-        DataError: the source cannot be read; UnavailableError if the cause may be temporary.
-        Stopped: the reader is closed during a wait.
-    """
-    # Failures on local files are not transient.
-    remote = "://" in name or not Path(name.partition("*")[0]).expanduser().exists()
-    mark = WEB.mark()
-    try:
-        return retry.call(read, f"source {name}") if remote else read()
-    except (UnavailableError, Stopped):
-        raise
-    except Exception as error:
-        # `datasets` may report a missing file when a server fails.
-        cause = WEB.error_since(mark) if remote else None
-        if isinstance(cause, UnavailableError) or (cause is not None and "://" in name):
-            raise cause from error
-        raise _worded(name, error, remote=remote) from error
-
-
-def _worded(name: str, error: Exception, *, remote: bool) -> Exception:
-    if isinstance(error, UnreachedError):
-        return DataError(_unreachable(name))
-    if isinstance(error, StopIteration):
-        # Raised by `datasets` if the first file, from which it takes the columns, is empty.
-        return DataError(f"{name}: its first file is empty; remove it, or check how it was written.")
-    if isinstance(error, ImportError):
-        # fsspec names the package of the address's scheme: s3fs, gcsfs, adlfs.
-        return DataError(f"{name} cannot be read here: {_first_line(error)} (pip install it where the data is read).")
-    if isinstance(error, FileNotFoundError | DatasetsError):
-        return DataError(f"{name} cannot be read as a data set: {_first_line(error)}")
-    if isinstance(error, TRANSIENT):
-        if remote and not WEB.was_reached_at_all:
-            return DataError(_unreachable(name))
-        kind = UnavailableError if remote else DataError
-        return kind(f"{name} cannot be read: {_first_line(error)}")
-    if isinstance(error, ValueError | KeyError | UnicodeError):
-        # An unknown split or configuration: the message of `datasets` lists the existing ones.
-        hint = "; set `split`, or under data.validation `holdout`, to one that is" if "split" in str(error) else ""
-        return DataError(f"{name}: {_first_line(error)}{hint}")
-    return error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return open_hub(source, split, retry)
 
 
 def _layout(features: Any, name: str, source: Source, kind: LayoutKind) -> Chosen:
@@ -489,9 +390,3 @@ def values_of(table: pa.Table, column: str) -> list[Any]:
     top, *fields = column_path(table.column_names, column)
     values = table.column(top)
     return list((pc.struct_field(values, fields) if fields else values).to_pylist())
-
-
-def _features_of_first(dataset: Any, name: str) -> Any:
-    for table in dataset.with_format("arrow").iter(batch_size=1):
-        return datasets.Features.from_arrow_schema(table.schema)
-    raise DataError(f"{name} is empty: it holds no documents.")

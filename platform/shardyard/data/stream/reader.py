@@ -12,7 +12,7 @@ from shardyard.data.filters.outcome import Removed
 from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
 from shardyard.data.quirks import shard_files
-from shardyard.data.sources.retry import PERMANENT, TRANSIENT, Retry, Stopped
+from shardyard.data.sources.retry import Retry, Stopped, may_pass
 from shardyard.data.sources.sources import Broken, Example
 from shardyard.data.sources.web import WEB
 from shardyard.data.stream.dealt import DealtTables
@@ -253,7 +253,7 @@ class ShareReader:
             cause = WEB.error_since(mark)
             if isinstance(cause, UnavailableError):
                 raise cause from error
-            kind = UnavailableError if _may_pass(error) else DataError
+            kind = UnavailableError if may_pass(error) else DataError
             raise kind(self._explain(error)) from error
 
     def _explain(self, error: Exception) -> str:
@@ -261,14 +261,10 @@ class ShareReader:
         advice = (
             f"it still failed after {self._retry.limit_seconds:g} s (data.retry_seconds); check the network or the "
             "storage, then resume."
-            if _may_pass(error)
+            if may_pass(error)
             else "check the file, and that all files of the source have the same columns."
         )
         return f"source {self.name}: reading failed with {type(error).__name__}: {first}; {advice}"
-
-
-def _may_pass(error: Exception) -> bool:
-    return isinstance(error, TRANSIENT) and not isinstance(error, PERMANENT)
 
 
 def _streamed_tables(share: Share) -> Tables:

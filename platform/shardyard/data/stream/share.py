@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import OpenSource, in_words
+from shardyard.data.sources.sources import OpenSource
+from shardyard.data.sources.wording import in_words
 
 
 class CursorState(TypedDict):

@@ -28,6 +28,16 @@ def opened(path: str) -> Iterator[IO[bytes]]:
         yield cast("IO[bytes]", stack.enter_context(_decompressed(file, compression(path))))
 
 
+def read_remote(url: str) -> bytes:
+    """The content of a file behind a URL.
+
+    Raises:
+        OSError: there is no such file. UnavailableError: the server kept failing.
+    """
+    with xopen(url, "rb") as file:
+        return cast("bytes", file.read())
+
+
 def _decompressed(file: IO[bytes], how: str | None) -> Any:
     if how == ".gz":
         return gzip.GzipFile(fileobj=file)

@@ -213,8 +213,8 @@ def test_more_unusable_rows_than_the_limit_end_the_run(tmp_path: Path) -> None:
             reader.read(100)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is there")
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is there")
 @pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "*.csv"])
 def test_an_address_without_its_package_names_the_package(name: str) -> None:
-    with pytest.raises(DataError, match=r"Install s3fs to access S3 \(pip install it"):
-        reader_of(Source(path=f"s3://bucket/{name}"), "causal_lm", "skip")
+    with pytest.raises(DataError, match=r"[Pp]lease install gcsfs to access Google Storage \(pip install it"):
+        reader_of(Source(path=f"gs://bucket/{name}"), "causal_lm", "skip")
