@@ -27,7 +27,7 @@ Change = Callable[[Tensor], Tensor]
 _REACH = 60.0
 
 
-def output_with_logits(model: Any, inputs: Mapping[str, Any], size: int, name: str = "logits") -> Any:
+def output_with_logits(model: Any, inputs: Mapping[str, object], size: int, name: str = "logits") -> Any:
     """Call a model; the `logits` of its output are computed for `size` tokens at a time if `size` is not 0.
 
     Args:
