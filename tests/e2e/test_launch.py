@@ -17,6 +17,9 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from shardyard.data.ledger.record import read_ledger
+from shardyard.engine.inference.step_documents import documents_of_step
+from shardyard.tracking.run.folder import RunFolder
 from support.cli import Command, write_recipe
 from support.hold import held_by
 from support.tiny import write_corpus
@@ -217,6 +220,20 @@ def test_neither_ctrl_c_nor_kills_change_the_end(
     assert resumed[:2] == [None, stopped]
     assert stopped < resumed[2] < resumed[3] < STEPS
     assert_same_weights(command, undisturbed[0])
+    _check_ledger(command, undisturbed[0], resumed)
+
+
+def _check_ledger(command: Command, undisturbed: Command, resumed: list[int | None]) -> None:
+    """Both ranks of each resumed attempt left their entries, and steps around the kills have the documents that they
+    had in the undisturbed run, whose ledger is of one attempt."""
+    ours, theirs = RunFolder(command.folder), RunFolder(undisturbed.folder)
+    attempts = read_ledger(ours.ledger)
+    assert [attempt.header["step"] for attempt in attempts] == [step or 0 for step in resumed]
+    assert all(len(attempt.states) == attempt.header["streams"] for attempt in attempts[1:])
+    assert [attempt.header["readers"] for attempt in attempts] == [2] * len(resumed)
+    steps = [step + more for step in resumed[1:] if step for more in (0, 1)]
+    for step in steps:
+        assert documents_of_step(ours, step, 2) == documents_of_step(theirs, step, 2)
 
 
 def _write_old_names(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 from transformers import GenerationConfig, PreTrainedConfig
 
+from shardyard.data.ledger.record import Header, LedgerWriter
 from shardyard.data.stream.loader import Batch, TrainLoader
 from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
@@ -58,8 +59,11 @@ class Session:
     generates: GenerationConfig | None = None
     hooks: list[Hook] = field(default_factory=list)
     streams: StreamStates = field(default_factory=dict)
+    ledger: LedgerWriter | None = None
 
     def __post_init__(self) -> None:
+        # Steps whose batches were taken.
+        self._taken = 0
         self.checkpoint = CheckpointHook(
             self.checkpointer,
             self._state,
@@ -100,11 +104,13 @@ class Session:
         if found is not None:
             state, streams = found
             self.loader.load_state(streams)
+            self.streams = self.loader.state()
             self.checkpoint.saved_step = done = state.step
             for hook in self.hooks:
                 if hook.name in state.hooks:
                     hook.load_state_dict(state.hooks[hook.name])
         number = self.folder.info().attempts
+        self.ledger = self._ledger(number, done)
         self.event_log.event(Attempt(number=number, world_size=self.mesh.world.size, resumed_step=done or None))
         return done
 
@@ -112,7 +118,26 @@ class Session:
         """This rank's rows of the next global batch; checkpoints save the state of the streams after it."""
         batch = next(self.loader)
         self.streams = batch.state
+        self._taken += 1
+        if self.ledger is not None:
+            self.ledger.after(self._taken, batch.state)
         return batch
+
+    def _ledger(self, attempt: int, done: int) -> LedgerWriter:
+        """The ledger of this rank's rows from here on."""
+        header = Header(
+            step=done,
+            streams=self.plan.streams,
+            seed=self.recipe.train.seed,
+            global_batch=self.recipe.train.global_batch,
+            readers=self.mesh.data.size,
+            data=self.recipe.data.model_dump(mode="json"),
+        )
+        ledger = LedgerWriter(self.folder.ledger, attempt, self.mesh.rank, header)
+        if done:
+            ledger.write(done, self.streams)
+        self._taken = done
+        return ledger
 
     def stop_requested(self) -> str | None:
         """The stop request as rank 0 sees it; the others get it through the step's sum.
@@ -140,6 +165,8 @@ class Session:
     def close(self, outcome: str = "failed") -> None:
         """Stop reading ahead and let tracking finish; `outcome` is how the run ended."""
         self.loader.close()
+        if self.ledger is not None:
+            self.ledger.close()
         if self.machine is not None:
             self.machine.close()
         if self.tracker is not None:

@@ -38,6 +38,10 @@ WALKED: dict[tuple[str, str], Walk] = {
     ("docs/checkpoints.md", "shardyard export RUN FOLDER"): Walk(swap=(*_RUN, ("FOLDER", "exported"))),
     ("docs/dashboard.md", "shardyard data rows RUN --step N"): Walk(swap=(*_RUN, ("N", "3"))),
     ("docs/dashboard.md", "shardyard watch RUN"): Walk(swap=_RUN),
+    ("docs/data/ledger.md", "shardyard data trace RUN --step 120"): Walk(swap=(*_RUN, ("120", "3"))),
+    ("docs/data/ledger.md", "shardyard data trace RUN --document corpus.jsonl:61"): Walk(
+        swap=(*_RUN, ("corpus.jsonl:61", "decorator"))
+    ),
     ("docs/dashboard.md", "shardyard runs"): Walk(),
     ("docs/data.md", "shardyard data list"): Walk(),
     ("docs/data.md", "shardyard data inspect RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),

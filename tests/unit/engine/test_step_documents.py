@@ -12,7 +12,7 @@ from shardyard.cli.main import run as command
 from shardyard.dashboard.web import documents, isolated
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.components import make_components
-from shardyard.engine.inference.step_documents import documents_of_step
+from shardyard.engine.inference.step_documents import DocumentPart, documents_of_step
 from shardyard.errors import UsageError
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Recipe
@@ -159,7 +159,7 @@ def test_the_dashboard_answers(trained: Trained, no_cache: Path, monkeypatch: py
         assert answer.status_code == 200
         found = answer.json()
         assert found["problem"] is None
-        assert {*found["documents"][0]} == {"source", "document", "rank", "row", "text", "tokens"}
+        assert {*found["documents"][0]} == {*DocumentPart.__annotations__}
         assert rows_of(found) == rows_of(documents_of_step(run, 7))
         # The second time nothing is started.
         monkeypatch.setattr(isolated, "call", None)

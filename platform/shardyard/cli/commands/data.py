@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 import typer
 
 from shardyard.cli.commands.inspect_data import inspect_data
+from shardyard.cli.commands.trace_data import trace_data
 from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.cli.view import complete, output
 from shardyard.data.datasets.reading import dataset_files
@@ -42,6 +43,7 @@ SetName = Annotated[
 
 
 data.command("inspect")(inspect_data)
+data.command("trace")(trace_data)
 
 
 @data.command("list")

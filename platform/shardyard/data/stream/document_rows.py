@@ -28,7 +28,7 @@ class DocumentStream(TokenStream):
         inputs, labels = np.full((2, length), separator, dtype=np.int64)
         labels[filled:] = IGNORED
         inputs[:filled], labels[:filled] = tokens[:-1], tokens[1:]
-        self._last = [(self._held[0], self._offset, min(filled + 1, len(own) - self._offset))]
+        self._last = [(self._held[0], self._offset, filled + 1)]
         self._hold(1)  # where the next row may begin
         # After its last target, the rest of a document is its end.
         self._consume(filled if self._offset + filled < last else len(own) - self._offset)

@@ -289,6 +289,11 @@ class TrainLoader:
             stream.load_state(states_by_stream[str(index)])
         self._feed.rows.check_aligned()
 
+    def state(self) -> StreamStates:
+        """The states of this rank's streams before the first batch."""
+        assert self._feed.thread is None, "the loader reads already; a batch has the state after it"
+        return {str(index): stream.state() for index, stream in self._feed.rows.streams.items()}
+
     def __iter__(self) -> TrainLoader:
         return self
 

@@ -115,7 +115,9 @@ class TokenStream:
         self._windows.reader.close()
 
     def parts(self) -> list[Part]:
-        return [Part(own.window, own.start.document, first, tokens) for own, first, tokens in self._last]
+        # The last token is only a target here, and the first one of the next row.
+        inputs = [(own, first, tokens - (own is self._last[-1][0])) for own, first, tokens in self._last]
+        return [Part(own.window, own.start.document, first, tokens) for own, first, tokens in inputs if tokens]
 
     def next_row(self) -> Row | None:
         """The next row; None if the stream has ended.

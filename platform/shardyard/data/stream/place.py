@@ -30,7 +30,7 @@ def place_in_files(name: str, files: Sequence[ShardFile], number: int) -> str:
     try:
         for file in files:
             budget -= 0 if file.path.endswith(".parquet") else Path(file.path).stat().st_size
-            before, rows = _rows(file) if budget >= 0 else (0, None)
+            before, rows = file_rows(file) if budget >= 0 else (0, None)
             if rows is None:
                 break
             if left < rows:
@@ -41,7 +41,7 @@ def place_in_files(name: str, files: Sequence[ShardFile], number: int) -> str:
     return f"{name}, row {number + 1} of its part"
 
 
-def _rows(file: ShardFile) -> tuple[int, int | None]:
+def file_rows(file: ShardFile) -> tuple[int, int | None]:
     """The rows of the file before this part, and the rows of the part; None if they cannot be counted."""
     if file.path.endswith(".parquet"):
         metadata = pq.read_metadata(file.path)

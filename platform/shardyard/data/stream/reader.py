@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from shardyard.data.stream.dealt import DealtTables
 from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.place import place_in_files
 from shardyard.data.stream.share import START, Cursor, CursorState, Share, share_of, with_shards
-from shardyard.data.stream.tables import Chunk, IndexedTables, RowRange, StreamedTables, Tables
+from shardyard.data.stream.tables import TABLE_ROWS, Chunk, IndexedTables, RowRange, StreamedTables, Tables
 from shardyard.errors import DataError, ShardyardError, UnavailableError, UnusableRowError
 from shardyard.recipe.schema import OnError
 
@@ -119,6 +119,17 @@ class ShareReader:
                     examples.append(example)
                     self.places.append(place)
         return examples
+
+    def stored(self) -> Iterator[tuple[int, Any]]:
+        """All rows that follow, usable or not, as they are stored, each with its number in the share.
+
+        Raises:
+            DataError: the source cannot be read.
+        """
+        while (chunk := self._fetched(TABLE_ROWS)) is not None:
+            rows, self._next = chunk.rows[self._next :], len(chunk.rows)
+            for index, value in rows:
+                yield chunk.cursor.example + index, value
 
     def reserve(self, count: int) -> Reserved:
         """The next `count` rows, usable or not, fewer only at the end of the share. Indexed ones are not read yet.

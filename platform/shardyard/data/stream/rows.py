@@ -78,7 +78,7 @@ class Part:
     """A document of a row, or the part of it that is in the row.
 
     `document` is its number in `window`, `first` the number of its first token in the row, counted with the separator
-    before it, and `tokens` how many are in the row; None where they are not counted by document.
+    before it, and `tokens` how many inputs of the row are its; None where they are not counted by document.
     """
 
     window: Window

@@ -1,61 +1,50 @@
-"""The documents behind a step: the rows of its global batch, reproduced from the recipe and the run folder.
+"""The documents behind a step: the rows of its global batch, made again from the recipe and the run folder.
 
-The order of data is a function of recipe, tokenizer, seed and step, so training does not record it. Rows are produced
-starting from the newest checkpoint before the step, which holds the state of every stream.
+The order of data is a function of recipe, tokenizer, seed and step, so training records no rows, only the states of its
+streams at some steps (`data/ledger/`). Rows are made from the newest state before the step on.
 """
 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
-import numpy as np
-
-from shardyard.data.formats import make_rows
-from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import OpenSource, open_for
-from shardyard.data.stream.document_rows import DocumentStream
-from shardyard.data.stream.fitted_documents import FittedStream
-from shardyard.data.stream.length_groups import rows_per_batch_of
-from shardyard.data.stream.packing import IGNORED, TokenStream
-from shardyard.data.stream.reader import with_shards
-from shardyard.data.stream.rows import Position, Row
-from shardyard.data.stream.shuffle import Window, Windows
-from shardyard.data.stream.streams import Stream, StreamSettings, StreamStates
+from shardyard.data.ledger.documents import content_hash, words_of
+from shardyard.data.ledger.replay import MadeRow, Replay
+from shardyard.data.sources.sources import Example
+from shardyard.data.stream.rows import Part, Row
 from shardyard.data.tokenizers import tokenizer as tokenizers
-from shardyard.engine.checkpoint.files import committed_checkpoints
-from shardyard.engine.components import Components, make_components
 from shardyard.engine.inference.load import recipe_of
+from shardyard.engine.inference.run_ledger import Segment, read_run
 from shardyard.engine.inference.step_sources import check_sources
-from shardyard.errors import RunFolderError, UsageError
-from shardyard.objectives.registry import objective_spec
-from shardyard.recipe.batching import streams_of
+from shardyard.errors import UsageError
 from shardyard.recipe.code import refuse_code
-from shardyard.recipe.mesh import data_size
-from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder, typed
 
 MOST_CHARACTERS = 2000
-_KEPT_WINDOWS = 8
 
 
 class DocumentPart(TypedDict):
     """One document, or the part of it in a row.
 
     `row` counts from 0 in the global batch, `rank` is the data-parallel rank that trained on it. `document` is the
-    position in its stream; epochs, windows and documents count from 0. `tokens` is None for rows without tokens.
+    position in its stream; epochs, windows and documents count from 0. `file` and `file_row` (from 1) are its place,
+    `sha256` is the hash of its content. `first` is its first token in the row, counted from the separator before it;
+    `tokens` are those in the row, None for rows without tokens.
     """
 
     source: str
     document: str
+    file: str
+    file_row: int
+    sha256: str
+    epoch: int
     rank: int
     row: int
     text: str
+    first: int
     tokens: int | None
 
 
@@ -88,144 +77,94 @@ def documents_of_step(
         command = f"shardyard data rows {typed(folder.path)} --step {step}"
         refuse_code(recipe, folder.id, f"Where you know who wrote it, in a terminal: {command}")
         check_sources(recipe, only_from, command)
-    stored = info.data
-    streams = int(stored.get("streams") or stored.get("lanes") or streams_of(recipe, info.world_size or 1))
-    maker = _Maker(recipe, make_components(recipe), streams)
-    batch, readers = recipe.train.global_batch, data_size(recipe, info.world_size or 1)
-    first = (step - 1) * batch
-    shown = range(first, first + min(batch, most_rows))
-    start = _nearest_state(folder, step - 1)
-    parts = [
-        part
-        for number, row in maker.rows(shown, start)
-        for part in maker.parts(row, row_number=number - first, rank=number % readers)
-    ]
+    segment = read_run(folder, recipe).segment(step)
+    if only_from is not None:
+        check_sources(segment.recipe, only_from, command)
+    components, replay = segment.make()
+    maker = _Maker(replay, components.tokenizer)
+    rows = segment.rows_of(step)
+    made = sorted(_rows(segment, replay, rows[:most_rows]), key=lambda one: one[0])
     return {
         "step": step,
-        "rows": batch,
-        "documents": parts,
-        "problem": maker.changed_since(stored),
+        "rows": len(rows),
+        "documents": [
+            part
+            for number, row in made
+            for part in maker.parts(row, row_number=number - rows[0], rank=number % segment.readers)
+        ],
+        "problem": changed_since(info.data, replay, components.tokenizer),
     }
 
 
-@dataclass(frozen=True)
-class _RowOrigin:
-    """A row, the position of its stream before it, and the windows that its documents come from."""
+def _rows(segment: Segment, replay: Replay, numbers: range) -> Iterator[tuple[int, MadeRow]]:
+    """The rows with these numbers in the run; streams that they do not need are not opened."""
+    streams: dict[int, list[int]] = {}
+    for number in numbers:
+        streams.setdefault(number % segment.streams, []).append(number // segment.streams)
+    for stream, positions in streams.items():
+        before = [one for one in segment.known(stream) if one.rows <= positions[0]]
+        state = before[-1].state if before else None
+        for made in replay.rows(stream, state, positions[0], positions[-1] + 1):
+            yield made.position * segment.streams + stream, made
 
-    row: Row
-    source: int
-    before: Position
-    stream: Any
-    windows: _Seen
 
-
-class _Seen:
-    """Windows of a stream; keeps the most recent ones."""
-
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
-        self.recent: OrderedDict[tuple[int, int], Window] = OrderedDict()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._windows, name)
-
-    def next(self) -> Window | None:
-        window = self._windows.next()
-        if window is not None:
-            self.recent[window.epoch, window.index] = window
-            while len(self.recent) > _KEPT_WINDOWS:
-                self.recent.popitem(last=False)
-        return window
+def changed_since(stored: Mapping[str, Any], replay: Replay, tokenizer: Any) -> str | None:
+    """How the data differs from that of the training; None if nothing differs or this is unknown."""
+    if not stored:
+        return None
+    now = [source.fingerprint for source in replay.sources]
+    before = stored.get("sources") or now
+    changed = [
+        source.name
+        for source, one, other in zip(replay.sources, json.loads(json.dumps(now)), before, strict=False)
+        if one != other
+    ]
+    known = stored.get("tokenizer")
+    if known and tokenizer is not None and tokenizers.fingerprint(tokenizer) != known:
+        changed.append("the tokenizer")
+    if not changed:
+        return None
+    return f"{', '.join(changed)} is not what it was when the run was trained: it may have seen other rows."
 
 
 class _Maker:
-    """Reproduces rows of a run."""
+    """Describes the documents of rows."""
 
-    def __init__(self, recipe: Recipe, components: Components, streams: int) -> None:
-        data, spec = recipe.data, objective_spec(recipe.objective)
-        self._streams = streams
-        self._tokenizer = components.tokenizer
-        self._sources: list[OpenSource] = [
-            with_shards(
-                open_for(spec, source, training=True),
-                streams,
-            )
-            for source in data.train
-        ]
-        self._weights = [source.weight for source in data.train]
-        format_ = make_rows(recipe.objective, components.format_inputs)
-        self._settings = StreamSettings(
-            lambda windows: format_.stream(cast(Windows, _Seen(windows))),
-            data.shuffle_window,
-            streams,
-            recipe.train.seed,
-            on_error=data.on_error,
-            order=data.order,
-            group=rows_per_batch_of(data, recipe.train.global_batch, streams),
-        )
+    def __init__(self, replay: Replay, tokenizer: Any) -> None:
+        self._replay, self._tokenizer = replay, tokenizer
 
-    def rows(self, numbers: range, start: StreamStates | None) -> Iterator[tuple[int, _RowOrigin]]:
-        """The rows with these numbers, in the order of the run; streams that they do not need are not opened."""
-        retry, streams = Retry(), dict[int, Stream]()
-        try:
-            for number in numbers:
-                index = number % self._streams
-                if index not in streams:
-                    streams[index] = Stream(index, self._sources, self._weights, self._settings, retry)
-                    if start is not None:
-                        streams[index].load_state(start[str(index)])
-                yield number, _row(streams[index], number // self._streams)
-        finally:
-            for stream in streams.values():
-                stream.close()
-
-    def parts(self, made: _RowOrigin, *, row_number: int, rank: int) -> Iterator[DocumentPart]:
+    def parts(self, made: MadeRow, *, row_number: int, rank: int) -> Iterator[DocumentPart]:
         """The documents of a row, in order."""
-        source, row = self._sources[made.source].name, made.row
-        if isinstance(made.stream, FittedStream):
-            yield from self._whole(made.stream, source, row, rank, row_number)
-            return
-        if not isinstance(made.stream, TokenStream):
-            tokens = len(row["input_ids"]) if "input_ids" in row else None
-            yield _document_part(source, made.before, rank, row_number, self._described(row), tokens)
-            return
-        if isinstance(made.stream, DocumentStream):
-            filled = int(np.count_nonzero(row["labels"] != IGNORED))
-            yield _document_part(source, made.before, rank, row_number, self._text(row["input_ids"][:filled]), filled)
-            return
-        ids = np.append(row["input_ids"], row["labels"][-1:])  # the last token is only a target
-        separator = made.stream._encoder.separator
-        starts = [0, *(np.flatnonzero(ids[1:-1] == separator) + 1).tolist(), len(ids) - 1]
-        at = _from(made.before, made.windows.recent)
-        for begin, end in pairwise(starts):
-            yield _document_part(source, at, rank, row_number, self._text(ids[begin:end]), end - begin)
-            at = _after(at, made.windows.recent)
+        row, at = made.row, 0
+        for index, part in enumerate(made.parts):
+            if part.tokens is not None:
+                text = self._text(row["input_ids"][at : at + part.tokens])
+                at += part.tokens
+            else:
+                text = words_of(_example(part)) if index else self._described(row)
+            window = part.window
+            place = self._replay.places[made.source].of(made.number(part))
+            yield DocumentPart(
+                source=self._replay.sources[made.source].name,
+                document=f"epoch {window.epoch}, window {window.index}, document {part.document}",
+                file=place.file,
+                file_row=place.row,
+                sha256=content_hash(self._stored(made, part)),
+                epoch=window.epoch,
+                rank=rank,
+                row=row_number,
+                text=text,
+                first=part.first,
+                tokens=len(row["input_ids"]) if part.tokens is None and "input_ids" in row else part.tokens,
+            )
 
-    def _whole(self, stream: FittedStream, source: str, row: Row, rank: int, number: int) -> Iterator[DocumentPart]:
-        begin = 0
-        for part in stream.parts():
-            end = begin + (part.tokens or 0)
-            at = Position(part.window.epoch, part.window.index, part.window.cursor, part.document)
-            yield _document_part(source, at, rank, number, self._text(row["input_ids"][begin:end]), end - begin)
-            begin = end
-
-    def changed_since(self, stored: Mapping[str, Any]) -> str | None:
-        """How the data differs from that of the training; None if nothing differs or this is unknown."""
-        if not stored:
-            return None
-        now = [source.fingerprint for source in self._sources]
-        before = stored.get("sources") or now
-        changed = [
-            source.name
-            for source, one, other in zip(self._sources, json.loads(json.dumps(now)), before, strict=False)
-            if one != other
-        ]
-        tokenizer = stored.get("tokenizer")
-        if tokenizer and self._tokenizer is not None and tokenizers.fingerprint(self._tokenizer) != tokenizer:
-            changed.append("the tokenizer")
-        if not changed:
-            return None
-        return f"{', '.join(changed)} is not what it was when the run was trained: it may have seen other rows."
+    def _stored(self, made: MadeRow, part: Part) -> Example:
+        """The document before data.filters, which may have changed it."""
+        if self._replay.sources[made.source].steps is not None:
+            read = self._replay.places[made.source].read(*self._replay.places[made.source].shard_of(made.number(part)))
+            if read is not None:
+                return read.example
+        return _example(part)
 
     def _described(self, row: Row) -> str:
         """The tokens of a row as text, followed by a description of its other contents."""
@@ -251,49 +190,5 @@ class _Maker:
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))[:MOST_CHARACTERS]
 
 
-def _row(stream: Stream, position: int) -> _RowOrigin:
-    """Row `position` of a stream; earlier rows are produced and discarded."""
-    while True:
-        number, before = stream.num_rows, [rows.position for rows in stream.by_source]
-        made = stream.next_row()
-        assert made is not None, "a training stream never ends"
-        if number == position:
-            row, source = made
-            rows = stream.by_source[source]
-            return _RowOrigin(row, source, before[source], rows, cast(_Seen, rows.windows))
-
-
-def _after(at: Position, windows: Mapping[tuple[int, int], Window]) -> Position:
-    """The position of the next document."""
-    window = windows.get((at.epoch, at.window))
-    following = at.document + 1 if window is None else window.following(at.document)
-    if following is not None:
-        return Position(at.epoch, at.window, at.cursor, following)
-    epoch, index = (at.epoch, at.window + 1) if (at.epoch, at.window + 1) in windows else (at.epoch + 1, 0)
-    return _from(Position(epoch, index), windows)
-
-
-def _from(at: Position, windows: Mapping[tuple[int, int], Window]) -> Position:
-    """The position, or that of the first usable document after it in its window."""
-    window = windows.get((at.epoch, at.window))
-    first = None if window is None else window.following(at.document - 1)
-    return at if first is None else replace(at, document=first, offset=at.offset if first == at.document else 0)
-
-
-def _document_part(source: str, at: Position, rank: int, row: int, text: str, tokens: int | None) -> DocumentPart:
-    document = f"epoch {at.epoch}, window {at.window}, document {at.document}"
-    return DocumentPart(source=source, document=document, rank=rank, row=row, text=text, tokens=tokens)
-
-
-def _nearest_state(folder: RunFolder, step: int) -> StreamStates | None:
-    """The states of all streams from the newest checkpoint up to `step`; None if there is none."""
-    found: list[tuple[int, Path]] = [
-        (int(path.name.removeprefix("step-")), path) for path in committed_checkpoints(folder.checkpoints)
-    ]
-    for _, path in sorted((item for item in found if item[0] <= step), reverse=True):
-        try:
-            state: StreamStates = json.loads((path / "data.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path / 'data.json'} cannot be read: {error}") from error
-        return state
-    return None
+def _example(part: Part) -> Example:
+    return part.window.drawn(part.document, part.document + 1)[0][1]

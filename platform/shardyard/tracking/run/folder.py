@@ -1,7 +1,7 @@
 """The folder of a run: its id, state, files, and stop request. Plain files are the source of truth.
 
 Files are named in design order: recipe.yaml, resolved.yaml, plan.json, run.json, metrics.jsonl, events.jsonl,
-samples.jsonl, logs/, wandb/, checkpoints/, final/. Only `RunFolder` writes run.json, always by replacement.
+samples.jsonl, logs/, wandb/, ledger/, checkpoints/, final/. Only `RunFolder` writes run.json, always by replacement.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.wandb = self.path / "wandb"
         self.held_out = self.path / "held-out.safetensors"
+        self.ledger = self.path / "ledger"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
         self.adapter = self.path / "adapter"

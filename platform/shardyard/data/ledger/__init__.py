@@ -1,0 +1,1 @@
+"""The ledger of a run: which documents its steps were trained on."""
