@@ -33,5 +33,5 @@ def test_a_launch_trains_on_what_can_be_read_and_names_the_rest(tmp_path: Path) 
     assert code == 0, output
     (counted,) = command.events("data")
     assert counted["unusable"] >= 1
-    assert any(name.startswith("train.jsonl, row 4: no JSON: Expecting value") for name in counted["named"])
+    assert any(name.startswith("train.jsonl, row 4: line 4: no JSON: Expecting value") for name in counted["named"])
     assert "unusable rows left out" in output

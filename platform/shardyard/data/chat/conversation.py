@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from shardyard.data.tables.surrogates import loads
 from shardyard.errors import UnusableRowError
 
 # One turn: role and content, and whatever else the chat template reads (tool_calls, reasoning_content, name, …).
@@ -145,7 +145,7 @@ def parsed(text: object) -> object:
     if not isinstance(text, str):
         return text
     try:
-        value = json.loads(text)
+        value = loads(text)
     except ValueError:
         return text
     return value if isinstance(value, dict) else text
@@ -178,7 +178,7 @@ def _json(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
+        return loads(value) if value.strip() else None
     except ValueError as error:
         raise UnusableRowError(f"{name} is a text that is no JSON", f"{value!r:.80}") from error
 

@@ -31,6 +31,8 @@ KEPT_FROM_BYTES = 1 << 23
 _SAMPLE_BYTES = 1 << 16
 _MAGIC = b"SYINDEX1"
 _HEADER_BYTES = 32
+# Bytes before the records whose line is asked for, all together.
+_COUNTED_BYTES = 1 << 29
 # A record that is longer than this is not looked for: the file is none of records.
 LONGEST_BYTES = 1 << 30
 
@@ -78,6 +80,7 @@ class Offsets:
         self._room: Starts = np.empty(1024, np.int64)
         self._found = _Found(self._room[:0], 0)
         self._is_irregular = False
+        self._uncounted = _COUNTED_BYTES
         self._kept = _kept_path(path, finder, self._identity)
         self._load()
 
@@ -101,6 +104,18 @@ class Offsets:
 
     def _count(self) -> int:
         return len(self._found.starts) // self._width
+
+    def line(self, number: int) -> int | None:
+        """The line of the file on which a known record begins, from 1; None if too much lies before it to be counted.
+
+        This is for messages about single records; all of them together count `_COUNTED_BYTES`.
+        """
+        begin = int(self._found.starts[number * self._width])
+        self._uncounted -= begin
+        if self._uncounted < 0:
+            return None
+        parts = (os.pread(self._descriptor, min(BLOCK_BYTES, begin - at), at) for at in range(0, begin, BLOCK_BYTES))
+        return 1 + sum(part.count(b"\n") for part in parts)
 
     def read(self, numbers: Sequence[int]) -> list[bytes]:
         """The bytes of known records, each with its line end.

@@ -17,7 +17,8 @@ from shardyard.data.index.unpacked import copy_of, plan_copies
 from shardyard.data.quirks import ShardFile, generator_of, shard_files
 from shardyard.data.tables.cells import CellTables, known_header
 from shardyard.data.tables.columns import ArrowTables, ParquetTables
-from shardyard.data.tables.table import Records, records_of
+from shardyard.data.tables.lines import JsonTables
+from shardyard.data.tables.table import Records, problems_of, records_of, with_problem_texts
 from shardyard.data.tables.texts import TextTables
 from shardyard.recipe.sources.files import compression
 
@@ -42,6 +43,7 @@ class RecordRows:
     def __init__(self, records: Records, path: str, copy: Path | None = None) -> None:
         assert records.parse is not None, "the format does not parse records"
         self._parse, self._path = records.parse, path
+        self._of_json = isinstance(records.format, JsonTables)
         try:
             self._offsets = offsets_of(copy or Path(path), finder_of(records.format, path))
         except OSError as error:
@@ -63,7 +65,17 @@ class RecordRows:
                 first, size = index, 0
             size += len(line)
         parts.append(self._parsed(lines[first:]))
-        return pa.concat_tables(parts)
+        return self._with_lines(pa.concat_tables(parts), numbers)
+
+    def _with_lines(self, table: pa.Table, numbers: Sequence[int]) -> pa.Table:
+        """The table with the line of each row of JSON that cannot be read."""
+        problems = problems_of(table) if self._of_json else None
+        if problems is None:
+            return table
+        for row, problem in enumerate(problems):
+            line = self._offsets.line(numbers[row]) if problem is not None else None
+            problems[row] = f"line {line}: {problem}" if line is not None else problem
+        return with_problem_texts(table, problems)
 
     def _parsed(self, lines: list[bytes]) -> pa.Table:
         table = self._parse(lines, self._path)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from shardyard.data.tables.surrogates import loads
 from shardyard.errors import UnusableRowError
 
 Message = dict[str, object]
@@ -242,7 +243,7 @@ def _tools(values: Mapping[str, object]) -> dict[str, object]:
 
 def _parsed(text: str, role: str) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError as error:
         raise UnusableRowError(f"{role} is a text that is no JSON", f"{text!r:.60}") from error
 

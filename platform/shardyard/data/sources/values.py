@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 
 from shardyard.data.tables.fit import whole
+from shardyard.data.tables.surrogates import loads
 from shardyard.errors import UnusableRowError
 from shardyard.objectives.spec import Kind
 
@@ -118,7 +119,9 @@ def as_number(value: Any) -> float | None:
 
 
 def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str | bytes) else value
+    if not isinstance(value, str | bytes):
+        return value
+    return loads(value)
 
 
 def _each(decode: Decode | None) -> Decode | None:

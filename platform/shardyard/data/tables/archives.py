@@ -17,6 +17,7 @@ from shardyard.data.tables.fit import fit
 from shardyard.data.tables.lines import inferred_features
 from shardyard.data.tables.media import FILE
 from shardyard.data.tables.opened import opened
+from shardyard.data.tables.surrogates import loads, without_halves
 from shardyard.data.tables.table import table_of
 from shardyard.errors import DataError
 
@@ -83,7 +84,7 @@ def _last(name: str) -> str:
 
 def _parsed(content: bytes | None) -> Any:
     try:
-        return json.loads(content or b"null")
+        return without_halves(json.loads(content or b"null"))
     except ValueError:
         return None
 
@@ -128,7 +129,7 @@ class TarTables:
         if content is None:
             return None
         if _last(name) == "json":
-            return fit(json.loads(content), self.features[name])
+            return fit(loads(content), self.features[name])
         if _last(name) in _TEXTS:
             text = content.decode()
             return fit(text.strip(), self.features[name]) if _last(name) in _CLASSES else text

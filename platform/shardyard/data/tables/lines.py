@@ -24,6 +24,7 @@ from datasets.utils.json import (
 
 from shardyard.data.tables.fit import MisfitError, fit
 from shardyard.data.tables.opened import CHUNK_BYTES, chunks, opened
+from shardyard.data.tables.surrogates import HALF, may_have_halves, with_pairs, without_halves
 from shardyard.data.tables.table import table_of, without_problems
 from shardyard.errors import DataError
 
@@ -75,22 +76,29 @@ class JsonTables:
             return without_problems(fast)
         columns: dict[str, list[Any]] = {name: [] for name in self.features}
         problems: list[str | None] = []
+        halves = may_have_halves(chunk)
         for number, value, problem in read_lines(chunk, first or 1):
-            stored, reason = self._stored(value) if isinstance(value, dict) else ({}, None)
+            stored, reason = self._stored(value, halves=halves) if isinstance(value, dict) else ({}, None)
             for name, kept in columns.items():
                 kept.append(stored.get(name))
             reason = problem or reason
             problems.append(f"line {number}: {reason}" if reason and first is not None else reason)
         return table_of(self.features, columns, problems)
 
-    def _stored(self, value: Mapping[str, object]) -> tuple[dict[str, object], str | None]:
+    def _stored(self, value: Mapping[str, object], *, halves: bool) -> tuple[dict[str, object], str | None]:
+        """The stored values of a row, repaired where they hold halves of pairs; and what is wrong with it."""
         stored: dict[str, object] = {}
+        problem = None
         for name, feature in self.features.items():
+            given = value.get(name)
+            whole = without_halves(given) if halves else given
+            if whole is not given:
+                problem = f"{name} holds {HALF}"
             try:
-                stored[name] = fit(value.get(name), feature)
+                stored[name] = fit(whole, feature)
             except MisfitError as error:
                 return {}, f"{name} holds {error}"
-        return stored, None
+        return stored, problem
 
     def _parsed(self, chunk: bytes) -> pa.Table | None:
         """The table as pyarrow parses it; None where a line or a value needs a closer look."""
@@ -216,7 +224,14 @@ def as_lines(content: bytes) -> bytes:
     rows = value if isinstance(value, list) else _rows_of(value)
     if rows is None:
         raise DataError("it holds neither a list of rows nor columns of equal length")
-    return "\n".join(ujson_dumps(row if not isinstance(row, str) else {"text": row}) for row in rows).encode()
+    return "\n".join(_dumped(row if not isinstance(row, str) else {"text": row}) for row in rows).encode()
+
+
+def _dumped(row: Any) -> str:
+    try:
+        return str(ujson_dumps(row))
+    except UnicodeEncodeError:  # It takes no halves of surrogate pairs, which are named with their rows.
+        return json.dumps(row)
 
 
 def _rows_of(value: Any) -> list[Any] | None:
@@ -250,6 +265,8 @@ def json_features(path: str, most: int = CHUNK_BYTES) -> datasets.Features:
                 chunk = as_lines(chunk + file.read())
             except DataError as error:
                 raise DataError(f"{path}: {error}.") from error
+    # What the texts of the first rows hold says nothing about their types.
+    chunk = with_pairs(chunk) if may_have_halves(chunk) else chunk
     lines = list(read_lines(chunk, 1))
     good = [value for _, value, _ in lines if isinstance(value, dict)]
     if not good:

@@ -120,6 +120,12 @@ def _repaired(table: pa.Table) -> pa.Table:
     return table.append_column(PROBLEM, pa.array(problems, pa.string()))
 
 
+def with_problem_texts(table: pa.Table, problems: Sequence[str | None]) -> pa.Table:
+    """The table with other reasons in its column of problems."""
+    place = table.column_names.index(PROBLEM)
+    return table.set_column(place, PROBLEM, pa.array(problems, pa.string()))
+
+
 def problems_of(table: pa.Table) -> list[str | None] | None:
     """The reasons of a table's rows; None if all can be read."""
     if PROBLEM not in table.column_names or table.column(PROBLEM).null_count == table.num_rows:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,16 @@ def an_unnamed_recording(folder: Path) -> Case:
     return Source(path=str(folder)), "speech_to_text", [], told
 
 
+def surrogates_in_a_tar(folder: Path) -> Case:
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name, content in (("0.json", b'{"text": "a"}'), ("1.json", b'{"text": "b\\ud800"}')):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    source = Source(path=str(folder / "a.tar"), text_column="json.text")
+    return source, "causal_lm", ["a"], "a.tar, row 2: 1.json: half of a surrogate pair"
+
+
 PAIRS = "text,text_pair,label\na,b,0\nc,,1\nd,e,\nf,g,x\nh,i,1\n"
 PAIR_ROWS = [{"text": "a", "text_pair": "b", "label": 0}, {"text": "h", "text_pair": "i", "label": 1}]
 
@@ -89,16 +101,33 @@ ROWS: dict[str, Callable[[Path], Case]] = {
         "a.jsonl",
         '{"text": "a"}\n\n{"text": b}\n{"text": "c"}\n',
         ["a", "c"],
-        "a.jsonl, row 2: no JSON: Expecting value",
+        "a.jsonl, row 2: line 3: no JSON: Expecting value",
     ),
     "a line without an object": file(
         "a.jsonl", '{"text": "a"}\n7\n{"text": "c"}\n', ["a", "c"], "a.jsonl, row 2: line 2: no object of columns"
     ),
+    "half of a surrogate pair": file(
+        "a.jsonl",
+        '{"text": "a", "meta": "\\ud83d"}\n{"text": "b\\ud83d"}\n{"text": "\\ud83d\\ude00"}\n',
+        ["a", "😀"],
+        "a.jsonl, row 2: line 2: text holds half of a surrogate pair",
+    ),
+    "half of a surrogate pair in a list": file(
+        "a.json", '["a", "b\\udc00"]', ["a"], "a.json, row 2: line 2: text holds half of a surrogate pair"
+    ),
+    "half of a surrogate pair in a conversation": file(
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": "q\\ud800"}]}\n',
+        [],
+        "a.jsonl, row 1: line 1: messages holds half of a surrogate pair",
+        "instruction",
+    ),
+    "half of a surrogate pair in JSON of a tar": surrogates_in_a_tar,
     "a nested text": file(
         "a.jsonl", '{"text": "a"}\n{"text": ["b"]}\n', ["a"], "a.jsonl, row 2: no text where text is read: ['b']"
     ),
     "JSON that is no UTF-8": file(
-        "a.jsonl", b'{"text": "a"}\n{"text": "b\xff"}\n', ["a"], "a.jsonl, row 2: no UTF-8 at byte 12"
+        "a.jsonl", b'{"text": "a"}\n{"text": "b\xff"}\n', ["a"], "a.jsonl, row 2: line 2: no UTF-8 at byte 12"
     ),
     "CSV that is no UTF-8": file("a.csv", b"n,text\n1,a\n2,b\xff\n3,c\n", ["a", "c"], "a.csv, row 2: no UTF-8"),
     "a text that is no UTF-8": file("a.txt", b"a\xffb", [], "a.txt, row 1: no UTF-8"),
@@ -126,7 +155,7 @@ def test_unreadable_rows_are_left_out_and_named(tmp_path: Path, name: str) -> No
     assert "set data.on_error to skip or repair" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if "UTF-8" in name])
+@pytest.mark.parametrize("name", [name for name in ROWS if "UTF-8" in name or name == "half of a surrogate pair"])
 def test_invalid_utf8_can_be_repaired(tmp_path: Path, name: str) -> None:
     source, objective, _, _ = ROWS[name](tmp_path)
     reader = reader_of(source, objective, "repair")
@@ -198,6 +227,19 @@ def test_recordings_with_samples_that_are_no_numbers_or_none_are_unusable(tmp_pa
         read_audio(struct.pack("<4s", b"RIFF"))
 
 
+def test_broken_lines_of_an_index_are_told_with_their_line_in_any_order(tmp_path: Path) -> None:
+    lines = ["", *(json.dumps({"text": f"t{n}"}) if n % 10 else "{broken}" for n in range(40)), ""]
+    path = write(tmp_path / "a.jsonl", "\n\n".join(lines))
+    reader = reader_of(Source(path=path), "causal_lm", "skip")
+    reserved = reader.reserve(40)
+    reader.take(reserved, [30, 20, 0, 39])
+    assert sorted(named.partition(": no JSON")[0] for named in reader.left_out.named) == [
+        "a.jsonl, row 1: line 3",
+        "a.jsonl, row 21: line 43",
+        "a.jsonl, row 31: line 63",
+    ]
+
+
 def test_more_unusable_rows_than_the_limit_end_the_run(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"t{n}"}) if n % 4 else "{broken}" for n in range(100)]
     path = write(tmp_path / "a.jsonl", "\n".join(lines))
@@ -208,7 +250,7 @@ def test_more_unusable_rows_than_the_limit_end_the_run(tmp_path: Path) -> None:
         if limit == 0.3:
             assert len(reader.read(100)) == 75
             continue
-        told = r"10 of 37 rows cannot be used, more than data\.error_limit 0\.2 allows: a\.jsonl, row 1: no JSON"
+        told = r"10 of 37 rows cannot be used, more than data\.error_limit 0\.2 allows: a\.jsonl, row 1: line 1: no"
         with pytest.raises(DataError, match=told):
             reader.read(100)
 
