@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from shardyard.data.mixture.batches import stage_batches
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.checkpoint.checkpoint import Checkpointer
 from shardyard.engine.components import Components, make_components, with_frozen
@@ -11,6 +12,7 @@ from shardyard.engine.deepspeed.engine import LearningRate, start_engine
 from shardyard.engine.hooks.base import EventLog, NullEventLog
 from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
 from shardyard.engine.hooks.evaluate import EvaluateHook
+from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.engine.hooks.registry import HookInputs, outside_hooks
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.mesh import Mesh
@@ -20,6 +22,7 @@ from shardyard.models import generation
 from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan
+from shardyard.recipe.mixture.weights import is_planned
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.metrics.machine import MachineWatch
@@ -60,6 +63,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         seed=recipe.train.seed,
         dp_rank=mesh.data.index,
         dp_size=mesh.data.size,
+        stages=stage_batches(plan.stages),
     )
     metadata = {"zero_stage": recipe.zero.stage, "precision": precision_of(recipe)}
     session = Session(
@@ -83,6 +87,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         machine=_machine(folder, mesh),
         processor=components.processor,
         generates=generates,
+        mixture=_mixture(recipe, plan, mesh, loader, event_log),
     )
     for note in loader.notes:
         event_log.event(Notice(text=note))
@@ -127,6 +132,13 @@ def _machine(folder: RunFolder, mesh: Mesh) -> MachineWatch | None:
     return MachineWatch(where, socket.gethostname(), collects=mesh.is_first, gpu=gpu)
 
 
+def _mixture(recipe: Recipe, plan: RunPlan, mesh: Mesh, loader: TrainLoader, events: EventLog) -> MixtureHook | None:
+    """Counts by source, unless there is one that is read on and on."""
+    if len(recipe.data.train) == 1 and not is_planned(recipe.data):
+        return None
+    return MixtureHook(loader.source_names, plan, mesh, events, fills=loader.fills)
+
+
 def _early_stopping(recipe: Recipe, events: EventLog, every: int) -> EarlyStoppingHook | None:
     settings = recipe.evaluate.early_stopping
     if settings is None:
@@ -158,7 +170,7 @@ def _add_hooks(session: Session, components: Components) -> None:
         sample = SampleHook(
             session.engine, session.tokenizer, recipe.sample, session.mesh.device, events, every=every, chat=chat
         )
-    acting = [hook for hook in (stopping, sample, session.checkpoint) if hook is not None]
+    acting = [hook for hook in (session.mixture, stopping, sample, session.checkpoint) if hook is not None]
     ours = [evaluate, session.recorder, *acting]
     inputs = HookInputs(recipe, session.engine.module, session.mesh, events)
     outside = outside_hooks(inputs, [hook.name for hook in ours])

@@ -59,8 +59,18 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
     learning_rate = session.learning_rate.set(session.factor(step - 1))
     batch = session.next_batch()
     waited = time.monotonic() - started
-    result = train_step(session.engine, session.objective, batch, session.mesh, flag=_flag(session))
+    result = train_step(
+        session.engine,
+        session.objective,
+        batch,
+        session.mesh,
+        flag=_flag(session),
+        counts=session.mixture.counts(batch) if session.mixture is not None else (),
+        changing=bool(session.plan.stages),
+    )
     _check(session, result, step)
+    if session.mixture is not None:
+        session.mixture.take(step, result.counts)
     session.statistics.average()
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
     wanted = session.needs_metrics(step)
@@ -72,13 +82,19 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
         metrics["train/skipped"] = 1.0
     if session.recipe.train.precision == "fp16":
         metrics["train/loss_scale"] = float(session.engine.optimizer.loss_scale)
-    metrics[names.TRAIN_TOKENS] = step * session.plan.tokens_per_step
-    metrics |= session.meter.update(session.plan.tokens_per_step, time.monotonic() - started, waited)
+    metrics[names.TRAIN_TOKENS] = session.plan.tokens_at(step)
+    stage = session.plan.stage_at(step)
+    if stage is not None:
+        session.meter.count(stage.flops_per_token)
+    tokens = session.plan.tokens_per_step if stage is None else stage.tokens_per_step
+    metrics |= session.meter.update(tokens, time.monotonic() - started, waited)
     if wanted:
         metrics |= memory_metrics()
+        if session.mixture is not None:
+            metrics |= session.mixture.metrics()
         if leaves_gaps(session.recipe):
-            positions = len(batch.row_sources) * (session.recipe.data.sequence_length or 1)
-            metrics[names.ROW_FILL] = batch.num_tokens / positions
+            length = session.recipe.data.sequence_length if stage is None else stage.sequence_length
+            metrics[names.ROW_FILL] = batch.num_tokens / (len(batch.row_sources) * (length or 1))
     stop = next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
     return StepRecord(step, metrics), stop
 

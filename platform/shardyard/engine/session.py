@@ -18,6 +18,7 @@ from shardyard.engine.deepspeed.batch_norm import RunningStatistics
 from shardyard.engine.deepspeed.engine import LearningRate
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.engine.hooks.checkpoints import CheckpointHook
+from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.engine.hooks.recording import RecordHook
 from shardyard.engine.mesh import Mesh
 from shardyard.errors import TrainingError
@@ -57,6 +58,7 @@ class Session:
     machine: MachineWatch | None = None
     processor: Any = None
     generates: GenerationConfig | None = None
+    mixture: MixtureHook | None = None
     hooks: list[Hook] = field(default_factory=list)
     streams: StreamStates = field(default_factory=dict)
     ledger: LedgerWriter | None = None
@@ -82,17 +84,22 @@ class Session:
         """Whether a hook has ended the run, in this process or before it was resumed."""
         return any(hook.stop for hook in self.hooks)
 
+    def last_step(self, step: int) -> int:
+        """The last step of the run, as it is known in `step`: that of the plan, unless the sources end before."""
+        ends = self.mixture is not None and self.mixture.stop
+        return step if ends else self.plan.steps
+
     def needs_metrics(self, step: int) -> bool:
         """Whether a hook needs the objective's metrics of this step on the host."""
         return self.recorder.wants(step) or any(
-            hook.reads_metrics and hook.due(step, self.plan.steps) for hook in self.hooks
+            hook.reads_metrics and hook.due(step, self.last_step(step)) for hook in self.hooks
         )
 
     def after_step(self, record: StepRecord) -> None:
         """Call the hooks that are due, in order. Metrics are recorded even if a hook fails."""
         try:
             for hook in self.hooks:
-                if hook.due(record.step, self.plan.steps):
+                if hook.due(record.step, self.last_step(record.step)):
                     hook.on_step(record)
         finally:
             self.recorder.on_step(record)
@@ -174,4 +181,4 @@ class Session:
 
     def _state(self, step: int) -> tuple[TrainerState, StreamStates]:
         hooks = {hook.name: state for hook in self.hooks if (state := hook.state_dict())}
-        return TrainerState(step=step, tokens=step * self.plan.tokens_per_step, hooks=hooks), self.streams
+        return TrainerState(step=step, tokens=self.plan.tokens_at(step), hooks=hooks), self.streams

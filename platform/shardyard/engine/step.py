@@ -25,7 +25,7 @@ class StepResult:
     totals: the sums from which it is computed; observations stay on the device until they are read.
     grad_norm: norm of the gradient before clipping; None where DeepSpeed does not compute it.
     applied: False if fp16 or bf16 overflowed and the update was skipped.
-    flags: the sum of the ranks' flags.
+    flags: the sum of the ranks' flags. counts: the sums of their counts.
     """
 
     loss: float
@@ -33,10 +33,18 @@ class StepResult:
     grad_norm: float | None
     applied: bool
     flags: float
+    counts: tuple[float, ...] = ()
 
 
 def train_step(
-    engine: deepspeed.DeepSpeedEngine, objective: Objective, batch: Batch, mesh: Mesh, *, flag: float = 0.0
+    engine: deepspeed.DeepSpeedEngine,
+    objective: Objective,
+    batch: Batch,
+    mesh: Mesh,
+    *,
+    flag: float = 0.0,
+    counts: Sequence[float] = (),
+    changing: bool = False,
 ) -> StepResult:
     """Forward, backward and update.
 
@@ -50,6 +58,9 @@ def train_step(
     Args:
         batch: this rank's rows.
         flag: a number that is summed over all ranks with the loss, so that they agree without a separate collective.
+        counts: further such numbers.
+        changing: the number of micro-batches differs between steps, so DeepSpeed is told which is the last of a step;
+            otherwise it counts them.
     """
     terms = sorted(objective.weights)
     own_counts = [objective.counts(part) for part in batch.micro_batches]
@@ -58,7 +69,9 @@ def train_step(
     scales: Tensor | None = None
     norm: float | Tensor | None = None
     sums = Sums(mesh.device)
-    for part in batch.micro_batches:
+    for number, part in enumerate(batch.micro_batches, 1):
+        if changing:
+            engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
         measured = objective.measure(engine, to_device(part, mesh.device))
         if scales is None:
             scales = _scales([objective.weights[term] * mesh.data.size for term in terms], pending.on_device())
@@ -69,15 +82,16 @@ def train_step(
         engine.step()
         sums.add(measured)
     norm = engine.get_global_grad_norm() if norm is None else norm
-    counts = dict(zip(terms, pending.on_device(), strict=True))
+    targets = dict(zip(terms, pending.on_device(), strict=True))
     norms = [] if norm is None else [torch.as_tensor(norm, dtype=torch.float64)]
-    totals, (flags,), norms_here = sums.over_ranks(mesh, [flag]).to_host(counts, *norms)
+    totals, (flags, *summed), norms_here = sums.over_ranks(mesh, [flag, *counts]).to_host(targets, *norms)
     return StepResult(
         loss=objective.total(totals),
         totals=totals,
         grad_norm=norms_here[0] / norm_unit if norms_here else None,
         applied=bool(engine.was_step_applied()),
         flags=flags,
+        counts=tuple(summed),
     )
 
 

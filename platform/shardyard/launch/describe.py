@@ -24,6 +24,8 @@ from shardyard.tracking.run.events import (
     Notice,
     OtherEvent,
     Placed,
+    SourcesExhausted,
+    StageBegun,
     Waiting,
     WandbStatus,
 )
@@ -51,6 +53,13 @@ def describe(event: Event) -> str:
             return f"evaluation at step {event.step}: {metrics_in_words({**loss, **event.metrics})}"
         case EarlyStop():
             return f"stopped early at step {event.step}: {event.metric} no longer improves on {number(event.best)}"
+        case StageBegun():
+            return f"stage {event.number} ({event.name}) begins after step {event.step}: {event.text}"
+        case SourcesExhausted():
+            return (
+                f"the sources are exhausted after step {event.step} of {event.steps}: `epochs` and `tokens` of "
+                "data.train allow no more"
+            )
         case AttemptFailed():
             return f"failed{_causes(event)}{_what_follows(event)}"
         case DataRead():

@@ -6,7 +6,7 @@ Pure arithmetic. Workers receive a `RunPlan`; `RunPlan.reasons` explains each de
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardyard.errors import Problem, RecipeError
 from shardyard.objectives.registry import objective_spec
@@ -16,11 +16,14 @@ from shardyard.planning.findings import Findings, with_findings
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.micro_batch import fitting_batch, refusal, row_tokens, rows_per_rank, with_logits_chunk
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
+from shardyard.planning.stages import StagePlan, placed
 from shardyard.recipe.batching import default_streams, streams_of
 from shardyard.recipe.isolation import ISOLATIONS, Isolation, is_packed
 from shardyard.recipe.layouts import recognised
 from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.mesh import MeshShape, mesh_shape
+from shardyard.recipe.mixture.stages import Span, StageOrderError, spans_of, stage_recipes, stage_weights
+from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
 from shardyard.recipe.schema import Precision, Recipe
 from shardyard.units import format_count
@@ -54,6 +57,8 @@ class RunPlan:
 
     mesh: how the ranks of `world` are arranged.
     rows_per_rank: rows of a global batch that a data-parallel rank reads.
+    stages: of a recipe that has some, the first one too; other fields of a step are then those of the first stage.
+    sizes: of the sources, for data.temperature; none without it.
     logits_chunk: `model.logits_chunk`; None in plans from before it existed.
     isolation: what keeps the documents of a row apart; None if rows have one document, or need not keep them apart.
     precision_known: False if the training devices could not be queried; the launch queries them and plans again.
@@ -84,11 +89,23 @@ class RunPlan:
     reasons: dict[str, str]
     isolation: Isolation | None = None
     logits_chunk: int | None = None
+    stages: tuple[StagePlan, ...] = ()
+    sizes: tuple[float | None, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens of the whole run."""
-        return self.steps * self.tokens_per_step
+        return self.tokens_at(self.steps)
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens of the first `step` steps."""
+        if not self.stages:
+            return step * self.tokens_per_step
+        return sum(min(max(0, step - one.begin), one.steps) * one.tokens_per_step for one in self.stages)
+
+    def stage_at(self, step: int) -> StagePlan | None:
+        """The stage of step `step`, counted from 1; None without stages."""
+        return next((one for one in reversed(self.stages) if step > one.begin), None)
 
     @property
     def isolation_matters(self) -> bool:
@@ -100,6 +117,8 @@ class RunPlan:
     @property
     def flops(self) -> float:
         """FLOPs of the whole run."""
+        if self.stages:
+            return sum(one.flops_per_token * one.tokens for one in self.stages)
         return self.flops_per_token * self.tokens
 
     @property
@@ -134,9 +153,13 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     _check_shared_gpus(recipe, world)
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {mesh.data} ranks"
     fitting = fitting_batch(recipe, architecture, mesh, world.device_bytes)
+    parts = stage_recipes(recipe)
+    later = [fitting_batch(part, architecture, mesh, world.device_bytes) for part in parts[1:]]
     micro_batch = fitting.micro_batch
-    reasons |= fitting.reasons
-    recipe = with_logits_chunk(recipe, fitting.logits_chunk)
+    # Where the rows of a stage need it, all stages have it.
+    chunked = max([fitting, *later], key=lambda one: one.logits_chunk)
+    reasons |= {**fitting.reasons, "logits_chunk": chunked.reasons["logits_chunk"]}
+    recipe = with_logits_chunk(recipe, chunked.logits_chunk)
     accumulation = rank_rows // micro_batch
     reasons["accumulation"] = f"{rank_rows} rows a rank / micro-batch of {micro_batch}"
     tokens_per_row = row_tokens(recipe, architecture)
@@ -145,10 +168,11 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     reasons["tokens_per_step"] = f"{recipe.train.global_batch} rows × {tokens_per_row} tokens"
     if layouts := recognised(recipe):
         reasons["layout"] = layouts
-    steps = _steps(recipe, tokens_per_step, rows, reasons)
+    rates = [part.train.global_batch * row_tokens(part, architecture) for part in parts]
+    steps, spans = _steps(recipe, rates, rows, reasons)
     if recipe.train.minutes is not None:
         reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"
-    return RunPlan(
+    plan = RunPlan(
         world=world,
         mesh=mesh,
         precision=chosen.precision,
@@ -171,8 +195,13 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         **_whereabouts(recipe, world, reasons),
         reasons=reasons,
         isolation=isolation,
-        logits_chunk=fitting.logits_chunk,
+        logits_chunk=chunked.logits_chunk,
+        stages=(),
+        sizes=() if recipe.data.temperature is None else tuple(source.size for source in recipe.data.train),
     )
+    if len(parts) == 1:
+        return plan
+    return _with_stages(recipe, plan, [micro_batch, *(one.micro_batch for one in later)], spans)
 
 
 def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
@@ -180,6 +209,10 @@ def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
     if recipe.train.epochs is not None:
         train = recipe.train.model_copy(update={"steps": plan.steps, "epochs": None})
         recipe = recipe.model_copy(update={"train": train})
+    if plan.sizes and lacks_sizes(recipe.data):
+        sized = zip(recipe.data.train, plan.sizes, strict=True)
+        sources = [source.model_copy(update={"size": size}) for source, size in sized]
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": sources})})
     recipe = with_findings(recipe, plan.architecture.findings)
     if plan.logits_chunk is not None:
         recipe = with_logits_chunk(recipe, plan.logits_chunk)
@@ -245,18 +278,66 @@ def _check_shared_gpus(recipe: Recipe, world: World) -> None:
         )
 
 
-def _steps(recipe: Recipe, tokens_per_step: int, rows: int | None, reasons: dict[str, str]) -> int:
-    if recipe.train.steps is not None:
+def _steps(
+    recipe: Recipe, tokens_per_step: list[int], rows: int | None, reasons: dict[str, str]
+) -> tuple[int, list[Span]]:
+    """The steps of the run, and of each of its stages; `tokens_per_step` is of each stage."""
+    train = recipe.train
+    steps, rate = train.steps, tokens_per_step[0]
+    if steps is not None:
         reasons["steps"] = "given by train.steps"
-        return recipe.train.steps
-    if recipe.train.epochs is not None:
+    elif train.epochs is not None:
         assert rows is not None, "counted while planning"
-        epochs, batch = recipe.train.epochs, recipe.train.global_batch
-        reasons["steps"] = f"{epochs:g} epochs of {rows} rows / {batch} rows a step, rounded up"
-        return max(1, math.ceil(epochs * rows / batch))
-    assert recipe.train.tokens is not None, "checked with the recipe"
-    reasons["steps"] = f"{format_count(recipe.train.tokens)} tokens / {tokens_per_step} a step, rounded up"
-    return math.ceil(recipe.train.tokens / tokens_per_step)
+        reasons["steps"] = f"{train.epochs:g} epochs of {rows} rows / {train.global_batch} rows a step, rounded up"
+        steps = max(1, math.ceil(train.epochs * rows / train.global_batch))
+    else:
+        assert train.tokens is not None, "checked with the recipe"
+        each = f"{rate} a step" if len(set(tokens_per_step)) == 1 else "those of a step in each stage"
+        reasons["steps"] = f"{format_count(train.tokens)} tokens / {each}, rounded up"
+    try:
+        spans = spans_of(recipe.data.stages, tokens_per_step, steps, train.tokens)
+    except StageOrderError as error:
+        raise refusal(f"data.stages.{error.number}", str(error)) from error
+    return spans[-1].begin + spans[-1].steps, spans
+
+
+def _with_stages(recipe: Recipe, plan: RunPlan, micro_batches: list[int], spans: list[Span]) -> RunPlan:
+    """The plan with its stages, and with what the largest of them needs."""
+    architecture, parts = plan.architecture, stage_recipes(recipe)
+    names = ["stage 1", *(one.name or f"stage {number}" for number, one in enumerate(recipe.data.stages, 2))]
+    stages = [
+        StagePlan(
+            name=name,
+            begin=span.begin,
+            steps=span.steps,
+            first_row=0,
+            global_batch=part.train.global_batch,
+            micro_batch=micro_batch,
+            accumulation=rows_per_rank(part, plan.mesh) // micro_batch,
+            sequence_length=part.data.sequence_length,
+            tokens_per_row=row_tokens(part, architecture),
+            tokens_per_step=part.train.global_batch * row_tokens(part, architecture),
+            flops_per_token=_flops(part, architecture, {}),
+            weights=tuple(weights),
+        )
+        for name, part, weights, micro_batch, span in zip(
+            names, parts, stage_weights(recipe), micro_batches, spans, strict=True
+        )
+    ]
+    needed = [
+        estimate_memory(part, architecture, plan.mesh, micro_batch=stage.micro_batch)
+        for part, stage in zip(parts, stages, strict=True)
+    ]
+    # Offloaded gradients are only kept apart if DeepSpeed is told that there are several micro-batches.
+    most = max(range(len(stages)), key=lambda number: stages[number].accumulation)
+    compiled = deepspeed_config(
+        parts[most],
+        micro_batch=stages[most].micro_batch,
+        accumulation=stages[most].accumulation,
+        gpu=plan.world.gpu,
+    )
+    memory = max(needed, key=lambda one: one.device_bytes)
+    return replace(plan, stages=placed(stages), memory=memory, deepspeed=compiled)
 
 
 def _streams(recipe: Recipe, mesh: MeshShape, reasons: dict[str, str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shardyard.recipe.mesh import data_size
+from shardyard.recipe.mixture.stages import StageOrderError, spans_of, stage_recipes
 from shardyard.recipe.schema import Recipe
 
 MAX_DEFAULT_STREAMS = 64
@@ -30,4 +31,11 @@ def training_steps(recipe: Recipe) -> int | None:
     """Optimizer steps of the run; `train.tokens` is rounded up to whole steps. None if neither is given."""
     if recipe.train.steps is not None or recipe.train.tokens is None or recipe.data.sequence_length is None:
         return recipe.train.steps
+    if recipe.data.stages:
+        rates = [one.train.global_batch * (one.data.sequence_length or 1) for one in stage_recipes(recipe)]
+        try:
+            last = spans_of(recipe.data.stages, rates, None, recipe.train.tokens)[-1]
+        except (StageOrderError, AssertionError):
+            return None
+        return last.begin + last.steps
     return -(-recipe.train.tokens // (recipe.train.global_batch * recipe.data.sequence_length))

@@ -17,6 +17,7 @@ from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, desc
 from shardyard.recipe.sections.chat import Chat
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
 from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Order, Source
+from shardyard.recipe.sections.mixture import Stage
 from shardyard.recipe.sections.model import Experts, Model
 from shardyard.recipe.sections.scoring import (
     Answering,
@@ -89,6 +90,7 @@ __all__ = [
     "Section",
     "Slurm",
     "Source",
+    "Stage",
     "TrackerUse",
     "Tracking",
     "Train",

@@ -18,6 +18,15 @@ def shortened(recipe: Recipe, steps: int, *, of: int) -> Recipe:
             return value
         return min(most, max(1, round(value * steps / of)))
 
+    stages = [
+        _with(
+            stage,
+            at=scaled(stage.at),
+            at_tokens=None if stage.at_tokens is None else scaled(stage.at_tokens, most=stage.at_tokens),
+        )
+        for stage in recipe.data.stages
+    ]
+    data = _with(recipe.data, stages=stages) if stages else recipe.data
     train = _with(recipe.train, steps=steps, tokens=None, epochs=None, minutes=None)
     schedule = _with(
         recipe.schedule,
@@ -28,7 +37,7 @@ def shortened(recipe: Recipe, steps: int, *, of: int) -> Recipe:
         name: _with(getattr(recipe, name), every=scaled(getattr(recipe, name).every))
         for name in ("evaluate", "checkpoint", "tracking")
     }
-    result: Recipe = _with(recipe, train=train, schedule=schedule, **every)
+    result: Recipe = _with(recipe, train=train, schedule=schedule, data=data, **every)
     return result
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from shardyard.data.mixture import sizes
+from shardyard.data.stream import count
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.components import make_components
 from shardyard.errors import DataError, RecipeError
 from shardyard.launch.run.prepare import prepare
 from shardyard.planning.plan import World, fixed
-from shardyard.recipe.rules import rules
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import shortened
 from support.tiny import tiny_recipe, write_corpus
@@ -72,15 +73,39 @@ def test_examples_are_counted_one_by_one_and_fractions_round_up(tmp_path: Path) 
     assert shortened(recipe, 3, of=10).train.model_dump(include={"steps", "epochs"}) == {"steps": 3, "epochs": None}
 
 
+def test_a_pass_over_several_sources_has_the_rows_of_all_and_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for name, number in (("few", 20), ("many", 60)):
+        paths.append(tmp_path / f"{name}.jsonl")
+        lines = (json.dumps({"text": f"number {n}", "label": n % 2}) + "\n" for n in range(number))
+        paths[-1].write_text("".join(lines))
+    config = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+    recipe = recipe_of(
+        tmp_path,
+        epochs=2,
+        objective="text_classification",
+        model={"family": "bert", "config": config},
+        tokenizer="wordpiece-docs-4k",
+        data={"sequence_length": 16, "temperature": 1.0, "train": [{"path": str(path)} for path in paths]},
+        train={"global_batch": 8},
+    )
+    monkeypatch.setenv("SHARDYARD_CACHE", str(tmp_path / "cache"))
+    plan = prepare(recipe, WORLD)
+    assert (plan.steps, plan.sizes) == (20, (20.0, 60.0))
+    kept = fixed(recipe, plan)
+    assert [source.size for source in kept.data.train] == [20.0, 60.0]
+    monkeypatch.setattr(count, "_of_shares", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr(sizes, "num_documents", lambda *_: pytest.fail("counted again"))
+    assert prepare(recipe, WORLD).steps == 20
+
+
 def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
     hub = recipe_of(tmp_path, data={"train": [{"path": "someone/much-text"}]})
     with pytest.raises(DataError, match=r"someone/much-text is not a file of this machine.*give train.steps or train"):
         prepare(hub, WORLD)
     corpus = write_corpus(tmp_path)
-    mixed = recipe_of(corpus, data={"train": [{"path": str(corpus)}, {"source": "python-docs"}]})
-    assert [(path, text.partition(";")[0]) for path, text in rules.check(mixed)] == [
-        (("train", "epochs"), "several sources that are mixed by weight end at different times")
-    ]
     long = tiny_recipe(corpus, train={"steps": None, "epochs": 0.001}, schedule={"warmup": 1000})
     with pytest.raises(RecipeError, match="1000 steps of warm-up take all of the 1 steps of training"):
         prepare(long, WORLD)

@@ -26,6 +26,7 @@ class PackedRows:
         self._fitted = packs_best_fit(inputs.data)
         self._alone = self._isolate and isolation_of(inputs.data) == "rows"
         self._encoder = DocumentEncoder(inputs.text_tokenizer)
+        self._empty = {"input_ids": self._encoder.separator, "labels": IGNORED}
 
     def stream(self, windows: Windows) -> RowStream:
         """Rows of one (stream, source)."""
@@ -34,6 +35,11 @@ class PackedRows:
         if self._fitted:
             return FittedStream(windows, self._encoder, length=self._length, isolate=self._isolate)
         return TokenStream(windows, self._encoder, length=self._length, isolate=self._isolate)
+
+    def filler(self) -> Row:
+        """A row without targets, for a stream whose sources are exhausted while others have rows."""
+        row = {name: np.full(self._length, value, dtype=np.int64) for name, value in self._empty.items()}
+        return {**row, "position_ids": np.arange(self._length, dtype=np.int64)}
 
     def collate(self, rows: Sequence[Row]) -> Tensors:
         """int64 tensors [B, T]."""

@@ -6,8 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from shardyard.data.formats import FormatInputs, make_rows
+from shardyard.data.formats import FormatInputs
 from shardyard.data.ledger.places import Number, Places
+from shardyard.data.mixture.batches import StageBatches, batch_plan, mixture_of
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.length_groups import rows_per_batch_of
@@ -15,6 +16,7 @@ from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Part, Position, Row, RowStream
 from shardyard.data.stream.streams import Stream, StreamSettings, StreamState
 from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.mixture.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,27 @@ class Replay:
         DataError: a source cannot be opened or (methods) read.
     """
 
-    def __init__(self, inputs: FormatInputs, objective: str, *, streams: int, seed: int, global_batch: int) -> None:
+    def __init__(
+        self,
+        inputs: FormatInputs,
+        objective: str,
+        *,
+        streams: int,
+        seed: int,
+        global_batch: int,
+        stages: Sequence[StageBatches] = (),
+    ) -> None:
         data, spec = inputs.data, objective_spec(objective)
         self.num_streams = streams
         self.sources: list[OpenSource] = [
             with_shards(open_for(spec, source, training=True), streams) for source in data.train
         ]
         self.places = [Places(index, source, streams) for index, source in enumerate(self.sources)]
-        self._weights = [source.weight for source in data.train]
-        self._settings = StreamSettings(
-            make_rows(objective, inputs).stream,
+        self._weights = weights_of(data)
+        one = StageBatches(0, global_batch, global_batch, data.sequence_length, tuple(self._weights))
+        plan = batch_plan(stages or (one,), inputs, objective, 1)
+        settings = StreamSettings(
+            plan.formats[0].stream,
             data.shuffle_window,
             streams,
             seed,
@@ -61,7 +74,9 @@ class Replay:
             on_error="skip" if data.on_error == "stop" else data.on_error,
             order=data.order,
             group=rows_per_batch_of(data, global_batch, streams),
+            mixture=mixture_of(data, objective, stages),
         )
+        self._settings = plan.streams_of(settings)
 
     def open(self, stream: int, state: StreamState | None) -> Stream:
         """A stream at a state, or at its start; the caller closes it."""
@@ -77,7 +92,8 @@ class Replay:
             while opened.num_rows < last:
                 position, before = opened.num_rows, [rows.position for rows in opened.by_source]
                 made = opened.next_row()
-                assert made is not None, "a training stream never ends"
+                if made is None:  # Its sources are exhausted; other streams still had rows.
+                    return
                 if position >= first:
                     row, source = made
                     rows = opened.by_source[source]

@@ -44,15 +44,16 @@ class Crew(Protocol):
 class OwnThread:
     """No readers: the caller makes the rows."""
 
-    def __init__(self, streams: OwnStreams, rows_per_batch: int) -> None:
-        self._streams, self._rows_per_batch, self._next = streams, rows_per_batch, 0
+    def __init__(self, streams: OwnStreams, size_at: Callable[[int], int]) -> None:
+        self._streams, self._size_at, self._next = streams, size_at, 0
 
     def start(self, first: int) -> None:
         self._next = first
 
     def next(self) -> list[Part]:
-        part = self._streams.part(self._next, self._rows_per_batch)
-        self._next += self._rows_per_batch
+        size = self._size_at(self._next)
+        part = self._streams.part(self._next, size)
+        self._next += size
         return [part]
 
     def finish(self) -> None:
@@ -71,10 +72,11 @@ class Failure:
 
 
 class ThreadReaders:
-    """A thread for each reader, for work that releases the interpreter's lock."""
+    """A thread for each reader, for work that releases the interpreter's lock. `size_at`: rows of the rank's batch that
+    begins with a row."""
 
-    def __init__(self, readers: Sequence[OwnStreams], rows_per_batch: int) -> None:
-        self._readers, self._rows_per_batch = readers, rows_per_batch
+    def __init__(self, readers: Sequence[OwnStreams], size_at: Callable[[int], int]) -> None:
+        self._readers, self._size_at = readers, size_at
         self._shelves: list[Shelf[Part | Failure]] = [Shelf(AHEAD) for _ in readers]
         self.threads: list[threading.Thread] = []
 
@@ -103,8 +105,9 @@ class ThreadReaders:
     def _read(self, reader: OwnStreams, shelf: Shelf[Part | Failure], first: int) -> None:
         try:
             while not shelf.is_closed:
-                shelf.put(reader.part(first, self._rows_per_batch))
-                first += self._rows_per_batch
+                size = self._size_at(first)
+                shelf.put(reader.part(first, size))
+                first += size
         except (Closed, Stopped):
             return
         except BaseException as error:  # noqa: BLE001 - raised by `next`

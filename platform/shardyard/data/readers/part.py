@@ -27,13 +27,13 @@ class SourceCounts(TypedDict):
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a batch in their order, each with the index of its source, [≤ R].
+    """Some rows of a batch in their order, each with the index of its source, [≤ R]; None where a stream has ended.
 
     `states` and `counts` are those of the streams that the rows are from, after the last row; `num_cut` tokens did not
     fit since the reader began, `num_retries` were made by a reader with a process of its own.
     """
 
-    rows: Sequence[tuple[Row, int]]
+    rows: Sequence[tuple[Row, int] | None]
     states: Mapping[int, StreamState]
     counts: Mapping[int, Sequence[SourceCounts]]
     num_tokens: int
@@ -41,10 +41,14 @@ class Part:
     num_retries: int = 0
 
 
-class Cuts(Protocol):
-    """Counts tokens that did not fit, as a row format does."""
+class Formats(Protocol):
+    """The row formats of a reader: they count tokens that did not fit, and may have rows for streams that end."""
 
-    num_cut: int
+    @property
+    def num_cut(self) -> int: ...
+
+    def filler_at(self, number: int) -> Row | None:
+        """A row without targets in place of row `number` of the rank; None if the format has none."""
 
 
 class OwnStreams:
@@ -53,10 +57,10 @@ class OwnStreams:
     Row n of the rank comes from its stream n mod S, counted in ascending order.
     """
 
-    def __init__(self, streams: Mapping[int, Stream], cuts: Cuts, *, reader: int = 0, readers: int = 1) -> None:
+    def __init__(self, streams: Mapping[int, Stream], formats: Formats, *, reader: int = 0, readers: int = 1) -> None:
         self._order = list(streams)
         self._streams = {index: streams[index] for index in self._order[reader::readers]}
-        self._cuts = cuts
+        self._formats = formats
         # The row that is being made, by which the first of several failures is known.
         self.at = 0
 
@@ -66,7 +70,7 @@ class OwnStreams:
         Raises:
             DataError: a row cannot be made; it is row `at`.
         """
-        rows = []
+        rows: list[tuple[Row, int] | None] = []
         drawn: dict[int, int] = {}
         for number in range(first, first + count):
             index = self._order[number % len(self._order)]
@@ -76,14 +80,17 @@ class OwnStreams:
             self.at = number
             drawn.setdefault(index, stream.num_tokens)
             row = stream.next_row()
-            assert row is not None, "a training stream never ends"
+            if row is None:
+                stream.pass_over()
+                filler = self._formats.filler_at(number)
+                row = None if filler is None else (filler, -1)
             rows.append(row)
         return Part(
             rows,
             {index: self._streams[index].state() for index in drawn},
             {index: counts_of(self._streams[index]) for index in drawn},
             sum(self._streams[index].num_tokens - before for index, before in drawn.items()),
-            self._cuts.num_cut,
+            self._formats.num_cut,
         )
 
     def close(self) -> None:
@@ -106,7 +113,7 @@ def counts_of(stream: Stream) -> list[SourceCounts]:
     ]
 
 
-def in_order(parts: Sequence[Part], first: int, count: int, num_streams: int) -> Iterator[tuple[Row, int]]:
+def in_order(parts: Sequence[Part], first: int, count: int, num_streams: int) -> Iterator[tuple[Row, int] | None]:
     """The rows of all readers' parts in the order of the batch."""
     rows = [iter(part.rows) for part in parts]
     for number in range(first, first + count):

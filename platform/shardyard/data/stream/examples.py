@@ -168,6 +168,8 @@ class ExampleStream:
             DataError: that has nothing to learn from either.
         """
         if self._nothing_since is not None and window.epoch > self._nothing_since:
+            if self._windows.share_may_be_empty:
+                return True
             if not self._windows.widen():
                 raise DataError(nothing_left(self._windows.reader))
             self._nothing_since = None

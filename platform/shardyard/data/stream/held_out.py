@@ -128,7 +128,8 @@ def held_out_rows(
     if found is not None:
         made, left_out, format_.num_cut = found
     else:
-        stream = Stream(0, sources, [source.weight for source in chosen], settings, retry)
+        # A source that only a later stage trains on is measured too.
+        stream = Stream(0, sources, [source.weight or 1.0 for source in chosen], settings, retry)
         try:
             made = _read(stream, rows)
         finally:

@@ -15,8 +15,9 @@ from typing import TypedDict
 
 import torch
 
-from shardyard.data.formats import FormatInputs, make_rows
+from shardyard.data.formats import FormatInputs
 from shardyard.data.index.rows import unpack_later
+from shardyard.data.mixture.batches import BatchPlan, StageBatches, batch_plan, mixture_of
 from shardyard.data.readers.copies import each_its_own
 from shardyard.data.readers.crew import Crew, OwnThread, ThreadReaders
 from shardyard.data.readers.part import OwnStreams, SourceCounts, added_counts, counts_of, in_order
@@ -27,16 +28,21 @@ from shardyard.data.sources.web import WEB
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
 from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
-from shardyard.data.stream.rows import Rows, Tensors
+from shardyard.data.stream.rows import Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings, StreamState, StreamStates
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.mixture.weights import short_names, weights_of
 
 __all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
 
 # Prepared batches take at most this, or are one: a quarter of what a rank may need beside its model.
 PREFETCH_BYTES = 1 << 29
+EXHAUSTED = (
+    "the sources do not fill another global batch: `epochs` and `tokens` of data.train allow no more rows. Raise them, "
+    "or lower train.global_batch."
+)
 
 
 class NamedCounts(SourceCounts):
@@ -68,13 +74,16 @@ class Batch:
 
     `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` concatenates them to [R, …] if their
     lengths are equal. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able:
-    stream → state of this rank's streams after this batch. `num_tokens` are those of the rows, without padding.
+    stream → state of this rank's streams after this batch. `num_tokens` are those of the rows, without padding. `more`
+    is false once the rank can make no further batch, because the sources are exhausted. Rows with which a batch was
+    filled up then have the source -1.
     """
 
     micro_batches: tuple[Tensors, ...]
     row_sources: tuple[int, ...]
     state: StreamStates
     num_tokens: int = 0
+    more: bool = True
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.cat([tensors[name] for tensors in self.micro_batches])
@@ -102,9 +111,7 @@ class _Batches:
     num_streams: int
     dp_rank: int
     dp_size: int
-    rows_per_batch: int
-    micro_batch: int
-    format: Rows
+    plan: BatchPlan
     crew: Crew
     states: dict[str, StreamState] = field(default_factory=dict)
     # The number of this rank's next row.
@@ -116,18 +123,23 @@ class _Batches:
         self.next_row = sum(stream.num_rows for stream in self.streams.values())
         self.crew.start(self.next_row)
 
-    def next_batch(self) -> _Ready:
+    def next_batch(self) -> _Ready | None:
+        """The next batch; None if the sources have too few rows for it."""
         parts = self.crew.next()
-        drawn = list(in_order(parts, self.next_row, self.rows_per_batch, len(self.streams)))
-        self.next_row += self.rows_per_batch
-        rows = [row for row, _ in drawn]
-        cuts = range(0, self.rows_per_batch, self.micro_batch)
-        micro_batches = tuple(self.format.collate(rows[cut : cut + self.micro_batch]) for cut in cuts)
+        count, format_ = self.plan.size_at(self.next_row), self.plan.format_at(self.next_row)
+        drawn = list(in_order(parts, self.next_row, count, len(self.streams)))
+        made = [row for row in drawn if row is not None]
+        if len(made) < count:
+            return None
+        rows = [row for row, _ in made]
+        step = self.plan.micro_batch_at(self.next_row)
+        micro_batches = tuple(format_.collate(rows[cut : cut + step]) for cut in range(0, count, step))
+        self.next_row += count
         for part in parts:
             self.states |= {str(index): state for index, state in part.states.items()}
         num_tokens = sum(part.num_tokens for part in parts)
         return _Ready(
-            Batch(micro_batches, tuple(source for _, source in drawn), dict(self.states), num_tokens),
+            Batch(micro_batches, tuple(source for _, source in made), dict(self.states), num_tokens),
             {index: counts for part in parts for index, counts in part.counts.items()},
             sum(part.num_cut for part in parts),
             sum(part.num_retries for part in parts),
@@ -155,9 +167,11 @@ class _Feed:
     def run(self) -> None:
         try:
             self.rows.start()
+            if self.rows.plan.is_finite:
+                self._run_to_the_end()
             while not self.ready.is_closed:
-                made = self.rows.next_batch()
-                made = replace(made, retries=made.retries + self.retries())
+                made = self._made()
+                assert made is not None, "the sources do not end"
                 self.ready.put(made, made.num_bytes)
         except (Stopped, Closed):
             return
@@ -166,6 +180,20 @@ class _Feed:
                 self.ready.put(error)
         finally:
             self.rows.crew.finish()
+
+    def _run_to_the_end(self) -> None:
+        """Make batches one ahead, so that each says whether a row follows."""
+        made = self._made()
+        while made is not None:
+            following = self._made()
+            more = following is not None and any(source >= 0 for source in following.batch.row_sources)
+            self.ready.put(replace(made, batch=replace(made.batch, more=more)), made.num_bytes)
+            made = following
+        raise DataError(EXHAUSTED)
+
+    def _made(self) -> _Ready | None:
+        made = self.rows.next_batch()
+        return None if made is None else replace(made, retries=made.retries + self.retries())
 
     def retries(self) -> int:
         """The number of retries: of reads, and of requests since the loader began to open sources."""
@@ -181,7 +209,7 @@ class _Feed:
 
 
 class TrainLoader:
-    """Endless batches of this rank, in the global order of the recipe.
+    """The batches of this rank, in the global order of the recipe: endless, unless each source has a budget.
 
     Row g = step · global_batch + j of the run comes from stream g mod `streams`; data-parallel rank `dp_rank` of
     `dp_size` makes the rows with g mod `dp_size` = `dp_rank`, ordered by g. `dp_size` must divide `streams` and
@@ -190,6 +218,7 @@ class TrainLoader:
     Args:
         readers: threads that make rows, at most one for each stream of this rank; 0: the loader's own thread makes
             them. Batches and states do not depend on it.
+        stages: with other sizes and weights, the first one at the beginning.
 
     Raises:
         DataError: a source cannot be opened; `next` also raises errors from reading ahead.
@@ -207,18 +236,26 @@ class TrainLoader:
         dp_rank: int,
         dp_size: int,
         readers: int = 0,
+        stages: Sequence[StageBatches] = (),
     ) -> None:
         assert streams % dp_size == 0, "the data-parallel size must divide the streams"
-        assert global_batch % dp_size == 0, "the data-parallel size must divide the global batch"
+        whole = (global_batch, *(stage.global_batch for stage in stages))
+        assert all(rows % dp_size == 0 for rows in whole), "the data-parallel size must divide the global batch"
         data, spec = inputs.data, objective_spec(objective)
         retry, requests_before = Retry(data.retry_seconds), WEB.count
         opened = [open_for(spec, source, training=True, retry=retry) for source in data.train]
         self._sources = [with_shards(source, streams, retry) for source in opened]
-        rows_per_batch, own = global_batch // dp_size, list(range(dp_rank, streams, dp_size))
+        own, weights = list(range(dp_rank, streams, dp_size)), weights_of(data)
         number = min(readers, len(own))
-        formats = [make_rows(objective, one) for one in each_its_own(inputs, max(1, number))]
+        one_stage = StageBatches(0, global_batch, micro_batch or global_batch, data.sequence_length, tuple(weights))
+        mixture = mixture_of(data, objective, stages)
+        is_finite = mixture is not None and mixture.is_finite
+        plans = [
+            batch_plan(stages or (one_stage,), one, objective, dp_size, is_finite=is_finite)
+            for one in each_its_own(inputs, max(1, number))
+        ]
         settings = StreamSettings(
-            formats[0].stream,
+            plans[0].formats[0].stream,
             data.shuffle_window,
             streams,
             seed,
@@ -226,34 +263,31 @@ class TrainLoader:
             error_limit=data.error_limit,
             order=data.order,
             group=rows_per_batch_of(data, global_batch, streams),
+            mixture=mixture,
         )
         self._unpacked = [unpack_later(source.dataset, streams) for source in self._sources]
-        weights = [source.weight for source in data.train]
         made = {
             index: Stream(
                 index,
                 self._sources,
                 weights,
-                replace(settings, rows=formats[turn % len(formats)].stream),
+                plans[turn % len(plans)].streams_of(settings),
                 retry,
             )
             for turn, index in enumerate(own)
         }
         crew: Crew
         if number:
-            crew = ThreadReaders(
-                [OwnStreams(made, one, reader=turn, readers=number) for turn, one in enumerate(formats)], rows_per_batch
-            )
+            own_streams = [OwnStreams(made, one, reader=turn, readers=number) for turn, one in enumerate(plans)]
+            crew = ThreadReaders(own_streams, plans[0].size_at)
         else:
-            crew = OwnThread(OwnStreams(made, formats[0]), rows_per_batch)
+            crew = OwnThread(OwnStreams(made, plans[0]), plans[0].size_at)
         rows = _Batches(
             streams=made,
             num_streams=streams,
             dp_rank=dp_rank,
             dp_size=dp_size,
-            rows_per_batch=rows_per_batch,
-            micro_batch=micro_batch or rows_per_batch,
-            format=formats[0],
+            plan=plans[0],
             crew=crew,
         )
         self._feed = _Feed(rows, retry, Shelf(data.prefetch, PREFETCH_BYTES), requests_before)
@@ -325,6 +359,16 @@ class TrainLoader:
         """What people should know of the sources, in words."""
         found = [source.found.note for source in self._sources if source.found is not None]
         return [note for note in (*found, *self._unpacked) if note]
+
+    @property
+    def source_names(self) -> list[str]:
+        """A short name for each source."""
+        return short_names([source.name for source in self._sources])
+
+    @property
+    def fills(self) -> bool:
+        """Whether batches are filled up with rows without targets once some streams are exhausted."""
+        return self._feed.rows.plan.fills
 
     def stats(self) -> LoaderStats:
         """Counts since this loader began, up to the newest batch returned, for this rank's streams.

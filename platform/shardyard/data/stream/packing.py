@@ -173,7 +173,10 @@ class TokenStream:
         """Advance by `count` tokens; they and the token after them must be in memory, unless the stream has ended."""
         self._offset += count
         while self._held and self._offset >= len(self._held[0].tokens):
-            self._offset -= len(self._held.popleft().tokens)
+            ended = self._held.popleft()
+            self._offset -= len(ended.tokens)
+            # Where nothing follows, this is the position.
+            self._restored = replace(ended.start, document=ended.start.document + 1)
             self.num_documents += 1
 
     def _documents(self, skip: int = 0) -> Iterator[_Document]:

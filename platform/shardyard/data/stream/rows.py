@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NotRequired, Protocol, TypedDict, cast
+from typing import Any, NotRequired, Protocol, TypedDict, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,13 @@ class Rows(Protocol):
 
     def stream(self, windows: Windows) -> RowStream: ...
     def collate(self, rows: Sequence[Row]) -> Tensors: ...
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """A format that has rows without targets, with which a batch is filled up once some streams are exhausted."""
+
+    def filler(self) -> Row: ...
 
 
 def collate(rows: Sequence[Row], fill: Mapping[str, float] | None = None) -> Tensors:

@@ -116,7 +116,7 @@ class DrawnWindow(Window):
 
 
 class Windows:
-    """The windows of one (stream, source): endless, with a new key each epoch, or a single pass.
+    """The windows of one (stream, source): endless, with a new key each epoch, a single pass, or at most `passes`.
 
     `key` is (seed, stream, source); epoch and window index are appended. With windows of one document, the order is
     that of the source. In order 1 a window has `size` usable documents; in order 2, `size` rows, of which the usable
@@ -132,10 +132,11 @@ class Windows:
         repeat: bool,
         order: Order = 1,
         group: int = 0,
+        passes: int | None = None,
     ) -> None:
         # Rows that a stream gives to a global batch of rows of like length; 0: lengths are not looked at.
         self.group = group
-        self._order = order
+        self._order, self._passes = order, passes
         # In order 2, whether a pass so far has nothing to draw, and the window that may change this.
         self._is_barren = True
         self._last: DrawnWindow | None = None
@@ -166,14 +167,19 @@ class Windows:
         Returns:
             Whether there is more than the share to read.
         """
-        if not self._repeat or self._reader.share.streams == 1:
+        if not self._repeat or self._passes is not None or self._reader.share.streams == 1:
             return False
         self._reader.left_out.num_empty_streams += 1
         self.seek(self._epoch + 1, 0, Cursor(whole=True))
         return True
 
+    @property
+    def share_may_be_empty(self) -> bool:
+        """Whether a share with nothing to learn from ends: with limited passes, none is read in its place."""
+        return self._passes is not None and self._reader.share.streams > 1
+
     def next(self) -> Window | None:
-        """The next window; None at the end of a single pass.
+        """The next window; None at the end of the last pass.
 
         Raises:
             DataError: there are no documents, or they cannot be read.
@@ -208,7 +214,8 @@ class Windows:
 
     def _next_pass(self) -> Window | None:
         """The first window after the end of the share."""
-        if not self._repeat and (not self._is_barren or self._reader.share.streams > 1):
+        ends = not self._repeat or (self._passes is not None and (self._is_barren or self._epoch + 1 >= self._passes))
+        if ends and (not self._is_barren or self._reader.share.streams > 1):
             return None
         if self._is_barren:
             if not self.widen():

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from shardyard.data.mixture.draws import EvenMixture, MixturePlan, MixtureState
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource
 from shardyard.data.stream.reader import ShareReader, share_of
@@ -38,8 +39,10 @@ class Mixture:
         self._block = -1
         self._uniform: npt.NDArray[np.floating[Any]] = np.empty(0)
 
-    def draw(self, row: int) -> int:
-        """Index of the source of row `row`."""
+    def draw(self, row: int) -> int | None:
+        """Index of the source of row `row`; None if all have ended."""
+        if not self._weights.any():
+            return None
         if len(self._weights) == 1:
             return 0
         block, index = divmod(row, DRAWS_PER_BLOCK)
@@ -48,6 +51,9 @@ class Mixture:
             self._block, self._uniform = block, (words >> np.uint64(11)) * 2.0**-53  # [0, 1) in doubles
         bounds = np.cumsum(self._weights)
         return int(np.searchsorted(bounds[:-1], self._uniform[index] * bounds[-1], side="right"))
+
+    def drawn(self, source: int, row: int) -> None:
+        """Called with each row that was made; there is nothing to count."""
 
     def drop(self, source: int) -> None:
         """Remove a source that has ended; the others get its share."""
@@ -60,6 +66,8 @@ class StreamSettings:
 
     `on_error` says what happens to unusable rows, `error_limit` how many there may be, `order` is data.order.
     `group`: rows of a stream in each global batch, if these are of like length, else 0.
+    `mixture` draws the sources evenly and by budget instead of independently by weight. `stage_rows` is `rows` of each
+    of its stages, where they differ.
     """
 
     rows: Callable[[Windows], RowStream]
@@ -71,6 +79,8 @@ class StreamSettings:
     error_limit: float = 1.0
     order: Order = 1
     group: int = 0
+    mixture: MixturePlan | None = None
+    stage_rows: tuple[Callable[[Windows], RowStream], ...] = ()
 
 
 class StreamState(TypedDict):
@@ -78,6 +88,7 @@ class StreamState(TypedDict):
 
     rows: int
     sources: list[PositionState]
+    mixture: NotRequired[MixtureState]
 
 
 # Number of a stream (a string, as in JSON) → its state: data.json of a checkpoint.
@@ -97,10 +108,13 @@ class Stream:
     ) -> None:
         self.index = index
         self.num_rows = 0
-        self._live = set(range(len(sources)))
-        self._mixture = Mixture(weights, settings.seed, index)
+        self._settings = settings
+        self._mixture: Mixture | EvenMixture = Mixture(weights, settings.seed, index)
+        if settings.mixture is not None:
+            self._mixture = EvenMixture(settings.mixture, settings.seed, index, settings.streams)
+        self._stage = 0
         self.by_source = [
-            settings.rows(
+            self._rows()(
                 Windows(
                     ShareReader(
                         share_of(source, index, settings.streams), retry, settings.on_error, settings.error_limit
@@ -110,6 +124,7 @@ class Stream:
                     repeat=settings.repeat,
                     order=settings.order,
                     group=settings.group,
+                    passes=None if settings.mixture is None else settings.mixture.passes[number],
                 )
             )
             for number, source in enumerate(sources)
@@ -122,19 +137,48 @@ class Stream:
 
     def next_row(self) -> tuple[Row, int] | None:
         """The next row and the index of its source; None when all sources have ended."""
-        while self._live:
-            source = self._mixture.draw(self.num_rows)
+        self._enter_stage()
+        while (source := self._mixture.draw(self.num_rows)) is not None:
             row = self.by_source[source].next_row()
             if row is not None:
+                self._mixture.drawn(source, self.num_rows)
                 self.num_rows += 1
                 return row, source
-            self._live.discard(source)
             self._mixture.drop(source)
         return None
 
+    def pass_over(self) -> None:
+        """Count a row that is made of no source, because all have ended."""
+        self.num_rows += 1
+
+    def _rows(self) -> Callable[[Windows], RowStream]:
+        return self._settings.stage_rows[self._stage] if self._settings.stage_rows else self._settings.rows
+
+    def _enter_stage(self) -> None:
+        """Go on with the rows of the stage of the next row, where that changes their length."""
+        if not self._settings.stage_rows:
+            return
+        assert isinstance(self._mixture, EvenMixture), "stages are part of a planned mixture"
+        stage = self._mixture.part_of(self.num_rows)
+        if stage == self._stage:
+            return
+        self._stage = stage
+        for number, before in enumerate(self.by_source):
+            after = self._rows()(before.windows)
+            after.num_rows, after.num_documents = before.num_rows, before.num_documents
+            after.num_tokens = before.num_tokens
+            after.restore(before.position)
+            self.by_source[number] = after
+
     def state(self) -> StreamState:
         """JSON-able, below 1 KB per source; after `load_state` a stream continues with bitwise identical rows."""
-        return {"rows": self.num_rows, "sources": [rows.position.to_json() for rows in self.by_source]}
+        state: StreamState = {
+            "rows": self.num_rows,
+            "sources": [rows.position.to_json() for rows in self.by_source],
+        }
+        if isinstance(self._mixture, EvenMixture):
+            state["mixture"] = self._mixture.state()
+        return state
 
     def load_state(self, state: StreamState) -> None:
         """Continue where `state` was taken.
@@ -154,6 +198,9 @@ class Stream:
                 "the recipe of the checkpoint, or start a new run from its weights."
             )
         self.num_rows = rows
+        if isinstance(self._mixture, EvenMixture) and "mixture" in state:
+            self._mixture.load_state(state["mixture"])
+        self._enter_stage()
         for source, position in zip(self.by_source, positions, strict=True):
             source.restore(position)
 

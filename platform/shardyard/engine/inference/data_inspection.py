@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shardyard.data.formats import make_rows
+from shardyard.data.mixture.batches import mixture_of
+from shardyard.data.mixture.sizes import with_sizes
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.left_out import LeftOutCounts, added
@@ -23,6 +25,7 @@ from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.engine.components import make_components
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.batching import streams_of
+from shardyard.recipe.mixture.weights import weights_of
 from shardyard.recipe.schema import Recipe
 
 IGNORED = -100
@@ -91,6 +94,7 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
     Raises:
         ShardyardError: the data or the tokenizer cannot be read.
     """
+    recipe = with_sizes(recipe)
     components, data, spec = make_components(recipe), recipe.data, objective_spec(recipe.objective)
     number = streams_of(recipe, 1)
     sources = [with_shards(open_for(spec, source, training=True), number) for source in data.train]
@@ -104,8 +108,9 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
         error_limit=data.error_limit,
         order=data.order,
         group=rows_per_batch_of(data, recipe.train.global_batch, number),
+        mixture=mixture_of(data, recipe.objective),
     )
-    weights = [source.weight for source in data.train]
+    weights = weights_of(data)
     streams = [Stream(index, sources, weights, settings, Retry()) for index in range(min(number, num_rows))]
     try:
         made = [row for place in range(num_rows) if (row := streams[place % len(streams)].next_row()) is not None]

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 
 from shardyard.data.ledger.record import AttemptRecord, Header, read_ledger
 from shardyard.data.ledger.replay import Known, Replay
+from shardyard.data.mixture.batches import stage_batches
 from shardyard.data.stream.streams import StreamState, StreamStates
 from shardyard.engine.checkpoint.files import committed_checkpoints, step_of
 from shardyard.engine.components import Components, make_components
 from shardyard.errors import RunFolderError
+from shardyard.planning.stages import StagePlan, rows_planned, stage_of_record
 from shardyard.recipe.batching import streams_of
 from shardyard.recipe.mesh import data_size
 from shardyard.recipe.schema import Data, Recipe
@@ -36,22 +38,29 @@ class Segment:
     readers: int
     first_row: int
     end: int | None = None
+    stages: tuple[StagePlan, ...] = ()
     states: dict[int, dict[int, StreamState]] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
-        """Rows of a step."""
+        """Rows of a step of the first stage."""
         return self.recipe.train.global_batch
 
     def rows_of(self, step: int) -> range:
         """The numbers of the rows of a step."""
-        first = self.first_row + (step - 1 - self.start) * self.batch
-        return range(first, first + self.batch)
+        before = self.first_row - rows_planned(self.start, self.batch, self.stages)
+        first, end = (before + rows_planned(steps, self.batch, self.stages) for steps in (step - 1, step))
+        return range(first, end)
 
     def step_of(self, row: int) -> tuple[int, int]:
         """The step of a row, and its number in the global batch."""
-        steps, number = divmod(row - self.first_row, self.batch)
-        return self.start + 1 + steps, number
+        at = row - self.first_row + rows_planned(self.start, self.batch, self.stages)
+        stage = next((one for one in reversed(self.stages) if one.first_row <= at), None)
+        begin, first, batch = (
+            (0, 0, self.batch) if stage is None else (stage.begin, stage.first_row, stage.global_batch)
+        )
+        steps, number = divmod(at - first, batch)
+        return begin + 1 + steps, number
 
     def known(self, stream: int) -> list[Known]:
         """The known states of a stream, from the start of the segment on."""
@@ -72,6 +81,7 @@ class Segment:
             streams=self.streams,
             seed=self.recipe.train.seed,
             global_batch=self.batch,
+            stages=stage_batches(self.stages),
         )
         return components, replay
 
@@ -101,7 +111,8 @@ def read_run(folder: RunFolder, recipe: Recipe) -> RunLedger:
     stored = info.data
     streams = int(stored.get("streams") or stored.get("lanes") or streams_of(recipe, info.world_size or 1))
     attempts = read_ledger(folder.ledger)
-    segments = [Segment(0, recipe, streams, data_size(recipe, info.world_size or 1), 0)]
+    stages = tuple(stage for one in info.plan.get("stages", ()) if (stage := stage_of_record(one)) is not None)
+    segments = [Segment(0, recipe, streams, data_size(recipe, info.world_size or 1), 0, stages=stages)]
     for attempt in attempts:
         start = attempt.header["step"]
         while segments and segments[-1].start >= start:
@@ -112,7 +123,7 @@ def read_run(folder: RunFolder, recipe: Recipe) -> RunLedger:
                 stream: {step: state for step, state in states.items() if step <= start}
                 for stream, states in segments[-1].states.items()
             }
-        segments.append(_segment(attempt, recipe))
+        segments.append(_segment(attempt, recipe, stages))
     _add_checkpoints(folder.checkpoints, segments)
     last = max([0, info.step, *_steps_of(segments[-1])])
     if metrics := MetricsTail(folder.metrics).new() if folder.metrics.exists() else []:
@@ -120,7 +131,7 @@ def read_run(folder: RunFolder, recipe: Recipe) -> RunLedger:
     return RunLedger(tuple(segments), last, bool(attempts))
 
 
-def _segment(attempt: AttemptRecord, recipe: Recipe) -> Segment:
+def _segment(attempt: AttemptRecord, recipe: Recipe, stages: tuple[StagePlan, ...]) -> Segment:
     header = attempt.header
     rows = [
         state["rows"]
@@ -129,8 +140,9 @@ def _segment(attempt: AttemptRecord, recipe: Recipe) -> Segment:
         if step == header["step"]
     ]  # fmt: skip
     complete = len(rows) == header["streams"]
-    first_row = sum(rows) if complete else header["step"] * header["global_batch"]
+    first_row = sum(rows) if complete else rows_planned(header["step"], header["global_batch"], stages)
     found = Segment(header["step"], _recipe_then(recipe, header), header["streams"], header["readers"], first_row)
+    found.stages = stages
     found.states = attempt.states
     return found
 

@@ -45,6 +45,8 @@ _SIZELESS: dict[str, set[str] | dict[str, bool | set[str]]] = {
     "data": {
         "train",
         "validation",
+        "temperature",
+        "stages",
         "on_error",
         "error_limit",
         "packing",

@@ -22,6 +22,7 @@ from shardyard.recipe.batching import streams_of
 from shardyard.recipe.code import lead_to_kept
 from shardyard.recipe.earlier import complete
 from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
 
@@ -42,6 +43,7 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
         RecipeError: the recipe cannot run in the world.
     """
     reasons = _check_rows(recipe)
+    recipe = _with_sizes(recipe)
     known = recall(recipe) if remember else None
     architecture = known or _measure(recipe)
     if remember and known is None:
@@ -67,6 +69,14 @@ def _fullness(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
         return {}  # the run says what is wrong
     filled = "" if share is None else f"; the first {ROWS_OF_AN_ESTIMATE} rows of the local data are {share:.0%} full"
     return {"isolation": f"{plan.reasons['isolation']}{filled}"}
+
+
+def _with_sizes(recipe: Recipe) -> Recipe:
+    if not lacks_sizes(recipe.data):
+        return recipe
+    from shardyard.data.mixture.sizes import with_sizes
+
+    return with_sizes(recipe)
 
 
 def _rows_of_a_pass(recipe: Recipe, world: World) -> int | None:

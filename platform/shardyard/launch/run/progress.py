@@ -6,7 +6,16 @@ from collections import deque
 
 from shardyard.launch.describe import describe
 from shardyard.tracking.metrics import record
-from shardyard.tracking.run.events import Attempt, AttemptFailed, EarlyStop, Evaluated, Event, Finished, Length
+from shardyard.tracking.run.events import (
+    Attempt,
+    AttemptFailed,
+    EarlyStop,
+    Evaluated,
+    Event,
+    Finished,
+    Length,
+    SourcesExhausted,
+)
 from shardyard.units import format_seconds
 
 PACE_RECORDS = 30
@@ -56,7 +65,7 @@ class Progress:
         elif isinstance(event, Evaluated) and event.loss is not None:
             self.eval_loss = event.loss
         self.failed = self.failed or isinstance(event, AttemptFailed)
-        self.ended = self.ended or isinstance(event, Finished | EarlyStop)
+        self.ended = self.ended or isinstance(event, Finished | EarlyStop | SourcesExhausted)
         self.last_event = describe(event) or self.last_event
 
     def seconds_left(self) -> float | None:

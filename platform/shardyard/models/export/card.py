@@ -61,7 +61,8 @@ def model_card(
     quality = f"{numbers} on {recipe.evaluate.rows} held-out rows" if numbers else "not measured"
     vocabulary = f", {plan.architecture.vocabulary} entries" if spec.text else ""
     size = format_count(plan.architecture.parameters)
-    length = f"{run.step} of {plan.steps} steps of {plan.tokens_per_step} tokens"
+    each = f"{plan.tokens_per_step} tokens" if not plan.stages else f"{len(plan.stages)} stages"
+    length = f"{run.step} of {plan.steps} steps of {each}"
     how = f"{plan.precision}, ZeRO stage {recipe.zero.stage}, {plan.world.size} ranks"
     rate = f"peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name} schedule"
     limits = "\n".join(f"- {text}" for text in _limits(recipe, plan, run, measured))
@@ -145,7 +146,7 @@ def _licence(recipe: Recipe, run: TrainedRun) -> str:
 
 def _limits(recipe: Recipe, plan: RunPlan, run: TrainedRun, measured: Mapping[str, float]) -> Iterator[str]:
     """What the facts of the run say about what the model cannot do."""
-    tokens = format_count(run.step * plan.tokens_per_step)
+    tokens = format_count(plan.tokens_at(run.step))
     yield f"It was trained on {tokens} tokens of the data above and knows only what they, and its base model, contain."
     if plan.architecture.positions is not None:
         longest = recipe.data.sequence_length

@@ -17,6 +17,7 @@ from shardyard.recipe.batching import streams_of, training_steps
 from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.mesh import data_size
+from shardyard.recipe.mixture.stages import stage_recipes
 from shardyard.recipe.rules.causality import causality_rules
 from shardyard.recipe.rules.chat import chat_rules
 from shardyard.recipe.rules.cluster import cluster_rules
@@ -25,6 +26,7 @@ from shardyard.recipe.rules.decoders import decoder_rules
 from shardyard.recipe.rules.experts import expert_rules
 from shardyard.recipe.rules.finetune import finetune_rules
 from shardyard.recipe.rules.heads import head_rules
+from shardyard.recipe.rules.mixture import mixture_rules
 from shardyard.recipe.rules.model import model_rules
 from shardyard.recipe.rules.pictures import picture_rules
 from shardyard.recipe.rules.secrets import secret_rules
@@ -61,7 +63,19 @@ def check(recipe: Recipe) -> list[Finding]:
     except UsageError as error:
         # Nearly every rule needs to know what the objective reads.
         return [(("objective",), str(error).removesuffix("."))]
-    return [finding for rule in _RULES for finding in rule(recipe)]
+    found = [finding for rule in _RULES for finding in rule(recipe)]
+    return found or list(_later_stages(recipe))
+
+
+def _later_stages(recipe: Recipe) -> Iterator[Finding]:
+    """What the recipes of later stages break, of a recipe that is sound otherwise."""
+    told: set[str] = set()
+    for number, later in enumerate(stage_recipes(recipe)[1:]):
+        for rule in (_sharing, _objective, model_rules, decoder_rules):
+            for path, message in rule(later):
+                if message not in told:
+                    told.add(message)
+                    yield ("data", "stages", number), f"{'.'.join(map(str, path))}: {message}"
 
 
 def _changed(section: Section, name: str) -> bool:
@@ -82,11 +96,6 @@ def _length(recipe: Recipe) -> Iterator[Finding]:
                 f"{' and '.join(given)} {'both' if len(given) == 2 else 'all'} set the length of training; keep one of "
                 "them"
             ),
-        )
-    if train.epochs is not None and len(recipe.data.train) > 1:
-        yield (
-            ("train", "epochs"),
-            "several sources that are mixed by weight end at different times; give train.steps or train.tokens",
         )
 
 
@@ -271,6 +280,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     expert_rules,
     data_rules,
     value_rules,
+    mixture_rules,
     chat_rules,
     decoder_rules,
     picture_rules,

@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 from shardyard.recipe.sections.filters import Step
+from shardyard.recipe.sections.mixture import Stage
 
 OnError = Literal["skip", "repair", "stop"]
 Order = Literal[1, 2]
@@ -48,7 +49,31 @@ class Source(Section):
         "between slashes that matches where a document begins, such as `/^# /`. Default: file; for a single file, "
         "pieces of a 256th of it, but of 200 to 2000 characters.",
     )
-    weight: float = described(1.0, "Weight of this source in the training mixture, relative to the others.", gt=0.0)
+    weight: float = described(
+        1.0,
+        "Weight of this source in the training mixture, relative to the others: its share of the rows. 0 leaves it to "
+        "a stage that gives it a weight.",
+        ge=0.0,
+    )
+    size: float | None = described(
+        None,
+        "Size of the source for data.temperature, in a unit that is the same for all sources, such as tokens. Default: "
+        "its documents, counted when the run is planned, for files of this machine.",
+        gt=0.0,
+    )
+    epochs: int | None = described(
+        None,
+        "Most passes over the source: no document is trained on more often. Its share then goes to the others; once "
+        "all sources are exhausted, the run ends.",
+        "passes",
+        ge=1,
+    )
+    tokens: int | None = described(
+        None,
+        "Most tokens from the source, in whole rows, padding included. Its share then goes to the others.",
+        "tokens",
+        ge=1,
+    )
     holdout: float = described(
         0.0,
         "Fraction of the documents, chosen by the hash of their text, that is kept for validation: a source under "
@@ -94,6 +119,18 @@ class Data(Section):
         "counted by reason.",
     )
     train: list[Source] = described(REQUIRED, "Sources of training documents, mixed by weight.", min_length=1)
+    temperature: float | None = described(
+        None,
+        "Mix the sources by their sizes: weights are multiplied by size^(1/temperature). 1 is in proportion to the "
+        "sizes; larger values bring small sources forward, up to equal shares (Raffel et al. 2020, section 3.5.2; "
+        "XLM-R and mT5 give the exponent, 0.3 for a temperature of 3.3).",
+        gt=0.0,
+    )
+    stages: list[Stage] = described(
+        [],
+        "Later parts of training with other weights, sequence length or batch size, such as annealing on better data "
+        "or a longer context.",
+    )
     validation: list[Source] = described(
         [], "Sources of validation documents. Default: what the training sources hold out."
     )

@@ -81,7 +81,13 @@ class Throughput:
         self, window_steps: int = 20, flops_per_token: float | None = None, peak_flops: float | None = None
     ) -> None:
         self._steps: deque[tuple[int, float]] = deque(maxlen=window_steps)
-        self._utilisation_per_rate = flops_per_token / peak_flops if flops_per_token and peak_flops else None
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+
+    def count(self, flops_per_token: float) -> None:
+        """Measure anew with another cost of a token, as rows of another length have."""
+        if flops_per_token != self._flops_per_token:
+            self._flops_per_token = flops_per_token
+            self._steps.clear()
 
     def update(self, tokens: int, step_seconds: float, data_wait_seconds: float = 0.0) -> dict[str, float]:
         """Add a step of `tokens` (of all ranks) that took `step_seconds`, including waits; returns its metrics."""
@@ -91,8 +97,8 @@ class Throughput:
         if seconds > 0:
             rate = sum(count for count, _ in self._steps) / seconds
             metrics[record.TOKENS_PER_SECOND] = rate
-            if self._utilisation_per_rate is not None:
-                metrics[record.MFU] = rate * self._utilisation_per_rate
+            if self._flops_per_token and self._peak_flops:
+                metrics[record.MFU] = rate * (self._flops_per_token / self._peak_flops)
         return metrics
 
 

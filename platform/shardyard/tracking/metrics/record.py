@@ -30,6 +30,16 @@ PEAK_ALLOCATED_BYTES = "memory/peak_allocated_bytes"
 """Largest GPU memory allocated by PyTorch on rank 0."""
 
 
+def source_tokens(source: str) -> str:
+    """Name of the tokens trained on from a source since the first step, in whole rows."""
+    return f"data/tokens/{source}"
+
+
+def source_passes(source: str) -> str:
+    """Name of the passes over a source that its streams have finished, their mean."""
+    return f"data/passes/{source}"
+
+
 def eval_loss(dataset: str = "validation") -> str:
     """Name of the loss on a held-out set: `eval/validation/loss`."""
     return f"eval/{dataset}/loss"

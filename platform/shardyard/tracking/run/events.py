@@ -178,6 +178,26 @@ class EarlyStop(Event):
     best_step: int | None = None
 
 
+@_registered("stage", "notice")
+@dataclass(frozen=True, kw_only=True)
+class StageBegun(Event):
+    """A stage of training begins after `step`. number: from 1 on. text: what changes."""
+
+    step: int | None = None
+    number: int = 0
+    name: str = ""
+    text: str = ""
+
+
+@_registered("exhausted", "notice")
+@dataclass(frozen=True, kw_only=True)
+class SourcesExhausted(Event):
+    """Training ends because `epochs` and `tokens` of the sources allow no further batch. steps: of the plan."""
+
+    step: int | None = None
+    steps: int | None = None
+
+
 class SourceCounts(TypedDict, total=False):
     """Counts of a rank's reads from one source."""
 

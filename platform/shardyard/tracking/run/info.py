@@ -100,6 +100,7 @@ class PlanInfo(TypedDict, total=False):
 
     steps: int
     tokens_per_step: int
+    stages: list[Mapping[str, object]]
     architecture: SizesInfo
     bundle: str
     placement: str

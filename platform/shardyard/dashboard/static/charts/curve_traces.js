@@ -10,6 +10,7 @@ const FEW = 40;
 export const MARKS = {
   attempt: ["warn", "solid", "restart"],
   failure: ["bad", "solid", "failure"],
+  stage: ["accent", "solid", "stage"],
   spike: ["bad", "dot", "spike"],
   checkpoint_failed: ["bad", "dashdot", "checkpoint failed"],
   checkpoint: ["line-strong", "dot", "checkpoint"],

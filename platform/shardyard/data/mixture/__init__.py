@@ -1,0 +1,1 @@
+"""Which source each row comes from: even draws, budgets and stages."""
