@@ -93,6 +93,7 @@ PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard export RUN FILE.gguf", "needs llama.cpp; tests/unit/models/test_gguf.py has a stand-in"),
     (r"shardyard dashboard", "a server that does not end; tests/browser uses it"),
     (r"shardyard data prepare", "fetches packages; `make data` does so before the tests"),
+    (r"shardyard data forget", "needs runs that saw listed documents; tests/unit/engine/test_trace.py"),
     (r"shardyard data (show|verify)", "needs the datasets; tests/unit/data/datasets/test_real.py"),
     (r"shardyard sample RUN .*--image", "needs a run with pictures; tests/numerics/test_picture_families.py"),
     (r"shardyard sample RUN TEXT", "needs a classifier; tests/numerics/test_objectives.py"),

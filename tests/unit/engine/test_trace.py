@@ -216,3 +216,86 @@ def test_another_order_after_a_resumption_counts_from_there(tmp_path: Path) -> N
 
 def changed(recipe: Recipe, **data: Any) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+
+
+class Removed:
+    """A run with checkpoints and a model, an heir of its model, and one that cannot be read; row 8 is to be removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = Run(folder)
+        self.runs = self.run.folder.path.parent
+        for step in (10, 20, 30, 40):
+            path = self.run.folder.checkpoints / f"step-{step:08d}"
+            path.mkdir(parents=True)
+            (path / "data.json").write_text(json.dumps(self.run.states[step]))
+        self.run.folder.final.mkdir()
+        self.run.folder.held_out.write_bytes(b"rows")
+        text = dump_recipe(self.run.recipe)
+        self.heir = RunFolder.create(self.runs, "heir", text, text, total_steps=3)
+        self.heir.update(starting={"model.pretrained": {"name": "run:tiny", "path": str(self.run.folder.final)}})
+        self.heir.final.mkdir()
+        self.broken = RunFolder.create(self.runs, "broken", "name: x", "name: x")
+        self.list = folder / "list"
+
+
+@pytest.fixture(scope="module")
+def removed(tmp_path_factory: pytest.TempPathFactory) -> Removed:
+    return Removed(tmp_path_factory.mktemp("removed"))
+
+
+def removal(removed: Removed, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    assert command(["data", "forget", str(removed.list), "--runs-dir", str(removed.runs), "--json", *more]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_what_a_removal_touches(removed: Removed, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, folder = removed.run.corpus, removed.run.folder
+    steps = {one["step"] for one in trace_documents(folder, [parse_query(f"{corpus}:8")])["documents"][0]["seen"]}
+    removed.list.write_text(f"# a request\n\n{corpus}:8\nnothing says this\n")
+    found = removal(removed, capsys)
+    runs = {one["run"]: one for one in found["runs"]}
+    touched = runs[folder.id]
+    assert touched["steps"] == sorted(steps)
+    clean = max([step for step in (0, 10, 20, 30, 40) if step < min(steps)])
+    assert touched["clean_step"] == clean
+    later = [str(folder.checkpoints / f"step-{step:08d}") for step in (10, 20, 30, 40) if step > clean]
+    assert touched["delete"] == [*later, str(folder.final)]
+    assert f"resume {folder.path} --step {clean} -s data.exclude=FILE" in touched["command"]
+    heir = runs[removed.heir.id]
+    assert (heir["inherited"], heir["delete"], heir["steps"]) == (folder.id, [str(removed.heir.final)], [])
+    assert [one["run"] for one in found["unread"]] == [removed.broken.id]
+    assert found["files"] == [{"file": str(corpus), "rows": [8]}]
+    assert found["unmatched"] == ["nothing says this"]
+
+
+def test_a_held_out_document_touches_the_rows_of_evaluations(
+    removed: Removed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    removed.list.write_text(f"{removed.run.corpus}:7\n")
+    (touched,) = removal(removed, capsys)["runs"]
+    assert touched["run"] == removed.run.folder.id
+    assert (touched["steps"], touched["clean_step"], touched["command"]) == ([], None, None)
+    assert touched["delete"] == [str(removed.run.folder.held_out)]
+
+
+def test_the_list_keeps_them_out_of_later_runs(
+    removed: Removed, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    corpus, exclude = removed.run.corpus, tmp_path / "exclude.jsonl"
+    removed.list.write_text(f"{corpus}:8\n{corpus}:9\n")
+    found = removal(removed, capsys, "--exclude", str(exclude))
+    assert {json.loads(line)["row"] for line in exclude.read_text().splitlines()} == {8, 9}
+    assert f"-s data.exclude={exclude}" in found["runs"][0]["command"]
+    before = exclude.read_text()
+    removal(removed, capsys, "--exclude", str(exclude))
+    assert exclude.read_text() == before
+    # In words, once.
+    options = ["--runs-dir", str(removed.runs), "--exclude", str(exclude), "--run", removed.run.folder.id]
+    assert command(["data", "forget", str(removed.list), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "remove from" in printed
+    assert "rows 8, 9" in printed
+    assert "delete" in printed
+    assert "0 documents added" in printed
+    assert command(["data", "forget", str(removed.list), "--runs-dir", str(tmp_path)]) == 2

@@ -17,7 +17,7 @@ from shardyard.recipe.loading.yaml_source import parse_value
 from shardyard.redaction import holds_secret
 
 # Fields that name files or hosts to read, anywhere in a recipe.
-_NAMES = frozenset({"path", "tokenizer", "pretrained", "teacher", "extends"})
+_NAMES = frozenset({"path", "tokenizer", "pretrained", "teacher", "extends", "exclude"})
 # Fields that name code, which would run as the user who started the server.
 _CODE = frozenset({"objective", "module"})
 _CODE_LISTS = frozenset({"hooks", "trackers"})

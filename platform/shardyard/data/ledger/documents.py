@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from shardyard.data.sources.sources import Example
+# An example as `data/sources/` has it.
+Example = str | Mapping[str, object]
 
 
 def content_hash(example: Example) -> str:

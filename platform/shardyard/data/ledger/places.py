@@ -12,6 +12,7 @@ import pyarrow as pa
 from shardyard.data.filters.outcome import Removed
 from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import IndexedFiles, indexed_files
+from shardyard.data.ledger.documents import content_hash
 from shardyard.data.quirks import ShardFile, shard_files
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import Broken, Example, OpenSource, stored_examples
@@ -146,7 +147,9 @@ class Places:
                     yield self._in_shard(shard, number), number, read
 
     def is_kept_out(self, read: ReadDocument) -> bool:
-        """Whether a document is on the other side of the hold-out, or removed by data.filters."""
+        """Whether a document is on the other side of the hold-out, excluded, or removed by data.filters."""
+        if self.source.excluded and content_hash(read.example) in self.source.excluded:
+            return True
         steps = self.source.steps
         if steps is not None and isinstance(steps.of_example(read.example), Removed):
             return True

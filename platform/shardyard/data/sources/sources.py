@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from shardyard.data.datasets import dataset_files, dataset_fingerprint
 from shardyard.data.filters.outcome import Clean
 from shardyard.data.filters.steps import Steps, make_step
+from shardyard.data.ledger.exclusion import exclusion_digest, read_exclusion
 from shardyard.data.quirks import quiet_datasets
 from shardyard.data.sources import corpus
 from shardyard.data.sources.files import Found, open_files
@@ -60,7 +61,8 @@ class OpenSource:
     `dataset` is a streaming `IterableDataset`; `columns` maps role → column and `kinds` role → kind of its values;
     `decoders` maps role → how its stored values are read, if they are not read as they are. `layout` is the layout of
     conversations or pairs that was recognised; its values are of any kind. `found` has all columns. `fingerprint` is
-    JSON-able and identifies the data. `steps` are its filters.
+    JSON-able and identifies the data. `steps` are its filters, `excluded` the hashes of documents that
+    are kept out.
     """
 
     name: str
@@ -74,6 +76,7 @@ class OpenSource:
     layout: Chosen | None = None
     found: Found | None = None
     steps: Steps | None = None
+    excluded: frozenset[str] = frozenset()
 
     @property
     def is_text(self) -> bool:
@@ -225,6 +228,10 @@ def open_for(spec: ObjectiveSpec, source: Source, *, training: bool, retry: Retr
         layouts=spec.layouts,
         retry=retry,
     )
+    if source.exclude is not None:
+        excluded = read_exclusion(source.exclude)
+        fingerprint = {**opened.fingerprint, "excluded": exclusion_digest(excluded)}
+        opened = replace(opened, excluded=excluded, fingerprint=fingerprint)
     if not source.filters:
         return opened
     digest = hashlib.sha256("\n".join(step.model_dump_json() for step in source.filters).encode()).hexdigest()

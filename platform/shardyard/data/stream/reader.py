@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from shardyard.data.filters.outcome import Removed
 from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
+from shardyard.data.ledger.documents import content_hash
 from shardyard.data.quirks import shard_files
 from shardyard.data.sources.retry import Retry, Stopped, may_pass
 from shardyard.data.sources.sources import Broken, Example
@@ -201,7 +202,11 @@ class ShareReader:
         return None
 
     def _filtered(self, example: Example) -> Example | None:
-        """The example after data.filters; None if they remove it, which is counted."""
+        """The example after data.exclude and data.filters; None if they remove it, which is counted."""
+        excluded = self.share.source.excluded
+        if excluded and content_hash(example) in excluded:
+            self.left_out.filtered("exclude: listed")
+            return None
         steps = self.share.source.steps
         outcome = example if steps is None else steps.of_example(example)
         if isinstance(outcome, Removed):

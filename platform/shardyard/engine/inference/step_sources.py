@@ -56,6 +56,8 @@ def _findings(recipe: Recipe, within: Callable[[Path], bool]) -> Iterator[tuple[
     for index, source in enumerate(recipe.data.train):
         if source.path is not None and (problem := _data_problem(source.path, within)):
             yield f"data.train[{index}].path", problem
+        if source.exclude is not None and not within(Path(source.exclude)):
+            yield f"data.train[{index}].exclude", f"is {source.exclude}, which lies elsewhere"
     spec = find_tokenizer_spec(recipe.tokenizer)
     named = {"tokenizer": None if spec else recipe.tokenizer, "model.pretrained": recipe.model.pretrained}
     for field, name in named.items():

@@ -85,9 +85,15 @@ class Source(Section):
         None, "Steps for the documents of this source, in order, in place of data.filters; [] has none."
     )
 
-    def with_filters(self, filters: list[Step]) -> Self:
-        """The same with these steps, if it has none of its own."""
-        return self if self.filters is not None or not filters else self.model_copy(update={"filters": filters})
+    exclude: str | None = described(
+        None, "List of documents of this source that are kept out, in place of data.exclude."
+    )
+
+    def with_defaults(self, filters: list[Step], exclude: str | None) -> Self:
+        """The same with these steps and this list of excluded documents, if it has none of its own."""
+        defaults: dict[str, object] = {} if self.filters is not None or not filters else {"filters": filters}
+        defaults |= {} if self.exclude is not None or exclude is None else {"exclude": exclude}
+        return self.model_copy(update=defaults) if defaults else self
 
     unpack: bool = described(
         True,
@@ -153,6 +159,12 @@ class Data(Section):
     )
     task: Literal["transcribe", "translate"] | None = described(
         None, "Task token of a Whisper tokenizer (speech_to_text). Default: that of the tokenizer."
+    )
+    exclude: str | None = described(
+        None,
+        "File with the SHA-256 of documents that are neither trained nor evaluated on, one a line, as `shardyard data "
+        "forget` writes it for removal requests. They are counted as removed by filters, as `exclude: listed`, and "
+        "order and windows are as if they were empty.",
     )
     packing: Packing | bool | None = described(
         None,
@@ -221,10 +233,10 @@ class Data(Section):
     prefetch: int = described(4, "Global batches that are prepared ahead in the background.", "batches", ge=1, le=1024)
 
     @model_validator(mode="after")
-    def _filter_sources(self) -> Self:
-        """Sources are opened one by one, so each has the steps that apply to it."""
+    def _complete_sources(self) -> Self:
+        """Sources are opened one by one, so each has the steps and the list that apply to it."""
         for name in ("train", "validation"):
-            sources = [source.with_filters(self.filters) for source in getattr(self, name)]
+            sources = [source.with_defaults(self.filters, self.exclude) for source in getattr(self, name)]
             object.__setattr__(self, name, sources)
         return self
 
