@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 PAGES = sorted(
     path
-    for folder in (".", "docs", "docs/develop", "cluster", "cluster/*")
+    for folder in (".", "docs", "docs/data", "docs/develop", "cluster", "cluster/*")
     for path in REPOSITORY.glob(f"{folder}/*.md")
 )
 # Text, then the file (empty for a place on the same page), then the place.

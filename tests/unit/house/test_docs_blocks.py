@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from typer.core import TyperCommand
 
 from shardyard.cli.main import COMMANDS, LazyCommand, app, run
+from shardyard.data.build.spec import load_spec
 from shardyard.data.tokenizers.spec import read_spec
 from shardyard.errors import ShardyardError, UsageError
 from shardyard.recipe.fields import all_paths
@@ -70,6 +71,8 @@ def kind_of(block: Block) -> str:
         return "sweep"
     if {"task", "dataset_path"} <= names:
         return "task"
+    if {"sources", "output"} <= names:
+        return "data set"
     if "kind" in names:
         return "tokenizer"
     if block.page == "docs/tokenizers.md" and names == {"train"}:
@@ -105,6 +108,11 @@ def _tokenizer(block: Block, file: Path) -> None:
     read_spec(file)
 
 
+def _data_set(block: Block, file: Path) -> None:
+    file.write_text(block.text, encoding="utf-8")
+    load_spec(file)
+
+
 def _task(block: Block, file: Path) -> None:
     """The page shows the file of this name, with which test_harness.py runs lm-eval."""
     shown = YAML(typ="safe").load(block.text)
@@ -124,6 +132,7 @@ CHECKS: dict[str, Callable[[Block, Path], None]] = {
     "recipe": _recipe,
     "part of a recipe": _part,
     "sweep": _sweep,
+    "data set": _data_set,
     "tokenizer": _tokenizer,
     "part of a tokenizer": _tokenizer,
     "task": _task,

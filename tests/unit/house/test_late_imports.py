@@ -24,6 +24,7 @@ LATE = {
     "cli/view/output.py": "rich, for output to a terminal alone",
     "dashboard/web/documents.py": "torch, in the process that reads documents alone",
     "dashboard/web/sweeps.py": "the fit of a scaling law imports torch",
+    "data/build/hashes.py": "rensa is an extra",
     "data/filters/language.py": "lingua is an extra",
     "data/filters/length.py": "transformers, which only lengths in tokens need",
     "data/sources/corpus.py": "some Pythons come without pydoc_data",

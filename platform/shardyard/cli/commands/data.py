@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
+from shardyard.cli.commands.build_data import build_data
 from shardyard.cli.commands.forget_data import forget_data
 from shardyard.cli.commands.inspect_data import inspect_data
 from shardyard.cli.commands.trace_data import trace_data
@@ -46,6 +47,7 @@ SetName = Annotated[
 data.command("inspect")(inspect_data)
 data.command("trace")(trace_data)
 data.command("forget")(forget_data)
+data.command("build")(build_data)
 
 
 @data.command("list")

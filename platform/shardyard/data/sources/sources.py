@@ -251,12 +251,21 @@ def _step(description: str) -> Clean:
 
 def _texts_of(evaluation: EvaluationSet) -> Iterator[str]:
     """The texts of an evaluation set, column by column."""
-    names = {name: getattr(evaluation, name) for name in ("source", "path", "config", "revision", "split")}
     for column in evaluation.text_columns:
-        source = Source(text_column=column, **names)
-        # Without `split`, embedded corpora hold out `validation`; other data may have no splits.
-        opened = open_source(source, training=evaluation.source is None)
-        yield from in_words(opened.name, Retry(), lambda opened=opened: list(_whole_texts(opened)))  # type: ignore[misc]
+        opened = _opened(evaluation, column)
+        yield from in_words(opened.name, Retry(), functools.partial(list, _whole_texts(opened)))
+
+
+def evaluation_fingerprints(steps: Sequence[Step]) -> list[Mapping[str, object]]:
+    """What identifies the evaluation sets of steps. Raises as `open_source` does."""
+    sets = [one for step in steps if step.decontaminate is not None for one in step.decontaminate.against]
+    return [_opened(one, one.text_columns[0]).fingerprint for one in sets]
+
+
+def _opened(evaluation: EvaluationSet, column: str) -> OpenSource:
+    names = {name: getattr(evaluation, name) for name in ("source", "path", "config", "revision", "split")}
+    # Without `split`, embedded corpora hold out `validation`; other data may have no splits.
+    return open_source(Source(text_column=column, **names), training=evaluation.source is None)
 
 
 def _whole_texts(opened: OpenSource) -> Iterator[str]:

@@ -34,6 +34,10 @@ _KINDS: dict[str, FileKind] = {
 _COMPRESSIBLE = ("json", "csv", "text")
 
 
+# The data card that `shardyard data build` writes beside the files of rows.
+CARD = "data-card.json"
+
+
 def suffixes() -> str:
     """The suffixes of files of rows, for messages."""
     return ", ".join(ROWS)
@@ -64,7 +68,7 @@ def file_kind(path: str) -> FileKind | None:
 
 def is_table(path: str) -> bool:
     """Whether the name is that of a file of rows or texts."""
-    return suffix(path) in ROWS and file_kind(path) is not None
+    return suffix(path) in ROWS and file_kind(path) is not None and Path(bare(path)).name != CARD
 
 
 def matching(path: str) -> list[str]:
