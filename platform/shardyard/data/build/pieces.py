@@ -13,6 +13,7 @@ from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import TEXT_ONLY, OpenSource, open_source
+from shardyard.data.sources.values import Decode
 from shardyard.data.stream.reader import ShareReader
 from shardyard.data.stream.share import START, Cursor, Share
 
@@ -62,7 +63,7 @@ def opened(description: str) -> OpenSource:
     return replace(found, kinds=TEXT_ONLY, decoders={**dict.fromkeys(kept, _as_text), **_own(found)})
 
 
-def _own(found: OpenSource) -> dict[str, Any]:
+def _own(found: OpenSource) -> dict[str, Decode]:
     return {"text": found.decoders["text"]} if "text" in found.decoders else {}
 
 
