@@ -59,6 +59,11 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", name).exists() for name in ("kfd", "dxg"))
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def computes_on_cpu() -> bool:
     """Whether DS_ACCELERATOR, which DeepSpeed reads too, asks for the CPU whatever devices there are."""
     return CHOSEN_ACCELERATOR == "cpu"

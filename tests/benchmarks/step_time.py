@@ -127,7 +127,7 @@ def opponent(shared: Path, job: Job, block: int) -> Iterator[None]:
 
 def threads(recipe: Recipe) -> int:
     """Threads of a rank."""
-    return recipe.train.threads or recipe.cluster.cpus_per_worker
+    return recipe.train.threads or recipe.cluster.cpus_per_worker or 1
 
 
 def write_task(shared: Path, job: Job, block: int) -> None:

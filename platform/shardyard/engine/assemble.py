@@ -18,10 +18,13 @@ from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.session import Session
 from shardyard.engine.shared_rows import shared_held_out
+from shardyard.engine.world import ranks_here
+from shardyard.hardware import usable_cores
 from shardyard.models import generation
 from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan
+from shardyard.planning.readers import readers_here
 from shardyard.recipe.mixture.weights import is_planned
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
@@ -64,6 +67,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         dp_rank=mesh.data.index,
         dp_size=mesh.data.size,
         stages=stage_batches(plan.stages),
+        readers=readers_here(plan.readers, recipe, cores=usable_cores(), ranks=ranks_here()),
     )
     metadata = {"zero_stage": recipe.zero.stage, "precision": precision_of(recipe)}
     session = Session(

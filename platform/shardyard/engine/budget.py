@@ -25,10 +25,13 @@ from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.job import Job
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.step import train_step
+from shardyard.engine.world import ranks_here
+from shardyard.hardware import usable_cores
 from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.planning.plan_text import as_dict, resolved_text
+from shardyard.planning.readers import readers_here
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import shortened
 from shardyard.tracking.metrics.record import StepRecord
@@ -112,6 +115,7 @@ def measure(job: Job, mesh: Mesh) -> Pace:
         seed=recipe.train.seed,
         dp_rank=mesh.data.index,
         dp_size=mesh.data.size,
+        readers=readers_here(plan.readers, recipe, cores=usable_cores(), ranks=ranks_here()),
     )
     LearningRate(engine).set(learning_rate_factor(recipe.schedule, plan.steps)(0))
     hooks: list[Hook] = [

@@ -65,7 +65,7 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
         ShardyardError: a part of the run failed; raised on the rank where it failed.
     """
     check_precision(precision_of(job.recipe), rank.device)
-    torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker)
+    torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker or 1)
     if rank.device.type == "cpu":
         keep_freed_memory()
     mesh = make_mesh(job.plan.mesh, rank)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from shardyard.planning.readers import cpus_of
 from shardyard.planning.shortage import Constraint, Resource, Shortage, shortage_in_words, worker_in_words
 from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Cluster, Network, Recipe
@@ -48,6 +49,7 @@ class Demand:
     workers: ranks, one bundle each.
     group: consecutive ranks that must share a node; divides `workers`.
     most_per_node: upper limit of ranks on a node, a multiple of `group`; None for no limit.
+    cpus_given: whether the recipe asks for the cores; others may be fewer where a cluster has fewer.
     """
 
     workers: int
@@ -55,6 +57,7 @@ class Demand:
     group: int
     strategy: Strategy
     most_per_node: int | None
+    cpus_given: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,17 +102,31 @@ def demand_of(recipe: Recipe, *, gpu: bool, workers: int | None = None) -> Deman
         gpu: whether ranks compute on GPUs; determines the number of GPUs if `cluster.gpus_per_worker` is not set.
         workers: ranks of the plan, if they differ from `cluster.workers`.
     """
-    return replace(ask(recipe.cluster, gpu=gpu, workers=workers), group=ranks_together(recipe))
+    asked = ask(recipe.cluster, gpu=gpu, workers=workers)
+    bundle = replace(asked.bundle, cpus=float(cpus_of(recipe, gpu=gpu)[0]))
+    given = recipe.cluster.cpus_per_worker is not None
+    return replace(asked, bundle=bundle, group=ranks_together(recipe), cpus_given=given)
+
+
+def within(demand: Demand, nodes: Sequence[Node]) -> Demand:
+    """The demand, with fewer cores a worker if it then fits the idle nodes and the recipe leaves their number open."""
+    if demand.cpus_given:
+        return demand
+    for cpus in range(int(demand.bundle.cpus), 0, -1):
+        fewer = replace(demand, bundle=replace(demand.bundle, cpus=float(cpus)))
+        if judge(fewer, nodes).ever:
+            return fewer
+    return demand
 
 
 def ask(settings: Cluster, *, gpu: bool, workers: int | None = None) -> Demand:
-    """The request of ranks that share nothing; arguments as for `demand_of`."""
+    """The least request of ranks that share nothing; arguments as for `demand_of`."""
     gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(gpu)
     # On a CPU rank the device is the host, so its memory is the host's.
     memory = 0 if gpu or settings.memory_per_worker is None else parse_bytes(settings.memory_per_worker)
     return Demand(
         workers=workers or settings.workers,
-        bundle=Amount(cpus=float(settings.cpus_per_worker), gpus=gpus, memory=float(memory)),
+        bundle=Amount(cpus=float(settings.cpus_per_worker or 1), gpus=gpus, memory=float(memory)),
         group=1,
         strategy=settings.placement or ("strict_spread" if settings.workers_per_node == 1 else "pack"),
         most_per_node=settings.workers_per_node,

@@ -16,6 +16,7 @@ from shardyard.planning.findings import Findings, with_findings
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.micro_batch import fitting_batch, refusal, row_tokens, rows_per_rank, with_logits_chunk
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
+from shardyard.planning.readers import cpus_of, readers_of
 from shardyard.planning.stages import StagePlan, placed
 from shardyard.recipe.batching import default_streams, streams_of
 from shardyard.recipe.isolation import ISOLATIONS, Isolation, is_packed
@@ -61,6 +62,7 @@ class RunPlan:
     sizes: of the sources, for data.temperature; none without it.
     logits_chunk: `model.logits_chunk`; None in plans from before it existed.
     isolation: what keeps the documents of a row apart; None if rows have one document, or need not keep them apart.
+    readers: those of each rank that make its rows, where a host has the cores.
     precision_known: False if the training devices could not be queried; the launch queries them and plans again.
     """
 
@@ -91,6 +93,7 @@ class RunPlan:
     logits_chunk: int | None = None
     stages: tuple[StagePlan, ...] = ()
     sizes: tuple[float | None, ...] = ()
+    readers: int = 0
 
     @property
     def tokens(self) -> int:
@@ -198,6 +201,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         logits_chunk=chunked.logits_chunk,
         stages=(),
         sizes=() if recipe.data.temperature is None else tuple(source.size for source in recipe.data.train),
+        readers=_readers(recipe, world, reasons),
     )
     if len(parts) == 1:
         return plan
@@ -252,7 +256,8 @@ def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[
     demand, settings = demand_of(recipe, gpu=world.gpu, workers=world.size), recipe.cluster
     given = settings.gpus_per_worker is not None
     gpus = "cluster.gpus_per_worker" if given else "one GPU a rank" if world.gpu else "no GPU found"
-    reasons["bundle"] = f"what Ray reserves for each of {world.size} workers: cluster.cpus_per_worker, {gpus}"
+    cores = cpus_of(recipe, gpu=world.gpu)[1]
+    reasons["bundle"] = f"what Ray reserves for each of {world.size} workers: {cores}, {gpus}"
     if settings.placement is not None:
         reasons["placement"] = "given by cluster.placement"
     elif demand.strategy == "strict_spread":
@@ -351,6 +356,11 @@ def _streams(recipe: Recipe, mesh: MeshShape, reasons: dict[str, str]) -> int:
     else:
         reasons["streams"] = f"one for each row of the global batch, so that {mesh.data} ranks share them"
     return streams
+
+
+def _readers(recipe: Recipe, world: World, reasons: dict[str, str]) -> int:
+    readers, reasons["readers"] = readers_of(recipe, gpu=world.gpu)
+    return readers
 
 
 def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) -> int:

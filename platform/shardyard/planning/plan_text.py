@@ -89,6 +89,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "FLOPs a token", format_count(plan.flops_per_token), why["flops_per_token"]
     yield "FLOPs", format_count(plan.flops), "tokens × FLOPs a token"
     yield "streams", str(plan.streams), why["streams"]
+    if "readers" in why:
+        yield "readers", f"{plan.readers} a rank", why["readers"]
     yield "warm-up", f"{plan.warmup} steps", why["warmup"]
     yield "evaluation", f"every {plan.evaluate_every} steps", why["evaluate_every"]
     yield "checkpoint", f"every {plan.checkpoint_every} steps", why["checkpoint_every"]

@@ -133,7 +133,8 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("data.train.weight", "sampling_weight mix_weight data_weight", ""),
     ("data.train.holdout", "val_fraction val_set_size validation_split test_size valid_fraction", ""),
     ("data.shuffle_window", "shuffle shuffle_buffer shuffle_buffer_size buffer_size", "documents; 1 keeps their order"),
-    ("data.prefetch", "num_workers dataloader_num_workers prefetch_factor dataloader_prefetch_factor", ""),
+    ("data.prefetch", "prefetch_factor dataloader_prefetch_factor", ""),
+    ("data.readers", "num_workers dataloader_num_workers num_proc preprocessing_num_workers", ""),
     ("data.group_by_length", "length_grouped bucket_by_length bucketing length_column_name", ""),
     ("data.packing", "sample_packing pack_sequences", "best_fit or concat; documents are packed anyway"),
     # saving, measuring, watching

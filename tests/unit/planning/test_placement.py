@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,11 +208,14 @@ def test_a_recipe_becomes_a_demand() -> None:
     def asked(gpu: bool = False, **cluster: Any) -> Demand:
         return demand_of(Recipe.model_validate({**fields, "cluster": cluster}), gpu=gpu)
 
-    assert asked(workers=2) == demand(2)
-    assert asked(workers=2, gpu=True).bundle == Amount(1.0, 1.0)
+    assert asked(workers=2, cpus_per_worker=1) == demand(2)
+    assert asked(workers=2) == replace(demand(2), cpus_given=False)
+    # A core for training, and one for the reader of bytes.
+    assert asked(workers=2, gpu=True).bundle == Amount(2.0, 1.0)
+    assert asked(workers=2, gpu=True, cpus_per_worker=1).bundle == Amount(1.0, 1.0)
     assert asked(gpus_per_worker=0.25).bundle == Amount(1.0, 0.25)
     assert asked(workers=2, workers_per_node=1).strategy == "strict_spread"
-    assert asked(workers=4, workers_per_node=2) == demand(4, most_per_node=2)
+    assert asked(workers=4, workers_per_node=2, cpus_per_worker=1) == demand(4, most_per_node=2)
     assert asked(memory_per_worker="1GiB").bundle.memory == 2.0**30
     # On a GPU the memory is the GPU's, which Ray does not count.
     assert asked(gpu=True, memory_per_worker="80GiB").bundle.memory == 0

@@ -17,7 +17,7 @@ from shardyard.launch.local_cluster.token import ensure_ray_token
 from shardyard.launch.ray import quirks
 from shardyard.launch.ray.local_ray import INIT_OPTIONS, on_loopback
 from shardyard.launch.run.world import cluster_address
-from shardyard.planning.placement import Amount, Demand, Node, ask, judge
+from shardyard.planning.placement import Amount, Demand, Node, ask, judge, within
 from shardyard.recipe.schema import Cluster
 
 KNOCK_TIMEOUT_SECONDS = 5.0
@@ -69,8 +69,10 @@ class RayCluster:
             )
 
     def requested(self, demand: Demand) -> Demand:
-        """The request for this cluster: memory is reserved only on shared clusters."""
-        return demand if self.named else replace(demand, bundle=replace(demand.bundle, memory=0.0))
+        """The request for this cluster: no more cores than it has unless the recipe asks for them, and memory only on
+        shared clusters."""
+        demand = demand if self.named else replace(demand, bundle=replace(demand.bundle, memory=0.0))
+        return demand if demand.cpus_given else within(demand, self.nodes())
 
 
 @contextmanager
@@ -112,7 +114,7 @@ def _connect(settings: Cluster) -> None:
     if address is not None:
         _knock(address)
     # On a laptop, workers may need more cores than exist.
-    cores = None if address else max(os.cpu_count() or 1, settings.workers * settings.cpus_per_worker)
+    cores = None if address else max(os.cpu_count() or 1, settings.workers * (settings.cpus_per_worker or 1))
     options = {"log_to_driver": False, "configure_logging": False}
     if not address:
         ensure_ray_token()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardyard.errors import UsageError
 from shardyard.hardware import computes_on_cpu
 from shardyard.launch.schedulers.base import Capacity
-from shardyard.planning.placement import demand_of, judge
+from shardyard.planning.placement import demand_of, judge, within
 from shardyard.planning.plan import World
 from shardyard.recipe.schema import Recipe
 from shardyard.units import parse_bytes
@@ -29,7 +29,7 @@ def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, capacity: Capacity, whe
     """
     if capacity.nodes is None or capacity.grows:
         return
-    verdict = judge(demand_of(recipe, gpu=gpu), capacity.nodes)
+    verdict = judge(within(demand_of(recipe, gpu=gpu), capacity.nodes), capacity.nodes)
     if not verdict.ever:
         raise UsageError(
             f"{recipe.name} {verdict.sentence} at {where}. Lower cluster.workers or what each worker takes, which "

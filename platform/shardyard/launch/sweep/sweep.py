@@ -272,7 +272,7 @@ def _room(cluster: Cluster, sweep: Sweep) -> Cluster:
     """Size a local Ray for the concurrent trials; a named cluster stays as it is."""
     if cluster_address(cluster) is not None:
         return cluster
-    at_a_time = sweep.parallel or max(1, (os.cpu_count() or 1) // (cluster.workers * cluster.cpus_per_worker))
+    at_a_time = sweep.parallel or max(1, (os.cpu_count() or 1) // (cluster.workers * (cluster.cpus_per_worker or 1)))
     return cluster.model_copy(update={"workers": cluster.workers * at_a_time})
 
 

@@ -94,7 +94,13 @@ class Cluster(Section):
         ge=0.0,
         le=1.0,
     )
-    cpus_per_worker: int = described(1, "CPU cores that Ray reserves for each worker.", "cores", ge=1)
+    cpus_per_worker: int | None = described(
+        None,
+        "CPU cores that Ray reserves for each worker. Default: one, and one for each reader (data.readers), as far as "
+        "the cluster has them.",
+        "cores",
+        ge=1,
+    )
     memory_per_worker: str | None = described(
         None,
         "Device memory of a worker, such as 80GiB, that the plan must fit. Default: that of the GPU found here.",

@@ -230,7 +230,22 @@ class Data(Section):
         "seconds",
         ge=0.0,
     )
-    prefetch: int = described(4, "Global batches that are prepared ahead in the background.", "batches", ge=1, le=1024)
+    prefetch: int = described(
+        4,
+        "Global batches that are prepared ahead in the background; fewer if they take more than 512 MiB a rank.",
+        "batches",
+        ge=1,
+        le=1024,
+    )
+    readers: int | None = described(
+        None,
+        "Readers of each rank, which decode, augment and tokenise side by side, each its own streams, so at most one a "
+        "stream. 0: the loader's own thread makes the rows. The order of the data does not depend on it. Default: by "
+        "the kind of data on GPUs, within the cores of a rank; 0 on CPUs. `shardyard plan RECIPE` shows it.",
+        "readers",
+        ge=0,
+        le=256,
+    )
 
     @model_validator(mode="after")
     def _complete_sources(self) -> Self:

@@ -52,7 +52,9 @@ class Train(Section):
     initial_loss_scale: int = described(
         16, "Initial dynamic loss scale of fp16, as a power of two.", "log2", ge=0, le=32
     )
-    threads: int | None = described(None, "CPU threads per rank. Default: cluster.cpus_per_worker.", "threads", ge=1)
+    threads: int | None = described(
+        None, "CPU threads per rank. Default: cluster.cpus_per_worker if it is set, else 1.", "threads", ge=1
+    )
 
 
 class Optimizer(Section):

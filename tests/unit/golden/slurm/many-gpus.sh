@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --nodes=64
 #SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=8
+#SBATCH --cpus-per-task=32
 #SBATCH --gpus-per-node=8
 #SBATCH --mem=0
 #SBATCH --time=1-00:03
@@ -29,7 +29,7 @@ setup() { # on each node, before anything else
 run=/shared/runs/first-20260102-030405-6789
 python=/opt/shardyard/bin/python # the same on every node
 entry=(/opt/shardyard/bin/python -m shardyard.launch.jobs.entry /shared/runs/first-20260102-030405-6789/slurm/job.json)
-cpus=8 gpus=8 # of each node
+cpus=32 gpus=8 # of each node
 object_store=1073741824 # 1.0 GiB; training passes little through it
 signal_seconds=120
 retries=10 on_failed=end on_timeout=resume on_preempted=resume

@@ -143,7 +143,7 @@ def test_nodes_follow_from_workers() -> None:
     assert asked("cluster.workers=8", "cluster.cpus_per_worker=3").cpus_per_node == 24
     assert asked("cluster.workers=16", gpu=False).nodes == 1
     many = asked("cluster.workers=16", gpu=True)
-    assert (many.nodes, many.gpus_per_node, many.cpus_per_node) == (2, 8, 8)
+    assert (many.nodes, many.gpus_per_node, many.cpus_per_node) == (2, 8, 16)
     few = asked("cluster.workers=8", gpu=True)
     assert (few.nodes, few.gpus_per_node) == (1, 8)
     spread = asked("cluster.workers=4", "cluster.placement=strict_spread")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shardyard.errors import Problem, RecipeError
 from shardyard.planning.host_memory import GPUS_PER_NODE, gpus_of_node, host_memory
 from shardyard.planning.plan import RunPlan
+from shardyard.planning.readers import cpus_of
 from shardyard.recipe.mesh import ranks_together
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes, parse_bytes
@@ -72,7 +73,7 @@ def pods_of(recipe: Recipe, plan: RunPlan) -> Pods:
     return Pods(
         count=plan.world.size // ranks,
         ranks=ranks,
-        cpus=ranks * recipe.cluster.cpus_per_worker,
+        cpus=ranks * cpus_of(recipe, gpu=gpus_per_rank(recipe, plan) > 0)[0],
         gpus=gpus_of_node(gpus_per_rank(recipe, plan), ranks),
         memory_bytes=_rounded_up_gib(memory + shared + NODE_BYTES),
         object_store_bytes=object_store,

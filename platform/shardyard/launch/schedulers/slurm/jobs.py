@@ -96,6 +96,13 @@ _MEBIBYTE = 1024**2
 _NEVER = ("Partition", "Invalid", "AccountNotAllowed", "QOSNotAllowed", "BadConstraints")
 
 
+def _nodes_if_known() -> list[Node] | None:
+    try:
+        return nodes()
+    except ShardyardError:
+        return None
+
+
 def submit(request: SubmitRequest, report: Report) -> str:
     """Submit a job, or with `dry_run` only write its script; returns its id in Slurm ("" for a script).
 
@@ -109,7 +116,7 @@ def submit(request: SubmitRequest, report: Report) -> str:
     gpu = _on_gpus(recipe, planned=request.plan.world.gpu, report=report)
     if gpu != request.plan.world.gpu:
         spec["version"] = ""  # so that the job plans again on a host with the GPUs
-    allocation = allocation_of(recipe, request.plan, gpu=gpu)
+    allocation = allocation_of(recipe, request.plan, gpu=gpu, known=_nodes_if_known())
     script = render(
         recipe,
         allocation,

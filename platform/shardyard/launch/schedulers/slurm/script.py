@@ -6,12 +6,14 @@ import json
 import math
 import re
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.spec import JobSpec, entry_command, limit_seconds
 from shardyard.planning.host_memory import GPUS_PER_NODE, gpus_of_node, host_memory
+from shardyard.planning.placement import Node, demand_of, within
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.catalog.shipped import share_folder
 from shardyard.recipe.mesh import ranks_together
@@ -43,8 +45,12 @@ class Allocation:
     minutes: int | None
 
 
-def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool) -> Allocation:
-    """The allocation for a job of `recipe`; `gpu`: whether its workers compute on GPUs.
+def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool, known: Sequence[Node] | None = None) -> Allocation:
+    """The allocation for a job of `recipe`.
+
+    Args:
+        gpu: whether its workers compute on GPUs.
+        known: nodes of the cluster: a worker takes no more cores than they have, unless the recipe says.
 
     Raises:
         UsageError: the workers do not fit on `cluster.slurm.nodes` nodes.
@@ -60,11 +66,17 @@ def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool) -> Allocation:
     each = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(gpu)
     return Allocation(
         nodes=nodes,
-        cpus_per_node=per_node * settings.cpus_per_worker,
+        cpus_per_node=per_node * _cores(recipe, known, per_node, gpu=gpu),
         gpus_per_node=gpus_of_node(each, per_node),
         memory_bytes=None if slurm.exclusive else _memory(recipe, plan, gpu=gpu, workers=per_node),
         minutes=_minutes(recipe),
     )
+
+
+def _cores(recipe: Recipe, known: Sequence[Node] | None, per_node: int, *, gpu: bool) -> int:
+    """The cores of each worker."""
+    demand = replace(demand_of(recipe, gpu=gpu), most_per_node=per_node)
+    return int((within(demand, known) if known else demand).bundle.cpus)
 
 
 def render(
