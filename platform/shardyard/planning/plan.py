@@ -17,6 +17,7 @@ from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.micro_batch import fitting_batch, refusal, row_tokens, rows_per_rank, with_logits_chunk
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.planning.readers import cpus_of, readers_of
+from shardyard.planning.sources import SourcePlan, source_plans
 from shardyard.planning.stages import StagePlan, placed
 from shardyard.recipe.batching import default_streams, streams_of
 from shardyard.recipe.isolation import ISOLATIONS, Isolation, is_packed
@@ -59,7 +60,7 @@ class RunPlan:
     mesh: how the ranks of `world` are arranged.
     rows_per_rank: rows of a global batch that a data-parallel rank reads.
     stages: of a recipe that has some, the first one too; other fields of a step are then those of the first stage.
-    sizes: of the sources, for data.temperature; none without it.
+    sizes: of the sources, for data.temperature; none without it. sources: of a mixture.
     logits_chunk: `model.logits_chunk`; None in plans from before it existed.
     isolation: what keeps the documents of a row apart; None if rows have one document, or need not keep them apart.
     readers: those of each rank that make its rows, where a host has the cores.
@@ -94,6 +95,12 @@ class RunPlan:
     stages: tuple[StagePlan, ...] = ()
     sizes: tuple[float | None, ...] = ()
     readers: int = 0
+    sources: tuple[SourcePlan, ...] = ()
+
+    @property
+    def stage_tokens(self) -> list[int]:
+        """Tokens of each stage, of which there is at least one."""
+        return [one.tokens for one in self.stages] or [self.tokens]
 
     @property
     def tokens(self) -> int:
@@ -200,12 +207,13 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         isolation=isolation,
         logits_chunk=chunked.logits_chunk,
         stages=(),
+        sources=(),
         sizes=() if recipe.data.temperature is None else tuple(source.size for source in recipe.data.train),
         readers=_readers(recipe, world, reasons),
     )
-    if len(parts) == 1:
-        return plan
-    return _with_stages(recipe, plan, [micro_batch, *(one.micro_batch for one in later)], spans)
+    if len(parts) > 1:
+        plan = _with_stages(recipe, plan, [micro_batch, *(one.micro_batch for one in later)], spans)
+    return replace(plan, sources=source_plans(recipe, plan.stage_tokens, stage_weights(recipe)))
 
 
 def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:

@@ -86,6 +86,7 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "tokens a step", format_count(plan.tokens_per_step), why["tokens_per_step"]
     yield "steps", str(plan.steps), why["steps"]
     yield "tokens", format_count(plan.tokens), f"{plan.tokens / size.parameters:.1f} a parameter"
+    yield from _mixture(plan)
     yield "FLOPs a token", format_count(plan.flops_per_token), why["flops_per_token"]
     yield "FLOPs", format_count(plan.flops), "tokens × FLOPs a token"
     yield "streams", str(plan.streams), why["streams"]
@@ -100,6 +101,26 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         if value:
             yield f"memory: {name.removesuffix('_bytes')}", format_bytes(value), ""
     yield "memory a rank", format_bytes(memory.device_bytes), _verdict(plan)
+
+
+def _mixture(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
+    """The sources of a mixture, and the stages."""
+    expected = sum(source.total for source in plan.sources)
+    for source in plan.sources:
+        share = source.total / expected if expected else 0.0
+        yield f"source {source.name}", f"{share:.1%}, {format_count(source.total)} tokens", source.limits
+    for number, stage in enumerate(plan.stages):
+        own = [(source.name, source.tokens[number]) for source in plan.sources]
+        total = sum(tokens for _, tokens in own)
+        mixed = (
+            ", ".join(f"{name} {tokens / total:.0%}" for name, tokens in own if tokens) if total else "no source left"
+        )
+        named = "" if stage.name == f"stage {number + 1}" else f" ({stage.name})"
+        yield (
+            f"stage {number + 1}{named}",
+            f"steps {stage.begin + 1} to {stage.end}, {format_count(stage.tokens)} tokens",
+            f"{stage.global_batch} rows × {stage.tokens_per_row} tokens a step; {mixed}",
+        )
 
 
 def _verdict(plan: RunPlan) -> str:

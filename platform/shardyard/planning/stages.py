@@ -76,6 +76,14 @@ class Segment:
     shares: tuple[float, ...]
 
 
+def expected_tokens(
+    stage_tokens: Sequence[float], weights: Sequence[Sequence[float]], budgets: Sequence[float | None]
+) -> list[float]:
+    """Tokens of each source in the whole run, as far as the sources last."""
+    parts = expected_mixture(list(zip(stage_tokens, weights, strict=True)), budgets)
+    return [sum(one.shares[index] * (one.end - one.begin) for one in parts) for index in range(len(budgets))]
+
+
 def expected_mixture(stages: Sequence[tuple[float, Sequence[float]]], budgets: Sequence[float | None]) -> list[Segment]:
     """The shares of the sources over the tokens of training, as far as the sources last.
 

@@ -55,6 +55,23 @@ def test_texts_with_documents_and_shares(tmp_path: Path) -> None:
     assert {span.document for span in row.spans} == set(range(max(span.document for span in row.spans) + 1))
 
 
+def test_what_the_run_takes_of_a_source_and_how_often_it_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "even.jsonl").write_text("".join(json.dumps({"text": f"{n:031d}"}) + "\n" for n in range(100)))
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": f"{n:031d}"}) + "\n" for n in range(20)))
+    sources = [
+        {"path": str(tmp_path / "even.jsonl"), "holdout": 0.1},
+        {"path": str(tmp_path / "few.jsonl"), "epochs": 2},
+    ]
+    recipe = tiny_recipe(tmp_path, data={"train": sources}, train={"steps": 20, "global_batch": 8})
+    even, few = inspect_data(recipe, 4, 0).sources
+    # A document of 31 bytes and its separator fills a row.
+    assert (even.pass_documents, few.pass_documents) == (100, 20)
+    assert even.pass_tokens == pytest.approx(90 * 32, rel=0.12)
+    assert few.pass_tokens == pytest.approx(20 * 32)
+    assert few.run_epochs == pytest.approx(2.0)
+    assert even.run_tokens == pytest.approx(160 * 32 - 2 * 20 * 32)
+
+
 def test_conversations_with_their_masks(tmp_path: Path) -> None:
     found = inspect_data(conversations(tmp_path), 8, 1)
     (source,), (row,) = found.sources, found.rows

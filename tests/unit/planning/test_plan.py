@@ -286,7 +286,7 @@ def test_a_plan_says_that_rows_of_one_document_pack_nothing() -> None:
 
 def test_every_derived_number_has_a_reason() -> None:
     given_by_others = {"world", "architecture", "memory", "deepspeed", "reasons", "precision_known"}
-    given_by_others |= {"isolation", "stages", "sizes"}  # of models that were probed, and of mixtures alone
+    given_by_others |= {"isolation", "stages", "sizes", "sources"}  # of models that were probed, and of mixtures alone
     derived = {field.name for field in dataclasses.fields(RunPlan)} - given_by_others
     plan = plan_of()
     assert set(plan.reasons) == derived

@@ -9,6 +9,7 @@ import typer
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import output
 from shardyard.recipe.loading.load import load_recipe
+from shardyard.units import format_count
 
 if TYPE_CHECKING:
     from shardyard.engine.inference.data_inspection import InspectedSource, Inspection, ShownRow
@@ -45,6 +46,12 @@ def _print_source(source: InspectedSource) -> None:
     output.line(
         f"  {source.share:.1%} of the mixture; {source.rows} rows, {source.documents} documents, {source.tokens} tokens"
     )
+    if source.pass_documents is not None:
+        tokens = "" if source.pass_tokens is None else f", about {format_count(source.pass_tokens)} tokens"
+        output.line(f"  one pass: {source.pass_documents} documents{tokens}")
+    if source.run_tokens is not None:
+        epochs = "" if source.run_epochs is None else f", about {source.run_epochs:.3g} passes"
+        output.line(f"  the run: {format_count(source.run_tokens)} tokens{epochs}")
     if number := source.left_out["unusable"] + source.left_out["without_target"]:
         output.line(f"  rows left out: {number} ({'; '.join(source.left_out['named'])})")
     for reason, count in source.left_out["filtered"].items():

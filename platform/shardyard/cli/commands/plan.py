@@ -8,6 +8,7 @@ import typer
 
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import output
+from shardyard.cli.view.mixture import mixture_lines
 from shardyard.launch.run.plans import plan_of, without_weights
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, rows
@@ -34,6 +35,8 @@ def plan(
         output.print_json(as_dict(plan))
     else:
         output.print_table(("what", "value", ""), rows(plan), title=f"plan of {name}")
+        for line in mixture_lines(plan, ascii_only=not output.has_utf8()):
+            output.line(line)
 
 
 def explain_recipe(loaded: LoadedRecipe) -> None:

@@ -7,21 +7,27 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.quirks import shard_files
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.first_rows import is_local
 from shardyard.data.stream.reader import ShareReader, share_of
+from shardyard.data.stream.shuffle import Windows
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.mixture.weights import lacks_sizes
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Recipe, Source
 
 _ROWS_AT_ONCE = 1 << 14
+_SAMPLED_DOCUMENTS = 64
+# Files of more bytes are not counted for information alone.
+COUNTED_BYTES = 1 << 28
 _CODE = Path(__file__).parents[1]
 
 
@@ -48,6 +54,45 @@ def with_sizes(recipe: Recipe) -> Recipe:
             raise DataError(f"data.temperature: {opened.name} has no documents.")
         train[index] = source.model_copy(update={"size": float(size)})
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": train})})
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """What one pass over a source has. rows: estimated from its first documents."""
+
+    documents: int
+    rows: float
+
+
+def pass_of(source: Source, opened: OpenSource, inputs: FormatInputs, objective: str) -> PassSize | None:
+    """The size of a pass; None for a source that is not on this machine, or too large to count in a moment.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    if not is_local(source) or _bytes_to_read(opened) > COUNTED_BYTES:
+        return None
+    documents = counted({"documents": opened.fingerprint}, lambda: num_documents(opened))
+    reader = ShareReader(share_of(opened, 0, 1), Retry(), inputs.data.on_error)
+    order = inputs.data.order
+    stream = make_rows(objective, inputs).stream(Windows(reader, (0, 0, 0), 1, repeat=False, order=order))
+    ends = False
+    try:
+        while stream.num_documents < _SAMPLED_DOCUMENTS and not ends:
+            ends = stream.next_row() is None
+    finally:
+        stream.close()
+    if ends:
+        return PassSize(documents, stream.num_rows)
+    seen = stream.num_documents + reader.left_out.num_unusable
+    share = (1.0 - source.holdout) / max(1, seen)
+    return PassSize(documents, documents * share * stream.num_rows)
+
+
+def _bytes_to_read(opened: OpenSource) -> int:
+    """Bytes of the files that counting reads whole."""
+    files = {file.path for file in shard_files(opened.dataset) if not file.path.endswith(".parquet")}
+    return sum(Path(file).stat().st_size for file in files if Path(file).is_file())
 
 
 def num_documents(opened: OpenSource) -> int:

@@ -6,15 +6,15 @@ Legend: T = tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shardyard.data.formats import make_rows
+from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.mixture.batches import mixture_of
-from shardyard.data.mixture.sizes import with_sizes
+from shardyard.data.mixture.sizes import pass_of, with_sizes
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.left_out import LeftOutCounts, added
@@ -24,9 +24,11 @@ from shardyard.data.stream.rows import Row
 from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.engine.components import make_components
 from shardyard.objectives.registry import objective_spec
+from shardyard.planning.stages import expected_tokens
 from shardyard.recipe.batching import streams_of
+from shardyard.recipe.mixture.stages import stage_tokens, stage_weights
 from shardyard.recipe.mixture.weights import weights_of
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Recipe, Source
 
 IGNORED = -100
 # Bounds of the histogram: powers of two.
@@ -59,7 +61,9 @@ class InspectedSource:
     """What was recognised of a source, and its part of the rows that were made.
 
     recognised: the layout, or the kind of its files. columns: role → column. others: columns that are not read.
-    share: of the rows, by `weight`. rows, tokens, documents: of those that were made; left_out counts others.
+    share: of the rows at the beginning. rows, tokens, documents: of those that were made; left_out counts others.
+    pass_documents, pass_tokens: of one pass, for local files that are counted in a moment; tokens are estimated from
+    the first documents. run_tokens, run_epochs: in the whole run, as planned.
     """
 
     name: str
@@ -71,6 +75,10 @@ class InspectedSource:
     tokens: int
     documents: int
     left_out: LeftOutCounts
+    pass_documents: int | None = None
+    pass_tokens: float | None = None
+    run_tokens: float | None = None
+    run_epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,9 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
     finally:
         for stream in streams:
             stream.close()
+    found = [_source(index, sources, weights, streams, made) for index in range(len(sources))]
     return Inspection(
-        tuple(_source(index, sources, weights, streams, made) for index in range(len(sources))),
+        tuple(_in_the_run(recipe, components.format_inputs, sources, found)),
         tuple(_shown(row, sources[source].name, components.tokenizer) for row, source in made[:shown]),
         _histogram([length for row, _ in made for length in _lengths(row)]),
         *_shares([row for row, _ in made], data.sequence_length),
@@ -149,6 +158,36 @@ def _source(
         sum(len(_starts(row)) for row in own),
         added([stream.by_source[index].windows.reader.left_out.counts() for stream in streams]),
     )
+
+
+def _in_the_run(
+    recipe: Recipe, inputs: FormatInputs, opened: Sequence[OpenSource], found: Sequence[InspectedSource]
+) -> Iterator[InspectedSource]:
+    """The sources with the size of a pass, and with what the run takes of them."""
+    sizes = [
+        pass_of(source, one, inputs, recipe.objective) for source, one in zip(recipe.data.train, opened, strict=True)
+    ]
+    row_tokens = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
+    passes = [None if size is None else size.rows * row_tokens for size in sizes]
+    stages = stage_tokens(recipe)
+    totals: list[float | None] = [None] * len(sizes)
+    if stages is not None:
+        budgets = [_budget(source, one) for source, one in zip(recipe.data.train, passes, strict=True)]
+        totals = list(expected_tokens(stages, stage_weights(recipe), budgets))
+    for source, size, tokens, total in zip(found, sizes, passes, totals, strict=True):
+        yield replace(
+            source,
+            pass_documents=None if size is None else size.documents,
+            pass_tokens=tokens or None,
+            run_tokens=total,
+            run_epochs=total / tokens if tokens and total is not None else None,
+        )
+
+
+def _budget(source: Source, pass_tokens: float | None) -> float | None:
+    """The most tokens from a source, as far as its size is known."""
+    passes = None if source.epochs is None or not pass_tokens else source.epochs * pass_tokens
+    return min((limit for limit in (source.tokens, passes) if limit is not None), default=None)
 
 
 def _starts(row: Row) -> list[int]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.mixture.weights import weights_of
 from shardyard.recipe.schema import Recipe, Stage
 
@@ -40,6 +41,29 @@ def stage_weights(recipe: Recipe) -> list[list[float]]:
     for stage in recipe.data.stages:
         found.append(found[-1] if stage.weights is None else list(stage.weights))
     return found
+
+
+def tokens_per_step(recipe: Recipe) -> list[int] | None:
+    """Tokens of a step in each stage; None for an objective without text."""
+    spec, rates = objective_spec(recipe.objective), []
+    for one in stage_recipes(recipe):
+        if not spec.text or one.data.sequence_length is None:
+            return None
+        rates.append(one.train.global_batch * one.data.sequence_length * spec.sequences)
+    return rates
+
+
+def stage_tokens(recipe: Recipe) -> list[int] | None:
+    """Tokens of each stage; None without text, and where the length of training is counted or measured.
+
+    Raises:
+        StageOrderError: the stages do not follow each other within the run.
+    """
+    rates, train = tokens_per_step(recipe), recipe.train
+    if rates is None or (train.steps is None and train.tokens is None):
+        return None
+    spans = spans_of(recipe.data.stages, rates, train.steps, train.tokens)
+    return [span.steps * rate for span, rate in zip(spans, rates, strict=True)]
 
 
 def spans_of(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.fields import Path
 from shardyard.recipe.isolation import packs_best_fit
-from shardyard.recipe.mixture.stages import StageOrderError, spans_of, stage_recipes
+from shardyard.recipe.mixture.stages import StageOrderError, spans_of, tokens_per_step
 from shardyard.recipe.schema import Data, Recipe, Stage
 from shardyard.recipe.sources.files import matching
 
@@ -162,16 +162,3 @@ def _lengths(recipe: Recipe) -> Iterator[Finding]:
         spans_of(stages, rates or [1] * (len(stages) + 1), train.steps, train.tokens)
     except StageOrderError as error:
         yield ("data", "stages", error.number), str(error)
-
-
-def tokens_per_step(recipe: Recipe) -> Sequence[int] | None:
-    """Tokens of a step in each stage; None for an objective without text."""
-    spec = objective_spec(recipe.objective)
-    if not spec.text:
-        return None
-    rates = []
-    for one in stage_recipes(recipe):
-        if one.data.sequence_length is None:
-            return None
-        rates.append(one.train.global_batch * one.data.sequence_length * spec.sequences)
-    return rates
