@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NotRequired, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
@@ -76,13 +76,18 @@ class Recordings(ExampleRows):
         return self.listener.row(samples, self.settings, generator if self.training else None, silent=self._silent)
 
 
+class _Several(list[Recording]):
+    """An example and those that may be joined to it. `chosen`: the indices of these in the window."""
+
+    chosen: Sequence[int] = ()
+
+
 class Transcribed(Recordings):
     """Base of formats whose rows hold one recording with its text, in training possibly with others after it."""
 
     def __init__(self, inputs: FormatInputs) -> None:
         super().__init__(inputs)
-        # By piece of the last window, the examples drawn to be joined to it; and those that were, of the last row.
-        self._chosen: list[list[int]] = []
+        # Of the examples that might be joined to the last row, those that were.
         self._joined: list[int] = []
 
     def pieces(self, examples: Sequence[Example], generator: np.random.Generator) -> Sequence[Any]:
@@ -92,11 +97,15 @@ class Transcribed(Recordings):
             return [[example] for example in examples]
         numbers = generator.integers(join, size=len(examples))
         chosen = [generator.integers(len(examples), size=number) for number in numbers]
-        self._chosen = [[int(c) for c in more] for more in chosen]
-        return [[example, *(examples[c] for c in more)] for example, more in zip(examples, chosen, strict=True)]
+        pieces = []
+        for example, more in zip(cast(Sequence[Recording], examples), chosen, strict=True):
+            piece = _Several([example, *(cast(Recording, examples[c]) for c in more)])
+            piece.chosen = more.tolist()
+            pieces.append(piece)
+        return pieces
 
     def documents_of(self, piece: Sequence[Recording], index: int) -> Sequence[int]:
-        more = self._chosen[index] if len(piece) > 1 else []
+        more = piece.chosen if isinstance(piece, _Several) else ()
         return list(dict.fromkeys([index, *(more[place] for place in self._joined)]))
 
     def joined(

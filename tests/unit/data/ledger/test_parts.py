@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from shardyard.data.formats import make_rows
 from shardyard.data.sources.retry import Retry
@@ -16,7 +18,9 @@ from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.engine.components import Components, make_components
 from shardyard.objectives.registry import objective_spec
+from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
+from support.objectives import speech_ctc
 from support.tiny import tiny_recipe, write_corpus
 
 
@@ -124,3 +128,28 @@ def test_packed_conversations(tmp_path: Path, order: int) -> None:
             at += part.tokens
         several += len(parts) > 1
     assert several > 10
+
+
+def test_joined_recordings_of_several_streams(tmp_path: Path) -> None:
+    """Streams share a format, and each knows the recordings of its own rows."""
+    rows = []
+    for number in range(24):
+        name = f"{number}.wav"
+        soundfile.write(tmp_path / name, np.zeros(1600 + 10 * number, np.float32), 16_000)
+        rows.append({"audio": name, "text": f"word{number} "})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = speech_ctc.recipe_fields(path)
+    fields["data"] |= {"streams": 3, "shuffle_window": 4, "train": [{"path": str(path), "holdout": 0.1}]}
+    recipe = parse_recipe(fields | {"audio": {**fields.get("audio", {}), "join": 3}})
+    components, streams = streams_of(recipe)
+    several = 0
+    for turn in range(30):
+        stream = streams[turn % 3]
+        made = stream.next_row()
+        assert made is not None
+        text = components.tokenizer.decode([one for one in made[0]["labels"].tolist() if one >= 0])
+        parts = stream.by_source[0].parts()
+        assert {int(word) for word in re.findall(r"\d+", text)} == {part.share_number for part in parts}
+        several += len(parts) > 1
+    assert several > 3
