@@ -76,6 +76,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     if "answers" in why:
         trained, _, explained = why["answers"].partition(": ")
         yield "trained answers", trained, explained
+    if "tokenized" in why:
+        yield "documents", "as tokens", why["tokenized"]
     yield "precision", plan.precision, why["precision"]
     if plan.isolation_matters:
         yield "isolation", str(plan.isolation), why["isolation"]

@@ -47,6 +47,7 @@ WALKED: dict[tuple[str, str], Walk] = {
     ("docs/data/build.md", "shardyard data build docs/data/clean-docs.yaml --plan"): Walk(more=("--sample", "50")),
     ("docs/data/build.md", "shardyard explain data.filters.gopher_quality"): Walk(),
     ("docs/data.md", "shardyard data inspect RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),
+    ("docs/data.md", "shardyard data tokenize RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),), more=("--local",)),
     ("docs/evaluation.md", "shardyard eval RUN"): Walk(swap=_RUN),
     ("docs/checkpoints.md", "shardyard push RUN org/name --dry-run"): Walk(swap=_RUN),
     ("docs/finetune.md", 'shardyard sample latest "What does json.dumps do?"'): Walk(),

@@ -17,6 +17,7 @@ import typer
 from shardyard.cli.commands.build_data import build_data
 from shardyard.cli.commands.forget_data import forget_data
 from shardyard.cli.commands.inspect_data import inspect_data
+from shardyard.cli.commands.tokenize_data import tokenize_data
 from shardyard.cli.commands.trace_data import trace_data
 from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.cli.view import complete, output
@@ -48,6 +49,7 @@ data.command("inspect")(inspect_data)
 data.command("trace")(trace_data)
 data.command("forget")(forget_data)
 data.command("build")(build_data)
+data.command("tokenize")(tokenize_data)
 
 
 @data.command("list")

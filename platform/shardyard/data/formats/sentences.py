@@ -57,7 +57,8 @@ class Document(Segment):
 
 
 class DocumentReader:
-    """Tokenises texts without special tokens; text that spells a special token stays text."""
+    """Tokenises texts without special tokens; text that spells a special token stays text. Tokens are taken as they
+    are."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._backend = plain_backend(tokenizer)
@@ -65,7 +66,10 @@ class DocumentReader:
     def read(self, texts: Sequence[str]) -> Iterator[Document]:
         """The documents of the texts, in order."""
         for first in range(0, len(texts), ENCODE_TEXTS):
-            part = list(texts[first : first + ENCODE_TEXTS])
+            part: list[Any] = list(texts[first : first + ENCODE_TEXTS])
+            if part and isinstance(part[0], np.ndarray):
+                yield from map(_of_tokens, part)
+                continue
             encodings = self._backend.encode_batch(part, add_special_tokens=False)
             for index, encoding in enumerate(encodings, first):
                 # A token outside words is a separate word.
@@ -81,6 +85,11 @@ class DocumentReader:
                 "masking.whole_word needs a tokenizer that splits text into words, which this one does not; choose "
                 "a WordPiece or byte-level BPE tokenizer, or set masking.whole_word to false."
             )
+
+
+def _of_tokens(tokens: npt.NDArray[Any]) -> Document:
+    """A document of which the tokens alone are known: each is a word, and the text begins with it."""
+    return Document(tokens.astype(np.int64), np.arange(len(tokens)), np.zeros(len(tokens), np.int64))
 
 
 def _ints(values: list[int]) -> Ints:

@@ -6,17 +6,24 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-# An example as `data/sources/` has it.
-Example = str | Mapping[str, object]
+import numpy as np
+import numpy.typing as npt
+
+# An example as `data/sources/` has it, or the token ids of a document whose text is not there.
+Tokens = npt.NDArray[np.integer[Any]]
+Example = str | Mapping[str, object] | Tokens
 
 
 def content_hash(example: Example) -> str:
     """The SHA-256 of an example as an objective reads it, in hexadecimal.
 
-    That of its text in UTF-8 if it is one, else of the JSON of its values by role, in which a picture or recording is
-    the SHA-256 of its bytes, or the name of its file.
+    That of its text in UTF-8 if it is one, of its token ids in 32 bits if there is no text, else of the JSON of its
+    values by role, in which a picture or recording is the SHA-256 of its bytes, or the name of its file.
     """
+    if isinstance(example, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(example, "<u4").data).hexdigest()
     if isinstance(example, str):
         text = example
     else:
@@ -40,7 +47,9 @@ def _plain(value: object) -> str:
 
 def words_of(example: Example, most: int = 200) -> str:
     """The first characters of a document for people, on one line; of other examples, the values that are text."""
-    if isinstance(example, str):
+    if isinstance(example, np.ndarray):
+        texts = [f"token ids {' '.join(map(str, example[:most].tolist()))}"]
+    elif isinstance(example, str):
         texts = [example[: 4 * most]]
     else:
         texts = [text for value in example.values() for text in _texts(value)]
@@ -49,6 +58,8 @@ def words_of(example: Example, most: int = 200) -> str:
 
 def searched_text(example: Example) -> str:
     """All text of a document, one value a line."""
+    if isinstance(example, np.ndarray):
+        return ""
     return example if isinstance(example, str) else "\n".join(_texts(list(example.values())))
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardyard.data.formats import FormatInputs
 from shardyard.data.ledger.places import Number, Places
 from shardyard.data.mixture.batches import StageBatches, batch_plan, mixture_of
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import OpenSource, open_for
+from shardyard.data.sources.sources import OpenSource
 from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Part, Position, Row, RowStream
 from shardyard.data.stream.streams import Stream, StreamSettings, StreamState
-from shardyard.objectives.registry import objective_spec
+from shardyard.data.tokenized.opening import open_documents
 from shardyard.recipe.mixture.weights import weights_of
 
 
@@ -56,10 +56,12 @@ class Replay:
         global_batch: int,
         stages: Sequence[StageBatches] = (),
     ) -> None:
-        data, spec = inputs.data, objective_spec(objective)
+        data = inputs.data
         self.num_streams = streams
+        # Batches are the same; the texts of documents are asked for here.
+        texts = replace(inputs, data=data.model_copy(update={"tokenized": "never"}))
         self.sources: list[OpenSource] = [
-            with_shards(open_for(spec, source, training=True), streams) for source in data.train
+            with_shards(open_documents(texts, objective, source, training=True), streams) for source in data.train
         ]
         self.places = [Places(index, source, streams) for index, source in enumerate(self.sources)]
         self._weights = weights_of(data)

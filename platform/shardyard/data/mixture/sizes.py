@@ -19,6 +19,7 @@ from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.first_rows import is_local
 from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.shuffle import Windows
+from shardyard.data.tokenized.opening import recognised_tokens
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.mixture.weights import lacks_sizes
@@ -47,6 +48,11 @@ def with_sizes(recipe: Recipe) -> Recipe:
             raise DataError(
                 f"data.temperature: {source.path} is not a file of this machine, so its documents cannot be counted; "
                 f"give data.train.{index}.size, in the same unit for all sources."
+            )
+        if recognised_tokens(source, training=True) is not None:
+            raise DataError(
+                f"data.temperature: {source.path} holds token ids, whose documents are not counted here; give "
+                f"data.train.{index}.size, in the same unit for all sources."
             )
         opened = open_for(spec, source, training=True)
         size = counted({"documents": opened.fingerprint}, lambda opened=opened: num_documents(opened))  # type: ignore[misc]

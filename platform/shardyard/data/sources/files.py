@@ -73,7 +73,7 @@ def open_files(source: Source, split: str) -> Found | None:
 
 def _of_urls(path: str, source: Source) -> Found:
     kind = file_kind(path)
-    if kind is None or kind in ("picture", "sound"):
+    if kind is None or kind in ("picture", "sound", "tokens"):
         raise DataError(f"{path}: files end in {suffixes()}, those of rows each with .gz or .zst after it or not.")
     if source.split not in (None, "train"):
         raise DataError(f"{path} has no split {source.split!r}: files have no splits; leave `split` out.")
@@ -195,6 +195,8 @@ def _features(kind: FileKind, first: str) -> Any:
             return arrow_features(first)
         case "tar":
             return tar_features(first)
+        case "tokens":
+            raise DataError(f"{first} holds token ids, and a text is read here; give the text from which it was made.")
         case _:
             return TextTables().features
 

@@ -115,8 +115,7 @@ class OpenSource:
         column."""
         if self.holdout == 0.0:
             return True
-        number = int.from_bytes(hashlib.sha256(_identity(stored)).digest()[:8], "big")
-        return (number >= self.holdout * 2.0**64) is self.training
+        return (identity_number(stored) >= self.holdout * 2.0**64) is self.training
 
     def is_usable(self, example: Any) -> bool:
         """Whether all required values of a decoded example are present and not empty."""
@@ -140,6 +139,11 @@ def _is_there(value: Any, kind: Kind) -> bool:
         # A struct of nulls stands for no value.
         return any(inner is not None for inner in value.values())
     return bool(value) and (kind != "text" or isinstance(value, str))
+
+
+def identity_number(stored: Example) -> int:
+    """The number below 2^64 by which an example is held out: from the hash of its stored text or first column."""
+    return int.from_bytes(hashlib.sha256(_identity(stored)).digest()[:8], "big")
 
 
 def _identity(example: Example) -> bytes:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.mixture.sizes import counted
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import OpenSource, open_for
+from shardyard.data.sources.sources import OpenSource
 from shardyard.data.stream.examples import ExampleStream
 from shardyard.data.stream.first_rows import is_local
 from shardyard.data.stream.reader import Share, ShareReader, share_of, with_shards
 from shardyard.data.stream.shuffle import Windows
+from shardyard.data.tokenized.opening import open_documents
 from shardyard.data.tokenizers.tokenizer import fingerprint
 from shardyard.errors import DataError
-from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.isolation import packs_best_fit
 from shardyard.recipe.schema import Source
 
@@ -39,7 +39,7 @@ def _counted(inputs: FormatInputs, objective: str, source: Source, seed: int, nu
             f"train.epochs: {source.path} is not a file of this machine, so its rows cannot be counted before "
             "training; give train.steps or train.tokens, and `epochs` of the source to end after so many passes."
         )
-    opened = with_shards(open_for(objective_spec(objective), source, training=True), number)
+    opened = with_shards(open_documents(inputs, objective, source, training=True), number)
     tokenizer = None if inputs.tokenizer is None else fingerprint(inputs.tokenizer)
     model = None if inputs.model is None else inputs.model.to_dict()
     sections = [inputs.masking, inputs.image, inputs.audio, inputs.answering, inputs.embedding, inputs.chat]

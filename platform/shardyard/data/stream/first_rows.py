@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import open_for
 from shardyard.data.stream.held_out import validation_sources
 from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.shuffle import Windows
+from shardyard.data.tokenized.opening import open_documents
 from shardyard.errors import DataError
-from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Source
 from shardyard.recipe.sources.files import matching
 
@@ -69,7 +68,7 @@ def filled_share(inputs: FormatInputs, objective: str) -> float | None:
 
 
 def _filled(inputs: FormatInputs, objective: str, source: Source) -> float:
-    opened = open_for(objective_spec(objective), source, training=True)
+    opened = open_documents(inputs, objective, source, training=True)
     reader = ShareReader(share_of(opened, 0, 1), Retry())
     stream = make_rows(objective, inputs).stream(Windows(reader, (0, 0, 0), 1, repeat=False))
     try:
@@ -88,7 +87,7 @@ def is_local(source: Source) -> bool:
 
 
 def _check(inputs: FormatInputs, objective: str, source: Source, *, training: bool) -> None:
-    opened = open_for(objective_spec(objective), source, training=training)
+    opened = open_documents(inputs, objective, source, training=training)
     reader = ShareReader(share_of(opened, 0, 1), Retry())
     reader.left_out = _Counted(inputs.data.on_error)
     stream = make_rows(objective, inputs).stream(Windows(reader, (0, 0, 0), 1, repeat=False))

@@ -13,13 +13,13 @@ import torch
 
 from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import open_for, source_name
+from shardyard.data.sources.sources import source_name
 from shardyard.data.stream.held_out_file import keep, kept, key_of
 from shardyard.data.stream.left_out import LeftOutCounts, added, filtered_in_words, left_out_in_words
 from shardyard.data.stream.rows import Row, Rows, Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings
+from shardyard.data.tokenized.opening import open_documents
 from shardyard.errors import DataError
-from shardyard.objectives.registry import objective_spec
 from shardyard.recipe import schema
 
 SET_NAME = "validation"
@@ -106,13 +106,13 @@ def held_out_rows(
     Raises:
         DataError: nothing is held out, or a source cannot be read.
     """
-    data, spec = inputs.data, objective_spec(objective)
+    data = inputs.data
     chosen = validation_sources(data)
     if not chosen:
         names = ", ".join(source_name(source) for source in data.train)
         raise DataError(f"nothing is held out: give data.validation, or a `holdout` such as 0.01 to {names}.")
     retry = Retry(data.retry_seconds)
-    sources = [open_for(spec, source, training=False, retry=retry) for source in chosen]
+    sources = [open_documents(inputs, objective, source, training=False, retry=retry) for source in chosen]
     format_ = make_rows(objective, inputs)
     settings = StreamSettings(
         format_.stream,

@@ -23,16 +23,15 @@ from shardyard.data.readers.crew import Crew, OwnThread, ThreadReaders
 from shardyard.data.readers.part import OwnStreams, SourceCounts, added_counts, counts_of, in_order
 from shardyard.data.readers.shelf import Closed, Shelf
 from shardyard.data.sources.retry import Retry, Stopped
-from shardyard.data.sources.sources import open_for
 from shardyard.data.sources.web import WEB
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
 from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Tensors
 from shardyard.data.stream.streams import Stream, StreamSettings, StreamState, StreamStates
+from shardyard.data.tokenized.opening import open_documents
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.errors import DataError
-from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.mixture.weights import short_names, weights_of
 
 __all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
@@ -241,9 +240,9 @@ class TrainLoader:
         assert streams % dp_size == 0, "the data-parallel size must divide the streams"
         whole = (global_batch, *(stage.global_batch for stage in stages))
         assert all(rows % dp_size == 0 for rows in whole), "the data-parallel size must divide the global batch"
-        data, spec = inputs.data, objective_spec(objective)
+        data = inputs.data
         retry, requests_before = Retry(data.retry_seconds), WEB.count
-        opened = [open_for(spec, source, training=True, retry=retry) for source in data.train]
+        opened = [open_documents(inputs, objective, source, training=True, retry=retry) for source in data.train]
         self._sources = [with_shards(source, streams, retry) for source in opened]
         own, weights = list(range(dp_rank, streams, dp_size)), weights_of(data)
         number = min(readers, len(own))

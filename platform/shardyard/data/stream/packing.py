@@ -8,7 +8,7 @@ A row takes T+1 consecutive tokens and the next row begins with the last of them
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
@@ -60,9 +60,11 @@ class DocumentEncoder:
         self.separator: int = self._head[0]
         self._arrays = TokenArrays(tokenizer)
 
-    def encode(self, texts: list[str]) -> list[Tokens]:
-        """Tokens of each text with its separators; text that spells a special token stays text."""
-        return self._arrays.encode(texts, self._head, self._tail)
+    def encode(self, texts: Sequence[str] | Sequence[Tokens]) -> list[Tokens]:
+        """Tokens of each text, or the given ones, with separators; text that spells a special token stays text."""
+        if len(texts) and isinstance(texts[0], np.ndarray):
+            return self._arrays.framed(cast(Sequence[Tokens], texts), self._head, self._tail)
+        return self._arrays.encode(cast(Sequence[str], texts), self._head, self._tail)
 
 
 @dataclass(frozen=True)

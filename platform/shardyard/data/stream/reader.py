@@ -21,6 +21,7 @@ from shardyard.data.stream.left_out import LeftOut
 from shardyard.data.stream.place import place_in_files
 from shardyard.data.stream.share import START, Cursor, CursorState, Share, share_of, with_shards
 from shardyard.data.stream.tables import TABLE_ROWS, Chunk, IndexedTables, RowRange, StreamedTables, Tables
+from shardyard.data.tokenized.documents import TokenDataset, TokenTables
 from shardyard.errors import DataError, ShardyardError, UnavailableError, UnusableRowError
 from shardyard.recipe.schema import OnError
 
@@ -224,6 +225,8 @@ class ShareReader:
 
     def place(self, number: int) -> str:
         """Where an example of the share lies: `train.jsonl, row 61`, or how many rows of this stream precede it."""
+        if isinstance(self.share.dataset, TokenDataset):
+            return self.share.dataset.place(number)
         return place_in_files(self.name, shard_files(self.share.dataset), number)
 
     def close(self) -> None:
@@ -288,5 +291,7 @@ def _streamed_tables(share: Share) -> Tables:
 
 
 def _tables_of(share: Share, streamed: Tables) -> Tables:
+    if isinstance(share.dataset, TokenDataset):
+        return TokenTables(share)
     files = indexed_files(share.dataset)
     return streamed if files is None else IndexedTables(share, files)

@@ -35,13 +35,22 @@ class TokenArrays:
         """An array for each text, with the tokens `head` before and `tail` after those of the text."""
         if self._of_byte is not None:
             ids = [self._of_byte[np.frombuffer(text.encode(), dtype=np.uint8)] for text in texts]
-            if not head and not tail:
-                return ids
-            before, after = np.array(head, dtype=self._dtype), np.array(tail, dtype=self._dtype)
-            return [np.concatenate([before, tokens, after]) for tokens in ids]
+            return self.framed(ids, head, tail) if head or tail else ids
         found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         # The library hands out lists alone; they become arrays at once.
         return [self._array(encoding.ids, head, tail) for encoding in found]
+
+    def framed(self, ids: Sequence[Tokens], head: Sequence[int], tail: Sequence[int]) -> list[Tokens]:
+        """Each array, of whatever type its ids are stored in, with the tokens `head` before and `tail` after it."""
+        found: list[Tokens] = []
+        first, rest = len(head), len(head) + len(tail)
+        for tokens in ids:
+            whole: Tokens = np.empty(len(tokens) + rest, dtype=self._dtype)
+            whole[:first] = head
+            whole[first : first + len(tokens)] = tokens
+            whole[first + len(tokens) :] = tail
+            found.append(whole)
+        return found
 
     def _array(self, ids: list[int], head: Sequence[int], tail: Sequence[int]) -> Tokens:
         ids[:0] = head

@@ -16,12 +16,13 @@ from shardyard.data.formats import FormatInputs, make_rows
 from shardyard.data.mixture.batches import mixture_of
 from shardyard.data.mixture.sizes import pass_of, with_sizes
 from shardyard.data.sources.retry import Retry
-from shardyard.data.sources.sources import OpenSource, open_for
+from shardyard.data.sources.sources import OpenSource
 from shardyard.data.stream.left_out import LeftOutCounts, added
 from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
 from shardyard.data.stream.rows import Row
 from shardyard.data.stream.streams import Stream, StreamSettings
+from shardyard.data.tokenized.opening import open_documents
 from shardyard.engine.components import make_components
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.stages import expected_tokens
@@ -103,9 +104,12 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
         ShardyardError: the data or the tokenizer cannot be read.
     """
     recipe = with_sizes(recipe)
-    components, data, spec = make_components(recipe), recipe.data, objective_spec(recipe.objective)
+    components, data = make_components(recipe), recipe.data
     number = streams_of(recipe, 1)
-    sources = [with_shards(open_for(spec, source, training=True), number) for source in data.train]
+    sources = [
+        with_shards(open_documents(components.format_inputs, recipe.objective, source, training=True), number)
+        for source in data.train
+    ]
     format_ = make_rows(recipe.objective, components.format_inputs)
     settings = StreamSettings(
         format_.stream,

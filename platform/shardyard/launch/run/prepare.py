@@ -24,6 +24,7 @@ from shardyard.recipe.earlier import complete
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sources.files import matching
 from shardyard.tracking.run.folder import RunFolder
 
 # Fields that are fixed in resolved.yaml when a run starts: precision, steps, and fields scaled with the steps.
@@ -50,7 +51,40 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
         keep(recipe, architecture)
     isolated = with_findings(recipe, architecture.findings)
     plan = make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated, world))
-    return replace(plan, reasons={**plan.reasons, **reasons, **_fullness(isolated, plan)})
+    return replace(plan, reasons={**plan.reasons, **reasons, **_fullness(isolated, plan), **_tokens(recipe)})
+
+
+def _tokens(recipe: Recipe) -> dict[str, str]:
+    """Which local sources are read as tokens that were made before.
+
+    Raises:
+        DataError: files of token ids that the recipe names cannot be read with its tokenizer, or `data.tokenized` is
+            `always` and there are none.
+    """
+    from shardyard.data.tokenized.address import any_sets
+    from shardyard.data.tokenized.making import why_not
+    from shardyard.data.tokenized.opening import open_documents, recognised_tokens, tokens_in_words
+
+    sources = [source for source in recipe.data.train if source.path is None or matching(source.path)]
+    named = [source for source in sources if recognised_tokens(source, training=True) is not None]
+    way = recipe.data.tokenized
+    looks = way == "always" or (
+        way == "auto" and why_not(objective_spec(recipe.objective), recipe) is None and any_sets()
+    )
+    if not named and not looks:
+        return {}
+    from shardyard.engine.components import make_components
+
+    inputs, found = make_components(recipe).format_inputs, list[str]()
+    for source in sources if looks else named:
+        try:
+            opened = open_documents(inputs, recipe.objective, source, training=True)
+        except (ShardyardError, OSError):
+            if source in named or way == "always":
+                raise
+            continue  # the run says what is wrong
+        found += filter(None, [tokens_in_words(opened)])
+    return {"tokenized": "; ".join(found)} if found else {}
 
 
 def _fullness(recipe: Recipe, plan: RunPlan) -> dict[str, str]:

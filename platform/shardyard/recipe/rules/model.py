@@ -304,7 +304,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
     added = recipe.added_tokens
     if not all(token.strip() for token in added) or len(set(added)) < len(added):
         yield ("added_tokens",), "has a token that is empty or there twice; leave it out"
-    size, vocabulary = recipe.model.config.get("vocab_size"), _vocabulary(name)
+    size, vocabulary = recipe.model.config.get("vocab_size"), shipped_vocabulary(name)
     if vocabulary is not None:
         vocabulary += len(set(added))
     if type(size) is int and vocabulary is not None and size < vocabulary:
@@ -317,7 +317,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def _vocabulary(name: str) -> int | None:
+def shipped_vocabulary(name: str) -> int | None:
     """Vocabulary size of a shipped tokenizer: the 256 bytes and its special tokens, or the size in its training report.
 
     None if the tokenizer is not shipped or not trained yet.

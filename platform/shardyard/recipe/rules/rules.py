@@ -30,6 +30,7 @@ from shardyard.recipe.rules.mixture import mixture_rules
 from shardyard.recipe.rules.model import model_rules
 from shardyard.recipe.rules.pictures import picture_rules
 from shardyard.recipe.rules.secrets import secret_rules
+from shardyard.recipe.rules.tokens import token_rules
 from shardyard.recipe.rules.values import value_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
 
@@ -281,6 +282,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     data_rules,
     value_rules,
     mixture_rules,
+    token_rules,
     chat_rules,
     decoder_rules,
     picture_rules,

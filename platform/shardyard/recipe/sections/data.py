@@ -14,6 +14,8 @@ OnError = Literal["skip", "repair", "stop"]
 Order = Literal[1, 2]
 TooLong = Literal["segments", "unusable", "beginning"]
 Packing = Literal["concat", "best_fit"]
+Tokenized = Literal["auto", "never", "always"]
+TokenType = Literal["uint8", "uint16", "uint32", "uint64", "int32", "int64"]
 
 
 class Source(Section):
@@ -73,6 +75,11 @@ class Source(Section):
         "Most tokens from the source, in whole rows, padding included. Its share then goes to the others.",
         "tokens",
         ge=1,
+    )
+    token_type: TokenType | None = described(
+        None,
+        "Type of the ids in files of token ids (.npy of OLMo-core, .bin of nanoGPT) that do not tell. Default: the "
+        "smallest that holds the tokenizer's vocabulary; for .bin at least 16 bits.",
     )
     holdout: float = described(
         0.0,
@@ -229,6 +236,13 @@ class Data(Section):
         "ends, and cluster.max_failures says whether another is made.",
         "seconds",
         ge=0.0,
+    )
+    tokenized: Tokenized = described(
+        "auto",
+        "Whether documents are read as the tokens that `shardyard data tokenize` has made of the same data with the "
+        "same tokenizer and options (causal_lm, distillation, masked_lm). The batches are the same. `auto` reads them "
+        "where they are in the cache folder, and the plan and the run say so; `always` ends the run where they are "
+        "not; `never` reads the text.",
     )
     prefetch: int = described(
         4,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-FileKind = Literal["parquet", "json", "csv", "text", "arrow", "tar", "picture", "sound"]
+FileKind = Literal["parquet", "json", "csv", "text", "arrow", "tar", "picture", "sound", "tokens"]
 
 # Suffixes of files of rows or texts.
 ROWS: dict[str, FileKind] = {
@@ -24,12 +24,15 @@ ROWS: dict[str, FileKind] = {
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm", ".jp2")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au", ".m4a")
+# Token ids: of OLMo-core, of Megatron, nanoGPT and llm.c, and of datatrove and nanotron.
+TOKENS = (".npy", ".bin", ".ds")
 # Compressions that can be read of `json`, `csv` and `text`.
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _KINDS: dict[str, FileKind] = {
     **ROWS,
     **dict.fromkeys(PICTURES, "picture"),
     **dict.fromkeys(SOUNDS, "sound"),
+    **dict.fromkeys(TOKENS, "tokens"),
 }
 _COMPRESSIBLE = ("json", "csv", "text")
 

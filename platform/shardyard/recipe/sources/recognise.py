@@ -9,9 +9,19 @@ from typing import Literal
 
 from shardyard.errors import DataError
 from shardyard.recipe.sources.files import FileKind, file_kind, files_below, is_table, matching, suffixes
+from shardyard.recipe.sources.tokens import MANIFEST, is_token_set
 
 LayoutName = Literal[
-    "rows", "texts", "ImageFolder", "AudioFolder", "Common Voice", "LibriSpeech", "WebDataset", "Arrow"
+    "rows",
+    "texts",
+    "ImageFolder",
+    "AudioFolder",
+    "Common Voice",
+    "LibriSpeech",
+    "WebDataset",
+    "Arrow",
+    "tokens",
+    "tokenised",
 ]
 
 # Folders and files of a split, as data sets name them.
@@ -27,6 +37,7 @@ _BY_KIND: dict[FileKind, LayoutName] = {
     "arrow": "Arrow",
     "picture": "ImageFolder",
     "sound": "AudioFolder",
+    "tokens": "tokens",
 }
 TRANSCRIPTS = ".trans.txt"
 
@@ -87,6 +98,8 @@ def one_kind(name: str, files: Iterable[str]) -> FileKind:
 
 def _folder(folder: str, split: str) -> Recognised:
     names = set(os.listdir(folder))
+    if MANIFEST in names and is_token_set(folder):
+        return Recognised("tokenised", "tokens", (os.path.join(folder, MANIFEST),), folder)
     if "dataset_dict.json" in names:
         splits = tuple(name for name in sorted(names) if os.path.isfile(os.path.join(folder, name, "state.json")))
         return _arrow(os.path.join(folder, _split_of(folder, split, splits)), folder, splits)
@@ -163,7 +176,7 @@ def _media(folder: str, split: str, files: Sequence[str], kind: str) -> Recognis
 
 
 def _tables(folder: str, split: str, files: Sequence[str]) -> Recognised:
-    known = [file for file in files if is_table(file)]
+    known = [file for file in files if is_table(file)] or [file for file in files if file_kind(file) == "tokens"]
     if not known:
         raise DataError(f"{folder} holds no files that end in {suffixes()}, and neither pictures nor recordings.")
     kind = one_kind(folder, known)

@@ -11,7 +11,7 @@ from shardyard.data.tokenizers.folder import trained_folder, verify_folder
 from shardyard.data.tokenizers.spec import read_spec
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, vocabulary_size
 from shardyard.recipe.catalog.shipped import find_tokenizer_spec, tokenizer_specs
-from shardyard.recipe.rules.model import _vocabulary
+from shardyard.recipe.rules.model import shipped_vocabulary
 
 LARGEST_BYTES = 300_000
 TRAINED = ["bpe-docs-4k", "unigram-docs-4k", "unigram-en-es-8k", "wordpiece-docs-4k"]
@@ -34,7 +34,7 @@ def test_every_spec_is_known_here_and_every_folder_has_a_spec() -> None:
 @pytest.mark.parametrize("name", tokenizer_specs())
 def test_a_shipped_tokenizer_loads_and_has_the_size_that_recipes_are_told(name: str) -> None:
     tokenizer = load_tokenizer(name)
-    assert vocabulary_size(tokenizer) == _vocabulary(name)
+    assert vocabulary_size(tokenizer) == shipped_vocabulary(name)
     text = tokenizer.decode(tokenizer(TEXT).input_ids, skip_special_tokens=True)
     assert text.lower() == TEXT.lower()
 
@@ -70,10 +70,10 @@ def test_the_size_of_a_tokenizer_without_a_sound_report_is_not_known(
 ) -> None:
     (tmp_path / "mine.yaml").write_text("kind: bpe\n")
     monkeypatch.setattr("shardyard.recipe.catalog.shipped.share_folder", lambda kind: tmp_path)
-    assert _vocabulary("mine") is None
+    assert shipped_vocabulary("mine") is None
     (tmp_path / "mine").mkdir()
     for content, size in (("{", None), ("[]", None), ('{"vocabulary": {"size": "9"}}', None)):
         (tmp_path / "mine" / "report.json").write_text(content)
-        assert _vocabulary("mine") is size
+        assert shipped_vocabulary("mine") is size
     (tmp_path / "mine" / "report.json").write_text(json.dumps({"vocabulary": {"size": 77}}))
-    assert _vocabulary("mine") == 77
+    assert shipped_vocabulary("mine") == 77
