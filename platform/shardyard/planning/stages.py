@@ -58,12 +58,42 @@ def rows_planned(steps: int, global_batch: int, stages: Sequence[StagePlan]) -> 
 _STAGE = TypeAdapter(StagePlan)
 
 
-def stage_of_record(found: Mapping[str, object]) -> StagePlan | None:
+def stage_of_record(found: object) -> StagePlan | None:
     """The stage in the plan of run.json; None if it is damaged, or of a version with other fields."""
     try:
-        return _STAGE.validate_python(dict(found))
+        return _STAGE.validate_python(found)
     except ValidationError:
         return None
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """The ends of the stages of a run: its steps, tokens and FLOPs until there. The first are those of its start."""
+
+    steps: tuple[float, ...]
+    tokens: tuple[float, ...]
+    flops: tuple[float, ...]
+
+    def tokens_at(self, step: float) -> float:
+        """Tokens of the first `step` steps."""
+        for first, last, before, after in zip(self.steps, self.steps[1:], self.tokens, self.tokens[1:], strict=False):
+            if step <= last:
+                return before + (step - first) * (after - before) / (last - first)
+        return self.tokens[-1]
+
+
+def milestones(plan: Mapping[str, object]) -> Milestones | None:
+    """The ends of the stages of a plan in run.json; None if it has none."""
+    listed = plan.get("stages")
+    read = [stage_of_record(one) for one in listed] if isinstance(listed, list | tuple) else []
+    stages = [one for one in read if one is not None]
+    if not stages or len(stages) < len(read):
+        return None
+    tokens, flops = [0.0], [0.0]
+    for one in stages:
+        tokens.append(tokens[-1] + one.tokens)
+        flops.append(flops[-1] + one.tokens * one.flops_per_token)
+    return Milestones((0.0, *(float(one.end) for one in stages)), tuple(tokens), tuple(flops))
 
 
 @dataclass(frozen=True)

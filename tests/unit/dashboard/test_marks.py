@@ -20,6 +20,7 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "attempt", "time": 1000.5, "number": 1, "resumed_step": None},
     {"kind": "checkpoint", "time": 1020.1, "step": 20},
     {"kind": "evaluation", "time": 1020.2, "step": 20},
+    {"kind": "stage", "time": 1022, "step": 22, "number": 2, "name": "long", "text": "rows of 64 tokens"},
     {"kind": "failure", "time": 1025.5, "message": "rank 1 died"},
     {"kind": "attempt", "time": 1026, "number": 2, "resumed_step": 20},
     {"kind": "alert"},
@@ -39,6 +40,7 @@ def test_events_stand_where_the_run_was(tmp_path: Path, axis: str, unit: int) ->
     assert [(mark["kind"], mark["step"]) for mark in found] == [
         ("checkpoint", 20),
         ("attempt", 20),
+        ("stage", 22),
         ("failure", 25),
         ("spike", 60),
     ]

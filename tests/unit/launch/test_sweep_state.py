@@ -94,7 +94,7 @@ def test_the_state_of_a_trial_is_that_of_its_run(tmp_path: Path) -> None:
 def test_tune_is_told_each_evaluation_of_a_run_and_its_end(tmp_path: Path) -> None:
     folder = new_sweep(tmp_path)
     run = add_trial(folder, 0, "finished", [3.0, 2.5, 2.0])
-    plan: Any = SimpleNamespace(steps=30, tokens_per_step=100)
+    plan: Any = SimpleNamespace(steps=30, tokens_at=lambda step: 100 * step)
     followed = _FollowedRun(Job(None, plan, run), folder, ended=True)  # type: ignore[arg-type]
     told = SweepTrial.__new__(SweepTrial)
     told._number, told._metric, told._folder, told._run = 0, METRIC, folder, followed

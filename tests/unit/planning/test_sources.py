@@ -11,7 +11,7 @@ from shardyard.cli.view.mixture import mixture_lines
 from shardyard.launch.run.prepare import prepare
 from shardyard.planning.plan import RunPlan, World, fixed
 from shardyard.planning.plan_text import as_dict, from_dict, resolved_text, rows
-from shardyard.planning.stages import expected_mixture, expected_tokens, rows_planned, stage_of_record
+from shardyard.planning.stages import expected_mixture, expected_tokens, milestones, rows_planned, stage_of_record
 from support.tiny import tiny_recipe, write_corpus
 
 
@@ -50,6 +50,14 @@ def test_a_plan_has_the_numbers_of_each_stage_and_survives_its_file(tmp_path: Pa
     assert (again.stages, again.sources) == (plan.stages, plan.sources)
     assert stage_of_record(as_dict(plan)["stages"][1]) == second  # type: ignore[index]
     assert stage_of_record({"name": "of another version"}) is None
+    ends = milestones(as_dict(plan))
+    assert ends is not None
+    assert [ends.tokens_at(step) for step in (0, 10, 11, 20, 30)] == [
+        *map(plan.tokens_at, (0, 10, 11, 20)),
+        plan.tokens,
+    ]
+    assert ends.flops[-1] == pytest.approx(plan.flops)
+    assert milestones({"stages": [{"begin": 0}]}) is milestones({}) is None
     assert fixed(recipe, plan).data.stages == recipe.data.stages
 
 

@@ -32,6 +32,8 @@ from shardyard.tracking.run.events import (
     Notice,
     OtherEvent,
     Placed,
+    SourcesExhausted,
+    StageBegun,
     Waiting,
     WandbStatus,
     event_of,
@@ -56,6 +58,8 @@ ONE_OF_EACH: dict[str, tuple[str, Event]] = {
     ),
     "evaluation": ("info", Evaluated(time=1.0, step=5, loss=2.5, metrics={"accuracy": 0.5}, rows=8, seconds=0.25)),
     "checkpoint": ("info", CheckpointSaved(time=1.0, step=5, path="step-00000005", seconds=0.25, bytes=2048)),
+    "stage": ("notice", StageBegun(time=1.0, step=5, number=2, name="anneal", text="64 rows a step")),
+    "exhausted": ("notice", SourcesExhausted(time=1.0, step=5, steps=9)),
     "checkpoint_failed": ("warning", CheckpointFailed(time=1.0, step=5, error="disk full")),
     "early_stop": ("info", EarlyStop(time=1.0, step=5, metric="eval/validation/loss", best=2.5, best_step=3)),
     "data": (

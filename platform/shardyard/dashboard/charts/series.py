@@ -13,6 +13,7 @@ import numpy as np
 
 from shardyard.dashboard.charts.columns import Floats, Positions, positions_of
 from shardyard.dashboard.charts.smoothing import smoothed
+from shardyard.planning.stages import milestones
 from shardyard.tracking.metrics.record import TRAIN_TOKENS
 
 AXES = ("step", "tokens", "time", "flops")
@@ -94,13 +95,17 @@ class Reader:
         if axis == "time":
             return self._at(connection, key, "time", stamp, where, since)
         plan = _plan(info)
+        ends = milestones(plan)
         tokens = self._at(connection, key, TRAIN_TOKENS, stamp, where, since)
         a_step = plan.get("tokens_per_step")
         if isinstance(a_step, int | float):
             # Evaluation lines have no number of tokens.
-            tokens = np.where(np.isnan(tokens), steps * a_step, tokens)
+            planned = steps * a_step if ends is None else np.interp(steps, ends.steps, ends.tokens)
+            tokens = np.where(np.isnan(tokens), planned, tokens)
         if axis == "tokens":
             return tokens
+        if ends is not None:
+            return np.interp(tokens, ends.tokens, ends.flops)
         a_token = plan.get("flops_per_token")
         return tokens * a_token if isinstance(a_token, int | float) else np.full_like(tokens, np.nan)
 

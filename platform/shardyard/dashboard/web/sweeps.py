@@ -17,6 +17,7 @@ from shardyard.dashboard.web.answers import Answer, NotFoundError
 from shardyard.dashboard.web.api import State, state_of
 from shardyard.dashboard.web.details import without_secrets
 from shardyard.errors import ShardyardError
+from shardyard.planning.stages import milestones
 
 MOST_TRIALS = 5000
 _MOST_BYTES = 16 * 1024**2
@@ -179,7 +180,6 @@ def _trial(state: State, record: Mapping[str, object], metric: str) -> TrialPayl
         ).fetchone()
         value = found[0] if found is not None else None
     plan = _section(json.loads(row["info"]), "plan") if row is not None else {}
-    tokens = plan.get("tokens_per_step")
     ended = "stopped early" if record.get("stopped") and (row is None or row["state"] != "finished") else None
     return {
         "trial": record.get("trial"),
@@ -188,11 +188,19 @@ def _trial(state: State, record: Mapping[str, object], metric: str) -> TrialPayl
         "metric": value,
         "state": ended or (row["state"] if row is not None else "failed" if record.get("error") else "waiting"),
         "step": row["step"] if row is not None else 0,
-        "tokens": row["step"] * tokens if row is not None and isinstance(tokens, int | float) else 0,
+        "tokens": _tokens(plan, row["step"]) if row is not None else 0,
         "model_parameters": _section(plan, "architecture").get("parameters"),
         "flops": plan.get("flops"),
         "error": record.get("error"),
     }
+
+
+def _tokens(plan: Mapping[str, object], step: int) -> float:
+    """Tokens of the first steps of a run."""
+    ends, a_step = milestones(plan), plan.get("tokens_per_step")
+    if ends is not None:
+        return ends.tokens_at(step)
+    return step * a_step if isinstance(a_step, int | float) else 0
 
 
 def _best(trials: Sequence[TrialPayload], mode: str) -> TrialPayload | None:

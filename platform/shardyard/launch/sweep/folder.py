@@ -23,6 +23,7 @@ from typing import TypedDict, Unpack
 
 from shardyard.errors import RunFolderError, UsageError
 from shardyard.launch.sweep.scaling_laws import FitData
+from shardyard.planning.stages import milestones
 from shardyard.recipe.code import with_absolute_files
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.sweep.load import LoadedSweep
@@ -273,7 +274,7 @@ def trial_state(folder: SweepFolder, record: TrialRecord, metric: str) -> TrialS
     lines = read_metrics(run.metrics) if run is not None else []
     measured = [line for line in lines if metric in line]
     plan = info.plan if info is not None else {}
-    sizes = plan.get("architecture") or {}
+    sizes, ends = plan.get("architecture") or {}, milestones(plan)
     step = int(lines[-1]["step"]) if lines else 0
     return TrialState(
         number=int(record["trial"]),
@@ -282,7 +283,7 @@ def trial_state(folder: SweepFolder, record: TrialRecord, metric: str) -> TrialS
         state=_state(folder, record, info),
         step=step,
         total_steps=info.total_steps if info is not None else None,
-        tokens=step * int(plan.get("tokens_per_step") or 0),
+        tokens=step * int(plan.get("tokens_per_step") or 0) if ends is None else int(ends.tokens_at(step)),
         value=float(measured[-1][metric]) if measured else None,
         model_parameters=sizes.get("parameters"),
         matmul_parameters=sizes.get("matmul_parameters"),

@@ -273,7 +273,7 @@ def _unmeasured(job: Job, outcome: Outcome) -> Evaluation:
 
 def _evaluation(job: Job, line: Mapping[str, Any], metric: str) -> Evaluation:
     """The evaluation in a line of metrics.jsonl that has the metric."""
-    tokens = line.get(TRAIN_TOKENS, line["step"] * job.plan.tokens_per_step)
+    tokens = line.get(TRAIN_TOKENS, job.plan.tokens_at(line["step"]))
     return Evaluation(job.folder.id, line["step"], tokens, line[metric])
 
 
