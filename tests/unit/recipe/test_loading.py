@@ -140,9 +140,9 @@ def test_lines_point_into_the_file_that_a_value_comes_from(tmp_path: Path) -> No
 
 
 def test_a_replaced_value_takes_its_line_with_it(base: Path, tmp_path: Path) -> None:
-    text = "extends: base.yaml\n\n\ndata:\n  train:\n    - {source: python-code, weight: 0}\n"
+    text = "extends: base.yaml\n\n\ndata:\n  train:\n    - {source: python-code, weight: -1}\n"
     assert problems(child(tmp_path, text)) == [
-        f"{tmp_path}/child.yaml:6: data.train.0.weight: must be more than 0.0, got 0"
+        f"{tmp_path}/child.yaml:6: data.train.0.weight: must be at least 0.0, got -1"
     ]
 
 

@@ -48,8 +48,9 @@ class MixturePlan:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all sources can be exhausted."""
-        return all(b is not None or p is not None for b, p in zip(self.budgets, self.passes, strict=True))
+        """Whether all sources of a stage can be exhausted."""
+        limited = [b is not None or p is not None for b, p in zip(self.budgets, self.passes, strict=True)]
+        return any(all(limited[source] for source, weight in enumerate(part.weights) if weight) for part in self.parts)
 
     def budget_of(self, source: int, stream: int, streams: int) -> int | None:
         """The tokens of one stream of a source's budget; those of all streams add up to it, in whole rows."""

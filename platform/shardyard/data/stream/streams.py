@@ -188,6 +188,8 @@ class Stream:
         """
         try:
             rows, positions = int(state["rows"]), [Position.from_json(value) for value in state["sources"]]
+            if isinstance(self._mixture, EvenMixture) and "mixture" in state:
+                self._mixture.load_state(state["mixture"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"the data state of stream {self.index} is damaged ({error!r}); resume from an older checkpoint."
@@ -198,8 +200,6 @@ class Stream:
                 "the recipe of the checkpoint, or start a new run from its weights."
             )
         self.num_rows = rows
-        if isinstance(self._mixture, EvenMixture) and "mixture" in state:
-            self._mixture.load_state(state["mixture"])
         self._enter_stage()
         for source, position in zip(self.by_source, positions, strict=True):
             source.restore(position)

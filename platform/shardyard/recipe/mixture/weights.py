@@ -17,11 +17,6 @@ def is_planned(data: Data) -> bool:
     return data.temperature is not None or bool(data.stages) or limited or not all(weights_of(data))
 
 
-def is_finite(data: Data) -> bool:
-    """Whether the sources can be exhausted: each has a budget."""
-    return all(source.epochs is not None or source.tokens is not None for source in data.train)
-
-
 def weights_of(data: Data) -> list[float]:
     """The weight of each source in the first stage; any scale.
 

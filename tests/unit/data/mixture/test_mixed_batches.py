@@ -180,6 +180,32 @@ def test_rows_that_cannot_be_filled_up_leave_out_the_last_batch(tmp_path: Path) 
         opened.close()
 
 
+def test_a_stage_whose_sources_end_ends_the_run_though_others_have_no_limit(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, few={"epochs": 1})
+    recipe = recipe.model_copy(update={"stages": [Stage(at=2, weights=[0.0, 1.0])]})
+    stages = stages_of(recipe, (2, 8, 16, (2.0, 1.0)), (9, 8, 16, (0.0, 1.0)))
+    whole = read_all(recipe, 1, stages=stages)[0]
+    assert 2 < len(whole) < 11
+    assert {source for batch in whole[2:] for source in batch.row_sources} == {1, -1}
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, few={"tokens": 300})
+    state = merged_state(recipe, 2, 1)
+    broken = {**state, "1": {**state["1"], "mixture": {"tokens": [0, 0]}}}
+    with loader(recipe) as opened, pytest.raises(DataError, match="stream 1 is damaged"):
+        opened.load_state(broken)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_passes_of_a_small_source_end_in_each_way_of_packing(tmp_path: Path, packing: str) -> None:
+    path = write_jsonl(tmp_path, [documents(5)])
+    recipe = data([Source(path=path, epochs=3)], packing=packing, sequence_length=24)
+    counts = texts_of(read_all(recipe, 2))
+    counts.pop(SEPARATOR)
+    assert counts == Counter(byte for text in documents(5) * 3 for byte in text.encode())
+
+
 def test_other_recipes_are_drawn_and_kept_as_before(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
     state = batches(recipe, 3)[-1].state
