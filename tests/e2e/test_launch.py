@@ -18,6 +18,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from shardyard.data.ledger.record import read_ledger
+from shardyard.data.stream import held_out
+from shardyard.engine.inference.load import load_trained
 from shardyard.engine.inference.step_documents import documents_of_step
 from shardyard.tracking.run.folder import RunFolder
 from support.cli import Command, write_recipe
@@ -94,6 +96,17 @@ def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
     assert counts["ranks"][0]["sources"][0]["documents"] > 0
     steps = [line["step"] for line in undisturbed[0].metrics()]
     assert steps == list(range(1, STEPS + 1))
+
+
+def test_an_evaluation_afterwards_reads_the_held_out_rows_of_the_run(
+    undisturbed: tuple[Command, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(undisturbed[0].folder)
+    written = folder.held_out.read_bytes()
+    monkeypatch.setattr(held_out, "Stream", None)  # No row is made.
+    result = load_trained(folder).evaluate()
+    assert result["loss"] == pytest.approx(undisturbed[0].metrics()[-1]["eval/validation/loss"], rel=1e-3)
+    assert folder.held_out.read_bytes() == written
 
 
 def test_a_short_trial_scales_everything_and_is_marked(corpus: Path, tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from statistics import median
 import torch
 
 from shardyard.data.stream.loader import TrainLoader
-from shardyard.engine.components import held_out, make_components, with_frozen
+from shardyard.engine.components import make_components, with_frozen
 from shardyard.engine.deepspeed.engine import LearningRate, start_engine
 from shardyard.engine.hooks.base import Hook, NullEventLog
 from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.job import Job
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.shared_rows import shared_held_out
 from shardyard.engine.step import train_step
 from shardyard.engine.world import ranks_here
 from shardyard.hardware import usable_cores
@@ -122,7 +123,7 @@ def measure(job: Job, mesh: Mesh) -> Pace:
         EvaluateHook(
             engine,
             components.objective,
-            held_out(recipe, components),
+            shared_held_out(recipe, components, job.folder, mesh),
             mesh,
             micro_batch=plan.micro_batch,
             events=NullEventLog(),

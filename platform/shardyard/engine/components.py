@@ -218,11 +218,20 @@ def with_frozen(
     )
 
 
-def held_out(recipe: Recipe, components: Components, rows: int | None = None, *, file: Path | None = None) -> HeldOut:
+def held_out(
+    recipe: Recipe,
+    components: Components,
+    rows: int | None = None,
+    *,
+    file: Path | None = None,
+    made_with: str | None = None,
+) -> HeldOut:
     """The recipe's held-out rows, without augmentation.
 
     Args:
         file: where they are read if they have been made before, and else kept.
+        made_with: the fingerprint of the tokenizer of a run whose rows are only read; that of an exported model is
+            another one.
 
     Raises:
         DataError: nothing is held out, or a source cannot be read.
@@ -230,13 +239,26 @@ def held_out(recipe: Recipe, components: Components, rows: int | None = None, *,
     format_inputs = replace(components.format_inputs, training=False)
     kept = None
     if file is not None:
-        tokenizer = components.tokenizer
-        settings = {
-            "recipe": recipe.model_dump(mode="json"),
-            "config": components.config.to_dict(),
-            "tokenizer": None if tokenizer is None else fingerprint(tokenizer),
-        }
-        kept = RowFile(file, settings)
+        own = None if components.tokenizer is None else fingerprint(components.tokenizer)
+        kept = RowFile(file, _row_settings(recipe, components, made_with or own), keep=made_with is None)
     return held_out_rows(
         format_inputs, rows or recipe.evaluate.rows, recipe.train.seed, objective=recipe.objective, file=kept
     )
+
+
+# Sections of a recipe and entries of a configuration without a bearing on rows. A shorter run has the same.
+_NOT_IN_ROWS = {
+    *("name", "description", "paper", "license", "expected", "train", "optimizer", "schedule", "zero", "checkpoint"),
+    *("evaluate", "sample", "hooks", "tracking", "cluster", "job"),
+}
+_NOT_IN_CONFIG = {"architectures", "dtype", "transformers_version", "use_cache"}
+
+
+def _row_settings(recipe: Recipe, components: Components, tokenizer: str | None) -> dict[str, object]:
+    """What held-out rows depend on, beside the data, their number and the seed."""
+    config = components.config.to_dict()
+    return {
+        "recipe": recipe.model_dump(mode="json", exclude=_NOT_IN_ROWS),
+        "config": {name: config[name] for name in config if name[:1] != "_" and name not in _NOT_IN_CONFIG},
+        "tokenizer": tokenizer,
+    }

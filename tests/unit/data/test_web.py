@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import time
 from collections.abc import Iterator
 
@@ -20,8 +21,10 @@ from shardyard.data.sources.sources import open_source
 from shardyard.data.sources.web import Tries, Web, retry_after_seconds
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.stream.reader import ShareReader, share_of, with_shards
+from shardyard.data.tables import remote
 from shardyard.errors import DataError, UnavailableError
 from shardyard.recipe.schema import Data, Source
+from support.data_cases import batches, data
 from support.servers.stumbling import FAULTS, Server, serving
 
 TEXTS = [f"document {number} " + "word " * (number % 40) for number in range(300)]
@@ -103,7 +106,7 @@ def test_the_loader_counts_requests_that_were_repeated(server: Server) -> None:
     from shardyard.data.formats import FormatInputs
     from shardyard.data.tokenizers.tokenizer import load_tokenizer
 
-    server.faults = 0.3
+    server.faults = 0.8
     data = Data(train=[Source(path=server.url("a.parquet"))], sequence_length=32, retry_seconds=60)
     context = FormatInputs(data, load_tokenizer("bytes"))
     with_faults = TrainLoader(context, global_batch=4, streams=4, seed=7, dp_rank=0, dp_size=1)
@@ -113,6 +116,40 @@ def test_the_loader_counts_requests_that_were_repeated(server: Server) -> None:
         next(with_faults)
     finally:
         with_faults.close()
+
+
+def test_the_number_of_requests_does_not_grow_with_the_streams() -> None:
+    texts = [f"<{n}:{'x' * 300}>" for n in range(3000)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    groups = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), groups, row_group_size=150)
+    contents = {"a.jsonl": lines, "a.jsonl.gz": gzip.compress(lines), "a.parquet": groups.getvalue()}
+    for name in contents:
+        asked = []
+        for streams in (1, 16):
+            with serving(contents) as found:
+                recipe = data([Source(path=found.url(name))], sequence_length=256, shuffle_window=16, prefetch=1)
+                batches(recipe, 2, streams=streams, global_batch=16)
+                asked.append(found.met["good"])
+        assert asked[1] <= 1.1 * asked[0], (name, asked)
+        assert asked[0] <= 5, name
+
+
+def test_ranges_of_a_remote_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LEAST_BYTES", 100)
+    monkeypatch.setattr(remote, "KEPT_BYTES", 300)
+    content = random.Random(1).randbytes(1000)
+    for ranges in (True, False):
+        with serving({"a": content}, ranges=ranges) as found:
+            file = remote.RemoteFile(found.url("a"))
+            before = found.met["good"]
+            reader = remote.RemoteReader(file)
+            assert reader.seek(-30, io.SEEK_END) == 970
+            assert reader.read(10) + reader.read() == content[970:]
+            for begin, end in [(0, 10), (10, 100), (90, 110), (300, 700), (950, 2000), (0, 5), (5, 5)]:
+                assert file.read(begin, end) == content[begin:end]
+            # The end and the beginning are asked for once, and what is too large is not kept.
+            assert found.met["good"] - before == 4
 
 
 @pytest.mark.parametrize(("status", "text"), [("503", "503 Service Unavailable"), ("429", "429 Too Many Requests")])
@@ -131,7 +168,7 @@ def test_a_server_that_stays_ill_may_be_well_later(server: Server, status: str, 
 
 def test_reading_that_stays_ill_is_of_the_same_kind(server: Server) -> None:
     retry = Retry(0.2)
-    source = open_source(Source(path=server.url("a.parquet")), training=True, retry=retry)
+    source = open_source(Source(path=server.url("a.jsonl")), training=True, retry=retry)
     reader = ShareReader(share_of(source, 0, 1), retry)
     server.kinds, server.faults = ("500",), 1.0
     with pytest.raises(UnavailableError, match="500 Internal Server Error"):
@@ -140,7 +177,7 @@ def test_reading_that_stays_ill_is_of_the_same_kind(server: Server) -> None:
 
 def test_a_server_that_went_away_may_come_back(server: Server) -> None:
     retry = Retry(0.2)
-    source = open_source(Source(path=server.url("a.parquet")), training=True, retry=retry)
+    source = open_source(Source(path=server.url("a.jsonl")), training=True, retry=retry)
     reader = ShareReader(share_of(source, 0, 1), retry)
     server.kinds, server.faults = ("drop",), 1.0
     with pytest.raises(UnavailableError):

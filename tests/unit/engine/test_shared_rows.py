@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,13 +14,14 @@ import pytest
 from shardyard.data.stream import held_out as held_out_module
 from shardyard.data.stream import streams
 from shardyard.data.stream.held_out import HeldOut
+from shardyard.data.tokenizers.tokenizer import fingerprint
 from shardyard.engine import shared_rows
-from shardyard.engine.components import make_components
+from shardyard.engine.components import held_out, make_components
 from shardyard.errors import DataError, UnavailableError
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
-from support.data_cases import documents, write_jsonl
+from support.data_cases import documents, two_separators, write_jsonl
 
 
 @pytest.fixture
@@ -177,3 +178,26 @@ def test_ranks_hear_from_the_first_while_it_reads(
     assert told[:3] == ["", "", ""]
     assert told[-1] == ("made", "")
     assert same(first, second)
+
+
+def test_a_shorter_run_and_an_evaluation_read_the_rows_that_are_there(
+    recipe: Recipe, tmp_path: Path, made: list[int]
+) -> None:
+    """A measurement before a run is one of other steps, and an evaluation after it has the exported configuration."""
+    file = tmp_path / "held-out.safetensors"
+    components = make_components(recipe)
+    rows = held_out(recipe, components, file=file)
+    written = file.read_bytes()
+    train = recipe.train.model_copy(update={"steps": 3})
+    cluster = recipe.cluster.model_copy(update={"workers": 1})
+    shorter = recipe.model_copy(update={"name": "other", "train": train, "cluster": cluster})
+    assert same(held_out(shorter, components, file=file), rows)
+    config = components.config
+    config.architectures, config.transformers_version, config._name_or_path = ["GPT2LMHeadModel"], "0", "/elsewhere"
+    made_with = fingerprint(components.tokenizer)
+    exported = replace(components, config=config, tokenizer=two_separators())
+    assert same(held_out(recipe, exported, file=file, made_with=made_with), rows)
+    assert len(made) == 1
+    assert held_out(recipe, components, 5, file=file, made_with=made_with).num_rows == 5
+    assert len(made) == 2
+    assert file.read_bytes() == written

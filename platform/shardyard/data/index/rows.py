@@ -127,8 +127,11 @@ def finder_of(form: object, path: str) -> Finder:
 
 
 def indexed_files(dataset: Any) -> IndexedFiles | None:
-    """The files of a streamed dataset, if they are local ones whose rows can be read by their number."""
+    """The files of a streamed dataset, if they are local ones, or Parquet, whose rows can be read by their number."""
     files = shard_files(dataset)
+    owner = getattr(generator_of(dataset), "__self__", None)
+    if isinstance(owner, ParquetTables):
+        return IndexedFiles(files, lambda file: ParquetRows(owner, file.path, file.row_groups))
     if not files or any("://" in file.path for file in files):
         return None
     records = records_of(dataset)
@@ -139,9 +142,6 @@ def indexed_files(dataset: Any) -> IndexedFiles | None:
         return IndexedFiles(files, lambda file: RecordRows(records, file.path))
     if isinstance(form, ArrowTables):
         return IndexedFiles(files, lambda file: ArrowRows(form, file.path))
-    owner = getattr(generator_of(dataset), "__self__", None)
-    if isinstance(owner, ParquetTables):
-        return IndexedFiles(files, lambda file: ParquetRows(owner, file.path, file.row_groups))
     return None
 
 

@@ -78,19 +78,8 @@ def _of_urls(path: str, source: Source) -> Found:
     if source.split not in (None, "train"):
         raise DataError(f"{path} has no split {source.split!r}: files have no splits; leave `split` out.")
     url = filled(path, _variable)
-    if kind == "parquet":
-        return _remote_parquet(path, url)
     files = resolve_pattern(url, "") if glob.has_magic(bare(url)) else [url]
     return _of_rows(Recognised("rows", kind, tuple(files)), {"url": path}, source)
-
-
-def _remote_parquet(path: str, url: str) -> Found:
-    """Remote Parquet files as `datasets` reads them, by requests of ranges."""
-
-    def opened(columns: Sequence[str] | None) -> IterableDataset:
-        return datasets.load_dataset("parquet", data_files=[url], split="train", streaming=True, columns=columns)
-
-    return Found(opened(None).features, {"url": path}, lambda wanted: opened(list(wanted)), "Parquet")
 
 
 def _variable(name: str) -> str:

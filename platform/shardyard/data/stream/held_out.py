@@ -27,10 +27,14 @@ SET_NAME = "validation"
 
 @dataclass(frozen=True)
 class RowFile:
-    """A file for held-out rows, and all settings, beside the data, on which the rows depend."""
+    """A file for held-out rows, and all settings, beside the data, on which the rows depend.
+
+    Without `keep` it is only read.
+    """
 
     path: Path
     settings: Mapping[str, object]
+    keep: bool = True
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def held_out_rows(
         left_out = added([one.windows.reader.left_out.counts() for one in stream.by_source])
         if not made:
             raise DataError(_nothing_to_measure([source.name for source in sources], left_out))
-        if file is not None and key is not None:
+        if file is not None and key is not None and file.keep:
             keep(file.path, key, (made, left_out, format_.num_cut))
     return HeldOut(
         name=SET_NAME,

@@ -14,11 +14,21 @@ from datasets.iterable_dataset import ArrowExamplesIterable
 from datasets.table import table_cast
 
 from shardyard.data.tables.media import with_paths
+from shardyard.data.tables.remote import RemoteReader, remote_file
 from shardyard.data.tables.table import checked, table_of, with_problems
 from shardyard.errors import DataError
 
 RowGroups = tuple[int, ...] | None
 _BROKEN = (OSError, pa.ArrowException, ValueError)
+
+
+def _file(path: str) -> Any:
+    return pa.PythonFile(RemoteReader(remote_file(path)), "r") if "://" in path else pa.memory_map(path)
+
+
+def _broken(path: str) -> tuple[type[Exception], ...]:
+    """The errors of a damaged file; those of a server may pass."""
+    return (pa.ArrowInvalid,) if "://" in path else _BROKEN
 
 
 def parquet_features(path: str) -> datasets.Features:
@@ -28,14 +38,14 @@ def parquet_features(path: str) -> datasets.Features:
         DataError: it is no Parquet file.
     """
     try:
-        return datasets.Features.from_arrow_schema(pq.read_schema(path))
-    except (OSError, pa.ArrowException) as error:
+        return datasets.Features.from_arrow_schema(pq.read_schema(_file(path)))
+    except _broken(path) as error:
         raise DataError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
 
 
 @dataclass(frozen=True)
 class ParquetTables:
-    """The tables of local Parquet files: these columns, in batches of which none is longer than the first row group.
+    """The tables of Parquet files, local or by URL: these columns, in batches of at most the rows of the first group.
 
     media: columns of names of files, and further folders in which these may lie.
     """
@@ -51,7 +61,11 @@ class ParquetTables:
 
     def _by_row_groups(self, files: Sequence[str], row_groups_list: Sequence[RowGroups]) -> Iterator[dict[str, object]]:
         for file, groups in zip(files, row_groups_list, strict=True):
-            each = [(group,) for group in range(pq.read_metadata(file).num_row_groups)] if groups is None else [groups]
+            each = (
+                [(group,) for group in range(pq.read_metadata(_file(file)).num_row_groups)]
+                if groups is None
+                else [groups]
+            )
             yield {"files": [file] * len(each), "row_groups_list": each}
 
     def _generate(
@@ -79,7 +93,7 @@ class ParquetTables:
         Raises:
             DataError: it lacks a column.
         """
-        whole = ds.ParquetFileFormat().make_fragment(pa.memory_map(file))
+        whole = ds.ParquetFileFormat().make_fragment(_file(file))
         schema = whole.physical_schema
         if missing := [name for name in self.features if name not in schema.names]:
             raise DataError(f"{file} has no column {missing[0]!r}; it has {', '.join(schema.names)}.")
@@ -95,7 +109,7 @@ class ParquetTables:
                 table = self._cast(pa.Table.from_batches([batch]), file)
                 done += table.num_rows
                 yield table
-        except _BROKEN as error:
+        except _broken(file) as error:
             count = whole.row_groups[group].num_rows - done
             yield self._unreadable(count, f"row group {group + 1}: {_first_line(error)}")
 

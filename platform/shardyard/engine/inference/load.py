@@ -50,13 +50,14 @@ _PASSES = 30
 
 @dataclass(frozen=True)
 class Trained:
-    """A model ready to use, with the recipe that made it."""
+    """A model ready to use, with the recipe and the run that made it."""
 
     recipe: Recipe
     model: Any
     tokenizer: Any
     device: torch.device
     processor: Any = None
+    folder: RunFolder | None = None
 
     def sample(
         self,
@@ -125,7 +126,8 @@ class Trained:
             self.recipe, tokenizer=self.tokenizer, config=self.model.config, processor=self.processor
         )
         components = with_frozen(self.recipe, components, self.device)
-        held = held_out(self.recipe, components, rows)
+        file, made_with = (None, None) if self.folder is None else _rows_of_run(self.folder)
+        held = held_out(self.recipe, components, rows, file=file, made_with=made_with)
         # Enough passes for standard errors.
         micro_batch = min(self.recipe.train.micro_batch or DEFAULT_MICRO_BATCH, max(1, held.num_rows // _PASSES))
         result = evaluate(self.model, components.objective, held, single_process(self.device), micro_batch=micro_batch)
@@ -152,6 +154,12 @@ def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = Fa
         return _from_folder(folder, path, trust=trust)
 
 
+def _rows_of_run(folder: RunFolder) -> tuple[Path | None, str | None]:
+    """The file of a run's held-out rows, and the fingerprint of the tokenizer that made them; neither without text."""
+    tokenizer = folder.info().data.get("tokenizer")
+    return (None, None) if tokenizer is None else (folder.held_out, tokenizer)
+
+
 def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Trained:
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,7 +168,8 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
     text = objective_spec(recipe.objective).text
     tokenizer = exported_tokenizer(load_tokenizer(str(path)), recipe.objective) if text else None
     if recipe.model.module is not None:
-        return Trained(recipe, _module_from_folder(recipe, path).to(device).eval(), tokenizer, device)
+        model = _module_from_folder(recipe, path).to(device).eval()
+        return Trained(recipe, model, tokenizer, device, folder=folder)
     # The model was trained in the saved precision; in another precision, another model would be measured.
     with only_tensors(trust=trust):
         model = auto_class(recipe.objective, recipe.model.family).from_pretrained(
@@ -171,7 +180,7 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
         processor = own_processor(recipe.model.family, model.config, tokenizer, recipe.image, str(path))
     elif objective_spec(recipe.objective).sees:
         processor = make_components(recipe, tokenizer=tokenizer, config=model.config).processor
-    return Trained(recipe, model.to(device).eval(), tokenizer, device, processor)
+    return Trained(recipe, model.to(device).eval(), tokenizer, device, processor, folder)
 
 
 def _module_from_folder(recipe: Recipe, path: Path) -> Any:
