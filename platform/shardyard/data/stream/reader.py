@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 @functools.cache
 def _tell_irregular(name: str) -> None:
     """Once a process, however many streams share the source."""
-    log.warning("%s has no index: its lines are not one row each, so each stream reads it from its start", name)
+    log.warning("%s has no index: its lines are not one row each, so it is read from its start", name)
 
 
 @dataclass
