@@ -23,6 +23,11 @@ PACKAGE = Path(__file__).resolve().parents[3] / "platform" / "shardyard"
 # Names of commands in a sentence, not something to type, and those whose name is filled in.
 MENTIONS = {
     "cli/main.py": {"shardyard 1", "shardyard help COMMAND"},
+    "data/build/card.py": {"shardyard data build"},
+    "data/build/spec.py": {"shardyard data build"},
+    "data/tokenized/opening.py": {"shardyard data tokenize"},
+    "recipe/rules/filters.py": {"shardyard data build"},
+    "recipe/sections/data.py": {"shardyard data build", "shardyard data forget", "shardyard data tokenize"},
     "engine/inference/load.py": {"shardyard export"},
     "engine/inference/step_sources.py": {"shardyard data rows"},
     "dashboard/web/cluster.py": {"shardyard 1"},

@@ -25,7 +25,7 @@ MAY_SAY_IT = {
         "recipe/mesh.py",
     ),
     "run.json and events report it": (
-        "engine/inference/step_documents.py",
+        "engine/inference/run_ledger.py",
         "engine/session.py",
         "launch/run/carry_out.py",
         "launch/run/create.py",

@@ -133,14 +133,14 @@ def read_ledger(folder: Path) -> list[AttemptRecord]:
             if "data" in value:
                 # A process that trains a run again by itself does not count its attempts.
                 key = int(match[1]), value["step"]
-                found.setdefault(key, AttemptRecord(key[0], value))  # type: ignore[arg-type]
+                found.setdefault(key, AttemptRecord(key[0], value))
             else:
                 for stream, state in value["states"].items():
                     found[key].states.setdefault(int(stream), {})[value["step"]] = state
     return sorted(found.values(), key=lambda attempt: attempt.number)
 
 
-def _values(path: Path) -> Iterator[dict[str, Any]]:
+def _values(path: Path) -> Iterator[Any]:
     try:
         content = path.read_bytes()
     except OSError:
