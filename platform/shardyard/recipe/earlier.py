@@ -22,6 +22,7 @@ def complete(fields: Any) -> None:
         image.setdefault("background", None)
     audio = fields.get("audio") if isinstance(fields, dict) else None
     if isinstance(audio, dict):
+        audio.setdefault("resampler", "fft")
         audio.setdefault("too_long", "beginning" if _is_whisper(fields.get("model")) else "unusable")
 
 

@@ -51,7 +51,7 @@ class Recordings(ExampleRows):
         return samples if self._fits_only_unmoved(samples, moved) else moved
 
     def _read(self, example: Any) -> Samples:
-        return read_audio(example["audio"], self.listener.rate)
+        return read_audio(example["audio"], self.listener.rate, self.settings.resampler)
 
     def _move(self, generator: np.random.Generator) -> Move:
         return draw_move(self.settings, generator, self.listener.rate) if self.training else Move()

@@ -20,6 +20,7 @@ from shardyard.data.media.resampling import Samples, resample
 from shardyard.data.tables.opened import read_remote
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
+from shardyard.recipe.sections.data import Resampler
 
 RATE = 16_000  # Hz
 FRAMES_PER_SECOND = 100
@@ -47,13 +48,13 @@ def feature_extractor(config: PreTrainedConfig) -> WhisperFeatureExtractor:
     )
 
 
-def read_audio(value: Any, rate: int = RATE) -> Samples:
+def read_audio(value: Any, rate: int = RATE, how: Resampler = "fft") -> Samples:
     """Samples [T] of one channel, from -1 to 1.
 
     Args:
         value: bytes of a file that libsndfile reads (WAV, FLAC, OGG, MP3, …), its path, or a dictionary with `bytes` or
             `path`.
-        rate: of the samples, in Hz.
+        rate: of the samples, in Hz. how: they are resampled, if the file has another rate.
 
     Raises:
         UnusableRowError: the file is not readable, or holds no samples, or such that are no numbers.
@@ -70,7 +71,8 @@ def read_audio(value: Any, rate: int = RATE) -> Samples:
         raise UnusableRowError(f"recording {path or ''} cannot be read", str(error)) from error
     if not samples.size or not np.isfinite(samples).all():
         raise UnusableRowError("recording without samples" if not samples.size else "samples that are no numbers")
-    return resample(samples.mean(axis=1), own_rate, rate)
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    return resample(mono, own_rate, rate, how)
 
 
 def sound_bytes(value: Any) -> int:
@@ -93,11 +95,12 @@ class Move:
 
     percent: int = 100
     silence: int = 0
+    how: Resampler = "fft"
 
     def of(self, samples: Samples) -> Samples:
         """The changed recording."""
         if self.percent != 100:
-            samples = resample(samples, self.percent, 100)
+            samples = resample(samples, self.percent, 100, self.how)
         return np.pad(samples, (self.silence, 0)) if self.silence else samples
 
     def place(self, place: int) -> int:
@@ -111,7 +114,7 @@ def draw_move(settings: schema.Audio, generator: np.random.Generator, rate: int 
     if settings.speed:
         # Whole percentages keep the transform short.
         percent = max(1, round(100 * generator.uniform(1 - settings.speed, 1 + settings.speed)))
-    return Move(percent, int(generator.uniform(0.0, settings.shift) * rate))
+    return Move(percent, int(generator.uniform(0.0, settings.shift) * rate), settings.resampler)
 
 
 def move(samples: Samples, settings: schema.Audio, generator: np.random.Generator, rate: int = RATE) -> Samples:

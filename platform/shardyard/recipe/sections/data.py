@@ -12,6 +12,7 @@ from shardyard.recipe.sections.mixture import Stage
 
 OnError = Literal["skip", "repair", "stop"]
 Order = Literal[1, 2]
+Resampler = Literal["soxr", "fft"]
 TooLong = Literal["segments", "unusable", "beginning"]
 Packing = Literal["concat", "best_fit"]
 Tokenized = Literal["auto", "never", "always"]
@@ -367,6 +368,12 @@ class Audio(Section):
         "unusable (data.on_error). `unusable`: always. `beginning`: its beginning is kept with the whole text or "
         "class, so that a transcript says what is not heard; Whisper did so in runs that began before this field "
         "existed. Random changes of speed and start make no recording too long, except in such runs.",
+    )
+    resampler: Resampler = described(
+        "soxr",
+        "How recordings of another rate, and of another `speed`, are resampled: `soxr`, the SoX resampler at high "
+        "quality, as librosa does; `fft`, one Fourier transform of the whole recording, as runs that began before this "
+        "field existed, which takes 5 to 60 times as long.",
     )
     shift: float = described(0.0, "Longest random silence inserted before the recording.", "seconds", ge=0.0)
     speed: float = described(0.0, "Largest random change of the speed, as a fraction (Ko et al. 2015).", ge=0.0, lt=1.0)

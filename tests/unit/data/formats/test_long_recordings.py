@@ -159,3 +159,4 @@ def test_runs_of_earlier_versions_keep_their_rows() -> None:
         fields: dict[str, Any] = {"model": {"family": family}, "audio": {"seconds": 30.0}}
         complete(fields)
         assert fields["audio"]["too_long"] == expected
+        assert fields["audio"]["resampler"] == "fft"

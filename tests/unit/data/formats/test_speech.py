@@ -71,18 +71,33 @@ def test_what_is_no_recording_is_told(value: Any) -> None:
         audio.read_audio(value)
 
 
+@pytest.mark.parametrize("how", ["fft", "soxr"])
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
-def test_a_tone_stays_a_tone_at_another_rate(rate: int) -> None:
-    heard = audio.read_audio(wav(sine(440, rate), rate))
+def test_a_tone_stays_a_tone_at_another_rate(rate: int, how: Any) -> None:
+    heard = audio.read_audio(wav(sine(440, rate), rate), how=how)
     assert len(heard) == audio.RATE
     inner = slice(800, -800)
     assert np.abs(heard - sine(440, audio.RATE))[inner].max() < 2e-3
 
 
-def test_what_the_lower_rate_cannot_hold_is_removed_and_not_mirrored() -> None:
+@pytest.mark.parametrize("how", ["fft", "soxr"])
+def test_what_the_lower_rate_cannot_hold_is_removed_and_not_mirrored(how: Any) -> None:
     """11 kHz would sound as 5 kHz at 16 kHz."""
-    heard = audio.resample(sine(11_000, 44_100), 44_100, audio.RATE)
+    heard = audio.resample(sine(11_000, 44_100), 44_100, audio.RATE, how)
     assert np.abs(heard[800:-800]).max() < 1e-3
+
+
+def test_the_resampler_of_the_recipe_is_used_and_is_that_of_librosa() -> None:
+    librosa = pytest.importorskip("librosa")
+    clip = noise(0.7, 22_050)
+    expected = librosa.resample(clip, orig_sr=22_050, target_sr=audio.RATE, res_type="soxr_hq")
+    found = audio.resample(clip, 22_050, audio.RATE, "soxr")
+    assert len(found) == len(clip) * audio.RATE // 22_050
+    np.testing.assert_allclose(found, expected[: len(found)], atol=1e-6)
+    example: Any = {"audio": wav(clip, 22_050), "text": "a"}
+    for how in ("soxr", "fft"):
+        heard, _ = speech(Audio(resampler=how)).clip(example, np.random.default_rng(0))
+        np.testing.assert_array_equal(heard, audio.resample(clip, 22_050, audio.RATE, how))
 
 
 def test_features_are_those_of_transformers() -> None:
