@@ -162,14 +162,15 @@ def compare(folder: Path, suffix: str, number: int, rounds: int, make: Callable[
     if importlib.util.find_spec("webdataset") is not None:
         arms["WebDataset"] = lambda: of_webdataset(files, suffix, make)
     batches = number // BATCH - 2
-    seconds = {name: math.inf for name in arms}
+    seconds = dict.fromkeys(arms, math.inf)
     for _ in range(rounds):
         for name, begin in arms.items():
             seconds[name] = min(seconds[name], cpu_seconds(begin(), batches))
     unit, each = ("pictures", 1) if suffix == "jpg" else ("seconds of sound", SECONDS)
     for name, spent in seconds.items():
         rate = batches * BATCH * each / spent
-        print(f"{unit:17} {name:17} {rate:8.0f} a core and second, {seconds['plain DataLoader'] / spent:.2f} of plain")
+        ratio = seconds["plain DataLoader"] / spent
+        print(f"{unit:17} {name:17} {rate:8.0f} a core and second, {ratio:.2f} of plain")  # noqa: T201
 
 
 def main() -> None:

@@ -119,7 +119,9 @@ def test_an_exported_clap_measures_the_same(trained: Mapping[str, Mapping[int, J
     measured = load_trained(job.folder).evaluate()
     assert math.isclose(float(str(measured["loss"])), last["eval/validation/loss"], rel_tol=1e-5)
     find = pipeline("zero-shot-audio-classification", str(job.folder.path / "final"))
-    found = find(read_audio(recording(LONGEST), 48_000, "soxr"), candidate_labels=["abcd", "dd"], hypothesis_template="{}")
+    found = find(
+        read_audio(recording(LONGEST), 48_000, "soxr"), candidate_labels=["abcd", "dd"], hypothesis_template="{}"
+    )
     assert {one["label"] for one in found} == {"abcd", "dd"}
 
 
