@@ -15,6 +15,7 @@ from typing import Protocol
 from shardyard.data.readers.part import OwnStreams, Part
 from shardyard.data.readers.shelf import Closed, Shelf
 from shardyard.data.sources.retry import Stopped
+from shardyard.data.stream.streams import StreamStates
 
 # Parts that a reader has ready. The loader's own queue is data.prefetch.
 AHEAD = 2
@@ -23,8 +24,8 @@ AHEAD = 2
 class Crew(Protocol):
     """Makes the parts of the batches, one after the other."""
 
-    def start(self, first: int) -> None:
-        """Begin with row `first` of the rank; call it once, before the first `next`."""
+    def start(self, first: int, states: StreamStates) -> None:
+        """Begin with row `first` of the rank, before which its streams have `states`; once, before the first `next`."""
 
     def next(self) -> list[Part]:
         """The readers' parts of the next batch.
@@ -47,7 +48,7 @@ class OwnThread:
     def __init__(self, streams: OwnStreams, size_at: Callable[[int], int]) -> None:
         self._streams, self._size_at, self._next = streams, size_at, 0
 
-    def start(self, first: int) -> None:
+    def start(self, first: int, states: StreamStates) -> None:
         self._next = first
 
     def next(self) -> list[Part]:
@@ -80,7 +81,7 @@ class ThreadReaders:
         self._shelves: list[Shelf[Part | Failure]] = [Shelf(AHEAD) for _ in readers]
         self.threads: list[threading.Thread] = []
 
-    def start(self, first: int) -> None:
+    def start(self, first: int, states: StreamStates) -> None:
         pairs = zip(self._readers, self._shelves, strict=True)
         for number, (reader, shelf) in enumerate(pairs):
             # Daemon threads, so that an exit without `close` does not block.

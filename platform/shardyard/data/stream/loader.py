@@ -7,9 +7,10 @@ Legend: R = rows of this rank in one global batch, B = rows of a micro-batch, L 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
@@ -21,6 +22,7 @@ from shardyard.data.mixture.batches import BatchPlan, StageBatches, batch_plan, 
 from shardyard.data.readers.copies import each_its_own
 from shardyard.data.readers.crew import Crew, OwnThread, ThreadReaders
 from shardyard.data.readers.part import OwnStreams, SourceCounts, added_counts, counts_of, in_order
+from shardyard.data.readers.processes import ProcessReaders, ReaderKind, default_kind, in_processes
 from shardyard.data.readers.shelf import Closed, Shelf
 from shardyard.data.sources.retry import Retry, Stopped
 from shardyard.data.sources.web import WEB
@@ -120,7 +122,7 @@ class _Batches:
         """Begin at the states of the streams."""
         self.states = {str(index): stream.state() for index, stream in self.streams.items()}
         self.next_row = sum(stream.num_rows for stream in self.streams.values())
-        self.crew.start(self.next_row)
+        self.crew.start(self.next_row, self.states)
 
     def next_batch(self) -> _Ready | None:
         """The next batch; None if the sources have too few rows for it."""
@@ -215,8 +217,9 @@ class TrainLoader:
     `global_batch`.
 
     Args:
-        readers: threads that make rows, at most one for each stream of this rank; 0: the loader's own thread makes
+        readers: they make rows, at most one for each stream of this rank; 0: the loader's own thread makes
             them. Batches and states do not depend on it.
+        readers_are: threads or processes. Default: threads for packed text.
         stages: with other sizes and weights, the first one at the beginning.
 
     Raises:
@@ -235,6 +238,7 @@ class TrainLoader:
         dp_rank: int,
         dp_size: int,
         readers: int = 0,
+        readers_are: ReaderKind | None = None,
         stages: Sequence[StageBatches] = (),
     ) -> None:
         assert streams % dp_size == 0, "the data-parallel size must divide the streams"
@@ -246,12 +250,25 @@ class TrainLoader:
         self._sources = [with_shards(source, streams, retry) for source in opened]
         own, weights = list(range(dp_rank, streams, dp_size)), weights_of(data)
         number = min(readers, len(own))
+        remade = functools.partial(
+            TrainLoader,
+            inputs,
+            objective=objective,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            streams=streams,
+            seed=seed,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+            stages=stages,
+        )
+        make, self._readers_note = in_processes(remade, number, readers_are or default_kind(spec.rows))
         one_stage = StageBatches(0, global_batch, micro_batch or global_batch, data.sequence_length, tuple(weights))
         mixture = mixture_of(data, objective, stages)
         is_finite = mixture is not None and mixture.is_finite
         plans = [
             batch_plan(stages or (one_stage,), one, objective, dp_size, is_finite=is_finite)
-            for one in each_its_own(inputs, max(1, number))
+            for one in each_its_own(inputs, 1 if make is not None else max(1, number))
         ]
         settings = StreamSettings(
             plans[0].formats[0].stream,
@@ -276,7 +293,9 @@ class TrainLoader:
             for turn, index in enumerate(own)
         }
         crew: Crew
-        if number:
+        if make is not None:
+            crew = ProcessReaders(make, number)
+        elif number:
             own_streams = [OwnStreams(made, one, reader=turn, readers=number) for turn, one in enumerate(plans)]
             crew = ThreadReaders(own_streams, plans[0].size_at)
         else:
@@ -327,6 +346,17 @@ class TrainLoader:
         assert self._feed.thread is None, "the loader reads already; a batch has the state after it"
         return {str(index): stream.state() for index, stream in self._feed.rows.streams.items()}
 
+    def readings(self, reader: int, readers: int) -> tuple[OwnStreams, Callable[[int], int], Callable[[], int]]:
+        """For a process that makes rows of this rank: the streams of one reader, rows of a batch by its first row, and
+        the number of retries.
+        """
+        plan = self._feed.rows.plan
+        return (
+            OwnStreams(self._feed.rows.streams, plan, reader=reader, readers=readers),
+            plan.size_at,
+            self._feed.retries,
+        )
+
     def __iter__(self) -> TrainLoader:
         return self
 
@@ -357,7 +387,7 @@ class TrainLoader:
     def notes(self) -> list[str]:
         """What people should know of the sources, in words."""
         found = [source.found.note for source in self._sources if source.found is not None]
-        return [note for note in (*found, *self._unpacked) if note]
+        return [note for note in (*found, *self._unpacked, self._readers_note) if note]
 
     @property
     def source_names(self) -> list[str]:

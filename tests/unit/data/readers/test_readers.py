@@ -85,6 +85,7 @@ def loader(kind: Kind, *, rank: int = 0, ranks: int = 1, readers: int = 0, windo
         dp_rank=rank,
         dp_size=ranks,
         readers=readers,
+        readers_are="threads",
     )
     try:
         yield opened
