@@ -68,6 +68,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         dp_size=mesh.data.size,
         stages=stage_batches(plan.stages),
         readers=readers_here(plan.readers, recipe, cores=usable_cores(), ranks=ranks_here()),
+        pin=mesh.device if mesh.device.type == "cuda" else None,
     )
     metadata = {"zero_stage": recipe.zero.stage, "precision": precision_of(recipe)}
     session = Session(

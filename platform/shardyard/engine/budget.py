@@ -117,6 +117,7 @@ def measure(job: Job, mesh: Mesh) -> Pace:
         dp_rank=mesh.data.index,
         dp_size=mesh.data.size,
         readers=readers_here(plan.readers, recipe, cores=usable_cores(), ranks=ranks_here()),
+        pin=mesh.device if mesh.device.type == "cuda" else None,
     )
     LearningRate(engine).set(learning_rate_factor(recipe.schedule, plan.steps)(0))
     hooks: list[Hook] = [

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Read the order from the socket whose number is the first argument, and send parts."""
-    # A terminal sends Ctrl-C to all its processes; the rank may need batches until it has saved, and this one ends with it.
+    # A terminal sends Ctrl-C to all its processes. The rank may need batches until it has saved; this one ends with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

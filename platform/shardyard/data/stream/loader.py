@@ -34,6 +34,7 @@ from shardyard.data.stream.streams import Stream, StreamSettings, StreamState, S
 from shardyard.data.tokenized.opening import open_documents
 from shardyard.data.tokenizers import tokenizer as tokenizers
 from shardyard.errors import DataError
+from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.mixture.weights import short_names, weights_of
 
 __all__ = ["Batch", "HeldOut", "TrainLoader", "held_out_rows", "validation_sources"]
@@ -114,12 +115,16 @@ class _Batches:
     dp_size: int
     plan: BatchPlan
     crew: Crew
+    pin: torch.device | None = None
     states: dict[str, StreamState] = field(default_factory=dict)
     # The number of this rank's next row.
     next_row: int = 0
 
     def start(self) -> None:
         """Begin at the states of the streams."""
+        if self.pin is not None:
+            # A thread begins on the first GPU, and pinning would make a context there.
+            torch.cuda.set_device(self.pin)
         self.states = {str(index): stream.state() for index, stream in self.streams.items()}
         self.next_row = sum(stream.num_rows for stream in self.streams.values())
         self.crew.start(self.next_row, self.states)
@@ -134,7 +139,7 @@ class _Batches:
             return None
         rows = [row for row, _ in made]
         step = self.plan.micro_batch_at(self.next_row)
-        micro_batches = tuple(format_.collate(rows[cut : cut + step]) for cut in range(0, count, step))
+        micro_batches = tuple(self._pinned(format_.collate(rows[cut : cut + step])) for cut in range(0, count, step))
         self.next_row += count
         for part in parts:
             self.states |= {str(index): state for index, state in part.states.items()}
@@ -145,6 +150,10 @@ class _Batches:
             sum(part.num_cut for part in parts),
             sum(part.num_retries for part in parts),
         )
+
+    def _pinned(self, tensors: Tensors) -> Tensors:
+        """Copies from pinned memory do not wait for the device."""
+        return tensors if self.pin is None else {name: tensor.pin_memory() for name, tensor in tensors.items()}
 
     def check_aligned(self) -> None:
         """Raise DataError unless all streams are at the same global row."""
@@ -209,6 +218,14 @@ class _Feed:
             self.thread.join(timeout=5.0)
 
 
+def _crew(streams: dict[int, Stream], plans: Sequence[BatchPlan], readers: int) -> Crew:
+    """Readers in this process, each with a plan of its own."""
+    if not readers:
+        return OwnThread(OwnStreams(streams, plans[0]), plans[0].size_at)
+    own = [OwnStreams(streams, plan, reader=reader, readers=readers) for reader, plan in enumerate(plans)]
+    return ThreadReaders(own, plans[0].size_at)
+
+
 class TrainLoader:
     """The batches of this rank, in the global order of the recipe: endless, unless each source has a budget.
 
@@ -221,6 +238,7 @@ class TrainLoader:
             them. Batches and states do not depend on it.
         readers_are: threads or processes. Default: threads for packed text.
         stages: with other sizes and weights, the first one at the beginning.
+        pin: the GPU to which batches are copied, for which they are put into pinned memory.
 
     Raises:
         DataError: a source cannot be opened; `next` also raises errors from reading ahead.
@@ -240,6 +258,7 @@ class TrainLoader:
         readers: int = 0,
         readers_are: ReaderKind | None = None,
         stages: Sequence[StageBatches] = (),
+        pin: torch.device | None = None,
     ) -> None:
         assert streams % dp_size == 0, "the data-parallel size must divide the streams"
         whole = (global_batch, *(stage.global_batch for stage in stages))
@@ -262,7 +281,9 @@ class TrainLoader:
             dp_size=dp_size,
             stages=stages,
         )
-        make, self._readers_note = in_processes(remade, number, readers_are or default_kind(spec.rows))
+        make, self._readers_note = in_processes(
+            remade, number, readers_are or default_kind(objective_spec(objective).rows)
+        )
         one_stage = StageBatches(0, global_batch, micro_batch or global_batch, data.sequence_length, tuple(weights))
         mixture = mixture_of(data, objective, stages)
         is_finite = mixture is not None and mixture.is_finite
@@ -292,21 +313,14 @@ class TrainLoader:
             )
             for turn, index in enumerate(own)
         }
-        crew: Crew
-        if make is not None:
-            crew = ProcessReaders(make, number)
-        elif number:
-            own_streams = [OwnStreams(made, one, reader=turn, readers=number) for turn, one in enumerate(plans)]
-            crew = ThreadReaders(own_streams, plans[0].size_at)
-        else:
-            crew = OwnThread(OwnStreams(made, plans[0]), plans[0].size_at)
         rows = _Batches(
             streams=made,
             num_streams=streams,
             dp_rank=dp_rank,
             dp_size=dp_size,
             plan=plans[0],
-            crew=crew,
+            crew=_crew(made, plans, number) if make is None else ProcessReaders(make, number),
+            pin=pin,
         )
         self._feed = _Feed(rows, retry, Shelf(data.prefetch, PREFETCH_BYTES), requests_before)
         self._finalizer = weakref.finalize(self, self._feed.close)
