@@ -47,11 +47,12 @@ def reads_tokens(recipe: Data, **options: Any) -> bool:
 @given(
     kind=st.sampled_from(["jsonl", "parquet", "csv"]),
     counts=st.lists(st.integers(20, 50), min_size=1, max_size=4),
-    streams=st.sampled_from([2, 6, 8]),
+    streams=st.sampled_from([5, 6, 7, 8]),
     window=st.sampled_from([1, 4, 64]),
     order=st.sampled_from([1, 2]),
     holdout=st.sampled_from([0.0, 0.2]),
-    world=st.sampled_from([1, 2]),
+    share=st.integers(0, 7),
+    readers=st.integers(0, 4),
     step=st.integers(1, 12),
     seed=st.integers(0, 99),
 )
@@ -62,10 +63,13 @@ def test_batches_and_interruptions_are_those_of_streaming(
     window: int,
     order: int,
     holdout: float,
-    world: int,
+    share: int,
+    readers: int,
     step: int,
     seed: int,
 ) -> None:
+    worlds = [ranks for ranks in range(1, 9) if streams % ranks == 0]
+    world = worlds[share % len(worlds)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARDYARD_CACHE", f"{folder}/cache")
         path = write(Path(folder, "a"), kind, [with_gaps(count, seed) for count in counts])
@@ -77,9 +81,11 @@ def test_batches_and_interruptions_are_those_of_streaming(
         by_streaming = merged_state(recipe, step, world, **options)
         tokenize_sources(recipe)
         assert reads_tokens(recipe, **options)
-        assert global_rows(recipe, step + 3, world, **options) == streamed
+        assert global_rows(recipe, step + 3, world, readers=readers, **options) == streamed
         by_tokens = merged_state(recipe, step, 1, **options)
-        assert [rows(batch) for batch in batches(recipe, 3, by_streaming, **options)] == streamed[step:]
+        assert [rows(batch) for batch in batches(recipe, 3, by_streaming, readers=readers, **options)] == streamed[
+            step:
+        ]
         never = recipe.model_copy(update={"tokenized": "never"})
         assert not reads_tokens(never, **options)
         assert [rows(batch) for batch in batches(never, 3, by_tokens, **options)] == streamed[step:]
