@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from shardyard.cli.commands.plan import plan as plan_command
 from shardyard.cli.view.mixture import mixture_lines
+from shardyard.errors import UsageError
+from shardyard.launch.mixture_plot import plot_mixture
 from shardyard.launch.run.prepare import prepare
 from shardyard.planning.plan import RunPlan, World, fixed
 from shardyard.planning.plan_text import as_dict, from_dict, resolved_text, rows
 from shardyard.planning.stages import expected_mixture, expected_tokens, milestones, rows_planned, stage_of_record
+from shardyard.recipe.loading.load import dump_recipe
 from support.tiny import tiny_recipe, write_corpus
 
 
@@ -76,3 +81,27 @@ def test_sources_and_stages_are_told_and_drawn(tmp_path: Path) -> None:
     ]
     _, plain = staged(tmp_path, data={"train": [{"source": "python-docs"}], "stages": []})
     assert (plain.sources, plain.stages, list(mixture_lines(plain))) == ((), (), [])
+
+
+def test_the_mixture_is_a_figure(tmp_path: Path) -> None:
+    _, plan = staged(tmp_path)
+    figure = tmp_path / "mixture.svg"
+    plot_mixture(plan, figure)
+    first = figure.read_text()
+    assert "<svg" in first
+    plot_mixture(plan, figure)
+    assert figure.read_text() == first
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, 60)
+    recipe = tmp_path / "one.yaml"
+    recipe.write_text(dump_recipe(tiny_recipe(corpus)))
+    with pytest.raises(UsageError, match="the recipe has one source"):
+        plan_command(str(recipe), plot=tmp_path / "one.svg")
+    several = tmp_path / "several.yaml"
+    several.write_text(dump_recipe(staged(tmp_path)[0]))
+    with pytest.raises(typer.BadParameter, match=r"must end in \.svg, \.png or \.pdf"):
+        plan_command(str(several), plot=tmp_path / "mixture.gif")
+    with pytest.raises(UsageError, match="the figure cannot be written"):
+        plan_command(str(several), plot=tmp_path / "missing" / "mixture.svg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,9 @@ import typer
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import output
 from shardyard.cli.view.mixture import mixture_lines
+from shardyard.errors import UsageError
+from shardyard.extras import require
+from shardyard.launch.mixture_plot import plot_mixture
 from shardyard.launch.run.plans import plan_of, without_weights
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, rows
@@ -24,11 +28,16 @@ def plan(
         str | None, typer.Option("--memory", metavar="SIZE", help="Device memory that the plan must fit, e.g. 80GiB.")
     ] = None,
     deepspeed: Annotated[bool, typer.Option("--deepspeed", help="Print the compiled DeepSpeed configuration.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the mixture over the run: .svg, .png or .pdf.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the plan of a recipe: steps, batches, memory, FLOPs, and whether it fits."""
+    """Show the plan of a recipe: steps, batches, mixture, memory, FLOPs, and whether it fits."""
     extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
     plan = _planned(load_recipe(name, [*(overrides or []), *extra]))
+    if plot is not None:
+        _plot(plan, plot)
     if deepspeed:
         output.print_json(plan.deepspeed)
     elif as_json:
@@ -37,6 +46,19 @@ def plan(
         output.print_table(("what", "value", ""), rows(plan), title=f"plan of {name}")
         for line in mixture_lines(plan, ascii_only=not output.has_utf8()):
             output.line(line)
+
+
+def _plot(plan: RunPlan, path: Path) -> None:
+    if len(plan.sources) < 2:
+        raise UsageError("--plot draws a mixture, and the recipe has one source.")
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise typer.BadParameter(f"{path} must end in .svg, .png or .pdf", param_hint="--plot")
+    require("sweep", "the figure of a mixture", "matplotlib")
+    try:
+        plot_mixture(plan, path)
+    except OSError as error:
+        raise UsageError(f"the figure cannot be written to {path}: {error.strerror or error}") from error
+    output.note(f"plot: {path}")
 
 
 def explain_recipe(loaded: LoadedRecipe) -> None:

@@ -22,7 +22,7 @@ def plot_sweep(folder: SweepFolder, path: Path) -> None:
     trials = [trial for trial in folder.trials() if trial.run is not None]
     metric = folder.sweep().objective.metric
     names = varying([trial.parameters for trial in trials])
-    with _Figure(1 + len(names), path) as panels:
+    with Panels(1 + len(names), path) as panels:
         _curves(panels[0], folder, trials, metric)
         for panel, name in zip(panels[1:], names, strict=True):
             _over(panel, trials, name, metric)
@@ -30,12 +30,12 @@ def plot_sweep(folder: SweepFolder, path: Path) -> None:
 
 def plot_law(fit: Fit, path: Path, test: Prediction | None = None) -> None:
     """Plot loss against FLOPs per model size, the compute-optimal frontier, and predicted against measured loss."""
-    with _Figure(2, path) as (left, right):
+    with Panels(2, path) as (left, right):
         _iso_sizes(left, fit)
         _against(right, fit, test)
 
 
-class _Figure:
+class Panels:
     """Panels in rows of three; written at the end of the block. Needs no display; equal data give an equal file."""
 
     def __init__(self, count: int, path: Path) -> None:
