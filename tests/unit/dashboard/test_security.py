@@ -140,7 +140,14 @@ def test_secrets_in_runs_of_before_are_not_shown(tmp_path: Path) -> None:
         assert SECRETS["login"] not in client.get("/api/runs").text
 
 
-POSTS = ["/api/jobs", "/api/jobs/x/stop", "/api/runs/one-1/resume", "/api/recipes/check", "/api/alerts/test"]
+POSTS = [
+    "/api/jobs",
+    "/api/jobs/x/stop",
+    "/api/runs/one-1/resume",
+    "/api/recipes/check",
+    "/api/recipes/data",
+    "/api/alerts/test",
+]
 
 
 @pytest.mark.parametrize("path", POSTS)

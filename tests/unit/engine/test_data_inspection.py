@@ -49,6 +49,8 @@ def test_texts_with_documents_and_shares(tmp_path: Path) -> None:
     assert first.tokens + second.tokens == 64 * 32
     assert found.filled == found.trained == 1.0
     assert sum(found.lengths.values()) == first.documents + second.documents
+    assert found.speed.tokens_per_second == pytest.approx(32 * found.speed.rows_per_second)
+    assert found.speed.first_seconds > 0.0
     assert len(found.rows) == 2
     row = next(row for row in found.rows if row.source == first.name or row.source == second.name)
     assert row.tokens == 32

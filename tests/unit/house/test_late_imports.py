@@ -23,6 +23,7 @@ LATE = {
     "cli/view/jobs.py": "schedulers, where a job is shown",
     "cli/view/output.py": "rich, for output to a terminal alone",
     "dashboard/web/documents.py": "torch, in the process that reads documents alone",
+    "dashboard/web/data_page.py": "torch, in the process that reads data alone",
     "dashboard/web/sweeps.py": "the fit of a scaling law imports torch",
     "data/build/hashes.py": "rensa is an extra",
     "data/filters/language.py": "lingua is an extra",

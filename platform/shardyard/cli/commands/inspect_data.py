@@ -9,6 +9,7 @@ import typer
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import output
 from shardyard.recipe.loading.load import load_recipe
+from shardyard.tracking.run.folder import runs_folder
 from shardyard.units import format_count
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ def inspect_data(
     """Show what was recognised of a recipe's data, its first rows with what is trained, lengths and shares."""
     recipe = load_recipe(name, overrides or []).recipe  # Before torch: its mistakes are told at once.
     from shardyard.engine.inference import data_inspection
+    from shardyard.launch.run.initial import for_planning
 
-    found = data_inspection.inspect_data(recipe, max(rows, sample), rows)
+    found = data_inspection.inspect_data(for_planning(recipe, runs_folder()), max(rows, sample), rows)
     if as_json:
         output.print_json(data_inspection.as_json(found))
         return
@@ -85,6 +87,10 @@ def _print_numbers(found: Inspection) -> None:
     if found.filled is not None:
         trained = "" if found.trained is None else f"; {found.trained:.1%} of the tokens are targets"
         output.line(f"positions filled: {found.filled:.1%}{trained}")
+    speed = found.speed
+    tokens = f", {speed.tokens_per_second:,.0f} tokens/s" if speed.tokens_per_second else ""
+    rows = f"{speed.rows_per_second:,.0f} rows/s"
+    output.line(f"first row after {speed.first_seconds:.2f} s; then {rows}{tokens}, in one thread here")
     bar = "█" if output.has_utf8() else "#"
     most = max(found.lengths.values(), default=1)
     for bound, number in found.lengths.items():

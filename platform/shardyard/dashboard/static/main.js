@@ -2,6 +2,7 @@
 
 import { onReachable, who } from "./lib/api.js";
 import { plotly } from "./charts/charts.js";
+import * as data from "./pages/data.js";
 import * as compare from "./pages/compare.js";
 import { announce, fill, h } from "./lib/dom.js";
 import * as jobs from "./pages/jobs.js";
@@ -14,13 +15,13 @@ import * as submit from "./pages/submit.js";
 import * as sweeps from "./pages/sweeps.js";
 import * as theme from "./lib/theme.js";
 
-const VIEWS = { runs, run, compare, sweeps, jobs, submit };
+const VIEWS = { runs, run, compare, sweeps, jobs, submit, data };
 const NAVIGATION = [
   ["runs", "Runs", "g r", ["run"]],
   ["compare", "Compare", "g c", []],
   ["sweeps", "Sweeps", "g s", []],
   ["jobs", "Jobs", "g j", []],
-  ["submit", "Submit", "g n", []],
+  ["submit", "Submit", "g n", ["data"]],
 ];
 
 let mounted = null;

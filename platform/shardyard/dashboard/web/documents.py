@@ -23,7 +23,7 @@ WAIT_SECONDS = 60.0
 MOST_ROWS = 64
 _MOST_KNOWN = 64
 # Reading is local: a hub dataset that is not cached is reported instead of requested.
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+OFFLINE = {"HF_HUBOFFLINE": "1", "HF_DATASETSOFFLINE": "1", "TRANSFORMERSOFFLINE": "1"}
 
 
 class Documents:
@@ -75,7 +75,7 @@ def _read(folder: Path, step: int, folders: Sequence[Path]) -> dict[str, object]
             tuple(folders),
             what="Reading the documents",
             timeout=LIMIT_SECONDS,
-            environment=_OFFLINE,
+            environment=OFFLINE,
         )
     except isolated.CallTimeoutError:
         sentence = (

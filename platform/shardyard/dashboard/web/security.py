@@ -32,9 +32,11 @@ CSRF_HEADER = "x-shardyard-csrf"
 MOST_BODY_BYTES = 1024**2
 MOST_TARGET_BYTES = 32 * 1024
 _SAFE = frozenset({"GET", "HEAD"})
-# No inline scripts, frames or external resources. Charts set styles; their images are created in the page.
+# No inline scripts, frames or external resources. Charts set styles; their images are created in the
+# page, and recordings of data sets come as data.
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "media-src data:; "
     "connect-src 'self'; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )

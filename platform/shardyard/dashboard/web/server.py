@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from shardyard.dashboard.alerts import alerts
 from shardyard.dashboard.index.index import Index
-from shardyard.dashboard.web import api, cluster, documents, jobs, static_files, sweeps
+from shardyard.dashboard.web import api, cluster, data_page, documents, jobs, static_files, sweeps
 from shardyard.dashboard.web.answers import Answer, BadRequestError, NotFoundError, body_of, failure, integer
 from shardyard.dashboard.web.api import State, state_of
 from shardyard.dashboard.web.security import App, Gate, Guard
@@ -57,6 +57,7 @@ def make_app(index: Index, gate: Gate, address: str | None = None, data_dirs: Se
     app = Starlette(routes=_routes(), lifespan=lifespan)
     app.state.dashboard, app.state.jobs, app.state.plans = dashboard, jobs.Jobs(index, address), plans
     app.state.watcher, app.state.documents = watcher, documents.Documents([index.runs_dir, *data_dirs])
+    app.state.data = data_page.DataPages([index.runs_dir, *data_dirs])
     return Guard(app, gate)
 
 
@@ -91,6 +92,7 @@ def _routes() -> list[Route]:
         "/api/jobs/{id:path}/stop": _stop,
         f"{run}/resume": _resume,
         "/api/recipes/check": _check,
+        "/api/recipes/data": data_page.data,
         "/api/alerts/test": _test_alert,
     }
     return [

@@ -5,6 +5,7 @@ Legend: T = tokens of a row.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,16 +25,19 @@ from shardyard.data.stream.rows import Row
 from shardyard.data.stream.streams import Stream, StreamSettings
 from shardyard.data.tokenized.opening import open_documents
 from shardyard.engine.components import make_components
+from shardyard.engine.inference.shown_media import pictures_of, sounds_of
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.stages import expected_tokens
 from shardyard.recipe.batching import streams_of
 from shardyard.recipe.mixture.stages import stage_tokens, stage_weights
 from shardyard.recipe.mixture.weights import weights_of
-from shardyard.recipe.schema import Recipe, Source
+from shardyard.recipe.schema import Image, Recipe, Source
 
 IGNORED = -100
 # Bounds of the histogram: powers of two.
 _FIRST_POWER = 3
+# The speed is measured for so long, or so many rows.
+MEASURED_SECONDS, MEASURED_ROWS = 1.0, 2048
 # Share of the labels that are the next tokens, above which all are shifted.
 _SHIFTED = 0.99
 
@@ -49,12 +53,17 @@ class Span:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row: its source, its tokens as text, and what else it holds, such as a label or the shape of an image."""
+    """A row: its source, its tokens as text, and what else it holds, such as a label or the shape of an image.
+
+    pictures, sounds: those of its examples, as data URLs, if they were asked for.
+    """
 
     source: str
     spans: tuple[Span, ...]
     beside: str
     tokens: int
+    pictures: tuple[str, ...] = ()
+    sounds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,15 @@ class InspectedSource:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast one thread of this machine makes rows, once it has begun, and the time until the first one."""
+
+    first_seconds: float
+    rows_per_second: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The first rows of a recipe's training data.
 
@@ -95,10 +113,11 @@ class Inspection:
     lengths: dict[int, int]
     filled: float | None
     trained: float | None
+    speed: Speed
 
 
-def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
-    """Make the first rows of the global order, and show the first `shown` of them.
+def inspect_data(recipe: Recipe, num_rows: int, shown: int, *, media: bool = False) -> Inspection:
+    """Make the first rows of the global order, and show the first `shown` of them, with pictures and sound if `media`.
 
     Raises:
         ShardyardError: the data or the tokenizer cannot be read.
@@ -124,18 +143,46 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int) -> Inspection:
     )
     weights = weights_of(data)
     streams = [Stream(index, sources, weights, settings, Retry()) for index in range(min(number, num_rows))]
+    first_seconds = 0.0
+    made, examples, started = list[tuple[Row, int]](), list[list[Any]](), time.perf_counter()
     try:
-        made = [row for place in range(num_rows) if (row := streams[place % len(streams)].next_row()) is not None]
+        for place in range(num_rows):
+            stream = streams[place % len(streams)]
+            if (row := stream.next_row()) is None:
+                continue
+            made.append(row)
+            first_seconds = time.perf_counter() - started if len(made) == 1 else first_seconds
+            if media and len(examples) < shown:
+                parts = stream.by_source[row[1]].parts()
+                examples.append([part.window.drawn(part.document, part.document + 1)[0][1] for part in parts])
+        told = [_source(index, sources, weights, streams, made) for index in range(len(sources))]
+        speed = _speed(streams)
     finally:
         for stream in streams:
             stream.close()
-    found = [_source(index, sources, weights, streams, made) for index in range(len(sources))]
+    examples += [[] for _ in made[len(examples) : shown]]
+    names, tokenizer = [source.name for source in sources], components.tokenizer
     return Inspection(
-        tuple(_in_the_run(recipe, components.format_inputs, sources, found)),
-        tuple(_shown(row, sources[source].name, components.tokenizer) for row, source in made[:shown]),
+        tuple(_in_the_run(recipe, components.format_inputs, sources, told)),
+        tuple(
+            _shown(row, names[source], tokenizer, seen, recipe.image)
+            for (row, source), seen in zip(made[:shown], examples, strict=True)
+        ),
         _histogram([length for row, _ in made for length in _lengths(row)]),
         *_shares([row for row, _ in made], data.sequence_length),
+        Speed(first_seconds, *speed),
     )
+
+
+def _speed(streams: Sequence[Stream]) -> tuple[float, float]:
+    """Rows and tokens a second of streams that have begun, measured for about a second."""
+    started, rows, tokens = time.perf_counter(), 0, 0
+    while (seconds := time.perf_counter() - started) < MEASURED_SECONDS and rows < MEASURED_ROWS:
+        made = streams[rows % len(streams)].next_row()
+        if made is None:
+            break
+        rows, tokens = rows + 1, tokens + _num_tokens(made[0])
+    return rows / seconds, tokens / seconds
 
 
 def _source(
@@ -238,9 +285,11 @@ def _shares(rows: Sequence[Row], length: int | None) -> tuple[float | None, floa
     return min(1.0, tokens / (len(with_tokens) * length)), trained
 
 
-def _shown(row: Row, source: str, tokenizer: Any) -> ShownRow:
+def _shown(row: Row, source: str, tokenizer: Any, examples: Sequence[Any], image: Image) -> ShownRow:
     spans = tuple(_spans(row, tokenizer)) if tokenizer is not None else ()
-    return ShownRow(source, spans, _beside(row), _num_tokens(row))
+    pictures = tuple(picture for example in examples for picture in pictures_of(example, image))
+    sounds = tuple(sound for example in examples for sound in sounds_of(example))
+    return ShownRow(source, spans, _beside(row), _num_tokens(row), pictures, sounds)
 
 
 def _spans(row: Row, tokenizer: Any) -> Iterator[Span]:

@@ -6,6 +6,7 @@ import { bytes, count, number, whole } from "../lib/format.js";
 import { link, setParams } from "../lib/router.js";
 import { yaml } from "../run/recipe.js";
 import { failure, skeleton, warning } from "../lib/states.js";
+import { begin } from "./data.js";
 
 export const title = "Submit";
 
@@ -77,6 +78,11 @@ class SubmitView {
               "div.actions",
               {},
               this.button,
+              (this.look = h(
+                "button",
+                { type: "button", disabled: true, onclick: () => begin(this.name, this.editor.value) },
+                "Look at the data",
+              )),
               h("span.dim", {}, closed ? "No cluster is connected. In a terminal:" : ""),
             ),
             closed && (this.terminal = h("div")),
@@ -140,7 +146,7 @@ class SubmitView {
   }
 
   changed() {
-    this.button.disabled = true;
+    this.button.disabled = this.look.disabled = true;
     setParams({ set: this.editor.value });
     this.checkSoon();
   }
@@ -197,6 +203,7 @@ class SubmitView {
     );
     if (!this.plan.hasChildNodes()) fill(this.plan, skeleton(4));
     this.button.disabled = problems.length > 0 || !this.session.cluster;
+    this.look.disabled = problems.length > 0;
     // A command that would be refused is not offered.
     if (this.terminal)
       fill(
