@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shardyard.data.formats import FormatInputs
+from shardyard.data.mixture.batches import StageBatches
 from shardyard.data.stream.count import count_rows
 from shardyard.data.stream.loader import TrainLoader
-from shardyard.recipe.schema import Chat, Source
+from shardyard.recipe.schema import Chat, Source, Stage
 from support.chat.cases import answer, call, chat_tokenizer, result, user
 from support.data_cases import data
 
@@ -56,6 +58,28 @@ def test_a_stream_continues_within_a_conversation(tmp_path: Path) -> None:
     whole, states = rows(given, 14)
     for done in (1, 2, 5, 6, 11):
         assert rows(given, 14 - done, states[done - 1])[0] == whole[done:]
+
+
+def test_a_stage_with_longer_rows_continues_within_a_conversation(tmp_path: Path) -> None:
+    given = inputs(tmp_path, TALK)
+    planned = given.data.model_copy(update={"stages": [Stage(at=3, sequence_length=500)]})
+    stages = [StageBatches(0, 1, 1, 400, (1.0,)), StageBatches(3, 1, 1, 500, (1.0,))]
+    opened = TrainLoader(
+        replace(given, data=planned),
+        objective="instruction",
+        global_batch=1,
+        streams=1,
+        seed=3,
+        dp_rank=0,
+        dp_size=1,
+        stages=stages,
+    )
+    try:
+        made = [next(opened).micro_batches[0]["input_ids"][0].tolist() for _ in range(14)]
+    finally:
+        opened.close()
+    # No row is longer than 400 tokens, so all are as without stages.
+    assert made == rows(given, 14)[0]
 
 
 def test_all_rows_of_a_conversation_are_packed(tmp_path: Path) -> None:
