@@ -19,12 +19,17 @@ from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
 from shardyard.errors import DataError
+from shardyard.recipe.sources.documents import rows_of_document
 from shardyard.recipe.sources.files import compression, file_kind, suffix
 from shardyard.recipe.sources.recognise import Recognised, recognise
 
 # Enough to see optional keys, and fast.
 PEEK_CHARACTERS = 1 << 18
 PEEK_ROWS = 64
+# Byte-order marks of UTF-16.
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_EMPTY = ("is empty", "has a header and no rows", "is a pointer")
+_LFS = b"version https://git-lfs"
 _OPEN: dict[str | None, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -70,21 +75,33 @@ def _of_layout(found: Recognised) -> Seen | None:
 
 def _has_classes(found: Recognised) -> bool:
     folders = {os.path.dirname(file) for file in found.files}
-    return len(folders) > 1 and len({folder.count(os.sep) for folder in folders}) == 1
+    names = {os.path.basename(folder) for folder in folders}
+    return len(names) > 1 and len({folder.count(os.sep) for folder in folders}) == 1
 
 
 def _first(found: Recognised) -> Seen:
-    seen = Seen()
+    """The columns of the first file that has any; what is wrong with a file matters if none has."""
+    seen = told = Seen()
     for file in found.files:
         seen = replace(_columns(file), file=file)
-        if seen.columns or seen.problem:
+        if seen.columns and seen.problem is None:
+            return seen
+        if seen.problem is not None and told.problem is None:
+            told = replace(seen, problem=_named(file, seen.problem))
+        if not seen.problem or not seen.problem.startswith(_EMPTY):
             break
-    return seen
+    return told if told.problem is not None else seen
+
+
+def _named(file: str, problem: str) -> str:
+    return problem if problem.startswith(file) else f"{file} {problem}"
 
 
 def _columns(file: str) -> Seen:
     kind = file_kind(file)
     try:
+        if (problem := damage(file)) is not None:
+            return Seen(problem=problem)
         if kind == "parquet":
             import pyarrow.parquet as pq
 
@@ -95,15 +112,29 @@ def _columns(file: str) -> Seen:
             return Seen()
         with opened_text(file) as text:
             return _header(text, suffix(file)) if kind == "csv" else _keys(file, text)
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        return Seen(problem=f"cannot be decompressed: {error}")
     # The errors of pyarrow are also OSError or ValueError.
-    except (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, tarfile.TarError):
+    except (OSError, ValueError, csv.Error, tarfile.TarError):
         return Seen()
+
+
+def damage(file: str) -> str | None:
+    """Why a file cannot hold any rows, by its first bytes; None if it may."""
+    with open(file, "rb") as content:
+        beginning = content.read(len(_LFS))
+    if not beginning:
+        return "is empty"
+    return "is a pointer of Git LFS and not the file itself; run `git lfs pull`" if beginning == _LFS else None
 
 
 def opened_text(file: str) -> IO[str]:
     """The text of a file, decompressed."""
     # As `datasets` does, a byte-order mark is no part of the first name.
     opener = _OPEN.get(compression(file), open)
+    with opener(file, "rb") as beginning:
+        if beginning.read(2) in UTF16:
+            return cast("IO[str]", opener(file, "rt", encoding="utf-16", errors="replace"))
     return cast("IO[str]", opener(file, "rt", encoding="utf-8-sig", errors="replace"))
 
 
@@ -111,12 +142,16 @@ def _header(text: IO[str], end: str) -> Seen:
     line = text.readline()
     while line and not line.strip():
         line = text.readline()
-    return Seen(tuple(next(csv.reader(io.StringIO(line), delimiter=delimiter_of(line, end)), [])))
+    if not line:
+        return Seen(problem="is empty: it has no header of columns")
+    names = next(csv.reader(io.StringIO(line), delimiter=delimiter_of(line, end)), [])
+    empty = not any(map(str.strip, itertools.islice(text, PEEK_ROWS)))
+    return Seen(tuple(name.strip() for name in names), "has a header and no rows" if empty else None)
 
 
 def delimiter_of(header: str, end: str) -> str:
     """What divides the cells of a file with this header and suffix."""
-    marks = "\t" if end == ".tsv" else ",;\t"
+    marks = "\t" if end == ".tsv" else ",;\t|"
     return next((mark for mark in marks if mark in header), marks[0])
 
 
@@ -128,6 +163,8 @@ def _keys(file: str, text: IO[str]) -> Seen:
     if start.startswith("["):
         found = json.loads(beginning) if whole else []
         return Seen(_all_keys(found[:PEEK_ROWS]))
+    if whole and (rows_within := document_rows(start)) is not None:
+        return Seen(_all_keys(list(rows_within[:PEEK_ROWS])))
     lines = beginning.splitlines(keepends=True)
     lines = lines if whole else lines[:-1]
     rows, problem = [], None
@@ -139,6 +176,14 @@ def _keys(file: str, text: IO[str]) -> Seen:
     keys = _all_keys(rows)
     # A file of one object on several lines has no row on its first one.
     return Seen(keys, None if keys or start.startswith("{\n") else problem)
+
+
+def document_rows(text: str) -> list[dict[str, object]] | None:
+    """The rows of a document of a known kind (`sources/documents.py`); None if a text is none."""
+    try:
+        return rows_of_document(json.loads(text))
+    except ValueError:
+        return None
 
 
 def _all_keys(rows: list[object]) -> tuple[str, ...]:

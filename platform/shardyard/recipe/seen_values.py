@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Sequence
 
-from shardyard.recipe.seen_columns import PEEK_CHARACTERS, PEEK_ROWS, delimiter_of, opened_text
+from shardyard.recipe.seen_columns import PEEK_CHARACTERS, PEEK_ROWS, delimiter_of, document_rows, opened_text
 from shardyard.recipe.sources.files import compression, file_kind, suffix
 
 SeenRow = dict[str, object]
@@ -58,10 +58,12 @@ def _of_csv(file: str, beginning: str) -> list[SeenRow]:
         found = list(itertools.islice(csv.DictReader(io.StringIO(lines, newline=""), delimiter=delimiter), PEEK_ROWS))
     except csv.Error:
         return []
-    return [dict(row) for row in found]
+    return [{str(name).strip(): cell for name, cell in row.items()} for row in found]
 
 
 def _of_json(beginning: str, *, whole: bool) -> list[SeenRow]:
+    if whole and (rows_within := document_rows(beginning)) is not None:
+        return rows_within
     if beginning.lstrip().startswith("["):
         try:
             found = json.loads(beginning) if whole else []

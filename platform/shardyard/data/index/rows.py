@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,12 @@ from shardyard.data.index.records import Finder, IrregularError, JsonLines
 from shardyard.data.index.texts import Documents
 from shardyard.data.index.unpacked import copy_of, plan_copies
 from shardyard.data.quirks import ShardFile, generator_of, shard_files
-from shardyard.data.tables.cells import CellTables, known_header
+from shardyard.data.tables.cells import CellTables, Dialect, known_header
 from shardyard.data.tables.columns import ArrowTables, ParquetTables
 from shardyard.data.tables.lines import JsonTables
 from shardyard.data.tables.table import Records, problems_of, records_of, with_problem_texts
 from shardyard.data.tables.texts import TextTables
+from shardyard.recipe.seen_columns import UTF16
 from shardyard.recipe.sources.files import compression
 
 # Records of more bytes together are parsed in several parts.
@@ -44,6 +46,9 @@ class RecordRows:
         assert records.parse is not None, "the format does not parse records"
         self._parse, self._path = records.parse, path
         self._of_json = isinstance(records.format, JsonTables)
+        with open(copy or path, "rb") as content:
+            if content.read(2) in UTF16:
+                raise IrregularError
         try:
             self._offsets = offsets_of(copy or Path(path), finder_of(records.format, path))
         except OSError as error:
@@ -122,7 +127,7 @@ class IndexedFiles:
 def finder_of(form: object, path: str) -> Finder:
     """What finds the records of a file."""
     if isinstance(form, CellTables):
-        return Cells(known_header(path)[1])
+        return Cells(known_header(path)[1] if os.path.getsize(path) else Dialect(","))
     return Documents(form) if isinstance(form, TextTables) else JsonLines()
 
 

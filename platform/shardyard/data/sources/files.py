@@ -25,7 +25,8 @@ from shardyard.data.tables.texts import TextTables, documents_of
 from shardyard.errors import DataError
 from shardyard.objectives.spec import Kind
 from shardyard.recipe.schema import Source
-from shardyard.recipe.sources.files import FileKind, bare, file_kind, files_below, is_table, suffixes
+from shardyard.recipe.seen_columns import damage
+from shardyard.recipe.sources.files import MEDIA_FOLDERS, FileKind, bare, file_kind, files_below, is_table, suffixes
 from shardyard.recipe.sources.recognise import Recognised, recognise
 from shardyard.redaction import VARIABLE_PREFIX, filled
 
@@ -155,7 +156,7 @@ def of_files(recognised: Recognised, fingerprint: Mapping[str, object], source: 
 def _of_rows(recognised: Recognised, fingerprint: Mapping[str, object], source: Source) -> Found:
     files, layout = list(recognised.files), recognised.layout
     about: str = layout if layout != "rows" else recognised.kind
-    features = _features(recognised.kind, files[0])
+    features = _features(recognised.kind, _first_filled(files))
 
     def stream(wanted: Wanted) -> IterableDataset:
         return _stream(recognised.kind, files, features, wanted, source)
@@ -170,6 +171,20 @@ def _of_rows(recognised: Recognised, fingerprint: Mapping[str, object], source: 
             "of the source divides it otherwise)"
         )
     return Found(features, fingerprint, stream, about, note=note)
+
+
+def _first_filled(files: Sequence[str]) -> str:
+    """The first file that is not empty, which shows the columns.
+
+    Raises:
+        DataError: it is a pointer to the file.
+    """
+    local = [file for file in files if "://" not in file]
+    first = next((file for file in local if os.path.getsize(file)), files[0])
+    told = damage(first) if local and os.path.getsize(first) else None
+    if told is not None:
+        raise DataError(f"{first} {told}.")
+    return first
 
 
 def _features(kind: FileKind, first: str) -> Any:
@@ -226,8 +241,10 @@ def _with_media(tables: Tables, media: Mapping[str, Sequence[str]]) -> Tables:
 
 
 def _clips(file: str) -> Sequence[str]:
-    """Common Voice names recordings in the folder `clips`."""
-    return ("clips",) if "://" not in file and os.path.isdir(Path(file).parent / "clips") else ()
+    """Folders beside a file in which what it names may lie, as Common Voice's recordings in `clips`."""
+    if "://" in file:
+        return ()
+    return tuple(name for name in MEDIA_FOLDERS if os.path.isdir(Path(file).parent / name))
 
 
 def _holds_names(feature: Any) -> bool:

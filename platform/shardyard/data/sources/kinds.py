@@ -66,6 +66,8 @@ def may_be(feature: Any, kind: Kind) -> bool:
     content, names of classes as their numbers."""
     if not isinstance(feature, datasets.Value):
         return False
+    if kind in ("label", "number") and type_of(feature).startswith(("bool", "float", "double", "decimal")):
+        return True
     return kind == "text" or (kind in (*MEDIA, "label") and type_of(feature) in _TEXT_TYPES)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import datasets
@@ -62,7 +63,7 @@ def as_kind(kind: Kind | None, feature: Any, seen: Any = None) -> Decode | None:
 
 
 def as_text(value: Any) -> str | None:
-    """Digits, dates and booleans as texts.
+    """Digits, dates, booleans and bytes of UTF-8 as texts.
 
     Raises:
         UnusableRowError: it is no single value.
@@ -71,8 +72,13 @@ def as_text(value: Any) -> str | None:
         return value
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    if isinstance(value, datetime.date | datetime.time):
+    if isinstance(value, datetime.date | datetime.time | Decimal):
         return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise UnusableRowError(f"no UTF-8 at byte {error.start + 1}") from error
     raise UnusableRowError("no text where text is read", f"{value!r:.60}")
 
 

@@ -43,13 +43,13 @@ class Dialect:
 
 
 def dialect_of(path: str, beginning: str) -> Dialect:
-    """The dialect of a file: commas in .csv, or semicolons or tabs if its header has no comma, and tabs in .tsv.
+    """The dialect of a file: commas in .csv, or semicolons, tabs or bars if its header has no comma; tabs in .tsv.
 
     Quotes of a .tsv are part of its texts if a cell begins with one and does not end with one.
     """
     header = beginning.partition("\n")[0]
     if suffix(path) != ".tsv":
-        present = [mark for mark in ",;\t" if mark in header]
+        present = [mark for mark in ",;\t|" if mark in header]
         return Dialect(present[0] if present else ",")
     lines = beginning.splitlines(keepends=True)
     whole = lines[:-1] if len(beginning) >= _PEEK_CHARACTERS else lines
@@ -78,7 +78,7 @@ def header_of(path: str) -> tuple[list[str], Dialect]:
     header = next((record for record in dialect.reader(io.StringIO(beginning, newline="")) if record), [])
     if not header:
         raise DataError(f"{path} is empty: it has no header of columns.")
-    return header, dialect
+    return [name.strip() for name in header], dialect
 
 
 def known_header(path: str) -> tuple[list[str], Dialect]:
@@ -154,6 +154,8 @@ class CellTables:
         Raises:
             DataError: the file lacks a column.
         """
+        if "://" not in path and not os.path.getsize(path):
+            return
         header, dialect = header_of(path)
         places = [self._place(path, header, name) for name in self.names]
         with opened(path) as file:

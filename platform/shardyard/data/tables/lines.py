@@ -27,6 +27,7 @@ from shardyard.data.tables.opened import CHUNK_BYTES, chunks, opened
 from shardyard.data.tables.surrogates import HALF, may_have_halves, with_pairs, without_halves
 from shardyard.data.tables.table import table_of, without_problems
 from shardyard.errors import DataError
+from shardyard.recipe.sources.documents import rows_of_document
 
 _DECODER = json.JSONDecoder()
 _BLOCK_BYTES = CHUNK_BYTES // 32
@@ -66,6 +67,8 @@ class JsonTables:
 
     def of_records(self, records: Sequence[bytes], _: str) -> pa.Table:
         """The table of some lines of a file."""
+        if len(records) == 1 and _may_be_document(records[0]) and not _is_lines(records[0]):
+            return self.table(as_lines(records[0]))
         # The last line of a file may lack its end.
         return self.table(b"".join(line if line.endswith(b"\n") else line + b"\n" for line in records))
 
@@ -194,10 +197,14 @@ def _is_lines(chunk: bytes) -> bool:
     if start.startswith(b"["):
         return False
     try:
-        json.loads(start.split(b"\n", 1)[0])
+        first = json.loads(start.split(b"\n", 1)[0])
     except ValueError:
         return not _is_one_object(chunk)
-    return True
+    return rows_of_document(first) is None
+
+
+def _may_be_document(line: bytes) -> bool:
+    return b'"paragraphs"' in line or b'"annotations"' in line
 
 
 def _is_one_object(chunk: bytes) -> bool:
@@ -221,7 +228,7 @@ def as_lines(content: bytes) -> bytes:
     except (ValueError, RecursionError) as error:
         at = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{at}no JSON: {getattr(error, 'msg', error)}") from error
-    rows = value if isinstance(value, list) else _rows_of(value)
+    rows = value if isinstance(value, list) else rows_of_document(value) or _rows_of(value)
     if rows is None:
         raise DataError("it holds neither a list of rows nor columns of equal length")
     return "\n".join(_dumped(row if not isinstance(row, str) else {"text": row}) for row in rows).encode()

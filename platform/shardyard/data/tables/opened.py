@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 from datasets.utils.file_utils import xopen
 
+from shardyard.recipe.seen_columns import UTF16
 from shardyard.recipe.sources.files import compression
 
 # As `datasets` reads text and JSON; the chunks are part of its resumable state.
@@ -25,7 +26,15 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     with ExitStack() as stack:
         remote = "://" in path
         file: IO[bytes] = stack.enter_context(xopen(path, "rb") if remote else open(path, "rb"))  # noqa: SIM115
-        yield cast("IO[bytes]", stack.enter_context(_decompressed(file, compression(path))))
+        content = cast("IO[bytes]", stack.enter_context(_decompressed(file, compression(path))))
+        yield content if remote or not content.seekable() else _as_utf8(content)
+
+
+def _as_utf8(content: IO[bytes]) -> IO[bytes]:
+    """The content, or that of a text in UTF-16, which begins with its byte-order mark, in UTF-8."""
+    mark = content.read(2)
+    content.seek(0)
+    return io.BytesIO(content.read().decode("utf-16").encode()) if mark in UTF16 else content
 
 
 def read_remote(url: str) -> bytes:

@@ -12,6 +12,7 @@ from shardyard.recipe.fields import Path
 from shardyard.recipe.schema import Recipe, Source
 from shardyard.recipe.seen_columns import Seen, look
 from shardyard.recipe.seen_values import first_rows
+from shardyard.recipe.sources.files import MEDIA_FOLDERS
 from shardyard.recipe.sources.usual import columns_of
 
 Finding = tuple[Path, str]
@@ -77,7 +78,7 @@ def _media(file: str, column: str, values: Sequence[object]) -> Iterator[_Proble
         )
         return
     home = os.path.dirname(os.path.abspath(file))
-    folders = ("", "clips")
+    folders = ("", *MEDIA_FOLDERS)
     lost = [name for name in names if not any(os.path.exists(os.path.join(home, at, name)) for at in folders)]
     if lost:
         yield _Problem(

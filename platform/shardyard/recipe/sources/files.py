@@ -26,6 +26,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au", ".m4a")
 # Token ids: of OLMo-core, of Megatron, nanoGPT and llm.c, and of datatrove and nanotron.
 TOKENS = (".npy", ".bin", ".ds")
+# Folders beside a file of rows in which the pictures and recordings may lie that it names: Common Voice, Flickr, COCO.
+MEDIA_FOLDERS = ("clips", "wavs", "images", "Images", "train2014", "train2017", "val2014", "val2017")
 # Compressions that can be read of `json`, `csv` and `text`.
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _KINDS: dict[str, FileKind] = {

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from shardyard.objectives.spec import Kind
 
 _MEDIA: Mapping[Kind, tuple[str, ...]] = {
-    "image": ("image", "jpg", "jpeg", "png", "webp", "img", "image_path", "file_name"),
+    "image": ("image", "jpg", "jpeg", "png", "webp", "img", "image_path", "file_name", "image_name"),
     "audio": ("audio", "wav", "flac", "mp3", "ogg", "opus", "audio_filepath", "audio_path", "file_name", "path"),
 }
 # Of what is said of a picture or in a recording.
 _BESIDE: Mapping[Kind, tuple[str, ...]] = {
-    "text": ("text", "txt", "caption", "sentence", "transcription", "transcript"),
+    "text": ("text", "txt", "caption", "sentence", "transcription", "transcript", "normalized_text", "comment"),
     "label": ("label", "cls", "class"),
     "segments": ("segments", "chunks", "words"),
 }
