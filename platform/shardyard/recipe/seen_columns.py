@@ -105,7 +105,10 @@ def _columns(file: str) -> Seen:
         if kind == "parquet":
             import pyarrow.parquet as pq
 
-            return Seen(tuple(pq.read_schema(file).names))
+            try:
+                return Seen(tuple(pq.read_schema(file).names))
+            except (OSError, ValueError) as error:
+                return Seen(problem=f"cannot be read as Parquet: {str(error).splitlines()[0]}")
         if kind == "tar":
             return _members(file)
         if kind not in ("json", "csv") or compression(file) == ".zst":

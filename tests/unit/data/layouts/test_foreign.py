@@ -319,6 +319,12 @@ REFUSED: dict[str, tuple[Write, str, str, str]] = {
     "a header alone": (files(**{"a.csv": "text\n"}), "causal_lm", "a.csv has a header and no rows", ""),
     "a pointer for Parquet": (files(**{"a.parquet": LFS}), "causal_lm", POINTER, POINTER),
     "a pointer for JSON": (files(**{"a.jsonl": LFS}), "causal_lm", POINTER, POINTER),
+    "no Parquet": (
+        files(**{"a.parquet": "x" * 100}),
+        "causal_lm",
+        "a.parquet cannot be read as Parquet: ",
+        "a.parquet cannot be read as Parquet: ",
+    ),
     "half of a gzip": (
         files(**{"a.jsonl.gz": PACKED[: len(PACKED) // 2]}),
         "causal_lm",
