@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import RecordRows
+from shardyard.data.sources.retry import Retry
+from shardyard.data.sources.sources import open_source
 from shardyard.data.stream import dealt, reader
-from shardyard.data.stream.share import Cursor
+from shardyard.data.stream.reader import ShareReader
+from shardyard.data.stream.share import START, Cursor, share_of
 from shardyard.data.stream.tables import StreamedTables, TableStream
 from shardyard.recipe.schema import Source
 from support.data_cases import batches, data, documents, global_rows, merged_state, rows, write_jsonl
@@ -119,6 +122,30 @@ def test_global_batches_are_those_of_streams_that_read_alone(
         lonely = merged_state(recipe, step, 1, **options)
         assert lonely == state
         assert [rows(batch) for batch in batches(recipe, 3, state, **options)] == found[step:]
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_readers_share_a_shard(tmp_path: Path, begun: list[Cursor], readers: int) -> None:
+    path = write_jsonl(tmp_path, [documents(2000)])
+    options: dict[str, Any] = {"streams": 8, "global_batch": 8}
+    undisturbed = global_rows(data([Source(path=path)], readers=0), 60, 1, **options)
+    begun.clear()
+    assert global_rows(data([Source(path=path)], readers=readers), 60, 1, **options) == undisturbed
+    assert len(begun) == 1
+
+
+def test_what_nobody_takes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stream reads its share to the end while the others have not begun."""
+    monkeypatch.setattr(dealt, "WAITING_BYTES", 4000)
+    monkeypatch.setattr(dealt, "MANY_ROWS", 100)
+    opened = open_source(Source(path=write_jsonl(tmp_path, [documents(6000)])), training=True)
+    readers = [ShareReader(share_of(opened, stream, 4), Retry()) for stream in range(4)]
+    for one in readers:
+        one.seek(START)
+    assert readers[0].read(10**6) == documents(6000)[::4]
+    (only,) = readers[0]._tables._dealer._passes  # type: ignore[attr-defined]
+    assert sum(waiting.num_bytes for waiting in only.dealt.values()) <= 4000
+    assert readers[3].read(10**6) == documents(6000)[3::4]
 
 
 def test_a_failed_read_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from shardyard.data.stream.tables import Chunk, TableStream, is_by_number, rows_
 
 # A stream that wants rows further ahead than this begins a pass of its own where it can.
 AHEAD_ROWS = 1 << 16
-# Beyond so many bytes that wait to be taken, a stream that has far more of them than others reads for itself.
-WAITING_BYTES = 1 << 31
+# Beyond so many bytes that wait to be taken, no more is dealt to a stream that has far more of them than others, or
+# that has not read at all while another one has read so many rows. It then reads for itself.
+WAITING_BYTES, MANY_ROWS = 1 << 31, 1 << 13
 
 
 class DealtTables:
@@ -70,6 +71,11 @@ class DealtTables:
                 return None
         return waiting.pop()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has not been asked for anything."""
+        return self._pass is None and not self.is_waiting
+
     def _leave(self) -> None:
         if self._pass is not None:
             self._dealer.leave(self, self._pass)
@@ -83,10 +89,13 @@ class _Waiting:
     first: int
     chunks: deque[Chunk] = field(default_factory=deque)
     num_bytes: float = 0.0
+    num_taken: int = 0
 
     def pop(self) -> Chunk:
         self.num_bytes *= 1 - 1 / len(self.chunks)
-        return self.chunks.popleft()
+        chunk = self.chunks.popleft()
+        self.num_taken += len(chunk.rows)
+        return chunk
 
 
 @dataclass(eq=False)
@@ -124,12 +133,16 @@ class _Pass:
         return True
 
     def _bound(self, asking: DealtTables) -> None:
-        """Deal no more to a stream that leaves far more rows waiting than the others do, if they are too many."""
+        """Deal no more to a stream that leaves too much waiting."""
         total = sum(waiting.num_bytes for waiting in self.dealt.values())
-        if total > WAITING_BYTES:
-            slowest = max(self.dealt, key=lambda member: self.dealt[member].num_bytes)
-            if slowest is not asking and self.dealt[slowest].num_bytes > 2 * total / len(self.dealt):
-                del self.dealt[slowest]
+        while total > WAITING_BYTES:
+            slowest = max(self.dealt, key=lambda member: (member is not asking, self.dealt[member].num_bytes))
+            is_idle = slowest not in self.joined and self.dealt[asking].num_taken > MANY_ROWS
+            size = self.dealt[slowest].num_bytes
+            if slowest is asking or not (is_idle or size > 2 * total / len(self.dealt)):
+                break
+            del self.dealt[slowest]
+            total -= size
 
 
 class _Dealer:
@@ -156,9 +169,11 @@ class _Dealer:
         """A pass from where the stream is, or another one that waits not far behind it."""
         waiting = sorted((one for one in self.members if one.is_waiting), key=lambda one: -one.wanted)
         if member.start.state is None:
-            # All rows are read. Streams that read elsewhere come back to them from where this one is, or nearly.
+            # All rows are read: in an epoch to which the other streams will come, or instead of an index that others
+            # have to leave too, at about the same place.
             soon = max(0, member.wanted - AHEAD_ROWS)
-            dealt = {one: _Waiting(one.wanted if one.is_waiting else soon) for one in self.members}
+            coming = [one for one in self.members if one.is_waiting or one.is_idle or not member.wanted]
+            dealt = {one: _Waiting(one.wanted if one.is_waiting else soon) for one in coming}
             return _Pass(TableStream(self._dataset, START), dealt)
         first = member
         for one in waiting:
