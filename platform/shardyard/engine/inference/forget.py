@@ -12,6 +12,7 @@ from shardyard.data.ledger.places import Places
 from shardyard.data.ledger.queries import FoundDocument, Query, find_documents
 from shardyard.data.sources.sources import open_for
 from shardyard.data.stream.held_out import validation_sources
+from shardyard.data.tokenized.holding import sets_holding
 from shardyard.engine.checkpoint.files import step_of
 from shardyard.engine.inference.load import recipe_of
 from shardyard.engine.inference.trace import TracedDocument, trace_documents
@@ -93,6 +94,8 @@ def plan_removal(runs: Sequence[RunFolder], queries: Sequence[Query], exclude: P
         one = _touched(run, trace["documents"], held_out, exclude)
         if one is not None:
             touched[run.id] = one | {"problem": trace["problem"]}
+    hashes = {document["sha256"] for document in documents.values()}
+    copies |= {f"the tokenised set {folder} ({rows} rows)": None for folder, rows in sets_holding(sorted(hashes))}
     for heir in _heirs(runs, touched, exclude):
         touched[heir["run"]] = heir
     return Removal(
