@@ -163,8 +163,18 @@ export class Documents {
     download(
       `documents-step-${this.step}.csv`,
       csv([
-        ["row", "rank", "source", "document", "tokens", "text"],
-        ...documents.map((one) => [one.row, one.rank, one.source, one.document, one.tokens, one.text]),
+        ["row", "rank", "source", "file", "file row", "sha256", "document", "tokens", "text"],
+        ...documents.map((one) => [
+          one.row,
+          one.rank,
+          one.source,
+          one.file,
+          one.file_row,
+          one.sha256,
+          one.document,
+          one.tokens,
+          one.text,
+        ]),
       ]),
     );
   }
@@ -173,6 +183,14 @@ export class Documents {
     this.abort?.abort();
     this.soon.cancel();
   }
+}
+
+// `train.jsonl, row 61`, as messages name it.
+function place({ file, file_row: row, source }) {
+  const name = String(file ?? "")
+    .split("/")
+    .pop();
+  return name && name !== source ? `${name}, row ${row}` : row && `row ${row}`;
 }
 
 // The row and its rank stand at the first of its documents.
@@ -192,7 +210,7 @@ function item(one, before) {
         h(
           "span.dim",
           {},
-          [String(one.document), Number.isFinite(one.tokens) ? `${whole(one.tokens)} tokens` : null]
+          [place(one), String(one.document), Number.isFinite(one.tokens) ? `${whole(one.tokens)} tokens` : null]
             .filter(Boolean)
             .join(" · "),
         ),
