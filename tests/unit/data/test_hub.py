@@ -30,6 +30,13 @@ configs:
   data_files: de/*.jsonl
 ---
 """
+DECLARED = b"""---
+dataset_info:
+  features:
+  - {name: text, dtype: string}
+  - {name: meta, dtype: int64}
+---
+"""
 OLD, NEW = "b" * 40, "a" * 40
 
 
@@ -79,6 +86,13 @@ REPOS = {
         {
             "a.jsonl": jsonl({"text": "a", "meta": 1, "id": 1}),
             "b.jsonl": jsonl({"id": "A-7", "meta": {"x": "y"}, "text": "b"}, {"text": "c", "meta": [1]}),
+        }
+    ),
+    "org/declared": repo(
+        {
+            "README.md": DECLARED,
+            "a.jsonl": jsonl({"text": "a", "meta": 1}),
+            "b.jsonl": jsonl({"meta": {"x": "y"}, "text": "b"}, {"text": 3}),
         }
     ),
     "org/words": repo({"train.csv": b"text,label\nNone,1\nNA,0\n007,1\n"}),
@@ -140,7 +154,13 @@ def test_a_pass_asks_for_each_shard_a_few_times_whatever_the_streams(server: Hub
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("org/drift", ["a", "b"]), ("org/drifting-lines", ["a", "b", "c"]), ("org/text", ["one", "two"])]
+    ("name", "rows"),
+    [
+        ("org/drift", ["a", "b"]),
+        ("org/drifting-lines", ["a", "b", "c"]),
+        ("org/declared", ["a", "b", "3"]),
+        ("org/text", ["one", "two"]),
+    ],
 )
 def test_columns_that_are_not_read_stop_nothing(reader: Client, name: str, rows: list[str]) -> None:
     assert [row for row in reader.read(name)["rows"] if row] == rows

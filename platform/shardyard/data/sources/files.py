@@ -142,21 +142,28 @@ def _media(recognised: Recognised, fingerprint: Mapping[str, object]) -> Found:
     return Found(found.features, found.fingerprint, found.stream, f"{recognised.layout} with a metadata file")
 
 
-def of_files(recognised: Recognised, fingerprint: Mapping[str, object], source: Source) -> Found:
+def of_files(
+    recognised: Recognised, fingerprint: Mapping[str, object], source: Source, features: datasets.Features | None = None
+) -> Found:
     """Files by their paths or URLs.
+
+    Args:
+        features: of rows, if they are declared; else the first file shows them.
 
     Raises:
         DataError: the first one cannot be read.
     """
     if recognised.layout in ("ImageFolder", "AudioFolder"):
         return _media(recognised, fingerprint)
-    return _of_rows(recognised, fingerprint, source)
+    return _of_rows(recognised, fingerprint, source, features)
 
 
-def _of_rows(recognised: Recognised, fingerprint: Mapping[str, object], source: Source) -> Found:
+def _of_rows(
+    recognised: Recognised, fingerprint: Mapping[str, object], source: Source, declared: datasets.Features | None = None
+) -> Found:
     files, layout = list(recognised.files), recognised.layout
     about: str = layout if layout != "rows" else recognised.kind
-    features = _features(recognised.kind, _first_filled(files))
+    features = declared or _features(recognised.kind, _first_filled(files))
 
     def stream(wanted: Wanted) -> IterableDataset:
         return _stream(recognised.kind, files, features, wanted, source)

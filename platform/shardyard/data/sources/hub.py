@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import datasets
@@ -49,6 +49,8 @@ def open_hub(source: Source, split: str, retry: Retry) -> Found:
     own = _rows(builder, source, split) or _recordings(builder, source, split)
     if own is not None:
         return in_words(path, retry, lambda: of_files(own, fingerprint, source))
+    if isinstance(builder, Json) and _is_plain(builder.config):
+        return in_words(path, retry, lambda: _declared(builder, fingerprint, source, split))
     dataset = in_words(path, retry, lambda: builder.as_streaming_dataset(split=split))
     if isinstance(builder, Parquet):
         return Found(dataset.features, fingerprint, lambda wanted: _of_columns(builder, split, wanted), "Parquet")
@@ -121,6 +123,29 @@ def _listed(builder: Any, source: Source, split: str) -> tuple[str, ...]:
             "data.validation give the training data with `holdout`."
         )
     return tuple(str(file) for file in listed[split])
+
+
+def _declared(builder: Any, fingerprint: Mapping[str, object], source: Source, split: str) -> Found:
+    """JSON whose card declares the columns: those that are read are typed so, and `datasets` casts all if it must."""
+    features = builder.info.features
+    own = of_files(Recognised("rows", "json", _listed(builder, source, split)), fingerprint, source, features)
+
+    def stream(wanted: Wanted) -> Any:
+        if all(_is_simple(features[column]) for column in wanted):
+            return own.stream(wanted)
+        return builder.as_streaming_dataset(split=split)
+
+    return replace(own, stream=stream)
+
+
+def _is_simple(feature: Any) -> bool:
+    """Whether values of JSON are stored as this feature without a cast of `datasets`."""
+    if isinstance(feature, datasets.Value):
+        return str(feature.dtype).startswith(("string", "large_string", "int", "uint", "float", "bool"))
+    if isinstance(feature, Mapping):
+        return all(map(_is_simple, feature.values()))
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return isinstance(feature, datasets.Json) or (inner is not None and _is_simple(inner))
 
 
 def _is_plain(config: Any) -> bool:
