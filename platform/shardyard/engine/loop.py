@@ -6,9 +6,9 @@ import math
 import time
 from typing import Literal
 
+from shardyard.engine.row_use import NUM_COUNTS
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, train_step
-from shardyard.recipe.isolation import leaves_gaps
 from shardyard.tracking.metrics import record as names
 from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
@@ -65,12 +65,13 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
         batch,
         session.mesh,
         flag=_flag(session),
-        counts=session.mixture.counts(batch) if session.mixture is not None else (),
+        counts=[*session.use.counts(batch), *(session.mixture.counts(batch) if session.mixture is not None else ())],
         changing=bool(session.plan.stages),
     )
     _check(session, result, step)
+    session.use.take(result.counts[:NUM_COUNTS])
     if session.mixture is not None:
-        session.mixture.take(step, result.counts)
+        session.mixture.take(step, result.counts[NUM_COUNTS:])
     session.statistics.average()
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
     wanted = session.needs_metrics(step)
@@ -86,15 +87,11 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
     stage = session.plan.stage_at(step)
     if stage is not None:
         session.meter.count(stage.flops_per_token)
-    tokens = session.plan.tokens_per_step if stage is None else stage.tokens_per_step
-    metrics |= session.meter.update(tokens, time.monotonic() - started, waited)
+    metrics |= session.meter.update(session.use.tokens(step), time.monotonic() - started, waited)
     if wanted:
-        metrics |= memory_metrics()
+        metrics |= memory_metrics() | session.use.metrics()
         if session.mixture is not None:
             metrics |= session.mixture.metrics()
-        if leaves_gaps(session.recipe):
-            length = session.recipe.data.sequence_length if stage is None else stage.sequence_length
-            metrics[names.ROW_FILL] = batch.num_tokens / (len(batch.row_sources) * (length or 1))
     stop = next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
     return StepRecord(step, metrics), stop
 

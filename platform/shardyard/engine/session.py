@@ -21,6 +21,7 @@ from shardyard.engine.hooks.checkpoints import CheckpointHook
 from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.engine.hooks.recording import RecordHook
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.row_use import RowUse
 from shardyard.errors import TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.planning.plan import RunPlan
@@ -64,6 +65,7 @@ class Session:
     ledger: LedgerWriter | None = None
 
     def __post_init__(self) -> None:
+        self.use = RowUse(self.recipe, self.plan, self.mesh)
         # Steps whose batches were taken.
         self._taken = 0
         self.checkpoint = CheckpointHook(

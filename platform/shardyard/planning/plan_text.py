@@ -81,6 +81,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "precision", plan.precision, why["precision"]
     if plan.isolation_matters:
         yield "isolation", str(plan.isolation), why["isolation"]
+    if "packing" in why:
+        yield "packing", "best_fit", why["packing"]
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     if plan.logits_chunk:
         yield "logits", f"of {plan.logits_chunk} tokens at a time", why["logits_chunk"]

@@ -12,7 +12,7 @@ from shardyard.cli.commands.inspect_data import inspect_data as command
 from shardyard.engine.inference.data_inspection import inspect_data
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Recipe
-from support.tiny import tiny_recipe
+from support.tiny import tiny_recipe, write_corpus
 
 CHAT = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -102,3 +102,18 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "100.0% of the mixture; 8 rows, 8 documents" in printed
     assert "assistant: ⟦answer<|endoftext|>⟧" in printed
     assert "≤ 32 tokens" in printed or "≤ 64 tokens" in printed
+
+
+def test_what_cutting_costs_is_told(tmp_path: Path) -> None:
+    """Rows that are cut from concatenated documents begin within one; whole documents are not cut."""
+    corpus = write_corpus(tmp_path, 100)
+    joined, whole = (
+        inspect_data(tiny_recipe(corpus, data={"sequence_length": 400, "packing": packing}), 12, 0)
+        for packing in ("concat", "best_fit")
+    )
+    assert joined.cut_documents == 8  # the first rows of four streams begin with a document
+    assert joined.cut_tokens > joined.cut_documents
+    assert (whole.cut_documents, whole.cut_tokens) == (0, 0)
+    assert joined.filled == 1
+    assert whole.filled is not None
+    assert 0.8 < whole.filled < 1

@@ -87,6 +87,7 @@ def _print_numbers(found: Inspection) -> None:
     if found.filled is not None:
         trained = "" if found.trained is None else f"; {found.trained:.1%} of the tokens are targets"
         output.line(f"positions filled: {found.filled:.1%}{trained}")
+        output.line(f"cut: {found.cut_documents} documents, {found.cut_tokens} tokens that lack what comes before")
     speed = found.speed
     tokens = f", {speed.tokens_per_second:,.0f} tokens/s" if speed.tokens_per_second else ""
     rows = f"{speed.rows_per_second:,.0f} rows/s"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
+from shardyard.data.stream.cuts import NO_CUTS, Cuts
 from shardyard.data.stream.left_out import LeftOutCounts, added
 from shardyard.data.stream.rows import Row
 from shardyard.data.stream.streams import Stream, StreamState
@@ -30,7 +31,7 @@ class Part:
     """Some rows of a batch in their order, each with the index of its source, [≤ R]; None where a stream has ended.
 
     `states` and `counts` are those of the streams that the rows are from, after the last row; `num_cut` tokens did not
-    fit since the reader began, `num_retries` were made by a reader with a process of its own.
+    fit since the reader began, `cuts` is what these rows lost, `num_retries` were made by a reader in its own process.
     """
 
     rows: Sequence[tuple[Row, int] | None]
@@ -38,6 +39,7 @@ class Part:
     counts: Mapping[int, Sequence[SourceCounts]]
     num_tokens: int
     num_cut: int = 0
+    cuts: Cuts = NO_CUTS
     num_retries: int = 0
 
 
@@ -71,14 +73,15 @@ class OwnStreams:
             DataError: a row cannot be made; it is row `at`.
         """
         rows: list[tuple[Row, int] | None] = []
-        drawn: dict[int, int] = {}
+        drawn: dict[int, tuple[int, Cuts]] = {}
         for number in range(first, first + count):
             index = self._order[number % len(self._order)]
             stream = self._streams.get(index)
             if stream is None:
                 continue
             self.at = number
-            drawn.setdefault(index, stream.num_tokens)
+            if index not in drawn:
+                drawn[index] = stream.num_tokens, stream.cuts
             row = stream.next_row()
             if row is None:
                 stream.pass_over()
@@ -89,8 +92,9 @@ class OwnStreams:
             rows,
             {index: self._streams[index].state() for index in drawn},
             {index: counts_of(self._streams[index]) for index in drawn},
-            sum(self._streams[index].num_tokens - before for index, before in drawn.items()),
+            sum(self._streams[index].num_tokens - before for index, (before, _) in drawn.items()),
             self._formats.num_cut,
+            sum((self._streams[index].cuts - before for index, (_, before) in drawn.items()), NO_CUTS),
         )
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from shardyard.data.stream.cuts import Cuts
 from shardyard.data.stream.packing import IGNORED, TokenStream
 from shardyard.data.stream.rows import Row
 
@@ -29,6 +30,8 @@ class DocumentStream(TokenStream):
         labels[filled:] = IGNORED
         inputs[:filled], labels[:filled] = tokens[:-1], tokens[1:]
         self._last = [(self._held[0], self._offset, filled + 1)]
+        if self._offset:
+            self.cuts += Cuts(1, filled)
         self._hold(1)  # where the next row may begin
         # After its last target, the rest of a document is its end.
         self._consume(filled if self._offset + filled < last else len(own) - self._offset)

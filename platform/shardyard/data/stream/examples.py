@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shardyard.data.sources.sources import Example
+from shardyard.data.stream.cuts import Cuts
 from shardyard.data.stream.length_groups import ByLength, InOrder, Order, size_of
 from shardyard.data.stream.reader import ShareReader
 from shardyard.data.stream.rows import Part, Position, Row, Tensors, collate
@@ -77,9 +78,12 @@ class ExampleStream:
 
     def __init__(self, windows: Windows, rows: ExampleRows) -> None:
         self.num_rows = self.num_documents = self.num_tokens = 0
+        self.cuts = Cuts()
         self._windows, self._rows = windows, rows
         self._position = Position()
         self._parts: list[Part] = []
+        # Of the last piece that was made to rows.
+        self._cut = Cuts()
         # The epoch from whose start on no row was made; None if one was, or the epoch was not read from its start.
         self._nothing_since: int | None = None
         self._source = self._made()
@@ -140,6 +144,7 @@ class ExampleStream:
                     continue
                 rows = self._learnable(pieces[index], window, index, len(pieces))
                 row += len(rows)
+                self.cuts += self._cut
                 if self._windows.group and len(rows) != 1:
                     odd[place] = len(rows)
                 documents = self._rows.documents_of(pieces[index], index) if rows else ()
@@ -180,7 +185,7 @@ class ExampleStream:
 
     def _learnable(self, piece: Any, window: Window, index: int, number: int) -> list[Row]:
         """The rows of a piece that are not left out."""
-        left_out, cut_before = self._windows.reader.left_out, self._rows.num_cut
+        left_out, cut_before, self._cut = self._windows.reader.left_out, self._rows.num_cut, Cuts()
         # The row of an example is named; pieces of examples have no place of their own.
         place = window.place(index) if number == len(window.examples) else self._windows.reader.name
         try:
@@ -193,6 +198,8 @@ class ExampleStream:
         kept = [row for row in rows if self._rows.learns(row)]
         if not kept:
             self._rows.num_cut = cut_before
+        cut = self._rows.num_cut - cut_before
+        self._cut = Cuts(int(cut > 0), cut)
         if not rows:
             left_out.without_target(place, "no answer that is trained")
         for _ in range(len(rows) - len(kept)):

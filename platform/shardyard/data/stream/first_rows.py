@@ -10,6 +10,7 @@ from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.shuffle import Windows
 from shardyard.data.tokenized.opening import open_documents
 from shardyard.errors import DataError
+from shardyard.recipe.isolation import packs_best_fit
 from shardyard.recipe.schema import Source
 from shardyard.recipe.sources.files import matching
 
@@ -70,7 +71,8 @@ def filled_share(inputs: FormatInputs, objective: str) -> float | None:
 def _filled(inputs: FormatInputs, objective: str, source: Source) -> float:
     opened = open_documents(inputs, objective, source, training=True)
     reader = ShareReader(share_of(opened, 0, 1), Retry())
-    stream = make_rows(objective, inputs).stream(Windows(reader, (0, 0, 0), 1, repeat=False))
+    window = inputs.data.shuffle_window if packs_best_fit(inputs.data) else 1
+    stream = make_rows(objective, inputs).stream(Windows(reader, (0, 0, 0), window, repeat=False))
     try:
         while stream.num_rows < ROWS_OF_AN_ESTIMATE and stream.next_row() is not None:
             pass

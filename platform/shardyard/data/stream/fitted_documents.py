@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 
 from shardyard.data.stream.best_fit import best_fit
+from shardyard.data.stream.cuts import Cuts
 from shardyard.data.stream.packing import DocumentEncoder, encoded_parts
 from shardyard.data.stream.rows import Part, Position, Row
 from shardyard.data.stream.shuffle import PACKING_STREAM, Window, Windows, keyed_permutation
@@ -32,6 +33,7 @@ class FittedStream:
 
     def __init__(self, windows: Windows, encoder: DocumentEncoder, *, length: int, isolate: bool) -> None:
         self.num_rows = self.num_documents = self.num_tokens = 0
+        self.cuts = Cuts()
         self._parts: list[Part] = []
         self._windows, self._encoder = windows, encoder
         self._length, self._isolate = length, isolate
@@ -67,6 +69,8 @@ class FittedStream:
         self.num_rows += 1
         self.num_tokens += len(row["input_ids"])
         self.num_documents += ended
+        begun = [part.tokens or 0 for part in self._parts if part.first]
+        self.cuts += Cuts(len(begun), sum(begun))
         return row
 
     def _made(self, skip: int = 0) -> Iterator[tuple[Row, list[Part], Position, int]]:

@@ -26,6 +26,7 @@ from shardyard.data.readers.processes import ProcessReaders, ReaderKind, default
 from shardyard.data.readers.shelf import Closed, Shelf
 from shardyard.data.sources.retry import Retry, Stopped
 from shardyard.data.sources.web import WEB
+from shardyard.data.stream.cuts import NO_CUTS, Cuts
 from shardyard.data.stream.held_out import HeldOut, held_out_rows, validation_sources
 from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
@@ -76,7 +77,8 @@ class Batch:
 
     `micro_batches` hold the model's inputs by name, [B, …] each; `batch[name]` concatenates them to [R, …] if their
     lengths are equal. `row_sources` holds the index in data.train of each row's source [R]. `state` is JSON-able:
-    stream → state of this rank's streams after this batch. `num_tokens` are those of the rows, without padding. `more`
+    stream → state of this rank's streams after this batch. `num_tokens` are those of the rows, without padding;
+    `cuts` is what they lost by cutting. `more`
     is false once the rank can make no further batch, because the sources are exhausted. Rows with which a batch was
     filled up then have the source -1.
     """
@@ -86,6 +88,7 @@ class Batch:
     state: StreamStates
     num_tokens: int = 0
     more: bool = True
+    cuts: Cuts = NO_CUTS
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.cat([tensors[name] for tensors in self.micro_batches])
@@ -145,7 +148,13 @@ class _Batches:
             self.states |= {str(index): state for index, state in part.states.items()}
         num_tokens = sum(part.num_tokens for part in parts)
         return _Ready(
-            Batch(micro_batches, tuple(source for _, source in made), dict(self.states), num_tokens),
+            Batch(
+                micro_batches,
+                tuple(source for _, source in made),
+                dict(self.states),
+                num_tokens,
+                cuts=sum((part.cuts for part in parts), NO_CUTS),
+            ),
             {index: counts for part in parts for index, counts in part.counts.items()},
             sum(part.num_cut for part in parts),
             sum(part.num_retries for part in parts),

@@ -5,11 +5,13 @@ Legend: T = sequence length in tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from shardyard.data.stream.best_fit import best_fit
+from shardyard.data.stream.cuts import Cuts
 from shardyard.data.stream.examples import ExampleRows, ExampleStream
 from shardyard.data.stream.rows import Part, Position, Row
 from shardyard.data.stream.shuffle import PACKING_STREAM, Window, Windows, keyed_permutation
@@ -46,19 +48,20 @@ class PackedExamples(ExampleStream):
             packed = self._packed(window)
             for index in range(skip, len(packed)):
                 self._nothing_since = None
-                row = self._joiner.join([own for own, _ in packed[index]])
-                yield row, replace(at, document=index + 1), [part for _, part in packed[index]]
+                row = self._joiner.join([own for own, _, _ in packed[index]])
+                self.cuts += sum((cut for _, _, cut in packed[index]), Cuts())
+                yield row, replace(at, document=index + 1), [part for _, part, _ in packed[index]]
             self.num_documents += len(window.examples)
             skip = 0
 
-    def _packed(self, window: Window) -> list[list[tuple[Row, Part]]]:
+    def _packed(self, window: Window) -> list[list[tuple[Row, Part, Cuts]]]:
         """The rows of a window's examples, packed, in an order that does not depend on their lengths."""
         number = len(window.examples)
-        rows = [
-            (row, Part(window, window.document(index), 0, self._joiner.length(row)))
-            for index, example in enumerate(window.examples)
-            for row in self._learnable(example, window, index, number)
-        ]
-        packs = best_fit([part.tokens or 0 for _, part in rows], self._length)
+        rows = list[tuple[Row, Part, Cuts]]()
+        for index, example in enumerate(window.examples):
+            made = self._learnable(example, window, index, number)
+            for row, cut in zip(made, itertools.chain([self._cut], itertools.repeat(Cuts())), strict=False):
+                rows.append((row, Part(window, window.document(index), 0, self._joiner.length(row)), cut))
+        packs = best_fit([part.tokens or 0 for _, part, _ in rows], self._length)
         order = keyed_permutation(len(packs), PACKING_STREAM, *window.key)
         return [[rows[index] for index in packs[number]] for number in order]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
+from shardyard.data.stream.cuts import Cuts
 from shardyard.data.stream.rows import Part, Position, Row
 from shardyard.data.stream.shuffle import Window, Windows
 from shardyard.data.tokenizers.arrays import TokenArrays, Tokens
@@ -85,6 +86,7 @@ class TokenStream:
         self.num_rows = 0
         self.num_documents = 0
         self.num_tokens = 0
+        self.cuts = Cuts()
         self._length, self._counting = length, np.arange(length)
         self._windows = windows
         self._encoder = encoder
@@ -141,6 +143,8 @@ class TokenStream:
         if self._isolate:
             for start, end in pairwise([*bounds, length]):
                 positions[start:end] = self._counting[: end - start]
+        if self._offset:
+            self.cuts += Cuts(1, bounds[0] if bounds else filled)
         self._consume(filled)
         self.num_rows += 1
         self.num_tokens += length

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shardyard.data.stream.cuts import Cuts
 from shardyard.data.stream.reader import START, Cursor, CursorState
 from shardyard.data.stream.shuffle import Window, Windows
 
@@ -98,6 +99,8 @@ class RowStream(Protocol):
     num_rows: int
     num_documents: int
     num_tokens: int
+    cuts: Cuts
+    """What the rows lost by cutting since the stream began."""
 
     @property
     def windows(self) -> Windows: ...

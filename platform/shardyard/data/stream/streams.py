@@ -18,6 +18,7 @@ import numpy.typing as npt
 from shardyard.data.mixture.draws import EvenMixture, MixturePlan, MixtureState
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource
+from shardyard.data.stream.cuts import Cuts
 from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.rows import Position, PositionState, Row, RowStream
 from shardyard.data.stream.shuffle import MIXTURE_STREAM, Windows, keyed_words
@@ -135,6 +136,11 @@ class Stream:
         """Tokens of the rows that were made."""
         return sum(rows.num_tokens for rows in self.by_source)
 
+    @property
+    def cuts(self) -> Cuts:
+        """What the rows that were made lost by cutting."""
+        return sum((rows.cuts for rows in self.by_source), Cuts())
+
     def next_row(self) -> tuple[Row, int] | None:
         """The next row and the index of its source; None when all sources have ended."""
         self._enter_stage()
@@ -166,7 +172,7 @@ class Stream:
         for number, before in enumerate(self.by_source):
             after = self._rows()(before.windows)
             after.num_rows, after.num_documents = before.num_rows, before.num_documents
-            after.num_tokens = before.num_tokens
+            after.num_tokens, after.cuts = before.num_tokens, before.cuts
             after.restore(before.position)
             self.by_source[number] = after
 

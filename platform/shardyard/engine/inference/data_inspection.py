@@ -106,6 +106,7 @@ class Inspection:
 
     lengths: upper bound in tokens → number of documents, or of rows where a row is one example. filled: share of the
     positions of rows that hold tokens; None without tokens. trained: share of the tokens that are targets.
+    cut_documents, cut_tokens: as the metrics data/cut_documents and data/cut_tokens, of all rows that were made.
     """
 
     sources: tuple[InspectedSource, ...]
@@ -114,6 +115,8 @@ class Inspection:
     filled: float | None
     trained: float | None
     speed: Speed
+    cut_documents: int
+    cut_tokens: int
 
 
 def inspect_data(recipe: Recipe, num_rows: int, shown: int, *, media: bool = False) -> Inspection:
@@ -171,6 +174,8 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int, *, media: bool = Fal
         _histogram([length for row, _ in made for length in _lengths(row)]),
         *_shares([row for row, _ in made], data.sequence_length),
         Speed(first_seconds, *speed),
+        sum(stream.cuts.documents for stream in streams),
+        sum(stream.cuts.tokens for stream in streams),
     )
 
 

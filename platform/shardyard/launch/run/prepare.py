@@ -21,12 +21,15 @@ from shardyard.planning.plan import RunPlan, World, make_plan
 from shardyard.recipe.batching import streams_of
 from shardyard.recipe.code import lead_to_kept
 from shardyard.recipe.earlier import complete
+from shardyard.recipe.isolation import leaves_gaps
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sources.files import matching
 from shardyard.tracking.run.folder import RunFolder
 
+# Share of filled positions above which a larger window gains next to nothing.
+_FULL = 0.995
 # Fields that are fixed in resolved.yaml when a run starts: precision, steps, and fields scaled with the steps.
 _FIXED_SECTIONS = ("train", "schedule", "evaluate", "checkpoint", "tracking")
 
@@ -88,8 +91,9 @@ def _tokens(recipe: Recipe) -> dict[str, str]:
 
 
 def _fullness(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
-    """The reason of `rows` as isolation, with how full local data makes them; nothing if that cannot be told here."""
-    if plan.isolation != "rows":
+    """How full local data makes rows that may have gaps: the reason of `rows` as isolation, or of best-fit packing;
+    nothing if that cannot be told here."""
+    if not leaves_gaps(recipe):
         return {}
     from shardyard.data.stream.first_rows import ROWS_OF_AN_ESTIMATE, filled_share, is_local
 
@@ -101,8 +105,13 @@ def _fullness(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
         share = filled_share(make_components(recipe).format_inputs, recipe.objective)
     except (ShardyardError, OSError):
         return {}  # the run says what is wrong
-    filled = "" if share is None else f"; the first {ROWS_OF_AN_ESTIMATE} rows of the local data are {share:.0%} full"
-    return {"isolation": f"{plan.reasons['isolation']}{filled}"}
+    if share is None:
+        return {}
+    filled = f"the first {ROWS_OF_AN_ESTIMATE} rows of the local data are "
+    if plan.isolation == "rows":
+        return {"isolation": f"{plan.reasons['isolation']}; {filled}{share:.0%} full"}
+    larger = "; a larger data.shuffle_window fills more" if share < _FULL else ""
+    return {"packing": f"{filled}{share:.1%} full{larger}"}
 
 
 def _with_sizes(recipe: Recipe) -> Recipe:

@@ -80,7 +80,7 @@ class Throughput:
     def __init__(
         self, window_steps: int = 20, flops_per_token: float | None = None, peak_flops: float | None = None
     ) -> None:
-        self._steps: deque[tuple[int, float]] = deque(maxlen=window_steps)
+        self._steps: deque[tuple[float, float]] = deque(maxlen=window_steps)
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
 
     def count(self, flops_per_token: float) -> None:
@@ -89,7 +89,7 @@ class Throughput:
             self._flops_per_token = flops_per_token
             self._steps.clear()
 
-    def update(self, tokens: int, step_seconds: float, data_wait_seconds: float = 0.0) -> dict[str, float]:
+    def update(self, tokens: float, step_seconds: float, data_wait_seconds: float = 0.0) -> dict[str, float]:
         """Add a step of `tokens` (of all ranks) that took `step_seconds`, including waits; returns its metrics."""
         self._steps.append((tokens, step_seconds))
         metrics = {record.STEP_SECONDS: step_seconds, record.DATA_WAIT_SECONDS: data_wait_seconds}
