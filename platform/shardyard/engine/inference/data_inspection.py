@@ -18,6 +18,7 @@ from shardyard.data.mixture.batches import mixture_of
 from shardyard.data.mixture.sizes import pass_of, with_sizes
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import OpenSource
+from shardyard.data.stream.cuts import NO_CUTS
 from shardyard.data.stream.left_out import LeftOutCounts, added
 from shardyard.data.stream.length_groups import rows_per_batch_of
 from shardyard.data.stream.reader import with_shards
@@ -159,6 +160,7 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int, *, media: bool = Fal
                 parts = stream.by_source[row[1]].parts()
                 examples.append([part.window.drawn(part.document, part.document + 1)[0][1] for part in parts])
         told = [_source(index, sources, weights, streams, made) for index in range(len(sources))]
+        cuts = sum((stream.cuts for stream in streams), NO_CUTS)
         speed = _speed(streams)
     finally:
         for stream in streams:
@@ -174,8 +176,8 @@ def inspect_data(recipe: Recipe, num_rows: int, shown: int, *, media: bool = Fal
         _histogram([length for row, _ in made for length in _lengths(row)]),
         *_shares([row for row, _ in made], data.sequence_length),
         Speed(first_seconds, *speed),
-        sum(stream.cuts.documents for stream in streams),
-        sum(stream.cuts.tokens for stream in streams),
+        cuts.documents,
+        cuts.tokens,
     )
 
 
