@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.errors import DataError
+from shardyard.planning.sources import SourcePlan
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import Event, SourcesExhausted
 
@@ -23,8 +25,15 @@ class Kept:
     def sample(self, step: int, prompt: str, text: str) -> None: ...
 
 
-def hook_of(events: Kept, *, world: int, data: int, fills: bool) -> MixtureHook:
-    plan: Any = SimpleNamespace(steps=9, streams=4, tokens_per_row=8, stages=(), stage_at=lambda step: None)
+def hook_of(events: Kept, *, world: int, data: int, fills: bool, epochs: int = 1) -> MixtureHook:
+    plan: Any = SimpleNamespace(
+        steps=9,
+        streams=4,
+        tokens_per_row=8,
+        stages=(),
+        sources=(SourcePlan("a", (1.0,), (8.0,), most_epochs=epochs),),
+        stage_at=lambda step: None,
+    )
     mesh: Any = SimpleNamespace(world=SimpleNamespace(size=world), data=SimpleNamespace(size=data))
     return MixtureHook(["a", "b"], plan, mesh, events, fills=fills)
 
@@ -64,8 +73,12 @@ def test_a_run_ends_with_its_last_rank_or_with_the_first_that_cannot_fill_a_batc
     hook.on_step(StepRecord(9, {}))
     assert len(kept.events) == 1
     resumed = hook_of(kept, world=2, data=2, fills=fills)
-    resumed.load_state_dict(hook.state_dict())
+    resumed.load_state_dict(json.loads(json.dumps(hook.state_dict())))
     assert resumed.stop
+    # Resumed with more passes, it goes on.
+    allowed = hook_of(kept, world=2, data=2, fills=fills, epochs=2)
+    allowed.load_state_dict(json.loads(json.dumps(hook.state_dict())))
+    assert not allowed.stop
 
 
 def test_sources_that_have_nothing_at_all_are_an_error() -> None:

@@ -23,10 +23,11 @@ _BITS = 64
 
 
 class MixtureState(TypedDict):
-    """What the draws of a stream depend on: tokens drawn of each source, and the sources that have ended."""
+    """What the draws of a stream depend on: tokens drawn of each source, and the sources that have ended, each with the
+    passes after which it did."""
 
     tokens: list[int]
-    ended: list[int]
+    ended: list[tuple[int, int | None]]
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,19 @@ class EvenMixture:
 
     def state(self) -> MixtureState:
         """JSON-able."""
-        return {"tokens": list(self._tokens), "ended": sorted(self._ended)}
+        return {
+            "tokens": list(self._tokens),
+            "ended": [(source, self._plan.passes[source]) for source in sorted(self._ended)],
+        }
 
     def load_state(self, state: MixtureState) -> None:
-        """Continue where `state` was taken."""
-        self._tokens, self._ended = list(state["tokens"]), set(state["ended"])
+        """Continue where `state` was taken. A source that is allowed more passes by now goes on."""
+        self._tokens = list(state["tokens"])
+        self._ended = {source for source, passes in state["ended"] if not self._may_go_on(source, passes)}
+
+    def _may_go_on(self, source: int, passes: int | None) -> bool:
+        now = self._plan.passes[source]
+        return passes is not None and (now is None or now > passes)
 
     def _has(self, source: int, part: Part) -> bool:
         budget = self._budgets[source]

@@ -16,6 +16,7 @@ from shardyard.tracking.run.events import SourcesExhausted, StageBegun
 class _State(TypedDict):
     tokens: list[int]
     exhausted: bool
+    limits: list[list[int | None]]
 
 
 class MixtureHook(Hook):
@@ -37,6 +38,8 @@ class MixtureHook(Hook):
         self._tokens = [0] * len(names)
         self._passes = [0.0] * len(names)
         self._exhausted = False
+        # What a resumed run may have been given more of.
+        self._limits = [[source.most_epochs, source.most_tokens] for source in plan.sources]
 
     @property
     def stop(self) -> bool:
@@ -88,15 +91,19 @@ class MixtureHook(Hook):
                 )
 
     def state_dict(self) -> HookState:
-        """The tokens of each source, and whether the sources are exhausted."""
-        return {"tokens": list(self._tokens), "exhausted": self._exhausted}
+        """The tokens of each source, and whether the sources are exhausted within which limits."""
+        return {
+            "tokens": list(self._tokens),
+            "exhausted": self._exhausted,
+            "limits": [list(one) for one in self._limits],
+        }
 
     def load_state_dict(self, state: HookState) -> None:
-        """Continue counting; a run whose sources are exhausted has no further steps."""
+        """Continue counting; a run whose sources are exhausted has no further steps, unless it has other limits now."""
         kept = cast(_State, state)
         if len(kept["tokens"]) == len(self._names):
             self._tokens = list(kept["tokens"])
-        self._exhausted = kept["exhausted"]
+        self._exhausted = kept["exhausted"] and kept["limits"] == self._limits
 
 
 def in_words(plan: RunPlan, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -148,8 +149,6 @@ def test_the_end_is_the_same_at_every_world_size_and_after_every_step(tmp_path: 
 
 
 def test_rows_that_cannot_be_filled_up_leave_out_the_last_batch(tmp_path: Path) -> None:
-    import json
-
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps({"text": f"number {n}", "label": n % 2}) + "\n" for n in range(50)))
     from types import SimpleNamespace
@@ -187,6 +186,22 @@ def test_a_stage_whose_sources_end_ends_the_run_though_others_have_no_limit(tmp_
     whole = read_all(recipe, 1, stages=stages)[0]
     assert 2 < len(whole) < 11
     assert {source for batch in whole[2:] for source in batch.row_sources} == {1, -1}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_more_passes_on_resuming_go_on_after_those_that_were_made(tmp_path: Path, order: int) -> None:
+    path = write_jsonl(tmp_path, [documents(37)])
+    once, twice = (data([Source(path=path, epochs=number)], order=order) for number in (1, 2))
+    first = read_all(once, 1)[0]
+    state = json.loads(json.dumps(first[-1].state))
+    with loader(twice, streams=STREAMS, global_batch=8) as opened:
+        opened.load_state(state)
+        further = [next(opened)]
+        while further[-1].more:
+            further.append(next(opened))
+    counts = texts_of([further])
+    counts.pop(SEPARATOR)
+    assert counts == Counter(byte for text in documents(37) for byte in text.encode())
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
