@@ -13,6 +13,9 @@ import pytest
 
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
+from shardyard.launch.run.prepare import prepare
+from shardyard.planning.plan import World
+from shardyard.planning.plan_text import rows
 from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import CONFIGS, tiny_job, tiny_recipe, write_corpus
@@ -91,3 +94,17 @@ def test_padding_is_no_token(lines: Any) -> None:
     assert "data/row_fill" not in lines["joined", "one"][0], "every position holds a token"
     packed, joined = (sum(line["data/cut_documents"] for line in lines[name, "one"]) for name in ("packed", "joined"))
     assert packed < joined == pytest.approx(STEPS * BATCH, abs=10), "nearly every row begins within a document"
+
+
+def test_a_plan_tells_how_full_rows_will_be(tmp_path: Path) -> None:
+    """A window of 16 documents makes few rows, so it says how more would be filled."""
+    corpus = write_corpus(tmp_path, 200)
+    plans = [
+        prepare(tiny_recipe(corpus, data={"packing": packing}), World(size=1, gpu=False))
+        for packing in ("best_fit", "concat")
+    ]
+    why = plans[0].reasons["packing"]
+    assert why.startswith("the first 64 rows of the local data are ")
+    assert why.endswith("% full; a larger data.shuffle_window fills more")
+    assert "packing" not in plans[1].reasons
+    assert ("packing", "best_fit", why) in list(rows(plans[0]))
