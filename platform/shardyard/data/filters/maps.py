@@ -14,9 +14,10 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\u20
 _LINE_END = re.compile(r"\r\n?|[\x85\u2028\u2029]")
 _AT_END = re.compile(r"[^\S\n]+(?=\n|\Z)")
 _SPACES = re.compile(r"[^\S\n]+")
-# An address as people write it (a dot-atom of RFC 5322, section 3.2.3, at a domain with a dot).
+# An address as people write it: a dot-atom of RFC 5322, section 3.2.3, that begins with a letter or digit, at a domain
+# with a dot.
 _MAIL = re.compile(
-    r"(?<![\w.!#$%&'*+/=?^`{|}~-])[\w!#$%&'*+/=?^`{|}~-]+(?:\.[\w!#$%&'*+/=?^`{|}~-]+)*"
+    r"(?<![\w.])\w[\w!#$%&'*+/=?^`{|}~-]*(?:\.[\w!#$%&'*+/=?^`{|}~-]+)*"
     r"@(?:[^\W_](?:[\w-]*[^\W_])?\.)+[^\W\d_](?:[\w-]*[^\W_])"
 )
 _IP4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")

@@ -52,6 +52,8 @@ def test_lowercase() -> None:
     ("step", "text", "expected"),
     [
         (None, "Mail to jo.doe+x@mail.example.co.uk.", "Mail to email@example.com."),
+        (None, "'jo@example.org' and `a.b@example.org`", "'email@example.com' and `email@example.com`"),
+        (None, "``@dataclasses.dataclass``", "``@dataclasses.dataclass``"),
         (None, "@decorator and user@localhost", "@decorator and user@localhost"),
         (None, "a = b@c.T", "a = b@c.T"),
         (None, "from 8.8.8.8, port 53", "from 192.0.2.1, port 53"),
