@@ -6,6 +6,7 @@ import math
 import time
 from typing import Literal
 
+from shardyard.data.stream.loader import filtered_share
 from shardyard.engine.row_use import NUM_COUNTS
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, train_step
@@ -92,6 +93,8 @@ def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
         metrics |= memory_metrics() | session.use.metrics()
         if session.mixture is not None:
             metrics |= session.mixture.metrics()
+        if any(source.filters for source in session.recipe.data.train):
+            metrics[names.FILTERED] = filtered_share(session.loader.stats())
     stop = next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
     return StepRecord(step, metrics), stop
 

@@ -58,6 +58,7 @@ def write(path: Path, talks: Sequence[Talk | None]) -> Path:
 def recipe(folder: Path, on_error: str) -> Path:
     fields = instruction.recipe_fields(write(folder / "talk.jsonl", MIXED))
     fields["data"] |= {"on_error": on_error, "streams": 1, "train": [{"path": str(folder / "talk.jsonl")}]}
+    fields["data"]["train"][0]["filters"] = [{"regex": {"pattern": "say key"}}]
     fields["data"] |= {"validation": [{"path": str(write(folder / "held.jsonl", MIXED))}]}
     fields |= {"chat": {"template": STRICT}, "cluster": {"workers": 1}}
     fields["train"] |= {"steps": 4}
@@ -83,6 +84,11 @@ def test_bad_rows_are_left_out_counted_and_told(tmp_path: Path) -> None:
     assert 2 * NUM_BAD <= read["unusable"] < 3 * NUM_BAD
     assert 2 <= read["without_target"] <= 3
     assert "in 3 passes over the data" in output
+    (filtered,) = read["filtered"].items()
+    assert filtered[0] == "regex: matches say key"
+    assert 2 <= filtered[1] <= 3
+    assert f"{filtered[1]} rows removed by filters" in output
+    assert 0 < command.metrics()[-1]["data/filtered"] < 0.2
     assert (read["repaired"], read["empty_streams"]) == (0, 0)
     assert len(read["named"]) == 5
     assert all(re.match(r"talk\.jsonl, row \d+: .", name) for name in read["named"])

@@ -90,7 +90,8 @@ def pass_of(source: Source, opened: OpenSource, inputs: FormatInputs, objective:
         stream.close()
     if ends:
         return PassSize(documents, stream.num_rows)
-    seen = stream.num_documents + reader.left_out.num_unusable
+    left_out = reader.left_out
+    seen = stream.num_documents + left_out.num_unusable + sum(left_out.num_filtered.values())
     share = (1.0 - source.holdout) / max(1, seen)
     return PassSize(documents, documents * share * stream.num_rows)
 

@@ -62,6 +62,12 @@ class LoaderStats(TypedDict):
     sources: list[NamedCounts]
 
 
+def filtered_share(stats: LoaderStats) -> float:
+    """The share of the documents that data.filters removed, of these and those that are in finished rows."""
+    removed = sum(sum(source["left_out"]["filtered"].values()) for source in stats["sources"])
+    return removed / max(1, removed + sum(source["documents"] for source in stats["sources"]))
+
+
 class DataFingerprint(TypedDict):
     """The values that, besides the recipe, determine the order of the data. `tokenizer`: SHA-256."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from shardyard.data.build.duplicates import find_duplicates, table_type
 from shardyard.data.build.hashes import exact_hash, hasher
+from shardyard.data.filters.steps import make_step
+from shardyard.errors import UsageError
 from shardyard.recipe.sections.filters import ExactDuplicates, Step
 
 
@@ -87,6 +90,18 @@ def test_near_hashes_ignore_case_punctuation_and_order_of_equal_ngrams() -> None
     assert not (make("?!") == make("!!")).any()
     # Shorter than an n-gram: all of it.
     assert (make("a b") == make("A b.")).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "step"), [("rensa", {"near_duplicates": None}), ("lingua", {"language": {"keep": ["en"]}})]
+)
+def test_a_library_that_is_missing_is_named_with_the_command(
+    module: str, step: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    made = Step.model_validate(step)
+    with pytest.raises(UsageError, match=rf"the step {made.name} needs {module}, which is not installed: `pip install"):
+        hasher(made) if made.compares else make_step(made, lambda _: ())
 
 
 @pytest.mark.parametrize("shared", [0.5, 0.75, 0.9])

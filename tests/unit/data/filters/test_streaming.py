@@ -14,6 +14,7 @@ from shardyard.data.formats import FormatInputs
 from shardyard.data.sources.sources import steps_of
 from shardyard.data.stream.first_rows import check_first_rows
 from shardyard.data.stream.held_out import held_out_rows
+from shardyard.data.stream.loader import filtered_share
 from shardyard.errors import DataError, RecipeError
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Data, Source
@@ -68,12 +69,14 @@ def test_removed_documents_are_counted_by_reason(tmp_path: Path) -> None:
     with loader(data([Source(path=path)], filters=[short, *DROP]), streams=1, global_batch=1) as opened:
         for _ in range(12):
             next(opened)
-        (source,) = opened.stats()["sources"]
+        stats = opened.stats()
+        (source,) = stats["sources"]
         left_out = source["left_out"]
     assert left_out["unusable"] == 0
     passes = source["epochs"] + 1
     assert set(left_out["filtered"]) == {"length: fewer than 7 characters", REASON}
     assert 0 < left_out["filtered"][REASON] <= 10 * passes
+    assert 0.4 < filtered_share(stats) < 0.9
 
 
 def test_a_source_has_its_own_filters_and_none_if_it_says_so(tmp_path: Path) -> None:
