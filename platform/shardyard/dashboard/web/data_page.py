@@ -17,6 +17,7 @@ from shardyard.dashboard.web.cluster import checked_request
 from shardyard.dashboard.web.documents import OFFLINE
 from shardyard.dashboard.web.overrides import problems_of_page
 from shardyard.errors import ShardyardError
+from shardyard.launch.run.initial import for_planning
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.redaction import scrub
 
@@ -106,7 +107,6 @@ def inspected(name: str, overrides: Sequence[str], rows: int, folders: Sequence[
     """
     from shardyard.engine.inference.data_inspection import as_json, inspect_data
     from shardyard.engine.inference.step_sources import check_sources, refuse_network
-    from shardyard.launch.run.initial import for_planning
 
     recipe = load_recipe(name, overrides).recipe
     recipe = for_planning(recipe, folders[0])

@@ -7,7 +7,7 @@ streams at some steps (`data/ledger/`). Rows are made from the newest state befo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,6 +22,7 @@ from shardyard.engine.inference.step_sources import check_sources
 from shardyard.errors import UsageError
 from shardyard.recipe.code import refuse_code
 from shardyard.tracking.run.folder import RunFolder, typed
+from shardyard.tracking.run.info import DataInfo
 
 MOST_CHARACTERS = 2000
 
@@ -108,7 +109,7 @@ def _rows(segment: Segment, replay: Replay, numbers: range) -> Iterator[tuple[in
             yield made.position * segment.streams + stream, made
 
 
-def changed_since(stored: Mapping[str, Any], replay: Replay, tokenizer: Any) -> str | None:
+def changed_since(stored: DataInfo, replay: Replay, tokenizer: Any) -> str | None:
     """How the data differs from that of the training; None if nothing differs or this is unknown."""
     if not stored:
         return None

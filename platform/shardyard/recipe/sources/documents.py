@@ -26,7 +26,7 @@ def _of_squad(articles: Any) -> list[Row] | None:
     return rows
 
 
-def _question(paragraph: Mapping[str, Any], question: Mapping[str, Any]) -> Row:
+def _question(paragraph: Any, question: Any) -> Row:
     given = [] if question.get("is_impossible") else question.get("answers", ())
     answers = {name: [answer.get(name) for answer in given] for name in ("text", "answer_start")}
     told = {"id": question.get("id"), "question": question.get("question"), "context": paragraph.get("context")}
