@@ -183,7 +183,7 @@ def _of_set(inputs: FormatInputs, name: str, source: Source, found: Recognised, 
     if manifest.tokenizer_sha256 != fingerprint(inputs.text_tokenizer):
         raise DataError(
             f"{name} was tokenised with {manifest.tokenizer}, and the recipe's tokenizer makes other tokens: set that "
-            "one, or tokenise the data with yours (`shardyard data tokenize`)."
+            "one, or tokenise the data with yours (`shardyard data tokenize RECIPE`)."
         )
     fingerprint_of: dict[str, object] = {"source": name, "tokens": manifest.address}
     note = f"{name} is read from tokenised data: {describe(tokens)}"

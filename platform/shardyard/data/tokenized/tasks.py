@@ -19,8 +19,9 @@ from shardyard.errors import DataError
 
 TASKS = "tasks.json"
 # Bytes of files that a task reads: enough that opening them costs little, and few enough that all processes end
-# together.
-TASK_BYTES = 1 << 26
+# together. Larger data has larger tasks, so that there are not too many files.
+TASK_BYTES = 1 << 24
+_MOST_TASKS = 4096
 _ALL = 1 << 62
 
 
@@ -82,13 +83,14 @@ def _size(path: str | None) -> int:
 
 
 def plan_tasks(parts: Sequence[Part], finest: Any) -> list[Task]:
-    """Tasks of about TASK_BYTES: small units together, and large files whose rows can be found by their number in
+    """Tasks of about equal size: small units together, and large files whose rows can be found by their number in
     ranges of rows."""
+    task_bytes = max(TASK_BYTES, sum(part.num_bytes for part in parts) // _MOST_TASKS)
     tasks: list[Task] = []
     first = size = 0
     for number, part in enumerate(parts):
-        ranges = _ranges(part, finest, number) if part.num_bytes >= 2 * TASK_BYTES else []
-        if number > first and (ranges or size + part.num_bytes > TASK_BYTES):
+        ranges = _ranges(part, finest, number, task_bytes) if part.num_bytes >= 2 * task_bytes else []
+        if number > first and (ranges or size + part.num_bytes > task_bytes):
             tasks.append(Task(len(tasks), first, number))
             first, size = number, 0
         size += part.num_bytes
@@ -100,7 +102,7 @@ def plan_tasks(parts: Sequence[Part], finest: Any) -> list[Task]:
     return tasks
 
 
-def _ranges(part: Part, finest: Any, number: int) -> list[tuple[int, int]]:
+def _ranges(part: Part, finest: Any, number: int, task_bytes: int) -> list[tuple[int, int]]:
     """Ranges of rows of a large file; none if its rows must be read from its start."""
     files = indexed_files(finest.shard(num_shards=finest.num_shards, index=number, contiguous=False))
     if files is None:
@@ -111,7 +113,7 @@ def _ranges(part: Part, finest: Any, number: int) -> list[tuple[int, int]]:
         return []
     finally:
         files.close()
-    count = -(-part.num_bytes // TASK_BYTES)
+    count = -(-part.num_bytes // task_bytes)
     bounds = [rows * at // count for at in range(count + 1)]
     return [(first, last) for first, last in pairwise(bounds) if first < last]
 

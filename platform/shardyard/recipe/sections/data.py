@@ -240,10 +240,10 @@ class Data(Section):
     )
     tokenized: Tokenized = described(
         "auto",
-        "Whether documents are read as the tokens that `shardyard data tokenize` has made of the same data with the "
-        "same tokenizer and options (causal_lm, distillation, masked_lm). The batches are the same. `auto` reads them "
-        "where they are in the cache folder, and the plan and the run say so; `always` ends the run where they are "
-        "not; `never` reads the text.",
+        "Whether documents are read as the tokens that `shardyard data tokenize RECIPE` has made of the same data with "
+        "the same tokenizer and options (causal_lm, distillation, masked_lm). The batches are the same. `auto` reads "
+        "them where they are in the cache folder, and the plan and the run say so; `always` ends the run where they "
+        "are not; `never` reads the text.",
     )
     prefetch: int = described(
         4,
