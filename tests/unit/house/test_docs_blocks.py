@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from ruamel.yaml import YAML
@@ -143,9 +145,10 @@ CHECKS: dict[str, Callable[[Block, Path], None]] = {
 @pytest.fixture(autouse=True)
 def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that examples name are there."""
-    for name in ("corpus/a.jsonl", "photos/train-0.parquet"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
+    for folder in ("corpus", "photos"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "corpus/a.jsonl").write_text('{"body": "a text"}\n')
+    pq.write_table(pa.table({"photo": [b"image"], "kind": [0]}), tmp_path / "photos/train-0.parquet")
     for block in blocks():
         if block.mark.endswith(".py"):
             (tmp_path / block.mark).write_text(block.text, encoding="utf-8")
