@@ -3,7 +3,10 @@
 Every measurement is a process of its own on one core; arms alternate, and each is the best of several. The library
 tokenises texts that are in memory; the loader also reads, decodes, shuffles, packs and collates them.
 
-    python tests/benchmarks/streamed_text.py
+With --memory: resident memory while 2 GB of JSON Lines are read as bytes, after each tenth.
+
+    python tests/benchmarks/streamed_text.py --megabytes 70
+    python tests/benchmarks/streamed_text.py --memory 2000
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import os
 import resource
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,11 +50,10 @@ class Speed:
 
 
 def corpus(megabytes: float) -> list[str]:
-    """Sources of the standard library, in a fixed order."""
-    texts, size = [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        if "site-packages" in path.parts or "lib2to3" in path.parts:
-            continue
+    """Sources of installed packages, in a fixed order."""
+    texts: list[str] = []
+    size = 0
+    for path in sorted(Path(pa.__file__).parents[1].rglob("*.py")):
         text = path.read_text(encoding="utf-8", errors="replace")
         # As long as pages of the web.
         for first in range(0, len(text), DOCUMENT):
@@ -118,6 +119,28 @@ def _loader(folder: Path, tokenizer: object, arm: Arm, warm: int = WARM, tokens:
     return speed
 
 
+def memory(folder: Path, megabytes: int) -> list[float]:
+    """MB of resident memory after each tenth of what is read."""
+    import psutil
+
+    from shardyard.data.formats import FormatInputs
+    from shardyard.data.stream.loader import TrainLoader
+    from shardyard.data.tokenizers.tokenizer import load_tokenizer
+    from shardyard.recipe.schema import Data, Source
+
+    data = Data(sequence_length=LENGTH, train=[Source(path=str(folder / "all.jsonl"))])
+    inputs = FormatInputs(data, load_tokenizer("bytes"))
+    loader = TrainLoader(inputs, global_batch=GLOBAL_BATCH, streams=64, seed=1, dp_rank=0, dp_size=1, readers=2)
+    found, tokens = [], 0
+    for tenth in range(1, 11):
+        while tokens < tenth * megabytes * 100_000:
+            next(loader)
+            tokens += GLOBAL_BATCH * LENGTH
+        found.append(psutil.Process().memory_info().rss / 1e6)
+    loader.close()
+    return found
+
+
 def _tokens(loader: Any) -> int:
     """Of all rows that were made, also those that wait."""
     return sum(stream.num_tokens for stream in loader._feed.rows.streams.values())
@@ -154,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=12)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, help="megabytes to read")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
@@ -164,6 +188,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder, corpus(options.megabytes))
+        if options.memory:
+            sys.stdout.write(" ".join(f"{value:.0f}" for value in memory(folder, options.memory)) + " MB\n")
+            return
         table = "{:12} {:8} {:>7} {:>5} {:>7} {:>14} {:>6}\n"
         sys.stdout.write(table.format("tokenizer", "read", "streams", "order", "readers", "tokens / CPU s", "ratio"))
         for tokenizer in TOKENIZERS:
