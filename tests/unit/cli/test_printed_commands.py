@@ -30,6 +30,7 @@ MENTIONS = {
     "recipe/sections/data.py": {"shardyard data build", "shardyard data forget", "shardyard data tokenize"},
     "engine/inference/load.py": {"shardyard export"},
     "engine/inference/step_sources.py": {"shardyard data rows"},
+    "dashboard/web/data_page.py": {"shardyard data inspect"},
     "dashboard/web/cluster.py": {"shardyard 1"},
     "dashboard/static/pages/jobs.js": {"shardyard launch"},
     "launch/jobs/entry.py": {"shardyard submit"},
