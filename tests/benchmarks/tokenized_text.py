@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 from shardyard.data.formats import FormatInputs
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.tokenized import making
-from shardyard.data.tokenized.address import tokenized_root
 from shardyard.data.tokenized.stored import TokenSet
 from shardyard.data.tokenizers.tokenizer import load_tokenizer, plain_backend
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sources.token_sets import tokenized_root
 
 FILES, STREAMS, LENGTH = 16, 64, 1024
 BATCH = 64

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from shardyard.data.tokenized import making
-from shardyard.data.tokenized.address import tokenized_root
 from shardyard.data.tokenized.layout import Manifest
 from shardyard.recipe.schema import Data, Recipe
+from shardyard.recipe.sources.token_sets import tokenized_root
 from support.tiny import tiny_recipe
 
 

@@ -19,11 +19,11 @@ from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.first_rows import is_local
 from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.shuffle import Windows
-from shardyard.data.tokenized.opening import recognised_tokens
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe, Source
+from shardyard.recipe.sources.token_sets import recognised_tokens
 
 _ROWS_AT_ONCE = 1 << 14
 _SAMPLED_DOCUMENTS = 64

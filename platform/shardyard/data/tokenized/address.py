@@ -7,9 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
@@ -19,7 +18,6 @@ from shardyard.data.sources.sources import OpenSource
 from shardyard.data.tables.texts import documents_of
 from shardyard.data.tokenized.layout import VERSION
 from shardyard.recipe.schema import Source
-from shardyard.recipe.sources.tokens import MANIFEST
 
 # Of the way in which rows become tokens; another one makes sets that were written before invisible.
 READING = 1
@@ -94,19 +92,3 @@ def _documents(opened: OpenSource, source: Source) -> object:
     files = [file.path for file in shard_files(opened.dataset)]
     is_text = source.path is not None and opened.found is not None and "text file" in opened.found.about
     return documents_of(source.documents, files) if is_text else source.documents
-
-
-def tokenized_root() -> Path:
-    """The folder of tokenised sets: `tokenized` in SHARDYARD_CACHE, else in ~/.cache/shardyard."""
-    cache = os.environ.get("SHARDYARD_CACHE")
-    return (Path(cache).expanduser() if cache else Path.home() / ".cache" / "shardyard") / "tokenized"
-
-
-def any_sets() -> bool:
-    """Whether there is any finished set, so that most runs need not know what their address would be."""
-    return next(_manifests(), None) is not None
-
-
-def _manifests() -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        yield from tokenized_root().glob(f"*/{MANIFEST}")

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shardyard.data.sources.sources import Broken
-from shardyard.data.tokenized.address import tokenized_root
 from shardyard.data.tokenized.documents import TokenRow, Tokens
 from shardyard.data.tokenized.layout import EMPTY, USABLE, mapped
 from shardyard.errors import DataError
+from shardyard.recipe.sources.token_sets import tokenized_root
 from shardyard.recipe.sources.tokens import TokenFile, token_file
 
 Bounds = npt.NDArray[np.int64]

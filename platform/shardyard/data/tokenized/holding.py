@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shardyard.data.tokenized.address import tokenized_root
 from shardyard.data.tokenized.layout import ROW, mapped, read_manifest
 from shardyard.errors import DataError
+from shardyard.recipe.sources.token_sets import tokenized_root
 from shardyard.recipe.sources.tokens import MANIFEST
 
 # Digits of a hash that a row keeps.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +14,7 @@ from shardyard.data.sources.files import Found, fingerprint_files
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import TEXT_ONLY, OpenSource, open_for, source_name
 from shardyard.data.stream.packing import separators
-from shardyard.data.tokenized.address import address_of, any_sets, tokenized_root
+from shardyard.data.tokenized.address import address_of
 from shardyard.data.tokenized.documents import TokenDataset, TokenizedSource
 from shardyard.data.tokenized.foreign import ForeignPart, Vocabulary
 from shardyard.data.tokenized.making import why_not
@@ -24,8 +23,8 @@ from shardyard.data.tokenizers.tokenizer import fingerprint, vocabulary_size
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Source
-from shardyard.recipe.sources.files import file_kind
-from shardyard.recipe.sources.recognise import Recognised, recognise
+from shardyard.recipe.sources.recognise import Recognised
+from shardyard.recipe.sources.token_sets import any_sets, recognised_tokens, tokenized_root
 from shardyard.recipe.sources.tokens import MANIFEST
 from shardyard.units import format_count
 
@@ -67,25 +66,6 @@ def open_documents(
             "is always: call `shardyard data tokenize RECIPE`, or set it to auto."
         )
     return opened
-
-
-def recognised_tokens(source: Source, *, training: bool) -> Recognised | None:
-    """The files of token ids that a source names; None if it names something else.
-
-    Raises:
-        DataError: there are files that cannot be read, or no such split.
-    """
-    if source.path is None or "://" in source.path:
-        return None
-    path = os.path.expanduser(source.path)
-    kind = file_kind(source.path)
-    if kind not in (None, "tokens") and not os.path.isdir(path):
-        return None
-    try:
-        found = recognise(source.path, source.split or ("train" if training or source.holdout else "validation"))
-    except DataError:
-        return None  # Opening it says the same.
-    return found if found is not None and found.kind == "tokens" else None
 
 
 def _instead_of(opened: OpenSource, tokens: TokenSet) -> TokenizedSource:

@@ -26,6 +26,7 @@ from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sources.files import matching
+from shardyard.recipe.sources.token_sets import any_sets, recognised_tokens
 from shardyard.tracking.run.folder import RunFolder
 
 # Share of filled positions above which a larger window gains next to nothing.
@@ -64,20 +65,17 @@ def _tokens(recipe: Recipe) -> dict[str, str]:
         DataError: files of token ids that the recipe names cannot be read with its tokenizer, or `data.tokenized` is
             `always` and there are none.
     """
-    from shardyard.data.tokenized.address import any_sets
-    from shardyard.data.tokenized.making import why_not
-    from shardyard.data.tokenized.opening import open_documents, recognised_tokens, tokens_in_words
-
     sources = [source for source in recipe.data.train if source.path is None or matching(source.path)]
     named = [source for source in sources if recognised_tokens(source, training=True) is not None]
     way = recipe.data.tokenized
-    looks = way == "always" or (
-        way == "auto" and why_not(objective_spec(recipe.objective), recipe) is None and any_sets()
-    )
+    looks = way == "always" or (way == "auto" and any_sets())
     if not named and not looks:
         return {}
+    from shardyard.data.tokenized.making import why_not
+    from shardyard.data.tokenized.opening import open_documents, tokens_in_words
     from shardyard.engine.components import make_components
 
+    looks = looks and (way == "always" or why_not(objective_spec(recipe.objective), recipe) is None)
     inputs, found = make_components(recipe).format_inputs, list[str]()
     for source in sources if looks else named:
         try:

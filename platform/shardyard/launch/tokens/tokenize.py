@@ -13,15 +13,14 @@ from pathlib import Path
 
 from shardyard.data.sources.sources import source_name
 from shardyard.data.stream.held_out import validation_sources
-from shardyard.data.tokenized.address import tokenized_root
 from shardyard.data.tokenized.layout import Counts, Manifest, Shard, counts_of, read_manifest
 from shardyard.data.tokenized.making import Prepared, finish_set, locked, prepare_set, stopped_writing
-from shardyard.data.tokenized.opening import recognised_tokens
 from shardyard.errors import DataError
 from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.token_tasks import on_ray
 from shardyard.launch.tokens.processes import Call, on_processes
 from shardyard.recipe.schema import Recipe, Source
+from shardyard.recipe.sources.token_sets import recognised_tokens, tokenized_root
 from shardyard.recipe.sources.tokens import MANIFEST
 
 Carry = Callable[[Sequence[Call]], Iterator[str | None]]

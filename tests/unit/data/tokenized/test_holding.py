@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from shardyard.data.ledger.documents import content_hash
-from shardyard.data.tokenized.address import tokenized_root
 from shardyard.data.tokenized.holding import sets_holding
 from shardyard.recipe.schema import Source
+from shardyard.recipe.sources.token_sets import tokenized_root
 from support.data_cases import data, documents, write_jsonl
 from support.tokenizers.tokenized import tokenize_sources
 

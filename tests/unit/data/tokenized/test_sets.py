@@ -15,7 +15,6 @@ from shardyard.data.formats.inputs import FormatInputs
 from shardyard.data.ledger.documents import content_hash
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.data.tokenized import making, tasks, writing
-from shardyard.data.tokenized.address import tokenized_root
 from shardyard.data.tokenized.documents import TokenizedSource
 from shardyard.data.tokenized.layout import damaged_files, read_manifest
 from shardyard.data.tokenized.opening import open_documents
@@ -26,6 +25,7 @@ from shardyard.launch.tokens.tokenize import tokenize
 from shardyard.planning.plan import World
 from shardyard.recipe.rules.rules import check
 from shardyard.recipe.schema import Data, Masking, Source
+from shardyard.recipe.sources.token_sets import tokenized_root
 from support.data_cases import batches, bytes_tokenizer, data, documents, loader, rows, write_jsonl
 from support.tokenizers.tokenized import recipe_of, tokenize_sources
 
