@@ -1,8 +1,10 @@
-"""Readers through Ray: a run of two ranks is killed, goes on with other readers, and trains what it would have."""
+"""Readers and ranks through Ray: a run of two ranks is killed, goes on with one and other readers, then with two, and
+trains what it would have."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def documents(folder: RunFolder, step: int) -> list[dict[str, Any]]:
     return [{**part, "rank": None} for part in documents_of_step(folder, step, 2)["documents"]]
 
 
-def test_a_killed_run_goes_on_with_other_readers(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_with_other_readers_and_ranks(tmp_path: Path) -> None:
     held = tmp_path / "held"
     recipe = write_recipe(
         tmp_path,
@@ -41,6 +43,7 @@ def test_a_killed_run_goes_on_with_other_readers(tmp_path: Path) -> None:
             "config": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64},
             "dropout": 0.0,
         },
+        zero={"stage": 0},
         checkpoint={"every": 3},
         evaluate={"every": STEPS, "rows": 8},
         sample={"prompts": []},
@@ -61,11 +64,19 @@ def test_a_killed_run_goes_on_with_other_readers(tmp_path: Path) -> None:
         until(
             lambda: not any(process.is_running() and process.status() != "zombie" for process in started), "all ended"
         )
-    held.unlink()
-    with Command("resume", "latest", "-s", "data.readers=1", runs=runs) as command:
+    held.write_text("8")
+    with Command("resume", "latest", "-s", "data.readers=1", "-s", "cluster.workers=1", runs=runs) as command:
+        command.wait_for_step(7)
+        command.process.send_signal(signal.SIGINT)
+        held.unlink()
+        code, output = command.finish()
+    assert code != 0, output
+    with Command("resume", "latest", "-s", "data.readers=0", "-s", "cluster.workers=2", runs=runs) as command:
         code, output = command.finish()
     assert code == 0, output
-    assert [event["resumed_step"] for event in command.events("attempt")] == [None, 3]
+    attempts = [(event["world_size"], event["resumed_step"]) for event in command.events("attempt")]
+    assert attempts[:2] == [(2, None), (1, 3)]
+    assert attempts[2:] in ([(2, 8)], [(2, 9)]), "from where the signal met it"
     assert losses(command) == pytest.approx(losses(whole), rel=1e-5)
     assert set(losses(command)) == set(range(1, STEPS + 1))
     ours, theirs = RunFolder(command.folder), RunFolder(whole.folder)

@@ -7,6 +7,7 @@ exchange them, and all make the same decision.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import random
 import shutil
@@ -287,19 +288,20 @@ class Checkpointer:
     def _load(self, folder: Path) -> tuple[TrainerState, StreamStates]:
         manifest = files.read_manifest(folder)
         known: Mapping[str, object] = manifest
+        # Older checkpoints without an axis have one rank along it.
+        written = {key: known.get(key, 1 if key in self._layout else None) for key in self._metadata}
         for key, value in self._metadata.items():
-            # Older checkpoints without this axis have one rank along it.
-            written = known.get(key, 1 if key in self._layout else None)
-            if written != value:
+            if written[key] != value and not (key == "world_size" and _is_whole(written)):
+                advice = "; only ZeRO stage 0 goes on with another number" if key == "world_size" else ""
                 raise CheckpointError(
-                    f"{folder} was written with {key} {written}, this run has {value}; "
-                    f"resume with the same {key}, or start a new run"
+                    f"{folder} was written with {key} {written[key]}, this run has {value}; "
+                    f"resume with the same {key}, or start a new run{advice}"
                 )
         self._refuse_code(folder, manifest)
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
         if loaded is None:
             raise ShardyardError(f"DeepSpeed could not load {folder}")
-        _set_random_states(json.loads((folder / f"rank-{self._mesh.rank:05d}.json").read_text()))
+        _continue_random(folder, self._mesh.rank, of=int(manifest["world_size"]))
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
         return state, json.loads((folder / "data.json").read_text())
 
@@ -315,6 +317,11 @@ class Checkpointer:
         names = sorted({name for names in found for name in names})
         if names:
             raise CheckpointError(refusal(str(folder), names))
+
+
+def _is_whole(written: Mapping[str, object]) -> bool:
+    """Whether every rank had all of a checkpoint's model and optimizer, so that any number of ranks may read them."""
+    return written["zero_stage"] == 0 and all(value == 1 for key, value in written.items() if key.endswith("_parallel"))
 
 
 def _own_part(parameter: Any) -> Any:
@@ -359,6 +366,17 @@ def _set_random_states(states: RandomStates) -> None:
     torch.set_rng_state(_unpack(states["torch"]))
     if "cuda" in states:
         torch.cuda.set_rng_state(_unpack(states["cuda"]))
+
+
+def _continue_random(folder: Path, rank: int, *, of: int) -> None:
+    """Set the random states that a rank had in a checkpoint of `of` ranks; further ranks get states of their own."""
+    text = (folder / f"rank-{rank % of:05d}.json").read_text()
+    _set_random_states(json.loads(text))
+    if rank >= of:
+        seed = int.from_bytes(hashlib.sha256(f"{text}{rank}".encode()).digest()[:4], "big")
+        random.seed(seed)
+        numpy.random.seed(seed)
+        torch.manual_seed(seed)
 
 
 def _pack(tensor: torch.Tensor) -> str:
