@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Recipe
 
-# Readers that keep a GPU fed, by what a row costs: estimates, as docs/develop/lab-notes.md has speeds of text and pictures alone.
+# Readers that keep a GPU fed, by what a row costs: estimates, of which docs/develop/lab-notes.md measures a part.
 BYTES, TEXT, MEDIA, OTHER = 1, 3, 8, 4
 
 

@@ -16,7 +16,8 @@ from shardyard.recipe.sections.adapter import Adapter
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
 from shardyard.recipe.sections.chat import Chat
 from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
-from shardyard.recipe.sections.data import Audio, Data, Image, Masking, OnError, Order, Source
+from shardyard.recipe.sections.data import Data, Masking, OnError, Order, Source
+from shardyard.recipe.sections.media import Audio, Image
 from shardyard.recipe.sections.mixture import Stage
 from shardyard.recipe.sections.model import Experts, Model
 from shardyard.recipe.sections.scoring import (

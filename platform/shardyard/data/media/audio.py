@@ -20,7 +20,7 @@ from shardyard.data.media.resampling import Samples, resample
 from shardyard.data.tables.opened import read_remote
 from shardyard.errors import DataError, UnusableRowError
 from shardyard.recipe import schema
-from shardyard.recipe.sections.data import Resampler
+from shardyard.recipe.sections.media import Resampler
 
 RATE = 16_000  # Hz
 FRAMES_PER_SECOND = 100

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from shardyard.recipe.sections.data import Resampler
+from shardyard.recipe.sections.media import Resampler
 
 # Silence around a recording while it is resampled: the Fourier transform treats the signal as periodic.
 _MARGIN_SECONDS = 0.064
