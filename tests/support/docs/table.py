@@ -24,6 +24,7 @@ class Walk:
 
 
 _RUN = (("RUN", "latest"),)
+_CLEAN_DOCS = Path(__file__).resolve().parents[3] / "docs" / "data" / "clean-docs.yaml"
 # By page and command as it is written; each is run the first time that the page shows it.
 WALKED: dict[tuple[str, str], Walk] = {
     ("README.md", "shardyard recipes copy gpt/quickstart my.yaml"): Walk(),
@@ -44,7 +45,9 @@ WALKED: dict[tuple[str, str], Walk] = {
     ),
     ("docs/dashboard.md", "shardyard runs"): Walk(),
     ("docs/data.md", "shardyard data list"): Walk(),
-    ("docs/data/build.md", "shardyard data build docs/data/clean-docs.yaml --plan"): Walk(more=("--sample", "50")),
+    ("docs/data/build.md", "shardyard data build docs/data/clean-docs.yaml --plan"): Walk(
+        swap=(("docs/data/clean-docs.yaml", str(_CLEAN_DOCS)),), more=("--sample", "50")
+    ),
     ("docs/data/build.md", "shardyard explain data.filters.gopher_quality"): Walk(),
     ("docs/data.md", "shardyard data inspect RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),
     ("docs/data.md", "shardyard data tokenize RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),), more=("--local",)),

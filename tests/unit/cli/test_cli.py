@@ -273,3 +273,19 @@ def test_a_recipe_without_a_description_of_its_own_has_that_of_its_base(
     rows = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
     assert rows["b"] == rows["gpt/quickstart"]
     assert rows["c"].startswith("broken, ")
+
+
+def test_a_recipe_is_explained_with_the_layout_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": "How?", "input": "", "output": f"So, {number}."} for number in range(40)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "asked.yaml").write_text(
+        "name: asked\nobjective: instruction\ntokenizer: bytes\n"
+        "model: {family: gpt2, config: {n_layer: 1, n_head: 2, n_embd: 16}}\n"
+        "data: {sequence_length: 64, train: [{path: asked.jsonl, holdout: 0.2}]}\n"
+        "train: {global_batch: 4, steps: 3}\noptimizer: {name: adamw, lr: 1.0e-3}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["explain", "asked.yaml"]) == 0, capsys.readouterr().err
+    assert "instruction" in capsys.readouterr().out

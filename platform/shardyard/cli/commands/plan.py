@@ -65,7 +65,8 @@ def explain_recipe(loaded: LoadedRecipe) -> None:
     """Print each derived value of a recipe and its reason."""
     plan = _planned(loaded)
     values = {**as_dict(plan), "flops_per_token": format_count(plan.flops_per_token), "mesh": plan.mesh}
-    table = [(name, str(values[name]), why) for name, why in sorted(plan.reasons.items())]
+    # Some reasons are of no derived value, such as the layout of the data.
+    table = [(name, str(values.get(name, "")), why) for name, why in sorted(plan.reasons.items())]
     output.print_table(("derived value", "", "why"), table, title=loaded.recipe.name)
 
 
