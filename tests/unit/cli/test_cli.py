@@ -278,7 +278,7 @@ def test_a_recipe_without_a_description_of_its_own_has_that_of_its_base(
 def test_a_recipe_is_explained_with_the_layout_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"instruction": "How?", "input": "", "output": f"So, {number}."} for number in range(40)]
+    rows = [{"instruction": f"How {number}?", "input": "", "output": f"So, {number}."} for number in range(40)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "asked.yaml").write_text(
         "name: asked\nobjective: instruction\ntokenizer: bytes\n"
