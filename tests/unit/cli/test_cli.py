@@ -275,6 +275,7 @@ def test_a_recipe_without_a_description_of_its_own_has_that_of_its_base(
     assert rows["c"].startswith("broken, ")
 
 
+@pytest.mark.slow
 def test_a_recipe_is_explained_with_the_layout_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
