@@ -26,7 +26,7 @@ from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sources.files import matching
-from shardyard.recipe.sources.token_sets import any_sets, recognised_tokens
+from shardyard.recipe.sources.token_sets import any_sets_of, recognised_tokens
 from shardyard.tracking.run.folder import RunFolder
 
 # Share of filled positions above which a larger window gains next to nothing.
@@ -68,7 +68,7 @@ def _tokens(recipe: Recipe) -> dict[str, str]:
     sources = [source for source in recipe.data.train if source.path is None or matching(source.path)]
     named = [source for source in sources if recognised_tokens(source, training=True) is not None]
     way = recipe.data.tokenized
-    looks = way == "always" or (way == "auto" and any_sets())
+    looks = way == "always" or (way == "auto" and any_sets_of(recipe.tokenizer))
     if not named and not looks:
         return {}
     from shardyard.data.tokenized.making import why_not
@@ -76,7 +76,12 @@ def _tokens(recipe: Recipe) -> dict[str, str]:
     from shardyard.engine.components import make_components
 
     looks = looks and (way == "always" or why_not(objective_spec(recipe.objective), recipe) is None)
-    inputs, found = make_components(recipe).format_inputs, list[str]()
+    try:
+        inputs, found = make_components(recipe).format_inputs, list[str]()
+    except (ShardyardError, OSError):
+        if named or way == "always":
+            raise
+        return {}  # A plan needs no tokenizer; the run says what is wrong.
     for source in sources if looks else named:
         try:
             opened = open_documents(inputs, recipe.objective, source, training=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from shardyard.recipe.schema import Source
 from shardyard.recipe.sources.files import file_kind
 from shardyard.recipe.sources.recognise import Recognised, recognise
 from shardyard.recipe.sources.tokens import MANIFEST
+
+_HEAD_BYTES = 4096
 
 
 def tokenized_root() -> Path:
@@ -23,6 +27,16 @@ def tokenized_root() -> Path:
 def any_sets() -> bool:
     """Whether there is any finished set, so that most runs need not know what their address would be."""
     return next(manifests(), None) is not None
+
+
+def any_sets_of(tokenizer: str) -> bool:
+    """Whether there is any finished set of a tokenizer with this name, told by the first bytes of the manifests."""
+    named = json.dumps(tokenizer).encode()
+    for path in manifests():
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if re.search(rb'"tokenizer": ' + re.escape(named), file.read(_HEAD_BYTES)):
+                return True
+    return False
 
 
 def manifests() -> Iterator[Path]:

@@ -25,7 +25,7 @@ from shardyard.launch.tokens.tokenize import tokenize
 from shardyard.planning.plan import World
 from shardyard.recipe.rules.rules import check
 from shardyard.recipe.schema import Data, Masking, Source
-from shardyard.recipe.sources.token_sets import tokenized_root
+from shardyard.recipe.sources.token_sets import any_sets_of, tokenized_root
 from support.data_cases import batches, bytes_tokenizer, data, documents, loader, rows, write_jsonl
 from support.tokenizers.tokenized import recipe_of, tokenize_sources
 
@@ -276,6 +276,14 @@ def test_the_plan_says_that_tokens_are_read(tmp_path: Path) -> None:
     assert "tokenized" not in prepare(recipe, world).reasons
     tokenize_sources(recipe.data)
     assert "is read from tokenised data: 60 documents" in prepare(recipe, world).reasons["tokenized"]
+
+
+def test_only_sets_of_its_tokenizer_concern_a_plan(tmp_path: Path) -> None:
+    """A plan loads no tokenizer, which may lie on a hub, on account of other sets of the machine."""
+    assert not any_sets_of("bytes")
+    tokenize_sources(data([Source(path=write_jsonl(tmp_path, [documents(9)]))]))
+    assert any_sets_of("bytes")
+    assert not any_sets_of("openai-community/gpt2")
 
 
 def test_other_objectives_say_why_they_need_the_data_itself(tmp_path: Path, recipe: Data) -> None:
