@@ -13,7 +13,7 @@ from pathlib import Path
 from shardyard.errors import UsageError
 from shardyard.launch.jobs.spec import JobSpec, entry_command, limit_seconds
 from shardyard.planning.host_memory import GPUS_PER_NODE, gpus_of_node, host_memory
-from shardyard.planning.placement import Node, demand_of, within
+from shardyard.planning.placement import Node, demand_of, judge, within
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.catalog.shipped import share_folder
 from shardyard.recipe.mesh import ranks_together
@@ -76,7 +76,11 @@ def allocation_of(recipe: Recipe, plan: RunPlan, *, gpu: bool, known: Sequence[N
 def _cores(recipe: Recipe, known: Sequence[Node] | None, per_node: int, *, gpu: bool) -> int:
     """The cores of each worker."""
     demand = replace(demand_of(recipe, gpu=gpu), most_per_node=per_node)
-    return int((within(demand, known) if known else demand).bundle.cpus)
+    if not known or demand.cpus_given:
+        return int(demand.bundle.cpus)
+    found = within(demand, known)
+    # What fits with no number of cores is refused for what is really missing.
+    return int(found.bundle.cpus) if judge(found, known).ever else 1
 
 
 def render(
