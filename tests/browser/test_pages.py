@@ -17,8 +17,9 @@ pytestmark = pytest.mark.slow
 Gallery = tuple[Path, dict[str, RunFolder]]
 CHART = ".plot[data-drawn]"
 # Nothing moves, and the page has painted and found time for what it had put off.
+# A page that is not drawn has no idle periods, and would never answer without the time limit.
 IDLE = """() => new Promise((done) => requestIdleCallback(() => done(document.getAnimations().every(
-  (one) => one.playState !== 'running' || one.effect.getComputedTiming().iterations === Infinity))))"""
+  (one) => one.playState !== 'running' || one.effect.getComputedTiming().iterations === Infinity)), {timeout: 5000}))"""
 
 
 def places(gallery: Gallery) -> dict[str, tuple[str, str]]:

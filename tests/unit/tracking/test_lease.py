@@ -190,6 +190,8 @@ def test_the_former_holder_notices_and_writes_nothing(run: RunFolder, soon: None
         assert not run.events.exists()
         assert not run.samples.exists()
         until(lease.lost.is_set, "the holder notices")
+    with pytest.raises(TakenOverError):
+        run.update(state="failed")  # as a driver's thread does that was left behind
     assert run.state == "running"
     lease = read_lease(run.path)
     assert lease is not None

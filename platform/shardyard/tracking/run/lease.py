@@ -87,7 +87,9 @@ class Lease:
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self.folder.token = None
+        if not self.lost.is_set():
+            # Of a lost run the folder keeps the token: a thread that is left behind must write nothing either.
+            self.folder.token = None
         with contextlib.suppress(OSError):
             self._write(released=True)
         os.close(self._descriptor)
