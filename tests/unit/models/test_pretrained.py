@@ -32,7 +32,7 @@ BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 def recipe_from(pretrained: str, folder: Path, family: str = "gpt2", **sections: Any) -> Recipe:
     corpus = folder / "corpus.jsonl"
-    corpus.touch()
+    corpus.write_text('{"text": "a document"}\n')
     given = tiny_recipe(corpus, family=family, **sections)
     update = {"pretrained": pretrained, "config": {}, "family": family}
     return given.model_copy(update={"model": given.model.model_copy(update=update)})
@@ -191,14 +191,14 @@ def test_the_known_sizes_of_a_prepared_model_are_its_own() -> None:
 )
 def test_contradictions(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
-    corpus.touch()
+    corpus.write_text('{"text": "a document"}\n')
     found = findings(tiny_recipe(corpus, model=changes))
     assert any(finding.startswith(message) for finding in found), found
 
 
 def test_parts_trained_whole_would_change_the_reference_of_preferences(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
-    corpus.touch()
+    corpus.write_text('{"text": "a document"}\n')
     model = {"pretrained": "run:base", "adapter": {"modules_to_save": ["lm_head.*"]}}
     assert any(
         text.startswith("model.adapter.modules_to_save: would change the reference model")
@@ -215,7 +215,7 @@ def test_a_folder_of_another_family_is_told(tmp_path: Path) -> None:
 
 def test_preferences_need_a_model_that_answers(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
-    corpus.touch()
+    corpus.write_text('{"text": "a document"}\n')
     found = findings(tiny_recipe(corpus, objective="preference"))
     assert any(text.startswith("model: lacks pretrained") for text in found)
 
@@ -284,7 +284,7 @@ def test_something_must_be_left_to_train(tmp_path: Path) -> None:
 
 def test_the_plan_counts_what_is_trained(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
-    corpus.touch()
+    corpus.write_text('{"text": "a document"}\n')
     whole = prepare(tiny_recipe(corpus), World(size=1, gpu=False))
     half = prepare(tiny_recipe(corpus, model={"freeze": ["transformer.h.0.*"]}), World(size=1, gpu=False))
     block = 12 * 32 * 32 + 13 * 32
