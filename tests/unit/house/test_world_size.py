@@ -20,6 +20,7 @@ MAY_SAY_IT = {
         "launch/run/local.py",
     ),
     "a checkpoint has a file of each rank": (
+        "engine/checkpoint/checkpoint.py",
         "engine/checkpoint/files.py",
         "engine/inference/load.py",
         "recipe/mesh.py",

@@ -32,7 +32,8 @@ BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 def recipe_from(pretrained: str, folder: Path, family: str = "gpt2", **sections: Any) -> Recipe:
     corpus = folder / "corpus.jsonl"
-    corpus.write_text('{"text": "a document"}\n')
+    if not corpus.exists():
+        corpus.write_text('{"text": "a document"}\n')
     given = tiny_recipe(corpus, family=family, **sections)
     update = {"pretrained": pretrained, "config": {}, "family": family}
     return given.model_copy(update={"model": given.model.model_copy(update=update)})
