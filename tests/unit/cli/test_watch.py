@@ -100,6 +100,7 @@ def end(folder: Path, state: str) -> None:
     (folder / "run.json").write_text(json.dumps({**info, "state": state}))
 
 
+@pytest.mark.slow
 def test_a_live_run_is_followed_to_its_end(tmp_path: Path) -> None:
     folder = live_run(tmp_path)
     process, terminal = follow(tmp_path)

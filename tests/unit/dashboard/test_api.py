@@ -263,6 +263,7 @@ def test_recipes(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [(cluster.planned, "gpt/quickstart", ("train.steps=300",))], "it is remembered"
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_in_a_process_of_its_own(client: TestClient) -> None:
     body = {"name": "gpt/quickstart", "overrides": ["train.steps=300", "train.minutes=null"]}
     answer = client.post("/api/recipes/check", json=body).json()

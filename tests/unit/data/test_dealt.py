@@ -81,6 +81,7 @@ def test_epochs_open_a_shard_once_each(tmp_path: Path, begun: list[Cursor]) -> N
     assert {cursor.example for cursor in begun} == {0}
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     counts=st.lists(st.integers(30, 70), min_size=1, max_size=3),

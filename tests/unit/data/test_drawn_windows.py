@@ -49,6 +49,7 @@ def with_gaps(count: int, seed: int, prefix: str = "d") -> list[str]:
     return [text if shuffled.random() > 0.15 else "" for text in documents(count, prefix)]
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     counts=st.lists(st.integers(30, 70), min_size=1, max_size=4),

@@ -86,6 +86,7 @@ def test_long_and_short_batches_come_in_turn(path: str) -> None:
     assert abs(np.corrcoef(ranks[:-1], ranks[1:])[0, 1]) < 0.5, "the next batch is not of like length"
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     step=st.integers(1, 40),

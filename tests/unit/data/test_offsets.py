@@ -265,6 +265,7 @@ def test_a_million_short_rows_take_eight_bytes_each(tmp_path: Path) -> None:
     assert starts.dtype == np.int64
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=4),

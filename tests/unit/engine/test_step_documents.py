@@ -98,6 +98,7 @@ def test_they_are_the_rows_that_were_trained_on(trained: Trained, step: int) -> 
         assert sum(part["tokens"] for part in found["documents"] if part["row"] == row) == 32
 
 
+@pytest.mark.slow
 def test_a_document_is_named_alike_wherever_it_is_met(trained: Trained) -> None:
     """A document that goes on in the next row of its stream keeps its place, and its parts make the whole text."""
     whole: dict[tuple[str, str, int], str] = {}

@@ -28,6 +28,8 @@ from shardyard.recipe.schema import Recipe
 from shardyard.tracking.run.folder import RunFolder
 from support.tiny import tiny_recipe, write_corpus
 
+pytestmark = pytest.mark.slow
+
 # World size, steps before it, last step.
 ATTEMPTS = ((2, 0, 14), (1, 10, 22), (2, 20, 40))
 STEPS, DOCUMENTS = 40, 40

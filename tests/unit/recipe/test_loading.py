@@ -211,6 +211,7 @@ def test_dumping_and_parsing_give_the_same_recipe(base: Path, tmp_path: Path) ->
     assert parse_recipe(read_document(tmp_path / "resolved.yaml", "resolved.yaml").data) == recipe
 
 
+@pytest.mark.slow
 @FUZZ
 @example(text="\x85", number=1e-4)
 @example(text=" \u2028 'x': \n\n\t#\ufeff", number=1e22)

@@ -58,6 +58,7 @@ def sync(runs: Path, *arguments: str) -> int:
     return command(["wandb", "sync", "--runs-dir", str(runs), *arguments])
 
 
+@pytest.mark.slow
 def test_restarts_become_one_run_with_each_step_once(
     stub: WandbStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

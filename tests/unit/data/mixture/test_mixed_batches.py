@@ -50,6 +50,7 @@ def globally(recipe: Data, count: int, size: int, state: Any = None, **options: 
     return [[row for parts in zip(*map(rows, step), strict=True) for row in parts] for step in zip(*ranks, strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=14, deadline=None)
 @given(
     worlds=st.sampled_from([(1, 2), (2, 1), (4, 8), (8, 1), (2, 4)]),

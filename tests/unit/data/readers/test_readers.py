@@ -140,6 +140,7 @@ def unbroken(kind: Kind, name: str, window: int) -> Any:
     return UNBROKEN[name, window]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["text", "drawn", "masked", "pictures", "conversations", "packed"]),

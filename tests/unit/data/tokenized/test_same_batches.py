@@ -44,6 +44,7 @@ def reads_tokens(recipe: Data, **options: Any) -> bool:
         return all(isinstance(source, TokenizedSource) for source in opened._sources)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(
     kind=st.sampled_from(["jsonl", "parquet", "csv"]),
