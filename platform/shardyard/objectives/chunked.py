@@ -12,6 +12,7 @@ any loss and any output layer, because both are called as they are.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,8 @@ Part = Callable[..., Tensor]
 Change = Callable[[Tensor], Tensor]
 # The values with which it is tried what a model does with its logits.
 _REACH = 60.0
+# What models do with the outputs of their layers: found once, because reading it makes the host wait for the device.
+_CHANGES: weakref.WeakKeyDictionary[nn.Module, Change] = weakref.WeakKeyDictionary()
 
 
 def output_with_logits(model: Any, inputs: Mapping[str, object], size: int, name: str = "logits") -> Any:
@@ -50,8 +53,9 @@ def output_with_logits(model: Any, inputs: Mapping[str, object], size: int, name
         return output
     logits = output[name]
     if isinstance(logits, Tensor):
-        change = _change(kept, logits, getattr(bare, "config", None))
-        output[name] = ChunkedLogits(kept.layer, kept.hidden, change, size, end=logits)
+        if kept.layer not in _CHANGES:
+            _CHANGES[kept.layer] = _change(kept, logits, getattr(bare, "config", None))
+        output[name] = ChunkedLogits(kept.layer, kept.hidden, _CHANGES[kept.layer], size, end=logits)
     return output
 
 
@@ -103,7 +107,7 @@ class ChunkedLogits:
         with _forward_replaced(self._layer, all_chunks):
             result: Tensor = self._layer(self._hidden)
         self._likeliest = likeliest
-        return result if self._end is None else result + 0 * self._end.sum().to(result.dtype)
+        return result if self._end is None else result + _nothing_of(self._end)
 
     def values(self, begin: int, end: int) -> Tensor:
         """The logits [end - begin, V] of some tokens, without gradient."""
@@ -185,6 +189,11 @@ class _InChunks(torch.autograd.Function):
         return None, None, torch.cat(found) if trained else None, *own_weights
 
 
+def _nothing_of(tensor: Tensor) -> Tensor:
+    """Zero, with a gradient of zero for `tensor`, also where this is not finite."""
+    return tensor.flatten()[:0].sum().float()
+
+
 def _at_least_fp32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -209,7 +218,7 @@ class _Keep(nn.Module):
         self.hidden = hidden
         self.known = torch.linspace(-_REACH, _REACH, _width(self.layer), device=hidden.device)
         # Of the graph of the hidden states, as logits are.
-        return self.known.view(*[1] * (hidden.dim() - 1), -1) + 0 * hidden.flatten()[:1].sum().float()
+        return self.known.view(*[1] * (hidden.dim() - 1), -1) + _nothing_of(hidden)
 
     def __getattr__(self, name: str) -> Any:
         try:

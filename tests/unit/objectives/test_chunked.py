@@ -113,6 +113,16 @@ def test_gradients_of_chunks_are_summed_in_fp32() -> None:
     assert layer.weight.grad.item() == 1024
 
 
+def test_what_is_not_finite_is_in_the_loss_and_no_error() -> None:
+    """As in the first steps of fp16, whose loss scale is lowered then."""
+    model, (inputs, labels) = model_of("llama"), inputs_of("llama")
+    with torch.no_grad():
+        model.model.norm.weight[:] = torch.inf
+    loss = losses.cross_entropy(output_with_logits(model, inputs, 7).logits, labels)
+    loss.backward()
+    assert not loss.isfinite()
+
+
 class Bent(nn.Module):
     """A model that adds something to its logits."""
 

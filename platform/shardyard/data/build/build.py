@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from shardyard.data.build.card import CARD_VERSION, PAGE, Card, CardSource, CardStep, page, parameters, versions
 from shardyard.data.build.counts import EXAMPLES, StepCounts, added_sources, added_steps, no_step, removed
 from shardyard.data.build.duplicates import Duplicates, find_duplicates
-from shardyard.data.build.files import aside, disk_in_words, held, read_json, sync, write_json
+from shardyard.data.build.files import disk_in_words, held, read_json, write_json
 from shardyard.data.build.hashes import hasher
 from shardyard.data.build.pieces import Piece, opened, pieces_of
 from shardyard.data.build.spec import BuildSpec, LoadedSpec
@@ -37,6 +37,7 @@ from shardyard.data.build.tasks import (
     write_shard,
 )
 from shardyard.data.sources.sources import evaluation_fingerprints, source_name, steps_of
+from shardyard.data.whole_files import aside, remove_partial, sync
 from shardyard.errors import DataError, UsageError
 from shardyard.recipe.sources.files import CARD
 from shardyard.units import parse_bytes
@@ -139,6 +140,7 @@ def _make(spec: BuildSpec, work: Path, runner: Runner, report: Report, identity:
         raise DataError(f"the steps of {spec.name} leave no document; look at what each removes with --plan.")
     card = _card(spec, steps, results, files, identity)
     out = work / "out"
+    remove_partial(out / "data")
     for name in out.glob("data/.*.json"):
         name.unlink()
     write_json(out / CARD, card)

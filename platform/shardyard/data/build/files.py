@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shardyard.data.whole_files import aside
 from shardyard.errors import DataError, UsageError
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which is synced and renamed at the end; removed if that fails."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -39,15 +25,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

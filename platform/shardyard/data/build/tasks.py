@@ -26,12 +26,13 @@ from shardyard.data.build.counts import (
     removed,
 )
 from shardyard.data.build.duplicates import table_type
-from shardyard.data.build.files import aside, disk_in_words, read_json, write_json
+from shardyard.data.build.files import disk_in_words, read_json, write_json
 from shardyard.data.build.hashes import Hashes, HashText, hasher
 from shardyard.data.build.pieces import Found, Piece, documents_of, reader_of
 from shardyard.data.build.spec import BuildSpec
 from shardyard.data.filters.outcome import Removed
 from shardyard.data.sources.sources import source_name, steps_of
+from shardyard.data.whole_files import aside
 
 # Text that is written at once: memory of a task is a few times this.
 BATCH_BYTES = 16 << 20
@@ -103,11 +104,11 @@ def run_piece(task: PieceTask) -> PieceResult:
     """
     done = stage_file(task.folder, task.stage, task.number, ".json")
     with disk_in_words(done.parent):
-        found = read_json(done)
+        found: PieceResult | None = read_json(done)
         if found is None:
             found = _run_piece(task, done)
             write_json(done, found)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _run_piece(task: PieceTask, done: Path) -> PieceResult:
@@ -252,19 +253,19 @@ def write_shard(task: ShardTask) -> ShardResult:
     path, spec = Path(task.path), _spec(task.spec)
     done = path.parent / f".{path.name}.json"
     with disk_in_words(path.parent):
-        found = read_json(done)
+        found: ShardResult | None = read_json(done)
         if found is None:
             with aside(path) as partial:
                 documents, num_bytes = _write(partial, spec, task.parts)
                 found = {"name": path.name, "documents": documents, "num_bytes": num_bytes, "sha256": _sha256(partial)}
             write_json(done, found)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _write(path: Path, spec: BuildSpec, parts: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
     schema = schema_of(spec)
     documents = num_bytes = 0
-    with _sink(path, spec, schema) as write:
+    with _Sink(path, spec, schema) as write:
         for table in _tables(parts, schema):
             write(table)
             documents += table.num_rows
@@ -294,7 +295,7 @@ def _tables(parts: Sequence[tuple[str, int, int]], schema: pa.Schema) -> Iterato
         yield pa.Table.from_batches(gathered, schema).combine_chunks()
 
 
-class _sink:  # noqa: N801 - used like a function
+class _Sink:
     """A file in the format of the output, to which tables are written."""
 
     def __init__(self, path: Path, spec: BuildSpec, schema: pa.Schema) -> None:

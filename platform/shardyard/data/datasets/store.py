@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shardyard.data.whole_files import sync
 from shardyard.errors import DataError
 from shardyard.recipe.catalog.datasets import DATASETS, DatasetSpec
 from shardyard.suggest import suggestion
@@ -130,7 +131,7 @@ def install(name: str, build: Callable[[Path], Callable[[dict[str, FileRecord]],
         )
         (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
         for path in (*folder.rglob("*"), folder):
-            _sync(path)
+            sync(path)
         return _put_in_place(folder, name, aside / "old") or manifest
 
 
@@ -147,7 +148,7 @@ def _put_in_place(folder: Path, name: str, old: Path) -> Manifest | None:
         if old.exists():
             old.rename(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     return None
 
 
@@ -181,14 +182,6 @@ def _sha256(path: Path) -> str:
         while part := file.read(_PART_BYTES):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def manifest_of(dataset: DatasetSpec, packages: dict[str, str], **fields: Any) -> Manifest:

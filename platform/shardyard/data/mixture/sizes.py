@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from shardyard.data.sources.sources import OpenSource, open_for
 from shardyard.data.stream.first_rows import is_local
 from shardyard.data.stream.reader import ShareReader, share_of
 from shardyard.data.stream.shuffle import Windows
+from shardyard.data.whole_files import aside
 from shardyard.errors import DataError
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.mixture.weights import lacks_sizes
@@ -55,7 +57,7 @@ def with_sizes(recipe: Recipe) -> Recipe:
                 f"data.train.{index}.size, in the same unit for all sources."
             )
         opened = open_for(spec, source, training=True)
-        size = counted({"documents": opened.fingerprint}, lambda opened=opened: num_documents(opened))  # type: ignore[misc]
+        size = counted({"documents": opened.fingerprint}, partial(num_documents, opened))
         if not size:
             raise DataError(f"data.temperature: {opened.name} has no documents.")
         train[index] = source.model_copy(update={"size": float(size)})
@@ -133,7 +135,6 @@ def counted(what: Mapping[str, object], count: Callable[[], int]) -> int:
     number = count()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(str(number), encoding="ascii")
-        beside.replace(path)
+        with aside(path) as beside:
+            beside.write_text(str(number), encoding="ascii")
     return number

@@ -186,10 +186,14 @@ class IndexedTables:
         for part in ranges:
             own = sorted(index for index in indices if first <= index < first + len(part.rows))
             if own:
-                table = self._files.table(part.file, [part.rows[index - first] for index in own])
-                found |= zip(own, stored_examples(self._share.source, table), strict=True)
+                numbers = [part.rows[index - first] for index in own]
+                found |= zip(own, self._examples(part.file, numbers), strict=True)
             first += len(part.rows)
         return [found[index] for index in indices]
+
+    def _examples(self, file: int, numbers: list[int]) -> Sequence[Any]:
+        """The stored rows of a file with these numbers, in ascending order."""
+        return stored_examples(self._share.source, self._files.table(file, numbers))
 
     def _found(self, most: int) -> tuple[Cursor, RowRange | None]:
         """The place of the next row, and rows that lie in one file; None at the end of the share."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from shardyard.data.filters.outcome import Removed
 from shardyard.data.sources.sources import Broken, Example, OpenSource
 from shardyard.data.stream.share import Share
-from shardyard.data.stream.tables import IndexedTables, RowRange
+from shardyard.data.stream.tables import IndexedTables
 from shardyard.data.tokenized.layout import EMPTY, FILTERED, UNUSABLE, USABLE
 from shardyard.errors import UnusableRowError
 
@@ -106,17 +106,8 @@ class TokenTables(IndexedTables):
         self._parts = cast(TokenDataset, share.dataset).parts
         super().__init__(share, cast(Any, _TokenFiles(self._parts)))
 
-    def stored(self, ranges: Sequence[RowRange], indices: Sequence[int]) -> list[Any]:
-        """The rows with these indices in the ranges, in this order."""
-        found: dict[int, Any] = {}
-        first = 0
-        for part in ranges:
-            own = sorted(index for index in indices if first <= index < first + len(part.rows))
-            if own:
-                numbers = [part.rows[index - first] for index in own]
-                found |= zip(own, self._parts[part.file].rows(numbers), strict=True)
-            first += len(part.rows)
-        return [found[index] for index in indices]
+    def _examples(self, file: int, numbers: list[int]) -> Sequence[Any]:
+        return self._parts[file].rows(numbers)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from shardyard.data.whole_files import aside
 from shardyard.errors import DataError
 from shardyard.recipe.sources.tokens import FORMAT, MANIFEST
 
@@ -109,7 +109,8 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write the manifest, which makes the set visible; whole or not at all."""
         # The format comes first: by its beginning the file is recognised.
-        write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1))
+        with aside(folder / MANIFEST) as partial:
+            partial.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1), "utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -189,20 +190,6 @@ def counts_of(shards: Sequence[Shard]) -> Counts:
 def token_type(vocabulary: int) -> TokenType:
     """The type of the ids of a vocabulary of this size."""
     return "uint16" if vocabulary <= 1 << 16 else "uint32"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def mapped(path: Path, kind: npt.DTypeLike, offset: int = 0, count: int | None = None) -> npt.NDArray[Any]:

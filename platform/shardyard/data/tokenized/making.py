@@ -219,10 +219,3 @@ def _units(opened: OpenSource, finest: Any, shards: Sequence[Shard]) -> tuple[Un
     runs = [run for shard in shards for run in shard.runs]
     rows = {unit: sum(run.rows for run in own) for unit, own in groupby(runs, lambda run: run.unit)}
     return tuple(Unit(part.file, part.row_group, part.shard, rows.get(number, 0)) for number, part in enumerate(parts))
-
-
-def stopped_writing(folder: Path) -> None:
-    """Remove what killed processes left half written; the caller holds the lock."""
-    for path in folder.glob(".*.partial"):
-        with contextlib.suppress(OSError):
-            path.unlink()

@@ -13,8 +13,8 @@ from shardyard.data.index.records import IrregularError
 from shardyard.data.index.rows import indexed_files
 from shardyard.data.quirks import shard_files
 from shardyard.data.sources.sources import OpenSource
-from shardyard.data.tokenized.layout import write_whole
 from shardyard.data.tokenized.writing import Task
+from shardyard.data.whole_files import aside
 from shardyard.errors import DataError
 
 TASKS = "tasks.json"
@@ -129,4 +129,5 @@ def kept_tasks(folder: Path) -> list[Task] | None:
 
 def keep_tasks(folder: Path, tasks: Sequence[Task]) -> None:
     """Write the tasks, so that a later call goes on with the same ones."""
-    write_whole(folder / TASKS, json.dumps([asdict(task) for task in tasks]))
+    with aside(folder / TASKS) as partial:
+        partial.write_text(json.dumps([asdict(task) for task in tasks]), "utf-8")

@@ -23,9 +23,9 @@ from shardyard.data.tokenized.layout import (
     Run,
     Shard,
     TokenType,
-    write_whole,
 )
 from shardyard.data.tokenized.rows import EveryRow, ReadRow
+from shardyard.data.whole_files import aside
 from shardyard.errors import DataError
 
 Encode = Callable[[Sequence[str]], Sequence[npt.NDArray[Any]]]
@@ -146,19 +146,12 @@ class ShardWriter:
             is_last,
             sha256,
         )
-        write_whole(self.folder / f"{self.name}.json", json.dumps(asdict(shard)))
+        self._written(f"{self.name}.json", json.dumps(asdict(shard)).encode())
         return shard
 
     def _written(self, name: str, content: bytes) -> str:
-        partial = self.folder / f".{name}-{os.getpid()}.partial"
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        with aside(self.folder / name) as partial:
+            partial.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from shardyard.data.sources.sources import source_name
 from shardyard.data.stream.held_out import validation_sources
 from shardyard.data.tokenized.layout import Counts, Manifest, Shard, counts_of, read_manifest
-from shardyard.data.tokenized.making import Prepared, finish_set, locked, prepare_set, stopped_writing
+from shardyard.data.tokenized.making import Prepared, finish_set, locked, prepare_set
+from shardyard.data.whole_files import remove_partial
 from shardyard.errors import DataError
 from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.token_tasks import on_ray
@@ -104,7 +105,7 @@ def _make(name: str, prepared: Prepared, carry: Carry, report: Callable[[Progres
     with locked(folder):
         if (folder / MANIFEST).is_file():
             return Made(name, folder, read_manifest(folder), False, 0.0)
-        stopped_writing(folder)
+        remove_partial(folder)
         seen = _Seen(folder)
         seen.look()
         done = {shard.task for shard in seen.shards.values() if shard.is_last}

@@ -17,6 +17,7 @@ from shardyard.data.build.spec import LoadedSpec, load_spec
 from shardyard.data.sources.retry import Retry
 from shardyard.data.sources.sources import open_source
 from shardyard.data.stream.reader import ShareReader, share_of
+from shardyard.data.whole_files import aside
 from shardyard.errors import DataError, UsageError
 from shardyard.recipe.schema import Source
 
@@ -174,6 +175,29 @@ def test_a_stopped_build_goes_on_and_shows_nothing_before_its_end(tmp_path: Path
         assert contents(build(loaded, here, QUIET).folder) == expected
     assert (tmp_path / "out").is_dir()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_half_written_files_of_a_killed_build_are_not_published(tmp_path: Path) -> None:
+    loaded = write(tmp_path, 3, shard_bytes="1KiB")
+    names: list[str] = []
+
+    def killed(function: Callable[[Any], Any], some: Sequence[Any]) -> Iterator[Any]:
+        """Runs tasks until a file of the output is being written."""
+        for task in some:
+            if hasattr(task, "path"):
+                with aside(Path(task.path)) as partial:
+                    partial.write_bytes(b"half")
+                    names.append(partial.name.replace(str(os.getpid()), "1"))
+                    partial.rename(partial.with_name(names[0]))  # As a process leaves it that was killed.
+                    raise _EndError
+            yield function(task)
+
+    with pytest.raises(_EndError):
+        build(loaded, killed, QUIET)
+    (left,) = [path for path in tmp_path.rglob(".*") if path.name in names]
+    assert left.read_bytes() == b"half"
+    folder = build(loaded, here, QUIET).folder
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
 def test_finished_pieces_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
