@@ -18,6 +18,11 @@ from shardyard.engine.world import Rank
 from shardyard.recipe.mesh import data_mesh
 
 
+def sampled_stages(position: int) -> tuple[int, ...]:
+    """ZeRO stages of the case at a position in a matrix: 0, 3, and 1 or 2 in turn; `make stages` tries all of each."""
+    return (0, 1, 2, 3) if os.environ.get("SHARDYARD_ALL_STAGES") else (0, 1 + position % 2, 3)
+
+
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`function(rank, *arguments)` on each of `world_size` fresh processes; their results in rank order.
 
