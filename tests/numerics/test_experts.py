@@ -66,9 +66,11 @@ def moe(
     model = {
         "family": family,
         "config": FAMILIES[family],
-        "experts": {"parallel": parallel, "balance": 0.02, "z_loss": 1e-3},
+        "experts": {"balance": 0.02, "z_loss": 1e-3},
     }
-    return tiny_recipe(corpus, model=model, zero={"stage": stage}, cluster={"workers": workers}, **more)
+    return tiny_recipe(
+        corpus, model=model, parallel={"expert": parallel}, zero={"stage": stage}, cluster={"workers": workers}, **more
+    )
 
 
 def curves(rank: Rank, recipes: list[Recipe], runs: Path, steps: int = STEPS) -> list[list[dict[str, float]]]:

@@ -11,6 +11,8 @@ from torch import Tensor, distributed
 from shardyard.engine.world import Rank
 from shardyard.recipe.mesh import MeshShape, data_mesh
 
+AXES = ("world", "data", "tensor", "sequence", "expert")
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -49,6 +51,7 @@ class Mesh:
 
     world: all ranks, for joint decisions and for files that the ranks write or check in shares.
     data: the ranks that read different rows, for data streams, losses and metrics; ZeRO shards over them.
+    tensor: the ranks that share the matrices of a layer. sequence: the ranks that share the tokens of a row.
     expert: the data-parallel ranks that share the experts of a layer.
     """
 
@@ -56,6 +59,8 @@ class Mesh:
     here: Rank
     world: Axis
     data: Axis
+    tensor: Axis
+    sequence: Axis
     expert: Axis
 
     @property
@@ -85,13 +90,13 @@ class Mesh:
 def make_mesh(shape: MeshShape, here: Rank) -> Mesh:
     """The mesh of a rank, with its process groups; all ranks call this after initialising `torch.distributed`."""
     assert here.world_size == shape.world, f"a plan for {shape.world} ranks is carried out by {here.world_size}"
-    return Mesh(shape, here, **{name: _axis(shape, name, here.rank) for name in ("world", "data", "expert")})
+    return Mesh(shape, here, **{name: _axis(shape, name, here.rank) for name in AXES})
 
 
 def single_process(device: torch.device) -> Mesh:
     """The mesh of a single process, without `torch.distributed`."""
     one = Axis(size=1, index=0, ranks=(0,), group=None)
-    return Mesh(data_mesh(1), Rank(rank=0, world_size=1, local_rank=0, device=device), one, one, one)
+    return Mesh(data_mesh(1), Rank(rank=0, world_size=1, local_rank=0, device=device), one, one, one, one, one)
 
 
 def _axis(shape: MeshShape, name: str, rank: int) -> Axis:

@@ -38,7 +38,7 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
     optimizer = _optimizer(recipe.optimizer, recipe.zero, gpu=gpu)
     if optimizer is not None:
         compiled["optimizer"] = optimizer
-    if recipe.model.experts.parallel > 1:
+    if recipe.parallel.expert > 1:
         compiled["expert_parallel"] = _expert_parallel(recipe)
     return compiled
 
@@ -99,7 +99,7 @@ def _expert_parallel(recipe: Recipe) -> dict[str, object]:
     """AutoEP: the experts of each layer are spread over consecutive ranks, and tokens travel to them."""
     return {
         "enabled": True,
-        "autoep_size": recipe.model.experts.parallel,
+        "autoep_size": recipe.parallel.expert,
         "preset_model": EXPERT_PRESETS.get(recipe.model.family),
         # The objective does the load balancing, so that its loss is recorded.
         "load_balance_coeff": None,

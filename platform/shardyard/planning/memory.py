@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
@@ -44,6 +44,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
 
     Sharded states are divided by the data-parallel size; offloaded states count for the host, not for the device.
     """
+    architecture = on_a_tensor_rank(architecture, mesh)
     stage, width = recipe.zero.stage, _parameter_bytes(recipe)
     count = architecture.parameters if architecture.trainable_parameters is None else architecture.trainable_parameters
     adapters = count if recipe.model.adapter is not None else 0
@@ -55,13 +56,15 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     # ZeRO keeps an fp32 master copy of its partition even if the parameters are fp32.
     master = 4 * count if stage or width == 2 else 0
     optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
+    # Ranks that share rows hold the same weights, so ZeRO shards over them as well.
+    shards = mesh.data * mesh.sequence
     if stage >= 1:
-        optimizer //= mesh.data
+        optimizer //= shards
     if stage >= 2:
-        gradients //= mesh.data
+        gradients //= shards
     gathered = 0
     if stage == 3:
-        parameters //= mesh.data
+        parameters //= shards
         block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
         gathered = 2 * width * max(0, block)
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
@@ -76,11 +79,40 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,
         optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
-        activations_bytes=_activations(recipe, architecture, micro_batch),
-        logits_bytes=_logits(recipe, architecture, micro_batch),
+        activations_bytes=round(_activations(recipe, architecture, micro_batch) * _activation_share(mesh)),
+        # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
+        logits_bytes=_logits(recipe, architecture, micro_batch) // mesh.sequence,
         buffers_bytes=2 * min(recipe.zero.bucket_bytes, 4 * count) if stage else 0,
         offloaded_bytes=offloaded,
     )
+
+
+def on_a_tensor_rank(architecture: Architecture, mesh: MeshShape) -> Architecture:
+    """The weights of one rank of a tensor-parallel group: an equal part of every matrix of the blocks and of an untied
+    output head, and the whole embeddings and routed experts."""
+    if mesh.tensor == 1:
+        return architecture
+    whole = architecture.vocabulary * architecture.hidden_size + architecture.expert_parameters
+    own = whole + max(0, architecture.parameters - whole) // mesh.tensor
+    share = own / architecture.parameters
+    experts = architecture.expert_parameters // max(1, architecture.layers)
+    trained = architecture.trainable_parameters
+    return replace(
+        architecture,
+        parameters=own,
+        largest_block_parameters=experts + (architecture.largest_block_parameters - experts) // mesh.tensor,
+        trainable_parameters=None if trained is None else round(trained * share),
+        quantized_parameters=round(architecture.quantized_parameters * share),
+    )
+
+
+def _activation_share(mesh: MeshShape) -> float:
+    """The part of a block's activations that a rank of `mesh` holds.
+
+    Korthikanti et al. 2022, equation 2: 10 of 34 bytes a token and unit of width are inputs of matrices and norms,
+    which ranks of a tensor-parallel group hold whole.
+    """
+    return (10 + 24 / mesh.tensor) / 34 / mesh.sequence
 
 
 def _parameter_bytes(recipe: Recipe) -> int:

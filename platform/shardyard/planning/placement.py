@@ -269,7 +269,7 @@ def _constraint(demand: Demand) -> tuple[Constraint, int | None]:
     if demand.strategy == "strict_spread":
         return "one_per_node", None
     if demand.group > 1:
-        return "experts", demand.group
+        return "group", demand.group
     if demand.most_per_node is not None:
         return "workers_per_node", demand.most_per_node
     return "worker", None
@@ -285,10 +285,10 @@ def bundle_in_words(bundle: Amount) -> str:
 
 
 def placement_in_words(demand: Demand) -> str:
-    """`pack, 4 ranks that share experts on one node, at most 8 on a node`."""
+    """`pack, 4 ranks that share layers on one node, at most 8 on a node`."""
     parts: list[str] = [demand.strategy]
     if demand.group > 1:
-        parts.append(f"{demand.group} ranks that share experts on one node")
+        parts.append(f"{demand.group} ranks that share layers on one node")
     if demand.most_per_node is not None:
         parts.append(f"at most {demand.most_per_node} on a node")
     return ", ".join(parts)

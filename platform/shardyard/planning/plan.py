@@ -158,7 +158,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     recipe = with_precision(recipe, chosen.precision)
     reasons["precision"] = chosen.why
     mesh = mesh_shape(recipe, world.size)
-    reasons["mesh"] = "all ranks are data-parallel; groups of model.experts.parallel share experts"
+    reasons["mesh"] = _mesh_reason(recipe, mesh)
     rank_rows = rows_per_rank(recipe, mesh)
     _check_shared_gpus(recipe, world)
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {mesh.data} ranks"
@@ -257,6 +257,16 @@ def _isolation(recipe: Recipe, findings: Findings, reasons: dict[str, str]) -> I
     if findings.isolation_why and (found is None or ISOLATIONS.index(given) < ISOLATIONS.index(found)):
         reasons["isolation"] += f", but documents see each other ({findings.isolation_why})"
     return given
+
+
+def _mesh_reason(recipe: Recipe, mesh: MeshShape) -> str:
+    """The axes in words."""
+    if mesh.world == mesh.data:
+        reason = "all ranks are data-parallel"
+    else:
+        inner = [f"{name} {mesh.size(name)}" for name in ("tensor", "sequence") if mesh.size(name) > 1]
+        reason = f"{mesh.world} ranks / ({' × '.join(inner)}) read different rows"
+    return reason + (f"; groups of {mesh.expert} of them share experts" if recipe.parallel.expert > 1 else "")
 
 
 def _whereabouts(recipe: Recipe, world: World, reasons: dict[str, str]) -> dict[str, str]:

@@ -68,6 +68,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     if size.left_out:
         yield "without adapter", size.left_out, ""
     yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
+    if plan.mesh.world > plan.mesh.data or plan.mesh.expert > 1:
+        yield "mesh", str(plan.mesh), why.get("mesh", "")
     yield "each worker", plan.bundle, why["bundle"]
     yield "placement", plan.placement, why["placement"]
     yield "network", plan.network, why["network"]

@@ -9,9 +9,9 @@ from shardyard.units import format_bytes
 
 # The resource that is short: GPUs, CPU cores, or bytes of host memory.
 Resource = Literal["gpus", "cpus", "memory"]
-# Why workers do not fit although the total would suffice: all must be on one node, one per node, groups of experts on
+# Why workers do not fit although the total would suffice: all must be on one node, one per node, groups of ranks on
 # one node, an upper limit per node, or the resources of a single worker.
-Constraint = Literal["one_node", "one_per_node", "experts", "workers_per_node", "worker"]
+Constraint = Literal["one_node", "one_per_node", "group", "workers_per_node", "worker"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def _because(shortage: Shortage) -> str:
             return " on one node, as cluster.placement strict_pack asks"
         case "one_per_node":
             return ", one a node"
-        case "experts":
-            return f", {shortage.limit} that share experts on one node (model.experts.parallel)"
+        case "group":
+            return f", {shortage.limit} that share layers on one node (parallel)"
         case "workers_per_node":
             return f", at most {shortage.limit} a node (cluster.workers_per_node)"
         case _:

@@ -14,6 +14,10 @@ from shardyard.recipe.schema import Recipe
 # Axes that consist of others, outermost first. Experts are distributed over data-parallel ranks: ranks that share a
 # layer's experts differ in `expert`, ranks that hold the same experts differ in `expert_data`.
 _JOINED = {"data": ("expert_data", "expert")}
+# The axes whose sizes a recipe gives.
+_GIVEN = ("expert", "sequence", "tensor")
+# GPUs of a usual node. Groups of experts that are larger span nodes.
+USUAL_NODE = 8
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,16 @@ class MeshShape:
     def data(self) -> int:
         """The data-parallel size: the number of ranks that read different rows. ZeRO shards over them."""
         return self.size("data")
+
+    @property
+    def tensor(self) -> int:
+        """Number of ranks that share the matrices of a layer."""
+        return self.size("tensor")
+
+    @property
+    def sequence(self) -> int:
+        """Number of ranks that share the tokens of a row."""
+        return self.size("sequence")
 
     @property
     def expert(self) -> int:
@@ -79,8 +93,7 @@ class MeshShape:
 
     def layout(self) -> dict[str, int]:
         """The sizes that determine the files of a checkpoint, by their names in the manifest."""
-        sizes = {f"{name}_parallel": size for name, size in self.axes if name != "expert_data"}
-        return {"world_size": self.world, **sizes}
+        return {"world_size": self.world, **{f"{name}_parallel": self.size(name) for name in _GIVEN}}
 
     def _members(self, axis: str) -> tuple[str, ...]:
         return tuple(name for name, _ in self.axes) if axis == "world" else _JOINED.get(axis, (axis,))
@@ -106,29 +119,75 @@ def mesh_shape(recipe: Recipe, ranks: int) -> MeshShape:
     Raises:
         RecipeError: the sizes of its axes do not divide `ranks`.
     """
-    inner = _inner_axes(recipe)
-    rest, left = divmod(ranks, ranks_together(recipe))
-    if left:
-        parallel = recipe.model.experts.parallel
-        fitting = ", ".join(str(size) for size in range(parallel - 1, 0, -1) if ranks % size == 0)
-        message = (
-            f"{ranks} rank(s) cannot be cut into groups of {parallel} that share experts; set it to {fitting}, "
-            f"or train on a multiple of {parallel} ranks (cluster.workers)"
-        )
-        raise RecipeError("plan", [Problem("", "model.experts.parallel", message)])
-    return MeshShape((("expert_data", rest), *inner))
+    problem = size_problem(recipe, ranks)
+    if problem is not None:
+        raise RecipeError("plan", [Problem("", *problem)])
+    parallel = recipe.parallel
+    rest = ranks // (parallel.tensor * parallel.sequence * parallel.expert)
+    within = (("sequence", parallel.sequence), ("tensor", parallel.tensor))
+    return MeshShape((("expert_data", rest), ("expert", parallel.expert), *(axis for axis in within if axis[1] > 1)))
+
+
+def size_problem(recipe: Recipe, ranks: int) -> tuple[str, str] | None:
+    """The field whose size does not divide `ranks`, and why; None if all do."""
+    parallel = recipe.parallel
+    within = parallel.tensor * parallel.sequence
+    if ranks % within:
+        name = "tensor" if parallel.tensor > 1 else "sequence"
+        own, other = getattr(parallel, name), within // getattr(parallel, name)
+        return f"parallel.{name}", _uncut(ranks, own, other, "that share a layer" if name == "tensor" else "of a row")
+    data = ranks // within
+    if data % parallel.expert:
+        if within == 1:
+            return "parallel.expert", _uncut(ranks, parallel.expert, 1, "that share experts")
+        message = f"{data} data-parallel rank(s) ({ranks} / {within}) cannot be cut into groups of {parallel.expert} "
+        return "parallel.expert", f"{message}that share experts; set it to {_divisors(data, parallel.expert)}"
+    if parallel.data not in ("rest", data):
+        message = f"is {parallel.data}, but {ranks} ranks / {within} leave {data}; set it to {data} or rest, or train "
+        return "parallel.data", f"{message}on {int(parallel.data) * within} ranks (cluster.workers)"
+    return None
+
+
+def _uncut(ranks: int, size: int, other: int, what: str) -> str:
+    group = size * other
+    fitting = ", ".join(str(n) for n in range(size - 1, 0, -1) if ranks % (n * other) == 0)
+    advice = f"set it to {fitting}, or " if fitting else ""
+    return (
+        f"{ranks} rank(s) cannot be cut into groups of {group} {what}; {advice}train on a multiple of {group} ranks "
+        "(cluster.workers)"
+    )
+
+
+def _divisors(total: int, below: int) -> str:
+    return ", ".join(str(n) for n in range(below - 1, 0, -1) if total % n == 0)
 
 
 def ranks_together(recipe: Recipe) -> int:
-    """Number of consecutive ranks that exchange activations in every layer and therefore share a node."""
-    return math.prod(size for _, size in _inner_axes(recipe))
+    """Number of consecutive ranks that exchange activations in every layer and therefore share a node.
+
+    Experts that more ranks share than a usual node has GPUs lie on several nodes.
+    """
+    within = recipe.parallel.tensor * recipe.parallel.sequence
+    together = within * recipe.parallel.expert
+    return together if together <= USUAL_NODE else within
+
+
+def together_in_words(recipe: Recipe) -> str:
+    """`4 ranks share the experts of a layer (parallel.expert)`."""
+    parallel, group = recipe.parallel, ranks_together(recipe)
+    named = [name for name in ("tensor", "sequence") if getattr(parallel, name) > 1]
+    if parallel.expert > 1 and group > parallel.tensor * parallel.sequence:
+        named.append("expert")
+    what = (
+        "the experts of a layer"
+        if named == ["expert"]
+        else "the tokens of a row"
+        if named == ["sequence"]
+        else ("every layer")
+    )
+    return f"{group} ranks share {what} ({' × '.join(f'parallel.{name}' for name in named)})"
 
 
 def data_size(recipe: Recipe, ranks: int) -> int:
     """The data-parallel size of `ranks` ranks, for rules that apply whether or not the other axes divide them."""
-    return ranks // math.prod(size for name, size in _inner_axes(recipe) if name not in _JOINED["data"])
-
-
-def _inner_axes(recipe: Recipe) -> tuple[tuple[str, int], ...]:
-    """The axes whose sizes a recipe sets, outermost first; the remaining factor of the ranks is `expert_data`."""
-    return (("expert", recipe.model.experts.parallel),)
+    return max(1, ranks // (recipe.parallel.tensor * recipe.parallel.sequence))

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from shardyard.errors import RenamedFieldWarning
 
-# Old dotted path → current dotted path, both in the same section.
+# Old dotted path → current dotted path.
 RENAMED = {
     "data.blind": "data.drop_inputs",
     "data.lanes": "data.streams",
     "model.adapter.whole": "model.adapter.modules_to_save",
+    "model.experts.parallel": "parallel.expert",
 }
 
 
 def current_path(path: Sequence[str]) -> tuple[str, ...]:
     """The path with current field names."""
-    for length in range(len(path), 0, -1):
-        new = RENAMED.get(".".join(path[:length]))
-        if new is not None:
-            return (*new.split("."), *path[length:])
-    return tuple(path)
+    old = old_name(path)
+    if old is None:
+        return tuple(path)
+    return (*RENAMED[old].split("."), *path[old.count(".") + 1 :])
+
+
+def old_name(path: Sequence[str]) -> str | None:
+    """The old field name at the beginning of a path; None if there is none."""
+    beginnings = (".".join(path[:length]) for length in range(len(path), 0, -1))
+    return next((beginning for beginning in beginnings if beginning in RENAMED), None)
 
 
 def current_name(dotted: str) -> str:
@@ -38,8 +44,11 @@ def with_current_names(recipe: Any) -> Any:
     if not isinstance(recipe, Mapping):
         return recipe
     for old, new in RENAMED.items():
-        *above, name = old.split(".")
-        recipe = _renamed(recipe, above, name, new.rpartition(".")[2])
+        (*above, name), (*now_above, now) = old.split("."), new.split(".")
+        if above == now_above:
+            recipe = _renamed(recipe, above, name, now)
+        else:
+            recipe = _moved(recipe, (above, name), (now_above, now))
     return recipe
 
 
@@ -53,6 +62,36 @@ def _renamed(section: Mapping[str, Any], above: Sequence[str], old: str, new: st
     if old not in section or new in section:
         return section
     return {new if key == old else key: value for key, value in section.items()}
+
+
+def _moved(
+    recipe: Mapping[str, Any], old: tuple[Sequence[str], str], new: tuple[Sequence[str], str]
+) -> Mapping[str, Any]:
+    """The recipe with a field in another section, whose name and sections above are given."""
+    before, now = _section(recipe, old[0]), _section(recipe, new[0])
+    if not before or old[1] not in before or now is None or new[1] in now:
+        return recipe
+    kept = {key: value for key, value in before.items() if key != old[1]}
+    return _with_section(_with_section(recipe, old[0], kept), new[0], {**now, new[1]: before[old[1]]})
+
+
+def _section(recipe: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any] | None:
+    """A section; empty if it is not there or null, None if something else is in its place."""
+    here: Any = recipe
+    for name in path:
+        here = here.get(name)
+        if here is None:
+            return {}
+        if not isinstance(here, Mapping):
+            return None
+    return cast("Mapping[str, Any]", here)
+
+
+def _with_section(recipe: Mapping[str, Any], path: Sequence[str], section: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not path:
+        return section
+    below = recipe.get(path[0]) or {}
+    return {**recipe, path[0]: _with_section(below, path[1:], section)}
 
 
 def message(old: str) -> str:

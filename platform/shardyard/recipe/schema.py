@@ -20,6 +20,7 @@ from shardyard.recipe.sections.data import Data, Masking, OnError, Order, Source
 from shardyard.recipe.sections.media import Audio, Image
 from shardyard.recipe.sections.mixture import Stage
 from shardyard.recipe.sections.model import Experts, Model
+from shardyard.recipe.sections.parallel import Parallel
 from shardyard.recipe.sections.scoring import (
     Answering,
     Distillation,
@@ -80,6 +81,7 @@ __all__ = [
     "Optimizer",
     "OptimizerName",
     "Order",
+    "Parallel",
     "Precision",
     "Preference",
     "Ranking",
@@ -135,6 +137,7 @@ class Recipe(Section):
     train: Train = described(REQUIRED, "Length, batch size and precision of training.")
     optimizer: Optimizer = described(REQUIRED, "How gradients become updates.")
     schedule: Schedule = described(Schedule(), "Learning rate over the steps.")
+    parallel: Parallel = described(Parallel(), "How ranks share the model, the rows and their tokens.")
     zero: Zero = described(Zero(), "How DeepSpeed ZeRO shards the model states.")
     checkpoint: Checkpoint = described(Checkpoint(), "When checkpoints are written.")
     evaluate: Evaluate = described(Evaluate(), "When the model is evaluated on held-out data.")

@@ -108,7 +108,15 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("model.adapter.pretrained", "lora_model_dir adapter_name_or_path", ""),
     ("model.adapter.quantize", "load_in_4bit load_in_8bit quantization bnb_4bit_quant_type", ""),
     ("model.experts", "moe mixture_of_experts num_experts", ""),
-    ("model.experts.parallel", "expert_parallel expert_parallel_size ep_size", ""),
+    ("parallel", "parallelism mesh device_mesh", ""),
+    ("parallel.tensor", "tensor_parallel tensor_parallel_size tp_size tensor_model_parallel_size autotp_size", ""),
+    (
+        "parallel.sequence",
+        "sequence_parallel sequence_parallel_size sp_size context_parallel context_parallel_size cp_size ulysses",
+        "",
+    ),
+    ("parallel.expert", "expert_parallel expert_parallel_size ep_size expert_model_parallel_size", ""),
+    ("parallel.data", "data_parallel data_parallel_size dp_size", "`rest` by default"),
     # objective and data
     ("objective", "training_task loss_type task_type head", ""),
     ("tokenizer", "tokenizer_name tokenizer_path tokenizer_name_or_path tokenizer_type vocab vocab_file", ""),

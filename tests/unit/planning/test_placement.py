@@ -167,8 +167,8 @@ def test_a_worker_does_not_lie_over_two_gpus() -> None:
             demand(8, bundle=Amount(1.0, 1.0), group=8),
             [node("a", 8, 4), node("b", 8, 4)],
             (
-                "needs 8 GPUs; 8 in the cluster, but they hold 0 of 8 workers, 8 that share experts on one node "
-                "(model.experts.parallel)"
+                "needs 8 GPUs; 8 in the cluster, but they hold 0 of 8 workers, 8 that share layers on one node "
+                "(parallel)"
             ),
         ),
         (

@@ -34,7 +34,8 @@ def recipe_of(workers: int, parallel: int = 1) -> Recipe:
     return parse_recipe(
         {
             "name": "mesh",
-            "model": {**MIXTRAL, "experts": {"parallel": parallel}},
+            "model": MIXTRAL,
+            "parallel": {"expert": parallel},
             "data": {"sequence_length": 32, "train": [{"source": "python-docs"}]},
             "train": {"steps": 10, "global_batch": 8, "precision": "fp32"},
             "optimizer": {"name": "adamw", "lr": 1e-3},
@@ -106,8 +107,9 @@ def test_an_axis_inside_the_data_axis_pairs_consecutive_ranks() -> None:
 
 
 def test_a_checkpoint_knows_the_sizes_that_decide_its_files() -> None:
-    assert mesh_shape(recipe_of(4, parallel=2), 4).layout() == {"world_size": 4, "expert_parallel": 2}
-    assert data_mesh(3).layout() == {"world_size": 3, "expert_parallel": 1}
+    alone = {"expert_parallel": 1, "sequence_parallel": 1, "tensor_parallel": 1}
+    assert mesh_shape(recipe_of(4, parallel=2), 4).layout() == {"world_size": 4, **alone, "expert_parallel": 2}
+    assert data_mesh(3).layout() == {"world_size": 3, **alone}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_impossible_sizes_are_refused_with_those_that_are_not(ranks: int, parall
     with pytest.raises(RecipeError) as refused:
         mesh_shape(recipe_of(parallel, parallel) if parallel != 6 else recipe_of_six(), ranks)
     (problem,) = refused.value.problems
-    assert problem.path == "model.experts.parallel"
+    assert problem.path == "parallel.expert"
     assert problem.message == (
         f"{ranks} rank(s) cannot be cut into groups of {parallel} that share experts; set it to {fitting}, or train on "
         f"a multiple of {parallel} ranks (cluster.workers)"
@@ -126,8 +128,7 @@ def test_impossible_sizes_are_refused_with_those_that_are_not(ranks: int, parall
 
 def recipe_of_six() -> Recipe:
     made = recipe_of(1)
-    experts = made.model.experts.model_copy(update={"parallel": 6})
-    return made.model_copy(update={"model": made.model.model_copy(update={"experts": experts})})
+    return made.model_copy(update={"parallel": made.parallel.model_copy(update={"expert": 6})})
 
 
 def test_a_rank_that_is_not_there_has_no_place() -> None:

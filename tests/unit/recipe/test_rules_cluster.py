@@ -19,8 +19,9 @@ def recipe(parallel: int = 1, **cluster: Any) -> Recipe:
             "model": {
                 "family": "mixtral",
                 "config": {"num_local_experts": 4},
-                "experts": {"parallel": parallel, "balance": 0.01},
+                "experts": {"balance": 0.01},
             },
+            "parallel": {"expert": parallel},
             "data": {"sequence_length": 32, "train": [{"source": "python-docs"}]},
             "train": {"steps": 10, "global_batch": 8, "precision": "fp32"},
             "optimizer": {"name": "adamw", "lr": 1e-3},

@@ -33,7 +33,8 @@ def recipe(parallel: int = 2, **sections: Any) -> Recipe:
     """A Mixtral whose experts are spread over two of two ranks; `sections` are merged over it, one level deep."""
     base: dict[str, Any] = {
         "name": "experts",
-        "model": {"family": "mixtral", "config": SIZES, "experts": {"parallel": parallel, "balance": 0.01}},
+        "model": {"family": "mixtral", "config": SIZES, "experts": {"balance": 0.01}},
+        "parallel": {"expert": parallel},
         "data": {"sequence_length": 32, "train": [{"source": "python-docs"}]},
         "train": {"steps": 10, "global_batch": 8, "precision": "fp32"},
         "optimizer": {"name": "adamw", "lr": 1e-3},
@@ -45,29 +46,24 @@ def recipe(parallel: int = 2, **sections: Any) -> Recipe:
     return parse_recipe(base)
 
 
-def experts(**fields: Any) -> dict[str, Any]:
-    return {"experts": {"parallel": 2, "balance": 0.01, **fields}}
-
-
 def test_what_works_is_not_refused() -> None:
     for stage in (1, 2, 3):
         assert check(recipe(zero={"stage": stage})) == []
     assert list(expert_rules(recipe(parallel=4, cluster={"workers": 8}))) == []
     switch = {"family": "qwen3_moe", "config": {"num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": False}}
     assert list(expert_rules(recipe(model=switch))) == []
-    assert list(expert_rules(recipe(parallel=1, zero={"stage": 0}, model={"experts": {}, "compile": True}))) == []
+    assert list(expert_rules(recipe(parallel=1, zero={"stage": 0}, model={"compile": True}))) == []
 
 
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
-    ({"cluster": {"workers": 3}}, ("model", "experts", "parallel"), "3 workers cannot be cut into groups of 2; 1 divi"),
     (
-        {"model": experts(parallel=8), "cluster": {"workers": 8}},
-        ("model", "experts", "parallel"),
+        {"parallel": 8, "cluster": {"workers": 8}},
+        ("parallel", "expert"),
         "4 experts cannot be shared by 8 ranks; 4 divides them",
     ),
     (
         {"model": {"family": "gpt_oss", "config": {}}},
-        ("model", "experts", "parallel"),
+        ("parallel", "expert"),
         "deepseek_v2, deepseek_v3, mixtral, qwen2_moe, qwen3_moe, not of gpt_oss; set it to 1",
     ),
     (
@@ -86,8 +82,8 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         "does nothing for the objective instruction, only for causal_lm",
     ),
     (
-        {"objective": "instruction", "model": {"experts": {"parallel": 2}}},
-        ("model", "experts", "parallel"),
+        {"objective": "instruction", "parallel": 2},
+        ("parallel", "expert"),
         "for the objective causal_lm, not instruction",
     ),
     (
@@ -109,8 +105,8 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     ({"zero": {"stage": 2, "offload_optimizer": True}}, ("zero", "offload_optimizer"), "set it to false"),
     ({"zero": {"stage": 3, "offload_parameters": True}}, ("zero", "offload_parameters"), "set it to false"),
     ({"model": {"compile": True}}, ("model", "compile"), "cannot trace models with expert parallelism"),
-    ({"model": {"adapter": {"rank": 4}}}, ("model", "adapter"), "set model.experts.parallel to 1"),
-    ({"model": {"freeze": ["model.embed_tokens.*"]}}, ("model", "freeze"), "set model.experts.parallel to 1"),
+    ({"model": {"adapter": {"rank": 4}}}, ("model", "adapter"), "set parallel.expert to 1"),
+    ({"model": {"freeze": ["model.embed_tokens.*"]}}, ("model", "freeze"), "set parallel.expert to 1"),
     ({"optimizer": {"name": "lion", "lr": 1e-4}}, ("optimizer", "name"), "use one of adamw, adam, sgd, rmsprop"),
     ({"optimizer": {"name": "muon", "lr": 1e-2}}, ("optimizer", "name"), "use one of adamw, adam, sgd, rmsprop"),
 ]
@@ -154,7 +150,7 @@ def test_a_world_of_another_size_is_refused() -> None:
     """`--local` trains in one process whatever `cluster.workers` says."""
     sizes = measure(recipe().model, vocabulary=257)
     assert make_plan(recipe(), sizes, World(size=2, gpu=False)).world.size == 2
-    with pytest.raises(RecipeError, match=r"model.experts.parallel.*1 rank\(s\) cannot be cut into groups of 2"):
+    with pytest.raises(RecipeError, match=r"parallel.expert.*1 rank\(s\) cannot be cut into groups of 2"):
         make_plan(recipe(), sizes, World(size=1, gpu=False))
 
 

@@ -77,7 +77,7 @@ def _log_placement(job: Job, demand: Demand, members: Sequence[Member], ready: S
     if len(places) > 1:
         write_event(job.folder.events, Placed(placement=places, network=by_host))
     if parted := parted_groups(places, demand.group):
-        text = f"{parted} group(s) of {demand.group} ranks that share experts lie on several nodes, which is slow"
+        text = f"{parted} group(s) of {demand.group} ranks that share layers lie on several nodes, which is slow"
         write_event(job.folder.events, Notice(text=text))
 
 

@@ -9,7 +9,7 @@ from shardyard.errors import Problem
 from shardyard.recipe.fields import Path as FieldPath
 from shardyard.recipe.fields import UnknownFieldError, dotted, field_at, is_free_form
 from shardyard.recipe.loading.yaml_source import Document, parse_value
-from shardyard.recipe.renamed import current_path
+from shardyard.recipe.renamed import current_path, old_name
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
@@ -36,8 +36,8 @@ def _apply(document: Document, text: str) -> Problem | None:
         return Problem(shown, dotted(names), unknown.message)
     except ValueError as error:
         return Problem(shown, dotted(names), str(error))
-    if list(names) != given:
-        document.renamed[dotted(given[: len(names)])] = shown
+    if (old := old_name(given)) is not None:
+        document.renamed[old] = shown
     forget_below(document, path)
     document.places[path] = shown
     return None

@@ -80,6 +80,8 @@ def _move(document: Document, old: str, before: FieldPath, now: FieldPath) -> No
     if before not in document.places or now in document.places:
         return
     document.renamed[old] = document.places[before]
+    for length in range(1, len(now)):  # A field may have moved into a section that the file does not have.
+        document.places.setdefault(now[:length], document.places[before])
     for place in [place for place in document.places if place[: len(before)] == before]:
         document.places[(*now, *place[len(before) :])] = document.places.pop(place)
 

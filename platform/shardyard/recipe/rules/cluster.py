@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shardyard.recipe.fields import Path
-from shardyard.recipe.mesh import ranks_together
+from shardyard.recipe.mesh import ranks_together, together_in_words
 from shardyard.recipe.schema import Recipe
 
 Finding = tuple[Path, str]
@@ -33,11 +33,11 @@ def _strategy(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _groups(recipe: Recipe) -> Iterator[Finding]:
-    """Ranks that share experts exchange activations in every layer, so they share a node."""
+    """Ranks that share layers exchange activations in every layer, so they share a node."""
     settings, group = recipe.cluster, ranks_together(recipe)
     if group == 1:
         return
-    together = f"{group} ranks share the experts of a layer (model.experts.parallel) and stay on one node"
+    together = f"{together_in_words(recipe)} and stay on one node"
     if settings.placement == "strict_spread":
         yield ("cluster", "placement"), f"strict_spread has one rank a node, but {together}; use pack or spread"
     elif settings.workers_per_node is not None and settings.workers_per_node % group:

@@ -60,19 +60,14 @@ def _router_without_gradient(recipe: Recipe) -> Iterator[Finding]:
 
 def _parallel(recipe: Recipe) -> Iterator[Finding]:
     """The experts that DeepSpeed's AutoEP supports, and the settings that it cannot be combined with."""
-    parallel, path = recipe.model.experts.parallel, ("model", "experts", "parallel")
+    parallel, path = recipe.parallel.expert, ("parallel", "expert")
     if parallel == 1:
         return
     if recipe.model.family not in EXPERT_PRESETS:
         known = ", ".join(sorted(EXPERT_PRESETS))
         yield path, f"DeepSpeed's AutoEP spreads the experts of {known}, not of {recipe.model.family}; set it to 1"
         return
-    workers, experts = recipe.cluster.workers, _experts(recipe)
-    if workers % parallel:
-        yield (
-            path,
-            f"{workers} workers cannot be cut into groups of {parallel}; {_best(parallel, workers)} divides them",
-        )
+    experts = experts_of(recipe)
     if experts is not None and experts % parallel:
         yield path, f"{experts} experts cannot be shared by {parallel} ranks; {_best(parallel, experts)} divides them"
     for found, other, message in _combinations(recipe):
@@ -98,13 +93,13 @@ def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
             ("model", "adapter"),
             (
                 f"cannot be combined with {spread}, because DeepSpeed's AutoEP trains and saves no other weights of "
-                "experts than their own; set model.experts.parallel to 1"
+                "experts than their own; set parallel.expert to 1"
             ),
         ),
-        (bool(model.freeze), ("model", "freeze"), f"does not support {spread}; set model.experts.parallel to 1"),
+        (bool(model.freeze), ("model", "freeze"), f"does not support {spread}; set parallel.expert to 1"),
         (
             not objective_spec(recipe.objective).experts,
-            ("model", "experts", "parallel"),
+            ("parallel", "expert"),
             f"is for the objective {_objectives()}, not {recipe.objective}; set it to 1",
         ),
         (
@@ -115,7 +110,7 @@ def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
         (
             noisy,
             ("model", "config", "router_jitter_noise"),
-            f"{spread} has no router noise; set it to 0, or model.experts.parallel to 1",
+            f"{spread} has no router noise; set it to 0, or parallel.expert to 1",
         ),
     ]
 
@@ -126,7 +121,7 @@ def _is_dense(recipe: Recipe) -> bool:
     return fields is not None and not fields.names & set(EXPERT_COUNTS)
 
 
-def _experts(recipe: Recipe) -> int | None:
+def experts_of(recipe: Recipe) -> int | None:
     """Number of experts of a layer; None if the recipe does not give it."""
     found = next((value for name in EXPERT_COUNTS if (value := _value(recipe, name)) is not None), None)
     return found if isinstance(found, int) else None

@@ -141,7 +141,7 @@ def _is(value: Any, kind: str) -> bool:
     return type(value) is _PYTHON[kind]
 
 
-def _effective(recipe: Recipe) -> Mapping[str, Any] | None:
+def effective_config(recipe: Recipe) -> Mapping[str, Any] | None:
     """The configuration as far as known: of a local pretrained folder, with overrides; None for one on the hub."""
     if recipe.model.pretrained is None:
         return recipe.model.config
@@ -154,10 +154,10 @@ def _effective(recipe: Recipe) -> Mapping[str, Any] | None:
 
 
 def _shape(recipe: Recipe) -> Iterator[Finding]:
-    config = _effective(recipe)
+    config = effective_config(recipe)
     if config is None:
         return
-    sizes = _Sizes(recipe.model.family, config)
+    sizes = Sizes(recipe.model.family, config)
     positions, length = sizes["max_position_embeddings"], recipe.data.sequence_length
     if positions and length and length > positions:
         name = sizes.name("max_position_embeddings")
@@ -185,7 +185,7 @@ def _shape(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-class _Sizes:
+class Sizes:
     """Positive whole numbers of a configuration by standard name; None for unknown or other values."""
 
     def __init__(self, family: str, config: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from shardyard.recipe.rules.finetune import finetune_rules
 from shardyard.recipe.rules.heads import head_rules
 from shardyard.recipe.rules.mixture import mixture_rules
 from shardyard.recipe.rules.model import model_rules
+from shardyard.recipe.rules.parallel import parallel_rules
 from shardyard.recipe.rules.pictures import picture_rules
 from shardyard.recipe.rules.secrets import secret_rules
 from shardyard.recipe.rules.tokens import token_rules
@@ -278,6 +279,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     cluster_rules,
     model_rules,
     causality_rules,
+    parallel_rules,
     expert_rules,
     data_rules,
     value_rules,

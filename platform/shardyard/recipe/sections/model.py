@@ -17,13 +17,6 @@ MODULE = "module"
 class Experts(Section):
     """Settings of a mixture of experts that transformers' configuration does not have."""
 
-    parallel: int = described(
-        1,
-        "Expert-parallel size: ranks that share the experts of a layer (DeepSpeed AutoEP); 1 keeps all experts on "
-        "each rank.",
-        "ranks",
-        ge=1,
-    )
     balance: float = described(
         0.0, "Weight of the load-balancing loss (Fedus et al. 2021), added to the training loss.", ge=0.0
     )
@@ -107,7 +100,7 @@ class Model(Section):
     adapter: Adapter | None = described(
         None, "Train low-rank adapters on the linear layers instead of the weights themselves (LoRA)."
     )
-    experts: Experts = described(Experts(), "Mixture of experts: load balancing and expert parallelism.")
+    experts: Experts = described(Experts(), "Mixture of experts: load balancing.")
 
     probes: Probes = described(Probes(), "What is tried on a narrow copy of the model before it is trained.")
 

@@ -192,9 +192,8 @@ def test_ranks_that_do_not_fill_pods_are_refused_with_what_would() -> None:
 
 def test_ranks_that_share_experts_share_a_pod() -> None:
     recipe, plan = recipe_and_plan("gpt/llama2-7b", "cluster.workers_per_node=4")
-    experts = recipe.model.experts.model_copy(update={"parallel": 8})
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"experts": experts})})
-    with pytest.raises(RecipeError, match="groups of 8 ranks that share experts"):
+    recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"expert": 8})})
+    with pytest.raises(RecipeError, match="groups of 8 ranks that share layers"):
         render.pods_of(recipe, plan)
 
 

@@ -108,7 +108,7 @@ def ranks_per_pod(recipe: Recipe, plan: RunPlan) -> tuple[int, str]:
 def _checked_ranks(wanted: int, workers: int, group: int) -> int:
     if workers % wanted == 0 and wanted % group == 0:
         return wanted
-    what = f"groups of {group} ranks that share experts" if wanted % group else f"the {workers} ranks"
+    what = f"groups of {group} ranks that share layers" if wanted % group else f"the {workers} ranks"
     fitting = ", ".join(str(n) for n in range(group, workers + 1, group) if workers % n == 0)
     raise _refuse(
         "cluster.workers_per_node",

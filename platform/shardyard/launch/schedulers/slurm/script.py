@@ -105,7 +105,7 @@ def render(
 
 
 def _workers_per_node(recipe: Recipe, *, gpu: bool) -> int:
-    """Ranks per node, in whole expert-parallel groups."""
+    """Ranks per node, in whole groups that share layers."""
     settings, group = recipe.cluster, ranks_together(recipe)
     if settings.workers_per_node is not None:
         return min(settings.workers_per_node, settings.workers)
