@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from shardyard.errors import RenamedFieldWarning
 
@@ -65,8 +65,8 @@ def _renamed(section: Mapping[str, Any], above: Sequence[str], old: str, new: st
 
 
 def _moved(
-    recipe: Mapping[str, Any], old: tuple[Sequence[str], str], new: tuple[Sequence[str], str]
-) -> Mapping[str, Any]:
+    recipe: Mapping[str, object], old: tuple[Sequence[str], str], new: tuple[Sequence[str], str]
+) -> Mapping[str, object]:
     """The recipe with a field in another section, whose name and sections above are given."""
     before, now = _section(recipe, old[0]), _section(recipe, new[0])
     if not before or old[1] not in before or now is None or new[1] in now:
@@ -75,22 +75,20 @@ def _moved(
     return _with_section(_with_section(recipe, old[0], kept), new[0], {**now, new[1]: before[old[1]]})
 
 
-def _section(recipe: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any] | None:
+def _section(recipe: Mapping[str, object], path: Sequence[str]) -> Mapping[str, object] | None:
     """A section; empty if it is not there or null, None if something else is in its place."""
-    here: Any = recipe
+    here: object = recipe
     for name in path:
-        here = here.get(name)
-        if here is None:
-            return {}
-        if not isinstance(here, Mapping):
-            return None
-    return cast("Mapping[str, Any]", here)
+        here = here.get(name) if isinstance(here, Mapping) else here
+    return {} if here is None else here if isinstance(here, Mapping) else None
 
 
-def _with_section(recipe: Mapping[str, Any], path: Sequence[str], section: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_section(
+    recipe: Mapping[str, object], path: Sequence[str], section: Mapping[str, object]
+) -> Mapping[str, object]:
     if not path:
         return section
-    below = recipe.get(path[0]) or {}
+    below = _section(recipe, path[:1]) or {}
     return {**recipe, path[0]: _with_section(below, path[1:], section)}
 
 

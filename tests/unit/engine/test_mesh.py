@@ -55,7 +55,7 @@ def test_an_evaluation_shares_its_rows_along_the_data_axis(size: int, rows: int,
 
 
 def test_all_ranks_count_for_the_peak_and_data_parallel_ones_for_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks of a pair compute on the same tokens; ZeRO cuts states over those that read different ones."""
+    """Ranks of a pair compute on the same tokens; ZeRO shards over those that hold the same weights."""
     peaks: list[float | None] = []
     monkeypatch.setattr(assemble, "peak_flops", lambda *_: 10.0)
     monkeypatch.setattr(assemble, "Throughput", lambda flops_per_token, peak_flops: peaks.append(peak_flops))
@@ -66,5 +66,11 @@ def test_all_ranks_count_for_the_peak_and_data_parallel_ones_for_shards(monkeypa
     assemble._meter(recipe, replace(plan, mesh=data_mesh(2)))
     assert peaks == [40.0, 40.0, 20.0]
     shards = {ranks: estimate_memory(recipe, SMALL, data_mesh(ranks), micro_batch=1) for ranks in (2, 4)}
-    assert estimate_memory(recipe, SMALL, PAIRS, micro_batch=1) == shards[2]
+    pairs, halves = (
+        estimate_memory(recipe, SMALL, MeshShape((("expert_data", 2), *inner)), micro_batch=1)
+        for inner in ((("tensor", 2),), (("sequence", 2),))
+    )
+    # Both ranks of a pair have the embeddings.
+    assert shards[4].optimizer_bytes < pairs.optimizer_bytes < shards[2].optimizer_bytes
+    assert halves.optimizer_bytes == shards[4].optimizer_bytes
     assert shards[2].optimizer_bytes == 2 * shards[4].optimizer_bytes
