@@ -53,6 +53,11 @@ class Architecture:
     adapted: str = ""
     left_out: str = ""
 
+    @property
+    def trained_parameters(self) -> int:
+        """Number of weights that training changes."""
+        return self.parameters if self.trainable_parameters is None else self.trainable_parameters
+
 
 def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     """FLOPs of forward and backward pass for one token: 6·N + 12·L·w·T, with w the width of all heads.

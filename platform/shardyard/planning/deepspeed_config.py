@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shardyard.planning.reduction import accumulation_type, bucket_elements, prefetch_elements
 from shardyard.recipe.expert_presets import EXPERT_PRESETS
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
 
 
-def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu: bool) -> dict[str, object]:
+def deepspeed_config(
+    recipe: Recipe, *, micro_batch: int, accumulation: int, gpu: bool, parameters: int | None = None
+) -> dict[str, object]:
     """Compile the whole dictionary.
 
     Args:
@@ -22,6 +25,7 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
         accumulation: micro-batches of a rank in one optimizer step; accumulation × micro-batch × data-parallel size is
             the global batch.
         gpu: whether ranks compute on GPUs; affects kernels and overlapping, never the mathematics.
+        parameters: those that are trained; default buckets have no more.
     """
     compiled: dict[str, object] = {
         "train_batch_size": recipe.train.global_batch,
@@ -30,7 +34,8 @@ def deepspeed_config(recipe: Recipe, *, micro_batch: int, accumulation: int, gpu
         "gradient_clipping": recipe.train.gradient_clipping,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
-        "zero_optimization": _zero(recipe, gpu=gpu),
+        "communication_data_type": recipe.zero.communication_data_type,
+        "zero_optimization": _zero(recipe, micro_batch * accumulation, parameters, gpu=gpu),
         # All optimizers work element-wise (Muon has separate code), so they can run on partitions of a flat buffer.
         "zero_allow_untested_optimizer": True,
         **_precision(recipe),
@@ -47,8 +52,7 @@ def _precision(recipe: Recipe) -> dict[str, object]:
     precision = precision_of(recipe)
     if precision == "bf16":
         bf16 = {"bf16": {"enabled": True, "check_grad_overflow": True}, "fp16": {"enabled": False}}
-        # Sums of many micro-batches lose precision in bf16; stage 0 has no separate accumulator.
-        return bf16 | {"data_types": {"grad_accum_dtype": "fp32" if recipe.zero.stage > 0 else "bf16"}}
+        return bf16 | _accumulation(recipe)
     if precision == "fp16":
         fp16 = {
             "enabled": True,
@@ -58,14 +62,20 @@ def _precision(recipe: Recipe) -> dict[str, object]:
             "hysteresis": 2,
             "min_loss_scale": 1,
         }
-        return {"fp16": fp16, "bf16": {"enabled": False}}
+        return {"fp16": fp16, "bf16": {"enabled": False}} | _accumulation(recipe)
     return {"fp16": {"enabled": False}, "bf16": {"enabled": False}}
 
 
-def _zero(recipe: Recipe, *, gpu: bool) -> dict[str, object]:
-    zero = recipe.zero
-    # Buckets are counted in elements of at most four bytes.
-    bucket = max(1, zero.bucket_bytes // 4)
+def _accumulation(recipe: Recipe) -> dict[str, object]:
+    # Without ZeRO DeepSpeed refuses another format than that of the weights: the engine then sets it on the parameters.
+    return {
+        "data_types": {"grad_accum_dtype": accumulation_type(recipe) if recipe.zero.stage else precision_of(recipe)}
+    }
+
+
+def _zero(recipe: Recipe, rank_rows: int, parameters: int | None, *, gpu: bool) -> dict[str, object]:
+    zero, data_parallel = recipe.zero, recipe.train.global_batch // rank_rows
+    bucket = bucket_elements(zero, data_parallel, parameters)
     compiled: dict[str, object] = {"stage": zero.stage}
     if zero.stage >= 1:
         compiled |= {
@@ -85,7 +95,7 @@ def _zero(recipe: Recipe, *, gpu: bool) -> dict[str, object]:
         compiled["offload_param"] = {"device": "cpu", "pin_memory": gpu}
     if zero.stage == 3:
         compiled |= {
-            "stage3_prefetch_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": prefetch_elements(zero, data_parallel, parameters),
             "stage3_param_persistence_threshold": 100_000,
             "stage3_max_live_parameters": 1_000_000_000,
             "stage3_max_reuse_distance": 1_000_000_000,

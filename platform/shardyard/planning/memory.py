@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
+from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
 from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
@@ -46,13 +47,13 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     """
     architecture = on_a_tensor_rank(architecture, mesh)
     stage, width = recipe.zero.stage, _parameter_bytes(recipe)
-    count = architecture.parameters if architecture.trainable_parameters is None else architecture.trainable_parameters
+    count = architecture.trained_parameters
     adapters = count if recipe.model.adapter is not None else 0
     quantized = architecture.quantized_parameters
     # Experts on other ranks. What ZeRO shards is still divided by the data-parallel size.
     elsewhere = architecture.expert_parameters - architecture.expert_parameters // mesh.expert
     parameters = width * (architecture.parameters + adapters - quantized - (elsewhere if stage < 3 else 0))
-    gradients = (4 if stage else width) * (count - (elsewhere if stage < 2 else 0))
+    gradients = BYTES[accumulation_type(recipe)] * (count - (elsewhere if stage < 2 else 0))
     # ZeRO keeps an fp32 master copy of its partition even if the parameters are fp32.
     master = 4 * count if stage or width == 2 else 0
     optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
@@ -82,7 +83,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         activations_bytes=round(_activations(recipe, architecture, micro_batch) * _activation_share(mesh)),
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
         logits_bytes=_logits(recipe, architecture, micro_batch) // mesh.sequence,
-        buffers_bytes=2 * min(recipe.zero.bucket_bytes, 4 * count) if stage else 0,
+        buffers_bytes=bucket_bytes(recipe, count, shards),
         offloaded_bytes=offloaded,
     )
 

@@ -201,7 +201,13 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         architecture=architecture,
         flops_per_token=_flops(recipe, architecture, reasons),
         memory=estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch),
-        deepspeed=deepspeed_config(recipe, micro_batch=micro_batch, accumulation=accumulation, gpu=world.gpu),
+        deepspeed=deepspeed_config(
+            recipe,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            gpu=world.gpu,
+            parameters=architecture.trained_parameters,
+        ),
         **_whereabouts(recipe, world, reasons),
         reasons=reasons,
         isolation=isolation,
@@ -358,6 +364,7 @@ def _with_stages(recipe: Recipe, plan: RunPlan, micro_batches: list[int], spans:
         micro_batch=stages[most].micro_batch,
         accumulation=stages[most].accumulation,
         gpu=plan.world.gpu,
+        parameters=architecture.trained_parameters,
     )
     memory = max(needed, key=lambda one: one.device_bytes)
     return replace(plan, stages=placed(stages), memory=memory, deepspeed=compiled)

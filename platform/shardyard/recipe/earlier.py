@@ -17,6 +17,7 @@ def complete(fields: Any) -> None:
     model = fields.get("model") if isinstance(fields, dict) else None
     if isinstance(model, dict):
         model.setdefault("logits_chunk", 0)
+    _complete_zero(fields)
     image = fields.get("image") if isinstance(fields, dict) else None
     if isinstance(image, dict):
         image.setdefault("background", None)
@@ -24,6 +25,16 @@ def complete(fields: Any) -> None:
     if isinstance(audio, dict):
         audio.setdefault("resampler", "fft")
         audio.setdefault("too_long", "beginning" if _is_whisper(fields.get("model")) else "unusable")
+
+
+def _complete_zero(fields: Any) -> None:
+    """Gradients were reduced in the precision of training, and added up in fp32 only by ZeRO in bf16."""
+    zero, train = (fields.get(name) if isinstance(fields, dict) else None for name in ("zero", "train"))
+    if isinstance(zero, dict) and isinstance(train, dict):
+        precision = train.get("precision") or "fp32"
+        sharded_bf16 = precision == "bf16" and zero.get("stage", 1) > 0
+        zero.setdefault("communication_data_type", precision)
+        zero.setdefault("grad_accum_dtype", "fp32" if sharded_bf16 else precision)
 
 
 def _is_whisper(model: Any) -> bool:

@@ -187,6 +187,13 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("zero.stage", "zero_stage deepspeed_stage sharding_strategy", ""),
     ("zero.offload_optimizer", "cpu_offload offload offload_optimizer_device", ""),
     ("zero.offload_parameters", "offload_param offload_params", ""),
+    (
+        "zero.communication_data_type",
+        "reduce_dtype grad_reduce_in_fp32 reduce_in_fp32 allreduce_dtype communication_dtype grad_reduce_dtype",
+        "",
+    ),
+    ("zero.grad_accum_dtype", "gradient_accumulation_dtype accumulate_allreduce_grads_in_fp32 data_types", ""),
+    ("zero.bucket_bytes", "reduce_bucket_size allgather_bucket_size ddp_bucket_size bucket_cap_mb", "here in bytes"),
     # sections under other names
     ("train", "training trainer training_args training_arguments train_args", ""),
     ("optimizer", "optimizers optimization", ""),

@@ -92,6 +92,31 @@ def test_deepspeed_still_trains_a_step_of_nothing_in_half_precision_without_zero
     assert not optimizer.optimizer.state
 
 
+def test_deepspeed_still_refuses_fp32_sums_of_gradients_without_zero() -> None:
+    unsure = SimpleNamespace(
+        get_data_types=lambda: (torch.bfloat16, torch.float32),
+        zero_optimization=lambda: False,
+        pipeline_parallelism=False,
+    )
+    with pytest.raises(NotImplementedError, match="unsupported mix"):
+        deepspeed_engine.DeepSpeedEngine._do_optimizer_sanity_check(unsure, None)
+
+
+def test_without_zero_gradients_that_a_step_does_not_reach_are_zeros_of_their_format() -> None:
+    model = nn.ModuleList([nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)]).bfloat16()
+    engine = SimpleNamespace(
+        module=model, _get_gradients_for_reduction=lambda: [one.grad for one in model.parameters()]
+    )
+    quirks.accumulate_in_fp32(engine)
+    for _ in range(300):
+        model[0](torch.full((1, 2), 0.01, dtype=torch.bfloat16)).sum().backward()
+    reached, other = engine._get_gradients_for_reduction()
+    assert reached.dtype == other.dtype == torch.float32
+    # In bf16 a sum of three stays at 2.5 or less, because a hundredth rounds to nothing beside it.
+    assert torch.allclose(reached, torch.full((1, 2), 3.0), rtol=3e-3)
+    assert not other.any()
+
+
 def test_deepspeed_still_copies_scripts_beside_checkpoints() -> None:
     assert "self._copy_recovery_script(" in inspect.getsource(deepspeed_engine.DeepSpeedEngine)
 

@@ -302,6 +302,18 @@ CONTRADICTIONS = [
         "name: muon, lr: 1e-3}\nzero: {stage: 1, offload_optimizer: true",
     ),
     Broken(
+        "reduced-in-fp16",
+        ":13: zero.communication_data_type: has the narrow range of fp16",
+        "stage: 1",
+        "stage: 1, communication_data_type: fp16",
+    ),
+    Broken(
+        "added-up-in-fp16",
+        ":13: zero.grad_accum_dtype: is fp16, and train.precision bf16: use fp32",
+        "stage: 1",
+        "stage: 1, grad_accum_dtype: fp16",
+    ),
+    Broken(
         "muon-clipped",
         "train.gradient_clipping: is 1, but with muon DeepSpeed would clip its orthogonalised updates",
         "name: adamw, lr: 1e-3",

@@ -28,6 +28,7 @@ from shardyard.models.vocabulary import Resized
 from shardyard.optim.groups import parameter_groups
 from shardyard.optim.lion_adagrad import client_optimizer
 from shardyard.planning.plan import RunPlan
+from shardyard.planning.reduction import accumulation_type
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Adapter, Recipe
 
@@ -70,6 +71,8 @@ def start_engine(
     if recipe.model.adapter is not None and recipe.zero.stage == 3:
         _gather_what_is_read_outside(model)
     quirks.undo_trial_step(engine)
+    if recipe.zero.stage == 0 and precision_of(recipe) != accumulation_type(recipe):
+        quirks.accumulate_in_fp32(engine)
     if recipe.model.compile:
         engine.compile()
     # Ranks draw different dropout masks, unless they read the same rows. The weights above came from separate

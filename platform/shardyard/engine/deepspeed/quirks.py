@@ -216,6 +216,26 @@ def undo_trial_step(engine: deepspeed.DeepSpeedEngine) -> None:
         optimizer.optimizer.state.clear()
 
 
+def accumulate_in_fp32(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Add up, reduce and keep the gradients of 16-bit parameters in fp32 where there is no ZeRO.
+
+    DeepSpeed refuses `grad_accum_dtype` there, and gives parameters that a step has not reached zeros in the format of
+    the parameter, which torch does not take for gradients of another one.
+    """
+    parameters = [one for one in engine.module.parameters() if one.requires_grad and one.numel()]
+    for parameter in parameters:
+        parameter.grad_dtype = torch.float32
+    reduced = engine._get_gradients_for_reduction
+
+    def complete() -> Any:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+        return reduced()
+
+    engine._get_gradients_for_reduction = complete
+
+
 def backward(engine: deepspeed.DeepSpeedEngine, loss: torch.Tensor) -> None:
     """Accumulate the gradient of a scalar loss, without dividing it by the number of micro-batches.
 

@@ -194,6 +194,17 @@ def _zero(recipe: Recipe) -> Iterator[Finding]:
             ("zero", "offload_optimizer"),
             (f"DeepSpeed has no CPU kernel for {name}; use one of {', '.join(_CPU_OPTIMIZERS)}, or set it to false"),
         )
+    precision = recipe.train.precision
+    if zero.communication_data_type == "fp16" and precision != "fp16":
+        yield (
+            ("zero", "communication_data_type"),
+            "has the narrow range of fp16, for which only train.precision fp16 scales gradients; use bf16 or fp32",
+        )
+    if zero.grad_accum_dtype not in ("fp32", precision or "bf16"):
+        yield (
+            ("zero", "grad_accum_dtype"),
+            f"is {zero.grad_accum_dtype}, and train.precision {precision or 'bf16 or fp32'}: use fp32 or that format",
+        )
 
 
 def _early_stopping(recipe: Recipe) -> Iterator[Finding]:

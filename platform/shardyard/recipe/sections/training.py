@@ -104,8 +104,22 @@ class Zero(Section):
     )
     offload_optimizer: bool = described(False, "Keep optimizer states in CPU memory (stages 1 to 3).")
     offload_parameters: bool = described(False, "Keep parameters in CPU memory (stage 3).")
-    bucket_bytes: int = described(
-        100_000_000, "Size of a bucket in which gradients are reduced and parameters gathered.", "bytes", ge=1_000_000
+    bucket_bytes: int | None = described(
+        None,
+        "Size of a bucket in which gradients are reduced and parameters gathered, 4 bytes a number. Default: 40 "
+        "million numbers, a million for each data-parallel rank if that is more, at most 500 million.",
+        "bytes",
+        ge=1_000_000,
+    )
+    communication_data_type: Literal["fp32", "bf16", "fp16"] = described(
+        "fp32",
+        "Number format in which gradients are summed over the ranks. 16 bits halve the traffic, and round the sum of "
+        "every reduction to 8 (bf16) or 11 (fp16) significant bits.",
+    )
+    grad_accum_dtype: Literal["fp32", "bf16", "fp16"] = described(
+        "fp32",
+        "Number format in which gradients of micro-batches are added up, and kept until the optimizer's step: fp32, or "
+        "train.precision, which takes half the memory.",
     )
 
 

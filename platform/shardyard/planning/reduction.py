@@ -1,0 +1,68 @@
+"""How gradients are added up and reduced over the ranks: number formats, bucket sizes, bytes sent. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+from shardyard.recipe.precision import precision_of
+from shardyard.recipe.schema import Precision, Recipe, Zero
+
+BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+# The default bucket, in numbers: that of Megatron-LM's distributed optimizer, which grows with the ranks, because each
+# rank's share of a bucket is one message. At most DeepSpeed's own default, because buckets are memory.
+_LEAST, _PER_RANK, _MOST = 40_000_000, 1_000_000, 500_000_000
+# DeepSpeed's own default of what ZeRO-3 gathers ahead: it needs no larger messages, and holds them in memory.
+_MOST_AHEAD = 50_000_000
+
+
+def accumulation_type(recipe: Recipe) -> Precision:
+    """The number format in which gradients are added up and kept until the optimizer's step."""
+    precision = precision_of(recipe)
+    return "fp32" if precision == "fp32" else recipe.zero.grad_accum_dtype
+
+
+def bucket_elements(zero: Zero, data_parallel: int, parameters: int | None = None) -> int:
+    """Numbers in a bucket of gradients or gathered parameters; no more than the model has parameters, if given."""
+    if zero.bucket_bytes is not None:
+        return max(1, zero.bucket_bytes // 4)
+    elements = min(_MOST, max(_LEAST, _PER_RANK * data_parallel))
+    # DeepSpeed aligns gathered partitions to pairs of numbers.
+    return elements if parameters is None else min(elements, 2 * math.ceil(parameters / 2))
+
+
+def prefetch_elements(zero: Zero, data_parallel: int, parameters: int | None = None) -> int:
+    """Numbers that ZeRO-3 gathers ahead of their use."""
+    elements = bucket_elements(zero, data_parallel, parameters)
+    return elements if zero.bucket_bytes is not None else min(_MOST_AHEAD, elements)
+
+
+def reduced_bytes_per_step(recipe: Recipe, parameters: int, accumulation: int) -> int:
+    """Bytes of gradients that each rank hands to reductions in a step of `accumulation` micro-batches.
+
+    Stages 0 and 1 all-reduce once a step, stage 2 all-reduces and stage 3 reduce-scatters after each micro-batch; what
+    a rank sends of an all-reduce is about twice as much, of a reduce-scatter as much.
+
+    Args:
+        parameters: the trained ones that a rank has gradients of.
+    """
+    times = accumulation if recipe.zero.stage >= 2 else 1
+    return times * BYTES[recipe.zero.communication_data_type] * parameters
+
+
+def bucket_bytes(recipe: Recipe, parameters: int, data_parallel: int) -> int:
+    """Bytes of the buffers in which gradients are collected, converted and reduced.
+
+    Args:
+        parameters: the trained ones.
+    """
+    stage, sent = recipe.zero.stage, BYTES[recipe.zero.communication_data_type]
+    kept, precision = BYTES[accumulation_type(recipe)], precision_of(recipe)
+    if stage == 0 or (stage == 1 and precision == "bf16" and kept == 4 and not recipe.zero.offload_optimizer):
+        # DeepSpeed flattens up to so many, whatever the size of a bucket, and converts the copy.
+        return min(_MOST, parameters) * (kept + (sent if sent != kept else 0))
+    elements = min(bucket_elements(recipe.zero, data_parallel), parameters)
+    if stage == 3:
+        return elements * 2 * sent  # the bucket, and its gradients in the order of the ranks
+    kept = BYTES[precision] if stage == 2 else kept
+    # Two buckets are filled in turn, while the other one is reduced.
+    return elements * (2 * kept + (sent if sent != kept else 0))
