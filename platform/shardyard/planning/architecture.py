@@ -8,6 +8,26 @@ from shardyard.planning.findings import Findings
 
 
 @dataclass(frozen=True)
+class LayerShape:
+    """What a decoder's layer consists of, for forecasts of its speed and of what ranks exchange.
+
+    key_value_width: width of the keys of all heads, which is smaller than that of the queries where heads share them.
+    mlp_width: inner width of the MLP, or of one expert. gated: whether the MLP has a third matrix.
+    rms_norm: whether norms are RMS norms, which transformers composes of several operations.
+    rotary: whether queries and keys are rotated. experts: routed experts of a layer, 0 in dense models; of these,
+    `experts_per_token` see a token.
+    """
+
+    key_value_width: int
+    mlp_width: int
+    gated: bool = False
+    rms_norm: bool = False
+    rotary: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes of one model. `d` below is `hidden_size`, `V` the vocabulary.
 
@@ -28,6 +48,7 @@ class Architecture:
     flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), if the
         formulas for decoders do not apply; for checkpointed blocks, only the inputs and one block.
     findings: of the probes of the model.
+    layer: of decoders; None if its parts were not recognised.
     """
 
     family: str
@@ -52,6 +73,7 @@ class Architecture:
     findings: Findings = field(default_factory=Findings)
     adapted: str = ""
     left_out: str = ""
+    layer: LayerShape | None = None
 
     @property
     def trained_parameters(self) -> int:

@@ -13,12 +13,30 @@ from shardyard.cli.view.mixture import mixture_lines
 from shardyard.errors import UsageError
 from shardyard.extras import require
 from shardyard.launch.mixture_plot import plot_mixture
-from shardyard.launch.run.plans import plan_of, without_weights
+from shardyard.launch.run.plans import plan_of, plan_on, without_weights
+from shardyard.planning.forecast.forecast import Forecast, forecast
+from shardyard.planning.forecast.hardware import Hardware, hardware_of
+from shardyard.planning.forecast.text import as_plain, forecast_rows
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, rows
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.tracking.run.folder import runs_folder
 from shardyard.units import format_count, parse_bytes
+
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, metavar="N", help="GPUs of --gpu; by default cluster.workers.")
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option("--gpu", metavar="NAME", help="Plan for this accelerator and forecast its speed, e.g. h100-80gb."),
+]
+PerNode = Annotated[
+    int | None, typer.Option("--per-node", min=1, metavar="N", help="GPUs of a node; by default 8, or the recipe's.")
+]
+Between = Annotated[
+    str | None, typer.Option("--network", metavar="NAME", help="Network cards of a node, e.g. 400gx8, or dgx-h100.")
+]
+Price = Annotated[float | None, typer.Option("--price", min=0.0, metavar="P", help="Price of a GPU-hour.")]
 
 
 def plan(
@@ -32,20 +50,62 @@ def plan(
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the mixture over the run: .svg, .png or .pdf.")
     ] = None,
     as_json: AsJson = False,
+    gpus: Gpus = None,
+    gpu: Gpu = None,
+    per_node: PerNode = None,
+    network: Between = None,
+    price: Price = None,
 ) -> None:
-    """Show the plan of a recipe: steps, batches, mixture, memory, FLOPs, and whether it fits."""
+    """Show the plan of a recipe: steps, batches, mixture, memory, FLOPs, and whether it fits. With --gpu and --gpus, on
+    those GPUs: its speed, time, energy and cost too."""
+    given = overrides or []
     extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
-    plan = _planned(load_recipe(name, [*(overrides or []), *extra]))
+    found: Forecast | None = None
+    if gpu is None:
+        _refuse_without_gpu(gpus=gpus, per_node=per_node, network=network, price=price)
+        plan = _planned(load_recipe(name, [*given, *extra]))
+    else:
+        hardware = _hardware(load_recipe(name, given), gpu, gpus, per_node, network, price)
+        loaded = without_weights(load_recipe(name, [*given, *on_gpus(hardware)]), runs_folder())
+        plan = plan_on(loaded, hardware, device_bytes=parse_bytes(memory) if memory else None)
+        found = forecast(loaded.recipe, plan, hardware)
     if plot is not None:
         _plot(plan, plot)
     if deepspeed:
         output.print_json(plan.deepspeed)
     elif as_json:
-        output.print_json(as_dict(plan))
+        output.print_json(as_dict(plan) | ({"forecast": as_plain(found)} if found is not None else {}))
     else:
-        output.print_table(("what", "value", ""), rows(plan), title=f"plan of {name}")
+        shown = [*rows(plan), *(forecast_rows(found, plan) if found is not None else [])]
+        output.print_table(("what", "value", ""), shown, title=f"plan of {name}")
         for line in mixture_lines(plan, ascii_only=not output.has_utf8()):
             output.line(line)
+
+
+def on_gpus(hardware: Hardware) -> list[str]:
+    """Overrides that give a recipe one worker on each GPU of `hardware`."""
+    one_each = [f"cluster.workers={hardware.gpus}", "cluster.gpus_per_worker=1"]
+    return [*one_each, f"cluster.workers_per_node={hardware.per_node}"] if hardware.nodes > 1 else one_each
+
+
+def _hardware(
+    loaded: LoadedRecipe, gpu: str, gpus: int | None, per_node: int | None, network: str | None, price: float | None
+) -> Hardware:
+    """The hardware of the options; where they leave it open, with as many GPUs as the recipe has workers."""
+    settings = loaded.recipe.cluster
+    return hardware_of(
+        gpu,
+        gpus or settings.workers,
+        per_node=per_node or settings.workers_per_node,
+        network=network,
+        price=price,
+    )
+
+
+def _refuse_without_gpu(**given: object) -> None:
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if named:
+        raise UsageError(f"{', '.join(named)}: name the accelerator too, such as --gpu h100-80gb.")
 
 
 def _plot(plan: RunPlan, path: Path) -> None:

@@ -13,6 +13,8 @@ from shardyard.launch.run.host import refuse_on_this_host
 from shardyard.launch.run.initial import check_unchanged, for_planning, locate
 from shardyard.launch.run.prepare import as_before, prepare
 from shardyard.launch.run.world import cluster_address, world_of
+from shardyard.planning.forecast.forecast import world_on
+from shardyard.planning.forecast.hardware import Hardware
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, resolved_text, rows
 from shardyard.recipe.code import origins, with_absolute_files
@@ -135,6 +137,18 @@ def plan_of(loaded: LoadedRecipe, *, local: bool = False, gpus: int | None = Non
     if local or not (elsewhere or cluster_address(settings)):
         refuse_on_this_host(loaded.recipe, gpu=world.gpu, source=shown_path(loaded.path))
     return prepare(loaded.recipe, world, remember=True)
+
+
+def plan_on(loaded: LoadedRecipe, hardware: Hardware, *, device_bytes: int | None = None) -> RunPlan:
+    """The plan of a recipe on named hardware, whatever this machine has; `loaded` has one worker for each GPU.
+
+    Args:
+        device_bytes: memory of a GPU, if it is not that of the table.
+
+    Raises:
+        RecipeError: the GPUs do not support the recipe, or cannot be arranged as it wants.
+    """
+    return prepare(loaded.recipe, world_on(hardware, device_bytes), remember=True)
 
 
 def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:

@@ -20,9 +20,13 @@ from shardyard.models.size.row_cost import RowCost, row_cost
 from shardyard.models.size.row_shapes import row_shape
 from shardyard.models.size.valued_row import check_narrow
 from shardyard.objectives.registry import objective_spec
-from shardyard.planning.architecture import Architecture
+from shardyard.planning.architecture import Architecture, LayerShape
 from shardyard.recipe.image_tokens import uses_own_processor
 from shardyard.recipe.schema import Model, Recipe
+
+# The inner width of an MLP, as configurations of transformers name it; and the matrices that make an MLP a gated one.
+_INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
+_GATES = ("gate_proj", "gate_up_proj", "mlp.w1", "experts.0.w1", "wi_1")
 
 
 def measure(model: Model, *, vocabulary: int) -> Architecture:
@@ -128,6 +132,33 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
         positions=getattr(text, "max_position_embeddings", None),
         active_parameters=parameters - idle,
         expert_parameters=_expert_parameters(module),
+        layer=_layer(module, text),
+    )
+
+
+def _layer(module: nn.Module, config: PreTrainedConfig) -> LayerShape | None:
+    """The parts of a decoder's layer, as its configuration and the names of its modules tell."""
+    heads = _heads(config)
+    width = _attention_width(config) or _hidden_size(config)
+    inner: Any = next((found for name in _INNER_WIDTHS if (found := getattr(config, name, None))), None)
+    shared: Any = getattr(config, "num_key_value_heads", None) or getattr(config, "multi_query", None)
+    ratio = getattr(config, "expansion_ratio", None) or getattr(config, "mlp_ratio", None)
+    if not heads or not width:
+        return None
+    experts = _num_experts(config)
+    inner = (getattr(config, "moe_intermediate_size", None) or inner) if experts else inner
+    inner = inner or (ratio or 4) * _hidden_size(config)
+    key_values = 1 if shared is True else shared or heads
+    parts = {type(part).__name__ for part in module.modules()}
+    weights = [name for name, _ in module.named_parameters()]
+    return LayerShape(
+        key_value_width=int(width * min(heads, key_values) // heads) if isinstance(key_values, int) else width,
+        mlp_width=int(inner if not isinstance(inner, (list, tuple)) else max(inner)),
+        gated=any(any(word in name for word in _GATES) for name in weights),
+        rms_norm=any("RMSNorm" in name or name == "T5LayerNorm" for name in parts),
+        rotary=any("Rotary" in name for name in parts),
+        experts=experts or 0,
+        experts_per_token=(getattr(config, "num_experts_per_tok", None) or 1) if experts else 0,
     )
 
 
@@ -190,12 +221,17 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def _idle_expert_parameters(module: nn.Module, config: PreTrainedConfig) -> int:
     """Weights of the experts that a token is not routed to (0 for dense models)."""
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((count for name in names if (count := getattr(config, name, None))), None)
+    experts = _num_experts(config)
     chosen: int | None = getattr(config, "num_experts_per_tok", None)
     if not experts or not chosen:
         return 0
     return int(_expert_parameters(module) * (1 - chosen / experts))
+
+
+def _num_experts(config: PreTrainedConfig) -> int | None:
+    """Number of routed experts of a layer; None in dense models."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((count for name in names if isinstance(count := getattr(config, name, None), int) and count), None)
 
 
 def _expert_parameters(module: nn.Module) -> int:

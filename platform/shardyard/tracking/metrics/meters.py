@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import sys
 from collections import deque
@@ -11,58 +10,10 @@ from pathlib import Path
 
 import torch
 
+from shardyard.planning.forecast.accelerators import peak_flops
 from shardyard.tracking.metrics import record
 
-_TERA = 1e12
-
-
-def _peaks(
-    fp32: float, half: float | None = None, bf16: float | None = None, tf32: float | None = None
-) -> dict[str, float]:
-    """TFLOP/s by precision; `half` is for fp16, and for bf16 unless that is given as 0 (no bf16 units)."""
-    values = {"fp32": fp32, "tf32": tf32, "fp16": half, "bf16": half if bf16 is None else bf16}
-    return {precision: value * _TERA for precision, value in values.items() if value}
-
-
-# Dense peaks (no structured sparsity) from the vendors' data sheets; fp16 and bf16 with fp32 accumulation, fp32
-# without TF32. The whole device name must match: laptop chips, MIG slices and export variants are slower.
-_ACCELERATORS: tuple[tuple[str, dict[str, float]], ...] = (
-    (r"B200", _peaks(75, 2250, tf32=1125)),
-    (r"GB200", _peaks(80, 2500, tf32=1250)),
-    (r"H200|GH200( \d+GB)?|H100 \d+GB HBM3|H100 SXM\d?", _peaks(67, 989.4, tf32=494.7)),
-    (r"H200 NVL|H100 NVL", _peaks(60, 835.5, tf32=417.5)),
-    (r"H100 PCIe", _peaks(51, 756, tf32=378)),
-    (r"A100([- ](SXM4|PCIE|PCIe))?([- ]\d+GB)?( PCIe)?", _peaks(19.5, 312, tf32=156)),
-    (r"A30", _peaks(10.3, 165, tf32=82)),
-    (r"A40", _peaks(37.4, 149.7, tf32=74.8)),
-    (r"A10", _peaks(31.2, 125, tf32=62.5)),
-    (r"A10G", _peaks(35, 70, tf32=35)),
-    (r"L4", _peaks(30.3, 121, tf32=60)),
-    (r"L40", _peaks(90.5, 181, tf32=90.5)),
-    (r"L40S", _peaks(91.6, 362, tf32=183)),
-    (r"V100-SXM[23](-\d+GB)?", _peaks(15.7, 125, bf16=0)),
-    (r"V100-PCIE(-\d+GB)?", _peaks(14, 112, bf16=0)),
-    (r"T4", _peaks(8.1, 65, bf16=0)),
-    (r"GeForce RTX 4090", _peaks(82.6, 165.2, tf32=82.6)),
-    (r"GeForce RTX 3090", _peaks(35.6, 71, tf32=35.6)),
-    # PyTorch shows each of the two dies of an MI250X as a device, so this is half the data sheet's number.
-    (r"Instinct MI250X?( / MI250)?", _peaks(23.9, 191.5)),
-    (r"Instinct MI210", _peaks(22.6, 181)),
-    (r"Instinct MI300X|Instinct MI325X", _peaks(163.4, 1307.4, tf32=653.7)),
-)
-
-
-def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense FLOP/s specified by the vendor of a device, by its name in PyTorch.
-
-    `precision` is fp32, tf32, bf16 or fp16. None for hardware that is not in the table (such as all CPUs), and for a
-    precision without hardware units.
-    """
-    name = re.sub(r"^((NVIDIA|Tesla|AMD) )+", "", device_name.strip())
-    for pattern, peaks in _ACCELERATORS:
-        if re.fullmatch(pattern, name):
-            return peaks.get(precision)
-    return None
+__all__ = ["Throughput", "device_name", "memory_metrics", "peak_flops"]
 
 
 def device_name() -> str:

@@ -1,0 +1,142 @@
+"""What ranks exchange in a step, by axis: bytes, seconds, and behind which computation they are hidden.
+
+The volumes are those that DeepSpeed sends. Ψ: weights of this rank's tensor shard, n: data-parallel size.
+
+| ZeRO | each micro-batch | each step |
+|---|---|---|
+| 0 | | all-reduce of the gradients, after the backward pass |
+| 1 | | all-reduce of the gradients in the last backward pass, all-gather of the weights |
+| 2 | all-reduce of the gradients in the backward pass | all-gather of the weights |
+| 3 | two all-gathers of the weights, one reduce-scatter of the gradients | |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from shardyard.planning.forecast.compute import Work
+from shardyard.planning.forecast.hardware import Hardware
+
+Axis = Literal["data", "tensor", "sequence", "expert"]
+# Where a transfer happens: in every forward or backward pass, in the last backward pass of a step, or after it. Those
+# "within" a pass hold its computation up; the others run beside it.
+When = Literal["forward", "backward", "last backward", "after", "within"]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One kind of exchange. sent_bytes, seconds: of one rank in one step. per_step: how often the step has it."""
+
+    axis: Axis
+    what: str
+    when: When
+    sent_bytes: float
+    seconds: float
+    per_step: int
+
+
+@dataclass(frozen=True)
+class DataTraffic:
+    """What data-parallel ranks exchange.
+
+    weights: of the dense part of this rank's shard; expert_weights: of the experts that it holds. trained: share that
+    has gradients. gradient_bytes, weight_bytes: of a number on the wire. bucket_bytes: of a collective, stages 1 and 2.
+    size, inner: the data-parallel size, and ranks from one to the next. expert: ranks that share experts.
+    """
+
+    stage: int
+    weights: float
+    expert_weights: float
+    trained: float
+    gradient_bytes: int
+    weight_bytes: int
+    bucket_bytes: int
+    layers: int
+    size: int
+    inner: int
+    expert: int
+    accumulation: int
+
+
+def data_transfers(traffic: DataTraffic, hardware: Hardware) -> Iterator[Transfer]:
+    """The exchanges of the data-parallel ranks: of the dense weights by all, of experts by those that hold the same."""
+    groups = [("", traffic.weights, traffic.size, traffic.inner)]
+    if traffic.expert_weights:
+        holders = traffic.size // traffic.expert
+        groups.append((" of experts", traffic.expert_weights, holders, traffic.inner * traffic.expert))
+    for what, weights, size, inner in groups:
+        if size > 1 and weights:
+            yield from _sharded(traffic, hardware, what, weights, size, inner)
+
+
+def _sharded(
+    traffic: DataTraffic, hardware: Hardware, what: str, weights: float, size: int, inner: int
+) -> Iterator[Transfer]:
+    gradients = weights * traffic.trained * traffic.gradient_bytes
+    moved, rounds = weights * traffic.weight_bytes, traffic.accumulation
+    bus, latency, part = hardware.bus(inner, size), hardware.latency(inner, size), (size - 1) / size
+    collectives = max(1, math.ceil(gradients / traffic.bucket_bytes))
+
+    def of(name: str, when: When, passes: int, sent: float, count: int, per_step: int) -> Transfer:
+        sent *= part * passes
+        seconds = sent / bus + count * latency
+        return Transfer("data", name + what, when, sent * per_step, seconds * per_step, per_step)
+
+    if traffic.stage == 3:
+        yield of("all-gather of weights", "forward", 1, moved, traffic.layers, rounds)
+        yield of("all-gather of weights", "backward", 1, moved, traffic.layers, rounds)
+        if gradients:
+            yield of("reduce-scatter of gradients", "backward", 1, gradients, traffic.layers, rounds)
+        return
+    if not gradients:
+        return
+    if traffic.stage == 2:
+        yield of("all-reduce of gradients", "backward", 2, gradients, collectives, rounds)
+    else:
+        when: When = "last backward" if traffic.stage == 1 else "after"
+        yield of("all-reduce of gradients", when, 2, gradients, collectives, 1)
+    if traffic.stage:
+        changed = moved * traffic.trained
+        yield of("all-gather of weights", "after", 1, changed, max(1, math.ceil(changed / traffic.bucket_bytes)), 1)
+
+
+def layer_transfers(work: Work, hardware: Hardware, accumulation: int, *, overlap: float = 0.0) -> Iterator[Transfer]:
+    """The exchanges within each layer, which its computation waits for.
+
+    Tensor: two all-reduces of the activations in the forward and two in the backward pass, and two where the backward
+    pass computes the layer again. Sequence: four all-to-alls of queries, keys, values and the result, and the same of
+    their gradients. Expert: all-to-alls that bring each token to its experts and back.
+
+    Args:
+        overlap: share of the tensor-parallel exchange that runs beside products. AutoTP overlaps none.
+    """
+    layers, again = work.architecture.layers, work.recomputed[0] > 0
+    rounds = accumulation * layers
+    activations = work.tokens * work.architecture.hidden_size * work.width_bytes
+    if work.tensor > 1:
+        collectives = 6 if again else 4
+        each = 2 * activations * (work.tensor - 1) / work.tensor
+        seconds = each / hardware.bus(1, work.tensor) + hardware.latency(1, work.tensor)
+        shown = (1 - overlap) * collectives * rounds
+        yield Transfer("tensor", f"{collectives} all-reduces a layer", "within", collectives * rounds * each,
+                       seconds * shown, collectives * rounds)  # fmt: skip
+    if work.sequence > 1:
+        # Queries and the result have all heads, keys and values fewer; each rank keeps its own part.
+        width = (2 * work.width + 2 * work.layer.key_value_width) / work.tensor
+        sent = work.tokens * width * work.width_bytes
+        passes = 3 if again else 2
+        seconds = hardware.exchange(work.tensor, work.sequence, sent) + 3 * hardware.latency(work.tensor, work.sequence)
+        yield Transfer("sequence", f"{4 * passes} all-to-alls a layer", "within",
+                       passes * rounds * sent * (work.sequence - 1) / work.sequence, passes * rounds * seconds,
+                       4 * passes * rounds)  # fmt: skip
+    if work.expert > 1 and work.layer.experts:
+        inner = work.tensor * work.sequence
+        sent = activations * work.layer.experts_per_token
+        passes = 6 if again else 4
+        seconds = hardware.exchange(inner, work.expert, sent)
+        yield Transfer("expert", f"{passes} all-to-alls a layer", "within",
+                       passes * rounds * sent * (work.expert - 1) / work.expert, passes * rounds * seconds,
+                       passes * rounds)  # fmt: skip
