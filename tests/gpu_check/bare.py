@@ -26,7 +26,7 @@ def device(setting: Setting) -> dict[str, Any]:
     peak = peak_flops(device_name(), "bf16")
     if peak is None:
         raise Failed(
-            f"{device_name()} is not in the table of tracking/metrics/meters.py, so runs on it would have no MFU"
+            f"{device_name()} is not in the table of planning/forecast/accelerators.py, so runs on it would have no MFU"
         )
     if not memory_metrics().get("memory/peak_allocated_bytes", -1) >= 0:
         raise Failed("no memory of the device is measured")

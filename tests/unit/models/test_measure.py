@@ -10,7 +10,7 @@ from torch import nn
 from shardyard.errors import ModelError
 from shardyard.models.build import architecture_config, auto_class, construct, skeleton
 from shardyard.models.size.measure import measure
-from shardyard.planning.architecture import Architecture, flops_per_token
+from shardyard.planning.architecture import Architecture, LayerShape, flops_per_token
 from shardyard.recipe.schema import Model
 from support.tiny import CONFIGS
 
@@ -81,6 +81,19 @@ def test_mixtral_counts_the_experts_that_a_token_meets() -> None:
     assert found.matmul_parameters + 32000 * 4096 == pytest.approx(12.9e9, rel=5e-3)
     idle = 32 * 6 * 3 * 4096 * 14336
     assert found.matmul_parameters == found.parameters - 32000 * 4096 - idle
+
+
+def test_the_parts_of_a_layer_are_recognised() -> None:
+    assert sizes("gpt2").layer == LayerShape(key_value_width=768, mlp_width=3072)
+    assert sizes("mixtral", **MIXTRAL_8X7B).layer == LayerShape(
+        key_value_width=1024, mlp_width=14336, gated=True, rms_norm=True, rotary=True, experts=8, experts_per_token=2
+    )
+    # Falcon's heads may share one key, and MPT and BLOOM give a ratio, or nothing, for the width of the MLP.
+    shared = sizes("falcon", hidden_size=128, num_attention_heads=4, multi_query=True, new_decoder_architecture=False)
+    assert shared.layer is not None
+    assert shared.layer.key_value_width == 32
+    assert sizes("mpt", d_model=128, n_heads=4, expansion_ratio=2).layer == LayerShape(128, 256)
+    assert sizes("bloom", hidden_size=64, n_head=4).layer == LayerShape(64, 256)
 
 
 def test_qwen2_counts_tied_embeddings_once() -> None:

@@ -36,10 +36,15 @@ LAUNCH_SECONDS, LAUNCH_COMPILED, LAUNCH_STAGE_3 = 1.0e-3, 0.3e-3, 0.5e-3
 
 @dataclass(frozen=True)
 class Kernels:
-    """How operations are computed. fused: element-wise operations and norms are compiled into one kernel each."""
+    """How operations are computed.
+
+    fused: element-wise operations and norms are compiled into one kernel each. split_logits: tensor-parallel ranks
+    compute the loss of a part of the vocabulary each; with AutoTP each has all of it.
+    """
 
     attention: str = "flash2"
     fused: bool = False
+    split_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,12 +152,12 @@ def _matrices(work: Work) -> Iterator[tuple[float, float, float, float]]:
     m = work.tokens
     yield m, d, (w + 2 * layer.key_value_width) / tp, 1
     yield m, w / tp, d, 1
-    inner, ups = layer.mlp_width / tp, 2 if layer.gated else 1
+    inner, ups = layer.mlp_width, 2 if layer.gated else 1
     if not layer.experts:
-        yield m, d, inner, ups
-        yield m, inner, d, 1
+        yield m, d, inner / tp, ups
+        yield m, inner / tp, d, 1
         return
-    # Each rank computes the experts that it holds for the tokens of all ranks that share them.
+    # Each rank computes the experts that it holds for the tokens of all that share them; AutoTP cuts none.
     own = layer.experts / work.expert
     each = max(1.0, m * work.expert * layer.experts_per_token / layer.experts)
     yield each, d, inner, ups * own
@@ -166,13 +171,17 @@ def _products(work: Work, device: Accelerator) -> tuple[float, float]:
     of_layers = max(0, architecture.matmul_parameters - head)
     if architecture.flops_per_row is not None or not of_layers:
         return _counted(work, device)
-    seconds = weights = 0.0
-    for m, a, b, count in _matrices(work):
-        seconds += count * product_seconds(work, device, m, a, b)
-        weights += count * m / work.tokens * a * b * work.tensor
+    seconds = sum(count * product_seconds(work, device, m, a, b) for m, a, b, count in _matrices(work))
     # What the shape of a layer does not tell, such as compressed keys, or dense layers among sparse ones.
-    forward = seconds * of_layers / weights
+    forward = seconds * of_layers / _weights_for_a_token(work)
     return forward, forward * (1 + work.trained)
+
+
+def _weights_for_a_token(work: Work) -> float:
+    """The weights of a layer that a token is multiplied with, on all ranks, by the shape of the layer."""
+    layer, d = work.layer, work.architecture.hidden_size or 1024
+    matrices = (3 if layer.gated else 2) * (layer.experts_per_token if layer.experts else 1)
+    return d * (2 * work.width + 2 * layer.key_value_width + matrices * layer.mlp_width)
 
 
 def _counted(work: Work, device: Accelerator) -> tuple[float, float]:
@@ -234,7 +243,7 @@ def _passes(work: Work) -> tuple[float, float]:
     """
     layer, tp = work.layer, work.tensor
     d, w, k = work.architecture.hidden_size or 1024, work.width / tp, work.layer.key_value_width / tp
-    f = layer.mlp_width / tp * max(1, layer.experts_per_token)
+    f = layer.mlp_width * layer.experts_per_token if layer.experts else layer.mlp_width / tp
     if work.kernels.fused:
         norm, activation, rotation = (4, 6), ((3, 5) if layer.gated else (2, 3)), (2, 2)
     else:
@@ -254,12 +263,13 @@ def _passes(work: Work) -> tuple[float, float]:
 def _head(work: Work, device: Accelerator) -> tuple[float, float]:
     """The output matrix and the loss, which is computed in fp32 whatever the precision."""
     architecture = work.architecture
-    vocabulary, d = architecture.vocabulary / work.tensor, architecture.hidden_size
+    vocabulary, d = architecture.vocabulary, architecture.hidden_size
     if architecture.flops_per_row is not None or not vocabulary or not d:
         numbers = work.rows * architecture.logits_per_row
         seconds = 34 * numbers / (MEMORY_SHARE * device.bandwidth)
         return seconds / 2, seconds / 2
-    product = product_seconds(work, device, work.tokens, d, vocabulary)
-    moved = (20 if work.kernels.fused else 34) * work.tokens * vocabulary / (MEMORY_SHARE * device.bandwidth)
+    product = product_seconds(work, device, work.tokens, d, vocabulary / work.tensor)
+    lost = vocabulary / work.tensor if work.kernels.split_logits else vocabulary
+    moved = (20 if work.kernels.fused else 34) * work.tokens * lost / (MEMORY_SHARE * device.bandwidth)
     again = product if work.chunked_logits else 0.0
     return product + moved / 2, product * (1 + work.trained) + moved / 2 + again

@@ -14,8 +14,9 @@ from shardyard.planning.forecast.compute import Compute, Kernels, Work, compute,
 from shardyard.planning.forecast.hardware import Hardware
 from shardyard.planning.forecast.step import StepTime, step_time, update_seconds
 from shardyard.planning.host_memory import host_memory
+from shardyard.planning.memory import on_a_tensor_rank
 from shardyard.planning.plan import RunPlan, World
-from shardyard.recipe.mesh import MeshShape
+from shardyard.planning.reduction import BYTES, bucket_elements
 from shardyard.recipe.mixture.stages import stage_recipes
 from shardyard.recipe.precision import Bf16
 from shardyard.recipe.schema import Recipe
@@ -129,12 +130,12 @@ def checkpoint_bytes(recipe: Recipe, plan: RunPlan) -> int:
     """Bytes of one checkpoint: the fp32 weights and optimizer states of all ranks, and below stage 3 the weights in the
     precision of the forward pass."""
     memory, stage = plan.memory, recipe.zero.stage
-    shards = plan.mesh.data if stage else 1
+    shards = plan.mesh.data * plan.mesh.sequence if stage else 1
     whole = memory.optimizer_bytes * shards
     if recipe.zero.offload_optimizer:
         whole = memory.offloaded_bytes * shards
     parameters = plan.architecture.parameters * _width(plan)
-    return round(whole * plan.mesh.size("tensor") + (parameters if stage < 3 else 0))
+    return round(whole * plan.mesh.tensor + (parameters if stage < 3 else 0))
 
 
 def work_of(recipe: Recipe, plan: RunPlan, rows: int, length: int, kernels: Kernels | None = None) -> Work:
@@ -148,9 +149,9 @@ def work_of(recipe: Recipe, plan: RunPlan, rows: int, length: int, kernels: Kern
         length=max(1, length // sequences),
         precision=plan.precision,
         width_bytes=_width(plan),
-        tensor=plan.mesh.size("tensor"),
-        sequence=plan.mesh.size("sequence"),
-        expert=plan.mesh.size("expert"),
+        tensor=plan.mesh.tensor,
+        sequence=plan.mesh.sequence,
+        expert=plan.mesh.expert,
         trained=1.0 if trained is None else min(1.0, trained / max(1, architecture.parameters)),
         causal=plan.isolation != "mask",
         recomputed=_recomputed(recipe),
@@ -202,19 +203,21 @@ def transfers_of(recipe: Recipe, plan: RunPlan, work: Work, hardware: Hardware, 
 def traffic_of(recipe: Recipe, plan: RunPlan, work: Work, accumulation: int) -> DataTraffic:
     """What data-parallel ranks exchange. Those that share the tokens of a row hold the same weights, and ZeRO shards
     over them too."""
-    architecture, mesh, zero = plan.architecture, plan.mesh, recipe.zero
+    architecture, mesh, zero = on_a_tensor_rank(plan.architecture, plan.mesh), plan.mesh, recipe.zero
+    shard = mesh.data * mesh.sequence
+    sent = BYTES[zero.communication_data_type]
     experts = architecture.expert_parameters
     dense = architecture.parameters - experts - architecture.quantized_parameters
     return DataTraffic(
         stage=zero.stage,
-        weights=max(0, dense) / work.tensor,
-        expert_weights=experts / work.expert / work.tensor,
+        weights=max(0, dense),
+        expert_weights=experts / work.expert,
         trained=work.trained,
-        gradient_bytes=_gradient_bytes(recipe, plan),
+        gradient_bytes=sent,
         weight_bytes=work.width_bytes,
-        bucket_bytes=zero.bucket_bytes,
+        bucket_bytes=sent * bucket_elements(zero, shard),
         layers=max(1, architecture.layers),
-        size=_sharding_ranks(mesh),
+        size=shard,
         inner=work.tensor,
         expert=work.expert,
         accumulation=accumulation,
@@ -229,10 +232,10 @@ def _step(
     transfers: tuple[Transfer, ...],
     accumulation: int,
 ) -> StepTime:
-    architecture, mesh, zero = plan.architecture, plan.mesh, recipe.zero
+    architecture, mesh, zero = on_a_tensor_rank(plan.architecture, plan.mesh), plan.mesh, recipe.zero
     trained = architecture.trainable_parameters
-    weights = (architecture.parameters if trained is None else trained) / mesh.size("tensor")
-    shard = _sharding_ranks(mesh)
+    weights = architecture.parameters if trained is None else trained
+    shard = mesh.data * mesh.sequence
     owned = weights / (shard if zero.stage else 1)
     kept = weights / (shard if zero.stage >= 2 else 1)
     update = update_seconds(
@@ -246,17 +249,9 @@ def _step(
     return step_time(computed, transfers, accumulation, update)
 
 
-def _sharding_ranks(mesh: MeshShape) -> int:
-    return mesh.data * mesh.size("sequence")
-
-
 def _recomputed(recipe: Recipe) -> tuple[float, float, float]:
     """Shares of the layers' forward pass that activation checkpointing computes again."""
     return (1.0, 1.0, 1.0) if recipe.model.activation_checkpointing else (0.0, 0.0, 0.0)
-
-
-def _gradient_bytes(recipe: Recipe, plan: RunPlan) -> int:
-    return _width(plan)
 
 
 def _width(plan: RunPlan) -> int:

@@ -141,6 +141,25 @@ def test_the_stages_of_a_recipe_are_summed() -> None:
     assert both.seconds == pytest.approx((whole.seconds + short.seconds) / 2, rel=0.01)
 
 
+def test_each_axis_of_the_mesh_has_its_exchange() -> None:
+    hardware = hardware_of("h100", 64, network="400gx8")
+    tensor = made(hardware, parallel={"tensor": 8}, zero={"stage": 1}, train={"global_batch": 64})
+    assert [one.axis for one in tensor.transfers] == ["data", "data", "tensor"]
+    # Each of the eight ranks of a node reduces its part of the weights over one card.
+    (reduced, *_) = tensor.transfers
+    whole = LLAMA.vocabulary * LLAMA.hidden_size
+    own = whole + (LLAMA.parameters - whole) // 8
+    assert reduced.sent_bytes == pytest.approx(2 * 4 * own * 7 / 8, rel=1e-3)
+    sequence = made(hardware, parallel={"sequence": 8}, train={"global_batch": 64})
+    assert {one.axis for one in sequence.transfers} == {"data", "sequence"}
+    # ZeRO shards over all ranks that hold the same weights.
+    assert sequence.transfers[0].sent_bytes == pytest.approx(
+        2 * LLAMA.parameters * 63 / 64 * sequence.transfers[0].per_step
+    )
+    long = made(data={"sequence_length": 65536}, parallel={"sequence": 8}, train={"global_batch": 8})
+    assert long.step.attention > 2 * long.step.products
+
+
 def test_the_memory_is_that_of_the_named_gpu() -> None:
     recipe, plan = planned(hardware_of("a100-40gb", 8))
     assert plan.world.device_bytes == 40 * 2**30
