@@ -271,6 +271,33 @@ def test_a_trained_model_is_sampled_and_measured_on_the_gpu(scenes: dict[str, An
     assert after["tasks"] == ["choice"]
 
 
+# What DeepSpeed 0.19.8 waits for in an update, by ZeRO stage: docs/develop/speed.md.
+_UTILS = "deepspeed/runtime/utils.py"
+_CLIP, _INVALID = f"{_UTILS}:clip_tensors_by_global_norm", f"{_UTILS}:is_invalid_grad_norm"
+_MASKED = f"{_UTILS}:mask_nan_or_inf_with_val_inplace"
+OF_DEEPSPEED = {
+    "fp32 0": [f"{_UTILS}:clip_grad_norm_"] * 2,
+    "bf16 1": [_CLIP, _INVALID, _MASKED],
+    "bf16 2": [_INVALID] * 3 + [_MASKED] * 2 + ["deepspeed/runtime/zero/stage_1_and_2.py:has_overflow"],
+    "bf16 3": [_INVALID] + ["deepspeed/runtime/zero/stage3.py:get_grad_norm_direct"] * 2,
+}
+OBJECTIVES = ["text_classification", "preference", "distillation"]
+
+
+@pytest.mark.parametrize("case", ["gpt2 fp32 0", "gpt2 bf16 1", "llama bf16 2", "mixtral bf16 3", *OBJECTIVES])
+def test_a_step_waits_for_the_gpu_only_within_deepspeed(scenes: dict[str, Any], case: str) -> None:
+    """Every step is recorded, but its numbers are read when the next one is under way."""
+    found = {int(step): places for step, places in scenes["waits"][case].items()}
+    expected = OF_DEEPSPEED[" ".join(case.split()[1:]) or "bf16 1"]
+    for step in (3, 4, 5):
+        places = sorted(place.partition(" in ")[2] for place in found[step])
+        assert places == sorted([*expected, "shardyard/engine/transfer.py:read"]), found[step]
+        # The result of the step before, once this one has been given to the GPU.
+        assert "event in shardyard/engine/transfer.py:read" in found[step]
+    # An evaluation, a checkpoint and the export are due.
+    assert len(expected) + 1 < len(found[6]) < 120
+
+
 @pytest.mark.usefixtures("scenes", "launched", "sixteen", "doctor", "decisions")
 def test_no_line_that_asks_for_a_gpu_stays_unrun(lines: Path) -> None:
     asked, run = lines_that_ask(ROOT / "platform" / "shardyard"), lines_run(lines)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from dataclasses import dataclass
 from typing import Literal
 
 from shardyard.data.stream.loader import filtered_share
+from shardyard.engine.collecting import GarbageCollection
 from shardyard.engine.row_use import NUM_COUNTS
 from shardyard.engine.session import Session
-from shardyard.engine.step import StepResult, train_step
+from shardyard.engine.step import StepResult, StepUnderway, start_step
+from shardyard.errors import ShardyardError
 from shardyard.tracking.metrics import record as names
 from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
@@ -42,61 +46,115 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
     done = session.restore()
     if done < session.plan.steps and (stopped := _stopped_before_start(session)) is not None:
         return stopped
+    with GarbageCollection(session.plan.steps - done) as garbage:
+        return _train_on(session, done, until, garbage)
+
+
+def _train_on(session: Session, done: int, until: int | None, garbage: GarbageCollection) -> Outcome:
+    """Train from step `done` on. On GPUs, a result is taken while the next step already runs (`steps_ahead`)."""
+    underway: deque[_Underway] = deque()
     for step in range(done + 1, session.plan.steps + 1):
         if session.stopped_early:
             break
-        record, stop = _one_step(session, step)
-        session.after_step(record)
+        underway.append(_begin(session, step, underway))
+        garbage.after(step)
+        ahead = 0 if step == until else session.steps_ahead(step)
+        stop: Outcome | None = None
+        while len(underway) > ahead:
+            stop = _take(session, underway) or stop
+            # A stop saves a checkpoint after the newest step, whose result is therefore taken too.
+            ahead = 0 if stop is not None else ahead
         outcome: Outcome | None = stop or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
             session.checkpoint.save(step)
             return outcome
+    while underway:
+        _take(session, underway)
     return "finished"
 
 
-def _one_step(session: Session, step: int) -> tuple[StepRecord, Outcome | None]:
-    """Train on one global batch; returns its record, and the outcome if a stop was requested."""
+@dataclass(frozen=True)
+class _Underway:
+    """A step that the device may still be computing. `loss_scale`: in fp16, after the step."""
+
+    step: int
+    started: float
+    waited: float
+    learning_rate: float
+    loss_scale: float | None
+    wanted: bool
+    work: StepUnderway
+
+
+def _begin(session: Session, step: int, before: deque[_Underway]) -> _Underway:
+    """Give the work of one global batch to the device.
+
+    Args:
+        before: steps whose results have not been taken; they are recorded if there is no batch for this one.
+    """
     started = time.monotonic()
     learning_rate = session.learning_rate.set(session.factor(step - 1))
-    batch = session.next_batch()
+    try:
+        batch = session.next_batch()
+    except ShardyardError:
+        while before:
+            _take(session, before)
+        raise
     waited = time.monotonic() - started
-    result = train_step(
+    wanted = session.needs_metrics(step)
+    work = start_step(
         session.engine,
         session.objective,
         batch,
         session.mesh,
+        session.copies,
         flag=_flag(session),
         counts=[*session.use.counts(batch), *(session.mixture.counts(batch) if session.mixture is not None else ())],
         changing=bool(session.plan.stages),
+        observed=wanted,
     )
-    _check(session, result, step)
+    session.statistics.average()
+    fp16 = session.recipe.train.precision == "fp16"
+    loss_scale = float(session.engine.optimizer.loss_scale) if fp16 else None
+    return _Underway(step, started, waited, learning_rate, loss_scale, wanted, work)
+
+
+def _take(session: Session, underway: deque[_Underway]) -> Outcome | None:
+    """Take the result of the oldest step and call its hooks; returns the outcome if a stop was requested."""
+    one = underway.popleft()
+    result = one.work.result()
+    _check(session, result, one)
     session.use.take(result.counts[:NUM_COUNTS])
     if session.mixture is not None:
-        session.mixture.take(step, result.counts[NUM_COUNTS:])
-    session.statistics.average()
-    metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: learning_rate}
-    wanted = session.needs_metrics(step)
-    if wanted:
+        session.mixture.take(one.step, result.counts[NUM_COUNTS:])
+    session.after_step(StepRecord(one.step, _metrics(session, one, result)))
+    return next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
+
+
+def _metrics(session: Session, one: _Underway, result: StepResult) -> dict[str, float]:
+    """The metrics of a step whose result has just been taken."""
+    step = one.step
+    metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: one.learning_rate}
+    if one.wanted:
         metrics |= session.objective.train_metrics(result.totals)
     if result.grad_norm is not None:
         metrics[names.TRAIN_GRAD_NORM] = result.grad_norm
     if not result.applied:
         metrics["train/skipped"] = 1.0
-    if session.recipe.train.precision == "fp16":
-        metrics["train/loss_scale"] = float(session.engine.optimizer.loss_scale)
+    if one.loss_scale is not None:
+        metrics["train/loss_scale"] = one.loss_scale
     metrics[names.TRAIN_TOKENS] = session.plan.tokens_at(step)
     stage = session.plan.stage_at(step)
     if stage is not None:
         session.meter.count(stage.flops_per_token)
-    metrics |= session.meter.update(session.use.tokens(step), time.monotonic() - started, waited)
-    if wanted:
+    metrics |= session.meter.update(session.use.tokens(step), session.since_last_result(one.started), one.waited)
+    if one.wanted:
         metrics |= memory_metrics() | session.use.metrics()
         if session.mixture is not None:
             metrics |= session.mixture.metrics()
         if any(source.filters for source in session.recipe.data.train):
             metrics[names.FILTERED] = filtered_share(session.loader.stats())
-    stop = next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
-    return StepRecord(step, metrics), stop
+    return metrics
 
 
 def _flag(session: Session) -> float:
@@ -110,12 +168,13 @@ def _stopped_before_start(session: Session) -> Outcome | None:
     return next((outcome for value, outcome in _STOP_FLAGS.values() if value == flag), None)
 
 
-def _check(session: Session, result: StepResult, step: int) -> None:
+def _check(session: Session, result: StepResult, one: _Underway) -> None:
     """Raise if the loss or gradient is not finite: it would stay so, and continuing would only waste time.
 
     In fp16, the only cause may be too large a loss scale; DeepSpeed then lowers it and skips the step.
     """
-    if session.recipe.train.precision == "fp16" and not result.applied and session.engine.optimizer.loss_scale > 1:
+    step = one.step
+    if one.loss_scale is not None and not result.applied and one.loss_scale > 1:
         return
     if not math.isfinite(result.loss):
         raise session.exploded(step, f"the loss is {result.loss} at step {step}")

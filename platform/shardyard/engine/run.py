@@ -45,6 +45,7 @@ class CallHook(Hook):
 
     name = "call"
     reads_metrics = False
+    may_lag = True
 
     def __init__(self, on_step: OnStep) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.engine.hooks.recording import RecordHook
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.row_use import RowUse
+from shardyard.engine.transfer import Copies
 from shardyard.errors import TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.planning.plan import RunPlan
@@ -66,8 +68,12 @@ class Session:
 
     def __post_init__(self) -> None:
         self.use = RowUse(self.recipe, self.plan, self.mesh)
+        self.copies = Copies(self.mesh.device)
+        # Whether the host may be a step ahead of the device; a CPU is the device itself.
+        self.runs_ahead = self.mesh.device.type == "cuda"
         # Steps whose batches were taken.
         self._taken = 0
+        self._last_result = 0.0
         self.checkpoint = CheckpointHook(
             self.checkpointer,
             self._state,
@@ -96,6 +102,25 @@ class Session:
         return self.recorder.wants(step) or any(
             hook.reads_metrics and hook.due(step, self.last_step(step)) for hook in self.hooks
         )
+
+    def steps_ahead(self, step: int) -> int:
+        """How many steps may be underway once the host has begun `step`: 1, or 0 if the next one depends on its result.
+
+        With one, the device always has work: the host waits for the result of a step while the next one is queued.
+        """
+        last = self.last_step(step)
+        depends = (
+            not self.runs_ahead
+            or step == last
+            or (self.mixture is not None and self.mixture.may_end)
+            or any(not hook.may_lag and hook.due(step, last) for hook in self.hooks)
+        )
+        return 0 if depends else 1
+
+    def since_last_result(self, started: float) -> float:
+        """Seconds that a step took whose result has just arrived: since it began, or since the result before it."""
+        before, self._last_result = self._last_result, time.monotonic()
+        return self._last_result - max(before, started)
 
     def after_step(self, record: StepRecord) -> None:
         """Call the hooks that are due, in order. Metrics are recorded even if a hook fails."""

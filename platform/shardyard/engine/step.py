@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import deepspeed
@@ -13,7 +14,9 @@ from shardyard.data.stream.loader import Batch
 from shardyard.data.stream.rows import Tensors
 from shardyard.engine.deepspeed.quirks import backward, gradient_norm_unit, plain_gradient_norm
 from shardyard.engine.mesh import Mesh
-from shardyard.engine.sums import PendingSum, Sums
+from shardyard.engine.sums import ArrivingSums, PendingSum, Sums
+from shardyard.engine.transfer import Copies, numbers_on
+from shardyard.models.quirks import masks_of, unseen_masks
 from shardyard.objectives.base import Objective, Totals
 
 
@@ -36,31 +39,63 @@ class StepResult:
     counts: tuple[float, ...] = ()
 
 
-def train_step(
+@dataclass(frozen=True)
+class StepUnderway:
+    """A step whose work has been given to the device. `applied`: as in `StepResult`, which DeepSpeed knows by then."""
+
+    objective: Objective
+    sums: ArrivingSums
+    norm_unit: float
+    applied: bool
+
+    def result(self) -> StepResult:
+        """The result; waits until it has arrived on the host."""
+        totals, (flags, *summed), norms = self.sums.read()
+        return StepResult(
+            loss=self.objective.total(totals),
+            totals=totals,
+            grad_norm=norms[0] / self.norm_unit if norms else None,
+            applied=self.applied,
+            flags=flags,
+            counts=tuple(summed),
+        )
+
+
+def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batch: Batch, mesh: Mesh) -> StepResult:
+    """Forward, backward and update, and their result, for which the host waits."""
+    return start_step(engine, objective, batch, mesh, Copies(mesh.device)).result()
+
+
+def start_step(
     engine: deepspeed.DeepSpeedEngine,
     objective: Objective,
     batch: Batch,
     mesh: Mesh,
+    copies: Copies,
     *,
     flag: float = 0.0,
     counts: Sequence[float] = (),
     changing: bool = False,
-) -> StepResult:
+    observed: bool = False,
+) -> StepUnderway:
     """Forward, backward and update.
 
     Each loss term is divided by its targets in the whole global batch, so neither the number of ranks nor the number of
     micro-batches changes the loss. DeepSpeed averages gradients over the data-parallel ranks; multiplying by their
     number turns the average into the sum that this mean needs.
 
-    Nothing waits for the device between micro-batches: sums are accumulated on it, and once per step the few numbers
-    that every step needs (losses, counts, gradient norm, flags) are copied to the host together.
+    Nothing here waits for the device, except what DeepSpeed does in its `step` (docs/develop/speed.md): sums are
+    accumulated on the device, and the few numbers that every step needs (losses, counts, gradient norm, flags) start
+    for the host together.
 
     Args:
         batch: this rank's rows.
+        copies: of micro-batches to the device.
         flag: a number that is summed over all ranks with the loss, so that they agree without a separate collective.
         counts: further such numbers.
         changing: the number of micro-batches differs between steps, so DeepSpeed is told which is the last of a step;
             otherwise it counts them.
+        observed: the host needs the observations too.
     """
     terms = sorted(objective.weights)
     own_counts = [objective.counts(part) for part in batch.micro_batches]
@@ -69,12 +104,16 @@ def train_step(
     scales: Tensor | None = None
     norm: float | Tensor | None = None
     sums = Sums(mesh.device)
-    for number, part in enumerate(batch.micro_batches, 1):
+    for number, part in enumerate(copies.of(batch.micro_batches), 1):
         if changing:
             engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
-        measured = objective.measure(engine, to_device(part, mesh.device))
+        # On a CPU, looking at a mask costs nothing.
+        on_gpu = mesh.device.type == "cuda"
+        with unseen_masks(masks_of(batch.micro_batches[number - 1])) if on_gpu else nullcontext():
+            measured = objective.measure(engine, part)
         if scales is None:
-            scales = _scales([objective.weights[term] * mesh.data.size for term in terms], pending.on_device())
+            factors = numbers_on(mesh.device, [objective.weights[term] * mesh.data.size for term in terms])
+            scales = _scales(factors, pending.on_device())
         losses = [measured.losses[term] for term in terms]
         loss = torch.stack([value * scale.to(value.dtype) for value, scale in zip(losses, scales, strict=True)]).sum()
         backward(engine, loss)
@@ -83,21 +122,18 @@ def train_step(
         sums.add(measured)
     norm = engine.get_global_grad_norm() if norm is None else norm
     targets = dict(zip(terms, pending.on_device(), strict=True))
-    norms = [] if norm is None else [torch.as_tensor(norm, dtype=torch.float64)]
-    totals, (flags, *summed), norms_here = sums.over_ranks(mesh, [flag, *counts]).to_host(targets, *norms)
-    return StepResult(
-        loss=objective.total(totals),
-        totals=totals,
-        grad_norm=norms_here[0] / norm_unit if norms_here else None,
+    summed = sums.over_ranks(mesh, [flag, *counts])
+    return StepUnderway(
+        objective,
+        summed.leave(targets, *([] if norm is None else [norm]), observed=observed),
+        norm_unit,
         applied=bool(engine.was_step_applied()),
-        flags=flags,
-        counts=tuple(summed),
     )
 
 
-def _scales(factors: Sequence[float], targets: Tensor) -> Tensor:
+def _scales(factors: Tensor, targets: Tensor) -> Tensor:
     """The multipliers of the loss terms [N]: `factors` divided by their numbers of targets, in fp64 on the device."""
-    return torch.tensor(factors, dtype=torch.float64, device=targets.device) / torch.where(targets > 0, targets, 1.0)
+    return factors / torch.where(targets > 0, targets, 1.0)
 
 
 def to_device(batch: Tensors, device: torch.device) -> Tensors:

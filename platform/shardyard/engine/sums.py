@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.transfer import Arriving, numbers_on
 from shardyard.objectives.base import Measured, Totals
 
 
@@ -15,7 +17,7 @@ class PendingSum:
     """An asynchronous sum over the data-parallel ranks."""
 
     def __init__(self, values: Sequence[float], mesh: Mesh) -> None:
-        self._tensor = torch.tensor(values, dtype=torch.float64, device=mesh.device)
+        self._tensor = numbers_on(mesh.device, values)
         self._work = mesh.data.start_sum(self._tensor)
 
     def on_device(self) -> Tensor:
@@ -57,7 +59,7 @@ class Sums:
         """
         names, observed = sorted(self._losses), sorted(self._observed)
         tensors = [self._losses[name] for name in names] + [self._observed[name] for name in observed]
-        tensors.append(torch.tensor(extras, dtype=torch.float64, device=self._device))
+        tensors.append(numbers_on(self._device, extras))
         sizes = [tensor.numel() for tensor in tensors]
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         if mesh.data.size == mesh.world.size:
@@ -70,33 +72,70 @@ class Sums:
             losses=dict(zip(names, parts, strict=False)),
             observed=dict(zip(observed, parts[len(names) :], strict=False)),
             extras=parts[-1],
+            device=self._device,
         )
 
 
 class RankSums:
     """Sums over ranks, still on the device."""
 
-    def __init__(self, losses: dict[str, Tensor], observed: dict[str, Tensor], extras: Tensor) -> None:
-        self._losses, self._observed, self._extras = losses, observed, extras
+    def __init__(
+        self, losses: dict[str, Tensor], observed: dict[str, Tensor], extras: Tensor, device: torch.device
+    ) -> None:
+        self._losses, self._observed, self._extras, self._device = losses, observed, extras, device
 
-    def to_host(self, counts: Mapping[str, Tensor | float], *more: Tensor) -> tuple[Totals, list[float], list[float]]:
-        """Copy the small values to the host together; observations stay on the device until they are read.
+    def leave(
+        self, counts: Mapping[str, Tensor | float], *more: Tensor | float, observed: bool = False
+    ) -> ArrivingSums:
+        """Start copying the numbers to the host, all together; the host does not wait for the device.
 
         Args:
             counts: numbers of targets of the whole global batch, for the totals.
             more: further scalars to copy to the host.
-
-        Returns:
-            The totals, the extras, and `more`.
+            observed: copy observations too; otherwise they stay on the device until they are read.
         """
-        device = self._extras.device
-        given = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in (*counts.values(), *more)]
-        tensors = [*self._losses.values(), *given, self._extras]
-        numbers = iter(torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).tolist())
-        losses = {name: next(numbers) for name in self._losses}
-        counted = {name: next(numbers) for name in counts}
-        others = [next(numbers) for _ in more]
-        return Totals(losses, Observed(self._observed), counted), list(numbers), others
+        scalars = [*counts.values(), *more]
+        seen = list(self._observed.values()) if observed else []
+        tensors = [*self._losses.values(), *(one for one in scalars if isinstance(one, Tensor)), *seen, self._extras]
+        flat = torch.cat([tensor.detach().reshape(-1).to(torch.float64) for tensor in tensors])
+        return ArrivingSums(
+            Arriving(flat, self._device), tuple(self._losses), dict(counts), more, self._observed, len(seen) > 0
+        )
+
+    def to_host(
+        self, counts: Mapping[str, Tensor | float], *more: Tensor | float
+    ) -> tuple[Totals, list[float], list[float]]:
+        """The totals, the extras, and `more` on the host, which waits for the device; arguments as for `leave`."""
+        return self.leave(counts, *more).read()
+
+
+@dataclass(frozen=True)
+class ArrivingSums:
+    """Sums on their way to the host: what `RankSums.leave` started to copy."""
+
+    numbers: Arriving
+    losses: tuple[str, ...]
+    counts: Mapping[str, Tensor | float]
+    more: tuple[Tensor | float, ...]
+    observed: Mapping[str, Tensor]
+    with_observed: bool
+
+    def read(self) -> tuple[Totals, list[float], list[float]]:
+        """The totals, the extras, and `more`; waits until the copy has arrived."""
+        here = self.numbers.read()
+        numbers = iter(here.tolist())
+        losses = {name: next(numbers) for name in self.losses}
+        counted, others = (
+            [next(numbers) if isinstance(one, Tensor) else one for one in given]
+            for given in (self.counts.values(), self.more)
+        )
+        found: Mapping[str, Tensor] = Observed(self.observed)
+        if self.with_observed:
+            begin = len(losses) + sum(isinstance(one, Tensor) for one in (*self.counts.values(), *self.more))
+            found = split_as(here[begin:], self.observed)
+            for _ in range(sum(tensor.numel() for tensor in found.values())):
+                next(numbers)
+        return Totals(losses, found, dict(zip(self.counts, counted, strict=True))), list(numbers), others
 
 
 class Observed(Mapping[str, Tensor]):
@@ -122,6 +161,11 @@ class Observed(Mapping[str, Tensor]):
 
 
 def _to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).cpu()
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
+    return split_as(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).cpu(), tensors)
+
+
+def split_as(flat: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first numbers of a flat tensor in the shapes of the given tensors, which were concatenated to it."""
+    sizes = [tensor.numel() for tensor in tensors.values()]
+    parts = torch.split(flat[: sum(sizes)], sizes)
     return {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}

@@ -9,14 +9,17 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel, masking_utils
+
+from shardyard.replaced import replaced
 
 # Properties of a model.
 
@@ -65,6 +68,41 @@ def positions_of_sound(model: Any, mask: Tensor | None, output: Tensor) -> Tenso
     whole = torch.full((output.shape[0],), output.shape[1], dtype=torch.long, device=output.device)
     rule = getattr(getattr(model, "module", model), "_get_feat_extract_output_lengths", None)
     return whole if mask is None or rule is None else torch.minimum(rule(mask.sum(-1)).long(), whole)
+
+
+# Masks.
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What is known of the masks of a micro-batch before it is on the device.
+
+    padded: some position is padding. packed: position ids restart in some row; None without position ids.
+    """
+
+    padded: bool
+    packed: bool | None
+
+
+def masks_of(rows: Mapping[str, Tensor]) -> Masks:
+    """What a micro-batch on the host says of its masks."""
+    tables = {name: tensor for name, tensor in rows.items() if tensor.dim() == 2}
+    padded = any(name.endswith("attention_mask") and not bool(one.all()) for name, one in tables.items())
+    positions = tables.get("position_ids")
+    return Masks(padded, None if positions is None else bool((positions.diff(dim=1) != 1).any()))
+
+
+def unseen_masks(known: Masks) -> AbstractContextManager[None]:
+    """Context in which transformers does not look at the values of masks, for which the host would wait.
+
+    It looks whether it could leave a mask out, except while a graph is traced. Where a mask is needed, this says that
+    one is traced; where position ids do not restart, that there is nothing to find.
+    """
+    if known.padded or known.packed:
+        return replaced(masking_utils, "is_tracing", lambda tensor=None: True)
+    if known.packed is False:
+        return replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    return nullcontext()
 
 
 # Initialisation.

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
 from shardyard.objectives.inputs import ObjectiveInputs
@@ -62,11 +61,14 @@ def class_counts(logits: Tensor, labels: Tensor) -> Tensor:
 
     With a thousand classes, the full confusion matrix would be a million numbers to sum.
     """
+    # Neither masks nor bincount: their output size depends on values, so the host would wait for the device.
     classes = logits.size(-1)
-    kept = labels != IGNORED
-    predicted, labelled = logits.detach()[kept].argmax(-1), labels[kept]
-    sets = (labelled[predicted == labelled], predicted, labelled)
-    return torch.stack([functional.one_hot(members, classes).sum(0) for members in sets])
+    kept, predicted = (labels != IGNORED).flatten(), logits.detach().argmax(-1).flatten()
+    labelled, nobody = labels.flatten().clamp(min=0), torch.full_like(predicted, classes)
+    sets = (torch.where(kept & (predicted == labelled), predicted, nobody), predicted, labelled)
+    members = torch.stack([torch.where(kept, one, nobody) for one in sets])  # [3, N]
+    counts = torch.zeros(3, classes + 1, dtype=torch.int64, device=members.device)
+    return counts.scatter_add_(1, members, torch.ones_like(members))[:, :classes]
 
 
 def macro_f1(counts: Tensor) -> float:

@@ -69,15 +69,15 @@ def focal(logits: Tensor | ChunkedLogits, labels: Tensor, *, gamma: float, alpha
     if isinstance(logits, ChunkedLogits):
         return logits.map(partial(focal, gamma=gamma, alpha=alpha), labels).sum()
     flat, targets = _flat(logits, labels)
-    kept = targets != IGNORED
-    targets = targets[kept]
-    log_p = flat[kept].log_softmax(-1).gather(-1, targets[:, None])[:, 0]  # [targets]
+    # No mask as an index: the host would wait for the device to learn how many targets there are.
+    kept, targets = targets != IGNORED, targets.clamp(min=0)
+    log_p = flat.log_softmax(-1).gather(-1, targets[:, None])[:, 0]  # [N]
     # 1 - p without cancellation. The floor keeps the derivative of the power finite at p = 1 for γ < 1.
     missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
     losses = -(missing**gamma) * log_p
     if alpha is not None:
         losses = losses * alpha.to(losses)[targets]
-    return losses.sum()
+    return torch.where(kept, losses, 0).sum()
 
 
 def dice(logits: Tensor, labels: Tensor, *, smoothing: float = 1.0) -> Tensor:
@@ -142,9 +142,12 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, *, mask: Tensor | None
     """
     assert logits.shape == targets.shape, (logits.shape, targets.shape)
     logits, targets = _wide(logits), targets.to(_wide(logits).dtype)
-    if mask is not None:
-        logits, targets = logits[mask], targets[mask]
-    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    loss = functional.binary_cross_entropy_with_logits
+    if mask is None:
+        return loss(logits, targets, reduction="sum")
+    # No mask as an index: the host would wait for the device to learn how many targets there are.
+    losses = loss(logits.where(mask, 0), targets.where(mask, 0), reduction="none")
+    return torch.where(mask, losses, 0).sum()
 
 
 def listwise(scores: Tensor, relevance: Tensor) -> Tensor:
@@ -296,7 +299,7 @@ def distillation(
     divergence = torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)  # […]
     if mask is not None:
         assert mask.shape == divergence.shape, (mask.shape, divergence.shape)
-        divergence = divergence[mask]
+        divergence = torch.where(mask, divergence, 0)
     return temperature**2 * divergence.sum()
 
 

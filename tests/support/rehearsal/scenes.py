@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -16,10 +17,13 @@ from pretended import cuda  # type: ignore[import-not-found]
 
 from shardyard import hardware
 from shardyard.cli.doctor.probe import check_collectives
+from shardyard.data.stream.loader import Batch
+from shardyard.engine import run
 from shardyard.engine.inference.lm_eval import run_tasks
 from shardyard.engine.inference.load import load_trained
 from shardyard.engine.job import Job
 from shardyard.engine.run import check_precision
+from shardyard.engine.session import Session
 from shardyard.errors import HardwareError
 from shardyard.launch.ray.ready import make_ready
 from shardyard.launch.run.local import run_local
@@ -28,16 +32,21 @@ from shardyard.launch.run.world import world_of
 from shardyard.models.build import architecture_config, construct
 from shardyard.objectives.causal_lm.loss import causal_lm_loss
 from shardyard.planning.plan_text import rows
-from shardyard.recipe.loading.load import dump_recipe
+from shardyard.recipe.loading.load import dump_recipe, parse_recipe
 from shardyard.recipe.schema import Cluster, Model, Network, Recipe
+from shardyard.replaced import replaced
 from shardyard.tracking.metrics.machine import MachineWatch
 from shardyard.tracking.metrics.meters import device_name, memory_metrics, peak_flops
 from shardyard.tracking.run.folder import RunFolder, read_metrics
 from shardyard.tracking.run.provenance import gpu_names
+from support.rehearsal.waits import mark_host, watching
 from support.tiny import CONFIGS, tiny_recipe, write_corpus
 from support.waiting import until
 
 STEPS = 4
+# Family, precision and ZeRO stage of the runs whose waits are counted, and objectives beside them.
+PLAIN = (("gpt2", "fp32", 0), ("gpt2", "bf16", 1), ("llama", "bf16", 2), ("mixtral", "bf16", 3))
+ROWS = ("text_classification", "preference", "distillation")
 QUESTIONS = [{"prompt": "a model", "chosen": " trains", "rejected": " sleeps"}] * 2
 TASK = """task: choice
 dataset_path: json
@@ -172,6 +181,58 @@ def training(folder: Path) -> dict[str, Any]:
     return found | {"afterwards": _afterwards(whole, folder)}
 
 
+def waits(folder: Path) -> dict[str, dict[int, list[str]]]:
+    """Where the host waits for the GPU in each of six steps; evaluation and checkpoint are due at the last."""
+    corpus = write_corpus(folder)
+    rows = {case: importlib.import_module(f"support.objectives.{case}") for case in ROWS}
+    recipes = {
+        f"{family} {precision} {stage}": _plain(corpus, family, precision, stage) for family, precision, stage in PLAIN
+    }
+    for case, module in rows.items():
+        (folder / case).mkdir()
+        fields = module.recipe_fields(module.write_data(folder / case))
+        fields["train"] |= {"steps": 6, "precision": "bf16"}
+        sections = {"zero": {"stage": 1}, "checkpoint": {"every": 6}, "schedule": {"name": "constant", "warmup": 1}}
+        recipes[case] = parse_recipe({**fields, **sections, "evaluate": {"every": 6, "rows": 8}})
+    return {name: _watched(_job(recipe, folder / "waits")) for name, recipe in recipes.items()}
+
+
+def _plain(corpus: Path, family: str, precision: str, stage: int) -> Recipe:
+    return tiny_recipe(
+        corpus,
+        family=family,
+        train={"steps": 6, "precision": precision, "micro_batch": 4},
+        schedule={"warmup": 1},
+        zero={"stage": stage},
+        checkpoint={"every": 6},
+        evaluate={"every": 6, "rows": 8},
+    )
+
+
+def _watched(job: Job) -> dict[int, list[str]]:
+    """A run whose waits are counted from its first batch on."""
+    next_batch, train = Session.next_batch, run.train
+    found: dict[int, list[str]] = {}
+
+    def watched(session: Session, **options: Any) -> str:
+        with watching() as waits:
+
+            def next_and_mark(session: Session) -> Batch:
+                waits.step += 1
+                batch = next_batch(session)
+                mark_host(batch.micro_batches)
+                return batch
+
+            with replaced(Session, "next_batch", next_and_mark):
+                outcome = train(session, **options)
+        found.update(waits.found)
+        return outcome
+
+    with replaced(run, "train", watched):
+        run_local(job, keep_group=True)
+    return found
+
+
 def _recipe(
     corpus: Path,
     precision: str,
@@ -223,8 +284,10 @@ def _afterwards(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
+SCENES = (machine, refusals, isolation, training, waits)
+
 if __name__ == "__main__":
     # Output of libraries must not be part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
-        answer = {scene.__name__: scene(Path(sys.argv[1])) for scene in (machine, refusals, isolation, training)}
+        answer = {scene.__name__: scene(Path(sys.argv[1])) for scene in SCENES}
     print(json.dumps(answer))  # noqa: T201

@@ -14,7 +14,7 @@ from torch import Tensor
 from shardyard.data.stream.loader import Batch
 from shardyard.engine import step, sums
 from shardyard.engine.mesh import single_process
-from shardyard.engine.sums import Observed, RankSums, Sums
+from shardyard.engine.sums import ArrivingSums, Observed, Sums
 from shardyard.objectives.base import Measured, Totals
 from shardyard.objectives.causal_lm.loss import CausalLM
 from shardyard.objectives.routing import Route
@@ -91,11 +91,11 @@ def test_no_micro_batch_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
     reads = []
     totals = Totals({"balance": 1.0, "loss": 4.0, "z": 1.0}, {}, {"balance": 1.0, "loss": 2.0, "z": 1.0})
 
-    def to_host(*given: object) -> tuple[Totals, list[float], list[float]]:
+    def read(*given: object) -> tuple[Totals, list[float], list[float]]:
         reads.append(given)
         return totals, [0.0], [2.0]
 
-    monkeypatch.setattr(RankSums, "to_host", to_host)
+    monkeypatch.setattr(ArrivingSums, "read", read)
     ids = torch.zeros(2, 32, dtype=torch.int64)
     batch = Batch(({"input_ids": ids, "labels": ids, "position_ids": ids},) * 4, (), {})
     engine: Any = OnMeta()

@@ -22,6 +22,7 @@ from transformers import (
     ViTMAEConfig,
     ViTMAEForPreTraining,
     WhisperConfig,
+    masking_utils,
 )
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
@@ -117,3 +118,23 @@ def test_a_mixture_names_its_routers() -> None:
     model = MixtralForCausalLM(config)
     found = [pair for module in model.modules() for pair in quirks.recorded_routers(module)]
     assert set(found) == {(MixtralTopKRouter, 0)}
+
+
+def test_transformers_still_looks_at_masks_before_it_builds_them() -> None:
+    """Both rows are one document, so it builds none; while it may not look, it builds one."""
+    find, rows = masking_utils.find_packed_sequence_indices, torch.arange(4).expand(2, 4)
+    assert find(rows) is None
+    with quirks.unseen_masks(quirks.Masks(padded=True, packed=False)):
+        assert torch.equal(find(rows), torch.zeros(2, 4, dtype=torch.int64))
+    with quirks.unseen_masks(quirks.Masks(padded=False, packed=False)):
+        assert masking_utils.find_packed_sequence_indices(torch.empty(2, 4, device="meta")) is None
+    with quirks.unseen_masks(quirks.Masks(padded=False, packed=None)):
+        assert masking_utils.find_packed_sequence_indices is find
+
+
+def test_rows_on_the_host_say_which_masks_they_need() -> None:
+    ones, part = torch.ones(2, 4, dtype=torch.int64), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    whole, two = torch.arange(4).expand(2, 4), torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]])
+    assert quirks.masks_of({"attention_mask": ones, "position_ids": whole}) == quirks.Masks(False, False)
+    assert quirks.masks_of({"query_attention_mask": part}) == quirks.Masks(True, None)
+    assert quirks.masks_of({"position_ids": two}) == quirks.Masks(False, True)

@@ -40,10 +40,13 @@ class Hook:
     every: steps between two calls; the hook is always called after the last step of a run.
     reads_metrics: whether it reads the objective's training metrics. They are copied from the device only at steps
         where something needs them; otherwise a record may only hold values of every step (loss, norm, speed).
+    may_lag: whether it may be called while the next step already runs on the GPU. It then must not use the model, and
+        `stop` must not depend on the record.
     """
 
     name: ClassVar[str]
     reads_metrics: bool = True
+    may_lag: bool = False
 
     def __init__(self, every: int = 1) -> None:
         self.every = every

@@ -31,6 +31,7 @@ class MixtureHook(Hook):
 
     name = "mixture"
     reads_metrics = False
+    may_lag = True
 
     def __init__(self, names: list[str], plan: RunPlan, mesh: Mesh, events: EventLog, *, fills: bool) -> None:
         super().__init__()
@@ -45,6 +46,11 @@ class MixtureHook(Hook):
     def stop(self) -> bool:
         """Whether the sources are exhausted."""
         return self._exhausted
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a source has a limit, so that there may be no further batch: `stop` must then be known in time."""
+        return any(limit is not None for limits in self._limits for limit in limits)
 
     def counts(self, batch: Batch) -> list[float]:
         """What this rank adds: whether it has a further batch, rows of each source, finished passes of its streams."""

@@ -18,6 +18,7 @@ class RecordHook(Hook):
 
     name = "record"
     reads_metrics = False
+    may_lag = True
 
     def __init__(self, tracker: Tracker | None, machine: MachineWatch | None, *, record_every: int, last: int) -> None:
         super().__init__()

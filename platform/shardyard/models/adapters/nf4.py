@@ -41,11 +41,25 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (codes[:, 0] << 4) | codes[:, 1], scales.view(torch.uint8)
 
 
+_KEPT: dict[torch.device, Tensor] = {}
+
+
+def _levels(device: torch.device) -> Tensor:
+    """`LEVELS` on a device, copied there only once, because the host waits for such a copy."""
+    if device not in _KEPT:
+        with torch.inference_mode(False):
+            levels = torch.tensor(LEVELS, device=device)
+        if type(levels) is not Tensor:  # one without values, of a tracer
+            return levels
+        _KEPT[device] = levels
+    return _KEPT[device]
+
+
 def dequantize(codes: Tensor, scales: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of `quantize`: a tensor of `shape` in fp32; on a GPU by bitsandbytes, if it is installed."""
     if codes.is_cuda and _HAS_KERNELS:
         return dequantize_by_kernel(codes, scales, shape)
-    levels = torch.tensor(LEVELS, device=codes.device)
+    levels = _levels(codes.device)
     pairs = torch.stack([codes >> 4, codes & 15], dim=-1).long()
     blocks = levels[pairs].view(-1, BLOCK) * scales.view(torch.float32)[:, None]
     return blocks.flatten()[: shape.numel()].view(shape)

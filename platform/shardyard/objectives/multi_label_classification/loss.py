@@ -28,7 +28,7 @@ class MultiLabelClassification(Objective):
         observed = {
             "classes": torch.stack([found & labels, found, labels]).sum(1),  # [3, C]
             "exact": (found == labels).all(-1).sum(),
-            "rows": torch.tensor(float(len(labels)), dtype=torch.float64, device=labels.device),
+            "rows": torch.full((), float(len(labels)), dtype=torch.float64, device=labels.device),
         }
         return Measured({"loss": binary_cross_entropy(logits, batch["labels"])}, observed)
 

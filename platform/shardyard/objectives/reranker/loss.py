@@ -81,7 +81,7 @@ def rank_sums(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _count(labels: Tensor) -> Tensor:
-    return torch.tensor(float(len(labels)), dtype=torch.float64, device=labels.device)
+    return torch.full((), float(len(labels)), dtype=torch.float64, device=labels.device)
 
 
 def make(inputs: ObjectiveInputs) -> Reranker:

@@ -1,0 +1,61 @@
+"""Copies between host and device, and garbage that is collected at fixed steps."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from shardyard.engine.collecting import EVERY_STEPS, GarbageCollection
+from shardyard.engine.transfer import Copies
+from shardyard.models.adapters import nf4
+
+CPU = torch.device("cpu")
+
+
+class Cycle:
+    """Garbage that only a collection frees."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        self.own = self
+        Cycle.alive += 1
+
+    def __del__(self) -> None:
+        Cycle.alive -= 1
+
+
+def test_micro_batches_come_in_order_and_are_copied_one_ahead() -> None:
+    parts = tuple({"labels": torch.full((2,), number)} for number in range(3))
+    assert [int(part["labels"][0]) for part in Copies(CPU).of(parts)] == [0, 1, 2]
+    assert list(Copies(CPU).of(())) == []
+
+
+def test_garbage_is_collected_at_fixed_steps_only() -> None:
+    was = gc.isenabled()
+    with GarbageCollection(steps=2 * EVERY_STEPS) as garbage:
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() > 0
+        Cycle()
+        garbage.after(EVERY_STEPS - 1)
+        assert Cycle.alive == 1
+        garbage.after(EVERY_STEPS)
+        assert Cycle.alive == 0
+    assert (gc.isenabled(), gc.get_freeze_count()) == (was, 0)
+
+
+def test_a_short_run_is_spared_the_collection_at_its_start() -> None:
+    with GarbageCollection(steps=EVERY_STEPS - 1):
+        assert gc.get_freeze_count() == 0
+
+
+def test_the_levels_of_nf4_are_copied_to_a_device_once() -> None:
+    codes, scales = nf4.quantize(torch.randn(4, 64))
+    shape = torch.Size((4, 64))
+    with torch.inference_mode():
+        first = nf4.dequantize(codes, scales, shape)
+    kept = nf4._levels(CPU)
+    assert nf4._levels(CPU) is kept
+    assert not kept.is_inference()
+    assert torch.equal(nf4.dequantize(codes, scales, shape), first)
