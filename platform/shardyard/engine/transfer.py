@@ -27,7 +27,7 @@ class Arriving:
         if device.type == "cuda":
             self._here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._here.copy_(tensor, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def read(self) -> Tensor:
@@ -43,7 +43,7 @@ class Copies:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def of(self, micro_batches: Sequence[Tensors]) -> Iterator[Tensors]:
         """Each micro-batch in its order. The host must have it in pinned memory, or each copy waits for the device."""
