@@ -54,6 +54,10 @@ WALKED: dict[tuple[str, str], Walk] = {
     ("docs/evaluation.md", "shardyard eval RUN"): Walk(swap=_RUN),
     ("docs/checkpoints.md", "shardyard push RUN org/name --dry-run"): Walk(swap=_RUN),
     ("docs/finetune.md", 'shardyard sample latest "What does json.dumps do?"'): Walk(),
+    (
+        "docs/large/forecast.md",
+        "shardyard plan gpt/llama3-8b --gpus 64 --gpu h100-80gb --per-node 8 --network 400gx8 --price 2.5",
+    ): Walk(),
     ("docs/plan.md", "shardyard plan RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),
     ("docs/plan.md", "shardyard explain RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),
     ("docs/plan.md", "shardyard plan RECIPE --deepspeed"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),

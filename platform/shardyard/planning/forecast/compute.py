@@ -39,12 +39,14 @@ class Kernels:
     """How operations are computed.
 
     fused: element-wise operations and norms are compiled into one kernel each. split_logits: tensor-parallel ranks
-    compute the loss of a part of the vocabulary each; with AutoTP each has all of it.
+    compute the loss of a part of the vocabulary each, and split_norms: norms and residuals of a part of the tokens;
+    with AutoTP each computes all of them.
     """
 
     attention: str = "flash2"
     fused: bool = False
     split_logits: bool = False
+    split_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,9 @@ def _passes(work: Work) -> tuple[float, float]:
     else:
         norm = (18 + 3, 30 + 3) if layer.rms_norm else (2 + 3, 4 + 3)
         activation, rotation = ((5, 9) if layer.gated else (2, 3)), (10, 12)
-    forward = 2 * norm[0] * d + activation[0] * f + 2 * w
-    backward = 2 * norm[1] * d + activation[1] * f + 2 * w
+    own = d / tp if work.kernels.split_norms else d
+    forward = 2 * norm[0] * own + activation[0] * f + 2 * w
+    backward = 2 * norm[1] * own + activation[1] * f + 2 * w
     if layer.rotary:
         forward, backward = forward + rotation[0] * (w + k), backward + rotation[1] * (w + k)
     if layer.experts:

@@ -95,7 +95,7 @@ def _run_rows(found: Forecast, plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield (
         "tokens a second",
         format_count(found.tokens_per_second),
-        f"{found.tokens_per_second_per_gpu:,.0f} a GPU; published figures were met within 15 %",
+        f"{found.tokens_per_second_per_gpu:,.0f} a GPU; runs that others published were met within 15 %",
     )
     yield "MFU", f"{found.mfu:.1%}", f"FLOPs a token × tokens a second, of the peak in {plan.precision}"
     yield (
