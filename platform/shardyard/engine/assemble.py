@@ -84,7 +84,14 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         factor=learning_rate_factor(recipe.schedule, plan.steps),
         learning_rate=LearningRate(engine),
         checkpointer=Checkpointer(
-            engine, folder.checkpoints, mesh, keep=recipe.checkpoint.keep, metadata=metadata, trust=trust
+            engine,
+            folder.checkpoints,
+            mesh,
+            keep=recipe.checkpoint.keep,
+            metadata=metadata,
+            background=recipe.checkpoint.background,
+            may_write=folder.check_held,
+            trust=trust,
         ),
         event_log=event_log,
         tracker=tracker,

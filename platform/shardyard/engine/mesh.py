@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -44,6 +44,14 @@ class Axis:
         distributed.all_gather_object(gathered, value, group=self.group)
         return gathered
 
+    def from_first(self, value: Any) -> Any:
+        """The picklable `value` of the first rank of the axis; all of them call this."""
+        if self.group is None:
+            return value
+        holder = [value if self.index == 0 else None]
+        distributed.broadcast_object_list(holder, src=self.ranks[0], group=self.group)
+        return holder[0]
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -80,11 +88,7 @@ class Mesh:
 
     def from_first(self, value: Any) -> Any:
         """Broadcast rank 0's picklable `value`; all ranks call this."""
-        if self.world.group is None:
-            return value
-        holder = [value if self.is_first else None]
-        distributed.broadcast_object_list(holder, src=0)
-        return holder[0]
+        return self.world.from_first(value)
 
 
 def make_mesh(shape: MeshShape, here: Rank) -> Mesh:
@@ -97,6 +101,14 @@ def single_process(device: torch.device) -> Mesh:
     """The mesh of a single process, without `torch.distributed`."""
     one = Axis(size=1, index=0, ranks=(0,), group=None)
     return Mesh(data_mesh(1), Rank(rank=0, world_size=1, local_rank=0, device=device), one, one, one, one, one)
+
+
+def separate(axis: Axis) -> Axis:
+    """The same axis with a process group of its own on the hosts, for a thread beside training; all ranks call this."""
+    if axis.group is None:
+        return axis
+    assert axis.size == distributed.get_world_size(), "an axis over all ranks"
+    return replace(axis, group=distributed.new_group(backend="gloo"))
 
 
 def _axis(shape: MeshShape, name: str, rank: int) -> Axis:

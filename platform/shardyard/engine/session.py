@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from shardyard.engine.hooks.recording import RecordHook
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.row_use import RowUse
 from shardyard.engine.transfer import Copies
-from shardyard.errors import TrainingError
+from shardyard.errors import CheckpointError, TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.schema import Recipe
@@ -124,6 +125,7 @@ class Session:
 
     def after_step(self, record: StepRecord) -> None:
         """Call the hooks that are due, in order. Metrics are recorded even if a hook fails."""
+        self.checkpoint.poll()
         try:
             for hook in self.hooks:
                 if hook.due(record.step, self.last_step(record.step)):
@@ -193,12 +195,17 @@ class Session:
 
     def exploded(self, step: int, what: str) -> TrainingError:
         """The error for a run with a value that is not finite at `step`; all ranks call this."""
+        with contextlib.suppress(CheckpointError):
+            self.checkpoint.settle()
         text = way_back(self.folder, self.recipe.optimizer.lr, step, what) if self.mesh.is_first else ""
         return TrainingError(self.mesh.from_first(text))
 
     def close(self, outcome: str = "failed") -> None:
         """Stop reading ahead and let tracking finish; `outcome` is how the run ended."""
         self.loader.close()
+        # What was saved before a failure is not lost with it.
+        with contextlib.suppress(CheckpointError, RuntimeError):
+            self.checkpoint.settle()
         if self.ledger is not None:
             self.ledger.close()
         if self.machine is not None:

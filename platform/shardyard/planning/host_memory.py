@@ -23,6 +23,9 @@ def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tupl
     else:
         each, why = RANK_BYTES + memory.device_bytes, "the model states"
     each += memory.offloaded_bytes
+    if recipe.checkpoint.background:
+        # The copy of a shard. Below stage 3 rank 0 copies the weights too.
+        each += memory.parameters_bytes + (0 if gpu else memory.optimizer_bytes)
     # Below stage 3 every rank builds all weights in fp32; stage 3 gathers them once, on one rank, in 16 bits to export.
     if recipe.zero.stage < 3:
         each += 4 * count

@@ -113,22 +113,29 @@ def test_a_state_without_a_best_is_json_and_is_read_back() -> None:
 class Failing:
     """A checkpointer whose disk is full until it is not."""
 
+    background = False
+
     def __init__(self) -> None:
         self.full, self.saves = True, 0
         self.spoiled: list[str] = []
+        self.is_writing = self.written = False
 
     def spoiled_weights(self) -> list[str]:
         return self.spoiled
 
-    def save(self, state: Any, streams: Any) -> Any:
+    def begin(self, state: Any, streams: Any) -> None:
         self.saves += 1
+        self.is_writing, self.step = True, state
+
+    def finish(self) -> Any:
+        self.is_writing = self.written = False
         if self.full:
             raise CheckpointError("No space left on device")
         from pathlib import Path
 
         from shardyard.engine.checkpoint.checkpoint import Saved
 
-        return Saved(Path("checkpoints/step-00000020"), 20, 7, 0.5, ("step-00000010",))
+        return Saved(Path(f"checkpoints/step-{self.step:08d}"), self.step, 7, 0.5, 0.25, ("step-00000010",))
 
 
 def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
@@ -147,9 +154,31 @@ def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
         failed,
         failed,
         Notice(text="the disk is full: step-00000010 made room for the checkpoint of step 20"),
-        CheckpointSaved(step=20, path="step-00000020", seconds=0.5, bytes=7),
+        CheckpointSaved(step=20, path="step-00000020", seconds=0.5, paused_seconds=0.25, bytes=7),
     ]
     hook.save(20)
+    assert checkpointer.saves == 3
+
+
+def test_a_checkpoint_beside_training_is_told_once_it_is_written() -> None:
+    notes, checkpointer = Notebook(), Failing()
+    checkpointer.background = True
+    hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes, exploded)  # type: ignore[arg-type,return-value]
+    hook.on_step(StepRecord(10, {}))
+    hook.poll()
+    assert notes.events == [], "it is being written"
+    checkpointer.written = True
+    hook.poll()
+    assert notes.events == [CheckpointFailed(step=10, error="No space left on device")]
+    assert hook.saved_step is None
+    checkpointer.full = False
+    hook.on_step(StepRecord(20, {}))
+    # The next one waits for the one before.
+    hook.on_step(StepRecord(30, {}))
+    assert [event.step for event in notes.events if isinstance(event, CheckpointSaved)] == [20]
+    # A run that ends waits too, and saves no step twice.
+    hook.save(30)
+    assert hook.saved_step == 30
     assert checkpointer.saves == 3
 
 

@@ -6,100 +6,32 @@ exchange them, and all make the same decision.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import random
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NotRequired, TypedDict, cast
+from typing import Any, cast
 
 import deepspeed
-import numpy
 import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from torch import distributed, nn
 
 from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint import files
-from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refusal
+from shardyard.engine.checkpoint.random_states import RandomStates, continue_random, random_states
+from shardyard.engine.checkpoint.shard_files import ShardFiles
+from shardyard.engine.checkpoint.task import Task
+from shardyard.engine.checkpoint.tensor_files import code_in, refusal
 from shardyard.engine.deepspeed.quirks import leave_scripts_out
 from shardyard.engine.hooks.base import HookState
-from shardyard.engine.mesh import Mesh
+from shardyard.engine.mesh import Mesh, separate
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.tracking.run.folder import typed
 from shardyard.units import format_bytes
 
 ENGINE_TAG = "engine"
-
-
-class AtomicCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's interface for writing files, with hashing, syncing and deferred errors.
-
-    `full`: whether an error was a lack of space; `size_bytes`: the size of all files, written or not.
-    """
-
-    def __init__(self, *, trust: bool = False) -> None:
-        super().__init__()
-        self.name = "shardyard"
-        self._trust = trust
-        self.create(None)
-
-    def create(self, info: Any) -> None:
-        """Forget the previous checkpoint."""
-        self.written: dict[Path, files.FileEntry] = {}
-        self.errors: list[str] = []
-        self.full = False
-        self.size_bytes = 0
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Create the folder of a checkpoint; an error is kept until all ranks exchange their errors."""
-        self.kept(lambda: Path(path).mkdir(parents=True, exist_ok=True))
-
-    def save(self, state_dict: Any, path: str) -> None:
-        """Write one file; an error is kept until all ranks exchange their errors."""
-        self.kept(lambda: self._write(state_dict, Path(path)))
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file, which matches the manifest but may have an untrusted author."""
-        return read_tensors(path, trust=self._trust, map_location=map_location)
-
-    def commit(self, info: Any) -> bool:
-        """Nothing to do: `save` commits the whole folder."""
-        return True
-
-    def kept(self, action: Callable[[], object]) -> None:
-        """Run a disk operation and keep its error until all ranks exchange their errors."""
-        try:
-            action()
-        except (OSError, RuntimeError) as error:
-            # torch reports a failed write of its container as a RuntimeError, with the OSError as its context.
-            cause = error.__context__ if isinstance(error, RuntimeError) and error.__context__ else error
-            self.full |= files.is_full(cause)
-            self.errors.append(str(cause))
-
-    def _write(self, state_dict: Any, path: Path) -> None:
-        file = files.HashingFile(path)
-        try:
-            torch.save(state_dict, cast("IO[bytes]", file))
-            self.written[path] = file.finish()
-        except BaseException:
-            file.discard()
-            raise
-        finally:
-            self.size_bytes += file.size_bytes
-
-
-class RandomStates(TypedDict):
-    """rank-NNNNN.json: the state of every random generator that dropout or user code uses; tensors in base64."""
-
-    python: list[Any]
-    numpy: list[Any]
-    torch: str
-    cuda: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -113,13 +45,27 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class Saved:
-    """One written checkpoint. `removed`: names of older ones that were removed to make room."""
+    """One written checkpoint.
+
+    seconds: from the start to the commit; paused_seconds: for how long of it training stood still. removed: names of
+    older ones that were removed to make room.
+    """
 
     path: Path
     step: int
     size_bytes: int
     seconds: float
+    paused_seconds: float = 0.0
     removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is in a checkpoint besides the shards of this rank."""
+
+    state: TrainerState
+    streams: StreamStates
+    random: RandomStates
 
 
 @dataclass(frozen=True)
@@ -142,79 +88,139 @@ class Checkpointer:
         *,
         keep: int,
         metadata: Mapping[str, object],
+        background: bool = False,
+        may_write: Callable[[], None] = lambda: None,
         trust: bool = False,
     ):
+        """
+        Args:
+            background: training goes on while files are written, from a copy of the states in host memory.
+            may_write: raises if another process has taken over the run.
+        """
         self._engine = engine
-        self._files = AtomicCheckpointEngine(trust=trust)
+        self._files = ShardFiles(trust=trust)
         engine.checkpoint_engine = self._files
         leave_scripts_out(engine)
         self.folder = folder
         self._mesh = mesh
+        # The ranks agree beside training too, where collectives of both could meet in another order on each rank.
+        self._agreeing = separate(mesh.world) if background else mesh.world
         self._keep = keep
+        self.background = background
+        self._may_write = may_write
         self._trust = trust
         self._layout = mesh.shape.layout()
         self._metadata = {**self._layout, **metadata}
         self._last_size_bytes = 0
+        self._task: Task[Saved | _NotSaved] | None = None
+        self._paused_seconds = 0.0
         if mesh.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             files.remove_partial(folder)
 
-    def save(self, state: TrainerState, streams: StreamStates) -> Saved:
-        """Write one checkpoint; all ranks call this. If the disk is full, older ones are removed.
+    def begin(self, state: TrainerState, streams: StreamStates) -> None:
+        """Start to write a checkpoint; all ranks call this, and `finish` before they call it again.
 
         Args:
             state: the state of the loop.
             streams: states of this rank's data streams after the consumed batches.
+        """
+        assert self._task is None, "the checkpoint before is finished first"
+        started = time.monotonic()
+        contents = _Contents(state, streams, random_states())
+        self._files.copies = self.background
+        if self.background:
+            self._collect(state.step)
+        self._task = Task(lambda: self._write(contents, started), background=self.background)
+        self._paused_seconds = time.monotonic() - started
+
+    @property
+    def written(self) -> bool:
+        """Whether `finish` would not wait for this rank."""
+        return self._task is not None and self._task.done
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint was begun and not finished."""
+        return self._task is not None
+
+    def finish(self) -> Saved:
+        """Wait until the checkpoint that was begun is written. If the disk is full, older ones are removed.
 
         Raises:
             CheckpointError: on every rank, if one rank could not write; nothing is left behind.
         """
+        assert self._task is not None, "a checkpoint was begun"
+        task, self._task = self._task, None
         started = time.monotonic()
+        try:
+            outcome = task.result()
+        finally:
+            self._files.drop()
+        if isinstance(outcome, _NotSaved):
+            raise CheckpointError(outcome.text)
+        self._last_size_bytes = outcome.size_bytes
+        return replace(outcome, paused_seconds=self._paused_seconds + time.monotonic() - started)
+
+    def save(self, state: TrainerState, streams: StreamStates) -> Saved:
+        """`begin` and `finish`."""
+        self.begin(state, streams)
+        return self.finish()
+
+    def _write(self, contents: _Contents, started: float) -> Saved | _NotSaved:
+        """Write until it succeeds, or no room is left."""
+        step = contents.state.step
         # Make room before the disk is full, which would affect other programs; and again if it is full nevertheless.
         removed = self._make_room(self._last_size_bytes) if self._is_short() else []
-        while isinstance(outcome := self._try(state, streams, started), _NotSaved):
+        while isinstance(outcome := self._try(contents, started), _NotSaved):
             freed = self._make_room(outcome.size_bytes) if outcome.full else []
             if not freed:
-                raise CheckpointError(self._refusal(state.step, outcome))
+                return replace(outcome, text=self._refusal(step, outcome))
             removed += freed
-        self._last_size_bytes = outcome.size_bytes
         return replace(outcome, removed=tuple(removed))
+
+    def _collect(self, step: int) -> None:
+        """Let DeepSpeed write its shards, or copy them."""
+        self._engine.save_checkpoint(str(files.partial_folder(self.folder, step)), tag=ENGINE_TAG, save_latest=False)
 
     def spoiled_weights(self) -> list[str]:
         """The first few names of weights that are not finite on some rank; all ranks call this."""
         spoiled = self._mesh.world.gather(not_finite(self._engine.module))
         return sorted({name for names in spoiled for name in names})[:3]
 
-    def _try(self, state: TrainerState, streams: StreamStates, started: float) -> Saved | _NotSaved:
-        partial = files.partial_folder(self.folder, state.step)
-        self._engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
-        self._files.kept(lambda: self._note(partial / f"rank-{self._mesh.rank:05d}.json", _random_states()))
+    def _try(self, contents: _Contents, started: float) -> Saved | _NotSaved:
+        partial = files.partial_folder(self.folder, contents.state.step)
+        if self.background:
+            self._files.write()
+        else:
+            self._collect(contents.state.step)
+        self._files.kept(lambda: self._note(partial / f"rank-{self._mesh.rank:05d}.json", contents.random))
         own = self._files
-        everything = self._mesh.world.gather((streams, own.errors, self._entries(partial), own.full, own.size_bytes))
+        shares = (contents.streams, own.errors, self._entries(partial), own.full, own.size_bytes)
+        everything = self._agreeing.gather(shares)
         errors = [f"rank {rank}: {text}" for rank, (_, texts, *_) in enumerate(everything) for text in texts]
         full, size_bytes = any(row[3] for row in everything), sum(row[4] for row in everything)
         outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), full, size_bytes) if errors else None
         if self._mesh.is_first:
-            outcome = outcome or self._commit(partial, state, everything, started)
+            outcome = outcome or self._commit(partial, contents.state, everything, started)
             if isinstance(outcome, _NotSaved):
                 shutil.rmtree(partial, ignore_errors=True)
-        return cast("Saved | _NotSaved", self._mesh.from_first(outcome))
+        return cast("Saved | _NotSaved", self._agreeing.from_first(outcome))
 
     def _is_short(self) -> bool:
         """Whether there is less space than the last checkpoint took."""
-        return bool(
-            self._mesh.from_first(self._mesh.is_first and files.free_bytes(self.folder) < self._last_size_bytes)
-        )
+        short = self._mesh.is_first and files.free_bytes(self.folder) < self._last_size_bytes
+        return bool(self._agreeing.from_first(short))
 
     def _make_room(self, needed_bytes: int) -> list[str]:
         removed = files.make_room(self.folder, needed_bytes) if self._mesh.is_first else []
-        return cast("list[str]", self._mesh.from_first([path.name for path in removed]))
+        return cast("list[str]", self._agreeing.from_first([path.name for path in removed]))
 
     def _refusal(self, step: int, failed: _NotSaved) -> str:
         text = f"the checkpoint of step {step} could not be written: {failed.text}"
         if not failed.full:
             return text
-        free = self._mesh.from_first(files.free_bytes(self.folder) if self._mesh.is_first else 0)
+        free = self._agreeing.from_first(files.free_bytes(self.folder) if self._mesh.is_first else 0)
         return (
             f"{text}\n{self.folder} needs {format_bytes(failed.size_bytes)} for it and has {format_bytes(free)} free. "
             f"Free some space there, or keep fewer checkpoints (checkpoint.keep is {self._keep}; on full disks older "
@@ -234,11 +240,12 @@ class Checkpointer:
         entries = {name: entry for _, _, written, *_ in everything for name, entry in written.items()}
         size_bytes = sum(entry.size_bytes for entry in entries.values())
         try:
+            self._may_write()
             entries["data.json"] = files.write_json(partial / "data.json", streams)
             entries["trainer.json"] = files.write_json(partial / "trainer.json", state.__dict__)
             path = files.commit(self.folder, state.step, entries, good=True, **self._metadata)
             files.rotate(self.folder, self._keep)
-        except OSError as error:
+        except (OSError, ShardyardError) as error:
             return _NotSaved(f"rank 0: {error}", files.is_full(error), size_bytes)
         size_bytes = sum(entry.size_bytes for entry in entries.values())
         return Saved(path, state.step, size_bytes, time.monotonic() - started)
@@ -301,7 +308,7 @@ class Checkpointer:
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
         if loaded is None:
             raise ShardyardError(f"DeepSpeed could not load {folder}")
-        _continue_random(folder, self._mesh.rank, of=int(manifest["world_size"]))
+        continue_random(folder, self._mesh.rank, of=int(manifest["world_size"]))
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
         return state, json.loads((folder / "data.json").read_text())
 
@@ -342,46 +349,3 @@ def not_finite(model: nn.Module) -> list[str]:
     if not tests or bool(torch.stack(list(tests.values())).all()):
         return []
     return [name for name, test in tests.items() if not bool(test)]
-
-
-def _random_states() -> RandomStates:
-    """The state of every random generator that dropout or user code uses, as JSON."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))
-    states: RandomStates = {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, keys.tolist(), position, has_gauss, cached],
-        "torch": _pack(torch.get_rng_state()),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = _pack(torch.cuda.get_rng_state())
-    return states
-
-
-def _set_random_states(states: RandomStates) -> None:
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_unpack(states["torch"]))
-    if "cuda" in states:
-        torch.cuda.set_rng_state(_unpack(states["cuda"]))
-
-
-def _continue_random(folder: Path, rank: int, *, of: int) -> None:
-    """Set the random states that a rank had in a checkpoint of `of` ranks; further ranks get states of their own."""
-    text = (folder / f"rank-{rank % of:05d}.json").read_text()
-    _set_random_states(json.loads(text))
-    if rank >= of:
-        seed = int.from_bytes(hashlib.sha256(f"{text}{rank}".encode()).digest()[:4], "big")
-        random.seed(seed)
-        numpy.random.seed(seed)
-        torch.manual_seed(seed)
-
-
-def _pack(tensor: torch.Tensor) -> str:
-    return base64.b64encode(tensor.numpy().tobytes()).decode()
-
-
-def _unpack(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -38,36 +38,67 @@ class CheckpointHook(Hook):
         self._checkpointer, self._state, self._events, self._exploded = checkpointer, state, events, exploded
         self._may_write = may_write
         self.saved_step: int | None = None
+        self._begun_step: int | None = None
 
     def on_step(self, record: StepRecord) -> None:
-        """Save a checkpoint, and report success or failure."""
+        """Begin a checkpoint, once the one before is written; report success or failure of what is written."""
         with contextlib.suppress(CheckpointError):
-            self.save(record.step)
+            self._begin(record.step)
+            if not self._checkpointer.background:
+                self.settle()
+
+    def poll(self) -> None:
+        """Report a checkpoint that was written beside training."""
+        if self._checkpointer.written:
+            with contextlib.suppress(CheckpointError):
+                self.settle()
 
     def save(self, step: int) -> None:
-        """Save unless this step has already been saved.
+        """Save unless this step has already been saved, and wait until it is written.
 
         Raises:
             CheckpointError: the checkpoint could not be written; this is logged.
             TrainingError: weights are not finite.
             TakenOverError: another process has taken over the run.
         """
+        self._begin(step)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that was begun is written, and report it; all ranks call this.
+
+        Raises:
+            CheckpointError: the checkpoint could not be written; this is logged.
+        """
+        if not self._checkpointer.is_writing:
+            return
+        try:
+            saved = self._checkpointer.finish()
+        except CheckpointError as error:
+            self._events.event(CheckpointFailed(step=self._begun_step, error=str(error)))
+            raise
+        self.saved_step = saved.step
+        if saved.removed:
+            text = f"the disk is full: {', '.join(saved.removed)} made room for the checkpoint of step {saved.step}"
+            self._events.event(Notice(text=text))
+        self._events.event(
+            CheckpointSaved(
+                step=saved.step,
+                path=saved.path.name,
+                seconds=saved.seconds,
+                paused_seconds=saved.paused_seconds,
+                bytes=saved.size_bytes,
+            )
+        )
+
+    def _begin(self, step: int) -> None:
+        with contextlib.suppress(CheckpointError):
+            self.settle()
         if self.saved_step == step:
             return
         self._may_write()
         spoiled = self._checkpointer.spoiled_weights()
         if spoiled:
             raise self._exploded(step + 1, f"weights are not finite after step {step} ({', '.join(spoiled)})")
-        state, streams = self._state(step)
-        try:
-            saved = self._checkpointer.save(state, streams)
-        except CheckpointError as error:
-            self._events.event(CheckpointFailed(step=step, error=str(error)))
-            raise
-        self.saved_step = step
-        if saved.removed:
-            text = f"the disk is full: {', '.join(saved.removed)} made room for the checkpoint of step {step}"
-            self._events.event(Notice(text=text))
-        self._events.event(
-            CheckpointSaved(step=step, path=saved.path.name, seconds=saved.seconds, bytes=saved.size_bytes)
-        )
+        self._begun_step = step
+        self._checkpointer.begin(*self._state(step))

@@ -136,3 +136,8 @@ class Checkpoint(Section):
         "checkpoints",
         ge=1,
     )
+    background: bool = described(
+        False,
+        "Write checkpoints while training goes on: a step waits only for a copy of a rank's states in host memory, "
+        "which the plan counts. false writes them between two steps, without the copy.",
+    )

@@ -150,11 +150,15 @@ class Evaluated(Event):
 @_registered("checkpoint")
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """A checkpoint is complete. path: name of its folder. bytes, seconds: its size, and the time to write it."""
+    """A checkpoint is complete. path: name of its folder. bytes, seconds: its size, and the time to write it.
+
+    paused_seconds: for how long of it training stood still.
+    """
 
     step: int | None = None
     path: str = ""
     seconds: float | None = None
+    paused_seconds: float | None = None
     bytes: int | None = None
 
 

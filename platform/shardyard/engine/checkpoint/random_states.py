@@ -1,0 +1,65 @@
+"""The state of every random generator of a rank, as JSON in a checkpoint."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
+
+import numpy
+import torch
+
+
+class RandomStates(TypedDict):
+    """rank-NNNNN.json: the state of every random generator that dropout or user code uses; tensors in base64."""
+
+    python: list[Any]
+    numpy: list[Any]
+    torch: str
+    cuda: NotRequired[str]
+
+
+def random_states() -> RandomStates:
+    """The state of every random generator that dropout or user code uses, as JSON."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))
+    states: RandomStates = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+        "torch": _pack(torch.get_rng_state()),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = _pack(torch.cuda.get_rng_state())
+    return states
+
+
+def _set_random_states(states: RandomStates) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_unpack(states["torch"]))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(_unpack(states["cuda"]))
+
+
+def continue_random(folder: Path, rank: int, *, of: int) -> None:
+    """Set the random states that a rank had in a checkpoint of `of` ranks; further ranks get states of their own."""
+    text = (folder / f"rank-{rank % of:05d}.json").read_text()
+    _set_random_states(json.loads(text))
+    if rank >= of:
+        seed = int.from_bytes(hashlib.sha256(f"{text}{rank}".encode()).digest()[:4], "big")
+        random.seed(seed)
+        numpy.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+def _pack(tensor: torch.Tensor) -> str:
+    return base64.b64encode(tensor.numpy().tobytes()).decode()
+
+
+def _unpack(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
