@@ -28,6 +28,21 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Bytes that a decoder keeps for the backward pass, counted on forward passes.
+
+    blocks, largest, inputs: of each token in all blocks, in the largest of them, and as the inputs of blocks.
+    rest: of each token outside of blocks, without logits. pairs: of each pair of tokens, where attention is not fused.
+    """
+
+    blocks: float
+    largest: float
+    inputs: float
+    rest: float
+    pairs: float
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes of one model. `d` below is `hidden_size`, `V` the vocabulary.
 
@@ -47,6 +62,7 @@ class Architecture:
     adapted, left_out: the weights with and without an adapter, by kind; "" without adapters, or if none is left out.
     flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), if the
         formulas for decoders do not apply; for checkpointed blocks, only the inputs and one block.
+    kept_16, kept_32: what decoders keep for the backward pass in 16 bits and in fp32; None if it cannot be counted.
     findings: of the probes of the model.
     layer: of decoders; None if its parts were not recognised.
     """
@@ -70,6 +86,8 @@ class Architecture:
     trainable_parameters: int | None = None
     quantized_parameters: int = 0
     pretrained_vocabulary: int | None = None
+    kept_16: Kept | None = None
+    kept_32: Kept | None = None
     findings: Findings = field(default_factory=Findings)
     adapted: str = ""
     left_out: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from shardyard.objectives.registry import objective_spec
-from shardyard.planning.architecture import Architecture
+from shardyard.planning.architecture import Architecture, Kept
 from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
 from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
@@ -13,6 +13,11 @@ from shardyard.recipe.schema import Optimizer, Recipe
 
 # 4 bits, plus one fp32 scale for each block of 64 weights; 8 bits, with a scale for each row, which is not counted.
 QUANTIZED_BYTES_PER_WEIGHT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+
+
+# Gradients of activations in the block whose backward pass runs, in parts of what the block keeps. Measured as 0.4 to 0.6
+# (`tests/numerics/test_memory_peaks.py`): those of a block are freed one by one, as its activations are.
+BACKWARD = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,20 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,
         optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
-        activations_bytes=round(_activations(recipe, architecture, micro_batch) * _activation_share(mesh)),
+        activations_bytes=_activations(recipe, architecture, mesh, micro_batch),
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
-        logits_bytes=_logits(recipe, architecture, micro_batch) // mesh.sequence,
-        buffers_bytes=bucket_bytes(recipe, count, shards),
+        logits_bytes=sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence,
+        buffers_bytes=bucket_bytes(recipe, count, shards) + _second_gradients(recipe, gradients, mesh, micro_batch),
         offloaded_bytes=offloaded,
     )
+
+
+def _second_gradients(recipe: Recipe, gradients: int, mesh: MeshShape, micro_batch: int) -> int:
+    """Gradients of a micro-batch, which DeepSpeed's stage 2 keeps beside the sum of those before it, if the sum has
+    their number format; another sum is added to directly."""
+    several = recipe.train.global_batch > mesh.data * micro_batch
+    same = accumulation_type(recipe) == precision_of(recipe)
+    return gradients if recipe.zero.stage == 2 and several and same else 0
 
 
 def on_a_tensor_rank(architecture: Architecture, mesh: MeshShape) -> Architecture:
@@ -107,13 +120,13 @@ def on_a_tensor_rank(architecture: Architecture, mesh: MeshShape) -> Architectur
     )
 
 
-def _activation_share(mesh: MeshShape) -> float:
-    """The part of a block's activations that a rank of `mesh` holds.
+def _block_share(mesh: MeshShape) -> float:
+    """The part of a block's activations that a rank of a tensor-parallel group holds; of the block's input, all.
 
     Korthikanti et al. 2022, equation 2: 10 of 34 bytes a token and unit of width are inputs of matrices and norms,
     which ranks of a tensor-parallel group hold whole.
     """
-    return (10 + 24 / mesh.tensor) / 34 / mesh.sequence
+    return (10 + 24 / mesh.tensor) / 34
 
 
 def _parameter_bytes(recipe: Recipe) -> int:
@@ -131,32 +144,46 @@ def _states_per_parameter(optimizer: Optimizer) -> int:
     return 1
 
 
-def _activations(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
-    """Bytes of activations. Korthikanti et al. 2022, section 4: 34·T·B·d bytes per block in 16 bits, without attention
-    matrices; for models other than decoders, they are counted on a forward pass.
+def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int) -> int:
+    """Bytes of activations, as counted on forward passes of the model, or by the formula of `_by_formula`.
 
     With activation checkpointing, only the input of each block is stored, plus one block that is being recomputed.
     """
     if architecture.activation_bytes_per_row is not None:
-        return round(micro_batch * architecture.activation_bytes_per_row * _parameter_bytes(recipe) / 4)
+        rows = micro_batch * _block_share(mesh) / mesh.sequence
+        return round(rows * architecture.activation_bytes_per_row * _parameter_bytes(recipe) / 4)
     length = recipe.data.sequence_length or 0
     tokens = micro_batch * objective_spec(recipe.objective).sequences * length
-    scale = _parameter_bytes(recipe) / 2
-    block = 34 * tokens * architecture.hidden_size * scale
-    if recipe.model.attention == "eager":
-        block += 5 * architecture.heads * tokens * length * scale
-    mask = 2 * tokens * length * scale if recipe.data.isolation == "mask" else 0  # one for all layers
+    width = _parameter_bytes(recipe)
+    kept = architecture.kept_16 if width == 2 else architecture.kept_32
+    if kept is None or recipe.model.compile:  # compiled, element-wise operations keep what the formula counts
+        kept = _by_formula(architecture, width)
+    scores = kept.pairs * length
+    if recipe.model.attention == "eager" and not kept.pairs:
+        scores = 2.5 * width * architecture.heads * architecture.layers * length
+    mask = width * tokens * length if recipe.data.isolation == "mask" else 0  # one for all layers
+    share = _block_share(mesh)
+    block = share * (kept.largest + scores / max(1, architecture.layers))
     if recipe.model.activation_checkpointing:
-        return round(2 * tokens * architecture.hidden_size * scale * architecture.layers + block + mask)
-    return round(block * architecture.layers + mask)
+        # The logits and their gradients are gone before the first block is recomputed.
+        logits, _ = _logits(recipe, architecture, micro_batch)
+        working = max(0.0, (1 + BACKWARD) * block * tokens - logits)
+        return round((tokens * (kept.inputs + kept.rest) + working + mask) / mesh.sequence)
+    blocks = share * (kept.blocks + scores) + BACKWARD * block
+    return round((tokens * (kept.rest + blocks) + mask) / mesh.sequence)
 
 
-def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int:
-    """Bytes of the logits in the model's precision and in fp32 for the loss, and of the gradients of both.
+def _by_formula(architecture: Architecture, width: int) -> Kept:
+    """Korthikanti et al. 2022, section 4: 34·d bytes a token and block in 16 bits, without attention matrices."""
+    block = 17.0 * width * architecture.hidden_size
+    inputs = float(width * architecture.hidden_size * architecture.layers)
+    return Kept(blocks=block * architecture.layers, largest=block, inputs=inputs, rest=0.0, pairs=0.0)
 
-    With `model.logits_chunk`, those of so many tokens, and the gradient of the output matrix: of one chunk, and the sum
-    in fp32.
-    """
+
+def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tuple[int, int]:
+    """Bytes of the logits in the model's precision and in fp32 for the loss, and of the gradients of both; with
+    `model.logits_chunk`, of so many tokens, and then also the gradient of the output matrix: of one chunk, and the sum
+    in fp32."""
     width = _parameter_bytes(recipe)
     length = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
     logits = length * architecture.vocabulary
@@ -165,5 +192,5 @@ def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> int
     logits *= micro_batch
     chunk = (recipe.model.logits_chunk or 0) * architecture.vocabulary
     if not 0 < chunk < logits:
-        return 2 * logits * (width + 4)
-    return 2 * chunk * (width + 4) + (width + 4) * architecture.vocabulary * architecture.hidden_size
+        return 2 * logits * (width + 4), 0
+    return 2 * chunk * (width + 4), (width + 4) * architecture.vocabulary * architecture.hidden_size

@@ -414,10 +414,15 @@ def test_activations_and_logits_by_hand() -> None:
     def of(**model: Any) -> Memory:
         return estimate_memory(recipe_of(model=model), GPT2, data_mesh(1), micro_batch=2)
 
-    assert of().activations_bytes == 12 * block
-    assert of().logits_bytes == 2 * tokens * 50257 * (2 + 4)
-    assert of(attention="eager").activations_bytes == 12 * (block + 5 * 12 * tokens * 1024)
-    assert of(activation_checkpointing=True).activations_bytes == 12 * 2 * tokens * 768 + block
+    # The block whose backward pass runs has gradients beside its activations.
+    assert of().activations_bytes == 12.5 * block
+    logits = of().logits_bytes
+    assert logits == 2 * tokens * 50257 * (2 + 4)
+    assert of(attention="eager").activations_bytes == 12.5 * (block + 5 * 12 * tokens * 1024)
+    few = of(activation_checkpointing=True, logits_chunk=1)
+    assert few.activations_bytes == 12 * 2 * tokens * 768 + 1.5 * block - 2 * 50257 * (2 + 4)
+    # More logits than a block keeps: they are gone when it is recomputed.
+    assert of(activation_checkpointing=True).activations_bytes == 12 * 2 * tokens * 768
 
 
 def test_ranks_of_a_run_do_not_share_a_gpu() -> None:

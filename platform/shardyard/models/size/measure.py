@@ -15,6 +15,7 @@ from shardyard.models.adapters.targets import described
 from shardyard.models.build import architecture_config, own_rows, skeleton
 from shardyard.models.outside import ModuleConfig, OutsideModel, check_rows
 from shardyard.models.pretrained import freeze
+from shardyard.models.size.kept import kept_of
 from shardyard.models.size.pictures import picture_row_cost
 from shardyard.models.size.row_cost import RowCost, row_cost
 from shardyard.models.size.row_shapes import row_shape
@@ -58,7 +59,8 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     packed = spec.rows == "packed" or bool(recipe.data.packing)
     check_rows(module, isolate_documents=recipe.data.isolate_documents, packed=packed)
     if spec.row_shape is None and not isinstance(config, ModuleConfig):
-        return found
+        kept = kept_of(module)
+        return found if kept is None else replace(found, kept_16=kept[0], kept_32=kept[1])
     try:
         cost = _cost(module, config, recipe, found)
     except ModelError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shardyard.errors import ModelError
 from shardyard.models.outside import OutsideModel, blocks_of
+from shardyard.models.size.fused import FusedAttention
 from shardyard.models.size.row_shapes import row_shape
 from shardyard.recipe.schema import Data, Image
 
@@ -43,29 +44,62 @@ class RowCost:
 def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: Data, image: Image) -> RowCost:
     """Run one row of shapes through `module`, which is on the meta device.
 
-    The attention matrix counts as stored, although kernels such as flash attention do not store it.
-
     Raises:
         ModelError: the model does not accept the inputs of its objective.
     """
     inputs, tokens = row_shape(objective)(config, data, image)
-    kept, products = _Kept(module), _Products()
-    module.train()
-    try:
-        with torch.device("meta"), kept.hooks(), products, _unchecked():
-            output = module(**inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise ModelError(f"model: {config.model_type} does not take a row of this objective: {error}") from error
-    finally:
-        kept.close()
+    found = forward(module, inputs, config.model_type)
     rows = len(next(iter(inputs.values())))
-    logits = output.get("logits", output.get("prediction_logits"))
     return RowCost(
         tokens=tokens,
-        flops=float(PASSES * products.flops / rows),
-        activation_bytes=kept.total() // rows,
-        checkpointed_bytes=kept.checkpointed() // rows,
-        logits=logits.numel() // rows if isinstance(logits, Tensor) else 0,
+        flops=float(PASSES * found.flops / rows),
+        activation_bytes=found.total // rows,
+        checkpointed_bytes=found.checkpointed // rows,
+        logits=found.logits // rows,
+    )
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a forward pass stored for the backward pass, in bytes: in total, in each block, and as the input of each.
+
+    flops: of matrix products and convolutions. logits: numbers that the model predicts.
+    """
+
+    total: int
+    blocks: tuple[int, ...]
+    inputs: tuple[int, ...]
+    flops: int
+    logits: int
+
+    @property
+    def checkpointed(self) -> int:
+        """Bytes if blocks store only their inputs, plus the largest block, which is recomputed."""
+        return self.total - sum(self.blocks) + sum(self.inputs) + max(self.blocks, default=0)
+
+
+def forward(module: nn.Module, inputs: Mapping[str, Any], family: str) -> Passed:
+    """One forward pass of a module on the meta device. Attention counts as fused where it is torch's own.
+
+    Raises:
+        ModelError: the model does not accept the inputs.
+    """
+    kept, products, fused = _Kept(module), _Products(), FusedAttention()
+    module.train()
+    try:
+        with torch.device("meta"), kept.hooks(), products, fused, _unchecked():
+            output = module(**inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise ModelError(f"model: {family} does not take a row of this objective: {error}") from error
+    finally:
+        kept.close()
+    logits = output.get("logits", output.get("prediction_logits"))
+    return Passed(
+        total=kept.total(),
+        blocks=tuple(kept.blocks),
+        inputs=tuple(kept.inputs),
+        flops=products.flops + fused.flops,
+        logits=logits.numel() if isinstance(logits, Tensor) else 0,
     )
 
 
@@ -77,8 +111,8 @@ class _Kept:
         self._bytes: dict[int, int] = {}
         # Storages stay alive, because a new one could reuse the address of a freed one and count as the same.
         self._alive: list[torch.UntypedStorage] = []
-        self._inputs: list[int] = []
-        self._blocks: list[int] = []
+        self.inputs: list[int] = []
+        self.blocks: list[int] = []
         self._handles: list[RemovableHandle] = []
         for block in _checkpointable(module):
             self._handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -98,10 +132,6 @@ class _Kept:
         """Bytes of all stored tensors."""
         return sum(self._bytes.values())
 
-    def checkpointed(self) -> int:
-        """Bytes if blocks store only their inputs, plus the largest block, which is recomputed."""
-        return self.total() - sum(self._blocks) + sum(self._inputs) + max(self._blocks, default=0)
-
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._weights:
@@ -111,11 +141,11 @@ class _Kept:
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        self._inputs.append(given.numel() * given.element_size() if given is not None else 0)
-        self._blocks.append(-self.total())
+        self.inputs.append(given.numel() * given.element_size() if given is not None else 0)
+        self.blocks.append(-self.total())
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
-        self._blocks[-1] += self.total()
+        self.blocks[-1] += self.total()
 
 
 def _checkpointable(module: nn.Module) -> Iterator[nn.Module]:
