@@ -104,3 +104,20 @@ def test_what_was_counted_takes_the_place_of_the_formula() -> None:
     assert of(attention="eager") == 2048 * (1000 + 3 + 50 + 10.5 * 5 * 4 * 2048)
     # Compiled element-wise operations keep what the formula counts.
     assert of(compile=True) == 2048 * 10.5 * 34 * 64
+
+
+# Rajbhandari et al. 2020, figure 1 and section 5: model states of 7.5 billion weights on 64 GPUs, in GB.
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.88)])
+def test_model_states_of_zero(stage: int, gigabytes: float) -> None:
+    recipe = recipe_of(zero={"stage": stage, "grad_accum_dtype": "bf16"})
+    found = estimate_memory(recipe, gpt(7.5e9, 1, 1, 1), data_mesh(64), micro_batch=1)
+    states = found.parameters_bytes + found.gradients_bytes + found.optimizer_bytes
+    assert states / 1e9 == pytest.approx(gigabytes, rel=0.005)
+
+
+def test_model_states_with_gradients_in_fp32() -> None:
+    """The default: 2 bytes more for each gradient that a rank keeps."""
+    recipe = recipe_of(zero={"stage": 1})
+    found = estimate_memory(recipe, gpt(7.5e9, 1, 1, 1), data_mesh(64), micro_batch=1)
+    states = found.parameters_bytes + found.gradients_bytes + found.optimizer_bytes
+    assert states / 1e9 == pytest.approx(31.4 + 2 * 7.5, rel=0.005)
