@@ -93,7 +93,9 @@ def test_full_recomputation_keeps_the_inputs_of_blocks() -> None:
 
 def test_what_was_counted_takes_the_place_of_the_formula() -> None:
     counted = Kept(blocks=1000.0, largest=100.0, inputs=20.0, rest=3.0, pairs=0.0)
-    size = dataclasses.replace(gpt(1e9, 10, 64, 4), kept_16=counted, kept_32=dataclasses.replace(counted, blocks=2000.0))
+    size = dataclasses.replace(
+        gpt(1e9, 10, 64, 4), kept_16=counted, kept_32=dataclasses.replace(counted, blocks=2000.0)
+    )
 
     def of(precision: str = "bf16", **model: Any) -> int:
         recipe = recipe_of(model={"logits_chunk": 0, **model}, train={"precision": precision})
