@@ -82,7 +82,8 @@ def test_small_runs_allocate_what_their_plans_say(ranks: int, tmp_path: Path) ->
 
     jobs = [job(*one) for one in RUNS[ranks]]
     # The first run imports what all of them need.
-    found = [max(of_ranks) for of_ranks in zip(*run_ranks(ranks, peaks, [job("gpt2", "fp32", 0, {}, 8), *jobs]))][1:]
+    of_ranks = run_ranks(ranks, peaks, [job("gpt2", "fp32", 0, {}, 8), *jobs])
+    found = [max(peaks_of_job) for peaks_of_job in zip(*of_ranks, strict=True)][1:]
     planned = [one.plan.memory for one in jobs]
     table = [
         f"{one}: planned {memory.device_bytes / 1e6:.1f} MB, allocated {peak / 1e6:.1f} MB\n  {memory}"
