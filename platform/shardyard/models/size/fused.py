@@ -17,7 +17,7 @@ class FusedAttention(TorchFunctionMode):
     """Replaces `scaled_dot_product_attention` while it is entered, and counts the FLOPs of its two products."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.flops = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -29,7 +29,8 @@ class FusedAttention(TorchFunctionMode):
         """Shapes: query [..., H, T, K], key [..., G, S, K], value [..., G, S, V]; G divides H."""
         pairs = query.shape[:-1].numel() * key.size(-2)
         self.flops += 2 * pairs * (key.size(-1) + value.size(-1))
-        return _Fused.apply(query, key, value)  # type: ignore[no-any-return]
+        out: Tensor = _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return out
 
 
 class _Fused(torch.autograd.Function):

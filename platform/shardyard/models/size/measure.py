@@ -59,8 +59,8 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
     packed = spec.rows == "packed" or bool(recipe.data.packing)
     check_rows(module, isolate_documents=recipe.data.isolate_documents, packed=packed)
     if spec.row_shape is None and not isinstance(config, ModuleConfig):
-        kept = kept_of(module)
-        return found if kept is None else replace(found, kept_16=kept[0], kept_32=kept[1])
+        pair = kept_of(module)
+        return found if pair is None else replace(found, kept_16=pair[0], kept_32=pair[1])
     try:
         cost = _cost(module, config, recipe, found)
     except ModelError as error:
