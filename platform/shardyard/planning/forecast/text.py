@@ -46,17 +46,24 @@ def forecast_rows(found: Forecast, plan: RunPlan) -> Iterator[tuple[str, str, st
 
 def _hardware_rows(found: Forecast, plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     hardware, device = found.hardware, found.hardware.accelerator
-    peak = peak_of(device, plan.precision) / _TERA
+    peak = f"{peak_of(device, plan.precision) / _TERA:.4g} TFLOP/s in {_units(found, plan)}"
     yield (
         "GPUs",
         f"{hardware.gpus} × {device.title}",
-        f"{peak:.4g} TFLOP/s in {plan.precision}, {device.bandwidth / _TERA:.3g} TB/s ({device.source})",
+        f"{peak}, {device.bandwidth / _TERA:.3g} TB/s ({device.source})",
     )
     yield "link", device.link.name, f"{device.link.rate / 1e9:.4g} GB/s each way ({device.link.source})"
     if hardware.network is not None:
         network = hardware.network
         yield "nodes", str(hardware.nodes), f"{hardware.per_node} GPUs in each"
         yield "between nodes", network.name, f"{network.rate / 1e9:.4g} GB/s a node each way ({network.source})"
+
+
+def _units(found: Forecast, plan: RunPlan) -> str:
+    """The precision whose peak counts: of a GPU without units for that of the plan, fp32."""
+    if plan.precision in found.hardware.accelerator.peaks:
+        return plan.precision
+    return f"fp32, as it has no units for {plan.precision}"
 
 
 def _transfer_row(one: Transfer, found: Forecast) -> tuple[str, str, str]:
@@ -97,7 +104,7 @@ def _run_rows(found: Forecast, plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         format_count(found.tokens_per_second),
         f"{found.tokens_per_second_per_gpu:,.0f} a GPU; runs that others published were met within 15 %",
     )
-    yield "MFU", f"{found.mfu:.1%}", f"FLOPs a token × tokens a second, of the peak in {plan.precision}"
+    yield "MFU", f"{found.mfu:.1%}", f"FLOPs a token × tokens a second, of the peak in {_units(found, plan)}"
     yield (
         "training time",
         format_seconds(found.seconds),
