@@ -44,7 +44,7 @@ from shardyard.tracking.run.events import (
 from shardyard.tracking.run.waiting import Wait
 from support.module_graph import PACKAGE
 
-SHORT = Shortage("gpus", 8.0, 2, 8.0, "cluster", 8, 4, "experts", 8, (("gpus", 1.0), ("cpus", 4.0)))
+SHORT = Shortage("gpus", 8.0, 2, 8.0, "cluster", 8, 4, "group", 8, (("gpus", 1.0), ("cpus", 4.0)))
 # Kind → severity, and an event with all of its fields.
 ONE_OF_EACH: dict[str, tuple[str, Event]] = {
     "attempt": ("info", Attempt(time=1.0, number=2, world_size=4, resumed_step=20)),
@@ -234,6 +234,8 @@ def test_a_wait_is_what_was_written() -> None:
     ]
     for wait in [*waits, Wait("placement", shortage=SHORT)]:
         assert Wait.from_json(json.loads(json.dumps(wait.as_json()))) == wait
+    before = json.loads(json.dumps(Wait("placement", shortage=SHORT).as_json()).replace('"group"', '"experts"'))
+    assert Wait.from_json(before) == Wait("placement", shortage=SHORT), "a run from before the parallel axes"
     assert waits[0].as_json() == {"reason": "queue", "jobs_ahead": 2}
     assert waits[3].as_json()["shortage"] == {
         "resource": "memory",

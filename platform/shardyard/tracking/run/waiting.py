@@ -73,12 +73,14 @@ def _shortage(value: object) -> Shortage | None:
         return None
     counts = {name: reading.integer(value.get(name)) for name in ("nodes", "workers", "workers_held", "limit")}
     worker = value.get("worker")
+    # Runs from before the parallel axes had groups of experts alone.
+    constraint: Constraint | None = "group" if value.get("constraint") == "experts" else None
     return Shortage(
         resource=value["resource"],
         needed=reading.finite(value.get("needed")) or 0.0,
         available=reading.finite(value.get("available")),
         of="cluster" if value.get("of") == "cluster" else "free",
-        constraint=value["constraint"] if value.get("constraint") in get_args(Constraint) else None,
+        constraint=value["constraint"] if value.get("constraint") in get_args(Constraint) else constraint,
         worker=_worker(worker) if isinstance(worker, Mapping) else (),
         **counts,
     )
