@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from breadth.defaults import completed
+from shardyard.models.probes.as_fields import as_fields
 from shardyard.models.probes.narrow import Effort, NotNarrowedError, narrow_config
 from shardyard.models.probes.narrow import Narrow as Copy
 from shardyard.models.size.row_shapes import row_shape
-from shardyard.recipe.families import config_fields
 from shardyard.recipe.schema import Data, Image, Source
 
 VOCABULARY = 512
@@ -30,12 +30,6 @@ MOST_PARAMETERS = 60_000_000
 EFFORT, EFFORT_WITH_PICTURES = Effort(60.0, 60), Effort(60.0, 10)
 # The pictures of models that classify them; None is the size of the family's default.
 IMAGES = (32, 64, None)
-
-# What a recipe's tokenizer sets, and what transformers notes about how a model was built.
-_OTHERS = frozenset(
-    {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "dtype"}
-    | {"transformers_version", "architectures", "use_cache", "id2label", "label2id"}
-)
 
 
 @dataclass(frozen=True)
@@ -92,27 +86,9 @@ def _text(error: Exception) -> str:
 
 def _fields(family: str, default: PreTrainedConfig, config: PreTrainedConfig) -> dict[str, Any]:
     """The fields of a configuration that a recipe has to give."""
-    known = config_fields(family)
-    changed = difference(default.to_dict(), config.to_dict())
+    changed = as_fields(family, config)
     if "max_source_positions" in changed and hasattr(default, "num_mel_bins"):
         changed["max_source_positions"] = WHOLE_SECONDS
-    return {name: value for name, value in changed.items() if known is None or name in known.names}
-
-
-def difference(default: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that differ. The vocabulary and special tokens are those of a recipe's tokenizer, not of its model."""
-    changed: dict[str, Any] = {}
-    for name, value in narrow.items():
-        before = default.get(name)
-        if name in _OTHERS or str(name).startswith("_") or value == before:
-            continue
-        if name != "per_layer_config" and isinstance(value, dict) and isinstance(before, dict):
-            inner = difference(before, value)
-            if inner:
-                kind = {"model_type": value["model_type"]} if value.get("model_type") else {}
-                changed[name] = {**kind, **inner}
-        else:
-            changed[name] = list(value) if isinstance(value, tuple) else value
     return changed
 
 

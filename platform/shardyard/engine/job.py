@@ -15,6 +15,7 @@ class Job:
 
     until: pause after this step, with a checkpoint.
     trust: load checkpoint files that may execute code.
+    measure: measure what each rank allocates, and write it to the run folder.
     """
 
     recipe: Recipe
@@ -22,3 +23,4 @@ class Job:
     folder: RunFolder
     until: int | None = None
     trust: bool = False
+    measure: bool = False

@@ -22,7 +22,8 @@ from shardyard.engine.hooks.base import Hook
 from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
-from shardyard.engine.mesh import make_mesh
+from shardyard.engine.memory.measured import Watch, measured
+from shardyard.engine.mesh import Mesh, make_mesh
 from shardyard.engine.session import Session
 from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError, HardwareError, ShardyardError
@@ -71,10 +72,16 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
         keep_freed_memory()
     mesh = make_mesh(job.plan.mesh, rank)
     job = fix_steps(job, mesh)
+    with measured(job, mesh) as watch:
+        return _run(job, mesh, on_step, watch)
+
+
+def _run(job: Job, mesh: Mesh, on_step: OnStep | None, watch: Watch) -> Outcome:
     session = assemble(job.recipe, job.plan, job.folder, mesh, trust=job.trust)
+    session.hooks[:0] = watch(session.engine)
     if on_step is not None:
         session.hooks.insert(0, CallHook(on_step))
-    ended = "failed"
+    rank, ended = mesh.here, "failed"
     try:
         if rank.device.type == "cpu" and precision_of(job.recipe) == "bf16" and bf16_units(read_cpuinfo()) == "":
             session.event_log.event(Notice(text=slow_bf16(bf16_factor())))

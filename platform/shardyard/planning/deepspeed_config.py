@@ -96,9 +96,9 @@ def _zero(recipe: Recipe, rank_rows: int, parameters: int | None, *, gpu: bool) 
     if zero.stage == 3:
         compiled |= {
             "stage3_prefetch_bucket_size": prefetch_elements(zero, data_parallel, parameters),
-            "stage3_param_persistence_threshold": 100_000,
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_param_persistence_threshold": zero.persistence_threshold,
+            "stage3_max_live_parameters": zero.live_parameters,
+            "stage3_max_reuse_distance": zero.live_parameters,
             "stage3_gather_16bit_weights_on_model_save": True,
             "sub_group_size": 1_000_000_000,
         }

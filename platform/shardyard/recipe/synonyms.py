@@ -194,6 +194,12 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("zero.grad_accum_dtype", "gradient_accumulation_dtype accumulate_allreduce_grads_in_fp32 data_types", ""),
     ("zero.bucket_bytes", "reduce_bucket_size allgather_bucket_size ddp_bucket_size bucket_cap_mb", "here in bytes"),
+    ("zero.live_parameters", "stage3_max_live_parameters max_live_parameters stage3_max_reuse_distance", ""),
+    (
+        "zero.persistence_threshold",
+        "stage3_param_persistence_threshold param_persistence_threshold min_num_params",
+        "",
+    ),
     # sections under other names
     ("train", "training trainer training_args training_arguments train_args", ""),
     ("optimizer", "optimizers optimization", ""),

@@ -8,11 +8,13 @@ import typer
 
 from shardyard.cli.options import Overrides, Quiet, RecipeName, RunName, RunsDir, Try
 from shardyard.cli.view import output
+from shardyard.errors import UsageError
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.signals import StopSignals, stoppable
 from shardyard.recipe.loading.load import load_recipe
 from shardyard.tracking.run.folder import RunFolder, runs_folder
 from shardyard.tracking.run.lease import Lease
+from shardyard.units import format_bytes
 
 if TYPE_CHECKING:
     from shardyard.launch.run.plans import PlannedRun
@@ -35,6 +37,16 @@ Trust = Annotated[
     typer.Option("--trust", help="Also load checkpoints that may execute code of their author."),
 ]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
+DryRun = Annotated[
+    int | None,
+    typer.Option(
+        "--dry-run",
+        min=1,
+        metavar="RANKS",
+        help="Train a narrow copy of the model for four steps on so many processes of this machine, export it, and "
+        "compare the plan's memory with what they allocate.",
+    ),
+]
 
 
 def launch(
@@ -44,15 +56,25 @@ def launch(
     local: Local = False,
     until: Until = None,
     try_steps: Try = None,
+    dry_run: DryRun = None,
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
+    if dry_run is not None and (local or until is not None or try_steps is not None):
+        raise UsageError("--dry-run sets ranks and steps itself; leave out --local, --until and --try.")
 
     def work(signals: StopSignals) -> int:
         from shardyard.launch.run.plans import plan_new
 
         loaded, runs = load_recipe(name, overrides or []), runs_folder(runs_dir)
-        run = plan_new(loaded, runs, local=local, try_steps=try_steps)
+        if dry_run is not None:
+            from shardyard.launch.dry_run.plan import plan_dry_run
+
+            dry = plan_dry_run(loaded, dry_run, runs)
+            run, runs = dry.run, dry.runs_dir
+            output.note(f"dry run of {loaded.recipe.name}: {dry.text}")
+        else:
+            run = plan_new(loaded, runs, local=local, try_steps=try_steps)
         with signals.held():
             folder = run.create(runs)
             signals.attach(folder)
@@ -111,4 +133,27 @@ def _train(
     outcome = give_over(run, folder, signals, lease, view=view, until=until, trust=trust)
     for line in [folder.id] if quiet else ending_lines(folder, outcome):
         output.line(line)
+    if run.measure and not quiet:
+        _show_memory(run, folder)
     return EXIT_CODES[outcome]
+
+
+def _show_memory(run: PlannedRun, folder: RunFolder) -> None:
+    """The memory that the plan expects of a rank, beside what the ranks have allocated."""
+    from shardyard.engine.memory.measured import read_allocated
+    from shardyard.launch.dry_run.comparison import compared
+
+    ranks = read_allocated(folder)
+    if not ranks:
+        return
+    rows = [
+        (one.part, format_bytes(one.planned_bytes), format_bytes(one.allocated_bytes), _ratio(one.ratio))
+        for one in compared(run.plan.memory, ranks)
+    ]
+    output.print_table(
+        ("memory a rank", "planned", "allocated", "ratio"), rows, title=f"of {len(ranks)} ranks, the most"
+    )
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"

@@ -61,7 +61,7 @@ def carry_out(
     recipe = keep_code(fixed(run.loaded.recipe, run.plan), folder)
     report_changed_code(recipe, folder)
     report_findings(run.plan, folder)
-    job = Job(recipe, run.plan, folder, until, trust)
+    job = Job(recipe, run.plan, folder, until, trust, run.measure)
 
     def wait() -> None:
         while_waiting()

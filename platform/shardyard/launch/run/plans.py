@@ -34,12 +34,14 @@ class PlannedRun:
     local: one rank in this process, without Ray.
     run_fields: further fields of run.json: `starting`, the located weights; `trial`, of a shortened run; `sweep`, of a
         trial of a sweep.
+    measure: measure what each rank allocates (`engine/memory/`).
     """
 
     loaded: LoadedRecipe
     plan: RunPlan
     local: bool = False
     run_fields: RunFields = field(default_factory=RunFields)
+    measure: bool = False
 
     def create(self, runs_dir: Path, command: Sequence[str] | None = None) -> RunFolder:
         """The folder of a new run.

@@ -61,6 +61,7 @@ def narrow_config(
     positions: int = POSITIONS,
     row: int | None = None,
     images: Sequence[int | None] = (None,),
+    complete: bool = False,
     effort: Effort = Effort(),
 ) -> PreTrainedConfig:
     """A configuration with all kinds of layers of `config`, fewer layers, and smaller sizes.
@@ -72,14 +73,16 @@ def narrow_config(
         vocabulary, positions: entries of the vocabulary; most positions.
         row: tokens of a row; windows and chunks of attention that are shorter become shorter than a probe's documents.
         images: heights of pictures in pixels to try, in this order; None is that of `config`.
+        complete: keep every kind of layer twice if it occurs so often, and all experts.
         effort: how long to search.
 
     Raises:
         NotNarrowedError: the model accepts no smaller configuration.
     """
-    starts = [Shrink(None, vocabulary=vocabulary, positions=positions, row=row, image=image) for image in images]
+    start = Shrink(None, vocabulary=vocabulary, positions=positions, row=row, experts=not complete)
+    starts = [replace(start, image=image) for image in images]
     with _quiet():
-        return _search(config, auto, None, check, starts, effort).config
+        return _search(config, auto, None, check, starts, effort, times=(2,) if complete else (1, 2)).config
 
 
 def narrow_model(
@@ -113,12 +116,15 @@ def _search(
     check: Check | None,
     starts: Sequence[Shrink],
     effort: Effort,
+    times: Sequence[int] = (1, 2),
 ) -> Narrow:
     check = check or (_computes if auto == "AutoModelForCausalLM" else _is_built)
     end = time.monotonic() + effort.seconds
     errors: list[str] = []
     text = config.get_text_config(decoder=True).to_dict()
-    for layers in _numbers_of_layers(config, auto, starts[0]):
+    skeleton = _skeleton_with_all_layers(config, auto, starts[0])
+    # Some families share weights between layers, and need every kind twice.
+    for layers in (layers_needed(skeleton, number) for number in times):
         for shrink in _candidates(text, [replace(start, layers=layers) for start in starts], effort.tries):
             if time.monotonic() > end:
                 break
@@ -149,13 +155,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(before)
-
-
-def _numbers_of_layers(config: PreTrainedConfig, auto: str, start: Shrink) -> Iterator[int]:
-    """How many layers to keep: those that show every kind, and those that show it twice."""
-    skeleton = _skeleton_with_all_layers(config, auto, start)
-    yield layers_needed(skeleton)
-    yield layers_needed(skeleton, times=2)
 
 
 def _skeleton_with_all_layers(config: PreTrainedConfig, auto: str, start: Shrink) -> nn.Module:

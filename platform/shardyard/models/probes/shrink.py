@@ -81,7 +81,7 @@ class Shrink:
 
     layers: blocks that remain. widths, heads: divisors. image: height and width of pictures in pixels; None leaves them
     alone. caution: 0 shrinks most; 1 leaves ranks and states alone, 2 the heads, 3 the experts. stages: whether lists
-    of blocks and widths shrink.
+    of blocks and widths shrink. experts: whether experts become fewer, and those that a token is routed to.
     """
 
     layers: int | None
@@ -93,6 +93,7 @@ class Shrink:
     row: int | None = None
     image: int | None = None
     stages: bool = True
+    experts: bool = True
     ids: dict[int, int] = field(default_factory=dict)
 
     def values(self, config: Mapping[str, object], total: int | None = None) -> dict[str, object]:
@@ -145,7 +146,7 @@ class Shrink:
         return self.ids.setdefault(value, self.vocabulary - 1 - len(self.ids))
 
     def _number(self, name: str, value: int) -> int:
-        layers = value if self.layers is None else self.layers
+        layers = value + 1 if self.layers is None else self.layers
         if "vocab" in name and not name.startswith("type"):
             return self.vocabulary
         if _POSITIONS.search(name):
@@ -158,6 +159,8 @@ class Shrink:
             return WINDOW if self.row is not None and WINDOW < value < self.row else value
         if _CHUNKS.match(name) and self.caution < 1:
             return min(value, 16)
+        if not self.experts and any(kind.match(name) for kind in (_GROUPS, _EXPERTS, _CHOSEN)):
+            return value
         if _GROUPS.match(name):
             return 1 if name == "topk_group" else min(value, 2)
         if _EXPERTS.match(name):

@@ -109,7 +109,17 @@ class Zero(Section):
         "Size of a bucket in which gradients are reduced and parameters gathered, 4 bytes a number. Default: 40 "
         "million numbers, a million for each data-parallel rank if that is more, at most 500 million.",
         "bytes",
-        ge=1_000_000,
+        ge=1_000,
+    )
+    live_parameters: int = described(
+        1_000_000_000,
+        "Stage 3: most gathered numbers, and how many of the next ones must need a gathered weight again for it to "
+        "stay. Fewer take less memory and are gathered more often.",
+        "numbers",
+        ge=0,
+    )
+    persistence_threshold: int = described(
+        100_000, "Stage 3 keeps weights of fewer numbers whole on each rank: norms, biases.", "numbers", ge=0
     )
     communication_data_type: Literal["fp32", "bf16", "fp16"] = described(
         "fp32",

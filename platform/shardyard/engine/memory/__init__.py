@@ -1,0 +1,1 @@
+"""Memory that a rank really allocates, beside what its plan expects."""

@@ -1,0 +1,153 @@
+"""The narrow recipe of a dry run: every kind of layer and all options of a recipe, small widths, made-up data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from shardyard.engine.memory.hook import MEASURED_STEPS
+from shardyard.launch.dry_run.made_up_data import made_up_source
+from shardyard.launch.dry_run.narrow_weights import write_narrow_weights
+from shardyard.launch.run.initial import for_planning
+from shardyard.models.build import architecture_config, skeleton
+from shardyard.models.probes.as_fields import as_fields
+from shardyard.models.probes.narrow import Effort, narrow_config
+from shardyard.models.size.measure import sizes
+from shardyard.objectives.registry import objective_spec
+from shardyard.planning.architecture import Architecture
+from shardyard.planning.reduction import bucket_elements
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.mesh import mesh_shape
+from shardyard.recipe.schema import Model, Recipe
+from shardyard.units import format_count
+
+TOKENIZER = "bytes"
+LENGTH = 128
+MICRO_BATCH, ACCUMULATION = 2, 2
+LEAST_VOCABULARY = 512
+# By how much a vocabulary shrinks, as the widths do where a family allows it.
+DIVISOR = 64
+_EFFORT = Effort(60.0, 60)
+# Sections that train nothing, or that have other lengths in a few steps.
+_LEFT_OUT = ("sample", "hooks", "job", "paper", "expected", "license", "added_tokens")
+
+
+@dataclass(frozen=True)
+class NarrowRecipe:
+    """A narrow recipe, and in words what has become of the model."""
+
+    recipe: Recipe
+    text: str
+
+
+def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> NarrowRecipe:
+    """The narrow recipe of a dry run. It trains in four steps what the recipe trains, at the same ZeRO stage.
+
+    Args:
+        folder: made-up data and weights are written here.
+        runs_dir: where `run:NAME` is looked up.
+
+    Raises:
+        ModelError: no narrow copy of the model can be made.
+        UsageError: rows of the objective cannot be made up.
+    """
+    spec = objective_spec(recipe.objective)
+    model = for_planning(recipe, runs_dir).model
+    whole = architecture_config(model, vocabulary=None)
+    rows = getattr(whole.get_text_config(), "vocab_size", None) if spec.text else None
+    vocabulary = max(LEAST_VOCABULARY, (rows or 0) // DIVISOR // 64 * 64)
+    length = min(recipe.data.sequence_length or LENGTH, LENGTH)
+    auto = spec.auto_class_of(model.family)
+    narrow = narrow_config(whole, auto, vocabulary=vocabulary, positions=length, complete=True, effort=_EFFORT)
+    given = recipe.model_dump(mode="json", exclude_unset=True)
+    given["model"] |= {"config": as_fields(model.family, narrow)}
+    if rows is not None:
+        given["model"]["config"]["vocab_size"] = narrow.get_text_config().vocab_size = vocabulary
+    _weights(given, folder, narrow, auto)
+    if "parallel" in given:
+        given["parallel"] = _axes(recipe, ranks)
+    before, after = _size(model, whole, recipe.objective), _size(model, narrow, recipe.objective)
+    given["zero"] = {**given.get("zero", {}), **_zero(recipe, model, narrow, after, before)}
+    given |= _short(recipe, given, ranks, length)
+    given["data"]["train"] = [made_up_source(recipe.objective, folder)]
+    for name in _LEFT_OUT:
+        given.pop(name, None)
+    text = (
+        f"{after.layers} of {before.layers} layers, {format_count(after.parameters)} of "
+        f"{format_count(before.parameters)} parameters, made-up rows"
+    )
+    return NarrowRecipe(parse_recipe(given), text)
+
+
+def _short(recipe: Recipe, given: dict[str, Any], ranks: int, length: int) -> dict[str, Any]:
+    """Sections of a run of few steps and rows."""
+    micro_batch = min(recipe.train.micro_batch or MICRO_BATCH, MICRO_BATCH)
+    return {
+        "name": f"{recipe.name}-dry-run",
+        "tokenizer": TOKENIZER,
+        "data": {
+            **_kept(given["data"], "isolate_documents", "packing", "isolation", "drop_inputs"),
+            "sequence_length": length,
+            "streams": ranks,
+        },
+        "train": {
+            **_kept(given["train"], "precision", "gradient_clipping", "seed"),
+            "steps": MEASURED_STEPS,
+            "micro_batch": micro_batch,
+            "global_batch": micro_batch * ACCUMULATION * ranks,
+        },
+        "schedule": {**given.get("schedule", {}), "warmup": 1},
+        "checkpoint": {"every": MEASURED_STEPS, "keep": 1},
+        "evaluate": {"every": MEASURED_STEPS, "rows": micro_batch * ranks},
+        "tracking": {"every": 1, "wandb": {"mode": "disabled"}, "tags": ["dry-run"]},
+        "cluster": {"workers": ranks, "gpus_per_worker": 0, "max_failures": 0},
+    }
+
+
+def _weights(given: dict[str, Any], folder: Path, narrow: PreTrainedConfig, auto: str) -> None:
+    """Narrow weights in place of those that the recipe begins with or learns from."""
+    teacher = given.get("distillation", {}).get("teacher")
+    if given["model"].get("pretrained") is None and teacher is None:
+        return
+    weights = str(write_narrow_weights(folder / "pretrained", narrow, auto))
+    if given["model"].get("pretrained") is not None:
+        given["model"] |= {"pretrained": weights, "config": {}}
+        (given["model"].get("adapter") or {}).pop("pretrained", None)
+    if teacher is not None:
+        given["distillation"]["teacher"] = weights
+
+
+def _size(model: Model, config: PreTrainedConfig, objective: str) -> Architecture:
+    return sizes(skeleton(model, config, objective), config, model.label)
+
+
+def _zero(
+    recipe: Recipe, model: Model, narrow: PreTrainedConfig, after: Architecture, before: Architecture
+) -> dict[str, int]:
+    """Buckets and gathered weights in proportion to a block; vectors stay whole on each rank, as in wide models."""
+    scale = after.largest_block_parameters / max(1, before.largest_block_parameters)
+    mesh = mesh_shape(recipe, recipe.cluster.workers)
+    bucket = bucket_elements(recipe.zero, mesh.data * mesh.sequence, before.trained_parameters)
+    parameters = skeleton(model, narrow, recipe.objective).parameters()
+    vectors = max((one.numel() for one in parameters if one.dim() < 2), default=0)
+    return {
+        "bucket_bytes": max(1000, int(4 * bucket * scale)),
+        "live_parameters": int(recipe.zero.live_parameters * scale),
+        "persistence_threshold": min(recipe.zero.persistence_threshold, vectors + 1),
+    }
+
+
+def _axes(recipe: Recipe, ranks: int) -> dict[str, int]:
+    """Two ranks along each axis along which the recipe has several, as long as there are so many."""
+    sizes, left = {}, ranks
+    for axis in ("tensor", "sequence"):
+        sizes[axis] = 2 if getattr(recipe.parallel, axis) > 1 and left % 2 == 0 else 1
+        left //= sizes[axis]
+    return {**sizes, "expert": max(size for size in range(1, min(left, recipe.parallel.expert) + 1) if left % size == 0)}
+
+
+def _kept(section: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: section[name] for name in names if name in section}
