@@ -146,7 +146,10 @@ def _axes(recipe: Recipe, ranks: int) -> dict[str, int]:
     for axis in ("tensor", "sequence"):
         sizes[axis] = 2 if getattr(recipe.parallel, axis) > 1 and left % 2 == 0 else 1
         left //= sizes[axis]
-    return {**sizes, "expert": max(size for size in range(1, min(left, recipe.parallel.expert) + 1) if left % size == 0)}
+    return {
+        **sizes,
+        "expert": max(size for size in range(1, min(left, recipe.parallel.expert) + 1) if left % size == 0),
+    }
 
 
 def _kept(section: dict[str, Any], *names: str) -> dict[str, Any]:
