@@ -7,6 +7,8 @@
   pytorch/torchtitan, commit b5bcd76
 - Megatron 2021: Narayanan et al. 2021, Efficient Large-Scale Language Model Training on GPU Clusters, table 1
 - Megatron 2022: Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 5
+- AutoModel: docs/performance-summary.mdx of NVIDIA-NeMo/Automodel, commit 36044ad, LoRA of rank 16, settings from its
+  examples/llm_benchmark
 - Megatron 2024: the table of models in the README of NVIDIA/Megatron-LM, commit d98e8a6
 """
 
@@ -60,6 +62,7 @@ class Point:
     tensor: int = 1
     overlap: float = 0.0
     how: str = ""
+    trained: float = 1.0
 
     @property
     def fitted(self) -> bool:
@@ -80,13 +83,15 @@ def gpt(layers: int, hidden: int, heads: int, vocabulary: int, *, tied: bool = T
     )  # fmt: skip
 
 
-def llama(layers: int, hidden: int, heads: int, inner: int) -> Architecture:
-    """A Llama 3.1 with 8 key and value heads of 128."""
-    block, table = 2 * hidden**2 + 2 * hidden * 1024 + 3 * hidden * inner, 128256 * hidden
+def llama(
+    layers: int, hidden: int, heads: int, inner: int, *, key_value: int = 1024, vocabulary: int = 128256
+) -> Architecture:
+    """A Llama 3.1 with 8 key and value heads of 128, or a Qwen 2.5."""
+    block, table = 2 * hidden**2 + 2 * hidden * key_value + 3 * hidden * inner, vocabulary * hidden
     return Architecture(
         family="llama", parameters=layers * block + 2 * table, matmul_parameters=layers * block + table,
-        largest_block_parameters=block, layers=layers, hidden_size=hidden, heads=heads, vocabulary=128256,
-        positions=None, layer=LayerShape(1024, inner, gated=True, rms_norm=True, rotary=True),
+        largest_block_parameters=block, layers=layers, hidden_size=hidden, heads=heads, vocabulary=vocabulary,
+        positions=None, layer=LayerShape(key_value, inner, gated=True, rms_norm=True, rotary=True),
     )  # fmt: skip
 
 
@@ -97,6 +102,8 @@ MODELS = {
     **{f"mpt {name}": gpt(*shape, 50368) for name, shape in _MPT.items()},
     "llama 8b": llama(32, 4096, 32, 14336),
     "llama 70b": llama(80, 8192, 64, 28672),
+    "qwen 7b": llama(28, 3584, 28, 18944, key_value=512, vocabulary=152064),
+    "qwen 32b": llama(64, 5120, 40, 27648, vocabulary=152064),
     "gpt 1.7b (2021)": gpt(24, 2304, 24, 51200),
     "gpt 3.6b (2021)": gpt(30, 3072, 32, 51200),
     "gpt 7.5b (2021)": gpt(36, 4096, 32, 51200),
@@ -137,6 +144,14 @@ def _megatron_2024(model: str, gpus: int, tensor: int, tera: float) -> Point:
     return Point(
         "Megatron 2024", model, "h100-80gb", gpus, 4096, 1, 4, NONE, tokens, tensor=tensor, overlap=MEGATRON_OVERLAP
     )
+
+
+def _lora(
+    model: str, gpus: int, tensor: int, accumulation: int, again: tuple[float, float, float], tokens: float, how: str
+) -> Point:
+    sizes = (gpus, 4096, 2, accumulation)
+    return Point("AutoModel", model, "h100-80gb", *sizes, again, tokens, tensor=tensor, how=f"LoRA, {how}",
+                 trained=0.005)  # fmt: skip
 
 
 POINTS = [
@@ -190,6 +205,12 @@ POINTS = [
     _megatron_2021("gpt 3.6b (2021)", 64, 512, 2, 138),
     _megatron_2021("gpt 7.5b (2021)", 128, 512, 4, 142),
     _megatron_2021("gpt 18.4b (2021)", 256, 1024, 8, 135),
+    _lora("llama 8b", 1, 1, 16, NONE, 12472.87, "eager"),
+    _lora("qwen 7b", 1, 1, 16, NONE, 14110.05, "eager"),
+    _lora("llama 70b", 8, 2, 4, FULL, 1091.85, "compiled"),
+    _lora("qwen 32b", 8, 2, 4, FULL, 2250.31, "compiled"),
+    _lora("llama 70b", 16, 2, 2, FULL, 984.85, "compiled"),
+    _lora("qwen 32b", 16, 2, 2, FULL, 2072.89, "compiled"),
     # 1.42 and 1.10 s for four rows.
     Point("Megatron 2022", "gpt 22b", "a100-80gb", 8, 2048, 4, 1, FULL, 4 * 2048 / 1.42 / 8, tensor=8),
     Point("Megatron 2022", "gpt 22b", "a100-80gb", 8, 2048, 4, 1, ATTENTION_ONLY, 4 * 2048 / 1.10 / 8, tensor=8),
@@ -208,6 +229,11 @@ def software_of(point: Point) -> Software:
     if point.source == "torchtitan":
         fused = point.how.startswith("compiled")
         return Software(Kernels("flash2", fused=fused, split_logits=True, split_norms=True), "zero 3")
+    if point.source == "AutoModel":
+        return Software(
+            Kernels("flash2", fused="compiled" in point.how, split_logits=True, split_norms=point.model == "llama 70b"),
+            "zero 3",
+        )
     if point.source == "Megatron 2021":
         return Software(Kernels("eager", fused=True, split_logits=True), "zero 0", 2)
     if point.source == "Megatron 2022":
@@ -222,25 +248,44 @@ def predicted(point: Point) -> float:
     model, software = MODELS[point.model], software_of(point)
     stage = int(software.sharding.removeprefix("zero ")) if software.sharding != "megatron" else 1
     work = Work(
-        model, point.rows, point.length, tensor=point.tensor, recomputed=point.recomputed, stage_3=stage == 3,
+        model,
+        point.rows,
+        point.length,
+        tensor=point.tensor,
+        recomputed=point.recomputed,
+        trained=point.trained,
+        stage_3=stage == 3,
         kernels=software.kernels,
-    )  # fmt: skip
+    )
     data, weights = point.gpus // point.tensor, model.parameters / point.tensor
     transfers = list(layer_transfers(work, hardware, point.accumulation, overlap=point.overlap))
     if software.sharding == "megatron":
         transfers += _beside_the_passes(model, weights, data, point.tensor, hardware)
     else:
         traffic = DataTraffic(
-            stage=stage, weights=weights, expert_weights=0.0, trained=1.0, gradient_bytes=software.gradient_bytes,
-            weight_bytes=2, bucket_bytes=10**9, layers=model.layers, size=data, inner=point.tensor, expert=1,
+            stage=stage,
+            weights=weights,
+            expert_weights=0.0,
+            trained=point.trained,
+            gradient_bytes=software.gradient_bytes,
+            weight_bytes=2,
+            bucket_bytes=10**9,
+            layers=model.layers,
+            size=data,
+            inner=point.tensor,
+            expert=1,
             accumulation=point.accumulation,
-        )  # fmt: skip
+        )
         transfers += data_transfers(traffic, hardware)
-    kept = weights / (data if stage == 3 else 1)
+    kept = point.trained * weights / (data if stage == 3 else 1)
     update = update_seconds(
-        hardware.accelerator, weights / (data if stage else 1), offloaded=False, per_node=8, weight_bytes=2,
+        hardware.accelerator,
+        point.trained * weights / (data if stage else 1),
+        offloaded=False,
+        per_node=8,
+        weight_bytes=2,
         accumulated=point.accumulation * kept if point.accumulation > 1 else 0.0,
-    )  # fmt: skip
+    )
     computed = compute(work, hardware.accelerator)
     step = step_time(computed, transfers, point.accumulation, update)
     return point.rows * point.length * point.accumulation * data / step.seconds / point.gpus

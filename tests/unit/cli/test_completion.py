@@ -54,6 +54,7 @@ def offered(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["sweep", "run", "sweeps/lr"], ["sweeps/lr-batch"]),
         (["tokenizer", "show", "byt"], ["bytes"]),
         (["data", "prepare", "emo"], ["emoji-captions"]),
+        (["plan", "gpt/quickstart", "--gpu", "h200"], ["h200", "h200-nvl"]),
     ],
 )
 def test_words_are_completed(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shardyard.cli.options import AsJson, Overrides, RecipeName
-from shardyard.cli.view import output
+from shardyard.cli.view import complete, output
 from shardyard.cli.view.mixture import mixture_lines
 from shardyard.errors import UsageError
 from shardyard.extras import require
@@ -28,7 +28,12 @@ Gpus = Annotated[
 ]
 Gpu = Annotated[
     str | None,
-    typer.Option("--gpu", metavar="NAME", help="Plan for this accelerator and forecast its speed, e.g. h100-80gb."),
+    typer.Option(
+        "--gpu",
+        metavar="NAME",
+        autocompletion=complete.accelerators,
+        help="Plan for this accelerator and forecast its speed, e.g. h100-80gb.",
+    ),
 ]
 PerNode = Annotated[
     int | None, typer.Option("--per-node", min=1, metavar="N", help="GPUs of a node; by default 8, or the recipe's.")

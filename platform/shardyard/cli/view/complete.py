@@ -52,6 +52,13 @@ def run_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in (*ids, "latest") if ids and name.startswith(incomplete)]
 
 
+def accelerators(incomplete: str) -> list[str]:
+    """Accelerators of the table."""
+    from shardyard.planning.forecast.accelerators import ACCELERATORS
+
+    return [one.name for one in ACCELERATORS if one.name.startswith(incomplete)]
+
+
 def scheduler_names(incomplete: str) -> list[str]:
     """Names of schedulers."""
     from shardyard.launch.schedulers.registry import names
