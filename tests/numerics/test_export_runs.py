@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from shardyard.cli.commands.export import export
@@ -46,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     corpus, base = write_corpus(folder), write_pretrained(folder / "base", "llama")
 
-    def job(stage: int, ranks: int, base: Path = base, **model: object) -> Job:
+    def job(stage: int, ranks: int, base: Path = base, shard_size: str = "5GB", **model: object) -> Job:
         recipe = tiny_recipe(
             corpus,
             family="llama",
@@ -55,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             train={"steps": 4},
             schedule={"warmup": 1},
             optimizer={"lr": 1e-2},
-            checkpoint={"every": 4},
+            checkpoint={"every": 4, "shard_size": shard_size},
             evaluate={"every": 4},
             sample={"prompts": [PROMPT], "max_new_tokens": 8},
             zero={"stage": stage},
@@ -64,7 +66,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         return tiny_job(recipe, folder / "out", world_size=ranks)
 
     frozen = {"freeze": ["model.layers.0.*"]}
-    plain = {(stage, ranks): job(stage, ranks, **frozen) for stage, ranks in ((0, 1), (2, 2), (3, 2))}
+    shards = {0: "5GB", 2: "20KB", 3: "20KB"}
+    plain = {
+        (stage, ranks): job(stage, ranks, shard_size=shards[stage], **frozen)
+        for stage, ranks in ((0, 1), (2, 2), (3, 2))
+    }
     adapted = job(3, 2, adapter={"rank": 4})
     tied = write_pretrained(folder / "tied", "llama", tie_word_embeddings=True)
     embedded = job(3, 2, tied, adapter={"rank": 24, "targets": ["q_proj"], "modules_to_save": ["lm_head.weight"]})
@@ -98,6 +104,34 @@ def test_new_rows_are_the_same_at_every_stage_and_number_of_ranks(runs: Runs) ->
     for job in runs.plain.values():
         (told,) = (event["text"] for event in events(job, "notice") if "embeddings" in event["text"])
         assert "change from 257 to 264 rows; new ones begin as the mean of the others" in told
+
+
+def test_a_checkpoint_is_exported_as_the_model_of_its_run(runs: Runs, tmp_path: Path) -> None:
+    """From one process or from all ranks, from whole weights or from parts, in one file or in several."""
+    for (stage, _), job in runs.plain.items():
+        final = weights_in(job.folder.final)
+        assert len(list(job.folder.final.glob("*.safetensors"))) == (1 if stage == 0 else 8)
+        for size in ("5GB", "9KB"):
+            exported = tmp_path / f"{stage}-{size}"
+            export(str(job.folder.path), exported, step=4, shard_size=size)
+            found = weights_in(exported)
+            assert found.keys() == final.keys()
+            assert all(torch.equal(found[name], final[name]) for name in final)
+            assert (exported / "model.safetensors.index.json").exists() == (size == "9KB")
+
+
+def test_a_size_that_is_none_is_refused(runs: Runs, tmp_path: Path) -> None:
+    run = str(runs.plain[0, 1].folder.path)
+    with pytest.raises(
+        UsageError, match=r"--max-shard-size: '5 gigabytes' is not a size; write it as 80GiB or 500MB\."
+    ):
+        export(run, tmp_path / "model", shard_size="5 gigabytes")
+    with pytest.raises(UsageError, match="an adapter and a GGUF file are one file"):
+        export(run, tmp_path / "model", adapter=True, shard_size="5GB")
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 def test_a_sample_in_training_is_what_the_export_writes(runs: Runs) -> None:

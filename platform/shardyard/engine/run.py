@@ -7,7 +7,6 @@ import ctypes
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import distributed
@@ -17,7 +16,7 @@ from shardyard.data.stream.loader import LoaderStats
 from shardyard.engine.assemble import assemble
 from shardyard.engine.budget import fix_steps
 from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
-from shardyard.engine.checkpoint.weights import consolidated_weights
+from shardyard.engine.checkpoint.weights import live_weights
 from shardyard.engine.hooks.base import Hook
 from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.job import Job as Job
@@ -31,12 +30,13 @@ from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.models.build import module_skeleton
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
+from shardyard.models.weight_source import size_bytes
 from shardyard.recipe.isolation import leaves_gaps
 from shardyard.recipe.precision import precision_of
 from shardyard.tracking.metrics.record import StepRecord, evaluation_of
 from shardyard.tracking.run.events import DataRead, Finished, Notice
 from shardyard.tracking.run.folder import read_metrics, typed
-from shardyard.units import format_bytes
+from shardyard.units import format_bytes, parse_bytes
 
 OnStep = Callable[[int, dict[str, float]], object]
 
@@ -198,52 +198,59 @@ def _finish(session: Session) -> None:
 
 
 def _export(session: Session) -> str | None:
-    """Write final/; returns the reason of a failure on all ranks, so that none waits for rank 0."""
-    weights = consolidated_weights(session.engine, session.mesh)
-    problem = None
-    if weights is not None:
-        evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]
-        info = session.folder.info()
-        base = info.starting.get("model.pretrained", {}).get("name", session.recipe.model.pretrained)
-        run = TrainedRun(info.id, session.engine.global_steps, info.provenance, base)
-        errors = next((hook.errors for hook in session.hooks if isinstance(hook, EvaluateHook)), {})
-        card = model_card(session.recipe, session.plan, run, evaluations[-1] if evaluations else {}, errors)
-        try:
-            path = _with_room(
-                session,
-                sum(tensor.nbytes for tensor in weights.values()),
-                lambda: export_model(
-                    session.folder.path / "final",
-                    config=session.config,
-                    weights=weights,
-                    tokenizer=session.tokenizer,
-                    processor=session.processor,
-                    card=card,
-                    objective=session.recipe.objective,
-                    adapter=session.recipe.model.adapter,
-                    module=module_skeleton(session.recipe.model, session.config),
-                    generates=session.generates,
-                ),
-            )
-            session.event_log.event(Finished(step=session.engine.global_steps, path=path.name))
-        except (OSError, ShardyardError) as error:
-            problem = f"the trained model could not be written to {session.folder.path / 'final'}: {error}"
-    return cast("str | None", session.mesh.from_first(problem))
+    """Write final/, all ranks together; returns the reason of a failure on all ranks, so that none waits for others."""
+    destination = session.folder.path / "final"
+    weights = live_weights(session.engine, session.mesh)
+    card = _card(session) if session.mesh.is_first else ""
+    try:
+        path = _with_room(
+            session,
+            size_bytes(weights),
+            lambda: export_model(
+                destination,
+                config=session.config,
+                weights=weights,
+                tokenizer=session.tokenizer,
+                processor=session.processor,
+                card=card,
+                objective=session.recipe.objective,
+                adapter=session.recipe.model.adapter,
+                module=module_skeleton(session.recipe.model, session.config),
+                generates=session.generates,
+                shard_bytes=parse_bytes(session.recipe.checkpoint.shard_size),
+                ranks=session.mesh.world,
+            ),
+        )
+    except (OSError, ShardyardError) as error:
+        return f"the trained model could not be written to {destination}: {error}"
+    session.event_log.event(Finished(step=session.engine.global_steps, path=path.name))
+    return None
+
+
+def _card(session: Session) -> str:
+    evaluations = [found for line in read_metrics(session.folder.metrics) if (found := evaluation_of(line))]
+    info = session.folder.info()
+    base = info.starting.get("model.pretrained", {}).get("name", session.recipe.model.pretrained)
+    run = TrainedRun(info.id, session.engine.global_steps, info.provenance, base)
+    errors = next((hook.errors for hook in session.hooks if isinstance(hook, EvaluateHook)), {})
+    return model_card(session.recipe, session.plan, run, evaluations[-1] if evaluations else {}, errors)
 
 
 def _with_room(session: Session, size_bytes: int, write: Callable[[], Path]) -> Path:
     """Write the model; if the disk is full, older checkpoints are removed, because the model is more important.
 
     Raises:
-        OSError, ShardyardError: the model cannot be written; if the disk is full, the text states the required space.
+        OSError, ShardyardError: on all ranks: the model cannot be written; if the disk is full, the text states the
+            required space.
     """
+    mesh = session.mesh
     while True:
         try:
             return write()
         except OSError as error:
             if not is_full(error):
                 raise
-            removed = make_room(session.folder.checkpoints, size_bytes)
+            removed = mesh.from_first(make_room(session.folder.checkpoints, size_bytes) if mesh.is_first else [])
             if not removed:
                 free = format_bytes(free_bytes(session.folder.path))
                 raise ShardyardError(f"{error}: it needs {format_bytes(size_bytes)} and {free} are free") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import load_torch_model, save_torch_state_dict
+from huggingface_hub import load_torch_model
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.checkpoint import checkpoint
@@ -245,36 +245,37 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks_of(child)
 
 
-def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an `OutsideModel` under the wrapped module's own names."""
-    return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
-
-
-def save_module(folder: Path, model: OutsideModel, weights: Mapping[str, Tensor]) -> None:
-    """Write the weights (safetensors, under the module's own names; tied ones once) and config.json.
+def fitting_names(model: OutsideModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights of the file of a module, under its own names, tied ones once: shapes and precisions (meta) by name,
+    and name → name in `tensors`.
 
     Args:
         model: on the meta device; determines which weights are expected.
-        weights: under the names of `OutsideModel`, whole, in the precision to save.
+        tensors: shapes and precisions (meta) of the weights, under the names of `OutsideModel`.
 
     Raises:
         ModelError: the weights do not match the module.
     """
-    given, expected = plain_names(weights), model.module.state_dict()
+    given = {name.removeprefix(PREFIX): name for name in tensors}
+    expected = model.module.state_dict()
     # A tied weight is one parameter under several names.
     kept = {name for name, _ in model.module.named_parameters()}
     kept |= expected.keys() - {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
     missing, unexpected = sorted(kept - given.keys()), sorted(given.keys() - expected.keys())
-    wrong = [name for name in kept & given.keys() if given[name].numel() != expected[name].numel()]
+    wrong = [name for name in kept & given.keys() if tensors[given[name]].numel() != expected[name].numel()]
     if missing or unexpected or wrong:
         raise ModelError(
             f"the weights do not fit the module: missing {missing[:3]}, unexpected {unexpected[:3]}, of another size "
             f"{sorted(wrong)[:3]}"
         )
+    names = {name: given[name] for name in expected if name in kept}
     # `give_axes` added an axis to scalars for DeepSpeed; `reshape` removes it.
-    state = {name: _alone(given[name]).reshape(expected[name].shape) for name in expected if name in kept}
-    model.config.dtype = next((one.dtype for one in state.values() if one.is_floating_point()), torch.float32)
-    save_torch_state_dict(state, folder)
+    return {name: tensors[source].reshape(expected[name].shape) for name, source in names.items()}, names
+
+
+def save_config(folder: Path, model: OutsideModel, tensors: Mapping[str, Tensor]) -> None:
+    """Write config.json of a module with these weights."""
+    model.config.dtype = next((one.dtype for one in tensors.values() if one.is_floating_point()), torch.float32)
     # With a model type that it does not know, transformers would warn when somebody loads the tokenizer.
     fields = {name: value for name, value in model.config.to_diff_dict().items() if name != "model_type"}
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -290,7 +291,7 @@ def read_config(folder: Path) -> ModuleConfig | None:
 
 
 def load_module_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
-    """Load weights that `save_module` wrote; returns the names of missing and of unexpected ones.
+    """Load weights that the export wrote; returns the names of missing and of unexpected ones.
 
     Raises:
         ModelError: the folder has no weights, or their shapes differ.
@@ -349,11 +350,6 @@ def _arguments(factory: Callable[..., object], model: Model, config: ModuleConfi
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def _alone(weight: Tensor) -> Tensor:
-    """The weight in its own storage: safetensors takes tensors that share a larger buffer for tied weights."""
-    return weight.contiguous() if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
 
 
 def _as_output(value: Any) -> Output:

@@ -12,12 +12,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel, masking_utils
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    dot_natural_key,
+    revert_weight_conversion,
+)
 
 from shardyard.replaced import replaced
 
@@ -141,6 +148,64 @@ def begin_sigmoid(module: nn.Module) -> None:
     if type(module).__name__ == "SiglipModel":
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-10.0)
+
+
+# Saving.
+
+
+@dataclass(frozen=True)
+class SavedTogether:
+    """Weights that `save_pretrained` converts together: their names, those in the file (meta), and the conversion."""
+
+    names: tuple[str, ...]
+    outputs: Mapping[str, Tensor]
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def saved_together(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> list[SavedTogether]:
+    """The weights of a model in the groups that transformers converts to the names and layouts of its published files,
+    in the order of the files. The public `save_pretrained` needs all weights at once.
+
+    Args:
+        weights: without aliases of tied ones, on the meta device.
+    """
+    ignored = set(model._keys_to_ignore_on_save or ())
+    given = {name: tensor for name, tensor in weights.items() if name not in ignored}
+    conversions = [
+        one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)
+    ]
+    if not conversions:
+        return [SavedTogether((name,), {name: tensor}, dict) for name, tensor in given.items()]
+    # What `revert_weight_conversion` would look up for each group again.
+    model._weight_conversions = conversions
+    whole: dict[str, Tensor] = revert_weight_conversion(model, dict(given))
+    name_of = {id(tensor): name for name, tensor in given.items()}
+    renamed = {name_of[id(tensor)]: new for new, tensor in whole.items() if id(tensor) in name_of}
+    converters = [one.reverse_transform() for one in conversions[::-1] if isinstance(one, WeightConverter)]
+    changed = _converted(model, {name: given[name] for name in given if name not in renamed}, converters)
+    found = [SavedTogether((old,), {new: given[old]}, partial(_renamed, old, new)) for old, new in renamed.items()]
+    found += changed
+    outputs = {name: tensor.shape for one in found for name, tensor in one.outputs.items()}
+    if outputs != {name: tensor.shape for name, tensor in whole.items()}:
+        # A rename that depends on other names: rare, and then exact only for all weights together.
+        return [SavedTogether(tuple(given), whole, partial(revert_weight_conversion, model))]
+    place = {name: at for at, name in enumerate(whole)}
+    return sorted(found, key=lambda one: min(place[name] for name in one.outputs))
+
+
+def _converted(model: PreTrainedModel, given: Mapping[str, Tensor], converters: list[Any]) -> list[SavedTogether]:
+    """The groups of the weights that are more than renamed."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(given, key=dot_natural_key):
+        # Only the first converter that knows a name is used.
+        targets = (target for one in converters for target, pattern in [one.rename_source_key(name)] if pattern)
+        groups.setdefault(next(targets, name), {})[name] = given[name]
+    convert = partial(revert_weight_conversion, model)
+    return [SavedTogether(tuple(group), convert(dict(group)), convert) for group in groups.values()]
+
+
+def _renamed(name: str, new: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {new: weights[name]}
 
 
 # Generation.

@@ -160,6 +160,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         "save_steps save_interval save_every checkpoint_interval ckpt_interval every_n_train_steps",
         "",
     ),
+    ("checkpoint.shard_size", "max_shard_size shard_bytes", ""),
     ("checkpoint.keep", "save_total_limit keep_last max_checkpoints save_top_k keep_checkpoints", ""),
     ("evaluate", "eval evaluation val", ""),
     ("evaluate.every", "eval_steps eval_interval eval_every val_check_interval eval_freq evaluation_steps", _SHARE),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.weights import weights_of_checkpoint
 from shardyard.engine.inference.lm_eval import measure_run
 from shardyard.engine.inference.load import export_checkpoint, load_trained
 from shardyard.engine.inference.step_documents import documents_of_step
@@ -15,6 +16,9 @@ from shardyard.errors import CheckpointError, RecipeError, RunFolderError, Usage
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.tracking.run.folder import RunFolder
 from support.tiny import tiny_recipe
+
+WEIGHTS = "engine/mp_rank_00_model_states.pt"
+FILES = (WEIGHTS, "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt", "trainer.json")
 
 
 @pytest.fixture
@@ -25,11 +29,11 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def write(folder: RunFolder, step: int) -> Path:
-    """A checkpoint with nothing in it but one file."""
+    """A checkpoint with nothing in its files."""
     partial = files.partial_folder(folder.checkpoints, step)
-    partial.mkdir(parents=True)
-    entry = files.write_json(partial / "trainer.json", {})
-    return files.commit(folder.checkpoints, step, {"trainer.json": entry}, world_size=1, zero_stage=0)
+    (partial / "engine").mkdir(parents=True)
+    entries = {name: files.write_json(partial / name, {}) for name in FILES}
+    return files.commit(folder.checkpoints, step, entries, world_size=1, zero_stage=0)
 
 
 def test_a_run_without_any_model_says_how_to_go_on(folder: RunFolder) -> None:
@@ -73,10 +77,32 @@ def test_a_damaged_checkpoint_is_named_and_exports_nothing(
     folder: RunFolder, tmp_path: Path, step: int | None, name: str
 ) -> None:
     for written in (9, 100):
-        (write(folder, written) / "trainer.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=rf"{name} is damaged: trainer\.json; use an older checkpoint"):
+        (write(folder, written) / WEIGHTS).write_text("[]")
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: {WEIGHTS}; use an older checkpoint"):
         export_checkpoint(folder, step, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_only_files_with_weights_are_verified_for_an_export(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the optimizer, which are several times as large; a resumed run reads and verifies all."""
+    checkpoint = write(folder, 9)
+    for name in FILES:
+        (checkpoint / name).write_text("[]")
+    read: list[str] = []
+    matches = files._matches
+
+    def note(path: Path, entry: files.FileEntry) -> bool:
+        read.append(path.relative_to(checkpoint).as_posix())
+        return matches(path, entry)
+
+    monkeypatch.setattr(files, "_matches", note)
+    with pytest.raises(CheckpointError, match=f"damaged: {WEIGHTS}; use"):
+        weights_of_checkpoint(checkpoint, precision="fp32")
+    assert read == [WEIGHTS]
+    assert files.damaged_files(checkpoint, files.read_manifest(checkpoint)) == list(FILES)
+    (checkpoint / "engine" / "mp_rank_01_model_states.pt").write_text("from elsewhere")
+    with pytest.raises(CheckpointError, match="mp_rank_01"):
+        weights_of_checkpoint(checkpoint, precision="fp32")
 
 
 @pytest.mark.parametrize(

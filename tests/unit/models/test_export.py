@@ -19,7 +19,6 @@ from shardyard.data.tokenizers.tokenizer import load_tokenizer
 from shardyard.errors import ModelError
 from shardyard.launch.run.prepare import prepare
 from shardyard.models.build import architecture_config, construct, special_token_ids
-from shardyard.models.export import export
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
 from shardyard.planning.plan import World
@@ -191,13 +190,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
         assert "up_proj" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
-
-
-def test_nothing_is_allocated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exported module holds the given tensors themselves."""
-    model, config = trained("llama")
-    held = export._model(config, model.state_dict(), "causal_lm")
-    assert {parameter.data_ptr() for parameter in held.parameters()} == {p.data_ptr() for p in model.parameters()}
 
 
 def card_of(recipe: Recipe, loss: float | None = 1.23456, **info: Any) -> str:

@@ -16,7 +16,7 @@ from shardyard.cli.view import output
 from shardyard.errors import UsageError
 from shardyard.suggest import suggestion
 from shardyard.tracking.run.folder import RunFolder, runs_folder
-from shardyard.units import format_bytes
+from shardyard.units import format_bytes, parse_bytes
 
 
 def export(
@@ -32,6 +32,14 @@ def export(
     gguf: Annotated[
         str | None, typer.Option("--gguf", metavar="TYPE", help="Write a GGUF file: auto, f32, f16, bf16 or q8_0.")
     ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-shard-size",
+            metavar="SIZE",
+            help="Largest file of weights, e.g. 5GB. Default: checkpoint.shard_size.",
+        ),
+    ] = None,
     trust: Trust = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -41,6 +49,8 @@ def export(
         raise UsageError(f"{destination} exists already; name another folder.")
     if adapter and gguf is not None:
         raise UsageError("--adapter and --gguf exclude each other: a GGUF file holds the merged model.")
+    if shard_size is not None:
+        _check_size(shard_size, adapter or gguf is not None)
     if gguf is not None:
         output.line(str(_as_gguf(folder, destination or folder.path / f"{folder.id}.gguf", gguf, step, trust)))
     elif adapter:
@@ -52,7 +62,19 @@ def export(
     else:
         from shardyard.engine.inference.load import export_checkpoint
 
-        output.line(str(export_checkpoint(folder, step, destination or folder.path / "final", trust=trust)))
+        written = export_checkpoint(
+            folder, step, destination or folder.path / "final", trust=trust, shard_size=shard_size
+        )
+        output.line(str(written))
+
+
+def _check_size(size: str, is_one_file: bool) -> None:
+    if is_one_file:
+        raise UsageError("--max-shard-size is for folders of a whole model: an adapter and a GGUF file are one file.")
+    try:
+        parse_bytes(size)
+    except ValueError as error:
+        raise UsageError(f"--max-shard-size: {error}.") from error
 
 
 def _as_gguf(folder: RunFolder, destination: Path, kind: str, step: int | None, trust: bool) -> Path:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor, distributed, nn
 
-from shardyard.engine.checkpoint.tensor_files import read_tensors
+from shardyard.engine.checkpoint.stored import Stored
 from shardyard.engine.mesh import Axis
+from shardyard.models.weight_source import Derived, on_meta, same
 from shardyard.objectives.quirks import is_parallel_layer
 
-_PARTS = ("w1", "w2", "w3")
+PARTS = ("w1", "w2", "w3")
 # AutoEP's names in a layer → transformers' names. Only Qwen2-MoE gates its shared expert, with names in the singular.
 _NAMES = (("router.gate.", "gate."), ("router.", "gate."))
 _QWEN2_NAMES = (("shared_experts_gate.", "shared_expert_gate."), ("shared_experts.", "shared_expert."))
@@ -36,65 +38,70 @@ def parallel_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def consolidated_experts(model: nn.Module, axis: Axis) -> dict[str, Tensor]:
-    """`….experts.w1` → [E, …] on the CPU of rank 0, nothing elsewhere. All ranks call this.
+def gathered_experts(own: Tensor, axis: Axis, keeper: int) -> Tensor | None:
+    """Experts of a layer [E, …] from the part of each rank [E/P, …]: on the CPU of `keeper`, None elsewhere. All ranks
+    call this.
 
     Args:
-        axis: the ranks that share the experts of a layer.
+        axis: the ranks that share the experts of a layer. Only those of the keeper send, because others hold copies.
+        keeper: number of the rank in the world.
     """
-    found: dict[str, Tensor] = {}
-    for name, layer in parallel_layers(model):
-        experts: nn.Module = layer.get_submodule("experts")
-        with deepspeed.zero.GatheredParameters(list(experts.parameters())):
-            for part in _PARTS:
-                gathered = _gathered(getattr(experts, part).detach(), axis)
-                if gathered is not None:
-                    found[f"{name}.experts.{part}"] = gathered
-    return found
-
-
-def _gathered(own: Tensor, axis: Axis) -> Tensor | None:
-    """Gather experts on rank 0. Only its group sends, because the others hold the same experts."""
-    if axis.ranks[0] != 0:
+    if keeper not in axis.ranks:
         return None
-    parts = [torch.empty_like(own) for _ in axis.ranks] if axis.index == 0 else None
-    distributed.gather(own.contiguous(), parts, dst=0, group=axis.group)
+    is_keeper = axis.ranks[axis.index] == keeper
+    if axis.size == 1:
+        return own.to("cpu", copy=True)
+    parts = [torch.empty_like(own) for _ in axis.ranks] if is_keeper else None
+    distributed.gather(own.contiguous(), parts, dst=keeper, group=axis.group)
     return None if parts is None else torch.cat([part.cpu() for part in parts])
 
 
-def read_experts(engine_folder: Path, *, trust: bool = False) -> dict[str, Tensor]:
-    """`….experts.w1` → [E, …] from a checkpoint of stage 1 or 2, in which each expert has a separate file."""
+def experts_of_files(engine_folder: Path, read: Callable[[Path], Any]) -> dict[str, Stored]:
+    """`….experts.w1` → [E, …] in a checkpoint of stage 1 or 2, in which each expert has a separate file."""
     by_name: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for path in engine_folder.glob(_EXPERT_FILES):
-        for key, tensor in read_tensors(path, trust=trust).items():
+        for key, tensor in read(path).items():
             if match := _EXPERT_KEY.match(key):
                 by_name[match["name"]][int(match["expert"])] = tensor
-    return {name: torch.stack([of[expert] for expert in sorted(of)]) for name, of in by_name.items()}
+    ordered = {name: [of[expert] for expert in sorted(of)] for name, of in by_name.items()}
+    return {
+        name: Stored(torch.stack([on_meta(expert) for expert in experts]), partial(torch.stack, experts))
+        for name, experts in ordered.items()
+    }
 
 
-def as_transformers(weights: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Tensor]:
+def as_transformers(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Derived]:
     """The weights of a model with AutoEP's layers, with the names and layout of transformers.
 
     Args:
-        weights: name → tensor, experts whole.
+        tensors: name → shape and precision (meta), experts whole.
         layers: names of AutoEP's layers (`model.layers.0.mlp`).
     """
-    converted = dict(weights)
+    rest = dict(tensors)
+    found: dict[str, Derived] = {}
     for layer in layers:
-        own = {name: converted.pop(name) for name in weights if name.startswith(f"{layer}.")}
-        converted |= _layer(layer, {name.removeprefix(f"{layer}."): tensor for name, tensor in own.items()})
-    return converted
+        own = {name: rest.pop(name) for name in tensors if name.startswith(f"{layer}.")}
+        found |= _layer(layer, {name.removeprefix(f"{layer}."): tensor for name, tensor in own.items()})
+    return {name: same(name, tensor) for name, tensor in rest.items()} | found
 
 
-def _layer(layer: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    gate, down, up = (own.pop(f"experts.{part}") for part in _PARTS)
-    found = {"experts.gate_up_proj": torch.cat([gate, up], dim=1), "experts.down_proj": down}
+def _layer(layer: str, own: dict[str, Tensor]) -> dict[str, Derived]:
+    gate, down, up = (own.pop(f"experts.{part}") for part in PARTS)
+    gate_name, down_name, up_name = (f"{layer}.experts.{part}" for part in PARTS)
+    found = {
+        "experts.gate_up_proj": Derived(
+            (gate_name, up_name),
+            lambda weights: torch.cat([weights[gate_name], weights[up_name]], dim=1),
+            torch.cat([gate, up], dim=1),
+        ),
+        "experts.down_proj": same(down_name, down),
+    }
     names = _NAMES + (_QWEN2_NAMES if any(name.startswith("shared_experts_gate.") for name in own) else ())
     for name, tensor in own.items():
         # The router also has an alias with transformers' name.
         if not name.startswith("gate."):
-            found[_renamed(name, names)] = tensor
-    return {f"{layer}.{name}": tensor for name, tensor in found.items()}
+            found[_renamed(name, names)] = same(f"{layer}.{name}", tensor)
+    return {f"{layer}.{name}": derived for name, derived in found.items()}
 
 
 def _renamed(name: str, names: Iterable[tuple[str, str]]) -> str:

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, TypedDict
@@ -306,13 +306,19 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def damaged_files(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:
+def damaged_files(
+    folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1, names: Collection[str] | None = None
+) -> list[str]:
     """Files of a checkpoint that are missing, differ from its manifest, or are not in it; checks one of `parts` shares.
 
     Ranks share the reading: rank r checks every file i with i mod parts = r. An extra file counts as damage, because
     DeepSpeed finds shards by pattern and would unpickle an unverified one; hidden files match no pattern.
+
+    Args:
+        names: the files to check. Default: all.
     """
-    entries = sorted(manifest["files"].items())[part::parts]
+    listed = manifest["files"]
+    entries = sorted((name, listed[name]) for name in (listed if names is None else names))[part::parts]
     bad = [name for name, entry in entries if not _matches(folder / name, FileEntry(**entry))]
     return bad + (_unlisted(folder, manifest) if part == 0 else [])
 

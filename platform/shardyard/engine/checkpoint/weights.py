@@ -1,61 +1,132 @@
-"""Consolidated weights of a running engine or of a checkpoint on disk."""
+"""Weights of a running engine or of a checkpoint on disk, whole, read one after the other when they are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.checkpoint import ENGINE_TAG
 from shardyard.engine.checkpoint.expert_weights import (
+    PARTS,
     as_transformers,
-    consolidated_experts,
+    experts_of_files,
+    gathered_experts,
     parallel_layers,
-    read_experts,
 )
-from shardyard.engine.checkpoint.tensor_files import only_tensors, read_tensors
-from shardyard.engine.deepspeed.quirks import consolidated
+from shardyard.engine.checkpoint.partitions import partitioned_weights
+from shardyard.engine.checkpoint.stored import Stored, in_file
+from shardyard.engine.checkpoint.tensor_files import read_tensors
+from shardyard.engine.deepspeed.quirks import release_parameters
 from shardyard.engine.mesh import Mesh
 from shardyard.errors import CheckpointError
+from shardyard.models.weight_source import Derived, DerivedWeights, WeightSource
 from shardyard.tracking.run.folder import typed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WHOLE = f"{ENGINE_TAG}/mp_rank_00_model_states.pt"
+
+
+class EngineWeights:
+    """The weights of a running engine by its own names, in the precision of the forward pass."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, mesh: Mesh) -> None:
+        model: nn.Module = engine.module
+        named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        # Buffers that are not saved are not in the state.
+        self._held = {name: named[name] for name in model.state_dict() if name in named}
+        self._mesh = mesh
+        spread = [name for name, _ in parallel_layers(model)]
+        self._experts = {f"{layer}.experts.{part}" for layer in spread for part in PARTS}
+        self.collective = engine.zero_optimization_stage() == 3 or (mesh.expert.size > 1 and bool(spread))
+        self.tensors: Mapping[str, Tensor] = {name: self._like(name) for name in self._held}
+
+    def read(self, names: Sequence[str], keepers: Collection[int]) -> Mapping[str, Tensor]:
+        """These weights on the ranks that keep them."""
+        if not self.collective:
+            return {name: self._held[name].detach() for name in names}
+        own = self._mesh.rank in keepers
+        found: dict[str, Tensor] = {}
+        with whole([self._held[name] for name in names]):
+            for name in names:
+                if name in self._experts:
+                    for keeper in sorted(keepers):
+                        experts = gathered_experts(self._held[name].detach(), self._mesh.expert, keeper)
+                        found |= {} if experts is None else {name: experts}
+                elif own:
+                    # Gathered memory is freed after the block.
+                    found[name] = self._held[name].detach().to("cpu", copy=True)
+        return found
+
+    def _like(self, name: str) -> Tensor:
+        held = self._held[name]
+        shape = torch.Size(getattr(held, "ds_shape", held.shape))
+        if name in self._experts:
+            shape = torch.Size((shape[0] * self._mesh.expert.size, *shape[1:]))
+        return torch.empty(shape, dtype=held.dtype, device="meta")
+
+
+@contextlib.contextmanager
+def whole(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Context in which parameters that ZeRO-3 has partitioned are whole on every rank. All ranks call this."""
+    by_group: dict[int, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if hasattr(tensor, "ds_id"):
+            by_group[id(getattr(tensor, "ds_process_group", None))].append(tensor)
+    with contextlib.ExitStack() as stack:
+        # Experts are partitioned over other ranks than the rest; DeepSpeed gathers each group for itself.
+        for group in by_group.values():
+            stack.enter_context(deepspeed.zero.GatheredParameters(group))
+        yield
+
+
+def live_weights(engine: deepspeed.DeepSpeedEngine, mesh: Mesh) -> WeightSource:
+    """The weights of a running engine by the names of transformers; all ranks call this."""
+    release_parameters(engine)
+    own = EngineWeights(engine, mesh)
+    layers = [name for name, _ in parallel_layers(engine.module)]
+    return DerivedWeights(own, as_transformers(own.tensors, layers)) if layers else own
 
 
 def consolidated_weights(engine: deepspeed.DeepSpeedEngine, mesh: Mesh) -> Mapping[str, Tensor] | None:
-    """Every weight by name on rank 0, None elsewhere; in the precision of the forward pass. All ranks call this."""
-    layers = [name for name, _ in parallel_layers(engine.module)]
-    if engine.zero_optimization_stage() == 3:
-        weights = _gathered(engine.module, mesh) if layers else consolidated(engine)
-    else:
-        weights = {name: tensor.detach().cpu() for name, tensor in engine.module.state_dict().items()}
-    experts = consolidated_experts(engine.module, mesh.expert)
-    if not mesh.is_first:
-        return None
-    return as_transformers({**weights, **experts}, layers)
+    """Every weight by name at once on rank 0, None elsewhere. All ranks call this."""
+    weights = live_weights(engine, mesh)
+    found = weights.read(list(weights.tensors), (0,))
+    return found if mesh.is_first else None
 
 
-def _gathered(model: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
-    """The weights under ZeRO-3 on rank 0, gathered one module at a time; of experts, only rank 0's own."""
-    found: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules():
-        parameters = list(module.parameters(recurse=False))
-        with deepspeed.zero.GatheredParameters(parameters):
-            if mesh.is_first:
-                own = module.state_dict(prefix=f"{prefix}." if prefix else "")
-                direct = {name for name, _ in module.named_parameters(prefix=prefix, recurse=False)}
-                direct |= {name for name, _ in module.named_buffers(prefix=prefix, recurse=False)} & own.keys()
-                found |= {name: own[name].detach().cpu().clone() for name in direct}
-    return found
+class CheckpointWeights(Mapping[str, Tensor]):
+    """The weights of a checkpoint by name, each read from the files when it is asked for."""
+
+    collective = False
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self._stored = stored
+        self.tensors: Mapping[str, Tensor] = {name: one.like for name, one in stored.items()}
+
+    def read(self, names: Sequence[str], keepers: Collection[int]) -> Mapping[str, Tensor]:
+        """These weights."""
+        return {name: self[name] for name in names}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
-def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) -> Mapping[str, Tensor]:
-    """Every weight of a checkpoint, without an engine and on one machine; the checkpoint is verified before reading.
+def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) -> CheckpointWeights:
+    """The weights of a checkpoint, without an engine and on one machine; the files with weights are verified first.
 
     Args:
         trust: load checkpoint files that may execute code.
@@ -64,9 +135,6 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
         CheckpointError: the checkpoint is damaged, holds more than tensors, or uses ZeRO-3 with expert parallelism.
     """
     manifest = files.read_manifest(folder)
-    damaged = files.damaged_files(folder, manifest)
-    if damaged:
-        raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; use an older checkpoint")
     parallel = manifest.get("expert_parallel", 1)
     if manifest["zero_stage"] == 3 and parallel > 1:
         raise CheckpointError(
@@ -74,11 +142,27 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
             f"ranks can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes "
             "final/ at its end"
         )
+    damaged = files.damaged_files(folder, manifest, names=_files_with_weights(manifest))
+    if damaged:
+        raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; use an older checkpoint")
+    read = partial(read_tensors, trust=trust, mmap=True)
     if manifest["zero_stage"] == 3:
-        with only_tensors(trust=trust):
-            weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG)
-        return {name: tensor.to(DTYPES[precision]) for name, tensor in weights.items()}
-    states = read_tensors(folder / ENGINE_TAG / "mp_rank_00_model_states.pt", trust=trust)
-    experts = read_experts(folder / ENGINE_TAG, trust=trust) if parallel > 1 else {}
-    layers = sorted({name.rpartition(".experts.")[0] for name in experts})
-    return as_transformers({**states["module"], **experts}, layers)
+        return CheckpointWeights(partitioned_weights(folder / ENGINE_TAG, DTYPES[precision], read))
+    stored = {name: in_file(tensor) for name, tensor in read(folder / _WHOLE)["module"].items()}
+    if parallel > 1:
+        stored |= experts_of_files(folder / ENGINE_TAG, read)
+        layers = sorted({name.rpartition(".experts.")[0] for name in stored if name.endswith(".experts.w1")})
+        derived = as_transformers({name: one.like for name, one in stored.items()}, layers)
+        stored = {name: Stored(one.like, partial(_computed, one, stored)) for name, one in derived.items()}
+    return CheckpointWeights(stored)
+
+
+def _files_with_weights(manifest: files.Manifest) -> list[str]:
+    """The files of a checkpoint that an export reads; the largest, optimizer states, only where ZeRO-3 keeps the
+    weights beside them."""
+    ends = ("_model_states.pt", "_optim_states.pt") if manifest["zero_stage"] == 3 else ("_model_states.pt",)
+    return [name for name in manifest["files"] if name.startswith(f"{ENGINE_TAG}/") and name.endswith(ends)]
+
+
+def _computed(derived: Derived, stored: Mapping[str, Stored]) -> Tensor:
+    return derived.compute({name: stored[name].read() for name in derived.sources})

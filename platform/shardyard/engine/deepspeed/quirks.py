@@ -273,12 +273,13 @@ def leave_scripts_out(engine: deepspeed.DeepSpeedEngine) -> None:
     engine._copy_recovery_script = lambda save_path: None
 
 
-def consolidated(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
-    """All weights under ZeRO-3, in the precision of the forward pass, on rank 0. All ranks call this.
+def release_parameters(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Partition under ZeRO-3 the parameters that the last pass has left whole, so that they can be gathered anew.
 
-    The public `save_16bit_model` only writes them to a file.
+    DeepSpeed does so before its own checkpoints. All ranks call this.
     """
-    return engine._zero3_consolidated_16bit_state_dict()  # type: ignore[no-any-return]
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.checkpoint_event_prologue()
 
 
 def reading_by(load: Callable[..., Any]) -> AbstractContextManager[None]:

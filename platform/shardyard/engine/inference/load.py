@@ -42,6 +42,7 @@ from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 from shardyard.tracking.metrics.record import evaluation_of
 from shardyard.tracking.run.folder import RunFolder, read_metrics, typed
+from shardyard.units import parse_bytes
 
 DEFAULT_MICRO_BATCH = 8
 # Passes of an evaluation between which the standard errors are measured.
@@ -222,11 +223,14 @@ def recipe_of(folder: RunFolder, *, trust: bool) -> Recipe:
     return recipe
 
 
-def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *, trust: bool = False) -> Path:
-    """Write a checkpoint (the newest, or that of `step`) as a model folder.
+def export_checkpoint(
+    folder: RunFolder, step: int | None, destination: Path, *, trust: bool = False, shard_size: str | None = None
+) -> Path:
+    """Write a checkpoint (the newest, or that of `step`) as a model folder, weight by weight.
 
     Args:
         trust: execute code in the files of the checkpoint, and code that the recipe names.
+        shard_size: largest file of weights, such as `5GB`. Default: the recipe's.
 
     Raises:
         UsageError: the recipe names code and is not trusted.
@@ -250,6 +254,7 @@ def export_checkpoint(folder: RunFolder, step: int | None, destination: Path, *,
         adapter=recipe.model.adapter,
         module=module_skeleton(recipe.model, components.config),
         generates=components.generation(recipe, tokenizer),
+        shard_bytes=parse_bytes(shard_size or recipe.checkpoint.shard_size),
     )
 
 

@@ -5,7 +5,8 @@ O: outputs, I: inputs of a layer; E: experts that one tensor stacks; r: rank
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +15,67 @@ from transformers.pytorch_utils import Conv1D
 
 from shardyard.models.adapters.quantized import FORMATS
 from shardyard.models.adapters.targets import Target, adaptable, places, selected
+from shardyard.models.weight_source import Derived
 from shardyard.recipe.schema import Adapter
 
 _BASE = ".base_layer"
 _A, _B, _MAGNITUDE = (f".lora_{part}.default.weight" for part in ("A", "B", "magnitude_vector"))
 
 
-def merged(weights: Mapping[str, Tensor], adapter: Adapter, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of a plain model that computes the same as the adapted one, in their own precision.
+def merging(tensors: Mapping[str, Tensor], adapter: Adapter, model: PreTrainedModel) -> dict[str, Derived]:
+    """The weights of a plain model that computes the same as the adapted one, in the precision of the adapter, each
+    from the weights of the adapted model that it needs.
 
     Args:
-        weights: of the adapted model, by name.
+        tensors: of the adapted model, by name; only their shapes and precisions count.
         adapter: the recipe's section.
         model: the plain model, for shapes; it may be on the meta device.
     """
-    precision = next((tensor.dtype for name, tensor in weights.items() if name.endswith(_A)), torch.float32)
-    found = _places(weights, adapter, model)
-    result: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
+    precision = next((tensor.dtype for name, tensor in tensors.items() if name.endswith(_A)), torch.float32)
+    found = _places(tensors, adapter, model)
+    result: dict[str, Derived] = {}
+    for name, tensor in tensors.items():
         if ".lora_" in name or name.endswith(".scales"):
             continue
-        plain, base = name.replace(_BASE, ""), tensor
+        plain, needed, shape = name.replace(_BASE, ""), [name], tensor.shape
         if name.endswith(".codes"):
             plain = f"{plain.removesuffix('codes')}weight"
-            base = _dequantized(weights, name, model.get_submodule(plain.removesuffix(".weight")), adapter)
+            needed.append(f"{name.removesuffix('codes')}scales")
+            shape = model.get_parameter(plain).shape
         if plain in found:
-            base = _adapted(base.float(), weights, *found[plain], adapter, model)
-        result[plain] = base.to(precision)
+            parts = [f"{found[plain][1]}{part}" for part in (_A, _B, _MAGNITUDE)]
+            needed += [part for part in parts if part in tensors]
+        like = torch.empty(shape, dtype=precision, device="meta")
+        compute = partial(_plain, name=name, plain=plain, place=found.get(plain), adapter=adapter, model=model)
+        result[plain] = Derived(tuple(needed), partial(_in, precision, compute), like)
     return result
+
+
+def merged(weights: Mapping[str, Tensor], adapter: Adapter, model: PreTrainedModel) -> dict[str, Tensor]:
+    """All weights of the plain model at once."""
+    return {name: derived.compute(weights) for name, derived in merging(weights, adapter, model).items()}
+
+
+def _plain(
+    weights: Mapping[str, Tensor],
+    *,
+    name: str,
+    plain: str,
+    place: tuple[Target, str] | None,
+    adapter: Adapter,
+    model: PreTrainedModel,
+) -> Tensor:
+    """The weight `plain` from that of the adapted model `name`, in fp32 if it has an adapter."""
+    base = weights[name]
+    if name.endswith(".codes"):
+        base = _dequantized(weights, name, model.get_submodule(plain.removesuffix(".weight")), adapter)
+    return base if place is None else _adapted(base.float(), weights, *place, adapter, model)
+
+
+def _in(
+    precision: torch.dtype, compute: Callable[[Mapping[str, Tensor]], Tensor], weights: Mapping[str, Tensor]
+) -> Tensor:
+    return compute(weights).to(precision)
 
 
 def _places(weights: Collection[str], adapter: Adapter, model: PreTrainedModel) -> dict[str, tuple[Target, str]]:

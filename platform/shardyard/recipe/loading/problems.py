@@ -27,6 +27,7 @@ Places = Mapping[Path, str]
 _PATTERNS = {
     "name": "must be 1 to 80 letters, digits, '.', '_' or '-', beginning with a letter or digit",
     "memory_per_worker": "must be a size such as 80GiB or 500MB",
+    "shard_size": "must be a size such as 5GB or 500MB",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shardyard.recipe.lengths import StepsOrShare
-from shardyard.recipe.sections.base import REQUIRED, Section, described
+from shardyard.recipe.sections.base import BYTES_PATTERN, REQUIRED, Section, described
 
 Precision = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion", "muon"]
@@ -150,4 +150,11 @@ class Checkpoint(Section):
         False,
         "Write checkpoints while training goes on: a step waits only for a copy of a rank's states in host memory, "
         "which the plan counts. false writes them between two steps, without the copy.",
+    )
+    shard_size: str = described(
+        "5GB",
+        "Largest file of weights of the exported model (final/), such as 5GB or 500MB; a larger model is several "
+        "files, which the ranks write at the same time.",
+        "bytes",
+        pattern=BYTES_PATTERN,
     )
