@@ -121,12 +121,6 @@ def test_deepspeed_still_copies_scripts_beside_checkpoints() -> None:
     assert "self._copy_recovery_script(" in inspect.getsource(deepspeed_engine.DeepSpeedEngine)
 
 
-def test_deepspeed_still_gives_consolidated_weights_as_a_file_alone() -> None:
-    assert hasattr(deepspeed_engine.DeepSpeedEngine, "_zero3_consolidated_16bit_state_dict")
-    public = [name for name in dir(deepspeed.DeepSpeedEngine) if "consolidated" in name and not name.startswith("_")]
-    assert public == []
-
-
 def test_deepspeed_still_executes_what_a_checkpoint_says() -> None:
     assert "weights_only=False" in inspect.getsource(zero_to_fp32)
     plain = torch.load
