@@ -122,9 +122,7 @@ def test_a_checkpoint_is_exported_as_the_model_of_its_run(runs: Runs, tmp_path: 
 
 def test_a_size_that_is_none_is_refused(runs: Runs, tmp_path: Path) -> None:
     run = str(runs.plain[0, 1].folder.path)
-    with pytest.raises(
-        UsageError, match="--max-shard-size: '5 gigabytes' is not a size; write it as 80GiB"
-    ):
+    with pytest.raises(UsageError, match="--max-shard-size: '5 gigabytes' is not a size; write it as 80GiB"):
         export(run, tmp_path / "model", shard_size="5 gigabytes")
     with pytest.raises(UsageError, match="an adapter and a GGUF file are one file"):
         export(run, tmp_path / "model", adapter=True, shard_size="5GB")

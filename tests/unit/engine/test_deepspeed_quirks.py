@@ -12,7 +12,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import deepspeed
 import numpy as np
 import pytest
 import torch
