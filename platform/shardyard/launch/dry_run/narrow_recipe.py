@@ -62,7 +62,7 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
     length = min(recipe.data.sequence_length or LENGTH, LENGTH)
     auto = spec.auto_class_of(model.family)
     narrow = narrow_config(whole, auto, vocabulary=vocabulary, positions=length, complete=True, effort=_EFFORT)
-    given = recipe.model_dump(mode="json", exclude_unset=True)
+    given: Any = recipe.model_dump(mode="json", exclude_unset=True)
     given["model"] |= {"config": as_fields(model.family, narrow)}
     if rows is not None:
         given["model"]["config"]["vocab_size"] = narrow.get_text_config().vocab_size = vocabulary
@@ -82,7 +82,7 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
     return NarrowRecipe(parse_recipe(given), text)
 
 
-def _short(recipe: Recipe, given: dict[str, Any], ranks: int, length: int) -> dict[str, Any]:
+def _short(recipe: Recipe, given: Any, ranks: int, length: int) -> dict[str, object]:
     """Sections of a run of few steps and rows."""
     micro_batch = min(recipe.train.micro_batch or MICRO_BATCH, MICRO_BATCH)
     return {
@@ -107,7 +107,7 @@ def _short(recipe: Recipe, given: dict[str, Any], ranks: int, length: int) -> di
     }
 
 
-def _weights(given: dict[str, Any], folder: Path, narrow: PreTrainedConfig, auto: str) -> None:
+def _weights(given: Any, folder: Path, narrow: PreTrainedConfig, auto: str) -> None:
     """Narrow weights in place of those that the recipe begins with or learns from."""
     teacher = given.get("distillation", {}).get("teacher")
     if given["model"].get("pretrained") is None and teacher is None:
@@ -152,5 +152,5 @@ def _axes(recipe: Recipe, ranks: int) -> dict[str, int]:
     }
 
 
-def _kept(section: dict[str, Any], *names: str) -> dict[str, Any]:
+def _kept(section: Any, *names: str) -> dict[str, object]:
     return {name: section[name] for name in names if name in section}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -16,16 +15,16 @@ _OTHERS = frozenset(
 )
 
 
-def as_fields(family: str, config: PreTrainedConfig) -> dict[str, Any]:
+def as_fields(family: str, config: PreTrainedConfig) -> dict[str, object]:
     """`model.config` of a recipe for a configuration, without the vocabulary and the special tokens."""
     known = config_fields(family)
     changed = difference(AutoConfig.for_model(family).to_dict(), config.to_dict())
     return {name: value for name, value in changed.items() if known is None or name in known.names}
 
 
-def difference(default: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[str, Any]:
+def difference(default: Mapping[str, object], narrow: Mapping[str, object]) -> dict[str, object]:
     """The fields that differ. The vocabulary and special tokens are those of a recipe's tokenizer, not of its model."""
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     for name, value in narrow.items():
         before = default.get(name)
         if name in _OTHERS or str(name).startswith("_") or value == before:
