@@ -58,6 +58,10 @@ WALKED: dict[tuple[str, str], Walk] = {
         "docs/large/forecast.md",
         "shardyard plan gpt/llama3-8b --gpus 64 --gpu h100-80gb --per-node 8 --network 400gx8 --price 2.5",
     ): Walk(),
+    (
+        "docs/large/search.md",
+        "shardyard plan gpt/llama3-8b --gpus 64 --gpu h100-80gb --network 400gx8 --price 2.5 --search",
+    ): Walk(),
     ("docs/plan.md", "shardyard plan RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),
     ("docs/plan.md", "shardyard explain RECIPE"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),
     ("docs/plan.md", "shardyard plan RECIPE --deepspeed"): Walk(swap=(("RECIPE", "gpt/quickstart"),)),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from shardyard.cli.commands.plan_search import on_gpus, print_front, searched
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import complete, output
 from shardyard.cli.view.mixture import mixture_lines
@@ -19,6 +20,7 @@ from shardyard.planning.forecast.hardware import Hardware, hardware_of
 from shardyard.planning.forecast.text import as_plain, forecast_rows
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, rows
+from shardyard.planning.search.text import as_plain as plain_way
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe
 from shardyard.tracking.run.folder import runs_folder
 from shardyard.units import format_count, parse_bytes
@@ -41,6 +43,9 @@ PerNode = Annotated[
 Between = Annotated[
     str | None, typer.Option("--network", metavar="NAME", help="Network cards of a node, e.g. 400gx8, or dgx-h100.")
 ]
+Search = Annotated[
+    bool, typer.Option("--search", help="Try other ways to train on those GPUs, and show those that none beats.")
+]
 Price = Annotated[float | None, typer.Option("--price", min=0.0, metavar="P", help="Price of a GPU-hour.")]
 
 
@@ -60,15 +65,18 @@ def plan(
     per_node: PerNode = None,
     network: Between = None,
     price: Price = None,
+    search: Search = False,
 ) -> None:
     """Show the plan of a recipe: steps, batches, mixture, memory, FLOPs, and whether it fits. With --gpu and --gpus, on
-    those GPUs: its speed, time, energy and cost too."""
+    those GPUs: its speed, time, energy and cost too, and what would make it fit or go faster."""
     given = overrides or []
     extra = [f"cluster.memory_per_worker={_checked_size(memory)}"] if memory else []
     found: Forecast | None = None
+    hardware: Hardware | None = None
     if gpu is None:
         _refuse_without_gpu(gpus=gpus, per_node=per_node, network=network, price=price)
-        plan = _planned(load_recipe(name, [*given, *extra]))
+        loaded = without_weights(load_recipe(name, [*given, *extra]), runs_folder())
+        plan = plan_of(loaded)
     else:
         hardware = _hardware(load_recipe(name, given), gpu, gpus, per_node, network, price)
         loaded = without_weights(load_recipe(name, [*given, *on_gpus(hardware)]), runs_folder())
@@ -76,21 +84,21 @@ def plan(
         found = forecast(loaded.recipe, plan, hardware)
     if plot is not None:
         _plot(plan, plot)
+    if search:
+        print_front(name, loaded, plan, hardware, as_json=as_json)
+        return
     if deepspeed:
         output.print_json(plan.deepspeed)
-    elif as_json:
-        output.print_json(as_dict(plan) | ({"forecast": as_plain(found)} if found is not None else {}))
+        return
+    changes, lines = searched(loaded, plan, hardware, found.tokens_per_second if found is not None else 0.0)
+    if as_json:
+        forecasts = {"forecast": as_plain(found)} if found is not None else {}
+        output.print_json(as_dict(plan) | forecasts | {"changes": [plain_way(way) for way in changes]})
     else:
-        shown = [*rows(plan), *(forecast_rows(found, plan) if found is not None else [])]
+        shown = [*rows(plan), *(forecast_rows(found, plan) if found is not None else []), *lines]
         output.print_table(("what", "value", ""), shown, title=f"plan of {name}")
         for line in mixture_lines(plan, ascii_only=not output.has_utf8()):
             output.line(line)
-
-
-def on_gpus(hardware: Hardware) -> list[str]:
-    """Overrides that give a recipe one worker on each GPU of `hardware`."""
-    one_each = [f"cluster.workers={hardware.gpus}", "cluster.gpus_per_worker=1"]
-    return [*one_each, f"cluster.workers_per_node={hardware.per_node}"] if hardware.nodes > 1 else one_each
 
 
 def _hardware(
