@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.cli.commands.plan_search import on_gpus
+from shardyard.cli.view.plan_search import on_gpus
 from shardyard.launch.run.plans import plan_on, question_of, without_weights
 from shardyard.planning.forecast.forecast import forecast
 from shardyard.planning.forecast.hardware import hardware_of

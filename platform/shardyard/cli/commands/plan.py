@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shardyard.cli.commands.plan_search import on_gpus, print_front, searched
+from shardyard.cli.view.plan_search import on_gpus, print_front, searched
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import complete, output
 from shardyard.cli.view.mixture import mixture_lines
@@ -78,7 +78,8 @@ def plan(
         loaded = without_weights(load_recipe(name, [*given, *extra]), runs_folder())
         plan = plan_of(loaded)
     else:
-        hardware = _hardware(load_recipe(name, given), gpu, gpus, per_node, network, price)
+        workers = [] if gpus is None else [f"cluster.workers={gpus}"]
+        hardware = _hardware(load_recipe(name, [*given, *workers]), gpu, gpus, per_node, network, price)
         loaded = without_weights(load_recipe(name, [*given, *on_gpus(hardware)]), runs_folder())
         plan = plan_on(loaded, hardware, device_bytes=parse_bytes(memory) if memory else None)
         found = forecast(loaded.recipe, plan, hardware)
