@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from shardyard.cli.view.plan_search import on_gpus, print_front, searched
 from shardyard.cli.options import AsJson, Overrides, RecipeName
 from shardyard.cli.view import complete, output
 from shardyard.cli.view.mixture import mixture_lines
+from shardyard.cli.view.plan_search import on_gpus, print_front, searched
 from shardyard.errors import UsageError
 from shardyard.extras import require
 from shardyard.launch.mixture_plot import plot_mixture
