@@ -25,6 +25,8 @@ from shardyard.models.outside import (
     module_config,
 )
 from shardyard.models.pretrained import Loaded, load_weights, place, pretrained_config
+from shardyard.models.slices.load import load_in_slices
+from shardyard.models.slices.quirks import WholeNeededError
 from shardyard.models.sound import TEXT_PARTS, settle_sound
 from shardyard.models.special_ids import accepted_ids, make_room_for_padding
 from shardyard.models.vocabulary import padded, resize, rows_of, set_rows
@@ -249,17 +251,46 @@ def construct_pretrained(
     assert model.pretrained is not None
     if isinstance(config, ModuleConfig):
         return _module_with_weights(model, config, seed)
-    own, rows = own_rows(model), rows_of(config)
-    stored = copy.deepcopy(config)
-    if own is not None and rows is not None and own != rows:
-        set_rows(stored, own)
+    stored, rows = _as_stored(model, config)
     with _refusing(f"model: cannot load {model.pretrained!r} as {model.family!r}", *_REFUSALS):
         head = auto_class(objective, model.family)
         loaded = load_weights(head, model.pretrained, stored, seed=seed, attn_implementation=model.attention)
-    if own is not None and rows is not None and own != rows:
+    if rows is not None:
         loaded = replace(loaded, resized=resize(loaded.model, rows, seed=seed))
     _checkpoint_activations(model, loaded.model)
     return loaded
+
+
+def construct_in_slices(
+    model: Model, config: PreTrainedConfig, objective: str = "causal_lm", *, seed: int = 0
+) -> Loaded:
+    """`construct_pretrained` without reading the weights: `sources` of the result reads them.
+
+    Raises:
+        WholeNeededError: they cannot be read in slices.
+        ModelError: as `construct_pretrained`.
+    """
+    assert model.pretrained is not None
+    if isinstance(config, ModuleConfig):
+        raise WholeNeededError("a module of its own code is built whole")
+    stored, rows = _as_stored(model, config)
+    with _refusing(f"model: cannot load {model.pretrained!r} as {model.family!r}", *_REFUSALS):
+        head = auto_class(objective, model.family)
+        loaded = load_in_slices(
+            head, model.pretrained, stored, seed=seed, rows=rows, attn_implementation=model.attention
+        )
+    _checkpoint_activations(model, loaded.model)
+    return loaded
+
+
+def _as_stored(model: Model, config: PreTrainedConfig) -> tuple[PreTrainedConfig, int | None]:
+    """The configuration with the embeddings of the stored weights, and the rows that they get; None if they fit."""
+    own, rows = own_rows(model), rows_of(config)
+    stored = copy.deepcopy(config)
+    if own is None or rows is None or own == rows:
+        return stored, None
+    set_rows(stored, own)
+    return stored, rows
 
 
 def own_rows(model: Model) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import pickle
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -17,6 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from shardyard.errors import ModelError
+from shardyard.models.slices.sources import Sources
 from shardyard.models.vocabulary import Resized
 from shardyard.suggest import suggestion
 
@@ -26,12 +29,14 @@ _SAMPLE_BYTES = 1 << 20
 @dataclass(frozen=True)
 class Loaded:
     """A pretrained model and its mismatches: `new` parameters get random values, `unused` weights are dropped, and
-    `resized` embeddings have rows for another vocabulary."""
+    `resized` embeddings have rows for another vocabulary. `sources` has the parameters whose values have not been read
+    yet."""
 
     model: Any
     new: tuple[str, ...]
     unused: tuple[str, ...]
     resized: Resized | None = None
+    sources: Sources = field(default_factory=Sources)
 
 
 class Place(TypedDict):
@@ -84,7 +89,15 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, **options: Any) -> Loaded:
+def load_weights(
+    auto: Any,
+    name: str,
+    config: PreTrainedConfig,
+    *,
+    seed: int,
+    reading: AbstractContextManager[object] | None = None,
+    **options: Any,
+) -> Loaded:
     """A model of the class that `auto` chooses, with the weights of `name` in fp32.
 
     Parameters missing from the weights, such as a new head, depend only on `seed`.
@@ -94,6 +107,7 @@ def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, *
         name: folder or hub id.
         config: of the model to build.
         seed: the recipe's seed.
+        reading: context in which the weights are read.
         options: further arguments of `from_pretrained`.
 
     Raises:
@@ -107,9 +121,10 @@ def load_weights(auto: Any, name: str, config: PreTrainedConfig, *, seed: int, *
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model, report = auto.from_pretrained(
-            **place(name), config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
-        )
+        with reading or contextlib.nullcontext():
+            model, report = auto.from_pretrained(
+                **place(name), config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
+            )
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"model.pretrained: a weight file of {name} holds more than tensors, and reading it could execute code of "

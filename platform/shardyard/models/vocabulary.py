@@ -70,9 +70,10 @@ def resize(model: Any, rows: int, *, seed: int) -> Resized:
     with torch.no_grad():
         for name, tensor in _tensors(model):
             old = shapes.get(name)
-            if old is None or old == tensor.shape:
+            # What has no values yet is filled by whoever reads them.
+            if old is None or old == tensor.shape or tensor.is_meta:
                 continue
-            _fill(tensor if old[0] != tensor.shape[0] else tensor.T, min(before, rows), f"{seed}/{name}")
+            fill_rows(tensor if old[0] != tensor.shape[0] else tensor.T, min(before, rows), f"{seed}/{name}")
     return Resized(before, rows)
 
 
@@ -80,7 +81,7 @@ def _tensors(model: Any) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _fill(tensor: Tensor, kept: int, key: str) -> None:
+def fill_rows(tensor: Tensor, kept: int, key: str) -> None:
     """Fill the rows from `kept` on, in place; [rows, …]."""
     old, new = tensor[:kept].float(), tensor[kept:]
     if not len(new):

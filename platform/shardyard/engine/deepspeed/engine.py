@@ -17,13 +17,15 @@ from transformers.initialization import no_init_weights
 
 from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
+from shardyard.engine.deepspeed.sharding import shard
 from shardyard.engine.mesh import Mesh
 from shardyard.models.adapters.adapters import attach, read_outside
 from shardyard.models.adapters.saved import other_base
-from shardyard.models.build import construct, construct_pretrained
+from shardyard.models.build import construct, construct_in_slices, construct_pretrained
 from shardyard.models.initialise import initialise
 from shardyard.models.outside import OutsideModel
-from shardyard.models.pretrained import freeze
+from shardyard.models.pretrained import Loaded, freeze
+from shardyard.models.slices.quirks import WholeNeededError
 from shardyard.models.vocabulary import Resized
 from shardyard.optim.groups import parameter_groups
 from shardyard.optim.lion_adagrad import client_optimizer
@@ -31,6 +33,7 @@ from shardyard.planning.plan import RunPlan
 from shardyard.planning.reduction import accumulation_type
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Adapter, Recipe
+from shardyard.units import format_bytes
 
 
 def start_engine(
@@ -103,7 +106,7 @@ def _lr_of_b(recipe: Recipe) -> float | None:
 
 def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Callable[[str], None]) -> Any:
     if recipe.model.pretrained is not None:
-        loaded = construct_pretrained(recipe.model, config, recipe.objective, seed=recipe.train.seed)
+        loaded = _pretrained(recipe, plan, config, report)
         for names, what in ((loaded.new, "starts from random values"), (loaded.unused, "is not used")):
             if names:
                 report(
@@ -113,7 +116,15 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
             report(_told(recipe, loaded.resized))
         if recipe.model.adapter is not None:
             _name_other_base(recipe.model.adapter, recipe.model.pretrained, report)
-            attach(loaded.model, recipe.model.adapter, objective=recipe.objective, seed=recipe.train.seed)
+            attach(
+                loaded.model,
+                recipe.model.adapter,
+                objective=recipe.objective,
+                seed=recipe.train.seed,
+                sources=loaded.sources,
+            )
+        if loaded.sources:
+            shard(loaded.model, loaded.sources, plan.deepspeed)
         return loaded.model
     whole = recipe.zero.stage < 3 or (recipe.model.module is None and _reparametrised(recipe, config))
     # Values that a family's rule leaves to the constructor must be the same on every rank.
@@ -134,6 +145,25 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
     if left:
         _as_constructed(model, left, recipe, config)
     return model
+
+
+def _pretrained(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Callable[[str], None]) -> Loaded:
+    """The model with pretrained weights; at stage 3 without their values, which each rank then reads in slices."""
+    given = recipe.model, config, recipe.objective
+    if recipe.zero.stage < 3 or recipe.model.module is not None:
+        return construct_pretrained(*given, seed=recipe.train.seed)
+    adapter = recipe.model.adapter
+    try:
+        if adapter is not None and (adapter.dora or adapter.init != "kaiming"):
+            raise WholeNeededError("model.adapter begins with values computed from whole weights")
+        return construct_in_slices(*given, seed=recipe.train.seed)
+    except WholeNeededError as error:
+        each = format_bytes(4 * plan.architecture.parameters)
+        report(
+            f"{recipe.model.pretrained} cannot be read in slices, because {error}: every rank loads all weights in "
+            f"fp32, which takes {each} of host memory for each"
+        )
+        return construct_pretrained(*given, seed=recipe.train.seed)
 
 
 def _name_other_base(adapter: Adapter, base: str, report: Callable[[str], None]) -> None:

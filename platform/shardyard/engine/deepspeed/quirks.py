@@ -175,6 +175,28 @@ class Init(deepspeed.zero.Init):  # type: ignore[misc]
         super()._zero_init_param(parameter)
 
 
+    def partition(self, parameter: nn.Parameter, part: Callable[[int, int, torch.dtype], Tensor]) -> None:
+        """Partition a parameter; each rank reads its own elements alone, and none are sent.
+
+        Args:
+            parameter: has the shape; its values are not looked at.
+            part: the elements from one index to another of the flattened parameter, in a precision.
+        """
+        dtype = self.dtype if parameter.is_floating_point() else parameter.dtype
+        # Only memory that is written is taken from the host.
+        parameter.data = torch.empty(parameter.shape or (1,), dtype=dtype, device=self.local_device)
+        self._convert_to_deepspeed_param(parameter)
+        start, stop = 0, parameter.ds_numel
+        if self.zero_param_process_group is None:  # else a node holds all of it once more
+            size = self._aligned_size(parameter) // self._partition_world_size(parameter)
+            start = min(stop, size * self._partition_rank(parameter))
+            stop = min(stop, start + size)
+        if start < stop:
+            with torch.no_grad():
+                parameter.view(-1)[start:stop] = part(start, stop, dtype).to(self.local_device)
+        parameter.partition()
+
+
 @contextmanager
 def unwritten_as_nan() -> Iterator[None]:
     """Fill memory that `torch.empty` allocates with NaN, which shows what a constructor has left unwritten."""

@@ -21,18 +21,22 @@ from shardyard.models.adapters.quantized import quantize_layer
 from shardyard.models.adapters.saved import check_saved, load_saved
 from shardyard.models.adapters.targets import adaptable, chosen, fully_trained_names
 from shardyard.models.quirks import quiet_kernels
+from shardyard.models.slices.sources import Sources
 from shardyard.objectives.registry import objective_spec
 from shardyard.recipe.schema import Adapter
 
 
-def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: int) -> None:
+def attach(
+    model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: int, sources: Sources | None = None
+) -> None:
     """Freeze a model and add adapters whose initial weights depend only on seed and name, in place.
 
     Args:
         model: with its pretrained weights, whole.
-        adapter: the recipe's section.
+        adapter: the recipe's section; without `dora`, and with `init: kaiming`, if there are `sources`.
         objective: decides whether the head is trained too.
         seed: the recipe's seed.
+        sources: of the weights whose values have not been read; what an adapter changes is read here.
 
     Raises:
         ModelError: a target is no weight of the model, a pattern of `modules_to_save` matches nothing, or the adapter
@@ -48,6 +52,8 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
     before = adapter.init == "kaiming"
     if adapter.quantize is not None and before:
         for name in linear:
+            if sources is not None:
+                sources.fill(model.get_parameter(f"{name}.weight"))
             quantize_layer(model, name, adapter.quantize)
     quiet_kernels()
     from shardyard.models.adapters.layers import inject  # peft takes half a second; only adapters need it.
@@ -61,6 +67,8 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, objective: str, seed: in
     for parameter in trained:
         parameter.requires_grad_(True)
     if adapter.pretrained is not None:
+        for parameter in trained if sources is not None else ():
+            sources.fill(parameter)
         load_saved(model, adapter, targets)
     elif adapter.init == "kaiming":
         _initialise(model, seed)

@@ -1,0 +1,133 @@
+"""Pretrained weights at ZeRO stage 3: what each rank reads in slices is to the bit what whole loading gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from shardyard.engine.components import make_components
+from shardyard.engine.deepspeed import engine as starting
+from shardyard.engine.deepspeed.engine import start_engine
+from shardyard.engine.mesh import make_mesh
+from shardyard.engine.run import Job
+from shardyard.engine.world import Rank
+from shardyard.models.slices.quirks import WholeNeededError
+from shardyard.replaced import replaced
+from support.pretrained import write_pretrained
+from support.ranks import run_ranks
+from support.tiny import tiny_job, tiny_recipe, write_corpus
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Case:
+    """family: of the model. sections: of its recipe. shards: files of at most so many bytes. body: saved without head.
+    whole: the reason why it is loaded whole all the same."""
+
+    family: str
+    sections: dict[str, Any]
+    shards: int | None = None
+    body: bool = False
+    whole: str | None = None
+
+
+LORA = {"adapter": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
+BF16 = {"train": {"precision": "bf16"}}
+CASES = {
+    "tied": Case("gpt2", {}),
+    "tied-bf16": Case("gpt2", BF16),
+    "resized": Case("llama", {"model": {"vocabulary_multiple": 64}}),
+    "files": Case("llama", {}, shards=20_000),
+    "body": Case("qwen2", BF16, body=True),
+    "experts": Case("mixtral", {}, shards=50_000),
+    "experts-bf16": Case("mixtral", BF16),
+    "frozen": Case("llama", {"model": {"freeze": ["model.embed_tokens.*"]}}),
+    "adapter": Case("llama", {"model": LORA, **BF16}),
+    "adapter-nf4": Case("llama", {"model": {"adapter": {**LORA["adapter"], "quantize": "nf4"}}}),
+    "adapter-pissa": Case("llama", {"model": {"adapter": {**LORA["adapter"], "init": "pissa"}}}, whole="computed"),
+    "pickle": Case("gpt2", {}, whole="no safetensors"),
+}
+
+
+def _write(folder: Path, name: str, case: Case, corpus: Path) -> Job:
+    start = write_pretrained(folder / name, case.family)
+    if case.shards is not None or case.body:
+        model = AutoModelForCausalLM.from_pretrained(start)
+        saved = model.base_model if case.body else model
+        for file in start.glob("*.safetensors*"):
+            file.unlink()
+        saved.save_pretrained(start, max_shard_size=case.shards or "1GB")
+    if name == "pickle":
+        model = AutoModelForCausalLM.from_pretrained(start)
+        (start / "model.safetensors").unlink()
+        torch.save(model.state_dict(), start / "pytorch_model.bin")
+    sections = {key: dict(value) for key, value in case.sections.items()}
+    sections["model"] = {"config": {}, "pretrained": str(start), **sections.get("model", {})}
+    recipe = tiny_recipe(corpus, family=case.family, zero={"stage": 3}, cluster={"workers": 2}, **sections)
+    return tiny_job(recipe, folder / "runs", world_size=2)
+
+
+def _engine_state(job: Job, rank: Rank) -> tuple[dict[str, Tensor], list[str]]:
+    told: list[str] = []
+    components = make_components(job.recipe)
+    engine = start_engine(job.recipe, job.plan, components.config, make_mesh(job.plan.mesh, rank), told.append)
+    state = dict(engine.module.named_buffers())
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            state[name] = parameter.detach().clone()
+            state[f"{name}.requires_grad"] = torch.tensor(parameter.requires_grad)
+    for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
+        state[f"master.{number}"] = flat.detach().clone()
+    tied = {name for name, _ in engine.module.named_parameters(remove_duplicate=False)}
+    state["names"] = torch.tensor(sorted(map(hash, tied)))
+    engine.destroy()
+    return state, told
+
+
+def compare(rank: Rank, jobs: dict[str, Job]) -> dict[str, tuple[list[str], list[str]]]:
+    """For each job the tensors that differ between both ways of loading, and what was told of the first."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise WholeNeededError("the test compares with it")
+
+    found = {}
+    for name, job in jobs.items():
+        sliced, told = _engine_state(job, rank)
+        with replaced(starting, "construct_in_slices", refuse):
+            entire, _ = _engine_state(job, rank)
+        differing = sorted(sliced.keys() ^ entire.keys())
+        for key in sliced.keys() & entire.keys():
+            one, other = sliced[key], entire[key]
+            if one.dtype != other.dtype or one.device != other.device or not torch.equal(one, other):
+                differing.append(key)
+        found[name] = differing, told
+    return found
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[list[str], list[str]]]]:
+    folder = tmp_path_factory.mktemp("slices")
+    corpus = write_corpus(folder, 100)
+    jobs = {name: _write(folder, name, case, corpus) for name, case in CASES.items()}
+    return run_ranks(2, compare, jobs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_slices_are_what_whole_loading_gives(
+    compared: list[dict[str, tuple[list[str], list[str]]]], name: str
+) -> None:
+    for found in compared:
+        differing, told = found[name]
+        assert not differing
+        reasons = [text for text in told if "cannot be read in slices" in text]
+        expected = CASES[name].whole
+        assert bool(reasons) == (expected is not None), told
+        assert expected is None or expected in reasons[0]
