@@ -10,7 +10,7 @@ import deepspeed
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM
 
 from shardyard.engine.components import make_components
 from shardyard.engine.deepspeed import engine as starting
@@ -54,6 +54,8 @@ CASES = {
     "adapter-nf4": Case("llama", {"model": {"adapter": {**LORA["adapter"], "quantize": "nf4"}}}),
     "adapter-pissa": Case("llama", {"model": {"adapter": {**LORA["adapter"], "init": "pissa"}}}, whole="computed"),
     "pickle": Case("gpt2", {}, whole="no safetensors"),
+    "spread": Case("mixtral", {"model": {"experts": {"parallel": 2}}}, whole="cuts experts"),
+    "offloaded": Case("gpt2", {"zero": {"offload_parameters": True}, **BF16}),
 }
 
 
@@ -71,7 +73,9 @@ def _write(folder: Path, name: str, case: Case, corpus: Path) -> Job:
         torch.save(model.state_dict(), start / "pytorch_model.bin")
     sections = {key: dict(value) for key, value in case.sections.items()}
     sections["model"] = {"config": {}, "pretrained": str(start), **sections.get("model", {})}
-    recipe = tiny_recipe(corpus, family=case.family, zero={"stage": 3}, cluster={"workers": 2}, **sections)
+    recipe = tiny_recipe(
+        corpus, family=case.family, zero={"stage": 3, **sections.pop("zero", {})}, cluster={"workers": 2}, **sections
+    )
     return tiny_job(recipe, folder / "runs", world_size=2)
 
 
@@ -121,9 +125,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[l
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_slices_are_what_whole_loading_gives(
-    compared: list[dict[str, tuple[list[str], list[str]]]], name: str
-) -> None:
+def test_slices_are_what_whole_loading_gives(compared: list[dict[str, tuple[list[str], list[str]]]], name: str) -> None:
     for found in compared:
         differing, told = found[name]
         assert not differing

@@ -51,7 +51,7 @@ def frozen_causal_lm(
             f"{name} has a vocabulary of {own} entries and the model that is trained one of {tokens or vocabulary}, so "
             "their probabilities cannot be compared; use models with the same tokenizer."
         )
-    options = {} if attention is None else {"attn_implementation": attention}
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     loaded = load_weights(AutoModelForCausalLM, name, config, seed=0, dtype=DTYPES[precision], **options)
     if loaded.new:
         raise ModelError(f"{name} lacks weights of a causal language model: {', '.join(loaded.new[:3])}")

@@ -174,8 +174,7 @@ class Init(deepspeed.zero.Init):  # type: ignore[misc]
         _give_axis(parameter)
         super()._zero_init_param(parameter)
 
-
-    def partition(self, parameter: nn.Parameter, part: Callable[[int, int, torch.dtype], Tensor]) -> None:
+    def partition(self, parameter: Any, part: Callable[[int, int, torch.dtype], Tensor]) -> None:
         """Partition a parameter; each rank reads its own elements alone, and none are sent.
 
         Args:

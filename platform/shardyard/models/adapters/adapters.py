@@ -67,8 +67,9 @@ def attach(
     for parameter in trained:
         parameter.requires_grad_(True)
     if adapter.pretrained is not None:
-        for parameter in trained if sources is not None else ():
-            sources.fill(parameter)
+        if sources is not None:
+            for parameter in trained:
+                sources.fill(parameter)
         load_saved(model, adapter, targets)
     elif adapter.init == "kaiming":
         _initialise(model, seed)

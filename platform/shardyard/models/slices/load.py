@@ -107,9 +107,9 @@ def _stored(files: Sequence[str]) -> list[tuple[str, Stored]]:
     found = []
     for path in files:
         with safe_open(path, framework="pt", backend="pread") as file:
-            found += [
-                (key, Stored(Path(path), key, torch.Size(file.get_slice(key).get_shape()))) for key in file.keys()
-            ]
+            keys = list(file.keys())
+            shapes = [torch.Size(file.get_slice(key).get_shape()) for key in keys]
+            found += [(key, Stored(Path(path), key, shape)) for key, shape in zip(keys, shapes, strict=True)]
     return found
 
 
@@ -141,4 +141,3 @@ def _sized(source: Source, parameter: nn.Parameter, kept: int, key: str) -> Sour
     if source.shape == parameter.shape or math.prod(source.shape) == parameter.numel():
         return source
     return Resized(source, parameter.shape, kept, key)
-

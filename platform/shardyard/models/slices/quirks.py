@@ -110,8 +110,12 @@ def reading_by(load: Callable[[PreTrainedModel, Sequence[str], Any], Any]) -> It
             raise WholeNeededError("they are no safetensors files")
         return load(model, files, load_config), None
 
-    with replaced(PreTrainedModel, "_load_pretrained_model", staticmethod(read)):
+    before = vars(PreTrainedModel)["_load_pretrained_model"]  # with its decorator, which `getattr` would lose
+    PreTrainedModel._load_pretrained_model = staticmethod(read)
+    try:
         yield
+    finally:
+        PreTrainedModel._load_pretrained_model = before
 
 
 def settle_ties(model: PreTrainedModel, report: Any, same: Callable[[str, str], bool]) -> None:

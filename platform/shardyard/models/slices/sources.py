@@ -22,7 +22,10 @@ _PLAIN = {"F32", "BF16", "F16"}
 class Source(Protocol):
     """The values of one parameter or buffer."""
 
-    shape: torch.Size
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor in the model, or in the file if the model has it with other axes."""
+        ...
 
     def part(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Elements `start` to `stop` of the flattened tensor [stop - start], on the CPU."""
@@ -98,9 +101,7 @@ class Converted:
     def _convert(self, dtype: torch.dtype, rows: slice) -> dict[str, Tensor]:
         # What only moves values may round before; other operations compute in fp32, as transformers does.
         read = dtype if self.conversion.moves_only else torch.float32
-        tensors = {
-            pattern: [whole(one, read) for one in stored[rows]] for pattern, stored in self.tensors.items()
-        }
+        tensors = {pattern: [whole(one, read) for one in stored[rows]] for pattern, stored in self.tensors.items()}
         return {name: tensor.to(dtype) for name, tensor in self.conversion(tensors).items()}
 
 
@@ -167,7 +168,8 @@ class Sources(dict[nn.Parameter, Source]):
 
     def of(self, parameter: nn.Parameter) -> Source:
         """The source of any parameter; one that has values is its own."""
-        return self.get(parameter) or Held(parameter.detach())
+        found = self.get(parameter)
+        return Held(parameter.detach()) if found is None else found
 
     def fill(self, parameter: nn.Parameter) -> None:
         """Read the values of a parameter, whole."""
