@@ -50,7 +50,9 @@ class Stored:
         # Reading instead of mapping: mapped pages would count as memory of the process until the file is closed.
         with safe_open(self.file, framework="pt", backend="pread") as file:
             stored = file.get_slice(self.key)
-            values: Tensor = _elements(stored, self.shape, start, stop) if self.shape else stored[...].reshape(1)
+            values: Tensor = (
+                _elements(stored, self.shape, start, stop) if self.shape else stored[...].reshape(1)[start:stop]
+            )
             if stored.get_dtype() not in _PLAIN:
                 values = values.float() if dtype.is_floating_point else values
         return values.to(dtype)
