@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 
 from shardyard.data.mixture.batches import stage_batches
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.checkpoint.checkpoint import Checkpointer
 from shardyard.engine.components import Components, make_components, with_frozen
 from shardyard.engine.deepspeed.engine import LearningRate, start_engine
+from shardyard.engine.deepspeed.sharding import start_frozen
 from shardyard.engine.hooks.base import EventLog, NullEventLog
 from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
 from shardyard.engine.hooks.evaluate import EvaluateHook
@@ -50,13 +52,18 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     tracker = _tracker(recipe, folder) if mesh.is_first else None
     event_log: EventLog = tracker or NullEventLog()
     components = make_components(recipe, data_group=mesh.data.group)
-    engine = start_engine(recipe, plan, components.config, mesh, lambda text: event_log.event(Notice(text=text)))
+
+    def report(text: str) -> None:
+        event_log.event(Notice(text=text))
+
+    engine = start_engine(recipe, plan, components.config, mesh, report)
     for remark in components.chat.remarks if components.chat is not None else ():
-        event_log.event(Notice(text=remark))
+        report(remark)
     tokenizer = components.exported_tokenizer(recipe)
     generates = components.generation(recipe, tokenizer)
     generation.adopt(engine.module, generates)
-    components = with_frozen(recipe, components, mesh.device, engine.module)
+    shard = partial(start_frozen, plan) if recipe.zero.stage == 3 else None
+    components = with_frozen(recipe, components, mesh.device, engine.module, shard=shard, report=report)
     loader = TrainLoader(
         components.format_inputs,
         objective=recipe.objective,

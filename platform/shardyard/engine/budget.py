@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.components import make_components, with_frozen
 from shardyard.engine.deepspeed.engine import LearningRate, start_engine
+from shardyard.engine.deepspeed.sharding import start_frozen
 from shardyard.engine.hooks.base import Hook, NullEventLog
 from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.hooks.sampling import SampleHook
@@ -106,7 +108,8 @@ def measure(job: Job, mesh: Mesh) -> Pace:
     recipe, plan = job.recipe, job.plan
     components = make_components(recipe, data_group=mesh.data.group)
     engine = start_engine(recipe, plan, components.config, mesh)
-    components = with_frozen(recipe, components, mesh.device, engine.module)
+    shard = partial(start_frozen, plan) if recipe.zero.stage == 3 else None
+    components = with_frozen(recipe, components, mesh.device, engine.module, shard=shard)
     loader = TrainLoader(
         components.format_inputs,
         objective=recipe.objective,

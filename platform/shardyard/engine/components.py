@@ -29,7 +29,7 @@ from shardyard.data.text_frame import set_languages, target_frame
 from shardyard.data.tokenizers.compare import check_same_tokens
 from shardyard.data.tokenizers.tokenizer import fingerprint, vocabulary_size
 from shardyard.models.build import architecture_config, special_token_ids
-from shardyard.models.frozen import AdapterOff, frozen_causal_lm
+from shardyard.models.frozen import AdapterOff, Shard, frozen_causal_lm
 from shardyard.models.generation import begin_texts, generation_config
 from shardyard.objectives.base import Objective
 from shardyard.objectives.inputs import ObjectiveInputs
@@ -182,12 +182,20 @@ def _chat(recipe: Recipe, tokenizer: Any) -> ChatNotes | None:
 
 
 def with_frozen(
-    recipe: Recipe, components: Components, device: torch.device, policy: nn.Module | None = None
+    recipe: Recipe,
+    components: Components,
+    device: torch.device,
+    policy: nn.Module | None = None,
+    *,
+    shard: Shard | None = None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Components:
     """The components with the frozen model that its objective compares with, if it needs one.
 
     Args:
         policy: the trained model; a model with adapters is its own reference. None if training is already done.
+        shard: spreads the frozen model over the ranks; None holds it whole.
+        report: called with a message if every rank has to load it whole before.
 
     Raises:
         ModelError: the frozen model cannot be loaded, or has another vocabulary.
@@ -210,6 +218,8 @@ def with_frozen(
             attention=recipe.model.attention,
             resize_seed=recipe.train.seed if reference else None,
             tokens=None if reference else vocabulary_size(components.tokenizer),
+            shard=shard,
+            report=report,
         )
     if frozen is None:
         return components

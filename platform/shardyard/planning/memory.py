@@ -74,7 +74,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
         gathered = 2 * width * max(0, block)
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
-        parameters += width * architecture.parameters  # the reference model, whole on each rank
+        parameters += width * architecture.parameters // (mesh.data if stage == 3 else 1)  # the reference model
     if recipe.model.adapter is not None and recipe.model.adapter.quantize is not None:
         # Quantised weights are buffers, which ZeRO does not shard.
         parameters += round(QUANTIZED_BYTES_PER_WEIGHT[recipe.model.adapter.quantize] * quantized)

@@ -95,7 +95,7 @@ def test_slices_hold_what_transformers_loads(family: str, tmp_path: Path) -> Non
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) / 10  # zeros and ones would hide what is exchanged
-    model.save_pretrained(tmp_path, max_shard_size="10kB")
+    model.save_pretrained(tmp_path, max_shard_size="5kB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     config = AutoConfig.from_pretrained(tmp_path)
     entire = load_weights(auto, str(tmp_path), config, seed=3)

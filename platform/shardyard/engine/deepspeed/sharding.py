@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
+import deepspeed
 from torch import nn
 
 from shardyard.engine.deepspeed import quirks
 from shardyard.models.slices.sources import Sources
+from shardyard.planning.plan import RunPlan
 
 
-def shard(model: nn.Module, sources: Sources, deepspeed_config: dict[str, Any]) -> None:
+def shard(model: nn.Module, sources: Sources, deepspeed_config: Mapping[str, object]) -> None:
     """Partition every parameter of a model for ZeRO-3, one at a time; all ranks call this.
 
     Args:
@@ -18,10 +20,28 @@ def shard(model: nn.Module, sources: Sources, deepspeed_config: dict[str, Any]) 
         sources: emptied.
         deepspeed_config: of stage 3.
     """
-    init = quirks.Init(config_dict_or_path=deepspeed_config)
+    init = quirks.Init(config_dict_or_path=dict(deepspeed_config))
     for parameter in model.parameters():
         init.partition(parameter, sources.of(parameter).part)
         sources.pop(parameter, None)
     # The engine moves no module that is partitioned already.
     for buffer in model.buffers():
         buffer.data = buffer.data.to(init.local_device)
+
+
+def start_frozen(plan: RunPlan, model: nn.Module, sources: Sources) -> nn.Module:
+    """A frozen model in an engine without optimizer (ZeRO-3 inference), which gathers a layer while it computes.
+
+    All ranks call this, and then the model, the same number of times.
+
+    Args:
+        plan: of stage 3.
+        model: without gradients, in evaluation mode.
+        sources: of the values of its parameters; emptied.
+    """
+    own = {name: value for name, value in plan.deepspeed.items() if name not in ("optimizer", "expert_parallel")}
+    shard(model, sources, own)
+    engine, _, _, _ = deepspeed.initialize(model=model, config=own, dist_init_required=False)
+    engine.eval()
+    frozen: nn.Module = engine
+    return frozen

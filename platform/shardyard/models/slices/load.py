@@ -25,6 +25,8 @@ from shardyard.models.slices.quirks import (
     Read,
     WholeNeededError,
     assign,
+    has_adapter,
+    keep,
     no_values,
     reading_by,
     settle_ties,
@@ -54,7 +56,7 @@ def load_in_slices(
         # A rule of this family needs values, or the weights do not fit: loading them whole tells.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WholeNeededError(f"this {config.model_type} cannot be built of shapes alone: {first}") from error
-    if getattr(loaded.model, "_hf_peft_config_loaded", False):
+    if has_adapter(loaded.model):
         raise WholeNeededError("they come with an adapter")
     kept = 0 if resized is None else min(resized.before, resized.after)
     sources = _stand_ins(loaded.model, reader.sources, kept, seed)
@@ -85,8 +87,7 @@ class _Reader:
         for name, buffer in model.named_buffers():
             if buffer.is_meta and name in self.sources:
                 owner, _, own = name.rpartition(".")
-                value = whole(self.sources[name], buffer.dtype)
-                value._is_hf_initialized = True  # type: ignore[attr-defined]  # or its rule would write it
+                value = keep(whole(self.sources[name], buffer.dtype))
                 setattr(model.get_submodule(owner), own, value)
         return report
 

@@ -133,6 +133,17 @@ def settle_ties(model: PreTrainedModel, report: Any, same: Callable[[str, str], 
             del model.all_tied_weights_keys[target]
 
 
+def keep(value: Tensor) -> Tensor:
+    """The value of a buffer, marked so that the initialisation of missing weights does not overwrite it."""
+    value._is_hf_initialized = True  # type: ignore[attr-defined]
+    return value
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    """Whether `from_pretrained` found an adapter beside the weights, and loaded it."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
 def no_values(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor with a shape alone."""
     return torch.empty(tuple(shape), dtype=dtype, device="meta")
