@@ -108,7 +108,7 @@ def frozen_models(rank: Rank, job: Job) -> tuple[float, float, float]:
     """How far the outputs of a sharded frozen model are from those of a whole one; its share of the weights, and
     whether the embeddings of another size are the same."""
     name, precision = str(job.recipe.model.pretrained), precision_of(job.recipe)
-    # New rows begin as the mean of the others: in slices of those stored, as in the trained model; whole, of rounded ones.
+    # New rows are the mean of others: in slices of stored ones, as in the trained model; whole, of rounded ones.
     rows = 320 if precision == "fp32" else 257
     given: dict[str, Any] = {"vocabulary": rows, "precision": precision, "device": rank.device, "resize_seed": 5}
     entire = frozen_causal_lm(name, **given)
