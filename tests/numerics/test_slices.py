@@ -58,7 +58,7 @@ CASES = {
     "adapter-nf4": Case("llama", {"model": {"adapter": {**LORA["adapter"], "quantize": "nf4"}}}),
     "adapter-pissa": Case("llama", {"model": {"adapter": {**LORA["adapter"], "init": "pissa"}}}, whole="computed"),
     "pickle": Case("gpt2", {}, whole="no safetensors"),
-    "spread": Case("mixtral", {"model": {"experts": {"parallel": 2}}}, whole="cuts experts"),
+    "spread": Case("mixtral", {"parallel": {"expert": 2}}, whole="cut whole layers"),
     "offloaded": Case("gpt2", {"zero": {"offload_parameters": True}, **BF16}),
 }
 

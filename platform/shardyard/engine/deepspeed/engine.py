@@ -156,8 +156,8 @@ def _pretrained(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report:
     try:
         if adapter is not None and (adapter.dora or adapter.init != "kaiming"):
             raise WholeNeededError("model.adapter begins with values computed from whole weights")
-        if recipe.model.experts.parallel > 1:
-            raise WholeNeededError("model.experts.parallel cuts experts out of whole layers")
+        if recipe.parallel.tensor > 1 or recipe.parallel.expert > 1:
+            raise WholeNeededError("parallel.tensor and parallel.expert cut whole layers")
         return construct_in_slices(*given, seed=recipe.train.seed)
     except WholeNeededError as error:
         each = format_bytes(4 * plan.architecture.parameters)
