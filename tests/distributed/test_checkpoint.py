@@ -339,7 +339,7 @@ def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job,
     # Its weights can be exported for as long as they are whole.
     newest, weights = job.folder.checkpoints / "step-00000008", "engine/mp_rank_00_model_states.pt"
     assert weights_of_checkpoint(newest, precision="fp32").keys()
-    damage(newest, weights)
+    assert damage(newest, "mp_rank_00_model_states.pt") == weights
     with pytest.raises(CheckpointError, match=f"step-00000008 is damaged: {weights}; use an older checkpoint"):
         weights_of_checkpoint(newest, precision="fp32")
 

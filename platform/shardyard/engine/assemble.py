@@ -187,7 +187,7 @@ def _add_hooks(session: Session, components: Components) -> None:
     if recipe.sample.prompts:
         chat = objective_spec(recipe.objective).chat
         sample = SampleHook(
-            session.engine, session.tokenizer, recipe.sample, session.mesh.device, events, every=every, chat=chat
+            session.engine, session.tokenizer, recipe.sample, session.mesh, events, every=every, chat=chat
         )
     acting = [hook for hook in (session.mixture, stopping, sample, session.checkpoint) if hook is not None]
     ours = [evaluate, session.recorder, *acting]

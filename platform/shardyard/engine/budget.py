@@ -135,7 +135,7 @@ def measure(job: Job, mesh: Mesh) -> Pace:
     ]
     if recipe.sample.prompts:
         chat = objective_spec(recipe.objective).chat
-        hooks.append(SampleHook(engine, components.tokenizer, recipe.sample, mesh.device, NullEventLog(), chat=chat))
+        hooks.append(SampleHook(engine, components.tokenizer, recipe.sample, mesh, NullEventLog(), chat=chat))
     try:
         times = _timed(lambda: train_step(engine, components.objective, next(loader), mesh), mesh)
         started = time.monotonic()

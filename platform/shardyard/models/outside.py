@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import load_torch_model
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig
@@ -123,24 +123,28 @@ class OutsideModel(nn.Module):
         max_new_tokens: int,
         do_sample: bool = False,
         temperature: float = 1.0,
+        synced_gpus: bool = False,
         **_: object,
     ) -> Tensor:
         """Continue one row of tokens [1, T] up to the end-of-text token; returns [1, T + new]. There is no cache.
 
-        An encoder–decoder (`is_encoder_decoder`) generates a new text that starts with `decoder_start_token_id`.
+        An encoder–decoder (`is_encoder_decoder`) generates a new text that starts with `decoder_start_token_id`. With
+        `synced_gpus` a rank goes on with passes that do not count until all ranks are done, as transformers does.
         """
         source = input_ids if self.config.is_encoder_decoder else None
         if source is not None:
             input_ids = input_ids.new_full((1, 1), _decoder_start(self.config))
-        for _step in range(max_new_tokens):
+        left = max_new_tokens
+        while _any_goes_on(left > 0, input_ids.device, synced_gpus):
             logits = self(**self._step_inputs(source, input_ids)).logits[:, -1].float()  # [1, V]
+            if not left:
+                continue
             if do_sample:
                 chosen = torch.multinomial((logits / temperature).softmax(-1), 1)
             else:
                 chosen = logits.argmax(-1, keepdim=True)
             input_ids = torch.cat([input_ids, chosen], dim=1)
-            if int(chosen) == self.config.eos_token_id:
-                break
+            left = 0 if int(chosen) == self.config.eos_token_id else left - 1
         return input_ids
 
     def _step_inputs(self, source: Tensor | None, written: Tensor) -> dict[str, Tensor]:
@@ -364,6 +368,14 @@ def _as_output(value: Any) -> Output:
             "an object with `logits`."
         )
     return Output({**found, **{name: one for name, one in getattr(value, "__dict__", {}).items() if one is not None}})
+
+
+def _any_goes_on(goes_on: bool, device: torch.device, synchronised: bool) -> bool:
+    if not synchronised:
+        return goes_on
+    flag = torch.tensor(float(goes_on), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def _decoder_start(config: ModuleConfig) -> int:

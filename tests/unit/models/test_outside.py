@@ -11,7 +11,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, distributed, nn
 
 from shardyard import plugins
 from shardyard.engine.components import make_components
@@ -258,7 +258,7 @@ def test_weights_are_saved_by_the_module_s_own_names_and_loaded_again(place: Pat
         )
 
 
-def test_it_continues_tokens_until_the_end_of_a_text() -> None:
+def test_it_continues_tokens_until_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(model_of("others.py:sequential", width=2))
     embed, head = model.module
     with torch.no_grad():
@@ -270,6 +270,17 @@ def test_it_continues_tokens_until_the_end_of_a_text() -> None:
     assert model.generate(input_ids=ids, max_new_tokens=9).tolist() == [[0, 1, 2, 3]], "3 is the end"
     torch.manual_seed(0)
     assert model.generate(input_ids=ids, max_new_tokens=4, do_sample=True, temperature=0.01).tolist() == [[0, 1, 2, 3]]
+    others = iter([1.0] * 5 + [0.0])
+    passes: list[float] = []
+
+    def goes_on(flag: Tensor, **_: object) -> None:
+        passes.append(float(flag))
+        flag.fill_(max(float(flag), next(others)))
+
+    monkeypatch.setattr(distributed, "all_reduce", goes_on)
+    together = model.generate(input_ids=ids, max_new_tokens=9, synced_gpus=True)
+    assert together.tolist() == [[0, 1, 2, 3]]
+    assert passes == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], "two more passes, until the other ranks are done"
 
 
 def test_blocks_are_computed_anew_with_the_same_gradients() -> None:

@@ -303,6 +303,28 @@ def release_parameters(engine: deepspeed.DeepSpeedEngine) -> None:
         engine.optimizer.checkpoint_event_prologue()
 
 
+@contextmanager
+def kept_whole(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
+    """Context in which every rank has the whole model under ZeRO-3, so that forward passes need no other rank.
+
+    DeepSpeed's context of gathered parameters alone does not do it: the first pass partitions them again, unless they
+    bear the mark of parameters that other modules use.
+    """
+    release_parameters(engine)
+    parameters = [one for one in engine.module.parameters() if hasattr(one, "ds_id")]
+    marks = [one.is_external_param for one in parameters]
+    with deepspeed.zero.GatheredParameters(parameters):
+        for parameter in parameters:
+            parameter.is_external_param = True
+        try:
+            yield
+        finally:
+            for parameter, mark in zip(parameters, marks, strict=True):
+                parameter.is_external_param = mark
+                parameter.ds_active_sub_modules.clear()
+    engine.optimizer.checkpoint_event_epilogue()
+
+
 def reading_by(load: Callable[..., Any]) -> AbstractContextManager[None]:
     """Context in which `torch.load` is `load`.
 

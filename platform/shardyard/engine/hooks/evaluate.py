@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from shardyard.data.stream.held_out import HeldOut
+from shardyard.engine.deepspeed.generating import ready_to_generate
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.engine.mesh import Axis, Mesh
 from shardyard.engine.standard_errors import jackknife, of_share
@@ -188,14 +189,16 @@ class EvaluateHook(Hook):
     def on_step(self, record: StepRecord) -> None:
         """Add the evaluation's metrics to the record."""
         started = time.monotonic()
-        result = evaluate(
-            self._engine,
-            self._objective,
-            self._held_out,
-            self._mesh,
-            micro_batch=self._micro_batch,
-            synchronised=self._engine.zero_optimization_stage() == 3 and self._mesh.data.size > 1,
-        )
+        collects = self._objective.rows_to_collect(self._held_out.num_rows) > 0
+        with ready_to_generate(self._engine, self._mesh) if collects else nullcontext() as together:
+            result = evaluate(
+                self._engine,
+                self._objective,
+                self._held_out,
+                self._mesh,
+                micro_batch=self._micro_batch,
+                synchronised=together is not None,
+            )
         self.errors = result.errors
         record.add({eval_loss(): result.loss})
         record.add({f"eval/validation/{name}": value for name, value in result.metrics.items()})

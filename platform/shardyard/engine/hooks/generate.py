@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from shardyard.data.chat import chat_prompt
+from shardyard.engine.mesh import Axis
 from shardyard.models.generation import one_text
 
 # When the model's positions are used up, the newest tokens are kept up to this share of the positions: with a larger
@@ -35,6 +36,7 @@ def generate(
     seed: int = 0,
     chat: bool = False,
     report: Callable[[str], None] = lambda text: None,
+    together: Axis | None = None,
 ) -> str:
     """The continuation of a prompt, without the prompt; for an encoder–decoder, its output for the prompt.
 
@@ -44,11 +46,15 @@ def generate(
 
     Args:
         tokenizer: that of the exported model (`data/exported.py`), whose texts the model begins with the same tokens.
+        together: ranks that take part in every forward pass (ZeRO-3): all of them call this, and none stops before the
+            others, wherever its own text ends.
     """
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     fixed = {"use_cache": True, **sampling}
     if getattr(getattr(model, "generation_config", None), "pad_token_id", None) is None:
         fixed["pad_token_id"] = tokenizer.eos_token_id
+    if together is not None:
+        fixed["synced_gpus"] = True
     if getattr(getattr(model, "generation_config", None), "stop_strings", None):
         fixed["tokenizer"] = tokenizer
     with seeded(seed, device), one_text(model):
@@ -57,7 +63,7 @@ def generate(
             continuation = _generate(model, ids, min(max_new_tokens, room), device, fixed)
         else:
             ids = _question(tokenizer, prompt) if chat else _beginning(tokenizer, prompt)
-            continuation = _continue(model, ids, max_new_tokens, device, fixed, report)
+            continuation = _continue(model, ids, max_new_tokens, device, fixed, report, together)
     return str(tokenizer.decode(continuation, skip_special_tokens=True))
 
 
@@ -68,22 +74,38 @@ def _continue(
     device: torch.device,
     fixed: Mapping[str, object],
     report: Callable[[str], None],
+    together: Axis | None,
 ) -> list[int]:
-    """The tokens generated after `ids`, conditioned on as many tokens as the model has positions for."""
+    """The tokens generated after `ids`, conditioned on as many tokens as the model has positions for.
+
+    Ranks that generate together make as many passes at a time as all of their texts have positions for.
+    """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return _generate(model, ids, max_new_tokens, device, fixed)[len(ids) :]
     if len(ids) >= positions:
         # One position is reserved for the first new token.
         _report_cut(report, len(ids), positions - 1, "first")
-    window, continuation = ids[-(positions - 1) :], list[int]()
-    while True:
-        wanted = min(max_new_tokens - len(continuation), positions - len(window))
-        new_ids = _generate(model, window, wanted, device, fixed)[len(window) :]
+    window, continuation, wanted = ids[-(positions - 1) :], list[int](), max_new_tokens
+    while passes := _least(min(wanted, positions - len(window)) if wanted else 0, together):
+        if not wanted:
+            # The text is finished; the passes are for the weights that other ranks gather.
+            _generate(model, window[-1:], passes, device, fixed)
+            continue
+        new_ids = _generate(model, window, passes, device, fixed)[len(window) :]
         continuation += new_ids
-        if len(continuation) >= max_new_tokens or len(new_ids) < wanted or new_ids[-1] in _ends(model):
-            return continuation
-        window = (window + new_ids)[-max(1, int(KEPT_SHARE * positions)) :]
+        ended = len(new_ids) < passes or new_ids[-1] in _ends(model)
+        wanted = 0 if ended else max_new_tokens - len(continuation)
+        window = window + new_ids
+        if len(window) >= positions:
+            window = window[-max(1, int(KEPT_SHARE * positions)) :]
+    return continuation
+
+
+def _least(passes: int, together: Axis | None) -> int:
+    """The fewest passes that a rank wants which wants any; 0 if none does."""
+    everyones = [passes] if together is None else together.gather(passes)
+    return min((one for one in everyones if one), default=0)
 
 
 def _generate(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import deepspeed
-import torch
 
+from shardyard.engine.deepspeed.generating import ready_to_generate, told
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.engine.hooks.generate import generate
+from shardyard.engine.mesh import Mesh
 from shardyard.recipe.schema import Sample
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import Notice
 
 
 class SampleHook(Hook):
-    """Continues the recipe's prompts on all ranks in the same way: under ZeRO-3 each pass is a collective."""
+    """Continues the recipe's prompts on all ranks in the same way: under ZeRO-3 they gather the model together."""
 
     name = "sample"
     reads_metrics = False
@@ -25,7 +26,7 @@ class SampleHook(Hook):
         engine: deepspeed.DeepSpeedEngine,
         tokenizer: Any,
         settings: Sample,
-        device: torch.device,
+        mesh: Mesh,
         events: EventLog,
         *,
         every: int = 1,
@@ -33,26 +34,30 @@ class SampleHook(Hook):
     ) -> None:
         super().__init__(every)
         self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
-        self._device, self._events, self._chat = device, events, chat
+        self._mesh, self._events, self._chat = mesh, events, chat
         self._reported: set[str] = set()
 
     def on_step(self, record: StepRecord) -> None:
         """Write a continuation of each prompt to samples.jsonl."""
         self._engine.eval()
         try:
-            for prompt in self._settings.prompts:
-                text = generate(
-                    self._engine.module,
-                    self._tokenizer,
-                    prompt,
-                    max_new_tokens=self._settings.max_new_tokens,
-                    device=self._device,
-                    temperature=self._settings.temperature,
-                    seed=record.step,
-                    chat=self._chat,
-                    report=self._report,
-                )
-                self._events.sample(record.step, prompt, text)
+            with ready_to_generate(self._engine, self._mesh) as together:
+                if together is not None:
+                    self._report(told(self._engine))
+                for prompt in self._settings.prompts:
+                    text = generate(
+                        self._engine.module,
+                        self._tokenizer,
+                        prompt,
+                        max_new_tokens=self._settings.max_new_tokens,
+                        device=self._mesh.device,
+                        temperature=self._settings.temperature,
+                        seed=record.step,
+                        chat=self._chat,
+                        report=self._report,
+                        together=together,
+                    )
+                    self._events.sample(record.step, prompt, text)
         finally:
             self._engine.train()
 
