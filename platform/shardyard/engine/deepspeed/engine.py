@@ -124,7 +124,7 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
                 sources=loaded.sources,
             )
         if loaded.sources:
-            shard(loaded.model, loaded.sources, plan.deepspeed)
+            shard(loaded.model, loaded.sources, plan)
         return loaded.model
     whole = recipe.zero.stage < 3 or (recipe.model.module is None and _reparametrised(recipe, config))
     # Values that a family's rule leaves to the constructor must be the same on every rank.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import deepspeed
 from torch import nn
 
@@ -12,15 +10,15 @@ from shardyard.models.slices.sources import Sources
 from shardyard.planning.plan import RunPlan
 
 
-def shard(model: nn.Module, sources: Sources, deepspeed_config: Mapping[str, object]) -> None:
+def shard(model: nn.Module, sources: Sources, plan: RunPlan) -> None:
     """Partition every parameter of a model for ZeRO-3, one at a time; all ranks call this.
 
     Args:
         model: its parameters have values, or a source.
         sources: emptied.
-        deepspeed_config: of stage 3.
+        plan: of stage 3.
     """
-    init = quirks.Init(config_dict_or_path=dict(deepspeed_config))
+    init = quirks.Init(config_dict_or_path=plan.deepspeed)
     for parameter in model.parameters():
         init.partition(parameter, sources.of(parameter).part)
         sources.pop(parameter, None)
@@ -39,8 +37,8 @@ def start_frozen(plan: RunPlan, model: nn.Module, sources: Sources) -> nn.Module
         model: without gradients, in evaluation mode.
         sources: of the values of its parameters; emptied.
     """
+    shard(model, sources, plan)
     own = {name: value for name, value in plan.deepspeed.items() if name not in ("optimizer", "expert_parallel")}
-    shard(model, sources, own)
     engine, _, _, _ = deepspeed.initialize(model=model, config=own, dist_init_required=False)
     engine.eval()
     frozen: nn.Module = engine
