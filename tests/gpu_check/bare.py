@@ -235,7 +235,7 @@ def _steps(setting: Setting, name: str, *, micro_batch: int) -> dict[str, Any]:
     from shardyard.objectives.causal_lm.loss import causal_lm_loss
     from shardyard.tracking.metrics.meters import Throughput, device_name, peak_flops
 
-    plan, model = _planned(setting, name, micro_batch)
+    recipe, plan, model = _planned(setting, name, micro_batch)
     masters = [p.detach().float().requires_grad_() for p in model.parameters()]
     optimizer = torch.optim.AdamW(masters, lr=3e-3 if setting.rehearses else 3e-4, fused=True)
     length = plan.tokens_per_row
@@ -263,8 +263,24 @@ def _steps(setting: Setting, name: str, *, micro_batch: int) -> dict[str, Any]:
         "last_loss": found[-1],
         "tokens_per_second": metrics["perf/tokens_per_second"],
         "mfu": metrics.get("perf/mfu"),
+        **_forecast(setting, recipe, plan, metrics["perf/tokens_per_second"]),
         **_memory(setting, plan),
     }
+
+
+def _forecast(setting: Setting, recipe: Any, plan: Any, measured: float) -> dict[str, Any]:
+    """What `shardyard plan --gpu` says of the step; this script's own optimizer, which copies weights, is slower."""
+    from shardyard.planning.forecast.accelerators import by_device
+    from shardyard.planning.forecast.forecast import forecast
+    from shardyard.planning.forecast.hardware import Hardware
+    from shardyard.tracking.metrics.meters import device_name
+
+    device = by_device("H100 PCIe" if setting.rehearses else device_name())
+    if device is None:
+        return {}
+    found = forecast(recipe, plan, Hardware(device, 1, 1)).tokens_per_second
+    ratio = {} if setting.rehearses else {"forecast_over_measured": found / measured}
+    return {"forecast_tokens_per_second": found, **ratio}
 
 
 def _update(model: Any, masters: list[Any], optimizer: Any) -> None:
@@ -293,8 +309,8 @@ def _memory(setting: Setting, plan: Any) -> dict[str, Any]:
     return {"measured_GiB": measured / 2**30, "measured_over_planned": ratio}
 
 
-def _planned(setting: Setting, name: str, micro_batch: int) -> tuple[Any, Any]:
-    """The plan of a shipped recipe for one GPU at stage 0, and its model with its own first weights in bf16."""
+def _planned(setting: Setting, name: str, micro_batch: int) -> tuple[Any, Any, Any]:
+    """A shipped recipe for one GPU at stage 0, its plan, and its model with its own first weights in bf16."""
     import torch
 
     from shardyard.launch.run.prepare import prepare
@@ -321,7 +337,7 @@ def _planned(setting: Setting, name: str, micro_batch: int) -> tuple[Any, Any]:
     initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
     if not setting.rehearses:
         torch.cuda.reset_peak_memory_stats()
-    return plan, model.to(setting.device, torch.bfloat16)
+    return recipe, plan, model.to(setting.device, torch.bfloat16)
 
 
 PARTS = (
