@@ -15,7 +15,8 @@ class LayerShape:
     mlp_width: inner width of the MLP, or of one expert. gated: whether the MLP has a third matrix.
     rms_norm: whether norms are RMS norms, which transformers composes of several operations.
     rotary: whether queries and keys are rotated. experts: routed experts of a layer, 0 in dense models; of these,
-    `experts_per_token` see a token.
+    `experts_per_token` see a token. inputs: matrices that read the input of attention, and of the MLP, such as those of
+    queries, keys and values where these are separate.
     """
 
     key_value_width: int
@@ -25,6 +26,7 @@ class LayerShape:
     rotary: bool = False
     experts: int = 0
     experts_per_token: int = 0
+    inputs: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)

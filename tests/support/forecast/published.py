@@ -228,18 +228,30 @@ def software_of(point: Point) -> Software:
         return Software(Kernels("flash1"), "zero 3", 2 if point.gpu == "a100-40gb" else 4)
     if point.source == "torchtitan":
         fused = point.how.startswith("compiled")
-        return Software(Kernels("flash2", fused=fused, split_logits=True, split_norms=True), "zero 3")
+        return Software(
+            Kernels("flash2", fused=fused, split_logits=True, joined_gradients=True, split_norms=True), "zero 3"
+        )
     if point.source == "AutoModel":
         return Software(
-            Kernels("flash2", fused="compiled" in point.how, split_logits=True, split_norms=point.model == "llama 70b"),
+            Kernels(
+                "flash2",
+                fused="compiled" in point.how,
+                split_logits=True,
+                joined_gradients=True,
+                split_norms=point.model == "llama 70b",
+            ),
             "zero 3",
         )
     if point.source == "Megatron 2021":
-        return Software(Kernels("eager", fused=True, split_logits=True), "zero 0", 2)
+        return Software(Kernels("eager", fused=True, split_logits=True, joined_gradients=True), "zero 0", 2)
     if point.source == "Megatron 2022":
         sequence = point.recomputed == ATTENTION_ONLY
-        return Software(Kernels("eager", fused=True, split_logits=True, split_norms=sequence), "zero 0", 2)
-    return Software(Kernels("flash3", fused=True, split_logits=True, split_norms=True), "megatron", 2)
+        return Software(
+            Kernels("eager", fused=True, split_logits=True, joined_gradients=True, split_norms=sequence), "zero 0", 2
+        )
+    return Software(
+        Kernels("flash3", fused=True, split_logits=True, joined_gradients=True, split_norms=True), "megatron", 2
+    )
 
 
 def predicted(point: Point) -> float:
@@ -258,7 +270,7 @@ def predicted(point: Point) -> float:
         kernels=software.kernels,
     )
     data, weights = point.gpus // point.tensor, model.parameters / point.tensor
-    transfers = list(layer_transfers(work, hardware, point.accumulation, overlap=point.overlap))
+    transfers = layer_transfers(work, hardware, point.accumulation, overlap=point.overlap)
     if software.sharding == "megatron":
         transfers += _beside_the_passes(model, weights, data, point.tensor, hardware)
     else:

@@ -86,8 +86,18 @@ def test_mixtral_counts_the_experts_that_a_token_meets() -> None:
 def test_the_parts_of_a_layer_are_recognised() -> None:
     assert sizes("gpt2").layer == LayerShape(key_value_width=768, mlp_width=3072)
     assert sizes("mixtral", **MIXTRAL_8X7B).layer == LayerShape(
-        key_value_width=1024, mlp_width=14336, gated=True, rms_norm=True, rotary=True, experts=8, experts_per_token=2
+        key_value_width=1024,
+        mlp_width=14336,
+        gated=True,
+        rms_norm=True,
+        rotary=True,
+        experts=8,
+        experts_per_token=2,
+        inputs=(3, 1),
     )
+    llama = sizes("llama", **LLAMA_70B).layer
+    assert llama is not None
+    assert llama.inputs == (3, 2)
     # Falcon's heads may share one key, and MPT and BLOOM give a ratio, or nothing, for the width of the MLP.
     shared = sizes("falcon", hidden_size=128, num_attention_heads=4, multi_query=True, new_decoder_architecture=False)
     assert shared.layer is not None

@@ -28,6 +28,9 @@ from shardyard.recipe.schema import Model, Recipe
 # The inner width of an MLP, as configurations of transformers name it; and the matrices that make an MLP a gated one.
 _INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
 _GATES = ("gate_proj", "gate_up_proj", "mlp.w1", "experts.0.w1", "wi_1")
+# Keys that have a matrix of their own, and gates.
+_SEPARATE_KEYS = ("k_proj.", ".key.", "k_lin.", ".k.weight")
+_SEPARATE_GATES = ("gate_proj.", "mlp.w1.", "wi_1.")
 
 
 def measure(model: Model, *, vocabulary: int) -> Architecture:
@@ -161,6 +164,10 @@ def _layer(module: nn.Module, config: PreTrainedConfig) -> LayerShape | None:
         rotary=any("Rotary" in name for name in parts),
         experts=experts or 0,
         experts_per_token=(getattr(config, "num_experts_per_tok", None) or 1) if experts else 0,
+        inputs=(
+            3 if any(word in name for name in weights for word in _SEPARATE_KEYS) else 1,
+            2 if any(word in name for name in weights for word in _SEPARATE_GATES) else 1,
+        ),
     )
 
 

@@ -103,40 +103,45 @@ def _sharded(
         yield of("all-gather of weights", "after", 1, changed, max(1, math.ceil(changed / traffic.bucket_bytes)), 1)
 
 
-def layer_transfers(work: Work, hardware: Hardware, accumulation: int, *, overlap: float = 0.0) -> Iterator[Transfer]:
+def layer_transfers(work: Work, hardware: Hardware, accumulation: int, *, overlap: float = 0.0) -> list[Transfer]:
     """The exchanges within each layer, which its computation waits for.
 
-    Tensor: two all-reduces of the activations in the forward and two in the backward pass, and two where the backward
-    pass computes the layer again. Sequence: four all-to-alls of queries, keys, values and the result, and the same of
-    their gradients. Expert: all-to-alls that bring each token to its experts and back.
+    Tensor: an all-reduce of the activations after attention and after the MLP, and in the backward pass one for each
+    matrix that reads their inputs. Sequence: four all-to-alls of queries, keys, values and the result, and the same of
+    their gradients. Expert: all-to-alls that bring each token to its experts and back. What the backward pass computes
+    again is exchanged again.
 
     Args:
         overlap: share of the tensor-parallel exchange that runs beside products. AutoTP overlaps none.
     """
-    layers, again = work.architecture.layers, work.recomputed[0] > 0
-    rounds = accumulation * layers
+    layers, again = max(1, work.architecture.layers), work.recomputed[0]
     activations = work.tokens * work.architecture.hidden_size * work.width_bytes
+    found = list[Transfer]()
+
+    def add(axis: Axis, what: str, in_a_layer: float, sent: float, seconds: float) -> None:
+        times = accumulation * layers * in_a_layer
+        name = f"{in_a_layer:.3g} {what} a layer"
+        found.append(Transfer(axis, name, "within", times * sent, times * seconds, round(times)))
+
     if work.tensor > 1:
-        collectives = 6 if again else 4
-        each = 2 * activations * (work.tensor - 1) / work.tensor
-        seconds = each / hardware.bus(1, work.tensor) + hardware.latency(1, work.tensor)
-        shown = (1 - overlap) * collectives * rounds
-        yield Transfer("tensor", f"{collectives} all-reduces a layer", "within", collectives * rounds * each,
-                       seconds * shown, collectives * rounds)  # fmt: skip
+        sent = 2 * activations * (work.tensor - 1) / work.tensor
+        seconds = sent / hardware.bus(1, work.tensor) + hardware.latency(1, work.tensor)
+        add("tensor", "all-reduces", _tensor_reductions(work), sent, (1 - overlap) * seconds)
     if work.sequence > 1:
         # Queries and the result have all heads, keys and values fewer; each rank keeps its own part.
-        width = (2 * work.width + 2 * work.layer.key_value_width) / work.tensor
+        width = (work.width + work.layer.key_value_width) / 2 / work.tensor
         sent = work.tokens * width * work.width_bytes
-        passes = 3 if again else 2
-        seconds = hardware.exchange(work.tensor, work.sequence, sent) + 3 * hardware.latency(work.tensor, work.sequence)
-        yield Transfer("sequence", f"{4 * passes} all-to-alls a layer", "within",
-                       passes * rounds * sent * (work.sequence - 1) / work.sequence, passes * rounds * seconds,
-                       4 * passes * rounds)  # fmt: skip
+        seconds = hardware.exchange(work.tensor, work.sequence, sent)
+        add("sequence", "all-to-alls", 8 + 4 * again, sent * (work.sequence - 1) / work.sequence, seconds)
     if work.expert > 1 and work.layer.experts:
-        inner = work.tensor * work.sequence
         sent = activations * work.layer.experts_per_token
-        passes = 6 if again else 4
-        seconds = hardware.exchange(inner, work.expert, sent)
-        yield Transfer("expert", f"{passes} all-to-alls a layer", "within",
-                       passes * rounds * sent * (work.expert - 1) / work.expert, passes * rounds * seconds,
-                       passes * rounds)  # fmt: skip
+        seconds = hardware.exchange(work.tensor * work.sequence, work.expert, sent)
+        add("expert", "all-to-alls", 4 + 2 * again, sent * (work.expert - 1) / work.expert, seconds)
+    return found
+
+
+def _tensor_reductions(work: Work) -> float:
+    """All-reduces of the activations in a layer. AutoTP leaves routed experts whole."""
+    attention, mlp = (1, 1) if work.kernels.joined_gradients else work.layer.inputs
+    parts = 1 if work.layer.experts else 2
+    return parts * (1 + work.recomputed[0]) + attention + (mlp if parts == 2 else 0)

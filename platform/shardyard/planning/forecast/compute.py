@@ -40,13 +40,15 @@ class Kernels:
 
     fused: element-wise operations and norms are compiled into one kernel each. split_logits: tensor-parallel ranks
     compute the loss of a part of the vocabulary each, and split_norms: norms and residuals of a part of the tokens;
-    with AutoTP each computes all of them.
+    with AutoTP each computes all of them. joined_gradients: they sum the gradients of the inputs of attention and MLP,
+    where AutoTP does so for each matrix that reads them.
     """
 
     attention: str = "flash2"
     fused: bool = False
     split_logits: bool = False
     split_norms: bool = False
+    joined_gradients: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from shardyard.planning.forecast.hardware import Hardware
 from shardyard.planning.forecast.step import StepTime, step_time, update_seconds
 from shardyard.planning.host_memory import host_memory
 from shardyard.planning.memory import on_a_tensor_rank
-from shardyard.planning.plan import RunPlan, World
+from shardyard.planning.plan import RunPlan, World, fixed
 from shardyard.planning.reduction import BYTES, bucket_elements
 from shardyard.recipe.mixture.stages import stage_recipes
 from shardyard.recipe.precision import Bf16
@@ -97,6 +97,7 @@ def forecast(
         kernels: of other software, to compare with published figures; by default what the recipe uses.
     """
     assumed = assumptions or Assumptions()
+    recipe = fixed(recipe, plan)
     timed = _stages(recipe, plan, hardware, kernels)
     step, transfers, _ = timed[0]
     seconds = sum(one.seconds * steps for one, _, steps in timed)
@@ -250,8 +251,12 @@ def _step(
 
 
 def _recomputed(recipe: Recipe) -> tuple[float, float, float]:
-    """Shares of the layers' forward pass that activation checkpointing computes again."""
-    return (1.0, 1.0, 1.0) if recipe.model.activation_checkpointing else (0.0, 0.0, 0.0)
+    """Shares of the layers' forward pass that activation checkpointing computes again: products, attention, others."""
+    chosen: object = recipe.model.activation_checkpointing
+    if chosen in (None, False, "none"):
+        return 0.0, 0.0, 0.0
+    share = 1 / int(getattr(recipe.model, "activation_checkpointing_interval", 1))
+    return (0.0, 0.0, share) if chosen == "selective" else (share, share, share)
 
 
 def _width(plan: RunPlan) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from shardyard.planning.architecture import Architecture, LayerShape
 from shardyard.planning.forecast.communication import DataTraffic, data_transfers, layer_transfers
-from shardyard.planning.forecast.compute import Work
+from shardyard.planning.forecast.compute import Kernels, Work
 from shardyard.planning.forecast.hardware import Hardware, hardware_of
 
 EIGHT = hardware_of("h100", 8)
@@ -80,8 +80,11 @@ def test_seconds_are_bytes_over_the_bus_and_a_start_for_each_bucket() -> None:
     assert reduced.seconds == pytest.approx(2 * 4 * WEIGHTS * PART / (0.8 * 450e9) + buckets * 20e-6)
 
 
+DENSE = replace(MODEL, layer=LayerShape(key_value_width=256, mlp_width=4096))
+
+
 def test_tensor_parallel_ranks_all_reduce_activations_four_times_a_layer() -> None:
-    work = Work(MODEL, rows=2, length=1024, tensor=4)
+    work = Work(DENSE, rows=2, length=1024, tensor=4)
     (found,) = layer_transfers(work, EIGHT, 3)
     activations = 2 * 1024 * 1024 * 2
     assert (found.axis, found.when, found.per_step) == ("tensor", "within", 3 * 10 * 4)
@@ -90,6 +93,17 @@ def test_tensor_parallel_ranks_all_reduce_activations_four_times_a_layer() -> No
     assert again.sent_bytes == pytest.approx(1.5 * found.sent_bytes)
     (hidden,) = layer_transfers(work, EIGHT, 3, overlap=0.5)
     assert hidden.seconds == pytest.approx(found.seconds / 2)
+
+
+def test_autotp_sums_a_gradient_for_each_matrix_that_reads_an_input() -> None:
+    """DeepSpeed's ColumnParallel, which each such layer calls on its own: Llama has five of them."""
+    llama = replace(DENSE, layer=LayerShape(key_value_width=256, mlp_width=4096, gated=True, inputs=(3, 2)))
+    work = Work(llama, rows=2, length=1024, tensor=4)
+    assert layer_transfers(work, EIGHT, 1)[0].per_step == 10 * (2 + 5)
+    joined = replace(work, kernels=Kernels(joined_gradients=True))
+    assert layer_transfers(joined, EIGHT, 1)[0].per_step == 10 * (2 + 2)
+    experts = replace(llama, layer=replace(MODEL.layer or LayerShape(1, 1), inputs=(3, 2)))
+    assert layer_transfers(replace(work, architecture=experts), EIGHT, 1)[0].per_step == 10 * (1 + 3)
 
 
 def test_sequence_parallel_ranks_exchange_queries_keys_values_and_the_result() -> None:

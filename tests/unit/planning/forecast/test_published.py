@@ -47,7 +47,7 @@ def test_a_recipe_is_forecast_as_the_published_runs_are() -> None:
         }
     )
     plan = make_plan(recipe, model, world_on(hardware))
-    kernels = Kernels(split_logits=True, split_norms=True)
+    kernels = Kernels(split_logits=True, split_norms=True, joined_gradients=True)
     found = forecast(recipe, plan, hardware, kernels=kernels).tokens_per_second_per_gpu
     point = Point("torchtitan", "llama 8b", "h100-80gb", 64, 8192, 2, 1, FULL, 1.0)
     assert found == pytest.approx(predicted(point), rel=1e-3)
