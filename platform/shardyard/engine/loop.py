@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -10,6 +11,8 @@ from typing import Literal
 
 from shardyard.data.stream.loader import filtered_share
 from shardyard.engine.collecting import GarbageCollection
+from shardyard.engine.profiling.profiler import StepProfiler
+from shardyard.engine.profiling.spans import span
 from shardyard.engine.row_use import NUM_COUNTS
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, StepUnderway, start_step
@@ -46,31 +49,42 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
     done = session.restore()
     if done < session.plan.steps and (stopped := _stopped_before_start(session)) is not None:
         return stopped
-    with GarbageCollection(session.plan.steps - done) as garbage:
-        return _train_on(session, done, until, garbage)
+    left = session.plan.steps - done
+    profiler = StepProfiler(
+        session.recipe, session.plan, session.folder, session.mesh, left=left, report=session.notice
+    )
+    with GarbageCollection(left) as garbage, contextlib.closing(profiler):
+        return _train_on(session, done, until, garbage, profiler)
 
 
-def _train_on(session: Session, done: int, until: int | None, garbage: GarbageCollection) -> Outcome:
+def _train_on(
+    session: Session, done: int, until: int | None, garbage: GarbageCollection, profiler: StepProfiler
+) -> Outcome:
     """Train from step `done` on. On GPUs, a result is taken while the next step already runs (`steps_ahead`)."""
     underway: deque[_Underway] = deque()
     for step in range(done + 1, session.plan.steps + 1):
         if session.stopped_early:
             break
-        underway.append(_begin(session, step, underway))
-        garbage.after(step)
-        ahead = 0 if step == until else session.steps_ahead(step)
-        stop: Outcome | None = None
-        while len(underway) > ahead:
-            stop = _take(session, underway) or stop
-            # A stop saves a checkpoint after the newest step, whose result is therefore taken too.
-            ahead = 0 if stop is not None else ahead
+        with profiler.step(step):
+            underway.append(_begin(session, step, underway))
+            garbage.after(step)
+            stop = _take_due(session, underway, 0 if step == until else session.steps_ahead(step))
         outcome: Outcome | None = stop or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
             session.checkpoint.save(step)
             return outcome
-    while underway:
-        _take(session, underway)
+    _take_due(session, underway, 0)
     return "finished"
+
+
+def _take_due(session: Session, underway: deque[_Underway], ahead: int) -> Outcome | None:
+    """Take results until `ahead` steps are left; returns the outcome if a stop was requested."""
+    stop: Outcome | None = None
+    while len(underway) > ahead:
+        stop = _take(session, underway) or stop
+        # A stop saves a checkpoint after the newest step, whose result is therefore taken too.
+        ahead = 0 if stop is not None else ahead
+    return stop
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,8 @@ def _begin(session: Session, step: int, before: deque[_Underway]) -> _Underway:
     started = time.monotonic()
     learning_rate = session.learning_rate.set(session.factor(step - 1))
     try:
-        batch = session.next_batch()
+        with span("data"):
+            batch = session.next_batch()
     except ShardyardError:
         while before:
             _take(session, before)
@@ -122,12 +137,14 @@ def _begin(session: Session, step: int, before: deque[_Underway]) -> _Underway:
 def _take(session: Session, underway: deque[_Underway]) -> Outcome | None:
     """Take the result of the oldest step and call its hooks; returns the outcome if a stop was requested."""
     one = underway.popleft()
-    result = one.work.result()
+    with span("result"):
+        result = one.work.result()
     _check(session, result, one)
     session.use.take(result.counts[:NUM_COUNTS])
     if session.mixture is not None:
         session.mixture.take(one.step, result.counts[NUM_COUNTS:])
-    session.after_step(StepRecord(one.step, _metrics(session, one, result)))
+    with span("hooks"):
+        session.after_step(StepRecord(one.step, _metrics(session, one, result)))
     return next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
 
 

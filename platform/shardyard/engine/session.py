@@ -104,6 +104,10 @@ class Session:
             hook.reads_metrics and hook.due(step, self.last_step(step)) for hook in self.hooks
         )
 
+    def notice(self, text: str) -> None:
+        """Log a message."""
+        self.event_log.event(Notice(text=text))
+
     def steps_ahead(self, step: int) -> int:
         """How many steps may be underway once the host has begun `step`: 1, or 0 if the next one depends on its result.
 

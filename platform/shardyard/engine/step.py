@@ -14,6 +14,7 @@ from shardyard.data.stream.loader import Batch
 from shardyard.data.stream.rows import Tensors
 from shardyard.engine.deepspeed.quirks import backward, gradient_norm_unit, plain_gradient_norm
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.profiling.spans import span
 from shardyard.engine.sums import ArrivingSums, PendingSum, Sums
 from shardyard.engine.transfer import Copies, numbers_on
 from shardyard.models.quirks import masks_of, unseen_masks
@@ -109,26 +110,26 @@ def start_step(
             engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
         # On a CPU, looking at a mask costs nothing.
         on_gpu = mesh.device.type == "cuda"
-        with unseen_masks(masks_of(batch.micro_batches[number - 1])) if on_gpu else nullcontext():
+        unseen = unseen_masks(masks_of(batch.micro_batches[number - 1])) if on_gpu else nullcontext()
+        with span("forward"), unseen:
             measured = objective.measure(engine, part)
         if scales is None:
             factors = numbers_on(mesh.device, [objective.weights[term] * mesh.data.size for term in terms])
             scales = _scales(factors, pending.on_device())
         losses = [measured.losses[term] for term in terms]
         loss = torch.stack([value * scale.to(value.dtype) for value, scale in zip(losses, scales, strict=True)]).sum()
-        backward(engine, loss)
-        norm = plain_gradient_norm(engine)
-        engine.step()
+        with span("backward"):
+            backward(engine, loss)
+        with span("update"):
+            norm = plain_gradient_norm(engine)
+            engine.step()
         sums.add(measured)
     norm = engine.get_global_grad_norm() if norm is None else norm
     targets = dict(zip(terms, pending.on_device(), strict=True))
-    summed = sums.over_ranks(mesh, [flag, *counts])
-    return StepUnderway(
-        objective,
-        summed.leave(targets, *([] if norm is None else [norm]), observed=observed),
-        norm_unit,
-        applied=bool(engine.was_step_applied()),
-    )
+    with span("metrics"):
+        summed = sums.over_ranks(mesh, [flag, *counts])
+        leaving = summed.leave(targets, *([] if norm is None else [norm]), observed=observed)
+    return StepUnderway(objective, leaving, norm_unit, applied=bool(engine.was_step_applied()))
 
 
 def _scales(factors: Tensor, targets: Tensor) -> Tensor:

@@ -93,10 +93,9 @@ class Masks:
 
 def masks_of(rows: Mapping[str, Tensor]) -> Masks:
     """What a micro-batch on the host says of its masks."""
-    tables = {name: tensor for name, tensor in rows.items() if tensor.dim() == 2}
-    padded = any(name.endswith("attention_mask") and not bool(one.all()) for name, one in tables.items())
-    positions = tables.get("position_ids")
-    return Masks(padded, None if positions is None else bool((positions.diff(dim=1) != 1).any()))
+    padded = any(name.endswith("attention_mask") and not bool(one.all()) for name, one in rows.items())
+    positions = rows.get("position_ids")
+    return Masks(padded, None if positions is None else bool((positions.diff(dim=-1) != 1).any()))
 
 
 def unseen_masks(known: Masks) -> AbstractContextManager[None]:

@@ -12,12 +12,15 @@ from shardyard.errors import UsageError
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.signals import StopSignals, stoppable
 from shardyard.recipe.loading.load import load_recipe
+from shardyard.tracking.run import profile
 from shardyard.tracking.run.folder import RunFolder, runs_folder
 from shardyard.tracking.run.lease import Lease
 from shardyard.units import format_bytes
 
 if TYPE_CHECKING:
     from shardyard.launch.run.plans import PlannedRun
+
+PROFILED_STEPS = 3
 
 Local = Annotated[bool, typer.Option("--local", help="Run one rank in this process, without Ray, for debugging.")]
 TakeOver = Annotated[
@@ -35,6 +38,12 @@ Step = Annotated[
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Also load checkpoints that may execute code of their author."),
+]
+Profiled = Annotated[
+    bool,
+    typer.Option(
+        "--profile", help="Profile three of the first steps: a trace of each rank, where the time goes, what to change."
+    ),
 ]
 Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
 DryRun = Annotated[
@@ -56,7 +65,11 @@ def launch(
     local: Local = False,
     until: Until = None,
     try_steps: Try = None,
+<<<<<<< HEAD
     dry_run: DryRun = None,
+=======
+    profiled: Profiled = False,
+>>>>>>> 8bfadaa0 (shardyard launch --profile: where the time of a step goes, and what to change first)
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
@@ -77,6 +90,8 @@ def launch(
             run = plan_new(loaded, runs, local=local, try_steps=try_steps)
         with signals.held():
             folder = run.create(runs)
+            if profiled:
+                profile.request(folder, PROFILED_STEPS)
             signals.attach(folder)
         with Lease.take(folder) as lease:
             return _train(run, folder, signals, lease, until=until, quiet=quiet)
@@ -133,8 +148,13 @@ def _train(
     outcome = give_over(run, folder, signals, lease, view=view, until=until, trust=trust)
     for line in [folder.id] if quiet else ending_lines(folder, outcome):
         output.line(line)
+<<<<<<< HEAD
     if run.measure and not quiet:
         _show_memory(run, folder)
+=======
+    if not quiet and (found := profile.read(folder)) is not None:
+        output.line("\n".join(profile.lines(found)))
+>>>>>>> 8bfadaa0 (shardyard launch --profile: where the time of a step goes, and what to change first)
     return EXIT_CODES[outcome]
 
 

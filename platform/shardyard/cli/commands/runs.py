@@ -14,6 +14,7 @@ from shardyard.cli.view.plot import bars, plot
 from shardyard.launch.describe import number
 from shardyard.launch.run.progress import rounded_seconds
 from shardyard.tracking.files import encode
+from shardyard.tracking.run import profile
 from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.run.summary import Summary, curve, summarize
 
@@ -82,7 +83,8 @@ def _row(summary: Summary) -> tuple[str, ...]:
 def _show(run: RunFolder, as_json: bool) -> None:
     info, summary = run.info(), summarize(run)
     if as_json:
-        _print_json({**info.raw, **asdict(summary)})
+        found = profile.read(run)
+        _print_json({**info.raw, **asdict(summary), **({} if found is None else {"profile": asdict(found)})})
         return
     provenance = info.provenance
     packages = " ".join(f"{name} {version}" for name, version in (provenance.get("packages") or {}).items())
@@ -105,6 +107,8 @@ def _show(run: RunFolder, as_json: bool) -> None:
         "folder": run.path,
     }
     output.print_table(("", ""), [(name, str(value)) for name, value in rows.items() if value not in (None, "")])
+    if (found := profile.read(run)) is not None:
+        output.line("\n".join(["", *profile.lines(found)]))
     if output.is_terminal() and (points := curve(run)):
         lines = plot(points, min(100, output.width()), 12, ascii_only=not output.has_utf8())
         output.line("\n".join(["", "train/loss", *lines]))
