@@ -79,7 +79,9 @@ def main() -> None:
         model=model, optimizer=optimizer_of(model, task), config=configuration(task), dist_init_required=False
     )
     batches = torch.load(folder / f"batches-{rank}.pt")
-    seconds, losses = train(engine, batches, task["micro_batch"], Turns(folder, "bare", rank, task["block"]))
+    seconds, losses = train(
+        engine, batches, task["micro_batch"], Turns(folder, "bare", rank, task["block"], task["arms"])
+    )
     (folder / f"bare-{rank}.json").write_text(json.dumps({"seconds": seconds, "losses": losses}))
     distributed.barrier()
     os._exit(0)

@@ -6,8 +6,11 @@ same losses. The platform reads, tokenises and packs its data while it trains, w
 W&B (offline); the opponent does nothing but train. They run side by side and take turns of some steps (`turns.py`); the
 figure is the ratio of their step times with its 95 % interval over pairs of turns.
 
-Arms: `plain` (gpt/quickstart), `accumulation` (in four micro-batches), `stage3`, `20m` (19 million parameters), and
-`whole`: what W&B, evaluations and checkpoints add to a run from its first step to the exported model.
+Arms: `plain` (gpt/quickstart), `accumulation` (in four micro-batches), `stage3`, `20m` (19 million parameters, rows of
+256 tokens), `25m` and `25m-fp32` (25 million parameters, rows of 512 tokens: also the share of the rate of products of
+matrices that training reaches, measured between turns), and `whole`: what W&B, evaluations and checkpoints add to a
+run from its first step to the exported model. `--trainer`: transformers' Trainer with DeepSpeed takes turns as a third
+(`trainer_deepspeed.py`).
 """
 
 from __future__ import annotations
@@ -53,11 +56,17 @@ HERE = Path(__file__).parent
 RECIPE = "gpt/quickstart"
 CONSTANT = ("schedule.name=constant", "schedule.warmup=0", "schedule.decay_fraction=", "sample.prompts=[]")
 LARGER = "{n_layer: 6, n_head: 8, n_embd: 512, n_positions: 256}"
+LONG = (
+    "model.config={n_layer: 8, n_head: 8, n_embd: 512, n_positions: 512}",
+    *("data.sequence_length=512", "train.global_batch=8", "train.micro_batch=4", "optimizer.lr=1e-3"),
+)
 ARMS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "accumulation": ("train.micro_batch=2",),
     "stage3": ("zero.stage=3",),
     "20m": (f"model.config={LARGER}", "train.global_batch=4", "optimizer.lr=1e-3"),
+    "25m": LONG,
+    "25m-fp32": (*LONG, "train.precision=fp32"),
 }
 # Whether this CPU has units for bf16; where it has not, steps take several times as long.
 FAST = bool(bf16_here(gpu=False).units)
@@ -69,13 +78,17 @@ KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": 
 FAREWELL_SECONDS = 60
 
 
-def platform_arm(rank: Rank, job: Job, shared: Path, block: int) -> dict[str, list[float]]:
+def platform_arm(rank: Rank, job: Job, shared: Path, block: int, arms: tuple[str, ...]) -> dict[str, list[float]]:
     """A real run; step times are the differences of its records' times, so nothing between steps is left out."""
-    turns = Turns(shared, "platform", rank.rank, block)
+    turns = Turns(shared, "platform", rank.rank, block, arms)
+    rates: list[float] = []
 
     def after(step: int, _: dict[str, float]) -> None:
         if step == 1:
             turns.begin()
+        if step % block == 0:
+            # All ranks come here together, as they compute together. It is after the step's record.
+            rates.append(product_rate(job.plan.precision))
         turns.after(step)
 
     run_rank(job, rank, on_step=after)
@@ -84,7 +97,20 @@ def platform_arm(rank: Rank, job: Job, shared: Path, block: int) -> dict[str, li
     times = [line["time"] for line in lines]
     # The first step has no step before it. It is never counted.
     seconds = [0.0, *(after - before for before, after in pairwise(times))]
-    return {"seconds": seconds, "losses": [line["train/loss"] for line in lines]}
+    return {"seconds": seconds, "losses": [line["train/loss"] for line in lines], "rates": rates}
+
+
+def product_rate(precision: str) -> float:
+    """FLOP/s of products of matrices with the threads of this process: the best of a few, each of two sizes."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for width in (512, 2048):
+        left, right = torch.randn(width, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
+        for _ in range(3 if width > 1024 else 20):
+            began = time.perf_counter()
+            left @ right
+            best = max(best, 2 * width**3 / (time.perf_counter() - began))
+    return best
 
 
 def whole_arm(rank: Rank, job: Job) -> float:
@@ -93,26 +119,29 @@ def whole_arm(rank: Rank, job: Job) -> float:
     return time.time() - float(read_metrics(job.folder.metrics)[0]["time"])
 
 
+PROGRAMS = {"bare": "bare_deepspeed.py", "trainer": "trainer_deepspeed.py"}
+
+
 @contextmanager
-def opponent(shared: Path, job: Job, block: int) -> Iterator[None]:
-    """Bare DeepSpeed beside what is in the `with` block; at its end the opponent has ended too.
+def opponent(name: str, shared: Path, job: Job) -> Iterator[None]:
+    """An opponent beside what is in the `with` block; at its end the opponent has ended too.
 
     Raises:
         RuntimeError: it failed.
     """
-    write_task(shared, job, block)
     workers = job.plan.world.size
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     environment = {"OMP_NUM_THREADS": str(threads(job.recipe)), "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-    with (shared / "bare.log").open("w") as log:
+    with (shared / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            [*program, str(HERE / "bare_deepspeed.py"), str(shared)],
+            [*program, str(HERE / PROGRAMS[name]), str(shared)],
             env={**os.environ, **environment, **KEEP_FREED},
             stdout=log,
             stderr=log,
         )
-        # When it fails, the platform is not to wait for its turns.
-        watcher = threading.Thread(target=lambda: (process.wait(), (shared / "bare-ended-0-0").touch()), daemon=True)
+        # When it fails, the others are not to wait for its turns.
+        ended = shared / f"{name}-ended-0-0"
+        watcher = threading.Thread(target=lambda: (process.wait(), ended.touch()), daemon=True)
         watcher.start()
         try:
             yield
@@ -121,8 +150,8 @@ def opponent(shared: Path, job: Job, block: int) -> Iterator[None]:
         finally:
             process.terminate()
             process.wait()
-    if not (shared / "bare-0.json").exists():
-        raise RuntimeError(f"the opponent failed:\n{(shared / 'bare.log').read_text()[-3000:]}")
+    if not (shared / f"{name}-0.json").exists():
+        raise RuntimeError(f"{PROGRAMS[name]} failed:\n{(shared / f'{name}.log').read_text()[-3000:]}")
 
 
 def threads(recipe: Recipe) -> int:
@@ -130,8 +159,8 @@ def threads(recipe: Recipe) -> int:
     return recipe.train.threads or recipe.cluster.cpus_per_worker or 1
 
 
-def write_task(shared: Path, job: Job, block: int) -> None:
-    """What the opponent is given: settings, initial weights, and the batches of each rank."""
+def write_task(shared: Path, job: Job, block: int, arms: tuple[str, ...]) -> None:
+    """What the opponents are given: settings, initial weights, and the batches of each rank."""
     recipe, plan = job.recipe, job.plan
     tokenizer = load_tokenizer(recipe.tokenizer)
     config = architecture_config(
@@ -155,6 +184,7 @@ def write_task(shared: Path, job: Job, block: int) -> None:
         "betas": list(optimizer.betas),
         "eps": optimizer.eps,
         "block": block,
+        "arms": arms,
     }
     (shared / "task.json").write_text(json.dumps(task))
 
@@ -184,31 +214,47 @@ def recipe_of(overrides: tuple[str, ...], steps: int, workers: int, *, wandb: bo
     return load_recipe(RECIPE, [*given, *CONSTANT, *overrides]).recipe
 
 
-def compare(name: str, folder: Path, *, workers: int, pairs: int, block: int, warm_up: int) -> dict[str, Any]:
-    """Figures of an arm: step times in milliseconds, their ratio, and how far losses are apart."""
+def compare(
+    name: str, folder: Path, *, workers: int, pairs: int, block: int, warm_up: int, trainer: bool
+) -> dict[str, Any]:
+    """Figures of an arm: step times in milliseconds, their ratios, and how far losses are apart."""
     # In the first pair W&B still starts beside the training, which `whole` counts; it is one more than asked for.
     job = tiny_job(recipe_of(ARMS[name], (pairs + 1) * block, workers), folder / "runs", world_size=workers)
     shared = folder / name
     shared.mkdir(parents=True)
-    with opponent(shared, job, block):
+    others = ("bare", "trainer") if trainer else ("bare",)
+    arms = ("platform", *others)
+    write_task(shared, job, block, arms)
+    with contextlib.ExitStack() as running:
+        for other in others:
+            running.enter_context(opponent(other, shared, job))
         try:
-            ours = run_ranks(workers, platform_arm, job, shared, block)[0]
+            ranks = run_ranks(workers, platform_arm, job, shared, block, arms)
         finally:
             (shared / "platform-ended-0-0").touch()
-    theirs = [json.loads((shared / f"bare-{rank}.json").read_text()) for rank in range(workers)]
-    platform, bare = (blocks(arm["seconds"], block, warm_up)[1:] for arm in (ours, theirs[0]))
-    found, low, high = ratio(platform, bare)
-    # The losses of ranks are averaged as the platform's are.
-    losses = [statistics.fmean(values) for values in zip(*(arm["losses"] for arm in theirs), strict=True)]
-    apart = max(abs(a - b) / b for a, b in zip(ours["losses"], losses, strict=True))
-    return {
-        "ratio": found,
-        "low": low,
-        "high": high,
-        "platform_ms": 1000 * statistics.median(platform),
-        "bare_ms": 1000 * statistics.median(bare),
-        "pairs": len(platform),
-        "loss_difference": apart,
+    ours = ranks[0]
+    platform = blocks(ours["seconds"], block, warm_up)[1:]
+    figures: dict[str, Any] = {"platform_ms": 1000 * statistics.median(platform), "pairs": len(platform)}
+    for other in others:
+        theirs = [json.loads((shared / f"{other}-{rank}.json").read_text()) for rank in range(workers)]
+        found, low, high = ratio(platform, seconds := blocks(theirs[0]["seconds"], block, warm_up)[1:])
+        figures |= {f"{other}_ms": 1000 * statistics.median(seconds)}
+        prefix = "" if other == "bare" else f"{other}_"
+        figures |= {f"{prefix}ratio": found, f"{prefix}low": low, f"{prefix}high": high}
+        if other == "bare":
+            # The losses of ranks are averaged as the platform's are.
+            losses = [statistics.fmean(values) for values in zip(*(arm["losses"] for arm in theirs), strict=True)]
+            apart = max(abs(a - b) / b for a, b in zip(ours["losses"], losses, strict=True))
+            figures["loss_difference"] = apart
+        else:
+            # Its logs have four digits, of rank 0 or of all ranks as the version has it.
+            figures["trainer_last_losses"] = [theirs[0]["losses"][-1], ours["losses"][-1]]
+    rate = sum(statistics.median(one["rates"]) for one in ranks)
+    flops = job.plan.flops_per_token * job.plan.tokens_per_step
+    return figures | {
+        "product_tflops": rate / 1e12,
+        "mfu": flops / statistics.median(platform) / rate,
+        "precision": job.plan.precision,
     }
 
 
@@ -250,7 +296,16 @@ def told(name: str, found: dict[str, Any]) -> str:
         return f"{name:13} {parts}: {found['share_of_a_run']:.1%} of a run of {RECIPE}"
     interval = f"{found['ratio']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
     times = f"{found['platform_ms']:.1f} ms a step against {found['bare_ms']:.1f} ms"
-    return f"{name:13} {interval}, {times}, {found['pairs']} pairs; losses differ by {found['loss_difference']:.1e}"
+    text = f"{name:13} {interval}, {times}, {found['pairs']} pairs; losses differ by {found['loss_difference']:.1e}"
+    if "trainer_ratio" in found:
+        ends = f"{found['trainer_low']:.3f} to {found['trainer_high']:.3f}"
+        text += (
+            f"\n{'':13} over Trainer {found['trainer_ratio']:.3f} ({ends}), which takes {found['trainer_ms']:.1f} ms"
+        )
+    return (
+        f"{text}\n{'':13} {found['precision']} MFU {found['mfu']:.1%} of {found['product_tflops']:.2f} TFLOP/s of "
+        "products of matrices"
+    )
 
 
 def main() -> int:
@@ -263,6 +318,7 @@ def main() -> int:
     parser.add_argument("--whole-steps", type=int, default=WHOLE_STEPS if FAST else WHOLE_STEPS // 2)
     parser.add_argument("--whole-turns", type=int, default=2 if FAST else 1)
     parser.add_argument("--workers", type=int, default=2, help="ranks")
+    parser.add_argument("--trainer", action="store_true", help="transformers' Trainer with DeepSpeed takes turns too")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     chosen = options.arms.split(",")
@@ -283,7 +339,7 @@ def main() -> int:
                 figures[name] = whole(Path(scratch) / "whole", workers=options.workers, **sizes)
             else:
                 sizes = {"pairs": options.pairs, "block": options.block, "warm_up": options.warm_up}
-                figures[name] = compare(name, Path(scratch), workers=options.workers, **sizes)
+                figures[name] = compare(name, Path(scratch), workers=options.workers, trainer=options.trainer, **sizes)
             if not options.json:
                 sys.stdout.write(told(name, figures[name]) + "\n")
                 sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""Two programs that train at the same time take turns, block by block of steps; and what their ratio is worth.
+"""Programs that train at the same time take turns, block by block of steps; and what their ratios are worth.
 
-Both are started once and then wait for each other, so that a block of one is seconds away from a block of the other and
-whatever else the machine does meets both. The first steps of a block, in which caches are cold, are not counted.
+All are started once and then wait for each other, so that a block of one is seconds away from a block of another and
+whatever else the machine does meets all. The first steps of a block, in which caches are cold, are not counted.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ class Turns:
         arm: whose rank this is; the platform begins.
         rank: its number; all ranks of an arm take their turns together.
         block: steps of a turn.
+        arms: all arms in the order of their turns.
     """
 
-    def __init__(self, folder: Path, arm: str, rank: int, block: int) -> None:
-        self._folder, self._arm, self._rank, self._block = folder, arm, rank, block
+    def __init__(self, folder: Path, arm: str, rank: int, block: int, arms: Sequence[str] = ARMS) -> None:
+        self._folder, self._arm, self._rank, self._block, self._arms = folder, arm, rank, block, arms
+        self._place = arms.index(arm)
         self._turn = 0
 
     def begin(self) -> None:
-        """Until both arms are ready and the first turn of this one has come."""
+        """Until all arms are ready and the first turn of this one has come."""
         self._mark("ready", 0)
-        for other in ARMS:
+        for other in self._arms:
             self._wait(other, "ready", 0)
-        if self._arm != ARMS[0]:
-            self._wait(ARMS[0], "done", 1)
+        if self._place:
+            self._wait(self._arms[self._place - 1], "done", 1)
 
     def after(self, step: int) -> None:
-        """After a step, counted from 1: at the end of a turn, until the other arm's is over too."""
+        """After a step, counted from 1: at the end of a turn, until those of the other arms are over too."""
         if step % self._block:
             return
         self._turn += 1
         self._mark("done", self._turn)
-        other = ARMS[1 - ARMS.index(self._arm)]
-        # The arm that comes second has nobody to wait for after its last turn, and the first one never runs ahead.
-        self._wait(other, "done", self._turn + ARMS.index(self._arm))
+        # The first arm follows the last one's turn of the same number, and every other arm the next one's of its
+        # predecessor; after its last turn it has nobody to wait for, because the predecessor has ended.
+        self._wait(self._arms[self._place - 1], "done", self._turn + bool(self._place))
 
     def end(self) -> None:
         """This arm makes no more steps; the other need not wait for it."""

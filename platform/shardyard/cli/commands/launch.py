@@ -65,11 +65,8 @@ def launch(
     local: Local = False,
     until: Until = None,
     try_steps: Try = None,
-<<<<<<< HEAD
     dry_run: DryRun = None,
-=======
     profiled: Profiled = False,
->>>>>>> 8bfadaa0 (shardyard launch --profile: where the time of a step goes, and what to change first)
     quiet: Quiet = False,
 ) -> int:
     """Train a recipe."""
@@ -148,13 +145,10 @@ def _train(
     outcome = give_over(run, folder, signals, lease, view=view, until=until, trust=trust)
     for line in [folder.id] if quiet else ending_lines(folder, outcome):
         output.line(line)
-<<<<<<< HEAD
     if run.measure and not quiet:
         _show_memory(run, folder)
-=======
     if not quiet and (found := profile.read(folder)) is not None:
         output.line("\n".join(profile.lines(found)))
->>>>>>> 8bfadaa0 (shardyard launch --profile: where the time of a step goes, and what to change first)
     return EXIT_CODES[outcome]
 
 
