@@ -5,7 +5,7 @@ The volumes are those that DeepSpeed sends. Ψ: weights of this rank's tensor sh
 | ZeRO | each micro-batch | each step |
 |---|---|---|
 | 0 | | all-reduce of the gradients, after the backward pass |
-| 1 | | all-reduce of the gradients in the last backward pass, all-gather of the weights |
+| 1 | | all-reduce of the gradients, in the last backward pass or after it (`beside`), all-gather of the weights |
 | 2 | all-reduce of the gradients in the backward pass | all-gather of the weights |
 | 3 | two all-gathers of the weights, one reduce-scatter of the gradients | |
 """
@@ -45,6 +45,8 @@ class DataTraffic:
     weights: of the dense part of this rank's shard; expert_weights: of the experts that it holds. trained: share that
     has gradients. gradient_bytes, weight_bytes: of a number on the wire. bucket_bytes: of a collective, stages 1 and 2.
     size, inner: the data-parallel size, and ranks from one to the next. expert: ranks that share experts.
+    beside: whether stage 1 reduces beside the last backward pass. With bf16 and accumulators in fp32 on the device,
+    DeepSpeed's BF16_Optimizer does so after it.
     """
 
     stage: int
@@ -59,6 +61,7 @@ class DataTraffic:
     inner: int
     expert: int
     accumulation: int
+    beside: bool = True
 
 
 def data_transfers(traffic: DataTraffic, hardware: Hardware) -> Iterator[Transfer]:
@@ -96,7 +99,7 @@ def _sharded(
     if traffic.stage == 2:
         yield of("all-reduce of gradients", "backward", 2, gradients, collectives, rounds)
     else:
-        when: When = "last backward" if traffic.stage == 1 else "after"
+        when: When = "last backward" if traffic.stage == 1 and traffic.beside else "after"
         yield of("all-reduce of gradients", when, 2, gradients, collectives, 1)
     if traffic.stage:
         changed = moved * traffic.trained

@@ -16,7 +16,7 @@ from shardyard.planning.forecast.step import StepTime, step_time, update_seconds
 from shardyard.planning.host_memory import host_memory
 from shardyard.planning.memory import on_a_tensor_rank
 from shardyard.planning.plan import RunPlan, World, fixed
-from shardyard.planning.reduction import BYTES, bucket_elements
+from shardyard.planning.reduction import BYTES, accumulation_type, bucket_elements
 from shardyard.recipe.mixture.stages import stage_recipes
 from shardyard.recipe.precision import Bf16
 from shardyard.recipe.schema import Recipe
@@ -222,6 +222,7 @@ def traffic_of(recipe: Recipe, plan: RunPlan, work: Work, accumulation: int) -> 
         inner=work.tensor,
         expert=work.expert,
         accumulation=accumulation,
+        beside=plan.precision != "bf16" or accumulation_type(recipe) != "fp32" or bool(zero.offload_optimizer),
     )
 
 

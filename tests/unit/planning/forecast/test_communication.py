@@ -48,6 +48,8 @@ def test_stage_2_all_reduces_in_each_micro_batch_and_stage_1_once_a_step() -> No
     assert sent(replace(TRAFFIC, stage=1)) == pytest.approx(
         {("all-reduce of gradients", "last backward"): 2 * 4 * WEIGHTS * PART} | gathered
     )
+    late = sent(replace(TRAFFIC, stage=1, beside=False))
+    assert set(late) == {("all-reduce of gradients", "after"), ("all-gather of weights", "after")}
     assert sent(replace(TRAFFIC, stage=0)) == pytest.approx(
         {("all-reduce of gradients", "after"): 2 * 4 * WEIGHTS * PART}
     )

@@ -141,6 +141,14 @@ def test_the_stages_of_a_recipe_are_summed() -> None:
     assert both.seconds == pytest.approx((whole.seconds + short.seconds) / 2, rel=0.01)
 
 
+def test_stage_1_in_bf16_reduces_after_the_last_backward_pass_unless_it_accumulates_in_bf16() -> None:
+    roomy = hardware_of("b200", 8)
+    for fields, when in (({}, "after"), ({"grad_accum_dtype": "bf16"}, "last backward")):
+        found = made(roomy, zero={"stage": 1, **fields})
+        assert found.transfers[0].what == "all-reduce of gradients"
+        assert found.transfers[0].when == when
+
+
 def test_each_axis_of_the_mesh_has_its_exchange() -> None:
     hardware = hardware_of("h100", 64, network="400gx8")
     tensor = made(hardware, parallel={"tensor": 8}, zero={"stage": 1}, train={"global_batch": 64})
