@@ -55,7 +55,7 @@ def sample(
     folder = _open(run, runs_dir)  # before torch is imported, so that an unknown name is refused immediately
     from shardyard.engine.inference.load import load_trained
 
-    trained = load_trained(folder, step, trust=trust)
+    trained = load_trained(folder, step, trust=trust, report=output.note)
     texts = trained.sample(
         prompts,
         max_new_tokens=max_new_tokens,
@@ -109,7 +109,7 @@ def eval(
     else:
         from shardyard.engine.inference.load import load_trained
 
-        trained = load_trained(folder, step, trust=trust)
+        trained = load_trained(folder, step, trust=trust, report=output.note)
         result = trained.evaluate(rows) if classes is None else _on_classes(trained, classes, prompts or ["{}"], rows)
     if as_json:
         output.print_json(result)

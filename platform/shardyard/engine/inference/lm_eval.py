@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from shardyard.data.datasets import dataset_files
 from shardyard.engine.checkpoint.tensor_files import only_tensors
 from shardyard.engine.inference.load import export_checkpoint, recipe_of
+from shardyard.engine.inference.spread import spread_of
 from shardyard.engine.standard_errors import of_share
 from shardyard.errors import DataError, UsageError
 from shardyard.extras import install_command
@@ -76,6 +77,9 @@ def run_tasks(
     except ImportError as error:
         raise UsageError(f"lm-eval is not installed; `{install_command('eval')}` adds it.") from error
     configs = [_task(task) for task in tasks]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # lm-eval then lets accelerate divide the model over all devices and the memory.
+    several = {"parallelize": True} if spread_of(model, device) is not None and device.type != "cpu" else {}
     datasets.disable_progress_bars()
     # lm-eval prints progress, and warnings that do not apply to a local folder.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -84,11 +88,11 @@ def run_tasks(
         try:
             found = lm_eval.simple_evaluate(
                 model="hf",
-                model_args={"pretrained": str(model), "dtype": "auto"},
+                model_args={"pretrained": str(model), "dtype": "auto", **several},
                 tasks=configs,
                 limit=limit,
                 batch_size=batch_size,
-                device="cuda" if torch.cuda.is_available() else "cpu",
+                device=device.type,
                 bootstrap_iters=0,
                 log_samples=False,
                 task_manager=TaskManager(include_defaults=any(isinstance(config, str) for config in configs)),

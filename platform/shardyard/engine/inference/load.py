@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from shardyard.engine.hooks.evaluate import evaluate
 from shardyard.engine.hooks.generate import generate
 from shardyard.engine.inference.pictures import answer
 from shardyard.engine.inference.recordings import transcripts
+from shardyard.engine.inference.spread import is_spread, spread_of
 from shardyard.engine.mesh import single_process
 from shardyard.errors import CheckpointError, ModelError, RunFolderError, UsageError
 from shardyard.models.build import auto_class, construct, module_skeleton
@@ -123,10 +127,14 @@ class Trained:
 
     def evaluate(self, rows: int | None = None) -> dict[str, object]:
         """Loss and the objective's metrics on the run's held-out rows."""
+        recipe = self.recipe
+        if is_spread(self.model):
+            # Logits by chunks use the weights of the head, which may be elsewhere.
+            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"logits_chunk": 0})})
         components = make_components(
-            self.recipe, tokenizer=self.tokenizer, config=self.model.config, processor=self.processor
+            recipe, tokenizer=self.tokenizer, config=self.model.config, processor=self.processor
         )
-        components = with_frozen(self.recipe, components, self.device)
+        components = with_frozen(recipe, components, self.device)
         file, made_with = (None, None) if self.folder is None else _rows_of_run(self.folder)
         held = held_out(self.recipe, components, rows, file=file, made_with=made_with)
         # Enough passes for standard errors.
@@ -136,11 +144,18 @@ class Trained:
         return {"loss": result.loss, **result.metrics, "rows": result.rows, "targets": result.targets, **errors}
 
 
-def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = False) -> Trained:
+def load_trained(
+    folder: RunFolder,
+    step: int | None = None,
+    *,
+    trust: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> Trained:
     """The final model of a run; the model of a checkpoint if `step` is given or no final model exists yet.
 
     Args:
         trust: load model files that may execute code, and code that the recipe names.
+        report: called with a message if the weights do not fit one device.
 
     Raises:
         UsageError: the recipe names code and is not trusted.
@@ -149,10 +164,21 @@ def load_trained(folder: RunFolder, step: int | None = None, *, trust: bool = Fa
     """
     final = folder.path / "final"
     if step is None and final.is_dir():
-        return _from_folder(folder, final, trust=trust)
-    with tempfile.TemporaryDirectory(prefix="shardyard-") as scratch:
+        return _from_folder(folder, final, trust=trust, report=report)
+    scratch = tempfile.mkdtemp(prefix="shardyard-")
+    forget = partial(shutil.rmtree, scratch, ignore_errors=True)
+    try:
         path = export_checkpoint(folder, step, Path(scratch) / "model", trust=trust)
-        return _from_folder(folder, path, trust=trust)
+        trained = _from_folder(folder, path, trust=trust, report=report)
+    except BaseException:
+        forget()
+        raise
+    if is_spread(trained.model):
+        # Its files are read for as long as it is used.
+        weakref.finalize(trained.model, forget)
+    else:
+        forget()
+    return trained
 
 
 def _rows_of_run(folder: RunFolder) -> tuple[Path | None, str | None]:
@@ -161,7 +187,7 @@ def _rows_of_run(folder: RunFolder) -> tuple[Path | None, str | None]:
     return (None, None) if tokenizer is None else (folder.held_out, tokenizer)
 
 
-def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Trained:
+def _from_folder(folder: RunFolder, path: Path, *, trust: bool, report: Callable[[str], None]) -> Trained:
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_of(folder, trust=trust)
@@ -171,17 +197,24 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool = False) -> Train
     if recipe.model.module is not None:
         model = _module_from_folder(recipe, path).to(device).eval()
         return Trained(recipe, model, tokenizer, device, folder=folder)
+    spread = spread_of(path, device)
+    places = {} if spread is None else {"device_map": "auto", "max_memory": spread.max_memory}
+    if spread is not None:
+        report(spread.text)
     # The model was trained in the saved precision; in another precision, another model would be measured.
     with only_tensors(trust=trust):
         model = auto_class(recipe.objective, recipe.model.family).from_pretrained(
-            path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False
+            path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False, **places
         )
+    # The parts of a spread model send each other what they compute.
+    device = device if spread is None else model.device
+    model = model.to(device) if spread is None else model
     processor = None
     if own_processor_makes_rows(recipe):
         processor = own_processor(recipe.model.family, model.config, tokenizer, recipe.image, str(path))
     elif objective_spec(recipe.objective).sees:
         processor = make_components(recipe, tokenizer=tokenizer, config=model.config).processor
-    return Trained(recipe, model.to(device).eval(), tokenizer, device, processor, folder)
+    return Trained(recipe, model.eval(), tokenizer, device, processor, folder)
 
 
 def _module_from_folder(recipe: Recipe, path: Path) -> Any:
