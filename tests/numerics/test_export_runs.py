@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from shardyard.cli.commands.export import export
+from shardyard.engine.checkpoint.weights import CheckpointWeights
 from shardyard.engine.components import make_components
 from shardyard.engine.inference.adapter import export_adapter
 from shardyard.engine.inference.load import load_trained
@@ -23,6 +25,7 @@ from shardyard.errors import UsageError
 from shardyard.launch.run.initial import locate
 from shardyard.models.adapters.adapters import attach
 from shardyard.models.build import construct_pretrained
+from shardyard.models.export import layout
 from shardyard.tracking.run.folder import read_metrics
 from support.pretrained import write_pretrained
 from support.ranks import run_ranks
@@ -106,8 +109,20 @@ def test_new_rows_are_the_same_at_every_stage_and_number_of_ranks(runs: Runs) ->
         assert "change from 257 to 264 rows; new ones begin as the mean of the others" in told
 
 
-def test_a_checkpoint_is_exported_as_the_model_of_its_run(runs: Runs, tmp_path: Path) -> None:
-    """From one process or from all ranks, from whole weights or from parts, in one file or in several."""
+def test_a_checkpoint_is_exported_as_the_model_of_its_run(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one process or from all ranks, from whole weights or from parts, in one file or in several; by weights."""
+    monkeypatch.setattr(layout, "PIECE_BYTES", 1)
+    at_once: list[int] = []
+    read = CheckpointWeights.read
+
+    def noted(self: CheckpointWeights, names: Sequence[str], keepers: Collection[int]) -> Mapping[str, Tensor]:
+        found = read(self, names, keepers)
+        at_once.append(sum(tensor.nbytes for tensor in found.values()))
+        return found
+
+    monkeypatch.setattr(CheckpointWeights, "read", noted)
     for (stage, _), job in runs.plain.items():
         final = weights_in(job.folder.final)
         assert len(list(job.folder.final.glob("*.safetensors"))) == (1 if stage == 0 else 7)
@@ -118,6 +133,7 @@ def test_a_checkpoint_is_exported_as_the_model_of_its_run(runs: Runs, tmp_path: 
             assert found.keys() == final.keys()
             assert all(torch.equal(found[name], final[name]) for name in final)
             assert (exported / "model.safetensors.index.json").exists() == (size == "9KB")
+        assert max(at_once) == max(tensor.nbytes for tensor in final.values()), "never two weights in memory"
 
 
 def test_a_size_that_is_none_is_refused(runs: Runs, tmp_path: Path) -> None:
